@@ -1,0 +1,72 @@
+"""What we remember of a certificate that we issued, and of the rights by which one may be earned."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+from fleet.domain.device import DeviceId
+
+
+class CredentialKind(enum.StrEnum):
+    DEVICE = "device"
+    STATION = "station"
+
+
+class CredentialState(enum.StrEnum):
+    ISSUED = "issued"
+    """Left the process, not yet seen in use."""
+    ACTIVE = "active"
+    """Seen in use."""
+    SUPERSEDED = "superseded"
+    """A later certificate of the same holder has been seen in use."""
+    REVOKED = "revoked"
+
+
+USABLE = frozenset({CredentialState.ISSUED, CredentialState.ACTIVE})
+"""The states in which a certificate opens a door, if its holder may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """One issued certificate. `holder` is the device id, or the station's name."""
+
+    fingerprint: bytes
+    """SHA-256 of `der`, 32 bytes: the primary key."""
+    serial: str
+    """The certificate's serial number, lower-case hex."""
+    kind: CredentialKind
+    holder: str
+    key_sha256: bytes
+    """SHA-256 of the DER SubjectPublicKeyInfo, 32 bytes."""
+    not_before: datetime
+    not_after: datetime
+    state: CredentialState
+    issued_at: datetime
+    der: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer's right to a first certificate: for one device, or for new devices of one model.
+
+    Only the SHA-256 of the secret is kept. Exactly one of `device_id` and `model` is set.
+    """
+
+    id: str
+    secret_sha256: bytes
+    device_id: DeviceId | None
+    model: str | None
+    uses_max: int
+    uses: int
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """A factory station: a registration authority for the models named, and for nothing else."""
+
+    name: str
+    models: tuple[str, ...]
+    created_at: datetime

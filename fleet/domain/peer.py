@@ -1,0 +1,27 @@
+"""Who is at the other end of a connection, as far as TLS has proved it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The proved facts of one TLS connection. A certificate here has passed chain and signature checks; whether it
+    may do anything is the registry's to say, by its fingerprint.
+    """
+
+    address: str
+    """IP address of the other end, without the port."""
+    certificate_der: bytes | None = None
+    """The leaf certificate, or None when the peer presented none."""
+    chain_der: tuple[bytes, ...] = ()
+    """The verified chain, leaf first, trust anchor last; empty when there is no certificate."""
+    fingerprint: bytes | None = None
+    """SHA-256 of `certificate_der`, 32 bytes."""
+    tls_version: str = ""
+    """"TLSv1.3" or "TLSv1.2"."""
+    cipher: str = ""
+    group: str = ""
+    """Name of the key exchange group, "" when the engine does not tell."""
+    channel_binding_type: str = ""
+    """"tls-exporter" on TLS 1.3 (RFC 9266), "tls-unique" on TLS 1.2 (RFC 5929)."""
+    channel_binding: bytes = b""

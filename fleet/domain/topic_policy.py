@@ -1,0 +1,85 @@
+"""Who may publish and subscribe where: MQTT topic filters, with subset as the rule for subscribing.
+
+A device may publish to a topic that one of its filters matches. It may subscribe to a filter only when one of its
+policy's filters covers everything that the asked filter could ever match: granting `#` and dropping what does not
+fit at delivery would hide a refusal.
+"""
+
+from dataclasses import dataclass
+
+from fleet.domain.device import Device, Model
+from fleet.domain.errors import Invalid
+
+FILTERS_MAX = 64  # of each kind in a model: every one of them is tried for a new topic
+
+
+def check_filter(text: str) -> str:
+    """`text` itself when it is a well-formed topic filter for a policy (MQTT 5.0, 4.7).
+
+    Raises: Invalid (`bad-topic-filter`).
+    """
+    levels = text.split("/")
+    bad = (
+        not text
+        or "\0" in text
+        or len(text) > 1024
+        or any("#" in level and (level != "#" or n != len(levels) - 1) for n, level in enumerate(levels))
+        or any("+" in level and level != "+" for level in levels)
+    )
+    if bad:
+        raise Invalid("bad-topic-filter", f"{text[:80]!r} is not a topic filter.", "See MQTT 5.0, section 4.7.")
+    return text
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether `topic`, which holds no wildcards, is matched by `topic_filter` (MQTT 5.0, 4.7)."""
+    # [MQTT-4.7.2-1] A filter that starts with a wildcard never matches a topic that starts with $.
+    if topic[:1] == "$" and topic_filter[:1] in ("#", "+"):
+        return False
+    return covers(topic_filter, topic)
+
+
+def covers(outer: str, inner: str) -> bool:
+    """Whether every topic that the filter `inner` matches is matched by the filter `outer` too."""
+    if inner[:1] == "$" and outer[:1] in ("#", "+"):
+        return False
+    want, have = outer.split("/"), inner.split("/")
+    for n, level in enumerate(want):
+        if level == "#":
+            return True  # "a/#" covers "a" as well: [MQTT-4.7.1-2] the parent level is included
+        if n >= len(have):
+            return False
+        if have[n] == "#" or (have[n] == "+" and level != "+") or (level != "+" and level != have[n]):
+            return False
+    # "a/#" within "a/b": have is longer; "a" within "a/#" has ended in the loop above.
+    return len(have) == len(want)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPolicy:
+    """The filters of one device, with its own id and model filled in."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+    def may_publish(self, topic: str) -> bool:
+        """Whether the device may publish to `topic`, which must hold no wildcard."""
+        return any(matches(f, topic) for f in self.publish)
+
+    def may_subscribe(self, topic_filter: str) -> bool:
+        """Whether the device may subscribe to `topic_filter`; a `$share/GROUP/` prefix is looked through."""
+        if topic_filter.startswith("$share/"):
+            parts = topic_filter.split("/", 2)
+            if len(parts) < 3 or not parts[1] or not parts[2]:
+                return False
+            topic_filter = parts[2]
+        return any(covers(f, topic_filter) for f in self.subscribe)
+
+
+def policy_of(device: Device, model: Model) -> TopicPolicy:
+    """The policy that `model` gives `device`. A device id holds no wildcard or slash, so filling it in is safe."""
+
+    def fill(text: str) -> str:
+        return text.replace("{id}", device.id).replace("{model}", model.name)
+
+    return TopicPolicy(tuple(map(fill, model.publish)), tuple(map(fill, model.subscribe)))
