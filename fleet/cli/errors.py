@@ -1,0 +1,90 @@
+"""How a command fails: one sentence on stderr that says what was attempted, what went wrong and what to do next.
+
+    Error: reading 'device.p12': the password is wrong. Give the password that the file was written with.
+
+Exit codes, everywhere: 0 it is done, 1 refused or failed (`CliError`), 2 used wrongly (click's own `UsageError`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import click
+
+from fleet.domain.errors import FleetError
+from fleet.wire.errors import WireError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+# What to do next when the error itself does not tell: by what the operating system said.
+_ADVICE_BY_OS_ERROR: tuple[tuple[type[OSError], str], ...] = (
+    (FileNotFoundError, "Check the path."),
+    (IsADirectoryError, "Name a file."),
+    (NotADirectoryError, "Check the path."),
+    (FileExistsError, "Name another file, or remove that one."),
+    (PermissionError, "Check who owns it and who you are."),
+    (ConnectionError, "Check that the server runs and that the address is right."),
+)
+_ADVICE_OTHERWISE = "Put that right and run the command again."
+
+
+class CliError(click.ClickException):
+    """A command was refused or failed: exit 1, and one line on stderr.
+
+    The three parts are written without a full stop at the end; `next_step` is a sentence of its own and may be "".
+    None of them ever holds a password, a token or a key.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, attempted: str, problem: str, next_step: str = "") -> None:
+        self.attempted = attempted
+        self.problem = problem
+        self.next_step = next_step
+        super().__init__(_sentence(attempted, problem, next_step))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Error: {self.message}", file=file, err=file is None)
+
+
+def _sentence(attempted: str, problem: str, next_step: str) -> str:
+    text = f"{attempted}: {problem.strip().rstrip('.')}."
+    return f"{text} {next_step.strip().rstrip('.')}." if next_step.strip() else text
+
+
+@contextmanager
+def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
+    """Turn what the rooms below raise into a CliError about `attempted` ("reading 'a.pem'", "adding device d-1").
+
+    A context manager and a decorator at once:
+
+        with attempting(f"reading '{path}'"):
+            bundle = read(path.read_bytes())
+
+    `next_step` is the advice when the error has none of its own. CliError and click's own errors pass untouched.
+
+    Raises: CliError for FleetError, WireError and OSError.
+    """
+    try:
+        yield
+    except FleetError as error:
+        raise CliError(attempted, error.message, error.advice or next_step) from error
+    except WireError as error:
+        raise CliError(attempted, _uncapitalised(str(error)), next_step) from error
+    except OSError as error:
+        raise CliError(attempted, _os_problem(error), next_step or _os_advice(error)) from error
+
+
+def _uncapitalised(text: str) -> str:
+    """The problem stands after a colon; an abbreviation such as "DER" keeps its capitals."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
+def _os_problem(error: OSError) -> str:
+    problem = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{problem} ({error.filename})" if error.filename is not None else problem
+
+
+def _os_advice(error: OSError) -> str:
+    return next((text for kind, text in _ADVICE_BY_OS_ERROR if isinstance(error, kind)), _ADVICE_OTHERWISE)
