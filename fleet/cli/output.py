@@ -4,7 +4,8 @@
     def list_devices(output: str) -> None:
         print_rows(("id", "model", "state"), rows, output)
 
-JSON goes one object a line for rows, one object for a value: both feed `jq` and a `while read` loop. Keys are stable.
+JSON is an array for rows, an object for a value. The array is written as it comes, an element a line, so that a
+million rows need no memory of their own. Keys are stable.
 """
 
 import json
@@ -32,13 +33,18 @@ def output_option(command: _Command) -> _Command:
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], output: str) -> None:
-    """Print `rows`, each as long as `columns`, as an aligned table with a heading or as one JSON object a line.
+    """Print `rows`, each as long as `columns`, as an aligned table with a heading or as a JSON array of objects.
 
-    No rows: the heading alone, or no line at all.
+    No rows: the heading alone, or an empty array.
     """
     if output == "json":
+        before = "["
         for row in rows:
-            click.echo(json.dumps(dict(zip(columns, map(_plain, row), strict=True)), ensure_ascii=False))
+            click.echo(
+                before + json.dumps(dict(zip(columns, map(_plain, row), strict=True)), ensure_ascii=False), nl=False
+            )
+            before = ",\n "
+        click.echo("]" if before != "[" else "[]")
         return
     table = [[column.upper().replace("_", " ") for column in columns]]
     table += [[_text(cell) for cell in row] for row in rows]

@@ -1,0 +1,235 @@
+"""The settings of a home: `fleet.toml`, read once into frozen values.
+
+A key that nobody knows, a value of the wrong type or out of range: each is an error that names the file, the line and
+the key, and nothing starts. There are no silent defaults for a misspelt key.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
+
+
+class SettingsError(Exception):
+    """`fleet.toml` cannot be used. The message names the file, the line and the key."""
+
+    def __init__(self, file: Path, line: int, problem: str) -> None:
+        super().__init__(f"{file}, line {line}: {problem}")
+        self.file, self.line, self.problem = file, line, problem
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds. Port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT` or `[IPV6]:PORT` as an Address.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):([0-9]{1,5})", text)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT (IPv6 in brackets: [::1]:8443)")
+    return Address(found[1] or found[2], int(found[3]))
+
+
+def parse_upstream(text: str) -> str:
+    """`text` itself when it names a broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    if text in ("auto", "mosquitto", "embedded"):
+        return text
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return text
+    if text.startswith("mqtt://"):
+        parse_address(text.removeprefix("mqtt://"))
+        return text
+    raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that `fleet.toml` says. Times in seconds, sizes in bytes."""
+
+    name: str = "fleet"
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    est: Address = Address("127.0.0.1", 8443)
+    mqtt: Address = Address("127.0.0.1", 8883)
+    http: Address = Address("127.0.0.1", 8444)
+    upstream: str = "auto"
+    handshake_seconds_max: float = 10.0
+    half_open_max: int = 2048
+    half_open_per_address_max: int = 256
+    sessions_max: int = 9000
+
+
+Reader = Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("must be a text in quotes")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError('must be a list of texts, such as ["localhost"]')
+    return tuple(_text(item) for item in value)
+
+
+def _address(value: Any) -> Address:
+    return parse_address(_text(value))
+
+
+def _upstream(value: Any) -> str:
+    return parse_upstream(_text(value))
+
+
+def _number_between(low: float, high: float) -> Reader:
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def _count_between(low: int, high: int) -> Reader:
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+READERS: dict[str, dict[str, Reader]] = {
+    "fleet": {"name": _text, "hosts": _texts},
+    "listen": {"est": _address, "mqtt": _address, "http": _address},
+    "gateway": {"upstream": _upstream, "sessions_max": _count_between(1, 1_000_000)},
+    "limits": {
+        "handshake_seconds_max": _number_between(0.5, 120),
+        "half_open_max": _count_between(1, 100_000),
+        "half_open_per_address_max": _count_between(1, 100_000),
+    },
+}
+"""Every table and key of fleet.toml, with what reads its value. Key names are those of Settings."""
+
+TEMPLATE = """\
+# A fleet's home. Every key is shown with its value; change it and restart `fleet serve`.
+# A key that is not known here, or a value out of range, keeps the server from starting.
+
+[fleet]
+# Stands in the subject of the fleet's CAs.
+name = {name}
+# Names and addresses that the server certificate answers to.
+hosts = {hosts}
+
+[listen]
+# HOST:PORT of each listener; 0.0.0.0 or [::] for all interfaces.
+est = {est}
+mqtt = {mqtt}
+http = {http}
+
+[gateway]
+# The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
+# "embedded", "mqtt://HOST:PORT" or "unix:PATH".
+upstream = "auto"
+# Live MQTT sessions at most; each takes two file descriptors.
+sessions_max = 9000
+
+[limits]
+# A handshake that takes longer is cut.
+handshake_seconds_max = 10.0
+# Handshakes under way at once: in all, and from one address.
+half_open_max = 2048
+half_open_per_address_max = 256
+"""
+
+
+def render(settings: Settings) -> str:
+    """The commented `fleet.toml` that `fleet init` writes."""
+
+    def quoted(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    return TEMPLATE.format(
+        name=quoted(settings.name),
+        hosts="[" + ", ".join(map(quoted, settings.hosts)) + "]",
+        est=quoted(str(settings.est)),
+        mqtt=quoted(str(settings.mqtt)),
+        http=quoted(str(settings.http)),
+    )
+
+
+def read_settings(file: Path) -> Settings:
+    """The settings in `file`.
+
+    Raises: SettingsError.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise SettingsError(file, 0, f"cannot be read: {error.strerror}") from error
+    if len(data) > SETTINGS_SIZE_MAX:
+        raise SettingsError(file, 0, f"is larger than {SETTINGS_SIZE_MAX} bytes")
+    try:
+        text = data.decode()
+        document = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise SettingsError(file, data.count(b"\n", 0, error.start) + 1, "is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) if found else text.count("\n") + 1
+        raise SettingsError(file, line, f"is not TOML: {error}") from error
+    values: dict[str, Any] = {}
+    for table, keys in document.items():
+        if table not in READERS or not isinstance(keys, dict):
+            raise SettingsError(file, _line_of(text, table, None), f"{table!r} is not a table{_near(table, READERS)}")
+        for key, value in keys.items():
+            values[key] = _read_value(file, text, table, key, value)
+    return Settings(**values)
+
+
+def _read_value(file: Path, text: str, table: str, key: str, value: Any) -> Any:
+    line = _line_of(text, table, key)
+    if key not in READERS[table]:
+        raise SettingsError(file, line, f"{table}.{key} is not a setting{_near(key, READERS[table])}")
+    try:
+        return READERS[table][key](value)
+    except ValueError as error:
+        raise SettingsError(file, line, f"{table}.{key} {error}") from error
+
+
+def _near(word: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def _line_of(text: str, table: str, key: str | None) -> int:
+    """Where `table` or its `key` stands; tomllib does not tell."""
+    inside, table_line = False, 1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*\"?([^\]\"]+?)\"?\s*\]", line)
+        if header:
+            inside = header[1] == table
+            table_line = number if inside else table_line
+        elif key is not None and inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
+            return number
+        elif not inside and re.match(rf"\s*\"?{re.escape(table)}\"?\s*[.=]", line):
+            table_line = number
+    return table_line
