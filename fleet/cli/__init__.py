@@ -1,0 +1,59 @@
+"""The `fleet` command. Each subcommand lives in a module of its own and is loaded only when it is called."""
+
+import importlib
+
+import click
+
+# name: (module, what `fleet --help` says of it; the module's own docstring says the rest)
+COMMANDS = {
+    "init": ("fleet.cli.init", "Make a fleet's home: CAs, server certificate, registry."),
+    "serve": ("fleet.cli.serve", "Serve EST, the MQTT gateway and the API."),
+    "demo": ("fleet.cli.demo", "Watch a whole fleet live for a few seconds, on this machine."),
+    "model": ("fleet.cli.model", "Kinds of devices: certificates and topics."),
+    "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
+    "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
+    "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
+    "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
+    "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called: `fleet cert` needs no server library."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{cmd_name} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_FLEET_COMPLETE=bash_source fleet)" (zsh_source, fish_source).',
+)
+@click.version_option(package_name="fleet-front-door", prog_name="fleet")
+def main() -> None:
+    """Enroll devices, let them in over mutual TLS, and put them out again.
+
+    \b
+    Start here:
+      fleet demo                           a whole fleet on this machine, in seconds
+      fleet init HOME                      a home of your own
+      fleet serve --home HOME              serve it
+      fleet token create --device cam-7    a one-time token for a device
+
+    FLEET_HOME stands in for --home. Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    """

@@ -1,0 +1,180 @@
+"""A fleet's home: one folder with its settings, its CAs, its server identity and its registry.
+
+    HOME/
+      fleet.toml          settings, commented
+      ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
+      ca/issuing.pem      signs everything else; issuing.key
+      server/server.pem   the listeners' certificate with its chain; server.key
+      registry.db         devices, credentials, tokens, audit, events
+      run/                sockets and generated files of a running server; may be removed when none runs
+
+Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
+complete, or not at all.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
+from fleet.ca.issuer import LocalIssuer
+from fleet.ca.keys import load_key, write_key
+from fleet.domain.device import Model
+from fleet.domain.errors import Conflict, NotFound
+from fleet.services.inventory import add_model
+from fleet.settings import Settings, read_settings, render
+from fleet.storage.sqlite import SqliteRegistry
+from fleet.tls.contexts import ServerIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The paths of a home. Making one touches nothing."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "fleet.toml"
+
+    @property
+    def root_certificate(self) -> Path:
+        return self.path / "ca" / "root.pem"
+
+    @property
+    def root_key(self) -> Path:
+        return self.path / "ca" / "root.key"
+
+    @property
+    def issuing_certificate(self) -> Path:
+        return self.path / "ca" / "issuing.pem"
+
+    @property
+    def issuing_key(self) -> Path:
+        return self.path / "ca" / "issuing.key"
+
+    @property
+    def server_chain(self) -> Path:
+        return self.path / "server" / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.path / "server" / "server.key"
+
+    @property
+    def registry(self) -> Path:
+        return self.path / "registry.db"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+
+def open_home(path: Path) -> Home:
+    """The home at `path`.
+
+    Raises: NotFound (`no-home`) when there is none.
+    """
+    home = Home(path)
+    if not home.settings_file.is_file():
+        raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {path}")
+    return home
+
+
+def settings_of(home: Home) -> Settings:
+    """Raises: SettingsError."""
+    return read_settings(home.settings_file)
+
+
+def load_issuer(home: Home) -> LocalIssuer:
+    """The issuing CA of `home`, ready to sign."""
+    return LocalIssuer(_certificate(home.issuing_certificate), load_key(home.issuing_key))
+
+
+def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
+    """The certificates that EST's cacerts hands out: the root first, then the issuing CA."""
+    return _certificate(home.root_certificate), _certificate(home.issuing_certificate)
+
+
+def server_identity(home: Home) -> ServerIdentity:
+    """What the listeners show: leaf and chain without the root, and the key."""
+    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    return ServerIdentity(tuple(chain), load_key(home.server_key))
+
+
+async def open_registry(home: Home) -> SqliteRegistry:
+    return await SqliteRegistry.open(home.registry)
+
+
+async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
+    """Make a new home at `path`: settings, CAs, server certificate, registry with a model named "default".
+
+    Raises: Conflict (`home-exists`) when something stands at `path` already; nothing of it is touched.
+    """
+    _must_be_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
+    try:
+        _write_authority(building, settings, now)
+        building.settings_file.write_text(render(settings))
+        building.run.mkdir(mode=0o700)
+        registry = await open_registry(building)
+        try:
+            await add_model(registry, Model("default"), actor="operator", now=now)
+        finally:
+            await registry.close()
+        _sync_tree(building.path)
+        _must_be_free(path)
+        building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
+    except BaseException:
+        shutil.rmtree(building.path, ignore_errors=True)
+        raise
+    _sync(path.parent)
+    return Home(path)
+
+
+def _must_be_free(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise Conflict("home-exists", f"{path} is there already and is not a folder.", "Name another place.")
+    if path.is_dir() and any(path.iterdir()):
+        what = "a fleet home already" if Home(path).settings_file.exists() else "not empty"
+        raise Conflict("home-exists", f"{path} is {what}; nothing was changed.", "Name a new or empty folder.")
+
+
+def _write_authority(home: Home, settings: Settings, now: datetime) -> None:
+    for folder in (home.root_certificate.parent, home.server_chain.parent):
+        folder.mkdir(mode=0o700)
+    root, root_key = create_root(settings.name, now)
+    issuing, issuing_key = create_issuing(settings.name, root, root_key, now)
+    server, server_key = issue_server_certificate(issuing, issuing_key, settings.hosts, now)
+    home.root_certificate.write_bytes(root.public_bytes(Encoding.PEM))
+    home.issuing_certificate.write_bytes(issuing.public_bytes(Encoding.PEM))
+    home.server_chain.write_bytes(server.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
+    write_key(home.root_key, root_key)
+    write_key(home.issuing_key, issuing_key)
+    write_key(home.server_key, server_key)
+
+
+def _certificate(file: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(file.read_bytes())
+
+
+def _sync_tree(top: Path) -> None:
+    for folder, _, files in os.walk(top):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
