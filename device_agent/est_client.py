@@ -1,0 +1,238 @@
+"""EST as a client (RFC 7030, RFC 8951): CA certificates, first enrollment, re-enrollment. One connection a call.
+
+On the standard library's http.client and ssl, so that a device and a factory station can both carry it. Nothing is
+taken from the server before its certificate has been verified, and no body is parsed before its size is known.
+"""
+
+import base64
+import http.client
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, urlsplit
+
+from cryptography import x509
+
+from device_agent.client_tls import client_context, is_refusal
+from device_agent.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
+from fleet.wire import est
+from fleet.wire.errors import WireError
+
+ANSWER_SIZE_MAX = 256 * 1024  # bytes: a cacerts answer in a rollover holds a few dozen certificates
+REASON_SIZE_MAX = 300  # characters of the server's sentence that we repeat
+RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202 or 503 that does not say when
+RETRY_AFTER_MIN_SECONDS = 1.0  # a server that says 0 is still not asked in a tight loop
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    content_type: str
+    retry_after_seconds: float
+    body: bytes
+
+
+class EstClient:
+    """One server and one proof of who asks: a client certificate, or user and password, or neither (cacerts only).
+
+    `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key).
+    `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202 and 503 ask for.
+    `check_time=False` ignores the dates (only) of the server's certificate: for a clock that is not set yet.
+
+    Raises: BadConfig when the URL or the CA file cannot be right; StoreDamaged when the client certificate cannot be
+    loaded.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ca_file: Path | str,
+        certificate: tuple[Path | str, Path | str] | None = None,
+        basic: tuple[str, str] | None = None,
+        *,
+        timeout_seconds: float = 30.0,
+        patience_seconds: float = 60.0,
+        check_time: bool = True,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._host, self._port = parse_est_url(url)
+        self._ca_file = Path(ca_file)
+        self._certificate = (Path(certificate[0]), Path(certificate[1])) if certificate else None
+        self._basic = basic
+        self._timeout_seconds = timeout_seconds
+        self._patience_seconds = patience_seconds
+        self._check_time = check_time
+        self._pause = pause
+        self._context()  # a bad file is an error here, not in the middle of an enrollment
+
+    def cacerts(self) -> list[x509.Certificate]:
+        """The CA certificates that the server hands out: root and chain, in no promised order. RFC 7030, 4.1.
+
+        Raises: EstError.
+        """
+        return _certificates(self._ask("GET", "cacerts", None, None))
+
+    def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
+        """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.
+
+        Asked again for as long as the server answers 202 or 503, within `patience_seconds`.
+
+        Raises: EstError.
+        """
+        return self._enroll("simpleenroll", csr_der, label)
+
+    def simplereenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
+        """The successor of the client certificate that we present. RFC 7030, 4.2.2.
+
+        Raises: EstError.
+        """
+        return self._enroll("simplereenroll", csr_der, label)
+
+    def _enroll(
+        self, operation: Literal["simpleenroll", "simplereenroll"], csr_der: bytes, label: str | None
+    ) -> x509.Certificate:
+        certificates = _certificates(self._ask("POST", operation, est.encode_body(csr_der), label))
+        # RFC 7030, 4.2.3: only the issued certificate. Some servers add the chain, so ours is found by its key.
+        public_key = x509.load_der_x509_csr(csr_der).public_key()
+        for certificate in certificates:
+            if certificate.public_key() == public_key:
+                return certificate
+        raise EstBadAnswer("The server's answer holds no certificate for the key that was sent.")
+
+    def _ask(self, method: str, operation: str, body: bytes | None, label: str | None) -> _Answer:
+        path = est.WELL_KNOWN + (f"/{quote(label, safe='')}" if label else "") + f"/{operation}"
+        waited_seconds = 0.0
+        while True:
+            answer = self._ask_once(method, path, body)
+            if answer.status == 200:
+                return answer
+            # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 503 is the same in HTTP's words.
+            if answer.status not in (202, 503):
+                raise _refusal(answer, operation)
+            waited_seconds += answer.retry_after_seconds
+            if waited_seconds > self._patience_seconds:
+                raise EstBusy(
+                    f"The EST server asks to come back in {answer.retry_after_seconds:.0f} s.",
+                    "Try again later: the same key will be used.",
+                    answer.retry_after_seconds,
+                )
+            self._pause(answer.retry_after_seconds)
+
+    def _ask_once(self, method: str, path: str, body: bytes | None) -> _Answer:
+        headers = {"Accept": "*/*", "Connection": "close"}
+        if body is not None:
+            headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
+            if self._basic is not None:
+                user, password = self._basic
+                headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        # A fresh context for each connection, so that a rotated certificate is always the one presented.
+        connection = http.client.HTTPSConnection(
+            self._host, self._port, timeout=self._timeout_seconds, context=self._context()
+        )
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            return _read_answer(connection.getresponse(), time.monotonic() + self._timeout_seconds)
+        except ssl.SSLCertVerificationError as error:
+            raise EstUntrusted(
+                f"The EST server at {self._host}:{self._port} did not prove who it is: {error.verify_message}.",
+                "Check the URL's host name, the CA file and this device's clock.",
+            ) from error
+        except ssl.SSLError as error:
+            if is_refusal(error):
+                raise EstRefused(
+                    f"The EST server refused our certificate in the handshake: {error.reason}.",
+                    "It may be expired or revoked, or of another CA: enroll again with a new token.",
+                ) from error
+            raise EstUnreachable(f"TLS with {self._host}:{self._port} failed: {error.reason or error}.") from error
+        except http.client.HTTPException as error:
+            raise EstBadAnswer(f"The server's answer is not HTTP: {type(error).__name__}.") from error
+        except OSError as error:
+            raise EstUnreachable(
+                f"The EST server at {self._host}:{self._port} cannot be reached: {error}.",
+                "Check the network and the URL.",
+            ) from error
+        finally:
+            connection.close()
+
+    def _context(self) -> ssl.SSLContext:
+        return client_context(self._ca_file, self._certificate, check_time=self._check_time)
+
+
+def parse_est_url(url: str) -> tuple[str, int]:
+    """Host and port of an EST server's URL.
+
+    Raises: BadConfig.
+    """
+    advice = "Write it as https://HOST:PORT."
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 443
+    except ValueError as error:
+        raise BadConfig(f"{url!r} is not an EST server's URL: {error}.", advice) from error
+    if parts.scheme != "https" or not host or parts.username or parts.query or parts.fragment:
+        raise BadConfig(f"{url!r} is not an EST server's URL.", advice)
+    if parts.path.rstrip("/") not in ("", est.WELL_KNOWN):
+        raise BadConfig(f"{url!r} has a path that EST does not use.", advice)
+    return host, port
+
+
+def _read_answer(response: http.client.HTTPResponse, deadline: float) -> _Answer:
+    parts: list[bytes] = []
+    size = 0
+    while part := response.read1(65536):
+        parts.append(part)
+        size += len(part)
+        if size > ANSWER_SIZE_MAX:
+            raise EstBadAnswer(f"The server's answer is larger than {ANSWER_SIZE_MAX} bytes.")
+        if time.monotonic() > deadline:
+            raise EstUnreachable("The EST server's answer did not arrive in time.")
+    if response.length:  # of a Content-Length, this much never came
+        raise EstUnreachable("The EST server hung up in the middle of its answer.")
+    return _Answer(
+        response.status,
+        response.headers.get("Content-Type", ""),
+        _retry_after_seconds(response.headers.get("Retry-After", "")),
+        b"".join(parts),
+    )
+
+
+def _retry_after_seconds(text: str) -> float:
+    # RFC 9110, 10.2.3 also allows a date; a device may have no clock, so a date counts as the default delay.
+    if not text.strip().isascii() or not text.strip().isdigit():
+        return RETRY_AFTER_DEFAULT_SECONDS
+    return max(RETRY_AFTER_MIN_SECONDS, float(text))
+
+
+def _certificates(answer: _Answer) -> list[x509.Certificate]:
+    # RFC 7030, 4.1.3 and 4.2.3. The smime-type parameter is left alone: servers spell it in many ways.
+    media_type = answer.content_type.partition(";")[0].strip().lower()
+    if media_type != "application/pkcs7-mime":
+        raise EstBadAnswer(f"The server answered with {media_type[:80] or 'no content type'}, not with certificates.")
+    try:
+        certificates = est.decode_certs_only(est.decode_body(answer.body))
+    except WireError as error:
+        raise EstBadAnswer(f"The server's answer cannot be read: {error}") from error
+    if not certificates:
+        raise EstBadAnswer("The server's answer holds no certificate.")
+    return certificates
+
+
+def _refusal(answer: _Answer, operation: str) -> EstRefused | EstBadAnswer:
+    reason = ""
+    if answer.content_type.partition(";")[0].strip().lower() == "text/plain":
+        text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
+        reason = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+    message = f"The EST server refused {operation} ({answer.status}){': ' + reason if reason else '.'}"
+    match answer.status:
+        case 401:
+            return EstRefused(message, "Check the token: it may be mistyped, used up or expired.", answer.status)
+        case 403:
+            return EstRefused(message, "Ask the fleet's operator about this device's state and token.", answer.status)
+        case 404 | 405:
+            return EstRefused(message, "Check the EST URL.", answer.status)
+        case status if 400 <= status < 500:
+            return EstRefused(message, "", answer.status)
+    return EstBadAnswer(message, "The server has a problem of its own: try again later.")
