@@ -1,0 +1,108 @@
+"""Frames on a serial line: COBS, a CRC-32 and the zero byte between them.
+
+    00  COBS( payload  CRC-32 )  00
+
+Zero never occurs inside a frame, so the reader finds its feet at the next zero whatever came before: a boot log, half
+a frame, line noise. What does not decode is dropped and counted, never guessed at.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+from cobs import cobs
+
+from fleet.wire.errors import TooLarge
+
+DELIMITER = b"\x00"
+
+PAYLOAD_SIZE_MAX = 1024
+"""Octets of one message: what a board with a few kilobytes of RAM can buffer twice."""
+
+CRC_SIZE = 4
+
+_BLOCK_SIZE = 254  # COBS adds one octet for each started block of this many
+ENCODED_SIZE_MAX = PAYLOAD_SIZE_MAX + CRC_SIZE + (PAYLOAD_SIZE_MAX + CRC_SIZE) // _BLOCK_SIZE + 1
+"""Octets between two delimiters."""
+
+
+def crc32(payload: bytes) -> bytes:
+    """The frame check sequence, 4 octets, most significant first: CRC-32/ISO-HDLC, that of Ethernet and zlib."""
+    return zlib.crc32(payload).to_bytes(CRC_SIZE, "big")
+
+
+def encode_frame(payload: bytes) -> bytes:
+    """`payload` as one frame with a delimiter on both sides.
+
+    The leading one ends whatever noise stands on the line, so that it cannot swallow the frame.
+
+    Raises: TooLarge over PAYLOAD_SIZE_MAX; ValueError when empty.
+    """
+    if not payload:
+        raise ValueError("a frame carries at least one octet")
+    if len(payload) > PAYLOAD_SIZE_MAX:
+        raise TooLarge(f"A frame carries at most {PAYLOAD_SIZE_MAX} octets, not {len(payload)}.")
+    encoded: bytes = cobs.encode(payload + crc32(payload))
+    return DELIMITER + encoded + DELIMITER
+
+
+@dataclass(slots=True)
+class Dropped:
+    """What a reader has thrown away, by reason. For people who debug a line."""
+
+    noise: int = 0
+    """Stretches between delimiters that are no COBS or too short: boot logs."""
+    bad_crc: int = 0
+    oversized: int = 0
+
+
+class FrameReader:
+    """Finds the frames in a stream cut anywhere. Holds at most ENCODED_SIZE_MAX octets."""
+
+    def __init__(self) -> None:
+        self.dropped = Dropped()
+        self._pending = bytearray()
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payload of each frame that `data` completes, in order."""
+        *ends, rest = data.split(DELIMITER)
+        payloads = []
+        for end in ends:
+            self._take(end)
+            payload = self._finish()
+            if payload is not None:
+                payloads.append(payload)
+        self._take(rest)
+        return payloads
+
+    def _take(self, piece: bytes) -> None:
+        if self._skipping:
+            return
+        if len(self._pending) + len(piece) > ENCODED_SIZE_MAX:
+            self._pending.clear()
+            self._skipping = True
+            self.dropped.oversized += 1
+            return
+        self._pending += piece
+
+    def _finish(self) -> bytes | None:
+        encoded = bytes(self._pending)
+        self._pending.clear()
+        if self._skipping or not encoded:
+            self._skipping = False
+            return None
+        try:
+            block: bytes = cobs.decode(encoded)
+        except cobs.DecodeError:
+            block = b""
+        if len(block) <= CRC_SIZE:
+            self.dropped.noise += 1
+            return None
+        payload, check = block[:-CRC_SIZE], block[-CRC_SIZE:]
+        if crc32(payload) != check:
+            self.dropped.bad_crc += 1
+            return None
+        if len(payload) > PAYLOAD_SIZE_MAX:
+            self.dropped.oversized += 1
+            return None
+        return payload

@@ -1,0 +1,77 @@
+"""Proof over the line that the board holds the private key of the certificate it was just given.
+
+The board signs a context, the session and the station's fresh challenge. The context begins like nothing that a key
+signs elsewhere: a TLS transcript hash is taken over octets that begin with 20 or 01, a CSR's begin with 30.
+"""
+
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+
+from fleet.wire.errors import BadSignature, Unsupported
+from fleet.wire.serial.messages import CHALLENGE_SIZE, SESSION_SIZE
+
+CONTEXT = b"fleet-serial-possession-v1\x00"
+
+_CURVE_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
+    "secp256r1": hashes.SHA256,
+    "secp384r1": hashes.SHA384,
+    "secp521r1": hashes.SHA512,
+}
+
+
+class _HasCurve(Protocol):
+    @property
+    def curve(self) -> ec.EllipticCurve: ...
+
+
+def signed_octets(session: bytes, challenge: bytes) -> bytes:
+    """What the board signs: CONTEXT, then the session, then the challenge."""
+    if len(session) != SESSION_SIZE or len(challenge) != CHALLENGE_SIZE:
+        raise ValueError("session or challenge of the wrong size")
+    return CONTEXT + session + challenge
+
+
+def sign(key: PrivateKeyTypes, octets: bytes) -> bytes:
+    """The signature by `key`: ECDSA (DER) with the curve's hash, RSA PKCS#1 v1.5 with SHA-256, or Ed25519.
+
+    Raises: Unsupported for another kind of key.
+    """
+    match key:
+        case ec.EllipticCurvePrivateKey():
+            return key.sign(octets, ec.ECDSA(_curve_hash(key)))
+        case rsa.RSAPrivateKey():
+            return key.sign(octets, padding.PKCS1v15(), hashes.SHA256())
+        case ed25519.Ed25519PrivateKey():
+            return key.sign(octets)
+        case _:
+            raise Unsupported("A key of this kind can't prove its possession here.")
+
+
+def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
+    """Return when `signature` over `octets` is by `key`.
+
+    Raises: BadSignature, Unsupported.
+    """
+    try:
+        match key:
+            case ec.EllipticCurvePublicKey():
+                key.verify(signature, octets, ec.ECDSA(_curve_hash(key)))
+            case rsa.RSAPublicKey():
+                key.verify(signature, octets, padding.PKCS1v15(), hashes.SHA256())
+            case ed25519.Ed25519PublicKey():
+                key.verify(signature, octets)
+            case _:
+                raise Unsupported("A key of this kind can't prove its possession here.")
+    except InvalidSignature:
+        raise BadSignature("The proof of possession is not by the key of the certificate.") from None
+
+
+def _curve_hash(key: _HasCurve) -> hashes.HashAlgorithm:
+    try:
+        return _CURVE_HASHES[key.curve.name]()
+    except KeyError:
+        raise Unsupported(f"Keys on the curve {key.curve.name} are not used here.") from None

@@ -1,0 +1,97 @@
+"""What one field of a message may hold. A shape turns a decoded CBOR item into a plain value, or refuses it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fleet.wire.errors import Malformed, TooLarge
+
+
+class Shape(Protocol):
+    def check(self, value: object, name: str) -> object:
+        """`value` as this shape's own type.
+
+        Raises: Malformed, TooLarge, naming the field `name`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Uint:
+    maximum: int
+    minimum: int = 0
+
+    def check(self, value: object, name: str) -> int:
+        # `type() is`, not isinstance: CBOR's true is not the number one.
+        if type(value) is not int:
+            raise Malformed(f"{name} is not an unsigned integer.")
+        if not self.minimum <= value <= self.maximum:
+            raise Malformed(f"{name} is not between {self.minimum} and {self.maximum}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Bool:
+    def check(self, value: object, name: str) -> bool:
+        if type(value) is not bool:
+            raise Malformed(f"{name} is neither true nor false.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    maximum: int
+    minimum: int = 0
+
+    def check(self, value: object, name: str) -> bytes:
+        if type(value) is not bytes:
+            raise Malformed(f"{name} is not a byte string.")
+        if len(value) > self.maximum:
+            raise TooLarge(f"{name} is over {self.maximum} octets.")
+        if len(value) < self.minimum:
+            raise Malformed(f"{name} is under {self.minimum} octets.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """UTF-8, sizes in octets, printable characters only: it is shown on terminals and written to ledgers."""
+
+    maximum: int
+    minimum: int = 0
+
+    def check(self, value: object, name: str) -> str:
+        if type(value) is not str:
+            raise Malformed(f"{name} is not a text string.")
+        if not value.isprintable():
+            raise Malformed(f"{name} holds a character that cannot be printed.")
+        size = len(value.encode())  # what is printable holds no lone surrogate
+        if size > self.maximum:
+            raise TooLarge(f"{name} is over {self.maximum} octets.")
+        if size < self.minimum:
+            raise Malformed(f"{name} is under {self.minimum} octets.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    choices: tuple[str, ...]
+
+    def check(self, value: object, name: str) -> str:
+        if type(value) is not str or value not in self.choices:
+            raise Malformed(f"{name} is none of: {', '.join(self.choices)}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A list of one shape, at least one item long."""
+
+    item: Shape
+    maximum: int
+
+    def check(self, value: object, name: str) -> tuple[object, ...]:
+        if not isinstance(value, list | tuple) or not value:
+            raise Malformed(f"{name} is not a list of at least one item.")
+        if len(value) > self.maximum:
+            raise TooLarge(f"{name} holds more than {self.maximum} items.")
+        return tuple(self.item.check(item, name) for item in value)
