@@ -1,0 +1,168 @@
+"""Tag, length, value: as much of X.690 as it takes to walk an envelope without asking a library.
+
+Bounds are checked before anything is sliced. Lengths are DER's; the indefinite form of BER is read where a caller
+asks for it, because some EST servers and Windows write PKCS#7 that way.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fleet.wire.errors import Malformed, TooLarge
+
+SEQUENCE = 0x30
+SET = 0x31
+OBJECT_IDENTIFIER = 0x06
+OCTET_STRING = 0x04
+CONTEXT_0 = 0xA0
+CONTEXT_1 = 0xA1
+
+DEPTH_MAX = 16  # levels of indefinite length inside one another; PKCS#7 has five
+LENGTH_OCTETS_MAX = 4  # 4 GiB, far above any cap here
+OID_OCTETS_MAX = 64  # longer than any that is in use
+
+_INDEFINITE = 0x80
+_CONSTRUCTED = 0x20
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of `data`: its content is data[start:stop], the next element begins at `end`."""
+
+    data: bytes
+    tag: int
+    begin: int
+    start: int
+    stop: int
+    end: int
+
+    @property
+    def content(self) -> bytes:
+        return self.data[self.start : self.stop]
+
+    @property
+    def whole(self) -> bytes:
+        """Tag, length and content together."""
+        return self.data[self.begin : self.end]
+
+
+def read_element(data: bytes, at: int, stop: int, *, ber: bool = False, depth: int = 0) -> Element:
+    """The element that begins at `at` and ends no later than `stop`.
+
+    `ber` admits the indefinite length and long forms of short lengths.
+
+    Raises: Malformed when it is cut off or badly formed, TooLarge when it nests too deep.
+    """
+    if stop - at < 2:
+        raise Malformed("The data ends in the middle of an ASN.1 element.")
+    tag, first = data[at], data[at + 1]
+    if tag & 0x1F == 0x1F:
+        raise Malformed("An ASN.1 tag of more than one octet has no place here.")
+    start = at + 2
+    if first == _INDEFINITE:
+        if not (ber and tag & _CONSTRUCTED):
+            raise Malformed("An ASN.1 length is indefinite, which DER forbids.")
+        return _read_indefinite(data, at, stop, depth)
+    length = first
+    if first > _INDEFINITE:
+        octets = first & 0x7F
+        if octets > LENGTH_OCTETS_MAX or octets > stop - start:
+            raise Malformed("An ASN.1 length is longer than the data.")
+        length = int.from_bytes(data[start : start + octets])
+        # X.690, 10.1: the least number of octets.
+        if not ber and (length < 0x80 or length < 1 << 8 * (octets - 1)):
+            raise Malformed("An ASN.1 length is not in its shortest form, which DER demands.")
+        start += octets
+    if length > stop - start:
+        raise Malformed("An ASN.1 length is longer than the data.")
+    return Element(data, tag, at, start, start + length, start + length)
+
+
+def _read_indefinite(data: bytes, at: int, stop: int, depth: int) -> Element:
+    """X.690, 8.1.3.6: the content lasts until two zero octets in the place of an element."""
+    if depth >= DEPTH_MAX:
+        raise TooLarge("ASN.1 elements are nested too deep.")
+    position = at + 2
+    while data[position : position + 2] != b"\0\0" or position + 2 > stop:
+        position = read_element(data, position, stop, ber=True, depth=depth + 1).end
+    return Element(data, data[at], at, at + 2, position, position + 2)
+
+
+def children(parent: Element, *, ber: bool = False) -> Iterator[Element]:
+    """Yield the elements in `parent`'s content, which they must fill exactly.
+
+    Raises: Malformed, TooLarge.
+    """
+    position = parent.start
+    while position < parent.stop:
+        child = read_element(parent.data, position, parent.stop, ber=ber)
+        yield child
+        position = child.end
+
+
+def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:
+    """The one element that `data` consists of, with the tag given.
+
+    Raises: Malformed when the tag differs or bytes follow, TooLarge.
+    """
+    element = read_element(data, 0, len(data), ber=ber)
+    if element.tag != tag:
+        raise Malformed("The data does not begin with the expected ASN.1 tag.")
+    if element.end != len(data):
+        raise Malformed("Bytes follow the end of the ASN.1 data.")
+    return element
+
+
+def dotted_oid(content: bytes) -> str:
+    """The dotted text of an OBJECT IDENTIFIER's content octets (X.690, 8.19).
+
+    Raises: Malformed, TooLarge.
+    """
+    if len(content) > OID_OCTETS_MAX:
+        raise TooLarge("An object identifier is too long.")
+    if not content or content[-1] & 0x80:
+        raise Malformed("An object identifier is cut off.")
+    numbers: list[int] = []
+    number, fresh = 0, True
+    for octet in content:
+        if fresh and octet == 0x80:
+            raise Malformed("An object identifier is not in its shortest form.")
+        number = number << 7 | octet & 0x7F
+        fresh = not octet & 0x80
+        if fresh:
+            numbers.append(number)
+            number = 0
+    first = min(numbers[0] // 40, 2)
+    return ".".join(map(str, (first, numbers[0] - 40 * first, *numbers[1:])))
+
+
+def encode_element(tag: int, content: bytes) -> bytes:
+    """Tag, DER length and `content`."""
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(octets))) + octets + content
+
+
+def encode_oid(dotted: str) -> bytes:
+    """A whole OBJECT IDENTIFIER element.
+
+    Raises: Malformed when `dotted` is not an object identifier.
+    """
+    parts = dotted.split(".")
+    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 40 for part in parts):
+        raise Malformed("That is not an object identifier in dotted form.")
+    first, second, *rest = map(int, parts)
+    if first > 2 or (first < 2 and second > 39):
+        raise Malformed("That is not an object identifier in dotted form.")
+    content = b"".join(_base128(number) for number in (40 * first + second, *rest))
+    if len(content) > OID_OCTETS_MAX:
+        raise TooLarge("An object identifier is too long.")
+    return encode_element(OBJECT_IDENTIFIER, content)
+
+
+def _base128(number: int) -> bytes:
+    octets = [number & 0x7F]
+    while number := number >> 7:
+        octets.append(0x80 | number & 0x7F)
+    return bytes(reversed(octets))

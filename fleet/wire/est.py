@@ -1,0 +1,170 @@
+"""Enrollment over Secure Transport (RFC 7030, RFC 8951): paths, media types, bodies and the certs-only message.
+
+The three stock clients disagree on almost everything that the RFC leaves open; what is sent here is what all of them
+take, and what is accepted is what any of them sends.
+"""
+
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+
+from fleet.wire import der
+from fleet.wire.errors import Malformed, TooLarge, Unsupported
+from fleet.wire.parsing import library_errors
+
+WELL_KNOWN = "/.well-known/est"
+OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs")
+"""Last segment of a path; a label may never equal one (RFC 7030, 3.2.2)."""
+
+# Exactly so: libest compares the text, space and all.
+CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
+PKCS10 = "application/pkcs10"
+
+BODY_SIZE_MAX = 64 * 1024  # base64; a chain of four ML-DSA-87 certificates takes 40 KB
+CERTIFICATES_MAX = 16  # a chain of three, thrice over in a rollover, and slack
+MEDIA_TYPE_SIZE_MAX = 256
+WRAP_COLUMNS = 64
+
+_WHITE_SPACE = b" \t\r\n"
+_SIGNED_DATA = "1.2.840.113549.1.7.2"
+
+
+def decode_body(body: bytes) -> bytes:
+    """The DER that `body` carries as base64 with CR, LF, space and tab anywhere (RFC 8951, 3.1).
+
+    Raises: TooLarge, Malformed.
+    """
+    if len(body) > BODY_SIZE_MAX:
+        raise TooLarge(f"The body is larger than {BODY_SIZE_MAX} bytes.")
+    text = body.translate(None, _WHITE_SPACE)
+    if not text:
+        raise Malformed("The body is empty; base64 of DER is expected.")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        raise Malformed("The body is not base64.") from None
+
+
+def encode_body(data: bytes, *, wrap: bool = False) -> bytes:
+    """`data` as base64: on one line with no line end, or in lines of 64 for libest, each ended by LF."""
+    text = binascii.b2a_base64(data, newline=False)
+    if not wrap:
+        return text
+    return b"".join(text[at : at + WRAP_COLUMNS] + b"\n" for at in range(0, len(text), WRAP_COLUMNS))
+
+
+def encode_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
+    """DER of a certs-only CMC simple PKI response (RFC 5272, 4.1): a SignedData with no signer.
+
+    The certificates form a SET OF, so their order is the encoding's, not the caller's.
+
+    Raises: ValueError when there is no certificate.
+    """
+    if not certificates:
+        raise ValueError("a certs-only message needs a certificate")
+    return pkcs7.serialize_certificates(list(certificates), Encoding.DER)
+
+
+def decode_certs_only(data: bytes) -> list[x509.Certificate]:
+    """The certificates of a certs-only message, in its order; BER is read as well as DER.
+
+    Raises: TooLarge, Malformed, Unsupported.
+    """
+    if len(data) > BODY_SIZE_MAX:
+        raise TooLarge(f"The message is larger than {BODY_SIZE_MAX} bytes.")
+    encoded, _ = split_signed_data(data, CERTIFICATES_MAX)
+    if not encoded:
+        raise Malformed("The message holds no certificate.")
+    with library_errors("certificate in the message"):
+        return [x509.load_der_x509_certificate(each) for each in encoded]
+
+
+def split_signed_data(data: bytes, count_max: int) -> tuple[list[bytes], list[bytes]]:
+    """DER of each certificate and of each CRL in a PKCS#7 SignedData (RFC 5652, 5.1); signatures are not looked at.
+
+    Raises: TooLarge for more than `count_max` certificates or CRLs, Malformed, Unsupported.
+    """
+    content_info = list(der.children(der.only_element(data, der.SEQUENCE, ber=True), ber=True))
+    if not content_info or content_info[0].tag != der.OBJECT_IDENTIFIER:
+        raise Malformed("The message is not PKCS#7.")
+    if der.dotted_oid(content_info[0].content) != _SIGNED_DATA:
+        raise Unsupported("The PKCS#7 message is of another kind than SignedData.")
+    if [part.tag for part in content_info[1:]] != [der.CONTEXT_0]:
+        raise Malformed("The PKCS#7 message has no content.")
+    wrapped = list(der.children(content_info[1], ber=True))
+    if [part.tag for part in wrapped] != [der.SEQUENCE]:
+        raise Malformed("The PKCS#7 content is not a SignedData.")
+    certificates: list[bytes] = []
+    lists: list[bytes] = []
+    for part in der.children(wrapped[0], ber=True):
+        if part.tag == der.CONTEXT_0:
+            certificates += _encoded_each(part, "certificates", count_max - len(certificates))
+        elif part.tag == der.CONTEXT_1:
+            lists += _encoded_each(part, "revocation lists", count_max - len(lists))
+    return certificates, lists
+
+
+def _encoded_each(parent: der.Element, what: str, count_max: int) -> list[bytes]:
+    found: list[bytes] = []
+    for element in der.children(parent, ber=True):
+        if element.tag != der.SEQUENCE:
+            raise Unsupported(f"The PKCS#7 message holds {what} of another kind than X.509.")
+        if len(found) == count_max:
+            raise TooLarge(f"The PKCS#7 message holds too many {what}.")
+        found.append(element.whole)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """A Content-Type: `name` and the parameters' names in lower case, values as sent."""
+
+    name: str
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def parameter(self, name: str) -> str | None:
+        return next((value for key, value in self.parameters if key == name), None)
+
+
+def parse_media_type(header: str) -> MediaType:
+    """The media type that a Content-Type header spells (RFC 9110, 8.3.1); quotes around a value are dropped.
+
+    Raises: Malformed, TooLarge.
+    """
+    if len(header) > MEDIA_TYPE_SIZE_MAX:
+        raise TooLarge("The content type is too long.")
+    name, *rest = (part.strip(" \t") for part in header.split(";"))
+    kind, slash, subtype = name.partition("/")
+    if not (kind and slash and subtype and name.isascii() and name.isprintable()) or " " in name:
+        raise Malformed("The content type is not of the form type/subtype.")
+    parameters = []
+    for part in filter(None, rest):
+        key, equals, value = part.partition("=")
+        if not (key and equals):
+            raise Malformed("The content type has a parameter without a value.")
+        parameters.append((key.lower(), value.strip('"')))
+    return MediaType(name.lower(), tuple(parameters))
+
+
+def is_pkcs10(header: str | None) -> bool:
+    """Whether a request with this Content-Type carries a CSR (RFC 7030, 4.2.1)."""
+    return _is(header, PKCS10) is not None
+
+
+def is_certs_only(header: str | None) -> bool:
+    """Whether an answer with this Content-Type carries certificates (RFC 7030, 4.1.3); servers leave smime-type out."""
+    found = _is(header, "application/pkcs7-mime")
+    return found is not None and (found.parameter("smime-type") or "certs-only").lower() == "certs-only"
+
+
+def _is(header: str | None, name: str) -> MediaType | None:
+    if header is None:
+        return None
+    try:
+        found = parse_media_type(header)
+    except (Malformed, TooLarge):
+        return None
+    return found if found.name == name else None
