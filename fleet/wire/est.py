@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.wire import der
-from fleet.wire.errors import Malformed, TooLarge, Unsupported
+from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.parsing import library_errors
+from fleet.wire.pkcs7 import join_signed_data, split_signed_data
 
 WELL_KNOWN = "/.well-known/est"
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs")
@@ -29,7 +29,6 @@ MEDIA_TYPE_SIZE_MAX = 256
 WRAP_COLUMNS = 64
 
 _WHITE_SPACE = b" \t\r\n"
-_SIGNED_DATA = "1.2.840.113549.1.7.2"
 
 
 def decode_body(body: bytes) -> bytes:
@@ -65,7 +64,7 @@ def encode_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
     """
     if not certificates:
         raise ValueError("a certs-only message needs a certificate")
-    return pkcs7.serialize_certificates(list(certificates), Encoding.DER)
+    return join_signed_data(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
 def decode_certs_only(data: bytes) -> list[x509.Certificate]:
@@ -80,42 +79,6 @@ def decode_certs_only(data: bytes) -> list[x509.Certificate]:
         raise Malformed("The message holds no certificate.")
     with library_errors("certificate in the message"):
         return [x509.load_der_x509_certificate(each) for each in encoded]
-
-
-def split_signed_data(data: bytes, count_max: int) -> tuple[list[bytes], list[bytes]]:
-    """DER of each certificate and of each CRL in a PKCS#7 SignedData (RFC 5652, 5.1); signatures are not looked at.
-
-    Raises: TooLarge for more than `count_max` certificates or CRLs, Malformed, Unsupported.
-    """
-    content_info = list(der.children(der.only_element(data, der.SEQUENCE, ber=True), ber=True))
-    if not content_info or content_info[0].tag != der.OBJECT_IDENTIFIER:
-        raise Malformed("The message is not PKCS#7.")
-    if der.dotted_oid(content_info[0].content) != _SIGNED_DATA:
-        raise Unsupported("The PKCS#7 message is of another kind than SignedData.")
-    if [part.tag for part in content_info[1:]] != [der.CONTEXT_0]:
-        raise Malformed("The PKCS#7 message has no content.")
-    wrapped = list(der.children(content_info[1], ber=True))
-    if [part.tag for part in wrapped] != [der.SEQUENCE]:
-        raise Malformed("The PKCS#7 content is not a SignedData.")
-    certificates: list[bytes] = []
-    lists: list[bytes] = []
-    for part in der.children(wrapped[0], ber=True):
-        if part.tag == der.CONTEXT_0:
-            certificates += _encoded_each(part, "certificates", count_max - len(certificates))
-        elif part.tag == der.CONTEXT_1:
-            lists += _encoded_each(part, "revocation lists", count_max - len(lists))
-    return certificates, lists
-
-
-def _encoded_each(parent: der.Element, what: str, count_max: int) -> list[bytes]:
-    found: list[bytes] = []
-    for element in der.children(parent, ber=True):
-        if element.tag != der.SEQUENCE:
-            raise Unsupported(f"The PKCS#7 message holds {what} of another kind than X.509.")
-        if len(found) == count_max:
-            raise TooLarge(f"The PKCS#7 message holds too many {what}.")
-        found.append(element.whole)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
