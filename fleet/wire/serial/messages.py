@@ -26,6 +26,7 @@ CHUNK_SIZE_MAX = 896  # a message of 1024 less its header, with slack for fields
 CSR_SIZE_MAX = 4096
 BLOB_SIZE_MAX = 8192  # five certificates of RSA-4096, or two of ML-DSA-65
 CERTIFICATES_MAX = 8
+REASON_SIZE_MAX = 160
 _DEPTH_MAX = 4  # message, fields, list; one to spare
 _KIND_MAX = 255
 
@@ -142,7 +143,7 @@ class Abort:
     """The station gives up. It is not answered."""
 
     KIND: ClassVar[int] = 9
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(160))
+    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 
@@ -235,7 +236,7 @@ class Failed:
     """The board refuses or could not. It ends the session, and the same request gets the same answer again."""
 
     KIND: ClassVar[int] = 127
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(160))
+    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 

@@ -95,3 +95,9 @@ class Many:
         if len(value) > self.maximum:
             raise TooLarge(f"{name} holds more than {self.maximum} items.")
         return tuple(self.item.check(item, name) for item in value)
+
+
+def printable(text: str, maximum: int) -> str:
+    """As much of `text` as a Text of `maximum` octets may hold."""
+    shown = "".join(character for character in text if character.isprintable())
+    return shown.encode()[:maximum].decode(errors="ignore")
