@@ -1,0 +1,226 @@
+"""The registry on SQLite: one file, several processes, nothing lost.
+
+One writing connection takes every waiting Change in one transaction (group commit: one fsync for all of them); two
+reading connections never wait for it. Each connection has a thread of its own, so the event loop never touches the
+disk. A change made by another process is noticed by `PRAGMA data_version`.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.errors import FleetError
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import sqlite_reads as reads
+from fleet.storage.hop import Batches, Thread
+from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
+from fleet.storage.sqlite_reads import Query
+from fleet.storage.sqlite_writes import write_batch
+
+T = TypeVar("T")
+
+COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
+COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they take up memory
+READ_BATCH_MAX = 64
+READS_WAITING_MAX = 8192
+FOREIGN_COMMIT_POLL_SECONDS = 0.025
+
+
+class SqliteRegistry:
+    """A domain.ports.Registry. Make one with `await SqliteRegistry.open(path)`, end it with `await close()`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = WriteLock(path.with_suffix(".lock"))
+        self._bells: set[asyncio.Event] = set()
+        self._poll: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path, *, create: bool = True) -> Self:
+        """Open the registry at `path`, or make it there unless `create` is False.
+
+        The file is made 0600. Several processes may have one open.
+
+        Raises: NotFound (`no-registry`); Invalid (`registry-permissions`, `not-a-registry`, `registry-newer`);
+        Unavailable.
+        """
+        registry = cls(path)
+        await registry._connect(create)
+        return registry
+
+    async def _connect(self, create: bool) -> None:
+        self._writer = Thread(partial(connect_writer, self.path, self._lock, create))
+        self._reader = Thread(partial(connect_reader, self.path))
+        self._lister = Thread(partial(connect_reader, self.path))
+        try:
+            await self._writer
+        except BaseException:
+            self._lock.close()
+            raise
+        try:
+            await self._reader
+            await self._lister
+        except BaseException:
+            await self._close_threads()
+            raise
+        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_WAITING_MAX)
+        self._reads: Batches[Query[Any]] = Batches(self._read, READ_BATCH_MAX, READS_WAITING_MAX)
+        self._lists: Batches[Query[Any]] = Batches(self._list, 1, READS_WAITING_MAX)
+
+    async def close(self) -> None:
+        """Commit what has been handed over, end every `follow`, and close the file. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._poll is not None:
+            self._poll.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._poll
+        for batches in (self._commits, self._reads, self._lists):
+            await batches.close()
+        self._ring()
+        await self._close_threads()
+
+    async def _close_threads(self) -> None:
+        for reader in (self._reader, self._lister):
+            await reader.close()
+        await self._writer.run(close_writer, self._lock)
+        await self._writer.close()
+
+    async def _write(self, changes: Sequence[Change]) -> Sequence[object]:
+        try:
+            outcomes = await self._writer.run(self._write_locked, changes)
+        except Exception as error:
+            return [unavailable(error) for _ in changes]
+        if any(change.events for change in changes):
+            self._ring()
+        return outcomes
+
+    def _write_locked(self, db: sqlite3.Connection, changes: Sequence[Change]) -> Sequence[object]:
+        with self._lock:
+            return write_batch(db, changes)
+
+    async def _read(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._reader, queries)
+
+    async def _list(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._lister, queries)
+
+    async def _answers(self, thread: Thread, queries: Sequence[Query[Any]]) -> Sequence[object]:
+        try:
+            answers = await thread.run(reads.read_batch, queries)
+        except Exception as error:
+            return [unavailable(error) for _ in queries]
+        return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
+
+    async def _ask(self, query: Query[T]) -> T:
+        answer: T = await self._reads.put(query)
+        return answer
+
+    async def _ask_list(self, query: Query[T]) -> T:
+        answer: T = await self._lists.put(query)
+        return answer
+
+    async def model(self, name: str) -> Model | None:
+        return await self._ask(lambda db: reads.model(db, name))
+
+    async def models(self) -> list[Model]:
+        return await self._ask_list(reads.models)
+
+    async def device(self, device_id: str) -> Device | None:
+        return await self._ask(lambda db: reads.device(db, device_id))
+
+    async def devices(
+        self,
+        *,
+        model: str | None = None,
+        state: DeviceState | None = None,
+        after: str = "",
+        limit: int = 1000,
+    ) -> list[Device]:
+        """Ordered by id, those greater than `after`, at most `limit`, and never more than reads.LIST_MAX."""
+        return await self._ask_list(lambda db: reads.devices(db, model, state, after, limit))
+
+    async def credentials(self, holder: str) -> list[Credential]:
+        return await self._ask_list(lambda db: reads.credentials(db, holder))
+
+    async def token(self, token_id: str) -> Token | None:
+        return await self._ask(lambda db: reads.token(db, token_id))
+
+    async def tokens(self) -> list[Token]:
+        return await self._ask_list(reads.tokens)
+
+    async def station(self, name: str) -> Station | None:
+        return await self._ask(lambda db: reads.station(db, name))
+
+    async def stations(self) -> list[Station]:
+        return await self._ask_list(reads.stations)
+
+    async def enrollment_facts(self, device_id: str, token_id: str | None) -> EnrollmentFacts:
+        return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id))
+
+    async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
+        return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        """Rows in order, those with a sequence greater than `after`; never more than reads.LIST_MAX at once."""
+        return await self._ask_list(lambda db: reads.audit(db, after, limit))
+
+    async def commit(self, change: Change) -> None:
+        """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.
+
+        Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
+        nothing happened.
+        """
+        await self._commits.put(change)
+
+    async def last_event(self) -> int:
+        return await self._ask(reads.last_event)
+
+    async def follow(self, after: int) -> AsyncGenerator[Event, None]:
+        """Every event with a sequence greater than `after`, in order, for ever: those of other processes too.
+
+        Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another.
+
+        Raises: Unavailable: the feed could not be read, or the registry has been closed. Whoever relies on the feed
+        must then assume that anything may have changed.
+        """
+        bell = asyncio.Event()
+        self._bells.add(bell)
+        if self._poll is None and not self._closed:
+            self._poll = asyncio.create_task(self._watch_other_processes())
+        try:
+            while True:
+                bell.clear()  # before the look, so that what comes during it rings again
+                seen = after
+                for event in await self._ask(partial(reads.events, after=after)):
+                    yield event
+                    after = event.seq
+                if after == seen:
+                    await bell.wait()
+        finally:
+            self._bells.discard(bell)
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.set()
+
+    async def _watch_other_processes(self) -> None:
+        version = None
+        while True:
+            try:
+                found = await self._ask(reads.data_version)
+            except FleetError:
+                found = None  # the followers look for themselves, and hear why
+            if found is None or found != version:
+                self._ring()
+            version = found
+            await asyncio.sleep(FOREIGN_COMMIT_POLL_SECONDS)

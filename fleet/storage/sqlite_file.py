@@ -1,0 +1,190 @@
+"""The registry's file: made 0600, checked before it is trusted, brought to the newest schema, locked for each write.
+
+Everything here blocks, and runs in a connection's own thread.
+"""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import stat
+import time
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+
+APPLICATION_ID = 0x464C5431  # "FLT1", in the file's header: another program's database is refused
+SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
+LOCK_WAIT_SECONDS = 10.0  # for another process's batch of writes, which takes milliseconds
+LOCK_RETRY_SECONDS = 0.0005
+BUSY_WAIT_SECONDS = 5.0  # for a program that writes without our lock, such as a sqlite3 shell
+STATEMENTS_CACHED = 256
+
+_WIDER_THAN_OWNER = 0o077
+
+
+class WriteLock:
+    """An OS file lock beside the database, held around each write transaction; `with lock: …`.
+
+    SQLite before 3.51.3, which many a Python carries, can lose a WAL reset when two connections write or checkpoint
+    at once. With this lock only one does. The lock is flock(2): the kernel drops it when its process dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def __enter__(self) -> None:
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"Another process has been writing to the registry for over {LOCK_WAIT_SECONDS:.0f} s."
+                    raise Unavailable("registry-busy", message, "Find it with: fuser -v registry.lock") from None
+                time.sleep(LOCK_RETRY_SECONDS)
+            else:
+                return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._fd is not None  # noqa: S101  entered, or we would not be here
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def unavailable(error: Exception) -> FleetError:
+    """What a failing database or disk is to those above; a FleetError stays what it is."""
+    if isinstance(error, FleetError):
+        return error
+    return Unavailable(
+        "registry-unavailable",
+        f"The registry could not be read or written: {error}.",
+        "Nothing was done. Look at the disk's free space and at the permissions of the registry's file.",
+    )
+
+
+def connect_writer(path: Path, lock: WriteLock, create: bool) -> sqlite3.Connection:
+    """The writing connection to `path`, on the newest schema.
+
+    Raises: NotFound, Invalid, Unavailable: with a sentence that says what is wrong with the file.
+    """
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        raise Unavailable("sqlite-too-old", f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed.")
+    _make_or_check(path, create)
+    try:
+        with lock:
+            return _open_and_migrate(path)
+    except (sqlite3.Error, OSError) as error:
+        raise unavailable(error) from error
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that can neither write nor checkpoint."""
+    uri = f"file:{quote(str(path))}?mode=ro"
+    try:
+        return sqlite3.connect(
+            uri, uri=True, timeout=BUSY_WAIT_SECONDS, isolation_level=None, cached_statements=STATEMENTS_CACHED
+        )
+    except sqlite3.Error as error:
+        raise unavailable(error) from error
+
+
+def close_writer(db: sqlite3.Connection, lock: WriteLock) -> None:
+    """Close `db`, under the lock: the last connection to close checkpoints."""
+    try:
+        with lock:
+            db.close()
+    except Unavailable:
+        db.close()  # whoever holds the lock has it open, so this is not the last connection
+    finally:
+        lock.close()
+
+
+def _make_or_check(path: Path, create: bool) -> None:
+    try:
+        if create:
+            with suppress(FileExistsError):  # then it is checked like any other
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        mode = path.stat().st_mode
+        # Looked at from outside only: closing a descriptor of our own would drop the locks that another connection
+        # of this process holds on the same file (POSIX), and with them the safety of its log.
+        if not stat.S_ISREG(mode) or not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, "not a file that this user may read and write")
+    except FileNotFoundError:
+        raise NotFound("no-registry", f"There is no registry at {path}.", "Make a home with: fleet init HOME") from None
+    except OSError as error:
+        raise Invalid(
+            "registry-permissions",
+            f"The registry {path} cannot be opened: {error.strerror}.",
+            "It must be a file that the user running this may read and write.",
+        ) from error
+    if mode & _WIDER_THAN_OWNER:
+        raise Invalid(
+            "registry-permissions", f"The registry {path} is open to other users.", f"Close it with: chmod 600 {path}"
+        )
+
+
+def _open_and_migrate(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=BUSY_WAIT_SECONDS, isolation_level=None, cached_statements=STATEMENTS_CACHED)
+    try:
+        _check_ours(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # in WAL mode: an fsync of the log at each commit
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA temp_store = MEMORY")
+        _migrate(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_ours(db: sqlite3.Connection, path: Path) -> None:
+    try:
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise Invalid("not-a-registry", f"{path} is not a sound database: {error}.") from error
+    if tables and application != APPLICATION_ID:
+        raise Invalid("not-a-registry", f"{path} is the database of another program.")
+
+
+def migrations() -> list[tuple[int, str]]:
+    """(number, SQL) of every migration, in order. A file `0001_what.sql` is number 1."""
+    folder = resources.files("fleet.storage") / "schema" / "sqlite"
+    found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".sql"))
+    return [(int(name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for name, file in found]
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    have = db.execute("PRAGMA user_version").fetchone()[0]
+    steps = migrations()
+    newest = steps[-1][0]
+    if have > newest:
+        raise Invalid(
+            "registry-newer",
+            f"The registry {path} has schema {have}; this program knows schemas up to {newest}.",
+            "Use the program that wrote it, or a newer one.",
+        )
+    for number, sql in steps:
+        if number > have:
+            marks = f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID};"
+            try:
+                db.executescript(f"BEGIN IMMEDIATE; {sql}; {marks} COMMIT;")
+            except sqlite3.Error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise

@@ -1,0 +1,157 @@
+"""The registry's questions as SQL. Each takes an open connection and runs in a reader's own thread."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from fleet.domain.changes import AuditRow, Event
+from fleet.domain.credential import Credential, CredentialKind, Station, Token
+from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import rows
+
+T = TypeVar("T")
+Query = Callable[[sqlite3.Connection], T]
+
+EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
+LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
+
+
+def _select(table: str, names: tuple[str, ...], rest: str) -> str:
+    return f"SELECT {rows.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
+
+
+MODEL = _select("model", rows.MODEL_COLUMNS, "WHERE name = ?")
+MODELS = _select("model", rows.MODEL_COLUMNS, "ORDER BY name")
+DEVICE = _select("device", rows.DEVICE_COLUMNS, "WHERE id = ?")
+CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE holder = ? ORDER BY seq")
+DEVICE_CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE holder = ? AND kind = 'device' ORDER BY seq")
+TOKEN = _select("token", rows.TOKEN_COLUMNS, "WHERE id = ?")
+TOKENS = _select("token", rows.TOKEN_COLUMNS, "ORDER BY created_at DESC, seq DESC")
+STATION = _select("station", rows.STATION_COLUMNS, "WHERE name = ?")
+STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
+AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
+EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
+LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+
+_DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
+_DEVICE_END = len(rows.DEVICE_COLUMNS)
+_CREDENTIAL_END = len(rows.CREDENTIAL_COLUMNS)
+DEVICE_WITH_MODEL = f"SELECT {_DEVICE_AND_MODEL} FROM device d JOIN model m ON m.name = d.model WHERE d.id = ?"  # noqa: S608
+HOLDER = f"""
+    SELECT {rows.columns(rows.CREDENTIAL_COLUMNS, "c")}, {_DEVICE_AND_MODEL}
+    FROM credential c
+    LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
+    LEFT JOIN model m ON m.name = d.model
+    WHERE c.fingerprint = ?"""  # noqa: S608
+
+
+def model(db: sqlite3.Connection, name: str) -> Model | None:
+    row = db.execute(MODEL, (name,)).fetchone()
+    return rows.model_of(*row) if row else None
+
+
+def models(db: sqlite3.Connection) -> list[Model]:
+    return [rows.model_of(*row) for row in db.execute(MODELS)]
+
+
+def device(db: sqlite3.Connection, device_id: str) -> Device | None:
+    row = db.execute(DEVICE, (device_id,)).fetchone()
+    return rows.device_of(row) if row else None
+
+
+def devices(
+    db: sqlite3.Connection, model: str | None, state: DeviceState | None, after: str, limit: int
+) -> list[Device]:
+    where, parameters = "id > ?", [after]
+    if model is not None:
+        where, parameters = f"{where} AND model = ?", [*parameters, model]
+    if state is not None:
+        where, parameters = f"{where} AND state = ?", [*parameters, state.value]
+    sql = _select("device", rows.DEVICE_COLUMNS, f"WHERE {where} ORDER BY id LIMIT {_bounded(limit)}")
+    return [rows.device_of(row) for row in db.execute(sql, parameters)]
+
+
+def _bounded(limit: int) -> int:
+    return max(0, min(limit, LIST_MAX))
+
+
+def credentials(db: sqlite3.Connection, holder: str) -> list[Credential]:
+    return [rows.credential_of(row) for row in db.execute(CREDENTIALS, (holder,))]
+
+
+def token(db: sqlite3.Connection, token_id: str) -> Token | None:
+    row = db.execute(TOKEN, (token_id,)).fetchone()
+    return rows.token_of(row) if row else None
+
+
+def tokens(db: sqlite3.Connection) -> list[Token]:
+    return [rows.token_of(row) for row in db.execute(TOKENS)]
+
+
+def station(db: sqlite3.Connection, name: str) -> Station | None:
+    row = db.execute(STATION, (name,)).fetchone()
+    return rows.station_of(row) if row else None
+
+
+def stations(db: sqlite3.Connection) -> list[Station]:
+    return [rows.station_of(row) for row in db.execute(STATIONS)]
+
+
+def enrollment_facts(db: sqlite3.Connection, device_id: str, token_id: str | None) -> EnrollmentFacts:
+    row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
+    return EnrollmentFacts(
+        device=rows.device_of(row[:_DEVICE_END]) if row else None,
+        model=rows.model_of(*row[_DEVICE_END:]) if row else None,
+        credentials=tuple(rows.credential_of(c) for c in db.execute(DEVICE_CREDENTIALS, (device_id,))),
+        token=token(db, token_id) if token_id is not None else None,
+    )
+
+
+def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | None:
+    row = db.execute(HOLDER, (fingerprint,)).fetchone()
+    if row is None:
+        return None
+    credential = rows.credential_of(row[:_CREDENTIAL_END])
+    if credential.kind is CredentialKind.STATION:
+        return HolderFacts(credential, None, None, station(db, credential.holder))
+    rest = row[_CREDENTIAL_END:]
+    if rest[0] is None:
+        return HolderFacts(credential, None, None, None)
+    return HolderFacts(credential, rows.device_of(rest[:_DEVICE_END]), rows.model_of(*rest[_DEVICE_END:]), None)
+
+
+def audit(db: sqlite3.Connection, after: int, limit: int) -> list[AuditRow]:
+    return [rows.audit_of(row) for row in db.execute(AUDIT, (after, _bounded(limit)))]
+
+
+def last_event(db: sqlite3.Connection) -> int:
+    seq: int = db.execute(LAST_EVENT).fetchone()[0]
+    return seq
+
+
+def events(db: sqlite3.Connection, after: int) -> list[Event]:
+    return [rows.event_of(row) for row in db.execute(EVENTS, (after, EVENTS_MAX))]
+
+
+def data_version(db: sqlite3.Connection) -> int:
+    """Differs from the last answer when another connection, here or in another process, has committed since."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def read_batch(db: sqlite3.Connection, queries: Sequence[Query[Any]]) -> list[Any]:
+    """One answer, or one exception, for each of `queries`, all of one moment: that of this call or later."""
+    db.execute("BEGIN")
+    try:
+        return [_answer(db, query) for query in queries]
+    finally:
+        if db.in_transaction:
+            db.execute("COMMIT")
+
+
+def _answer(db: sqlite3.Connection, query: Query[Any]) -> Any:
+    try:
+        return query(db)
+    except Exception as error:  # handed to the one who asked; the others in the batch get their answers
+        return error
