@@ -1,0 +1,171 @@
+"""The certificates that the fleet stands on: root, issuing CA, and the server's own.
+
+root CA (kept offline if you like)  ->  issuing CA (signs devices and stations)
+                                    ->  and the server's certificate
+"""
+
+import hashlib
+import ipaddress
+import re
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fleet.ca.keys import generate_key
+from fleet.ca.profiles import END_ENTITY, SIGNS_CERTIFICATES, SIGNS_ONLY, key_identifier, new_serial
+from fleet.domain.errors import Invalid
+
+ROOT_LIFETIME = timedelta(days=20 * 365)
+ISSUING_LIFETIME = timedelta(days=10 * 365)
+SERVER_LIFETIME = timedelta(days=397)
+
+CLOCK_SKEW = timedelta(days=1)
+"""How far these are dated back. It is devices that judge them, some with no clock of their own: a board that boots
+with the time at which it was last switched off must still be able to reach the server.
+"""
+
+COMMON_NAME_SIZE_MAX = 64  # X.520 ub-common-name
+HOSTS_MAX = 100
+
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}\Z)(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+)
+
+Certified = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def create_root(name: str, now: datetime) -> Certified:
+    """A self-signed root for the fleet called `name`, and its new key. One CA may stand below it, no more in a row.
+
+    Raises: Invalid (`bad-name`).
+    """
+    key = generate_key()
+    subject = _common_name(f"{name} Root CA")
+    return _sign(
+        subject=subject,
+        key=key,
+        issuer=subject,
+        issuer_key=key,
+        validity=(now - CLOCK_SKEW, now + ROOT_LIFETIME),
+        extensions=_authority_extensions(path_length=1),
+    )
+
+
+def create_issuing(name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime) -> Certified:
+    """An issuing CA for the fleet called `name`, signed by `root`, and its new key. No CA may stand below it.
+
+    Raises: Invalid (`bad-name`).
+    """
+    return _sign(
+        subject=_common_name(f"{name} Issuing CA"),
+        key=generate_key(),
+        issuer=root.subject,
+        issuer_key=root_key,
+        validity=_within(root, now, ISSUING_LIFETIME),
+        extensions=_authority_extensions(path_length=0),
+    )
+
+
+def issue_server_certificate(
+    issuing: x509.Certificate,
+    issuing_key: ec.EllipticCurvePrivateKey,
+    hosts: tuple[str, ...],
+    now: datetime,
+    lifetime: timedelta = SERVER_LIFETIME,
+) -> Certified:
+    """A certificate by which clients know the server under each of `hosts` (DNS names, IP addresses), and its key.
+
+    Raises: Invalid (`bad-host`).
+    """
+    if not 1 <= len(hosts) <= HOSTS_MAX:
+        raise Invalid("bad-host", f"A server certificate takes 1 to {HOSTS_MAX} hosts, not {len(hosts)}.")
+    names = [_host_name(host) for host in dict.fromkeys(hosts)]
+    # RFC 9525, 2: clients look at the SAN alone. The CN is for people, when it fits.
+    common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
+    return _sign(
+        subject=_common_name(common_name),
+        key=generate_key(),
+        issuer=issuing.subject,
+        issuer_key=issuing_key,
+        validity=_within(issuing, now, lifetime),
+        extensions=(
+            (END_ENTITY, True),
+            (SIGNS_ONLY, True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+            (x509.SubjectAlternativeName(names), False),
+        ),
+    )
+
+
+def spki_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
+    """SHA-256 of the key's DER SubjectPublicKeyInfo, 32 bytes."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _authority_extensions(path_length: int) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+    return (
+        (x509.BasicConstraints(ca=True, path_length=path_length), True),
+        (SIGNS_CERTIFICATES, True),
+    )
+
+
+def _within(issuer: x509.Certificate, now: datetime, lifetime: timedelta) -> tuple[datetime, datetime]:
+    start = max(now - CLOCK_SKEW, issuer.not_valid_before_utc)
+    end = min(now + lifetime, issuer.not_valid_after_utc)
+    if not now < end:
+        raise Invalid(
+            "issuer-expired", f"{issuer.subject.rfc4514_string()} has expired; nothing can be issued below it."
+        )
+    return start, end
+
+
+def _common_name(text: str) -> x509.Name:
+    if not text.isprintable() or not 1 <= len(text) <= COMMON_NAME_SIZE_MAX:
+        raise Invalid("bad-name", f"{text[:80]!r} cannot be a certificate's name: 1 to 64 printable characters.")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _host_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass  # no address, so it must be a name
+    if not _DNS_NAME.fullmatch(host):
+        raise Invalid(
+            "bad-host",
+            f"{host[:80]!r} is neither a DNS name nor an IP address.",
+            "Give the name without scheme and port; an international name in its xn-- form.",
+        )
+    return x509.DNSName(host)
+
+
+def _sign(
+    *,
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    validity: tuple[datetime, datetime],
+    extensions: tuple[tuple[x509.ExtensionType, bool], ...],
+) -> Certified:
+    issuer_identifier = key_identifier(spki_sha256(issuer_key.public_key()))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(new_serial())
+        .not_valid_before(validity[0])
+        .not_valid_after(validity[1])
+        .add_extension(key_identifier(spki_sha256(key.public_key())), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
+        )
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(issuer_key, hashes.SHA256()), key

@@ -1,0 +1,58 @@
+"""Private keys of the authority and its servers: made here, written so that only their owner can read them."""
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from fleet.domain.errors import Conflict, Invalid
+
+KEY_FILE_SIZE_MAX = 4096  # a P-256 key in PEM takes 241 bytes; whatever is larger is some other file
+
+
+def generate_key() -> ec.EllipticCurvePrivateKey:
+    """A new P-256 key: the one kind that every TLS stack and every small device speaks."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Write `key` to the new file `path` as PKCS#8 PEM, mode 0600, on disk when this returns.
+
+    Raises: Conflict (`key-exists`) when `path` exists: a key is never overwritten.
+    """
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        # The mode is given at creation: there is no moment at which others could open the file.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Conflict("key-exists", f"{path} exists; a key is never overwritten.") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key in the PEM file `path`.
+
+    Raises: Invalid: `key-exposed` when others may read the file, `bad-key` when it holds no P-256 key. OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if os.fstat(handle).st_mode & 0o077:
+            raise Invalid("key-exposed", f"{path} can be read by others.", f"chmod 600 {path}")
+        pem = file.read(KEY_FILE_SIZE_MAX)
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        # The parser's own message is left out: it may quote the file.
+        raise Invalid("bad-key", f"{path} holds no private key in PEM without a password.") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Invalid("bad-key", f"{path} holds a key that is not P-256.")
+    return key
