@@ -21,7 +21,6 @@ from device_agent.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, Es
 from fleet.wire import est
 from fleet.wire.errors import WireError
 
-ANSWER_SIZE_MAX = 256 * 1024  # bytes: a cacerts answer in a rollover holds a few dozen certificates
 REASON_SIZE_MAX = 300  # characters of the server's sentence that we repeat
 RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202 or 503 that does not say when
 RETRY_AFTER_MIN_SECONDS = 1.0  # a server that says 0 is still not asked in a tight loop
@@ -185,8 +184,8 @@ def _read_answer(response: http.client.HTTPResponse, deadline: float) -> _Answer
     while part := response.read1(65536):
         parts.append(part)
         size += len(part)
-        if size > ANSWER_SIZE_MAX:
-            raise EstBadAnswer(f"The server's answer is larger than {ANSWER_SIZE_MAX} bytes.")
+        if size > est.BODY_SIZE_MAX:
+            raise EstBadAnswer(f"The server's answer is larger than {est.BODY_SIZE_MAX} bytes.")
         if time.monotonic() > deadline:
             raise EstUnreachable("The EST server's answer did not arrive in time.")
     if response.length:  # of a Content-Length, this much never came
@@ -207,17 +206,15 @@ def _retry_after_seconds(text: str) -> float:
 
 
 def _certificates(answer: _Answer) -> list[x509.Certificate]:
-    # RFC 7030, 4.1.3 and 4.2.3. The smime-type parameter is left alone: servers spell it in many ways.
-    media_type = answer.content_type.partition(";")[0].strip().lower()
-    if media_type != "application/pkcs7-mime":
-        raise EstBadAnswer(f"The server answered with {media_type[:80] or 'no content type'}, not with certificates.")
+    # RFC 7030, 4.1.3 and 4.2.3
+    if not est.is_certs_only(answer.content_type):
+        raise EstBadAnswer(
+            f"The server answered with {answer.content_type[:80] or 'no content type'!r}, no certificates."
+        )
     try:
-        certificates = est.decode_certs_only(est.decode_body(answer.body))
+        return est.decode_certs_only(est.decode_body(answer.body))
     except WireError as error:
         raise EstBadAnswer(f"The server's answer cannot be read: {error}") from error
-    if not certificates:
-        raise EstBadAnswer("The server's answer holds no certificate.")
-    return certificates
 
 
 def _refusal(answer: _Answer, operation: str) -> EstRefused | EstBadAnswer:

@@ -1,0 +1,195 @@
+"""agent.toml: what one device knows about itself and its fleet. Frozen, read once, errors name the key."""
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_agent.durable import write_durably
+from device_agent.errors import BadConfig
+
+FILE_NAME = "agent.toml"
+CA_NAME = "ca.pem"
+FILE_SIZE_MAX = 64 * 1024  # bytes
+
+# The same rule as the registry's: no + # / $, space or NUL can reach a topic or a file name.
+_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+_NUMBERS = {
+    # key: (default, least, most)
+    "mqtt.keepalive_seconds": (60, 5, 3600),
+    "mqtt.session_expiry_seconds": (86400, 0, 0xFFFFFFFE),
+    "renewal.at_fraction": (0.667, 0.05, 0.95),
+    "retry.base_seconds": (1.0, 0.01, 3600),
+    "retry.cap_seconds": (120.0, 0.01, 86400),
+    "retry.refused_seconds": (60.0, 0.01, 86400),
+    "outbox.messages_max": (1000, 1, 1_000_000),
+}
+_STRINGS = {"device_id", "hardware_serial", "est.url", "mqtt.host", "ca_file"}
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    home: Path
+    device_id: str
+    hardware_serial: str
+    est_url: str
+    mqtt_host: str
+    mqtt_port: int
+    ca_file: Path
+    keepalive_seconds: int
+    session_expiry_seconds: int
+    renew_at_fraction: float
+    """Of a certificate's lifetime: where the window for its renewal opens."""
+    retry_base_seconds: float
+    retry_cap_seconds: float
+    refused_retry_seconds: float
+    """The least wait after the server has said no."""
+    outbox_messages_max: int
+
+
+def check_device_id(text: str) -> str:
+    """`text` itself, when it is a device id.
+
+    Raises: BadConfig.
+    """
+    if not _DEVICE_ID.fullmatch(text):
+        raise BadConfig(
+            f"{text[:80]!r} is not a device id.",
+            "Use 1 to 64 letters, digits, dots, colons, dashes or underscores, starting with a letter or digit.",
+        )
+    return text
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`; without a port, 8883.
+
+    Raises: BadConfig.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
+    if not match or not 0 < int(match[2] or 8883) < 65536:
+        raise BadConfig(f"{text[:80]!r} is not an address of an MQTT server.", "Write it as HOST:PORT.")
+    return match[1].strip("[]"), int(match[2] or 8883)
+
+
+def write_config(
+    home: Path, device_id: str, est_url: str, mqtt_host: str, mqtt_port: int, ca_pem: bytes, hardware_serial: str = ""
+) -> Path:
+    """Make `home` with ca.pem and agent.toml in it, and return the latter's path. agent.toml comes last: a home that
+    has one is complete.
+
+    Raises: BadConfig when the home has one already; nothing in it is touched then. OSError.
+    """
+    path = home / FILE_NAME
+    if path.exists():
+        raise BadConfig(f"{home} is a device's home already.", "Choose another --home, or use the one that is there.")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_durably(home / CA_NAME, ca_pem)
+    text = _TEMPLATE.format(
+        device_id=json.dumps(check_device_id(device_id)),
+        hardware_serial=json.dumps(hardware_serial),
+        ca_file=json.dumps(CA_NAME),
+        est_url=json.dumps(est_url),
+        host=json.dumps(mqtt_host),
+        port=mqtt_port,
+        **{key.replace(".", "_"): value[0] for key, value in _NUMBERS.items()},
+    )
+    write_durably(path, text.encode())
+    return path
+
+
+def read_config(home: Path) -> AgentConfig:
+    """The configuration in `home`.
+
+    Raises: BadConfig, naming the key or the line.
+    """
+    path = home / FILE_NAME
+    try:
+        if path.stat().st_size > FILE_SIZE_MAX:
+            raise BadConfig(f"{path} is larger than {FILE_SIZE_MAX} bytes.")
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BadConfig(f"{home} is not a device's home: it has no {FILE_NAME}.", "Run `device-agent init`.") from None
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: {error}") from error
+    flat = _flatten(tree)
+    for key in flat:
+        if key not in _NUMBERS and key not in _STRINGS and key != "mqtt.port":
+            raise BadConfig(f"{path}: there is no setting {key!r}.", "Check its spelling and its [section].")
+    text = {key: _string(path, flat, key) for key in _STRINGS}
+    number = {key: _number(path, flat, key, *bounds) for key, bounds in _NUMBERS.items()}
+    return AgentConfig(
+        home=home,
+        device_id=check_device_id(text["device_id"]),
+        hardware_serial=text["hardware_serial"],
+        est_url=text["est.url"],
+        mqtt_host=text["mqtt.host"],
+        mqtt_port=int(_number(path, flat, "mqtt.port", 8883, 1, 65535)),
+        ca_file=home / (text["ca_file"] or CA_NAME),
+        keepalive_seconds=int(number["mqtt.keepalive_seconds"]),
+        session_expiry_seconds=int(number["mqtt.session_expiry_seconds"]),
+        renew_at_fraction=number["renewal.at_fraction"],
+        retry_base_seconds=number["retry.base_seconds"],
+        retry_cap_seconds=number["retry.cap_seconds"],
+        refused_retry_seconds=number["retry.refused_seconds"],
+        outbox_messages_max=int(number["outbox.messages_max"]),
+    )
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _string(path: Path, flat: dict[str, Any], key: str) -> str:
+    value = flat.get(key, "")
+    if not isinstance(value, str):
+        raise BadConfig(f"{path}: {key} must be a string.")
+    if not value and key in ("device_id", "est.url", "mqtt.host"):
+        raise BadConfig(f"{path}: {key} is missing.")
+    return value
+
+
+def _number(path: Path, flat: dict[str, Any], key: str, default: float, least: float, most: float) -> float:
+    value = flat.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise BadConfig(f"{path}: {key} must be a number from {least} to {most}.")
+    return float(value)
+
+
+_TEMPLATE = """\
+# One device of a fleet, as its agent sees it. Beside this file: ca.pem (whom we trust), slot-a and slot-b (key and
+# certificate, now and next), current (which of the two is in use).
+device_id = {device_id}
+hardware_serial = {hardware_serial}       # goes into the certificate's subject when it is not empty
+ca_file = {ca_file}                # beside this file, or an absolute path
+
+[est]
+url = {est_url}
+
+[mqtt]
+host = {host}                      # the name that the server's certificate must carry
+port = {port}
+keepalive_seconds = {mqtt_keepalive_seconds}
+session_expiry_seconds = {mqtt_session_expiry_seconds}    # how long the server keeps our session while we are away
+
+[renewal]
+at_fraction = {renewal_at_fraction}            # of the certificate's lifetime; a random part of a twelfth is added
+
+[retry]                          # waits are drawn at random below min(cap, base * 2 ** failures)
+base_seconds = {retry_base_seconds}
+cap_seconds = {retry_cap_seconds}
+refused_seconds = {retry_refused_seconds}           # the least wait after the server has said no
+
+[outbox]
+messages_max = {outbox_messages_max}              # kept while there is no connection; then `send` is refused
+"""

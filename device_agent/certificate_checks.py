@@ -1,0 +1,161 @@
+"""Whether a certificate that a server handed out is really ours to use: small named checks, run from a tuple.
+
+Needs `cryptography`, so only short-lived processes import this.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from device_agent.errors import EstBadAnswer
+from device_agent.identity_store import CertificateFacts
+from device_agent.renewal import Lifetime, has_expired
+
+CHAIN_LENGTH_MAX = 5  # root, policy, issuing: three are common
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One certificate, and everything that it is held against."""
+
+    certificate: x509.Certificate
+    public_key: CertificatePublicKeyTypes
+    """Of the key that this device holds."""
+    device_id: str
+    chain: tuple[x509.Certificate, ...]
+    """From its issuer to below the anchor; see `find_chain`."""
+    anchored: bool
+    now: datetime
+
+
+def key_is_ours(claim: Claim) -> None:
+    if claim.certificate.public_key() != claim.public_key:
+        raise EstBadAnswer("The certificate is for another key than this device's.")
+
+
+def name_is_ours(claim: Claim) -> None:
+    names = [str(name.value) for name in claim.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [claim.device_id]:
+        raise EstBadAnswer(
+            f"The certificate's common name is not {claim.device_id}.", "Check device_id in agent.toml, and the token."
+        )
+
+
+def chain_ends_at_anchor(claim: Claim) -> None:
+    if not claim.anchored:
+        raise EstBadAnswer(
+            "The certificate does not chain to this device's CA file.",
+            "Check that the CA file belongs to the fleet whose EST server was asked.",
+        )
+
+
+def is_for_clients(claim: Claim) -> None:
+    try:
+        usage = claim.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return  # RFC 5280, 4.2.1.12: without the extension every use is allowed
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+        raise EstBadAnswer("The certificate is not meant for TLS clients.")
+
+
+def is_no_authority(claim: Claim) -> None:
+    try:
+        is_ca = claim.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return
+    if is_ca:
+        raise EstBadAnswer("The certificate is a CA's, not a device's.")
+
+
+def is_valid_now(claim: Claim) -> None:
+    lifetime = lifetime_of(claim.certificate)
+    if lifetime.length.total_seconds() <= 0 or has_expired(lifetime, claim.now):
+        raise EstBadAnswer(
+            f"The certificate has expired at {lifetime.not_after:%Y-%m-%d %H:%M:%S} UTC.",
+            "Renew it, or enroll with a new token. Check this device's clock.",
+        )
+
+
+CHECKS: tuple[Callable[[Claim], None], ...] = (
+    key_is_ours,
+    name_is_ours,
+    chain_ends_at_anchor,
+    is_for_clients,
+    is_no_authority,
+    is_valid_now,
+)
+
+
+def check_certificate(
+    certificate: x509.Certificate,
+    *,
+    public_key: CertificatePublicKeyTypes,
+    device_id: str,
+    intermediates: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    """The chain to present with `certificate`: from its issuer up to, and without, the anchor.
+
+    Raises: EstBadAnswer for the first of CHECKS that does not hold.
+    """
+    chain, anchored = find_chain(certificate, intermediates, anchors, now)
+    claim = Claim(certificate, public_key, device_id, chain, anchored, now)
+    try:
+        for check in CHECKS:
+            check(claim)
+    except ValueError as error:  # an extension or name inside the certificate that cannot be decoded
+        raise EstBadAnswer("The certificate holds something that cannot be read.") from error
+    return chain
+
+
+def find_chain(
+    certificate: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+) -> tuple[tuple[x509.Certificate, ...], bool]:
+    """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached."""
+    chain: list[x509.Certificate] = []
+    below = certificate
+    for _ in range(CHAIN_LENGTH_MAX):
+        if any(_issued(anchor, below, now) for anchor in anchors):
+            return tuple(chain), True
+        issuer = next((each for each in intermediates if each not in chain and _issued(each, below, now)), None)
+        if issuer is None:
+            break
+        chain.append(issuer)
+        below = issuer
+    return tuple(chain), False
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate, now: datetime) -> bool:
+    try:
+        constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        certificate.verify_directly_issued_by(issuer)
+    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+        return False
+    return constraints.ca and not has_expired(lifetime_of(issuer), now)
+
+
+def lifetime_of(certificate: x509.Certificate) -> Lifetime:
+    """The certificate's validity."""
+    return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def facts_of(certificate: x509.Certificate, device_id: str) -> CertificateFacts:
+    """What the identity store notes beside the certificate."""
+    return CertificateFacts(
+        device_id=device_id,
+        serial=f"{certificate.serial_number:x}",
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        issuer=certificate.issuer.rfc4514_string(),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+    )

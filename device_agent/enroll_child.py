@@ -1,0 +1,155 @@
+"""`python -m device_agent.enroll_child`: one enrollment in a process of its own, and then gone.
+
+It makes the key, asks the EST server, checks the answer and writes the candidate slot. So the long-lived agent never
+loads `cryptography`, and a hung server is a process to kill. The job comes as one JSON object on stdin, the outcome
+goes as one JSON object to stdout: a token is never in an argument list or an environment.
+"""
+
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from device_agent.agent_config import AgentConfig, read_config
+from device_agent.certificate_checks import check_certificate, facts_of
+from device_agent.enrollment import Job, Outcome
+from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
+from device_agent.est_client import EstClient
+from device_agent.identity_store import Identity, IdentityStore
+from device_agent.renewal import clock_is_credible
+from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
+from fleet.wire.errors import WireError
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+"""What this device can make."""
+
+
+def main() -> None:
+    """Read the job, do it, print the outcome; the exit code is 0 when a candidate is in place."""
+    job = Job.from_json(sys.stdin.read())
+    # The parent's deadline, kept here too: a parent that was killed cannot keep it.
+    signal.alarm(int(job.deadline_seconds) + 1)
+    try:
+        identity = perform(job, datetime.now(UTC))
+    except EstError as error:
+        outcome = Outcome(
+            ok=False,
+            message=error.message,
+            advice=error.advice,
+            refused=isinstance(error, EstRefused),
+            retry_after_seconds=error.retry_after_seconds if isinstance(error, EstBusy) else 0.0,
+        )
+    except AgentError as error:
+        outcome = Outcome(ok=False, message=error.message, advice=error.advice)
+    except OSError as error:
+        outcome = Outcome(ok=False, message=f"The home cannot be written: {error}.", advice="Check the disk.")
+    else:
+        outcome = Outcome(ok=True, slot=identity.slot)
+    print(outcome.to_json(), flush=True)
+    raise SystemExit(0 if outcome.ok else 1)
+
+
+def perform(job: Job, now: datetime) -> Identity:
+    """Enroll or re-enroll, and leave a candidate in the spare slot.
+
+    Raises: EstError, Busy, NotEnrolled, BadConfig, StoreDamaged, OSError.
+    """
+    config = read_config(job.home)
+    store = IdentityStore(job.home)
+    with store.lock():
+        current = store.current()
+        slot, key = _key_for_candidate(store, job.key_type)
+        client = _client(config, job, current, now)
+        # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
+        intermediates = client.cacerts()
+        if job.operation == "reenroll" and current is not None:
+            certificate = client.simplereenroll(_csr_like(key, current))
+        else:
+            certificate = client.simpleenroll(build_csr(key, _subject(config), ()))
+        chain = check_certificate(
+            certificate,
+            public_key=key.public_key(),
+            device_id=config.device_id,
+            intermediates=intermediates,
+            anchors=_load_certificates(config.ca_file),
+            now=now,
+        )
+        chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
+        return store.complete(slot, chain_pem, facts_of(certificate, config.device_id))
+
+
+def _client(config: AgentConfig, job: Job, current: Identity | None, now: datetime) -> EstClient:
+    if job.operation == "reenroll" and current is None:
+        raise NotEnrolled("There is no certificate to renew.", "Enroll first: device-agent enroll.")
+    return EstClient(
+        config.est_url,
+        config.ca_file,
+        certificate=current.files if job.operation == "reenroll" and current else None,
+        basic=(config.device_id, job.token) if job.operation == "enroll" else None,
+        timeout_seconds=min(30.0, job.deadline_seconds),
+        patience_seconds=job.deadline_seconds / 2,
+        check_time=clock_is_credible(now, current.lifetime if current else None),
+    )
+
+
+def _key_for_candidate(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
+    slot = store.spare_slot()
+    pem = store.unfinished_key(slot)
+    if pem is not None:
+        try:
+            key = load_pem_private_key(pem, None)
+            if isinstance(key, PrivateKey) and key_type_of(key.public_key()) == key_type:
+                return slot, key
+        except (ValueError, TypeError, WireError):
+            pass  # cut short by a power loss: a new one is made
+    store.clear(slot)
+    key = _generate(key_type)
+    store.write_key(slot, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return slot, key
+
+
+def _generate(key_type: str) -> PrivateKey:
+    match key_type:
+        case "EC-P256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "EC-P384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "RSA-2048+":
+            return rsa.generate_private_key(65537, 3072)
+        case "Ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+    raise BadConfig(f"Keys of type {key_type[:40]!r} are not made here.")
+
+
+def _subject(config: AgentConfig) -> list[tuple[str, str]]:
+    subject = [(NameOID.COMMON_NAME.dotted_string, config.device_id)]
+    if config.hardware_serial:
+        subject.append((NameOID.SERIAL_NUMBER.dotted_string, config.hardware_serial))
+    return subject
+
+
+def _csr_like(key: PrivateKey, current: Identity) -> bytes:
+    # RFC 7030, 4.2.2: the subject and subjectAltName of the request must be those of the current certificate.
+    subject, alt_names = names_of_certificate(_load_certificates(current.certificate_file)[0])
+    return build_csr(key, subject, alt_names)
+
+
+def _load_certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except ValueError as error:
+        raise BadConfig(f"{path} cannot be read as PEM certificates.") from error
+
+
+if __name__ == "__main__":
+    main()

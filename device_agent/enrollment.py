@@ -1,0 +1,106 @@
+"""Starting an enrollment: the job for the child process, its outcome, and the process itself. Light: no cryptography."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
+DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
+
+KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+"""What a device may make, by the names that the fleet's models use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    home: Path
+    operation: Literal["enroll", "reenroll"]
+    token: str = field(default="", repr=False)
+    key_type: str = KEY_TYPES[0]
+    deadline_seconds: float = DEADLINE_SECONDS
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"home": str(self.home)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        tree = json.loads(text)
+        return cls(**(tree | {"home": Path(tree["home"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an enrollment ended. When `ok`, a candidate is in `slot`; otherwise the message says why there is none."""
+
+    ok: bool
+    slot: str = ""
+    message: str = ""
+    advice: str = ""
+    refused: bool = False
+    """The server said no: asking again soon with the same proof is of no use."""
+    retry_after_seconds: float = 0.0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class EnrollmentProcess:
+    """A running child. Wait until `fileno()` is readable, then call `read` until it gives an Outcome."""
+
+    def __init__(self, job: Job) -> None:
+        # -P: a module in the working directory must not stand in for one of ours.
+        command = [sys.executable, "-P", "-m", "device_agent.enroll_child"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._text = b""
+        assert self._process.stdin  # noqa: S101
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(job.to_json().encode())  # far below the pipe's 64 KB: does not block
+        os.set_blocking(self.fileno(), False)
+
+    def fileno(self) -> int:
+        assert self._process.stdout  # noqa: S101
+        return self._process.stdout.fileno()
+
+    def read(self) -> Outcome | None:
+        """What has arrived; the Outcome once the child has closed its end."""
+        try:
+            data = os.read(self.fileno(), OUTCOME_SIZE_MAX)
+        except BlockingIOError:
+            return None
+        self._text += data
+        if data and len(self._text) <= OUTCOME_SIZE_MAX:
+            return None
+        return self._finish()
+
+    def kill(self) -> Outcome:
+        """End it now."""
+        self._process.kill()
+        self._text = b""
+        return self._finish("The enrollment took too long and was stopped.")
+
+    def _finish(self, message: str = "The enrollment process ended without an answer.") -> Outcome:
+        assert self._process.stdout  # noqa: S101
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        try:
+            return Outcome(**json.loads(self._text))
+        except (ValueError, TypeError):
+            return Outcome(ok=False, message=message)
+
+
+def enroll_and_wait(job: Job) -> Outcome:
+    """Run one job to its end."""
+    process = EnrollmentProcess(job)
+    os.set_blocking(process.fileno(), True)
+    while (outcome := process.read()) is None:
+        pass
+    return outcome

@@ -1,0 +1,234 @@
+"""Where the device keeps its key and certificate: two slots, one of them current, the switch atomic.
+
+    HOME/slot-a/{key.pem, cert.pem, meta.json}
+    HOME/slot-b/{key.pem, cert.pem, meta.json}
+    HOME/current -> slot-a
+
+A new identity is always written into the slot that is not current, and meta.json is written last: it carries the hashes
+of the other two, so a slot is complete or it is treated as empty, whatever a power cut left in it. A complete slot of a
+later generation than the current one is a *candidate*. It becomes current by `promote`, once it has worked; only then
+may `discard` take its predecessor. A process that is killed at any point leaves a usable identity behind.
+
+cert.pem holds the certificate and the chain up to, and without, the root. Other programs may read `current/cert.pem`
+and `current/key.pem`. The dates stand in meta.json so that the long-lived process need not parse certificates.
+"""
+
+import hashlib
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from device_agent.durable import Step, held_lock, link_durably, no_step, sync_directory, write_durably
+from device_agent.errors import StoreDamaged
+from device_agent.renewal import Lifetime
+
+SLOTS = ("slot-a", "slot-b")
+FILE_SIZE_MAX = 64 * 1024  # bytes; a chain with post-quantum keys is about 20 KB
+
+_KEY, _CERTIFICATE, _META, _CURRENT, _LOCK = "key.pem", "cert.pem", "meta.json", "current", "slots.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What is noted about a certificate when it is stored. Dates aware, UTC; `serial` and `fingerprint` are hex."""
+
+    device_id: str
+    serial: str
+    fingerprint: str
+    """SHA-256 over the certificate's DER."""
+    issuer: str
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A complete slot."""
+
+    slot: str
+    generation: int
+    facts: CertificateFacts
+    certificate_file: Path
+    key_file: Path
+
+    @property
+    def lifetime(self) -> Lifetime:
+        return Lifetime(self.facts.not_before, self.facts.not_after)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """As ssl and EstClient want them: chain, key."""
+        return self.certificate_file, self.key_file
+
+
+class IdentityStore:
+    """The identities in one home. Holds nothing in memory: every question reads the files."""
+
+    def __init__(self, home: Path, step: Step = no_step) -> None:
+        self._home = home
+        self._step = step
+
+    def lock(self) -> AbstractContextManager[None]:
+        """To hold while writing a candidate, promoting or discarding. Raises: Busy when another process does."""
+        return held_lock(
+            self._home / _LOCK,
+            "Another device-agent command is changing this device's identity.",
+            "Wait for it to finish.",
+        )
+
+    def current(self) -> Identity | None:
+        """The identity in use, or None when there is none, or when its files are damaged."""
+        return self._pair()[0]
+
+    def candidate(self) -> Identity | None:
+        """A complete identity that has not yet been seen to work, or None."""
+        return self._pair()[1]
+
+    def slots(self) -> dict[str, str]:
+        """For people: each slot and what is in it: current, candidate, old, incomplete or empty."""
+        current, candidate = self._pair()
+        words = {}
+        for slot in SLOTS:
+            if current and slot == current.slot:
+                words[slot] = "current"
+            elif candidate and slot == candidate.slot:
+                words[slot] = "candidate"
+            elif self._read(slot):
+                words[slot] = "old"
+            else:
+                words[slot] = "incomplete" if any((self._home / slot).glob("*.*")) else "empty"
+        return words
+
+    def spare_slot(self) -> str:
+        """The slot that a new identity is to be written into: never the one we depend on."""
+        current, candidate = self._pair()
+        keep = current or candidate
+        return SLOTS[1] if keep and keep.slot == SLOTS[0] else SLOTS[0]
+
+    def unfinished_key(self, slot: str) -> bytes | None:
+        """The PEM key in `slot` when there is no certificate for it yet: an enrollment that was cut short is taken up
+        with the same key, so that a server that has already issued for it knows it again."""
+        directory = self._home / slot
+        if (directory / _META).exists():
+            return None
+        return _read_capped(directory / _KEY)
+
+    def clear(self, slot: str) -> None:
+        """Empty `slot`. Its meta.json goes first: from then on the slot counts as empty.
+
+        Raises: StoreDamaged when the slot is the one that is depended on; OSError.
+        """
+        current, candidate = self._pair()
+        if slot == (current.slot if current else candidate.slot if candidate else None):
+            raise StoreDamaged(f"{slot} holds the identity in use and is kept.")
+        directory = self._home / slot
+        if not directory.is_dir():
+            return
+        for name in (_META, _CERTIFICATE, _KEY):
+            (directory / name).unlink(missing_ok=True)
+            self._step(f"{name} removed")
+            sync_directory(directory)
+        for draft in directory.glob(".*.new"):
+            draft.unlink(missing_ok=True)
+
+    def write_key(self, slot: str, key_pem: bytes) -> None:
+        """Store the key of an identity to come, 0600. Raises: OSError."""
+        directory = self._home / slot
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700)
+            sync_directory(self._home)
+            self._step("slot made")
+        write_durably(directory / _KEY, key_pem, self._step)
+
+    def complete(self, slot: str, chain_pem: bytes, facts: CertificateFacts) -> Identity:
+        """Store the certificate for the key in `slot`, which makes it a candidate.
+
+        Raises: StoreDamaged when the slot cannot be read back; OSError.
+        """
+        directory = self._home / slot
+        key_pem = _read_capped(directory / _KEY)
+        if key_pem is None:
+            raise StoreDamaged(f"There is no key in {directory}.")
+        write_durably(directory / _CERTIFICATE, chain_pem, self._step)
+        generations = [identity.generation for other in SLOTS if (identity := self._read(other))]
+        meta = asdict(facts) | {
+            "not_before": facts.not_before.isoformat(),
+            "not_after": facts.not_after.isoformat(),
+            "generation": max(generations, default=0) + 1,
+            "key_file_sha256": hashlib.sha256(key_pem).hexdigest(),
+            "certificate_file_sha256": hashlib.sha256(chain_pem).hexdigest(),
+        }
+        write_durably(directory / _META, json.dumps(meta, indent=1).encode(), self._step)
+        identity = self._read(slot)
+        if identity is None:
+            raise StoreDamaged(f"What was written to {directory} cannot be read back.", "Check the disk.")
+        return identity
+
+    def promote(self, candidate: Identity) -> None:
+        """Make the candidate current, in one atomic step, and then erase what it replaces. Call it when it has worked.
+
+        Raises: StoreDamaged when the candidate is not complete; OSError.
+        """
+        if self._read(candidate.slot) != candidate:
+            raise StoreDamaged(f"{candidate.slot} is not complete any more.")
+        link_durably(self._home / _CURRENT, candidate.slot, self._step)
+        self.clear(self.spare_slot())
+
+    def _pair(self) -> tuple[Identity | None, Identity | None]:
+        by_slot = {slot: identity for slot in SLOTS if (identity := self._read(slot))}
+        current = by_slot.pop(self._pointed_slot() or "", None)
+        others = sorted(by_slot.values(), key=lambda identity: identity.generation)
+        if current is None and len(others) == 2:
+            current = others.pop(0)  # the pointer is lost: the elder has worked before
+        # Older than the current one: a predecessor whose erasure was cut short, never to be used again.
+        if current and others and others[0].generation < current.generation:
+            others = []
+        return current, others[0] if others else None
+
+    def _pointed_slot(self) -> str | None:
+        try:
+            name = (self._home / _CURRENT).readlink().name
+        except OSError:
+            return None
+        return name if name in SLOTS else None
+
+    def _read(self, slot: str) -> Identity | None:
+        directory = self._home / slot
+        key, certificate, meta = (_read_capped(directory / name) for name in (_KEY, _CERTIFICATE, _META))
+        if not key or not certificate or not meta:
+            return None
+        try:
+            tree = json.loads(meta)
+            if tree["key_file_sha256"] != hashlib.sha256(key).hexdigest():
+                return None
+            if tree["certificate_file_sha256"] != hashlib.sha256(certificate).hexdigest():
+                return None
+            facts = CertificateFacts(
+                device_id=str(tree["device_id"]),
+                serial=str(tree["serial"]),
+                fingerprint=str(tree["fingerprint"]),
+                issuer=str(tree["issuer"]),
+                not_before=_aware(tree["not_before"]),
+                not_after=_aware(tree["not_after"]),
+            )
+            return Identity(slot, int(tree["generation"]), facts, directory / _CERTIFICATE, directory / _KEY)
+        except (ValueError, KeyError, TypeError):
+            return None  # half-written by a power cut: as good as not there
+
+
+def _aware(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a date without a zone")
+    return moment
+
+
+def _read_capped(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_SIZE_MAX + 1)
+    except OSError:
+        return None
+    return data if data and len(data) <= FILE_SIZE_MAX else None

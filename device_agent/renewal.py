@@ -1,0 +1,71 @@
+"""When to renew, and how long to wait before trying again. Pure: time and chance are arguments.
+
+`share` is a number in [0, 1) drawn by the caller; the same share always gives the same answer.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+CLOCK_FLOOR = datetime(2020, 1, 1, tzinfo=UTC)  # a device with no battery-backed clock wakes up in 1970 or 2000
+
+RENEW_AT_FRACTION = 2 / 3  # of the lifetime: a third is left for outages
+RENEW_WINDOW_FRACTION = 1 / 12  # of the lifetime: a fleet enrolled in one hour does not renew in one second
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """The validity of a certificate: both ends aware, UTC."""
+
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def length(self) -> timedelta:
+        return self.not_after - self.not_before
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff with full jitter: a wait is drawn from the whole of [floor, floor + min(cap, base·2ⁿ))."""
+
+    base_seconds: float
+    cap_seconds: float
+    floor_seconds: float = 0.0
+
+    def delay_seconds(self, attempt: int, share: float) -> float:
+        """The wait after failure number `attempt`, counted from 0."""
+        # min() on the exponent: 2.0 ** 1100 does not fit a float, and a device may retry for years.
+        return self.floor_seconds + share * min(self.cap_seconds, self.base_seconds * 2.0 ** min(attempt, 60))
+
+
+def clock_is_credible(now: datetime, lifetime: Lifetime | None) -> bool:
+    """Whether `now` can be the real time.
+
+    Before 2020, or before our own certificate was valid, the clock has not been set since boot. It then proves nothing:
+    neither that a certificate has expired nor that it has not.
+    """
+    return now >= CLOCK_FLOOR and (lifetime is None or now >= lifetime.not_before)
+
+
+def has_expired(lifetime: Lifetime, now: datetime) -> bool:
+    """Whether the certificate is over, as far as the clock can be believed."""
+    return clock_is_credible(now, lifetime) and now >= lifetime.not_after
+
+
+def renewal_due_at(lifetime: Lifetime, share: float, fraction: float = RENEW_AT_FRACTION) -> datetime:
+    """When this certificate should be renewed: inside a window that opens at `fraction` of its lifetime."""
+    return lifetime.not_before + lifetime.length * (fraction + share * min(RENEW_WINDOW_FRACTION, 1 - fraction))
+
+
+def renewal_is_due(lifetime: Lifetime, now: datetime, share: float, fraction: float = RENEW_AT_FRACTION) -> bool:
+    """Whether to renew now. Never by a clock that cannot be right: a renewal then would be repeated for nothing."""
+    return clock_is_credible(now, lifetime) and now >= renewal_due_at(lifetime, share, fraction)
+
+
+def renewal_backoff(lifetime: Lifetime) -> Backoff:
+    """How failed renewals are spaced: several dozen tries fit into the last third of any lifetime."""
+    seconds = lifetime.length.total_seconds()
+    return Backoff(
+        base_seconds=min(60.0, max(1.0, seconds / 1000)),
+        cap_seconds=min(3600.0, max(5.0, seconds / 50)),
+    )
