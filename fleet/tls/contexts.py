@@ -1,0 +1,160 @@
+"""Server-side TLS contexts: what we offer, what we ask of a client, and whom we believe.
+
+TLS 1.3 and 1.2 only; on 1.2, ECDHE with AEAD only. No resumption of any kind: each connection proves itself anew and
+is checked against live state. No renegotiation, no compression, no early data. A context is never changed once made:
+build a fresh one and `swap` it in; running connections keep the one they began with.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from OpenSSL import SSL, crypto
+
+from fleet.tls import engine
+
+CHAIN_DEPTH_MAX = 5  # certificates between leaf and anchor; real device PKIs have one or two
+
+# AEAD with forward secrecy. CCM is what small devices speak (RFC 7925); CCM-8 is left out for its 64-bit tag.
+CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!PSK"
+# The first list that the engine knows whole. The hybrid comes first: it is chosen when the client offers it.
+GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521")
+
+OPTIONS = SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
+
+
+class Clock(Protocol):
+    """Reads the time: aware, UTC."""
+
+    def __call__(self) -> datetime: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """What a server proves itself with."""
+
+    certificate_chain: tuple[x509.Certificate, ...]
+    """Leaf first, then the intermediates that a client needs to reach its anchor."""
+    private_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class TlsContext:
+    """One ready set of rules, keys and anchors, shared by every connection that begins under it."""
+
+    engine_context: SSL.Context
+    clock: Clock
+    """Certificates are judged by this clock, once for each connection, when it begins."""
+    require_client: bool
+
+
+class ContextSource:
+    """Holds the context for the next connection. Swapping it is the whole of a certificate rotation."""
+
+    __slots__ = ("_current",)
+
+    def __init__(self, context: TlsContext) -> None:
+        self._current = context
+
+    @property
+    def current(self) -> TlsContext:
+        return self._current
+
+    def swap(self, new: TlsContext) -> None:
+        """Connections that begin from now on use `new`; those that have begun are not touched."""
+        self._current = new
+
+
+def server_context(
+    identity: ServerIdentity,
+    client_anchors: Sequence[x509.Certificate],
+    *,
+    require_client: bool,
+    clock: Clock,
+) -> TlsContext:
+    """A fresh context for `identity`, which believes clients whose chain ends at one of `client_anchors`.
+
+    Every anchor is trusted for itself, self-signed or not: giving the issuing CA beside its root ends each chain at the
+    issuing CA and saves a signature check on every handshake. With `require_client` false, a client may come without
+    a certificate; one that it does present must pass all the same.
+
+    Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
+    """
+    if not identity.certificate_chain:
+        raise ValueError("A server identity needs a certificate.")
+    if not client_anchors:
+        raise ValueError("A server context needs a client anchor: without one nobody could be believed.")
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_max_proto_version(SSL.TLS1_3_VERSION)
+    context.set_cipher_list(CIPHERS_TLS12)
+    if not any(engine.set_groups(context, names) for names in GROUPS):
+        raise RuntimeError("The TLS engine knows none of our key exchange groups.")
+    context.set_options(OPTIONS)
+    # Gives an idle connection's record buffers back: 16,000 idle devices would hold 0.5 GB of them.
+    context.set_mode(engine.lib.SSL_MODE_RELEASE_BUFFERS)
+    _forbid_resumption(context)
+    _present(context, identity)
+    _believe(context, client_anchors, require_client=require_client)
+    return TlsContext(context, clock, require_client)
+
+
+def _forbid_resumption(context: SSL.Context) -> None:
+    """A resumed session would skip the certificate check.
+
+    OP_NO_TICKET leaves TLS 1.2 without tickets and turns those of TLS 1.3 into names of cache entries; with no cache,
+    they name nothing. The random id makes sessions of another context foreign to this one, should one ever appear.
+    """
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF | SSL.SESS_CACHE_NO_INTERNAL)
+    context.set_session_id(secrets.token_bytes(32))
+
+
+def _present(context: SSL.Context, identity: ServerIdentity) -> None:
+    leaf, *intermediates = identity.certificate_chain
+    if leaf.public_key() != identity.private_key.public_key():
+        raise ValueError("The server's private key is not that of its certificate.")
+    context.use_certificate(leaf)
+    for certificate in intermediates:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(identity.private_key)
+    context.check_privatekey()
+
+
+def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool) -> None:
+    store = context.get_cert_store()
+    assert store is not None  # noqa: S101 - a fresh context always has one
+    for anchor in anchors:
+        store.add_cert(crypto.X509.from_cryptography(anchor))
+        context.add_client_ca(anchor)
+    engine.trust_each_anchor(context)
+    context.set_verify_depth(CHAIN_DEPTH_MAX)
+    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
+    context.set_verify(mode, _accept_certificate)
+
+
+def _accept_certificate(
+    connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, engine_says: int
+) -> bool:
+    """Called for each certificate of the chain, anchor first. It may only refuse what the engine has accepted."""
+    if not engine_says:
+        connection.set_app_data(engine.verify_error_text(error))
+        return False
+    # The engine accepts a leaf without extended key usage. RFC 5280, 4.2.1.12 lets us ask for it, and we do: a server's
+    # certificate, or one for signing code, of the same CA must not become a device.
+    if depth == 0 and not _is_for_clients(certificate.to_cryptography()):
+        connection.set_app_data("the certificate is not for clients: extended key usage clientAuth is missing")
+        return False
+    return True
+
+
+def _is_for_clients(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False  # ValueError: an extension that is not DER
+    return ExtendedKeyUsageOID.CLIENT_AUTH in usage.value

@@ -1,0 +1,109 @@
+"""Connections whose handshake is not done yet: how many, from whom, and until when.
+
+A handshake costs us more than it costs the other end, and an idle one costs it nothing at all. So their number is
+capped, in all and for each address, and each has a deadline. All have the same time, so the oldest is always the next
+one due and a single timer serves them all.
+"""
+
+import asyncio
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+from fleet.tls.errors import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeLimits:
+    """What strangers may take of us before they have proved anything."""
+
+    total_max: int = 1000
+    """Handshakes under way at once: about 60 MB of the engine's memory."""
+    per_address_max: int = 200
+    """From one IP address: a factory or a fleet behind one NAT comes back all at once after an outage."""
+    deadline_s: float = 10.0
+    """From accept to Finished: three round trips over a very bad mobile link."""
+
+    def __post_init__(self) -> None:
+        if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0:
+            raise ValueError("Handshake limits must be positive.")
+
+
+class Expiring(Protocol):
+    """What waits here."""
+
+    address: str
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        ...
+
+    def dismiss(self) -> None:
+        """The house closes."""
+        ...
+
+
+class HalfOpen:
+    """The waiting room. Each entry must `leave` exactly once, however it ends."""
+
+    __slots__ = ("_by_address", "_due", "_limits", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: HandshakeLimits) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._due: dict[Expiring, float] = {}  # in order of arrival, and so of deadline
+        self._by_address: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def enter(self, entry: Expiring) -> Refusal | None:
+        """Let `entry` in, or say why not."""
+        if len(self._due) >= self._limits.total_max:
+            return Refusal.TOTAL_CAP
+        source = _source(entry.address)
+        if self._by_address[source] >= self._limits.per_address_max:
+            return Refusal.ADDRESS_CAP
+        self._by_address[source] += 1
+        self._due[entry] = self._loop.time() + self._limits.deadline_s
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._limits.deadline_s, self._expire_due)
+        return None
+
+    def leave(self, entry: Expiring) -> None:
+        """Done or failed. An entry that is not in is let go."""
+        if self._due.pop(entry, None) is None:
+            return
+        source = _source(entry.address)
+        self._by_address[source] -= 1
+        if not self._by_address[source]:
+            del self._by_address[source]
+
+    def _expire_due(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for entry in [entry for entry, due in self._due.items() if due <= now]:
+            entry.expire()
+        self._arm()
+
+    def _arm(self) -> None:
+        first = next(iter(self._due.values()), None)
+        if first is not None and self._timer is None:
+            self._timer = self._loop.call_at(first, self._expire_due)
+
+    def close(self) -> None:
+        """Send everybody away."""
+        for entry in list(self._due):
+            entry.dismiss()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _source(address: str) -> str:
+    """Whom we take for one neighbour: an IPv4 address, or an IPv6 /64, which is what one subscriber is given."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))

@@ -1,0 +1,117 @@
+"""A connection between accept and Finished. It has no application yet, and what it sends reaches none."""
+
+import asyncio
+from typing import Protocol, cast
+
+from fleet.tls.contexts import ContextSource
+from fleet.tls.engine import Scratch
+from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
+from fleet.tls.half_open import HalfOpen
+from fleet.tls.session import TlsSession
+from fleet.tls.transport import TlsTransport
+
+
+class Reception(Protocol):
+    """What a handshake needs of the listener that accepted it."""
+
+    loop: asyncio.AbstractEventLoop
+    contexts: ContextSource
+    scratch: Scratch
+    half_open: HalfOpen
+
+    def count_accepted(self) -> None: ...
+    def refuse(self, address: str, reason: Refusal, detail: str) -> None: ...
+    def establish(self, transport: TlsTransport, early: bytes) -> None: ...
+    def lost(self, transport: TlsTransport) -> None: ...
+
+
+class Handshake(asyncio.BufferedProtocol):
+    """The socket's first protocol; when the handshake is done it hands the socket to a TlsTransport."""
+
+    __slots__ = ("_context", "_over", "_raw", "_reception", "_session", "address")
+
+    def __init__(self, reception: Reception) -> None:
+        self.address = ""
+        self._reception = reception
+        self._over = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        raw = cast(asyncio.Transport, transport)  # a stream socket's
+        reception = self._reception
+        reception.count_accepted()
+        self._raw = raw
+        peername = raw.get_extra_info("peername")
+        self.address = _plain_address(peername[0]) if peername else ""
+        if reason := reception.half_open.enter(self):
+            self._end(reason)
+            return
+        self._context = reception.contexts.current
+        self._session = TlsSession(self._context, self.address, reception.scratch)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reception.scratch.received_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._over:
+            return
+        session = self._session
+        try:
+            early = session.feed(self._reception.scratch.received_view[:nbytes])
+        except HandshakeFailed as failure:
+            self._refuse_politely(failure.reason, failure.detail)
+            return
+        except ProtocolBroken as failure:
+            # The handshake was done and what came with its end is broken. No application has seen anything.
+            self._refuse_politely(Refusal.HANDSHAKE, str(failure))
+            return
+        if session.peer is None:
+            if answer := session.outgoing():
+                self._raw.write(answer)
+            return
+        self._hand_over(early)
+
+    def _hand_over(self, early: bytes) -> None:
+        self._over = True
+        reception = self._reception
+        reception.half_open.leave(self)
+        transport = TlsTransport(
+            reception.loop, self._raw, self._session, self._context, reception.scratch, reception.lost
+        )
+        self._raw.set_protocol(transport.wire)
+        reception.establish(transport, early)
+
+    def _refuse_politely(self, reason: Refusal, detail: str) -> None:
+        """Let the engine's alert out. The place among the half-open is kept, and its deadline, until that is sent."""
+        self._over = True
+        self._reception.refuse(self.address, reason, detail)
+        if alert := self._session.outgoing():
+            self._raw.write(alert)
+        self._raw.close()
+
+    def _end(self, reason: Refusal) -> None:
+        if not self._over:
+            self._over = True
+            self._reception.refuse(self.address, reason, "")
+        self._raw.abort()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self._end(Refusal.DEADLINE)
+
+    def dismiss(self) -> None:
+        """The listener closes."""
+        self._end(Refusal.GONE)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reception.half_open.leave(self)
+        if not self._over:
+            self._over = True
+            self._reception.refuse(self.address, Refusal.GONE, "")
+
+
+def _plain_address(address: str) -> str:
+    """An IPv4 client of a dual-stack socket is known by its IPv4 address."""
+    return address.removeprefix("::ffff:") if "." in address else address

@@ -1,0 +1,157 @@
+"""Accepts TLS connections and makes an application protocol for each one that has proved itself.
+
+`protocol_factory` is called with the finished Peer: before the handshake is done no protocol exists, so nothing that a
+stranger sends can reach one.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fleet.domain.peer import Peer
+from fleet.tls.contexts import ContextSource
+from fleet.tls.engine import Scratch
+from fleet.tls.errors import Refusal
+from fleet.tls.half_open import HalfOpen, HandshakeLimits
+from fleet.tls.handshake import Handshake
+from fleet.tls.transport import TlsTransport
+
+__all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]
+
+ProtocolFactory = Callable[[Peer], asyncio.Protocol]
+OnRefused = Callable[[str, str], None]
+
+BACKLOG = 1024  # what the kernel holds for us while a burst is worked off; it caps this at somaxconn
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStats:
+    """Counted since the start, except for the first two."""
+
+    handshaking: int
+    """Now."""
+    connected: int
+    """Now."""
+    accepted: int
+    established: int
+    refused: dict[Refusal, int]
+
+
+class Listener:
+    """Listening sockets and what has come through them. Made by `listen`."""
+
+    def __init__(
+        self,
+        protocol_factory: ProtocolFactory,
+        contexts: ContextSource,
+        limits: HandshakeLimits,
+        on_refused: OnRefused | None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.contexts = contexts
+        self.scratch = Scratch()
+        self.half_open = HalfOpen(self.loop, limits)
+        self._protocol_factory = protocol_factory
+        self._on_refused = on_refused
+        self._accepted = 0
+        self._established = 0
+        self._refused: Counter[Refusal] = Counter()
+        self._connected: set[TlsTransport] = set()
+        self._server: asyncio.Server | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def start(self, host: str | Sequence[str] | None, port: int, *, backlog: int, reuse_port: bool) -> None:
+        """Bind and listen."""
+        self._server = await self.loop.create_server(
+            lambda: Handshake(self), host, port, backlog=backlog, reuse_port=reuse_port or None
+        )
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Each bound address and port."""
+        if self._server is None:
+            return ()
+        return tuple((name[0], name[1]) for name in (socket.getsockname() for socket in self._server.sockets))
+
+    @property
+    def port(self) -> int:
+        """Of the first address; with port 0 and several addresses each may have its own.
+
+        Raises: RuntimeError: closed.
+        """
+        addresses = self.addresses
+        if not addresses:
+            raise RuntimeError("The listener is closed.")
+        return addresses[0][1]
+
+    @property
+    def stats(self) -> ListenerStats:
+        return ListenerStats(
+            handshaking=len(self.half_open),
+            connected=len(self._connected),
+            accepted=self._accepted,
+            established=self._established,
+            refused=dict(self._refused),
+        )
+
+    def close(self) -> None:
+        """Accept nobody any more and drop handshakes under way. Connections go on until their protocols end them."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.half_open.close()
+
+    def abort_connections(self) -> None:
+        """End every connection at once."""
+        for transport in list(self._connected):
+            transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Return when the last connection has ended."""
+        await self._empty.wait()
+
+    # What a handshake tells us
+
+    def count_accepted(self) -> None:
+        self._accepted += 1
+
+    def refuse(self, address: str, reason: Refusal, detail: str) -> None:
+        self._refused[reason] += 1
+        if self._on_refused is not None:
+            self._on_refused(address, f"{reason}: {detail}" if detail else str(reason))
+
+    def establish(self, transport: TlsTransport, early: bytes) -> None:
+        self._established += 1
+        self._connected.add(transport)
+        self._empty.clear()
+        transport.begin(self._protocol_factory(transport.peer), early)
+
+    def lost(self, transport: TlsTransport) -> None:
+        self._connected.discard(transport)
+        if not self._connected:
+            self._empty.set()
+
+
+async def listen(
+    protocol_factory: ProtocolFactory,
+    host: str | Sequence[str] | None,
+    port: int,
+    *,
+    contexts: ContextSource,
+    limits: HandshakeLimits | None = None,
+    on_refused: OnRefused | None = None,
+    backlog: int = BACKLOG,
+    reuse_port: bool = False,
+) -> Listener:
+    """Listen on `host` (several, or None for every interface) and `port` (0: any free one).
+
+    `on_refused` is told the address and one of `Refusal`'s words, often with a detail after a colon, of each
+    connection that came to nothing. `reuse_port` lets several processes share the port.
+
+    Raises: OSError: the address cannot be bound.
+    """
+    listener = Listener(protocol_factory, contexts, limits or HandshakeLimits(), on_refused)
+    await listener.start(host, port, backlog=backlog, reuse_port=reuse_port)
+    return listener

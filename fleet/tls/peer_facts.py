@@ -1,0 +1,42 @@
+"""From a finished handshake to the frozen Peer that the rest of the house reads."""
+
+import hashlib
+
+from OpenSSL import SSL
+
+from fleet.domain.peer import Peer
+from fleet.tls import engine
+
+EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266, 4.2
+EXPORTER_SIZE = 32
+
+
+def peer_of(connection: SSL.Connection, address: str, scratch: engine.Scratch) -> Peer:
+    """The proved facts of `connection`, whose handshake has just finished."""
+    chain = engine.verified_chain_der(connection, scratch)
+    version = connection.get_protocol_version_name()
+    if version == "TLSv1.3":
+        binding_type, binding = "tls-exporter", _tls_exporter(connection)
+    else:
+        binding_type, binding = "tls-unique", _tls_unique(connection)
+    return Peer(
+        address=address,
+        certificate_der=chain[0] if chain else None,
+        chain_der=chain,
+        fingerprint=hashlib.sha256(chain[0]).digest() if chain else None,
+        tls_version=version,
+        cipher=connection.get_cipher_name() or "",
+        group=connection.get_group_name() or "",
+        channel_binding_type=binding_type,
+        channel_binding=binding,
+    )
+
+
+def _tls_exporter(connection: SSL.Connection) -> bytes:
+    # RFC 9266, 4.2: zero-length context. On TLS 1.3 an empty context and none are the same (RFC 8446, 7.5).
+    return connection.export_keying_material(EXPORTER_LABEL, EXPORTER_SIZE, b"")
+
+
+def _tls_unique(connection: SSL.Connection) -> bytes:
+    # RFC 5929, 3.1: the first Finished of the handshake. In a full handshake, and we have no other, the client's.
+    return connection.get_peer_finished() or b""
