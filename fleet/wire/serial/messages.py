@@ -32,6 +32,7 @@ _KIND_MAX = 255
 
 _NAME = Text(64, 1)
 _SHA256 = Bytes(32, 32)
+_BLOB = Uint(2, 1)
 
 BLANK, PENDING, PROVISIONED = "blank", "pending", "provisioned"
 """What a board holds: nothing; a key without an active certificate; an active identity."""
@@ -97,7 +98,7 @@ class ReadCsr:
 @dataclass(frozen=True, slots=True)
 class WriteBegin:
     KIND: ClassVar[int] = 4
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(max(Blob), 1), Uint(BLOB_SIZE_MAX, 1), _SHA256)
+    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1), _SHA256)
     blob: int
     size: int
     sha256: bytes
@@ -106,7 +107,7 @@ class WriteBegin:
 @dataclass(frozen=True, slots=True)
 class WriteChunk:
     KIND: ClassVar[int] = 5
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(max(Blob), 1), Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
     blob: int
     offset: int
     data: bytes
@@ -195,14 +196,14 @@ class CsrChunk:
 @dataclass(frozen=True, slots=True)
 class WriteReady:
     KIND: ClassVar[int] = 68
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(max(Blob), 1),)
+    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB,)
     blob: int
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkStored:
     KIND: ClassVar[int] = 69
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(max(Blob), 1), Uint(BLOB_SIZE_MAX, 1))
+    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1))
     blob: int
     received: int
     """Octets of this blob that the board holds now."""
@@ -305,16 +306,16 @@ def encode(message: Message) -> bytes:
     """
     body = message.body
     names = [field.name for field in dataclasses.fields(body)]
-    values = [getattr(body, name) for name in names]
     header = (VERSION, body.KIND, message.session, message.step)
     try:
-        for value, (what, shape) in zip(header, _HEADER_SHAPES, strict=True):
-            shape.check(value, what)
-        for name, value, shape in zip(names, values, body.SHAPES, strict=True):
-            shape.check(value, f"{type(body).__name__}.{name}")
+        items = [shape.check(value, what) for value, (what, shape) in zip(header, _HEADER_SHAPES, strict=True)]
+        fields = {
+            number: shape.check(getattr(body, name), f"{type(body).__name__}.{name}")
+            for number, (name, shape) in enumerate(zip(names, body.SHAPES, strict=True), start=1)
+        }
     except WireError as error:
         raise ValueError(str(error)) from None
-    return _dumps([*header, dict(enumerate(values, start=1))])
+    return _dumps([*items, fields])
 
 
 def decode(payload: bytes) -> Message:

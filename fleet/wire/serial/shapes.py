@@ -21,12 +21,12 @@ class Uint:
     minimum: int = 0
 
     def check(self, value: object, name: str) -> int:
-        # `type() is`, not isinstance: CBOR's true is not the number one.
-        if type(value) is not int:
+        # CBOR's true is not the number one, though Python's is.
+        if not isinstance(value, int) or isinstance(value, bool):
             raise Malformed(f"{name} is not an unsigned integer.")
         if not self.minimum <= value <= self.maximum:
             raise Malformed(f"{name} is not between {self.minimum} and {self.maximum}.")
-        return value
+        return int(value)
 
 
 @dataclass(frozen=True, slots=True)
