@@ -66,7 +66,9 @@ NEXT: dict[DeviceState, frozenset[DeviceState]] = {
         {DeviceState.ACTIVE, DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED}
     ),
     DeviceState.ACTIVE: frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED}),
-    DeviceState.SUSPENDED: frozenset({DeviceState.ACTIVE, DeviceState.REVOKED, DeviceState.RETIRED}),
+    DeviceState.SUSPENDED: frozenset(
+        {DeviceState.REGISTERED, DeviceState.ACTIVE, DeviceState.REVOKED, DeviceState.RETIRED}
+    ),
     DeviceState.REVOKED: frozenset({DeviceState.RETIRED}),
     DeviceState.RETIRED: frozenset(),
 }

@@ -1,0 +1,255 @@
+"""What the fleet consists of: models, devices, tokens and stations are brought in here.
+
+Each function checks, reads what it must, and commits one Change with its audit row. `actor` is who asked, in the
+audit's words ("operator"). Conflicts are the registry's own: two who add the same name at once, and one of them loses.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from fleet.domain.changes import (
+    AddCredential,
+    AddDevice,
+    AddModel,
+    AddStation,
+    AddToken,
+    AuditEntry,
+    Change,
+    Event,
+    EventKind,
+    RevokeToken,
+    SetModel,
+    Write,
+)
+from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, Device, DeviceState, Model, device_id, plain_name
+from fleet.domain.enrollment import permit_station
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.ports import Issuer, Registry
+from fleet.domain.topic_policy import FILTERS_MAX, check_filter
+
+TOKEN_USES_MAX = 100_000  # a production run; a token for more is a password
+TOKEN_TTL_MIN = timedelta(seconds=1)
+TOKEN_TTL_MAX = timedelta(days=90)  # a token that nobody used for a quarter has been forgotten somewhere
+TOKEN_TTL = timedelta(hours=1)
+STATION_MODELS_MAX = 64
+STATION_LIFETIME = timedelta(days=365)
+
+# It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
+_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")
+
+
+def _change(
+    action: str,
+    subject: str,
+    writes: tuple[Write, ...],
+    *,
+    actor: str,
+    now: datetime,
+    events: tuple[Event, ...] = (),
+    **detail: str,
+) -> Change:
+    return Change(AuditEntry(now, actor, action, subject, "ok", detail=detail), writes, events)
+
+
+def checked_model(model: Model) -> Model:
+    """`model` itself, when devices can live by it.
+
+    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`.
+    """
+    plain_name(model.name, "model")
+    if not LIFETIME_MIN <= model.certificate_lifetime <= LIFETIME_MAX:
+        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    unknown = sorted(set(model.key_types) - set(KEY_TYPES))
+    if unknown or not model.key_types:
+        what = f"{unknown[0]!r} is not a key type." if unknown else "A model needs a key type."
+        raise Invalid("bad-key-type", what, f"Choose from {', '.join(KEY_TYPES)}.")
+    for filters in (model.publish, model.subscribe):
+        if len(filters) > FILTERS_MAX:
+            raise Invalid("too-many-filters", f"A model has at most {FILTERS_MAX} filters of each kind.")
+        for text in filters:
+            filled = check_filter(text).replace("{id}", "").replace("{model}", "")
+            if "{" in filled or "}" in filled:  # a misspelt {ID} would silently be taken as it stands
+                message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
+                raise Invalid("bad-topic-filter", message)
+    return model
+
+
+async def add_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+    """Bring in a model.
+
+    Raises: Invalid: see `checked_model`. Conflict (`model-exists`).
+    """
+    write = AddModel(checked_model(model))
+    await registry.commit(_change("model.add", f"model {model.name}", (write,), actor=actor, now=now))
+
+
+async def set_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+    """Put `model` in place of the one of its name. Live sessions are held to its topics from now on.
+
+    Raises: Invalid: see `checked_model`. Conflict (`no-such-model`).
+    """
+    write = SetModel(checked_model(model))
+    events = (Event(EventKind.MODEL_CHANGED, model.name),)
+    await registry.commit(_change("model.set", f"model {model.name}", (write,), actor=actor, now=now, events=events))
+
+
+async def _known_model(registry: Registry, name: str) -> Model:
+    model = await registry.model(name)
+    if model is None:
+        raise NotFound("no-such-model", f"There is no model {name[:80]!r}.", "See: fleet model list")
+    return model
+
+
+async def add_device(
+    registry: Registry, id_text: str, model: str, *, hardware_serial: str = "", actor: str, now: datetime
+) -> Device:
+    """Register a device, so that it can be given a certificate.
+
+    Raises: Invalid: `bad-device-id`, `bad-hardware-serial`. NotFound (`no-such-model`). Conflict (`device-exists`):
+    in whatever state it is, a device is never registered anew, so this cannot bring a revoked one back.
+    """
+    device = Device(device_id(id_text), model, DeviceState.REGISTERED, now, hardware_serial)
+    if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
+        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
+        raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
+    await _known_model(registry, model)
+    events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
+    change = _change(
+        "device.add", f"device {device.id}", (AddDevice(device),), actor=actor, now=now, events=events, model=model
+    )
+    await registry.commit(change)
+    return device
+
+
+async def create_token(
+    registry: Registry,
+    *,
+    device: str | None = None,
+    model: str | None = None,
+    uses: int = 1,
+    ttl: timedelta = TOKEN_TTL,
+    actor: str,
+    now: datetime,
+) -> tuple[Token, str]:
+    """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET".
+
+    The text exists only in this answer: the registry keeps the SHA-256 of the secret.
+
+    Raises: Invalid: `bad-token-scope`, `bad-token-uses`, `bad-token-ttl`. NotFound: `no-such-device`,
+    `no-such-model`. Refused (`device-revoked`, `device-retired`): it could never be used.
+    """
+    if (device is None) == (model is None):
+        raise Invalid("bad-token-scope", "A token is for one device or for one model, and not for both.")
+    if not 1 <= uses <= TOKEN_USES_MAX:
+        raise Invalid("bad-token-uses", f"A token has 1 to {TOKEN_USES_MAX} uses.")
+    if not TOKEN_TTL_MIN <= ttl <= TOKEN_TTL_MAX:
+        raise Invalid("bad-token-ttl", f"A token lives at least one second and at most {TOKEN_TTL_MAX.days} days.")
+    if model is not None:
+        await _known_model(registry, model)
+    known = await _enrollable(registry, device) if device is not None else None
+    secret = secrets.token_urlsafe(32)
+    token = Token(
+        id=secrets.token_hex(6),
+        secret_sha256=hashlib.sha256(secret.encode("ascii")).digest(),
+        device_id=known.id if known else None,
+        model=model,
+        uses_max=uses,
+        uses=0,
+        created_at=now,
+        expires_at=now + ttl,
+    )
+    scope = f"device {device}" if device is not None else f"model {model}"
+    change = _change("token.create", f"token {token.id}", (AddToken(token),), actor=actor, now=now, scope=scope)
+    await registry.commit(change)
+    return token, f"{token.id}.{secret}"
+
+
+async def _enrollable(registry: Registry, id_text: str) -> Device:
+    device = await registry.device(device_id(id_text))
+    if device is None:
+        advice = f"Register it with: fleet device add {id_text} --model MODEL"
+        raise NotFound("no-such-device", f"There is no device {id_text}.", advice)
+    if device.state in (DeviceState.REVOKED, DeviceState.RETIRED):
+        message = f"Device {device.id} is {device.state}, and that is for good."
+        raise Refused(f"device-{device.state}", message, "Register the hardware under a new id.")
+    return device
+
+
+async def revoke_token(registry: Registry, token_id: str, *, actor: str, now: datetime) -> None:
+    """No further use of the token; certificates that it earned stay.
+
+    Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
+    """
+    if await registry.token(token_id) is None:
+        raise NotFound("no-such-token", f"There is no token {token_id[:80]!r}.", "See: fleet token list")
+    write = RevokeToken(token_id, now)
+    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), actor=actor, now=now))
+
+
+async def _new_station(registry: Registry, name: str, models: Sequence[str], now: datetime) -> Station:
+    plain_name(name, "station")
+    if not 1 <= len(models) <= STATION_MODELS_MAX:
+        raise Invalid("bad-station-models", f"A station provisions 1 to {STATION_MODELS_MAX} models.")
+    for model in models:
+        await _known_model(registry, model)
+    if await registry.station(name) is not None:
+        raise Conflict("station-exists", f"Station {name} exists already.", "Choose another name.")
+    return Station(name, tuple(dict.fromkeys(models)), now)
+
+
+async def add_station(registry: Registry, name: str, models: Sequence[str], *, actor: str, now: datetime) -> Station:
+    """Record a factory station without a certificate.
+
+    Raises: Invalid: `bad-name`, `bad-station-models`. NotFound (`no-such-model`). Conflict (`station-exists`).
+    """
+    station = await _new_station(registry, name, models, now)
+    change = _change(
+        "station.add",
+        f"station {name}",
+        (AddStation(station),),
+        actor=actor,
+        now=now,
+        models=" ".join(station.models),
+    )
+    await registry.commit(change)
+    return station
+
+
+async def enroll_station(
+    registry: Registry,
+    issuer: Issuer,
+    name: str,
+    models: Sequence[str],
+    spki_der: bytes,
+    *,
+    lifetime: timedelta = STATION_LIFETIME,
+    actor: str,
+    now: datetime,
+) -> Credential:
+    """Record a factory station together with a certificate for its key: both, or neither.
+
+    `spki_der` is the station's public key, a DER SubjectPublicKeyInfo.
+
+    Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
+    """
+    if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
+        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    station = await _new_station(registry, name, models, now)
+    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), now + lifetime, now)
+    credential = issuer.issue(permit, now)
+    change = _change(
+        "station.add",
+        f"station {name}",
+        (AddStation(station), AddCredential(credential)),
+        actor=actor,
+        now=now,
+        events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
+        models=" ".join(station.models),
+        serial=credential.serial,
+    )
+    await registry.commit(change)
+    return credential

@@ -1,0 +1,123 @@
+"""Taking away and giving back: what ends a device's or a station's right to connect.
+
+Each move is one Change: the state, the credentials, the audit row, and the events by which gateways cut the live
+session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
+"""
+
+from dataclasses import replace
+from datetime import datetime
+
+from fleet.domain.changes import (
+    AuditEntry,
+    Change,
+    Event,
+    EventKind,
+    MoveDevice,
+    RevokeCredentials,
+    Write,
+)
+from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.device import NEXT, Device, DeviceState, device_id
+from fleet.domain.errors import Conflict, Invalid, NotFound
+from fleet.domain.ports import Registry
+
+REASON_MAX = 200  # characters: a line in the audit, not a report
+
+
+async def suspend(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+    """Refuse the device everywhere until it is resumed. Its certificates stay as they are.
+
+    Raises: NotFound (`no-such-device`). Conflict: its state does not allow it. Invalid (`bad-reason`).
+    """
+    device = await _found(registry, id_text)
+    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", actor, reason, now)
+
+
+async def resume(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+    """Let a suspended device in again: as ACTIVE, or as REGISTERED when it never had a certificate.
+
+    Raises: as `suspend`.
+    """
+    device = await _found(registry, id_text)
+    if device.state is not DeviceState.SUSPENDED:
+        raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
+    enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
+    to = DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
+    return await _move(registry, device, to, "device.resume", actor, reason, now)
+
+
+async def revoke(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+    """Put the device out for good: its live session ends, its certificates are revoked, its id is never enrolled again.
+
+    Raises: as `suspend`.
+    """
+    device = await _found(registry, id_text)
+    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", actor, reason, now)
+
+
+async def retire(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+    """Take the device out of service in good order; nothing opens for it any more, and its certificates are revoked.
+
+    Raises: as `suspend`.
+    """
+    device = await _found(registry, id_text)
+    return await _move(registry, device, DeviceState.RETIRED, "device.retire", actor, reason, now)
+
+
+async def revoke_station(registry: Registry, name: str, *, actor: str, reason: str = "", now: datetime) -> None:
+    """Revoke every certificate of the station. Devices that it provisioned stay.
+
+    Raises: NotFound (`no-such-station`). Conflict (`station-revoked`): it holds none that is not revoked.
+    """
+    if await registry.station(name) is None:
+        raise NotFound("no-such-station", f"There is no station {name[:80]!r}.", "See: fleet station list")
+    ending = [
+        c
+        for c in await registry.credentials(name)
+        if c.kind is CredentialKind.STATION and c.state is not CredentialState.REVOKED
+    ]
+    if not ending:
+        raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
+    await registry.commit(
+        Change(
+            audit=_entry("station.revoke", f"station {name}", actor, reason, now),
+            writes=(RevokeCredentials(CredentialKind.STATION, name),),
+            # By fingerprint: a device may bear the station's name, and its sessions are none of this.
+            events=tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending),
+        )
+    )
+
+
+async def _found(registry: Registry, id_text: str) -> Device:
+    device = await registry.device(device_id(id_text))
+    if device is None:
+        raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")
+    return device
+
+
+async def _move(
+    registry: Registry, device: Device, to: DeviceState, action: str, actor: str, reason: str, now: datetime
+) -> Device:
+    if to not in NEXT[device.state]:
+        already = " already" if device.state is to else ""
+        raise Conflict(
+            f"device-{device.state}", f"Device {device.id} is {device.state}{already}; it cannot become {to}."
+        )
+    # From every state that may lead there, not just the one that was looked at: a device that is revoked while it
+    # enrolls is revoked. But a resume answers a suspension and nothing else.
+    resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)
+    allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
+    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to),)
+    events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
+    if to in (DeviceState.REVOKED, DeviceState.RETIRED):
+        writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
+        events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
+    audit = _entry(action, f"device {device.id}", actor, reason, now)
+    await registry.commit(Change(audit, writes, events))
+    return replace(device, state=to)
+
+
+def _entry(action: str, subject: str, actor: str, reason: str, now: datetime) -> AuditEntry:
+    if len(reason) > REASON_MAX or not reason.isprintable():
+        raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
+    return AuditEntry(now, actor, action, subject, "ok", detail={"reason": reason} if reason else {})
