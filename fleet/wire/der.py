@@ -18,6 +18,7 @@ CONTEXT_1 = 0xA1
 
 DEPTH_MAX = 16  # levels of indefinite length inside one another; PKCS#7 has five
 LENGTH_OCTETS_MAX = 4  # 4 GiB, far above any cap here
+WALK_DEPTH_MAX = 40  # a key bag inside PKCS#12 lies about twenty deep
 OID_OCTETS_MAX = 64  # longer than any that is in use
 
 _INDEFINITE = 0x80
@@ -166,3 +167,24 @@ def _base128(number: int) -> bytes:
     while number := number >> 7:
         octets.append(0x80 | number & 0x7F)
     return bytes(reversed(octets))
+
+
+def walk(element: Element, depth: int = 0) -> Iterator[Element]:
+    """Yield `element` and everything in it, also what an OCTET STRING holds when that is ASN.1; BER is read.
+
+    What can't be read is passed over: this is for looking around, not for judging.
+
+    Raises: TooLarge when it nests too deep.
+    """
+    if depth > WALK_DEPTH_MAX:
+        raise TooLarge("ASN.1 elements are nested too deep.")
+    yield element
+    holds_asn1 = element.tag == OCTET_STRING and element.data[element.start : element.start + 1] == b"\x30"
+    if not (element.tag & _CONSTRUCTED or holds_asn1):
+        return
+    try:
+        inner = list(children(element, ber=True))
+    except Malformed:
+        return
+    for child in inner:
+        yield from walk(child, depth + 1)

@@ -1,0 +1,36 @@
+"""Certificates, keys, requests and revocation lists in the files that people exchange: recognise, read, write.
+
+bundle = read(path.read_bytes(), password=b"secret")
+path.write_bytes(write(bundle, Form.P7B, drop=True))
+"""
+
+from fleet.wire.encodings.bundle import (
+    FORM_BY_SUFFIX,
+    INPUT_SIZE_MAX,
+    Bundle,
+    Form,
+    PasswordNeeded,
+    WouldLose,
+    WrongPassword,
+    belongs_to,
+)
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.recognise import Content, recognise
+from fleet.wire.encodings.writing import holds_secret, losses, write
+
+__all__ = [
+    "FORM_BY_SUFFIX",
+    "INPUT_SIZE_MAX",
+    "Bundle",
+    "Content",
+    "Form",
+    "PasswordNeeded",
+    "WouldLose",
+    "WrongPassword",
+    "belongs_to",
+    "holds_secret",
+    "losses",
+    "read",
+    "recognise",
+    "write",
+]

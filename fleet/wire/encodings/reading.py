@@ -1,0 +1,156 @@
+"""One file in, one Bundle out, whatever the file is."""
+
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from fleet.wire import der
+from fleet.wire.encodings.bundle import CERTIFICATES_MAX, OBJECTS_MAX, Bundle, belongs_to, chain_order
+from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
+from fleet.wire.encodings.pem import Block, blocks
+from fleet.wire.encodings.pkcs12 import read_pkcs12
+from fleet.wire.encodings.recognise import Content, cleaned, recognise, unwrapped_base64
+from fleet.wire.errors import TooLarge, Unsupported
+from fleet.wire.parsing import library_errors
+from fleet.wire.pkcs7 import split_signed_data
+
+_CONTENT_BY_LABEL = {
+    "CERTIFICATE": Content.CERTIFICATE,
+    "X509 CERTIFICATE": Content.CERTIFICATE,
+    "TRUSTED CERTIFICATE": Content.CERTIFICATE,
+    "CERTIFICATE REQUEST": Content.REQUEST,
+    "NEW CERTIFICATE REQUEST": Content.REQUEST,
+    "X509 CRL": Content.REVOCATION_LIST,
+    "PKCS7": Content.PKCS7,
+    "PKCS #7 SIGNED DATA": Content.PKCS7,
+    "CMS": Content.PKCS7,
+    "PRIVATE KEY": Content.PRIVATE_KEY,
+    "RSA PRIVATE KEY": Content.PRIVATE_KEY,
+    "EC PRIVATE KEY": Content.PRIVATE_KEY,
+    "DSA PRIVATE KEY": Content.PRIVATE_KEY,
+    "ENCRYPTED PRIVATE KEY": Content.ENCRYPTED_KEY,
+    "PUBLIC KEY": Content.PUBLIC_KEY,
+    "TSS2 PRIVATE KEY": Content.TPM_KEY,
+}
+_OTHERS_BY_LABEL = {
+    "PKCS#11 PROVIDER URI": "a key held by a PKCS#11 token (PKCS#11 PROVIDER URI)",
+    "OPENSSH PRIVATE KEY": "an OpenSSH private key",
+}
+_A_TPM_KEY = "a key held by a TPM (TSS2 PRIVATE KEY)"
+_SILENT_LABELS = frozenset({"EC PARAMETERS"})  # `openssl ecparam -genkey` writes them before the key that repeats them
+
+
+def read(data: bytes, password: bytes | None = None) -> Bundle:
+    """Everything in `data`, which may be any of recognise.Content.
+
+    Without `password`, an encrypted key in PEM or PKCS#8 is counted and left closed; PKCS#12 that needs one is refused.
+
+    Raises: TooLarge, Malformed (WrongPassword among them), Unsupported (PasswordNeeded among them).
+    """
+    content = recognise(data)
+    data = cleaned(data)
+    if content is Content.BASE64:
+        data = unwrapped_base64(data) or b""
+        content = recognise(data)
+    if content is Content.PKCS12:
+        return read_pkcs12(data, password)
+    found = _Found(password)
+    if content is Content.PEM:
+        for block in blocks(data):
+            found.add_block(block)
+    else:
+        found.add(content, data)
+    return found.bundle(is_set=content is Content.PKCS7)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What has been read so far. Local to one call of `read`."""
+
+    password: bytes | None = field(repr=False)
+    certificates: list[x509.Certificate] = field(default_factory=list)
+    keys: list[PrivateKeyTypes] = field(default_factory=list, repr=False)
+    requests: list[x509.CertificateSigningRequest] = field(default_factory=list)
+    lists: list[x509.CertificateRevocationList] = field(default_factory=list)
+    locked_keys: int = 0
+    others: list[str] = field(default_factory=list)
+
+    def add_block(self, block: Block) -> None:
+        if block.old_encryption:
+            if self.password is None:
+                self.locked_keys += 1
+            else:
+                self.keys.append(old_encrypted_key(block.text, self.password))
+            return
+        content = _CONTENT_BY_LABEL.get(block.label)
+        if content is not None:
+            is_trusted = block.label == "TRUSTED CERTIFICATE"
+            self.add(content, _first_element(block.content) if is_trusted else block.content)
+            if is_trusted:
+                self.others.append("OpenSSL's trust settings")
+        elif block.label not in _SILENT_LABELS:
+            self.others.append(_OTHERS_BY_LABEL.get(block.label, f"a PEM block called {block.label}"))
+
+    def add(self, content: Content, data: bytes) -> None:
+        match content:
+            case Content.CERTIFICATE:
+                self._add_certificate(data)
+            case Content.REQUEST:
+                with library_errors("certificate request"):
+                    self.requests.append(x509.load_der_x509_csr(data))
+            case Content.REVOCATION_LIST:
+                self._add_list(data)
+            case Content.PKCS7:
+                certificates, lists = split_signed_data(data, CERTIFICATES_MAX)
+                for each in certificates:
+                    self._add_certificate(each)
+                for each in lists:
+                    self._add_list(each)
+            case Content.PRIVATE_KEY:
+                self.keys.append(plain_key(data))
+            case Content.ENCRYPTED_KEY if self.password is None:
+                self.locked_keys += 1
+            case Content.ENCRYPTED_KEY:
+                self.keys.append(encrypted_key(data, self.password))
+            case Content.PUBLIC_KEY:
+                self.others.append("a public key")
+            case Content.TPM_KEY:
+                self.others.append(_A_TPM_KEY)
+            case Content.PEM | Content.BASE64 | Content.PKCS12:
+                raise Unsupported(f"{content} inside another form is not read.")
+
+    def _add_certificate(self, data: bytes) -> None:
+        if len(self.certificates) >= CERTIFICATES_MAX:
+            raise TooLarge(f"The file holds more than {CERTIFICATES_MAX} certificates.")
+        with library_errors("certificate"):
+            self.certificates.append(x509.load_der_x509_certificate(data))
+
+    def _add_list(self, data: bytes) -> None:
+        if len(self.lists) >= OBJECTS_MAX:
+            raise TooLarge(f"The file holds more than {OBJECTS_MAX} revocation lists.")
+        with library_errors("certificate revocation list"):
+            self.lists.append(x509.load_der_x509_crl(data))
+
+    def bundle(self, *, is_set: bool) -> Bundle:
+        if len(self.keys) > 1:
+            raise Unsupported(f"The file holds {len(self.keys)} private keys; put one with its certificates in a file.")
+        key = self.keys[0] if self.keys else None
+        certificates = tuple(self.certificates)
+        if is_set:
+            # PKCS#7 holds a SET, sorted by its bytes.
+            certificates = tuple(certificates[index] for index in chain_order(certificates, key))
+        elif key is not None:
+            certificates = tuple(sorted(certificates, key=lambda each: not belongs_to(each, key)))
+        return Bundle(
+            certificates=certificates,
+            private_key=key,
+            requests=tuple(self.requests),
+            revocation_lists=tuple(self.lists),
+            locked_keys=self.locked_keys,
+            others=tuple(self.others),
+        )
+
+
+def _first_element(data: bytes) -> bytes:
+    return der.read_element(data, 0, len(data)).whole

@@ -1,0 +1,176 @@
+"""One Bundle out in one form; and an error that says what the form can't hold, before anything is lost."""
+
+import base64
+import textwrap
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose
+from fleet.wire.encodings.pkcs12 import write_pkcs12
+from fleet.wire.errors import Unsupported
+from fleet.wire.parsing import library_errors
+from fleet.wire.pkcs7 import join_signed_data
+
+
+def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool = False) -> bytes:
+    """`bundle` in `form`. `password` encrypts the private key (PKCS#8), or the whole of PKCS#12, which must have one.
+
+    With `drop`, what the form can't hold is left out; DER then keeps the first certificate, or else the first request,
+    revocation list or key.
+
+    Raises: WouldLose naming what would be left out; Unsupported when nothing is left to write, or when a password is
+    given and nothing in the form can be encrypted; PasswordNeeded.
+    """
+    lost = losses(bundle, form)
+    if lost and not drop:
+        raise WouldLose(form, lost)
+    if not _is_anything_kept(bundle, form):
+        raise Unsupported(f"There is nothing in the file that {FORM_TITLES[form]} can hold.")
+    if password is not None and not holds_secret(bundle, form):
+        raise Unsupported(f"Nothing in this {FORM_TITLES[form]} output can be protected by a password.")
+    return _WRITERS[form](bundle, password)
+
+
+def holds_secret(bundle: Bundle, form: Form) -> bool:
+    """Whether `bundle` written in `form` holds a private key or is encrypted as a whole."""
+    match form:
+        case Form.P12 | Form.P12_LEGACY:
+            return True
+        case Form.PEM | Form.KEY:
+            return bundle.private_key is not None
+        case Form.DER:
+            return _der_kind(bundle) == "private key"
+        case Form.P7B | Form.P7B_PEM:
+            return False
+
+
+def losses(bundle: Bundle, form: Form) -> tuple[str, ...]:
+    """What `bundle` holds and `form` can't, each in words; () when nothing is lost."""
+    keeps = _kept(bundle, form)
+    lost = []
+    if bundle.private_key is not None and not keeps["private key"]:
+        lost.append("the private key")
+    if bundle.locked_keys:
+        lost.append("the encrypted private key, whose password was not given")
+    for what, items in _groups(bundle).items():
+        dropped = len(items) - keeps[what]
+        if dropped > 0:
+            beyond = " beyond the first" if keeps[what] else ""
+            lost.append(f"{dropped} {what}{'s' if dropped > 1 else ''}{beyond}")
+    names = [name for name in bundle.friendly_names if name is not None]
+    if names and form not in (Form.P12, Form.P12_LEGACY):
+        lost.append(f"the friendly name{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}")
+    return (*lost, *bundle.others)
+
+
+def _groups(bundle: Bundle) -> dict[str, tuple[object, ...]]:
+    """The lists in a bundle, by what one item is called."""
+    return {
+        "certificate": bundle.certificates,
+        "certificate request": bundle.requests,
+        "revocation list": bundle.revocation_lists,
+    }
+
+
+def _kept(bundle: Bundle, form: Form) -> dict[str, int]:
+    """How many of each `form` can hold."""
+    key = int(bundle.private_key is not None)
+    counts = {what: len(items) for what, items in _groups(bundle).items()} | {"private key": key}
+    nothing = dict.fromkeys(counts, 0)
+    match form:
+        case Form.PEM:
+            return counts
+        case Form.P7B | Form.P7B_PEM:
+            return counts | {"private key": 0, "certificate request": 0}
+        case Form.P12 | Form.P12_LEGACY:
+            return counts | {"certificate request": 0, "revocation list": 0}
+        case Form.KEY:
+            return nothing | {"private key": key}
+        case Form.DER:
+            kind = _der_kind(bundle)
+            return nothing | ({kind: 1} if kind else {})
+
+
+def _der_kind(bundle: Bundle) -> str | None:
+    """What a DER file would hold: it has room for a single thing."""
+    first = next((what for what, items in _groups(bundle).items() if items), None)
+    return first or ("private key" if bundle.private_key is not None else None)
+
+
+def _is_anything_kept(bundle: Bundle, form: Form) -> bool:
+    return any(_kept(bundle, form).values())
+
+
+def _write_pem(bundle: Bundle, password: bytes | None) -> bytes:
+    """The key first, as Python's and nginx's loaders like it, then its certificate and the chain."""
+    parts = [_key(bundle.private_key, Encoding.PEM, password)] if bundle.private_key is not None else []
+    parts += [each.public_bytes(Encoding.PEM) for each in bundle.certificates]
+    parts += [each.public_bytes(Encoding.PEM) for each in bundle.requests]
+    parts += [each.public_bytes(Encoding.PEM) for each in bundle.revocation_lists]
+    return b"".join(parts)
+
+
+def _write_der(bundle: Bundle, password: bytes | None) -> bytes:
+    if bundle.certificates:
+        return bundle.certificates[0].public_bytes(Encoding.DER)
+    if bundle.requests:
+        return bundle.requests[0].public_bytes(Encoding.DER)
+    if bundle.revocation_lists:
+        return bundle.revocation_lists[0].public_bytes(Encoding.DER)
+    return _only_key(bundle, Encoding.DER, password)
+
+
+def _write_p7b(bundle: Bundle, password: bytes | None) -> bytes:
+    return join_signed_data(
+        (each.public_bytes(Encoding.DER) for each in bundle.certificates),
+        (each.public_bytes(Encoding.DER) for each in bundle.revocation_lists),
+    )
+
+
+def _write_p7b_pem(bundle: Bundle, password: bytes | None) -> bytes:
+    text = "\n".join(textwrap.wrap(base64.b64encode(_write_p7b(bundle, password)).decode(), 64))
+    return f"-----BEGIN PKCS7-----\n{text}\n-----END PKCS7-----\n".encode()
+
+
+def _write_p12(bundle: Bundle, password: bytes | None) -> bytes:
+    return write_pkcs12(bundle, password)
+
+
+def _write_p12_legacy(bundle: Bundle, password: bytes | None) -> bytes:
+    return write_pkcs12(bundle, password, legacy=True)
+
+
+def _write_key(bundle: Bundle, password: bytes | None) -> bytes:
+    return _only_key(bundle, Encoding.PEM, password)
+
+
+def _only_key(bundle: Bundle, encoding: Encoding, password: bytes | None) -> bytes:
+    if bundle.private_key is None:
+        raise Unsupported("There is no private key to write.")
+    return _key(bundle.private_key, encoding, password)
+
+
+def _key(key: PrivateKeyTypes, encoding: Encoding, password: bytes | None) -> bytes:
+    if password == b"":
+        raise PasswordNeeded("An empty password protects nothing; give one, or none at all.")
+    with library_errors("private key"):
+        encryption = NoEncryption() if password is None else BestAvailableEncryption(password)
+        return key.private_bytes(encoding, PrivateFormat.PKCS8, encryption)
+
+
+_WRITERS: dict[Form, Callable[[Bundle, bytes | None], bytes]] = {
+    Form.PEM: _write_pem,
+    Form.DER: _write_der,
+    Form.P7B: _write_p7b,
+    Form.P7B_PEM: _write_p7b_pem,
+    Form.P12: _write_p12,
+    Form.P12_LEGACY: _write_p12_legacy,
+    Form.KEY: _write_key,
+}
