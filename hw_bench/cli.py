@@ -1,0 +1,80 @@
+"""The `hw-bench` command."""
+
+import json
+import signal
+from types import FrameType
+
+import click
+
+from fleet.cli.output import output_option, print_rows
+from hw_bench.processes import BenchError
+from hw_bench.report import lines
+from hw_bench.scenarios.registry import SCENARIOS
+from hw_bench.turns import Plan
+
+EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
+_PLAN = Plan()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fleet-front-door", prog_name="hw-bench")
+def main() -> None:
+    """Measure the fleet's servers on this machine, beside their peers.
+
+    \b
+    hw-bench list                        what can be measured
+    hw-bench run handshakes              a table
+    hw-bench run handshakes -o json      the same for programs
+
+    Servers run on one core, the load on another; contenders take turns. Programs that are not installed are left out by
+    name. Exit codes: 0 measured, 1 failed, 2 used wrongly.
+    """
+    # A run stops its servers on the way out; SIGTERM takes the same way as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command("list")
+@output_option
+def list_scenarios(output: str) -> None:
+    """What can be measured."""
+    print_rows(("name", "description"), [(name, one.description()) for name, one in SCENARIOS.items()], output)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(SCENARIOS)), metavar="NAME")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=_PLAN.seconds,
+    show_default=True,
+    help="Length of one turn.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1, max=1000),
+    default=_PLAN.rounds,
+    show_default=True,
+    help="Turns of each contender.",
+)
+@output_option
+@click.pass_context
+def run(context: click.Context, name: str, seconds: float, rounds: int, output: str) -> None:
+    """Measure NAME and report. Progress goes to stderr.
+
+    Whether goals were reached is in the report; the exit code says only whether the measurement could be taken.
+    """
+    try:
+        report = SCENARIOS[name].run(Plan(seconds, rounds), lambda text: click.echo(text, err=True))
+    except BenchError as error:
+        raise click.ClickException(f"measuring {name}: {error}") from error
+    except KeyboardInterrupt:
+        click.echo("Stopped; everything that was started has ended.", err=True)
+        context.exit(EXIT_INTERRUPTED)
+    if output == "json":
+        click.echo(json.dumps(report.as_json(), ensure_ascii=False))
+    else:
+        click.echo("\n".join(lines(report)))

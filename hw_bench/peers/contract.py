@@ -1,0 +1,51 @@
+"""What every measured server is to the bench: a name, a reason why it may be missing, and a way to start it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hw_bench.certificates import Certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where one run takes place."""
+
+    folder: Path
+    """Empty at the start, private, removed at the end."""
+    certificates: Certificates
+    server_core: int
+    load_core: int
+
+    def room(self, name: str) -> Path:
+        """A new folder for one server."""
+        path = self.folder / name
+        path.mkdir(mode=0o700)
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    name: str
+    version: str
+    """Its own, and its TLS library's where it tells."""
+    address: tuple[str, int]
+    pids: tuple[int, ...]
+    """The processes whose CPU time is its price; what they have started is counted with them."""
+    broker: str = ""
+    """For a broker: where a subscriber attaches without TLS, "unix:PATH"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A kind of server that can be measured."""
+
+    name: str
+    about: str
+    missing: Callable[[], str | None]
+    """Why it can't run here, or None."""
+    start: Callable[[Ground], AbstractContextManager[Running]]
+    """Start it on `server_core` and stop it at the end of the block. Raises: BenchError."""

@@ -1,0 +1,106 @@
+"""Child processes of a run: started on a core of their own, and gone when the run is over, however it ends."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hw_bench.clock import process_time, process_tree
+
+START_SECONDS_MAX = 20.0  # a Python server with its imports, on a machine that has other things to do
+STOP_SECONDS_MAX = 5.0  # what a server promises for draining
+LOG_TAIL_SIZE = 2000  # of a failed program's output, quoted in the error
+
+
+class BenchError(Exception):
+    """A measurement could not be taken; the text says why, for a person."""
+
+
+def pick_cores() -> tuple[int, int]:
+    """(server's core, load's core): two that this process may use, or the same one twice when it has but one."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[0], allowed[min(1, len(allowed) - 1)]
+
+
+@contextlib.contextmanager
+def on_cores(*cores: int) -> Iterator[None]:
+    """Run the block on `cores`; what it starts is born there, with no moment elsewhere."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def running(
+    argv: list[str], *, cores: tuple[int, ...], log: Path, cwd: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `argv` for the duration of the block, its output in `log`; at the end it and all its descendants are gone.
+
+    It has a session of its own, so that Ctrl-C reaches the run and the run stops it, in order.
+    """
+    with on_cores(*cores), log.open("wb") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM, and after STOP_SECONDS_MAX SIGKILL, for `process` and whatever it has started and not cleaned up."""
+    family = process_tree((process.pid,)).values()
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for member in family:
+        # Same number and same start: it is that process, not a later one that was given its number.
+        now = process_time(member.pid)
+        if now is not None and now.started == member.started and member.pid != process.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Return when `ready()` holds.
+
+    Raises: BenchError when `process` ends first or START_SECONDS_MAX pass, with the end of its log.
+    """
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while not ready():
+        if process.poll() is not None:
+            raise BenchError(f"{what} ended with exit code {process.returncode}: {tail(log)}")
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what} was not ready within {START_SECONDS_MAX:.0f} s: {tail(log)}")
+        time.sleep(0.01)
+
+
+def accepts(address: tuple[str, int]) -> bool:
+    """Whether something listens at `address`."""
+    with socket.socket() as probe:
+        return probe.connect_ex(address) == 0
+
+
+def tail(log: Path) -> str:
+    """The end of what a program has said."""
+    text = log.read_bytes()[-LOG_TAIL_SIZE:].decode(errors="replace").strip()
+    return text or "it said nothing"

@@ -1,0 +1,1 @@
+"""What is measured: each module describes one run and carries it out."""

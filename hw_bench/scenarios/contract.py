@@ -1,0 +1,113 @@
+"""What every scenario is to the command line."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hw_bench.certificates import make_certificates
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.registry import PEERS
+from hw_bench.processes import BenchError, pick_cores
+from hw_bench.report import Goal, Report, Turn, judge, ratio, summarise
+from hw_bench.turns import Plan, Progress, machine
+
+
+class Scenario(Protocol):
+    """A small frozen description that can run itself."""
+
+    @property
+    def name(self) -> str: ...
+    def description(self) -> str:
+        """One sentence: what is counted, and beside whom."""
+        ...
+
+    def run(self, plan: Plan, progress: Progress) -> Report:
+        """Measure. All processes and files are gone when it returns or raises. Raises: BenchError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a scenario brings home besides its turns."""
+
+    versions: dict[str, str]
+    """Contender -> its version, in the order of the report."""
+    subjects: tuple[str, ...]
+    """Those that are ours: each is compared with every other contender."""
+    missing: dict[str, str]
+    checks: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def ground_for(devices: int = 1) -> Iterator[Ground]:
+    """A private folder with certificates, and two cores; the folder is gone at the end."""
+    server_core, load_core = pick_cores()
+    with tempfile.TemporaryDirectory(prefix="hw-bench-") as name:
+        folder = Path(name)
+        yield Ground(folder, make_certificates(folder / "certificates", devices), server_core, load_core)
+
+
+def start_peers(
+    names: Sequence[str], ground: Ground, stack: contextlib.ExitStack, progress: Progress
+) -> tuple[list[Running], dict[str, str]]:
+    """(those that run now, name -> why it does not). They stop when `stack` closes.
+
+    Raises: BenchError when one can't start, or none is there.
+    """
+    started, missing = [], {}
+    for name in names:
+        peer = PEERS[name]
+        reason = peer.missing()
+        if reason is not None:
+            progress(f"leaving out {name}: {reason}")
+            missing[name] = reason
+            continue
+        progress(f"starting {name}")
+        started.append(stack.enter_context(peer.start(ground)))
+    if not started:
+        raise BenchError("Nothing to measure: " + "; ".join(missing.values()) + ".")
+    return started, missing
+
+
+def conclude(
+    scenario: Scenario,
+    unit: str,
+    plan: Plan,
+    turns: Sequence[Turn],
+    findings: Findings,
+    *,
+    ratios_by: tuple[str, ...],
+    goals: tuple[Goal, ...],
+    cores: tuple[int, int],
+) -> Report:
+    """The report of what was measured."""
+    summaries = tuple(
+        summarise(name, version, [turn for turn in turns if turn.contender == name])
+        for name, version in findings.versions.items()
+    )
+    peers = [name for name in findings.versions if name not in findings.subjects]
+    ratios = tuple(
+        ratio(subject, peer, measure, turns)
+        for subject in findings.subjects
+        for peer in peers
+        for measure in ratios_by
+        if subject in findings.versions
+    )
+    verdicts = (judge(goal, summaries, ratios) for goal in goals)
+    return Report(
+        scenario=scenario.name,
+        description=scenario.description(),
+        unit=unit,
+        seconds=plan.seconds,
+        rounds=plan.rounds,
+        machine=machine(cores),
+        turns=tuple(turns),
+        summaries=summaries,
+        ratios=ratios,
+        verdicts=tuple(verdict for verdict in verdicts if verdict is not None),
+        missing=findings.missing,
+        checks=findings.checks,
+    )

@@ -1,0 +1,121 @@
+"""Taking turns: A B C, A B C, ... so that what drifts on the machine hits all contenders alike."""
+
+import os
+import platform
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from OpenSSL import SSL
+
+from hw_bench.clock import CoreTime, core_times, cpu_seconds
+from hw_bench.report import Turn
+
+WARM_UP_SECONDS = 0.3  # caches, allocators and Python's specialised bytecode settle in much less
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long a run is."""
+
+    seconds: float = 3.0
+    """Of one turn."""
+    rounds: int = 3
+    """Turns of each contender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the load has seen in one turn."""
+
+    operations: int
+    failed: int
+    wall: float | None = None
+    """Seconds, when the load knows better than a clock around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One that takes turns."""
+
+    name: str
+    version: str
+    server_pids: tuple[int, ...]
+    act: Callable[[float], Outcome]
+    """Put it under load for so many seconds. All that it has started is over when it returns."""
+    load_cpu: Callable[[], float]
+    """CPU seconds that the load has used so far."""
+
+
+def take_turns(contenders: Sequence[Contender], plan: Plan, cores: tuple[int, int], progress: Progress) -> list[Turn]:
+    """`plan.rounds` turns of each, interleaved, after a short one each that is thrown away.
+
+    `cores` are the server's and the load's. Raises: whatever an act raises.
+    """
+    for contender in contenders:
+        progress(f"warming up: {contender.name}")
+        contender.act(min(WARM_UP_SECONDS, plan.seconds))
+    turns = []
+    for number in range(1, plan.rounds + 1):
+        for contender in contenders:
+            turn = take_turn(contender, number, plan.seconds, cores)
+            progress(
+                f"round {number} of {plan.rounds}: {contender.name}, {turn.operations:,} in {turn.wall:.1f} s,"
+                f" {turn.milliseconds:.3f} CPU ms each"
+            )
+            turns.append(turn)
+    return turns
+
+
+def take_turn(contender: Contender, number: int, seconds: float, cores: tuple[int, int]) -> Turn:
+    """One turn: clocks read, load applied, clocks read again."""
+    before = _Reading.of(contender)
+    outcome = contender.act(seconds)
+    after = _Reading.of(contender)
+    server_core, load_core = cores
+    return Turn(
+        contender=contender.name,
+        round=number,
+        operations=outcome.operations,
+        failed=outcome.failed,
+        wall=after.wall - before.wall if outcome.wall is None else outcome.wall,
+        server_cpu=after.server - before.server,
+        load_cpu=after.load - before.load,
+        server_core_busy=after.cores[server_core].share_busy_since(before.cores[server_core]),
+        load_core_busy=after.cores[load_core].share_busy_since(before.cores[load_core]),
+        cores=len(set(cores)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    wall: float
+    server: float
+    load: float
+    cores: dict[int, CoreTime]
+
+    @classmethod
+    def of(cls, contender: Contender) -> "_Reading":
+        server, load = cpu_seconds(contender.server_pids), contender.load_cpu()
+        return cls(time.monotonic(), server, load, core_times())
+
+
+def machine(cores: tuple[int, int]) -> dict[str, str]:
+    """What the figures were taken on."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "machine": f"{model}, {os.cpu_count()} cores; server on core {cores[0]}, load on core {cores[1]}",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "TLS": f"ours on {SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()}; the system's is {ssl.OPENSSL_VERSION}",
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
