@@ -121,6 +121,21 @@ class IssuePermit:
     """By what right, in words, for the audit."""
 
 
+def earned_before(a: Application) -> Credential | None:
+    """The certificate that this very request has earned already: it comes again because the answer was lost.
+
+    It is for the same key, and was never seen in use. Nothing new is given away: only the holder of that key can use
+    it. Past half of its life a new one is better than the old.
+    """
+    for credential in reversed(a.credentials):
+        if isinstance(a.grant, RenewalGrant) and credential.fingerprint == a.grant.credential.fingerprint:
+            return None  # what a renewal earned is younger than the certificate that asked for it
+        if credential.state is CredentialState.ISSUED and credential.key_sha256 == a.request.key_sha256:
+            half = (credential.not_after - credential.not_before) / 2
+            return credential if credential.not_before <= a.now < credential.not_before + half else None
+    return None
+
+
 def key_is_allowed(a: Application) -> None:
     if a.request.key_type not in a.model.key_types:
         raise Invalid(
@@ -144,7 +159,7 @@ def grant_is_valid(a: Application) -> None:
                 raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")
             if a.now >= token.expires_at:
                 raise Refused("token-expired", "The token has expired.", "Ask for a new one.")
-            if token.uses >= token.uses_max:
+            if token.uses >= token.uses_max and earned_before(a) is None:
                 raise Refused("token-used-up", "The token has been used up.", "Ask for a new one.")
         case RenewalGrant(credential=credential):
             if credential.state not in USABLE:
