@@ -18,17 +18,21 @@ def check_filter(text: str) -> str:
 
     Raises: Invalid (`bad-topic-filter`).
     """
-    levels = text.split("/")
-    bad = (
-        not text
-        or "\0" in text
-        or len(text) > 1024
-        or any("#" in level and (level != "#" or n != len(levels) - 1) for n, level in enumerate(levels))
-        or any("+" in level and level != "+" for level in levels)
-    )
-    if bad:
+    # Anything unprintable, a line break above all, would be a second line in a broker's access list; a space at
+    # either end would be lost there. `$share` names how to subscribe, not what: a policy holds what.
+    bad = not text.isprintable() or text != text.strip() or len(text) > 1024 or text.startswith("$share/")
+    if bad or not is_well_formed(text):
         raise Invalid("bad-topic-filter", f"{text[:80]!r} is not a topic filter.", "See MQTT 5.0, section 4.7.")
     return text
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether wildcards stand where a topic filter may have them (MQTT 5.0, 4.7.1), in a string that is not empty."""
+    levels = text.split("/")
+    return bool(text) and not (
+        any("#" in level and (level != "#" or n != len(levels) - 1) for n, level in enumerate(levels))
+        or any("+" in level and level != "+" for level in levels)
+    )
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -63,17 +67,25 @@ class TopicPolicy:
     subscribe: tuple[str, ...]
 
     def may_publish(self, topic: str) -> bool:
-        """Whether the device may publish to `topic`, which must hold no wildcard."""
+        """Whether the device may publish to `topic`; never when it is empty or holds a wildcard."""
+        if not topic or "+" in topic or "#" in topic:
+            return False
         return any(matches(f, topic) for f in self.publish)
 
     def may_subscribe(self, topic_filter: str) -> bool:
         """Whether the device may subscribe to `topic_filter`; a `$share/GROUP/` prefix is looked through."""
         if topic_filter.startswith("$share/"):
             parts = topic_filter.split("/", 2)
-            if len(parts) < 3 or not parts[1] or not parts[2]:
+            # [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+            if len(parts) < 3 or not parts[1] or "+" in parts[1] or "#" in parts[1]:
                 return False
             topic_filter = parts[2]
-        return any(covers(f, topic_filter) for f in self.subscribe)
+        # `covers` walks well-formed filters only: it would find "a/#/b" within "a/#".
+        return is_well_formed(topic_filter) and any(covers(f, topic_filter) for f in self.subscribe)
+
+    def may_receive(self, topic: str) -> bool:
+        """Whether a message on `topic` may reach the device: whatever it subscribed to under an earlier policy."""
+        return any(matches(f, topic) for f in self.subscribe)
 
 
 def policy_of(device: Device, model: Model) -> TopicPolicy:

@@ -1,0 +1,38 @@
+"""The small packets that a gateway may have to write itself: acknowledgements and DISCONNECT (3.4 to 3.7, 3.14)."""
+
+from fleet.wire.errors import Malformed
+from fleet.wire.mqtt.codes import V5, PacketType, Reason
+from fleet.wire.mqtt.fields import encode_integer, encode_packet
+
+PUBACK = PacketType.PUBACK << 4
+PUBREC = PacketType.PUBREC << 4
+PUBREL = PacketType.PUBREL << 4 | 2
+PUBCOMP = PacketType.PUBCOMP << 4
+PINGREQ = bytes((PacketType.PINGREQ << 4, 0))
+PINGRESP = bytes((PacketType.PINGRESP << 4, 0))
+DISCONNECT = PacketType.DISCONNECT << 4
+
+
+def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS) -> bytes:
+    """A PUBACK, PUBREC, PUBREL or PUBCOMP, whichever `first` names. 3.1.1 has no room for a reason."""
+    body = encode_integer(packet_id, 2)
+    if version == V5 and reason:
+        body += bytes((reason,))  # 3.4.2.2.1: with no properties their length may be left out
+    return encode_packet(first, body)
+
+
+def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION) -> bytes:
+    """A DISCONNECT. Only a client may send it in 3.1.1; in 5.0 a server may too, with a reason."""
+    return encode_packet(DISCONNECT, bytes((reason,)) if version == V5 and reason else b"")
+
+
+def decode_packet_id(body: bytes) -> int:
+    """The packet identifier that starts `body`. Raises: Malformed."""
+    if len(body) < 2:
+        raise Malformed("A packet ends before its packet identifier.")
+    return int.from_bytes(body[:2], "big")
+
+
+def decode_reason(body: bytes, at: int) -> int:
+    """The reason code at `at`: 2 in an acknowledgement, 0 in a DISCONNECT. Left out, it is 0 (3.4.2.1, 3.14.2.1)."""
+    return body[at] if len(body) > at else 0

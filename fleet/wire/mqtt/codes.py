@@ -1,0 +1,105 @@
+"""Packet types, protocol levels and reason codes, by the names that the specifications give them."""
+
+import enum
+
+V311 = 4  # MQTT 3.1.1, 3.1.2.2: protocol level
+V5 = 5  # MQTT 5.0, 3.1.2.2: protocol version
+
+
+class PacketType(enum.IntEnum):
+    """The high four bits of a packet's first byte (MQTT 5.0, 2.1.2)."""
+
+    CONNECT = 1
+    CONNACK = 2
+    PUBLISH = 3
+    PUBACK = 4
+    PUBREC = 5
+    PUBREL = 6
+    PUBCOMP = 7
+    SUBSCRIBE = 8
+    SUBACK = 9
+    UNSUBSCRIBE = 10
+    UNSUBACK = 11
+    PINGREQ = 12
+    PINGRESP = 13
+    DISCONNECT = 14
+    AUTH = 15
+
+
+FIXED_FLAGS: dict[PacketType, int] = {
+    PacketType.CONNECT: 0,
+    PacketType.CONNACK: 0,
+    PacketType.PUBACK: 0,
+    PacketType.PUBREC: 0,
+    PacketType.PUBREL: 2,
+    PacketType.PUBCOMP: 0,
+    PacketType.SUBSCRIBE: 2,
+    PacketType.SUBACK: 0,
+    PacketType.UNSUBSCRIBE: 2,
+    PacketType.UNSUBACK: 0,
+    PacketType.PINGREQ: 0,
+    PacketType.PINGRESP: 0,
+    PacketType.DISCONNECT: 0,
+    PacketType.AUTH: 0,
+}
+"""The low four bits that each type but PUBLISH must carry (MQTT 5.0, 2.1.3; [MQTT-2.2.2-1] in 3.1.1)."""
+
+
+def flags_are_legal(first: int) -> bool:
+    """Whether `first`, the first byte of a packet, is a type with flags that the specification allows it."""
+    kind, flags = first >> 4, first & 0x0F
+    if kind == PacketType.PUBLISH:
+        return flags & 0x06 != 0x06  # [MQTT-3.3.1-4] never both QoS bits
+    return kind != 0 and FIXED_FLAGS[PacketType(kind)] == flags
+
+
+class Reason(enum.IntEnum):
+    """MQTT 5.0, 2.4: the reason codes that we send or look for."""
+
+    SUCCESS = 0x00
+    NORMAL_DISCONNECTION = 0x00
+    DISCONNECT_WITH_WILL = 0x04
+    UNSPECIFIED = 0x80
+    MALFORMED_PACKET = 0x81
+    PROTOCOL_ERROR = 0x82
+    UNSUPPORTED_PROTOCOL_VERSION = 0x84
+    CLIENT_IDENTIFIER_NOT_VALID = 0x85
+    NOT_AUTHORIZED = 0x87
+    SERVER_UNAVAILABLE = 0x88
+    SERVER_BUSY = 0x89
+    BANNED = 0x8A
+    SERVER_SHUTTING_DOWN = 0x8B
+    BAD_AUTHENTICATION_METHOD = 0x8C
+    SESSION_TAKEN_OVER = 0x8E
+    TOPIC_FILTER_INVALID = 0x8F
+    TOPIC_NAME_INVALID = 0x90
+    TOPIC_ALIAS_INVALID = 0x94
+    PACKET_TOO_LARGE = 0x95
+    QUOTA_EXCEEDED = 0x97
+    ADMINISTRATIVE_ACTION = 0x98
+    MAXIMUM_CONNECT_TIME = 0xA0
+
+
+class ReturnCode(enum.IntEnum):
+    """MQTT 3.1.1, 3.2.2.3: the return codes of CONNACK."""
+
+    ACCEPTED = 0
+    UNACCEPTABLE_PROTOCOL_VERSION = 1
+    IDENTIFIER_REJECTED = 2
+    SERVER_UNAVAILABLE = 3
+    BAD_USER_NAME_OR_PASSWORD = 4
+    NOT_AUTHORIZED = 5
+
+
+SUBACK_FAILURE_V311 = 0x80  # MQTT 3.1.1, 3.9.3: the one failure that SUBACK knows
+
+RETURN_CODE: dict[Reason, ReturnCode] = {
+    Reason.SUCCESS: ReturnCode.ACCEPTED,
+    Reason.UNSUPPORTED_PROTOCOL_VERSION: ReturnCode.UNACCEPTABLE_PROTOCOL_VERSION,
+    Reason.CLIENT_IDENTIFIER_NOT_VALID: ReturnCode.IDENTIFIER_REJECTED,
+    Reason.SERVER_UNAVAILABLE: ReturnCode.SERVER_UNAVAILABLE,
+    Reason.SERVER_BUSY: ReturnCode.SERVER_UNAVAILABLE,
+    Reason.SERVER_SHUTTING_DOWN: ReturnCode.SERVER_UNAVAILABLE,
+    Reason.QUOTA_EXCEEDED: ReturnCode.SERVER_UNAVAILABLE,
+}
+"""What 3.1.1 says for a reason of 5.0; anything else is NOT_AUTHORIZED."""

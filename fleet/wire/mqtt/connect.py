@@ -1,0 +1,158 @@
+"""CONNECT and CONNACK of 3.1.1 and 5.0 (section 3.1 and 3.2 in both)."""
+
+from dataclasses import dataclass
+
+from fleet.wire.errors import Malformed, Unsupported
+from fleet.wire.mqtt.codes import RETURN_CODE, V5, V311, PacketType, Reason, ReturnCode
+from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_packet, encode_string
+from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties
+from fleet.wire.mqtt.topics import topic_name
+
+CONNECT = PacketType.CONNECT << 4
+CONNACK = PacketType.CONNACK << 4
+
+_CONNECT_PROPERTIES = frozenset({
+    Property.SESSION_EXPIRY_INTERVAL, Property.RECEIVE_MAXIMUM, Property.MAXIMUM_PACKET_SIZE,
+    Property.TOPIC_ALIAS_MAXIMUM, Property.REQUEST_RESPONSE_INFORMATION, Property.REQUEST_PROBLEM_INFORMATION,
+    Property.USER_PROPERTY, Property.AUTHENTICATION_METHOD, Property.AUTHENTICATION_DATA,
+})  # fmt: skip
+_WILL_PROPERTIES = frozenset({
+    Property.WILL_DELAY_INTERVAL, Property.PAYLOAD_FORMAT_INDICATOR, Property.MESSAGE_EXPIRY_INTERVAL,
+    Property.CONTENT_TYPE, Property.RESPONSE_TOPIC, Property.CORRELATION_DATA, Property.USER_PROPERTY,
+})  # fmt: skip
+
+_USERNAME, _PASSWORD, _WILL_RETAIN, _WILL, _CLEAN, _RESERVED = 0x80, 0x40, 0x20, 0x04, 0x02, 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes when the connection ends without a DISCONNECT."""
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    properties: Properties = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """`version` is V311 or V5; `clean` is Clean Session or Clean Start."""
+
+    version: int
+    client_id: str
+    clean: bool = True
+    keep_alive: int = 60
+    """Seconds; 0 turns it off."""
+    will: Will | None = None
+    username: str | None = None
+    password: bytes | None = None
+    properties: Properties = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Connack:
+    session_present: bool
+    code: int
+    """A ReturnCode in 3.1.1, a Reason in 5.0."""
+    properties: Properties = ()
+
+
+def decode_connect(body: bytes) -> Connect:
+    """The CONNECT whose variable header and payload are `body`.
+
+    Raises: Unsupported: another protocol name or version. Malformed: anything else that breaks 3.1.
+    """
+    fields = Fields(body)
+    name = fields.string()
+    version = fields.integer(1)
+    # [MQTT-3.1.2-1], [MQTT-3.1.2-2]
+    if name != "MQTT" or version not in (V311, V5):
+        raise Unsupported("Only MQTT 3.1.1 and MQTT 5.0 are spoken here.")
+    flags = fields.integer(1)
+    _check_flags(flags, version)
+    keep_alive = fields.integer(2)
+    properties = decode_properties(fields, _CONNECT_PROPERTIES) if version == V5 else ()
+    client_id = fields.string()
+    will = _decode_will(fields, flags, version) if flags & _WILL else None
+    username = fields.string() if flags & _USERNAME else None
+    password = fields.binary() if flags & _PASSWORD else None
+    if fields.left:
+        raise Malformed("CONNECT goes on after its last field.")
+    return Connect(version, client_id, bool(flags & _CLEAN), keep_alive, will, username, password, properties)
+
+
+def _check_flags(flags: int, version: int) -> None:
+    # [MQTT-3.1.2-3] the reserved flag must be 0
+    if flags & _RESERVED:
+        raise Malformed("The reserved flag of CONNECT is set.")
+    will_qos = flags >> 3 & 3
+    # [MQTT-3.1.2-11] to [MQTT-3.1.2-15]
+    if will_qos == 3 or (not flags & _WILL and (will_qos or flags & _WILL_RETAIN)):
+        raise Malformed("The will flags of CONNECT contradict one another.")
+    # [MQTT-3.1.2-22] of 3.1.1; 5.0 allows a password alone
+    if version == V311 and flags & _PASSWORD and not flags & _USERNAME:
+        raise Malformed("CONNECT has a password and no user name.")
+
+
+def _decode_will(fields: Fields, flags: int, version: int) -> Will:
+    properties = decode_properties(fields, _WILL_PROPERTIES) if version == V5 else ()
+    topic = topic_name(fields.binary())
+    return Will(topic, fields.binary(), flags >> 3 & 3, bool(flags & _WILL_RETAIN), properties)
+
+
+def encode_connect(connect: Connect) -> bytes:
+    """The whole packet."""
+    flags = _CLEAN if connect.clean else 0
+    payload = encode_string(connect.client_id)
+    if connect.will is not None:
+        will = connect.will
+        flags |= _WILL | will.qos << 3 | (_WILL_RETAIN if will.retain else 0)
+        if connect.version == V5:
+            payload += encode_properties(will.properties)
+        payload += encode_string(will.topic) + encode_binary(will.payload)
+    if connect.username is not None:
+        flags |= _USERNAME
+        payload += encode_string(connect.username)
+    if connect.password is not None:
+        flags |= _PASSWORD
+        payload += encode_binary(connect.password)
+    head = encode_string("MQTT") + bytes((connect.version, flags)) + encode_integer(connect.keep_alive, 2)
+    if connect.version == V5:
+        head += encode_properties(connect.properties)
+    return encode_packet(CONNECT, head + payload)
+
+
+def version_of_refused(body: bytes) -> int:
+    """The version in which to refuse a CONNECT that could not be decoded: V5 for 5 and later, else V311."""
+    # Protocol name, then the version byte; anything shorter has no version to speak of.
+    return V5 if body[:6] == b"\0\4MQTT" and len(body) > 6 and body[6] >= V5 else V311
+
+
+def decode_connack(body: bytes, version: int) -> Connack:
+    """Raises: Malformed."""
+    fields = Fields(body)
+    flags, code = fields.integer(1), fields.integer(1)
+    # [MQTT-3.2.2-1]
+    if flags > 1:
+        raise Malformed("A reserved flag of CONNACK is set.")
+    properties = decode_properties(fields) if version == V5 else ()
+    if fields.left:
+        raise Malformed("CONNACK goes on after its last field.")
+    return Connack(bool(flags), code, properties)
+
+
+def encode_connack(connack: Connack, version: int) -> bytes:
+    """The whole packet."""
+    body = bytes((connack.session_present, connack.code))
+    if version == V5:
+        body += encode_properties(connack.properties)
+    return encode_packet(CONNACK, body)
+
+
+def refusal(reason: Reason, version: int) -> bytes:
+    """The CONNACK that refuses for `reason`, in the words of `version`."""
+    # [MQTT-3.2.2-4] of 3.1.1, [MQTT-3.2.2-6] of 5.0: session present is 0 when the connection is refused
+    if version == V5:
+        return encode_connack(Connack(False, reason), V5)
+    return encode_connack(Connack(False, RETURN_CODE.get(reason, ReturnCode.NOT_AUTHORIZED)), V311)

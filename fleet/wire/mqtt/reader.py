@@ -1,0 +1,102 @@
+"""Bytes as they arrive -> whole packets. The size is read and capped before any memory is taken for the rest.
+
+reader = PacketReader(CONNECT_SIZE_MAX)
+for packet in reader.feed(data): ...
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fleet.wire.errors import Malformed, TooLarge
+from fleet.wire.mqtt.codes import PacketType, flags_are_legal
+from fleet.wire.mqtt.fields import VARINT_MAX, encode_packet
+
+CONNECT_SIZE_MAX = 16_384  # client id and user name of 64, a will of some KiB, properties; before anybody is known
+PACKET_SIZE_MAX = 16 * 1024 * 1024  # after CONNECT: a firmware image in one message is possible, a gigabyte is not
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One whole packet: its first byte, and what follows the remaining length."""
+
+    first: int
+    body: bytes
+
+    @property
+    def type(self) -> PacketType:
+        return PacketType(self.first >> 4)
+
+    @property
+    def flags(self) -> int:
+        return self.first & 0x0F
+
+    def encode(self) -> bytes:
+        return encode_packet(self.first, self.body)
+
+
+def remaining_length(data: bytes | bytearray, pos: int) -> tuple[int, int] | None:
+    """The remaining length at `pos` and the position after it; None when more bytes are needed (MQTT 5.0, 2.1.4).
+
+    Padded lengths pass: 3.1.1 does not forbid them, and small clients that reserve four bytes send them.
+
+    Raises: Malformed: it goes on after its fourth byte.
+    """
+    value = 0
+    for n, byte in enumerate(data[pos : pos + 4]):
+        value |= (byte & 0x7F) << (7 * n)
+        if byte < 0x80:
+            return value, pos + n + 1
+        if n == 3:
+            raise Malformed("The remaining length is longer than four bytes.")
+    return None
+
+
+class PacketReader:
+    """Cuts a stream into packets. Holds at most one packet of `size_max` bytes and what the last feed brought."""
+
+    def __init__(self, size_max: int = VARINT_MAX) -> None:
+        self.size_max = size_max
+        """Cap on the remaining length; may be changed between packets."""
+        self._buffer = bytearray()
+        self._need = 2
+
+    def feed(self, data: bytes) -> Iterator[Packet]:
+        """Yield each packet that `data` completes. What is not iterated stays for the next call, or for `rest`.
+
+        Raises: Malformed: a type or flags that do not exist, a bad length. TooLarge: over `size_max`.
+        """
+        self._buffer += data
+        return self._packets()
+
+    def _packets(self) -> Iterator[Packet]:
+        while len(self._buffer) >= self._need:
+            packet = self._next()
+            if packet is None:
+                return
+            yield packet
+
+    def rest(self) -> bytes:
+        """The bytes that no packet has taken yet; the reader is empty afterwards."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._need = 2
+        return rest
+
+    def _next(self) -> Packet | None:
+        buffer = self._buffer
+        if buffer and not flags_are_legal(buffer[0]):
+            raise Malformed("A packet starts with a type or flags that do not exist.")
+        head = remaining_length(buffer, 1)
+        if head is None:
+            self._need = len(buffer) + 1
+            return None
+        size, start = head
+        if size > self.size_max:
+            raise TooLarge(f"A packet of {size} bytes is over the limit of {self.size_max}.")
+        self._need = start + size
+        if len(buffer) < self._need:
+            return None
+        packet = Packet(buffer[0], bytes(buffer[start : self._need]))
+        del buffer[: self._need]
+        self._need = 2
+        return packet

@@ -1,0 +1,36 @@
+"""Which strings are topic names and which are topic filters (MQTT 5.0, 4.7; the same in 3.1.1)."""
+
+from fleet.wire.errors import Malformed
+from fleet.wire.mqtt.fields import FIELD_SIZE_MAX, utf8
+
+_SHARE = "$share/"
+
+
+def topic_name(data: bytes) -> str:
+    """The topic name that `data` encodes. Raises: Malformed."""
+    text = utf8(data)
+    # [MQTT-4.7.3-1] at least one character
+    if not text:
+        raise Malformed("A topic name is empty.")
+    # [MQTT-3.3.2-2] no wildcard characters
+    if "#" in text or "+" in text:
+        raise Malformed("A topic name holds a wildcard.")
+    return text
+
+
+def is_topic_filter(text: str) -> bool:
+    """Whether `text` is a well-formed topic filter; that of a shared subscription too."""
+    if text.startswith(_SHARE):
+        group, _, text = text[len(_SHARE) :].partition("/")
+        # [MQTT-4.8.2-1], [MQTT-4.8.2-2] a group of one character at least, without wildcards, and a filter after it
+        if not group or "+" in group or "#" in group:
+            return False
+    # [MQTT-4.7.3-1], [MQTT-4.7.3-3]
+    if not text or len(text.encode()) > FIELD_SIZE_MAX:
+        return False
+    levels = text.split("/")
+    # [MQTT-4.7.1-1] (5.0), [MQTT-4.7.1-2] (3.1.1): # alone in its level, and last
+    if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
+        return False
+    # [MQTT-4.7.1-2] (5.0), [MQTT-4.7.1-3] (3.1.1): + alone in its level
+    return all("+" not in level or level == "+" for level in levels)
