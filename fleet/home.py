@@ -109,7 +109,7 @@ def server_identity(home: Home) -> ServerIdentity:
 
 
 async def open_registry(home: Home) -> SqliteRegistry:
-    return await SqliteRegistry.open(home.registry)
+    return await SqliteRegistry.open(home.registry, create=False)
 
 
 async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
@@ -124,7 +124,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         _write_authority(building, settings, now)
         building.settings_file.write_text(render(settings))
         building.run.mkdir(mode=0o700)
-        registry = await open_registry(building)
+        registry = await SqliteRegistry.open(building.registry)
         try:
             await add_model(registry, Model("default"), actor="operator", now=now)
         finally:

@@ -1,0 +1,183 @@
+"""The stage: a temporary home, the programs that run on it, and how a step calls them and waits for them.
+
+Every program runs as a process of its own, started as a person would start it. Whatever the outcome, nothing stays
+behind but what `--keep` asks for.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 30.0  # for any one thing that is waited for; all of it is local
+STOP_SECONDS = 6.0
+
+FLEET = ("-m", "fleet")
+AGENT = ("-m", "device_agent")
+STATION = ("-m", "firmware_tools.station_cli")
+
+
+class StepFailed(Exception):
+    """A step did not hold. The message says what was expected and what was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a called program left: exit code and output."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Running:
+    """A program in the background whose error output is read line by line, as it comes."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name = name
+        self.process = process
+        self.lines: list[tuple[float, str]] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, name=f"read {name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None  # noqa: S101 - start() opens it
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append((time.monotonic(), line.rstrip("\n")))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for(self, wanted: Callable[[str], bool], what: str, since: int = 0) -> float:
+        """The monotonic time at which a line with `wanted`, counted from line `since`, was read.
+
+        Raises: StepFailed: it did not come in time, or the program ended.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        seen = since
+        with self._changed:
+            while True:
+                for at, line in self.lines[seen:]:
+                    if wanted(line):
+                        return at
+                seen = max(seen, len(self.lines))
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._reader.is_alive():
+                    last = self.lines[-1][1] if self.lines else "nothing"
+                    raise StepFailed(f"{self.name} never said {what}; its last line: {last}")
+                self._changed.wait(min(left, 1.0))
+
+    def say(self, text: str) -> None:
+        """Write a line to the program's standard input."""
+        assert self.process.stdin is not None  # noqa: S101 - start() opens it
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> int:
+        """Ask it to end, insist when it does not, and return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        code = self.process.wait()
+        self._reader.join(STOP_SECONDS)
+        for stream in (self.process.stdin, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return code
+
+
+@dataclass(slots=True)
+class Stage:
+    """One showing: where it plays, and what runs."""
+
+    root: Path
+    running: dict[str, Running] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What one step leaves for a later one."""
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    def device_home(self, device_id: str) -> Path:
+        return self.root / "devices" / device_id
+
+    def ready(self) -> dict[str, Any]:
+        """The ready file's content."""
+        content: dict[str, Any] = json.loads((self.root / "ready.json").read_text())
+        return content
+
+    def call(self, program: Sequence[str], *words: str, give: str | None = None, expect: int | None = 0) -> Finished:
+        """Run a program to its end.
+
+        Raises: StepFailed: its exit code is not `expect` (None: any).
+        """
+        done = subprocess.run(
+            [sys.executable, *program, *words],
+            input=give,
+            stdin=subprocess.DEVNULL if give is None else None,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS * 2,
+            env=self._environment(),
+            check=False,
+        )
+        if expect is not None and done.returncode != expect:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["nothing"]
+            raise StepFailed(f"`{' '.join((program[-1], *words[:3]))}` ended with {done.returncode}: {said[0]}")
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def start(self, name: str, program: Sequence[str], *words: str) -> Running:
+        """Start a program in the background, with its standard input and error in our hands."""
+        log = self.root / "logs"
+        log.mkdir(exist_ok=True)
+        with (log / f"{name}.out").open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, *program, *words],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        self.running[name] = Running(name, process)
+        return self.running[name]
+
+    def wait_for_file(self, file: Path, maker: Running) -> None:
+        """Return when `file` exists.
+
+        Raises: StepFailed: it does not appear in time, or its maker has ended.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not file.exists():
+            if maker.process.poll() is not None or time.monotonic() > deadline:
+                last = maker.lines[-1][1] if maker.lines else "nothing"
+                raise StepFailed(f"{maker.name} did not get ready; its last line: {last}")
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Stop everything, the last started first."""
+        for running in reversed(self.running.values()):
+            running.stop()
+        self.running.clear()
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(os.environ, FLEET_HOME=str(self.home), PYTHONUNBUFFERED="1")
+        environment.pop("PYTHONWARNINGS", None)
+        return environment
