@@ -21,7 +21,9 @@ from fleet.tls import engine
 CHAIN_DEPTH_MAX = 5  # certificates between leaf and anchor; real device PKIs have one or two
 
 # AEAD with forward secrecy. CCM is what small devices speak (RFC 7925); CCM-8 is left out for its 64-bit tag.
-CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!PSK"
+# AES-128 first: with SHA-256 it takes a thirtieth less of a handshake than AES-256 with SHA-384.
+CIPHERS_TLS12 = b"ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!PSK"
+CIPHERS_TLS13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_CCM_SHA256"
 # The first list that the engine knows whole. The hybrid comes first: it is chosen when the client offers it.
 GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521")
 
@@ -93,6 +95,7 @@ def server_context(
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.set_cipher_list(CIPHERS_TLS12)
+    context.set_tls13_ciphersuites(CIPHERS_TLS13)
     if not any(engine.set_groups(context, names) for names in GROUPS):
         raise RuntimeError("The TLS engine knows none of our key exchange groups.")
     context.set_options(OPTIONS)
@@ -134,27 +137,21 @@ def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, requi
     engine.trust_each_anchor(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
-    context.set_verify(mode, _accept_certificate)
+    engine.verify_clients(context, mode, _objection)
 
 
-def _accept_certificate(
-    connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, engine_says: int
-) -> bool:
-    """Called for each certificate of the chain, anchor first. It may only refuse what the engine has accepted."""
-    if not engine_says:
-        connection.set_app_data(engine.verify_error_text(error))
-        return False
-    # The engine accepts a leaf without extended key usage. RFC 5280, 4.2.1.12 lets us ask for it, and we do: a server's
-    # certificate, or one for signing code, of the same CA must not become a device.
-    if depth == 0 and not _is_for_clients(certificate.to_cryptography()):
-        connection.set_app_data("the certificate is not for clients: extended key usage clientAuth is missing")
-        return False
-    return True
+def _objection(leaf_der: bytes) -> str:
+    """What we hold against a leaf that the engine has accepted; "" when nothing.
 
-
-def _is_for_clients(certificate: x509.Certificate) -> bool:
+    The engine accepts a leaf without extended key usage. RFC 5280, 4.2.1.12 lets us ask for it, and we do: a server's
+    certificate, or one for signing code, of the same CA must not become a device.
+    """
     try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return False  # ValueError: an extension that is not DER
-    return ExtendedKeyUsageOID.CLIENT_AUTH in usage.value
+        usage = x509.load_der_x509_certificate(leaf_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except x509.ExtensionNotFound:
+        return "extended key usage clientAuth is missing"
+    except (x509.DuplicateExtension, ValueError):  # ValueError: an extension that is not DER
+        return "the certificate's extensions cannot be read"
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usage.value:
+        return "extended key usage does not hold clientAuth"
+    return ""

@@ -4,6 +4,7 @@ pyOpenSSL is a thin layer over the OpenSSL inside `cryptography`'s wheel, and bo
 that reaches past pyOpenSSL's public names stands in this module, so that a new release of it is checked in one place.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
@@ -68,7 +69,36 @@ def _pointer(context: SSL.Context) -> Any:
     return context._context
 
 
-def verified_chain_der(connection: SSL.Connection, scratch: Scratch) -> tuple[bytes, ...]:
+def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes], str]) -> None:
+    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it.
+
+    What the engine or `objection` holds against a certificate is left as the connection's app data. The callback does
+    without pyOpenSSL's own, which makes objects of every certificate in the chain.
+    """
+
+    def verify(engine_says: int, store_context: Any) -> int:
+        at_leaf = lib.X509_STORE_CTX_get_error_depth(store_context) == 0
+        if engine_says and not at_leaf:
+            return 1
+        if not engine_says:
+            complaint = verify_error_text(lib.X509_STORE_CTX_get_error(store_context))
+        else:
+            complaint = objection(_der_of(lib.X509_STORE_CTX_get_current_cert(store_context)))
+            if not complaint:
+                return 1
+            # The engine's alert for it is unsupported_certificate.
+            lib.X509_STORE_CTX_set_error(store_context, lib.X509_V_ERR_INVALID_PURPOSE)
+        ssl = lib.X509_STORE_CTX_get_ex_data(store_context, lib.SSL_get_ex_data_X509_STORE_CTX_idx())
+        SSL.Connection._reverse_mapping[ssl].set_app_data(complaint)
+        return 0
+
+    # An exception in the callback is printed and counts as 0: refused.
+    callback = ffi.callback("int (*)(int, X509_STORE_CTX *)", verify, error=0)
+    context.set_app_data(callback)  # lives as long as the connections that hold the context
+    lib.SSL_CTX_set_verify(_pointer(context), mode, callback)
+
+
+def verified_chain_der(connection: SSL.Connection) -> tuple[bytes, ...]:
     """DER of the chain that was verified, leaf first; empty when the peer presented none.
 
     Goes by the engine's own encoding: making certificate objects of them would cost more than all the rest here.
@@ -76,15 +106,18 @@ def verified_chain_der(connection: SSL.Connection, scratch: Scratch) -> tuple[by
     stack = lib.SSL_get0_verified_chain(ssl_of(connection))
     if stack == ffi.NULL:
         return ()
-    bio = ffi.gc(lib.BIO_new(lib.BIO_s_mem()), lib.BIO_free)
-    chain = []
-    for index in range(lib.sk_X509_num(stack)):
-        lib.i2d_X509_bio(bio, lib.sk_X509_value(stack, index))
-        parts = []
-        while (size := lib.BIO_read(bio, scratch.plain, len(scratch.plain))) > 0:
-            parts.append(bytes(ffi.buffer(scratch.plain, size)))
-        chain.append(b"".join(parts))
-    return tuple(chain)
+    return tuple([_der_of(lib.sk_X509_value(stack, index)) for index in range(lib.sk_X509_num(stack))])
+
+
+def _der_of(certificate: Any) -> bytes:
+    bio = lib.BIO_new(lib.BIO_s_mem())
+    try:
+        lib.i2d_X509_bio(bio, certificate)
+        start = ffi.new("char **")
+        size = lib.BIO_get_mem_data(bio, start)
+        return bytes(ffi.buffer(start[0], size))
+    finally:
+        lib.BIO_free(bio)
 
 
 def verify_error_text(code: int) -> str:

@@ -11,9 +11,9 @@ EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266, 4.2
 EXPORTER_SIZE = 32
 
 
-def peer_of(connection: SSL.Connection, address: str, scratch: engine.Scratch) -> Peer:
+def peer_of(connection: SSL.Connection, address: str) -> Peer:
     """The proved facts of `connection`, whose handshake has just finished."""
-    chain = engine.verified_chain_der(connection, scratch)
+    chain = engine.verified_chain_der(connection)
     version = connection.get_protocol_version_name()
     if version == "TLSv1.3":
         binding_type, binding = "tls-exporter", _tls_exporter(connection)

@@ -77,7 +77,7 @@ class TlsSession:
             return False
         except SSL.Error as error:
             raise self._handshake_failure(error) from None
-        self.peer = peer_of(self._connection, self._address, self._scratch)
+        self.peer = peer_of(self._connection, self._address)
         return True
 
     def _handshake_failure(self, error: SSL.Error) -> HandshakeFailed:
