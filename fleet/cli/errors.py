@@ -49,7 +49,7 @@ class CliError(click.ClickException):
 
 
 def _sentence(attempted: str, problem: str, next_step: str) -> str:
-    text = f"{attempted}: {problem.strip().rstrip('.')}."
+    text = f"{attempted}: {_uncapitalised(problem.strip().rstrip('.'))}."
     return f"{text} {next_step.strip().rstrip('.')}." if next_step.strip() else text
 
 
@@ -71,7 +71,7 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
     except FleetError as error:
         raise CliError(attempted, error.message, error.advice or next_step) from error
     except WireError as error:
-        raise CliError(attempted, _uncapitalised(str(error)), next_step) from error
+        raise CliError(attempted, str(error), next_step) from error
     except OSError as error:
         raise CliError(attempted, _os_problem(error), next_step or _os_advice(error)) from error
 

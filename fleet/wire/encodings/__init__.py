@@ -16,7 +16,7 @@ from fleet.wire.encodings.bundle import (
 )
 from fleet.wire.encodings.reading import read
 from fleet.wire.encodings.recognise import Content, recognise
-from fleet.wire.encodings.writing import holds_secret, losses, write
+from fleet.wire.encodings.writing import has_room_for_key, holds_secret, losses, write
 
 __all__ = [
     "FORM_BY_SUFFIX",
@@ -28,6 +28,7 @@ __all__ = [
     "WouldLose",
     "WrongPassword",
     "belongs_to",
+    "has_room_for_key",
     "holds_secret",
     "losses",
     "read",

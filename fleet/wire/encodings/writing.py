@@ -38,17 +38,22 @@ def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool 
     return _WRITERS[form](bundle, password)
 
 
-def holds_secret(bundle: Bundle, form: Form) -> bool:
-    """Whether `bundle` written in `form` holds a private key or is encrypted as a whole."""
+def has_room_for_key(bundle: Bundle, form: Form) -> bool:
+    """Whether `form` can hold a private key beside what else `bundle` holds."""
     match form:
-        case Form.P12 | Form.P12_LEGACY:
+        case Form.PEM | Form.KEY | Form.P12 | Form.P12_LEGACY:
             return True
-        case Form.PEM | Form.KEY:
-            return bundle.private_key is not None
         case Form.DER:
-            return _der_kind(bundle) == "private key"
+            return not any(_groups(bundle).values())
         case Form.P7B | Form.P7B_PEM:
             return False
+
+
+def holds_secret(bundle: Bundle, form: Form) -> bool:
+    """Whether `bundle` written in `form` holds a private key, or is encrypted as a whole."""
+    if form in (Form.P12, Form.P12_LEGACY):
+        return True
+    return bundle.private_key is not None and has_room_for_key(bundle, form)
 
 
 def losses(bundle: Bundle, form: Form) -> tuple[str, ...]:
@@ -94,14 +99,8 @@ def _kept(bundle: Bundle, form: Form) -> dict[str, int]:
         case Form.KEY:
             return nothing | {"private key": key}
         case Form.DER:
-            kind = _der_kind(bundle)
-            return nothing | ({kind: 1} if kind else {})
-
-
-def _der_kind(bundle: Bundle) -> str | None:
-    """What a DER file would hold: it has room for a single thing."""
-    first = next((what for what, items in _groups(bundle).items() if items), None)
-    return first or ("private key" if bundle.private_key is not None else None)
+            first = next((what for what, items in _groups(bundle).items() if items), "private key")
+            return nothing | {first: 1 if first != "private key" else key}
 
 
 def _is_anything_kept(bundle: Bundle, form: Form) -> bool:

@@ -1,0 +1,263 @@
+"""`fleet cert`: look into certificate files, and turn one form into another."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, request_facts
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.output import output_option, print_value
+from fleet.cli.output_file import write_file
+from fleet.cli.passwords import PasswordSource
+from fleet.wire.encodings import (
+    FORM_BY_SUFFIX,
+    INPUT_SIZE_MAX,
+    Bundle,
+    Form,
+    PasswordNeeded,
+    WouldLose,
+    WrongPassword,
+    has_room_for_key,
+    holds_secret,
+    losses,
+    read,
+    recognise,
+    write,
+)
+from fleet.wire.errors import WireError
+
+_STANDARD_STREAM = "-"
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+@click.group()
+def cert() -> None:
+    """Look into certificate files, and turn one form into another.
+
+    Reads PEM, DER (.cer .crt .der), PKCS#7 (.p7b .p7c) and PKCS#12 (.p12 .pfx). A file is recognised by what is in it,
+    whatever it is called.
+
+    \b
+    Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    """
+
+
+def password_options(command: _Command) -> _Command:
+    """`--password-file` and `--password-env`, for the file that is read."""
+    by_file = click.option(
+        "--password-file", metavar="FILE", help="Password of the file that is read: the first line of FILE."
+    )
+    by_variable = click.option(
+        "--password-env", metavar="VARIABLE", help="Password of the file that is read: from the environment."
+    )
+    return by_file(by_variable(command))
+
+
+@cert.command(short_help="Show what is in a file.")
+@click.argument("file")
+@password_options
+@output_option
+def inspect(file: str, password_file: str | None, password_env: str | None, output: str) -> None:
+    """Show what is in FILE ("-" for standard input).
+
+    That is each certificate with its names, issuer, validity, usages and fingerprints; whether a private key is there
+    and which certificate it belongs to; requests and revocation lists. Key material is never shown. A PKCS#12 file
+    that needs a password is asked for on the terminal, unless one of the options gives it.
+
+    \b
+    Examples:
+      fleet cert inspect pump-7.pem
+      fleet cert inspect pump-7.p12 --password-file secret.txt
+      fleet cert inspect chain.p7b -o json | jq '.certificates[].not_after'
+      openssl s_client -connect localhost:8883 </dev/null | fleet cert inspect -
+
+    \b
+    Exit codes: 0 shown (expired or not), 1 it can't be read, 2 used wrongly.
+    """
+    data = _input(file)
+    bundle = _read(file, data, PasswordSource("the file", "password", password_file, password_env))
+    now = datetime.now(UTC)
+    facts = {
+        "file": file,
+        "content": str(recognise(data)),
+        "certificates": [certificate_facts(bundle, index, now) for index in range(len(bundle.certificates))],
+        "private_key": key_facts(bundle),
+        "locked_keys": bundle.locked_keys,
+        "requests": [request_facts(request) for request in bundle.requests],
+        "revocation_lists": [list_facts(each, now) for each in bundle.revocation_lists],
+        "others": bundle.others,
+    }
+    if output == "json":
+        print_value(facts, output)
+    else:
+        _print_for_people(facts)
+
+
+def _print_for_people(facts: Mapping[str, Any]) -> None:
+    click.echo(f"{facts['file']}: {facts['content']}")
+    for title, key in (
+        ("Certificate", "certificates"),
+        ("Certificate request", "requests"),
+        ("Revocation list", "revocation_lists"),
+    ):
+        sections = facts[key]
+        for number, section in enumerate(sections, 1):
+            click.echo(f"\n{title} {number} of {len(sections)}" if len(sections) > 1 else f"\n{title}")
+            print_value(section, "table")
+    key = facts["private_key"]
+    if key is not None:
+        mate = key["matches_certificate"]
+        belongs = f"belongs to certificate {mate}" if mate else "belongs to none of the certificates here"
+        click.echo(f"\nPrivate key: {key['key_type']}, {belongs}")
+    if facts["locked_keys"]:
+        click.echo("\nPrivate key: encrypted; give its password to see which certificate it belongs to")
+    for other in facts["others"]:
+        click.echo(f"\nAlso there: {other}")
+
+
+@cert.command(short_help="Turn one form into another.")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--to",
+    "form_name",
+    type=click.Choice([str(form) for form in Form]),
+    help="Form of OUT, if its suffix doesn't tell.",
+)
+@password_options
+@click.option("--out-password-file", metavar="FILE", help="Password to protect OUT with: the first line of FILE.")
+@click.option("--out-password-env", metavar="VARIABLE", help="Password to protect OUT with: from the environment.")
+@click.option("--drop", is_flag=True, help="Leave out what the form of OUT can't hold, instead of refusing.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+def convert(
+    source: str,
+    target: str,
+    form_name: str | None,
+    password_file: str | None,
+    password_env: str | None,
+    out_password_file: str | None,
+    out_password_env: str | None,
+    drop: bool,
+    force: bool,
+) -> None:
+    """Turn the file IN into the file OUT; "-" is standard input or output.
+
+    The suffix of OUT tells the form, and --to overrides it:
+
+    \b
+      pem         .pem            everything; a key is PKCS#8, encrypted if an output password is given
+      der         .cer .crt .der  a single certificate (or request, revocation list or key)
+      p7b         .p7b .p7c       certificates and revocation lists, no key
+      p7b-pem     --to p7b-pem    the same as text
+      p12         .p12 .pfx       key, certificates and their names, encrypted (AES-256, PBKDF2)
+      p12-legacy  --to p12-legacy the same for old Windows and Java (3DES, SHA-1: weak)
+      key         .key            the private key alone, as PEM
+
+    What the form of OUT can't hold is named and nothing is written, unless --drop is given. OUT appears whole or not at
+    all, is readable by you alone when it holds a key, and is not overwritten without --force. Passwords come from a
+    file, the environment or a prompt, never from the command line, where others on the machine could read them.
+
+    \b
+    Examples:
+      fleet cert convert pump-7.p12 pump-7.pem --password-file secret.txt --drop
+      fleet cert convert pump-7.pem pump-7.pfx --out-password-env PFX_PASSWORD
+      fleet cert convert chain.pem chain.p7b
+      fleet cert convert root.cer - --to pem
+
+    \b
+    Exit codes: 0 written, 1 refused or failed, 2 used wrongly.
+    """
+    form = Form(form_name) if form_name else _form_of(target)
+    data = _input(source)
+    in_source = PasswordSource("the input file", "password", password_file, password_env)
+    bundle = _read(source, data, in_source)
+    if bundle.locked_keys and not drop and has_room_for_key(bundle, form):
+        bundle = _opened(source, data, in_source.given_or_asked())
+    attempted = f"converting '{source}' to {form}"
+    left_out = losses(bundle, form)
+    if left_out and not drop:
+        problem = str(WouldLose(form, left_out))
+        raise CliError(attempted, problem, "Add --drop to leave that out, or choose another form with --to")
+    _check_free(target, force=force)
+    out_source = PasswordSource("the output file", "out-password", out_password_file, out_password_env)
+    is_pkcs12 = form in (Form.P12, Form.P12_LEGACY)
+    password = out_source.given_or_asked(confirm=True) if is_pkcs12 else out_source.given()
+    with attempting(attempted):
+        converted = write(bundle, form, password, drop=True)
+    _output(target, converted, secret=holds_secret(bundle, form), force=force)
+    _tell(target, form, bundle, left_out, in_clear=holds_secret(bundle, form) and password is None)
+
+
+def _tell(target: str, form: Form, bundle: Bundle, left_out: tuple[str, ...], *, in_clear: bool) -> None:
+    """On stderr, so that OUT may be standard output."""
+    click.echo(f"{target}: written as {form}", err=True)
+    for each in left_out:
+        click.echo(f"Left out: {each}", err=True)
+    if in_clear:
+        click.echo("Note: the private key in it is not encrypted; give an output password to protect it.", err=True)
+
+
+def _form_of(target: str) -> Form:
+    suffix = Path(target).suffix.lower()
+    form = FORM_BY_SUFFIX.get(suffix)
+    if form is None:
+        known = " ".join(FORM_BY_SUFFIX)
+        what = f"the suffix '{suffix}' is not known" if suffix else f"'{target}' has no suffix"
+        raise click.UsageError(f"choosing the form of OUT: {what}. Use one of {known}, or --to {'|'.join(Form)}.")
+    return form
+
+
+def _input(name: str) -> bytes:
+    """The content of the file, a byte more than the cap at most."""
+    with attempting(f"reading '{name}'"):
+        if name == _STANDARD_STREAM:
+            return sys.stdin.buffer.read(INPUT_SIZE_MAX + 1)
+        with Path(name).open("rb") as file:
+            return file.read(INPUT_SIZE_MAX + 1)
+
+
+def _read(name: str, data: bytes, source: PasswordSource) -> Bundle:
+    """What `data` holds. A password is asked for only if the file can't be opened without."""
+    try:
+        return _opened(name, data, source.given())
+    except PasswordNeeded:
+        return _opened(name, data, source.given_or_asked())
+
+
+def _opened(name: str, data: bytes, password: bytes | None) -> Bundle:
+    attempted = f"reading '{name}'"
+    try:
+        return read(data, password)
+    except PasswordNeeded:
+        raise
+    except WrongPassword as error:
+        raise CliError(attempted, str(error), "Check the password") from error
+    except WireError as error:
+        raise CliError(attempted, str(error), "Check that it is the right file and that it is whole") from error
+
+
+def _check_free(target: str, *, force: bool) -> None:
+    """Before a password is asked for; the write itself checks again."""
+    if target != _STANDARD_STREAM and not force and os.path.lexists(target):
+        raise _taken(target)
+
+
+def _taken(target: str) -> CliError:
+    return CliError(f"writing '{target}'", "the file is there already", "Add --force to overwrite it")
+
+
+def _output(target: str, data: bytes, *, secret: bool, force: bool) -> None:
+    with attempting(f"writing '{target}'"):
+        if target == _STANDARD_STREAM:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        try:
+            write_file(Path(target), data, secret=secret, force=force)
+        except FileExistsError:
+            raise _taken(target) from None

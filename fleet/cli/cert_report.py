@@ -1,0 +1,206 @@
+"""What `fleet cert inspect` tells about a Bundle, as plain mappings. Key material never enters them.
+
+A file to inspect is often a broken one: what can't be read is told under "problems", and the rest is still shown.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from fleet.wire.csr import decode_csr, key_type_of
+from fleet.wire.encodings import Bundle, belongs_to
+from fleet.wire.encodings.bundle import spki
+from fleet.wire.errors import WireError
+from fleet.wire.names import alt_name_text
+from fleet.wire.parsing import library_errors
+
+Facts = Mapping[str, object]
+
+_SECONDS_PER_DAY = 86_400
+_KEY_USAGES = {
+    "digital_signature": "digitalSignature",
+    "content_commitment": "nonRepudiation",
+    "key_encipherment": "keyEncipherment",
+    "data_encipherment": "dataEncipherment",
+    "key_agreement": "keyAgreement",
+    "key_cert_sign": "keyCertSign",
+    "crl_sign": "cRLSign",
+}
+_EXTENDED_KEY_USAGES = {
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.CODE_SIGNING: "codeSigning",
+    ExtendedKeyUsageOID.EMAIL_PROTECTION: "emailProtection",
+    ExtendedKeyUsageOID.TIME_STAMPING: "timeStamping",
+    ExtendedKeyUsageOID.OCSP_SIGNING: "OCSPSigning",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "any",
+    x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28"): "cmcRA",
+}
+
+
+def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
+    """The certificate at `index` of `bundle`, its validity as seen at `now`."""
+    certificate = bundle.certificates[index]
+    problems: list[str] = []
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    extensions: list[x509.Extension[x509.ExtensionType]] = []
+    subject = issuer = key_type = "?"
+    key_sha256 = None
+    with _noting(problems, "subject"):
+        subject = certificate.subject.rfc4514_string()
+    with _noting(problems, "issuer"):
+        issuer = certificate.issuer.rfc4514_string()
+    with _noting(problems, "public key"):
+        key_type = describe_key(certificate.public_key())
+        key_sha256 = _key_sha256(certificate.public_key())
+    with _noting(problems, "list of extensions"):
+        extensions = list(certificate.extensions)
+    return {
+        "subject": subject,
+        **_extension_facts(extensions, problems),
+        "issuer": issuer,
+        "serial": f"{certificate.serial_number:x}",
+        "not_before": not_before,
+        "not_after": not_after,
+        "validity": _validity(not_before, not_after, now),
+        "expires_in_days": _days(not_after, now),
+        "key_type": key_type,
+        "sha256": certificate.fingerprint(hashes.SHA256()),
+        "sha1": certificate.fingerprint(hashes.SHA1()),  # noqa: S303 - a fingerprint that other tools still show
+        "key_sha256": key_sha256,
+        "friendly_name": bundle.friendly_name(index),
+        "problems": problems or None,
+    }
+
+
+def key_facts(bundle: Bundle) -> Facts | None:
+    """The kind of the private key and the certificate, counted from 1, that it belongs to; None without a key."""
+    key = bundle.private_key
+    if key is None:
+        return None
+    mates = [number for number, each in enumerate(bundle.certificates, 1) if belongs_to(each, key)]
+    public_key = key.public_key()
+    return {
+        "key_type": describe_key(public_key),
+        "matches_certificate": mates[0] if mates else None,
+        "key_sha256": _key_sha256(public_key),
+    }
+
+
+def request_facts(request: x509.CertificateSigningRequest) -> Facts:
+    """A certificate request: what it asks for, and why the enrollment server here would refuse it, if it would."""
+    problems: list[str] = []
+    facts: dict[str, object] = {"subject": "?"}
+    with _noting(problems, "subject"):
+        facts["subject"] = request.subject.rfc4514_string()
+    try:
+        csr = decode_csr(request.public_bytes(Encoding.DER))
+    except WireError as error:
+        return {**facts, "accepted": False, "problems": [*problems, str(error)]}
+    return {
+        **facts,
+        "alt_names": csr.alt_names or None,
+        "key_type": describe_key(request.public_key()),
+        "key_sha256": csr.key_sha256,
+        "challenge_password": "present" if csr.challenge_password is not None else None,
+        "accepted": True,
+        "problems": problems or None,
+    }
+
+
+def list_facts(revocation_list: x509.CertificateRevocationList, now: datetime) -> Facts:
+    """A certificate revocation list."""
+    problems: list[str] = []
+    issuer, number = "?", None
+    with _noting(problems, "issuer"):
+        issuer = revocation_list.issuer.rfc4514_string()
+    with _noting(problems, "list of extensions"):
+        for extension in revocation_list.extensions:
+            if isinstance(extension.value, x509.CRLNumber):
+                number = extension.value.crl_number
+    next_update = revocation_list.next_update_utc
+    return {
+        "issuer": issuer,
+        "number": number,
+        "this_update": revocation_list.last_update_utc,
+        "next_update": next_update,
+        "state": None if next_update is None else "stale" if next_update <= now else "current",
+        "entries": len(revocation_list),
+        "problems": problems or None,
+    }
+
+
+def describe_key(public_key: PublicKeyTypes) -> str:
+    """The kind of key, its size where the kind leaves it open, and why it would be refused, if it would."""
+    size = f"RSA-{public_key.key_size}" if isinstance(public_key, rsa.RSAPublicKey) else ""
+    try:
+        return size or key_type_of(public_key)  # type: ignore[arg-type] # any other kind ends in Unsupported
+    except WireError as error:
+        kind = size or type(public_key).__name__.removesuffix("PublicKey")
+        if isinstance(public_key, ec.EllipticCurvePublicKey):
+            kind = f"EC {public_key.curve.name}"
+        return f"{kind} (refused here: {error})"
+
+
+def _key_sha256(public_key: PublicKeyTypes) -> bytes:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(spki(public_key))
+    return digest.finalize()
+
+
+def _extension_facts(extensions: list[x509.Extension[x509.ExtensionType]], problems: list[str]) -> Facts:
+    facts: dict[str, object] = {"alt_names": None, "ca": False, "key_usage": None, "extended_key_usage": None}
+    for extension in extensions:
+        match extension.value:
+            case x509.SubjectAlternativeName() as names:
+                facts["alt_names"] = [_alt_name(name, problems) for name in names]
+            case x509.BasicConstraints(ca=ca, path_length=length):
+                facts["ca"] = ca
+                facts["path_length"] = length
+            case x509.KeyUsage() as usage:
+                facts["key_usage"] = [title for name, title in _KEY_USAGES.items() if getattr(usage, name)]
+            case x509.ExtendedKeyUsage() as usages:
+                facts["extended_key_usage"] = [_EXTENDED_KEY_USAGES.get(oid, oid.dotted_string) for oid in usages]
+            case _:
+                pass
+    return facts
+
+
+def _alt_name(name: x509.GeneralName, problems: list[str]) -> str:
+    try:
+        return alt_name_text(name)
+    except WireError as error:
+        problems.append(str(error))
+        return f"{type(name).__name__}: unreadable"
+
+
+def _validity(not_before: datetime, not_after: datetime, now: datetime) -> str:
+    if now < not_before:
+        return f"not yet valid: begins in {_count(_days(not_before, now))}"
+    if now >= not_after:
+        return f"expired {_count(_days(now, not_after))} ago"
+    return f"expires in {_count(_days(not_after, now))}"
+
+
+def _days(later: datetime, earlier: datetime) -> int:
+    return int((later - earlier).total_seconds() // _SECONDS_PER_DAY)
+
+
+def _count(days: int) -> str:
+    return f"{days} day" if days == 1 else f"{days} days"
+
+
+@contextmanager
+def _noting(problems: list[str], what: str) -> Iterator[None]:
+    try:
+        with library_errors(what):
+            yield
+    except WireError as error:
+        problems.append(str(error))

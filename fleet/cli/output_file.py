@@ -1,0 +1,51 @@
+"""Write a file whole or not at all: a new name first, then one atomic step to the name that was asked for."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+MODE_SECRET = 0o600
+MODE_PUBLIC = 0o666  # less what the umask takes away
+
+
+def write_file(path: Path, data: bytes, *, secret: bool, force: bool = False) -> None:
+    """Put `data` at `path`, durable when this returns. A secret is readable by its owner alone from the first byte on.
+
+    Raises: FileExistsError when `path` is there already and not `force`, OSError.
+    """
+    if not force and os.path.lexists(path):
+        raise FileExistsError(None, "the file is there already", str(path))
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _put_in_place(fresh, path, force=force)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            fresh.unlink()
+    _sync_directory(path.parent)
+
+
+def _put_in_place(fresh: Path, path: Path, *, force: bool) -> None:
+    if force:
+        fresh.replace(path)
+        return
+    try:
+        os.link(fresh, path)  # unlike a rename, it never overwrites
+    except FileExistsError:
+        raise FileExistsError(None, "the file is there already", str(path)) from None
+    except OSError:
+        # FAT and some network mounts know no hard links; the check above has to do there.
+        fresh.replace(path)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
