@@ -73,6 +73,10 @@ class Registry(Protocol):
         """Rows in order, those with a sequence greater than `after`."""
         ...
 
+    async def last_audit(self) -> int:
+        """The sequence of the newest audit row, 0 when there is none."""
+        ...
+
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync.
 

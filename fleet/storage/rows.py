@@ -183,10 +183,10 @@ def audit_of(row: Row) -> AuditRow:
     """Raises: Invalid (`audit-changed`) when somebody has put in what no entry could have held."""
     try:
         detail = json.loads(row[7])
-        if not isinstance(detail, dict):
-            raise ValueError("the detail is no map")
+        if not isinstance(detail, dict) or not isinstance(row[8], bytes) or not isinstance(row[9], bytes):
+            raise TypeError("a column holds what was never written to it")
         entry = AuditEntry(moment(row[1]), row[2], row[3], row[4], row[5], row[6], detail)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise Invalid("audit-changed", f"The audit is broken: row {row[0]} has been changed.") from error
     return AuditRow(row[0], entry, row[8], row[9])
 

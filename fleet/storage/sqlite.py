@@ -174,6 +174,9 @@ class SqliteRegistry:
         """Rows in order, those with a sequence greater than `after`; never more than reads.LIST_MAX at once."""
         return await self._ask_list(lambda db: reads.audit(db, after, limit))
 
+    async def last_audit(self) -> int:
+        return await self._ask(reads.last_audit)
+
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.
 

@@ -32,6 +32,7 @@ STATION = _select("station", rows.STATION_COLUMNS, "WHERE name = ?")
 STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
 AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
 EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
+LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
 LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 
 _DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
@@ -123,6 +124,11 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
 
 def audit(db: sqlite3.Connection, after: int, limit: int) -> list[AuditRow]:
     return [rows.audit_of(row) for row in db.execute(AUDIT, (after, _bounded(limit)))]
+
+
+def last_audit(db: sqlite3.Connection) -> int:
+    seq: int = db.execute(LAST_AUDIT).fetchone()[0]
+    return seq
 
 
 def last_event(db: sqlite3.Connection) -> int:

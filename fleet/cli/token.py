@@ -1,0 +1,110 @@
+"""`fleet token`: one-time tokens for a first enrollment."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import click
+
+from fleet.cli.durations import DURATION, duration_text
+from fleet.cli.errors import attempting
+from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.output import output_option, print_rows, print_value
+from fleet.domain.credential import Token
+from fleet.services import inventory
+
+COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
+
+
+@click.group()
+def token() -> None:
+    """One-time tokens: a bearer's right to a first certificate."""
+
+
+@token.command()
+@home_option
+@click.option("--device", metavar="ID", help="For this registered device alone.")
+@click.option("--model", metavar="NAME", help="For new devices of this model.")
+@click.option(
+    "--uses", type=click.IntRange(1), default=1, show_default=True, help="How many enrollments it is good for."
+)
+@click.option("--ttl", type=DURATION, default="1h", show_default=True, help="How long it is good for: 15m, 1h, 7d.")
+@output_option
+def create(home: Path, device: str | None, model: str | None, uses: int, ttl: timedelta, output: str) -> None:
+    """Make a token and print it, alone on a line; it cannot be shown again.
+
+    A token for a device is also how a device that was enrolled before is let in with a new key.
+
+    \b
+    Examples:
+      fleet token create --device cam-7 > cam-7.token
+      fleet token create --model cam2 --uses 500 --ttl 7d
+    """
+    if (device is None) == (model is None):
+        raise click.UsageError("Give one of --device and --model.")
+
+    async def work() -> tuple[Token, str]:
+        async with opened(home) as fleet:
+            return await inventory.create_token(
+                fleet.registry, device=device, model=model, uses=uses, ttl=ttl, actor=OPERATOR, now=utc_now()
+            )
+
+    whom = f"device '{device}'" if device is not None else f"new devices of model '{model}'"
+    with attempting(f"making a token for {whom}"):
+        made, text = run(work())
+    if output == "json":
+        print_value({"id": made.id, "token": text, "expires_at": made.expires_at}, output)
+        return
+    click.echo(text)
+    times = "once" if uses == 1 else f"{uses} times"
+    user = "the device id" if device is None else device
+    click.echo(
+        f"A token for {whom}, good {times} within {duration_text(ttl)}. It is not kept and cannot be shown again.\n"
+        f"EST clients give it as the HTTP Basic password, with {user} as the user name.",
+        err=True,
+    )
+
+
+@token.command(name="list")
+@home_option
+@output_option
+def list_(home: Path, output: str) -> None:
+    """List the tokens, newest first; never their secrets."""
+
+    async def work() -> list[Token]:
+        async with opened(home) as fleet:
+            return await fleet.registry.tokens()
+
+    with attempting("listing the tokens"):
+        found = run(work())
+    now = utc_now()
+    rows = [(t.id, t.device_id, t.model, t.uses, t.uses_max, _state(t, now), t.created_at, t.expires_at) for t in found]
+    print_rows(COLUMNS, rows, output)
+
+
+@token.command()
+@home_option
+@click.argument("token_id")
+@output_option
+def revoke(home: Path, token_id: str, output: str) -> None:
+    """No further use of the token TOKEN_ID, which is the part before the dot.
+
+    Certificates that it has earned stay; revoke their devices.
+    """
+    if "." in token_id:
+        raise click.UsageError("Give the id alone, the part before the dot: a secret has no place on a command line.")
+
+    async def work() -> None:
+        async with opened(home) as fleet:
+            await inventory.revoke_token(fleet.registry, token_id, actor=OPERATOR, now=utc_now())
+
+    with attempting(f"revoking token '{token_id}'"):
+        run(work())
+    print_value({"id": token_id, "state": "revoked"}, output)
+
+
+def _state(t: Token, now: datetime) -> str:
+    if t.revoked_at is not None:
+        return "revoked"
+    if now >= t.expires_at:
+        return "expired"
+    return "used up" if t.uses >= t.uses_max else "open"
