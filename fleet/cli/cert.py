@@ -2,12 +2,14 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from cryptography.utils import CryptographyDeprecationWarning
 
 from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, request_facts
 from fleet.cli.errors import CliError, attempting
@@ -32,6 +34,7 @@ from fleet.wire.encodings import (
 from fleet.wire.errors import WireError
 
 _STANDARD_STREAM = "-"
+_FOR_PROGRAMS = frozenset({"expires_in_seconds"})  # people read the sentence
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
@@ -45,6 +48,8 @@ def cert() -> None:
     \b
     Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
     """
+    # The library warns of certificates that break RFC 5280; the report says so in its own words.
+    warnings.simplefilter("ignore", CryptographyDeprecationWarning)
 
 
 def password_options(command: _Command) -> _Command:
@@ -108,7 +113,10 @@ def _print_for_people(facts: Mapping[str, Any]) -> None:
         sections = facts[key]
         for number, section in enumerate(sections, 1):
             click.echo(f"\n{title} {number} of {len(sections)}" if len(sections) > 1 else f"\n{title}")
-            print_value(section, "table")
+            shown = {
+                name: fact for name, fact in section.items() if fact not in (None, [], ()) and name not in _FOR_PROGRAMS
+            }
+            print_value(shown, "table")
     key = facts["private_key"]
     if key is not None:
         mate = key["matches_certificate"]

@@ -5,7 +5,7 @@ A file to inspect is often a broken one: what can't be read is told under "probl
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,7 +23,6 @@ from fleet.wire.parsing import library_errors
 
 Facts = Mapping[str, object]
 
-_SECONDS_PER_DAY = 86_400
 _KEY_USAGES = {
     "digital_signature": "digitalSignature",
     "content_commitment": "nonRepudiation",
@@ -53,6 +52,8 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
     extensions: list[x509.Extension[x509.ExtensionType]] = []
     subject = issuer = key_type = "?"
     key_sha256 = None
+    if certificate.serial_number <= 0:
+        problems.append("The serial number is not positive, which RFC 5280 forbids.")
     with _noting(problems, "subject"):
         subject = certificate.subject.rfc4514_string()
     with _noting(problems, "issuer"):
@@ -64,19 +65,20 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
         extensions = list(certificate.extensions)
     return {
         "subject": subject,
-        **_extension_facts(extensions, problems),
+        "alt_names": _alt_names(extensions, problems),
         "issuer": issuer,
         "serial": f"{certificate.serial_number:x}",
         "not_before": not_before,
         "not_after": not_after,
         "validity": _validity(not_before, not_after, now),
-        "expires_in_days": _days(not_after, now),
+        "expires_in_seconds": int((not_after - now).total_seconds()),
         "key_type": key_type,
+        **_usage_facts(extensions),
         "sha256": certificate.fingerprint(hashes.SHA256()),
         "sha1": certificate.fingerprint(hashes.SHA1()),  # noqa: S303 - a fingerprint that other tools still show
         "key_sha256": key_sha256,
         "friendly_name": bundle.friendly_name(index),
-        "problems": problems or None,
+        "problems": problems,
     }
 
 
@@ -106,12 +108,12 @@ def request_facts(request: x509.CertificateSigningRequest) -> Facts:
         return {**facts, "accepted": False, "problems": [*problems, str(error)]}
     return {
         **facts,
-        "alt_names": csr.alt_names or None,
+        "alt_names": csr.alt_names,
         "key_type": describe_key(request.public_key()),
         "key_sha256": csr.key_sha256,
         "challenge_password": "present" if csr.challenge_password is not None else None,
         "accepted": True,
-        "problems": problems or None,
+        "problems": problems,
     }
 
 
@@ -133,7 +135,7 @@ def list_facts(revocation_list: x509.CertificateRevocationList, now: datetime) -
         "next_update": next_update,
         "state": None if next_update is None else "stale" if next_update <= now else "current",
         "entries": len(revocation_list),
-        "problems": problems or None,
+        "problems": problems,
     }
 
 
@@ -155,22 +157,13 @@ def _key_sha256(public_key: PublicKeyTypes) -> bytes:
     return digest.finalize()
 
 
-def _extension_facts(extensions: list[x509.Extension[x509.ExtensionType]], problems: list[str]) -> Facts:
-    facts: dict[str, object] = {"alt_names": None, "ca": False, "key_usage": None, "extended_key_usage": None}
-    for extension in extensions:
-        match extension.value:
-            case x509.SubjectAlternativeName() as names:
-                facts["alt_names"] = [_alt_name(name, problems) for name in names]
-            case x509.BasicConstraints(ca=ca, path_length=length):
-                facts["ca"] = ca
-                facts["path_length"] = length
-            case x509.KeyUsage() as usage:
-                facts["key_usage"] = [title for name, title in _KEY_USAGES.items() if getattr(usage, name)]
-            case x509.ExtendedKeyUsage() as usages:
-                facts["extended_key_usage"] = [_EXTENDED_KEY_USAGES.get(oid, oid.dotted_string) for oid in usages]
-            case _:
-                pass
-    return facts
+def _alt_names(extensions: list[x509.Extension[x509.ExtensionType]], problems: list[str]) -> list[str]:
+    return [
+        _alt_name(name, problems)
+        for extension in extensions
+        if isinstance(extension.value, x509.SubjectAlternativeName)
+        for name in extension.value
+    ]
 
 
 def _alt_name(name: x509.GeneralName, problems: list[str]) -> str:
@@ -181,24 +174,41 @@ def _alt_name(name: x509.GeneralName, problems: list[str]) -> str:
         return f"{type(name).__name__}: unreadable"
 
 
+def _usage_facts(extensions: list[x509.Extension[x509.ExtensionType]]) -> Facts:
+    facts: dict[str, object] = {"ca": False, "key_usage": [], "extended_key_usage": []}
+    for extension in extensions:
+        match extension.value:
+            case x509.BasicConstraints(ca=ca, path_length=length):
+                facts |= {"ca": ca, "path_length": length}
+            case x509.KeyUsage() as usage:
+                facts["key_usage"] = [title for name, title in _KEY_USAGES.items() if getattr(usage, name)]
+            case x509.ExtendedKeyUsage() as usages:
+                facts["extended_key_usage"] = [_EXTENDED_KEY_USAGES.get(oid, oid.dotted_string) for oid in usages]
+            case _:
+                pass
+    return facts
+
+
 def _validity(not_before: datetime, not_after: datetime, now: datetime) -> str:
     if now < not_before:
-        return f"not yet valid: begins in {_count(_days(not_before, now))}"
+        return f"not yet valid: begins in {_duration(not_before - now)}"
     if now >= not_after:
-        return f"expired {_count(_days(now, not_after))} ago"
-    return f"expires in {_count(_days(not_after, now))}"
+        return f"expired {_duration(now - not_after)} ago"
+    return f"expires in {_duration(not_after - now)}"
 
 
-def _days(later: datetime, earlier: datetime) -> int:
-    return int((later - earlier).total_seconds() // _SECONDS_PER_DAY)
-
-
-def _count(days: int) -> str:
-    return f"{days} day" if days == 1 else f"{days} days"
+def _duration(span: timedelta) -> str:
+    """Whole days; hours and minutes when two days or two hours are not reached."""
+    minutes = int(span.total_seconds() // 60)
+    for unit, size in (("day", 24 * 60), ("hour", 60)):
+        if minutes >= 2 * size:
+            return f"{minutes // size} {unit}s"
+    return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
 @contextmanager
 def _noting(problems: list[str], what: str) -> Iterator[None]:
+    """Add what goes wrong with `what` to `problems`, and go on."""
     try:
         with library_errors(what):
             yield

@@ -73,7 +73,7 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
     except WireError as error:
         raise CliError(attempted, str(error), next_step) from error
     except OSError as error:
-        raise CliError(attempted, _os_problem(error), next_step or _os_advice(error)) from error
+        raise CliError(attempted, _os_problem(error, attempted), next_step or _os_advice(error)) from error
 
 
 def _uncapitalised(text: str) -> str:
@@ -81,9 +81,10 @@ def _uncapitalised(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-def _os_problem(error: OSError) -> str:
+def _os_problem(error: OSError, attempted: str) -> str:
     problem = (error.strerror or str(error) or type(error).__name__).lower()
-    return f"{problem} ({error.filename})" if error.filename is not None else problem
+    is_named = error.filename is None or str(error.filename) in attempted
+    return problem if is_named else f"{problem} ({error.filename})"
 
 
 def _os_advice(error: OSError) -> str:
