@@ -1,0 +1,90 @@
+"""The device's key: made here, kept in a slot before anybody hears of it. Needs `cryptography`."""
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from device_agent.errors import BadConfig, StoreDamaged
+from device_agent.identity_store import IdentityStore
+from fleet.wire.csr import key_type_of
+from fleet.wire.errors import WireError
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+"""What this device can make."""
+
+
+def candidate_key(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
+    """A slot for the next identity and the key in it: the one of an enrollment that was cut short, or a new one.
+
+    Raises: BadConfig for a kind of key that is not made here; StoreDamaged, OSError.
+    """
+    slot = store.spare_slot()
+    pem = store.unfinished_key(slot)
+    if pem is not None:
+        key = parse_key(pem)
+        if key is not None and has_type(key, key_type):
+            return slot, key
+    store.clear(slot)
+    key = generate_key(key_type)
+    store.write_key(slot, key_pem(key))
+    return slot, key
+
+
+def generate_key(key_type: str) -> PrivateKey:
+    """A new key, by the names that the fleet's models use.
+
+    Raises: BadConfig for a kind that is not made here.
+    """
+    match key_type:
+        case "EC-P256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "EC-P384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "RSA-2048+":
+            return rsa.generate_private_key(65537, 3072)
+        case "Ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+    raise BadConfig(f"Keys of type {key_type[:40]!r} are not made here.")
+
+
+def has_type(key: PrivateKey, key_type: str) -> bool:
+    """Whether `key` is of the kind that the fleet calls `key_type`."""
+    try:
+        return key_type_of(key.public_key()) == key_type
+    except WireError:
+        return False
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    """PKCS#8 in PEM, with no password: the file's mode and the disk protect it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def parse_key(pem: bytes) -> PrivateKey | None:
+    """The key in `pem`; None when a power cut left something else there."""
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError):
+        return None
+    return key if isinstance(key, PrivateKey) else None
+
+
+def load_key(path: Path) -> PrivateKey:
+    """The key in the file `path`.
+
+    Raises: StoreDamaged, OSError.
+    """
+    key = parse_key(path.read_bytes())
+    if key is None:
+        raise StoreDamaged(f"{path} holds no key that this device can use.")
+    return key
+
+
+def device_subject(device_id: str, hardware_serial: str) -> list[tuple[str, str]]:
+    """The subject of this device's CSR: common name, and the hardware serial when it is known."""
+    subject = [(NameOID.COMMON_NAME.dotted_string, device_id)]
+    if hardware_serial:
+        subject.append((NameOID.SERIAL_NUMBER.dotted_string, hardware_serial))
+    return subject
