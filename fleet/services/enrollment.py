@@ -123,8 +123,15 @@ class _Attempt:
         except Unavailable:
             raise  # the registry could not write this down either
         except FleetError as refusal:
-            await self.registry.commit(Change(self.entry(refusal.code)))
+            await self.record(refusal)
             raise
+
+    async def record(self, refusal: FleetError) -> None:
+        """The refusal stands whether or not its row could be written."""
+        try:
+            await self.registry.commit(Change(self.entry(refusal.code)))
+        except Unavailable as error:
+            refusal.add_note(f"The audit row could not be written: {error.message}")
 
     async def first(self, credentials: BasicCredentials | None) -> Application:
         """The facts of a first enrollment.

@@ -1,0 +1,5 @@
+"""Enrollment over Secure Transport (RFC 7030 with RFC 8951): cacerts, simpleenroll, simplereenroll."""
+
+from fleet.servers.est.server import EstServer, build_est_server
+
+__all__ = ["EstServer", "build_est_server"]

@@ -1,0 +1,52 @@
+"""EST's paths: which operation, under which label, by which method."""
+
+import re
+from dataclasses import dataclass
+
+from fleet.servers.http import HttpRefused
+from fleet.wire.est import OPERATIONS, WELL_KNOWN
+
+METHODS = {"cacerts": "GET", "simpleenroll": "POST", "simplereenroll": "POST"}
+"""What is served, each by its one method (RFC 7030, 3.2.2)."""
+
+# What can name a model. Nothing is percent-decoded: a label that needs it names none.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One of METHODS, and the label in the path: a model's name, or None."""
+
+    operation: str
+    label: str | None
+
+
+def route(method: str, path: str) -> Route:
+    """The operation that `method` on `path` (as sent, without a query) asks for.
+
+    Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
+    """
+    operation, label = _split(path)
+    if operation not in METHODS:
+        # RFC 7030, 3.2.2 makes the others optional. A client reads 404 on csrattrs as "there are none" (4.5.2).
+        if operation in OPERATIONS and operation != "csrattrs":
+            raise HttpRefused(501, "not-served", f"The operation {operation} is not served here.")
+        raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+    if method != METHODS[operation]:
+        raise HttpRefused(
+            405, "bad-method", f"{operation} takes {METHODS[operation]} only.", {"Allow": METHODS[operation]}
+        )
+    return Route(operation, label)
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    if not path.startswith(f"{WELL_KNOWN}/"):
+        return "", None
+    match path.removeprefix(f"{WELL_KNOWN}/").split("/"):
+        case [operation]:
+            return operation, None
+        # RFC 7030, 3.2.2: a label is never equal to an operation.
+        case [label, operation] if label not in OPERATIONS and _LABEL.fullmatch(label):
+            return operation, label
+        case _:
+            return "", None

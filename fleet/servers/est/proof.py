@@ -1,0 +1,64 @@
+"""What a client proves itself with beside its certificate: HTTP Basic, and the binding to this very TLS connection."""
+
+import base64
+import binascii
+import hmac
+
+from fleet.domain.enrollment import EnrollmentRequest, Names
+from fleet.domain.errors import Refused, Unauthenticated
+from fleet.domain.peer import Peer
+from fleet.services.enrollment import BasicCredentials
+from fleet.wire.csr import Csr
+
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="estrealm"'}
+
+
+def basic_credentials(authorization: str | None) -> BasicCredentials | None:
+    """What an Authorization header carries (RFC 7617); None when there is none.
+
+    Raises: Unauthenticated (`bad-authorization`) for another scheme or a broken header. The header is never repeated.
+    """
+    if authorization is None:
+        return None
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        if scheme.lower() != "basic":
+            raise ValueError("another scheme")
+        text = binascii.a2b_base64(encoded.strip(" "), strict_mode=True).decode("utf-8")
+    except ValueError:  # binascii.Error and UnicodeDecodeError are ValueErrors
+        raise Unauthenticated(
+            "bad-authorization", "The Authorization header is not HTTP Basic with UTF-8 text."
+        ) from None
+    username, _, password = text.partition(":")
+    return BasicCredentials(username, password)
+
+
+def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
+    """What `csr` asks for, with its binding to the connection of `peer` verified when it carries one.
+
+    Raises: Refused (`not-this-connection`).
+    """
+    return EnrollmentRequest(
+        names=Names(csr.subject, csr.alt_names),
+        key_type=csr.key_type,
+        spki_der=csr.spki_der,
+        key_sha256=csr.key_sha256,
+        channel_binding_verified=_is_bound(csr, peer),
+    )
+
+
+def _is_bound(csr: Csr, peer: Peer) -> bool:
+    """RFC 7030, 3.5: base64 of tls-unique in the challengePassword; on TLS 1.3, RFC 9266's tls-exporter in its place.
+
+    A value that is there must be verified. A client that does not bind leaves it out or empty.
+    """
+    if not csr.challenge_password:
+        return False
+    expected = base64.b64encode(peer.channel_binding)
+    if not peer.channel_binding or not hmac.compare_digest(csr.challenge_password.encode(), expected):
+        raise Refused(
+            "not-this-connection",
+            "The request's challenge password does not bind it to this TLS connection (RFC 7030, 3.5).",
+            "Leave it out, or put the base64 of this connection's channel binding there.",
+        )
+    return True

@@ -1,0 +1,235 @@
+"""HTTP/1.1 and 1.0 as EST and the admin API need it: aiohttp's parser with our limits, our answers and our log line.
+
+Every answer leaves in one piece with a Content-Length: stock EST clients read no chunks, and some read no second
+record. Each request ends in one line of log.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
+from fleet.domain.peer import Peer
+from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
+
+HTTP_STATUS: dict[type[Exception], int] = {
+    TooLarge: 413,
+    WireError: 400,
+    Invalid: 400,
+    Unauthenticated: 401,
+    Refused: 403,
+    NotFound: 404,
+    Conflict: 409,
+    Unavailable: 503,
+}
+"""The one map from what went wrong to a status; the nearest class counts."""
+
+WIRE_CODES: dict[type[WireError], str] = {
+    TooLarge: "too-large",
+    Malformed: "malformed",
+    BadSignature: "bad-signature",
+    WeakKey: "weak-key",
+    Unsupported: "unsupported",
+}
+"""WireErrors carry no code of their own: what they mean depends on who reads. These are ours, and stable."""
+
+RETRY_AFTER_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What a client may take of us. Sizes in bytes, times in seconds."""
+
+    line_size_max: int = 4096  # our longest path has 160 bytes
+    header_size_max: int = 4096  # of one field; an Authorization with the longest token has 500
+    headers_max: int = 48
+    idle_seconds_max: float = 15.0
+    """From the end of the handshake, or of the last answer, until all headers of the next request are here."""
+    body_seconds_max: float = 15.0
+    linger_seconds_max: float = 2.0
+    """For the rest of a body that nobody will read, so that the client sees our answer and no reset."""
+
+
+class HttpRefused(Exception):
+    """A request that is refused for its form, before anybody is asked."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.headers = dict(headers or {})
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way to an answer, and what its line in the log will say."""
+
+    request: web.BaseRequest
+    peer: Peer
+    limits: HttpLimits
+    event: str = "http"
+    device: str = "-"
+    serial: str = "-"
+    code: str = "ok"
+
+    async def body(self, size_max: int) -> bytes:
+        """The whole body, at most `size_max` bytes.
+
+        Raises: HttpRefused: 413 before anything is read when its declared length is over the cap, and as soon as one
+        without a declared length grows over it; 408; 415 for a body that is compressed.
+        """
+        request = self.request
+        if "Content-Encoding" in request.headers:
+            raise HttpRefused(415, "content-encoding", "A body is taken only as it is, not compressed.")
+        if (request.content_length or 0) > size_max:
+            raise too_large(size_max)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.limits.body_seconds_max):
+                while part := await request.content.readany():
+                    size += len(part)
+                    if size > size_max:
+                        raise too_large(size_max)
+                    parts.append(part)
+        except TimeoutError:
+            raise HttpRefused(408, "too-slow", "The body did not arrive in time.", {"Connection": "close"}) from None
+        except web.RequestPayloadError:
+            raise HttpRefused(
+                400, "bad-http", "The body is cut off or badly framed.", {"Connection": "close"}
+            ) from None
+        return b"".join(parts)
+
+
+def too_large(size_max: int) -> HttpRefused:
+    return HttpRefused(413, "too-large", f"The body is larger than {size_max} bytes.", {"Connection": "close"})
+
+
+def answer(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response:
+    """An answer with exactly these headers, Content-Length, Date, and a Server that gives no version away."""
+    return web.Response(status=status, body=body, headers=CIMultiDict(headers, Server="fleet"))
+
+
+Handle = Callable[[Exchange], Awaitable[web.Response]]
+Render = Callable[[int, str, str, Mapping[str, str]], web.Response]
+"""Status, code, sentence and headers of a refusal to its answer."""
+
+
+@dataclass(slots=True)
+class HttpServer:
+    """A protocol factory for `fleet.tls.listener.listen`: one HTTP connection for each Peer.
+
+    Made inside a running event loop.
+    """
+
+    name: str
+    handle: Handle
+    render: Render
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    counters: Counter[str] = field(default_factory=Counter)
+    """Requests by status class and code, for instance "200", "403 device-suspended"."""
+    _server: web.Server = field(init=False)
+    _log: logging.Logger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log = logging.getLogger(f"fleet.servers.{self.name}")
+        self._server = web.Server(self._answer)
+
+    def __call__(self, peer: Peer) -> asyncio.Protocol:
+        return _Connection(self, self._server, peer)
+
+    async def shutdown(self, seconds: float) -> None:
+        """Let requests under way be answered, for at most `seconds`, and close every connection."""
+        self._server.pre_shutdown()
+        await self._server.shutdown(seconds)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)  # noqa: S101  we make no other
+        started = time.perf_counter()
+        exchange = Exchange(request, connection.peer, self.limits)
+        try:
+            response = await self.handle(exchange)
+        except Exception as error:
+            response = self._refusal(exchange, error)
+        self._note(exchange, response.status, started)
+        return response
+
+    def _refusal(self, exchange: Exchange, error: Exception) -> web.Response:
+        if isinstance(error, HttpRefused):
+            exchange.code = error.code
+            return self.render(error.status, error.code, error.message, error.headers)
+        if isinstance(error, ConnectionError):
+            exchange.code = "gone"  # the answer goes nowhere; only the log line is read
+            return self.render(400, "gone", "The connection was lost.", {})
+        status = next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
+        if isinstance(error, FleetError):
+            exchange.code, message = error.code, f"{error.message} {error.advice}".rstrip()
+        elif isinstance(error, WireError):
+            exchange.code, message = WIRE_CODES[type(error)], str(error)
+        else:
+            exchange.code, message = "internal", "The server failed; it has been logged."
+            self._log.error("event=%s code=internal", exchange.event, exc_info=error)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+        return self.render(status, exchange.code, message, headers)
+
+    def _note(self, exchange: Exchange, status: int, started: float) -> None:
+        self.counters[str(status) if exchange.code == "ok" else f"{status} {exchange.code}"] += 1
+        if self._log.isEnabledFor(logging.INFO):
+            self._log.info(
+                "event=%s device=%s serial=%s code=%s status=%d ms=%.1f address=%s",
+                exchange.event,
+                exchange.device,
+                exchange.serial,
+                exchange.code,
+                status,
+                (time.perf_counter() - started) * 1000,
+                exchange.peer.address,
+            )
+
+    def not_http(self, peer: Peer) -> web.Response:
+        """The answer to bytes that are no HTTP request."""
+        self.counters["400 bad-http"] += 1
+        self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
+        response = self.render(400, "bad-http", "This is not a request in HTTP/1.1 or HTTP/1.0.", {})
+        response.force_close()
+        return response
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's HTTP protocol under our limits, knowing its peer."""
+
+    __slots__ = ("_owner", "peer")
+
+    def __init__(self, owner: HttpServer, server: web.Server, peer: Peer) -> None:
+        limits = owner.limits
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=limits.idle_seconds_max,
+            tcp_keepalive=False,  # idle_seconds_max ends a dead connection sooner
+            access_log=None,  # type: ignore[arg-type]  # the way to say none: ours is one line with what matters
+            max_line_size=limits.line_size_max,
+            max_field_size=limits.header_size_max,
+            max_headers=limits.headers_max,
+            lingering_time=limits.linger_seconds_max,
+            auto_decompress=False,  # nobody sends compressed CSRs, except to fill our memory
+        )
+        self._owner = owner
+        self.peer = peer
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        # Reached for bytes that the parser refuses; aiohttp would name itself and quote them.
+        return self._owner.not_http(self.peer)
