@@ -12,7 +12,7 @@ from pathlib import Path
 from hw_bench.clock import process_time, process_tree
 
 START_SECONDS_MAX = 20.0  # a Python server with its imports, on a machine that has other things to do
-STOP_SECONDS_MAX = 5.0  # what a server promises for draining
+STOP_SECONDS_MAX = 6.0  # a second more than `fleet serve` promises for draining
 LOG_TAIL_SIZE = 2000  # of a failed program's output, quoted in the error
 
 

@@ -5,7 +5,7 @@ Pure: no clock, no processes. A Turn is what was counted and read in one turn of
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 BUSY = 0.9  # a core this busy has nothing left to give
@@ -61,6 +61,30 @@ class Turn:
         """Cores that other programs took from the run, on average."""
         busy = self.server_core_busy + (self.load_core_busy if self.cores > 1 else 0.0)
         return max(0.0, busy - (self.server_cpu + self.load_cpu) / self.wall) if self.wall > 0 else 0.0
+
+
+def merged(parts: Sequence[Turn]) -> Turn:
+    """One turn that was taken in several parts: sums, and shares weighted by time.
+
+    Raises: ValueError when there are none.
+    """
+    if not parts:
+        raise ValueError("nothing was measured")
+    wall = sum(part.wall for part in parts)
+
+    def share(of: Callable[[Turn], float]) -> float:
+        return sum(of(part) * part.wall for part in parts) / wall if wall > 0 else 0.0
+
+    return replace(
+        parts[0],
+        operations=sum(part.operations for part in parts),
+        failed=sum(part.failed for part in parts),
+        wall=wall,
+        server_cpu=sum(part.server_cpu for part in parts),
+        load_cpu=sum(part.load_cpu for part in parts),
+        server_core_busy=share(lambda part: part.server_core_busy),
+        load_core_busy=share(lambda part: part.load_core_busy),
+    )
 
 
 @dataclass(frozen=True, slots=True)

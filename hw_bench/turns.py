@@ -11,9 +11,10 @@ from pathlib import Path
 from OpenSSL import SSL
 
 from hw_bench.clock import CoreTime, core_times, cpu_seconds
-from hw_bench.report import Turn
+from hw_bench.report import Turn, merged
 
 WARM_UP_SECONDS = 0.3  # caches, allocators and Python's specialised bytecode settle in much less
+SLICE_SECONDS = 0.5  # long against a tick of 10 ms, short against the drift of a shared machine
 
 Progress = Callable[[str], None]
 
@@ -49,30 +50,39 @@ class Contender:
     """Put it under load for so many seconds. All that it has started is over when it returns."""
     load_cpu: Callable[[], float]
     """CPU seconds that the load has used so far."""
+    prepare: Callable[[float], None] = lambda seconds: None
+    """Called before each act, outside the measurement, with the seconds that it will be given."""
 
 
 def take_turns(contenders: Sequence[Contender], plan: Plan, cores: tuple[int, int], progress: Progress) -> list[Turn]:
-    """`plan.rounds` turns of each, interleaved, after a short one each that is thrown away.
+    """`plan.rounds` turns of each, after a short one each that is thrown away.
 
-    `cores` are the server's and the load's. Raises: whatever an act raises.
+    Within a round, each turn is cut into slices that alternate with those of the others: the machine's speed can change
+    within seconds. `cores` are the server's and the load's. Raises: whatever an act raises.
     """
     for contender in contenders:
         progress(f"warming up: {contender.name}")
-        contender.act(min(WARM_UP_SECONDS, plan.seconds))
+        _slice(contender, 0, min(WARM_UP_SECONDS, plan.seconds), cores)
+    slices = max(1, round(plan.seconds / SLICE_SECONDS))
     turns = []
     for number in range(1, plan.rounds + 1):
-        for contender in contenders:
-            turn = take_turn(contender, number, plan.seconds, cores)
+        parts: dict[str, list[Turn]] = {contender.name: [] for contender in contenders}
+        for _ in range(slices):
+            for contender in contenders:
+                parts[contender.name].append(_slice(contender, number, plan.seconds / slices, cores))
+        for name in parts:
+            turn = merged(parts[name])
+            turns.append(turn)
             progress(
-                f"round {number} of {plan.rounds}: {contender.name}, {turn.operations:,} in {turn.wall:.1f} s,"
+                f"round {number} of {plan.rounds}: {name}, {turn.operations:,} in {turn.wall:.1f} s,"
                 f" {turn.milliseconds:.3f} CPU ms each"
             )
-            turns.append(turn)
     return turns
 
 
-def take_turn(contender: Contender, number: int, seconds: float, cores: tuple[int, int]) -> Turn:
-    """One turn: clocks read, load applied, clocks read again."""
+def _slice(contender: Contender, number: int, seconds: float, cores: tuple[int, int]) -> Turn:
+    """Clocks read, load applied, clocks read again."""
+    contender.prepare(seconds)
     before = _Reading.of(contender)
     outcome = contender.act(seconds)
     after = _Reading.of(contender)

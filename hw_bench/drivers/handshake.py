@@ -31,13 +31,16 @@ TLS_VERSIONS = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 def client_context(certificate: str, key: str, tls: str) -> SSL.Context:
     """A client that shows its certificate, exchanges keys on P-256, never resumes, and leaves the server unjudged.
 
+    With `certificate` and `key` empty it shows none.
+
     Not judging the server saves the load's core work that says nothing about the server.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(TLS_VERSIONS[tls])
     context.set_max_proto_version(TLS_VERSIONS[tls])
-    context.use_certificate_chain_file(certificate)
-    context.use_privatekey_file(key)
+    if certificate:
+        context.use_certificate_chain_file(certificate)
+        context.use_privatekey_file(key)
     # One group for all: else a server with a newer OpenSSL would be given ML-KEM to do, and an older one not.
     context.set_tmp_ecdh(ec.SECP256R1())
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)

@@ -1,7 +1,8 @@
 """Every scenario, by name. A new one is a module beside these and a line here."""
 
 from hw_bench.scenarios.contract import Scenario
+from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 
-_ALL: tuple[Scenario, ...] = (Handshakes(),)
+_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll())
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

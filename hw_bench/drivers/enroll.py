@@ -1,0 +1,155 @@
+"""First enrollments over EST, each on a fresh TLS connection: what a fleet's first morning looks like.
+
+Keys and requests are made before the turn, so that the load's core spends its time on connections. Each request has a
+key and a device id of its own, and each answer is kept: after the turn it is decoded and its certificate held against
+the key that was sent.
+"""
+
+import base64
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+
+from fleet.domain.enrollment import COMMON_NAME
+from fleet.wire.csr import build_csr
+from fleet.wire.est import PKCS10, WELL_KNOWN, decode_body, decode_certs_only, encode_body
+from hw_bench.drivers.handshake import client_context, connect
+from hw_bench.drivers.worker import Act, Order, serve
+
+READ_SIZE = 16384  # a whole answer: one certificate in base64 is about 1 KB
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One enrollment, ready to be sent."""
+
+    device: str
+    spki: bytes
+    http: bytes
+
+
+class Enroller:
+    """The requests of one driver process, the threads that send them, and what came back."""
+
+    def __init__(self, context: SSL.Context, prefix: str, model: str, password: str) -> None:
+        self._context = context
+        self._prefix = prefix
+        self._model = model
+        self._password = password
+        self._made = 0
+        self._waiting: deque[Request] = deque()
+        self._answered: list[tuple[Request, bytes]] = []
+        self._problems: list[str] = []
+
+    def top_up(self, count: int) -> None:
+        """Have `count` requests ready."""
+        while len(self._waiting) < count:
+            self._made += 1
+            self._waiting.append(self._request(f"{self._prefix}-{self._made:06d}"))
+
+    def _request(self, device: str) -> Request:
+        key = ec.generate_private_key(ec.SECP256R1())
+        body = encode_body(build_csr(key, ((COMMON_NAME, device),), ()))
+        lines = [
+            f"POST {WELL_KNOWN}/{self._model}/simpleenroll HTTP/1.1",
+            "Host: localhost",
+            f"Content-Type: {PKCS10}",
+            "Content-Transfer-Encoding: base64",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        ]
+        if self._password:
+            login = base64.b64encode(f"{device}:{self._password}".encode()).decode()
+            lines.append(f"Authorization: Basic {login}")
+        head = "\r\n".join([*lines, "", ""]).encode()
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return Request(device, spki, head + body)
+
+    def run(self, address: tuple[str, int], seconds: float, at_once: int) -> dict[str, Any]:
+        """Enroll by `at_once` threads until `seconds` are over or no request is left."""
+        answered, problems = len(self._answered), len(self._problems)
+        end = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._work, args=(address, end)) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {
+            "operations": len(self._answered) - answered,
+            "failed": len(self._problems) - problems,
+            "problems": self._problems[problems : problems + 3],
+        }
+
+    def _work(self, address: tuple[str, int], end: float) -> None:
+        while time.monotonic() < end:
+            try:
+                request = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                answer = self._send(request, address)
+            except (SSL.Error, OSError) as error:
+                self._problems.append(f"{type(error).__name__}: {error}")
+                continue
+            if answer.startswith(b"HTTP/1.1 200 "):
+                self._answered.append((request, answer))
+            else:
+                self._problems.append(answer[:300].decode(errors="replace"))
+
+    def _send(self, request: Request, address: tuple[str, int]) -> bytes:
+        connection = connect(address)
+        try:
+            tls = SSL.Connection(self._context, connection)
+            tls.set_connect_state()
+            tls.sendall(request.http)
+            parts = []
+            try:
+                while part := tls.recv(READ_SIZE):
+                    parts.append(part)
+            except SSL.ZeroReturnError:
+                pass  # the server has closed, as it was asked to
+            return b"".join(parts)
+        finally:
+            connection.close()
+
+    def collect(self) -> dict[str, Any]:
+        """SHA-256 of every certificate received since the last call, hexadecimal.
+
+        Raises: ValueError when one is not for the key that was sent with it.
+        """
+        fingerprints = []
+        for request, answer in self._answered:
+            certificate = decode_certs_only(decode_body(answer.partition(b"\r\n\r\n")[2]))[0]
+            spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            if spki != request.spki:
+                raise ValueError(f"{request.device} was given a certificate for another key")
+            fingerprints.append(certificate.fingerprint(hashes.SHA256()).hex())
+        self._answered.clear()
+        return {"fingerprints": fingerprints}
+
+
+def prepare(config: Order) -> Mapping[str, Act]:
+    context = client_context(config["certificate"], config["key"], config["tls"])
+    prefix = f"{config['prefix']}-{config['member']}"
+    enroller = Enroller(context, prefix, config["model"], config["password"])
+
+    def top_up(order: Order) -> dict[str, Any]:
+        enroller.top_up(order["count"])
+        return {}
+
+    def run(order: Order) -> dict[str, Any]:
+        return enroller.run((order["host"], order["port"]), order["seconds"], order["at_once"])
+
+    return {"top-up": top_up, "run": run, "collect": lambda order: enroller.collect()}
+
+
+if __name__ == "__main__":
+    serve(prepare)

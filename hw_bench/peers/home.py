@@ -1,0 +1,98 @@
+"""A served fleet: a home made by `fleet init`, and `fleet serve` on it, by the commands that its engineer types."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.processes import BenchError, running, wait_until
+
+MODEL = "default"  # every home has it; its devices publish under devices/{id}/up/
+COMMAND_SECONDS_MAX = 60.0
+ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetHome:
+    """A home on disk, not served yet."""
+
+    path: Path
+
+    def fleet(self, *words: str) -> str:
+        """What `fleet WORDS` prints. Raises: BenchError with what it said on stderr."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fleet", *words],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ) | {"FLEET_HOME": str(self.path)},
+            timeout=COMMAND_SECONDS_MAX,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BenchError(f"fleet {' '.join(words[:2])} failed: {done.stderr.strip()[-500:]}")
+        return done.stdout
+
+    @property
+    def root(self) -> Path:
+        return self.path / "ca" / "root.pem"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.path / "server" / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.path / "server" / "server.key"
+
+    @property
+    def registry(self) -> Path:
+        return self.path / "registry.db"
+
+    def write_anchors(self, file: Path) -> Path:
+        """Root and issuing CA in one file, as other servers want them."""
+        file.write_bytes(self.root.read_bytes() + (self.path / "ca" / "issuing.pem").read_bytes())
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A home that answers."""
+
+    home: FleetHome
+    est: tuple[str, int]
+    mqtt: tuple[str, int]
+    pids: tuple[int, ...]
+
+    def running(self, name: str, version: str, address: tuple[str, int]) -> Running:
+        """One of its listeners as a measured server."""
+        return Running(name, version, address, self.pids)
+
+
+def make_home(ground: Ground) -> FleetHome:
+    """A new home in the ground's folder. Raises: BenchError."""
+    home = FleetHome(ground.folder / "home")
+    home.fleet("init", str(home.path))
+    return home
+
+
+@contextlib.contextmanager
+def serve(home: FleetHome, ground: Ground, *words: str) -> Iterator[Served]:
+    """`fleet serve` on the server's core, with `words` added to its command line. Raises: BenchError."""
+    ready, log = ground.folder / "ready.json", ground.folder / "fleet-serve.log"
+    argv = [sys.executable, "-m", "fleet", "serve", "--home", str(home.path), "--ready-file", str(ready)]
+    argv += ["--log-level", "warning", *ANY_PORTS, *words]
+    with running(argv, cores=(ground.server_core,), log=log) as process:
+        wait_until(ready.exists, "fleet serve", process, log)
+        endpoints: dict[str, Any] = json.loads(ready.read_text())
+        yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,))
+
+
+def _address(url: str) -> tuple[str, int]:
+    host, _, port = url.rpartition("//")[2].rstrip("/").rpartition(":")
+    return host.strip("[]"), int(port)
