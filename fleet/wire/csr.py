@@ -57,15 +57,15 @@ _CHALLENGE_CODECS = {
 class Csr:
     """What a request asks for. One exists only after its own signature has been verified."""
 
-    der: bytes
+    der: bytes = field(repr=False)  # may hold the challenge password
     subject: Subject
     """(dotted OID, value) of each attribute, in order."""
     alt_names: AltNames
     """"TYPE:value" of each general name, in order; () when the extension is absent. The shapes are in wire.names."""
     key_type: str
     """"EC-P256", "EC-P384", "EC-P521", "RSA-2048+", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65" or "ML-DSA-87"."""
-    spki_der: bytes
-    """The SubjectPublicKeyInfo as it stands in a certificate: the same key gives the same bytes."""
+    spki_der: bytes = field(repr=False)
+    """The SubjectPublicKeyInfo as it stands in the request and in a certificate: the same key gives the same bytes."""
     key_sha256: bytes
     """SHA-256 of `spki_der`, 32 bytes."""
     challenge_password: str | None = field(default=None, repr=False)
@@ -86,11 +86,14 @@ def decode_csr(data: bytes) -> Csr:
         subject = request.subject
         extensions = request.extensions
     key_type = key_type_of(public_key)
+    spki_der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if spki_der not in data:
+        # RFC 5480, 2.1.1: explicit curve parameters are forbidden; the library reads them where it knows the curve.
+        raise Unsupported("The public key has explicit curve parameters or a compressed point; use a named curve.")
     _check_shape(subject, attributes)
     names = _subject_values(subject), alt_name_values(extensions)
     challenge = _challenge_password(attributes)
     _verify(request, public_key)
-    spki_der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return Csr(
         der=data,
         subject=names[0],

@@ -19,6 +19,7 @@ CONTEXT_1 = 0xA1
 DEPTH_MAX = 16  # levels of indefinite length inside one another; PKCS#7 has five
 LENGTH_OCTETS_MAX = 4  # 4 GiB, far above any cap here
 WALK_DEPTH_MAX = 40  # a key bag inside PKCS#12 lies about twenty deep
+CHILDREN_MAX = 10_000  # elements side by side; the largest bundle taken holds a thousand certificates
 OID_OCTETS_MAX = 64  # longer than any that is in use
 
 _INDEFINITE = 0x80
@@ -83,7 +84,10 @@ def _read_indefinite(data: bytes, at: int, stop: int, depth: int) -> Element:
     if depth >= DEPTH_MAX:
         raise TooLarge("ASN.1 elements are nested too deep.")
     position = at + 2
+    count = 0
     while data[position : position + 2] != b"\0\0" or position + 2 > stop:
+        count += 1
+        _check_count(count)
         position = read_element(data, position, stop, ber=True, depth=depth + 1).end
     return Element(data, data[at], at, at + 2, position, position + 2)
 
@@ -94,10 +98,18 @@ def children(parent: Element, *, ber: bool = False) -> Iterator[Element]:
     Raises: Malformed, TooLarge.
     """
     position = parent.start
+    count = 0
     while position < parent.stop:
+        count += 1
+        _check_count(count)
         child = read_element(parent.data, position, parent.stop, ber=ber)
         yield child
         position = child.end
+
+
+def _check_count(count: int) -> None:
+    if count > CHILDREN_MAX:
+        raise TooLarge(f"More than {CHILDREN_MAX} ASN.1 elements lie side by side.")
 
 
 def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:

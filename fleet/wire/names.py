@@ -144,7 +144,9 @@ def alt_name(text: str) -> x509.GeneralName:
             case "EMAIL":
                 return x509.RFC822Name(value)
             case "HW":
-                oid, _, serial = value.partition(":")
+                oid, colon, serial = value.partition(":")
+                if not colon:
+                    raise Malformed("A hardware name to ask for is not of the form HW:<type OID>:<serial in hex>.")
                 content = der.encode_oid(oid) + der.encode_element(der.OCTET_STRING, bytes.fromhex(serial))
                 return x509.OtherName(HW_MODULE_NAME, der.encode_element(der.SEQUENCE, content))
             case "OTHER":

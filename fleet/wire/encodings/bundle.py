@@ -8,7 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.wire.errors import Malformed, Unsupported
+from fleet.wire.errors import Malformed, Unsupported, WireError
+from fleet.wire.parsing import library_errors
 
 INPUT_SIZE_MAX = 16 * 1024 * 1024  # a CRL of 100,000 entries is 3.9 MB, 5.3 MB as PEM
 CERTIFICATES_MAX = 1000  # the world's root programs together hold some 300
@@ -97,11 +98,11 @@ def spki(public_key: PublicKeyTypes) -> bytes:
 
 
 def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:
-    """Whether `certificate` is for `private_key`. A key of a kind we can't read in a certificate belongs to nobody."""
+    """Whether `certificate` is for `private_key`. One whose key can't be read belongs to nobody."""
     try:
-        return spki(certificate.public_key()) == spki(private_key.public_key())
-    except Exception:
-        # The library raises ValueError, UnsupportedAlgorithm and others over keys in strange certificates.
+        with library_errors("public key"):
+            return spki(certificate.public_key()) == spki(private_key.public_key())
+    except WireError:
         return False
 
 
@@ -110,13 +111,24 @@ def chain_order(certificates: Iterable[x509.Certificate], private_key: PrivateKe
     its issuer, and so on; then the rest as they came.
     """
     pool = list(certificates)
+    names = [_subject_and_issuer(each) for each in pool]
     order = [i for i, each in enumerate(pool) if private_key is not None and belongs_to(each, private_key)][:1]
     if not order:
-        issuers = {each.issuer for each in pool if each.issuer != each.subject}
-        leaves = [i for i, each in enumerate(pool) if each.subject not in issuers]
-        order = leaves[:1] if len(leaves) == 1 else []
-    rest = [i for i in range(len(pool)) if i not in order]
-    while order and (following := [i for i in rest if pool[i].subject == pool[order[-1]].issuer]):
-        order.append(following[0])
-        rest.remove(following[0])
-    return order + rest
+        issuers = {issuer for subject, issuer in names if issuer != subject}
+        leaves = [i for i, (subject, _) in enumerate(names) if subject not in issuers]
+        order = leaves if len(leaves) == 1 else []
+    by_subject = {subject: i for i, (subject, _) in reversed(list(enumerate(names)))}
+    seen = set(order)
+    while order and (following := by_subject.get(names[order[-1]][1])) is not None and following not in seen:
+        order.append(following)
+        seen.add(following)
+    return order + [i for i in range(len(pool)) if i not in seen]
+
+
+def _subject_and_issuer(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """Both as DER; empty where the certificate's own names can't be read."""
+    try:
+        with library_errors("certificate"):
+            return certificate.subject.public_bytes(), certificate.issuer.public_bytes()
+    except WireError:
+        return b"", b""

@@ -1,0 +1,115 @@
+"""Tag, length, value: the bounds of every element, cut anywhere."""
+
+import pytest
+from asn1crypto import core
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.wire import der
+from fleet.wire.errors import Malformed, TooLarge, WireError
+
+NESTED = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.113549.1.7.2") + der.encode_element(0x04, b"\x30\0"))
+
+
+@given(st.binary(max_size=70_000))
+def test_encode_then_read_gives_the_content_back(content: bytes) -> None:
+    whole = der.encode_element(der.OCTET_STRING, content)
+    element = der.only_element(whole, der.OCTET_STRING)
+    assert element.content == content
+    assert element.whole == whole
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 255, 256, 65_535, 65_536])
+def test_lengths_are_der_as_asn1crypto_writes_them(length: int) -> None:
+    assert der.encode_element(der.OCTET_STRING, bytes(length)) == core.OctetString(bytes(length)).dump()
+
+
+@pytest.mark.parametrize("ber", [False, True])
+def test_cut_at_every_byte(ber: bool) -> None:
+    for at in range(len(NESTED)):
+        with pytest.raises(Malformed):
+            der.only_element(NESTED[:at], der.SEQUENCE, ber=ber)
+    with pytest.raises(Malformed, match="follow"):
+        der.only_element(NESTED + b"\0", der.SEQUENCE, ber=ber)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x04\x81\x01a",  # one octet would do
+        b"\x04\x82\x00\x80" + bytes(128),  # a leading zero
+        b"\x30\x80\0\0",  # indefinite
+        b"\x04\x85\0\0\0\0\x01a",  # five octets
+        b"\x1f\x81\x01\0",  # a long tag
+        b"\x04\x84\xff\xff\xff\xff",
+    ],
+)
+def test_der_refuses_what_is_not_canonical(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        der.read_element(data, 0, len(data))
+
+
+def test_ber_reads_indefinite_lengths_at_every_level() -> None:
+    data = b"\x30\x80\x30\x80\x04\x01a\0\0\x04\x81\x01b\0\0"
+    outer = der.only_element(data, der.SEQUENCE, ber=True)
+    first, second = der.children(outer, ber=True)
+    assert [each.content for each in der.children(first, ber=True)] == [b"a"]
+    assert second.content == b"b"
+    for at in range(len(data)):
+        with pytest.raises(Malformed):
+            der.only_element(data[:at], der.SEQUENCE, ber=True)
+
+
+def test_nesting_and_rows_are_capped() -> None:
+    with pytest.raises(TooLarge):
+        der.only_element(b"\x30\x80" * 40 + b"\0\0" * 40, der.SEQUENCE, ber=True)
+    row = der.encode_element(der.SEQUENCE, b"\x05\0" * (der.CHILDREN_MAX + 1))
+    with pytest.raises(TooLarge):
+        list(der.children(der.only_element(row, der.SEQUENCE)))
+    deep = b""
+    for _ in range(der.WALK_DEPTH_MAX + 2):
+        deep = der.encode_element(der.SEQUENCE, deep)
+    with pytest.raises(TooLarge):
+        list(der.walk(der.only_element(deep, der.SEQUENCE)))
+
+
+def test_walk_looks_into_octet_strings() -> None:
+    tags = [each.tag for each in der.walk(der.only_element(NESTED, der.SEQUENCE))]
+    assert tags == [der.SEQUENCE, der.OBJECT_IDENTIFIER, der.OCTET_STRING, der.SEQUENCE]
+
+
+_ARCS = st.one_of(
+    st.tuples(st.integers(0, 1), st.integers(0, 39)), st.tuples(st.just(2), st.integers(0, 2**40))
+).flatmap(lambda head: st.lists(st.integers(0, 2**60), max_size=5).map(lambda rest: (*head, *rest)))
+
+
+@given(_ARCS)
+def test_object_identifiers_agree_with_asn1crypto(arcs: tuple[int, ...]) -> None:
+    dotted = ".".join(map(str, arcs))
+    encoded = der.encode_oid(dotted)
+    assert der.dotted_oid(der.only_element(encoded, der.OBJECT_IDENTIFIER).content) == dotted
+    if arcs[0] < 2 or arcs[1] < 40:  # asn1crypto 1.5 reads larger second arcs wrongly
+        assert core.ObjectIdentifier.load(encoded).dotted == dotted
+
+
+@pytest.mark.parametrize("text", ["", "1", "1.", "3.1", "1.40", "1.-2", "1.²", "a.b", "1." + "9" * 50])
+def test_what_is_no_object_identifier(text: str) -> None:
+    with pytest.raises(WireError):
+        der.encode_oid(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\x2a\x80\x01", b"\x2a\x86", bytes(65)])
+def test_damaged_object_identifiers(content: bytes) -> None:
+    with pytest.raises(WireError):
+        der.dotted_oid(content)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_end_in_an_element_or_a_wire_error(data: bytes) -> None:
+    for ber in (False, True):
+        try:
+            element = der.read_element(data, 0, len(data), ber=ber)
+            list(der.walk(element))
+        except WireError:
+            continue
+        assert element.end <= len(data)
