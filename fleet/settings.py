@@ -46,7 +46,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_upstream(text: str) -> str:
-    """`text` itself when it names a broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.
+    """`text` itself when it names a broker: auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH.
 
     Raises: ValueError: with a sentence for people.
     """
@@ -55,7 +55,8 @@ def parse_upstream(text: str) -> str:
     if text.startswith("unix:") and len(text) > len("unix:"):
         return text
     if text.startswith("mqtt://"):
-        parse_address(text.removeprefix("mqtt://"))
+        place = text.removeprefix("mqtt://").rstrip("/")
+        parse_address(place if re.search(r":[0-9]*$", place) else f"{place}:1883")
         return text
     raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH")
 
@@ -71,8 +72,8 @@ class Settings:
     http: Address = Address("127.0.0.1", 8444)
     upstream: str = "auto"
     handshake_seconds_max: float = 10.0
-    half_open_max: int = 2048
-    half_open_per_address_max: int = 256
+    half_open_max: int = 1000
+    half_open_per_address_max: int = 200
     sessions_max: int = 9000
 
 
@@ -156,8 +157,8 @@ sessions_max = 9000
 # A handshake that takes longer is cut.
 handshake_seconds_max = 10.0
 # Handshakes under way at once: in all, and from one address.
-half_open_max = 2048
-half_open_per_address_max = 256
+half_open_max = 1000
+half_open_per_address_max = 200
 """
 
 

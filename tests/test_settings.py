@@ -84,7 +84,7 @@ def test_bytes_that_are_not_utf8_and_files_too_large_or_missing(tmp_path: Path) 
 
 
 def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path) -> None:
-    whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=2048))
+    whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=1000))
     for end in range(len(whole)):
         try:
             settings = read_settings(written(tmp_path, whole[:end]))
@@ -105,7 +105,14 @@ def test_an_address_reads_and_prints_the_same(text: str) -> None:
     assert str(parse_address(text)) == text
 
 
-@pytest.mark.parametrize("text", ["mqtt://", "mqtt://h", "unix:", "tcp://h:1", "Auto", ""])
+@pytest.mark.parametrize("text", ["mqtt://", "mqtt://h:", "unix:", "tcp://h:1", "Auto", ""])
 def test_an_upstream_that_is_none(text: str) -> None:
     with pytest.raises(ValueError):
         parse_upstream(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["auto", "mosquitto", "embedded", "mqtt://h", "mqtt://h:1", "mqtt://[::1]:1883", "unix:/a b"]
+)
+def test_an_upstream_is_kept_as_it_is_written(text: str) -> None:
+    assert parse_upstream(text) == text

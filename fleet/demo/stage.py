@@ -107,8 +107,6 @@ class Stage:
 
     root: Path
     running: dict[str, Running] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What one step leaves for a later one."""
 
     @property
     def home(self) -> Path:

@@ -1,0 +1,92 @@
+"""`fleet serve`: EST, the MQTT gateway and the API, until told to stop."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fleet.app import serve_until_told
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.home import home_option
+from fleet.home import open_home, settings_of
+from fleet.settings import Address, SettingsError, parse_address, parse_upstream
+
+
+class Checked(click.ParamType[Any]):
+    """An option's value as one of the settings' own readers sees it."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+ADDRESS = Checked("A:P", parse_address)
+
+
+@click.command()
+@home_option
+@click.option("--est", type=ADDRESS, help="Where EST listens, instead of fleet.toml's. Port 0: any free one.")
+@click.option("--mqtt", type=ADDRESS, help="Where the MQTT gateway listens.")
+@click.option("--http", type=ADDRESS, help="Where the HTTP API listens.")
+@click.option(
+    "--upstream",
+    type=Checked("URL", parse_upstream),
+    help="The broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.",
+)
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Written, whole, when all listeners are up: JSON with est, mqtt, http, ca_file, pid.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to standard error, one line an event.",
+)
+def serve(
+    home: Path,
+    est: Address | None,
+    mqtt: Address | None,
+    http: Address | None,
+    upstream: str | None,
+    ready_file: Path | None,
+    log_level: str,
+) -> None:
+    """Serve a fleet: EST enrollment, the MQTT gateway in front of a broker, and the HTTP API, all on mutual TLS.
+
+    With mosquitto on the machine, one of our own is started behind the gateway on a private socket; without, an
+    embedded broker (MQTT 3.1.1 only). SIGTERM drains and ends within 5 seconds; SIGHUP reads the server certificate
+    again.
+
+    \b
+    Example:
+      fleet serve --home ./home --ready-file ready.json
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with attempting(f"serving '{home}'"):
+        place = open_home(home.absolute())
+        try:
+            settings = settings_of(place)
+        except SettingsError as error:
+            raise CliError(f"serving '{home}'", str(error), "Mend that line and start again") from error
+        settings = replace(
+            settings,
+            est=est or settings.est,
+            mqtt=mqtt or settings.mqtt,
+            http=http or settings.http,
+            upstream=upstream or settings.upstream,
+        )
+        serve_until_told(place, settings, ready_file)

@@ -1,0 +1,160 @@
+"""What the demo does with a device: its agent, its certificate, and tricks that must not work."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fleet.demo.stage import AGENT, PATIENCE_SECONDS, Running, Stage, StepFailed
+
+SECONDS_BETWEEN_MESSAGES = 0.01
+
+Pair = tuple[Path, Path]
+"""Certificate chain and key, PEM."""
+
+
+def mqtt_address(stage: Stage) -> str:
+    """HOST:PORT of the gateway."""
+    return str(stage.ready()["mqtt"]).rpartition("//")[2]
+
+
+def initialise(stage: Stage, device: str, home: Path | None = None) -> None:
+    """Give a device its id, its server's addresses and the CA that it trusts."""
+    ready = stage.ready()
+    words = ["--device-id", device, "--est", ready["est"], "--mqtt", mqtt_address(stage), "--ca", ready["ca_file"]]
+    stage.call(AGENT, "--home", str(home or stage.device_home(device)), "init", *words)
+
+
+def run(stage: Stage, device: str) -> Running:
+    """Start the device's agent; what it is told on standard input, it publishes."""
+    return stage.start(device, AGENT, "--home", str(stage.device_home(device)), "run")
+
+
+def wait_connected(stage: Stage, device: str) -> None:
+    """Return when the device's agent is connected."""
+    stage.call(AGENT, "--home", str(stage.device_home(device)), "status", "--wait-connected", "20")
+
+
+def status(stage: Stage, device: str) -> dict[str, Any]:
+    """What the device's agent says of itself."""
+    answer: dict[str, Any] = stage.call(
+        AGENT, "--home", str(stage.device_home(device)), "status", "-o", "json", expect=None
+    ).json()
+    return answer
+
+
+def identity(stage: Stage, device: str) -> Pair:
+    """The device's own certificate and key, where its agent keeps them."""
+    slot = stage.device_home(device) / status(stage, device)["slot"]
+    return slot / "cert.pem", slot / "key.pem"
+
+
+@dataclass(slots=True)
+class Published:
+    count: int = 0
+
+
+@contextmanager
+def publishing(agent: Running, topic: str, after: int) -> Iterator[Published]:
+    """Publish 0, 1, 2, … to `topic` through `agent` for as long as the block runs, and `after` more behind it."""
+    published, stop = Published(), threading.Event()
+
+    def work() -> None:
+        last: int | None = None
+        while last is None or published.count < last:
+            agent.say(f"{topic} {published.count}")
+            published.count += 1
+            if stop.wait(SECONDS_BETWEEN_MESSAGES) and last is None:
+                last = published.count + after
+
+    thread = threading.Thread(target=work, name=f"publish {topic}")
+    thread.start()
+    try:
+        yield published
+    finally:
+        stop.set()
+        thread.join()
+
+
+def client_context(stage: Stage, pair: Pair | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=stage.ready()["ca_file"])
+    if pair is not None:
+        context.load_cert_chain(*pair)
+    return context
+
+
+def publish_elsewhere(stage: Stage, device: str, topic: str) -> str:
+    """Publish to `topic` with the device's own certificate, by a client that no policy of ours has written, and say
+    how it was refused.
+
+    Raises: StepFailed: it was accepted.
+    """
+    for protocol in (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311):
+        answer = _try_to_publish(stage, device, topic, protocol)
+        if answer != "Unsupported protocol version":
+            break
+    if answer == "Success":
+        raise StepFailed(f"{device} published to {topic}")
+    return answer
+
+
+def _try_to_publish(stage: Stage, device: str, topic: str, protocol: MQTTProtocolVersion) -> str:
+    """The server's answer, in its own words."""
+    host, _, port = mqtt_address(stage).rpartition(":")
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=device, protocol=protocol, reconnect_on_failure=False)
+    client.tls_set_context(client_context(stage, identity(stage, device)))
+    answered = threading.Event()
+    answers: list[str] = []
+
+    def answer(text: str) -> None:
+        answers.append(text)
+        answered.set()
+
+    def on_connect(_c: mqtt.Client, _u: Any, _f: Any, reason: ReasonCode, _p: Any) -> None:
+        if reason.is_failure:
+            answer(str(reason))
+        else:
+            client.publish(topic, "forged", qos=1)
+
+    client.on_connect = on_connect
+    client.on_publish = lambda _c, _u, _m, reason, _p: answer(str(reason))
+    client.on_disconnect = lambda _c, _u, _f, reason, _p: answer(f"disconnected: {reason}")
+    client.connect(host.strip("[]"), int(port))
+    client.loop_start()
+    try:
+        if not answered.wait(PATIENCE_SECONDS):
+            raise StepFailed(f"no answer to {device}'s publish")
+        return answers[0]
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def refused_by_tls(stage: Stage, pair: Pair | None) -> str:
+    """How the gateway refuses a connection with this certificate, or with none.
+
+    Raises: StepFailed: it did not.
+    """
+    host, _, port = mqtt_address(stage).rpartition(":")
+    context = client_context(stage, pair)
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_SECONDS) as raw,
+            context.wrap_socket(raw, server_hostname=host.strip("[]")) as tls,
+        ):
+            # In TLS 1.3 the server judges after the client believes that it is done: reading tells.
+            tls.sendall(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00")
+            got = tls.recv(16)
+    except (ssl.SSLError, ConnectionError) as error:
+        return getattr(error, "reason", None) or type(error).__name__
+    if got:
+        raise StepFailed("the gateway answered a connection without a certificate of ours")
+    return "closed"

@@ -1,0 +1,191 @@
+"""The steps of the demo, in order, by name. Each does what a person would do and returns what it found, or raises
+StepFailed. What one step makes, the next ones use.
+"""
+
+import asyncio
+import sqlite3
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from fleet.demo import devices
+from fleet.demo.foreign import make_foreign_certificate
+from fleet.demo.stage import AGENT, FLEET, STATION, Stage, StepFailed
+from fleet.demo.subscriber import Subscriber
+from fleet.home import Home, open_registry
+from fleet.services import revocation
+
+BOARD, CAMERA, METER = "board-1", "cam-7", "meter-3"
+DEVICES = (BOARD, CAMERA, METER)
+MODEL = "demo"
+MESSAGES_EACH = 50
+ROTATE_MESSAGES_AFTER = 50  # published after the renewal is done, so that the new connection carries some
+
+Facts = dict[str, Any]
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raises: StepFailed with `otherwise`, unless it `holds`."""
+    if not holds:
+        raise StepFailed(otherwise)
+
+
+def init(stage: Stage) -> Facts:
+    """A home: CAs, server certificate, registry; and a model for the devices."""
+    stage.call(FLEET, "init", str(stage.home), "--name", "demo")
+    stage.call(FLEET, "model", "add", MODEL, "--lifetime", "1d")
+    return {"home": str(stage.home)}
+
+
+def serve(stage: Stage) -> Facts:
+    """The server, on free ports, with a broker behind the gateway."""
+    ports = [word for name in ("est", "mqtt", "http") for word in (f"--{name}", "127.0.0.1:0")]
+    ready = stage.root / "ready.json"
+    server = stage.start("fleet-serve", FLEET, "serve", *ports, "--ready-file", str(ready))
+    stage.wait_for_file(ready, server)
+    endpoints = stage.ready()
+    trust = ssl.create_default_context(cafile=endpoints["ca_file"])
+    with urllib.request.urlopen(f"{endpoints['http']}/healthz", context=trust, timeout=10) as answer:  # noqa: S310 - our own URL
+        expect(answer.status == 200, f"/healthz answered {answer.status}")
+    return {name: endpoints[name] for name in ("est", "mqtt", "http")}
+
+
+def factory(stage: Stage) -> Facts:
+    """A blank board behind a serial line gets its certificate from a factory station."""
+    kit, line = stage.root / "station", stage.root / "ttyBOARD"
+    stage.call(FLEET, "station", "add", "line-1", "--model", MODEL, "--out", str(kit))
+    board = stage.start(
+        "emulated-board", AGENT, "--home", str(stage.device_home(BOARD)), "emulate", "--pty", str(line), "--once"
+    )
+    stage.wait_for_file(line, board)
+    words = ["--port", str(line), "--est", stage.ready()["est"], "--mqtt", devices.mqtt_address(stage)]
+    words += ["--cert", str(kit / "station.pem"), "--key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
+    done = stage.call(
+        STATION, "provision", *words, "--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")
+    )
+    expect(board.process.wait(30) == 0, "the emulated board did not end well")
+    return {"device": BOARD, "said": done.err.strip().splitlines()[-1] if done.err.strip() else ""}
+
+
+def enroll(stage: Stage) -> Facts:
+    """Two devices make their own keys and enroll, each with a one-time token."""
+    tokens = {}
+    for device in (CAMERA, METER):
+        stage.call(FLEET, "device", "add", device, "--model", MODEL)
+        tokens[device] = stage.call(FLEET, "token", "create", "--device", device).out
+        devices.initialise(stage, device)
+        stage.call(AGENT, "--home", str(stage.device_home(device)), "enroll", give=tokens[device])
+    thief = stage.root / "devices" / "thief"
+    devices.initialise(stage, METER, thief)
+    stage.call(AGENT, "--home", str(thief), "enroll", give=tokens[METER], expect=1)
+    return {"devices": [CAMERA, METER], "token used again": "refused"}
+
+
+def connect(stage: Stage) -> Facts:
+    """All three connect to the gateway on mutual TLS."""
+    for device in DEVICES:
+        devices.run(stage, device)
+    for device in DEVICES:
+        devices.wait_connected(stage, device)
+    return {"connected": list(DEVICES)}
+
+
+def publish(stage: Stage) -> Facts:
+    """Every device publishes; a subscriber at the broker counts."""
+    with Subscriber(stage.home, "devices/+/up/count") as subscriber:
+        for number in range(MESSAGES_EACH):
+            for device in DEVICES:
+                stage.running[device].say(f"devices/{device}/up/count {device} {number}")
+        wanted = {f"{device} {number}" for device in DEVICES for number in range(MESSAGES_EACH)}
+        subscriber.wait_until(lambda seen: wanted <= set(seen), f"{len(wanted)} messages")
+        seen = subscriber.seen()
+    expect(len(seen) == len(wanted), f"{len(seen)} messages for {len(wanted)} published")
+    return {"published": len(wanted), "seen": len(seen), "broker": subscriber.broker}
+
+
+def isolate(stage: Stage) -> Facts:
+    """What must not work does not: another's topic, a foreign CA's certificate, no certificate."""
+    stage.running.pop(METER).stop()
+    with Subscriber(stage.home, "devices/+/up/#") as subscriber:
+        refusal = devices.publish_elsewhere(stage, METER, f"devices/{CAMERA}/up/forged")
+        expect("forged" not in subscriber.seen(), "a forged message reached the broker")
+    devices.run(stage, METER)
+    devices.wait_connected(stage, METER)
+    foreign = make_foreign_certificate(stage.root / "foreign", METER)
+    return {
+        "another's topic": refusal,
+        "foreign certificate": devices.refused_by_tls(stage, foreign),
+        "no certificate": devices.refused_by_tls(stage, None),
+    }
+
+
+def rotate(stage: Stage) -> Facts:
+    """A device renews in the midst of publishing QoS 1: none lost, none twice."""
+    agent = stage.running[CAMERA]
+    before = devices.status(stage, CAMERA)["serial"]
+    with Subscriber(stage.home, f"devices/{CAMERA}/up/rotate") as subscriber:
+        with devices.publishing(agent, f"devices/{CAMERA}/up/rotate", ROTATE_MESSAGES_AFTER) as published:
+            subscriber.wait_until(lambda seen: len(seen) > 10, "the first messages")
+            stage.call(AGENT, "--home", str(stage.device_home(CAMERA)), "renew")
+        wanted = [str(number) for number in range(published.count)]
+        subscriber.wait_until(lambda seen: set(wanted) <= set(seen), f"{published.count} messages")
+        seen = subscriber.seen()
+    after = devices.status(stage, CAMERA)["serial"]
+    expect(before != after, "the certificate is still the old one")
+    lost, twice = len(set(wanted) - set(seen)), len(seen) - len(set(seen))
+    expect(lost == 0 and twice == 0, f"{lost} messages lost, {twice} came twice")
+    return {"published": len(wanted), "lost": lost, "duplicated": twice, "old": before, "new": after}
+
+
+def revoke(stage: Stage) -> Facts:
+    """Revocation cuts the live session, refuses the next one, and refuses re-enrollment."""
+    agent = stage.running[METER]
+    since = len(agent.lines)
+    started = time.monotonic()
+    asyncio.run(_revoke(stage, METER))
+    cut = agent.wait_for(lambda line: " disconnected" in line, "that it was disconnected", since)
+    agent.wait_for(lambda line: " refused" in line, "that it was refused", since)
+    stage.call(AGENT, "--home", str(stage.device_home(METER)), "renew", expect=1)
+    return {"cut_ms": round((cut - started) * 1000, 1), "reconnect": "refused", "reenroll": "refused"}
+
+
+async def _revoke(stage: Stage, device: str) -> None:
+    """As `fleet device revoke` does: from a process that is not the server's."""
+    registry = await open_registry(Home(stage.home))
+    try:
+        await revocation.revoke(registry, device, actor="operator", reason="demo", now=datetime.now(UTC))
+    finally:
+        await registry.close()
+
+
+def audit(stage: Stage) -> Facts:
+    """The audit's chain verifies; in a copy, one flipped byte is found."""
+    rows = stage.call(FLEET, "audit", "verify", "-o", "json").json()["rows"]
+    copy = stage.root / "tampered.db"
+    with closing(sqlite3.connect(stage.home / "registry.db")) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    content = bytearray(copy.read_bytes())
+    content[content.index(b"device.revoke")] ^= 1
+    copy.write_bytes(content)
+    found = stage.call(FLEET, "audit", "verify", "--file", str(copy), expect=1)
+    return {"rows": rows, "flipped byte": found.err.strip().splitlines()[-1]}
+
+
+Step = Callable[[Stage], Facts]
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("init", init),
+    ("serve", serve),
+    ("factory", factory),
+    ("enroll", enroll),
+    ("connect", connect),
+    ("publish", publish),
+    ("isolate", isolate),
+    ("rotate", rotate),
+    ("revoke", revoke),
+    ("audit", audit),
+)
