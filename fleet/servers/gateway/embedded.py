@@ -1,0 +1,45 @@
+"""The embedded broker, for a demo on a machine without mosquitto: amqtt in a child process, MQTT 3.1.1 only."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleet.domain.device import Model
+from fleet.servers.gateway.child import Child
+from fleet.servers.gateway.private_socket import connect_unix, private_directory
+from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
+
+SOCKET = "broker.sock"
+PROGRAM = "fleet.servers.gateway.embedded_broker"
+
+
+class Embedded:
+    """An Upstream. It has no wall of its own: the gateway's is the only one."""
+
+    speaks_v5 = False
+
+    def __init__(self, run_dir: Path) -> None:
+        self.socket = run_dir / SOCKET
+        argv = (sys.executable, "-m", PROGRAM, str(self.socket))
+        self.child = Child("amqtt", argv, Path.cwd(), self.socket, lambda line: None)
+
+    @classmethod
+    async def start(cls, run_dir: Path) -> "Embedded":
+        """Returns when it takes connections. Raises: OSError, TimeoutError."""
+        broker = cls(private_directory(run_dir.resolve()))
+        await broker.child.start()
+        return broker
+
+    async def connect(self, factory: Factory) -> None:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            await connect_unix(self.socket, factory)
+
+    async def set_models(self, models: Sequence[Model]) -> None:
+        """Nothing to tell: it has no access rules."""
+
+    def describe(self) -> str:
+        return f"the embedded broker (amqtt, MQTT 3.1.1 only) on unix:{self.socket}"
+
+    async def close(self) -> None:
+        await self.child.close()

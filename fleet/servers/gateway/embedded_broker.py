@@ -1,0 +1,51 @@
+"""The program of the embedded broker: `python -m fleet.servers.gateway.embedded_broker SOCKET`, until SIGTERM.
+
+amqtt listens on TCP only, so the socket is ours, in a directory that nobody else may enter, and each connection is
+handed to it as from an external listener.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
+from amqtt.broker import Broker
+
+LISTENER = "default"
+BACKLOG = 1024
+CONFIG = {
+    "listeners": {LISTENER: {"type": "external"}},
+    "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+}
+
+
+class UnixWriter(StreamWriterAdapter):
+    """amqtt wants to know where a connection comes from; a Unix socket has no address."""
+
+    def get_peer_info(self) -> tuple[str, int]:
+        return "unix", 0
+
+
+async def serve(path: Path) -> None:
+    """Serve MQTT 3.1.1 on the Unix socket `path` until SIGTERM or SIGINT."""
+    broker = Broker(CONFIG)
+    await broker.start()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await broker.external_connected(StreamReaderAdapter(reader), UnixWriter(writer), LISTENER)
+
+    os.chdir(path.parent)  # a relative name fits an address, however long the path is
+    server = await asyncio.start_unix_server(connected, path.name, backlog=BACKLOG)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    server.close()
+    await broker.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

@@ -1,0 +1,151 @@
+"""The gateway: sessions on one side, the registry's events on the other, and the table between them.
+
+gateway = Gateway(registry, upstream, clock=clock)
+feed = asyncio.create_task(gateway.run())
+await gateway.following()          # before the listener accepts: no revocation is missed
+listen(gateway.protocol, ...)
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Registry
+from fleet.servers.gateway import endings
+from fleet.servers.gateway.feed import Feed
+from fleet.servers.gateway.grounds import Grounds
+from fleet.servers.gateway.journal import Journal
+from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.opening import open_session
+from fleet.servers.gateway.purge import purge_session
+from fleet.servers.gateway.session import Phase, Session
+from fleet.servers.gateway.table import LiveTable
+from fleet.servers.gateway.upstream import Upstream
+from fleet.wire.mqtt.codes import Reason
+from fleet.wire.mqtt.connect import Connect
+
+log = logging.getLogger("fleet.gateway")
+
+PURGES_MAX = 8  # at a time: a whole model may be retired at once
+GONE_FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
+
+
+class Gateway:
+    """Every live MQTT session of one process."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        upstream: Upstream,
+        *,
+        clock: Callable[[], datetime],
+        limits: Limits | None = None,
+    ) -> None:
+        self._registry = registry
+        self._limits = limits or Limits()
+        self._journal = Journal()
+        self._table: LiveTable[Session] = LiveTable()
+        self._upstream = upstream
+        self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max)
+        self._grounds = Grounds(upstream, clock, self._limits, self._journal, self._table, self._open)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._purging = asyncio.Semaphore(PURGES_MAX)
+
+    def protocol(self, peer: Peer) -> asyncio.Protocol:
+        """The protocol for one connection whose TLS handshake has proved `peer`."""
+        return Session(self._grounds, peer)
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled. The sessions rely on it: run it before anything listens."""
+        await self._feed.run()
+
+    async def following(self) -> None:
+        """Returns once every event from now on reaches the sessions."""
+        await self._feed.started()
+
+    async def close(self) -> None:
+        """End every session, telling those of 5.0 why; what it was still doing is cancelled."""
+        for session in self._table:
+            session.end(endings.SHUTTING_DOWN)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def sessions(self) -> int:
+        """Connections at the moment, those that have not been admitted yet included."""
+        return len(self._table)
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """Live and read-only: `mqtt.connect.ok`, `mqtt.connect.CODE`, `mqtt.session.ENDING`, `mqtt.publish.refused`,
+        `mqtt.subscribe.refused`, `mqtt.deliver.refused` -> how often.
+        """
+        return self._journal.counts
+
+    def _open(self, session: Session, connect: Connect) -> None:
+        if not self._feed.reliable():
+            # Nobody new while we could not hear of their revocation.
+            session.refuse("feed-down", Reason.SERVER_UNAVAILABLE)
+            return
+        self._start(open_session(self._grounds, self._registry, session))
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("event=gateway.failed", exc_info=task.exception())
+
+    async def _hear(self, event: Event) -> None:
+        match event.kind:
+            case EventKind.DEVICE_STATE:
+                self._device_moved(event.subject, event.detail)
+            case EventKind.CREDENTIAL_ENDED:
+                self._credential_ended(event.subject, event.detail)
+            case EventKind.MODEL_CHANGED:
+                await self._model_changed(event.subject)
+
+    def _device_moved(self, device_id: str, state: str) -> None:
+        if state == DeviceState.ACTIVE:
+            return
+        for session in self._table.of_device(device_id):
+            session.end(endings.DEVICE_ENDED)
+        if state in GONE_FOR_GOOD:
+            self._start(self._purge(device_id))
+
+    async def _purge(self, device_id: str) -> None:
+        async with self._purging:
+            agreed = await purge_session(self._upstream, device_id)
+        self._journal.note(
+            "mqtt.purge", "ok" if agreed else "failed", asyncio.get_running_loop().time(), device=device_id
+        )
+
+    def _credential_ended(self, holder: str, fingerprint: str) -> None:
+        table = self._table
+        ended = table.of_fingerprint(bytes.fromhex(fingerprint)) if fingerprint else table.of_device(holder)
+        for session in ended:
+            session.end(endings.CREDENTIAL_ENDED)
+
+    async def _model_changed(self, name: str) -> None:
+        # Whoever is being admitted now may have been judged by the old model: they ask again.
+        for session in self._table:
+            session.stale = session.phase is Phase.OPENING
+        model = await self._registry.model(name)
+        if model is None:
+            return
+        # First the wall behind us, then the one in front: a topic newly allowed must not die at the broker.
+        try:
+            await self._upstream.set_models(await self._registry.models())
+        except (OSError, TimeoutError) as error:
+            log.error("event=broker.rules-not-set model=%s error=%s", name, error)  # noqa: TRY400  a trace adds nothing
+        for session in self._table:
+            if session.admission is not None and session.admission.device.model == name:
+                session.set_model(model)

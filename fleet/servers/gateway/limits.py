@@ -1,0 +1,23 @@
+"""What one gateway takes on at most."""
+
+from dataclasses import dataclass
+
+from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All times in seconds, all sizes in bytes."""
+
+    sessions_max: int = 9_000
+    """Connections in all; each takes two file descriptors of 20,000."""
+    connect_seconds_max: float = 10.0
+    """From the end of the TLS handshake to a whole CONNECT."""
+    open_seconds_max: float = 10.0
+    """From CONNECT to CONNACK: the registry's answer, the broker's connection and the broker's answer."""
+    linger_seconds_max: float = 2.0
+    """How long a closing connection may take to send what was written before it is aborted."""
+    feed_silence_seconds_max: float = 10.0
+    """How long the registry's feed may be down before nobody new is let in."""
+    packet_size_max: int = PACKET_SIZE_MAX
+    """Remaining length of a PUBLISH after CONNECT."""

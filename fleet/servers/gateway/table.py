@@ -1,0 +1,57 @@
+"""The live table: which sessions there are, by the device that they claim to be and by their certificate."""
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+S = TypeVar("S")
+
+
+class LiveTable(Generic[S]):
+    """A session is entered under the client id that it claims before anybody asks whether it may: an event about
+    that device then always finds it, however it races with the answer.
+    """
+
+    def __init__(self) -> None:
+        self._all: set[S] = set()
+        self._by_device: dict[str, set[S]] = {}
+        self._by_fingerprint: dict[bytes, set[S]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(tuple(self._all))
+
+    def add(self, session: S, fingerprint: bytes | None) -> None:
+        self._all.add(session)
+        if fingerprint is not None:
+            self._by_fingerprint.setdefault(fingerprint, set()).add(session)
+
+    def claim(self, session: S, device_id: str) -> None:
+        """`session` says that it is `device_id`."""
+        self._by_device.setdefault(device_id, set()).add(session)
+
+    def remove(self, session: S, fingerprint: bytes | None, device_id: str | None) -> None:
+        """Forget it; does nothing when it is not there."""
+        self._all.discard(session)
+        if fingerprint is not None:
+            _drop(self._by_fingerprint, fingerprint, session)
+        if device_id is not None:
+            _drop(self._by_device, device_id, session)
+
+    def of_device(self, device_id: str) -> tuple[S, ...]:
+        return tuple(self._by_device.get(device_id, ()))
+
+    def of_fingerprint(self, fingerprint: bytes) -> tuple[S, ...]:
+        return tuple(self._by_fingerprint.get(fingerprint, ()))
+
+
+K = TypeVar("K")
+
+
+def _drop(index: dict[K, set[S]], key: K, session: S) -> None:
+    found = index.get(key)
+    if found is not None:
+        found.discard(session)
+        if not found:
+            del index[key]
