@@ -41,8 +41,8 @@ def export(home: Path, whole: bool, out: Path) -> None:
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """
     with attempting(f"exporting the CA of '{home}'"):
-        root, issuing = authority_chain(open_home(home))
-        pem = b"".join(c.public_bytes(Encoding.PEM) for c in ((root, issuing) if whole else (root,)))
+        chain = authority_chain(open_home(home))
+        pem = b"".join(c.public_bytes(Encoding.PEM) for c in (chain if whole else chain[:1]))
         if str(out) == "-":
             click.get_binary_stream("stdout").write(pem)
         else:
