@@ -19,6 +19,7 @@ from fleet.wire.serial.messages import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 
 LINGER_SECONDS = 10.0  # after the last answer, in case it was lost and the station asks again
 FRAME = re.compile(rb"\x00[^\x00]+\x00")
+_DEFAULT = Hardware()
 BOOT_LOG = (
     b"\x00\xf8ets Jun  8 2016 00:22:57\r\n\r\nrst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n"
     b"\x1b[0;32mI (29) boot: 2nd stage bootloader\x1b[0m\r\n"
@@ -82,13 +83,13 @@ class EmulatedBoard:
 
 @click.command()
 @click.option("--pty", "link", required=True, type=click.Path(path_type=Path), help="Where the port shall appear.")
-@click.option("--hardware-serial", default=Hardware.serial, show_default=True, help="The maker's serial number.")
-@click.option("--model", default=Hardware.model, show_default=True, help="The model that the board says it is.")
-@click.option("--firmware", default=Hardware.firmware, show_default=True)
+@click.option("--hardware-serial", default=_DEFAULT.serial, show_default=True, help="The maker's serial number.")
+@click.option("--model", default=_DEFAULT.model, show_default=True, help="The model that the board says it is.")
+@click.option("--firmware", default=_DEFAULT.firmware, show_default=True)
 @click.option(
     "--chunk-size",
     type=click.IntRange(CHUNK_SIZE_MIN, CHUNK_SIZE_MAX),
-    default=Hardware.chunk_size_max,
+    default=_DEFAULT.chunk_size_max,
     show_default=True,
     help="Octets of data that the board takes in one message.",
 )

@@ -1,1 +1,1 @@
-"""What the factory runs: provisioning over a serial line, and tools for who writes a board's firmware. See README.md."""
+"""What the factory runs: provisioning over a serial line, and tools for firmware authors. See README.md."""

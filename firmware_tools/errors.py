@@ -1,9 +1,9 @@
 """What can go wrong at the station itself, beside the board (DialogueError) and the EST server (EstError).
 
-    StationError
-     ├─ LinkError    the serial port is missing, in use or gone
-     ├─ LedgerError  the ledger cannot be read or written, or it knows the board as somebody else
-     └─ Stopped      somebody pressed Ctrl-C, or the time was up
+StationError
+ ├─ LinkError    the serial port is missing, in use or gone
+ ├─ LedgerError  the ledger cannot be read or written, or it knows the board as somebody else
+ └─ Stopped      somebody pressed Ctrl-C, or the time was up
 """
 
 

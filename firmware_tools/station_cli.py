@@ -1,0 +1,158 @@
+"""`fleet-station`: what the operator at the line runs."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+from cryptography import x509
+
+from device_agent.agent_config import check_device_id, parse_host_port
+from device_agent.enrollment import KEY_TYPES
+from device_agent.errors import AgentError, BadConfig, EstError
+from device_agent.est_client import EstClient
+from firmware_tools.errors import LinkError, StationError, Stopped
+from firmware_tools.ledger import Ledger
+from firmware_tools.printing import plain, print_object, print_table
+from firmware_tools.serial_link import BAUD_DEFAULT, SerialLink, ports
+from firmware_tools.station import Job, Run, failure_code, station_name
+from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
+from fleet.wire.serial.dialogue.events import Order, Timing
+
+EXIT_REFUSED = 1
+EXIT_NO_BOARD = 3
+EXIT_NO_AUTHORITY = 4
+EXIT_STOPPED = 130  # as a shell has it for SIGINT
+MQTT_PORT_DEFAULT = 8883
+_TIMING = Timing()
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+@click.group()
+def main() -> None:
+    """Provision boards at the factory: a key made on the board, a certificate from the fleet, proof of both."""
+
+
+@main.command("ports")
+@_output
+def list_ports(output: str) -> None:
+    """List the serial ports of this machine."""
+    print_table(ports(), ("port", "description", "usb", "usb_serial"), output)
+
+
+@main.command()
+@click.option("--port", required=True, help="The board's serial port, or a URL of pyserial's (rfc2217://, socket://).")
+@click.option("--est", "est_url", required=True, help="The fleet's EST server: https://HOST:PORT.")
+@click.option("--cert", required=True, type=_FILE, help="This station's certificate (PEM).")
+@click.option("--key", required=True, type=_FILE, help="Its key (PEM).")
+@click.option("--ca", required=True, type=_FILE, help="The root by which the EST server is known (PEM).")
+@click.option("--device-id", required=True, help="What the board shall be called.")
+@click.option("--model", default="", help="The fleet's model. Needed when the station builds several.")
+@click.option("--mqtt", default="", help="Where the device will connect, HOST:PORT.  [default: the EST host, 8883]")
+@click.option("--key-type", type=click.Choice(KEY_TYPES), default=KEY_TYPES[0], show_default=True)
+@click.option("--hardware-serial", default="", help="The serial number that the board must have, from its label.")
+@click.option("--board-model", default="", help="The model that the board must say it is.")
+@click.option("--replace", is_flag=True, help="Let the board give up another identity that it holds.")
+@click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="File to which each outcome is added.")
+@click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True)
+@click.option("--timeout", type=click.FloatRange(1), default=180.0, show_default=True, help="Seconds for it all.")
+@click.option("--retransmit", type=click.FloatRange(0.05, 60), default=_TIMING.retransmit, help="Seconds, each request.")
+@_output
+def provision(
+    port: str,
+    est_url: str,
+    cert: Path,
+    key: Path,
+    ca: Path,
+    device_id: str,
+    model: str,
+    mqtt: str,
+    key_type: str,
+    hardware_serial: str,
+    board_model: str,
+    replace: bool,
+    ledger: Path | None,
+    baud: int,
+    timeout: float,
+    retransmit: float,
+    output: str,
+) -> None:
+    """Provision the board on a port. Safe to run again after any failure.
+
+    \b
+    Exit codes: 0 provisioned; 1 refused by the board, the EST server or a check;
+    2 used wrongly; 3 no answer from the board, or no port; 4 the EST server
+    cannot be reached or trusted; 130 stopped.
+    """
+    try:
+        host, mqtt_port = parse_host_port(mqtt) if mqtt else (urlsplit(est_url).hostname or "", MQTT_PORT_DEFAULT)
+        name = station_name(x509.load_pem_x509_certificates(cert.read_bytes()))
+        job = Job(
+            order=Order(check_device_id(device_id), key_type, name, replace, hardware_serial, board_model),
+            model=model,
+            est_url=est_url,
+            mqtt_host=host,
+            mqtt_port=mqtt_port,
+            port=port,
+            timeout_seconds=timeout,
+        )
+        authority = EstClient(est_url, ca, certificate=(cert, key))
+    except (BadConfig, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    except (AgentError, OSError) as error:
+        raise SystemExit(_complain(str(error), "", EXIT_REFUSED)) from error
+    try:
+        with SerialLink(port, baud) as link:
+            run = Run(
+                job,
+                link,
+                authority,
+                ledger=Ledger(ledger) if ledger else None,
+                say=_progress(),
+                timing=Timing(retransmit=retransmit),
+            )
+            try:
+                print_object(asdict(run.provision()), output)
+            except (DialogueError, EstError, StationError):
+                if output == "json":
+                    print_object(asdict(run.row), output)
+                raise
+    except (DialogueError, EstError, StationError) as error:
+        advice = getattr(error, "advice", "")
+        raise SystemExit(_complain(f"{failure_code(error)}: {error.message}", advice, exit_code(error))) from error
+
+
+def exit_code(error: DialogueError | EstError | StationError) -> int:
+    """What the process ends with: whether to look at the board, the network or the order."""
+    match error:
+        case Stopped(code="stopped"):
+            return EXIT_STOPPED
+        case NoAnswer() | LinkError() | Stopped():
+            return EXIT_NO_BOARD
+        case EstError() if failure_code(error) in ("est-unreachable", "est-untrusted", "est-busy", "est-bad-answer"):
+            return EXIT_NO_AUTHORITY
+        case _:
+            return EXIT_REFUSED
+
+
+def _progress() -> Callable[[str, str], None]:
+    started = time.monotonic()
+
+    def say(step: str, text: str) -> None:
+        print(f"{time.monotonic() - started:7.2f} s  {step:<8} {plain(text)}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _complain(problem: str, advice: str, code: int) -> int:
+    print(plain(f"Error: {problem} {advice}".rstrip()), file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Emulated boards as processes of their own, and an authority without a server."""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DEADLINE_SECONDS = 30.0
+
+# The command alone, so that these tests need nothing else of the agent.
+_EMULATE = """
+import click
+from device_agent.emulate import emulate
+group = click.Group(params=[click.Option(["--home"])])
+group.add_command(emulate)
+group()
+"""
+
+
+@contextmanager
+def board(home: Path, link: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An emulated board on `link`, there when this returns, gone when the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _EMULATE, "--home", home, "emulate", "--pty", link, *options], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        said = read_line(process)
+        assert b" is on " in said, said + process.stderr.read()
+        yield process
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_SECONDS)
+        process.stderr.close()
+
+
+def read_line(process: subprocess.Popen[bytes]) -> bytes:
+    """The first line that `process` complains."""
+    assert process.stderr is not None
+    readable, _, _ = select.select([process.stderr], [], [], DEADLINE_SECONDS)
+    assert readable, "the board says nothing"
+    return process.stderr.readline()
+
+
+def wait_until_gone(path: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while os.path.lexists(path):
+        assert time.monotonic() < deadline, f"{path} stays"
+        os.sched_yield()
+
+
+@dataclass
+class LocalAuthority:
+    """Answers as an EST server would: the same certificate for the same key."""
+
+    lifetime: timedelta = timedelta(days=30)
+    issued: dict[bytes, x509.Certificate] = field(default_factory=dict)
+    labels: list[str | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._root_key = ec.generate_private_key(ec.SECP256R1())
+        self._issuing_key = ec.generate_private_key(ec.SECP256R1())
+        self.root = self._sign("root", "root", self._root_key.public_key(), self._root_key, ca=True)
+        self.issuing = self._sign("issuing", "root", self._issuing_key.public_key(), self._root_key, ca=True)
+
+    def cacerts(self) -> list[x509.Certificate]:
+        return [self.issuing, self.root]
+
+    def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
+        self.labels.append(label)
+        csr = x509.load_der_x509_csr(csr_der)
+        key = csr.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        name = str(csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+        index = key.public_numbers().x.to_bytes(48, "big")
+        if index not in self.issued:
+            self.issued[index] = self._sign(name, "issuing", key, self._issuing_key, ca=False)
+        return self.issued[index]
+
+    def _sign(
+        self, name: str, issuer: str, key: ec.EllipticCurvePublicKey, by: ec.EllipticCurvePrivateKey, *, ca: bool
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + self.lifetime)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if not ca:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        return builder.sign(by, hashes.SHA256())
