@@ -27,7 +27,7 @@ class Embedded:
     @classmethod
     async def start(cls, run_dir: Path) -> "Embedded":
         """Returns when it takes connections. Raises: OSError, TimeoutError."""
-        broker = cls(private_directory(run_dir.resolve()))
+        broker = cls(private_directory(run_dir))
         await broker.child.start()
         return broker
 

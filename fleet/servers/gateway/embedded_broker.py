@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-class UnixWriter(StreamWriterAdapter):
+class UnixWriter(StreamWriterAdapter):  # type: ignore[misc]  # amqtt brings no types that we may rely on
     """amqtt wants to know where a connection comes from; a Unix socket has no address."""
 
     def get_peer_info(self) -> tuple[str, int]:

@@ -124,9 +124,8 @@ class Gateway:
     async def _purge(self, device_id: str) -> None:
         async with self._purging:
             agreed = await purge_session(self._upstream, device_id)
-        self._journal.note(
-            "mqtt.purge", "ok" if agreed else "failed", asyncio.get_running_loop().time(), device=device_id
-        )
+        now = asyncio.get_running_loop().time()
+        self._journal.note("mqtt.purge", "ok" if agreed else "failed", now, device=device_id)
 
     def _credential_ended(self, holder: str, fingerprint: str) -> None:
         table = self._table
@@ -145,7 +144,7 @@ class Gateway:
         try:
             await self._upstream.set_models(await self._registry.models())
         except (OSError, TimeoutError) as error:
-            log.error("event=broker.rules-not-set model=%s error=%s", name, error)  # noqa: TRY400  a trace adds nothing
+            log.error("event=broker.rules-not-set model=%s error=%s", name, error)
         for session in self._table:
             if session.admission is not None and session.admission.device.model == name:
                 session.set_model(model)

@@ -10,7 +10,6 @@ The user `_backend`, which no device can be called, may read and write everythin
 import asyncio
 import os
 import pwd
-import re
 import shutil
 import signal
 from collections.abc import Iterable, Sequence
@@ -73,7 +72,7 @@ class Mosquitto:
     @classmethod
     async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":
         """Returns when it takes connections. Raises: OSError, TimeoutError."""
-        broker = cls(program, private_directory(run_dir.resolve()))
+        broker = cls(program, private_directory(run_dir))
         broker._write(CONFIG, config_text())
         broker._access = access_text(models)
         broker._write(ACCESS, broker._access)
@@ -136,9 +135,8 @@ def access_text(models: Iterable[Model]) -> str:
 
 
 def _pattern(text: str, model: Model) -> str:
-    """`text` in mosquitto's words. A level that it would read otherwise than we do becomes a +: wider, never narrower."""
+    """`text` in mosquitto's words. A level that means another thing to it becomes +: wider, never narrower."""
     levels = (
-        "+" if "%" in level else level.replace("{id}", "%u").replace("{model}", model.name)
-        for level in re.split("/", text)
+        "+" if "%" in level else level.replace("{id}", "%u").replace("{model}", model.name) for level in text.split("/")
     )
     return "/".join(levels)

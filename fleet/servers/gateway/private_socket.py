@@ -12,10 +12,11 @@ RETRY_SECONDS = 0.005
 
 
 def private_directory(path: Path) -> Path:
-    """`path`, made or found to be a directory that only its owner, us, may enter.
+    """The absolute form of `path`, made or found to be a directory that only its owner, us, may enter.
 
     Raises: OSError: it is somebody else's, or can't be made.
     """
+    path = path.absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

@@ -1,4 +1,4 @@
-"""One side of a session's two transports: written to, read from only while there is no reason to stop, closed in time."""
+"""One of a session's two transports: written to, read from while there is no reason to stop, closed in time."""
 
 import asyncio
 from typing import cast
