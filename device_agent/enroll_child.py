@@ -11,27 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.certificate_checks import check_certificate, facts_of
+from device_agent.device_key import PrivateKey, candidate_key, device_subject
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import EstClient
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.renewal import clock_is_credible
-from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
-from fleet.wire.errors import WireError
-
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-"""What this device can make."""
+from fleet.wire.csr import build_csr, names_of_certificate
 
 
 def main() -> None:
@@ -68,14 +58,21 @@ def perform(job: Job, now: datetime) -> Identity:
     store = IdentityStore(job.home)
     with store.lock():
         current = store.current()
-        slot, key = _key_for_candidate(store, job.key_type)
+        slot, key = candidate_key(store, job.key_type)
         client = _client(config, job, current, now)
         # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
         intermediates = client.cacerts()
-        if job.operation == "reenroll" and current is not None:
-            certificate = client.simplereenroll(_csr_like(key, current))
-        else:
-            certificate = client.simpleenroll(build_csr(key, _subject(config), ()))
+        try:
+            if job.operation == "reenroll" and current is not None:
+                certificate = client.simplereenroll(_csr_like(key, current))
+            else:
+                certificate = client.simpleenroll(
+                    build_csr(key, device_subject(config.device_id, config.hardware_serial), ())
+                )
+        except EstRefused as error:
+            if error.status in (400, 403):
+                store.clear(slot)  # this key will not be signed: the next attempt makes another
+            raise
         chain = check_certificate(
             certificate,
             public_key=key.public_key(),
@@ -100,42 +97,6 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         patience_seconds=job.deadline_seconds / 2,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
-
-
-def _key_for_candidate(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
-    slot = store.spare_slot()
-    pem = store.unfinished_key(slot)
-    if pem is not None:
-        try:
-            key = load_pem_private_key(pem, None)
-            if isinstance(key, PrivateKey) and key_type_of(key.public_key()) == key_type:
-                return slot, key
-        except (ValueError, TypeError, WireError):
-            pass  # cut short by a power loss: a new one is made
-    store.clear(slot)
-    key = _generate(key_type)
-    store.write_key(slot, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return slot, key
-
-
-def _generate(key_type: str) -> PrivateKey:
-    match key_type:
-        case "EC-P256":
-            return ec.generate_private_key(ec.SECP256R1())
-        case "EC-P384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "RSA-2048+":
-            return rsa.generate_private_key(65537, 3072)
-        case "Ed25519":
-            return ed25519.Ed25519PrivateKey.generate()
-    raise BadConfig(f"Keys of type {key_type[:40]!r} are not made here.")
-
-
-def _subject(config: AgentConfig) -> list[tuple[str, str]]:
-    subject = [(NameOID.COMMON_NAME.dotted_string, config.device_id)]
-    if config.hardware_serial:
-        subject.append((NameOID.SERIAL_NUMBER.dotted_string, config.hardware_serial))
-    return subject
 
 
 def _csr_like(key: PrivateKey, current: Identity) -> bytes:

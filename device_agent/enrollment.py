@@ -1,4 +1,4 @@
-"""Starting an enrollment: the job for the child process, its outcome, and the process itself. Light: no cryptography."""
+"""Starting an enrollment: the job for the child process, its outcome, and the process itself. Light: stdlib only."""
 
 import contextlib
 import json

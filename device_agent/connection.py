@@ -1,0 +1,230 @@
+"""The connection to the fleet: the one in use, and the one beside it while a candidate is being proven.
+
+Holds links and their backoff, decides nothing: `core.decide` says when to connect and with what.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from device_agent.agent_config import AgentConfig
+from device_agent.client_tls import client_context
+from device_agent.core import Link, Setback, Which
+from device_agent.errors import AgentError
+from device_agent.identity_store import Identity
+from device_agent.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
+from device_agent.outbox import WINDOW_MAX
+from device_agent.renewal import Backoff
+
+CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
+STABLE_SECONDS = 30.0  # a connection that held this long starts the backoff anew
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The connection in use is there."""
+
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The connection in use is gone, or did not come about."""
+
+    setback: Setback
+    reason: str
+    was_up: bool
+    retry_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The candidate's connection works, and is the one in use from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofFailed:
+    setback: Setback
+    reason: str
+
+
+ConnectionEvent = Up | Down | Proven | ProofFailed | Acknowledged
+
+
+class Connection:
+    def __init__(
+        self,
+        config: AgentConfig,
+        wake: Callable[[], None],
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._target = Target(
+            config.mqtt_host,
+            config.mqtt_port,
+            config.device_id,
+            config.keepalive_seconds,
+            config.session_expiry_seconds,
+        )
+        self._wake = wake
+        self._monotonic = monotonic
+        self._chance = chance
+        self._retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds)
+        self._slow_retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds)
+        self._link: MqttLink | None = None
+        self._proving: MqttLink | None = None
+        self._failures = 0
+        self._up_since = 0.0
+        self._version_refused = False
+        self.state = Link.DOWN
+        self.uses: Which | None = None
+        self.identity: Identity | None = None
+        """Of the connection in use or being made."""
+        self.last_tried: Which | None = None
+        self.connect_at = 0.0
+        self.connecting_until = 0.0
+        self.protocol = MQTT_5
+        self.window = WINDOW_MAX
+        self.packet_size_max: int | None = None
+
+    def connect(self, identity: Identity, which: Which, check_time: bool) -> None:
+        """Start the connection in use. Its outcome comes as Up or Down.
+
+        Raises: AgentError when the identity or the CA file cannot be loaded; `failed_to_start` is to be told then.
+        """
+        self.uses, self.identity = which, identity
+        self._link = self._new_link(identity, check_time)
+        self.state = Link.CONNECTING
+        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self._link.open()
+
+    def failed_to_start(self, error: AgentError) -> Down:
+        """The identity could not even be loaded: counts as a failed attempt."""
+        return self._down(Lost(Setback.NETWORK, error.message))
+
+    def prove(self, identity: Identity, check_time: bool) -> None:
+        """Start the candidate's connection beside the one in use. Its outcome comes as Proven or ProofFailed.
+
+        Raises: AgentError when the identity cannot be loaded.
+        """
+        self._proving = self._new_link(identity, check_time)
+        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self._proving.open()
+
+    def drop_proof(self) -> None:
+        """Give the candidate's connection up."""
+        if self._proving is not None:
+            self._proving.close()
+            self._proving = None
+
+    def hang_up(self, reason: str) -> Down:
+        """Give the connection in use up."""
+        return self._down(Lost(Setback.NETWORK, reason))
+
+    def close(self) -> None:
+        """End everything, politely."""
+        self.drop_proof()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self.state = Link.DOWN
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> int:
+        """Send on the connection in use and return the packet id. Only while `state` is UP.
+
+        Raises: ValueError when this message can never be sent.
+        """
+        if self._link is None:
+            raise RuntimeError("publish without a connection")
+        if self.packet_size_max is not None and len(topic) * 4 + len(payload) + 16 > self.packet_size_max:
+            raise ValueError(f"the server takes packets of at most {self.packet_size_max} bytes")
+        return self._link.publish(topic, payload, qos)
+
+    @property
+    def protocol_name(self) -> str:
+        return "5.0" if self.protocol == MQTT_5 else "3.1.1"
+
+    @property
+    def links(self) -> list[MqttLink]:
+        """Whose sockets are to be watched."""
+        return [link for link in (self._link, self._proving) if link is not None]
+
+    def collect(self) -> list[ConnectionEvent]:
+        """What has happened since the last call. The proof comes last: an acknowledgement that arrived on the old
+        connection before it counts."""
+        for link in self.links:
+            link.tick()
+        events: list[ConnectionEvent] = []
+        for event in self._link.events() if self._link else ():
+            match event:
+                case Connected():
+                    self._came_up(event)
+                    events.append(Up(event.session_present))
+                case Acknowledged():
+                    events.append(event)
+                case Lost():
+                    events.append(self._down(event))
+        for event in self._proving.events() if self._proving else ():
+            match event:
+                case Connected():
+                    self._adopt()
+                    self._came_up(event)
+                    events.append(Proven())
+                case Lost():
+                    self.drop_proof()
+                    events.append(ProofFailed(event.setback, event.reason))
+                case Acknowledged():
+                    pass  # nothing is published on it yet
+        return events
+
+    def _adopt(self) -> None:
+        # The server has taken the session over from the old connection: same client id. What is left of it goes.
+        if self._link is not None:
+            self._link.close()
+        self._link, self._proving = self._proving, None
+
+    def _came_up(self, event: Connected) -> None:
+        self.state = Link.UP
+        self.last_tried = None
+        self._up_since = self._monotonic()
+        self.window = max(1, min(WINDOW_MAX, event.receive_maximum))
+        self.packet_size_max = event.packet_size_max
+
+    def _down(self, lost: Lost) -> Down:
+        was_up = self.state is Link.UP
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self.state = Link.DOWN
+        self._choose_protocol(lost, was_up)
+        if was_up:
+            self.last_tried = None
+            if self._monotonic() - self._up_since >= STABLE_SECONDS:
+                self._failures = 0
+        else:
+            self.last_tried = self.uses
+        if lost.setback is Setback.PROTOCOL and not was_up:
+            delay = 0.0
+            self.last_tried = None  # the same identity again, in the other version
+        else:
+            # A refused candidate is followed by the current identity without the long wait: only both together say no.
+            slow = lost.setback is Setback.REFUSED and self.uses is Which.CURRENT
+            delay = (self._slow_retry if slow else self._retry).delay_seconds(self._failures, self._chance())
+            self._failures += 1
+        self.connect_at = self._monotonic() + delay
+        self.uses, self.identity = None, None
+        return Down(lost.setback, lost.reason, was_up, delay)
+
+    def _choose_protocol(self, lost: Lost, was_up: bool) -> None:
+        if lost.setback is Setback.PROTOCOL:
+            self._version_refused = self.protocol == MQTT_5
+            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
+        elif was_up and not self._version_refused:
+            self.protocol = MQTT_5
+        elif lost.reached and not lost.answered and lost.setback is Setback.NETWORK and not self._version_refused:
+            # Some MQTT 3.1.1 servers do not answer a CONNECT of version 5, they hang up: the two versions take turns.
+            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
+
+    def _new_link(self, identity: Identity, check_time: bool) -> MqttLink:
+        context = client_context(self._config.ca_file, identity.files, check_time=check_time)
+        return MqttLink(self._target, context, self.protocol, self._wake)

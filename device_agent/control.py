@@ -1,0 +1,155 @@
+"""The agent's Unix socket in its home: what other commands ask a running agent. One JSON object a line, both ways.
+
+    {"do": "send", "topic": T, "payload": BASE64, "qos": 0 or 1, "wait": BOOL}
+                               -> {"ok": true} once accepted; with wait, once the server has it
+    {"do": "status"}           -> {"ok": true, ...}
+    {"do": "wait-connected"}   -> {"ok": true} once connected
+    {"do": "renew"}            -> {"ok": true, ...} once renewed and proven
+    {"do": "prove"}            -> the same, for a candidate that is stored already
+
+What fails is answered with {"ok": false, "message": ..., "advice": ...}. The socket is 0600: who may read the key may
+also use the agent.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from device_agent.errors import AgentError, NotRunning
+from device_agent.outbox import PAYLOAD_SIZE_MAX
+
+SOCKET_NAME = "agent.sock"
+LINE_SIZE_MAX = PAYLOAD_SIZE_MAX * 4 // 3 + 8192  # bytes: the largest payload in base64, its topic, and slack
+_SUN_PATH_MAX = 100  # bytes: the kernel takes 107
+_READ_SIZE = 65536
+
+Answer = dict[str, Any]
+
+
+class Client:
+    """One accepted connection of the running agent's side. Non-blocking."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._inbound = b""
+        self._outbound = b""
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._outbound)
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The requests that have arrived whole. Closes itself at the end of the stream, or at a line that is none."""
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return []
+        *lines, self._inbound = (self._inbound + data).split(b"\n")
+        requests = []
+        for line in lines:
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = None
+            if not isinstance(request, dict):
+                self.refuse("That is not a request: one JSON object a line is.")
+                self.close()
+                break
+            requests.append(request)
+        if len(self._inbound) > LINE_SIZE_MAX:
+            self.refuse(f"A request is longer than {LINE_SIZE_MAX} bytes.")
+            self.close()
+        return requests
+
+    def answer(self, **facts: Any) -> None:
+        """Send {"ok": true, ...facts}; dropped when the other side is gone."""
+        self._send({"ok": True} | facts)
+
+    def refuse(self, message: str, advice: str = "") -> None:
+        """Send {"ok": false, ...}."""
+        self._send({"ok": False, "message": message, "advice": advice})
+
+    def flush(self) -> None:
+        """Write as much as the socket takes now."""
+        if self.closed or not self._outbound:
+            return
+        try:
+            written = self._socket.send(self._outbound)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._outbound = self._outbound[written:]
+
+    def close(self) -> None:
+        self.closed = True
+        self._socket.close()
+
+    def _send(self, answer: Answer) -> None:
+        if self.closed:
+            return
+        self._outbound += json.dumps(answer).encode() + b"\n"
+        if len(self._outbound) > LINE_SIZE_MAX:  # asks and asks, and never reads
+            self.close()
+            return
+        self.flush()
+
+
+def ask(home: Path, request: dict[str, Any], timeout_seconds: float) -> Answer:
+    """Ask the running agent and return its answer, which has "ok": true.
+
+    Raises: NotRunning when there is no agent, or it ended before it answered; AgentError with the agent's own words;
+    TimeoutError.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_seconds)
+        try:
+            with socket_address(home) as address:
+                connection.connect(address)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = b""
+            while not line.endswith(b"\n") and len(line) <= LINE_SIZE_MAX:
+                connection.settimeout(max(0.001, deadline - time.monotonic()))
+                data = connection.recv(_READ_SIZE)
+                if not data:
+                    raise ConnectionResetError("the agent ended")
+                line += data
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise NotRunning(f"No agent answers in {home}.", f"Start it: device-agent --home {home} run.") from error
+    answer: Answer = json.loads(line)
+    if not answer.get("ok"):
+        raise AgentError(str(answer.get("message", "The agent refused.")), str(answer.get("advice", "")))
+    return answer
+
+
+@contextlib.contextmanager
+def socket_address(home: Path) -> Iterator[str]:
+    """The address of the home's socket, while the block runs."""
+    path = str(home / SOCKET_NAME)
+    if len(os.fsencode(path)) <= _SUN_PATH_MAX:
+        yield path
+        return
+    # The kernel takes a short path only; through a descriptor every directory has a short name.
+    descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""`enroll` and `renew` as a person calls them: with or without an agent running in the same home."""
+
+from datetime import datetime
+
+from device_agent.agent_config import AgentConfig
+from device_agent.control import ask
+from device_agent.enrollment import DEADLINE_SECONDS, Job, Outcome, enroll_and_wait
+from device_agent.errors import AgentError, NotEnrolled, NotRunning
+from device_agent.health import problem_of
+from device_agent.identity_store import Identity, IdentityStore
+from device_agent.journal import Journal
+from device_agent.runner import Runner
+
+RENEW_SECONDS_MAX = DEADLINE_SECONDS + 60.0  # the enrollment, the quiet before the proof, the proof
+
+
+def enroll(config: AgentConfig, token: str, key_type: str, *, again: bool, now: datetime) -> Identity:
+    """Get a certificate by token. It becomes current at once when there is no usable one; otherwise it has to prove
+    itself: in the running agent, or at its next start.
+
+    Raises: AgentError.
+    """
+    store = IdentityStore(config.home)
+    current = store.current()
+    usable = current is not None and not problem_of(config, current, now)
+    if usable and not again:
+        raise AgentError(
+            "This device is enrolled already.", "Use `device-agent renew`, or `enroll --again` with a new token."
+        )
+    outcome = enroll_and_wait(Job(config.home, "enroll", token, key_type))
+    _raise_unless_ok(outcome)
+    with store.lock():
+        candidate = store.candidate()
+        if candidate is None:
+            raise AgentError("The new certificate is not in its slot.", "Another command may have replaced it.")
+        if not usable:
+            store.promote(candidate)
+    try:
+        ask(config.home, {"do": "prove"}, RENEW_SECONDS_MAX)
+    except NotRunning:
+        pass
+    except (AgentError, TimeoutError):
+        if usable:
+            raise  # otherwise it is current already, and the agent goes on trying
+    return store.current() or candidate
+
+
+def renew(config: AgentConfig) -> Identity:
+    """Renew now and prove the new certificate, in the running agent or here.
+
+    Raises: AgentError: the working pair is then as it was.
+    """
+    try:
+        ask(config.home, {"do": "renew"}, RENEW_SECONDS_MAX)
+    except NotRunning:
+        Runner(config, Journal()).renew_once()
+    except TimeoutError:
+        raise AgentError("The agent has not finished renewing in time.", "See its log.") from None
+    renewed = IdentityStore(config.home).current()
+    if renewed is None:
+        raise NotEnrolled("There is no certificate.", "Run: device-agent enroll.")
+    return renewed
+
+
+def _raise_unless_ok(outcome: Outcome) -> None:
+    if not outcome.ok:
+        raise AgentError(outcome.message, outcome.advice)

@@ -1,0 +1,110 @@
+"""How a device is: what its files say, checked for real, and what its running agent says. Needs `cryptography`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+
+from device_agent.agent_config import AgentConfig
+from device_agent.certificate_checks import check_certificate
+from device_agent.control import ask
+from device_agent.device_key import load_key
+from device_agent.errors import AgentError, NotRunning
+from device_agent.identity_store import Identity, IdentityStore
+
+ASK_SECONDS_MAX = 5.0
+
+ENROLLED = "enrolled"
+EXPIRED = "expired"
+INVALID = "invalid"
+"""There is a certificate, and it cannot be used: another key, another name, another CA."""
+UNPROVEN = "unproven"
+"""The only certificate there is has not been used yet."""
+NOT_ENROLLED = "not enrolled"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    device_id: str
+    state: str
+    """One of the words above."""
+    problem: str
+    """Why it is not `enrolled`; "" when it is."""
+    serial: str | None
+    not_before: str | None
+    not_after: str | None
+    days_left: float | None
+    slots: dict[str, str]
+    running: bool
+    connected: bool
+    last_error: str
+    agent: dict[str, object]
+    """What the running agent adds: pid, protocol, waiting, renewal_due_at, ...; {} when none runs."""
+
+    @property
+    def healthy(self) -> bool:
+        return self.state == ENROLLED and (self.connected or not self.running)
+
+
+def examine(config: AgentConfig, now: datetime) -> Health:
+    """The device's health now.
+
+    Raises: BadConfig when the CA file cannot be used.
+    """
+    store = IdentityStore(config.home)
+    current, candidate = store.current(), store.candidate()
+    shown = current or candidate
+    state, problem = _judge(config, current, candidate, now)
+    try:
+        agent = ask(config.home, {"do": "status"}, ASK_SECONDS_MAX)
+    except (NotRunning, TimeoutError):
+        agent = {}
+    agent.pop("ok", None)
+    return Health(
+        device_id=config.device_id,
+        state=state,
+        problem=problem,
+        serial=shown.facts.serial if shown else None,
+        not_before=shown.facts.not_before.isoformat() if shown else None,
+        not_after=shown.facts.not_after.isoformat() if shown else None,
+        days_left=round((shown.facts.not_after - now).total_seconds() / 86400, 3) if shown else None,
+        slots=store.slots(),
+        running=bool(agent),
+        connected=bool(agent.pop("connected", False)),
+        last_error=str(agent.pop("last_error", "")),
+        agent=agent,
+    )
+
+
+def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | None, now: datetime) -> tuple[str, str]:
+    if current is None and candidate is None:
+        return NOT_ENROLLED, "There is no certificate yet. Run: device-agent enroll."
+    identity = current or candidate
+    assert identity  # noqa: S101 - one of them is there
+    if now >= identity.lifetime.not_after:
+        return EXPIRED, f"The certificate has expired at {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC."
+    problem = problem_of(config, identity, now)
+    if problem:
+        return INVALID, problem
+    if current is None:
+        return UNPROVEN, "The certificate has not been used yet. Run: device-agent run."
+    return ENROLLED, ""
+
+
+def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
+    """Why this identity cannot be used, or "". The files themselves are checked, not the notes beside them."""
+    try:
+        certificate, *chain = x509.load_pem_x509_certificates(identity.certificate_file.read_bytes())
+        check_certificate(
+            certificate,
+            public_key=load_key(identity.key_file).public_key(),
+            device_id=config.device_id,
+            intermediates=chain,
+            anchors=x509.load_pem_x509_certificates(config.ca_file.read_bytes()),
+            now=now,
+        )
+    except AgentError as error:
+        return error.message
+    except (ValueError, OSError) as error:
+        return f"A file of the identity cannot be read: {error}."
+    return ""

@@ -1,0 +1,43 @@
+"""`python -m device_agent.run`: the long-lived process. It loads the standard library and paho, and no more.
+
+`device-agent run` turns into this by exec, so that click is not carried along for months.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from device_agent.agent_config import read_config
+from device_agent.errors import AgentError
+from device_agent.feeding import Feed
+from device_agent.journal import Journal
+from device_agent.line_feed import LineFeed
+from device_agent.outbox import topic_for
+from device_agent.runner import Runner
+
+
+def main() -> None:
+    """Run until told to stop; see `Runner.run` for the exit code."""
+    parser = argparse.ArgumentParser(prog="device-agent run")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--publish", metavar="TOPIC")
+    parser.add_argument("--stdin", action="store_true")
+    parser.add_argument("--exit-at-eof", action="store_true")
+    parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
+    options = parser.parse_args()
+    try:
+        config = read_config(options.home)
+        feed = None
+        if options.publish is not None or options.stdin:
+            topic = topic_for(options.publish, config.device_id) if options.publish is not None else None
+            feed = Feed(LineFeed(sys.stdin.fileno()), topic, options.qos, options.exit_at_eof)
+        code = Runner(config, Journal(), feed).run()
+    except (AgentError, OSError) as error:
+        advice = getattr(error, "advice", "")
+        print(f"Error: {error}{' ' + advice if advice else ''}", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
