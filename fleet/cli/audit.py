@@ -1,7 +1,7 @@
 """`fleet audit`: who did what, and proof that nobody edited it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -69,7 +69,7 @@ def verify_(home: Path | None, copy: Path | None, head: str | None, output: str)
     noted = _parse_head(head)
     if copy is not None:
         with attempting(f"verifying the audit of '{copy}'"):
-            seq, hash_ = _verify(audit_rows(copy, is_copy=True), noted)
+            seq, hash_ = _verify(copy, noted, is_copy=True)
     elif home is not None:
         with attempting(f"verifying the audit of '{home}'"):
             seq, hash_ = run(_verify_home(home, noted))
@@ -89,22 +89,22 @@ def _parse_head(text: str | None) -> tuple[int, bytes] | None:
 
 async def _verify_home(home: Path, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
     async with opened(home) as fleet:
-        # Read through, with nothing else going on in this process.
-        return _verify(audit_rows(fleet.home.registry, is_copy=False), noted)
+        return _verify(fleet.home.registry, noted, is_copy=False)
 
 
-def _verify(rows: Iterable[AuditRow], noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
+def _verify(path: Path, noted: tuple[int, bytes] | None, *, is_copy: bool) -> tuple[int, bytes]:
     last = (0, GENESIS)
     met = noted is None or noted == last
 
-    def watched() -> Iterator[AuditRow]:
+    def watched(rows: Iterator[AuditRow]) -> Iterator[AuditRow]:
         nonlocal last, met
         for row in rows:
             last = row.seq, row.hash
             met = met or last == noted
             yield row
 
-    verify(watched())
+    with audit_rows(path, is_copy=is_copy) as rows:
+        verify(watched(rows))
     if not met and noted is not None:
         raise Invalid("audit-rewritten", f"The audit is broken: row {noted[0]} with the hash noted is not in it.")
     return last

@@ -16,7 +16,7 @@ from fleet.domain.errors import Invalid
 GENESIS = bytes(32)
 """Stands before the first row, whose sequence is 1."""
 
-MOVED_SEARCH_MAX = 10_000  # rows either side in which a row that is out of place is looked for: it only words the error
+MOVED_SEARCH_MAX = 1_000  # rows either side in which a row that is out of place is looked for: it only words the error
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

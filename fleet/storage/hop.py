@@ -24,6 +24,15 @@ class Thread(aiosqlite.Connection):
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, iter_chunk_size=64)
 
+    async def start(self) -> None:
+        """Start the thread and connect. When that fails, the thread has ended by the time the error is raised."""
+        try:
+            await self
+        except BaseException:
+            # aiosqlite tells it to stop but does not wait: it would report to an event loop that may be gone by then.
+            self._thread.join()
+            raise
+
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """`function(sqlite3 connection, *arguments)`, in one trip. It finishes even when the caller is cancelled."""
         answer: T = await self._execute(function, self._conn, *arguments)  # type: ignore[no-untyped-call]

@@ -61,13 +61,13 @@ class SqliteRegistry:
         self._reader = Thread(partial(connect_reader, self.path))
         self._lister = Thread(partial(connect_reader, self.path))
         try:
-            await self._writer
+            await self._writer.start()
         except BaseException:
             self._lock.close()
             raise
         try:
-            await self._reader
-            await self._lister
+            await self._reader.start()
+            await self._lister.start()
         except BaseException:
             await self._close_threads()
             raise

@@ -1,0 +1,400 @@
+"""What every registry promises, whatever engine it stands on: the contract of fleet.domain.ports.Registry."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from fleet.domain.audit_chain import GENESIS, verify
+from fleet.domain.changes import (
+    AddCredential,
+    AddDevice,
+    AddModel,
+    AddStation,
+    AddToken,
+    Change,
+    Event,
+    EventKind,
+    MarkUsed,
+    MoveDevice,
+    RevokeCredentials,
+    RevokeToken,
+    SetModel,
+    SpendToken,
+    Write,
+)
+from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.device import DeviceId, DeviceState, Model
+from fleet.domain.errors import Conflict, FleetError
+from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from tests.storage.samples import MODEL, NOW, change, credential, device, entry, station, token
+
+DEADLINE_SECONDS = 20.0
+CAM_7 = DeviceId("cam-7")
+SERVING = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+STATION = CredentialKind.STATION
+
+
+async def states(registry: Registry, holder: str) -> list[CredentialState]:
+    return [c.state for c in await registry.credentials(holder)]
+
+
+async def refused(registry: Registry, *writes: Write) -> str:
+    """The code of the Conflict that `writes` meet, after looking that nothing of them is left."""
+    before = await registry.last_audit(), await registry.last_event()
+    with pytest.raises(Conflict) as caught:
+        await registry.commit(change(*writes, events=(Event("test", "x"),)))
+    assert (await registry.last_audit(), await registry.last_event()) == before
+    assert caught.value.message.endswith(".")
+    return caught.value.code
+
+
+class TestReads:
+    async def test_every_value_comes_back_as_it_went_in(self, registry: Registry) -> None:
+        cam, cert, tok, st = device("cam-7"), credential("cam-7"), token("t1", 3), station("st1")
+        await registry.commit(change(AddDevice(cam), AddCredential(cert), AddToken(tok), AddStation(st)))
+        assert await registry.model("cam2") == MODEL
+        assert await registry.device("cam-7") == cam
+        assert await registry.credentials("cam-7") == [cert]
+        assert await registry.token("t1") == tok
+        assert await registry.station("st1") == st
+
+    async def test_what_is_not_there_is_none(self, registry: Registry) -> None:
+        assert await registry.model("x") is None
+        assert await registry.device("x") is None
+        assert await registry.token("x") is None
+        assert await registry.station("x") is None
+        assert await registry.holder_facts(bytes(32)) is None
+        assert await registry.credentials("x") == []
+        assert await registry.enrollment_facts("x", "x") == EnrollmentFacts(None, None, (), None)
+
+    async def test_lists_are_in_their_order(self, registry: Registry) -> None:
+        await registry.commit(change(AddModel(Model("b")), AddStation(station("s2")), AddStation(station("s1"))))
+        for number, name in enumerate(("t1", "t3", "t2")):
+            await registry.commit(change(AddToken(token(name, minutes=number // 2))))
+        assert [m.name for m in await registry.models()] == ["b", "cam2"]
+        assert [s.name for s in await registry.stations()] == ["s1", "s2"]
+        # Newest first; of one time, the later commit first.
+        assert [t.id for t in await registry.tokens()] == ["t2", "t3", "t1"]
+
+    async def test_credentials_come_oldest_first_within_one_microsecond_too(self, registry: Registry) -> None:
+        made = [credential("cam-7") for _ in range(20)]
+        for one in made:
+            await registry.commit(change(AddCredential(one)))
+        assert await registry.credentials("cam-7") == made
+
+    async def test_devices_are_paged_and_filtered(self, registry: Registry) -> None:
+        await registry.commit(change(AddModel(Model("b"))))
+        for n in range(9):
+            state = DeviceState.ACTIVE if n % 2 else DeviceState.REGISTERED
+            await registry.commit(change(AddDevice(device(f"d{n}", state, "b" if n > 4 else "cam2"))))
+
+        async def found(
+            model: str | None = None, state: DeviceState | None = None, after: str = "", limit: int = 99
+        ) -> str:
+            listed = await registry.devices(model=model, state=state, after=after, limit=limit)
+            return " ".join(d.id for d in listed)
+
+        assert await found() == "d0 d1 d2 d3 d4 d5 d6 d7 d8"
+        assert await found(limit=2) == "d0 d1"
+        assert await found(after="d1", limit=2) == "d2 d3"
+        assert await found(after="d8") == ""
+        assert await found(model="b") == "d5 d6 d7 d8"
+        assert await found(state=DeviceState.ACTIVE) == "d1 d3 d5 d7"
+        assert await found(model="b", state=DeviceState.ACTIVE, after="d5") == "d7"
+        assert await found(limit=0) == ""
+
+    async def test_enrollment_facts(self, registry: Registry) -> None:
+        cam, cert, tok = device("cam-7"), credential("cam-7"), token("t1")
+        namesake = credential("cam-7", kind=STATION)  # a station of the device's name is somebody else
+        writes = (AddDevice(cam), AddCredential(cert), AddCredential(namesake), AddToken(tok))
+        await registry.commit(change(*writes))
+        assert await registry.enrollment_facts("cam-7", "t1") == EnrollmentFacts(cam, MODEL, (cert,), tok)
+        assert await registry.enrollment_facts("cam-7", None) == EnrollmentFacts(cam, MODEL, (cert,), None)
+        assert await registry.enrollment_facts("cam-8", "t1") == EnrollmentFacts(None, None, (), tok)
+
+    async def test_holder_facts(self, registry: Registry) -> None:
+        cam, st = device("cam-7"), station("cam-7")
+        of_device, of_station = credential("cam-7"), credential("cam-7", kind=STATION)
+        orphan = credential("gone")
+        await registry.commit(change(AddDevice(cam), AddStation(st)))
+        await registry.commit(change(*map(AddCredential, (of_device, of_station, orphan))))
+        assert await registry.holder_facts(of_device.fingerprint) == HolderFacts(of_device, cam, MODEL, None)
+        assert await registry.holder_facts(of_station.fingerprint) == HolderFacts(of_station, None, None, st)
+        assert await registry.holder_facts(orphan.fingerprint) == HolderFacts(orphan, None, None, None)
+
+    async def test_a_read_sees_every_commit_that_has_returned(self, registry: Registry) -> None:
+        for n in range(50):
+            await registry.commit(change(AddDevice(device(f"d{n}"))))
+            assert await registry.device(f"d{n}") is not None
+            assert (await registry.enrollment_facts(f"d{n}", None)).device is not None
+            assert len(await registry.devices()) == n + 1
+
+
+class TestWrites:
+    async def test_names_are_taken_once(self, registry: Registry) -> None:
+        cert = credential("cam-7")
+        adds: tuple[Write, ...] = (
+            AddDevice(device("cam-7")),
+            AddCredential(cert),
+            AddToken(token("t1")),
+            AddStation(station("s1")),
+        )
+        await registry.commit(change(*adds))
+        assert await refused(registry, AddModel(MODEL)) == "model-exists"
+        assert [await refused(registry, add) for add in adds] == [
+            "device-exists",
+            "credential-exists",
+            "token-exists",
+            "station-exists",
+        ]
+
+    async def test_fingerprint_and_serial_are_each_unique(self, registry: Registry) -> None:
+        cert = credential("cam-7")
+        await registry.commit(change(AddCredential(cert)))
+        same_serial = credential("cam-8", serial=cert.serial)
+        same_fingerprint = replace(credential("cam-8"), fingerprint=cert.fingerprint)
+        assert await refused(registry, AddCredential(same_serial)) == "credential-exists"
+        assert await refused(registry, AddCredential(same_fingerprint)) == "credential-exists"
+
+    async def test_set_model(self, registry: Registry) -> None:
+        new = Model("cam2", timedelta(hours=1), ("Ed25519",), (), ("a/+/b",))
+        await registry.commit(change(SetModel(new)))
+        assert await registry.model("cam2") == new
+        assert await refused(registry, SetModel(Model("x"))) == "no-such-model"
+
+    async def test_a_device_of_an_unknown_model_is_refused(self, registry: Registry) -> None:
+        await refused(registry, AddDevice(device("cam-7", model="x")))
+
+    async def test_move_device_only_from_where_it_may(self, registry: Registry) -> None:
+        await registry.commit(change(AddDevice(device("cam-7"))))
+        await registry.commit(change(MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE)))
+        await registry.commit(change(MoveDevice(CAM_7, frozenset(DeviceState), DeviceState.REVOKED)))
+        for allowed in (SERVING, frozenset({DeviceState.SUSPENDED}), frozenset[DeviceState]()):
+            assert await refused(registry, MoveDevice(CAM_7, allowed, DeviceState.ACTIVE)) == "device-moved"
+        assert await refused(registry, MoveDevice(DeviceId("x"), SERVING, DeviceState.ACTIVE)) == "device-moved"
+        found = await registry.device("cam-7")
+        assert found is not None
+        assert found.state is DeviceState.REVOKED
+
+    async def test_first_use_supersedes_what_was_issued_before(self, registry: Registry) -> None:
+        old, used, newer = (credential("cam-7") for _ in range(3))
+        others = credential("cam-8"), credential("cam-7", kind=STATION)
+        await registry.commit(change(*map(AddCredential, (*others, old, used, newer))))
+        await registry.commit(change(MarkUsed(used.fingerprint)))
+        found = {c.fingerprint: c.state for c in await registry.credentials("cam-7")}
+        assert found[old.fingerprint] is CredentialState.SUPERSEDED
+        assert found[used.fingerprint] is CredentialState.ACTIVE
+        assert found[newer.fingerprint] is CredentialState.ISSUED
+        assert found[others[1].fingerprint] is CredentialState.ISSUED
+        assert await states(registry, "cam-8") == [CredentialState.ISSUED]
+
+    async def test_first_use_twice_is_once(self, registry: Registry) -> None:
+        used = credential("cam-7")
+        await registry.commit(change(AddCredential(used)))
+        for _ in range(2):
+            await registry.commit(change(MarkUsed(used.fingerprint)))
+        assert await states(registry, "cam-7") == [CredentialState.ACTIVE]
+
+    @pytest.mark.parametrize("state", [CredentialState.SUPERSEDED, CredentialState.REVOKED])
+    async def test_what_has_ended_is_not_used_again(self, registry: Registry, state: CredentialState) -> None:
+        ended = credential("cam-7", state)
+        await registry.commit(change(AddCredential(ended)))
+        assert await refused(registry, MarkUsed(ended.fingerprint)) == "credential-ended"
+        assert await refused(registry, MarkUsed(bytes(32))) == "credential-ended"
+
+    async def test_first_use_leaves_what_was_revoked_revoked(self, registry: Registry) -> None:
+        revoked, used = credential("cam-7", CredentialState.REVOKED), credential("cam-7")
+        await registry.commit(change(AddCredential(revoked), AddCredential(used)))
+        await registry.commit(change(MarkUsed(used.fingerprint)))
+        assert await states(registry, "cam-7") == [CredentialState.REVOKED, CredentialState.ACTIVE]
+
+    async def test_revoke_credentials_takes_all_of_one_holder(self, registry: Registry) -> None:
+        made = [credential("cam-7", state) for state in CredentialState]
+        others = [credential("cam-8"), credential("cam-7", kind=STATION)]
+        await registry.commit(change(*map(AddCredential, made + others)))
+        await registry.commit(change(RevokeCredentials("device", "cam-7")))
+        found = await registry.credentials("cam-7")
+        assert {c.state for c in found if c.kind is CredentialKind.DEVICE} == {CredentialState.REVOKED}
+        assert [c.state for c in found if c.kind is STATION] == [CredentialState.ISSUED]
+        assert await states(registry, "cam-8") == [CredentialState.ISSUED]
+        await registry.commit(change(RevokeCredentials("device", "cam-7")))  # nothing left to do is no Conflict
+
+    async def test_a_token_is_spent_and_revoked(self, registry: Registry) -> None:
+        await registry.commit(change(AddToken(token("t1", 2)), AddToken(token("t2", 2))))
+        for _ in range(2):
+            await registry.commit(change(SpendToken("t1")))
+        await registry.commit(change(RevokeToken("t2", NOW)))
+        assert await refused(registry, SpendToken("t1")) == "token-spent"
+        assert await refused(registry, SpendToken("t2")) == "token-spent"
+        assert await refused(registry, SpendToken("x")) == "token-spent"
+        assert await refused(registry, RevokeToken("t2", NOW)) == "token-gone"
+        assert await refused(registry, RevokeToken("x", NOW)) == "token-gone"
+        spent, revoked = await registry.token("t1"), await registry.token("t2")
+        assert spent is not None
+        assert revoked is not None
+        assert (spent.uses, spent.revoked_at, revoked.uses, revoked.revoked_at) == (2, None, 0, NOW)
+
+
+class TestOneChangeIsWholeOrNothing:
+    async def test_a_failing_write_undoes_the_ones_before_it(self, registry: Registry) -> None:
+        await registry.commit(change(AddToken(token("t1", 5)), AddDevice(device("cam-1"))))
+        fails = (
+            SpendToken("t1"),
+            AddDevice(device("cam-7")),
+            AddCredential(credential("cam-7")),
+            MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE),
+            AddDevice(device("cam-1")),
+        )
+        assert await refused(registry, *fails) == "device-exists"
+        left = await registry.token("t1")
+        assert left is not None
+        assert left.uses == 0
+        assert await registry.device("cam-7") is None
+        assert await registry.credentials("cam-7") == []
+
+    async def test_a_refusal_is_an_audit_row_and_nothing_else(self, registry: Registry) -> None:
+        await registry.commit(Change(entry("mqtt.connect")))
+        (row,) = await registry.audit(after=1)
+        assert row.entry == entry("mqtt.connect")
+
+    async def test_good_and_bad_in_one_batch(self, registry: Registry) -> None:
+        await registry.commit(change(AddDevice(device("taken"))))
+
+        async def add(n: int) -> str:
+            bad = n % 3 == 0
+            writes = (AddDevice(device(f"d{n}")), AddDevice(device("taken"))) if bad else (AddDevice(device(f"d{n}")),)
+            try:
+                await registry.commit(change(*writes, action=f"add {n}", events=(Event("test", f"d{n}"),)))
+            except Conflict:
+                return "conflict"
+            return "ok"
+
+        outcomes = await asyncio.gather(*(add(n) for n in range(60)))
+        assert outcomes == ["ok" if n % 3 else "conflict" for n in range(60)]
+        good = {f"d{n}" for n in range(60) if n % 3}
+        assert {d.id for d in await registry.devices()} == good | {"taken"}
+        rows = await registry.audit()
+        verify(rows)
+        assert [r.seq for r in rows] == list(range(1, 43))
+        assert await registry.last_event() == 40
+
+    async def test_a_token_is_never_spent_more_often_than_it_may_be(self, registry: Registry) -> None:
+        await registry.commit(change(AddToken(token("t1", 7))))
+
+        async def spend(n: int) -> bool:
+            try:
+                await registry.commit(change(SpendToken("t1"), AddDevice(device(f"d{n}"))))
+            except Conflict:
+                return False
+            return True
+
+        assert sum(await asyncio.gather(*(spend(n) for n in range(40)))) == 7
+        assert len(await registry.devices()) == 7
+
+    async def test_one_of_two_gets_the_name(self, registry: Registry) -> None:
+        outcomes = await asyncio.gather(
+            *(registry.commit(change(AddDevice(device("cam-7")))) for _ in range(20)), return_exceptions=True
+        )
+        assert outcomes.count(None) == 1
+        assert all(o is None or isinstance(o, Conflict) for o in outcomes)
+
+    async def test_a_value_that_cannot_be_stored_fails_its_own_change_alone(self, registry: Registry) -> None:
+        lone_surrogate = replace(device("cam-7"), hardware_serial="\ud800")
+        outcomes = await asyncio.gather(
+            registry.commit(change(AddDevice(device("a")))),
+            registry.commit(change(AddDevice(lone_surrogate))),
+            registry.commit(change(AddDevice(device("b")))),
+            return_exceptions=True,
+        )
+        assert outcomes[0] is None
+        assert outcomes[2] is None
+        assert isinstance(outcomes[1], (ValueError, FleetError))
+        assert [d.id for d in await registry.devices()] == ["a", "b"]
+        verify(await registry.audit())
+
+    async def test_a_cancelled_caller_harms_nobody(self, registry: Registry) -> None:
+        tasks = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert outcomes[1::2] == [None] * 10
+        assert {f"d{n}" for n in range(1, 20, 2)} <= {d.id for d in await registry.devices()}
+        verify(await registry.audit())
+
+
+class TestAudit:
+    async def test_entries_come_back_and_the_chain_verifies(self, registry: Registry) -> None:
+        for n in range(5):
+            await registry.commit(Change(entry(f"action {n}")))
+        rows = await registry.audit()
+        assert [r.seq for r in rows] == [1, 2, 3, 4, 5, 6]
+        assert rows[0].previous == GENESIS
+        assert [r.entry for r in rows[1:]] == [entry(f"action {n}") for n in range(5)]
+        assert verify(rows) == rows[-1].hash
+        assert await registry.last_audit() == 6
+
+    async def test_it_is_paged(self, registry: Registry) -> None:
+        for n in range(5):
+            await registry.commit(Change(entry(f"action {n}")))
+        assert [r.seq for r in await registry.audit(after=2, limit=3)] == [3, 4, 5]
+        assert await registry.audit(after=6) == []
+        first = await registry.audit(limit=2)
+        assert verify(await registry.audit(after=2), first[-1].hash, 2)
+
+
+class TestFeed:
+    async def test_what_was_before_and_what_comes(self, registry: Registry) -> None:
+        async def commit(*names: str) -> None:
+            await registry.commit(change(events=tuple(Event(EventKind.DEVICE_STATE, n, "active") for n in names)))
+
+        await commit("a", "b")
+        feed = registry.follow(1)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await anext(feed) == Event(EventKind.DEVICE_STATE, "b", "active", 2)
+            waiting = asyncio.ensure_future(anext(feed))
+            await asyncio.sleep(0)
+            await commit("c")
+            assert await waiting == Event(EventKind.DEVICE_STATE, "c", "active", 3)
+        assert await registry.last_event() == 3
+
+    async def test_nothing_is_missed_and_nothing_twice(self, registry: Registry) -> None:
+        total = 300
+        start = await registry.last_event()
+
+        async def follow() -> list[int]:
+            seen: list[int] = []
+            async for event in registry.follow(start):
+                seen.append(event.seq)
+                if len(seen) == total:
+                    break
+            return seen
+
+        async def write(worker: int) -> None:
+            for n in range(total // 10):
+                await registry.commit(change(events=(Event("test", f"{worker}-{n}"),)))
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            results = await asyncio.gather(follow(), follow(), *(write(w) for w in range(10)))
+        assert results[0] == results[1] == list(range(start + 1, start + total + 1))
+
+    async def test_it_can_be_cancelled_while_it_waits(self, registry: Registry) -> None:
+        async def follow() -> None:
+            async for _ in registry.follow(await registry.last_event()):
+                pass
+
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        await registry.commit(change(events=(Event("test", "a"),)))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await registry.commit(change(events=(Event("test", "b"),)))
+
+    async def test_a_conflict_leaves_no_event(self, registry: Registry) -> None:
+        assert await refused(registry, AddModel(MODEL)) == "model-exists"
+        await registry.commit(change(events=(Event("test", "after"),)))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert (await anext(registry.follow(0))).subject == "after"

@@ -1,0 +1,109 @@
+"""Batches: many callers, few trips."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from fleet.domain.errors import Unavailable
+from fleet.storage.hop import Batches
+
+DEADLINE_SECONDS = 10.0
+
+
+class Trips:
+    """A `run` that doubles its items, and starts each trip only when `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trips: list[list[int]] = []
+
+    async def run(self, items: Sequence[int]) -> Sequence[object]:
+        await self.gate.wait()
+        self.trips.append(list(items))
+        return [ValueError(f"{item} is bad") if item < 0 else item * 2 for item in items]
+
+
+async def test_what_waits_goes_together() -> None:
+    there = Trips()
+    batches = Batches(there.run, batch_max=10, waiting_max=100)
+    assert await asyncio.gather(*(batches.put(n) for n in range(25))) == [n * 2 for n in range(25)]
+    assert there.trips == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
+    await batches.close()
+
+
+async def test_a_failure_is_its_own_callers_alone() -> None:
+    batches = Batches(Trips().run, 10, 100)
+    outcomes = await asyncio.gather(*(batches.put(n) for n in (1, -2, 3)), return_exceptions=True)
+    assert outcomes[0] == 2
+    assert isinstance(outcomes[1], ValueError)
+    assert outcomes[2] == 6
+    await batches.close()
+
+
+async def test_a_trip_that_fails_fails_all_who_were_on_it_and_no_later_one() -> None:
+    good = Trips()
+    fails = True
+
+    async def run(items: Sequence[int]) -> Sequence[object]:
+        if fails:
+            raise OSError("the disk is gone")
+        return await good.run(items)
+
+    batches = Batches(run, 10, 100)
+    outcomes = await asyncio.gather(batches.put(1), batches.put(2), return_exceptions=True)
+    assert [type(o) for o in outcomes] == [OSError, OSError]
+    fails = False
+    assert await batches.put(3) == 6
+    await batches.close()
+
+
+async def test_the_queue_is_bounded_and_callers_wait_for_room() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, batch_max=2, waiting_max=3)
+    callers = [asyncio.create_task(batches.put(n)) for n in range(20)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert batches._queue.qsize() == 3
+    there.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert await asyncio.gather(*callers) == [n * 2 for n in range(20)]
+    await batches.close()
+
+
+async def test_who_was_cancelled_before_the_trip_stays_at_home() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, 10, 100)
+    first = asyncio.create_task(batches.put(0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    callers = [asyncio.create_task(batches.put(n)) for n in range(1, 5)]
+    await asyncio.sleep(0)
+    callers[1].cancel()
+    await asyncio.sleep(0)
+    there.gate.set()
+    await asyncio.gather(first, *callers, return_exceptions=True)
+    assert there.trips == [[0], [1, 3, 4]]
+    await batches.close()
+
+
+async def test_close_serves_everyone_who_came_and_nobody_after() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, 2, 3)
+    callers = [asyncio.create_task(batches.put(n)) for n in range(5)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(batches.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await batches.put(9)
+    there.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await closing
+        await batches.close()
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert all(isinstance(o, (int, Unavailable)) for o in outcomes)
+    assert outcomes[:3] == [0, 2, 4]

@@ -1,0 +1,231 @@
+"""The SQLite engine where it is more than the contract: full disks, locks, closing, its file."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.audit_chain import verify
+from fleet.domain.changes import AddDevice, AddModel, Change, Event
+from fleet.domain.errors import Unavailable
+from fleet.storage import sqlite, sqlite_file, sqlite_reads, sqlite_writes
+from fleet.storage.sqlite import SqliteRegistry
+from tests.storage.samples import MODEL, change, device
+
+DEADLINE_SECONDS = 20.0
+
+
+@pytest.fixture
+async def registry(db_path: Path) -> AsyncIterator[SqliteRegistry]:
+    opened = await SqliteRegistry.open(db_path)
+    await opened.commit(change(AddModel(MODEL)))
+    yield opened
+    await opened.close()
+
+
+async def pragma(registry: SqliteRegistry, text: str) -> int:
+    """Run `PRAGMA text` on the writing connection: how these tests bring its disk into trouble."""
+
+    def work(db: sqlite3.Connection) -> int:
+        row = db.execute(f"PRAGMA {text}").fetchone()
+        return int(row[0]) if row else 0
+
+    return await registry._writer.run(work)
+
+
+async def test_a_full_disk_fails_the_batch_whole_and_the_next_one_succeeds(registry: SqliteRegistry) -> None:
+    await pragma(registry, f"max_page_count = {await pragma(registry, 'page_count') + 4}")
+    kept = 0
+    with pytest.raises(Unavailable) as caught:
+        while True:
+            await registry.commit(change(AddDevice(device(f"d{kept:04}")), events=(Event("test", "x"),)))
+            kept += 1
+    assert caught.value.code == "registry-unavailable"
+    outcomes = await asyncio.gather(
+        *(registry.commit(change(AddDevice(device(f"e{n}-{'x' * 50}")), action="y" * 4000)) for n in range(8)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(o, Unavailable) for o in outcomes)
+    assert len({id(o) for o in outcomes}) == 8  # each caller has an error of its own
+
+    await pragma(registry, "max_page_count = 100000")
+    await registry.commit(change(AddDevice(device("after")), events=(Event("test", "x"),)))
+    assert [d.id for d in await registry.devices()] == ["after", *(f"d{n:04}" for n in range(kept))]
+    rows = await registry.audit()
+    verify(rows)
+    assert len(rows) == kept + 2
+    assert await registry.last_event() == kept + 1
+
+
+# The operating system says no in the middle of a write: the file may not grow beyond a limit. Runs by itself, as the
+# limit is the process's.
+_LIMITED = """
+import asyncio, pathlib, resource, sys
+from fleet.domain.audit_chain import verify
+from fleet.domain.changes import AddDevice
+from fleet.domain.errors import Unavailable
+from fleet.storage.sqlite import SqliteRegistry
+from tests.storage.samples import change, device
+
+async def main():
+    registry = await SqliteRegistry.open(pathlib.Path(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    kept, failed = 0, 0
+    while failed < 3:
+        try:
+            await registry.commit(change(AddDevice(device(f"d{kept}")), action="z" * 3000))
+            kept += 1
+        except Unavailable:
+            failed += 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await registry.commit(change(AddDevice(device("after"))))
+    assert len(await registry.devices()) == kept + 1, kept
+    verify(await registry.audit())
+    await registry.close()
+    print("held", kept)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_write_that_the_system_refuses(registry: SqliteRegistry, db_path: Path) -> None:
+    await registry.close()
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(db_path)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("held")
+
+
+async def test_a_database_that_turns_read_only(registry: SqliteRegistry) -> None:
+    await pragma(registry, "query_only = 1")
+    with pytest.raises(Unavailable, match="readonly"):
+        await registry.commit(change(AddDevice(device("a"))))
+    assert await registry.devices() == []
+    await pragma(registry, "query_only = 0")
+    await registry.commit(change(AddDevice(device("a"))))
+
+
+async def test_a_shell_that_holds_a_transaction_makes_it_unavailable(registry: SqliteRegistry, db_path: Path) -> None:
+    await pragma(registry, "busy_timeout = 0")
+    shell = sqlite3.connect(db_path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked"):
+        await registry.commit(change(AddDevice(device("a"))))
+    assert await registry.devices() == []  # reads go on
+    shell.execute("ROLLBACK")
+    shell.close()
+    await registry.commit(change(AddDevice(device("a"))))
+
+
+async def test_a_process_that_keeps_the_lock_is_named(
+    registry: SqliteRegistry, db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "LOCK_WAIT_SECONDS", 0.01)
+    other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
+    with other, pytest.raises(Unavailable) as caught:
+        await registry.commit(change(AddDevice(device("a"))))
+    assert caught.value.code == "registry-busy"
+    await registry.commit(change(AddDevice(device("a"))))
+    other.close()
+
+
+async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    write_batch = sqlite_writes.write_batch
+
+    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+        sizes.append(len(changes))
+        return write_batch(db, changes)
+
+    monkeypatch.setattr(sqlite, "write_batch", counted)
+    await asyncio.gather(*(registry.commit(change(AddDevice(device(f"d{n}")))) for n in range(300)))
+    assert sum(sizes) == 300
+    assert len(sizes) < 10
+
+
+async def test_a_batch_has_a_limit(registry: SqliteRegistry) -> None:
+    total = sqlite.COMMIT_BATCH_MAX * 2 + 1
+    await asyncio.gather(*(registry.commit(change()) for _ in range(total)))
+    assert await registry.last_audit() == total + 1
+
+
+async def test_close_commits_what_was_handed_over(registry: SqliteRegistry, db_path: Path) -> None:
+    tasks = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(50)]
+    await asyncio.sleep(0)
+    await registry.close()
+    assert await asyncio.gather(*tasks) == [None] * 50
+    again = await SqliteRegistry.open(db_path, create=False)
+    assert len(await again.devices()) == 50
+    await again.close()
+
+
+async def test_after_close_everything_is_unavailable(registry: SqliteRegistry) -> None:
+    waiting = asyncio.ensure_future(anext(registry.follow(await registry.last_event())))
+    await asyncio.sleep(0)
+    await registry.close()
+    await registry.close()
+    for call in (registry.commit(change()), registry.device("a"), registry.devices(), anext(registry.follow(0))):
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.code == "registry-closed"
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(Unavailable):
+            await waiting
+
+
+async def test_the_log_is_folded_in_at_the_last_close(registry: SqliteRegistry, db_path: Path) -> None:
+    second = await SqliteRegistry.open(db_path)
+    log = Path(f"{db_path}-wal")
+    await registry.close()
+    assert log.exists()
+    await second.close()
+    assert not log.exists()
+
+
+async def test_a_read_that_fails_says_so_and_the_next_succeeds(registry: SqliteRegistry) -> None:
+    await registry.commit(change(AddDevice(device("a"))))
+
+    def broken(db: sqlite3.Connection) -> None:
+        db.execute("SELECT * FROM nowhere")
+
+    outcomes = await asyncio.gather(registry._ask(broken), registry.device("a"), return_exceptions=True)
+    assert isinstance(outcomes[0], Unavailable)
+    assert outcomes[1] == device("a")
+
+
+async def test_no_hot_statement_walks_a_table(registry: SqliteRegistry) -> None:
+    listings = {"MODELS", "STATIONS", "TOKENS"}  # these list a whole table, on purpose
+    statements = {
+        name: text
+        for module in (sqlite_reads, sqlite_writes)
+        for name, text in vars(module).items()
+        if name.isupper() and not name.startswith("_") and isinstance(text, str) and name not in listings
+    }
+    statements |= {f"MOVE_DEVICE[{n}]": text for n, text in sqlite_writes.MOVE_DEVICE.items()}
+    assert len(statements) > 20
+
+    def plan(db: sqlite3.Connection, text: str) -> list[str]:
+        count = 5 if "?1" in text else text.count("?")
+        return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {text}", [None] * count)]
+
+    for name, text in statements.items():
+        steps = await registry._writer.run(plan, text)
+        assert not [s for s in steps if s.startswith("SCAN") and "used" not in s], (name, steps)
+
+
+async def test_listing_devices_by_state_or_model_uses_an_index(registry: SqliteRegistry) -> None:
+    base = "EXPLAIN QUERY PLAN SELECT id FROM device WHERE id > ? AND"
+
+    def plan(db: sqlite3.Connection, where: str) -> str:
+        return " ".join(str(row[3]) for row in db.execute(f"{base} {where} ORDER BY id LIMIT 5", ["", "x"]))
+
+    for where, index in (("model = ?", "device_by_model"), ("state = ?", "device_by_state")):
+        steps = await registry._writer.run(plan, where)
+        assert index in steps
+        assert "TEMP B-TREE" not in steps

@@ -1,0 +1,146 @@
+"""The registry's file: what opening makes, what it refuses and how it says so."""
+
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.changes import AddModel
+from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+from fleet.storage import sqlite_file
+from fleet.storage.sqlite import SqliteRegistry
+from tests.storage.samples import MODEL, change
+
+
+async def refusal(path: Path, *, create: bool = True) -> FleetError:
+    with pytest.raises(FleetError) as caught:
+        await SqliteRegistry.open(path, create=create)
+    assert str(path) in caught.value.message
+    assert caught.value.message.endswith(".")
+    return caught.value
+
+
+async def test_every_file_of_it_is_the_owners_alone(db_path: Path) -> None:
+    registry = await SqliteRegistry.open(db_path)
+    await registry.commit(change(AddModel(MODEL)))
+    names = {file.name: stat.S_IMODE(file.stat().st_mode) for file in db_path.parent.iterdir()}
+    await registry.close()
+    assert names == dict.fromkeys(("registry.db", "registry.db-shm", "registry.db-wal", "registry.lock"), 0o600)
+
+
+async def test_what_was_written_is_there_on_reopening(db_path: Path) -> None:
+    for _ in range(2):
+        registry = await SqliteRegistry.open(db_path)
+        if not await registry.models():
+            await registry.commit(change(AddModel(MODEL)))
+        assert await registry.models() == [MODEL]
+        await registry.close()
+
+
+async def test_the_durability_that_is_promised_is_switched_on(db_path: Path) -> None:
+    registry = await SqliteRegistry.open(db_path)
+
+    def settings(db: sqlite3.Connection) -> list[object]:
+        return [db.execute(f"PRAGMA {n}").fetchone()[0] for n in ("journal_mode", "synchronous", "foreign_keys")]
+
+    assert await registry._writer.run(settings) == ["wal", 2, 1]
+    await registry.close()
+
+
+async def test_a_missing_one_is_not_made_unasked(db_path: Path) -> None:
+    error = await refusal(db_path, create=False)
+    assert isinstance(error, NotFound)
+    assert not db_path.exists()
+
+
+async def test_a_folder_that_is_missing(db_path: Path) -> None:
+    assert isinstance(await refusal(db_path / "deeper" / "registry.db"), FleetError)
+
+
+async def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    assert (await refusal(tmp_path)).code == "registry-permissions"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+async def test_one_that_others_may_open(db_path: Path, mode: int) -> None:
+    await (await SqliteRegistry.open(db_path)).close()
+    db_path.chmod(mode)
+    error = await refusal(db_path)
+    assert (type(error), error.code) == (Invalid, "registry-permissions")
+    assert "chmod 600" in error.advice
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database at all\n" * 100, b"\0" * 4096, b"SQLite format 3\0" + b"x" * 8000]
+)
+async def test_a_file_that_is_no_database(db_path: Path, content: bytes) -> None:
+    db_path.write_bytes(content)
+    db_path.chmod(0o600)
+    assert (await refusal(db_path)).code == "not-a-registry"
+    assert db_path.read_bytes() == content
+
+
+async def test_the_database_of_another_program(db_path: Path) -> None:
+    with closing(sqlite3.connect(db_path)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db_path.chmod(0o600)
+    assert (await refusal(db_path)).code == "not-a-registry"
+
+
+async def test_a_newer_schema(db_path: Path) -> None:
+    await (await SqliteRegistry.open(db_path)).close()
+    newest = sqlite_file.migrations()[-1][0]
+    with closing(sqlite3.connect(db_path)) as db:
+        db.execute(f"PRAGMA user_version = {newest + 1}")
+    error = await refusal(db_path)
+    assert (type(error), error.code) == (Invalid, "registry-newer")
+    assert f"schema {newest + 1}" in error.message
+
+
+async def test_a_migration_that_fails_leaves_the_old_schema(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = await SqliteRegistry.open(db_path)
+    await registry.commit(change(AddModel(MODEL)))
+    await registry.close()
+    known = sqlite_file.migrations()
+    newest = known[-1][0]
+    broken = (newest + 1, "CREATE TABLE extra (x); INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: [*known, broken])
+    with pytest.raises(Unavailable, match="nowhere"):
+        await SqliteRegistry.open(db_path)
+    monkeypatch.undo()
+    registry = await SqliteRegistry.open(db_path)
+    assert await registry.models() == [MODEL]
+    await registry.close()
+
+
+async def test_a_migration_is_applied_to_what_is_there(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = await SqliteRegistry.open(db_path)
+    await registry.commit(change(AddModel(MODEL)))
+    await registry.close()
+    known = sqlite_file.migrations()
+    newest = known[-1][0]
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: [*known, (newest + 1, "CREATE TABLE extra (x)")])
+    registry = await SqliteRegistry.open(db_path)
+    assert await registry.models() == [MODEL]
+    await registry.close()
+    with closing(sqlite3.connect(db_path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == newest + 1
+        assert db.execute("SELECT count(*) FROM extra").fetchone()[0] == 0
+
+
+def test_migrations_are_numbered_without_gaps() -> None:
+    assert [number for number, _ in sqlite_file.migrations()] == list(range(1, len(sqlite_file.migrations()) + 1))
+
+
+async def test_opening_a_second_one_keeps_the_firsts_locks(db_path: Path) -> None:
+    """A process that closes any descriptor of a file drops all its POSIX locks on it; opening must not do that."""
+    first = await SqliteRegistry.open(db_path)
+    await (await SqliteRegistry.open(db_path)).close()
+    with pytest.raises(FleetError):
+        db_path.chmod(0o644)
+        await SqliteRegistry.open(db_path)
+    db_path.chmod(0o600)
+    assert str(db_path.stat().st_ino) in Path("/proc/locks").read_text()
+    await first.close()
