@@ -6,10 +6,9 @@ build a fresh one and `swap` it in; running connections keep the one they began 
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -27,13 +26,19 @@ CIPHERS_TLS13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POL
 # The first list that the engine knows whole. The hybrid comes first: it is chosen when the client offers it.
 GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521")
 
-OPTIONS = SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
+# A device that lists ChaCha20 first has no AES in its silicon: let it have it. From OpenSSL's ssl.h; the bindings lack it.
+OP_PRIORITIZE_CHACHA = 1 << 21
+
+OPTIONS = (
+    SSL.OP_NO_TICKET
+    | SSL.OP_NO_COMPRESSION
+    | SSL.OP_NO_RENEGOTIATION
+    | SSL.OP_CIPHER_SERVER_PREFERENCE
+    | OP_PRIORITIZE_CHACHA
+)
 
 
-class Clock(Protocol):
-    """Reads the time: aware, UTC."""
-
-    def __call__(self) -> datetime: ...
+Clock = Callable[[], datetime]  # aware, UTC
 
 
 @dataclass(frozen=True, slots=True)

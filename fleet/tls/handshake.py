@@ -8,7 +8,7 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
 from fleet.tls.session import TlsSession
-from fleet.tls.transport import TlsTransport
+from fleet.tls.transport import TlsTransport, Wire
 
 
 class Reception(Protocol):
@@ -18,6 +18,7 @@ class Reception(Protocol):
     contexts: ContextSource
     scratch: Scratch
     half_open: HalfOpen
+    close_deadline_s: float
 
     def count_accepted(self) -> None: ...
     def refuse(self, address: str, reason: Refusal, detail: str) -> None: ...
@@ -75,9 +76,9 @@ class Handshake(asyncio.BufferedProtocol):
         reception = self._reception
         reception.half_open.leave(self)
         transport = TlsTransport(
-            reception.loop, self._raw, self._session, self._context, reception.scratch, reception.lost
+            reception.loop, self._raw, self._session, self._context, reception.lost, reception.close_deadline_s
         )
-        self._raw.set_protocol(transport.wire)
+        self._raw.set_protocol(Wire(transport, reception.scratch))
         reception.establish(transport, early)
 
     def _refuse_politely(self, reason: Refusal, detail: str) -> None:

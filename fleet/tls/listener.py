@@ -15,7 +15,7 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, HandshakeLimits
 from fleet.tls.handshake import Handshake
-from fleet.tls.transport import TlsTransport
+from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport
 
 __all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]
 
@@ -47,10 +47,12 @@ class Listener:
         contexts: ContextSource,
         limits: HandshakeLimits,
         on_refused: OnRefused | None,
+        close_deadline_s: float,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.contexts = contexts
         self.scratch = Scratch()
+        self.close_deadline_s = close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
@@ -142,16 +144,18 @@ async def listen(
     contexts: ContextSource,
     limits: HandshakeLimits | None = None,
     on_refused: OnRefused | None = None,
+    close_deadline_s: float = CLOSE_DEADLINE_S,
     backlog: int = BACKLOG,
     reuse_port: bool = False,
 ) -> Listener:
     """Listen on `host` (several, or None for every interface) and `port` (0: any free one).
 
     `on_refused` is told the address and one of `Refusal`'s words, often with a detail after a colon, of each
-    connection that came to nothing. `reuse_port` lets several processes share the port.
+    connection that came to nothing. `close_deadline_s` is the time that a peer has to take what a closing connection
+    still sends. `reuse_port` lets several processes share the port.
 
     Raises: OSError: the address cannot be bound.
     """
-    listener = Listener(protocol_factory, contexts, limits or HandshakeLimits(), on_refused)
+    listener = Listener(protocol_factory, contexts, limits or HandshakeLimits(), on_refused, close_deadline_s)
     await listener.start(host, port, backlog=backlog, reuse_port=reuse_port)
     return listener
