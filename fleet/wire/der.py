@@ -5,7 +5,7 @@ asks for it, because some EST servers and Windows write PKCS#7 that way.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet.wire.errors import Malformed, TooLarge
 
@@ -26,9 +26,11 @@ _INDEFINITE = 0x80
 _CONSTRUCTED = 0x20
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
-    """One element of `data`: its content is data[start:stop], the next element begins at `end`."""
+class Element(NamedTuple):
+    """One element of `data`: its content is data[start:stop], the next element begins at `end`.
+
+    A tuple, because one is made for every element of every request, and a frozen dataclass takes five times as long.
+    """
 
     data: bytes
     tag: int

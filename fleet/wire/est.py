@@ -4,13 +4,13 @@ The three stock clients disagree on almost everything that the RFC leaves open; 
 take, and what is accepted is what any of them sends.
 """
 
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.wire import armor
 from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import join_signed_data, split_signed_data
@@ -26,9 +26,6 @@ PKCS10 = "application/pkcs10"
 BODY_SIZE_MAX = 64 * 1024  # base64; a chain of four ML-DSA-87 certificates takes 40 KB
 CERTIFICATES_MAX = 16  # a chain of three, thrice over in a rollover, and slack
 MEDIA_TYPE_SIZE_MAX = 256
-WRAP_COLUMNS = 64
-
-_WHITE_SPACE = b" \t\r\n"
 
 
 def decode_body(body: bytes) -> bytes:
@@ -38,21 +35,17 @@ def decode_body(body: bytes) -> bytes:
     """
     if len(body) > BODY_SIZE_MAX:
         raise TooLarge(f"The body is larger than {BODY_SIZE_MAX} bytes.")
-    text = body.translate(None, _WHITE_SPACE)
-    if not text:
+    if not body.strip():
         raise Malformed("The body is empty; base64 of DER is expected.")
-    try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except binascii.Error:
-        raise Malformed("The body is not base64.") from None
+    data = armor.unwrap(body)
+    if data is None:
+        raise Malformed("The body is not base64.")
+    return data
 
 
 def encode_body(data: bytes, *, wrap: bool = False) -> bytes:
     """`data` as base64: on one line with no line end, or in lines of 64 for libest, each ended by LF."""
-    text = binascii.b2a_base64(data, newline=False)
-    if not wrap:
-        return text
-    return b"".join(text[at : at + WRAP_COLUMNS] + b"\n" for at in range(0, len(text), WRAP_COLUMNS))
+    return armor.lines(data) if wrap else armor.one_line(data)
 
 
 def encode_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:

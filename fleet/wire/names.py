@@ -14,7 +14,8 @@
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from cryptography import x509
 
@@ -80,24 +81,16 @@ def alt_name_text(name: x509.GeneralName) -> str:
 
     Raises: Malformed, TooLarge, Unsupported.
     """
-    match name:
-        case x509.DNSName(value=value):
-            text = f"DNS:{value}"
-        case x509.IPAddress(value=value):
-            text = f"IP:{value}"
-        case x509.OtherName(type_id=oid, value=value):
-            text = _hardware_text(value) if oid == HW_MODULE_NAME else f"OTHER:{oid.dotted_string}:{value.hex()}"
-        case x509.UniformResourceIdentifier(value=value):
-            text = f"URI:{value}"
-        case x509.RFC822Name(value=value):
-            text = f"EMAIL:{value}"
-        case x509.DirectoryName(value=value):
-            text = f"DIR:{value.rfc4514_string()}"
-        case x509.RegisteredID(value=oid):
-            text = f"RID:{oid.dotted_string}"
-        case _:
-            raise Unsupported("The subjectAltName holds a type of name that is not taken here.")
-    return _shown_safely(text)
+    text_of = _TEXT_OF.get(type(name))
+    if text_of is None:
+        raise Unsupported("The subjectAltName holds a type of name that is not taken here.")
+    return _shown_safely(text_of(name))
+
+
+def _other_text(name: x509.OtherName) -> str:
+    if name.type_id == HW_MODULE_NAME:
+        return _hardware_text(name.value)
+    return f"OTHER:{name.type_id.dotted_string}:{name.value.hex()}"
 
 
 def _hardware_text(value: bytes) -> str:
@@ -107,6 +100,18 @@ def _hardware_text(value: bytes) -> str:
         raise Malformed("The hwModuleName is not a hardware type and a serial number.")
     kind, serial = parts
     return f"HW:{der.dotted_oid(kind.content)}:{serial.content.hex()}"
+
+
+# By type, not by `match`: these classes are abstract bases, whose isinstance costs ten times a look into a dict.
+_TEXT_OF: dict[type[x509.GeneralName], Callable[[Any], str]] = {
+    x509.DNSName: lambda name: f"DNS:{name.value}",
+    x509.IPAddress: lambda name: f"IP:{name.value}",
+    x509.OtherName: _other_text,
+    x509.UniformResourceIdentifier: lambda name: f"URI:{name.value}",
+    x509.RFC822Name: lambda name: f"EMAIL:{name.value}",
+    x509.DirectoryName: lambda name: f"DIR:{name.value.rfc4514_string()}",
+    x509.RegisteredID: lambda name: f"RID:{name.value.dotted_string}",
+}
 
 
 def _shown_safely(text: str) -> str:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from fleet.wire import armor
 from fleet.wire.encodings.bundle import OBJECTS_MAX
-from fleet.wire.encodings.recognise import unwrapped_base64
 from fleet.wire.errors import Malformed, TooLarge
 
 _BEGIN = re.compile(rb"-----BEGIN ([!-,.-~ ](?:[ -~]{0,62}[!-,.-~])?)-----")
@@ -65,7 +65,7 @@ def _block(label: bytes, line: int, body: list[bytes]) -> Block:
     if body and _HEADER.match(body[0]):
         # RFC 1421, 4.4: headers last until an empty line.
         headers = body.index(b"") + 1 if b"" in body else len(body)
-    content = unwrapped_base64(b"".join(body[headers:]))
+    content = armor.unwrap(b"".join(body[headers:]))
     if not content:
         raise Malformed(f"The {name} block that begins on line {line} is not base64.")
     text = b"\n".join((b"-----BEGIN " + label + b"-----", *body, b"-----END " + label + b"-----", b""))

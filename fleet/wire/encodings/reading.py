@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-from fleet.wire import der
+from fleet.wire import armor, der
 from fleet.wire.encodings.bundle import CERTIFICATES_MAX, OBJECTS_MAX, Bundle, belongs_to, chain_order
 from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
 from fleet.wire.encodings.pem import Block, blocks
 from fleet.wire.encodings.pkcs12 import read_pkcs12
-from fleet.wire.encodings.recognise import Content, cleaned, recognise, unwrapped_base64
+from fleet.wire.encodings.recognise import Content, cleaned, recognise
 from fleet.wire.errors import TooLarge, Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import split_signed_data
@@ -51,7 +51,7 @@ def read(data: bytes, password: bytes | None = None) -> Bundle:
     content = recognise(data)
     data = cleaned(data)
     if content is Content.BASE64:
-        data = unwrapped_base64(data) or b""
+        data = armor.unwrap(data) or b""
         content = recognise(data)
     if content is Content.PKCS12:
         return read_pkcs12(data, password)

@@ -3,10 +3,9 @@
 DER is told apart by the tags of its first two levels, which is enough: each kind begins in its own way.
 """
 
-import binascii
 import enum
 
-from fleet.wire import der
+from fleet.wire import armor, der
 from fleet.wire.encodings.bundle import INPUT_SIZE_MAX
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 
@@ -29,7 +28,6 @@ class Content(enum.StrEnum):
 
 PEM_BEGIN = b"-----BEGIN "
 
-_INTEGER, _BIT_STRING, _UTC_TIME, _GENERALIZED_TIME = 0x02, 0x03, 0x17, 0x18
 _TPM_KEY_ARC = "2.23.133.10.1."
 _UTF8_BOM = b"\xef\xbb\xbf"
 _JAVA_MAGIC = (b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")
@@ -69,19 +67,11 @@ def recognise(data: bytes) -> Content:
         return _recognise_der(data)
     if PEM_BEGIN in data:
         return Content.PEM
-    if _is_whole_sequence(unwrapped_base64(data) or b""):
+    if _is_whole_sequence(armor.unwrap(data) or b""):
         return Content.BASE64
     if data[0] == der.SEQUENCE:
         raise Malformed("The file begins like DER, but is cut off or has bytes after its end.")
     raise Malformed("The file is no certificate, request, key, PKCS#7 or PKCS#12 in any form known here.")
-
-
-def unwrapped_base64(data: bytes) -> bytes | None:
-    """What `data` is base64 of, white space aside; None when it is not base64."""
-    try:
-        return binascii.a2b_base64(data.translate(None, b" \t\r\n"), strict_mode=True)
-    except binascii.Error:
-        return None
 
 
 def _is_whole_sequence(data: bytes) -> bool:
@@ -93,6 +83,7 @@ def _is_whole_sequence(data: bytes) -> bool:
 
 
 def _recognise_der(data: bytes) -> Content:
+    # 0x02 is an INTEGER, 0x03 a BIT STRING, 0x17 and 0x18 are times.
     parts = list(der.children(der.only_element(data, der.SEQUENCE, ber=True), ber=True))
     tags = tuple(part.tag for part in parts)
     match tags:

@@ -1,7 +1,5 @@
 """One Bundle out in one form; and an error that says what the form can't hold, before anything is lost."""
 
-import base64
-import textwrap
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -12,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from fleet.wire import armor
 from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose
 from fleet.wire.encodings.pkcs12 import write_pkcs12
 from fleet.wire.errors import Unsupported
@@ -134,8 +133,8 @@ def _write_p7b(bundle: Bundle, password: bytes | None) -> bytes:
 
 
 def _write_p7b_pem(bundle: Bundle, password: bytes | None) -> bytes:
-    text = "\n".join(textwrap.wrap(base64.b64encode(_write_p7b(bundle, password)).decode(), 64))
-    return f"-----BEGIN PKCS7-----\n{text}\n-----END PKCS7-----\n".encode()
+    text = armor.lines(_write_p7b(bundle, password))
+    return b"-----BEGIN PKCS7-----\n" + text + b"-----END PKCS7-----\n"
 
 
 def _write_p12(bundle: Bundle, password: bytes | None) -> bytes:
