@@ -64,11 +64,11 @@ def check_device_id(text: str) -> str:
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`; without a port, 8883.
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`, with or without `mqtts://`; the port may be left out: 8883.
 
     Raises: BadConfig.
     """
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
+    match = re.fullmatch(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
     if not match or not 0 < int(match[2] or 8883) < 65536:
         raise BadConfig(f"{text[:80]!r} is not an address of an MQTT server.", "Write it as HOST:PORT.")
     return match[1].strip("[]"), int(match[2] or 8883)

@@ -51,6 +51,8 @@ class LazyGroup(click.Group):
             ) from error
         except TimeoutError as error:
             raise click.ClickException("The agent did not answer in time.") from error
+        except BrokenPipeError:
+            raise  # whoever reads our output has seen enough: click ends quietly
         except OSError as error:
             raise click.ClickException(f"{error}.") from error
 

@@ -34,6 +34,8 @@ class Down:
     reason: str
     was_up: bool
     retry_seconds: float
+    handed_over: bool = False
+    """The server has closed it in favour of the candidate's connection, which is being made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,10 @@ class Connection:
             self._link.close()
             self._link = None
         self.state = Link.DOWN
+        if self._proving is not None:
+            self.uses, self.identity, self.last_tried = None, None, None
+            self.connect_at = self._monotonic()
+            return Down(lost.setback, lost.reason, was_up, 0.0, handed_over=True)
         self._choose_protocol(lost, was_up)
         if was_up:
             self.last_tried = None

@@ -114,7 +114,6 @@ class Runner:
                 os.close(self._wake_writer)
 
     def _turn(self, desk: Desk) -> None:
-        self._take_signals()
         if self._monotonic() >= self._look_at:
             self._look_into_slots()
         seconds = self._decide_until_wait()
@@ -131,6 +130,7 @@ class Runner:
         if self._wake_reader in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_reader, 4096)
+        self._take_signals()
         if self._feed and self._feed.lines.descriptor in ready:
             self._feed.lines.read()
         desk.handle(ready)
@@ -310,6 +310,8 @@ class Runner:
 
     def _went_down(self, event: Down) -> None:
         self.outbox.connection_lost()
+        if event.handed_over:
+            return
         self.last_error = event.reason
         name = "disconnected" if event.was_up else "connect-failed"
         self._journal.event(
