@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from fleet.wire.csr import Csr
-from fleet.wire.serial.messages import Facts
+from fleet.wire.serial.messages import Blob, Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class CsrReceived:
 class Written:
     """A blob is on the board in full."""
 
-    blob: int
+    blob: Blob
     size: int
 
 
