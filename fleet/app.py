@@ -236,9 +236,14 @@ async def _listen(
     except OSError as error:
         raise Unavailable(
             "cannot-listen",
-            f"The {name} listener cannot bind {address}: {(error.strerror or str(error)).lower()}.",
+            f"The {name} listener cannot bind {address}: {_reason(error)}.",
             f"Free it, or choose another with --{name} or in fleet.toml.",
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """The system's own short words; event loops add the address, which stands in our sentence already."""
+    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
 
 
 def _url(scheme: str, settings: Settings, address: Address, port: int) -> str:

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-READY_SECONDS = 30.0
-STOP_SECONDS = 10.0
+from fleet.demo.stage import Running
+
 ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
 
@@ -47,37 +46,36 @@ class Served:
         self.home = home
         self.ready_file = ready_file
         self.words = list(words)
-        self.process: subprocess.Popen[bytes] | None = None
         self.endpoints: dict[str, Any] = {}
-        self.log = ready_file.with_suffix(".log")
+        self.running: Running | None = None
 
     def start(self) -> "Served":
-        self.ready_file.unlink(missing_ok=True)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "fleet",
-                    "serve",
-                    "--home",
-                    self.home,
-                    "--ready-file",
-                    self.ready_file,
-                    *self.words,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + READY_SECONDS
-        while not self.ready_file.exists():
-            ended = self.process.poll()
-            assert ended is None, f"fleet serve ended with {ended}:\n{self.log.read_text()}"
-            assert time.monotonic() < deadline, f"fleet serve did not get ready:\n{self.log.read_text()}"
-            os.sched_yield()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fleet", "serve", "--home", self.home, "--ready-file", self.ready_file, *self.words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.running = Running("fleet serve", process)
+        self.wait_for_line("event=ready")  # logged once the ready file is there
         self.endpoints = json.loads(self.ready_file.read_text())
         return self
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self.running is not None
+        return self.running.process
+
+    @property
+    def log(self) -> str:
+        assert self.running is not None
+        return "\n".join(line for _, line in self.running.lines)
+
+    def wait_for_line(self, wanted: str) -> None:
+        """Return when a line of its log holds `wanted`."""
+        assert self.running is not None
+        self.running.wait_for(lambda line: wanted in line, wanted)
 
     @property
     def est(self) -> str:
@@ -101,18 +99,10 @@ class Served:
 
     def kill(self) -> None:
         """kill -9, as a power cut would."""
-        assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
+        self.stop()
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+        """SIGTERM, if it still runs; the exit code."""
+        assert self.running is not None
+        return self.running.stop()

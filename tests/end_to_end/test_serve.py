@@ -1,0 +1,162 @@
+"""`fleet init` and `fleet serve` as a person starts and stops them."""
+
+import hashlib
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.serving import ANY_PORTS, Served, fleet, program
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def healthz(served: Served) -> tuple[int, bytes]:
+    trust = ssl.create_default_context(cafile=served.ca_file)
+    with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=10) as answer:
+        return answer.status, answer.read()
+
+
+def server_serial(served: Served, listener: str = "http") -> int:
+    host, port = served.address(listener)
+    context = ssl.create_default_context(cafile=served.ca_file)
+    with socket.create_connection((host, port), 10) as raw, context.wrap_socket(raw, server_hostname=host) as tls:
+        certificate = tls.getpeercert()
+        assert certificate is not None
+        return int(str(certificate["serialNumber"]), 16)
+
+
+def test_keys_are_nobody_elses_business(home: Path) -> None:
+    keys = sorted(home.rglob("*.key"))
+    assert [key.name for key in keys] == ["issuing.key", "root.key", "server.key"]
+    for secret in [*keys, home / "registry.db"]:
+        assert secret.stat().st_mode & 0o077 == 0, secret
+
+
+def test_a_second_init_refuses_and_harms_nothing(home: Path) -> None:
+    before = tree_of(home)
+    done = program("fleet", "init", str(home), expect=1)
+    assert "is a fleet home already; nothing was changed" in done.stderr
+    assert tree_of(home) == before
+
+
+def test_init_into_a_folder_of_somebody_elses_refuses(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = program("fleet", "init", str(tmp_path), expect=1)
+    assert "is not empty; nothing was changed" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_init_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    done = program("fleet", "init", str(tmp_path / "home"), "--host", "not a host", expect=1)
+    assert "is neither a DNS name nor an IP address" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ready_file_tells_where_everything_is(served: Served) -> None:
+    assert set(served.endpoints) == {"est", "mqtt", "http", "ca_file", "pid"}
+    assert served.endpoints["pid"] == served.process.pid
+    assert healthz(served) == (200, b'{"status": "ok"}\n')
+    assert {server_serial(served, name) for name in ("est", "http")} == {server_serial(served)}
+
+
+def test_sigterm_drains_and_ends_with_0(served: Served) -> None:
+    host, port = served.address("mqtt")
+    with socket.create_connection((host, port)):  # a handshake that never comes does not hold it up
+        assert served.stop() == 0
+    assert not served.ready_file.exists()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((host, port), 1)
+
+
+def test_a_second_server_for_one_home_is_refused(served: Served) -> None:
+    done = program("fleet", "serve", "--home", str(served.home), *ANY_PORTS, expect=1)
+    assert "serves" in done.stderr
+    assert "already" in done.stderr
+    assert healthz(served)[0] == 200
+
+
+def test_a_port_that_is_taken_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = program("fleet", "serve", "--home", str(home), *ANY_PORTS, "--mqtt", address, expect=1)
+    assert f"he mqtt listener cannot bind {address}" in done.stderr
+
+
+def test_a_broken_fleet_toml_names_the_key_and_the_line_and_starts_nothing(home: Path, tmp_path: Path) -> None:
+    settings = home / "fleet.toml"
+    text = settings.read_text().replace("half_open_max = 1000", "half_open_max = -1")
+    settings.write_text(text)
+    line = next(n for n, content in enumerate(text.splitlines(), 1) if content.startswith("half_open_max"))
+    ready = tmp_path / "ready.json"
+    done = program("fleet", "serve", "--home", str(home), *ANY_PORTS, "--ready-file", str(ready), expect=1)
+    assert f"fleet.toml, line {line}: limits.half_open_max must be a whole number" in done.stderr
+    assert not ready.exists()
+    assert not (home / "run" / "broker.sock").exists()
+
+
+def test_a_place_that_is_no_home_is_named(tmp_path: Path) -> None:
+    done = program("fleet", "serve", "--home", str(tmp_path), *ANY_PORTS, expect=1)
+    assert f"is not a fleet home. Make one with: fleet init {tmp_path}" in done.stderr
+
+
+def test_sighup_shows_a_new_server_certificate_and_keeps_the_old_one_when_it_is_broken(
+    served: Served, home: Path, tmp_path: Path
+) -> None:
+    before = server_serial(served)
+    other = tmp_path / "other"
+    fleet(other, "init", str(other))
+    chain, key = served.home / "server" / "server.pem", served.home / "server" / "server.key"
+
+    good_key = key.read_bytes()
+    key.write_bytes((other / "server" / "server.key").read_bytes())  # not the key of this certificate
+    served.process.send_signal(signal.SIGHUP)
+    served.wait_for_line("event=reload outcome=failed kept=old")
+    assert server_serial(served) == before
+
+    key.write_bytes(good_key)
+    script = (
+        "import sys; from datetime import UTC, datetime; from pathlib import Path\n"
+        "from cryptography import x509; from cryptography.hazmat.primitives.serialization import Encoding\n"
+        "from fleet.ca.authority import issue_server_certificate; from fleet.ca.keys import load_key, write_key\n"
+        "home = Path(sys.argv[1]); pem = (home / 'ca/issuing.pem').read_bytes()\n"
+        "new, key = issue_server_certificate(x509.load_pem_x509_certificate(pem), load_key(home / 'ca/issuing.key'),\n"
+        "    ('localhost', '127.0.0.1'), datetime.now(UTC))\n"
+        "(home / 'server/server.key').unlink(); write_key(home / 'server/server.key', key)\n"
+        "(home / 'server/server.pem').write_bytes(new.public_bytes(Encoding.PEM) + pem)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(served.home)], check=True, cwd=Path(__file__).parents[2])
+    served.process.send_signal(signal.SIGHUP)
+    served.wait_for_line("event=reload outcome=ok")
+    assert server_serial(served) != before
+    assert chain.exists()
+
+
+def test_the_log_holds_one_line_a_request_and_no_secret(served: Served) -> None:
+    token = fleet(served.home, "token", "create", "--model", "default").strip()
+    curl_like = ssl.create_default_context(cafile=served.ca_file)
+    request = urllib.request.Request(
+        f"{served.est}/.well-known/est/simpleenroll",
+        data=b"AAAA",
+        headers={"Content-Type": "application/pkcs10", "Authorization": f"Bearer {token}"},
+    )
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(request, context=curl_like, timeout=10)
+    assert served.stop() == 0
+    log = served.log
+    assert log.count("event=est.simpleenroll") == 1
+    assert token not in log
+    assert token.split(".")[1] not in log + json.dumps(fleet(served.home, "audit", "list", "-o", "json"))
