@@ -61,7 +61,9 @@ def list_ports(output: str) -> None:
 @click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="File to which each outcome is added.")
 @click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True)
 @click.option("--timeout", type=click.FloatRange(1), default=180.0, show_default=True, help="Seconds for it all.")
-@click.option("--retransmit", type=click.FloatRange(0.05, 60), default=_TIMING.retransmit, help="Seconds, each request.")
+@click.option(
+    "--retransmit", type=click.FloatRange(0.05, 60), default=_TIMING.retransmit, help="Seconds, each request."
+)
 @_output
 def provision(
     port: str,

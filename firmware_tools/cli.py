@@ -1,0 +1,81 @@
+"""`firmware-tools`: for who writes or debugs the firmware of a board."""
+
+import dataclasses
+import json
+import sys
+from typing import BinaryIO
+
+import click
+
+from firmware_tools.message_json import message_from_json, message_to_json, vectors
+from fleet.wire.errors import WireError
+from fleet.wire.serial.frames import FrameReader, encode_frame
+from fleet.wire.serial.messages import decode, encode
+
+_READ_SIZE = 65536
+_JSON_SIZE_MAX = 64 * 1024
+
+
+@click.group()
+def main() -> None:
+    """Tools for boards that are provisioned over a serial line."""
+
+
+@main.command("vectors")
+def print_vectors() -> None:
+    """Print the serial protocol's test vectors as JSON."""
+    click.echo(json.dumps(vectors(), indent=1, ensure_ascii=False))
+
+
+@main.group()
+def frame() -> None:
+    """Messages on the line and in JSON."""
+
+
+@frame.command("encode")
+@click.argument("source", type=click.File("rb"), default="-")
+@click.option("--binary", is_flag=True, help="Write octets, not hex: to be sent to a port.")
+def encode_command(source: BinaryIO, binary: bool) -> None:
+    """Turn a message in JSON, from a file or stdin, into a frame."""
+    try:
+        tree = json.loads(source.read(_JSON_SIZE_MAX))
+        octets = encode_frame(encode(message_from_json(tree)))
+    except (WireError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if binary:
+        sys.stdout.buffer.write(octets)
+    else:
+        click.echo(octets.hex())
+
+
+@frame.command("decode")
+@click.argument("source", type=click.File("rb"), default="-")
+@click.option("--binary", is_flag=True, help="Octets as they came from the line. Otherwise hex, spaces allowed.")
+def decode_command(source: BinaryIO, binary: bool) -> None:
+    """Show each message in what came over the line, from a file or stdin, one JSON object a line.
+
+    What was dropped is counted on stderr. Exit 1 when there was no message, or one that can't be read.
+    """
+    reader = FrameReader()
+    found = bad = 0
+    while data := source.read(_READ_SIZE) if binary else source.readline(_READ_SIZE):
+        try:
+            octets = data if binary else bytes.fromhex(data.decode("ascii"))
+        except ValueError as error:
+            raise click.ClickException("That is not hex. For octets as they came, use --binary.") from error
+        for payload in reader.feed(octets):
+            try:
+                click.echo(json.dumps(message_to_json(decode(payload)), ensure_ascii=False))
+                found += 1
+            except WireError as error:
+                click.echo(json.dumps({"error": str(error), "payload": payload.hex()}))
+                bad += 1
+    dropped = ", ".join(
+        f"{name.replace('_', ' ')} {count}" for name, count in dataclasses.asdict(reader.dropped).items()
+    )
+    click.echo(f"{found} messages, {bad} that can't be read; dropped: {dropped}", err=True)
+    raise SystemExit(0 if found and not bad else 1)
+
+
+if __name__ == "__main__":
+    main()
