@@ -27,13 +27,20 @@ class ProcessTime:
 class CoreTime:
     """How a core has spent its time since boot, in seconds."""
 
-    busy: float
+    processes: float
+    """User and system time of processes."""
+    kernel: float
+    """Interrupts, which are nobody's, and what the host took away."""
     idle: float
 
-    def share_busy_since(self, earlier: "CoreTime") -> float:
-        """0 to 1: the part of the time since `earlier` in which the core ran anything at all."""
-        busy, idle = self.busy - earlier.busy, self.idle - earlier.idle
-        return busy / (busy + idle) if busy + idle > 0 else 0.0
+    def since(self, earlier: "CoreTime") -> "CoreTime":
+        return CoreTime(self.processes - earlier.processes, self.kernel - earlier.kernel, self.idle - earlier.idle)
+
+    @property
+    def share_busy(self) -> float:
+        """0 to 1: the part of the time in which the core ran anything at all."""
+        busy = self.processes + self.kernel
+        return busy / (busy + self.idle) if busy + self.idle > 0 else 0.0
 
 
 def parse_process_stat(line: str) -> ProcessTime:
@@ -59,9 +66,8 @@ def parse_core_times(text: str) -> dict[int, CoreTime]:
         if not name.startswith("cpu") or name == "cpu":
             continue
         # user nice system idle iowait irq softirq steal; guest time is already part of user time.
-        ticks = [int(field) for field in rest.split()[:8]]
-        idle = ticks[3] + ticks[4]
-        times[int(name[3:])] = CoreTime((sum(ticks) - idle) / TICKS_PER_SECOND, idle / TICKS_PER_SECOND)
+        user, nice, system, idle, wait, *kernel = (int(field) / TICKS_PER_SECOND for field in rest.split()[:8])
+        times[int(name[3:])] = CoreTime(user + nice + system, sum(kernel), idle + wait)
     return times
 
 

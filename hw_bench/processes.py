@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,6 +71,13 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         if now is not None and now.started == member.started and member.pid != process.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)
+
+
+def program(name: str) -> str | None:
+    """Where `name` is installed, or None. Debian keeps servers in /usr/sbin, which is not on everybody's PATH."""
+    return shutil.which(
+        name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
+    )
 
 
 def free_port() -> int:

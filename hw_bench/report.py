@@ -25,6 +25,8 @@ class Turn:
     server_cpu: float
     """CPU time of the server's processes."""
     load_cpu: float
+    processes_cpu: float
+    """CPU time of all processes on the run's cores, whosever."""
     server_core_busy: float
     """0 to 1, whoever ran on it."""
     load_core_busy: float
@@ -59,8 +61,8 @@ class Turn:
     @property
     def others(self) -> float:
         """Cores that other programs took from the run, on average."""
-        busy = self.server_core_busy + (self.load_core_busy if self.cores > 1 else 0.0)
-        return max(0.0, busy - (self.server_cpu + self.load_cpu) / self.wall) if self.wall > 0 else 0.0
+        taken = self.processes_cpu - self.server_cpu - self.load_cpu
+        return max(0.0, taken / self.wall) if self.wall > 0 else 0.0
 
 
 def merged(parts: Sequence[Turn]) -> Turn:
@@ -82,6 +84,7 @@ def merged(parts: Sequence[Turn]) -> Turn:
         wall=wall,
         server_cpu=sum(part.server_cpu for part in parts),
         load_cpu=sum(part.load_cpu for part in parts),
+        processes_cpu=sum(part.processes_cpu for part in parts),
         server_core_busy=share(lambda part: part.server_core_busy),
         load_core_busy=share(lambda part: part.load_core_busy),
     )

@@ -86,7 +86,7 @@ def _slice(contender: Contender, number: int, seconds: float, cores: tuple[int, 
     before = _Reading.of(contender)
     outcome = contender.act(seconds)
     after = _Reading.of(contender)
-    server_core, load_core = cores
+    used = {core: after.cores[core].since(before.cores[core]) for core in set(cores)}
     return Turn(
         contender=contender.name,
         round=number,
@@ -95,9 +95,10 @@ def _slice(contender: Contender, number: int, seconds: float, cores: tuple[int, 
         wall=after.wall - before.wall if outcome.wall is None else outcome.wall,
         server_cpu=after.server - before.server,
         load_cpu=after.load - before.load,
-        server_core_busy=after.cores[server_core].share_busy_since(before.cores[server_core]),
-        load_core_busy=after.cores[load_core].share_busy_since(before.cores[load_core]),
-        cores=len(set(cores)),
+        processes_cpu=sum(core.processes for core in used.values()),
+        server_core_busy=used[cores[0]].share_busy,
+        load_core_busy=used[cores[1]].share_busy,
+        cores=len(used),
     )
 
 

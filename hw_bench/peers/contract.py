@@ -36,7 +36,7 @@ class Running:
     pids: tuple[int, ...]
     """The processes whose CPU time is its price; what they have started is counted with them."""
     broker: str = ""
-    """For a broker: where a subscriber attaches without TLS, "unix:PATH"."""
+    """Of a broker: the Unix socket where a subscriber attaches without TLS."""
 
 
 @dataclass(frozen=True, slots=True)

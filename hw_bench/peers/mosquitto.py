@@ -1,53 +1,58 @@
-"""mosquitto with its own TLS listener: client certificates required, the same topic rule as the fleet's models."""
+"""mosquitto with its own TLS listener: client certificates required, the same topic rules as the fleet's own broker."""
 
 import contextlib
 import os
 import pwd
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+from fleet.domain.device import Model
+from fleet.servers.gateway.mosquitto import BACKEND, access_text
 from hw_bench.peers.contract import Ground, Peer, Running
-from hw_bench.processes import accepts, free_port, running, wait_until
+from hw_bench.processes import accepts, free_port, program, running, wait_until
 
-# set_tcp_nodelay: without it each TLS connect waits about 40 ms. max_queued_messages 0: the subscriber that counts is
-# never cut short, so that a lost message is a lost message. The second listener is for that subscriber alone.
+# Below the TLS listener, the settings of the broker that `fleet serve` starts behind its gateway. The Unix socket is
+# for the subscriber that counts. set_tcp_nodelay: without it each TLS connect waits about 40 ms.
 CONFIG = """\
-per_listener_settings true
 user {user}
-log_dest stderr
-log_type error
-set_tcp_nodelay true
-max_queued_messages 0
-max_inflight_messages 0
-persistence false
-
 listener {port} 127.0.0.1
 cafile {anchors}
 certfile {certificate}
 keyfile {key}
 require_certificate true
 use_identity_as_username true
-allow_anonymous false
-acl_file {room}/acl
 
 listener 0 {room}/broker.sock
 allow_anonymous true
+acl_file {room}/acl
+max_packet_size 16777216
+max_inflight_messages 100
+max_queued_messages 100000
+max_queued_bytes 67108864
+persistence true
+persistence_location {room}/
+persistence_file mosquitto.db
+autosave_interval 60
+set_tcp_nodelay true
+connection_messages false
+log_dest stderr
+log_type error
 """
-ACL = """\
-pattern write bench/%u/#
-pattern read bench/%u/#
-"""
+
+SUBSCRIBER = BACKEND
+"""The user name that may read everything, here as at the fleet's own broker."""
 
 
 def missing() -> str | None:
-    return None if shutil.which("mosquitto") else "mosquitto is not installed"
+    return None if program("mosquitto") else "mosquitto is not installed"
 
 
 def version() -> str:
     """For instance "mosquitto 2.0.11"."""
-    text = subprocess.run(["mosquitto", "-h"], capture_output=True, text=True, check=False).stdout
+    argv = [program("mosquitto") or "mosquitto", "-h"]
+    text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
     found = re.search(r"mosquitto version (\S+)", text)
     return f"mosquitto {found[1]}" if found else "mosquitto"
 
@@ -57,28 +62,27 @@ def start(ground: Ground) -> Iterator[Running]:
     """mosquitto on a free port of 127.0.0.1, with a Unix socket beside it. Raises: BenchError."""
     room = ground.room("mosquitto")
     port = free_port()
+    config, log = room / "mosquitto.conf", room / "output.log"
+    config.write_text(_config(ground, room, port))
+    # From version 2.1 on, an access list that others may read is refused.
+    (room / "acl").touch(mode=0o600)
+    (room / "acl").write_text(access_text([Model("default")]))
+    with running([program("mosquitto") or "mosquitto", "-c", str(config)], cores=(ground.server_core,), log=log) as one:
+        wait_until(lambda: accepts(("127.0.0.1", port)), "mosquitto", one, log)
+        yield Running("mosquitto", version(), ("127.0.0.1", port), (one.pid,), broker=str(room / "broker.sock"))
+
+
+def _config(ground: Ground, room: Path, port: int) -> str:
     certificates = ground.certificates
-    # 2.0 refuses an ACL file that others may read, and as root it would become "mosquitto", who can't read our folder.
-    acl = room / "acl"
-    acl.write_text(ACL)
-    acl.chmod(0o600)
-    (room / "mosquitto.conf").write_text(
-        CONFIG.format(
-            user=pwd.getpwuid(os.getuid()).pw_name,
-            room=room,
-            port=port,
-            anchors=certificates.anchors,
-            certificate=certificates.server.certificate,
-            key=certificates.server.key,
-        )
+    return CONFIG.format(
+        # Started by root it would become the user mosquitto, who can't enter our private folder.
+        user=pwd.getpwuid(os.getuid()).pw_name,
+        room=room,
+        port=port,
+        anchors=certificates.anchors,
+        certificate=certificates.server.certificate,
+        key=certificates.server.key,
     )
-    log = room / "output.log"
-    argv = ["mosquitto", "-c", str(room / "mosquitto.conf")]
-    with running(argv, cores=(ground.server_core,), log=log) as process:
-        wait_until(lambda: accepts(("127.0.0.1", port)), "mosquitto", process, log)
-        yield Running(
-            "mosquitto", version(), ("127.0.0.1", port), (process.pid,), broker=f"unix:{room / 'broker.sock'}"
-        )
 
 
 PEER = Peer("mosquitto", "mosquitto's own TLS listener", missing, start)

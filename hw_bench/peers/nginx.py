@@ -4,12 +4,11 @@ import contextlib
 import os
 import pwd
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 
 from hw_bench.peers.contract import Ground, Peer, Running
-from hw_bench.processes import accepts, free_port, running, wait_until
+from hw_bench.processes import accepts, free_port, program, running, wait_until
 
 # The settings that decide the price of a handshake are those of the other peers. multi_accept: it drains its accept
 # queue at each turn, as the others do. nginx verifies during the handshake and reports the result at the request.
@@ -44,16 +43,16 @@ http {{
 
 
 def missing() -> str | None:
-    return None if shutil.which("nginx") else "nginx is not installed"
+    return None if program("nginx") else "nginx is not installed"
 
 
 def version() -> str:
     """For instance "nginx/1.22.1, OpenSSL 3.0.19"."""
-    text = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr
-    program = re.search(r"nginx/\S+", text)
+    text = subprocess.run([program("nginx") or "nginx", "-V"], capture_output=True, text=True, check=True).stderr
+    found = re.search(r"nginx/\S+", text)
     # "built with OpenSSL A (running with OpenSSL B)", the second part only when they differ.
     libraries = re.findall(r"OpenSSL [^\s)]+", text)
-    return ", ".join([program[0] if program else "nginx", *libraries[-1:]])
+    return ", ".join([found[0] if found else "nginx", *libraries[-1:]])
 
 
 @contextlib.contextmanager
@@ -75,7 +74,7 @@ def start(ground: Ground) -> Iterator[Running]:
         )
     )
     log = room / "output.log"
-    argv = ["nginx", "-p", str(room), "-c", str(room / "nginx.conf"), "-e", str(room / "error.log")]
+    argv = [program("nginx") or "nginx", "-p", str(room), "-c", str(room / "nginx.conf"), "-e", str(room / "error.log")]
     with running(argv, cores=(ground.server_core,), log=log) as process:
         wait_until(lambda: accepts(("127.0.0.1", port)), "nginx", process, log)
         yield Running("nginx", version(), ("127.0.0.1", port), (process.pid,))

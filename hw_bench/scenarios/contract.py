@@ -35,9 +35,10 @@ class Findings:
 
     versions: dict[str, str]
     """Contender -> its version, in the order of the report."""
-    subjects: tuple[str, ...]
-    """Those that are ours: each is compared with every other contender."""
+    pairs: tuple[tuple[str, str], ...]
+    """(ours, the other) to be set against each other."""
     missing: dict[str, str]
+    """Peer -> why it took no part."""
     checks: tuple[str, ...] = ()
 
 
@@ -88,14 +89,7 @@ def conclude(
         summarise(name, version, [turn for turn in turns if turn.contender == name])
         for name, version in findings.versions.items()
     )
-    peers = [name for name in findings.versions if name not in findings.subjects]
-    ratios = tuple(
-        ratio(subject, peer, measure, turns)
-        for subject in findings.subjects
-        for peer in peers
-        for measure in ratios_by
-        if subject in findings.versions
-    )
+    ratios = tuple(ratio(subject, peer, measure, turns) for subject, peer in findings.pairs for measure in ratios_by)
     verdicts = (judge(goal, summaries, ratios) for goal in goals)
     return Report(
         scenario=scenario.name,

@@ -16,7 +16,7 @@ from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 READY_FACTOR = 2  # requests made ahead for a turn, against the best rate seen so far
 READY_RATE_MIN = 1500  # a second, before anything is known
-TOKEN_USES = 1_000_000
+TOKEN_USES = 100_000  # the most that a token may have; a minute and a half of enrolling
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Enroll:
                 for fingerprint in answer["fingerprints"]
             ]
             checks = (*_check(received, home), f"the registry is on {file_system(ground.folder)}")
-        findings = Findings(dict.fromkeys(logins, version()), subjects=(), missing={}, checks=checks)
+        findings = Findings(dict.fromkeys(logins, version()), pairs=(), missing={}, checks=checks)
         return conclude(self, "enrollments", plan, turns, findings, ratios_by=(), goals=self.goals, cores=cores)
 
     def _crew(self, name: str, login: dict[str, str], ground: Ground) -> Crew:

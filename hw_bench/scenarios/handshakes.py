@@ -46,7 +46,7 @@ class Handshakes:
             turns = take_turns([contender(server, crew) for server in servers], plan, cores, progress)
         findings = Findings(
             versions={server.name: server.version for server in servers},
-            subjects=OURS,
+            pairs=tuple((ours, peer) for ours in OURS for peer in PEERS if peer not in missing),
             missing=missing,
             checks=("each server let the device in and refused a stranger's certificate before it was measured",),
         )

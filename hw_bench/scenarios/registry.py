@@ -3,6 +3,7 @@
 from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.publish import Publish
 
-_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll())
+_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish())
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

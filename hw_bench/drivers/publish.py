@@ -1,0 +1,287 @@
+"""Devices that publish as fast as they are let, and a subscriber at the broker that counts what arrives.
+
+Each device has a TLS connection of its own and sends `burst` messages at a time, each in a TLS record of its own, as a
+device that has something to say sends it. With QoS 1 it waits for the acknowledgements of a burst before the next one.
+With QoS 0 all devices together wait while more than `under_way` messages have not arrived yet: without a limit, the
+figure would be of how fast messages can be thrown into buffers.
+
+The packets are made before the turn, and all have one length: a message counts when its last byte has arrived, and
+counting takes no parsing. Which device and which place in the burst it came from stands in two bytes of the payload;
+after the turn each (device, place) is held against what was sent, so that one lost and one doubled don't pass for none.
+"""
+
+import contextlib
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from OpenSSL import SSL
+
+from hw_bench.drivers.handshake import client_context, connect
+from hw_bench.drivers.worker import Act, Order, serve
+
+READ_SIZE = 256 * 1024
+DRAIN_SECONDS_MAX = 10.0  # for the last messages to arrive; without them, they are lost
+KEEP_ALIVE_SECONDS = 3600  # longer than any run: nobody pings
+PUBACK_SIZE = 4
+MARKS_SIZE = 2  # device and place, at the start of each payload
+DEVICES_MAX = 256  # a device's number is one byte
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    """An MQTT control packet whose fixed header begins with the byte `kind`."""
+    length, size = bytearray(), len(body)
+    while True:
+        size, digit = divmod(size, 128)
+        length.append(digit | (0x80 if size else 0))
+        if not size:
+            return bytes([kind]) + length + body
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return len(encoded).to_bytes(2, "big") + encoded
+
+
+def connect_packet(client_id: str, user: str = "") -> bytes:
+    """MQTT 3.1.1, clean session, no will, no password."""
+    head = text("MQTT") + bytes([4, 0x82 if user else 0x02]) + KEEP_ALIVE_SECONDS.to_bytes(2, "big")
+    return packet(0x10, head + text(client_id) + (text(user) if user else b""))
+
+
+def subscribe_packet(topic_filter: str) -> bytes:
+    """At most QoS 0: what the broker has accepted it hands on over a local socket once."""
+    return packet(0x82, (1).to_bytes(2, "big") + text(topic_filter) + bytes([0]))
+
+
+def publish_packet(topic: str, payload: bytes, packet_id: int | None) -> bytes:
+    """QoS 0 without `packet_id`, QoS 1 with."""
+    if packet_id is None:
+        return packet(0x30, text(topic) + payload)
+    return packet(0x32, text(topic) + packet_id.to_bytes(2, "big") + payload)
+
+
+class Device:
+    """One publishing connection, connected when it is made."""
+
+    def __init__(self, number: int, identity: Mapping[str, str], config: Order) -> None:
+        self.number = number
+        self.unacknowledged = 0
+        context = client_context(identity["certificate"], identity["key"], config["tls"])
+        self.socket = connect((config["host"], config["port"]))
+        self._tls = SSL.Connection(context)
+        self._tls.set_connect_state()
+        topic = f"devices/{identity['name']}/up/{config['topic']}"
+        self.packets = [
+            publish_packet(topic, _payload(number, place, config["size"]), place + 1 if config["qos"] else None)
+            for place in range(config["burst"])
+        ]
+        self._acknowledged = bool(config["qos"])
+        self._open(identity["name"])
+
+    def _open(self, client_id: str) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except SSL.WantReadError:
+                self._exchange()
+        self._send([connect_packet(client_id)])
+        answer = b""
+        while len(answer) < 4:
+            try:
+                answer += self._tls.recv(16)
+            except SSL.WantReadError:
+                self._exchange()
+        if answer[:4] != b"\x20\x02\x00\x00":
+            raise ConnectionError(f"{client_id} was not let in: CONNACK {answer.hex()}")
+
+    def _exchange(self) -> None:
+        self._flush()
+        received = self.socket.recv(READ_SIZE)
+        if not received:
+            raise ConnectionError("the server closed the connection")
+        self._tls.bio_write(received)
+
+    def _flush(self) -> None:
+        with contextlib.suppress(SSL.WantReadError):  # nothing to send
+            self.socket.sendall(self._tls.bio_read(READ_SIZE))
+
+    def _send(self, packets: list[bytes]) -> None:
+        for one in packets:
+            self._tls.send(one)
+        self.socket.sendall(self._tls.bio_read(READ_SIZE))
+
+    def burst(self) -> None:
+        """Send every packet once."""
+        self._send(self.packets)
+        if self._acknowledged:
+            self.unacknowledged = len(self.packets)
+
+    def read_acknowledgements(self) -> None:
+        """Take what has come; `unacknowledged` is less by the PUBACKs in it. Raises: ConnectionError."""
+        received = self.socket.recv(READ_SIZE)
+        if not received:
+            raise ConnectionError(f"device {self.number} was cut off")
+        self._tls.bio_write(received)
+        size = 0
+        # Stops at the last one that is due, to spare itself the engine's "nothing more".
+        while size < self.unacknowledged * PUBACK_SIZE:
+            try:
+                size += len(self._tls.recv(READ_SIZE))
+            except SSL.WantReadError:
+                break
+        self.unacknowledged -= size // PUBACK_SIZE
+
+
+class Subscriber:
+    """A plain MQTT connection to the broker's Unix socket, and the count of what has come on it."""
+
+    def __init__(self, path: str, user: str, topic_filter: str, message: bytes, marks_at: int) -> None:
+        """`message` is one of those that will arrive: all are as long; their marks stand at `marks_at`."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(DRAIN_SECONDS_MAX)
+        self.socket.connect(path)
+        self.received = 0
+        self._size = len(message)
+        self._marks_at = marks_at
+        self._buffer = bytearray(READ_SIZE + len(message))
+        self._kept = 0
+        self._marks: list[tuple[bytes, bytes]] = []
+        self.socket.sendall(connect_packet(f"bench-subscriber-{topic_filter.rpartition('/')[2]}", user))
+        self._expect(b"\x20\x02\x00\x00")
+        self.socket.sendall(subscribe_packet(topic_filter))
+        self._expect(b"\x90\x03\x00\x01\x00")
+
+    def _expect(self, answer: bytes) -> None:
+        got = self.socket.recv(len(answer), socket.MSG_WAITALL)
+        if got != answer:
+            raise ConnectionError(f"the broker answered {got.hex()} instead of {answer.hex()}")
+
+    def read(self) -> None:
+        """Wait for something to come and count it. Raises: TimeoutError, ConnectionError."""
+        view = memoryview(self._buffer)
+        got = self.socket.recv_into(view[self._kept : self._kept + READ_SIZE])
+        if not got:
+            raise ConnectionError("the broker closed the subscriber's connection")
+        end = self._kept + got
+        whole = end - end % self._size
+        devices = bytes(self._buffer[self._marks_at : whole : self._size])
+        self._marks.append((devices, bytes(self._buffer[self._marks_at + 1 : whole : self._size])))
+        self.received += len(devices)
+        self._kept = end - whole
+        self._buffer[: self._kept] = self._buffer[whole:end]
+
+    def marks(self) -> Counter[tuple[int, int]]:
+        """(device, place) -> how often it has come since the last call."""
+        counts: Counter[tuple[int, int]] = Counter()
+        for devices, places in self._marks:
+            counts.update(zip(devices, places, strict=True))
+        self._marks.clear()
+        return counts
+
+
+class Fleet:
+    """All devices of one driver, and the subscriber."""
+
+    def __init__(self, config: Order) -> None:
+        identities = config["devices"]
+        if len(identities) > DEVICES_MAX:
+            raise ValueError(f"at most {DEVICES_MAX} devices")
+        self._qos: int = config["qos"]
+        self._under_way: int = config["under_way"]
+        topic = f"devices/{identities[0]['name']}/up/{config['topic']}"
+        arriving = publish_packet(topic, bytes(config["size"]), None)
+        marks_at = len(arriving) - config["size"]
+        topics = f"devices/+/up/{config['topic']}"
+        self._subscriber = Subscriber(config["broker"], config["user"], topics, arriving, marks_at)
+        self._devices = [Device(number, identity, config) for number, identity in enumerate(identities)]
+        self._sent: Counter[int] = Counter()
+
+    def run(self, seconds: float) -> dict[str, Any]:
+        """Publish for `seconds`, then wait for what is under way: {"operations", "failed", "wall"}."""
+        self._sent.clear()
+        start = time.monotonic()
+        before = self._subscriber.received
+        if self._qos:
+            self._publish_acknowledged(start + seconds)
+        else:
+            self._publish_unacknowledged(start + seconds, before)
+        expected = before + self._messages_sent()
+        try:
+            while self._subscriber.received < expected:
+                self._subscriber.read()
+        except TimeoutError:
+            pass  # the rest is lost, and counted as such below
+        wall = time.monotonic() - start
+        return {"operations": self._subscriber.received - before, "failed": self._wrong(), "wall": wall}
+
+    def _messages_sent(self) -> int:
+        return sum(self._sent.values()) * len(self._devices[0].packets)
+
+    def _publish_unacknowledged(self, end: float, before: int) -> None:
+        subscriber, size, sent = self._subscriber, len(self._devices[0].packets), 0
+        while True:
+            for device in self._devices:
+                while sent + size - (subscriber.received - before) > self._under_way:
+                    subscriber.read()
+                device.burst()
+                self._sent[device.number] += 1
+                sent += size
+            if time.monotonic() >= end:
+                return
+
+    def _publish_acknowledged(self, end: float) -> None:
+        poll = select.epoll()
+        try:
+            by_handle = {device.socket.fileno(): device for device in self._devices}
+            for handle in (self._subscriber.socket.fileno(), *by_handle):
+                poll.register(handle, select.EPOLLIN)
+            for device in self._devices:
+                self._burst(device)
+            busy = len(self._devices)
+            while busy:
+                events = poll.poll(DRAIN_SECONDS_MAX)
+                if not events:
+                    raise TimeoutError(f"{busy} devices wait for acknowledgements in vain")
+                for handle, _ in events:
+                    if handle not in by_handle:
+                        self._subscriber.read()
+                        continue
+                    device = by_handle[handle]
+                    device.read_acknowledgements()
+                    if device.unacknowledged:
+                        continue
+                    if time.monotonic() < end:
+                        self._burst(device)
+                    else:
+                        busy -= 1
+        finally:
+            poll.close()
+
+    def _burst(self, device: Device) -> None:
+        device.burst()
+        self._sent[device.number] += 1
+
+    def _wrong(self) -> int:
+        """How many messages were lost, doubled or of nobody."""
+        places = range(len(self._devices[0].packets))
+        sent = Counter({(number, place): count for number, count in self._sent.items() for place in places})
+        came = self._subscriber.marks()
+        return (sent - came).total() + (came - sent).total()
+
+
+def _payload(number: int, place: int, size: int) -> bytes:
+    return bytes([number, place]).ljust(size, b".")
+
+
+def prepare(config: Order) -> Mapping[str, Act]:
+    fleet = Fleet(config)
+    return {"run": lambda order: fleet.run(order["seconds"])}
+
+
+if __name__ == "__main__":
+    serve(prepare)

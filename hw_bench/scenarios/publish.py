@@ -1,0 +1,160 @@
+"""Messages a second from devices on TLS to a subscriber at the broker: through the gateway, and without it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from device_agent.est_client import EstClient
+from fleet.ca.keys import generate_key, write_key
+from fleet.domain.enrollment import COMMON_NAME
+from fleet.wire.csr import build_csr
+from hw_bench.certificates import Certificates, Identity
+from hw_bench.clock import process_tree
+from hw_bench.drivers.crew import Crew, total
+from hw_bench.peers import mosquitto
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve
+from hw_bench.peers.ours import version
+from hw_bench.processes import BenchError
+from hw_bench.report import Goal, Report
+from hw_bench.scenarios.contract import Findings, conclude, ground_for
+from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
+
+QOS = (0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Both on the same two cores, load included: the server on one; the load, and a gateway's broker, on the other."""
+
+    name: str = "publish"
+    tls: str = "TLSv1.3"
+    devices: int = 50
+    size: int = 64
+    """Octets of payload."""
+    burst: int = 10
+    """Messages that a device sends at a time, each in a TLS record of its own."""
+    under_way: int = 2000
+    """QoS 0 messages of all devices that may be on their way at once."""
+
+    def description(self) -> str:
+        return (
+            f"messages of {self.size} octets from {self.devices} devices on {self.tls} to a subscriber at the broker: "
+            "through the fleet's gateway and its mosquitto, beside mosquitto's own TLS listener, on the same two cores"
+        )
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        return tuple(Goal(f"gateway-qos{qos}", "per_second", 0.8, f"mosquitto-qos{qos}") for qos in QOS)
+
+    def run(self, plan: Plan, progress: Progress) -> Report:
+        reason = mosquitto.missing()
+        if reason is not None:
+            raise BenchError(f"{reason}; there is nothing to compare with.")
+        with contextlib.ExitStack() as stack:
+            ground = stack.enter_context(ground_for())
+            progress("making a home")
+            home = make_home(ground)
+            progress("starting fleet serve")
+            served = stack.enter_context(serve(home, ground))
+            progress(f"enrolling {self.devices} devices")
+            devices = enroll_devices(home, served, ground, self.devices)
+            broker = move_broker(served, ground)
+            progress("starting mosquitto")
+            peer = stack.enter_context(mosquitto.start(replace(ground, certificates=_certificates(home, devices))))
+            gateway = Running("gateway", f"{version()}; {mosquitto.version()}", served.mqtt, served.pids, broker)
+            contenders = [
+                stack.enter_context(self._contender(server, qos, devices, ground))
+                for qos in QOS
+                for server in (gateway, peer)
+            ]
+            cores = (ground.server_core, ground.load_core)
+            turns = take_turns(contenders, plan, cores, progress)
+        lost = sum(turn.failed for turn in turns)
+        findings = Findings(
+            versions={contender.name: contender.version for contender in contenders},
+            pairs=tuple((f"gateway-qos{qos}", f"mosquitto-qos{qos}") for qos in QOS),
+            missing={},
+            checks=(f"of all messages, held one by one against those sent, {lost} were lost or doubled",),
+        )
+        return conclude(
+            self,
+            "messages",
+            plan,
+            turns,
+            findings,
+            ratios_by=("per_second", "per_core"),
+            goals=self.goals,
+            cores=cores,
+        )
+
+    @contextlib.contextmanager
+    def _contender(self, server: Running, qos: int, devices: list[Identity], ground: Ground) -> Iterator[Contender]:
+        name = f"{server.name}-qos{qos}"
+        # Each contender has devices of its own, connected for the whole run: an id can be connected once.
+        mine = devices[QOS.index(qos) :: len(QOS)]
+        host, port = server.address
+        config = {
+            "host": host,
+            "port": port,
+            "tls": self.tls,
+            "broker": server.broker,
+            "user": mosquitto.SUBSCRIBER,
+            "topic": f"qos{qos}",
+            "qos": qos,
+            "size": self.size,
+            "burst": self.burst,
+            "under_way": self.under_way,
+            "devices": [{"name": one.name, "certificate": str(one.certificate), "key": str(one.key)} for one in mine],
+        }
+        with Crew("hw_bench.drivers.publish", 1, config, core=ground.load_core, folder=ground.room(name)) as crew:
+
+            def act(seconds: float) -> Outcome:
+                answers = crew.order({"do": "run", "seconds": seconds}, seconds)
+                return Outcome(total(answers, "operations"), total(answers, "failed"), answers[0]["wall"])
+
+            yield Contender(name, server.version, server.pids, act, crew.cpu_seconds)
+
+
+def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) -> list[Identity]:
+    """`count` devices for each QoS, enrolled as devices are: the gateway admits what the registry knows."""
+    folder = ground.room("devices")
+    token = home.fleet("token", "create", "--model", MODEL, "--uses", str(count * len(QOS))).strip()
+    identities = []
+    for number in range(count * len(QOS)):
+        name = f"bench-{number:04d}"
+        key = generate_key()
+        client = EstClient("https://{}:{}".format(*served.est), home.root, basic=(name, token))
+        certificate = client.simpleenroll(build_csr(key, ((COMMON_NAME, name),), ()))
+        identity = Identity(name, folder / f"{name}.pem", folder / f"{name}.key")
+        identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        write_key(identity.key, key)
+        identities.append(identity)
+    return identities
+
+
+def move_broker(served: Served, ground: Ground) -> str:
+    """Put the gateway's broker on the load's core, where the gateway leaves room; its Unix socket.
+
+    Raises: BenchError when it has none.
+    """
+    for pid in process_tree(served.pids):
+        if (Path("/proc") / str(pid) / "comm").read_text().strip() == "mosquitto":
+            os.sched_setaffinity(pid, {ground.load_core})
+            return str(served.home.path / "run" / "broker.sock")
+    raise BenchError("fleet serve started no mosquitto.")
+
+
+def _certificates(home: FleetHome, devices: list[Identity]) -> Certificates:
+    """The home's own, for another server to use."""
+    return Certificates(
+        anchors=home.write_anchors(home.path / "anchors.pem"),
+        root=home.root,
+        server=Identity("server", home.server_certificate, home.server_key),
+        devices=tuple(devices),
+        stranger=devices[0],
+    )
