@@ -1,4 +1,4 @@
-"""What the tests of the gateway stand on: a registry with devices in it, a broker, doors, and a client that can misbehave.
+"""What the tests of the gateway stand on: a registry with devices, a broker, doors, and a client that can misbehave.
 
 A door is a plain TCP port behind which the TLS handshake has already proved one peer: the gateway never sees TLS
 itself. test_gateway_tls.py goes through the real one.
@@ -6,6 +6,7 @@ itself. test_gateway_tls.py goes through the real one.
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +34,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def credential(holder: str, state: CredentialState = CredentialState.ACTIVE, ends: datetime | None = None) -> Credential:
+def credential(
+    holder: str, state: CredentialState = CredentialState.ACTIVE, ends: datetime | None = None
+) -> Credential:
     der = os.urandom(32)
     return Credential(
         fingerprint=hashlib.sha256(der).digest(),
@@ -162,6 +165,17 @@ class BrokerSide(Wire):
     """The broker's end of one session."""
 
 
+class Bell(logging.Handler):
+    """Rings for every line."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._event.set()
+
+
 @dataclass
 class House:
     """One gateway with what is around it."""
@@ -170,6 +184,8 @@ class House:
     gateway: Gateway
     broker: FakeBroker
     run: "asyncio.Task[None]"
+    noted: asyncio.Event
+    """Set with every line that the gateway logs: each thing that it counts is one."""
     servers: list[asyncio.Server] = field(default_factory=list)
 
     async def door(self, peer: Peer | Credential) -> int:
@@ -216,7 +232,8 @@ class House:
         """Returns when `counter` has got there."""
         async with asyncio.timeout(PATIENCE):
             while self.gateway.stats.get(counter, 0) < at_least:
-                await asyncio.sleep(0.005)
+                self.noted.clear()
+                await self.noted.wait()
 
 
 @asynccontextmanager
@@ -234,10 +251,15 @@ async def house(
     gateway = Gateway(own, broker, clock=clock, limits=limits)  # type: ignore[arg-type]
     run = asyncio.create_task(gateway.run())
     await asyncio.wait_for(gateway.following(), PATIENCE)
-    built = House(own, gateway, broker, run)  # type: ignore[arg-type]
+    built = House(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]
+    bell = Bell(built.noted)
+    logger = logging.getLogger("fleet.gateway")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(bell)
     try:
         yield built
     finally:
+        logger.removeHandler(bell)
         for server in built.servers:
             server.close()
         await gateway.close()
