@@ -1,0 +1,307 @@
+"""The commands on a home: model, device, token, station, audit. Each runs on a real one, made by `fleet init`."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from fleet.cli import main
+
+Fleet = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("fleet") / "home"
+    done = CliRunner().invoke(main, ["init", str(home)])
+    assert done.exit_code == 0, done.output
+    return home
+
+
+@pytest.fixture
+def home(empty_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(empty_home, tmp_path / "home"))
+
+
+@pytest.fixture
+def fleet(home: Path) -> Fleet:
+    """Run `fleet …` on the home, named by FLEET_HOME; `expect` is the exit code."""
+
+    def run(*arguments: str, expect: int = 0) -> Result:
+        done = CliRunner().invoke(main, arguments, env={"FLEET_HOME": str(home)})
+        assert done.exit_code == expect, (arguments, done.stdout, done.stderr, done.exception)
+        assert (expect == 0) == ("Error" not in done.stderr)
+        return done
+
+    return run
+
+
+def parsed(done: Result) -> Any:
+    return json.loads(done.stdout)
+
+
+class TestModel:
+    def test_add_show_list_set(self, fleet: Fleet) -> None:
+        added = parsed(fleet("model", "add", "cam2", "--lifetime", "30d", "--publish", "a/{id}/#", "-o", "json"))
+        assert added == {
+            "name": "cam2",
+            "lifetime": 30 * 86400,
+            "key_types": ["EC-P256", "EC-P384"],
+            "publish": ["a/{id}/#"],
+            "subscribe": ["devices/{id}/down/#"],
+        }
+        assert parsed(fleet("model", "show", "cam2", "-o", "json")) == added
+        changed = parsed(fleet("model", "set", "cam2", "--subscribe", "x", "--subscribe", "y", "-o", "json"))
+        assert changed == {**added, "subscribe": ["x", "y"]}
+        assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
+        assert "30d" in fleet("model", "list").stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (("add", "default"), 1, "adding model 'default': model default exists already"),
+            (("add", "a/b"), 1, "is not a name for a model"),
+            (("add", "m", "--publish", "a/#/b"), 1, "is not a topic filter"),
+            (("add", "m", "--lifetime", "soon"), 2, "'soon' is not a duration; write 90s, 15m, 1h or 30d"),
+            (("add", "m", "--lifetime", "0s"), 2, "greater than zero"),
+            (("add", "m", "--key-type", "RSA-1024"), 2, "RSA-1024"),
+            (("set", "default"), 2, "Nothing to change"),
+            (("set", "m", "--lifetime", "1h"), 1, "there is no model 'm'. See: fleet model list"),
+            (("show", "m"), 1, "there is no model 'm'"),
+        ],
+    )
+    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in fleet("model", *arguments, expect=code).stderr.lower()
+        assert len(parsed(fleet("model", "list", "-o", "json"))) == 1
+
+
+class TestDevice:
+    def test_a_life(self, fleet: Fleet) -> None:
+        added = parsed(fleet("device", "add", "cam-7", "--model", "default", "--serial", "SN 1", "-o", "json"))
+        assert (added["id"], added["state"], added["hardware_serial"]) == ("cam-7", "registered", "SN 1")
+        assert parsed(fleet("device", "show", "cam-7", "-o", "json")) == {**added, "certificates": []}
+        for command, state in (("suspend", "suspended"), ("resume", "registered"), ("revoke", "revoked")):
+            moved = parsed(fleet("device", command, "cam-7", "--reason", "why not", "-o", "json"))
+            assert moved == {**added, "state": state}
+        assert "revoked, not suspended" in fleet("device", "resume", "cam-7", expect=1).stderr
+        again = fleet("device", "add", "cam-7", "--model", "default", expect=1)
+        assert "exists already" in again.stderr
+        assert "retired" in fleet("device", "retire", "cam-7").stdout
+
+    def test_list(self, fleet: Fleet) -> None:
+        fleet("model", "add", "cam2")
+        for id_, model in (("a", "cam2"), ("b", "default"), ("c", "cam2")):
+            fleet("device", "add", id_, "--model", model)
+        fleet("device", "suspend", "c")
+
+        def ids(*options: str) -> list[str]:
+            return [d["id"] for d in parsed(fleet("device", "list", "-o", "json", *options))]
+
+        assert ids() == ["a", "b", "c"]
+        assert ids("--model", "cam2") == ["a", "c"]
+        assert ids("--state", "suspended") == ["c"]
+        assert ids("--after", "a") == ["b", "c"]
+        assert ids("--limit", "2") == ["a", "b"]
+        assert "--after b" in fleet("device", "list", "--limit", "2").stderr
+        assert fleet("device", "list").stdout.splitlines()[0].split() == [
+            "ID",
+            "MODEL",
+            "STATE",
+            "HARDWARE",
+            "SERIAL",
+            "CREATED",
+            "AT",
+        ]
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (("add", "a/b", "--model", "default"), 1, "is not a device id"),
+            (("add", "a", "--model", "pump"), 1, "there is no model 'pump'"),
+            (("add", "a"), 2, "--model"),
+            (("show", "a"), 1, "there is no device 'a'"),
+            (("revoke", "a"), 1, "revoking device 'a': there is no device a. See: fleet device list"),
+            (("list", "--state", "dead"), 2, "dead"),
+        ],
+    )
+    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in fleet("device", *arguments, expect=code).stderr.lower()
+
+
+class TestToken:
+    def test_it_stands_alone_on_stdout(self, fleet: Fleet) -> None:
+        fleet("device", "add", "cam-7", "--model", "default")
+        made = fleet("token", "create", "--device", "cam-7", "--ttl", "1h30m")
+        (text,) = made.stdout.splitlines()
+        id_, _, secret = text.partition(".")
+        assert len(secret) >= 43
+        assert "good once within 1h30m" in made.stderr
+        assert secret not in made.stderr
+        (listed,) = parsed(fleet("token", "list", "-o", "json"))
+        assert (listed["id"], listed["device"], listed["model"], listed["state"]) == (id_, "cam-7", None, "open")
+        for command in (("token", "list"), ("audit", "list"), ("audit", "list", "-o", "json")):
+            assert secret not in fleet(*command).output
+
+    def test_json_and_revoke(self, fleet: Fleet) -> None:
+        options = ("--model", "default", "--uses", "3", "--ttl", "7d", "-o", "json")
+        made = parsed(fleet("token", "create", *options))
+        assert sorted(made) == ["expires_at", "id", "token"]
+        assert made["token"].startswith(made["id"] + ".")
+        assert parsed(fleet("token", "revoke", made["id"], "-o", "json")) == {"id": made["id"], "state": "revoked"}
+        (listed,) = parsed(fleet("token", "list", "-o", "json"))
+        assert (listed["state"], listed["uses"], listed["uses_max"]) == ("revoked", 0, 3)
+        assert "revoked already" in fleet("token", "revoke", made["id"], expect=1).stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (("create",), 2, "Give one of --device and --model"),
+            (("create", "--device", "a", "--model", "default"), 2, "Give one of --device and --model"),
+            (("create", "--device", "a"), 1, "Register it with: fleet device add a"),
+            (("create", "--model", "pump"), 1, "there is no model 'pump'"),
+            (("create", "--model", "default", "--uses", "0"), 2, "--uses"),
+            (("create", "--model", "default", "--ttl", "91d"), 1, "at most 90 days"),
+            (("create", "--model", "default", "--ttl", "999999999w"), 2, "too long"),
+            (("revoke", "nobody"), 1, "there is no token 'nobody'"),
+            (("revoke", "id.secret"), 2, "the part before the dot"),
+        ],
+    )
+    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in fleet("token", *arguments, expect=code).stderr.lower()
+
+
+class TestStation:
+    def test_its_files(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
+        out = tmp_path / "st1"
+        added = parsed(fleet("station", "add", "st1", "--model", "default", "--out", str(out), "-o", "json"))
+        assert {p.name: p.stat().st_mode & 0o077 for p in out.iterdir() if p.name == "station.key"} == {
+            "station.key": 0
+        }
+        assert sorted(p.name for p in out.iterdir()) == ["ca.pem", "station.key", "station.pem"]
+        assert (out / "ca.pem").read_bytes() == (home / "ca" / "root.pem").read_bytes()
+        leaf, issuing = x509.load_pem_x509_certificates((out / "station.pem").read_bytes())
+        leaf.verify_directly_issued_by(issuing)
+        key = load_pem_private_key((out / "station.key").read_bytes(), None)
+        assert leaf.public_key() == key.public_key()
+        assert f"{leaf.serial_number:x}" == added["serial"]
+        (listed,) = parsed(fleet("station", "list", "-o", "json"))
+        assert (listed["name"], listed["models"], listed["certificate"]) == ("st1", ["default"], "issued")
+        revoked = parsed(fleet("station", "revoke", "st1", "--reason", "sold", "-o", "json"))
+        assert revoked == {"name": "st1", "certificate": "revoked"}
+        assert "revoked" in fleet("station", "list").stdout
+
+    @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+    def test_openssl_accepts_its_chain(self, fleet: Fleet, tmp_path: Path) -> None:
+        out = tmp_path / "st1"
+        fleet("station", "add", "st1", "--model", "default", "--out", str(out), "--days", "3")
+        pem = str(out / "station.pem")
+        command = ["openssl", "verify", "-purpose", "sslclient", "-CAfile", str(out / "ca.pem"), "-untrusted", pem, pem]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def test_nothing_is_overwritten_and_no_key_is_left_behind(self, fleet: Fleet, tmp_path: Path) -> None:
+        out = tmp_path / "st"
+        fleet("station", "add", "st1", "--model", "default", "--out", str(out))
+        before = {p: p.read_bytes() for p in out.iterdir()}
+        assert "exists" in fleet("station", "add", "st2", "--model", "default", "--out", str(out), expect=1).stderr
+        assert {p: p.read_bytes() for p in out.iterdir()} == before
+        other = tmp_path / "other"
+        assert (
+            "exists already"
+            in fleet("station", "add", "st1", "--model", "default", "--out", str(other), expect=1).stderr
+        )
+        assert "no model" in fleet("station", "add", "st3", "--model", "pump", "--out", str(other), expect=1).stderr
+        assert list(other.iterdir()) == []
+        assert len(parsed(fleet("station", "list", "-o", "json"))) == 1
+        assert "no station" in fleet("station", "revoke", "st9", expect=1).stderr
+
+
+class TestAudit:
+    def test_list(self, fleet: Fleet) -> None:
+        for n in range(5):
+            fleet("device", "add", f"d{n}", "--model", "default")
+        rows = parsed(fleet("audit", "list", "-o", "json"))
+        assert [(r["seq"], r["actor"], r["action"]) for r in rows[-2:]] == [
+            (5, "operator", "device.add"),
+            (6, "operator", "device.add"),
+        ]
+        assert rows[-1]["subject"] == "device d4"
+        assert rows[-1]["detail"] == {"model": "default"}
+        assert [r["seq"] for r in parsed(fleet("audit", "list", "-o", "json", "--limit", "2"))] == [5, 6]
+        after = parsed(fleet("audit", "list", "-o", "json", "--after", "1", "--limit", "2"))
+        assert [r["seq"] for r in after] == [2, 3]
+        assert "device d4" in fleet("audit", "list").stdout
+
+    def test_verify_the_home_and_a_copy(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
+        fleet("device", "add", "d1", "--model", "default")
+        fleet("device", "revoke", "d1", "--reason", "lost")
+        verified = parsed(fleet("audit", "verify", "-o", "json"))
+        assert (verified["ok"], verified["rows"]) == (True, 3)
+        copy = Path(shutil.copy(home / "registry.db", tmp_path / "copy.db"))
+        assert parsed(fleet("audit", "verify", "--file", str(copy), "-o", "json")) == verified
+        content = bytearray(copy.read_bytes())
+        content[content.index(b"device.revoke")] ^= 1
+        copy.write_bytes(content)
+        assert "row 3 has been changed" in fleet("audit", "verify", "--file", str(copy), expect=1).stderr
+        fleet("audit", "verify")
+
+    def test_a_cut_tail_shows_against_a_noted_head(self, fleet: Fleet, home: Path) -> None:
+        fleet("device", "add", "d1", "--model", "default")
+        head = parsed(fleet("audit", "verify", "-o", "json"))["head"]
+        fleet("device", "add", "d2", "--model", "default")
+        fleet("audit", "verify", "--head", head)
+        with closing(sqlite3.connect(home / "registry.db", isolation_level=None)) as db:
+            db.execute("DELETE FROM audit WHERE seq > 1")
+        fleet("audit", "verify")
+        assert "row 2 with the hash noted" in fleet("audit", "verify", "--head", head, expect=1).stderr
+        assert "--head" in fleet("audit", "verify", "--head", "2:abc", expect=2).stderr
+
+    def test_needs_no_home_for_a_copy(self, home: Path) -> None:
+        done = CliRunner().invoke(main, ["audit", "verify", "--file", str(home / "registry.db")])
+        assert done.exit_code == 0, done.output
+        assert CliRunner().invoke(main, ["audit", "verify"]).exit_code == 2
+
+
+def test_without_a_home_every_command_says_so(tmp_path: Path) -> None:
+    for command in (("model", "list"), ("device", "list"), ("token", "list"), ("station", "list"), ("audit", "list")):
+        unset = {"FLEET_HOME": ""}
+        assert CliRunner().invoke(main, [*command, "--home", str(tmp_path)], env=unset).exit_code == 1
+        done = CliRunner().invoke(main, command, env=unset)
+        assert done.exit_code == 2
+        assert "FLEET_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("group", ["model", "device", "token", "station", "audit"])
+def test_help_teaches(group: str) -> None:
+    top = CliRunner().invoke(main, [group, "--help"])
+    assert top.exit_code == 0
+    listed = top.stdout.partition("Commands:")[2].split("\n")
+    names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert names
+    for name in names:
+        done = CliRunner().invoke(main, [group, name, "--help"])
+        assert done.exit_code == 0
+        assert "--home" in done.stdout
+        assert "--output" in done.stdout
+
+
+def test_as_a_process_it_leaves_no_thread_and_no_trace_behind(home: Path, tmp_path: Path) -> None:
+    """An error while the registry is opened must not end in a thread that reports to a loop that is gone."""
+    (home / "registry.db").chmod(0o644)
+    done = subprocess.run(
+        ["fleet", "device", "list"], env={**os.environ, "FLEET_HOME": str(home)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: listing the devices:")
+    assert "chmod 600" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

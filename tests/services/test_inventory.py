@@ -1,0 +1,247 @@
+"""Models, devices, tokens and stations: what comes in, what is refused, and what the audit says."""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fleet.ca.authority import create_issuing, create_root
+from fleet.ca.issuer import LocalIssuer
+from fleet.ca.keys import generate_key
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
+from fleet.services import inventory, revocation
+from fleet.storage.sqlite import SqliteRegistry
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+CAM = Model("cam2")
+PutOut = Callable[..., Awaitable[Device]]
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
+    opened = await SqliteRegistry.open(tmp_path / "registry.db")
+    await inventory.add_model(opened, CAM, actor="operator", now=NOW)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(scope="module")
+def issuer() -> LocalIssuer:
+    root, key = create_root("test", NOW)
+    return LocalIssuer(*create_issuing("test", root, key, NOW))
+
+
+async def newest(registry: SqliteRegistry) -> tuple[str, str, str, str, dict[str, str]]:
+    """The newest audit row: actor, action, subject, outcome, detail."""
+    (row,) = await registry.audit(after=await registry.last_audit() - 1)
+    assert row.entry.at == NOW
+    return row.entry.actor, row.entry.action, row.entry.subject, row.entry.outcome, row.entry.detail
+
+
+async def next_event(registry: SqliteRegistry, after: int) -> Event:
+    return replace(await anext(registry.follow(after)), seq=0)
+
+
+class TestModels:
+    async def test_add_and_set(self, registry: SqliteRegistry) -> None:
+        assert await newest(registry) == ("operator", "model.add", "model cam2", "ok", {})
+        before = await registry.last_event()
+        changed = Model("cam2", timedelta(hours=1), ("Ed25519",), ("{model}/{id}/#",), ("+/x",))
+        await inventory.set_model(registry, changed, actor="operator", now=NOW)
+        assert await registry.model("cam2") == changed
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", {})
+        assert await next_event(registry, before) == Event(EventKind.MODEL_CHANGED, "cam2")
+
+    async def test_one_name_once(self, registry: SqliteRegistry) -> None:
+        with pytest.raises(Conflict, match="exists already"):
+            await inventory.add_model(registry, CAM, actor="operator", now=NOW)
+        with pytest.raises(Conflict, match="no model pump"):
+            await inventory.set_model(registry, Model("pump"), actor="operator", now=NOW)
+
+    @pytest.mark.parametrize(
+        ("model", "code"),
+        [
+            (Model(""), "bad-name"),
+            (Model("a/b"), "bad-name"),
+            (Model("m", timedelta(seconds=59)), "bad-lifetime"),
+            (Model("m", timedelta(days=3651)), "bad-lifetime"),
+            (Model("m", key_types=()), "bad-key-type"),
+            (Model("m", key_types=("EC-P256", "RSA-1024")), "bad-key-type"),
+            (Model("m", publish=("a/#/b",)), "bad-topic-filter"),
+            (Model("m", subscribe=("",)), "bad-topic-filter"),
+            (Model("m", publish=("devices/{ID}/#",)), "bad-topic-filter"),
+            (Model("m", publish=("devices/{id/#",)), "bad-topic-filter"),
+            (Model("m", publish=tuple(f"t/{n}" for n in range(65))), "too-many-filters"),
+        ],
+    )
+    async def test_one_that_no_device_can_live_by(self, registry: SqliteRegistry, model: Model, code: str) -> None:
+        for use_case in (inventory.add_model, inventory.set_model):
+            with pytest.raises(Invalid) as caught:
+                await use_case(registry, model, actor="operator", now=NOW)
+            assert caught.value.code == code
+        assert await registry.models() == [CAM]
+
+    async def test_no_filters_is_a_silent_device(self, registry: SqliteRegistry) -> None:
+        await inventory.add_model(registry, Model("mute", publish=(), subscribe=()), actor="operator", now=NOW)
+
+
+class TestDevices:
+    async def test_add(self, registry: SqliteRegistry) -> None:
+        added = await inventory.add_device(
+            registry, "cam-7", "cam2", hardware_serial="SN-1/2", actor="operator", now=NOW
+        )
+        assert added == Device(DeviceId("cam-7"), "cam2", DeviceState.REGISTERED, NOW, "SN-1/2")
+        assert await registry.device("cam-7") == added
+        assert await newest(registry) == ("operator", "device.add", "device cam-7", "ok", {"model": "cam2"})
+        assert await next_event(registry, 0) == Event(EventKind.DEVICE_STATE, "cam-7", "registered")
+
+    @pytest.mark.parametrize(
+        ("id_", "model", "serial", "code"),
+        [
+            ("a/b", "cam2", "", "bad-device-id"),
+            ("cam-7", "pump", "", "no-such-model"),
+            ("cam-7", "cam2", "x" * 65, "bad-hardware-serial"),
+            ("cam-7", "cam2", "a\nb", "bad-hardware-serial"),
+            ("cam-7", "cam2", "a_b", "bad-hardware-serial"),
+            ("cam-7", "cam2", "é", "bad-hardware-serial"),
+        ],
+    )
+    async def test_refused(self, registry: SqliteRegistry, id_: str, model: str, serial: str, code: str) -> None:
+        with pytest.raises(FleetError) as caught:
+            await inventory.add_device(registry, id_, model, hardware_serial=serial, actor="operator", now=NOW)
+        assert caught.value.code == code
+        assert await registry.devices() == []
+
+    @pytest.mark.parametrize("put_out", [revocation.suspend, revocation.revoke, revocation.retire])
+    async def test_registering_anew_brings_nobody_back(self, registry: SqliteRegistry, put_out: PutOut) -> None:
+        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
+        out = await put_out(registry, "cam-7", actor="operator", now=NOW)
+        with pytest.raises(Conflict, match="exists already"):
+            await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
+        assert await registry.device("cam-7") == out
+
+
+class TestTokens:
+    async def test_for_a_device(self, registry: SqliteRegistry) -> None:
+        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
+        token, text = await inventory.create_token(registry, device="cam-7", actor="operator", now=NOW)
+        id_, _, secret = text.partition(".")
+        assert id_ == token.id
+        assert len(secret) >= 43  # 32 random bytes
+        assert token.secret_sha256 == hashlib.sha256(secret.encode()).digest()
+        assert (token.device_id, token.model, token.uses, token.uses_max) == ("cam-7", None, 0, 1)
+        assert token.expires_at - token.created_at == timedelta(hours=1)
+        assert await registry.token(id_) == token
+        assert await newest(registry) == ("operator", "token.create", f"token {id_}", "ok", {"scope": "device cam-7"})
+
+    async def test_for_a_model(self, registry: SqliteRegistry) -> None:
+        token, _ = await inventory.create_token(
+            registry, model="cam2", uses=500, ttl=timedelta(days=7), actor="operator", now=NOW
+        )
+        assert (token.device_id, token.model, token.uses_max) == (None, "cam2", 500)
+        assert token.expires_at == NOW + timedelta(days=7)
+
+    async def test_no_two_are_alike_and_no_secret_is_kept(self, registry: SqliteRegistry, tmp_path: Path) -> None:
+        texts = [(await inventory.create_token(registry, model="cam2", actor="o", now=NOW))[1] for _ in range(50)]
+        assert len({text.partition(".")[0] for text in texts}) == 50
+        await registry.close()
+        stored = (tmp_path / "registry.db").read_bytes()
+        for text in texts:
+            assert text.partition(".")[0].encode() in stored
+            assert text.partition(".")[2].encode() not in stored
+
+    @pytest.mark.parametrize(
+        ("given", "code"),
+        [
+            ({}, "bad-token-scope"),
+            ({"device": "cam-7", "model": "cam2"}, "bad-token-scope"),
+            ({"model": "cam2", "uses": 0}, "bad-token-uses"),
+            ({"model": "cam2", "uses": 100_001}, "bad-token-uses"),
+            ({"model": "cam2", "ttl": timedelta(0)}, "bad-token-ttl"),
+            ({"model": "cam2", "ttl": timedelta(days=91)}, "bad-token-ttl"),
+            ({"model": "pump"}, "no-such-model"),
+            ({"device": "cam-8"}, "no-such-device"),
+            ({"device": "a/b"}, "bad-device-id"),
+        ],
+    )
+    async def test_refused(self, registry: SqliteRegistry, given: dict[str, object], code: str) -> None:
+        with pytest.raises(FleetError) as caught:
+            await inventory.create_token(registry, actor="o", now=NOW, **given)  # type: ignore[arg-type]
+        assert caught.value.code == code
+        assert await registry.tokens() == []
+
+    @pytest.mark.parametrize("put_out", [revocation.revoke, revocation.retire])
+    async def test_none_for_a_device_that_is_out_for_good(self, registry: SqliteRegistry, put_out: PutOut) -> None:
+        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
+        await put_out(registry, "cam-7", actor="operator", now=NOW)
+        with pytest.raises(Refused, match="for good"):
+            await inventory.create_token(registry, device="cam-7", actor="operator", now=NOW)
+
+    async def test_revoke(self, registry: SqliteRegistry) -> None:
+        token, _ = await inventory.create_token(registry, model="cam2", actor="operator", now=NOW)
+        await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
+        assert await registry.token(token.id) == replace(token, revoked_at=NOW)
+        assert await newest(registry) == ("operator", "token.revoke", f"token {token.id}", "ok", {})
+        with pytest.raises(Conflict):
+            await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
+        with pytest.raises(NotFound):
+            await inventory.revoke_token(registry, "x", actor="operator", now=NOW)
+
+
+def spki() -> bytes:
+    return generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+class TestStations:
+    async def test_record(self, registry: SqliteRegistry) -> None:
+        station = await inventory.add_station(registry, "st1", ("cam2", "cam2"), actor="operator", now=NOW)
+        assert station.models == ("cam2",)
+        assert await registry.station("st1") == station
+        assert await newest(registry) == ("operator", "station.add", "station st1", "ok", {"models": "cam2"})
+
+    async def test_enroll(self, registry: SqliteRegistry, issuer: LocalIssuer) -> None:
+        key = spki()
+        credential = await inventory.enroll_station(
+            registry, issuer, "st1", ("cam2",), key, lifetime=timedelta(days=10), actor="operator", now=NOW
+        )
+        facts = await registry.holder_facts(credential.fingerprint)
+        assert facts is not None
+        assert facts.station is not None
+        assert facts.station.models == ("cam2",)
+        assert (credential.kind, credential.state) == (CredentialKind.STATION, CredentialState.ISSUED)
+        assert credential.key_sha256 == hashlib.sha256(key).digest()
+        assert x509.load_der_x509_certificate(credential.der).not_valid_after_utc == NOW + timedelta(days=10)
+        detail = {"models": "cam2", "serial": credential.serial}
+        assert await newest(registry) == ("operator", "station.add", "station st1", "ok", detail)
+
+    @pytest.mark.parametrize(
+        ("name", "models", "days", "code"),
+        [
+            ("st1", ("cam2",), 10, "station-exists"),
+            ("a/b", ("cam2",), 10, "bad-name"),
+            ("st2", (), 10, "bad-station-models"),
+            ("st2", ("cam2",) * 65, 10, "bad-station-models"),
+            ("st2", ("cam2", "pump"), 10, "no-such-model"),
+            ("st2", ("cam2",), 0, "bad-lifetime"),
+            ("st2", ("cam2",), 4000, "bad-lifetime"),
+        ],
+    )
+    async def test_refused(
+        self, registry: SqliteRegistry, issuer: LocalIssuer, name: str, models: tuple[str, ...], days: int, code: str
+    ) -> None:
+        await inventory.add_station(registry, "st1", ("cam2",), actor="operator", now=NOW)
+        with pytest.raises(FleetError) as caught:
+            await inventory.enroll_station(
+                registry, issuer, name, models, spki(), lifetime=timedelta(days=days), actor="operator", now=NOW
+            )
+        assert caught.value.code == code
+        assert len(await registry.stations()) == 1
+        assert await registry.credentials("st1") == []

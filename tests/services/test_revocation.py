@@ -1,0 +1,192 @@
+"""Suspending, resuming, revoking, retiring: each move, what goes with it, and the moves that do not exist."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.changes import AddCredential, AuditEntry, Change, Event, EventKind, MoveDevice, Write
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
+from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound
+from fleet.services import inventory, revocation
+from fleet.storage.sqlite import SqliteRegistry
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+CAM_7 = DeviceId("cam-7")
+ANY = frozenset(DeviceState)
+Move = Callable[..., Awaitable[Device]]
+MOVES: dict[Move, DeviceState] = {
+    revocation.suspend: DeviceState.SUSPENDED,
+    revocation.revoke: DeviceState.REVOKED,
+    revocation.retire: DeviceState.RETIRED,
+}
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
+    """With the registered device cam-7, which has no certificate yet."""
+    opened = await SqliteRegistry.open(tmp_path / "registry.db")
+    await inventory.add_model(opened, Model("cam2"), actor="operator", now=NOW)
+    await inventory.add_device(opened, CAM_7, "cam2", actor="operator", now=NOW)
+    yield opened
+    await opened.close()
+
+
+def credential(holder: str, n: int, kind: CredentialKind = CredentialKind.DEVICE) -> Credential:
+    der = f"{holder} {n} {kind}".encode()
+    digest = hashlib.sha256(der).digest()
+    ending = NOW + timedelta(days=1)
+    return Credential(digest, digest.hex(), kind, holder, digest, NOW, ending, CredentialState.ISSUED, NOW, der)
+
+
+async def give(registry: SqliteRegistry, *credentials: Credential, state: DeviceState = DeviceState.ACTIVE) -> None:
+    entry = AuditEntry(NOW, "test", "prepare", "", "ok")
+    writes: tuple[Write, ...] = (*map(AddCredential, credentials), MoveDevice(CAM_7, ANY, state))
+    await registry.commit(Change(entry, writes))
+
+
+async def state(registry: SqliteRegistry) -> DeviceState:
+    device = await registry.device(CAM_7)
+    assert device is not None
+    return device.state
+
+
+async def events(registry: SqliteRegistry, after: int) -> list[tuple[str, str, str]]:
+    count = await registry.last_event() - after
+    feed = registry.follow(after)
+    found: list[Event] = [await anext(feed) for _ in range(count)]
+    return [(e.kind, e.subject, e.detail) for e in found]
+
+
+async def audited(registry: SqliteRegistry) -> tuple[str, str, str, dict[str, str]]:
+    (row,) = await registry.audit(after=await registry.last_audit() - 1)
+    assert (row.entry.at, row.entry.actor) == (NOW, "operator")
+    return row.entry.action, row.entry.subject, row.entry.outcome, row.entry.detail
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("start", DeviceState)
+async def test_every_move_from_every_state(registry: SqliteRegistry, move: Move, start: DeviceState) -> None:
+    await give(registry, credential(CAM_7, 1), state=start)
+    to = MOVES[move]
+    if to in NEXT[start]:
+        assert (await move(registry, CAM_7, actor="operator", now=NOW)).state is to
+        assert await state(registry) is to
+        return
+    before = await registry.last_audit()
+    with pytest.raises(Conflict) as caught:
+        await move(registry, CAM_7, actor="operator", now=NOW)
+    assert caught.value.code == f"device-{start}"
+    assert str(start) in caught.value.message
+    assert (await state(registry), await registry.last_audit()) == (start, before)
+
+
+async def test_suspend_and_resume_leave_the_certificates(registry: SqliteRegistry) -> None:
+    await give(registry, credential(CAM_7, 1))
+    before = await registry.last_event()
+    await revocation.suspend(registry, CAM_7, actor="operator", reason="odd traffic", now=NOW)
+    assert await audited(registry) == ("device.suspend", "device cam-7", "ok", {"reason": "odd traffic"})
+    resumed = await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
+    assert await audited(registry) == ("device.resume", "device cam-7", "ok", {})
+    assert resumed.state is await state(registry) is DeviceState.ACTIVE
+    assert [c.state for c in await registry.credentials(CAM_7)] == [CredentialState.ISSUED]
+    assert await events(registry, before) == [
+        (EventKind.DEVICE_STATE, CAM_7, "suspended"),
+        (EventKind.DEVICE_STATE, CAM_7, "active"),
+    ]
+
+
+async def test_a_device_that_never_enrolled_is_resumed_as_registered(registry: SqliteRegistry) -> None:
+    await give(registry, credential(CAM_7, 1, CredentialKind.STATION), state=DeviceState.REGISTERED)
+    await revocation.suspend(registry, CAM_7, actor="operator", now=NOW)
+    await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
+    assert await state(registry) is DeviceState.REGISTERED
+
+
+@pytest.mark.parametrize("start", set(DeviceState) - {DeviceState.SUSPENDED})
+async def test_resume_answers_a_suspension_and_nothing_else(registry: SqliteRegistry, start: DeviceState) -> None:
+    await give(registry, state=start)
+    with pytest.raises(Conflict, match="not suspended"):
+        await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
+    assert await state(registry) is start
+
+
+@pytest.mark.parametrize("move", [revocation.revoke, revocation.retire])
+async def test_what_is_out_for_good_takes_its_certificates_along(registry: SqliteRegistry, move: Move) -> None:
+    own = [credential(CAM_7, n) for n in range(3)]
+    namesake, other = credential(CAM_7, 9, CredentialKind.STATION), credential("cam-8", 1)
+    await give(registry, *own, namesake, other)
+    before = await registry.last_event()
+    await move(registry, CAM_7, actor="operator", reason="lost", now=NOW)
+    found = {c.fingerprint: c.state for c in await registry.credentials(CAM_7)}
+    assert {found[c.fingerprint] for c in own} == {CredentialState.REVOKED}
+    assert found[namesake.fingerprint] is CredentialState.ISSUED
+    assert [c.state for c in await registry.credentials("cam-8")] == [CredentialState.ISSUED]
+    assert await events(registry, before) == [
+        (EventKind.DEVICE_STATE, CAM_7, str(MOVES[move])),
+        (EventKind.CREDENTIAL_ENDED, CAM_7, ""),
+    ]
+    assert (await audited(registry))[3] == {"reason": "lost"}
+
+
+async def test_of_two_operators_at_once_one_is_told(registry: SqliteRegistry) -> None:
+    await give(registry, credential(CAM_7, 1))
+    outcomes = await asyncio.gather(
+        *(revocation.revoke(registry, CAM_7, actor="operator", now=NOW) for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(o, Device) for o in outcomes) == 1
+    assert sum(isinstance(o, Conflict) for o in outcomes) == 4
+
+
+async def test_a_device_that_enrolls_meanwhile_is_revoked_all_the_same(registry: SqliteRegistry) -> None:
+    """The move is from every state that may lead there: looking at it and moving it are two moments."""
+
+    class Meanwhile(SqliteRegistry):
+        async def commit(self, change: Change) -> None:
+            await give(registry, credential(CAM_7, 1))
+            await super().commit(change)
+
+    slow = await Meanwhile.open(registry.path)
+    await revocation.revoke(slow, CAM_7, actor="operator", now=NOW)
+    await slow.close()
+    assert await state(registry) is DeviceState.REVOKED
+    assert [c.state for c in await registry.credentials(CAM_7)] == [CredentialState.REVOKED]
+
+
+@pytest.mark.parametrize("move", [*MOVES, revocation.resume])
+async def test_a_device_that_is_not_there(registry: SqliteRegistry, move: Move) -> None:
+    with pytest.raises(NotFound) as caught:
+        await move(registry, "cam-8", actor="operator", now=NOW)
+    assert caught.value.code == "no-such-device"
+    with pytest.raises(Invalid):
+        await move(registry, "a/b", actor="operator", now=NOW)
+
+
+@pytest.mark.parametrize("reason", ["a\nb", "x" * 201, "\x1b[2J"])
+async def test_a_reason_is_one_plain_line(registry: SqliteRegistry, reason: str) -> None:
+    for act in (revocation.suspend, revocation.revoke):
+        with pytest.raises(FleetError) as caught:
+            await act(registry, CAM_7, actor="operator", reason=reason, now=NOW)
+        assert caught.value.code == "bad-reason"
+    assert await state(registry) is DeviceState.REGISTERED
+
+
+async def test_a_station(registry: SqliteRegistry) -> None:
+    await inventory.add_station(registry, CAM_7, ("cam2",), actor="operator", now=NOW)
+    own, device = credential(CAM_7, 1, CredentialKind.STATION), credential(CAM_7, 2)
+    await give(registry, own, device)
+    before = await registry.last_event()
+    await revocation.revoke_station(registry, CAM_7, actor="operator", reason="sold", now=NOW)
+    found = {c.fingerprint: c.state for c in await registry.credentials(CAM_7)}
+    assert found == {own.fingerprint: CredentialState.REVOKED, device.fingerprint: CredentialState.ISSUED}
+    assert await state(registry) is DeviceState.ACTIVE
+    assert await events(registry, before) == [(EventKind.CREDENTIAL_ENDED, CAM_7, own.fingerprint.hex())]
+    assert await audited(registry) == ("station.revoke", "station cam-7", "ok", {"reason": "sold"})
+    with pytest.raises(Conflict):
+        await revocation.revoke_station(registry, CAM_7, actor="operator", now=NOW)
+    with pytest.raises(NotFound):
+        await revocation.revoke_station(registry, "st9", actor="operator", now=NOW)
