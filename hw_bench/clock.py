@@ -19,8 +19,6 @@ class ProcessTime:
     parent: int
     seconds: float
     """User and system time of all its threads, and of those of its children that have ended and been waited for."""
-    started: int
-    """Ticks after boot: pid and start together name a process for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +49,11 @@ def parse_process_stat(line: str) -> ProcessTime:
     # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
     opening, closing = line.index("("), line.rindex(")")
     fields = line[closing + 2 :].split()
-    if len(fields) < 20:
+    if len(fields) < 15:
         raise ValueError(f"not a line of /proc/PID/stat: {line[:80]!r}")
     utime, stime, children_utime, children_stime = (int(field) for field in fields[11:15])
     ticks = utime + stime + children_utime + children_stime
-    return ProcessTime(int(line[:opening]), int(fields[1]), ticks / TICKS_PER_SECOND, int(fields[19]))
+    return ProcessTime(int(line[:opening]), int(fields[1]), ticks / TICKS_PER_SECOND)
 
 
 def parse_core_times(text: str) -> dict[int, CoreTime]:

@@ -2,15 +2,16 @@
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from hw_bench.clock import process_time, process_tree
+from hw_bench.clock import process_tree
 
 START_SECONDS_MAX = 20.0  # a Python server with its imports, on a machine that has other things to do
 STOP_SECONDS_MAX = 6.0  # a second more than `fleet serve` promises for draining
@@ -58,19 +59,27 @@ def running(
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """SIGTERM, and after STOP_SECONDS_MAX SIGKILL, for `process` and whatever it has started and not cleaned up."""
-    family = process_tree((process.pid,)).values()
+    family = _handles(pid for pid in process_tree((process.pid,)) if pid != process.pid)
     process.terminate()
     try:
         process.wait(STOP_SECONDS_MAX)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for member in family:
-        # Same number and same start: it is that process, not a later one that was given its number.
-        now = process_time(member.pid)
-        if now is not None and now.started == member.started and member.pid != process.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(member.pid, signal.SIGKILL)
+    for handle in family:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        select.select([handle], [], [])  # readable when it has ended
+        os.close(handle)
+
+
+def _handles(pids: Iterable[int]) -> list[int]:
+    """A handle stays with its process; a number may be given to another one when it has ended."""
+    handles = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            handles.append(os.pidfd_open(pid))
+    return handles
 
 
 def program(name: str) -> str | None:
