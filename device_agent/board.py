@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent.agent_config import FILE_NAME, AgentConfig, check_device_id, read_config, write_config
 from device_agent.certificate_checks import check_certificate, facts_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, has_type, key_pem, load_key
-from device_agent.durable import sync_directory, write_durably
+from device_agent.durable import Step, no_step, sync_directory, write_durably
 from device_agent.enrollment import KEY_TYPES
 from device_agent.errors import AgentError, BadConfig, EstError
 from device_agent.identity_store import Identity, IdentityStore
@@ -50,11 +50,12 @@ class Hardware:
 class HomeBoard:
     """Implements `fleet.wire.serial.dialogue.device.Board` on the home at `home`."""
 
-    def __init__(self, home: Path, hardware: Hardware, clock: Callable[[], datetime]) -> None:
+    def __init__(self, home: Path, hardware: Hardware, clock: Callable[[], datetime], step: Step = no_step) -> None:
         self._home = home
         self._hardware = hardware
         self._clock = clock
-        self._store = IdentityStore(home)
+        self._store = IdentityStore(home, step)
+        self._step = step
         self._device_id = ""
         self._key: PrivateKey | None = None
         self._accepted: dialogue.Identity | None = None
@@ -124,6 +125,7 @@ class HomeBoard:
                 # The old settings go first: cut off here, the home is incomplete, never a blend of two devices.
                 (self._home / FILE_NAME).unlink(missing_ok=True)
                 sync_directory(self._home)
+                self._step("old settings removed")
             if stored != self._store.current():
                 self._store.promote(stored)
             if not settled:
@@ -136,6 +138,7 @@ class HomeBoard:
                     _pem(accepted.anchors),
                     self._hardware.serial,
                 )
+                self._step("settings written")
             (self._home / _NOTE_NAME).unlink(missing_ok=True)
 
     def _state(self) -> tuple[str, str]:
@@ -159,7 +162,7 @@ class HomeBoard:
         if self._noted_device_id() != device_id:
             # A key made for one device id never serves another, which may have a certificate for it already.
             self._store.clear(self._store.spare_slot())
-            write_durably(self._home / _NOTE_NAME, json.dumps({"device_id": device_id}).encode())
+            write_durably(self._home / _NOTE_NAME, json.dumps({"device_id": device_id}).encode(), self._step)
         try:
             return candidate_key(self._store, key_type)[1]
         except BadConfig as error:

@@ -89,9 +89,9 @@ def _point(link: Path, name: str) -> None:
         mode = None
     if mode is not None and not stat.S_ISLNK(mode):
         raise BadConfig(f"{link} is there already, and not a link.", "Name another path.")
-    if mode is not None and link.exists():
-        # A link that a killed emulator left behind may lead to a pty that has been given to somebody else since:
-        # then too it is not ours to take.
+    # A link that a killed emulator left leads nowhere, or to the pty that has been given to us now. One that leads to
+    # somebody else's is not ours to take.
+    if mode is not None and link.exists() and str(link.readlink()) != name:
         raise BadConfig(f"{link} leads to a port that is in use.", "Name another path, or remove it.")
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.symlink_to(name)

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -104,7 +105,8 @@ def frames_of(stream: bytes) -> list[bytes]:
 class Factory:
     """A line between a station and a board, in virtual time."""
 
-    board: MemoryBoard = field(default_factory=MemoryBoard)
+    board: Any = field(default_factory=MemoryBoard)
+    """A Board; MemoryBoard where its flash is looked into."""
     order: Order = ORDER
     fault: Fault = unharmed
     restarts_at: frozenset[int] = frozenset()
