@@ -41,10 +41,10 @@ def export(home: Path, whole: bool, out: Path) -> None:
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """
     with attempting(f"exporting the CA of '{home}'"):
-        chain = authority_chain(open_home(home))
-        pem = b"".join(c.public_bytes(Encoding.PEM) for c in (chain if whole else chain[:1]))
+        shown = authority_chain(open_home(home))[: None if whole else 1]
+        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in shown)
         if str(out) == "-":
-            click.get_binary_stream("stdout").write(pem)
+            click.echo(pem, nl=False)
         else:
             out.write_bytes(pem)
 

@@ -35,7 +35,7 @@ def initialise(stage: Stage, device: str, home: Path | None = None) -> None:
 
 def run(stage: Stage, device: str) -> Running:
     """Start the device's agent; what it is told on standard input, it publishes."""
-    return stage.start(device, AGENT, "--home", str(stage.device_home(device)), "run")
+    return stage.start(device, AGENT, "--home", str(stage.device_home(device)), "run", "--stdin")
 
 
 def wait_connected(stage: Stage, device: str) -> None:
@@ -53,8 +53,8 @@ def status(stage: Stage, device: str) -> dict[str, Any]:
 
 def identity(stage: Stage, device: str) -> Pair:
     """The device's own certificate and key, where its agent keeps them."""
-    slot = stage.device_home(device) / status(stage, device)["slot"]
-    return slot / "cert.pem", slot / "key.pem"
+    current = stage.device_home(device) / "current"
+    return current / "cert.pem", current / "key.pem"
 
 
 @dataclass(slots=True)

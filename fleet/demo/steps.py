@@ -148,7 +148,7 @@ def revoke(stage: Stage) -> Facts:
     started = time.monotonic()
     asyncio.run(_revoke(stage, METER))
     cut = agent.wait_for(lambda line: " disconnected" in line, "that it was disconnected", since)
-    agent.wait_for(lambda line: " refused" in line, "that it was refused", since)
+    agent.wait_for(lambda line: "setback=refused" in line, "that it was refused", since)
     stage.call(AGENT, "--home", str(stage.device_home(METER)), "renew", expect=1)
     return {"cut_ms": round((cut - started) * 1000, 1), "reconnect": "refused", "reenroll": "refused"}
 
