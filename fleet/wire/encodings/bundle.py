@@ -39,6 +39,15 @@ def _listed(items: tuple[str, ...]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def check_password(password: bytes | None) -> None:
+    """Refuse what the library can't take: it passes passwords on as C strings.
+
+    Raises: Unsupported.
+    """
+    if password is not None and b"\0" in password:
+        raise Unsupported("A password can't hold a NUL character.")
+
+
 class Form(enum.StrEnum):
     PEM = "pem"
     DER = "der"

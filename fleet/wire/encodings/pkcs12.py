@@ -132,7 +132,12 @@ def _with_key(
 
 
 def _encoded(name: str | None) -> bytes | None:
-    return name.encode() if name else None
+    return name.encode() if name and can_be_named(name) else None
+
+
+def can_be_named(name: str) -> bool:
+    """RFC 7292, 4.2: friendlyName is a BMPString, which has no room for characters beyond U+FFFF."""
+    return all(ord(character) <= 0xFFFF for character in name)
 
 
 def _encryption(password: bytes, *, legacy: bool) -> KeySerializationEncryption:

@@ -6,7 +6,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fleet.wire import armor, der
-from fleet.wire.encodings.bundle import CERTIFICATES_MAX, OBJECTS_MAX, Bundle, belongs_to, chain_order
+from fleet.wire.encodings.bundle import (
+    CERTIFICATES_MAX,
+    OBJECTS_MAX,
+    Bundle,
+    belongs_to,
+    chain_order,
+    check_password,
+)
 from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
 from fleet.wire.encodings.pem import Block, blocks
 from fleet.wire.encodings.pkcs12 import read_pkcs12
@@ -48,6 +55,7 @@ def read(data: bytes, password: bytes | None = None) -> Bundle:
 
     Raises: TooLarge, Malformed (WrongPassword among them), Unsupported (PasswordNeeded among them).
     """
+    check_password(password)
     content = recognise(data)
     data = cleaned(data)
     if content is Content.BASE64:
@@ -61,7 +69,7 @@ def read(data: bytes, password: bytes | None = None) -> Bundle:
             found.add_block(block)
     else:
         found.add(content, data)
-    return found.bundle(is_set=content is Content.PKCS7)
+    return found.bundle()
 
 
 @dataclass(slots=True)
@@ -102,11 +110,7 @@ class _Found:
             case Content.REVOCATION_LIST:
                 self._add_list(data)
             case Content.PKCS7:
-                certificates, lists = split_signed_data(data, CERTIFICATES_MAX)
-                for each in certificates:
-                    self._add_certificate(each)
-                for each in lists:
-                    self._add_list(each)
+                self._add_pkcs7(data)
             case Content.PRIVATE_KEY:
                 self.keys.append(plain_key(data))
             case Content.ENCRYPTED_KEY if self.password is None:
@@ -126,21 +130,29 @@ class _Found:
         with library_errors("certificate"):
             self.certificates.append(x509.load_der_x509_certificate(data))
 
+    def _add_pkcs7(self, data: bytes) -> None:
+        begin = len(self.certificates)
+        certificates, lists = split_signed_data(data, CERTIFICATES_MAX)
+        for each in certificates:
+            self._add_certificate(each)
+        for each in lists:
+            self._add_list(each)
+        # It holds a SET, sorted by its bytes.
+        added = self.certificates[begin:]
+        self.certificates[begin:] = [added[index] for index in chain_order(added, None)]
+
     def _add_list(self, data: bytes) -> None:
         if len(self.lists) >= OBJECTS_MAX:
             raise TooLarge(f"The file holds more than {OBJECTS_MAX} revocation lists.")
         with library_errors("certificate revocation list"):
             self.lists.append(x509.load_der_x509_crl(data))
 
-    def bundle(self, *, is_set: bool) -> Bundle:
+    def bundle(self) -> Bundle:
         if len(self.keys) > 1:
             raise Unsupported(f"The file holds {len(self.keys)} private keys; put one with its certificates in a file.")
         key = self.keys[0] if self.keys else None
         certificates = tuple(self.certificates)
-        if is_set:
-            # PKCS#7 holds a SET, sorted by its bytes.
-            certificates = tuple(certificates[index] for index in chain_order(certificates, key))
-        elif key is not None:
+        if key is not None:
             certificates = tuple(sorted(certificates, key=lambda each: not belongs_to(each, key)))
         return Bundle(
             certificates=certificates,

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fleet.wire import armor
-from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose
-from fleet.wire.encodings.pkcs12 import write_pkcs12
+from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose, check_password
+from fleet.wire.encodings.pkcs12 import can_be_named, write_pkcs12
 from fleet.wire.errors import Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import join_signed_data
@@ -27,6 +27,7 @@ def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool 
     Raises: WouldLose naming what would be left out; Unsupported when nothing is left to write, or when a password is
     given and nothing in the form can be encrypted; PasswordNeeded.
     """
+    check_password(password)
     lost = losses(bundle, form)
     if lost and not drop:
         raise WouldLose(form, lost)
@@ -68,8 +69,9 @@ def losses(bundle: Bundle, form: Form) -> tuple[str, ...]:
         if dropped > 0:
             beyond = " beyond the first" if keeps[what] else ""
             lost.append(f"{dropped} {what}{'s' if dropped > 1 else ''}{beyond}")
-    names = [name for name in bundle.friendly_names if name is not None]
-    if names and form not in (Form.P12, Form.P12_LEGACY):
+    takes_names = form in (Form.P12, Form.P12_LEGACY)
+    names = [name for name in bundle.friendly_names if name is not None and not (takes_names and can_be_named(name))]
+    if names:
         lost.append(f"the friendly name{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}")
     return (*lost, *bundle.others)
 
