@@ -26,7 +26,7 @@ CIPHERS_TLS13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POL
 # The first list that the engine knows whole. The hybrid comes first: it is chosen when the client offers it.
 GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521")
 
-# A device that lists ChaCha20 first has no AES in its silicon: let it have it. From OpenSSL's ssl.h; the bindings lack it.
+# Who lists ChaCha20 first has no AES in silicon: let it have it. (OpenSSL's ssl.h; the bindings lack it.)
 OP_PRIORITIZE_CHACHA = 1 << 21
 
 OPTIONS = (

@@ -154,10 +154,11 @@ class MemoryClient:
 
     def take(self) -> bytes:
         """What it wants to send."""
-        try:
-            return self.connection.bio_read(1 << 20)
-        except SSL.WantReadError:
-            return b""
+        parts = []
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                parts.append(self.connection.bio_read(1 << 20))
+        return b"".join(parts)
 
     def give(self, data: bytes) -> None:
         if data:
