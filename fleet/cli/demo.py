@@ -19,8 +19,15 @@ NAME_WIDTH = 8
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave it running and print how to look around; Ctrl-C ends it.")
+@click.option(
+    "--upstream",
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="The broker behind the gateway; auto: mosquitto when it is installed.",
+)
 @output_option
-def demo(keep: bool, output: str) -> None:
+def demo(keep: bool, upstream: str, output: str) -> None:
     """Watch a whole fleet live for a few seconds: enroll, connect, publish, rotate, revoke.
 
     Everything happens in a temporary folder and on free ports, with the same programs that you would use, and real
@@ -39,7 +46,7 @@ def demo(keep: bool, output: str) -> None:
         ) from error
 
     signal.signal(signal.SIGTERM, _interrupt)
-    stage = Stage(Path(tempfile.mkdtemp(prefix="fleet-demo-")))
+    stage = Stage(Path(tempfile.mkdtemp(prefix="fleet-demo-")), upstream)
     try:
         for name, step in STEPS:
             started = time.monotonic()

@@ -106,6 +106,8 @@ class Stage:
     """One showing: where it plays, and what runs."""
 
     root: Path
+    upstream: str
+    """The broker behind the gateway, as `fleet serve --upstream` takes it: one whose socket stands in the home."""
     running: dict[str, Running] = field(default_factory=dict)
 
     @property

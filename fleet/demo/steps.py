@@ -14,7 +14,7 @@ from typing import Any
 
 from fleet.demo import devices
 from fleet.demo.foreign import make_foreign_certificate
-from fleet.demo.stage import AGENT, FLEET, STATION, Stage, StepFailed
+from fleet.demo.stage import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
 from fleet.demo.subscriber import Subscriber
 from fleet.home import Home, open_registry
 from fleet.services import revocation
@@ -45,7 +45,9 @@ def serve(stage: Stage) -> Facts:
     """The server, on free ports, with a broker behind the gateway."""
     ports = [word for name in ("est", "mqtt", "http") for word in (f"--{name}", "127.0.0.1:0")]
     ready = stage.root / "ready.json"
-    server = stage.start("fleet-serve", FLEET, "serve", *ports, "--ready-file", str(ready))
+    server = stage.start(
+        "fleet-serve", FLEET, "serve", *ports, "--upstream", stage.upstream, "--ready-file", str(ready)
+    )
     stage.wait_for_file(ready, server)
     endpoints = stage.ready()
     trust = ssl.create_default_context(cafile=endpoints["ca_file"])
@@ -64,11 +66,10 @@ def factory(stage: Stage) -> Facts:
     stage.wait_for_file(line, board)
     words = ["--port", str(line), "--est", stage.ready()["est"], "--mqtt", devices.mqtt_address(stage)]
     words += ["--cert", str(kit / "station.pem"), "--key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
-    done = stage.call(
-        STATION, "provision", *words, "--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")
-    )
-    expect(board.process.wait(30) == 0, "the emulated board did not end well")
-    return {"device": BOARD, "said": done.err.strip().splitlines()[-1] if done.err.strip() else ""}
+    words += ["--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")]
+    row = stage.call(STATION, "provision", *words, "-o", "json").json()
+    expect(board.process.wait(PATIENCE_SECONDS) == 0, "the emulated board did not end well")
+    return {"device": BOARD, "certificate": row["certificate_serial"], "line_seconds": row["seconds"]}
 
 
 def enroll(stage: Stage) -> Facts:
@@ -82,7 +83,7 @@ def enroll(stage: Stage) -> Facts:
     thief = stage.root / "devices" / "thief"
     devices.initialise(stage, METER, thief)
     stage.call(AGENT, "--home", str(thief), "enroll", give=tokens[METER], expect=1)
-    return {"devices": [CAMERA, METER], "token used again": "refused"}
+    return {"devices": [CAMERA, METER], "token_used_again": "refused"}
 
 
 def connect(stage: Stage) -> Facts:
@@ -117,9 +118,9 @@ def isolate(stage: Stage) -> Facts:
     devices.wait_connected(stage, METER)
     foreign = make_foreign_certificate(stage.root / "foreign", METER)
     return {
-        "another's topic": refusal,
-        "foreign certificate": devices.refused_by_tls(stage, foreign),
-        "no certificate": devices.refused_by_tls(stage, None),
+        "another_topic": refusal,
+        "foreign_certificate": devices.refused_by_tls(stage, foreign),
+        "no_certificate": devices.refused_by_tls(stage, None),
     }
 
 
@@ -172,7 +173,7 @@ def audit(stage: Stage) -> Facts:
     content[content.index(b"device.revoke")] ^= 1
     copy.write_bytes(content)
     found = stage.call(FLEET, "audit", "verify", "--file", str(copy), expect=1)
-    return {"rows": rows, "flipped byte": found.err.strip().splitlines()[-1]}
+    return {"rows": rows, "flipped_byte": found.err.strip().splitlines()[-1]}
 
 
 Step = Callable[[Stage], Facts]
