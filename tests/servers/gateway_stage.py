@@ -1,0 +1,65 @@
+"""A relay between two byte arrays, for tests without sockets."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fleet.domain.topic_policy import TopicPolicy
+from fleet.servers.gateway.endings import Ending, SessionOver
+from fleet.servers.gateway.relay import Relay
+from fleet.wire.mqtt.codes import V5, V311
+from fleet.wire.mqtt.connect import Connack, encode_connack
+from fleet.wire.mqtt.publish import Publish, encode_publish
+from fleet.wire.mqtt.subscribe import (
+    Suback,
+    Subscribe,
+    Subscription,
+    encode_suback,
+    encode_subscribe,
+)
+
+POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"))
+NARROW = TopicPolicy(publish=("up/a",), subscribe=("down/a",))
+SIZE_MAX = 300_000
+VERSIONS = pytest.mark.parametrize("version", [V311, V5])
+
+
+class Stage:
+    """A relay with what it has written and noted."""
+
+    def __init__(self, version: int, policy: TopicPolicy = POLICY, *, greeted: bool = True) -> None:
+        self.version = version
+        self.to_broker = bytearray()
+        self.to_device = bytearray()
+        self.writes = 0
+        self.notes: list[tuple[str, str, str]] = []
+        self.relay = Relay(version, policy, self._broker, self.to_device.extend, self._note, SIZE_MAX)
+        if greeted:
+            self.relay.from_broker(encode_connack(Connack(False, 0), version))
+            self.to_device.clear()
+
+    def _broker(self, data: bytes) -> None:
+        self.writes += 1
+        self.to_broker += data
+
+    def _note(self, *note: str) -> None:
+        self.notes.append((note[0], note[1], note[2]))
+
+    def publish(self, topic: str, qos: int = 0, packet_id: int = 5, payload: bytes = b"x") -> bytes:
+        return encode_publish(Publish(topic, payload, qos, packet_id if qos else 0), self.version)
+
+    def subscribe(self, *filters: str, packet_id: int = 1, qos: int = 1) -> bytes:
+        return encode_subscribe(Subscribe(packet_id, tuple(Subscription(f, qos) for f in filters)), self.version)
+
+    def suback(self, *codes: int, packet_id: int = 1) -> bytes:
+        return encode_suback(Suback(packet_id, codes), self.version)
+
+    def ends(self, data: bytes, *, from_broker: bool = False) -> Ending:
+        with pytest.raises(SessionOver) as caught:
+            (self.relay.from_broker if from_broker else self.relay.from_device)(data)
+        return caught.value.ending
+
+
+def chunks(data: bytes, size: int) -> Iterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]

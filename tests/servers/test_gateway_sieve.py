@@ -1,0 +1,322 @@
+"""What goes through the gateway and what stays behind, wherever the stream is cut."""
+
+import itertools
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleet.domain.topic_policy import TopicPolicy
+from fleet.servers.gateway import endings
+from fleet.servers.gateway.endings import Ending, SessionOver
+from fleet.servers.gateway.sieve import HEAD_SIZE_MAX, HOLD_SIZE_MAX, TOPICS_MAX
+from fleet.wire.errors import Malformed, WireError
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, Reason
+from fleet.wire.mqtt.connect import Connect, encode_connect
+from fleet.wire.mqtt.fields import encode_packet
+from fleet.wire.mqtt.reader import PacketReader
+from fleet.wire.mqtt.subscribe import (
+    Unsubscribe,
+    encode_unsubscribe,
+)
+from tests.servers.gateway_stage import SIZE_MAX, VERSIONS, Stage, chunks
+
+
+def good_stream(stage: Stage) -> bytes:
+    """Everything that a device may send, QoS 0 to 2, and nothing that is refused."""
+    return b"".join(
+        (
+            stage.publish("up/a"),
+            stage.publish("up/a", 1),
+            stage.subscribe("down/#", "news/+"),
+            acks.PINGREQ,
+            stage.publish("up/b/c", 2, payload=b"y" * 150),
+            acks.acknowledge(acks.PUBREL, 5, stage.version),
+            acks.acknowledge(acks.PUBACK, 9, stage.version),
+            acks.acknowledge(acks.PUBREC, 9, stage.version, Reason.UNSPECIFIED),
+            acks.acknowledge(acks.PUBCOMP, 9, stage.version),
+            encode_unsubscribe(Unsubscribe(3, ("down/#", "other")), stage.version),
+            stage.publish("up/a", payload=b"z" * 20_000),
+            acks.disconnect(stage.version),
+        )
+    )
+
+
+# What goes through
+
+
+@VERSIONS
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 100_000])
+def test_what_is_allowed_goes_through_as_it_came(version: int, size: int) -> None:
+    stage = Stage(version)
+    stream = good_stream(stage)
+    for chunk in chunks(stream, size):
+        stage.relay.from_device(chunk)
+    assert stage.to_broker == stream
+    assert not stage.to_device
+    assert stage.relay.farewell is endings.CLIENT_DISCONNECTED
+
+
+@VERSIONS
+def test_cut_at_every_byte(version: int) -> None:
+    stream = b"".join(
+        (
+            Stage(version).publish("up/a", 1),
+            Stage(version).subscribe("#", "news/x", packet_id=4),
+            Stage(version).publish("up/b", 2),
+            Stage(version).subscribe("#", packet_id=6),
+            acks.PINGREQ,
+        )
+    )
+    whole = Stage(version)
+    whole.relay.from_device(stream)
+    for cut in range(len(stream) + 1):
+        stage = Stage(version)
+        stage.relay.from_device(stream[:cut])
+        stage.relay.from_device(stream[cut:])
+        assert stage.to_broker == whole.to_broker
+        assert stage.to_device == whole.to_device
+
+
+@VERSIONS
+def test_many_packets_leave_in_one_write(version: int) -> None:
+    stage = Stage(version)
+    stream = stage.publish("up/a") * 1000
+    stage.relay.from_device(stream)
+    assert stage.to_broker == stream
+    assert stage.writes == 1
+
+
+@VERSIONS
+def test_nothing_follows_a_disconnect(version: int) -> None:
+    stage = Stage(version)
+    stage.relay.from_device(acks.disconnect(version) + stage.publish("up/a"))
+    stage.relay.from_device(stage.publish("up/a"))
+    assert stage.to_broker == acks.disconnect(version)
+
+
+@VERSIONS
+@pytest.mark.parametrize("size", [1000, 65_536, 65_537, 1 << 20])
+def test_a_long_publish_streams(version: int, size: int) -> None:
+    stage = Stage(version)
+    stream = stage.publish("up/a", 1, payload=bytes(250_000)) + stage.publish("up/a")
+    for chunk in chunks(stream, size):
+        stage.relay.from_device(chunk)
+    assert stage.to_broker == stream
+
+
+def test_a_long_publish_starts_before_it_is_whole() -> None:
+    stage = Stage(V311)
+    stream = stage.publish("up/a", payload=bytes(250_000))
+    stage.relay.from_device(stream[:100_000])
+    assert len(stage.to_broker) == 100_000
+
+
+def test_a_short_publish_waits_until_it_is_whole() -> None:
+    stage = Stage(V311)
+    stream = stage.publish("up/a", payload=bytes(50_000))
+    stage.relay.from_device(stream[:-1])
+    assert not stage.to_broker
+    stage.relay.from_device(stream[-1:])
+    assert stage.to_broker == stream
+
+
+def test_a_padded_length_goes_through_as_it_came() -> None:
+    stage = Stage(V311)
+    packet = b"\x30\x86\x80\x80\x00\x00\x04up/a"
+    for chunk in chunks(packet, 1):
+        stage.relay.from_device(chunk)
+    assert stage.to_broker == packet
+
+
+# PUBLISH that is refused
+
+
+@pytest.mark.parametrize("topic", ["other", "up", "u", "upp/x", "$SYS/x", "devices/b/up"])
+def test_a_refused_publish_of_311_ends_the_session(topic: str) -> None:
+    for qos in (0, 1, 2):
+        stage = Stage(V311, TopicPolicy(("up/+",), ()))
+        good = stage.publish("up/a")
+        assert stage.ends(good + stage.publish(topic, qos) + good) is endings.PUBLISH_REFUSED
+        assert stage.to_broker == good
+        assert not stage.to_device
+        assert stage.notes == [("mqtt.publish", "refused", topic)]
+
+
+@pytest.mark.parametrize(("qos", "answer"), [(0, b""), (1, b"\x40\x03\x00\x05\x87"), (2, b"\x50\x03\x00\x05\x87")])
+def test_a_refused_publish_of_50_is_answered(qos: int, answer: bytes) -> None:
+    stage = Stage(V5)
+    good = stage.publish("up/a")
+    for _ in range(2):  # asked about, then remembered
+        stage.relay.from_device(good + stage.publish("other", qos) + good)
+    assert stage.to_broker == good * 4
+    assert stage.to_device == answer * 2
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_a_long_refused_publish_stays_behind(size: int) -> None:
+    stage = Stage(V5)
+    good = stage.publish("up/a")
+    for chunk in chunks(good + stage.publish("other", 1, payload=bytes(250_000)) + good, size):
+        stage.relay.from_device(chunk)
+    assert stage.to_broker == good * 2
+    assert stage.to_device == b"\x40\x03\x00\x05\x87"
+
+
+def test_the_answers_remembered_are_bounded() -> None:
+    stage = Stage(V5)
+    stream = b"".join(stage.publish(f"up/{n}") for n in range(3 * TOPICS_MAX))
+    stage.relay.from_device(stream)
+    assert stage.to_broker == stream
+    assert len(stage.relay.up._topics) <= TOPICS_MAX
+    stage.relay.from_device(stage.publish("up/" + "x" * 300))
+    assert all(len(topic) <= 256 for topic in stage.relay.up._topics)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"\x00\x00", endings.PROTOCOL_ERROR),  # no topic
+        (b"\x00\x04up/#", None),
+        (b"\x00\x04up/\xff", None),
+        (b"\x00\x04up/\x00", None),
+        (b"\x00\x09up/", None),
+        (b"\x00", None),
+        (b"", None),
+    ],
+)
+def test_topics_that_are_none(body: bytes, expected: Ending | None) -> None:
+    for version, qos in itertools.product((V311, V5), (0, 2)):
+        stage = Stage(version)
+        packet = encode_packet(
+            0x30 | qos << 1, body + (b"\x00\x01" if qos else b"") + (b"\x00" if version == V5 else b"")
+        )
+        for _ in range(2):
+            if expected is not None:
+                assert stage.ends(packet) is expected
+            else:
+                with pytest.raises(WireError):
+                    stage.relay.from_device(packet)
+            assert not stage.to_broker
+            stage = Stage(version)
+
+
+# Topic aliases
+
+
+def with_properties(properties: bytes, topic: bytes = b"up/a", payload: bytes = b"") -> bytes:
+    return encode_packet(0x30, len(topic).to_bytes(2, "big") + topic + properties + payload)
+
+
+def test_an_alias_ends_the_session() -> None:
+    for topic in (b"up/a", b""):
+        stage = Stage(V5)
+        stage.relay.from_device(stage.publish("up/a"))
+        assert stage.ends(with_properties(b"\x03\x23\x00\x01", topic)) is endings.ALIAS
+
+
+def test_an_alias_in_a_long_publish_ends_the_session() -> None:
+    packet = with_properties(b"\x03\x23\x00\x01", payload=bytes(100_000))
+    for size in (1000, 1 << 20):
+        stage = Stage(V5)
+        with pytest.raises(SessionOver) as caught:
+            for chunk in chunks(packet, size):
+                stage.relay.from_device(chunk)
+        assert caught.value.ending is endings.ALIAS
+
+
+def test_other_properties_go_through() -> None:
+    stage = Stage(V5)
+    # The byte 0x23 as part of a content type, "##", is no alias.
+    stream = with_properties(b"\x05\x03\x00\x02##") + with_properties(b"\x02\x01\x01")
+    stage.relay.from_device(stream)
+    assert stage.to_broker == stream
+
+
+def test_properties_that_run_over() -> None:
+    for properties in (b"\x20\x01\x01", b"\x80\x00", b"\xff\xff\xff\xff\x7f", b"\x03\x23\x00", b""):
+        with pytest.raises(Malformed):
+            Stage(V5).relay.from_device(with_properties(properties))
+
+
+def test_a_head_that_never_ends() -> None:
+    # Properties of 250 KB: no more than HEAD_SIZE_MAX of them is held.
+    packet = with_properties(b"\x90\xa1\x0f" + bytes(250_000))
+    stage = Stage(V5)
+    with pytest.raises(SessionOver) as caught:
+        for chunk in chunks(packet, 5000):
+            stage.relay.from_device(chunk)
+            assert len(stage.relay.up._held) <= HEAD_SIZE_MAX
+    assert caught.value.ending is endings.TOO_LARGE
+    assert not stage.to_broker
+
+
+# What is not a device's to send, and sizes
+
+
+@VERSIONS
+@pytest.mark.parametrize("first", [0x10, 0x20, 0x90, 0xB0, 0xD0, 0xF0, 0x00, 0x36, 0x80, 0x60, 0xE1])
+def test_packets_that_end_the_session_at_their_first_byte(version: int, first: int) -> None:
+    stage = Stage(version)
+    good = stage.publish("up/a")
+    assert stage.ends(good + bytes((first,))) is endings.PROTOCOL_ERROR
+    assert stage.to_broker == good
+    stage.relay.from_device(good)
+    assert stage.to_broker == good  # nothing goes through any more
+
+
+@VERSIONS
+def test_a_second_connect(version: int) -> None:
+    stage = Stage(version)
+    assert stage.ends(encode_connect(Connect(version, "cam"))) is endings.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_sizes_over_the_caps(size: int) -> None:
+    for packet in (
+        encode_packet(0x30, b"\x00\x04up/a" + bytes(SIZE_MAX)),
+        encode_packet(0x82, bytes(HOLD_SIZE_MAX + 1)),
+        encode_packet(0x40, bytes(HOLD_SIZE_MAX + 1)),
+        b"\x30\xff\xff\xff\x7f",
+    ):
+        stage = Stage(V311)
+        with pytest.raises(SessionOver) as caught:
+            for chunk in chunks(packet, size):
+                stage.relay.from_device(chunk)
+        assert caught.value.ending is endings.TOO_LARGE
+        assert not stage.to_broker
+
+
+def test_a_length_that_never_ends() -> None:
+    with pytest.raises(Malformed):
+        Stage(V311).relay.from_device(b"\x30\x80\x80\x80\x80")
+
+
+# Garbage
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([V311, V5]), st.lists(st.binary(max_size=40), max_size=5))
+def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
+    stage = Stage(version)
+    for part in parts:
+        try:
+            stage.relay.from_device(part)
+        except (SessionOver, WireError):
+            break
+
+
+@settings(max_examples=200)
+@given(st.sampled_from([V311, V5]), st.data())
+def test_a_damaged_stream_never_lets_a_forbidden_topic_through(version: int, data: st.DataObject) -> None:
+    stage = Stage(version, TopicPolicy(("up/a",), ()))
+    stream = bytearray(stage.publish("up/a", 1) + stage.publish("up/a") + acks.PINGREQ + stage.publish("up/a", 2))
+    for _ in range(data.draw(st.integers(1, 3))):
+        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(SessionOver, WireError):
+        stage.relay.from_device(bytes(stream))
+    for packet in PacketReader().feed(bytes(stage.to_broker)):
+        if packet.first >> 4 == 3:
+            assert packet.body.startswith(b"\x00\x04up/a")
