@@ -89,17 +89,20 @@ def refuses(context: SSL.Context, address: tuple[str, int]) -> bool:
 
     nginx completes the handshake of anybody, and refuses at the first request.
     """
+    return not handshake(context, address) or _answers_400(context, address)
+
+
+def _answers_400(context: SSL.Context, address: tuple[str, int]) -> bool:
     connection = connect(address)
     tls = SSL.Connection(context, connection)
     tls.set_connect_state()
     try:
         tls.do_handshake()
         tls.send(b"GET / HTTP/1.0\r\n\r\n")
+        tls.shutdown()  # whoever does not speak HTTP closes now
         return tls.recv(64).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
-    except SSL.WantReadError:
-        return False  # it keeps the connection open
     except SSL.Error:
-        return True
+        return False
     finally:
         connection.close()
 

@@ -219,6 +219,11 @@ class Fleet:
         wall = time.monotonic() - start
         return {"operations": self._subscriber.received - before, "failed": self._wrong(), "wall": wall}
 
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in (self._subscriber.socket, *(device.socket for device in self._devices)):
+            connection.close()
+
     def _messages_sent(self) -> int:
         return sum(self._sent.values()) * len(self._devices[0].packets)
 

@@ -1,0 +1,3 @@
+from hw_bench.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""The command, as a person runs it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hw_bench.cli import main
+from hw_bench.clock import process_tree
+from hw_bench.scenarios.registry import SCENARIOS
+
+END_SECONDS_MAX = 30
+
+
+def test_list() -> None:
+    result = CliRunner().invoke(main, ["list"])
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in SCENARIOS)
+
+
+def test_list_for_programs() -> None:
+    result = CliRunner().invoke(main, ["list", "-o", "json"])
+    assert [row["name"] for row in json.loads(result.stdout)] == list(SCENARIOS)
+
+
+def test_help() -> None:
+    result = CliRunner().invoke(main, ["run", "--help"])
+    assert result.exit_code == 0
+    assert {"--seconds", "--rounds", "--output"} <= set(result.stdout.replace(",", " ").split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "nothing"], ["run", "handshakes", "--seconds", "0"], ["run", "handshakes", "--rounds", "0"], ["run"]],
+)
+def test_used_wrongly(words: list[str]) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """`hw-bench WORDS`, with `folder` for its temporary files."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hw_bench", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ) | {"TMPDIR": str(folder)},
+    )
+
+
+def test_a_run_for_programs_prints_one_object_and_its_progress_elsewhere(tmp_path: Path) -> None:
+    process = start(tmp_path, "run", "handshakes", "--seconds", "0.1", "--rounds", "1", "-o", "json")
+    output, progress = process.communicate()
+    assert process.returncode == 0, progress
+    value = json.loads(output)
+    assert {"scenario", "machine", "turns", "summaries", "ratios", "verdicts", "missing", "checks"} <= set(value)
+    assert "round 1 of 1: fleet-tls" in progress
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "run", "handshakes", "--seconds", "600")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("warming up"):
+            break
+    family = [os.pidfd_open(pid) for pid in process_tree((process.pid,)) if pid != process.pid]
+    assert len(family) >= 2  # a server and a driver
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=END_SECONDS_MAX)
+    assert process.returncode == 130
+    assert "Stopped" in rest
+    assert select.select(family, [], [], 0)[0] == family
+    for handle in family:
+        os.close(handle)
+    assert list(tmp_path.iterdir()) == []

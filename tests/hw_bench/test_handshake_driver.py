@@ -1,0 +1,106 @@
+"""The handshake driver against real servers."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from OpenSSL import SSL
+
+from hw_bench.certificates import Identity
+from hw_bench.drivers.crew import Crew, total
+from hw_bench.drivers.handshake import client_context, handshake, refuses, run
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.registry import PEERS
+from hw_bench.processes import BenchError, free_port
+from hw_bench.scenarios.contract import ground_for
+from hw_bench.scenarios.handshakes import check_manners
+
+TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with ground_for() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=list(PEERS))
+def server(request: pytest.FixtureRequest, ground: Ground) -> Iterator[Running]:
+    peer = PEERS[request.param]
+    reason = peer.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with peer.start(ground) as started:
+        yield started
+
+
+def context_of(identity: Identity, tls: str = "TLSv1.3") -> SSL.Context:
+    return client_context(str(identity.certificate), str(identity.key), tls)
+
+
+@pytest.mark.parametrize("tls", TLS_VERSIONS)
+def test_a_device_completes_handshakes(server: Running, ground: Ground, tls: str) -> None:
+    outcome = run(context_of(ground.certificates.devices[0], tls), server.address, seconds=0.1)
+    assert outcome["operations"] >= 1
+    assert outcome["failed"] == 0
+
+
+@pytest.mark.parametrize("tls", TLS_VERSIONS)
+def test_a_stranger_is_refused_and_so_is_nobody(server: Running, ground: Ground, tls: str) -> None:
+    assert refuses(context_of(ground.certificates.stranger, tls), server.address)
+    assert refuses(client_context("", "", tls), server.address)
+    assert not refuses(context_of(ground.certificates.devices[0], tls), server.address)
+
+
+def test_manners_are_checked_before_anything_is_measured(server: Running, ground: Ground) -> None:
+    check_manners(server, ground, "TLSv1.3")
+
+
+def test_a_crew_counts_together(server: Running, ground: Ground, tmp_path: Path) -> None:
+    device = ground.certificates.devices[0]
+    config = {"certificate": str(device.certificate), "key": str(device.key), "tls": "TLSv1.3"}
+    host, port = server.address
+    with Crew("hw_bench.drivers.handshake", 2, config, core=ground.load_core, folder=tmp_path) as crew:
+        answers = crew.order({"do": "run", "host": host, "port": port, "seconds": 0.1}, 0.1)
+        assert len(answers) == 2
+        assert total(answers, "operations") >= 2
+        assert total(answers, "failed") == 0
+        assert crew.cpu_seconds() > 0
+
+
+def test_a_refused_handshake_is_counted_as_failed(ground: Ground) -> None:
+    with PEERS["fleet-tls"].start(_elsewhere(ground)) as server:
+        stranger = context_of(ground.certificates.stranger)
+        assert not handshake(stranger, server.address)
+        outcome = run(stranger, server.address, seconds=0.05)
+    assert outcome["operations"] == 0
+    assert outcome["failed"] >= 1
+
+
+def test_what_a_crew_member_suffers_reaches_the_run(ground: Ground, tmp_path: Path) -> None:
+    device = ground.certificates.devices[0]
+    config = {"certificate": str(device.certificate), "key": str(device.key), "tls": "TLSv1.3"}
+    with contextlib.ExitStack() as stack:
+        crew = stack.enter_context(
+            Crew("hw_bench.drivers.handshake", 1, config, core=ground.load_core, folder=tmp_path)
+        )
+        with pytest.raises(BenchError, match="ConnectionRefusedError"):
+            crew.order({"do": "run", "host": "127.0.0.1", "port": free_port(), "seconds": 0.1}, 0.1)
+        with pytest.raises(BenchError, match="KeyError: 'dance'"):
+            crew.order({"do": "dance"})
+
+
+def test_a_crew_that_cannot_prepare_is_quoted(ground: Ground, tmp_path: Path) -> None:
+    config = {"certificate": str(tmp_path / "none.pem"), "key": "", "tls": "TLSv1.3"}
+    with (
+        pytest.raises(BenchError, match=r"hw_bench.drivers.handshake ended: (.|\n)*OpenSSL"),
+        Crew("hw_bench.drivers.handshake", 2, config, core=ground.load_core, folder=tmp_path),
+    ):
+        pass
+
+
+def _elsewhere(ground: Ground) -> Ground:
+    folder = ground.folder / "elsewhere"
+    folder.mkdir()
+    return Ground(folder, ground.certificates, ground.server_core, ground.load_core)

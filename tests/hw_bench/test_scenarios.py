@@ -1,0 +1,67 @@
+"""Each scenario in miniature, from the first process to the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hw_bench.peers import mosquitto
+from hw_bench.report import MEASURES, lines
+from hw_bench.scenarios.contract import Scenario, file_system
+from hw_bench.scenarios.enroll import Enroll
+from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.publish import Publish
+from hw_bench.scenarios.registry import SCENARIOS
+from hw_bench.turns import Plan
+
+TINY = Plan(0.2, 1)
+
+
+def measured(scenario: Scenario) -> dict[str, Any]:
+    """The JSON of one tiny run, its shape checked."""
+    report = scenario.run(TINY, lambda text: None)
+    value: dict[str, Any] = json.loads(json.dumps(report.as_json()))
+    assert value["scenario"] == scenario.name
+    assert (value["seconds"], value["rounds"]) == (0.2, 1)
+    names = [summary["name"] for summary in value["summaries"]]
+    assert [turn["contender"] for turn in value["turns"]] == names
+    for summary in value["summaries"]:
+        assert summary["operations"] > 0
+        assert summary["failed"] == 0
+        assert summary["version"]
+        for measure in (*MEASURES, "milliseconds"):
+            assert summary[measure]["min"] <= summary[measure]["median"] <= summary[measure]["max"]
+    for ratio in value["ratios"]:
+        assert {ratio["subject"], ratio["peer"]} <= set(names)
+    assert any(name in line for line in lines(report) for name in names)
+    return value
+
+
+def test_handshakes() -> None:
+    value = measured(Handshakes(clients=2))
+    there = {summary["name"] for summary in value["summaries"]} | set(value["missing"])
+    assert there == {"fleet-tls", "nginx", "mosquitto"}
+    assert len(value["verdicts"]) == 2 - len(value["missing"])
+
+
+def test_enroll() -> None:
+    value = measured(Enroll(drivers=1, at_once=4))
+    assert [summary["name"] for summary in value["summaries"]] == ["token", "station"]
+    assert "in the registry" in value["checks"][0]
+
+
+@pytest.mark.skipif(mosquitto.missing() is not None, reason="mosquitto is not installed")
+def test_publish() -> None:
+    value = measured(Publish(devices=2, burst=2, under_way=20))
+    assert [verdict["goal"]["subject"] for verdict in value["verdicts"]] == ["gateway-qos0", "gateway-qos1"]
+    assert value["checks"] == ["of all messages, held one by one against those sent, 0 were lost or doubled"]
+
+
+def test_each_scenario_goes_by_its_name() -> None:
+    assert {name: one.name for name, one in SCENARIOS.items()} == {name: name for name in SCENARIOS}
+    assert list(SCENARIOS) == ["handshakes", "enroll", "publish"]
+
+
+def test_the_file_system_has_a_name() -> None:
+    assert file_system(Path("/proc")) == "proc"
