@@ -149,7 +149,7 @@ def lifetime_of(certificate: x509.Certificate) -> Lifetime:
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
-def facts_of(certificate: x509.Certificate, device_id: str) -> CertificateFacts:
+def facts_of(certificate: x509.Certificate, device_id: str, obtained_at: datetime | None = None) -> CertificateFacts:
     """What the identity store notes beside the certificate."""
     return CertificateFacts(
         device_id=device_id,
@@ -158,4 +158,5 @@ def facts_of(certificate: x509.Certificate, device_id: str) -> CertificateFacts:
         issuer=certificate.issuer.rfc4514_string(),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
+        obtained_at=obtained_at,
     )

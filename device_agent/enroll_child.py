@@ -82,7 +82,7 @@ def perform(job: Job, now: datetime) -> Identity:
             now=now,
         )
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
-        return store.complete(slot, chain_pem, facts_of(certificate, config.device_id))
+        return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
 
 
 def _client(config: AgentConfig, job: Job, current: Identity | None, now: datetime) -> EstClient:

@@ -41,6 +41,8 @@ class CertificateFacts:
     issuer: str
     not_before: datetime
     not_after: datetime
+    obtained_at: datetime | None = None
+    """By this device's clock; None when that was not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Identity:
 
     @property
     def lifetime(self) -> Lifetime:
-        return Lifetime(self.facts.not_before, self.facts.not_after)
+        return Lifetime(self.facts.not_before, self.facts.not_after, self.facts.obtained_at)
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -156,6 +158,7 @@ class IdentityStore:
         meta = asdict(facts) | {
             "not_before": facts.not_before.isoformat(),
             "not_after": facts.not_after.isoformat(),
+            "obtained_at": facts.obtained_at.isoformat() if facts.obtained_at else None,
             "generation": max(generations, default=0) + 1,
             "key_file_sha256": hashlib.sha256(key_pem).hexdigest(),
             "certificate_file_sha256": hashlib.sha256(chain_pem).hexdigest(),
@@ -212,6 +215,7 @@ class IdentityStore:
                 issuer=str(tree["issuer"]),
                 not_before=_aware(tree["not_before"]),
                 not_after=_aware(tree["not_after"]),
+                obtained_at=_aware(tree["obtained_at"]) if tree.get("obtained_at") else None,
             )
             return Identity(slot, int(tree["generation"]), facts, directory / _CERTIFICATE, directory / _KEY)
         except (ValueError, KeyError, TypeError):

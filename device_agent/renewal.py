@@ -18,10 +18,20 @@ class Lifetime:
 
     not_before: datetime
     not_after: datetime
+    obtained_at: datetime | None = None
+    """When it came to this device, as far as that is known. Issuers date certificates back, by minutes or a day: a
+    short-lived one would otherwise be due at the moment it arrives, and again, and again."""
+
+    @property
+    def begin(self) -> datetime:
+        """What its age is counted from."""
+        if self.obtained_at is not None and self.not_before <= self.obtained_at < self.not_after:
+            return self.obtained_at
+        return self.not_before
 
     @property
     def length(self) -> timedelta:
-        return self.not_after - self.not_before
+        return self.not_after - self.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,7 @@ def has_expired(lifetime: Lifetime, now: datetime) -> bool:
 
 def renewal_due_at(lifetime: Lifetime, share: float, fraction: float = RENEW_AT_FRACTION) -> datetime:
     """When this certificate should be renewed: inside a window that opens at `fraction` of its lifetime."""
-    return lifetime.not_before + lifetime.length * (fraction + share * min(RENEW_WINDOW_FRACTION, 1 - fraction))
+    return lifetime.begin + lifetime.length * (fraction + share * min(RENEW_WINDOW_FRACTION, 1 - fraction))
 
 
 def renewal_is_due(lifetime: Lifetime, now: datetime, share: float, fraction: float = RENEW_AT_FRACTION) -> bool:

@@ -104,7 +104,10 @@ class Runner:
             self._journal.event("started", device=self.device_id, pid=os.getpid())
             try:
                 while not is_finished():
-                    self._turn(desk)
+                    seconds = self._decide_until_wait()
+                    if is_finished():
+                        break  # a decision was the last thing to do
+                    self._turn(desk, seconds)
             finally:
                 self.rotation.stop()
                 self.rotation.tell("The agent was stopped.", "")
@@ -113,10 +116,7 @@ class Runner:
                 os.close(self._wake_reader)
                 os.close(self._wake_writer)
 
-    def _turn(self, desk: Desk) -> None:
-        if self._monotonic() >= self._look_at:
-            self._look_into_slots()
-        seconds = self._decide_until_wait()
+    def _turn(self, desk: Desk, seconds: float) -> None:
         if self._feed and self._stop_by is None:
             take_lines(self._feed, self.outbox, self.device_id, self._journal)
         if self.phase is Phase.SERVING:
@@ -159,6 +159,8 @@ class Runner:
     # What to do next
 
     def _decide_until_wait(self) -> float:
+        if self._monotonic() >= self._look_at:
+            self._look_into_slots()
         for _ in range(DECISIONS_MAX):
             decision = core.decide(self._view(), self._clock(), self._monotonic())
             if isinstance(decision, core.Wait):

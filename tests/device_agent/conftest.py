@@ -1,0 +1,72 @@
+"""One CA, one EST server and one broker for the session; a device's home, in a path with a space, for each test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.device_agent.fleet_parts import Authority, Broker, Device, EstHouse, Subscriber, have_mosquitto
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority") / "a ca")
+
+
+@pytest.fixture(scope="session")
+def shared_est(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EstHouse]:
+    house = EstHouse(authority, tmp_path_factory.mktemp("est") / "registry.db")
+    yield house
+    house.close()
+
+
+@pytest.fixture
+def est(shared_est: EstHouse) -> Iterator[EstHouse]:
+    yield shared_est
+    shared_est.shift -= shared_est.shift
+    shared_est.shut()
+    shared_est.open()
+
+
+@pytest.fixture(scope="session")
+def shared_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    if not have_mosquitto():
+        pytest.skip("mosquitto is not installed")
+    broker = Broker(authority, tmp_path_factory.mktemp("broker"))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def broker(shared_broker: Broker) -> Broker:
+    return shared_broker
+
+
+@pytest.fixture
+def subscriber(broker: Broker) -> Iterator[Subscriber]:
+    subscriber = Subscriber(broker.plain_port)
+    yield subscriber
+    subscriber.close()
+
+
+@pytest.fixture
+def new_device(
+    est: EstHouse, broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[], Device]]:
+    """A maker of devices that are not initialised yet, each with an id of its own."""
+    devices: list[Device] = []
+
+    def make() -> Device:
+        name = f"{request.node.name[:40]}-{len(devices)}".replace("[", "-").replace("]", "")
+        devices.append(Device(tmp_path / f"home of {len(devices)}", est, broker.port, name.replace("_", "-")))
+        return devices[-1]
+
+    yield make
+    for device in devices:
+        device.close()
+
+
+@pytest.fixture
+def device(new_device: Callable[[], Device]) -> Device:
+    """Enrolled, and not running."""
+    return new_device().enrolled()
