@@ -152,7 +152,7 @@ def _sign(
     validity: tuple[datetime, datetime],
     extensions: tuple[tuple[x509.ExtensionType, bool], ...],
 ) -> Certified:
-    issuer_identifier = key_identifier(spki_sha256(issuer_key.public_key()))
+    issuer_identifier = x509.SubjectKeyIdentifier(key_identifier(spki_sha256(issuer_key.public_key())))
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -161,7 +161,7 @@ def _sign(
         .serial_number(new_serial())
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
-        .add_extension(key_identifier(spki_sha256(key.public_key())), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier(key_identifier(spki_sha256(key.public_key()))), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
         )

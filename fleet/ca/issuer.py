@@ -6,13 +6,19 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.oid import ExtensionOID
 
 from fleet.ca import lints
 from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, new_serial, validity
+from fleet.ca.tbs import Template, extension, raw_extension, sealed
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Invalid
+from fleet.wire.der import OCTET_STRING, encode_element, encode_oid
+
+_ALGORITHM = ec.ECDSA(hashes.SHA256())
+_SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
+_SAN = encode_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
 
 
 class LocalIssuer:
@@ -39,19 +45,21 @@ class LocalIssuer:
         profile = PROFILES[permit.kind]
         start, end = validity(permit, self.certificate)
         serial = new_serial()
-        builder = (
-            self._templates[permit.kind]
-            .subject_name(profile.subject(permit))
-            .public_key(load_der_public_key(permit.spki_der))  # type: ignore[arg-type]  # the lint compares it again
-            .serial_number(serial)
-            .not_valid_before(start)
-            .not_valid_after(end)
-            .add_extension(_encoded(key_identifier(permit.key_sha256)), critical=False)
-        )
+        subject = profile.subject(permit)
+        identifier = encode_element(OCTET_STRING, key_identifier(permit.key_sha256))
+        extensions = raw_extension(_SKI, identifier, critical=False)
         alt_names = profile.alt_names(permit)
         if alt_names is not None:
-            builder = builder.add_extension(alt_names, critical=False)
-        der = builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.DER)
+            extensions += raw_extension(_SAN, alt_names, critical=False)
+        tbs = self._templates[permit.kind].fill(
+            serial=serial,
+            not_before=start,
+            not_after=end,
+            subject=subject,
+            spki=permit.spki_der,
+            extensions=extensions,
+        )
+        der = sealed(tbs, self._key.sign(tbs, _ALGORITHM))
         lints.check(x509.load_der_x509_certificate(der), permit, self.certificate)
         return Credential(
             fingerprint=hashlib.sha256(der).digest(),
@@ -67,7 +75,7 @@ class LocalIssuer:
         )
 
 
-def _template(issuer: x509.Certificate, kind: CredentialKind) -> x509.CertificateBuilder:
+def _template(issuer: x509.Certificate, kind: CredentialKind) -> Template:
     """Everything that all certificates of one kind have in common, encoded once."""
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -78,16 +86,14 @@ def _template(issuer: x509.Certificate, kind: CredentialKind) -> x509.Certificat
     if not constraints.ca or not usage.key_cert_sign:
         raise Invalid("bad-issuer", "The issuing certificate may not sign certificates.")
     authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    return (
-        x509.CertificateBuilder()
-        .issuer_name(issuer.subject)
-        .add_extension(_encoded(END_ENTITY), critical=True)
-        .add_extension(_encoded(SIGNS_ONLY), critical=True)
-        .add_extension(_encoded(PROFILES[kind].extended_key_usage), critical=False)
-        .add_extension(_encoded(authority), critical=False)
+    return Template(
+        issuer=issuer.subject.public_bytes(),
+        extensions=b"".join(
+            (
+                extension(END_ENTITY, critical=True),
+                extension(SIGNS_ONLY, critical=True),
+                extension(PROFILES[kind].extended_key_usage, critical=False),
+                extension(authority, critical=False),
+            )
+        ),
     )
-
-
-def _encoded(extension: x509.ExtensionType) -> x509.UnrecognizedExtension:
-    # An extension that is encoded already is copied as it stands: signing takes 90 µs in place of 140.
-    return x509.UnrecognizedExtension(extension.oid, extension.public_bytes())

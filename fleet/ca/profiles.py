@@ -13,9 +13,11 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fleet.ca import tbs
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Refused
+from fleet.wire.der import encode_oid
 from fleet.wire.names import alt_name
 
 CLOCK_SKEW = timedelta(minutes=5)
@@ -33,6 +35,8 @@ survives a change of the CA, and RFC 7030's rule that names stay the same on re-
 
 KEY_IDENTIFIER_SIZE = 20  # RFC 5280, 4.2.1.2 leaves the method open; 20 octets is what every reader expects
 
+_COMMON_NAME = encode_oid(NameOID.COMMON_NAME.dotted_string)
+_SERIAL_NUMBER = encode_oid(NameOID.SERIAL_NUMBER.dotted_string)
 # X.520: serialNumber is a PrintableString of at most 64 characters.
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
@@ -61,9 +65,9 @@ SIGNS_CERTIFICATES = x509.KeyUsage(
 END_ENTITY = x509.BasicConstraints(ca=False, path_length=None)
 
 
-def key_identifier(key_sha256: bytes) -> x509.SubjectKeyIdentifier:
+def key_identifier(key_sha256: bytes) -> bytes:
     """The subject key identifier for a key, from the SHA-256 of its DER SubjectPublicKeyInfo."""
-    return x509.SubjectKeyIdentifier(key_sha256[:KEY_IDENTIFIER_SIZE])
+    return key_sha256[:KEY_IDENTIFIER_SIZE]
 
 
 def new_serial() -> int:
@@ -75,41 +79,43 @@ def new_serial() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The shape of one kind of end-entity certificate."""
+    """The shape of one kind of end-entity certificate. Names are given as DER."""
 
     extended_key_usage: x509.ExtendedKeyUsage
-    subject: Callable[[IssuePermit], x509.Name]
-    alt_names: Callable[[IssuePermit], x509.SubjectAlternativeName | None]
+    subject: Callable[[IssuePermit], bytes]
+    alt_names: Callable[[IssuePermit], bytes | None]
 
 
-def device_subject(permit: IssuePermit) -> x509.Name:
+def device_subject(permit: IssuePermit) -> bytes:
     """CN = device id; serialNumber = the maker's serial number, when it is known.
 
     Raises: Refused (`bad-hardware-serial`) when that number cannot stand in a certificate.
     """
-    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, permit.holder)]
-    if permit.hardware_serial:
-        if not _PRINTABLE.fullmatch(permit.hardware_serial):
-            raise Refused(
-                "bad-hardware-serial",
-                f"The hardware serial of {permit.holder} cannot stand in a certificate.",
-                "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
-            )
-        attributes.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, permit.hardware_serial))
-    return x509.Name(attributes)
+    if not permit.hardware_serial:
+        return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
+    if not _PRINTABLE.fullmatch(permit.hardware_serial):
+        raise Refused(
+            "bad-hardware-serial",
+            f"The hardware serial of {permit.holder} cannot stand in a certificate.",
+            "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
+        )
+    return tbs.name(
+        (_COMMON_NAME, tbs.UTF8_STRING, permit.holder),
+        (_SERIAL_NUMBER, tbs.PRINTABLE_STRING, permit.hardware_serial),
+    )
 
 
-def device_alt_names(permit: IssuePermit) -> x509.SubjectAlternativeName | None:
+def device_alt_names(permit: IssuePermit) -> bytes | None:
     """hwModuleName with the maker's serial number (RFC 4108, 5; IEEE 802.1AR, 8.10.4); None when that is not known."""
     if not permit.hardware_serial:
         return None
     serial = permit.hardware_serial.encode("ascii")  # device_subject has refused anything else
-    return x509.SubjectAlternativeName([alt_name(f"HW:{HARDWARE_TYPE}:{serial.hex()}")])
+    return x509.SubjectAlternativeName([alt_name(f"HW:{HARDWARE_TYPE}:{serial.hex()}")]).public_bytes()
 
 
-def station_subject(permit: IssuePermit) -> x509.Name:
+def station_subject(permit: IssuePermit) -> bytes:
     """CN = the station's name."""
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, permit.holder)])
+    return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
 
 
 def no_alt_names(permit: IssuePermit) -> None:

@@ -17,7 +17,7 @@ class EnrollmentFacts:
 
     device: Device | None
     model: Model | None
-    """The device's model; None when the device is unknown."""
+    """The device's model; when the device is unknown, the model that the token is for, if there is one."""
     credentials: tuple[Credential, ...]
     token: Token | None
 

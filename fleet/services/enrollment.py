@@ -182,12 +182,12 @@ class _Attempt:
     async def model(self, facts: EnrollmentFacts, grant: Grant) -> Model:
         """The model of the device; for one that is new, the model that the grant brings."""
         model = facts.model
-        if model is None:
+        if facts.device is None:
             match grant:
-                case TokenGrant(token=Token(model=str(name))):
-                    pass
+                case TokenGrant(token=token) if token.model is not None:
+                    pass  # the facts hold the token's model
                 case StationGrant(station=station) if self.label or len(station.models) == 1:
-                    name = self.label or station.models[0]
+                    model = await self.registry.model(self.label or station.models[0])
                 case StationGrant():
                     raise Refused(
                         "model-not-named",
@@ -196,9 +196,8 @@ class _Attempt:
                     )
                 case _:
                     raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
-            model = await self.registry.model(name)
-            if model is None:
-                raise Refused("no-such-model", "There is no such model.")
+        if model is None:
+            raise Refused("no-such-model", "There is no such model.")
         self.check_label(model)
         return model
 

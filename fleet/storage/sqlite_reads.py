@@ -101,11 +101,16 @@ def stations(db: sqlite3.Connection) -> list[Station]:
 
 def enrollment_facts(db: sqlite3.Connection, device_id: str, token_id: str | None) -> EnrollmentFacts:
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
+    found = token(db, token_id) if token_id is not None else None
+    if row:
+        its_model = rows.model_of(*row[_DEVICE_END:])
+    else:
+        its_model = model(db, found.model) if found is not None and found.model is not None else None
     return EnrollmentFacts(
         device=rows.device_of(row[:_DEVICE_END]) if row else None,
-        model=rows.model_of(*row[_DEVICE_END:]) if row else None,
+        model=its_model,
         credentials=tuple(rows.credential_of(c) for c in db.execute(DEVICE_CREDENTIALS, (device_id,))),
-        token=token(db, token_id) if token_id is not None else None,
+        token=found,
     )
 
 
