@@ -1,0 +1,190 @@
+"""What openssl, keytool and asn1crypto make of our files, and we of theirs."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from asn1crypto import cms, pkcs12
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.wire.encodings import Bundle, Form, read, write
+from tests.wire.encodings.material import (
+    BUNDLE,
+    CHAIN,
+    CHAIN_PEM,
+    ISSUING,
+    KEY_PEM,
+    LEAF,
+    NEEDS_KEYTOOL,
+    NEEDS_OPENSSL,
+    PASSWORD,
+    REQUEST,
+    REVOCATION_LIST,
+    ROOT,
+    key_bytes,
+    openssl,
+)
+
+STORE_PASSWORD = PASSWORD.decode().replace(" ", "-")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory with the chain, the key and the password as openssl wants them."""
+    (tmp_path / "leaf.pem").write_bytes(LEAF.public_bytes(Encoding.PEM))
+    (tmp_path / "chain.pem").write_bytes(CHAIN_PEM)
+    (tmp_path / "key.pem").write_bytes(KEY_PEM)
+    (tmp_path / "password").write_text(STORE_PASSWORD)
+    return tmp_path
+
+
+def keytool(files: Path, *arguments: str) -> str:
+    command = ["keytool", *arguments, "-storepass:file", str(files / "password")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@NEEDS_OPENSSL
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("-keypbe", "PBE-SHA1-3DES", "-certpbe", "PBE-SHA1-3DES", "-macalg", "sha1"),
+        ("-keypbe", "AES-256-CBC", "-certpbe", "NONE"),
+        ("-nomac",),
+        ("-legacy",),
+    ],
+    ids=["default", "3des", "clear-certificates", "no-mac", "rc2"],
+)
+def test_pkcs12_of_openssl(files: Path, arguments: tuple[str, ...]) -> None:
+    out = files / "o.p12"
+    done = subprocess.run(
+        [
+            *("openssl", "pkcs12", "-export", "-in", str(files / "chain.pem"), "-inkey", str(files / "key.pem")),
+            *("-name", "pump", "-passout", f"file:{files / 'password'}", "-out", str(out), *arguments),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip("this openssl has no legacy algorithms")
+    found = read(out.read_bytes(), STORE_PASSWORD.encode())
+    assert found.certificates == CHAIN
+    assert found.friendly_names[0] == "pump"
+    assert key_bytes(found) == key_bytes(BUNDLE)
+
+
+@NEEDS_OPENSSL
+def test_openssl_reads_our_pkcs12(files: Path) -> None:
+    path = files / "ours.p12"
+    path.write_bytes(write(BUNDLE, Form.P12, STORE_PASSWORD.encode()))
+    shown = openssl("pkcs12", "-in", str(path), "-passin", f"file:{files / 'password'}", "-nodes")
+    assert key_bytes(read(shown)) == key_bytes(BUNDLE)
+    assert set(read(shown).certificates) == set(CHAIN)
+    info = subprocess.run(
+        ["openssl", "pkcs12", "-in", str(path), "-passin", f"file:{files / 'password'}", "-info", "-noout"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert "AES-256-CBC" in info
+    assert "hmacWithSHA256" in info
+    assert "MAC: sha256" in info
+
+
+@NEEDS_OPENSSL
+@pytest.mark.parametrize("arguments", [("-aes256",), ("-aes-128-cbc", "-traditional")], ids=["pkcs8", "old"])
+def test_locked_keys_of_openssl(files: Path, arguments: tuple[str, ...]) -> None:
+    locked = openssl("pkey", "-in", str(files / "key.pem"), "-passout", f"file:{files / 'password'}", *arguments)
+    assert read(locked).locked_keys == 1
+    assert key_bytes(read(locked, STORE_PASSWORD.encode())) == key_bytes(BUNDLE)
+
+
+@NEEDS_OPENSSL
+def test_openssl_reads_our_locked_key(files: Path) -> None:
+    locked = write(Bundle(private_key=BUNDLE.private_key), Form.KEY, STORE_PASSWORD.encode())
+    shown = openssl("pkey", "-passin", f"file:{files / 'password'}", data=locked)
+    assert key_bytes(read(shown)) == key_bytes(BUNDLE)
+
+
+@NEEDS_OPENSSL
+@pytest.mark.parametrize("encoding", ["DER", "PEM"])
+def test_pkcs7_of_openssl(files: Path, encoding: str) -> None:
+    data = openssl("crl2pkcs7", "-nocrl", "-certfile", str(files / "chain.pem"), "-outform", encoding)
+    assert read(data) == Bundle(certificates=CHAIN)
+
+
+@NEEDS_OPENSSL
+@pytest.mark.parametrize(("form", "encoding"), [(Form.P7B, "DER"), (Form.P7B_PEM, "PEM")])
+def test_openssl_reads_our_pkcs7(form: Form, encoding: str) -> None:
+    data = write(Bundle(certificates=CHAIN, revocation_lists=(REVOCATION_LIST,)), form)
+    shown = openssl("pkcs7", "-inform", encoding, "-print_certs", data=data)
+    assert set(read(shown).certificates) == set(CHAIN)
+
+
+@NEEDS_OPENSSL
+def test_text_around_pem_as_openssl_writes_it(files: Path) -> None:
+    shown = openssl("x509", "-in", str(files / "leaf.pem"), "-text")
+    assert b"Certificate:" in shown
+    assert read(shown) == Bundle(certificates=(LEAF,))
+    trusted = openssl("x509", "-in", str(files / "leaf.pem"), "-trustout", "-addtrust", "clientAuth")
+    assert read(trusted).certificates == (LEAF,)
+
+
+@NEEDS_OPENSSL
+def test_requests_and_lists_go_through_openssl() -> None:
+    request = openssl("req", "-inform", "DER", "-outform", "PEM", data=write(Bundle(requests=(REQUEST,)), Form.DER))
+    assert read(request).requests == (REQUEST,)
+    listed = write(Bundle(revocation_lists=(REVOCATION_LIST,)), Form.DER)
+    assert read(openssl("crl", "-inform", "DER", "-outform", "PEM", data=listed)).revocation_lists == (REVOCATION_LIST,)
+
+
+@NEEDS_KEYTOOL
+def test_keytool_reads_our_pkcs12(files: Path) -> None:
+    path = files / "ours.p12"
+    path.write_bytes(
+        write(Bundle(CHAIN, BUNDLE.private_key, friendly_names=("pump",)), Form.P12, STORE_PASSWORD.encode())
+    )
+    shown = keytool(files, "-J-Duser.language=en", "-list", "-v", "-keystore", str(path))
+    assert "PrivateKeyEntry" in shown
+    assert "Alias name: pump" in shown
+    assert "Certificate chain length: 3" in shown
+
+
+@NEEDS_KEYTOOL
+def test_keytool_takes_our_truststore(files: Path) -> None:
+    path = files / "trust.p12"
+    store = Bundle((ROOT, ISSUING), friendly_names=("root", "issuing"))
+    path.write_bytes(write(store, Form.P12, STORE_PASSWORD.encode()))
+    shown = keytool(files, "-J-Duser.language=en", "-list", "-keystore", str(path))
+    assert shown.count("trustedCertEntry") == 2
+
+
+@NEEDS_KEYTOOL
+def test_we_read_keytool_s_pkcs12(files: Path) -> None:
+    path = files / "java.p12"
+    keytool(
+        files,
+        *("-genkeypair", "-alias", "dev", "-keyalg", "EC", "-groupname", "secp256r1", "-dname", "CN=java"),
+        *("-storetype", "PKCS12", "-keystore", str(path)),
+    )
+    found = read(path.read_bytes(), STORE_PASSWORD.encode())
+    assert found.friendly_names == ("dev",)
+    assert found.private_key is not None
+    assert [each.subject.rfc4514_string() for each in found.certificates] == ["CN=java"]
+
+
+def test_asn1crypto_reads_our_pkcs7() -> None:
+    data = write(Bundle(certificates=CHAIN, revocation_lists=(REVOCATION_LIST,)), Form.P7B)
+    content = cms.ContentInfo.load(data, strict=True)
+    signed = content["content"]
+    assert {each.chosen.dump() for each in signed["certificates"]} == {
+        each.public_bytes(Encoding.DER) for each in CHAIN
+    }
+    assert [each.chosen.dump() for each in signed["crls"]] == [REVOCATION_LIST.public_bytes(Encoding.DER)]
+    assert content.dump(force=True) == data
+
+
+def test_asn1crypto_reads_our_pkcs12() -> None:
+    store = pkcs12.Pfx.load(write(BUNDLE, Form.P12, PASSWORD), strict=True)
+    assert store["version"].native == "v3"
+    assert store["mac_data"]["mac"]["digest_algorithm"]["algorithm"].native == "sha256"
