@@ -1,5 +1,6 @@
 """A serial port for the length of a run: locked, and opened again when it vanishes because the chip resets."""
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable
@@ -46,11 +47,14 @@ class SerialLink:
         """
         try:
             self._serial.timeout = max(0.0, timeout_seconds)
-            first: bytes = self._serial.read(1)
-            return first + self._serial.read(self._serial.in_waiting) if first else b""
+            data: bytes = self._serial.read(1)
         except _LOST:
             self._reopen()
             return b""
+        if data:
+            with contextlib.suppress(*_LOST):  # the next read finds out
+                data += self._serial.read(self._serial.in_waiting)
+        return data
 
     def write(self, data: bytes) -> None:
         """Send `data`. It is lost when the port is: who needs it sends it again.
