@@ -181,9 +181,7 @@ class Sieve:
                     need = self._judge_partial(data, pos, body, stop)
                     if need:
                         break
-                    if self._dropping and start < pos:
-                        self._write(data[start:pos])
-                    start, pos = (end if self._dropping else start), end
+                    start, pos = self._pass_over(data, start, pos, end) if self._dropping else start, end
                     break
                 if kind == _PASS:
                     pos = stop
@@ -191,9 +189,7 @@ class Sieve:
                 if kind == _ASK:
                     instead = self._handler.packet(data[pos], data[body:stop])
                     if instead is not None:
-                        if start < pos:
-                            self._write(data[start:pos])
-                        start = stop
+                        start = self._pass_over(data, start, pos, stop)
                         if instead:
                             self._write(instead)
                     pos = stop
@@ -216,20 +212,22 @@ class Sieve:
                     if data[after]:
                         _no_alias(data, after, stop)
                 if not (topics.get(topic) or self._judge(topic, data[pos], data, after)):
-                    if start < pos:
-                        self._write(data[start:pos])
-                    start = stop
+                    start = self._pass_over(data, start, pos, stop)
                 pos = stop
         except Exception:
-            if start < pos:
-                self._write(data[start:pos])
+            self._pass_over(data, start, pos, end)
             self.stop()
             raise
-        if start < pos:
-            self._write(data if start == 0 and pos == end else data[start:pos])
+        self._pass_over(data, start, pos, end)
         if pos < end and not self._stopped:
             self._held = bytearray(data[pos:])
             self._need = need
+
+    def _pass_over(self, data: bytes, start: int, pos: int, stop: int) -> int:
+        """Write the run that ends at `pos`, and go on at `stop`: what is between stays behind."""
+        if start < pos:
+            self._write(data if start == 0 and pos == len(data) else data[start:pos])
+        return stop
 
     def _judge(self, topic: bytes, first: int, data: bytes, after: int) -> bool:
         """Whether a PUBLISH to `topic` goes through. Not found among the remembered, or remembered as refused."""
