@@ -68,7 +68,9 @@ def devices(
     if model is not None:
         where, parameters = f"{where} AND model = ?", [*parameters, model]
     if state is not None:
-        where, parameters = f"{where} AND state = ?", [*parameters, state.value]
+        # The second term, true as it is, lets the planner use the partial index.
+        term = "state = ?" if state is DeviceState.ACTIVE else "state = ? AND state <> 'active'"
+        where, parameters = f"{where} AND {term}", [*parameters, state.value]
     sql = _select("device", rows.DEVICE_COLUMNS, f"WHERE {where} ORDER BY id LIMIT {_bounded(limit)}")
     return [rows.device_of(row) for row in db.execute(sql, parameters)]
 
@@ -103,7 +105,7 @@ def enrollment_facts(db: sqlite3.Connection, device_id: str, token_id: str | Non
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     found = token(db, token_id) if token_id is not None else None
     if row:
-        its_model = rows.model_of(*row[_DEVICE_END:])
+        its_model: Model | None = rows.model_of(*row[_DEVICE_END:])
     else:
         its_model = model(db, found.model) if found is not None and found.model is not None else None
     return EnrollmentFacts(

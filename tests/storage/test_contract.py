@@ -112,7 +112,9 @@ class TestReads:
         await registry.commit(change(*writes))
         assert await registry.enrollment_facts("cam-7", "t1") == EnrollmentFacts(cam, MODEL, (cert,), tok)
         assert await registry.enrollment_facts("cam-7", None) == EnrollmentFacts(cam, MODEL, (cert,), None)
-        assert await registry.enrollment_facts("cam-8", "t1") == EnrollmentFacts(None, None, (), tok)
+        # The device is unknown: the model is the token's.
+        assert await registry.enrollment_facts("cam-8", "t1") == EnrollmentFacts(None, MODEL, (), tok)
+        assert await registry.enrollment_facts("cam-8", None) == EnrollmentFacts(None, None, (), None)
 
     async def test_holder_facts(self, registry: Registry) -> None:
         cam, st = device("cam-7"), station("cam-7")
