@@ -2,6 +2,7 @@ import asyncio
 import gc
 import hashlib
 import os
+import socket
 import ssl
 import weakref
 from pathlib import Path
@@ -34,7 +35,7 @@ async def test_it_tells_what_applications_ask() -> None:
         assert application.peer.address == "127.0.0.1"
         assert transport.get_extra_info("peername")[0] == "127.0.0.1"
         assert transport.get_extra_info("sockname")[1] == stage.port
-        assert transport.get_extra_info("socket") is not None
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert transport.get_extra_info("sslcontext")
         assert transport.get_extra_info("nonsense", 7) == 7
         assert transport.get_protocol() is application
@@ -147,11 +148,14 @@ async def test_a_peer_that_does_not_read_is_not_buffered_for() -> None:
         client = await connected(stage.port, receive_buffer=4096)
         application = await stage.application()
         flood, sent = os.urandom(1 << 16), 0
+        paused = asyncio.create_task(application.bell.until(lambda: application.writing_paused))
         while not application.writing_paused:
             client.send(flood)
             sent += len(flood)
-            async with asyncio.timeout(PATIENCE_S):
-                await client.writer.drain()
+            taken = asyncio.create_task(client.writer.drain())
+            await asyncio.wait({taken, paused}, return_when=asyncio.FIRST_COMPLETED)
+            taken.cancel()
+        await paused
         high = application.transport.get_write_buffer_limits()[1]
         assert application.transport.get_write_buffer_size() <= high + READ_SIZE + SLICE_SIZE
         assert not application.transport.is_reading()
