@@ -23,6 +23,8 @@ LOCK_WAIT_SECONDS = 10.0  # for another process's batch of writes, which takes m
 LOCK_RETRY_SECONDS = 0.0005
 BUSY_WAIT_SECONDS = 5.0  # for a program that writes without our lock, such as a sqlite3 shell
 STATEMENTS_CACHED = 256
+WRITER_CACHE_KIB = 65_536  # new certificates land on random pages of their indices: at a million they should be at hand
+CHECKPOINT_PAGES = 4_000  # 16 MB of log: a page that many commits touch is written back once for all of them
 
 _WIDER_THAN_OWNER = 0o077
 
@@ -143,6 +145,8 @@ def _open_and_migrate(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")  # in WAL mode: an fsync of the log at each commit
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         _migrate(db, path)
     except BaseException:
         db.close()

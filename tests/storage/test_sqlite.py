@@ -225,7 +225,7 @@ async def test_listing_devices_by_state_or_model_uses_an_index(registry: SqliteR
     def plan(db: sqlite3.Connection, where: str) -> str:
         return " ".join(str(row[3]) for row in db.execute(f"{base} {where} ORDER BY id LIMIT 5", ["", "x"]))
 
-    for where, index in (("model = ?", "device_by_model"), ("state = ?", "device_by_state")):
+    for where, index in (("model = ?", "device_by_model"), ("state = ? AND state <> 'active'", "device_by_state")):
         steps = await registry._writer.run(plan, where)
         assert index in steps
         assert "TEMP B-TREE" not in steps
