@@ -1,5 +1,6 @@
 """`fleet init`: a new home."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -50,4 +51,5 @@ def init(home: Path, name: str, hosts: tuple[str, ...], output: str) -> None:
         output,
     )
     if output == "table":
-        click.echo(f"\nNext: fleet serve --home {made.path}\nKeep {made.root_key} safe, best offline.", err=True)
+        home_word = shlex.quote(str(home))
+        click.echo(f"\nNext: fleet serve --home {home_word}\nKeep {made.root_key} safe, best offline.", err=True)
