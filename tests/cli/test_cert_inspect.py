@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from fleet.cli.cert import cert
@@ -165,6 +165,13 @@ def test_a_request_that_would_be_refused_says_why() -> None:
     (request,) = facts("-", data=bytes(damaged))["requests"]
     assert request["accepted"] is False
     assert "does not verify" in request["problems"][0]
+
+
+def test_a_weak_key_is_told() -> None:
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - the very point
+    described = facts("-", data=write(Bundle(private_key=key), Form.PEM))["private_key"]["key_type"]
+    assert described.startswith("RSA-1024 (refused here: ")
+    assert facts("-", data=write(Bundle(private_key=key), Form.PEM))["private_key"]["matches_certificate"] is None
 
 
 def test_keys_held_elsewhere_are_named() -> None:

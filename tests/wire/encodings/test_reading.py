@@ -248,14 +248,26 @@ def with_rounds(data: bytes, rounds: int) -> bytes:
     outer = der.only_element(data, der.SEQUENCE)
     last = [each for each in der.walk(outer) if each.tag == 0x02][-1]
 
-    def rebuilt(element: der.Element) -> bytes:
-        if element == last:
-            return der.encode_element(0x02, b"\0" + rounds.to_bytes(4))
-        if element.tag != der.SEQUENCE:
-            return element.whole
-        return der.encode_element(element.tag, b"".join(rebuilt(child) for child in der.children(element)))
+    return rebuilt(outer, last, der.encode_element(0x02, b"\0" + rounds.to_bytes(4)))
 
-    return rebuilt(outer)
+
+def rebuilt(element: der.Element, old: der.Element, new: bytes) -> bytes:
+    """`element` encoded again with `new` in the place of `old`."""
+    if element == old:
+        return new
+    if element.tag != der.SEQUENCE:
+        return element.whole
+    return der.encode_element(element.tag, b"".join(rebuilt(child, old, new) for child in der.children(element)))
+
+
+def test_a_short_initialisation_vector_is_no_crash() -> None:
+    """The library's Rust half panics over it; here it is a damaged file like any other."""
+    locked = KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(PASSWORD))
+    outer = der.only_element(locked, der.SEQUENCE)
+    vector = [each for each in der.walk(outer) if each.tag == der.OCTET_STRING][1]
+    assert len(vector.content) == 16
+    with pytest.raises(WrongPassword):
+        read(rebuilt(outer, vector, der.encode_element(der.OCTET_STRING, bytes(8))), PASSWORD)
 
 
 def test_counts_and_sizes_are_capped() -> None:
