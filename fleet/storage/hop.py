@@ -23,6 +23,8 @@ class Thread(aiosqlite.Connection):
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, iter_chunk_size=64)
+        # A process that is told to end ends, even when nobody closed this: what was not committed was not promised.
+        self._thread.daemon = True
 
     async def start(self) -> None:
         """Start the thread and connect. When that fails, the thread has ended by the time the error is raised."""
