@@ -1,0 +1,157 @@
+"""The agent's decisions, one by one: no clock, no socket."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from device_agent import core
+from device_agent.core import Link, Phase, View, Which, decide
+from device_agent.renewal import Lifetime
+
+NOW = datetime(2026, 1, 15, tzinfo=UTC)
+MONOTONIC = 1000.0
+GOOD = Lifetime(NOW - timedelta(days=10), NOW + timedelta(days=20))
+OLD = Lifetime(NOW - timedelta(days=40), NOW - timedelta(days=1))
+
+IDLE = View(
+    current=GOOD,
+    candidate=None,
+    link=Link.UP,
+    link_uses=Which.CURRENT,
+    phase=Phase.SERVING,
+    in_flight=0,
+    renewing=False,
+    renewal_due=False,
+    renewal_forced=False,
+    candidate_refused=False,
+    last_tried=None,
+    connect_at=0.0,
+    connecting_until=0.0,
+    renew_at=0.0,
+    prove_at=0.0,
+    quiescing_until=0.0,
+    promote_at=0.0,
+)
+DOWN = replace(IDLE, link=Link.DOWN, link_uses=None)
+
+
+def ask(view: View, now: datetime = NOW, monotonic: float = MONOTONIC) -> core.Decision:
+    return decide(view, now, monotonic)
+
+
+def test_nothing_to_do_is_a_tick() -> None:
+    assert ask(IDLE) == core.Wait(core.TICK_SECONDS)
+
+
+# Connecting
+
+
+def test_down_connects_with_what_there_is() -> None:
+    assert ask(DOWN) == core.Connect(Which.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=None, candidate=GOOD)) == core.Connect(Which.CANDIDATE, check_time=True)
+    assert isinstance(ask(replace(DOWN, current=None)), core.Wait)
+
+
+def test_down_waits_for_its_time() -> None:
+    assert ask(replace(DOWN, connect_at=MONOTONIC + 7)) == core.Wait(7)
+
+
+def test_the_candidate_comes_first_and_then_they_take_turns() -> None:
+    both = replace(DOWN, candidate=GOOD)
+    assert ask(both) == core.Connect(Which.CANDIDATE, check_time=True)
+    assert ask(replace(both, last_tried=Which.CANDIDATE)) == core.Connect(Which.CURRENT, check_time=True)
+    assert ask(replace(both, last_tried=Which.CURRENT)) == core.Connect(Which.CANDIDATE, check_time=True)
+
+
+def test_an_only_candidate_is_tried_again_and_again() -> None:
+    view = replace(DOWN, current=None, candidate=GOOD, last_tried=Which.CANDIDATE)
+    assert ask(view) == core.Connect(Which.CANDIDATE, check_time=True)
+
+
+def test_an_expired_certificate_is_still_tried() -> None:
+    assert ask(replace(DOWN, current=OLD)) == core.Connect(Which.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=GOOD, candidate=OLD)) == core.Connect(Which.CURRENT, check_time=True)
+
+
+@pytest.mark.parametrize("now", [datetime(1970, 1, 1, tzinfo=UTC), GOOD.not_before - timedelta(days=1)])
+def test_with_a_clock_that_is_not_set_dates_are_not_checked(now: datetime) -> None:
+    assert ask(DOWN, now) == core.Connect(Which.CURRENT, check_time=False)
+
+
+def test_a_connection_that_takes_too_long_is_given_up() -> None:
+    view = replace(IDLE, link=Link.CONNECTING, connecting_until=MONOTONIC + 5)
+    assert ask(view) == core.Wait(5)
+    assert ask(view, monotonic=MONOTONIC + 5) == core.HangUp()
+
+
+# Renewing
+
+
+def test_due_or_forced_renews() -> None:
+    assert ask(replace(IDLE, renewal_due=True)) == core.Renew()
+    assert ask(replace(IDLE, renewal_forced=True)) == core.Renew()
+
+
+def test_a_failed_renewal_waits_unless_it_is_forced() -> None:
+    later = replace(IDLE, renewal_due=True, renew_at=MONOTONIC + 9)
+    assert ask(later) == core.Wait(9)
+    assert ask(replace(later, renewal_forced=True)) == core.Renew()
+
+
+def test_it_renews_while_down_too() -> None:
+    """An expired certificate may be refused by the gateway and still be renewed by the EST server."""
+    view = replace(DOWN, current=OLD, renewal_due=True, connect_at=MONOTONIC + 60)
+    assert ask(view) == core.Renew()
+
+
+def test_one_renewal_at_a_time() -> None:
+    assert isinstance(ask(replace(IDLE, renewal_due=True, renewing=True)), core.Wait)
+
+
+def test_a_candidate_nobody_has_judged_is_not_overwritten() -> None:
+    view = replace(DOWN, candidate=GOOD, renewal_due=True, connect_at=MONOTONIC + 60)
+    assert isinstance(ask(view), core.Wait)
+
+
+@pytest.mark.parametrize("view", [replace(IDLE, candidate=GOOD, candidate_refused=True), replace(IDLE, candidate=OLD)])
+def test_a_candidate_that_is_no_use_is_overwritten(view: View) -> None:
+    assert ask(replace(view, renewal_due=True)) == core.Renew()
+
+
+# Proving
+
+
+def test_a_candidate_is_proven_beside_the_working_connection() -> None:
+    view = replace(IDLE, candidate=GOOD)
+    assert ask(view) == core.Quiesce()
+    assert ask(replace(view, prove_at=MONOTONIC + 3)) == core.Wait(3)
+    assert isinstance(ask(replace(view, renewing=True)), core.Wait)
+
+
+def test_in_flight_messages_are_waited_for() -> None:
+    view = replace(IDLE, candidate=GOOD, phase=Phase.QUIESCING, in_flight=2, quiescing_until=MONOTONIC + 4)
+    assert ask(view) == core.Wait(4)
+    assert ask(replace(view, in_flight=0)) == core.Prove(check_time=True)
+
+
+def test_the_session_is_not_taken_over_with_acknowledgements_on_their_way() -> None:
+    view = replace(IDLE, candidate=GOOD, phase=Phase.QUIESCING, in_flight=1, quiescing_until=MONOTONIC)
+    assert ask(view) == core.AbandonProof()
+
+
+def test_a_connection_lost_while_quiescing_ends_the_proof() -> None:
+    assert ask(replace(DOWN, candidate=GOOD, phase=Phase.QUIESCING)) == core.AbandonProof()
+
+
+def test_a_proof_without_an_answer_is_abandoned() -> None:
+    view = replace(IDLE, candidate=GOOD, phase=Phase.PROVING, connecting_until=MONOTONIC + 5)
+    assert ask(view) == core.Wait(5)
+    assert ask(view, monotonic=MONOTONIC + 5) == core.AbandonProof()
+
+
+def test_a_candidate_that_connected_is_promoted() -> None:
+    view = replace(IDLE, candidate=GOOD, link_uses=Which.CANDIDATE)
+    assert ask(view) == core.Promote()
+    assert ask(replace(view, promote_at=MONOTONIC + 2)) == core.Wait(2)
+    assert ask(replace(view, renewal_due=True, promote_at=MONOTONIC + 2)) == core.Wait(2)
