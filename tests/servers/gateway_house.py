@@ -23,11 +23,19 @@ from fleet.servers.gateway.upstream import Factory
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.wire.mqtt.codes import V311, PacketType
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
 
 PATIENCE = 15.0  # seconds for what must happen; far beyond what it takes
 
 MODEL = Model("cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("devices/{id}/down/#", "news/+"))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns when `condition()` holds: for what another task does and tells nobody."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  there is no event to wait for
+            await asyncio.sleep(0)  # every other task gets its turn
 
 
 def now() -> datetime:
@@ -267,3 +275,15 @@ async def house(
         with suppress(asyncio.CancelledError):
             await run
         await own.close()
+
+
+async def refused(wire: Wire, version: int) -> int:
+    """The code of the CONNACK that is the last thing to come."""
+    (packet,) = await wire.until_closed()
+    assert packet.type is PacketType.CONNACK
+    return decode_connack(packet.body, version).code
+
+
+def up(device: str, payload: bytes = b"x", version: int = V311, qos: int = 0) -> bytes:
+    """A PUBLISH that the device may send."""
+    return encode_publish(Publish(f"devices/{device}/up/t", payload, qos, 1 if qos else 0), version)

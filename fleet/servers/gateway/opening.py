@@ -13,6 +13,7 @@ REASON: dict[str, Reason] = {
     "device-suspended": Reason.BANNED,
     "device-revoked": Reason.BANNED,
     "device-retired": Reason.BANNED,
+    "certificate-revoked": Reason.BANNED,
 }
 """What CONNACK says for a refusal's code; NOT_AUTHORIZED for any other."""
 

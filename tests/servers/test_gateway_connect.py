@@ -1,0 +1,226 @@
+"""CONNECT at the gateway: what the broker gets of it, and who is refused with which code."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.device import DeviceState
+from fleet.domain.peer import Peer
+from fleet.servers.gateway import Limits
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
+from fleet.wire.mqtt.fields import encode_varint
+from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
+from tests.servers.gateway_house import (
+    PATIENCE,
+    FakeBroker,
+    credential,
+    house,
+    peer_of,
+    populate,
+    refused,
+    up,
+)
+
+VERSIONS = pytest.mark.parametrize("version", [V311, V5])
+
+
+# CONNECT
+
+
+@VERSIONS
+async def test_the_broker_gets_the_identity_that_the_certificate_proves(tmp_path: Path, version: int) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        will = Will("devices/cam-1/up/gone", b"gone", 1, True)
+        properties = (
+            ((Property.TOPIC_ALIAS_MAXIMUM, 9), (Property.SESSION_EXPIRY_INTERVAL, 60)) if version == V5 else ()
+        )
+        asked = Connect(version, "cam-1", False, 33, will, "root", b"secret", properties)
+        wire = await h.dial(cam)
+        wire.send(encode_connect(asked))
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        got = decode_connect((await side.packet()).body)
+        kept = ((Property.SESSION_EXPIRY_INTERVAL, 60),) if version == V5 else ()
+        assert got == Connect(version, "cam-1", False, 33, will, "cam-1", None, kept)
+
+
+async def test_connect_byte_by_byte_with_packets_behind_it(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        stream = encode_connect(Connect(V311, "cam-1")) + up("cam-1") * 3
+        wire = await h.dial(cam)
+        for byte in stream:
+            wire.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        assert (await side.packet()).type is PacketType.CONNECT
+        for _ in range(3):
+            assert (await side.packet()).encode() == up("cam-1")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xc0\x00", b"\x30\x04\x00\x01tx", b"\x20\x02\x00\x00", b"GET / HTTP/1.1\r\n\r\n", b"\x00", b"\x16\x03\x01"],
+)
+async def test_anything_but_connect_first(tmp_path: Path, data: bytes) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(data)
+        assert await wire.until_closed() == []
+        assert h.gateway.stats["mqtt.session.not-connect"] == 1
+        assert h.gateway.sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "counter"),
+    [
+        (b"\x10\xff\xff\xff\x7f", "mqtt.session.too-large"),
+        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1), "mqtt.session.too-large"),
+        (b"\x10\x80\x80\x80\x80", "mqtt.session.malformed"),
+    ],
+)
+async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
+    tmp_path: Path, data: bytes, counter: str
+) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(data)
+        assert await wire.until_closed() == []
+        assert h.gateway.stats[counter] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "version", "code"),
+    [
+        (b"\x00\x04MQTT\x06\x02\x00\x3c\x00\x05cam-1", V5, Reason.UNSUPPORTED_PROTOCOL_VERSION),
+        (b"\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x05cam-1", V311, 1),
+        (b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x05cam", V311, 5),
+        (b"\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x02\xff\xff", V5, Reason.MALFORMED_PACKET),
+    ],
+)
+async def test_connects_that_cannot_be_read(tmp_path: Path, body: bytes, version: int, code: int) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(bytes((0x10, len(body))) + body)
+        assert await refused(wire, version) == code
+
+
+async def test_no_connect_in_time(tmp_path: Path) -> None:
+    async with house(tmp_path, limits=Limits(connect_seconds_max=0.05)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(b"\x10")
+        assert await wire.until_closed() == []
+        assert h.gateway.stats["mqtt.session.connect-timeout"] == 1
+
+
+# Who is refused
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 2), (V5, Reason.CLIENT_IDENTIFIER_NOT_VALID)])
+@pytest.mark.parametrize("client_id", ["cam-2", "", "#", "CAM-1"])
+async def test_a_client_id_of_somebody_else(tmp_path: Path, version: int, code: int, client_id: str) -> None:
+    async with house(tmp_path) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        theirs, their_side = await h.live(two)
+        wire = await h.dial(one)
+        wire.send(encode_connect(Connect(version, client_id)))
+        assert await refused(wire, version) == code
+        row = (await h.registry.audit())[-1].entry
+        assert (row.actor, row.outcome) == ("device cam-1", "client-id-mismatch")
+        # Nor has the device of that name noticed anything.
+        theirs.send(up("cam-2"))
+        assert (await their_side.packet()).encode() == up("cam-2")
+        assert h.gateway.sessions == 1
+        assert h.broker.sessions.empty()
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.NOT_AUTHORIZED)])
+async def test_a_stranger(tmp_path: Path, version: int, code: int) -> None:
+    async with house(tmp_path) as h:
+        await populate(h.registry, "cam-1")
+        for peer in (peer_of(credential("cam-1")), Peer("127.0.0.1")):
+            wire = await h.dial(peer)
+            wire.send(encode_connect(Connect(version, "cam-1")))
+            assert await refused(wire, version) == code
+        assert h.gateway.stats["mqtt.connect.certificate-unknown"] == 1
+        assert h.gateway.stats["mqtt.connect.no-certificate"] == 1
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
+async def test_a_suspended_device(tmp_path: Path, version: int, code: int) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1", state=DeviceState.SUSPENDED)
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(version, "cam-1")))
+        assert await refused(wire, version) == code
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.NOT_AUTHORIZED)])
+async def test_a_retained_will_to_another_devices_topic(tmp_path: Path, version: int, code: int) -> None:
+    async with house(tmp_path) as h:
+        cam, _ = await populate(h.registry, "cam-1", "cam-2")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(version, "cam-1", will=Will("devices/cam-2/up/t", b"x", 0, True))))
+        assert await refused(wire, version) == code
+        assert (await h.registry.audit())[-1].entry.outcome == "will-refused"
+
+
+async def test_an_authentication_method(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),))))
+        assert await refused(wire, V5) == Reason.BAD_AUTHENTICATION_METHOD
+
+
+async def test_version_5_before_a_broker_of_311(tmp_path: Path) -> None:
+    async with house(tmp_path, FakeBroker(speaks_v5=False)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1")))
+        assert await refused(wire, V5) == Reason.UNSUPPORTED_PROTOCOL_VERSION
+        await h.live(cam)
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 3), (V5, Reason.SERVER_UNAVAILABLE)])
+async def test_a_broker_that_is_not_there(tmp_path: Path, version: int, code: int) -> None:
+    async with house(tmp_path, FakeBroker(error=ConnectionRefusedError())) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(version, "cam-1")))
+        assert await refused(wire, version) == code
+        assert h.gateway.stats["mqtt.connect.broker-unreachable"] == 1
+
+
+@VERSIONS
+async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int) -> None:
+    async with house(tmp_path, limits=Limits(open_seconds_max=0.3)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        for closes in (True, False):
+            wire = await h.dial(cam)
+            wire.send(encode_connect(Connect(version, "cam-1")))
+            side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+            if closes:
+                side.transport.close()
+            assert await refused(wire, version) == (Reason.SERVER_UNAVAILABLE if version == V5 else 3)
+        assert h.gateway.stats["mqtt.connect.broker-lost"] == 1
+        assert h.gateway.stats["mqtt.connect.open-timeout"] == 1
+
+
+async def test_sessions_in_all_are_capped(tmp_path: Path) -> None:
+    async with house(tmp_path, limits=Limits(sessions_max=2)) as h:
+        one, two, three = await populate(h.registry, "cam-1", "cam-2", "cam-3")
+        first, _ = await h.live(one)
+        await h.live(two)
+        wire = await h.dial(three)
+        assert await wire.until_closed() == []
+        first.transport.close()
+        await h.count("mqtt.session.client-gone")
+        await h.live(three)

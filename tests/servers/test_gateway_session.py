@@ -1,0 +1,284 @@
+"""A live session: how it ends, rules that change under it, and flow control."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.changes import AddCredential, AddDevice, Change
+from fleet.domain.credential import CredentialState
+from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.services import revocation
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
+from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
+from tests.servers.gateway_house import (
+    MODEL,
+    PATIENCE,
+    FakeBroker,
+    House,
+    Wire,
+    credential,
+    house,
+    now,
+    operator,
+    populate,
+    refused,
+    until,
+    up,
+)
+
+VERSIONS = pytest.mark.parametrize("version", [V311, V5])
+
+
+# How it ends
+
+
+@VERSIONS
+async def test_a_clean_disconnect_reaches_the_broker(tmp_path: Path, version: int) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, version)
+        wire.send(up("cam-1", version=version) + acks.disconnect(version))
+        last = await side.until_closed()
+        assert [p.type for p in last] == [PacketType.PUBLISH, PacketType.DISCONNECT]
+        await wire.until_closed()
+        assert h.gateway.sessions == 0
+
+
+async def test_a_device_that_vanishes_leaves_its_will_to_the_broker(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam)
+        wire.send(up("cam-1")[:-1])  # half a packet
+        wire.transport.abort()
+        assert await side.until_closed() == []
+        assert not side.raw
+
+
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN))])
+async def test_a_broker_that_goes_away(tmp_path: Path, version: int, last: bytes) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, version)
+        side.transport.close()
+        await wire.until_closed()
+        assert wire.raw == last
+
+
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SESSION_TAKEN_OVER))])
+async def test_a_newer_session_takes_over(tmp_path: Path, version: int, last: bytes) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, version)
+        newer, newer_side = await h.live(cam, version)
+        await wire.until_closed()
+        await side.until_closed()
+        assert wire.raw == last
+        newer.send(up("cam-1", version=version))
+        assert (await newer_side.packet()).type is PacketType.PUBLISH
+        assert h.gateway.sessions == 1
+
+
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION))])
+@pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
+async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: bytes, how: object) -> None:
+    async with house(tmp_path) as h:
+        cam, other = await populate(h.registry, "cam-1", "cam-2")
+        wire, side = await h.live(cam, version)
+        bystander, bystander_side = await h.live(other, version)
+        await how(h.registry, "cam-1", actor="operator", now=now())  # type: ignore[operator]
+        await wire.until_closed()
+        assert wire.raw == last
+        # The broker hears DISCONNECT, which drops the will.
+        assert [p.type for p in await side.until_closed()] == [PacketType.DISCONNECT]
+        again = await h.dial(cam)
+        again.send(encode_connect(Connect(version, "cam-1")))
+        assert await refused(again, version) == (Reason.BANNED if version == V5 else 5)
+        bystander.send(up("cam-2", version=version))
+        assert (await bystander_side.packet()).type is PacketType.PUBLISH
+
+
+async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await populate(h.registry, "cam-1")
+        await revocation.revoke(h.registry, "cam-1", actor="operator", now=now())
+        visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        assert decode_connect((await visit.packet()).body) == Connect(V311, "cam-1", True, 60, username="cam-1")
+        visit.send(b"\x20\x02\x00\x00")
+        assert (await visit.packet()).type is PacketType.DISCONNECT
+        await visit.until_closed()
+        await h.count("mqtt.purge.ok")
+
+
+async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
+    hurdle = asyncio.Event()
+    async with house(tmp_path, FakeBroker(hurdle=hurdle)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1")))
+        await until_opening(h)
+        await revocation.suspend(h.registry, "cam-1", actor="operator", now=now())
+        assert await refused(wire, V5) == Reason.BANNED
+        hurdle.set()
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        assert await side.until_closed() == []  # not even CONNECT
+        assert h.gateway.sessions == 0
+
+
+async def until_opening(h: House) -> None:
+    """Returns when the one session has been admitted and waits for its broker."""
+    await until(lambda: any(session.admission for session in h.gateway._table))
+
+
+async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        newer = credential("cam-1", CredentialState.ISSUED)
+        await h.registry.commit(Change(operator("issue"), (AddCredential(newer),)))
+        old, _ = await h.live(cam)
+        await h.live(newer)
+        await old.until_closed()
+        assert h.gateway.sessions == 1
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V311, "cam-1")))
+        assert await refused(wire, V311) == 5
+
+
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME))])
+async def test_a_session_ends_with_its_certificate(tmp_path: Path, version: int, last: bytes) -> None:
+    async with house(tmp_path) as h:
+        await h.registry.commit(Change(operator("x"), ()))
+        await populate(h.registry)
+        soon = credential("cam-1", ends=now() + timedelta(seconds=1.5))
+        device = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
+        await h.registry.commit(Change(operator("x"), (AddDevice(device), AddCredential(soon))))
+        wire, _ = await h.live(soon, version)
+        await wire.until_closed()
+        assert now() >= soon.not_after
+        assert wire.raw == last
+        assert h.gateway.stats["mqtt.session.certificate-expired"] == 1
+
+
+# Rules that change
+
+
+async def test_a_narrower_model_ends_the_sessions_that_hold_too_much(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        one, two, three = await populate(h.registry, "cam-1", "cam-2", "cam-3")
+        holder, holder_side = await h.live(one, V5)
+        holder.send(encode_subscribe(Subscribe(1, (Subscription("news/x"),)), V5))
+        await holder_side.packet()
+        willed, _ = await h.live(two, V5, will=Will("all/cam2", b"x"))
+        plain, plain_side = await h.live(three, V5)
+        plain.send(up("cam-3", version=V5))
+        await plain_side.packet()
+        await h.set_model(publish=("devices/{id}/up/other",), subscribe=("devices/{id}/down/#",))
+        for wire in (holder, willed):
+            await wire.until_closed()
+            assert wire.raw.endswith(acks.disconnect(V5, Reason.NOT_AUTHORIZED))
+        plain.send(up("cam-3", version=V5, qos=1))
+        assert (await plain.packet()).encode() == acks.acknowledge(acks.PUBACK, 1, V5, Reason.NOT_AUTHORIZED)
+        assert h.broker.models[0].publish == ("devices/{id}/up/other",)
+
+
+async def test_a_wider_model_holds_at_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, V5)
+        packet = encode_publish(Publish("extra/cam-1", b"", 1, 1), V5)
+        wire.send(packet)
+        assert (await wire.packet()).type is PacketType.PUBACK
+        seen = await h.registry.last_event()
+        await h.set_model(publish=("extra/{id}",))
+        await until(lambda: h.gateway._feed._heard > seen)
+        wire.send(packet)
+        assert (await side.packet()).encode() == packet
+
+
+async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> None:
+    hurdle = asyncio.Event()
+    async with house(tmp_path, FakeBroker(hurdle=hurdle)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1")))
+        await until_opening(h)
+        await h.set_model(publish=())
+        await until(lambda: any(session.stale for session in h.gateway._table))
+        hurdle.set()
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        await side.packet()
+        side.send(b"\x20\x03\x00\x00\x00")
+        await wire.packet()
+        wire.send(up("cam-1", version=V5, qos=1))
+        assert (await wire.packet()).type is PacketType.PUBACK
+
+
+# Flow control
+
+
+async def test_a_device_that_does_not_read_stops_the_broker(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam)
+        wire.transport.pause_reading()
+        message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
+        await until_clogged(side, message)
+        (session,) = h.gateway._table
+        assert session._device is not None
+        assert session._device._transport.get_write_buffer_size() < 1_000_000
+        wire.transport.resume_reading()
+        await wire.received(len(message) * 50)
+
+
+async def test_a_broker_that_does_not_read_stops_the_device(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam)
+        side.transport.pause_reading()
+        message = up("cam-1", bytes(60_000))
+        await until_clogged(wire, message)
+        (session,) = h.gateway._table
+        assert session._broker is not None
+        assert session._broker._transport.get_write_buffer_size() < 1_000_000
+        side.transport.resume_reading()
+        await side.received(len(message) * 50)
+
+
+async def until_clogged(sender: Wire, message: bytes) -> None:
+    """Send until nothing is taken any more: what our side holds has stopped growing for a while."""
+    for _ in range(400):
+        sender.send(message)
+    size = -1
+    async with asyncio.timeout(PATIENCE):
+        while sender.transport.get_write_buffer_size() != size:
+            size = sender.transport.get_write_buffer_size()
+            await asyncio.sleep(0.2)
+    assert size > 0
+
+
+async def test_a_device_that_asks_and_does_not_read_the_answers(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, _ = await h.live(cam, V5)
+        wire.transport.pause_reading()
+        bad = encode_subscribe(Subscribe(1, tuple(Subscription(f"no/{n}") for n in range(900))), V5)
+        await until_clogged(wire, bad * 30)
+        (session,) = h.gateway._table
+        assert session._device is not None
+        assert session._device._transport.get_write_buffer_size() < 2_000_000
+
+
+async def test_close_tells_everybody(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        new, _ = await h.live(one, V5)
+        waiting = await h.dial(two)
+        await h.gateway.close()
+        await new.until_closed()
+        assert new.raw == acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN)
+        assert await waiting.until_closed() == []
+        assert h.gateway.sessions == 0
