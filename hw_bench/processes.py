@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hw_bench.clock import process_tree
@@ -22,10 +23,31 @@ class BenchError(Exception):
     """A measurement could not be taken; the text says why, for a person."""
 
 
-def pick_cores() -> tuple[int, int]:
-    """(server's core, load's core): two that this process may use, or the same one twice when it has but one."""
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Who runs where."""
+
+    server: tuple[int, ...]
+    load: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.server, *self.load}))
+
+    @property
+    def apart(self) -> bool:
+        """Whether server and load never meet on one core."""
+        return not set(self.server) & set(self.load)
+
+    def together(self) -> "Cores":
+        """The same cores for everybody: the system places each process."""
+        return Cores(self.all, self.all)
+
+
+def pick_cores() -> Cores:
+    """A core for the server and one for the load, of those that this process may use; the same one if it has but one."""
     allowed = sorted(os.sched_getaffinity(0))
-    return allowed[0], allowed[min(1, len(allowed) - 1)]
+    return Cores((allowed[0],), (allowed[min(1, len(allowed) - 1)],))
 
 
 @contextlib.contextmanager

@@ -31,7 +31,9 @@ class Turn:
     """0 to 1, whoever ran on it."""
     load_core_busy: float
     cores: int = 2
-    """How many cores the run had: 1 when server and load shared one."""
+    """How many cores the run had, in all."""
+    apart: bool = True
+    """Whether server and load had cores of their own."""
 
     @property
     def per_second(self) -> float:
@@ -51,7 +53,7 @@ class Turn:
     @property
     def load_bound(self) -> bool:
         """The load's core was full and the server's was not: it could have done more."""
-        return self.cores > 1 and self.load_core_busy > BUSY and self.server_core_busy < BUSY
+        return self.apart and self.load_core_busy > BUSY and self.server_core_busy < BUSY
 
     @property
     def idle(self) -> bool:
@@ -282,7 +284,7 @@ def _notes(turns: Sequence[Turn]) -> tuple[str, ...]:
     elif _most(turns, lambda turn: turn.idle):
         notes.append("neither core was full; per second says less than per CPU second")
     if turns and turns[0].cores == 1:
-        notes.append("server and load shared one core; per second says little")
+        notes.append("server and load had one core between them; per second says little")
     others = statistics.median(turn.others for turn in turns)
     if others > DISTURBED:
         notes.append(f"other programs took {others:.2f} cores; per second is too low")

@@ -3,6 +3,7 @@
 import os
 import platform
 import ssl
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from OpenSSL import SSL
 
 from hw_bench.clock import CoreTime, core_times, cpu_seconds
+from hw_bench.processes import Cores
 from hw_bench.report import Turn, merged
 
 WARM_UP_SECONDS = 0.3  # caches, allocators and Python's specialised bytecode settle in much less
@@ -54,11 +56,11 @@ class Contender:
     """Called before each act, outside the measurement, with the seconds that it will be given."""
 
 
-def take_turns(contenders: Sequence[Contender], plan: Plan, cores: tuple[int, int], progress: Progress) -> list[Turn]:
+def take_turns(contenders: Sequence[Contender], plan: Plan, cores: Cores, progress: Progress) -> list[Turn]:
     """`plan.rounds` turns of each, after a short one each that is thrown away.
 
     Within a round, each turn is cut into slices that alternate with those of the others: the machine's speed can change
-    within seconds. `cores` are the server's and the load's. Raises: whatever an act raises.
+    within seconds. Raises: whatever an act raises.
     """
     for contender in contenders:
         progress(f"warming up: {contender.name}")
@@ -80,13 +82,13 @@ def take_turns(contenders: Sequence[Contender], plan: Plan, cores: tuple[int, in
     return turns
 
 
-def _slice(contender: Contender, number: int, seconds: float, cores: tuple[int, int]) -> Turn:
+def _slice(contender: Contender, number: int, seconds: float, cores: Cores) -> Turn:
     """Clocks read, load applied, clocks read again."""
     contender.prepare(seconds)
     before = _Reading.of(contender)
     outcome = contender.act(seconds)
     after = _Reading.of(contender)
-    used = {core: after.cores[core].since(before.cores[core]) for core in set(cores)}
+    used = {core: after.cores[core].since(before.cores[core]) for core in cores.all}
     return Turn(
         contender=contender.name,
         round=number,
@@ -96,9 +98,10 @@ def _slice(contender: Contender, number: int, seconds: float, cores: tuple[int, 
         server_cpu=after.server - before.server,
         load_cpu=after.load - before.load,
         processes_cpu=sum(core.processes for core in used.values()),
-        server_core_busy=used[cores[0]].share_busy,
-        load_core_busy=used[cores[1]].share_busy,
+        server_core_busy=statistics.mean(used[core].share_busy for core in cores.server),
+        load_core_busy=statistics.mean(used[core].share_busy for core in cores.load),
         cores=len(used),
+        apart=cores.apart,
     )
 
 
@@ -115,16 +118,21 @@ class _Reading:
         return cls(time.monotonic(), server, load, core_times())
 
 
-def machine(cores: tuple[int, int]) -> dict[str, str]:
+def machine(cores: Cores) -> dict[str, str]:
     """What the figures were taken on."""
     model = next(
         (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
     return {
-        "machine": f"{model}, {os.cpu_count()} cores; server on core {cores[0]}, load on core {cores[1]}",
+        "machine": f"{model}, {os.cpu_count()} cores; {_places(cores)}",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "TLS": f"ours on {SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()}; the system's is {ssl.OPENSSL_VERSION}",
     }
+
+
+def _places(cores: Cores) -> str:
+    server, load = (", ".join(map(str, numbers)) for numbers in (cores.server, cores.load))
+    return f"server on core {server}, load on core {load}" if cores.apart else f"server and load on the same: {server}"
 
 
 def _cpuinfo() -> list[str]:

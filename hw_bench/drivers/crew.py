@@ -17,16 +17,18 @@ ANSWER_SECONDS_MAX = 60.0  # beyond the time an order is given
 
 
 class Crew:
-    """`size` processes of `python -m MODULE` on one core. A context manager: they are gone at its end.
+    """`size` processes of `python -m MODULE` on the same cores. A context manager: they are gone at its end.
 
-    with Crew("hw_bench.drivers.handshake", 3, config, core=1, folder=folder) as crew:
+    with Crew("hw_bench.drivers.handshake", 3, config, cores=(1,), folder=folder) as crew:
         answers = crew.order({"do": "run", "seconds": 3.0}, seconds=3.0)
     """
 
-    def __init__(self, module: str, size: int, config: Mapping[str, Any], *, core: int, folder: Path) -> None:
+    def __init__(
+        self, module: str, size: int, config: Mapping[str, Any], *, cores: tuple[int, ...], folder: Path
+    ) -> None:
         self._module = module
         self._configs = [{**config, "member": member, "members": size} for member in range(size)]
-        self._core = core
+        self._cores = cores
         self._folder = folder
         self._members: list[subprocess.Popen[bytes]] = []
         self._logs: list[Path] = []
@@ -63,7 +65,7 @@ class Crew:
     def _start(self, config: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
         log = self._folder / f"driver-{len(self._logs)}.log"
         self._logs.append(log)
-        with on_cores(self._core), log.open("wb") as errors:
+        with on_cores(*self._cores), log.open("wb") as errors:
             member = subprocess.Popen(
                 [sys.executable, "-m", self._module],
                 stdin=subprocess.PIPE,

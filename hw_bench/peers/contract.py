@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hw_bench.certificates import Certificates
+from hw_bench.processes import Cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +16,15 @@ class Ground:
     folder: Path
     """Empty at the start, private, removed at the end."""
     certificates: Certificates
-    server_core: int
-    load_core: int
+    cores: Cores
+
+    @property
+    def server_cores(self) -> tuple[int, ...]:
+        return self.cores.server
+
+    @property
+    def load_cores(self) -> tuple[int, ...]:
+        return self.cores.load
 
     def room(self, name: str) -> Path:
         """A new folder for one server."""
@@ -48,4 +56,4 @@ class Peer:
     missing: Callable[[], str | None]
     """Why it can't run here, or None."""
     start: Callable[[Ground], AbstractContextManager[Running]]
-    """Start it on `server_core` and stop it at the end of the block. Raises: BenchError."""
+    """Start it on the server's cores and stop it at the end of the block. Raises: BenchError."""

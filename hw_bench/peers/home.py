@@ -87,7 +87,7 @@ def serve(home: FleetHome, ground: Ground, *words: str) -> Iterator[Served]:
     ready, log = ground.folder / "ready.json", ground.folder / "fleet-serve.log"
     argv = [sys.executable, "-m", "fleet", "serve", "--home", str(home.path), "--ready-file", str(ready)]
     argv += ["--log-level", "warning", *ANY_PORTS, *words]
-    with running(argv, cores=(ground.server_core,), log=log) as process:
+    with running(argv, cores=ground.server_cores, log=log) as process:
         wait_until(ready.exists, "fleet serve", process, log)
         endpoints: dict[str, Any] = json.loads(ready.read_text())
         yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,))

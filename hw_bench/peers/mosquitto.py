@@ -67,7 +67,7 @@ def start(ground: Ground) -> Iterator[Running]:
     # From version 2.1 on, an access list that others may read is refused.
     (room / "acl").touch(mode=0o600)
     (room / "acl").write_text(access_text([Model("default")]))
-    with running([program("mosquitto") or "mosquitto", "-c", str(config)], cores=(ground.server_core,), log=log) as one:
+    with running([program("mosquitto") or "mosquitto", "-c", str(config)], cores=ground.server_cores, log=log) as one:
         wait_until(lambda: accepts(("127.0.0.1", port)), "mosquitto", one, log)
         yield Running("mosquitto", version(), ("127.0.0.1", port), (one.pid,), broker=str(room / "broker.sock"))
 

@@ -75,7 +75,7 @@ def start(ground: Ground) -> Iterator[Running]:
     )
     log = room / "output.log"
     argv = [program("nginx") or "nginx", "-p", str(room), "-c", str(room / "nginx.conf"), "-e", str(room / "error.log")]
-    with running(argv, cores=(ground.server_core,), log=log) as process:
+    with running(argv, cores=ground.server_cores, log=log) as process:
         wait_until(lambda: accepts(("127.0.0.1", port)), "nginx", process, log)
         yield Running("nginx", version(), ("127.0.0.1", port), (process.pid,))
 

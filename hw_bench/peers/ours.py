@@ -27,7 +27,7 @@ def start_listener(ground: Ground) -> Iterator[Running]:
     ready, log = room / "port", room / "output.log"
     argv = [sys.executable, "-m", "hw_bench.peers.listener_process"]
     argv += map(str, (certificates.anchors, certificates.server.certificate, certificates.server.key, ready))
-    with running(argv, cores=(ground.server_core,), log=log) as process:
+    with running(argv, cores=ground.server_cores, log=log) as process:
         wait_until(ready.exists, "the TLS listener", process, log)
         yield Running("fleet-tls", version(), ("127.0.0.1", int(ready.read_text())), (process.pid,))
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from hw_bench.certificates import make_certificates
 from hw_bench.peers.contract import Ground, Running
 from hw_bench.peers.registry import PEERS
-from hw_bench.processes import BenchError, pick_cores
+from hw_bench.processes import BenchError, Cores, pick_cores
 from hw_bench.report import Goal, Report, Turn, judge, ratio, summarise
 from hw_bench.turns import Plan, Progress, machine
 
@@ -45,10 +45,9 @@ class Findings:
 @contextlib.contextmanager
 def ground_for(devices: int = 1) -> Iterator[Ground]:
     """A private folder with certificates, and two cores; the folder is gone at the end."""
-    server_core, load_core = pick_cores()
     with tempfile.TemporaryDirectory(prefix="hw-bench-") as name:
         folder = Path(name)
-        yield Ground(folder, make_certificates(folder / "certificates", devices), server_core, load_core)
+        yield Ground(folder, make_certificates(folder / "certificates", devices), pick_cores())
 
 
 def start_peers(
@@ -82,7 +81,7 @@ def conclude(
     *,
     ratios_by: tuple[str, ...],
     goals: tuple[Goal, ...],
-    cores: tuple[int, int],
+    cores: Cores,
 ) -> Report:
     """The report of what was measured."""
     summaries = tuple(

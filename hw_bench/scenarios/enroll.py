@@ -46,7 +46,7 @@ class Enroll:
             served = stack.enter_context(serve(home, ground))
             crews = {name: stack.enter_context(self._crew(name, login, ground)) for name, login in logins.items()}
             contenders = [self._contender(name, crew, served) for name, crew in crews.items()]
-            cores = (ground.server_core, ground.load_core)
+            cores = ground.cores
             turns = take_turns(contenders, plan, cores, progress)
             progress("holding every certificate against the registry")
             received = [
@@ -62,7 +62,7 @@ class Enroll:
     def _crew(self, name: str, login: dict[str, str], ground: Ground) -> Crew:
         folder = ground.room(f"load-{name}")
         config = {**login, "tls": self.tls, "model": MODEL, "prefix": name}
-        return Crew("hw_bench.drivers.enroll", self.drivers, config, core=ground.load_core, folder=folder)
+        return Crew("hw_bench.drivers.enroll", self.drivers, config, cores=ground.load_cores, folder=folder)
 
     def _contender(self, name: str, crew: Crew, served: Served) -> Contender:
         host, port = served.est

@@ -40,9 +40,9 @@ class Handshakes:
             device = ground.certificates.devices[0]
             config = {"certificate": str(device.certificate), "key": str(device.key), "tls": self.tls}
             crew = stack.enter_context(
-                Crew("hw_bench.drivers.handshake", self.clients, config, core=ground.load_core, folder=ground.folder)
+                Crew("hw_bench.drivers.handshake", self.clients, config, cores=ground.load_cores, folder=ground.folder)
             )
-            cores = (ground.server_core, ground.load_core)
+            cores = ground.cores
             turns = take_turns([contender(server, crew) for server in servers], plan, cores, progress)
         findings = Findings(
             versions={server.name: server.version for server in servers},

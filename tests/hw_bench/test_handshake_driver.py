@@ -61,7 +61,7 @@ def test_a_crew_counts_together(server: Running, ground: Ground, tmp_path: Path)
     device = ground.certificates.devices[0]
     config = {"certificate": str(device.certificate), "key": str(device.key), "tls": "TLSv1.3"}
     host, port = server.address
-    with Crew("hw_bench.drivers.handshake", 2, config, core=ground.load_core, folder=tmp_path) as crew:
+    with Crew("hw_bench.drivers.handshake", 2, config, cores=ground.load_cores, folder=tmp_path) as crew:
         answers = crew.order({"do": "run", "host": host, "port": port, "seconds": 0.1}, 0.1)
         assert len(answers) == 2
         assert total(answers, "operations") >= 2
@@ -83,7 +83,7 @@ def test_what_a_crew_member_suffers_reaches_the_run(ground: Ground, tmp_path: Pa
     config = {"certificate": str(device.certificate), "key": str(device.key), "tls": "TLSv1.3"}
     with contextlib.ExitStack() as stack:
         crew = stack.enter_context(
-            Crew("hw_bench.drivers.handshake", 1, config, core=ground.load_core, folder=tmp_path)
+            Crew("hw_bench.drivers.handshake", 1, config, cores=ground.load_cores, folder=tmp_path)
         )
         with pytest.raises(BenchError, match="ConnectionRefusedError"):
             crew.order({"do": "run", "host": "127.0.0.1", "port": free_port(), "seconds": 0.1}, 0.1)
@@ -95,7 +95,7 @@ def test_a_crew_that_cannot_prepare_is_quoted(ground: Ground, tmp_path: Path) ->
     config = {"certificate": str(tmp_path / "none.pem"), "key": "", "tls": "TLSv1.3"}
     with (
         pytest.raises(BenchError, match=r"hw_bench.drivers.handshake ended: (.|\n)*OpenSSL"),
-        Crew("hw_bench.drivers.handshake", 2, config, core=ground.load_core, folder=tmp_path),
+        Crew("hw_bench.drivers.handshake", 2, config, cores=ground.load_cores, folder=tmp_path),
     ):
         pass
 
@@ -103,4 +103,4 @@ def test_a_crew_that_cannot_prepare_is_quoted(ground: Ground, tmp_path: Path) ->
 def _elsewhere(ground: Ground) -> Ground:
     folder = ground.folder / "elsewhere"
     folder.mkdir()
-    return Ground(folder, ground.certificates, ground.server_core, ground.load_core)
+    return Ground(folder, ground.certificates, ground.cores)

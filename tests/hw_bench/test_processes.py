@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hw_bench.clock import process_tree
-from hw_bench.processes import BenchError, accepts, free_port, on_cores, pick_cores, running, wait_until
+from hw_bench.processes import BenchError, Cores, accepts, free_port, on_cores, pick_cores, running, wait_until
 
 # A server with a child that ignores SIGTERM, as a careless one may have; it says "ready" when both are there.
 CARELESS = """
@@ -32,9 +32,18 @@ def test_what_is_started_on_a_core_stays_there(tmp_path: Path) -> None:
 
 def test_two_cores_when_there_are_two() -> None:
     allowed = sorted(os.sched_getaffinity(0))
-    assert pick_cores() == ((allowed[0], allowed[1]) if len(allowed) > 1 else (allowed[0], allowed[0]))
+    assert pick_cores() == Cores((allowed[0],), (allowed[min(1, len(allowed) - 1)],))
     with on_cores(allowed[0]):
-        assert pick_cores() == (allowed[0], allowed[0])
+        one = pick_cores()
+    assert one == Cores((allowed[0],), (allowed[0],))
+    assert not one.apart
+
+
+def test_cores_apart_and_together() -> None:
+    apart = Cores((0,), (1,))
+    assert apart.apart
+    assert apart.together() == Cores((0, 1), (0, 1))
+    assert not apart.together().apart
 
 
 def test_nothing_is_left_of_a_server_and_its_children(tmp_path: Path) -> None:

@@ -33,13 +33,19 @@ def test_a_turn_in_which_nothing_happened_divides_nothing_by_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("server", "load", "cores", "bound"),
-    [(0.5, 0.95, 2, True), (0.95, 0.95, 2, False), (0.95, 0.5, 2, False), (0.5, 0.5, 2, False), (0.5, 0.95, 1, False)],
+    ("server", "load", "apart", "bound"),
+    [
+        (0.5, 0.95, True, True),
+        (0.95, 0.95, True, False),
+        (0.95, 0.5, True, False),
+        (0.5, 0.5, True, False),
+        (0.5, 0.95, False, False),
+    ],
 )
 def test_the_load_is_the_bottleneck_when_its_core_alone_is_full(
-    server: float, load: float, cores: int, bound: bool
+    server: float, load: float, apart: bool, bound: bool
 ) -> None:
-    assert turn(server_core_busy=server, load_core_busy=load, cores=cores).load_bound is bound
+    assert turn(server_core_busy=server, load_core_busy=load, apart=apart).load_bound is bound
 
 
 def test_what_others_took_is_what_neither_server_nor_load_used() -> None:
@@ -135,4 +141,4 @@ def test_notes_name_what_disturbed_a_measurement() -> None:
     disturbed = summarise("a", "", [turn(server_core_busy=0.95, processes_cpu=1.7)])
     assert disturbed.notes == ("other programs took 0.30 cores; per second is too low",)
     alone = summarise("a", "", [turn(server_core_busy=0.95, cores=1)])
-    assert alone.notes == ("server and load shared one core; per second says little",)
+    assert alone.notes == ("server and load had one core between them; per second says little",)

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from hw_bench.processes import pick_cores
 from hw_bench.turns import Contender, Outcome, Plan, take_turns
 
-CORES = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
+CORES = pick_cores()
 
 
 def contender(name: str, seen: list[str]) -> Contender:
