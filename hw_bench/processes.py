@@ -45,7 +45,7 @@ class Cores:
 
 
 def pick_cores() -> Cores:
-    """A core for the server and one for the load, of those that this process may use; the same one if it has but one."""
+    """One for the server and one for the load, of those that this process may use; the same one if it has but one."""
     allowed = sorted(os.sched_getaffinity(0))
     return Cores((allowed[0],), (allowed[min(1, len(allowed) - 1)],))
 

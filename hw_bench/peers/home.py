@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.contract import Ground
 from hw_bench.processes import BenchError, running, wait_until
 
 MODEL = "default"  # every home has it; its devices publish under devices/{id}/up/
@@ -68,10 +68,6 @@ class Served:
     est: tuple[str, int]
     mqtt: tuple[str, int]
     pids: tuple[int, ...]
-
-    def running(self, name: str, version: str, address: tuple[str, int]) -> Running:
-        """One of its listeners as a measured server."""
-        return Running(name, version, address, self.pids)
 
 
 def make_home(ground: Ground) -> FleetHome:

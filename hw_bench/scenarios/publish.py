@@ -66,9 +66,7 @@ class Publish:
             devices = enroll_devices(home, served, ground, self.devices)
             progress("starting mosquitto")
             peer = stack.enter_context(mosquitto.start(replace(ground, certificates=_certificates(home, devices))))
-            gateway = Running(
-                "gateway", f"{version()}; {mosquitto.version()}", served.mqtt, served.pids, broker_socket(served)
-            )
+            gateway = served_gateway(served)
             contenders = [
                 stack.enter_context(self._contender(server, qos, devices, ground))
                 for qos in QOS
@@ -139,12 +137,18 @@ def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) 
     return identities
 
 
-def broker_socket(served: Served) -> str:
-    """Where the gateway's own mosquitto takes a subscriber. Raises: BenchError when it has none."""
+def served_gateway(served: Served) -> Running:
+    """The gateway with the mosquitto behind it, as one server. Raises: BenchError when there is no mosquitto."""
     names = [(Path("/proc") / str(pid) / "comm").read_text().strip() for pid in process_tree(served.pids)]
     if "mosquitto" not in names:
         raise BenchError("fleet serve started no mosquitto.")
-    return str(served.home.path / "run" / "broker.sock")
+    return Running(
+        "gateway",
+        f"{version()}; {mosquitto.version()}",
+        served.mqtt,
+        served.pids,
+        broker=str(served.home.path / "run" / "broker.sock"),
+    )
 
 
 def _certificates(home: FleetHome, devices: list[Identity]) -> Certificates:
