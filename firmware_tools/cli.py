@@ -7,16 +7,23 @@ from typing import BinaryIO
 
 import click
 
-from firmware_tools.message_json import message_from_json, message_to_json, vectors
 from fleet.wire.errors import WireError
-from fleet.wire.serial.frames import FrameReader, encode_frame
-from fleet.wire.serial.messages import decode, encode
+
+try:
+    from firmware_tools.message_json import message_from_json, message_to_json, vectors
+    from fleet.wire.serial.frames import FrameReader, encode_frame
+    from fleet.wire.serial.messages import decode, encode
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed. Install the extra: pip install 'fleet-front-door[station]'."
+    ) from error
 
 _READ_SIZE = 65536
 _JSON_SIZE_MAX = 64 * 1024
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fleet-front-door", prog_name="firmware-tools")
 def main() -> None:
     """Tools for boards that are provisioned over a serial line."""
 

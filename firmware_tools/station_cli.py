@@ -1,5 +1,6 @@
 """`fleet-station`: what the operator at the line runs."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,10 +18,16 @@ from device_agent.est_client import EstClient
 from firmware_tools.errors import LinkError, StationError, Stopped
 from firmware_tools.ledger import Ledger
 from firmware_tools.printing import plain, print_object, print_table
-from firmware_tools.serial_link import BAUD_DEFAULT, SerialLink, ports
-from firmware_tools.station import Job, Run, failure_code, station_name
-from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
-from fleet.wire.serial.dialogue.events import Order, Timing
+
+try:
+    from firmware_tools.serial_link import BAUD_DEFAULT, SerialLink, ports
+    from firmware_tools.station import Job, Run, failure_code, station_name
+    from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
+    from fleet.wire.serial.dialogue.events import Order, Timing
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error.name} is not installed. Install the extra: pip install 'fleet-front-door[station]'."
+    ) from error
 
 EXIT_REFUSED = 1
 EXIT_NO_BOARD = 3
@@ -33,7 +40,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fleet-front-door", prog_name="fleet-station")
 def main() -> None:
     """Provision boards at the factory: a key made on the board, a certificate from the fleet, proof of both."""
 
@@ -118,6 +126,8 @@ def provision(
                 say=_progress(),
                 timing=Timing(retransmit=retransmit),
             )
+            # A line that is shut down ends a run as Ctrl-C does: the board is told, the ledger has its row.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 print_object(asdict(run.provision()), output)
             except (DialogueError, EstError, StationError):

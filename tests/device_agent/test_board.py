@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent.agent_config import read_config, write_config
 from device_agent.board import Hardware, HomeBoard
 from device_agent.device_key import load_key
+from device_agent.enrollment import KEY_TYPES
 from device_agent.identity_store import IdentityStore
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.serial import messages as m
@@ -202,6 +203,12 @@ def test_a_kind_of_key_that_was_not_there(bench: Bench) -> None:
         board.make_key("pump/7", "EC-P256", False)
 
 
+@pytest.mark.parametrize("key_type", KEY_TYPES)
+def test_each_kind_of_key_is_made_and_proved(bench: Bench, key_type: str) -> None:
+    assert bench.run(order=replace(ORDER, key_type=key_type)).key_type == key_type
+    assert bench.state() == (m.PROVISIONED, "pump-7")
+
+
 def test_a_certificate_that_is_not_ours(bench: Bench) -> None:
     board = bench.boot()
     csr = board.make_key("pump-7", "EC-P256", False)
@@ -244,7 +251,7 @@ def test_a_home_made_by_hand_and_never_enrolled(bench: Bench) -> None:
 def test_a_damaged_home_is_refused_with_its_reason(bench: Bench) -> None:
     bench.run()
     (bench.home / "agent.toml").write_text("device_id = \n")
-    with pytest.raises(BoardRefused, match="agent.toml"):
+    with pytest.raises(BoardRefused, match=r"agent\.toml"):
         bench.boot().facts()
 
 

@@ -14,25 +14,19 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DEADLINE_SECONDS = 30.0
-
-# The command alone, so that these tests need nothing else of the agent.
-_EMULATE = """
-import click
-from device_agent.emulate import emulate
-group = click.Group(params=[click.Option(["--home"])])
-group.add_command(emulate)
-group()
-"""
 
 
 @contextmanager
 def board(home: Path, link: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """An emulated board on `link`, there when this returns, gone when the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _EMULATE, "--home", home, "emulate", "--pty", link, *options], stderr=subprocess.PIPE
+        [sys.executable, "-m", "device_agent", "--home", home, "emulate", "--pty", link, *options],
+        stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
     try:
@@ -81,15 +75,14 @@ class LocalAuthority:
         self.labels.append(label)
         csr = x509.load_der_x509_csr(csr_der)
         key = csr.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
         name = str(csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-        index = key.public_numbers().x.to_bytes(48, "big")
+        index = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if index not in self.issued:
             self.issued[index] = self._sign(name, "issuing", key, self._issuing_key, ca=False)
         return self.issued[index]
 
     def _sign(
-        self, name: str, issuer: str, key: ec.EllipticCurvePublicKey, by: ec.EllipticCurvePrivateKey, *, ca: bool
+        self, name: str, issuer: str, key: CertificatePublicKeyTypes, by: ec.EllipticCurvePrivateKey, *, ca: bool
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (

@@ -143,14 +143,15 @@ def test_a_station_killed_after_any_step_is_run_again(factory: Factory, tmp_path
     assert issued <= {row["certificate_serial"]}
 
 
-def test_ctrl_c_tells_the_board_and_exits_130(factory: Factory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_station_tells_the_board_and_exits_130(factory: Factory, tmp_path: Path, by: signal.Signals) -> None:
     with pty_port(tmp_path / "port") as port:
         process = subprocess.Popen(
             factory.command("--port", tmp_path / "port", "--device-id", "never"), stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
         received = port.read(DEADLINE_SECONDS) or b""  # its Hello
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         complaints = process.stderr.read()
         assert process.wait(DEADLINE_SECONDS) == 130
         while data := port.read(0):
@@ -258,3 +259,16 @@ def test_a_provisioned_boards_home_is_an_agents_home(factory: Factory, tmp_path:
 def _status(agent: list[str]) -> str:
     done = subprocess.run([*agent, "status", "-o", "json"], capture_output=True, text=True, check=False, timeout=10)
     return done.stdout
+
+
+@pytest.mark.parametrize("module", ["firmware_tools.station_cli", "firmware_tools.cli"])
+@pytest.mark.parametrize("missing", ["serial", "cobs", "cbor2"])
+def test_a_missing_extra_is_named(module: str, missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if module == "firmware_tools.cli" and missing == "serial":
+        assert done.returncode == 0  # it needs no port
+    else:
+        assert done.returncode == 1
+        assert f"{missing} is not installed" in done.stderr
+        assert "Traceback" not in done.stderr
