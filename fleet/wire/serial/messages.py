@@ -246,17 +246,7 @@ Request = Hello | MakeKey | ReadCsr | WriteBegin | WriteChunk | Install | Prove 
 Answer = Facts | CsrReady | CsrChunk | WriteReady | ChunkStored | Installed | Proof | Finished | Failed
 Body = Request | Answer
 
-REQUESTS: tuple[type[Request], ...] = (
-    Hello,
-    MakeKey,
-    ReadCsr,
-    WriteBegin,
-    WriteChunk,
-    Install,
-    Prove,
-    Finish,
-    Abort,
-)
+REQUESTS: tuple[type[Request], ...] = (Hello, MakeKey, ReadCsr, WriteBegin, WriteChunk, Install, Prove, Finish, Abort)
 ANSWERS: tuple[type[Answer], ...] = (
     Facts,
     CsrReady,
