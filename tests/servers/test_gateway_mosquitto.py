@@ -1,0 +1,265 @@
+"""The gateway before a real mosquitto, with paho on either side of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.changes import Change, Event, EventKind, SetModel
+from fleet.domain.credential import Credential
+from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
+from fleet.services import revocation
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType
+from fleet.wire.mqtt.connect import Connect, encode_connect
+from fleet.wire.mqtt.publish import decode_publish
+from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
+from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, house, now, operator, populate, until
+from tests.servers.paho_client import Paho
+
+PROGRAM = mosquitto_program()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
+VERSIONS = pytest.mark.parametrize("version", [V311, V5])
+
+
+class Street:
+    """A house before mosquitto, with clients that are closed at the end."""
+
+    def __init__(self, built: House, broker: Mosquitto, stack: AsyncExitStack) -> None:
+        self.house = built
+        self.broker = broker
+        self._stack = stack
+
+    async def device(self, held: Credential, version: int, *, clean: bool = True, will: str = "") -> Paho:
+        client = Paho(held.holder, version, clean=clean)
+        if will:
+            client.client.will_set(will, b"gone", 1, True)
+        assert await client.connect("127.0.0.1", await self.house.door(held)) == 0
+        self._stack.push_async_callback(client.close)
+        return client
+
+    async def backend(self, *filters: str) -> Paho:
+        client = Paho("backend", V311, transport="unix")
+        client.client.username_pw_set(BACKEND)
+        assert await client.connect(str(self.broker.socket)) == 0
+        self._stack.push_async_callback(client.close)
+        if filters:
+            await client.subscribe(*filters, qos=2)
+        return client
+
+
+@pytest.fixture
+async def street(tmp_path: Path) -> AsyncIterator[Street]:
+    assert PROGRAM is not None
+    async with AsyncExitStack() as stack:
+        broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+        stack.push_async_callback(broker.close)
+        built = await stack.enter_async_context(house(tmp_path, broker))
+        yield Street(built, broker, stack)
+
+
+@VERSIONS
+async def test_messages_of_every_qos_arrive_once_both_ways(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    device = await street.device(cam, version)
+    assert await device.subscribe("devices/cam-1/down/#", qos=2) == [2]
+    for qos in (0, 1, 2):
+        for n in range(20):
+            device.client.publish("devices/cam-1/up/t", f"{qos} {n}", qos)
+            backend.client.publish("devices/cam-1/down/t", f"{qos} {n}", qos)
+    expected = [f"{qos} {n}".encode() for qos in (0, 1, 2) for n in range(20)]
+    for client in (backend, device):
+        found = [(await client.message())[1] for _ in expected]
+        assert sorted(found) == sorted(expected)
+        assert client.messages.empty()
+
+
+@VERSIONS
+async def test_what_is_refused_never_arrives(street: Street, version: int) -> None:
+    one, two = await populate(street.house.registry, "cam-1", "cam-2")
+    backend = await street.backend("#")
+    device = await street.device(one, version)
+    failure = 0x87 if version == V5 else 0x80
+    asked = ("#", "+/x", "$SYS/#", "$share/g/other", "news/a", "devices/cam-2/down/#", "$share/g/news/b")
+    codes = await device.subscribe(*asked)
+    assert codes == [failure, failure, failure, failure, 1, failure, 1]
+    await street.device(two, version)
+    if version == V5:
+        assert await device.publish("devices/cam-2/up/t", b"forged", 1) == 0x87
+        await device.publish("devices/cam-2/up/t", b"forged", 2)  # paho overlooks the reason in a PUBREC
+        device.client.publish("devices/cam-2/up/t", b"forged", 0)
+    else:
+        device.client.publish("devices/cam-2/up/t", b"forged", 1)
+        await device.got(device.disconnected)
+        device = await street.device(one, version)
+    await device.publish("devices/cam-1/up/t", b"true")
+    assert await backend.message() == ("devices/cam-1/up/t", b"true")
+
+
+@VERSIONS
+async def test_retained_messages(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend()
+    await backend.publish("news/today", b"sun", 1, retain=True)
+    device = await street.device(cam, version)
+    await device.subscribe("news/+")
+    found = await device.got(device.messages)
+    assert (found.payload, found.retain) == (b"sun", 1)
+    await device.publish("devices/cam-1/up/state", b"on", 1, retain=True)
+    await backend.subscribe("devices/+/up/state")
+    assert (await backend.got(backend.messages)).retain == 1
+
+
+@VERSIONS
+async def test_a_will_is_published_when_the_device_vanishes(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    device = await street.device(cam, version, will="devices/cam-1/up/gone")
+    device.vanish()
+    assert await backend.message() == ("devices/cam-1/up/gone", b"gone")
+
+
+@VERSIONS
+async def test_a_revoked_device_is_cut_off_and_leaves_no_will(street: Street, version: int) -> None:
+    one, two = await populate(street.house.registry, "cam-1", "cam-2")
+    backend = await street.backend("#")
+    device = await street.device(one, version, will="devices/cam-1/up/gone")
+    other = await street.device(two, version)
+    await revocation.revoke(street.house.registry, "cam-1", actor="operator", now=now())
+    code = await device.got(device.disconnected)
+    assert code == (0x98 if version == V5 else 0x80)
+    again = Paho("cam-1", version)
+    assert await again.connect("127.0.0.1", await street.house.door(one)) >= 0x80
+    await street.house.count("mqtt.purge.ok")
+    await other.publish("devices/cam-2/up/t", b"last")
+    assert await backend.message() == ("devices/cam-2/up/t", b"last")
+    await again.close()
+
+
+@VERSIONS
+async def test_shared_subscriptions_share(street: Street, version: int) -> None:
+    held = await populate(street.house.registry, "cam-1", "cam-2")
+    devices = [await street.device(one, version) for one in held]
+    for device in devices:
+        assert await device.subscribe("$share/g/news/x") == [1]
+    backend = await street.backend()
+    for n in range(40):
+        await backend.publish("news/x", str(n).encode())
+    await until(lambda: sum(device.messages.qsize() for device in devices) == 40)
+    assert all(not device.messages.empty() for device in devices)
+
+
+@VERSIONS
+async def test_messages_wait_for_a_device_that_is_away(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    first = await street.device(cam, version, clean=False)
+    await first.subscribe("devices/cam-1/down/#")
+    await first.close()
+    await street.house.count("mqtt.session.client-disconnected")
+    backend = await street.backend()
+    for n in range(30):
+        await backend.publish("devices/cam-1/down/t", str(n).encode())
+    second = await street.device(cam, version, clean=False)
+    assert [(await second.message())[1] for _ in range(30)] == [str(n).encode() for n in range(30)]
+
+
+@VERSIONS
+async def test_huge_payloads(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    device = await street.device(cam, version)
+    await device.subscribe("devices/cam-1/down/#")
+    payload = bytes(range(256)) * 16_384  # 4 MiB
+    await device.publish("devices/cam-1/up/blob", payload)
+    assert (await backend.message())[1] == payload
+    await backend.publish("devices/cam-1/down/blob", payload)
+    assert (await device.message())[1] == payload
+
+
+async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend()
+    slow = await raw_session(street, cam)
+    slow.transport.pause_reading()
+    payload = bytes(20_000)
+    for n in range(400):
+        backend.client.publish("devices/cam-1/down/t", n.to_bytes(2, "big") + payload, 1)
+    for _ in range(400):
+        await backend.got(backend.pubacks)
+    (session,) = street.house.gateway._table
+    assert session._device is not None
+    assert session._device._transport.get_write_buffer_size() < 1_000_000
+    slow.transport.resume_reading()
+    for n in range(400):
+        packet = await slow.packet()
+        publish = decode_publish(packet.first, packet.body, V311)
+        assert publish.payload[:2] == n.to_bytes(2, "big")
+        slow.send(acks.acknowledge(acks.PUBACK, publish.packet_id, V311))
+
+
+async def raw_session(street: Street, cam: Credential) -> Wire:
+    """A session that has subscribed to its downlink with QoS 1."""
+    wire = await street.house.dial(cam)
+    wire.send(encode_connect(Connect(V311, cam.holder)))
+    wire.send(encode_subscribe(Subscribe(1, (Subscription(f"devices/{cam.holder}/down/#", 1),)), V311))
+    assert (await wire.packet()).type is PacketType.CONNACK
+    assert (await wire.packet()).type is PacketType.SUBACK
+    return wire
+
+
+async def test_a_wider_model_reaches_the_second_wall_too(street: Street) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend("#")
+    device = await street.device(cam, V5)
+    assert await device.publish("extra/cam-1", b"no") == 0x87
+    model = SetModel(type(MODEL)(MODEL.name, publish=("extra/{id}",), subscribe=("more/{model}/#",)))
+    await street.house.registry.commit(
+        Change(operator("model.set"), (model,), (Event(EventKind.MODEL_CHANGED, MODEL.name),))
+    )
+    seen = await street.house.registry.last_event()
+    await until(lambda: street.house.gateway._feed._heard >= seen)
+    assert await device.publish("extra/cam-1", b"yes") in (0, 0x10)
+    assert await backend.message() == ("extra/cam-1", b"yes")
+    assert await device.subscribe("more/cam2/#") == [1]
+    await backend.publish("more/cam2/x", b"down")
+    assert await device.message() == ("more/cam2/x", b"down")
+
+
+async def test_the_second_wall_holds_by_itself(street: Street) -> None:
+    """A client that came around the gateway, under a device's name, gets no further than that device."""
+    backend = await street.backend("#")
+    intruder = Paho("cam-1", V5, transport="unix")
+    intruder.client.username_pw_set("cam-1")
+    assert await intruder.connect(str(street.broker.socket)) == 0
+    await intruder.subscribe("#", "devices/cam-1/down/#", qos=0)
+    assert await intruder.publish("devices/cam-2/up/t", b"forged") == 0x87
+    await backend.publish("devices/cam-2/down/t", b"not yours")
+    await backend.publish("devices/cam-1/down/t", b"yours")
+    assert await intruder.message() == ("devices/cam-1/down/t", b"yours")
+    await intruder.close()
+
+
+async def test_a_broker_that_dies_comes_back(street: Street) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    device = await street.device(cam, V5)
+    process = street.broker.child._process
+    assert process is not None
+    process.kill()
+    assert await device.got(device.disconnected) == 0x8B
+    await until(lambda: street.broker.child.restarts)
+    again = await street.device(cam, V5)
+    assert await again.publish("devices/cam-1/up/t", b"x") in (0, 0x10)
+
+
+async def test_garbage_after_connect_ends_one_session_only(street: Street) -> None:
+    bad, good = await populate(street.house.registry, "cam-1", "cam-2")
+    device = await street.device(good, V5)
+    for garbage in (b"\x00", b"\x30\xff\xff\xff\xff", b"\x82\x02\x00\x01", b"\x36\x00", b"\x10\x00", b"\xf0\x00"):
+        wire = await raw_session(street, bad)
+        wire.send(garbage)
+        await wire.until_closed()
+    assert await device.publish("devices/cam-2/up/t", b"x") in (0, 0x10)
+    await asyncio.wait_for(until(lambda: street.house.gateway.sessions == 1), PATIENCE)
