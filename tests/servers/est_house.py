@@ -231,6 +231,34 @@ class House:
         return context
 
 
+class KeptAlive:
+    """A client that sends request after request on one connection, and opens another when the server closes it."""
+
+    def __init__(self, house: House, identity: Identity | None, server: str = "est") -> None:
+        self._house, self._identity, self._server = house, identity, server
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if self._streams is None:
+            self._streams = await self._house.connect(self._identity, self._server)
+        reader, writer = self._streams
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            head = Answer(await reader.readuntil(b"\r\n\r\n"))
+            size = int(head.header("Content-Length") or 0) if method != "HEAD" else 0
+            answer = Answer(head.raw + await reader.readexactly(size))
+        if answer.header("Connection") == "close" or answer.head.startswith("HTTP/1.0") or method == "CONNECT":
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 @asynccontextmanager
 async def open_house(folder: Path, limits: HttpLimits | None = None) -> AsyncIterator[House]:
     """Models cam and pump (P-384 only); EST and admin listening."""

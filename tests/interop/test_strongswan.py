@@ -1,0 +1,86 @@
+"""strongSwan's own EST client, `pki`, against a served house: first enrollment, renewal, refusal."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from fleet.ca.keys import generate_key
+from tests.servers.est_house import House, csr_for, open_house, renewal_csr, run
+
+pytestmark = pytest.mark.skipif(shutil.which("pki") is None, reason="strongSwan's pki is not installed")
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path) as house:
+        yield house
+
+
+async def pki_est(house: House, csr: bytes, *words: str | Path) -> tuple[int, bytes, str]:
+    file = house.folder / "request.der"
+    file.write_bytes(csr)
+    common = ("--url", house.url, "--in", file, "--cacert", house.ca_file, "--interval", "1", "--outform", "pem")
+    return await run("pki", "--est", *common, *words)
+
+
+async def test_estca_fetches_root_and_issuing_ca(house: House, tmp_path: Path) -> None:
+    out = tmp_path / "fetched.pem"
+    code, _, said = await run(
+        "pki", "--estca", "--url", house.url, "--cacert", house.ca_file, "--caout", out, "--outform", "pem"
+    )
+    assert code == 0, said
+    assert x509.load_pem_x509_certificate(out.read_bytes()) == house.root[0]
+    assert x509.load_pem_x509_certificate((tmp_path / "fetched-1.pem").read_bytes()) == house.issuing[0]
+
+
+async def test_est_enrolls_by_token_and_renews_by_certificate(house: House) -> None:
+    await house.device("cam-1")
+    key = generate_key()
+    code, pem, said = await pki_est(house, csr_for("cam-1", key), "--userpass", f"cam-1:{await house.token('cam-1')}")
+    assert code == 0, said
+    first = house.identity(x509.load_pem_x509_certificate(pem), key)
+    assert first.certificate.public_key() == key.public_key()
+    code, pem, said = await pki_est(house, renewal_csr(first), "--cert", first.cert_file, "--key", first.key_file)
+    assert code == 0, said
+    second = x509.load_pem_x509_certificate(pem)
+    assert second.subject == first.certificate.subject
+    assert second.public_key() != first.certificate.public_key()
+
+
+async def test_a_certificate_with_a_hardware_module_name_is_read(house: House) -> None:
+    await house.device("cam-1", serial="SN1")
+    code, pem, said = await pki_est(house, csr_for("cam-1"), "--userpass", f"cam-1:{await house.token('cam-1')}")
+    assert code == 0, said
+    assert b"SN1" in x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+async def test_a_request_made_by_pki_itself_is_taken(house: House, tmp_path: Path) -> None:
+    key = generate_key()
+    key_file = tmp_path / "device.pem"
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    code, csr, said = await run(
+        "pki", "--req", "--in", key_file, "--type", "ecdsa", "--dn", "CN=cam-1", "--san", "cam-1.example"
+    )
+    assert code == 0, said
+    code, pem, said = await pki_est(house, csr, "--userpass", f"cam-1:{await house.token(model='cam')}")
+    assert code == 0, said
+    assert x509.load_pem_x509_certificate(pem).public_key() == key.public_key()
+
+
+async def test_est_without_a_right_gets_nothing(house: House) -> None:
+    await house.device("cam-1")
+    for words in ((), ("--userpass", "cam-1:wrong.token")):
+        code, pem, _ = await pki_est(house, csr_for("cam-1"), *words)
+        assert code != 0
+        assert pem == b""
+
+
+async def test_est_does_not_renew_another_device(house: House) -> None:
+    one, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
+    code, pem, _ = await pki_est(house, renewal_csr(other), "--cert", one.cert_file, "--key", one.key_file)
+    assert code != 0
+    assert pem == b""

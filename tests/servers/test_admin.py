@@ -1,0 +1,112 @@
+import json
+from collections.abc import AsyncIterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from fleet.services import revocation
+from tests.servers.est_house import House, Identity, KeptAlive, basic, open_house
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path) as house:
+        yield house
+
+
+async def get(house: House, path: str, identity: Identity | None = None) -> tuple[int, dict[str, object]]:
+    answer = await house.send("GET", path, server="admin", identity=identity)
+    kind = "application/json" if answer.status == 200 else "application/problem+json"
+    assert answer.header("Content-Type") == kind
+    return answer.status, json.loads(answer.body)
+
+
+async def test_health_is_open(house: House) -> None:
+    assert await get(house, "/healthz") == (200, {"status": "ok"})
+
+
+async def test_health_says_when_the_registry_is_gone(house: House) -> None:
+    await house.registry.close()
+    status, problem = await get(house, "/healthz")
+    assert status == 503
+    assert problem["status"] == 503
+
+
+async def test_a_device_and_a_station_learn_who_they_are(house: House) -> None:
+    device, station = await house.enrolled("cam-1"), await house.station("line-1")
+    for identity, holder, kind in ((device, "cam-1", "device"), (station, "line-1", "station")):
+        assert await get(house, "/v1/whoami", identity) == (
+            200,
+            {
+                "holder": holder,
+                "kind": kind,
+                "serial": f"{identity.certificate.serial_number:x}",
+                "not_after": identity.certificate.not_valid_after_utc.isoformat(),
+                "state": "issued",
+            },
+        )
+
+
+async def test_status_is_for_stations(house: House) -> None:
+    status, counters = await get(house, "/v1/status", await house.station())
+    assert status == 200
+    assert counters.pop("uptime_seconds") >= 0  # type: ignore[operator]
+    assert counters == {"est": {"200": 1}}
+    assert (await get(house, "/v1/status", await house.enrolled()))[1]["code"] == "not-for-you"
+
+
+async def test_a_refusal_is_a_problem_with_a_code(house: House) -> None:
+    assert await get(house, "/v1/whoami") == (
+        401,
+        {
+            "title": "Unauthorized",
+            "status": 401,
+            "detail": "A client certificate is needed.",
+            "code": "no-certificate",
+        },
+    )
+    device = await house.enrolled()
+    await revocation.revoke(house.registry, "cam-1", actor="test", now=house.clock())
+    status, problem = await get(house, "/v1/whoami", device)
+    assert (status, problem["code"]) == (403, "certificate-revoked")
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+PATHS = (
+    "/healthz",
+    "/v1/whoami",
+    "/v1/status",
+    "/",
+    "/v1",
+    "/v1/",
+    "/v1/whoami/",
+    "/v1//status",
+    "/v2/status",
+    "/%68ealthz",
+)
+OPEN = {("GET", "/healthz", who) for who in ("nobody", "token", "device", "revoked", "station")}
+OPEN |= {("GET", "/v1/whoami", "device"), ("GET", "/v1/whoami", "station"), ("GET", "/v1/status", "station")}
+
+
+async def test_only_what_is_named_is_let_in(house: House) -> None:
+    revoked = await house.enrolled("cam-2")
+    await revocation.revoke(house.registry, "cam-2", actor="test", now=house.clock())
+    kinds: dict[str, tuple[Identity | None, dict[str, str]]] = {
+        "nobody": (None, {}),
+        "token": (None, basic(await house.token(model="cam"))),
+        "device": (await house.enrolled("cam-1"), {}),
+        "revoked": (revoked, {}),
+        "station": (await house.station(), {}),
+    }
+    for who, (identity, headers) in kinds.items():
+        client = KeptAlive(house, identity, "admin")
+        for method, path in product(METHODS, PATHS):
+            answer = await client.send(method, path, headers=headers)
+            if (method, path, who) in OPEN:
+                assert answer.status == 200, (who, method, path)
+            else:
+                assert answer.status in (400, 401, 403, 404, 405), (who, method, path)
+                if method == "GET" and path in ("/v1/whoami", "/v1/status"):
+                    assert answer.status in (401, 403), (who, path)
+        client.close()
