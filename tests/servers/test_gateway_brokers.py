@@ -1,0 +1,276 @@
+"""The broker behind the gateway: which one, with what rules, and that none is left behind."""
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.device import Model
+from fleet.domain.errors import Invalid
+from fleet.servers.gateway import child
+from fleet.servers.gateway.embedded import Embedded
+from fleet.servers.gateway.mosquitto import Mosquitto, access_text, config_text, mosquitto_program
+from fleet.servers.gateway.private_socket import private_directory
+from fleet.servers.gateway.purge import purge_session
+from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, start_upstream
+from fleet.wire.mqtt.codes import V5, V311, Reason
+from fleet.wire.mqtt.connect import Connect, encode_connect
+from tests.servers.gateway_house import MODEL, PATIENCE, Wire, house, populate, refused
+from tests.servers.paho_client import Paho
+
+PROGRAM = mosquitto_program()
+needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
+
+
+# What mosquitto is told
+
+
+def test_access_rules_repeat_the_models() -> None:
+    models = (
+        Model("cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("news/+",)),
+        Model("lock", publish=("devices/{id}/up/#", "x-{id}-{model}/%c/y", "$odd/{id}"), subscribe=()),
+    )
+    assert access_text(models).splitlines() == [
+        "user _backend",
+        "topic readwrite #",
+        "topic read $SYS/#",
+        "",
+        "pattern read news/+",
+        "pattern write $odd/%u",
+        "pattern write all/cam2",
+        "pattern write devices/%u/up/#",
+        "pattern write x-%u-lock/+/y",
+    ]
+
+
+def test_the_configuration_opens_one_door_only() -> None:
+    lines = config_text().splitlines()
+    assert [line for line in lines if line.startswith("listener")] == ["listener 0 broker.sock"]
+    assert ("user root" in lines) == (os.geteuid() == 0)
+
+
+# Which broker
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "auto:x", "mqtt:host", "mqtt://", "mqtt://h:0", "mqtt://h:x", "mqtt://h:99999", "unix:", "mqtts://h", "h:1"],
+)
+async def test_upstreams_that_are_none(tmp_path: Path, spec: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        await start_upstream(spec, tmp_path, ())
+    assert caught.value.code == "bad-upstream"
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("mqtt://broker.example:1884", "mqtt://broker.example:1884"),
+        ("mqtt://broker.example", "mqtt://broker.example:1883"),
+        ("mqtt://[::1]:1883/", "mqtt://::1:1883"),
+        ("unix:/run/b.sock", "unix:/run/b.sock"),
+    ],
+)
+async def test_somebody_elses_broker(tmp_path: Path, spec: str, told: str) -> None:
+    upstream = await start_upstream(spec, tmp_path, ())
+    assert told in upstream.describe()
+    assert upstream.speaks_v5
+    await upstream.set_models((MODEL,))
+    await upstream.close()
+
+
+async def test_no_mosquitto_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.servers.gateway.mosquitto.mosquitto_program", lambda: None)
+    with pytest.raises(Invalid) as caught:
+        await start_upstream("mosquitto", tmp_path, ())
+    assert caught.value.code == "no-mosquitto"
+    upstream = await start_upstream("auto", tmp_path / "run", ())
+    assert isinstance(upstream, Embedded)
+    await upstream.close()
+
+
+async def test_connections_by_address_and_by_socket(tmp_path: Path) -> None:
+    for kind in ("tcp", "unix"):
+        side = Wire()
+        loop = asyncio.get_running_loop()
+        upstream: AddressUpstream | SocketUpstream
+        if kind == "tcp":
+            server = await loop.create_server(lambda: side, "127.0.0.1", 0)  # noqa: B023
+            upstream = AddressUpstream("127.0.0.1", server.sockets[0].getsockname()[1])
+        else:
+            server = await loop.create_unix_server(lambda: side, tmp_path / "b.sock")  # noqa: B023
+            upstream = SocketUpstream(tmp_path / "b.sock")
+        near = Wire()
+        await upstream.connect(lambda: near)  # noqa: B023
+        near.send(b"\xc0\x00")
+        assert (await side.packet()).encode() == b"\xc0\x00"
+        near.transport.close()
+        await side.until_closed()
+        server.close()
+
+
+async def test_a_purge_is_no_worse_than_the_broker(tmp_path: Path) -> None:
+    assert not await purge_session(SocketUpstream(tmp_path / "nobody.sock"), "cam-1")
+    for answer in (b"\x20\x02\x00\x05", b"\x00\x00", b"\xd0\x00", b""):
+
+        class Answering(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                transport.write(answer)  # noqa: B023
+                if not answer:  # noqa: B023
+                    transport.close()
+
+        server = await asyncio.get_running_loop().create_unix_server(Answering, tmp_path / "b.sock")
+        assert not await purge_session(SocketUpstream(tmp_path / "b.sock"), "cam-1")
+        server.close()
+
+
+# Where
+
+
+def test_the_directory_is_ours_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o755)
+    assert stat.S_IMODE(private_directory(run).stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        private_directory(tmp_path / "file")
+
+
+@needs_mosquitto
+async def test_what_is_written_is_for_us_alone(tmp_path: Path) -> None:
+    assert PROGRAM is not None
+    broker = await Mosquitto.start(PROGRAM, tmp_path / "run", (MODEL,))
+    try:
+        modes = {
+            name: stat.S_IMODE((tmp_path / "run" / name).stat().st_mode) for name in ("mosquitto.conf", "mosquitto.acl")
+        }
+        assert set(modes.values()) == {0o600}
+        assert await purge_session(broker, "cam-1")
+    finally:
+        await broker.close()
+    await broker.close()
+
+
+@needs_mosquitto
+async def test_a_home_with_a_long_name(tmp_path: Path) -> None:
+    assert PROGRAM is not None
+    run = tmp_path / ("long name " * 12).strip() / "run"
+    broker = await Mosquitto.start(PROGRAM, run, (MODEL,))
+    try:
+        assert len(str(broker.socket)) > 108
+        assert await purge_session(broker, "cam-1")
+    finally:
+        await broker.close()
+
+
+# How it starts and ends
+
+
+def runs(pid: int) -> bool:
+    """Whether that process is there, and more than a name that nobody has asked after yet."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def test_a_program_that_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="ended at once"):
+        await Mosquitto.start("/bin/false", tmp_path / "run", ())
+    with pytest.raises(FileNotFoundError):
+        await Mosquitto.start("/nowhere/mosquitto", tmp_path / "run", ())
+
+
+async def test_a_program_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "READY_SECONDS_MAX", 0.2)
+    script = tmp_path / "mute"
+    script.write_text("#!/bin/sh\necho $$ > pid\nexec sleep 60\n")
+    script.chmod(0o755)
+    with pytest.raises(TimeoutError):
+        await Mosquitto.start(str(script), tmp_path / "run", ())
+    assert not runs(int((tmp_path / "run" / "pid").read_text()))
+
+
+@needs_mosquitto
+async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PROGRAM is not None
+    monkeypatch.setattr(child, "PREDECESSOR_SECONDS_MAX", 0.1)
+    broker = await Mosquitto.start(PROGRAM, tmp_path / "run", ())
+    with pytest.raises(OSError, match="Another broker"):
+        await Mosquitto.start(PROGRAM, tmp_path / "run", ())
+    assert await purge_session(broker, "cam-1")
+    await broker.close()
+    await (await Mosquitto.start(PROGRAM, tmp_path / "run", ())).close()
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from fleet.servers.gateway.upstream import start_upstream
+
+async def main():
+    upstream = await start_upstream(sys.argv[1], Path(sys.argv[2]), ())
+    print(upstream.child._process.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+@pytest.mark.parametrize("spec", [pytest.param("mosquitto", marks=needs_mosquitto), "embedded"])
+async def test_it_dies_with_its_parent(tmp_path: Path, spec: str) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, spec, str(tmp_path / "run"), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    pid = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE))
+    assert runs(pid)
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    # Whoever starts next waits for it, and finds its socket free.
+    upstream = await start_upstream(spec, tmp_path / "run", ())
+    assert await purge_session(upstream, "cam-1")
+    await upstream.close()
+    assert not runs(pid)
+
+
+# The embedded one
+
+
+async def test_the_embedded_broker_serves_311(tmp_path: Path) -> None:
+    broker = await Embedded.start(tmp_path / "run")
+    async with house(tmp_path, broker) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        device, other = Paho("cam-1", V311), Paho("cam-2", V311)
+        assert await device.connect("127.0.0.1", await h.door(one)) == 0
+        assert await other.connect("127.0.0.1", await h.door(two)) == 0
+        backend = Paho("backend", V311, transport="unix")
+        assert await backend.connect(str(broker.socket)) == 0
+        await backend.subscribe("devices/+/up/#", qos=1)
+        for qos in (0, 1, 2):
+            device.client.publish("devices/cam-1/up/t", str(qos), qos)
+        assert sorted([(await backend.message())[1] for _ in range(3)]) == [b"0", b"1", b"2"]
+        assert await device.subscribe("#", "news/x") == [0x80, 1]
+        await backend.publish("news/x", b"down")
+        assert await device.message() == ("news/x", b"down")
+        other.client.publish("devices/cam-1/up/t", b"forged", 1)
+        await other.got(other.disconnected)
+        wire = await h.dial(two)
+        wire.send(encode_connect(Connect(V5, "cam-2")))
+        assert await refused(wire, V5) == Reason.UNSUPPORTED_PROTOCOL_VERSION
+        for client in (device, other, backend):
+            await client.close()
+    await broker.close()
+
+
+def test_models_are_comparable_by_their_rules() -> None:
+    assert access_text((MODEL,)) == access_text((Model("cam2", timedelta(1), (), MODEL.publish, MODEL.subscribe),))

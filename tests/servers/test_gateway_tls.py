@@ -1,0 +1,161 @@
+"""The gateway behind the real TLS listener: who is who by the handshake alone, with paho and with openssl's own client."""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change
+from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.services import revocation
+from fleet.tls.contexts import ContextSource
+from fleet.tls.listener import HandshakeLimits, Listener, listen
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connect, decode_connect, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
+from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, credential, house, now, operator, until
+from tests.servers.paho_client import Paho
+from tests.tls.stage import CLIENT_AUTH, Pair, Pki, issue, pki
+
+
+@dataclass
+class Street:
+    """A gateway behind TLS, and two devices' certificates in `path`."""
+
+    house: House
+    listener: Listener
+    path: Path
+    pki: Pki
+
+    def context(self, name: str | None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.path / "ca.pem"))
+        if name is not None:
+            context.load_cert_chain(self.path / f"{name}.pem", self.path / f"{name}.key")
+        return context
+
+    async def dial(self, name: str | None) -> Wire:
+        _, wire = await asyncio.get_running_loop().create_connection(
+            Wire, "127.0.0.1", self.listener.port, ssl=self.context(name), server_hostname="localhost"
+        )
+        return wire
+
+
+@pytest.fixture
+async def street(tmp_path: Path) -> AsyncIterator[Street]:
+    made = pki()
+    made.root.write(tmp_path / "ca")
+    pairs = {name: issue(name, made.issuing, usages=[CLIENT_AUTH]) for name in ("cam-1", "cam-2", "unknown")}
+    pairs["foreign"] = issue("cam-1", made.foreign_root, usages=[CLIENT_AUTH])
+    for name, pair in pairs.items():
+        pair.write(tmp_path / name, made.issuing)
+    async with house(tmp_path) as built:
+        await built.registry.commit(
+            Change(operator("x"), (AddModel(MODEL), *known("cam-1", pairs), *known("cam-2", pairs)))
+        )
+        listener = await listen(
+            built.gateway.protocol,
+            "127.0.0.1",
+            0,
+            contexts=ContextSource(made.context(now=now())),
+            limits=HandshakeLimits(),
+        )
+        yield Street(built, listener, tmp_path, made)
+        listener.close()
+        await built.gateway.close()
+        await asyncio.wait_for(listener.wait_closed(), PATIENCE)
+
+
+def known(name: str, pairs: dict[str, Pair]) -> tuple[AddDevice, AddCredential]:
+    der = pairs[name].der
+    held = replace(credential(name), der=der, fingerprint=hashlib.sha256(der).digest())
+    return AddDevice(Device(DeviceId(name), MODEL.name, DeviceState.ACTIVE, now())), AddCredential(held)
+
+
+async def test_the_certificate_says_who_it_is(street: Street) -> None:
+    wire = await street.dial("cam-1")
+    wire.send(encode_connect(Connect(V311, "cam-1", username="cam-2", password=b"x")))
+    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    connect = decode_connect((await side.packet()).body)
+    assert (connect.client_id, connect.username, connect.password) == ("cam-1", "cam-1", None)
+    side.send(b"\x20\x02\x00\x00")
+    assert (await wire.packet()).type is PacketType.CONNACK
+    packet = encode_publish(Publish("devices/cam-1/up/t", bytes(200_000), 1, 7), V311)
+    wire.send(packet)
+    assert (await side.packet()).encode() == packet
+
+
+async def test_a_certificate_of_our_ca_that_the_registry_does_not_know(street: Street) -> None:
+    wire = await street.dial("unknown")
+    wire.send(encode_connect(Connect(V5, "unknown")))
+    (packet,) = await wire.until_closed()
+    assert packet.body[1] == Reason.NOT_AUTHORIZED
+
+
+@pytest.mark.parametrize("name", ["foreign", None])
+async def test_no_certificate_of_ours_no_word(street: Street, name: str | None) -> None:
+    # In TLS 1.3 the client's own handshake may be done before it hears of the refusal.
+    with pytest.raises((OSError, AssertionError)):
+        wire = await street.dial(name)
+        wire.send(encode_connect(Connect(V311, "cam-1")))
+        await wire.packet()
+    assert street.house.gateway.sessions == 0
+
+
+async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
+    wire = await street.dial("cam-1")
+    wire.send(encode_connect(Connect(V5, "cam-1")))
+    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    await side.packet()
+    side.send(b"\x20\x03\x00\x00\x00")
+    await wire.packet()
+    wire.raw.clear()
+    await revocation.revoke(street.house.registry, "cam-1", actor="operator", now=now())
+    await wire.until_closed()
+    assert wire.raw == acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION)
+
+
+async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> None:
+    wire = await street.dial("cam-1")
+    wire.send(encode_connect(Connect(V311, "cam-1")))
+    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    await side.packet()
+    side.send(b"\x20\x02\x00\x00")
+    await wire.packet()
+    wire.transport.pause_reading()
+    message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
+    for _ in range(300):
+        side.send(message)
+    (session,) = street.house.gateway._table
+    assert session._device is not None
+    device, broker = session._device, session._broker
+    await until(lambda: device.clogged)
+    assert device._transport.get_write_buffer_size() < 1_000_000
+    assert broker is not None
+    wire.transport.resume_reading()
+    await wire.received(300 * len(message))
+
+
+@pytest.mark.parametrize("version", [mqtt.MQTTv311, mqtt.MQTTv5])
+async def test_paho_on_mutual_tls(street: Street, version: int) -> None:
+    client = Paho("cam-2", version)
+    client.client.tls_set_context(street.context("cam-2"))
+
+    async def broker() -> None:
+        side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+        await side.packet()
+        side.send(b"\x20\x03\x00\x00\x00" if version == V5 else b"\x20\x02\x00\x00")
+        publish = await side.packet()
+        side.send(acks.acknowledge(acks.PUBACK, 1, version))
+        assert publish.type is PacketType.PUBLISH
+
+    answering = asyncio.create_task(broker())
+    assert await client.connect("localhost", street.listener.port) == 0
+    assert await client.publish("devices/cam-2/up/t", b"x") == 0
+    await answering
+    await client.close()
