@@ -1,4 +1,4 @@
-"""The gateway behind the real TLS listener: who is who by the handshake alone, with paho and with openssl's own client."""
+"""The gateway behind the real TLS listener: who is who by the handshake alone, with paho too."""
 
 import asyncio
 import hashlib
