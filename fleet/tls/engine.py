@@ -15,6 +15,7 @@ lib: Any = _binding.lib
 ffi: Any = _binding.ffi
 
 READ_SIZE = 256 * 1024  # one read of the socket, and so one batch for the application; asyncio's own default
+RECORD_SIZE = 16 * 1024 + 256 + 5  # the largest that TLS allows, with its header (RFC 8446, 5.2)
 SLICE_SIZE = 32 * 1024  # ciphertext given to the engine at once: its memory BIOs grow to this and never shrink
 
 
@@ -24,14 +25,16 @@ class Scratch:
     Never share one between threads: the engine works outside the interpreter's lock.
     """
 
-    __slots__ = ("ignored", "plain", "received", "received_view", "sealed")
+    __slots__ = ("ignored", "plain", "plain_size", "received", "received_view", "sealed", "sealed_size")
 
     def __init__(self) -> None:
-        self.received: Any = ffi.new("unsigned char[]", READ_SIZE)
+        self.received: Any = ffi.new("char[]", READ_SIZE)
         self.received_view = memoryview(ffi.buffer(self.received))
-        # A slice, and what the engine had kept of the record before it.
-        self.plain: Any = ffi.new("char[]", SLICE_SIZE + 20 * 1024)
-        self.sealed: Any = ffi.new("char[]", SLICE_SIZE + 20 * 1024)
+        """For the socket to read into."""
+        self.plain_size = READ_SIZE + RECORD_SIZE  # a batch, and a record of which the engine had all but the end
+        self.plain: Any = ffi.new("char[]", self.plain_size)
+        self.sealed_size = SLICE_SIZE + 4 * RECORD_SIZE  # a slice in records, tickets and alerts
+        self.sealed: Any = ffi.new("char[]", self.sealed_size)
         self.ignored: Any = ffi.new("char **")
 
 

@@ -57,7 +57,7 @@ class Handshake(asyncio.BufferedProtocol):
             return
         session = self._session
         try:
-            early = session.feed(self._reception.scratch.received_view[:nbytes])
+            early = session.received(nbytes)
         except HandshakeFailed as failure:
             self._refuse_politely(failure.reason, failure.detail)
             return

@@ -14,7 +14,7 @@ from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
 from fleet.tls.contexts import TlsContext
-from fleet.tls.engine import SLICE_SIZE, Scratch, bios_of, ffi, lib, set_verification_time, ssl_of
+from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, lib, set_verification_time, ssl_of
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.peer_facts import peer_of
 
@@ -46,25 +46,31 @@ class TlsSession:
         self._ssl: Any = ssl_of(self._connection)
         self._into_engine, self._from_engine = bios_of(self._connection)
 
-    def feed(self, data: bytes | memoryview) -> bytes:
+    def feed(self, data: bytes) -> bytes:
         """Take what came from the socket; return the plaintext that it completes.
 
         Raises: HandshakeFailed, ProtocolBroken.
         """
-        size = len(data)
-        if size <= SLICE_SIZE:
-            return self._feed_slice(data)
+        if len(data) <= READ_SIZE:
+            return self._feed(ffi.from_buffer(data), len(data))
         view = memoryview(data)
-        return b"".join([self._feed_slice(view[at : at + SLICE_SIZE]) for at in range(0, size, SLICE_SIZE)])
+        batches = [view[at : at + READ_SIZE] for at in range(0, len(data), READ_SIZE)]
+        return b"".join([self._feed(ffi.from_buffer(batch), len(batch)) for batch in batches])
 
-    def _feed_slice(self, data: bytes | memoryview) -> bytes:
-        if self.closed_by_peer or not data:
-            return b""  # RFC 8446, 6.1: data after close_notify must be ignored
-        with ffi.from_buffer(data) as source:
-            lib.BIO_write(self._into_engine, source, len(data))
-        if self.peer is None and not self._handshake(len(data)):
-            return b""
-        return self._decrypt()
+    def received(self, size: int) -> bytes:
+        """As `feed`, for the first `size` bytes of the scratch's receive buffer: they are not copied once more."""
+        return self._feed(self._scratch.received, size)
+
+    def _feed(self, data: Any, size: int) -> bytes:
+        at = got = 0
+        # RFC 8446, 6.1: data after close_notify must be ignored
+        while at < size and not self.closed_by_peer:
+            part = min(size - at, SLICE_SIZE)
+            lib.BIO_write(self._into_engine, data + at, part)
+            at += part
+            if self.peer is not None or self._handshake(part):
+                got = self._decrypt(got)
+        return bytes(ffi.unpack(self._scratch.plain, got)) if got else b""
 
     def _handshake(self, size: int) -> bool:
         """Whether the handshake is done; `peer` is set then."""
@@ -90,36 +96,49 @@ class TlsSession:
             return HandshakeFailed(Refusal.NOT_TLS, text)
         return HandshakeFailed(Refusal.HANDSHAKE, text)
 
-    def _decrypt(self) -> bytes:
-        """Everything that the engine can decrypt now. One read gives one record at most, so they are gathered."""
-        plain, room = self._scratch.plain, len(self._scratch.plain)
-        got = 0
+    def _decrypt(self, got: int) -> int:
+        """Add everything that the engine can decrypt now to the `got` bytes in the scratch; their new number.
+
+        One read gives one record at most, so they are gathered.
+        """
+        scratch = self._scratch
         lib.ERR_clear_error()  # what somebody else left in this thread's queue would be taken for ours
-        while (size := lib.SSL_read(self._ssl, plain + got, room - got)) > 0:
+        while (size := lib.SSL_read(self._ssl, scratch.plain + got, scratch.plain_size - got)) > 0:
             got += size
-        error = lib.SSL_get_error(self._ssl, size)
+            if not lib.BIO_get_mem_data(self._into_engine, scratch.ignored):
+                return got  # the engine never takes more than the record that it returns: nothing is left in it
+        self._judge_end_of_data(size)
+        return got
+
+    def _judge_end_of_data(self, result: int) -> None:
+        error = lib.SSL_get_error(self._ssl, result)
         if error == lib.SSL_ERROR_ZERO_RETURN:
             self.closed_by_peer = True
         elif error != lib.SSL_ERROR_WANT_READ:
-            raise ProtocolBroken(self._error_text(size))
-        return bytes(ffi.buffer(plain, got)) if got else b""
+            raise ProtocolBroken(self._reason(result))
 
-    def _error_text(self, result: int) -> str:
+    def _reason(self, result: int) -> str:
+        """The engine's words for why a call gave `result`."""
         try:
             self._connection._raise_ssl_error(self._ssl, result)
         except SSL.Error as error:
             return _reason_of(error)
         return "the engine gave no reason"
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Encrypt `data`, at most SLICE_SIZE of it, in as few records as it takes; take the result from `outgoing`.
 
         Raises: ProtocolBroken: the connection is over.
         """
-        try:
-            self._connection.sendall(data)
-        except SSL.Error as error:
-            raise ProtocolBroken(_reason_of(error)) from None
+        size = len(data)
+        lib.ERR_clear_error()
+        written = lib.SSL_write(self._ssl, data, size)
+        while 0 < written < size:  # one record at a time
+            data = data[written:]
+            size -= written
+            written = lib.SSL_write(self._ssl, data, size)
+        if written <= 0:
+            raise ProtocolBroken(self._reason(written))
 
     def close(self) -> None:
         """Say close_notify. The peer may still be heard; nothing more can be written."""
@@ -134,14 +153,12 @@ class TlsSession:
 
     def outgoing(self) -> bytes:
         """What is to be sent now, empty when there is nothing."""
-        sealed = self._scratch.sealed
-        size = lib.BIO_read(self._from_engine, sealed, len(sealed))
+        scratch = self._scratch
+        size = lib.BIO_read(self._from_engine, scratch.sealed, scratch.sealed_size)
         if size <= 0:
             return b""
-        part = bytes(ffi.buffer(sealed, size))
-        if size < len(sealed):
-            return part
-        return part + self.outgoing()
+        part = bytes(ffi.unpack(scratch.sealed, size))
+        return part if size < scratch.sealed_size else part + self.outgoing()
 
 
 def _reason_of(error: SSL.Error) -> str:

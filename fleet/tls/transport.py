@@ -58,8 +58,10 @@ class TlsTransport(asyncio.Transport):
         self._delivering = False
         self._socket_is_full = False
         # On TLS 1.3 the engine ends the handshake with session tickets, good for nothing here: they travel with the
-        # first bytes of the application and save a send.
-        self._deferred_size = session.outgoing_size() if session.peer.tls_version == "TLSv1.3" else 0
+        # first bytes of the application and save a send. After that it never speaks of its own accord but to end it.
+        is_tls13 = session.peer.tls_version == "TLSv1.3"
+        self._deferred_size = session.outgoing_size() if is_tls13 else 0
+        self._answers_come_with_data = not is_tls13
 
         self._write_ended = False  # by write_eof or close
         self._notified = False  # close_notify is sent
@@ -129,29 +131,30 @@ class TlsTransport(asyncio.Transport):
             self._deliver_eof()
         self._gate_socket()
 
-    def _receive(self, data: memoryview) -> None:
-        """From the socket."""
+    def _receive(self, size: int) -> None:
+        """So many bytes stand in the scratch's receive buffer."""
         if self._closing:
             return
         session = self._session
         try:
-            plain = session.feed(data)
+            plain = session.received(size)
         except TlsError as error:
             self._fail(error)
             return
-        self._take_in(plain)
-        if session.outgoing_size() > self._deferred_size:
+        if plain or session.closed_by_peer:
+            self._take_in(plain)
+        if (not plain or self._answers_come_with_data) and session.outgoing_size() > self._deferred_size:
             self._send_outgoing()  # the engine's own answer to something that was no data
             if self._socket_is_full:
                 self._answers_unread = True
                 self._gate_socket()
 
     def _take_in(self, plain: bytes) -> None:
-        wait = self._reading_paused or self._held
-        if plain and wait:
-            self._held += plain
-        elif plain:
-            self._deliver(plain)
+        if plain and not self._closing:
+            if self._reading_paused or self._held:
+                self._held += plain
+            else:
+                self._deliver(plain)
         if self._session.closed_by_peer and not self._closing:
             if self._reading_paused or self._held:
                 self._eof_held = True
@@ -350,24 +353,23 @@ class TlsTransport(asyncio.Transport):
             self._send_outgoing()  # TLS 1.2: the client waits for our Finished
         self._protocol = protocol
         protocol.connection_made(self)
-        if not self._closing:
-            self._take_in(early)
+        self._take_in(early)
 
 
 class Wire(asyncio.BufferedProtocol):
     """The socket's protocol once the handshake is done: leads everything to a TlsTransport."""
 
-    __slots__ = ("_scratch", "_transport")
+    __slots__ = ("_buffer", "_transport")
 
     def __init__(self, transport: TlsTransport, scratch: Scratch) -> None:
         self._transport = transport
-        self._scratch = scratch
+        self._buffer = scratch.received_view
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._scratch.received_view
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._transport._receive(self._scratch.received_view[:nbytes])
+        self._transport._receive(nbytes)
 
     def eof_received(self) -> bool:
         return self._transport._socket_ended()
