@@ -11,11 +11,13 @@ after the turn each (device, place) is held against what was sent, so that one l
 """
 
 import contextlib
+import os
 import select
 import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
@@ -62,6 +64,20 @@ def publish_packet(topic: str, payload: bytes, packet_id: int | None) -> bytes:
     if packet_id is None:
         return packet(0x30, text(topic) + payload)
     return packet(0x32, text(topic) + packet_id.to_bytes(2, "big") + payload)
+
+
+def connect_unix(path: Path) -> socket.socket:
+    """A connection to the socket at `path`, however long: an address holds 108 bytes, so it goes by the folder."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(folder)
+    return connection
 
 
 class Device:
@@ -142,9 +158,8 @@ class Subscriber:
 
     def __init__(self, path: str, user: str, topic_filter: str, message: bytes, marks_at: int) -> None:
         """`message` is one of those that will arrive: all are as long; their marks stand at `marks_at`."""
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = connect_unix(Path(path))
         self.socket.settimeout(DRAIN_SECONDS_MAX)
-        self.socket.connect(path)
         self.received = 0
         self._size = len(message)
         self._marks_at = marks_at

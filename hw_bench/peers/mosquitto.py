@@ -24,7 +24,7 @@ keyfile {key}
 require_certificate true
 use_identity_as_username true
 
-listener 0 {room}/broker.sock
+listener 0 broker.sock
 allow_anonymous true
 acl_file {room}/acl
 max_packet_size 16777216
@@ -67,9 +67,12 @@ def start(ground: Ground) -> Iterator[Running]:
     # From version 2.1 on, an access list that others may read is refused.
     (room / "acl").touch(mode=0o600)
     (room / "acl").write_text(access_text([Model("default")]))
-    with running([program("mosquitto") or "mosquitto", "-c", str(config)], cores=ground.server_cores, log=log) as one:
-        wait_until(lambda: accepts(("127.0.0.1", port)), "mosquitto", one, log)
-        yield Running("mosquitto", version(), ("127.0.0.1", port), (one.pid,), broker=str(room / "broker.sock"))
+    argv = [program("mosquitto") or "mosquitto", "-c", str(config)]
+    # In its room, so that the socket's name is short: a whole path may be longer than an address of a Unix socket.
+    with running(argv, cores=ground.server_cores, log=log, cwd=room) as process:
+        broker = room / "broker.sock"
+        wait_until(lambda: broker.is_socket() and accepts(("127.0.0.1", port)), "mosquitto", process, log)
+        yield Running("mosquitto", version(), ("127.0.0.1", port), (process.pid,), str(broker))
 
 
 def _config(ground: Ground, room: Path, port: int) -> str:
