@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -299,7 +300,10 @@ def test_as_a_process_it_leaves_no_thread_and_no_trace_behind(home: Path, tmp_pa
     """An error while the registry is opened must not end in a thread that reports to a loop that is gone."""
     (home / "registry.db").chmod(0o644)
     done = subprocess.run(
-        ["fleet", "device", "list"], env={**os.environ, "FLEET_HOME": str(home)}, capture_output=True, text=True
+        [sys.executable, "-m", "fleet", "device", "list"],
+        env={**os.environ, "FLEET_HOME": str(home)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("Error: listing the devices:")

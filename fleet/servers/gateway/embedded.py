@@ -22,7 +22,7 @@ class Embedded:
     def __init__(self, run_dir: Path) -> None:
         self.socket = run_dir / SOCKET
         argv = (sys.executable, "-m", PROGRAM, str(self.socket))
-        self.child = Child("amqtt", argv, Path.cwd(), self.socket, lambda line: None)
+        self.child = Child("amqtt", argv, run_dir, self.socket, lambda line: None)
 
     @classmethod
     async def start(cls, run_dir: Path) -> "Embedded":
