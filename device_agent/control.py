@@ -63,7 +63,7 @@ class Client:
         for line in lines:
             try:
                 request = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # the latter: brackets, nested without end
                 request = None
             if not isinstance(request, dict):
                 self.refuse("That is not a request: one JSON object a line is.")

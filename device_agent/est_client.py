@@ -5,6 +5,7 @@ taken from the server before its certificate has been verified, and no body is p
 """
 
 import base64
+import contextlib
 import http.client
 import ssl
 import time
@@ -15,6 +16,7 @@ from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from device_agent.client_tls import client_context, is_refusal
 from device_agent.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
@@ -97,8 +99,9 @@ class EstClient:
         # RFC 7030, 4.2.3: only the issued certificate. Some servers add the chain, so ours is found by its key.
         public_key = x509.load_der_x509_csr(csr_der).public_key()
         for certificate in certificates:
-            if certificate.public_key() == public_key:
-                return certificate
+            with contextlib.suppress(ValueError, UnsupportedAlgorithm):  # a CA's key may be of a kind unknown here
+                if certificate.public_key() == public_key:
+                    return certificate
         raise EstBadAnswer("The server's answer holds no certificate for the key that was sent.")
 
     def _ask(self, method: str, operation: str, body: bytes | None, label: str | None) -> _Answer:

@@ -218,7 +218,7 @@ class IdentityStore:
                 obtained_at=_aware(tree["obtained_at"]) if tree.get("obtained_at") else None,
             )
             return Identity(slot, int(tree["generation"]), facts, directory / _CERTIFICATE, directory / _KEY)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None  # half-written by a power cut: as good as not there
 
 

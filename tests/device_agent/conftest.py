@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_agent.fleet_parts import Authority, Broker, Device, EstHouse, Subscriber, have_mosquitto
+from tests.device_agent.fleet_parts import (
+    Authority,
+    Broker,
+    Device,
+    EstHouse,
+    Subscriber,
+    device_id_for,
+    have_mosquitto,
+)
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +65,8 @@ def new_device(
     devices: list[Device] = []
 
     def make() -> Device:
-        name = f"{request.node.name[:40]}-{len(devices)}".replace("[", "-").replace("]", "")
-        devices.append(Device(tmp_path / f"home of {len(devices)}", est, broker.port, name.replace("_", "-")))
+        name = device_id_for(f"{len(devices)}-{request.node.name}")
+        devices.append(Device(tmp_path / f"home of {len(devices)}", est, broker.port, name))
         return devices[-1]
 
     yield make

@@ -3,6 +3,7 @@
 import asyncio
 import getpass
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -17,8 +18,10 @@ from typing import Any, TypeVar
 import paho.mqtt.client as paho
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from device_agent.cli import cli
@@ -48,8 +51,8 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 class Authority:
     """A root, an issuing CA below it, and a server certificate for localhost, all as files too."""
 
-    def __init__(self, folder: Path, name: str = "test") -> None:
-        now = datetime.now(UTC)
+    def __init__(self, folder: Path, name: str = "test", *, made_days_ago: int = 0) -> None:
+        now = datetime.now(UTC) - timedelta(days=made_days_ago)
         folder.mkdir(parents=True, exist_ok=True)
         self.root, self.root_key = create_root(name, now)
         self.issuing, self.issuing_key = create_issuing(name, self.root, self.root_key, now)
@@ -62,6 +65,31 @@ class Authority:
     @property
     def issuer(self) -> LocalIssuer:
         return LocalIssuer(self.issuing, self.issuing_key)
+
+    def issue(self, name: str, **given: Any) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """A client certificate of the issuing CA; `given`: begin, end, usage, key."""
+        key = given.get("key") or ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(self.issuing.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(given.get("begin", now - timedelta(minutes=5)))
+            .not_valid_after(given.get("end", now + timedelta(days=1)))
+            .add_extension(x509.BasicConstraints(given.get("ca", False), None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([given.get("usage", ExtendedKeyUsageOID.CLIENT_AUTH)]), critical=False)
+        )
+        return builder.sign(self.issuing_key, hashes.SHA256()), key
+
+    def client(self, name: str) -> tuple[Path, Path]:
+        """A client certificate, with its chain, and its key, as files."""
+        certificate, key = self.issue(name)
+        return (
+            self._write(f"{name}.pem", pem(certificate, self.issuing)),
+            self._write(f"{name}.key", key_pem(key)),
+        )
 
     def _write(self, name: str, data: bytes) -> Path:
         (self.folder / name).write_bytes(data)
@@ -349,6 +377,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def device_id_for(test: str) -> str:
+    """A device id from a test's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", test.removeprefix("test_"))[:60].strip("-")
 
 
 def have_mosquitto() -> bool:

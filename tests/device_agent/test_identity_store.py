@@ -103,7 +103,9 @@ def test_a_file_cut_short_makes_the_slot_empty(home: Path, name: str, left: int)
     assert serial_of(put(store, "3")) == "3"
 
 
-@pytest.mark.parametrize("content", [b"[]", b"null", b'"x"', b'{"generation": 1}', b"\xff\xfe", b"{" * 2000])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b'"x"', b'{"generation": 1}', b"\xff\xfe", b"{" * 2000, b"[" * 60_000]
+)
 def test_notes_that_are_none(home: Path, content: bytes) -> None:
     store = IdentityStore(home)
     candidate = put(store, "1")

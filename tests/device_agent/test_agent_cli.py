@@ -1,0 +1,175 @@
+"""The commands that a person or a script calls: what they accept, what they refuse, and how they exit."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from device_agent.cli import cli
+from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, free_port
+
+
+@pytest.fixture
+def lone(est: EstHouse, tmp_path: Path, request: pytest.FixtureRequest) -> Device:
+    """A device with a real EST server, and no broker."""
+    return Device(tmp_path / "a home", est, free_port(), device_id_for(request.node.name))
+
+
+def test_the_walk_of_one_device(lone: Device, tmp_path: Path) -> None:
+    assert "not a device's home" in lone.call("status", expect=1).stderr
+    lone.init()
+    blank = lone.call("status", expect=1)
+    assert "not enrolled" in blank.stdout
+    token = tmp_path / "a token"
+    token.write_text(lone.est.token(lone.device_id) + "\n")
+    assert lone.device_id in lone.call("enroll", "--token-file", str(token)).stdout
+    found = lone.status()
+    assert found["state"] == "enrolled"
+    assert found["healthy"]
+    assert 89 < found["days_left"] <= 90
+    assert found["slots"] == {"slot-a": "current", "slot-b": "empty"}
+    assert not found["running"]
+
+
+def test_init_refuses_twice_and_harms_nothing(lone: Device, tmp_path: Path) -> None:
+    lone.init()
+    before = {path: path.read_bytes() for path in lone.home.iterdir()}
+    again = ["init", "--device-id", "other", "--est", "https://h", "--mqtt", "h:1"]
+    refused = lone.call(*again, "--ca", str(lone.est.authority.ca_file), expect=1)
+    assert "already" in refused.stderr
+    assert before == {path: path.read_bytes() for path in lone.home.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--device-id", "a/b", "not a device id"),
+        ("--est", "http://h", "https://HOST:PORT"),
+        ("--mqtt", "h:x", "HOST:PORT"),
+        ("--ca", "not a ca", "cannot be used"),
+    ],
+)
+def test_init_says_what_is_wrong(tmp_path: Path, authority: Authority, option: str, value: str, said: str) -> None:
+    (tmp_path / "not a ca").write_text("hello")
+    words = {"--device-id": "cam-7", "--est": "https://h", "--mqtt": "h:1", "--ca": str(authority.ca_file)}
+    words[option] = str(tmp_path / value) if option == "--ca" else value
+    arguments = ["--home", str(tmp_path / "home"), "init", *(word for pair in words.items() for word in pair)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_token_from_the_environment_or_a_pipe(lone: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    lone.init()
+    monkeypatch.setenv("MY_TOKEN", lone.est.token(lone.device_id))
+    lone.call("enroll", "--token-env", "MY_TOKEN")
+    lone.call("enroll", "--again", give=lone.est.token(lone.device_id) + "\n")
+    assert sorted(lone.status()["slots"].values()) == ["candidate", "current"]
+
+
+@pytest.mark.parametrize("give", ["", "\n", "two words\x01", "ключ"])
+def test_no_token_is_said_before_anything_is_done(lone: Device, give: str) -> None:
+    lone.init()
+    assert "no token" in lone.call("enroll", give=give, expect=1).stderr
+    assert lone.status()["slots"] == {"slot-a": "empty", "slot-b": "empty"}
+
+
+def test_a_wrong_token_leaves_a_key_to_try_again_with(lone: Device) -> None:
+    lone.init()
+    failed = lone.call("enroll", give="abcdefabcdef.wrong", expect=1)
+    assert "refused" in failed.stderr
+    assert "wrong" not in failed.stderr
+    key = (lone.home / "slot-a" / "key.pem").read_bytes()
+    lone.call("enroll", give=lone.est.token(lone.device_id))
+    assert (lone.home / "slot-a" / "key.pem").read_bytes() == key
+
+
+def test_enrolling_twice_needs_to_be_meant(lone: Device) -> None:
+    lone.enrolled()
+    before = lone.status()["serial"]
+    assert "already" in lone.call("enroll", give=lone.est.token(lone.device_id), expect=1).stderr
+    assert lone.status()["serial"] == before
+
+
+@pytest.mark.parametrize("key_type", ["EC-P384", "RSA-2048+", "Ed25519"])
+def test_other_keys(lone: Device, key_type: str) -> None:
+    lone.init()
+    lone.call("enroll", "--key-type", key_type, give=lone.est.token(lone.device_id, key_types=(key_type,)))
+    assert lone.status()["state"] == "enrolled"
+
+
+def test_a_key_that_the_model_forbids(lone: Device) -> None:
+    lone.init()
+    token = lone.est.token(lone.device_id, key_types=("EC-P384",))
+    assert "not allowed" in lone.call("enroll", give=token, expect=1).stderr
+    lone.call("enroll", "--key-type", "EC-P384", give=token)
+
+
+def test_an_expired_certificate_is_not_enrolled_and_a_token_recovers_it(lone: Device) -> None:
+    lone.est.shift = timedelta(minutes=-90)
+    lone.init()
+    token = lone.est.token(lone.device_id, certificate_lifetime=timedelta(hours=1))
+    assert "expired" in lone.call("enroll", give=token, expect=1).stderr  # issued an hour and a half ago
+    lone.est.shift = timedelta(0)
+    lone.call("enroll", give=lone.est.token(lone.device_id))
+    assert lone.status()["state"] == "enrolled"
+
+
+def test_status_checks_the_files_themselves(lone: Device, tmp_path: Path) -> None:
+    lone.enrolled()
+    key, meta = lone.home / "slot-a" / "key.pem", lone.home / "slot-a" / "meta.json"
+    whole = key.read_bytes()
+    key.write_bytes(b"")
+    assert lone.status()["state"] == "not enrolled"
+    key.write_bytes(whole)
+    notes = json.loads(meta.read_text())
+    meta.write_text(json.dumps(notes | {"not_after": "1999-01-01T00:00:00+00:00"}))
+    assert lone.status()["state"] == "expired"
+    meta.write_text(json.dumps(notes))
+    (lone.home / "ca.pem").write_bytes(Authority(tmp_path / "other").ca_file.read_bytes())
+    found = lone.status()
+    assert found["state"] == "invalid"
+    assert "chain" in found["problem"]
+
+
+def test_without_an_agent(lone: Device) -> None:
+    lone.enrolled()
+    assert "No agent" in lone.call("send", "t", "x", expect=1).stderr
+    assert "Not connected" in lone.call("status", "--wait-connected", "0.2", expect=1).stderr
+
+
+def test_run_without_an_identity_says_what_to_do(new_device: Callable[[], Device]) -> None:
+    device = new_device()
+    agent = device.run()
+    assert agent.wait() == 1
+    assert "init" in agent.lines[-1]
+    device.init()
+    agent = device.run()
+    assert agent.wait() == 1
+    assert "device-agent enroll" in agent.lines[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--publish", "t", "--stdin"], ["run", "--exit-at-eof"], ["frobnicate"], ["send"], ["status", "-o", "xml"]],
+)
+def test_used_wrongly(lone: Device, words: list[str]) -> None:
+    assert lone.call(*words, expect=2).output
+
+
+def test_help_names_every_command_and_loads_none() -> None:
+    code = (
+        "import sys\nfrom device_agent.cli import main\nsys.argv[1:] = ['--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('cbor2', 'serial', 'cryptography', 'paho') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("init", "enroll", "run", "status", "renew", "send", "emulate"):
+        assert f"\n  {name} " in done.stdout
+    assert done.stdout.endswith("[]\n")

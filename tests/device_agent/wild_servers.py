@@ -1,0 +1,103 @@
+"""TLS servers that answer whatever a test tells them to: the ways in which a peer can be wrong."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+from tests.device_agent.fleet_parts import Authority
+
+Behaviour = Callable[[ssl.SSLSocket], None]
+"""What the server does with one connection; it is closed afterwards."""
+
+
+@contextlib.contextmanager
+def tls_server(
+    authority: Authority, behaviour: Behaviour, *, client_ca: Authority | None = None, address: str = "127.0.0.1"
+) -> Iterator[int]:
+    """Serve connections one after another, each by `behaviour`; yields the port. With `client_ca`, a client
+    certificate of that CA is required."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.server_file, authority.server_key_file)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca.ca_file)
+    listener = socket.create_server((address, 0))
+    listener.settimeout(0.1)
+    over = threading.Event()
+    served: list[ssl.SSLSocket] = []
+
+    def serve() -> None:
+        while not over.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            connection.settimeout(20)
+            with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as stream:
+                served.append(stream)
+                behaviour(stream)
+            connection.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        for stream in served[-1:]:  # whoever still talks to a client that has not left
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(stream, socket.SHUT_RDWR)
+        thread.join(20)
+        listener.close()
+
+
+def answers(*raw: bytes) -> Behaviour:
+    """Read an HTTP request and send the next of `raw`; the last one again and again."""
+    left = list(raw)
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_request(stream)
+        stream.sendall(left.pop(0) if len(left) > 1 else left[0])
+
+    return behave
+
+
+def read_request(stream: ssl.SSLSocket) -> bytes:
+    """Head and body of one HTTP request; what there is of it when the client hangs up."""
+    data = b""
+    wanted = 1
+    while len(data) < wanted and (part := stream.recv(65536)):
+        data += part
+        head, blank, _ = data.partition(b"\r\n\r\n")
+        wanted = len(data) + 1
+        if blank:
+            lengths = [
+                line.partition(b":")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"content-len")
+            ]
+            wanted = len(head) + 4 + sum(map(int, lengths))
+    return data
+
+
+def http(status: str, body: bytes = b"", *headers: str) -> bytes:
+    """An HTTP/1.1 answer with a Content-Length."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def read_packet(stream: ssl.SSLSocket) -> bytes:
+    """One whole MQTT packet with a remaining length below 16384."""
+    head = stream.recv(2)
+    if len(head) < 2:
+        return b""
+    length = head[1] & 0x7F
+    if head[1] & 0x80:
+        length |= stream.recv(1)[0] << 7
+    body = b""
+    while len(body) < length:
+        part = stream.recv(length - len(body))
+        if not part:
+            return b""
+        body += part
+    return head[:1] + body
