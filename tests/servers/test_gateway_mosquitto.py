@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.changes import Change, Event, EventKind, SetModel
+from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind, SetModel
 from fleet.domain.credential import Credential
+from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
@@ -16,7 +17,7 @@ from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.publish import decode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, house, now, operator, populate, until
+from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, credential, house, now, operator, populate, until
 from tests.servers.paho_client import Paho
 
 PROGRAM = mosquitto_program()
@@ -219,13 +220,22 @@ async def test_a_wider_model_reaches_the_second_wall_too(street: Street) -> None
     await street.house.registry.commit(
         Change(operator("model.set"), (model,), (Event(EventKind.MODEL_CHANGED, MODEL.name),))
     )
-    seen = await street.house.registry.last_event()
-    await until(lambda: street.house.gateway._feed._heard >= seen)
+    await street.house.count("mqtt.model.applied")
     assert await device.publish("extra/cam-1", b"yes") in (0, 0x10)
     assert await backend.message() == ("extra/cam-1", b"yes")
     assert await device.subscribe("more/cam2/#") == [1]
     await backend.publish("more/cam2/x", b"down")
     assert await device.message() == ("more/cam2/x", b"down")
+
+
+async def test_a_model_that_is_new_to_a_running_broker(street: Street) -> None:
+    fresh = type(MODEL)("lock", publish=("locks/{id}/up",), subscribe=())
+    held = credential("lock-1")
+    device = AddDevice(Device(DeviceId("lock-1"), "lock", DeviceState.ACTIVE, now()))
+    await street.house.registry.commit(Change(operator("add"), (AddModel(fresh), device, AddCredential(held))))
+    backend = await street.backend("#")
+    assert await (await street.device(held, V5)).publish("locks/lock-1/up", b"x") in (0, 0x10)
+    assert await backend.message() == ("locks/lock-1/up", b"x")
 
 
 async def test_the_second_wall_holds_by_itself(street: Street) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fleet.domain.changes import AddCredential, AddDevice, Change
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.servers.gateway import Limits
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -134,6 +135,33 @@ async def until_opening(h: House) -> None:
     await until(lambda: any(session.admission for session in h.gateway._table))
 
 
+@pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
+async def test_a_revocation_before_the_brokers_answer(tmp_path: Path, version: int, code: int) -> None:
+    async with house(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(version, "cam-1", will=Will("all/cam2", b"x"))) + up("cam-1", version=version))
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        assert (await side.packet()).type is PacketType.CONNECT
+        assert (await side.packet()).type is PacketType.PUBLISH
+        await revocation.suspend(h.registry, "cam-1", actor="operator", now=now())
+        assert await refused(wire, version) == code
+        # The broker may have taken the CONNECT, and with it the will.
+        assert [p.type for p in await side.until_closed()] == [PacketType.DISCONNECT]
+
+
+async def test_connections_of_one_certificate_are_capped(tmp_path: Path) -> None:
+    async with house(tmp_path, limits=Limits(per_certificate_max=2)) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        first, _ = await h.dial(one), await h.dial(one)
+        assert await (await h.dial(one)).until_closed() == []
+        assert h.gateway.stats["mqtt.session.too-many-sessions"] == 1
+        await h.live(two)
+        first.transport.close()
+        await h.count("mqtt.session.client-gone")
+        await h.live(one)
+
+
 async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
@@ -192,9 +220,8 @@ async def test_a_wider_model_holds_at_once(tmp_path: Path) -> None:
         packet = encode_publish(Publish("extra/cam-1", b"", 1, 1), V5)
         wire.send(packet)
         assert (await wire.packet()).type is PacketType.PUBACK
-        seen = await h.registry.last_event()
         await h.set_model(publish=("extra/{id}",))
-        await until(lambda: h.gateway._feed._heard > seen)
+        await h.count("mqtt.model.applied")
         wire.send(packet)
         assert (await side.packet()).encode() == packet
 

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,13 +35,20 @@ class Child:
     """`argv` runs in `directory` and listens on the Unix socket `socket` there."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], directory: Path, socket: Path, on_line: Callable[[str], None]
+        self,
+        name: str,
+        argv: Sequence[str],
+        directory: Path,
+        socket: Path,
+        on_line: Callable[[str], None],
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
         self._argv = tuple(argv)
         self._directory = directory
         self._socket = socket
         self._on_line = on_line
+        self._env = env
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lines: asyncio.Task[None] | None = None
@@ -100,6 +107,7 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
                 cwd=self._directory,
+                env=self._env,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,

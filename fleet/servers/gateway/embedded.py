@@ -1,6 +1,7 @@
 """The embedded broker, for a demo on a machine without mosquitto: amqtt in a child process, MQTT 3.1.1 only."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ class Embedded:
 
     def __init__(self, run_dir: Path) -> None:
         self.socket = run_dir / SOCKET
-        argv = (sys.executable, "-m", PROGRAM, str(self.socket))
-        self.child = Child("amqtt", argv, run_dir, self.socket, lambda line: None)
+        # The modules that we run on, wherever we were started, and none that happen to lie in a directory.
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        argv = (sys.executable, "-P", "-m", PROGRAM, str(self.socket))
+        self.child = Child("amqtt", argv, run_dir, self.socket, lambda line: None, env)
 
     @classmethod
     async def start(cls, run_dir: Path) -> "Embedded":

@@ -8,11 +8,11 @@ listen(gateway.protocol, ...)
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import DeviceState
+from fleet.domain.device import DeviceState, Model
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import endings
@@ -51,9 +51,12 @@ class Gateway:
         self._table: LiveTable[Session] = LiveTable()
         self._upstream = upstream
         self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max)
-        self._grounds = Grounds(upstream, clock, self._limits, self._journal, self._table, self._open)
+        self._grounds = Grounds(upstream, clock, self._limits, self._journal, self._table, self._open, self._prepare)
         self._tasks: set[asyncio.Task[None]] = set()
         self._purging = asyncio.Semaphore(PURGES_MAX)
+        self._applying = asyncio.Lock()  # first come, first served: the later model stays
+        self._setting = asyncio.Lock()
+        self._prepared: frozenset[str] = frozenset()
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
@@ -86,6 +89,16 @@ class Gateway:
         `mqtt.subscribe.refused`, `mqtt.deliver.refused` -> how often.
         """
         return self._journal.counts
+
+    async def _prepare(self, model: str) -> None:
+        """A model that was added while we serve: nobody is told of it, and it matters when its first device comes."""
+        if model not in self._prepared:
+            await self._set_models(await self._registry.models())
+
+    async def _set_models(self, models: Sequence[Model]) -> None:
+        async with self._setting:
+            await self._upstream.set_models(models)
+            self._prepared = frozenset(model.name for model in models)
 
     def _open(self, session: Session, connect: Connect) -> None:
         if not self._feed.reliable():
@@ -138,13 +151,18 @@ class Gateway:
         for session in self._table:
             session.stale = session.phase is Phase.OPENING
         model = await self._registry.model(name)
-        if model is None:
-            return
-        # First the wall behind us, then the one in front: a topic newly allowed must not die at the broker.
-        try:
-            await self._upstream.set_models(await self._registry.models())
-        except (OSError, TimeoutError) as error:
-            log.error("event=broker.rules-not-set model=%s error=%s", name, error)
-        for session in self._table:
-            if session.admission is not None and session.admission.device.model == name:
-                session.set_model(model)
+        if model is not None:
+            # Not awaited: a broker that is slow to learn of it must not keep a revocation waiting.
+            self._start(self._apply(model, await self._registry.models()))
+
+    async def _apply(self, model: Model, models: Sequence[Model]) -> None:
+        async with self._applying:
+            # First the wall behind us, then the one in front: a topic newly allowed must not die at the broker.
+            try:
+                await self._set_models(models)
+            except (OSError, TimeoutError) as error:
+                log.error("event=broker.rules-not-set model=%s error=%s", model.name, error)
+            for session in self._table:
+                if session.admission is not None and session.admission.device.model == model.name:
+                    session.set_model(model)
+            self._journal.note("mqtt.model", "applied", asyncio.get_running_loop().time(), model=model.name)

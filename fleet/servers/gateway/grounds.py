@@ -1,6 +1,6 @@
 """What every session of one gateway stands on."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -24,3 +24,5 @@ class Grounds:
     table: "LiveTable[Session]"
     open: "Callable[[Session, Connect], None]"
     """Start to admit a session; it goes live or is refused later."""
+    prepare: Callable[[str], Awaitable[None]]
+    """See to it that the broker knows the model of this name."""

@@ -11,6 +11,8 @@ class Limits:
 
     sessions_max: int = 9_000
     """Connections in all; each takes two file descriptors of 20,000."""
+    per_certificate_max: int = 4
+    """Connections by one certificate: a live one, its successor, and two whose ends we have not heard of."""
     connect_seconds_max: float = 10.0
     """From the end of the TLS handshake to a whole CONNECT."""
     open_seconds_max: float = 10.0

@@ -34,8 +34,9 @@ async def open_session(grounds: Grounds, registry: Registry, session: Session) -
             other.end(endings.TAKEN_OVER)
     link = Link(session)
     try:
+        await grounds.prepare(admission.device.model)
         await grounds.upstream.connect(lambda: link)
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, Unavailable):
         session.refuse("broker-unreachable", Reason.SERVER_UNAVAILABLE)
         return
     if link.tap is None:

@@ -65,10 +65,12 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._device = Tap(transport)
-        if len(self._grounds.table) >= self._grounds.limits.sessions_max:
+        table, limits = self._grounds.table, self._grounds.limits
+        mine = table.of_fingerprint(self.peer.fingerprint) if self.peer.fingerprint else ()
+        if len(table) >= limits.sessions_max or len(mine) >= limits.per_certificate_max:
             self.end(endings.TOO_MANY_SESSIONS)
             return
-        self._grounds.table.add(self, self.peer.fingerprint)
+        table.add(self, self.peer.fingerprint)
         self._set_timer("deadline", self._grounds.limits.connect_seconds_max, self.end, endings.CONNECT_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
@@ -229,9 +231,11 @@ class Session(asyncio.Protocol):
         for timer in self._timers.values():
             timer.cancel()
         self._grounds.table.remove(self, self.peer.fingerprint, self.claimed)
-        if self._relay is not None and self._relay.connack is not None:
+        greeted = False
+        if self._relay is not None:
             self._relay.take_leave(ending)
-        elif self._device is not None and self.connect is not None and ending.connack is not None:
+            greeted = self._relay.connack is not None
+        if not greeted and self._device is not None and self.connect is not None and ending.connack is not None:
             self._device.write(refusal(ending.connack, self.connect.version))
         for side in (self._device, self._broker):
             if side is not None:
