@@ -90,21 +90,21 @@ class Exchange:
             raise too_large(size_max)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        parts, size = [], 0
         try:
-            async with asyncio.timeout(self.limits.body_seconds_max):
-                while part := await request.content.readany():
-                    size += len(part)
-                    if size > size_max:
-                        raise too_large(size_max)
-                    parts.append(part)
+            body = bytearray()
+            if request.content.is_eof():  # it came with the headers, as most do
+                body += request.content.read_nowait()
+            else:
+                async with asyncio.timeout(self.limits.body_seconds_max):
+                    while len(body) <= size_max and (part := await request.content.readany()):
+                        body += part
         except TimeoutError:
             raise HttpRefused(408, "too-slow", "The body did not arrive in time.", {"Connection": "close"}) from None
         except web.RequestPayloadError:
-            raise HttpRefused(
-                400, "bad-http", "The body is cut off or badly framed.", {"Connection": "close"}
-            ) from None
-        return b"".join(parts)
+            raise HttpRefused(400, "bad-http", "The body is badly framed.", {"Connection": "close"}) from None
+        if len(body) > size_max:
+            raise too_large(size_max)
+        return bytes(body)
 
 
 def too_large(size_max: int) -> HttpRefused:

@@ -11,7 +11,7 @@ reason. Every refusal is written to the audit before it is told.
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fleet.domain.changes import (
@@ -247,11 +247,11 @@ def _writes(application: Application, credential: Credential) -> tuple[Write, ..
     device, grant = application.device, application.grant
     writes: list[Write] = []
     if device is None:
-        device = new_device(application)
-        writes.append(AddDevice(device))
-    # From the state that was judged, and no other: whoever is suspended, or enrolled by another, since we looked, has
-    # moved. That is why it is written for an active device too.
-    writes.append(MoveDevice(device.id, frozenset({device.state}), DeviceState.ACTIVE))
+        writes.append(AddDevice(replace(new_device(application), state=DeviceState.ACTIVE)))
+    else:
+        # From the state that was judged, and no other: whoever is suspended, or enrolled by another, since we looked,
+        # has moved. That is why it is written for an active device too.
+        writes.append(MoveDevice(device.id, frozenset({device.state}), DeviceState.ACTIVE))
     match grant:
         case TokenGrant(token=token):
             writes.append(SpendToken(token.id))

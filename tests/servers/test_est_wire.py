@@ -355,6 +355,16 @@ async def test_who_sends_no_whole_body_is_told_408_and_closed(hasty: House) -> N
     assert (answer.status, answer.code) == (408, "too-slow")
 
 
+@pytest.mark.parametrize("chunks", [b"Z\r\n", b"-1\r\n", b"4\r\nMIIBxx\r\n0\r\n\r\n", b"ffffffffffffffffff\r\n"])
+async def test_broken_chunks_are_refused_and_closed(hasty: House, chunks: bytes) -> None:
+    head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+    head += f"Authorization: {basic(await hasty.token(model='cam'))['Authorization']}\r\n"
+    for parts in ((chunks,), (b"4\r\nMIIB\r\n", chunks)):
+        answer = Answer(await hasty.exchange_all(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n", *parts))
+        # The parser does not tell a body that is being read of its end; the deadline does.
+        assert (answer.status, answer.code) in {(400, "bad-http"), (408, "too-slow")}
+
+
 async def test_an_idle_connection_is_closed(hasty: House) -> None:
     answer = Answer(await hasty.exchange(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()))
     assert answer.status == 200
