@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
@@ -68,6 +68,7 @@ def test_covers(outer: str, inner: str, expected: bool) -> None:
     assert covers(outer, inner) is expected
 
 
+@settings(deadline=None)
 @given(FILTERS, FILTERS, TOPICS)
 def test_what_is_covered_never_matches_more(outer: str, inner: str, topic: str) -> None:
     if covers(outer, inner) and matches(inner, topic):

@@ -254,7 +254,7 @@ async def test_the_embedded_broker_serves_311(tmp_path: Path) -> None:
         assert await device.connect("127.0.0.1", await h.door(one)) == 0
         assert await other.connect("127.0.0.1", await h.door(two)) == 0
         backend = Paho("backend", V311, transport="unix")
-        assert await backend.connect(str(broker.socket)) == 0
+        assert await backend.connect_unix(broker.socket) == 0
         await backend.subscribe("devices/+/up/#", qos=1)
         for qos in (0, 1, 2):
             device.client.publish("devices/cam-1/up/t", str(qos), qos)

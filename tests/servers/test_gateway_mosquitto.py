@@ -44,7 +44,7 @@ class Street:
     async def backend(self, *filters: str) -> Paho:
         client = Paho("backend", V311, transport="unix")
         client.client.username_pw_set(BACKEND)
-        assert await client.connect(str(self.broker.socket)) == 0
+        assert await client.connect_unix(self.broker.socket) == 0
         self._stack.push_async_callback(client.close)
         if filters:
             await client.subscribe(*filters, qos=2)
@@ -243,7 +243,7 @@ async def test_the_second_wall_holds_by_itself(street: Street) -> None:
     backend = await street.backend("#")
     intruder = Paho("cam-1", V5, transport="unix")
     intruder.client.username_pw_set("cam-1")
-    assert await intruder.connect(str(street.broker.socket)) == 0
+    assert await intruder.connect_unix(street.broker.socket) == 0
     await intruder.subscribe("#", "devices/cam-1/down/#", qos=0)
     assert await intruder.publish("devices/cam-2/up/t", b"forged") == 0x87
     await backend.publish("devices/cam-2/down/t", b"not yours")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.changes import AddCredential, AddDevice, Change
+from fleet.domain.changes import AddCredential, Change
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.servers.gateway import Limits
+from fleet.servers.gateway import session as session_module
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -17,7 +17,6 @@ from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connec
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
 from tests.servers.gateway_house import (
-    MODEL,
     PATIENCE,
     FakeBroker,
     House,
@@ -177,17 +176,20 @@ async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(
 
 
 @pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME))])
-async def test_a_session_ends_with_its_certificate(tmp_path: Path, version: int, last: bytes) -> None:
-    async with house(tmp_path) as h:
-        await h.registry.commit(Change(operator("x"), ()))
-        await populate(h.registry)
-        soon = credential("cam-1", ends=now() + timedelta(seconds=1.5))
-        device = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
-        await h.registry.commit(Change(operator("x"), (AddDevice(device), AddCredential(soon))))
-        wire, _ = await h.live(soon, version)
+async def test_a_session_ends_with_its_certificate(
+    tmp_path: Path, version: int, last: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "EXPIRY_CHECK_SECONDS_MAX", 0.05)
+    jump = timedelta()
+    async with house(tmp_path, clock=lambda: now() + jump) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, version)
+        wire.send(up("cam-1", version=version))
+        await side.packet()
+        jump = cam.not_after - now()
         await wire.until_closed()
-        assert now() >= soon.not_after
         assert wire.raw == last
+        assert await side.until_closed() == []  # the broker publishes the will: the device is gone
         assert h.gateway.stats["mqtt.session.certificate-expired"] == 1
 
 

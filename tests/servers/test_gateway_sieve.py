@@ -297,7 +297,7 @@ def test_a_length_that_never_ends() -> None:
 # Garbage
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from([V311, V5]), st.lists(st.binary(max_size=40), max_size=5))
 def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
     stage = Stage(version)
@@ -308,7 +308,7 @@ def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
             break
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from([V311, V5]), st.data())
 def test_a_damaged_stream_never_lets_a_forbidden_topic_through(version: int, data: st.DataObject) -> None:
     stage = Stage(version, TopicPolicy(("up/a",), ()))

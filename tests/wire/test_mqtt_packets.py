@@ -1,7 +1,7 @@
 """MQTT packets: what is encoded is decoded again, and what breaks the specification is refused."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
@@ -66,6 +66,7 @@ PROPERTY_LISTS = st.lists(
 ).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     VERSIONS, NAMES, st.booleans(), st.integers(0, 65535), st.binary(max_size=300), st.integers(0, 2), PROPERTY_LISTS
 )
@@ -78,6 +79,7 @@ def test_connect_comes_back(
     assert decode_connect(whole(encode_connect(connect)).body) == connect
 
 
+@settings(deadline=None)
 @given(VERSIONS, NAMES, st.binary(max_size=300), st.integers(0, 2), st.booleans())
 def test_publish_comes_back(version: int, topic: str, payload: bytes, qos: int, flag: bool) -> None:
     properties = ((Property.CONTENT_TYPE, "text"), (Property.USER_PROPERTY, ("a", "b"))) if version == V5 else ()
@@ -86,6 +88,7 @@ def test_publish_comes_back(version: int, topic: str, payload: bytes, qos: int, 
     assert decode_publish(packet.first, packet.body, version) == publish
 
 
+@settings(deadline=None)
 @given(VERSIONS, st.lists(NAMES, min_size=1, max_size=5), st.integers(0, 2))
 def test_subscribe_and_the_rest_come_back(version: int, filters: list[str], qos: int) -> None:
     properties = ((Property.SUBSCRIPTION_IDENTIFIER, 200),) if version == V5 else ()

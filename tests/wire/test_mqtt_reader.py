@@ -1,7 +1,7 @@
 """The packet reader: the same packets however the stream is cut, and no memory for what is over the cap."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.wire.errors import Malformed, TooLarge
@@ -36,6 +36,7 @@ def test_cut_at_every_byte() -> None:
         assert [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])] == SMALL
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1))
 def test_any_cuts(steps: list[int]) -> None:
     stream = b"".join(p.encode() for p in SMALL)
@@ -85,6 +86,7 @@ def test_a_type_or_flags_that_do_not_exist(first: int) -> None:
         list(PacketReader().feed(bytes((first, 0))))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_never_raises_anything_else(data: bytes) -> None:
     reader = PacketReader(1000)
