@@ -75,6 +75,11 @@ class PacketReader:
                 return
             yield packet
 
+    @property
+    def held(self) -> int:
+        """Bytes that no packet has taken yet."""
+        return len(self._buffer)
+
     def rest(self) -> bytes:
         """The bytes that no packet has taken yet; the reader is empty afterwards."""
         rest = bytes(self._buffer)
