@@ -18,9 +18,9 @@ from fleet.tls.errors import Refusal
 class HandshakeLimits:
     """What strangers may take of us before they have proved anything."""
 
-    total_max: int = 1000
-    """Handshakes under way at once: about 60 MB of the engine's memory."""
-    per_address_max: int = 200
+    total_max: int = 2000
+    """Handshakes under way at once: about 100 MB of the engine's memory."""
+    per_address_max: int = 500
     """From one IP address: a factory or a fleet behind one NAT comes back all at once after an outage."""
     deadline_s: float = 10.0
     """From accept to Finished: three round trips over a very bad mobile link."""

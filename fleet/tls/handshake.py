@@ -34,6 +34,7 @@ class Handshake(asyncio.BufferedProtocol):
     def __init__(self, reception: Reception) -> None:
         self.address = ""
         self._reception = reception
+        self._session: TlsSession | None = None  # made at the first byte: a silent connection costs no engine
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,48 +47,53 @@ class Handshake(asyncio.BufferedProtocol):
         if reason := reception.half_open.enter(self):
             self._end(reason)
             return
-        self._context = reception.contexts.current
-        self._session = TlsSession(self._context, self.address, reception.scratch)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reception.scratch.received_view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
-            return
+            return  # what a refused client still sends
         session = self._session
+        if session is None:
+            self._context = self._reception.contexts.current
+            session = self._session = TlsSession(self._context, self.address, self._reception.scratch)
         try:
             early = session.received(nbytes)
         except HandshakeFailed as failure:
-            self._refuse_politely(failure.reason, failure.detail)
+            self._refuse_politely(failure.reason, failure.detail, session.outgoing())
             return
         except ProtocolBroken as failure:
             # The handshake was done and what came with its end is broken. No application has seen anything.
-            self._refuse_politely(Refusal.HANDSHAKE, str(failure))
+            self._refuse_politely(Refusal.HANDSHAKE, str(failure), session.outgoing())
             return
         if session.peer is None:
             if answer := session.outgoing():
                 self._raw.write(answer)
             return
-        self._hand_over(early)
+        self._hand_over(session, early)
 
-    def _hand_over(self, early: bytes) -> None:
+    def _hand_over(self, session: TlsSession, early: bytes) -> None:
         self._over = True
         reception = self._reception
         reception.half_open.leave(self)
         transport = TlsTransport(
-            reception.loop, self._raw, self._session, self._context, reception.lost, reception.close_deadline_s
+            reception.loop, self._raw, session, self._context, reception.lost, reception.close_deadline_s
         )
         self._raw.set_protocol(Wire(transport, reception.scratch))
         reception.establish(transport, early)
 
-    def _refuse_politely(self, reason: Refusal, detail: str) -> None:
-        """Let the engine's alert out. The place among the half-open is kept, and its deadline, until that is sent."""
+    def _refuse_politely(self, reason: Refusal, detail: str, alert: bytes) -> None:
+        """Let the engine's alert out, and hear the client to its end: closing on unread data would reset the
+        connection, and the client might never see why. It keeps its place among the half-open and its deadline.
+        """
         self._over = True
         self._reception.refuse(self.address, reason, detail)
-        if alert := self._session.outgoing():
+        if alert and not self._raw.is_closing():
             self._raw.write(alert)
-        self._raw.close()
+            self._raw.write_eof()
+        else:
+            self._raw.close()
 
     def _end(self, reason: Refusal) -> None:
         if not self._over:

@@ -222,15 +222,13 @@ class Bell:
                 future.set_result(None)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Raises: TimeoutError."""
+        """Looks again at every ring, and now and then for what rings no bell. Raises: TimeoutError."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 future = self._loop.create_future()
                 self._waiting.add(future)
-                try:
-                    await future
-                finally:
-                    self._waiting.discard(future)
+                await asyncio.wait({future}, timeout=0.02)
+                self._waiting.discard(future)
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
 from fleet.tls.contexts import ServerIdentity, server_context
@@ -84,6 +85,37 @@ async def test_who_is_refused_never_reaches_an_application(kind: str) -> None:
         await client.close()
         await stage.bell.until(lambda: stage.listener.stats.handshaking == 0)
         assert stage.listener.stats.established == 0
+
+
+async def test_who_is_refused_reads_the_alert_though_it_goes_on_sending() -> None:
+    async with serving() as stage:
+        reader, writer = await silent(stage.port)
+        client = WireClient(MemoryClient(client_context(None, TLS13)), reader, writer)
+        await client.shake_hands()
+        client.send_now()
+        await stage.refusal()
+        for _ in range(20):
+            writer.write(b"x" * 50_000)
+            await writer.drain()
+        client.tls.give(await gone(reader))
+        with pytest.raises(SSL.Error, match="certificate required"):
+            client.tls.connection.recv(1)
+        await client.close()
+        await stage.bell.until(lambda: stage.listener.stats.handshaking == 0)
+
+
+async def test_who_is_refused_and_does_not_go_is_put_out_at_the_deadline() -> None:
+    async with serving(limits=HandshakeLimits(deadline_s=0.2)) as stage:
+        reader, writer = await silent(stage.port)
+        client = WireClient(MemoryClient(client_context(None, TLS13)), reader, writer)
+        await client.shake_hands()
+        client.send_now()
+        assert await stage.refusal() == Refusal.NO_CERTIFICATE
+        await gone(reader)  # our half is closed, its half is open
+        assert stage.listener.stats.handshaking == 1
+        await stage.bell.until(lambda: stage.listener.stats.handshaking == 0)
+        assert len(stage.refused) == 1
+        await client.close()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 6, 60, -1])
