@@ -22,9 +22,10 @@ from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.home import Home, authority_chain, load_issuer, open_registry, server_identity
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
+from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.upstream import Upstream, start_upstream
+from fleet.servers.gateway.upstream import Upstream
 from fleet.settings import Address, Settings
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context

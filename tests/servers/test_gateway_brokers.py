@@ -14,11 +14,12 @@ import pytest
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway import child
+from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.mosquitto import Mosquitto, access_text, config_text, mosquitto_program
 from fleet.servers.gateway.private_socket import private_directory
 from fleet.servers.gateway.purge import purge_session
-from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, start_upstream
+from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.gateway_house import MODEL, PATIENCE, Wire, house, populate, refused
@@ -86,7 +87,7 @@ async def test_somebody_elses_broker(tmp_path: Path, spec: str, told: str) -> No
 
 
 async def test_no_mosquitto_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet.servers.gateway.mosquitto.mosquitto_program", lambda: None)
+    monkeypatch.setattr("fleet.servers.gateway.brokers.mosquitto_program", lambda: None)
     with pytest.raises(Invalid) as caught:
         await start_upstream("mosquitto", tmp_path, ())
     assert caught.value.code == "no-mosquitto"
@@ -214,7 +215,7 @@ async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from fleet.servers.gateway.upstream import start_upstream
+from fleet.servers.gateway.brokers import start_upstream
 
 async def main():
     upstream = await start_upstream(sys.argv[1], Path(sys.argv[2]), ())
