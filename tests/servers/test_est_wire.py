@@ -374,3 +374,19 @@ async def test_requests_are_counted_by_status_and_code(house: House) -> None:
     await house.send("GET", CACERTS)
     await house.send("GET", "/")
     assert dict(house.servers["est"].counters) == {"200": 1, "404 no-such-path": 1}
+
+
+async def test_a_request_under_way_is_answered_before_the_house_closes(house: House) -> None:
+    body = encode_body(csr_for("cam-1"))
+    head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await house.connect()
+    writer.write(head.encode() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+    await reader.readuntil(b"\r\n\r\n")  # from here on the request is under way
+    idle, _ = await house.connect()
+    closing = asyncio.create_task(house.servers["est"].shutdown(10.0))
+    assert await idle.read() == b""
+    writer.write(body)
+    assert Answer(await reader.read()).status == 200
+    await closing
+    writer.close()
