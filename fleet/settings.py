@@ -72,8 +72,8 @@ class Settings:
     http: Address = Address("127.0.0.1", 8444)
     upstream: str = "auto"
     handshake_seconds_max: float = 10.0
-    half_open_max: int = 1000
-    half_open_per_address_max: int = 200
+    half_open_max: int = 2000
+    half_open_per_address_max: int = 500
     sessions_max: int = 9000
 
 
@@ -157,8 +157,8 @@ sessions_max = 9000
 # A handshake that takes longer is cut.
 handshake_seconds_max = 10.0
 # Handshakes under way at once: in all, and from one address.
-half_open_max = 1000
-half_open_per_address_max = 200
+half_open_max = 2000
+half_open_per_address_max = 500
 """
 
 

@@ -84,7 +84,7 @@ def test_bytes_that_are_not_utf8_and_files_too_large_or_missing(tmp_path: Path) 
 
 
 def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path) -> None:
-    whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=1000))
+    whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=2000))
     for end in range(len(whole)):
         try:
             settings = read_settings(written(tmp_path, whole[:end]))
