@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -40,6 +41,7 @@ WIRE_CODES: dict[type[WireError], str] = {
 """WireErrors carry no code of their own: what they mean depends on who reads. These are ours, and stable."""
 
 RETRY_AFTER_SECONDS = 10
+LAST_WORDS_SECONDS = 0.1  # for an answer that is being written when the time to drain is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +136,53 @@ class HttpServer:
     limits: HttpLimits = field(default_factory=HttpLimits)
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status class and code, for instance "200", "403 device-suspended"."""
+    draining: bool = False
     _server: web.Server = field(init=False)
     _log: logging.Logger = field(init=False)
+    _busy: int = 0
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._log = logging.getLogger(f"fleet.servers.{self.name}")
         self._server = web.Server(self._answer)
+        self._quiet.set()
 
     def __call__(self, peer: Peer) -> asyncio.Protocol:
         return _Connection(self, self._server, peer)
 
     async def shutdown(self, seconds: float) -> None:
-        """Let requests under way be answered, for at most `seconds`, and close every connection."""
-        self._server.pre_shutdown()
-        await self._server.shutdown(seconds)
+        """Close idle connections, let requests under way be answered for at most `seconds`, then close every one."""
+        self.draining = True
+        for connection in self._server.connections:
+            if isinstance(connection, _Connection) and not connection.busy:
+                connection.force_close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._quiet.wait()
+        await self._server.shutdown(LAST_WORDS_SECONDS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)  # noqa: S101  we make no other
+        connection.busy = True
+        self._busy += 1
+        self._quiet.clear()
+        try:
+            return await self._answered(Exchange(request, connection.peer, self.limits))
+        finally:
+            connection.busy = False
+            self._busy -= 1
+            if not self._busy:
+                self._quiet.set()
+
+    async def _answered(self, exchange: Exchange) -> web.Response:
         started = time.perf_counter()
-        exchange = Exchange(request, connection.peer, self.limits)
         try:
             response = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
+        if self.draining:
+            response.force_close()
         self._note(exchange, response.status, started)
         return response
 
@@ -205,7 +230,7 @@ class HttpServer:
 class _Connection(web.RequestHandler):
     """aiohttp's HTTP protocol under our limits, knowing its peer."""
 
-    __slots__ = ("_owner", "peer")
+    __slots__ = ("_owner", "busy", "peer")
 
     def __init__(self, owner: HttpServer, server: web.Server, peer: Peer) -> None:
         limits = owner.limits
@@ -223,6 +248,13 @@ class _Connection(web.RequestHandler):
         )
         self._owner = owner
         self.peer = peer
+        self.busy = False
+        """Whether a request is being answered: its bytes are still wanted when the house closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._owner.draining:
+            self.force_close()  # its handshake was under way when the door was shut
 
     def handle_error(
         self,

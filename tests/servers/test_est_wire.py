@@ -390,3 +390,14 @@ async def test_a_request_under_way_is_answered_before_the_house_closes(house: Ho
     assert Answer(await reader.read()).status == 200
     await closing
     writer.close()
+
+
+async def test_who_never_ends_a_request_does_not_keep_the_house_open(house: House) -> None:
+    head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await house.connect()
+    writer.write(head.encode() + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    await house.servers["est"].shutdown(0.1)
+    assert await reader.read() == b""
+    writer.close()
