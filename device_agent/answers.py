@@ -9,7 +9,7 @@ from device_agent.connection import Connection
 from device_agent.control import Client
 from device_agent.core import Link, Phase
 from device_agent.desk import Handler
-from device_agent.errors import AgentError, SendRefused
+from device_agent.errors import SendRefused
 from device_agent.identity_store import Identity
 from device_agent.outbox import Message, Outbox, topic_for
 from device_agent.rotation import Rotation, Told
@@ -110,9 +110,10 @@ class Answers:
         self._agent.force_renewal(told)
 
     def prove(self, client: Client, request: dict[str, Any]) -> None:
-        if not self._agent.look_for_candidate():
-            raise AgentError("There is no new certificate to prove.")
-        self.renew(client, request)
+        if self._agent.look_for_candidate():
+            self.renew(client, request)
+        else:
+            client.answer()
 
     def wait_connected(self, client: Client, _: dict[str, Any]) -> None:
         if self._agent.connection.state is Link.UP:

@@ -6,10 +6,13 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from device_agent.errors import Busy
+
+_LOCK_POLL_SECONDS = 0.05
 
 Step = Callable[[str], None]
 
@@ -65,17 +68,22 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_lock(path: Path, busy: str, advice: str = "") -> Iterator[None]:
+def held_lock(path: Path, busy: str, advice: str = "", wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` for as long as the block runs. The kernel lets go of it when the process dies.
 
-    Raises: Busy with these words when another process holds it.
+    Raises: Busy with these words when another process holds it, and has not let go after `wait_seconds`.
     """
+    deadline = time.monotonic() + wait_seconds
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(busy, advice) from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy(busy, advice) from None
+            time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)

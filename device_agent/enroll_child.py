@@ -23,6 +23,8 @@ from device_agent.identity_store import Identity, IdentityStore
 from device_agent.renewal import clock_is_credible
 from fleet.wire.csr import build_csr, names_of_certificate
 
+LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
+
 
 def main() -> None:
     """Read the job, do it, print the outcome; the exit code is 0 when a candidate is in place."""
@@ -56,8 +58,10 @@ def perform(job: Job, now: datetime) -> Identity:
     """
     config = read_config(job.home)
     store = IdentityStore(job.home)
-    with store.lock():
-        current = store.current()
+    with store.lock(LOCK_SECONDS_MAX):
+        current, waiting = store.current(), store.candidate()
+        if job.operation == "reenroll" and waiting is not None and waiting.facts.fingerprint != job.replaces:
+            return waiting  # enrolled by somebody else a moment ago, and not tried yet: never thrown away
         slot, key = candidate_key(store, job.key_type)
         client = _client(config, job, current, now)
         # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
@@ -92,11 +96,16 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         config.est_url,
         config.ca_file,
         certificate=current.files if job.operation == "reenroll" and current else None,
-        basic=(config.device_id, job.token) if job.operation == "enroll" else None,
+        basic=(_user_name(config.device_id), job.token) if job.operation == "enroll" else None,
         timeout_seconds=min(30.0, job.deadline_seconds),
         patience_seconds=job.deadline_seconds / 2,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
+
+
+def _user_name(device_id: str) -> str:
+    # RFC 7617, 2: a user-id with a colon is invalid. The token alone names the device as well.
+    return "" if ":" in device_id else device_id
 
 
 def _csr_like(key: PrivateKey, current: Identity) -> bytes:

@@ -11,6 +11,7 @@ from device_agent.identity_store import Identity, IdentityStore
 from device_agent.journal import Journal
 from device_agent.runner import Runner
 
+LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
 RENEW_SECONDS_MAX = DEADLINE_SECONDS + 60.0  # the enrollment, the quiet before the proof, the proof
 
 
@@ -29,10 +30,13 @@ def enroll(config: AgentConfig, token: str, key_type: str, *, again: bool, now: 
         )
     outcome = enroll_and_wait(Job(config.home, "enroll", token, key_type))
     _raise_unless_ok(outcome)
-    with store.lock():
+    with store.lock(LOCK_SECONDS_MAX):
         candidate = store.candidate()
         if candidate is None:
-            raise AgentError("The new certificate is not in its slot.", "Another command may have replaced it.")
+            proven = store.current()
+            if proven is None or proven == current:
+                raise AgentError("The new certificate is not in its slot.", "Another command may have replaced it.")
+            return proven  # the running agent was quicker
         if not usable:
             store.promote(candidate)
     try:

@@ -22,6 +22,8 @@ class Job:
     operation: Literal["enroll", "reenroll"]
     token: str = field(default="", repr=False)
     key_type: str = KEY_TYPES[0]
+    replaces: str = ""
+    """Fingerprint of the candidate that a renewal may overwrite: it is known to be of no use."""
     deadline_seconds: float = DEADLINE_SECONDS
 
     def to_json(self) -> str:

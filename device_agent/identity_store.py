@@ -72,12 +72,14 @@ class IdentityStore:
         self._home = home
         self._step = step
 
-    def lock(self) -> AbstractContextManager[None]:
-        """To hold while writing a candidate, promoting or discarding. Raises: Busy when another process does."""
+    def lock(self, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+        """To hold while writing a candidate, promoting or clearing. Raises: Busy when another process does for longer
+        than `wait_seconds`."""
         return held_lock(
             self._home / _LOCK,
             "Another device-agent command is changing this device's identity.",
             "Wait for it to finish.",
+            wait_seconds,
         )
 
     def current(self) -> Identity | None:

@@ -64,7 +64,8 @@ def has_expired(lifetime: Lifetime, now: datetime) -> bool:
 
 def renewal_due_at(lifetime: Lifetime, share: float, fraction: float = RENEW_AT_FRACTION) -> datetime:
     """When this certificate should be renewed: inside a window that opens at `fraction` of its lifetime."""
-    return lifetime.begin + lifetime.length * (fraction + share * min(RENEW_WINDOW_FRACTION, 1 - fraction))
+    window = min(RENEW_WINDOW_FRACTION, (1 - fraction) / 2)  # with a late fraction, some time is still left for retries
+    return lifetime.begin + lifetime.length * (fraction + share * window)
 
 
 def renewal_is_due(lifetime: Lifetime, now: datetime, share: float, fraction: float = RENEW_AT_FRACTION) -> bool:

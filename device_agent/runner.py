@@ -3,13 +3,10 @@
 Everything happens in one thread, but for the blocking part of a connect. Enrollment runs in a child process.
 """
 
-import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from device_agent import core
 from device_agent.agent_config import AgentConfig
@@ -27,6 +24,7 @@ from device_agent.mqtt_link import Acknowledged
 from device_agent.outbox import Outbox
 from device_agent.renewal import Lifetime, renewal_due_at, renewal_is_due
 from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, Rotation, Told
+from device_agent.wakeup import RENEW_SIGNAL, STOP_SIGNALS, Wakeup
 
 LOCK_NAME = "agent.lock"
 DRAIN_SECONDS_MAX = 4.0  # for acknowledgements, after SIGTERM
@@ -60,8 +58,8 @@ class Runner:
         self._chance = chance
         self._store = IdentityStore(config.home)
         self.outbox = Outbox(config.outbox_messages_max)
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.connection = Connection(config, self._wake, monotonic, chance)
+        self._wakeup = Wakeup()
+        self.connection = Connection(config, self._wakeup.wake, monotonic, chance)
         self.rotation = Rotation(config.refused_retry_seconds, chance, monotonic)
         self.phase = Phase.SERVING
         self._current: Identity | None = None
@@ -69,7 +67,6 @@ class Runner:
         self._share = chance()
         self._look_at = 0.0  # when to look into the slots again
         self.last_error = ""
-        self._signals: set[int] = set()
         self._stop_by: float | None = None
         self._answers = Answers(self)
 
@@ -96,7 +93,7 @@ class Runner:
 
     def _serve(self, is_finished: Callable[[], bool]) -> None:
         lock = held_lock(self._config.home / LOCK_NAME, "An agent is running in this home already.")
-        with lock, self._signal_handlers():
+        with lock, self._wakeup.catching_signals():
             self._look_into_slots()
             if self._current is None and self._candidate is None:
                 raise NotEnrolled("This device has no certificate yet.", "Run: device-agent enroll.")
@@ -113,8 +110,7 @@ class Runner:
                 self.rotation.tell("The agent was stopped.", "")
                 self.connection.close()
                 desk.close()
-                os.close(self._wake_reader)
-                os.close(self._wake_writer)
+                self._wakeup.close()
 
     def _turn(self, desk: Desk, seconds: float) -> None:
         if self._feed and self._stop_by is None:
@@ -127,9 +123,8 @@ class Runner:
         for link in self.connection.links:
             if link.socket is not None and (events := ready.get(link.socket.fileno())):
                 link.handle_io(bool(events & ~select.POLLOUT), bool(events & select.POLLOUT))
-        if self._wake_reader in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_reader, 4096)
+        if self._wakeup.descriptor in ready:
+            self._wakeup.clear()
         self._take_signals()
         if self._feed and self._feed.lines.descriptor in ready:
             self._feed.lines.read()
@@ -142,7 +137,7 @@ class Runner:
     def _poll(self, desk: Desk, seconds: float) -> dict[int, int]:
         # A new poll object each turn: with ten descriptors it costs nothing, and none of them can be stale.
         poll = select.poll()
-        watched = desk.watched() | {self._wake_reader: select.POLLIN}
+        watched = desk.watched() | {self._wakeup.descriptor: select.POLLIN}
         for link in self.connection.links:
             if link.socket is not None:
                 watched[link.socket.fileno()] = select.POLLIN | (select.POLLOUT if link.wants_write else 0)
@@ -172,7 +167,7 @@ class Runner:
         connection, rotation = self.connection, self.rotation
         return core.View(
             current=self._current.lifetime if self._current else None,
-            candidate=self._candidate.lifetime if self._candidate else None,
+            candidate=self._candidate.lifetime if self._candidate and not self.stopping else None,
             link=connection.state,
             link_uses=connection.uses,
             phase=self.phase,
@@ -203,7 +198,8 @@ class Runner:
                 self._after(self.connection.hang_up("the server did not answer in time"))
             case core.Renew():
                 self._journal.event("renewing")
-                self.rotation.start(Job(self._config.home, "reenroll"))
+                useless = self._candidate.facts.fingerprint if self._candidate else ""
+                self.rotation.start(Job(self._config.home, "reenroll", replaces=useless))
             case core.Quiesce():
                 self.phase = Phase.QUIESCING
                 self.rotation.quiescing_until = self._monotonic() + QUIESCING_SECONDS_MAX
@@ -358,8 +354,11 @@ class Runner:
         return renewal_due_at(self._current.lifetime, self._share, self._config.renew_at_fraction).isoformat()
 
     def look_for_candidate(self) -> bool:
-        """Whether a certificate waits to be proven; it may have been stored by another process."""
+        """Whether a certificate waits to be proven; another process may have stored it, or a new current one."""
+        before = self._current
         self._look_into_slots()
+        if self._current != before and self.connection.state is Link.DOWN:
+            self.connection.connect_at = 0.0  # what was refused a moment ago may work with the new one
         if self._candidate is None:
             return False
         self.rotation.fetched()
@@ -375,27 +374,14 @@ class Runner:
 
     # Signals, and the end
 
-    @contextlib.contextmanager
-    def _signal_handlers(self) -> Any:
-        def note(number: int, _: object) -> None:
-            self._signals.add(number)
-
-        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = [signal.signal(number, note) for number in watched]
-        before_wakeup = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before_wakeup)
-            for number, handler in zip(watched, before, strict=True):
-                signal.signal(number, handler)
-
     def _take_signals(self) -> None:
-        signals, self._signals = self._signals, set()
-        if signal.SIGUSR1 in signals:
+        signals = self._wakeup.signals()
+        if RENEW_SIGNAL in signals:
             self.force_renewal(None)
-        if signals & {signal.SIGTERM, signal.SIGINT} and self._stop_by is None:
+        if signals & STOP_SIGNALS and self._stop_by is None:
             self._stop_by = self._monotonic() + DRAIN_SECONDS_MAX
+            if self.phase is Phase.QUIESCING:
+                self.phase = Phase.SERVING  # what waits is to go out now; the candidate keeps till the next start
             self._journal.event("stopping", undelivered=len(self.outbox))
 
     def _is_finished(self) -> bool:
@@ -404,7 +390,3 @@ class Runner:
             return idle or self.connection.state is not Link.UP or self._monotonic() >= self._stop_by
         feed = self._feed
         return bool(feed and feed.stop_at_end and feed.lines.at_end and not feed.lines.has_line and idle)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: the loop is over
-            os.write(self._wake_writer, b"w")

@@ -153,9 +153,10 @@ class EstHouse:
 
         async def make() -> str:
             now = _now()
-            if await self.registry.model(f"of-{device}") is None:
-                await inventory.add_model(self.registry, Model(f"of-{device}", **model), actor="test", now=now)
-                await inventory.add_device(self.registry, device, f"of-{device}", actor="test", now=now)
+            kind = f"of-{device}".replace(":", ".")
+            if await self.registry.model(kind) is None:
+                await inventory.add_model(self.registry, Model(kind, **model), actor="test", now=now)
+                await inventory.add_device(self.registry, device, kind, actor="test", now=now)
             _, text = await inventory.create_token(self.registry, device=device, actor="test", now=now)
             return text
 

@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from device_agent.certificate_checks import facts_of
 from device_agent.cli import cli
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, free_port
+from device_agent.identity_store import IdentityStore
+from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, free_port, key_pem, pem
 
 
 @pytest.fixture
@@ -119,6 +121,39 @@ def test_an_expired_certificate_is_not_enrolled_and_a_token_recovers_it(lone: De
     lone.est.shift = timedelta(0)
     lone.call("enroll", give=lone.est.token(lone.device_id))
     assert lone.status()["state"] == "enrolled"
+
+
+def test_a_running_agent_takes_a_new_enrollment_up(device: Device) -> None:
+    agent = device.run()
+    seen = agent.wait_for("connected")
+    before = device.status()["serial"]
+    device.call("enroll", "--again", give=device.est.token(device.device_id))
+    agent.wait_for("renewed", seen)
+    assert device.status()["serial"] != before
+
+
+def test_a_running_agent_recovers_when_an_expired_certificate_is_replaced(new_device: Callable[[], Device]) -> None:
+    device = new_device().init()
+    device.set("refused_seconds", "3600")
+    token = device.est.token(device.device_id)
+    certificate, key = device.est.authority.issue(
+        device.device_id, begin=datetime.now(UTC) - timedelta(days=2), end=datetime.now(UTC) - timedelta(days=1)
+    )
+    store = IdentityStore(device.home)
+    store.write_key("slot-a", key_pem(key))
+    chain = pem(certificate, device.est.authority.issuing)
+    store.promote(store.complete("slot-a", chain, facts_of(certificate, device.device_id)))
+    assert device.status()["state"] == "expired"
+    agent = device.run()
+    seen = agent.wait_for("connect-failed")
+    device.call("enroll", give=token)
+    agent.wait_for("connected", seen)  # without waiting for an hour
+    assert device.status()["healthy"]
+
+
+def test_a_device_id_may_hold_colons(est: EstHouse, tmp_path: Path) -> None:
+    device = Device(tmp_path / "a home", est, free_port(), "02:00:5e:10:00:01").enrolled()
+    assert device.status()["healthy"]
 
 
 def test_status_checks_the_files_themselves(lone: Device, tmp_path: Path) -> None:

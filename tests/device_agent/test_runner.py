@@ -1,0 +1,185 @@
+"""The runner in this process, against servers that mosquitto is not: older, expired, refusing, silent."""
+
+import io
+import os
+import signal
+import ssl
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from device_agent.agent_config import read_config, write_config
+from device_agent.certificate_checks import facts_of
+from device_agent.errors import NotEnrolled
+from device_agent.identity_store import Identity, IdentityStore
+from device_agent.journal import Journal
+from device_agent.runner import Runner
+from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
+from tests.device_agent.wild_servers import read_packet, tls_server
+
+CONNACK_5, CONNACK_3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
+BAD_VERSION_5, BAD_VERSION_3 = b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01"
+NOT_AUTHORISED = b"\x20\x03\x00\x87\x00"
+
+
+def level(connect: bytes) -> int:
+    """The protocol level that a CONNECT asks for."""
+    return connect[7] if connect[1:7] == b"\x00\x04MQTT" else 0
+
+
+class Log(io.StringIO):
+    """The agent's log; stops the agent, as a person would, once enough has been said."""
+
+    def __init__(self, enough: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._enough = enough
+        self._stopped = False
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if not self._stopped and self._enough(self.getvalue()):
+            self._stopped = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return written
+
+
+def home_at(folder: Path, authority: Authority, port: int) -> IdentityStore:
+    """A device's home without an identity, with short waits."""
+    home = folder / "a home"
+    file = write_config(home, "cam-7", "https://localhost:1", "localhost", port, authority.ca_file.read_bytes())
+    text = file.read_text()
+    for setting, value in (("base", "1.0"), ("cap", "120.0"), ("refused", "60.0")):
+        assert f"{setting}_seconds = {value}" in text
+        text = text.replace(f"{setting}_seconds = {value}", f"{setting}_seconds = 0.02")
+    file.write_text(text)
+    return IdentityStore(home)
+
+
+def put(store: IdentityStore, authority: Authority) -> Identity:
+    """A new candidate, really issued."""
+    certificate, key = authority.issue("cam-7")
+    slot = store.spare_slot()
+    store.clear(slot)
+    store.write_key(slot, key_pem(key))
+    return store.complete(slot, pem(certificate, authority.issuing), facts_of(certificate, "cam-7"))
+
+
+def run_until(home: Path, enough: Callable[[str], bool], **given: object) -> str:
+    """Run the agent until its log is enough; a deadline stops it, too."""
+    log = Log(enough)
+    timer = threading.Timer(DEADLINE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        assert Runner(read_config(home), Journal(stream=log), **given).run() == 0  # type: ignore[arg-type]
+    finally:
+        timer.cancel()
+    assert enough(log.getvalue()), log.getvalue()
+    return log.getvalue()
+
+
+@pytest.fixture
+def authority_500_days_old(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "old ca", made_days_ago=500)
+
+
+@pytest.mark.parametrize("refusal", [BAD_VERSION_5, BAD_VERSION_3, b""])
+def test_an_older_server_is_spoken_to_in_its_version(authority: Authority, tmp_path: Path, refusal: bytes) -> None:
+    """Some say that they do not know version 5, in either version's words, and some just hang up."""
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        if level(read_packet(stream)) == 5:
+            stream.sendall(refusal)
+            return
+        stream.sendall(CONNACK_3)
+        read_packet(stream)
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        log = run_until(tmp_path / "a home", lambda text: " connected " in text)
+    assert "protocol=3.1.1" in log
+
+
+def test_the_new_identity_is_tried_first_and_stays_when_it_works(authority: Authority, tmp_path: Path) -> None:
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    with tls_server(authority, behave, client_ca=authority) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        candidate = put(store, authority)
+        run_until(tmp_path / "a home", lambda text: " renewed " in text)
+    assert store.current() == candidate
+    assert sorted(store.slots().values()) == ["current", "empty"]
+
+
+@pytest.mark.parametrize("accepted", ["current", "candidate"])
+def test_after_a_crash_whichever_the_server_takes_is_found(authority: Authority, tmp_path: Path, accepted: str) -> None:
+    """The server dropped the old certificate, or never took the new one: only trying tells."""
+    good: set[int] = set()
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        serial = int(str((stream.getpeercert() or {})["serialNumber"]), 16)
+        stream.sendall(CONNACK_5 if serial in good else NOT_AUTHORISED)
+        read_packet(stream)
+
+    with tls_server(authority, behave, client_ca=authority) as port:
+        store = home_at(tmp_path, authority, port)
+        first = put(store, authority)
+        store.promote(first)
+        second = put(store, authority)
+        expected = first if accepted == "current" else second
+        good.add(int(expected.facts.serial, 16))
+        enough = "connected slot=" if accepted == "current" else " renewed "
+        log = run_until(tmp_path / "a home", lambda text: enough in text)
+    assert f"connected slot={expected.slot}" in log
+    assert store.current() == expected
+
+
+def test_a_clock_that_is_not_set_does_not_keep_it_out(authority_500_days_old: Authority, tmp_path: Path) -> None:
+    """The server's certificate is over by the real clock; the device's says 1970, and it comes in all the same."""
+    authority = authority_500_days_old
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        log = run_until(tmp_path / "a home", lambda text: "connect-failed" in text)
+        assert "expired" in log
+        assert "untrusted" in log
+        log = run_until(
+            tmp_path / "a home", lambda text: " connected " in text, clock=lambda: datetime(1970, 1, 1, tzinfo=UTC)
+        )
+    assert "clock-not-set" in log
+    assert "renewing" not in log
+
+
+def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Authority, tmp_path: Path) -> None:
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(NOT_AUTHORISED)
+        read_packet(stream)
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        before = store.current()
+        log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed setback=refused") >= 4)
+    assert "Not authorized" in log
+    assert store.current() == before
+
+
+def test_nothing_to_run_with(authority: Authority, tmp_path: Path) -> None:
+    home_at(tmp_path, authority, 1)
+    with pytest.raises(NotEnrolled):
+        Runner(read_config(tmp_path / "a home"), Journal(stream=io.StringIO())).run()
