@@ -7,6 +7,7 @@ Nothing listens before everything that decides is there; the ready file is writt
 
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.domain.errors import Conflict, FleetError, Unavailable
-from fleet.home import Home, authority_chain, load_issuer, open_registry, server_identity
+from fleet.home import Home, authority_chain, load_issuer, open_registry, renew_server_certificate, server_identity
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.brokers import start_upstream
@@ -33,6 +34,7 @@ from fleet.tls.listener import HandshakeLimits, Listener, ProtocolFactory, liste
 
 log = logging.getLogger("fleet")
 
+RENEWAL_CHECK_SECONDS = 86_400.0
 DRAIN_SECONDS_MAX = 2.0  # for requests under way, and again for sessions: SIGTERM to exit stays within 5 s
 
 Clock = Callable[[], datetime]
@@ -148,6 +150,25 @@ class Contexts:
         self.optional.swap(fresh.optional.current)
         log.info("event=reload outcome=ok")
 
+    async def renew_daily(self, home: Home, settings: Settings) -> None:
+        """Never let the server certificate expire under a server that runs for years."""
+        while True:
+            await asyncio.sleep(RENEWAL_CHECK_SECONDS)
+            if _renew_server_certificate(home, settings, self.clock):
+                self.reload(home)
+
+
+def _renew_server_certificate(home: Home, settings: Settings, clock: Clock) -> bool:
+    """Whether it was renewed. What stands in the way is logged: the certificate there is may still serve."""
+    try:
+        why = renew_server_certificate(home, settings, clock())
+    except (FleetError, OSError, ValueError) as error:
+        log.error("event=server-certificate outcome=not-renewed reason=%s", error)
+        return False
+    if why:
+        log.info("event=server-certificate outcome=renewed reason=%r", why)
+    return bool(why)
+
 
 @asynccontextmanager
 async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[Service]:
@@ -157,6 +178,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
     """
     async with AsyncExitStack() as parts:
         parts.enter_context(_sole_server(home))
+        _renew_server_certificate(home, settings, clock)
         contexts = Contexts.of(home, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
@@ -177,8 +199,11 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
             }
 
         admin = build_admin_server(registry, status, clock=clock)
-        for server in (est, admin):
-            parts.push_async_callback(server.shutdown, DRAIN_SECONDS_MAX)
+
+        async def drain() -> None:
+            await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
+
+        parts.push_async_callback(drain)
         for name, address, source, factory in (
             ("est", settings.est, contexts.optional, est),
             ("http", settings.http, contexts.optional, admin),
@@ -193,7 +218,12 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
             ca_file=str(home.root_certificate),
             pid=os.getpid(),
         )
-        yield Service(home, contexts, endpoints, [gateway.feed])
+        # What stands now stands for good: the collector need not walk it again with every generation.
+        gc.collect()
+        gc.freeze()
+        daily = asyncio.create_task(contexts.renew_daily(home, settings), name="the daily look at the certificate")
+        parts.callback(daily.cancel)
+        yield Service(home, contexts, endpoints, [gateway.feed, daily])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ Keys are 0600, the folders that hold them 0700. A home is made beside its place 
 complete, or not at all.
 """
 
+import ipaddress
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
+from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import load_key, write_key
 from fleet.domain.device import Model
@@ -106,6 +107,39 @@ def server_identity(home: Home) -> ServerIdentity:
     """What the listeners show: leaf and chain without the root, and the key."""
     chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
     return ServerIdentity(tuple(chain), load_key(home.server_key))
+
+
+def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
+    """Issue the server certificate anew when it should be, for the same key, and say why; "" when it need not be.
+
+    It need be when a third of its life is left, or when `fleet.toml` names other hosts than it does. The file is
+    replaced whole: who reads it finds the old chain or the new one.
+    """
+    current = x509.load_pem_x509_certificates(home.server_chain.read_bytes())[0]
+    life = current.not_valid_after_utc - current.not_valid_before_utc
+    if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
+        why = "fleet.toml names other hosts"
+    elif current.not_valid_after_utc - now < life / 3:
+        why = f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
+    else:
+        return ""
+    issuing = _certificate(home.issuing_certificate)
+    renewed, _ = issue_server_certificate(
+        issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
+    )
+    fresh = home.server_chain.with_suffix(".new")
+    fresh.write_bytes(renewed.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
+    _sync(fresh)
+    fresh.replace(home.server_chain)
+    _sync(home.server_chain.parent)
+    return why
+
+
+def _canonical(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
 
 
 async def open_registry(home: Home) -> SqliteRegistry:

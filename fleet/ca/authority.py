@@ -76,8 +76,10 @@ def issue_server_certificate(
     hosts: tuple[str, ...],
     now: datetime,
     lifetime: timedelta = SERVER_LIFETIME,
+    key: ec.EllipticCurvePrivateKey | None = None,
 ) -> Certified:
-    """A certificate by which clients know the server under each of `hosts` (DNS names, IP addresses), and its key.
+    """A certificate by which clients know the server under each of `hosts` (DNS names, IP addresses), and its key:
+    `key`, or a new one.
 
     Raises: Invalid (`bad-host`).
     """
@@ -88,7 +90,7 @@ def issue_server_certificate(
     common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
     return _sign(
         subject=_common_name(common_name),
-        key=generate_key(),
+        key=key or generate_key(),
         issuer=issuing.subject,
         issuer_key=issuing_key,
         validity=_within(issuing, now, lifetime),
@@ -99,6 +101,15 @@ def issue_server_certificate(
             (x509.SubjectAlternativeName(names), False),
         ),
     )
+
+
+def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
+    """The hosts that a server certificate answers to."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
 
 
 def spki_sha256(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -1,0 +1,86 @@
+"""A fleet's folder: made whole or not at all, and its server certificate never left to expire."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from fleet.ca.authority import SERVER_LIFETIME, names_of_server
+from fleet.domain.errors import Conflict, NotFound
+from fleet.home import (
+    Home,
+    create_home,
+    open_home,
+    open_registry,
+    renew_server_certificate,
+    server_identity,
+    settings_of,
+)
+from fleet.settings import Settings
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SETTINGS = Settings(name="acme")
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> Home:
+    return await create_home(tmp_path / "home", SETTINGS, NOW)
+
+
+def leaf(home: Home) -> x509.Certificate:
+    return server_identity(home).certificate_chain[0]
+
+
+async def test_a_new_home_holds_what_it_promises(home: Home) -> None:
+    assert open_home(home.path) == home
+    assert settings_of(home) == SETTINGS
+    registry = await open_registry(home)
+    try:
+        assert [model.name for model in await registry.models()] == ["default"]
+    finally:
+        await registry.close()
+    assert names_of_server(leaf(home)) == {"localhost", "127.0.0.1", "::1"}
+
+
+async def test_a_home_is_never_made_over_something(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (home.path, tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(Conflict):
+            await create_home(place, SETTINGS, NOW)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+async def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    assert (await create_home(tmp_path / "home", SETTINGS, NOW)).settings_file.exists()
+
+
+def test_a_folder_that_is_no_home_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        open_home(tmp_path)
+
+
+async def test_a_server_certificate_in_its_youth_is_left_alone(home: Home) -> None:
+    before = home.server_chain.read_bytes()
+    assert renew_server_certificate(home, SETTINGS, NOW + SERVER_LIFETIME / 2) == ""
+    assert home.server_chain.read_bytes() == before
+
+
+@pytest.mark.parametrize("age", [SERVER_LIFETIME * 0.7, SERVER_LIFETIME + timedelta(days=400)])
+async def test_it_is_renewed_before_and_even_after_its_end_for_the_same_key(home: Home, age: timedelta) -> None:
+    before = leaf(home)
+    assert "expire" in renew_server_certificate(home, SETTINGS, NOW + age)
+    after = leaf(home)
+    assert after.public_key() == before.public_key()
+    assert after.not_valid_after_utc > NOW + age + SERVER_LIFETIME * 0.9
+    assert renew_server_certificate(home, SETTINGS, NOW + age) == ""
+
+
+async def test_other_hosts_in_fleet_toml_make_another_certificate(home: Home) -> None:
+    settings = replace(SETTINGS, hosts=("localhost", "iot.acme.example", "2001:DB8:0::1"))
+    assert renew_server_certificate(home, settings, NOW) == "fleet.toml names other hosts"
+    assert names_of_server(leaf(home)) == {"localhost", "iot.acme.example", "2001:db8::1"}
+    assert renew_server_certificate(home, settings, NOW) == ""
