@@ -192,7 +192,7 @@ class HomeBoard:
             # A new certificate for the key of a complete slot: it moves to the other slot, whole.
             self._store.clear(slot)
             self._store.write_key(slot, key_pem(key))
-        self._store.complete(slot, _pem(chain), facts_of(chain[0], self._device_id))
+        self._store.complete(slot, _pem(chain), facts_of(chain[0], self._device_id, self._clock()))
 
     def _settings_are(self, accepted: dialogue.Identity) -> bool:
         config = self._config()

@@ -149,7 +149,7 @@ def lifetime_of(certificate: x509.Certificate) -> Lifetime:
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
-def facts_of(certificate: x509.Certificate, device_id: str, obtained_at: datetime | None = None) -> CertificateFacts:
+def facts_of(certificate: x509.Certificate, device_id: str, obtained_at: datetime) -> CertificateFacts:
     """What the identity store notes beside the certificate."""
     return CertificateFacts(
         device_id=device_id,

@@ -39,6 +39,14 @@ def program(
     return done
 
 
+def start(name: str, *words: str) -> Running:
+    """Start `python WORDS` in the background, to be read line by line."""
+    process = subprocess.Popen(
+        [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    return Running(name, process)
+
+
 class Served:
     """One `fleet serve` of a home; ends with the test."""
 

@@ -64,7 +64,8 @@ def put(store: IdentityStore, authority: Authority) -> Identity:
     slot = store.spare_slot()
     store.clear(slot)
     store.write_key(slot, key_pem(key))
-    return store.complete(slot, pem(certificate, authority.issuing), facts_of(certificate, "cam-7"))
+    facts = facts_of(certificate, "cam-7", certificate.not_valid_before_utc)
+    return store.complete(slot, pem(certificate, authority.issuing), facts)
 
 
 def run_until(home: Path, enough: Callable[[str], bool], **given: object) -> str:
