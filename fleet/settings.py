@@ -5,10 +5,11 @@ the key, and nothing starts. There are no silent defaults for a misspelt key.
 """
 
 import difflib
+import enum
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,52 @@ def parse_address(text: str) -> Address:
     return Address(found[1] or found[2], int(found[3]))
 
 
-def parse_upstream(text: str) -> str:
-    """`text` itself when it names a broker: auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH.
+class BrokerKind(enum.StrEnum):
+    AUTO = "auto"
+    """mosquitto when it is installed, the embedded broker otherwise."""
+    MOSQUITTO = "mosquitto"
+    EMBEDDED = "embedded"
+    ADDRESS = "mqtt"
+    SOCKET = "unix"
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The broker behind the gateway: one of our own, or somebody else's at an address or on a Unix socket."""
+
+    kind: BrokerKind = BrokerKind.AUTO
+    address: Address | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        match self.kind:
+            case BrokerKind.ADDRESS:
+                return f"mqtt://{self.address}"
+            case BrokerKind.SOCKET:
+                return f"unix:{self.path}"
+            case _:
+                return self.kind
+
+
+MQTT_PORT = 1883  # MQTT 5.0, 4.2: registered for MQTT without TLS
+
+
+def parse_broker(text: str) -> Broker:
+    """`auto`, `mosquitto`, `embedded`, `mqtt://HOST[:PORT]` or `unix:PATH` as a Broker.
 
     Raises: ValueError: with a sentence for people.
     """
-    if text in ("auto", "mosquitto", "embedded"):
-        return text
-    if text.startswith("unix:") and len(text) > len("unix:"):
-        return text
-    if text.startswith("mqtt://"):
-        place = text.removeprefix("mqtt://").rstrip("/")
-        parse_address(place if re.search(r":[0-9]*$", place) else f"{place}:1883")
-        return text
-    raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH")
+    kind, _, rest = text.partition(":")
+    if text in (BrokerKind.AUTO, BrokerKind.MOSQUITTO, BrokerKind.EMBEDDED):
+        return Broker(BrokerKind(text))
+    if kind == BrokerKind.SOCKET and rest:
+        return Broker(BrokerKind.SOCKET, path=rest)
+    if kind == BrokerKind.ADDRESS and rest.startswith("//"):
+        place = rest[2:].rstrip("/")
+        address = parse_address(place if re.search(r":[0-9]*$", place) else f"{place}:{MQTT_PORT}")
+        if address.port and not set(address.host) & set("@/?#"):
+            return Broker(BrokerKind.ADDRESS, address)
+    raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +103,7 @@ class Settings:
     est: Address = Address("127.0.0.1", 8443)
     mqtt: Address = Address("127.0.0.1", 8883)
     http: Address = Address("127.0.0.1", 8444)
-    upstream: str = "auto"
+    upstream: Broker = Broker()
     handshake_seconds_max: float = 10.0
     half_open_max: int = 2000
     half_open_per_address_max: int = 500
@@ -96,8 +129,8 @@ def _address(value: Any) -> Address:
     return parse_address(_text(value))
 
 
-def _upstream(value: Any) -> str:
-    return parse_upstream(_text(value))
+def _broker(value: Any) -> Broker:
+    return parse_broker(_text(value))
 
 
 def _number_between(low: float, high: float) -> Reader:
@@ -121,7 +154,7 @@ def _count_between(low: int, high: int) -> Reader:
 READERS: dict[str, dict[str, Reader]] = {
     "fleet": {"name": _text, "hosts": _texts},
     "listen": {"est": _address, "mqtt": _address, "http": _address},
-    "gateway": {"upstream": _upstream, "sessions_max": _count_between(1, 1_000_000)},
+    "gateway": {"upstream": _broker, "sessions_max": _count_between(1, 1_000_000)},
     "limits": {
         "handshake_seconds_max": _number_between(0.5, 120),
         "half_open_max": _count_between(1, 100_000),
@@ -149,32 +182,32 @@ http = {http}
 [gateway]
 # The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
 # "embedded", "mqtt://HOST:PORT" or "unix:PATH".
-upstream = "auto"
+upstream = {upstream}
 # Live MQTT sessions at most; each takes two file descriptors.
-sessions_max = 9000
+sessions_max = {sessions_max}
 
 [limits]
 # A handshake that takes longer is cut.
-handshake_seconds_max = 10.0
+handshake_seconds_max = {handshake_seconds_max}
 # Handshakes under way at once: in all, and from one address.
-half_open_max = 2000
-half_open_per_address_max = 500
+half_open_max = {half_open_max}
+half_open_per_address_max = {half_open_per_address_max}
 """
 
 
 def render(settings: Settings) -> str:
-    """The commented `fleet.toml` that `fleet init` writes."""
+    """The commented `fleet.toml` that says these settings, every one of them."""
+    return TEMPLATE.format(**{each.name: _toml(getattr(settings, each.name)) for each in fields(settings)})
 
-    def quoted(text: str) -> str:
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
-    return TEMPLATE.format(
-        name=quoted(settings.name),
-        hosts="[" + ", ".join(map(quoted, settings.hosts)) + "]",
-        est=quoted(str(settings.est)),
-        mqtt=quoted(str(settings.mqtt)),
-        http=quoted(str(settings.http)),
-    )
+def _toml(value: object) -> str:
+    match value:
+        case bool() | int() | float():
+            return str(value).lower()
+        case tuple():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def read_settings(file: Path) -> Settings:

@@ -1,17 +1,19 @@
 """fleet.toml is read strictly: what is not understood starts nothing, and the error says where."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet.settings import (
     SETTINGS_SIZE_MAX,
     Address,
+    Broker,
     Settings,
     SettingsError,
     parse_address,
-    parse_upstream,
+    parse_broker,
     read_settings,
     render,
 )
@@ -30,8 +32,16 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         est=Address("0.0.0.0", 1),
         mqtt=Address("::1", 0),
         http=Address("h", 65535),
+        upstream=parse_broker("mqtt://b:1883"),
+        **{name: value + 1 for name, value in numbers(Settings()).items()},
     )
     assert read_settings(written(tmp_path, render(settings))) == settings
+    default = Settings()
+    assert [each.name for each in fields(settings) if getattr(settings, each.name) == getattr(default, each.name)] == []
+
+
+def numbers(settings: Settings) -> dict[str, Any]:
+    return {each.name: getattr(settings, each.name) for each in fields(settings) if each.type in (int, float)}
 
 
 def test_the_template_shows_every_key_with_its_default(tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path) -
         except SettingsError:
             continue
         assert settings.est in (Address("0.0.0.0", 18443), Settings().est)
-        assert settings.upstream == "auto"
+        assert settings.upstream == Broker()
 
 
 @pytest.mark.parametrize("text", ["", "h", "h:", ":1", "h:65536", "h:1:2", "::1:80", "[::1]", "[h]:1", "h :1", "h:-1"])
@@ -105,14 +115,21 @@ def test_an_address_reads_and_prints_the_same(text: str) -> None:
     assert str(parse_address(text)) == text
 
 
-@pytest.mark.parametrize("text", ["mqtt://", "mqtt://h:", "unix:", "tcp://h:1", "Auto", ""])
-def test_an_upstream_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError):
-        parse_upstream(text)
+NO_UPSTREAMS = ["", "Auto", "auto:x", "mqtt:host", "mqtt://", "mqtt://h:", "mqtt://h:0", "mqtt://h:x", "mqtt://h:99999"]
 
 
 @pytest.mark.parametrize(
-    "text", ["auto", "mosquitto", "embedded", "mqtt://h", "mqtt://h:1", "mqtt://[::1]:1883", "unix:/a b"]
+    "text", [*NO_UPSTREAMS, "mqtt://a:b:1883", "mqtt://user@h:1883", "unix:", "mqtts://h", "tcp://h:1", "h:1"]
 )
+def test_an_upstream_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_broker(text)
+
+
+@pytest.mark.parametrize("text", ["auto", "mosquitto", "embedded", "mqtt://h:1", "mqtt://[::1]:1883", "unix:/a b"])
 def test_an_upstream_is_kept_as_it_is_written(text: str) -> None:
-    assert parse_upstream(text) == text
+    assert str(parse_broker(text)) == text
+
+
+def test_an_upstream_without_a_port_has_mqtts_own() -> None:
+    assert str(parse_broker("mqtt://h")) == "mqtt://h:1883"

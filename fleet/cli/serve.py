@@ -12,7 +12,7 @@ from fleet.app import serve_until_told
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
 from fleet.home import open_home, settings_of
-from fleet.settings import Address, SettingsError, parse_address, parse_upstream
+from fleet.settings import Address, Broker, SettingsError, parse_address, parse_broker
 
 
 class Checked(click.ParamType[Any]):
@@ -41,7 +41,7 @@ ADDRESS = Checked("A:P", parse_address)
 @click.option("--http", type=ADDRESS, help="Where the HTTP API listens.")
 @click.option(
     "--upstream",
-    type=Checked("URL", parse_upstream),
+    type=Checked("URL", parse_broker),
     help="The broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.",
 )
 @click.option(
@@ -61,7 +61,7 @@ def serve(
     est: Address | None,
     mqtt: Address | None,
     http: Address | None,
-    upstream: str | None,
+    upstream: Broker | None,
     ready_file: Path | None,
     log_level: str,
 ) -> None:
