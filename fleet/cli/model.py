@@ -20,6 +20,7 @@ _PUBLISH = (
     "A topic filter that its devices may publish to; {id} and {model} stand for the device's own. May be repeated."
 )
 _SUBSCRIBE = "A topic filter that its devices may subscribe to. May be repeated."
+_RETAIN = "Whether its devices may leave retained messages, which the broker keeps for ever."
 
 
 @click.group()
@@ -34,6 +35,7 @@ def model() -> None:
 @click.option("--key-type", "key_types", multiple=True, type=click.Choice(KEY_TYPES), help=_KEY_TYPE)
 @click.option("--publish", multiple=True, metavar="FILTER", help=_PUBLISH)
 @click.option("--subscribe", multiple=True, metavar="FILTER", help=_SUBSCRIBE)
+@click.option("--retain/--no-retain", default=False, show_default=True, help=_RETAIN)
 @output_option
 def add(
     home: Path,
@@ -42,6 +44,7 @@ def add(
     key_types: tuple[str, ...],
     publish: tuple[str, ...],
     subscribe: tuple[str, ...],
+    retain: bool,
     output: str,
 ) -> None:
     """Add the model NAME.
@@ -58,6 +61,7 @@ def add(
         key_types=key_types or usual.key_types,
         publish=publish or usual.publish,
         subscribe=subscribe or usual.subscribe,
+        retain=retain,
     )
 
     async def work() -> None:
@@ -76,6 +80,7 @@ def add(
 @click.option("--key-type", "key_types", multiple=True, type=click.Choice(KEY_TYPES), help=_KEY_TYPE)
 @click.option("--publish", multiple=True, metavar="FILTER", help=_PUBLISH)
 @click.option("--subscribe", multiple=True, metavar="FILTER", help=_SUBSCRIBE)
+@click.option("--retain/--no-retain", default=None, help=_RETAIN)
 @output_option
 def set_(
     home: Path,
@@ -84,6 +89,7 @@ def set_(
     key_types: tuple[str, ...],
     publish: tuple[str, ...],
     subscribe: tuple[str, ...],
+    retain: bool | None,
     output: str,
 ) -> None:
     """Change the model NAME; what is not given stays as it is.
@@ -103,12 +109,13 @@ def set_(
                 key_types=key_types or old.key_types,
                 publish=publish or old.publish,
                 subscribe=subscribe or old.subscribe,
+                retain=old.retain if retain is None else retain,
             )
             await inventory.set_model(fleet.registry, new, actor=OPERATOR, now=utc_now())
             return new
 
-    if not (lifetime or key_types or publish or subscribe):
-        raise click.UsageError("Nothing to change: give --lifetime, --key-type, --publish or --subscribe.")
+    if not (lifetime or key_types or publish or subscribe) and retain is None:
+        raise click.UsageError("Nothing to change: give --lifetime, --key-type, --publish, --subscribe or --retain.")
     with attempting(f"changing model '{name}'"):
         changed = run(work())
     print_value(_shown(changed, output), output)
@@ -127,7 +134,7 @@ def list_(home: Path, output: str) -> None:
     with attempting("listing the models"):
         found = run(work())
     rows = [tuple(_shown(m, output).values()) for m in found]
-    print_rows(("name", "lifetime", "key_types", "publish", "subscribe"), rows, output)
+    print_rows(("name", "lifetime", "key_types", "publish", "subscribe", "retain"), rows, output)
 
 
 @model.command()
@@ -157,4 +164,5 @@ def _shown(m: Model, output: str) -> dict[str, object]:
         "key_types": m.key_types,
         "publish": m.publish,
         "subscribe": m.subscribe,
+        "retain": m.retain,
     }

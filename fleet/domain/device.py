@@ -87,6 +87,8 @@ class Model:
     key_types: tuple[str, ...] = ("EC-P256", "EC-P384")
     publish: tuple[str, ...] = ("devices/{id}/up/#",)
     subscribe: tuple[str, ...] = ("devices/{id}/down/#",)
+    retain: bool = False
+    """Whether its devices may leave retained messages: the broker keeps those for ever, so it is a right of its own."""
 
 
 @dataclass(frozen=True, slots=True)

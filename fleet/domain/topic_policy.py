@@ -65,6 +65,8 @@ class TopicPolicy:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    retain: bool = False
+    """Whether a message that it publishes, or its will, may be retained."""
 
     def may_publish(self, topic: str) -> bool:
         """Whether the device may publish to `topic`; never when it is empty or holds a wildcard."""
@@ -94,4 +96,4 @@ def policy_of(device: Device, model: Model) -> TopicPolicy:
     def fill(text: str) -> str:
         return text.replace("{id}", device.id).replace("{model}", model.name)
 
-    return TopicPolicy(tuple(map(fill, model.publish)), tuple(map(fill, model.subscribe)))
+    return TopicPolicy(tuple(map(fill, model.publish)), tuple(map(fill, model.subscribe)), model.retain)

@@ -16,7 +16,7 @@ from fleet.domain.errors import Invalid
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
 
-MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe")
+MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain")
 DEVICE_COLUMNS = ("id", "model", "state", "created_at", "hardware_serial")
 CREDENTIAL_COLUMNS = (
     "fingerprint",
@@ -74,17 +74,19 @@ def model_row(model: Model) -> Row:
         _listing(model.key_types),
         _listing(model.publish),
         _listing(model.subscribe),
+        int(model.retain),
     )
 
 
 @lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
-def model_of(name: str, lifetime: int, key_types: str, publish: str, subscribe: str) -> Model:
+def model_of(name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int) -> Model:
     return Model(
         name=name,
         certificate_lifetime=timedelta(microseconds=lifetime),
         key_types=tuple(json.loads(key_types)),
         publish=tuple(json.loads(publish)),
         subscribe=tuple(json.loads(subscribe)),
+        retain=bool(retain),
     )
 
 

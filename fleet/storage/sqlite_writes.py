@@ -35,7 +35,7 @@ def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO N
 
 
 ADD_MODEL = _insert("model", rows.MODEL_COLUMNS)
-SET_MODEL = "UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5 WHERE name = ?1"
+SET_MODEL = "UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6 WHERE name = ?1"
 ADD_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
 ADD_CREDENTIAL = _insert("credential", rows.CREDENTIAL_COLUMNS)
 USE_CREDENTIAL = "UPDATE credential SET state = 'active' WHERE fingerprint = ? AND state IN ('issued', 'active')"

@@ -60,10 +60,16 @@ class TestModel:
             "key_types": ["EC-P256", "EC-P384"],
             "publish": ["a/{id}/#"],
             "subscribe": ["devices/{id}/down/#"],
+            "retain": False,
         }
         assert parsed(fleet("model", "show", "cam2", "-o", "json")) == added
         changed = parsed(fleet("model", "set", "cam2", "--subscribe", "x", "--subscribe", "y", "-o", "json"))
         assert changed == {**added, "subscribe": ["x", "y"]}
+        retaining = {**changed, "retain": True}
+        assert parsed(fleet("model", "set", "cam2", "--retain", "-o", "json")) == retaining
+        assert parsed(fleet("model", "set", "cam2", "--lifetime", "30d", "-o", "json")) == retaining
+        assert parsed(fleet("model", "list", "-o", "json"))[0] == retaining
+        assert parsed(fleet("model", "set", "cam2", "--no-retain", "-o", "json")) == changed
         assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
         assert "30d" in fleet("model", "list").stdout
 

@@ -1,5 +1,6 @@
 """Who may publish and subscribe where: the subset rule, its traps, and what a policy's filter may be."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -111,6 +112,7 @@ def test_the_policy_of_a_device() -> None:
     model = Model("cam2", publish=("{model}/{id}/up",), subscribe=("{id}",))
     device = Device(DeviceId("c:1.x"), "cam2", DeviceState.ACTIVE, datetime.now(UTC))
     assert policy_of(device, model) == TopicPolicy(("cam2/c:1.x/up",), ("c:1.x",))
+    assert policy_of(device, replace(model, retain=True)).retain
 
 
 @pytest.mark.parametrize("text", ["a", "#", "a/+/b/#", "$SYS/#", "devices/{id}/up/#", "a b/c", "/"])

@@ -161,7 +161,7 @@ class TestWrites:
         assert await refused(registry, AddCredential(same_fingerprint)) == "credential-exists"
 
     async def test_set_model(self, registry: Registry) -> None:
-        new = Model("cam2", timedelta(hours=1), ("Ed25519",), (), ("a/+/b",))
+        new = Model("cam2", timedelta(hours=1), ("Ed25519",), (), ("a/+/b",), retain=True)
         await registry.commit(change(SetModel(new)))
         assert await registry.model("cam2") == new
         assert await refused(registry, SetModel(Model("x"))) == "no-such-model"

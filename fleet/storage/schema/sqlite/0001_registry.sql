@@ -5,7 +5,8 @@ CREATE TABLE model (
     lifetime    INTEGER NOT NULL CHECK (lifetime > 0), -- of a certificate, microseconds
     key_types   TEXT NOT NULL,
     publish     TEXT NOT NULL,
-    subscribe   TEXT NOT NULL
+    subscribe   TEXT NOT NULL,
+    retain      INTEGER NOT NULL CHECK (retain IN (0, 1))
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE device (
