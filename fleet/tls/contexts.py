@@ -5,6 +5,7 @@ is checked against live state. No renegotiation, no compression, no early data. 
 build a fresh one and `swap` it in; running connections keep the one they began with.
 """
 
+import functools
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from OpenSSL import SSL, crypto
 
 from fleet.tls import engine
 
+LEAVES_REMEMBERED = 4096  # what is held against a leaf is in its bytes alone; devices come again with the same ones
 CHAIN_DEPTH_MAX = 5  # certificates between leaf and anchor; real device PKIs have one or two
 
 # AEAD with forward secrecy. CCM is what small devices speak (RFC 7925); CCM-8 is left out for its 64-bit tag.
@@ -104,8 +106,6 @@ def server_context(
     if not any(engine.set_groups(context, names) for names in GROUPS):
         raise RuntimeError("The TLS engine knows none of our key exchange groups.")
     context.set_options(OPTIONS)
-    # Gives an idle connection's record buffers back: 16,000 idle devices would hold 0.5 GB of them.
-    context.set_mode(engine.lib.SSL_MODE_RELEASE_BUFFERS)
     _forbid_resumption(context)
     _present(context, identity)
     _believe(context, client_anchors, require_client=require_client)
@@ -145,6 +145,7 @@ def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, requi
     engine.verify_clients(context, mode, _objection)
 
 
+@functools.lru_cache(maxsize=LEAVES_REMEMBERED)
 def _objection(leaf_der: bytes) -> str:
     """What we hold against a leaf that the engine has accepted; "" when nothing.
 

@@ -75,25 +75,27 @@ def _pointer(context: SSL.Context) -> Any:
 def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes], str]) -> None:
     """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it.
 
-    What the engine or `objection` holds against a certificate is left as the connection's app data. The callback does
-    without pyOpenSSL's own, which makes objects of every certificate in the chain.
+    What the engine or `objection` holds against a certificate is left as the connection's app data, a str; an accepted
+    leaf's DER is left there too, as bytes. The callback does without pyOpenSSL's own, which makes objects of every
+    certificate in the chain.
     """
 
     def verify(engine_says: int, store_context: Any) -> int:
         at_leaf = lib.X509_STORE_CTX_get_error_depth(store_context) == 0
         if engine_says and not at_leaf:
             return 1
+        leaf_der = b""
         if not engine_says:
             complaint = verify_error_text(lib.X509_STORE_CTX_get_error(store_context))
         else:
-            complaint = objection(_der_of(lib.X509_STORE_CTX_get_current_cert(store_context)))
-            if not complaint:
-                return 1
+            leaf_der = _der_of(lib.X509_STORE_CTX_get_current_cert(store_context))
+            complaint = objection(leaf_der)
+        ssl = lib.X509_STORE_CTX_get_ex_data(store_context, lib.SSL_get_ex_data_X509_STORE_CTX_idx())
+        SSL.Connection._reverse_mapping[ssl].set_app_data(complaint or leaf_der)
+        if complaint and engine_says:
             # The engine's alert for it is unsupported_certificate.
             lib.X509_STORE_CTX_set_error(store_context, lib.X509_V_ERR_INVALID_PURPOSE)
-        ssl = lib.X509_STORE_CTX_get_ex_data(store_context, lib.SSL_get_ex_data_X509_STORE_CTX_idx())
-        SSL.Connection._reverse_mapping[ssl].set_app_data(complaint)
-        return 0
+        return 0 if complaint else 1
 
     # An exception in the callback is printed and counts as 0: refused.
     callback = ffi.callback("int (*)(int, X509_STORE_CTX *)", verify, error=0)
@@ -104,12 +106,14 @@ def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes],
 def verified_chain_der(connection: SSL.Connection) -> tuple[bytes, ...]:
     """DER of the chain that was verified, leaf first; empty when the peer presented none.
 
-    Goes by the engine's own encoding: making certificate objects of them would cost more than all the rest here.
+    Goes by the engine's own encoding: making certificate objects of them would cost more than all the rest here. The
+    leaf's was made when it was judged.
     """
     stack = lib.SSL_get0_verified_chain(ssl_of(connection))
     if stack == ffi.NULL:
         return ()
-    return tuple([_der_of(lib.sk_X509_value(stack, index)) for index in range(lib.sk_X509_num(stack))])
+    leaf: bytes = connection.get_app_data()
+    return (leaf, *[_der_of(lib.sk_X509_value(stack, index)) for index in range(1, lib.sk_X509_num(stack))])
 
 
 def _der_of(certificate: Any) -> bytes:
