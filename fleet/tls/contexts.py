@@ -7,14 +7,14 @@ build a fresh one and `swap` it in; running connections keep the one they began 
 
 import functools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 from fleet.tls import engine
 
@@ -60,6 +60,8 @@ class TlsContext:
     clock: Clock
     """Certificates are judged by this clock, once for each connection, when it begins."""
     require_client: bool
+    anchors: Mapping[int, bytes]
+    """DER of each anchor, by its address in the engine."""
 
 
 class ContextSource:
@@ -108,8 +110,8 @@ def server_context(
     context.set_options(OPTIONS)
     _forbid_resumption(context)
     _present(context, identity)
-    _believe(context, client_anchors, require_client=require_client)
-    return TlsContext(context, clock, require_client)
+    anchors = _believe(context, client_anchors, require_client=require_client)
+    return TlsContext(context, clock, require_client, anchors)
 
 
 def _forbid_resumption(context: SSL.Context) -> None:
@@ -133,16 +135,14 @@ def _present(context: SSL.Context, identity: ServerIdentity) -> None:
     context.check_privatekey()
 
 
-def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool) -> None:
-    store = context.get_cert_store()
-    assert store is not None  # noqa: S101 - a fresh context always has one
-    for anchor in anchors:
-        store.add_cert(crypto.X509.from_cryptography(anchor))
-        context.add_client_ca(anchor)
+def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool) -> Mapping[int, bytes]:
+    # Each once: of two alike the store would hold the first only.
+    known = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(anchors))
     engine.trust_each_anchor(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
     engine.verify_clients(context, mode, _objection)
+    return known
 
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)

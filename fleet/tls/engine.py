@@ -4,11 +4,13 @@ pyOpenSSL is a thin layer over the OpenSSL inside `cryptography`'s wheel, and bo
 that reaches past pyOpenSSL's public names stands in this module, so that a new release of it is checked in one place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
-from OpenSSL import SSL
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
 
 _binding = Binding()
 lib: Any = _binding.lib
@@ -103,17 +105,30 @@ def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes],
     lib.SSL_CTX_set_verify(_pointer(context), mode, callback)
 
 
-def verified_chain_der(connection: SSL.Connection) -> tuple[bytes, ...]:
-    """DER of the chain that was verified, leaf first; empty when the peer presented none.
+def add_anchor(context: SSL.Context, anchor: x509.Certificate) -> tuple[int, bytes]:
+    """Trust `anchor` under `context`, name it to clients, and return its address in the engine, with its DER."""
+    store, certificate = context.get_cert_store(), crypto.X509.from_cryptography(anchor)
+    if store is None:
+        raise RuntimeError("The TLS engine gave a context no store.")
+    store.add_cert(certificate)
+    context.add_client_ca(anchor)
+    # The store holds this very object from now on, so no other can have its address.
+    return int(ffi.cast("uintptr_t", certificate._x509)), anchor.public_bytes(Encoding.DER)
+
+
+def verified_chain_der(connection: SSL.Connection, anchors: Mapping[int, bytes]) -> tuple[bytes, ...]:
+    """DER of the chain that was verified, leaf first; empty when the peer presented none. `anchors` as `add_anchor`
+    gave them.
 
     Goes by the engine's own encoding: making certificate objects of them would cost more than all the rest here. The
-    leaf's was made when it was judged.
+    leaf's was made when it was judged, an anchor's long ago.
     """
     stack = lib.SSL_get0_verified_chain(ssl_of(connection))
     if stack == ffi.NULL:
         return ()
     leaf: bytes = connection.get_app_data()
-    return (leaf, *[_der_of(lib.sk_X509_value(stack, index)) for index in range(1, lib.sk_X509_num(stack))])
+    above = [lib.sk_X509_value(stack, index) for index in range(1, lib.sk_X509_num(stack))]
+    return (leaf, *[anchors.get(int(ffi.cast("uintptr_t", each))) or _der_of(each) for each in above])
 
 
 def _der_of(certificate: Any) -> bytes:

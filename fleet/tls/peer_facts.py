@@ -1,6 +1,7 @@
 """From a finished handshake to the frozen Peer that the rest of the house reads."""
 
 import hashlib
+from collections.abc import Mapping
 
 from OpenSSL import SSL
 
@@ -11,9 +12,9 @@ EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266, 4.2
 EXPORTER_SIZE = 32
 
 
-def peer_of(connection: SSL.Connection, address: str) -> Peer:
-    """The proved facts of `connection`, whose handshake has just finished."""
-    chain = engine.verified_chain_der(connection)
+def peer_of(connection: SSL.Connection, address: str, anchors: Mapping[int, bytes]) -> Peer:
+    """The proved facts of `connection`, whose handshake has just finished. `anchors`: its context's."""
+    chain = engine.verified_chain_der(connection, anchors)
     version = connection.get_protocol_version_name()
     if version == "TLSv1.3":
         binding_type, binding = "tls-exporter", _tls_exporter(connection)
