@@ -28,7 +28,9 @@ from fleet.wire.mqtt.reader import Packet, PacketReader
 
 PATIENCE = 15.0  # seconds for what must happen; far beyond what it takes
 
-MODEL = Model("cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("devices/{id}/down/#", "news/+"))
+MODEL = Model(
+    "cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("devices/{id}/down/#", "news/+"), retain=True
+)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -231,7 +233,7 @@ class House:
         wire.raw.clear()
         return wire, side
 
-    async def set_model(self, **changes: tuple[str, ...]) -> None:
+    async def set_model(self, **changes: tuple[str, ...] | bool) -> None:
         model = replace(MODEL, **changes)  # type: ignore[arg-type]
         event = Event("model.changed", MODEL.name)
         await self.registry.commit(Change(operator("model.set"), (SetModel(model),), (event,)))

@@ -18,7 +18,7 @@ from fleet.wire.mqtt.subscribe import (
     encode_subscribe,
 )
 
-POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"))
+POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"), retain=True)
 NARROW = TopicPolicy(publish=("up/a",), subscribe=("down/a",))
 SIZE_MAX = 300_000
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])

@@ -57,6 +57,7 @@ async def test_connect_byte_by_byte_with_packets_behind_it(tmp_path: Path) -> No
             await asyncio.sleep(0)
         side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
         assert (await side.packet()).type is PacketType.CONNECT
+        side.send(b"\x20\x02\x00\x00")
         for _ in range(3):
             assert (await side.packet()).encode() == up("cam-1")
 

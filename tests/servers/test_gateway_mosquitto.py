@@ -10,12 +10,14 @@ import pytest
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind, SetModel
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V5, V311, PacketType
-from fleet.wire.mqtt.connect import Connect, encode_connect
-from fleet.wire.mqtt.publish import decode_publish
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connect, Will, encode_connect
+from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
 from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, credential, house, now, operator, populate, until
 from tests.servers.paho_client import Paho
@@ -273,3 +275,78 @@ async def test_garbage_after_connect_ends_one_session_only(street: Street) -> No
         await wire.until_closed()
     assert await device.publish("devices/cam-2/up/t", b"x") in (0, 0x10)
     await asyncio.wait_for(until(lambda: street.house.gateway.sessions == 1), PATIENCE)
+
+
+@VERSIONS
+async def test_retained_messages_are_a_right_of_their_own(street: Street, version: int) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    await street.house.set_model(retain=False)
+    await street.house.count("mqtt.model.applied")
+    backend = await street.backend("devices/+/up/#")
+    wire, connack = await street.house.connect(cam, version)
+    assert ((Property.RETAIN_AVAILABLE, 0) in connack.properties) == (version == V5)
+    wire.send(encode_publish(Publish("devices/cam-1/up/t", b"kept", 1, 7, retain=True), version))
+    if version == V5:
+        assert (await wire.packet()).encode() == acks.acknowledge(acks.PUBACK, 7, V5, Reason.NOT_AUTHORIZED)
+    else:
+        await wire.until_closed()
+        wire, _ = await street.house.connect(cam, version)
+    wire.send(encode_publish(Publish("devices/cam-1/up/t", b"plain", 1, 8), version))
+    assert await backend.message() == ("devices/cam-1/up/t", b"plain")
+    will = Will("devices/cam-1/up/gone", b"", retain=True)
+    _, refused = await street.house.connect(cam, version, will=will)
+    assert refused.code == (Reason.RETAIN_NOT_SUPPORTED if version == V5 else 5)
+
+
+async def test_a_device_that_does_not_read_is_given_up(tmp_path: Path) -> None:
+    assert PROGRAM is not None
+    async with AsyncExitStack() as stack:
+        broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+        stack.push_async_callback(broker.close)
+        built = await stack.enter_async_context(house(tmp_path, broker, limits=Limits(stuck_seconds_max=0.2)))
+        street = Street(built, broker, stack)
+        (cam,) = await populate(built.registry, "cam-1")
+        backend = await street.backend()
+        slow = await raw_session(street, cam)
+        slow.transport.pause_reading()
+        for _ in range(300):
+            backend.client.publish("devices/cam-1/down/t", bytes(60_000), 0)
+        await built.count("mqtt.session.too-slow")
+
+
+async def test_nothing_is_answered_before_connack(street: Street) -> None:
+    (cam,) = await populate(street.house.registry, "cam-1")
+    wire = await street.house.dial(cam)
+    asked = encode_subscribe(Subscribe(1, (Subscription("#"),)), V5)
+    wire.send(encode_connect(Connect(V5, "cam-1")) + asked)
+    assert (await wire.packet()).type is PacketType.CONNACK
+    assert (await wire.packet()).type is PacketType.SUBACK
+
+
+async def test_a_delayed_will_does_not_outlive_the_session(street: Street) -> None:
+    """It is published when the device vanishes, while it may still speak: a suspension later finds none waiting."""
+    (cam,) = await populate(street.house.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    wire = await street.house.dial(cam)
+    will = Will("devices/cam-1/up/gone", b"gone", properties=((Property.WILL_DELAY_INTERVAL, 3600),))
+    expiry = ((Property.SESSION_EXPIRY_INTERVAL, 7200),)
+    wire.send(encode_connect(Connect(V5, "cam-1", will=will, properties=expiry)))
+    assert (await wire.packet()).type is PacketType.CONNACK
+    wire.transport.abort()
+    assert await backend.message() == ("devices/cam-1/up/gone", b"gone")
+
+
+async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PROGRAM is not None
+    small = mosquitto.CONFIG_TEXT.replace(f"memory_limit {mosquitto.MEMORY_MAX}", "memory_limit 8000000")
+    monkeypatch.setattr(mosquitto, "CONFIG_TEXT", small)
+    async with AsyncExitStack() as stack:
+        broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+        stack.push_async_callback(broker.close)
+        built = await stack.enter_async_context(house(tmp_path, broker))
+        (cam,) = await populate(built.registry, "cam-1")
+        device = await Street(built, broker, stack).device(cam, V311)
+        for n in range(20):
+            device.client.publish(f"devices/cam-1/up/{n}", bytes(1_000_000), 1, True)
+        await device.got(device.disconnected)
+        assert not broker.child.restarts

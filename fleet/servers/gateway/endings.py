@@ -44,6 +44,8 @@ PROTOCOL_ERROR = Ending("protocol-error", Reason.PROTOCOL_ERROR, Reason.PROTOCOL
 TOO_LARGE = Ending("too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_LARGE)
 ALIAS = Ending("topic-alias", Reason.TOPIC_ALIAS_INVALID)
 PUBLISH_REFUSED = Ending("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
+TOO_SLOW = Ending("too-slow", Reason.QUOTA_EXCEEDED)
+"""It has not read what it was sent for too long."""
 QUOTA = Ending("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED)
 
 

@@ -19,6 +19,8 @@ class Limits:
     """From CONNECT to CONNACK: the registry's answer, the broker's connection and the broker's answer."""
     linger_seconds_max: float = 2.0
     """How long a closing connection may take to send what was written before it is aborted."""
+    stuck_seconds_max: float = 30.0
+    """How long a device may take nothing of what waits for it: meanwhile the broker keeps the rest in memory."""
     feed_silence_seconds_max: float = 10.0
     """How long the registry's feed may be down before nobody new is let in."""
     packet_size_max: int = PACKET_SIZE_MAX

@@ -66,5 +66,10 @@ async def _admission(grounds: Grounds, registry: Registry, session: Session) -> 
             session.refuse(error.code, REASON.get(error.code, Reason.NOT_AUTHORIZED))
             return None
         # A model that changed while we asked may be the device's: the answer could be of before or after.
-        if not session.stale or session.phase is not Phase.OPENING:
-            return admission
+        if session.stale and session.phase is Phase.OPENING:
+            continue
+        if connect.will is not None and connect.will.retain and not admission.policy.retain:
+            # [MQTT-3.2.2-13]
+            session.refuse("will-retain", Reason.RETAIN_NOT_SUPPORTED)
+            return None
+        return admission

@@ -4,9 +4,9 @@
     relay.from_device(data); relay.from_broker(data)
     if relay.farewell: ...      # one side has said its last word
 
-Refused is: a PUBLISH to a topic that the policy does not allow, a filter in a SUBSCRIBE that it does not cover, and a
-message on its way down that it would not let the device ask for: a session that the broker kept may still hold
-filters from before the policy changed.
+Refused is: a PUBLISH to a topic that the policy does not allow, or to be retained when it does not allow that; a
+filter in a SUBSCRIBE that it does not cover; and a message on its way down that it would not let the device ask for:
+a session that the broker kept may still hold filters from before the policy changed.
 """
 
 from collections.abc import Callable
@@ -82,6 +82,9 @@ class _FromDevice:
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_publish(topic)
 
+    def retain_allowed(self) -> bool:
+        return self._relay.policy.retain
+
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
         relay.note("mqtt.publish", "refused", topic)
@@ -123,6 +126,9 @@ class _FromBroker:
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_receive(topic)
 
+    def retain_allowed(self) -> bool:
+        return True
+
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
         relay.note("mqtt.deliver", "refused", topic)
@@ -159,4 +165,7 @@ class _FromBroker:
         size_max = min(theirs, relay.size_max) if isinstance(theirs, int) else relay.size_max
         kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
         properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max))
+        if not relay.policy.retain:
+            # 3.2.2.3.5: it must not ask for what would be refused
+            properties = (*without(properties, Property.RETAIN_AVAILABLE), (Property.RETAIN_AVAILABLE, 0))
         return encode_connack(replace(connack, properties=properties), V5)

@@ -2,7 +2,7 @@
 
     WAITING --CONNECT--> OPENING --admitted, broker connected--> LIVE --> ENDED
 
-Reading stops while a session opens, and whenever the other side does not take what was read: what one session holds
+Reading stops until CONNACK, and whenever the other side does not take what was read: what one session holds
 in memory stays within a few buffers.
 """
 
@@ -76,7 +76,7 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         relay = self._relay
         try:
-            if relay is not None:
+            if relay is not None and relay.connack is not None:
                 answers = relay.answers
                 relay.from_device(data)
                 if relay.answers != answers and self._device is not None:
@@ -85,7 +85,7 @@ class Session(asyncio.Protocol):
                     self.end(relay.farewell)
             elif self.phase is Phase.WAITING:
                 self._await_connect(data)
-            elif self.phase is Phase.OPENING:
+            elif self.phase is not Phase.ENDED:
                 self._reader.feed(data)  # it had been read when reading was stopped, and waits behind CONNECT
                 if self._reader.held > EARLY_SIZE_MAX:
                     raise SessionOver(endings.TOO_LARGE)
@@ -102,9 +102,13 @@ class Session(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The device does not take what we write: stop reading what would be written to it."""
         clog(self._device, self._broker)
+        self._set_timer("stuck", self._grounds.limits.stuck_seconds_max, self.end, endings.TOO_SLOW)
 
     def resume_writing(self) -> None:
         unclog(self._device, self._broker)
+        stuck = self._timers.pop("stuck", None)
+        if stuck is not None:
+            stuck.cancel()
 
     # CONNECT.
 
@@ -149,7 +153,9 @@ class Session(asyncio.Protocol):
         self.end(endings.REFUSED)
 
     def go_live(self, admission: Admission, broker: Tap) -> None:
-        """Join the two sides: CONNECT goes to the broker, and behind it whatever the device has sent meanwhile."""
+        """Join the two sides: CONNECT goes to the broker. The device is not read until CONNACK has come back:
+        [MQTT-3.2.0-1] nothing that it asks may be answered before that.
+        """
         if self._device is None or self.connect is None:
             return
         self.admission = admission
@@ -159,11 +165,7 @@ class Session(asyncio.Protocol):
         version = self.connect.version
         self._relay = Relay(version, admission.policy, broker.write, self._device.write, self._note, size_max)
         broker.write(encode_connect(_identified(self.connect, admission)))
-        early = self._reader.rest()
-        if early:
-            self.data_received(early)
         self._watch_expiry()
-        self._device.go_on("opening")
 
     # The broker's side: its connection's protocol is a Link, which calls these.
 
@@ -198,6 +200,12 @@ class Session(asyncio.Protocol):
     def _greeted(self, code: int) -> None:
         self._timers.pop("deadline").cancel()
         self._note("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
+        if code or self._device is None:
+            return
+        early = self._reader.rest()
+        if early:
+            self.data_received(early)
+        self._device.go_on("opening")
 
     # What changes while it lives.
 
@@ -208,7 +216,8 @@ class Session(asyncio.Protocol):
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy)
         will = self.connect.will
-        if not self._relay.set_policy(policy) or (will is not None and not policy.may_publish(will.topic)):
+        will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
+        if not self._relay.set_policy(policy) or not will_allowed:
             self.end(endings.POLICY_CHANGED)
 
     def _watch_expiry(self) -> None:
@@ -246,6 +255,8 @@ class Session(asyncio.Protocol):
     def _set_timer(self, name: str, seconds: float, callback: Callable[..., object], *args: object) -> None:
         if name in self._timers:
             self._timers[name].cancel()
+        if self.phase is Phase.ENDED:
+            return
         self._timers[name] = self._loop.call_later(seconds, callback, *args)
 
     def _note(self, event: str, code: str, topic: str = "") -> None:
@@ -282,8 +293,13 @@ class Link(asyncio.Protocol):
 
 def _identified(connect: Connect, admission: Admission) -> Connect:
     """The CONNECT that the broker gets: the device's own, under the name that its certificate proves."""
+    will = connect.will
+    if will is not None:
+        # A will that waits outlives the session, and nobody could call it back when the device is suspended meanwhile.
+        will = replace(will, properties=without(will.properties, Property.WILL_DELAY_INTERVAL))
     return replace(
         connect,
+        will=will,
         client_id=admission.device.id,
         username=admission.device.id,
         password=None,

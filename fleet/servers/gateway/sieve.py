@@ -27,10 +27,10 @@ TOPICS_MAX = 256  # answers remembered, of topics up to TOPIC_SIZE_MAX bytes: 64
 TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of ours that wait for the end of a long one
 
-_PUBLISH, _PUBLISH_ACKED, _PASS, _ASK, _ILLEGAL = range(5)
+_PUBLISH, _PUBLISH_ACKED, _PUBLISH_RETAINED, _PASS, _ASK, _ILLEGAL = range(6)
 
 
-def _table(passed: set[PacketType], asked: set[PacketType]) -> bytes:
+def _table(passed: set[PacketType], asked: set[PacketType], *, retain_is_a_right: bool) -> bytes:
     """What to do with a packet, by its first byte."""
 
     def kind(first: int) -> int:
@@ -38,6 +38,8 @@ def _table(passed: set[PacketType], asked: set[PacketType]) -> bytes:
         if not flags_are_legal(first):
             return _ILLEGAL
         if number == PacketType.PUBLISH:
+            if first & 1 and retain_is_a_right:
+                return _PUBLISH_RETAINED
             return _PUBLISH_ACKED if first & 6 else _PUBLISH
         return _PASS if number in passed else _ASK if number in asked else _ILLEGAL
 
@@ -48,11 +50,13 @@ _ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUB
 UPBOUND = _table(
     passed=_ACKS | {PacketType.PINGREQ},
     asked={PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
+    retain_is_a_right=True,
 )
 """Device to broker. [MQTT-3.1.0-2] a second CONNECT is illegal, as is all that only a server sends, and AUTH."""
 DOWNBOUND = _table(
     passed=_ACKS | {PacketType.UNSUBACK, PacketType.PINGRESP},
     asked={PacketType.CONNACK, PacketType.SUBACK, PacketType.DISCONNECT},
+    retain_is_a_right=False,
 )
 """Broker to device."""
 
@@ -61,6 +65,8 @@ class Handler(Protocol):
     """Who answers for the packets. Each method may raise SessionOver or a WireError: what came before goes through."""
 
     def topic_allowed(self, topic: str) -> bool: ...
+
+    def retain_allowed(self) -> bool: ...
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         """A PUBLISH stays behind; `packet_id` is 0 for QoS 0."""
@@ -174,7 +180,7 @@ class Sieve:
                         need = end - pos + 1
                         break
                     size, body = head
-                    if size > (self._size_max if kind <= _PUBLISH_ACKED else HOLD_SIZE_MAX):
+                    if size > (self._size_max if kind <= _PUBLISH_RETAINED else HOLD_SIZE_MAX):
                         raise SessionOver(TOO_LARGE)
                 stop = body + size
                 if stop > end:
@@ -202,7 +208,7 @@ class Sieve:
                     raise Malformed("A PUBLISH ends before its topic.")
                 after += data[body] << 8 | data[body + 1]
                 topic = data[body + 2 : after]
-                if kind == _PUBLISH_ACKED:
+                if kind and data[pos] & 6:
                     after += 2
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
@@ -211,7 +217,8 @@ class Sieve:
                         raise Malformed("A PUBLISH ends before its properties.")
                     if data[after]:
                         _no_alias(data, after, stop)
-                if not (topics.get(topic) or self._judge(topic, data[pos], data, after)):
+                known = topics.get(topic) and kind != _PUBLISH_RETAINED
+                if not (known or self._judge(topic, data[pos], data, after)):
                     start = self._pass_over(data, start, pos, stop)
                 pos = stop
         except Exception:
@@ -230,7 +237,7 @@ class Sieve:
         return stop
 
     def _judge(self, topic: bytes, first: int, data: bytes, after: int) -> bool:
-        """Whether a PUBLISH to `topic` goes through. Not found among the remembered, or remembered as refused."""
+        """Whether a PUBLISH to `topic` goes through. Not remembered, remembered as refused, or to be retained."""
         known = self._topics.get(topic)
         if known is None:
             if not topic:
@@ -241,6 +248,8 @@ class Sieve:
                 if len(self._topics) >= TOPICS_MAX:
                     self._topics.clear()
                 self._topics[topic] = known
+        if first & 1 and known:
+            known = self._handler.retain_allowed()
         if not known:
             qos = first >> 1 & 3
             packet_id = int.from_bytes(data[after - 2 : after], "big") if qos else 0
