@@ -1,11 +1,14 @@
 """The `device-agent` command. Each subcommand imports what it needs when it is called: `run` must stay light."""
 
 import base64
+import functools
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +50,7 @@ class LazyGroup(click.Group):
             raise click.ClickException(f"{error.message} {error.advice}".rstrip()) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(
-                f"{error.name} is not installed. Install the extra: pip install 'fleet-front-door[agent]'."
+                f"The Python module {error.name} is missing. Install the agent's part: pip install '.[agent]'."
             ) from error
         except TimeoutError as error:
             raise click.ClickException("The agent did not answer in time.") from error
@@ -57,17 +60,32 @@ class LazyGroup(click.Group):
             raise click.ClickException(f"{error}.") from error
 
 
+def pass_home(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the device's home. It is asked for when the command runs, so that `--help` needs none."""
+
+    @click.pass_context
+    @functools.wraps(command)
+    def with_home(context: click.Context, *args: Any, **options: Any) -> None:
+        if context.obj is None:
+            raise click.UsageError(
+                f"No home is given. Name it before the command: device-agent --home DIR {context.info_name}; "
+                "or set DEVICE_HOME."
+            )
+        context.invoke(command, context.obj, *args, **options)
+
+    return with_home
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
-    required=True,
     envvar="DEVICE_HOME",
     help="The device's folder: settings, key, certificate. DEVICE_HOME stands in for it.",
 )
 @click.version_option(package_name="fleet-front-door", prog_name="device-agent")
 @click.pass_context
-def cli(context: click.Context, home: Path) -> None:
+def cli(context: click.Context, home: Path | None) -> None:
     """One device of a fleet: its key and certificate, and its MQTT connection over mutual TLS.
 
     \b
@@ -77,8 +95,10 @@ def cli(context: click.Context, home: Path) -> None:
       device-agent --home D run
 
     Exit codes: 0 done (status: healthy), 1 refused or failed (status: not healthy), 2 used wrongly.
+
+    Shell completion: eval "$(_DEVICE_AGENT_COMPLETE=bash_source device-agent)" (zsh_source, fish_source).
     """
-    context.obj = home.absolute()
+    context.obj = home.absolute() if home else None
 
 
 @cli.command()
@@ -93,7 +113,7 @@ def cli(context: click.Context, home: Path) -> None:
     help="PEM of the CA that this device trusts; it is copied.",
 )
 @click.option("--hardware-serial", default="", help="Goes into the certificate's subject.")
-@click.pass_obj
+@pass_home
 def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, hardware_serial: str) -> None:
     """Make the device's home. Refuses when there is one."""
     from device_agent.agent_config import check_device_id, parse_host_port, write_config
@@ -104,7 +124,7 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
     host, port = parse_host_port(mqtt)
     client_context(ca_file)
     path = write_config(home, check_device_id(device_id), est_url, host, port, ca_file.read_bytes(), hardware_serial)
-    click.echo(f"{path} is written. Next: device-agent enroll.")
+    click.echo(f"{path} is written. Next: device-agent --home {shlex.quote(str(home))} enroll --token-file FILE")
 
 
 @cli.command()
@@ -118,7 +138,7 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
     help="The key to make. The device's model must allow it.",
 )
 @click.option("--again", is_flag=True, help="Though this device is enrolled. The old certificate stays until proven.")
-@click.pass_obj
+@pass_home
 def enroll(home: Path, token_file: Path | None, token_env: str | None, key_type: str, again: bool) -> None:
     """Make a key here and get its first certificate, by a one-time token.
 
@@ -139,7 +159,7 @@ def enroll(home: Path, token_file: Path | None, token_env: str | None, key_type:
 @click.option("--stdin", is_flag=True, help="Each line of standard input is `TOPIC PAYLOAD`.")
 @click.option("--exit-at-eof", is_flag=True, help="End when the input has ended and everything is delivered.")
 @click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="Of what comes in by the input.")
-@click.pass_obj
+@pass_home
 def run(home: Path, publish: str | None, stdin: bool, exit_at_eof: bool, qos: int) -> None:
     """Connect, publish, renew; until SIGTERM. SIGUSR1 renews at once.
 
@@ -159,7 +179,7 @@ def run(home: Path, publish: str | None, stdin: bool, exit_at_eof: bool, qos: in
 @cli.command()
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--wait-connected", type=click.FloatRange(0), metavar="SECONDS", help="First wait for the connection.")
-@click.pass_obj
+@pass_home
 def status(home: Path, output: str, wait_connected: float | None) -> None:
     """Whether this device is enrolled, until when, and whether its agent is connected.
 
@@ -181,7 +201,7 @@ def status(home: Path, output: str, wait_connected: float | None) -> None:
 
 
 @cli.command()
-@click.pass_obj
+@pass_home
 def renew(home: Path) -> None:
     """Get a new certificate now, and prove it, before it replaces the working one.
 
@@ -200,7 +220,7 @@ def renew(home: Path) -> None:
 @click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True)
 @click.option("--wait", is_flag=True, help="Until the server has acknowledged it.")
 @click.option("--timeout", type=click.FloatRange(0.1), default=30.0, show_default=True, metavar="SECONDS")
-@click.pass_obj
+@pass_home
 def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: float) -> None:
     """Have the running agent publish PAYLOAD, or standard input for `-`. {id} in TOPIC stands for the device id.
 
@@ -221,6 +241,8 @@ def _token(token_file: Path | None, token_env: str | None) -> str:
         raise click.UsageError("Give the token in one place only.")
     if token_file is not None:
         with token_file.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                click.echo(f"Warning: {token_file} is open to other users. Close it: chmod 600 {token_file}", err=True)
             token = file.read(TOKEN_SIZE_MAX).decode("utf-8", "replace")
     elif token_env is not None:
         # Taken out of the environment: the child process that enrolls would show it in /proc.

@@ -13,7 +13,13 @@ from device_agent.feeding import Feed
 from device_agent.journal import Journal
 from device_agent.line_feed import LineFeed
 from device_agent.outbox import topic_for
-from device_agent.runner import Runner
+
+try:
+    from device_agent.runner import Runner
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"Error: The Python module {error.name} is missing. Install the agent's part: pip install '.[agent]'."
+    ) from error
 
 
 def main() -> None:

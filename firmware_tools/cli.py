@@ -15,7 +15,7 @@ try:
     from fleet.wire.serial.messages import decode, encode
 except ModuleNotFoundError as error:
     raise SystemExit(
-        f"{error.name} is not installed. Install the extra: pip install 'fleet-front-door[station]'."
+        f"Error: The Python module {error.name} is missing. Install the station's part: pip install '.[station]'."
     ) from error
 
 _READ_SIZE = 65536

@@ -7,10 +7,16 @@ from types import FrameType
 import click
 
 from fleet.cli.output import output_option, print_rows
-from hw_bench.processes import BenchError
-from hw_bench.report import lines
-from hw_bench.scenarios.registry import SCENARIOS
-from hw_bench.turns import Plan
+
+try:
+    from hw_bench.processes import BenchError
+    from hw_bench.report import lines
+    from hw_bench.scenarios.registry import SCENARIOS
+    from hw_bench.turns import Plan
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"Error: The Python module {error.name} is missing. Install the bench's part: pip install '.[bench]'."
+    ) from error
 
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 _PLAN = Plan()

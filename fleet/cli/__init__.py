@@ -3,6 +3,7 @@
 import importlib
 
 import click
+from click.exceptions import NoSuchCommand
 
 # name: (module, what `fleet --help` says of it; the module's own docstring says the rest)
 COMMANDS = {
@@ -29,10 +30,22 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(module), cmd_name)
+        try:
+            command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"The Python module {error.name} is missing. Install the server's part: pip install '.[server]'."
+            ) from error
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{cmd_name} is not a command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

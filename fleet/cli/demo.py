@@ -1,8 +1,10 @@
 """`fleet demo`: a whole fleet on this machine, a line a step."""
 
 import json
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from fleet.cli.errors import CliError
 from fleet.cli.output import output_option
 
 NAME_WIDTH = 8
+EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 
 
 @click.command()
@@ -46,6 +49,7 @@ def demo(keep: bool, upstream: str, output: str) -> None:
         ) from error
 
     signal.signal(signal.SIGTERM, _interrupt)
+    shown = False
     stage = Stage(Path(tempfile.mkdtemp(prefix="fleet-demo-")), upstream)
     try:
         for name, step in STEPS:
@@ -58,10 +62,13 @@ def demo(keep: bool, upstream: str, output: str) -> None:
                     f"demo step {name}", str(error) or type(error).__name__, _where_to_look(stage, keep)
                 ) from error
             _report(output, name, True, started, facts)
+        shown = True
         if keep:
             _look_around(stage)
     except KeyboardInterrupt:
         click.echo("Ended.", err=True)
+        if not shown:
+            raise SystemExit(EXIT_INTERRUPTED) from None
     finally:
         stage.close()
         if keep:
@@ -94,18 +101,26 @@ def _where_to_look(stage: Any, keep: bool) -> str:
 
 def _look_around(stage: Any) -> None:
     ready = stage.ready()
+    home, device = shlex.quote(str(stage.home)), shlex.quote(str(stage.device_home("cam-7")))
     click.echo(
         f"""
-It runs until you press Ctrl-C. In another terminal:
+It runs until you press Ctrl-C; its files stay. In another terminal:
 
-  export FLEET_HOME={stage.home}
+{_activate()}  export FLEET_HOME={home}
   fleet device list
   fleet audit list --limit 20
-  device-agent --home {stage.device_home("cam-7")} status
-  device-agent --home {stage.device_home("cam-7")} send 'devices/{{id}}/up/hello' world --wait
+  device-agent --home {device} status
+  device-agent --home {device} send 'devices/{{id}}/up/hello' world --wait
 
 EST {ready["est"]}, MQTT {ready["mqtt"]}, HTTP {ready["http"]}
 """,
         err=True,
     )
     signal.pause()
+
+
+def _activate() -> str:
+    """The line that puts the programs on a shell's PATH, when they stand in a virtual environment."""
+    if sys.prefix == sys.base_prefix:
+        return ""
+    return f"  . {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}\n"

@@ -1,7 +1,9 @@
 """An application behind the gateway: it subscribes at the broker itself, by the private socket, and counts."""
 
+import contextlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +14,16 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fleet.demo.stage import PATIENCE_SECONDS, StepFailed
 
 BACKEND = "_backend"
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name for the socket at `path` that fits into an address of 107 bytes, however deep its folder lies."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 class Subscriber:
@@ -30,7 +42,8 @@ class Subscriber:
         self._client.on_message = self._on_message
 
     def __enter__(self) -> Self:
-        self._client.connect(str(self._socket))
+        with short_path(self._socket) as path:
+            self._client.connect(path)
         self._client.loop_start()
         if not self._subscribed.wait(PATIENCE_SECONDS):
             raise StepFailed("the broker did not take the demo's subscription")
