@@ -25,7 +25,10 @@ _JSON_SIZE_MAX = 64 * 1024
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fleet-front-door", prog_name="firmware-tools")
 def main() -> None:
-    """Tools for boards that are provisioned over a serial line."""
+    """Tools for boards that are provisioned over a serial line.
+
+    Shell completion: eval "$(_FIRMWARE_TOOLS_COMPLETE=bash_source firmware-tools)" (zsh_source, fish_source).
+    """
 
 
 @main.command("vectors")

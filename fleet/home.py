@@ -14,6 +14,7 @@ complete, or not at all.
 
 import ipaddress
 import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def open_home(path: Path) -> Home:
     """
     home = Home(path)
     if not home.settings_file.is_file():
-        raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {path}")
+        raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {shlex.quote(str(path))}")
     return home
 
 

@@ -107,6 +107,8 @@ class Settings:
     handshake_seconds_max: float = 10.0
     half_open_max: int = 2000
     half_open_per_address_max: int = 500
+    http_connections_max: int = 2000
+    http_connections_per_address_max: int = 200
     sessions_max: int = 9000
 
 
@@ -115,7 +117,7 @@ Reader = Callable[[Any], Any]
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise ValueError("must be a text in quotes")
+        raise ValueError("must be a text in quotes, and not empty")
     return value
 
 
@@ -159,6 +161,8 @@ READERS: dict[str, dict[str, Reader]] = {
         "handshake_seconds_max": _number_between(0.5, 120),
         "half_open_max": _count_between(1, 100_000),
         "half_open_per_address_max": _count_between(1, 100_000),
+        "http_connections_max": _count_between(1, 1_000_000),
+        "http_connections_per_address_max": _count_between(1, 1_000_000),
     },
 }
 """Every table and key of fleet.toml, with what reads its value. Key names are those of Settings."""
@@ -192,6 +196,9 @@ handshake_seconds_max = {handshake_seconds_max}
 # Handshakes under way at once: in all, and from one address.
 half_open_max = {half_open_max}
 half_open_per_address_max = {half_open_per_address_max}
+# Open connections to each of the est and http listeners: in all, and from one address.
+http_connections_max = {http_connections_max}
+http_connections_per_address_max = {http_connections_per_address_max}
 """
 
 
@@ -233,7 +240,7 @@ def read_settings(file: Path) -> Settings:
     values: dict[str, Any] = {}
     for table, keys in document.items():
         if table not in READERS or not isinstance(keys, dict):
-            raise SettingsError(file, _line_of(text, table, None), f"{table!r} is not a table{_near(table, READERS)}")
+            raise SettingsError(file, _line_of(text, table, None), f"{table!r} is not a section{_near(table, READERS)}")
         for key, value in keys.items():
             values[key] = _read_value(file, text, table, key, value)
     return Settings(**values)

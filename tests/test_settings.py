@@ -69,8 +69,8 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
         ('[gateway]\nupstream = "http://x"\n', 2, "gateway.upstream 'http://x' is not auto"),
         ("[fleet\n", 1, "is not TOML"),
         ('[fleet]\nname = "a"\nname = "b"\n', 3, "is not TOML"),
-        ('name = "a"\n', 1, "'name' is not a table"),
-        ('fleet = "a"\n', 1, "'fleet' is not a table"),
+        ('name = "a"\n', 1, "'name' is not a section"),
+        ('fleet = "a"\n', 1, "'fleet' is not a section"),
     ],
 )
 def test_a_mistake_names_its_line_and_key(tmp_path: Path, text: str, line: int, says: str) -> None:

@@ -1,6 +1,7 @@
 """Private keys of the authority and its servers: made here, written so that only their owner can read them."""
 
 import os
+import shlex
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -46,7 +47,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if os.fstat(handle).st_mode & 0o077:
-            raise Invalid("key-exposed", f"{path} can be read by others.", f"chmod 600 {path}")
+            raise Invalid("key-exposed", f"{path} can be read by others.", f"Run: chmod 600 {shlex.quote(str(path))}")
         pem = file.read(KEY_FILE_SIZE_MAX)
     try:
         key = load_pem_private_key(pem, password=None)

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option
 from fleet.cli.output import output_option, print_rows
+from fleet.cli.output_file import write_file
 from fleet.home import authority_chain, open_home
 
 
@@ -34,8 +35,9 @@ def show(home: Path, output: str) -> None:
 @ca.command()
 @home_option
 @click.option("--chain", "whole", is_flag=True, help="The issuing CA too, after the root.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
-def export(home: Path, whole: bool, out: Path) -> None:
+def export(home: Path, whole: bool, force: bool, out: Path) -> None:
     """Write the root certificate, which devices trust, as PEM to OUT (default: standard output).
 
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
@@ -46,7 +48,7 @@ def export(home: Path, whole: bool, out: Path) -> None:
         if str(out) == "-":
             click.echo(pem, nl=False)
         else:
-            out.write_bytes(pem)
+            write_file(out, pem, secret=False, force=force)
 
 
 def _role(certificate: x509.Certificate) -> str:

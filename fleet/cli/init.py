@@ -36,6 +36,8 @@ def init(home: Path, name: str, hosts: tuple[str, ...], output: str) -> None:
     Example:
       fleet init ./home --name acme --host iot.acme.example
     """
+    if not name.strip():
+        raise click.UsageError("--name must not be empty.")
     listen = "0.0.0.0" if hosts else "127.0.0.1"  # noqa: S104 - an operator who names hosts means to be reached
     settings = Settings(
         name=name,
