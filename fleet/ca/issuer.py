@@ -72,6 +72,7 @@ class LocalIssuer:
             state=CredentialState.ISSUED,
             issued_at=now,
             der=der,
+            grant=permit.grant,
         )
 
 

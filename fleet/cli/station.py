@@ -1,5 +1,6 @@
 """`fleet station`: factory stations, and the certificates by which they enroll devices."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
+from fleet.cli.output_file import write_file
 from fleet.domain.credential import Credential, CredentialKind, Station
 from fleet.domain.errors import Conflict
 from fleet.home import authority_chain, open_home
@@ -59,7 +61,7 @@ def _make_files(home: Path, name: str, models: tuple[str, ...], out: Path, lifet
     root, issuing = authority_chain(open_home(home))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (CERTIFICATE, KEY, CA):
-        if (out / file).exists():
+        if os.path.lexists(out / file):  # a link that leads nowhere yet is somebody's plan
             raise Conflict("file-exists", f"{out / file} exists; nothing was changed.", "Name another folder.")
     key = generate_key()
     write_key(out / KEY, key)
@@ -78,8 +80,9 @@ def _make_files(home: Path, name: str, models: tuple[str, ...], out: Path, lifet
         raise
     leaf = x509.load_der_x509_certificate(credential.der)
     try:
-        (out / CA).write_bytes(root.public_bytes(Encoding.PEM))
-        (out / CERTIFICATE).write_bytes(leaf.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
+        write_file(out / CA, root.public_bytes(Encoding.PEM), secret=False)
+        chain = leaf.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM)
+        write_file(out / CERTIFICATE, chain, secret=False)
     except OSError as error:
         raise CliError(
             f"writing the files of station '{name}'",

@@ -1,5 +1,6 @@
 """`fleet token`: one-time tokens for a first enrollment."""
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
+from fleet.cli.output_file import write_file
 from fleet.domain.credential import Token
 from fleet.services import inventory
 
@@ -23,24 +25,31 @@ def token() -> None:
 @token.command()
 @home_option
 @click.option("--device", metavar="ID", help="For this registered device alone.")
-@click.option("--model", metavar="NAME", help="For new devices of this model.")
+@click.option(
+    "--model", metavar="NAME", help="For devices of this model that have no certificate yet, registered or new."
+)
 @click.option(
     "--uses", type=click.IntRange(1), default=1, show_default=True, help="How many enrollments it is good for."
 )
 @click.option("--ttl", type=DURATION, default="1h", show_default=True, help="How long it is good for: 15m, 1h, 7d.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A new file for it, mode 0600.")
 @output_option
-def create(home: Path, device: str | None, model: str | None, uses: int, ttl: timedelta, output: str) -> None:
-    """Make a token and print it, alone on a line; it cannot be shown again.
+def create(
+    home: Path, device: str | None, model: str | None, uses: int, ttl: timedelta, out: Path | None, output: str
+) -> None:
+    """Make a token and print it, alone on a line, or write it into a file; it cannot be shown again.
 
     A token for a device is also how a device that was enrolled before is let in with a new key.
 
     \b
     Examples:
-      fleet token create --device cam-7 > cam-7.token
+      fleet token create --device cam-7 --out cam-7.token
       fleet token create --model cam2 --uses 500 --ttl 7d
     """
     if (device is None) == (model is None):
         raise click.UsageError("Give one of --device and --model.")
+    if out is not None and os.path.lexists(out):  # looked at first: a token that nobody sees opens doors all the same
+        raise click.UsageError(f"{out} exists; nothing was done.")
 
     async def work() -> tuple[Token, str]:
         async with opened(home) as fleet:
@@ -48,9 +57,14 @@ def create(home: Path, device: str | None, model: str | None, uses: int, ttl: ti
                 fleet.registry, device=device, model=model, uses=uses, ttl=ttl, actor=OPERATOR, now=utc_now()
             )
 
-    whom = f"device '{device}'" if device is not None else f"new devices of model '{model}'"
+    whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"
     with attempting(f"making a token for {whom}"):
         made, text = run(work())
+        if out is not None:
+            write_file(out, f"{text}\n".encode(), secret=True)
+    if out is not None:
+        print_value({"id": made.id, "file": str(out), "expires_at": made.expires_at}, output)
+        return
     if output == "json":
         print_value({"id": made.id, "token": text, "expires_at": made.expires_at}, output)
         return

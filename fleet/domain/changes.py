@@ -43,7 +43,7 @@ class MoveDevice:
 
 @dataclass(frozen=True, slots=True)
 class AddCredential:
-    """Conflict when the fingerprint or the serial is taken."""
+    """Conflict when the fingerprint or the serial is taken, and when its key is another holder's or was revoked."""
 
     credential: Credential
 
@@ -55,6 +55,19 @@ class MarkUsed:
     """
 
     fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndUnused:
+    """Every credential of the holder that `grant` has earned and nobody has used becomes SUPERSEDED. Conflict when
+    the newest of them is not `newest`: the same request, sent twice, has been answered since we looked.
+    """
+
+    kind: str
+    holder: str
+    grant: str
+    newest: bytes | None
+    """Its fingerprint; None when there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,7 @@ Write = (
     | MoveDevice
     | AddCredential
     | MarkUsed
+    | EndUnused
     | RevokeCredentials
     | AddToken
     | SpendToken

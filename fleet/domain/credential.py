@@ -43,6 +43,17 @@ class Credential:
     state: CredentialState
     issued_at: datetime
     der: bytes
+    grant: str = ""
+    """By what right it was earned, in the audit's words: "token 3f2a…", "station st1", "certificate 5d…"."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """Who holds, or has held, a certificate for some key, and what became of it."""
+
+    kind: CredentialKind
+    holder: str
+    state: CredentialState
 
 
 @dataclass(frozen=True, slots=True)

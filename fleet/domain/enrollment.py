@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState, Station, Token
+from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, device_id
 from fleet.domain.errors import Invalid, Refused
 
@@ -72,6 +72,8 @@ class StationGrant:
     station: Station
     model: str
     """The model that the station provisions; needed when the device is new to the registry."""
+    credential: Credential
+    """The station's certificate."""
 
     def __str__(self) -> str:
         return f"station {self.station.name}"
@@ -102,8 +104,10 @@ class Application:
     """None: the registry does not know this device id yet."""
     model: Model
     credentials: tuple[Credential, ...]
-    """Every credential of the device."""
+    """Those of the device, oldest first; of its superseded ones not all, and never without one that is not."""
     now: datetime
+    key_uses: tuple[KeyUse, ...] = ()
+    """Who has a certificate for the key asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +150,16 @@ def key_is_allowed(a: Application) -> None:
 
 
 def key_is_not_revoked(a: Application) -> None:
-    """A key whose certificate was revoked never comes back, under whatever right."""
-    for credential in a.credentials:
-        if credential.state is CredentialState.REVOKED and credential.key_sha256 == a.request.key_sha256:
-            raise Refused("key-revoked", "This key belongs to a revoked certificate.", "Make a new key.")
+    """A key whose certificate was revoked never comes back, under whatever right or name."""
+    if any(use.state is CredentialState.REVOKED for use in a.key_uses):
+        raise Refused("key-revoked", "This key belongs to a revoked certificate.", "Make a new key.")
+
+
+def key_is_its_own(a: Application) -> None:
+    """A key answers for one device: were it in two, revoking the one would leave the other."""
+    holder = (CredentialKind.DEVICE, a.request.names.common_name())
+    if any((use.kind, use.holder) != holder for use in a.key_uses):
+        raise Refused("key-in-use", "This key belongs to another device or station.", "Make a new key.")
 
 
 def grant_is_valid(a: Application) -> None:
@@ -197,14 +207,14 @@ def identity_is_free(a: Application) -> None:
     """A right over a whole model never takes over the identity of a device that has been seen in the field.
 
     A token made for this very device does: that is how an operator lets a reflashed board back in. The same key
-    again is a retry after a lost answer. A station may repeat a run whose certificate was never used.
+    again is a retry after a lost answer. A station may repeat a run of its own whose certificate was never used.
     """
     in_use = [c for c in a.credentials if c.state is not CredentialState.ISSUED]
     match a.grant:
         case TokenGrant(token=token) if token.device_id is None:
             taken = any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
         case StationGrant():
-            taken = bool(in_use)
+            taken = any(c.grant != str(a.grant) for c in a.credentials)
         case _:
             return
     if taken or in_use:
@@ -231,6 +241,7 @@ CHECKS: tuple[Check, ...] = (
     names_are_unchanged,
     key_is_allowed,
     key_is_not_revoked,
+    key_is_its_own,
 )
 
 

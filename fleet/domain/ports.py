@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from fleet.domain.changes import AuditRow, Change, Event
-from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import IssuePermit
 
@@ -19,7 +19,10 @@ class EnrollmentFacts:
     model: Model | None
     """The device's model; when the device is unknown, the model that the token is for, if there is one."""
     credentials: tuple[Credential, ...]
+    """The device's, oldest first: the newest few of each state but SUPERSEDED, which never stands alone."""
     token: Token | None
+    key_uses: tuple[KeyUse, ...] = ()
+    """Who has a certificate for the key in question, whoever that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Registry(Protocol):
     async def station(self, name: str) -> Station | None: ...
     async def stations(self) -> list[Station]: ...
 
-    async def enrollment_facts(self, device_id: str, token_id: str | None) -> EnrollmentFacts: ...
+    async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts: ...
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         """None when no certificate of this fingerprint was ever issued here."""
         ...

@@ -17,6 +17,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
 from fleet.services.identity import identify
+from fleet.services.refusals import refusals_of
 
 CONNECT = "mqtt.connect"
 FIRST_USE = "credential.first-use"
@@ -104,7 +105,10 @@ async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal
             actor = f"{facts.credential.kind} {facts.credential.holder}"
             detail = {"serial": facts.credential.serial}
         subject = f"device {_named(client_id)}"
-        await registry.commit(Change(AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)))
+        entry = AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)
+        row = refusals_of(registry).row(entry)  # a device that keeps knocking fills one row a minute
+        if row is not None:
+            await registry.commit(Change(row))
     except Unavailable as error:
         refusal.add_note(f"The audit row could not be written: {error.message}")
 

@@ -19,6 +19,7 @@ from fleet.domain.changes import (
     AddDevice,
     AuditEntry,
     Change,
+    EndUnused,
     Event,
     EventKind,
     MarkUsed,
@@ -26,7 +27,7 @@ from fleet.domain.changes import (
     SpendToken,
     Write,
 )
-from fleet.domain.credential import USABLE, Credential, Token
+from fleet.domain.credential import USABLE, Credential, CredentialState, Token
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import (
     Application,
@@ -44,6 +45,7 @@ from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, 
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
 from fleet.services.identity import identify
+from fleet.services.refusals import refusals_of
 
 TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
@@ -127,9 +129,13 @@ class _Attempt:
             raise
 
     async def record(self, refusal: FleetError) -> None:
-        """The refusal stands whether or not its row could be written."""
+        """The refusal stands whether or not its row could be written. Nobody's fill one row a minute."""
+        entry = self.entry(refusal.code)
+        row = refusals_of(self.registry).row(entry) if self.actor == "nobody" else entry
+        if row is None:
+            return
         try:
-            await self.registry.commit(Change(self.entry(refusal.code)))
+            await self.registry.commit(Change(row))
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
 
@@ -142,7 +148,7 @@ class _Attempt:
         holder = self.holder()
         presented = await identify(self.registry, self.peer, self.now) if self.peer.fingerprint else None
         token_id, secret = _parts(credentials.password) if credentials else (None, "")
-        facts = await self.registry.enrollment_facts(holder, token_id)
+        facts = await self.registry.enrollment_facts(holder, token_id, self.request.key_sha256)
         grant: Grant
         if credentials is not None:
             grant = TokenGrant(_verified(facts.token, secret), credentials.username)
@@ -152,13 +158,13 @@ class _Attempt:
         elif presented is None:
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         elif presented.station is not None:
-            grant = StationGrant(presented.station, self.label or "")
+            grant = StationGrant(presented.station, self.label or "", presented.credential)
             self.actor = str(grant)
         else:
             self.actor = f"device {presented.credential.holder}"
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
         model = await self.model(facts, grant)
-        return Application(self.request, grant, facts.device, model, facts.credentials, self.now)
+        return self.application(grant, facts, model)
 
     async def renewal(self, current_names: Names) -> Application:
         """The facts of a renewal."""
@@ -167,12 +173,17 @@ class _Attempt:
         holder = self.holder()
         if presented.device is None or presented.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
-        facts = await self.registry.enrollment_facts(presented.device.id, None)
+        facts = await self.registry.enrollment_facts(presented.device.id, None, self.request.key_sha256)
         grant = RenewalGrant(presented.credential, current_names)
         if holder != presented.device.id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         self.check_label(presented.model)
-        return Application(self.request, grant, facts.device, presented.model, facts.credentials, self.now)
+        return self.application(grant, facts, presented.model)
+
+    def application(self, grant: Grant, facts: EnrollmentFacts, model: Model) -> Application:
+        return Application(
+            self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=facts.key_uses
+        )
 
     def holder(self) -> DeviceId:
         holder = device_id(self.request.names.common_name())
@@ -243,6 +254,12 @@ def _verified(token: Token | None, secret: str) -> Token:
     return token
 
 
+def _unused(application: Application) -> list[Credential]:
+    """What this very grant has earned before and nobody has used, oldest first."""
+    grant = str(application.grant)
+    return [c for c in application.credentials if c.state is CredentialState.ISSUED and c.grant == grant]
+
+
 def _writes(application: Application, credential: Credential) -> tuple[Write, ...]:
     device, grant = application.device, application.grant
     writes: list[Write] = []
@@ -255,8 +272,14 @@ def _writes(application: Application, credential: Credential) -> tuple[Write, ..
     match grant:
         case TokenGrant(token=token):
             writes.append(SpendToken(token.id))
+        case StationGrant(credential=presented):
+            writes.append(MarkUsed(presented.fingerprint))  # a Conflict when it has been revoked since we looked
         case RenewalGrant(credential=presented):
             writes.append(MarkUsed(presented.fingerprint))
+            unused = _unused(application)
+            newest = unused[-1].fingerprint if unused else None
+            # One certificate has one successor: whoever renews in a loop does not pile them up.
+            writes.append(EndUnused(presented.kind, presented.holder, str(grant), newest))
     writes.append(AddCredential(credential))
     return tuple(writes)
 
@@ -272,5 +295,7 @@ def _events(application: Application, credential: Credential) -> tuple[Event, ..
                 break
             if older.state in USABLE:
                 events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, older.fingerprint.hex()))
+        for unused in _unused(application):
+            events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, unused.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

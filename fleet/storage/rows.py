@@ -29,6 +29,7 @@ CREDENTIAL_COLUMNS = (
     "state",
     "issued_at",
     "der",
+    "earned_by",
 )
 TOKEN_COLUMNS = (
     "id",
@@ -110,6 +111,7 @@ def credential_row(c: Credential) -> Row:
         c.state.value,
         micros(c.issued_at),
         c.der,
+        c.grant,
     )
 
 
@@ -125,6 +127,7 @@ def credential_of(row: Row) -> Credential:
         state=CredentialState(row[7]),
         issued_at=moment(row[8]),
         der=row[9],
+        grant=row[10],
     )
 
 

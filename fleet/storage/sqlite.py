@@ -164,8 +164,8 @@ class SqliteRegistry:
     async def stations(self) -> list[Station]:
         return await self._ask_list(reads.stations)
 
-    async def enrollment_facts(self, device_id: str, token_id: str | None) -> EnrollmentFacts:
-        return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id))
+    async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
+        return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256))
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))

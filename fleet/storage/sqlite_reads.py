@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fleet.domain.changes import AuditRow, Event
-from fleet.domain.credential import Credential, CredentialKind, Station, Token
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import rows
@@ -14,6 +14,7 @@ T = TypeVar("T")
 Query = Callable[[sqlite3.Connection], T]
 
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
+HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
 LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 
 
@@ -25,7 +26,11 @@ MODEL = _select("model", rows.MODEL_COLUMNS, "WHERE name = ?")
 MODELS = _select("model", rows.MODEL_COLUMNS, "ORDER BY name")
 DEVICE = _select("device", rows.DEVICE_COLUMNS, "WHERE id = ?")
 CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE holder = ? ORDER BY seq")
-DEVICE_CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE holder = ? AND kind = 'device' ORDER BY seq")
+# The index holds each state's in order of seq: however many there are, no more than these are looked at.
+_NEWEST = "SELECT seq FROM credential WHERE holder = ?1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"
+_HELD = " UNION ALL ".join(f"SELECT * FROM ({_NEWEST.format(s, HELD_MAX)})" for s in ("issued", "active", "revoked"))  # noqa: S608
+HELD_CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, f"WHERE seq IN ({_HELD}) ORDER BY seq")
+KEY_USES = "SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = ?"
 TOKEN = _select("token", rows.TOKEN_COLUMNS, "WHERE id = ?")
 TOKENS = _select("token", rows.TOKEN_COLUMNS, "ORDER BY created_at DESC, seq DESC")
 STATION = _select("station", rows.STATION_COLUMNS, "WHERE name = ?")
@@ -101,7 +106,9 @@ def stations(db: sqlite3.Connection) -> list[Station]:
     return [rows.station_of(row) for row in db.execute(STATIONS)]
 
 
-def enrollment_facts(db: sqlite3.Connection, device_id: str, token_id: str | None) -> EnrollmentFacts:
+def enrollment_facts(
+    db: sqlite3.Connection, device_id: str, token_id: str | None, key_sha256: bytes
+) -> EnrollmentFacts:
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     found = token(db, token_id) if token_id is not None else None
     if row:
@@ -111,8 +118,12 @@ def enrollment_facts(db: sqlite3.Connection, device_id: str, token_id: str | Non
     return EnrollmentFacts(
         device=rows.device_of(row[:_DEVICE_END]) if row else None,
         model=its_model,
-        credentials=tuple(rows.credential_of(c) for c in db.execute(DEVICE_CREDENTIALS, (device_id,))),
+        credentials=tuple(rows.credential_of(c) for c in db.execute(HELD_CREDENTIALS, (device_id,))),
         token=found,
+        key_uses=tuple(
+            KeyUse(CredentialKind(kind), holder, CredentialState(state))
+            for kind, holder, state in db.execute(KEY_USES, (key_sha256,))
+        ),
     )
 
 

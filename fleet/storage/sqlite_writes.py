@@ -17,6 +17,7 @@ from fleet.domain.changes import (
     AddToken,
     AuditRow,
     Change,
+    EndUnused,
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
@@ -38,6 +39,12 @@ ADD_MODEL = _insert("model", rows.MODEL_COLUMNS)
 SET_MODEL = "UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6 WHERE name = ?1"
 ADD_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
 ADD_CREDENTIAL = _insert("credential", rows.CREDENTIAL_COLUMNS)
+KEY_TAKEN = """
+    SELECT 1 FROM credential
+    WHERE key_sha256 = ?1 AND (holder <> ?2 OR kind <> ?3 OR state = 'revoked') LIMIT 1"""
+_UNUSED = "WHERE holder = ? AND kind = ? AND state = 'issued' AND earned_by = ?"
+NEWEST_UNUSED = f"SELECT fingerprint FROM credential {_UNUSED} ORDER BY seq DESC LIMIT 1"  # noqa: S608
+END_UNUSED = f"UPDATE credential SET state = 'superseded' {_UNUSED}"  # noqa: S608
 USE_CREDENTIAL = "UPDATE credential SET state = 'active' WHERE fingerprint = ? AND state IN ('issued', 'active')"
 SUPERSEDE_OLDER = """
     UPDATE credential SET state = 'superseded'
@@ -77,6 +84,8 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
             if not allowed or not db.execute(MOVE_DEVICE[len(allowed)], parameters).rowcount:
                 raise Conflict("device-moved", f"Device {device_id} is not in a state from which it can become {to}.")
         case AddCredential(credential=credential):
+            if db.execute(KEY_TAKEN, (credential.key_sha256, credential.holder, credential.kind.value)).fetchone():
+                raise Conflict("key-taken", "The key is another holder's, or was revoked.", "Make a new key.")
             if not db.execute(ADD_CREDENTIAL, rows.credential_row(credential)).rowcount:
                 raise Conflict(
                     "credential-exists", f"A certificate with serial {credential.serial} is recorded already."
@@ -85,6 +94,11 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
             if not db.execute(USE_CREDENTIAL, (fingerprint,)).rowcount:
                 raise Conflict("credential-ended", "The certificate is not usable any more.", "Enroll again.")
             db.execute(SUPERSEDE_OLDER, (fingerprint,))
+        case EndUnused(kind=kind, holder=holder, grant=grant, newest=newest):
+            found = db.execute(NEWEST_UNUSED, (holder, kind, grant)).fetchone()
+            if (found[0] if found else None) != newest:
+                raise Conflict("answered-already", f"{holder} has been given another certificate meanwhile.")
+            db.execute(END_UNUSED, (holder, kind, grant))
         case RevokeCredentials(kind=kind, holder=holder):
             db.execute(REVOKE_CREDENTIALS, (holder, kind))
         case AddToken(token=token):

@@ -159,6 +159,20 @@ class TestToken:
         for command in (("token", "list"), ("audit", "list"), ("audit", "list", "-o", "json")):
             assert secret not in fleet(*command).output
 
+    def test_into_a_file_of_its_own(self, fleet: Fleet, tmp_path: Path) -> None:
+        out = tmp_path / "t"
+        made = fleet("token", "create", "--model", "default", "--out", str(out), "-o", "json")
+        assert out.stat().st_mode & 0o777 == 0o600
+        text = out.read_text().strip()
+        assert text.startswith(parsed(made)["id"] + ".")
+        assert text not in made.output
+        planted = tmp_path / "planted"
+        planted.symlink_to(tmp_path / "elsewhere")
+        for taken in (out, planted):
+            assert "exists" in fleet("token", "create", "--model", "default", "--out", str(taken), expect=2).stderr
+        assert len(parsed(fleet("token", "list", "-o", "json"))) == 1
+        assert not (tmp_path / "elsewhere").exists()
+
     def test_json_and_revoke(self, fleet: Fleet) -> None:
         options = ("--model", "default", "--uses", "3", "--ttl", "7d", "-o", "json")
         made = parsed(fleet("token", "create", *options))
@@ -215,6 +229,15 @@ class TestStation:
         command = ["openssl", "verify", "-purpose", "sslclient", "-CAfile", str(out / "ca.pem"), "-untrusted", pem, pem]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("name", ["ca.pem", "station.pem", "station.key"])
+    def test_a_planted_link_is_not_followed(self, fleet: Fleet, tmp_path: Path, name: str) -> None:
+        out = tmp_path / "st"
+        out.mkdir()
+        (out / name).symlink_to(tmp_path / "elsewhere")
+        assert "exists" in fleet("station", "add", "st1", "--model", "default", "--out", str(out), expect=1).stderr
+        assert not (tmp_path / "elsewhere").exists()
+        assert parsed(fleet("station", "list", "-o", "json")) == []
 
     def test_nothing_is_overwritten_and_no_key_is_left_behind(self, fleet: Fleet, tmp_path: Path) -> None:
         out = tmp_path / "st"

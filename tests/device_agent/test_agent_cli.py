@@ -29,7 +29,10 @@ def test_the_walk_of_one_device(lone: Device, tmp_path: Path) -> None:
     assert "not enrolled" in blank.stdout
     token = tmp_path / "a token"
     token.write_text(lone.est.token(lone.device_id) + "\n")
-    assert lone.device_id in lone.call("enroll", "--token-file", str(token)).stdout
+    token.chmod(0o644)
+    told = lone.call("enroll", "--token-file", str(token))
+    assert lone.device_id in told.stdout
+    assert "is open to other users" in told.stderr
     found = lone.status()
     assert found["state"] == "enrolled"
     assert found["healthy"]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fleet.domain import enrollment
-from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import (
     Application,
@@ -43,7 +43,7 @@ CREDENTIAL = Credential(
 )
 BY_TOKEN = TokenGrant(TOKEN, "cam-7")
 BY_MODEL_TOKEN = TokenGrant(MODEL_TOKEN, "")
-BY_STATION = StationGrant(Station("st1", ("cam2",), NOW), "cam2")
+BY_STATION = StationGrant(Station("st1", ("cam2",), NOW), "cam2", CREDENTIAL)
 BY_CERTIFICATE = RenewalGrant(CREDENTIAL, NAMES)
 GRANTS = (BY_TOKEN, BY_MODEL_TOKEN, BY_STATION, BY_CERTIFICATE)
 
@@ -88,11 +88,21 @@ def test_key_is_allowed() -> None:
 @pytest.mark.parametrize("grant", GRANTS)
 def test_key_is_not_revoked(grant: enrollment.Grant) -> None:
     check = enrollment.key_is_not_revoked
-    revoked = held(CredentialState.REVOKED, same_key=True)
-    assert code(check, application(grant, held(CredentialState.ACTIVE), revoked)) == "key-revoked"
-    assert code(check, application(grant, held(CredentialState.REVOKED))) == ""
-    for state in set(CredentialState) - {CredentialState.REVOKED}:
-        assert code(check, application(grant, held(state, same_key=True))) == ""
+    for holder in ("cam-7", "cam-8"):
+        uses = {s: KeyUse(CredentialKind.DEVICE, holder, s) for s in CredentialState}
+        assert code(check, application(grant, key_uses=tuple(uses.values()))) == "key-revoked"
+        del uses[CredentialState.REVOKED]
+        assert code(check, application(grant, key_uses=tuple(uses.values()))) == ""
+
+
+@pytest.mark.parametrize("grant", GRANTS)
+@pytest.mark.parametrize("state", CredentialState)
+def test_key_is_its_own(grant: enrollment.Grant, state: CredentialState) -> None:
+    check = enrollment.key_is_its_own
+    own = KeyUse(CredentialKind.DEVICE, "cam-7", state)
+    assert code(check, application(grant, key_uses=(own,))) == ""
+    for other in (replace(own, holder="cam-8"), replace(own, kind=CredentialKind.STATION)):
+        assert code(check, application(grant, key_uses=(own, other))) == "key-in-use"
 
 
 class TestGrantIsValid:
@@ -156,7 +166,7 @@ class TestGrantCoversDevice:
 
     def test_by_a_station(self) -> None:
         assert code(self.check, application(BY_STATION, model=replace(MODEL, name="pump"))) == "not-your-model"
-        several = StationGrant(Station("st1", ("cam2", "pump"), NOW), "pump")
+        several = StationGrant(Station("st1", ("cam2", "pump"), NOW), "pump", CREDENTIAL)
         assert code(self.check, application(several, model=replace(MODEL, name="pump"))) == ""
 
     def test_by_a_certificate(self) -> None:
@@ -194,7 +204,14 @@ class TestIdentityIsFree:
         assert code(self.check, application(BY_MODEL_TOKEN, same)) == ""
 
     def test_a_station_may_repeat_a_run(self) -> None:
-        assert code(self.check, application(BY_STATION, held(CredentialState.ISSUED))) == ""
+        own = replace(held(CredentialState.ISSUED), grant="station st1")
+        assert code(self.check, application(BY_STATION, own)) == ""
+
+    @pytest.mark.parametrize("grant", ["token t1", "station st2", "certificate 01"])
+    def test_but_not_take_what_another_right_has_earned(self, grant: str) -> None:
+        own = replace(held(CredentialState.ISSUED), grant="station st1")
+        other = replace(own, grant=grant)
+        assert code(self.check, application(BY_STATION, other, own)) == "already-enrolled"
 
     @pytest.mark.parametrize("grant", [BY_TOKEN, BY_CERTIFICATE])
     @pytest.mark.parametrize("state", CredentialState)

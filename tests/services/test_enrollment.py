@@ -296,6 +296,23 @@ async def test_the_key_of_a_revoked_certificate_never_comes_back(house: House) -
     assert refused.value.code == "key-revoked"
 
 
+async def test_nor_under_another_name(house: House) -> None:
+    await house.token("model", device_id=None, model="cam", uses_max=9)
+    await house.enroll(request_for("new-1", "shared"), token_text("model"))
+    for code in ("key-in-use", "key-revoked"):
+        with pytest.raises(Refused) as refused:
+            await house.enroll(request_for("new-2", "shared"), token_text("model"))
+        assert refused.value.code == code
+        await house.write(RevokeCredentials(CredentialKind.DEVICE, "new-1"))
+
+
+async def test_two_devices_that_race_with_one_key_are_one(house: House) -> None:
+    await house.token("model", device_id=None, model="cam", uses_max=9)
+    requests = [request_for(f"new-{n}", "raced") for n in range(6)]
+    tries = [asyncio.create_task(house.enroll(request, token_text("model"))) for request in requests]
+    assert await outcomes(*tries) == ["Credential"] + ["key-in-use"] * 5
+
+
 # Again, after a lost answer
 
 
@@ -334,6 +351,31 @@ async def test_past_half_its_life_a_new_one_is_given(house: House) -> None:
     second = await house.reenroll(request, peer_of(first))
     house.now = NOW + timedelta(days=46)
     assert await house.reenroll(request, peer_of(first)) != second
+
+
+async def test_one_renewal_sent_twice_at_once_gets_one_certificate(house: House) -> None:
+    first = await house.enrolled()
+    request = renewal_request("next")
+    answers = await asyncio.gather(*(house.reenroll(request, peer_of(first)) for _ in range(4)))
+    assert len({answer.fingerprint for answer in answers}) == 1
+    assert await house.state_of(answers[0]) is CredentialState.ISSUED
+
+
+async def test_renewing_in_a_loop_leaves_one_successor(house: House) -> None:
+    first = await house.enrolled()
+    given = [await house.reenroll(renewal_request(), peer_of(first)) for _ in range(5)]
+    states = [await house.state_of(one) for one in given]
+    assert states == [CredentialState.SUPERSEDED] * 4 + [CredentialState.ISSUED]
+    ended = [detail for kind, _, detail in await house.events() if kind == EventKind.CREDENTIAL_ENDED]
+    assert ended == [one.fingerprint.hex() for one in given[:4]]
+
+
+async def test_a_renewal_leaves_what_a_token_has_earned(house: House) -> None:
+    first = await house.enrolled()
+    await house.token()
+    reflashed = await house.enroll(request_for("cam-1"), token_text())
+    await house.reenroll(renewal_request(), peer_of(first))
+    assert await house.state_of(reflashed) is CredentialState.ISSUED
 
 
 # By a station
@@ -377,6 +419,44 @@ async def test_a_station_may_repeat_a_run_but_not_take_over_a_device_in_use(hous
     with pytest.raises(Refused) as refused:
         await house.enroll(request_for("cam-1"), peer=station)
     assert refused.value.code == "already-enrolled"
+
+
+async def test_a_station_takes_over_nothing_that_another_right_has_earned(house: House) -> None:
+    station = await house.station("cam")
+    first = await house.enrolled()
+    with pytest.raises(Refused) as refused:
+        await house.enroll(request_for("cam-1"), peer=station)
+    assert refused.value.code == "already-enrolled"
+    assert await house.registry.credentials("cam-1") == [first]
+
+
+async def test_a_station_revoked_between_the_look_and_the_commit_gets_nothing(house: House) -> None:
+    class Overtaken(SqliteRegistry):
+        """An operator's commit comes just before that of the enrollment."""
+
+        async def commit(self, change: Change) -> None:
+            if change.writes:
+                await house.write(RevokeCredentials(CredentialKind.STATION, "line-1"))
+            await super().commit(change)
+
+    station = await house.station("cam")
+    overtaken = await Overtaken.open(house.registry.path)
+    with pytest.raises(Refused) as refused:
+        await enroll(overtaken, house.issuer, station, None, request_for("cam-1"), None, NOW)
+    await overtaken.close()
+    assert refused.value.code == "certificate-revoked"
+    assert await house.registry.credentials("cam-1") == []
+
+
+async def test_nobodys_refusals_fill_one_row_a_minute(house: House) -> None:
+    before = await house.registry.last_audit()
+    for minute in (0, 1):
+        house.now = NOW + timedelta(minutes=minute)
+        for _ in range(20):
+            with pytest.raises(Unauthenticated):
+                await house.enroll(request_for("cam-1", "k"), token_text("nobody"))
+    rows = await house.registry.audit(after=before)
+    assert [row.entry.detail.get("left_out") for row in rows] == [None, "19"]
 
 
 async def test_a_revoked_or_expired_station_is_refused(house: House) -> None:

@@ -14,6 +14,7 @@ from fleet.domain.changes import (
     AddStation,
     AddToken,
     Change,
+    EndUnused,
     Event,
     EventKind,
     MarkUsed,
@@ -24,7 +25,7 @@ from fleet.domain.changes import (
     SpendToken,
     Write,
 )
-from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
@@ -34,6 +35,7 @@ DEADLINE_SECONDS = 20.0
 CAM_7 = DeviceId("cam-7")
 SERVING = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 STATION = CredentialKind.STATION
+NO_KEY = bytes(32)
 
 
 async def states(registry: Registry, holder: str) -> list[CredentialState]:
@@ -67,7 +69,7 @@ class TestReads:
         assert await registry.station("x") is None
         assert await registry.holder_facts(bytes(32)) is None
         assert await registry.credentials("x") == []
-        assert await registry.enrollment_facts("x", "x") == EnrollmentFacts(None, None, (), None)
+        assert await registry.enrollment_facts("x", "x", NO_KEY) == EnrollmentFacts(None, None, (), None)
 
     async def test_lists_are_in_their_order(self, registry: Registry) -> None:
         await registry.commit(change(AddModel(Model("b")), AddStation(station("s2")), AddStation(station("s1"))))
@@ -110,11 +112,24 @@ class TestReads:
         namesake = credential("cam-7", kind=STATION)  # a station of the device's name is somebody else
         writes = (AddDevice(cam), AddCredential(cert), AddCredential(namesake), AddToken(tok))
         await registry.commit(change(*writes))
-        assert await registry.enrollment_facts("cam-7", "t1") == EnrollmentFacts(cam, MODEL, (cert,), tok)
-        assert await registry.enrollment_facts("cam-7", None) == EnrollmentFacts(cam, MODEL, (cert,), None)
+        assert await registry.enrollment_facts("cam-7", "t1", NO_KEY) == EnrollmentFacts(cam, MODEL, (cert,), tok)
+        assert await registry.enrollment_facts("cam-7", None, NO_KEY) == EnrollmentFacts(cam, MODEL, (cert,), None)
         # The device is unknown: the model is the token's.
-        assert await registry.enrollment_facts("cam-8", "t1") == EnrollmentFacts(None, MODEL, (), tok)
-        assert await registry.enrollment_facts("cam-8", None) == EnrollmentFacts(None, None, (), None)
+        assert await registry.enrollment_facts("cam-8", "t1", NO_KEY) == EnrollmentFacts(None, MODEL, (), tok)
+        assert await registry.enrollment_facts("cam-8", None, NO_KEY) == EnrollmentFacts(None, None, (), None)
+
+    async def test_enrollment_facts_hold_the_newest_of_each_state_and_few(self, registry: Registry) -> None:
+        made = [credential("cam-7", state) for _ in range(40) for state in CredentialState]
+        await registry.commit(change(*map(AddCredential, made)))
+        held = (await registry.enrollment_facts("cam-7", None, NO_KEY)).credentials
+        assert list(held) == [c for c in made[-16 * 4 :] if c.state is not CredentialState.SUPERSEDED]
+
+    async def test_enrollment_facts_tell_whose_the_key_is(self, registry: Registry) -> None:
+        own, again = credential("cam-8"), credential("cam-8", CredentialState.REVOKED)
+        again = replace(again, key_sha256=own.key_sha256)
+        await registry.commit(change(AddCredential(own), AddCredential(again), AddCredential(credential("cam-7"))))
+        found = await registry.enrollment_facts("cam-7", None, own.key_sha256)
+        assert set(found.key_uses) == {KeyUse(c.kind, c.holder, c.state) for c in (own, again)}
 
     async def test_holder_facts(self, registry: Registry) -> None:
         cam, st = device("cam-7"), station("cam-7")
@@ -130,7 +145,7 @@ class TestReads:
         for n in range(50):
             await registry.commit(change(AddDevice(device(f"d{n}"))))
             assert await registry.device(f"d{n}") is not None
-            assert (await registry.enrollment_facts(f"d{n}", None)).device is not None
+            assert (await registry.enrollment_facts(f"d{n}", None, NO_KEY)).device is not None
             assert len(await registry.devices()) == n + 1
 
 
@@ -159,6 +174,37 @@ class TestWrites:
         same_fingerprint = replace(credential("cam-8"), fingerprint=cert.fingerprint)
         assert await refused(registry, AddCredential(same_serial)) == "credential-exists"
         assert await refused(registry, AddCredential(same_fingerprint)) == "credential-exists"
+
+    async def test_a_key_is_one_holders_and_never_comes_back(self, registry: Registry) -> None:
+        cert = credential("cam-7")
+        await registry.commit(change(AddCredential(cert)))
+
+        def same_key(holder: str, kind: CredentialKind = CredentialKind.DEVICE) -> AddCredential:
+            return AddCredential(replace(credential(holder, kind=kind), key_sha256=cert.key_sha256))
+
+        assert await refused(registry, same_key("cam-8")) == "key-taken"
+        assert await refused(registry, same_key("cam-7", STATION)) == "key-taken"
+        await registry.commit(change(same_key("cam-7")))
+        await registry.commit(change(RevokeCredentials("device", "cam-7")))
+        assert await refused(registry, same_key("cam-7")) == "key-taken"
+
+    async def test_end_unused(self, registry: Registry) -> None:
+        used = credential("cam-7", CredentialState.ACTIVE)
+        first, second = (replace(credential("cam-7"), grant="certificate 1") for _ in range(2))
+        others = credential("cam-7"), replace(credential("cam-8"), grant="certificate 1")
+        await registry.commit(
+            change(*map(AddCredential, (replace(used, grant="certificate 1"), first, second, *others)))
+        )
+        for newest in (None, first.fingerprint, others[0].fingerprint):
+            write = EndUnused("device", "cam-7", "certificate 1", newest)
+            assert await refused(registry, write) == "answered-already"
+        await registry.commit(change(EndUnused("device", "cam-7", "certificate 1", second.fingerprint)))
+        found = {c.fingerprint: c.state for c in await registry.credentials("cam-7")}
+        assert found[used.fingerprint] is CredentialState.ACTIVE
+        assert found[first.fingerprint] is found[second.fingerprint] is CredentialState.SUPERSEDED
+        assert found[others[0].fingerprint] is CredentialState.ISSUED
+        assert await states(registry, "cam-8") == [CredentialState.ISSUED]
+        await registry.commit(change(EndUnused("device", "cam-7", "certificate 1", None)))
 
     async def test_set_model(self, registry: Registry) -> None:
         new = Model("cam2", timedelta(hours=1), ("Ed25519",), (), ("a/+/b",), retain=True)

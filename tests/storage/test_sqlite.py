@@ -1,6 +1,7 @@
 """The SQLite engine where it is more than the contract: full disks, locks, closing, its file."""
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -211,12 +212,13 @@ async def test_no_hot_statement_walks_a_table(registry: SqliteRegistry) -> None:
     assert len(statements) > 20
 
     def plan(db: sqlite3.Connection, text: str) -> list[str]:
-        count = 5 if "?1" in text else text.count("?")
+        numbered = [int(n) for n in re.findall(r"\?(\d)", text)]
+        count = max(numbered, default=text.count("?"))
         return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {text}", [None] * count)]
 
     for name, text in statements.items():
         steps = await registry._writer.run(plan, text)
-        assert not [s for s in steps if s.startswith("SCAN") and "used" not in s], (name, steps)
+        assert not [s for s in steps if s.startswith("SCAN") and "used" not in s and "subquery" not in s], (name, steps)
 
 
 async def test_listing_devices_by_state_or_model_uses_an_index(registry: SqliteRegistry) -> None:

@@ -33,11 +33,14 @@ CREATE TABLE credential (
     not_after   INTEGER NOT NULL,
     state       TEXT NOT NULL CHECK (state IN ('issued', 'active', 'superseded', 'revoked')),
     issued_at   INTEGER NOT NULL,
-    der         BLOB NOT NULL
+    der         BLOB NOT NULL,
+    earned_by   TEXT NOT NULL -- the grant, in the audit's words
 ) STRICT;
 
 -- With the state in it, ending a holder's usable certificates never walks through the ones that ended long ago.
 CREATE INDEX credential_by_holder ON credential (holder, kind, state);
+-- Whose a key is, or was, is answered from this index alone.
+CREATE INDEX credential_by_key ON credential (key_sha256, kind, holder, state);
 
 CREATE TABLE token (
     seq           INTEGER PRIMARY KEY,
