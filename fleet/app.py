@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.line_limit import LineLimit
 from fleet.settings import Address, Settings
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context
@@ -56,6 +58,9 @@ def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) ->
 
     Raises: FleetError, OSError: it could not start; nothing is left running.
     """
+
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of a server that was killed: who waits for it must wait for ours
 
     async def work() -> None:
         stop, reload = asyncio.Event(), asyncio.Event()
@@ -256,11 +261,16 @@ async def _listen(
         total_max=settings.half_open_max,
         per_address_max=settings.half_open_per_address_max,
         deadline_s=settings.handshake_seconds_max,
+        # A gateway session ends within seconds of its connection, so twice as many leaves room for comings and goings.
+        connected_max=settings.sessions_max * 2 if name == "mqtt" else settings.http_connections_max,
+        connected_per_address_max=None if name == "mqtt" else settings.http_connections_per_address_max,
     )
     refusals = logging.getLogger(f"fleet.{name}.tls")
+    lines = LineLimit(refusals)
 
     def refused(peer_address: str, reason: str) -> None:
-        refusals.info("event=tls.refused address=%s code=%s", peer_address, reason)
+        if lines.allows(time.monotonic()):
+            refusals.info("event=tls.refused address=%s code=%s", peer_address, reason)
 
     try:
         return await listen(factory, address.host, address.port, contexts=source, limits=limits, on_refused=refused)

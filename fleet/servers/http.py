@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
+from fleet.servers.line_limit import LineLimit
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
 
 HTTP_STATUS: dict[type[Exception], int] = {
@@ -54,6 +55,8 @@ class HttpLimits:
     idle_seconds_max: float = 15.0
     """From the end of the handshake, or of the last answer, until all headers of the next request are here."""
     body_seconds_max: float = 15.0
+    write_seconds_max: float = 15.0
+    """For a client to take what is written to it, once it stands in the way of more."""
     linger_seconds_max: float = 2.0
     """For the rest of a body that nobody will read, so that the client sees our answer and no reset."""
 
@@ -139,11 +142,13 @@ class HttpServer:
     draining: bool = False
     _server: web.Server = field(init=False)
     _log: logging.Logger = field(init=False)
+    _lines: LineLimit = field(init=False)
     _busy: int = 0
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._log = logging.getLogger(f"fleet.servers.{self.name}")
+        self._lines = LineLimit(self._log)
         self._server = web.Server(self._answer)
         self._quiet.set()
 
@@ -206,7 +211,7 @@ class HttpServer:
 
     def _note(self, exchange: Exchange, status: int, started: float) -> None:
         self.counters[str(status) if exchange.code == "ok" else f"{status} {exchange.code}"] += 1
-        if self._log.isEnabledFor(logging.INFO):
+        if self._log.isEnabledFor(logging.INFO) and self._lines.allows(time.monotonic()):
             self._log.info(
                 "event=%s device=%s serial=%s code=%s status=%d ms=%.1f address=%s",
                 exchange.event,
@@ -221,7 +226,8 @@ class HttpServer:
     def not_http(self, peer: Peer) -> web.Response:
         """The answer to bytes that are no HTTP request."""
         self.counters["400 bad-http"] += 1
-        self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
+        if self._lines.allows(time.monotonic()):
+            self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
         response = self.render(400, "bad-http", "This is not a request in HTTP/1.1 or HTTP/1.0.", {})
         response.force_close()
         return response
@@ -230,7 +236,7 @@ class HttpServer:
 class _Connection(web.RequestHandler):
     """aiohttp's HTTP protocol under our limits, knowing its peer."""
 
-    __slots__ = ("_owner", "busy", "peer")
+    __slots__ = ("_owner", "_stuck", "busy", "peer")
 
     def __init__(self, owner: HttpServer, server: web.Server, peer: Peer) -> None:
         limits = owner.limits
@@ -247,6 +253,7 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,  # nobody sends compressed CSRs, except to fill our memory
         )
         self._owner = owner
+        self._stuck: asyncio.TimerHandle | None = None
         self.peer = peer
         self.busy = False
         """Whether a request is being answered: its bytes are still wanted when the house closes."""
@@ -255,6 +262,25 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         if self._owner.draining:
             self.force_close()  # its handshake was under way when the door was shut
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        transport = self.transport
+        if transport is not None and self._stuck is None:
+            self._stuck = asyncio.get_running_loop().call_later(self._owner.limits.write_seconds_max, transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unstick()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._unstick()
+        super().connection_lost(exc)
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def handle_error(
         self,

@@ -16,6 +16,8 @@ class Refusal(StrEnum):
 
     TOTAL_CAP = "too-many-handshakes"
     ADDRESS_CAP = "too-many-handshakes-from-address"
+    CONNECTED_CAP = "too-many-connections"
+    CONNECTED_ADDRESS_CAP = "too-many-connections-from-address"
     DEADLINE = "handshake-deadline"
     SIZE = "handshake-too-large"
     NOT_TLS = "not-tls"

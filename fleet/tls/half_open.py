@@ -24,6 +24,9 @@ class HandshakeLimits:
     """From one IP address: a factory or a fleet behind one NAT comes back all at once after an outage."""
     deadline_s: float = 10.0
     """From accept to Finished: three round trips over a very bad mobile link."""
+    connected_max: int | None = None
+    """Finished connections at once; None for no cap."""
+    connected_per_address_max: int | None = None
 
     def __post_init__(self) -> None:
         if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0:
@@ -63,7 +66,7 @@ class HalfOpen:
         """Let `entry` in, or say why not."""
         if len(self._due) >= self._limits.total_max:
             return Refusal.TOTAL_CAP
-        source = _source(entry.address)
+        source = source_of(entry.address)
         if self._by_address[source] >= self._limits.per_address_max:
             return Refusal.ADDRESS_CAP
         self._by_address[source] += 1
@@ -76,7 +79,7 @@ class HalfOpen:
         """Done or failed. An entry that is not in is let go."""
         if self._due.pop(entry, None) is None:
             return
-        source = _source(entry.address)
+        source = source_of(entry.address)
         self._by_address[source] -= 1
         if not self._by_address[source]:
             del self._by_address[source]
@@ -102,7 +105,7 @@ class HalfOpen:
             self._timer = None
 
 
-def _source(address: str) -> str:
+def source_of(address: str) -> str:
     """Whom we take for one neighbour: an IPv4 address, or an IPv6 /64, which is what one subscriber is given."""
     if ":" not in address:
         return address

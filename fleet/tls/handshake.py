@@ -25,6 +25,7 @@ class Reception(Protocol):
 
     def count_accepted(self) -> None: ...
     def refuse(self, address: str, reason: Refusal, detail: str) -> None: ...
+    def has_no_room(self, address: str) -> Refusal | None: ...
     def establish(self, transport: TlsTransport, early: bytes) -> None: ...
     def lost(self, transport: TlsTransport) -> None: ...
 
@@ -77,8 +78,11 @@ class Handshake(asyncio.BufferedProtocol):
         self._hand_over(session, early)
 
     def _hand_over(self, session: TlsSession, early: bytes) -> None:
-        self._over = True
         reception = self._reception
+        if reason := reception.has_no_room(self.address):
+            self._end(reason)
+            return
+        self._over = True
         reception.half_open.leave(self)
         transport = TlsTransport(
             reception.loop, self._raw, session, self._context, reception.lost, reception.close_deadline_s

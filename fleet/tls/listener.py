@@ -13,7 +13,7 @@ from fleet.domain.peer import Peer
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HalfOpen, HandshakeLimits
+from fleet.tls.half_open import HalfOpen, HandshakeLimits, source_of
 from fleet.tls.handshake import Handshake
 from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport
 
@@ -59,7 +59,9 @@ class Listener:
         self._accepted = 0
         self._established = 0
         self._refused: Counter[Refusal] = Counter()
+        self._limits = limits
         self._connected: set[TlsTransport] = set()
+        self._by_source: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -124,14 +126,30 @@ class Listener:
         if self._on_refused is not None:
             self._on_refused(address, f"{reason}: {detail}" if detail else str(reason))
 
+    def has_no_room(self, address: str) -> Refusal | None:
+        """Why one more connection from `address` is too many."""
+        limits = self._limits
+        if limits.connected_max is not None and len(self._connected) >= limits.connected_max:
+            return Refusal.CONNECTED_CAP
+        cap = limits.connected_per_address_max
+        if cap is not None and self._by_source[source_of(address)] >= cap:
+            return Refusal.CONNECTED_ADDRESS_CAP
+        return None
+
     def establish(self, transport: TlsTransport, early: bytes) -> None:
         self._established += 1
         self._connected.add(transport)
+        self._by_source[source_of(transport.peer.address)] += 1
         self._empty.clear()
         transport.begin(self._protocol_factory(transport.peer), early)
 
     def lost(self, transport: TlsTransport) -> None:
-        self._connected.discard(transport)
+        if transport in self._connected:
+            self._connected.remove(transport)
+            source = source_of(transport.peer.address)
+            self._by_source[source] -= 1
+            if not self._by_source[source]:
+                del self._by_source[source]
         if not self._connected:
             self._empty.set()
 

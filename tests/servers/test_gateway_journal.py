@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from fleet.servers.gateway.journal import LINES_PER_SECOND_MAX, Journal
+from fleet.servers.gateway.journal import Journal
 from fleet.servers.gateway.table import LiveTable
+from fleet.servers.line_limit import LINES_PER_SECOND_MAX
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from fleet.servers.line_limit import LineLimit
+
 log = logging.getLogger("fleet.gateway")
 
-LINES_PER_SECOND_MAX = 50  # a thousand devices that knock in vain must not fill a disk
 TEXT_MAX = 80  # of anything that a peer chose
 
 
@@ -19,8 +20,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._second = 0
-        self._lines = 0
+        self._limit = LineLimit(log)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -33,13 +33,7 @@ class Journal:
     def note(self, event: str, code: str, monotonic: float, **fields: str | int) -> None:
         """Count `event.code`, and log it with `fields` unless this second has had its share of lines."""
         self._counts[f"{event}.{code}"] += 1
-        second = int(monotonic)
-        if second != self._second:
-            if self._lines > LINES_PER_SECOND_MAX:
-                log.warning("event=log.suppressed lines=%d", self._lines - LINES_PER_SECOND_MAX)
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines > LINES_PER_SECOND_MAX:
+        if not self._limit.allows(monotonic):
             return
         told = " ".join(f"{name}={_plain(value)}" for name, value in fields.items() if value != "")
         log.info("event=%s %s code=%s", event, told, code)

@@ -18,7 +18,7 @@ def private_directory(path: Path) -> Path:
     """
     path = path.absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.stat()
+    found = path.lstat()  # a link could lead into somebody else's
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(f"{path} is not a directory of this user's own")
     path.chmod(0o700)
