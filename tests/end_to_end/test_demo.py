@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def has_mosquitto() -> bool:
 def test_every_step_holds(upstream: str, tmp_path: Path) -> None:
     if upstream == "mosquitto" and not has_mosquitto():
         pytest.skip("mosquitto: not installed")
-    folder = tmp_path / "a b"  # a space in the path, and short enough for a socket's address
+    folder = tmp_path / "a b"  # a space in the path, and far too long for the address of a socket
     folder.mkdir()
     done = demo(folder, "-o", "json", "--upstream", upstream)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -55,4 +56,21 @@ def test_a_step_that_does_not_hold_is_named_and_ends_it(tmp_path: Path) -> None:
     (line,) = map(json.loads, done.stdout.splitlines())
     assert (line["step"], line["ok"]) == ("init", False)
     assert "Error: demo step init" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_cut_off_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "fleet", "demo", "-o", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, TMPDIR=str(tmp_path)),
+        start_new_session=True,
+    ) as running:
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["step"] == "init"
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+    assert running.returncode == 130
     assert list(tmp_path.iterdir()) == []
