@@ -28,7 +28,7 @@ from fleet.ca.authority import create_issuing, create_root, issue_server_certifi
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import load_key, write_key
 from fleet.domain.device import Model
-from fleet.domain.errors import Conflict, NotFound
+from fleet.domain.errors import Conflict, NotFound, Refused
 from fleet.services.inventory import add_model
 from fleet.settings import Settings, read_settings, render
 from fleet.storage.sqlite import SqliteRegistry
@@ -81,12 +81,26 @@ class Home:
 def open_home(path: Path) -> Home:
     """The home at `path`.
 
-    Raises: NotFound (`no-home`) when there is none.
+    Raises: NotFound (`no-home`) when there is none. Refused (`home-exposed`) when others could write to it.
     """
     home = Home(path)
     if not home.settings_file.is_file():
         raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {shlex.quote(str(path))}")
+    _must_be_ours(home)
     return home
+
+
+def _must_be_ours(home: Home) -> None:
+    for place in (home.path, home.settings_file):
+        found = place.stat()
+        if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
+            raise Refused(
+                "home-exposed",
+                f"{place} can be changed by others.",
+                "It must belong to who runs this, or to root, and be writable by nobody else.",
+            )
+    if home.run.is_symlink():
+        raise Refused("home-exposed", f"{home.run} is a link.", "Remove it; it is made anew as a folder.")
 
 
 def settings_of(home: Home) -> Settings:

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 
 from fleet.ca.authority import SERVER_LIFETIME, names_of_server
-from fleet.domain.errors import Conflict, NotFound
+from fleet.domain.errors import Conflict, NotFound, Refused
 from fleet.home import (
     Home,
     create_home,
@@ -84,3 +84,21 @@ async def test_other_hosts_in_fleet_toml_make_another_certificate(home: Home) ->
     assert renew_server_certificate(home, settings, NOW) == "fleet.toml names other hosts"
     assert names_of_server(leaf(home)) == {"localhost", "iot.acme.example", "2001:db8::1"}
     assert renew_server_certificate(home, settings, NOW) == ""
+
+
+@pytest.mark.parametrize("place", [".", "fleet.toml"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+async def test_a_home_that_others_can_change_is_refused(home: Home, place: str, mode: int) -> None:
+    target = home.path / place
+    target.chmod(target.stat().st_mode | mode)
+    with pytest.raises(Refused) as refused:
+        open_home(home.path)
+    assert refused.value.code == "home-exposed"
+
+
+async def test_a_run_folder_that_is_a_link_is_refused(home: Home, tmp_path: Path) -> None:
+    home.run.rmdir()
+    home.run.symlink_to(tmp_path)
+    with pytest.raises(Refused) as refused:
+        open_home(home.path)
+    assert refused.value.code == "home-exposed"

@@ -434,3 +434,32 @@ async def test_an_address_that_cannot_be_bound_is_told() -> None:
 def test_refusals_have_their_words() -> None:
     """They stand in logs and dashboards."""
     assert set(Refusal) >= {"handshake-deadline", "bad-certificate", "no-certificate", "not-tls"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (HandshakeLimits(connected_max=1), Refusal.CONNECTED_CAP),
+        (HandshakeLimits(connected_per_address_max=1), Refusal.CONNECTED_ADDRESS_CAP),
+    ],
+)
+async def test_the_caps_for_finished_connections(limits: HandshakeLimits, reason: Refusal) -> None:
+    async with serving(limits=limits) as stage:
+        first = await WireClient.connect(stage.port)
+        await first.shake_hands()
+        first.send_now()
+        await stage.application(0)
+        second = await WireClient.connect(stage.port)
+        await second.shake_hands()
+        second.send_now()
+        assert await stage.refusal() == reason
+        assert len(stage.applications) == 1
+        await second.close()
+        await first.close()
+        await stage.applications[0].lost()
+        await stage.bell.until(lambda: stage.listener.stats.connected == 0)
+        third = await WireClient.connect(stage.port)  # the place is free again
+        await third.shake_hands()
+        third.send_now()
+        await stage.application(1)
+        await third.close()
