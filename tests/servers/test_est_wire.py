@@ -4,6 +4,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -401,3 +402,21 @@ async def test_who_never_ends_a_request_does_not_keep_the_house_open(house: Hous
     await house.servers["est"].shutdown(0.1)
     assert await reader.read() == b""
     writer.close()
+
+
+async def test_a_client_that_asks_and_never_reads_is_put_out(tmp_path: Path) -> None:
+    async with open_house(tmp_path, HttpLimits(write_seconds_max=0.2)) as house:
+        reader, writer = await house.connect()
+        writer.write(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")  # it is established there too
+        assert house.listeners["est"].stats.connected == 1
+        writer.transport.pause_reading()
+        request = f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        gone = asyncio.create_task(house.listeners["est"].wait_closed())
+        async with asyncio.timeout(20):
+            with suppress(ConnectionError):
+                while not gone.done():
+                    writer.write(request * 100)
+                    await asyncio.wait({gone, asyncio.ensure_future(writer.drain())}, return_when="FIRST_COMPLETED")
+            await gone
+        writer.transport.abort()
