@@ -172,6 +172,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
     try:
         _write_authority(building, settings, now)
         building.settings_file.write_text(render(settings))
+        building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
         building.run.mkdir(mode=0o700)
         registry = await SqliteRegistry.open(building.registry)
         try:

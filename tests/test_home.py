@@ -1,5 +1,6 @@
 """A fleet's folder: made whole or not at all, and its server certificate never left to expire."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,3 +103,12 @@ async def test_a_run_folder_that_is_a_link_is_refused(home: Home, tmp_path: Path
     with pytest.raises(Refused) as refused:
         open_home(home.path)
     assert refused.value.code == "home-exposed"
+
+
+async def test_a_new_home_is_its_users_own_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        home = await create_home(tmp_path / "home", SETTINGS, NOW)
+    finally:
+        os.umask(before)
+    assert open_home(home.path) == home

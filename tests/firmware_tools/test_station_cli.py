@@ -270,5 +270,5 @@ def test_a_missing_extra_is_named(module: str, missing: str) -> None:
         assert done.returncode == 0  # it needs no port
     else:
         assert done.returncode == 1
-        assert f"{missing} is not installed" in done.stderr
+        assert f"The Python module {missing} is missing" in done.stderr
         assert "Traceback" not in done.stderr
