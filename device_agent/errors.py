@@ -54,17 +54,26 @@ class SendRefused(AgentError):
 class EstError(AgentError):
     """An enrollment did not succeed."""
 
+    code = "est-failed"
+    """For programs, such as a factory's ledger; never changes."""
+
 
 class EstUnreachable(EstError):
-    """No answer: the network, a timeout, a server that hung up."""
+    """No answer: the network, a timeout, a server that hung up or has a problem of its own."""
+
+    code = "est-unreachable"
 
 
 class EstUntrusted(EstError):
     """The server could not prove who it is."""
 
+    code = "est-untrusted"
+
 
 class EstRefused(EstError):
     """The server said no; asking again with the same proof will not help."""
+
+    code = "est-refused"
 
     def __init__(self, message: str, advice: str = "", status: int = 0) -> None:
         super().__init__(message, advice)
@@ -74,6 +83,8 @@ class EstRefused(EstError):
 class EstBusy(EstError):
     """The server said later, for longer than we are willing to wait."""
 
+    code = "est-busy"
+
     def __init__(self, message: str, advice: str = "", retry_after_seconds: float = 0.0) -> None:
         super().__init__(message, advice)
         self.retry_after_seconds = retry_after_seconds
@@ -81,3 +92,5 @@ class EstBusy(EstError):
 
 class EstBadAnswer(EstError):
     """The answer is not what RFC 7030 allows, or the certificate is not for us."""
+
+    code = "est-bad-answer"

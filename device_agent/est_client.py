@@ -143,6 +143,11 @@ class EstClient:
                 "Check the URL's host name, the CA file and this device's clock.",
             ) from error
         except ssl.SSLError as error:
+            if is_refusal(error) and self._certificate is None:
+                raise EstRefused(
+                    f"The server at {self._host}:{self._port} wants a client certificate: {error.reason}.",
+                    "Is that the MQTT port? EST usually listens on 8443.",
+                ) from error
             if is_refusal(error):
                 raise EstRefused(
                     f"The EST server refused our certificate in the handshake: {error.reason}.",
@@ -220,19 +225,23 @@ def _certificates(answer: _Answer) -> list[x509.Certificate]:
         raise EstBadAnswer(f"The server's answer cannot be read: {error}") from error
 
 
-def _refusal(answer: _Answer, operation: str) -> EstRefused | EstBadAnswer:
+_ADVICE = {
+    401: "Check the token: it may be mistyped.",
+    403: "Ask the fleet's operator about this device's state and token.",
+    404: "Check the EST URL.",
+    405: "Check the EST URL.",
+}
+
+
+def _refusal(answer: _Answer, operation: str) -> EstRefused | EstUnreachable | EstBadAnswer:
     reason = ""
     if answer.content_type.partition(";")[0].strip().lower() == "text/plain":
         text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
         reason = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
     message = f"The EST server refused {operation} ({answer.status}){': ' + reason if reason else '.'}"
-    match answer.status:
-        case 401:
-            return EstRefused(message, "Check the token: it may be mistyped, used up or expired.", answer.status)
-        case 403:
-            return EstRefused(message, "Ask the fleet's operator about this device's state and token.", answer.status)
-        case 404 | 405:
-            return EstRefused(message, "Check the EST URL.", answer.status)
-        case status if 400 <= status < 500:
-            return EstRefused(message, "", answer.status)
-    return EstBadAnswer(message, "The server has a problem of its own: try again later.")
+    if answer.status >= 500:
+        return EstUnreachable(message, "The server has a problem of its own: try again later.")
+    if answer.status < 400:
+        return EstBadAnswer(message, "Check the EST URL: RFC 7030 knows no such answer.")
+    # A server that gives its reason gives its advice too.
+    return EstRefused(message, "" if reason else _ADVICE.get(answer.status, ""), answer.status)

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from device_agent.certificate_checks import check_certificate
-from device_agent.errors import EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
+from device_agent.errors import EstError
 from firmware_tools.errors import LedgerError, StationError, Stopped
 from firmware_tools.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
 from fleet.wire.csr import Csr
@@ -234,17 +234,7 @@ def failure_code(error: DialogueError | EstError | StationError) -> str:
             return "no-answer"
         case DialogueError():
             return error.code_name
-        case EstRefused():
-            return "est-refused"
-        case EstUntrusted():
-            return "est-untrusted"
-        case EstUnreachable():
-            return "est-unreachable"
-        case EstBusy():
-            return "est-busy"
-        case EstError():
-            return "est-bad-answer"
-        case StationError():
+        case EstError() | StationError():
             return error.code
 
 

@@ -13,7 +13,7 @@ from cryptography import x509
 
 from device_agent.agent_config import check_device_id, parse_host_port
 from device_agent.enrollment import KEY_TYPES
-from device_agent.errors import AgentError, BadConfig, EstError
+from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstUnreachable, EstUntrusted
 from device_agent.est_client import EstClient
 from firmware_tools.errors import LinkError, StationError, Stopped
 from firmware_tools.ledger import Ledger
@@ -146,7 +146,7 @@ def exit_code(error: DialogueError | EstError | StationError) -> int:
             return EXIT_STOPPED
         case NoAnswer() | LinkError() | Stopped():
             return EXIT_NO_BOARD
-        case EstError() if failure_code(error) in ("est-unreachable", "est-untrusted", "est-busy", "est-bad-answer"):
+        case EstUnreachable() | EstUntrusted() | EstBusy():
             return EXIT_NO_AUTHORITY
         case _:
             return EXIT_REFUSED

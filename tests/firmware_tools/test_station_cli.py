@@ -17,7 +17,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from device_agent.agent_config import read_config
+from device_agent.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from device_agent.pty_port import pty_port
+from firmware_tools.station_cli import exit_code
+from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
+from fleet.wire.serial.messages import FailureCode
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board
 from tests.serving import Served, fleet
 
@@ -272,3 +276,18 @@ def test_a_missing_extra_is_named(module: str, missing: str) -> None:
         assert done.returncode == 1
         assert f"The Python module {missing} is missing" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EstUnreachable("away"), 4),
+        (EstUntrusted("who?"), 4),
+        (EstBusy("later"), 4),
+        (EstRefused("no"), 1),
+        (EstBadAnswer("not for this key"), 1),
+        (NoAnswer(FailureCode.STOPPED, ""), 3),
+    ],
+)
+def test_the_exit_code_says_where_to_look(error: EstError | DialogueError, code: int) -> None:
+    assert exit_code(error) == code

@@ -302,7 +302,8 @@ def test_a_stations_name() -> None:
 def test_each_failure_has_a_word() -> None:
     words: list[Callable[[], str]] = [
         lambda: failure_code(NoAnswer(FailureCode.STOPPED, "")),
-        lambda: failure_code(EstError("")),
+        lambda: failure_code(EstBadAnswer("")),
+        lambda: failure_code(EstUnreachable("")),
         lambda: failure_code(LinkError("port-lost", "")),
     ]
-    assert [word() for word in words] == ["no-answer", "est-bad-answer", "port-lost"]
+    assert [word() for word in words] == ["no-answer", "est-bad-answer", "est-unreachable", "port-lost"]

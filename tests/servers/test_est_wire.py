@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography import x509
@@ -410,7 +411,7 @@ async def test_a_client_that_asks_and_never_reads_is_put_out(tmp_path: Path) -> 
         writer.write(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")  # it is established there too
         assert house.listeners["est"].stats.connected == 1
-        writer.transport.pause_reading()
+        cast(asyncio.Transport, writer.transport).pause_reading()
         request = f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         gone = asyncio.create_task(house.listeners["est"].wait_closed())
         async with asyncio.timeout(20):
