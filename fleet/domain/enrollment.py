@@ -50,7 +50,8 @@ class EnrollmentRequest:
     """One of KEY_TYPES, or another name that no model allows."""
     spki_der: bytes
     key_sha256: bytes
-    channel_binding_verified: bool = False
+    is_bound: bool | None = None
+    """Whether it binds itself to the TLS connection that it came on (RFC 7030, 3.5); None: it does not try to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,16 @@ def earned_before(a: Application) -> Credential | None:
             half = (credential.not_after - credential.not_before) / 2
             return credential if credential.not_before <= a.now < credential.not_before + half else None
     return None
+
+
+def binding_is_to_this_connection(a: Application) -> None:
+    """RFC 7030, 3.5: a binding that is there must be verified; a CSR that was made for another connection is stolen."""
+    if a.request.is_bound is False:
+        raise Invalid(
+            "not-this-connection",
+            "The request's challenge password does not bind it to this TLS connection (RFC 7030, 3.5).",
+            "Leave it out, or put the base64 of this connection's channel binding there.",
+        )
 
 
 def key_is_allowed(a: Application) -> None:
@@ -234,6 +245,7 @@ def names_are_unchanged(a: Application) -> None:
 Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
+    binding_is_to_this_connection,
     grant_is_valid,
     grant_covers_device,
     device_is_in_service,

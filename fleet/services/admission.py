@@ -16,7 +16,7 @@ from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavaila
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
-from fleet.services.identity import identify
+from fleet.services.identity import identify, shown_by
 from fleet.services.refusals import refusals_of
 
 CONNECT = "mqtt.connect"
@@ -98,12 +98,8 @@ async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now
 
 async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal: FleetError, now: datetime) -> None:
     """The refusal stands whether or not its row could be written: Unavailable is not allowed to hide it."""
-    actor, detail = "nobody", {}
     try:
-        facts = await registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
-        if facts is not None:
-            actor = f"{facts.credential.kind} {facts.credential.holder}"
-            detail = {"serial": facts.credential.serial}
+        actor, detail = await shown_by(registry, peer)
         subject = f"device {_named(client_id)}"
         entry = AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)
         row = refusals_of(registry).row(entry)  # a device that keeps knocking fills one row a minute

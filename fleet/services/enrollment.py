@@ -44,7 +44,7 @@ from fleet.domain.enrollment import (
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
-from fleet.services.identity import identify
+from fleet.services.identity import NOBODY, identify, shown_by
 from fleet.services.refusals import refusals_of
 
 TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
@@ -110,7 +110,7 @@ class _Attempt:
     label: str | None
     now: datetime
     action: str
-    actor: str = "nobody"
+    actor: str = NOBODY
     subject: str = "device ?"
 
     async def run(self, apply: Callable[[], Awaitable[Application]]) -> Credential:
@@ -130,12 +130,14 @@ class _Attempt:
 
     async def record(self, refusal: FleetError) -> None:
         """The refusal stands whether or not its row could be written. Nobody's fill one row a minute."""
-        entry = self.entry(refusal.code)
-        row = refusals_of(self.registry).row(entry) if self.actor == "nobody" else entry
-        if row is None:
-            return
         try:
-            await self.registry.commit(Change(row))
+            detail: dict[str, str] = {}
+            if self.actor == NOBODY:  # it failed before we knew: the certificate may still tell who it was
+                self.actor, detail = await shown_by(self.registry, self.peer)
+            entry = self.entry(refusal.code, **detail)
+            row = refusals_of(self.registry).row(entry) if self.actor == NOBODY else entry
+            if row is not None:
+                await self.registry.commit(Change(row))
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
 
@@ -168,9 +170,9 @@ class _Attempt:
 
     async def renewal(self, current_names: Names) -> Application:
         """The facts of a renewal."""
+        holder = self.holder()
         presented = await identify(self.registry, self.peer, self.now)
         self.actor = f"{presented.credential.kind} {presented.credential.holder}"
-        holder = self.holder()
         if presented.device is None or presented.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
         facts = await self.registry.enrollment_facts(presented.device.id, None, self.request.key_sha256)

@@ -8,7 +8,21 @@ from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 
+NOBODY = "nobody"
+"""The actor of what a stranger did."""
+
 _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+
+
+async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
+    """Whose certificate `peer` presented, good or not, in the audit's words: the actor, and the certificate's serial.
+
+    Raises: Unavailable.
+    """
+    facts = await registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
+    if facts is None:
+        return NOBODY, {}
+    return f"{facts.credential.kind} {facts.credential.holder}", {"serial": facts.credential.serial}
 
 
 async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:

@@ -76,6 +76,14 @@ def test_a_right_application_passes_every_check(grant: enrollment.Grant) -> None
     assert [code(check, a) for check in enrollment.CHECKS] == [""] * len(enrollment.CHECKS)
 
 
+def test_binding_is_to_this_connection() -> None:
+    check = enrollment.binding_is_to_this_connection
+    a = application()
+    for fine in (None, True):
+        check(replace(a, request=replace(a.request, is_bound=fine)))
+    assert code(check, replace(a, request=replace(a.request, is_bound=False))) == "not-this-connection"
+
+
 def test_key_is_allowed() -> None:
     check = enrollment.key_is_allowed
     for key_type in ("Ed25519", "EC-P521", "", "ec-p256", "EC-P256 "):

@@ -119,7 +119,7 @@ async def test_a_channel_binding_that_is_there_must_be_right(house: House) -> No
     token = await house.token(model="cam", uses=9)
     for challenge in ("c29tZXRoaW5nIGVsc2U=", "not even base64"):
         csr = build_csr(generate_key(), (("2.5.4.3", "cam-1"),), (), challenge)
-        assert verdict(await house.enroll(csr, basic(token))) == (403, "not-this-connection")
+        assert verdict(await house.enroll(csr, basic(token))) == (400, "not-this-connection")
     assert await house.registry.devices() == []
 
 

@@ -553,6 +553,7 @@ async def test_what_has_ended_renews_nothing(
     assert refused.value.code == code
     row = await house.last_audit()
     assert (row.entry.action, row.entry.outcome, row.entry.address) == ("device.reenroll", code, "192.0.2.8")
+    assert (row.entry.actor, row.entry.subject) == ("device cam-1", "device cam-1")
 
 
 async def test_a_certificate_without_a_record_renews_nothing(house: House) -> None:

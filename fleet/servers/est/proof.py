@@ -5,7 +5,7 @@ import binascii
 import hmac
 
 from fleet.domain.enrollment import EnrollmentRequest, Names
-from fleet.domain.errors import Refused, Unauthenticated
+from fleet.domain.errors import Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services.enrollment import BasicCredentials
 from fleet.wire.csr import Csr
@@ -34,31 +34,22 @@ def basic_credentials(authorization: str | None) -> BasicCredentials | None:
 
 
 def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
-    """What `csr` asks for, with its binding to the connection of `peer` verified when it carries one.
-
-    Raises: Refused (`not-this-connection`).
-    """
+    """What `csr` asks for, and whether its binding, when it carries one, is to the connection of `peer`."""
     return EnrollmentRequest(
         names=Names(csr.subject, csr.alt_names),
         key_type=csr.key_type,
         spki_der=csr.spki_der,
         key_sha256=csr.key_sha256,
-        channel_binding_verified=_is_bound(csr, peer),
+        is_bound=_is_bound(csr, peer),
     )
 
 
-def _is_bound(csr: Csr, peer: Peer) -> bool:
+def _is_bound(csr: Csr, peer: Peer) -> bool | None:
     """RFC 7030, 3.5: base64 of tls-unique in the challengePassword; on TLS 1.3, RFC 9266's tls-exporter in its place.
 
     A value that is there must be verified. A client that does not bind leaves it out or empty.
     """
     if not csr.challenge_password:
-        return False
+        return None
     expected = base64.b64encode(peer.channel_binding)
-    if not peer.channel_binding or not hmac.compare_digest(csr.challenge_password.encode(), expected):
-        raise Refused(
-            "not-this-connection",
-            "The request's challenge password does not bind it to this TLS connection (RFC 7030, 3.5).",
-            "Leave it out, or put the base64 of this connection's channel binding there.",
-        )
-    return True
+    return bool(peer.channel_binding) and hmac.compare_digest(csr.challenge_password.encode(), expected)
