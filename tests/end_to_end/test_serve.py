@@ -82,6 +82,53 @@ def test_sigterm_drains_and_ends_with_0(served: Served) -> None:
         socket.create_connection((host, port), 1)
 
 
+def test_clients_that_never_read_do_not_hold_it_up(served: Served) -> None:
+    trust = ssl.create_default_context(cafile=served.ca_file)
+    held = []
+    for listener, path in (("est", "/.well-known/est/cacerts"), ("http", "/healthz")):
+        host, port = served.address(listener)
+        client = trust.wrap_socket(socket.create_connection((host, port), 10), server_hostname=host)
+        client.settimeout(0.2)  # the system's buffers are full when it strikes
+        held.append(client)
+        with pytest.raises(TimeoutError):
+            while True:
+                client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 200)
+    assert served.stop() == 0  # 5 seconds, and one for a slow machine; then it is killed
+    for client in held:
+        client.close()
+
+
+def test_a_stale_ready_file_is_gone_before_anything_else(home: Path, tmp_path: Path) -> None:
+    (ready := tmp_path / "ready.json").write_text("{}")
+    (home / "server" / "server.key").unlink()
+    program("fleet", "serve", "--home", str(home), *ANY_PORTS, "--ready-file", str(ready), expect=1)
+    assert not ready.exists()
+
+
+def test_connections_of_strangers_are_capped(home: Path, tmp_path: Path) -> None:
+    settings = home / "fleet.toml"
+    text = settings.read_text().replace(
+        "http_connections_per_address_max = 200", "http_connections_per_address_max = 2"
+    )
+    assert text != settings.read_text()
+    settings.write_text(text)
+    served = Served(home, tmp_path / "ready.json").start()
+    try:
+        trust = ssl.create_default_context(cafile=served.ca_file)
+        host, port = served.address("est")
+        held = [trust.wrap_socket(socket.create_connection((host, port), 10), server_hostname=host) for _ in range(2)]
+        with pytest.raises(OSError), socket.create_connection((host, port), 10) as raw:
+            third = trust.wrap_socket(raw, server_hostname=host)
+            third.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            if not third.recv(1):
+                raise ConnectionResetError
+        served.wait_for_line("code=too-many")
+        for client in held:
+            client.close()
+    finally:
+        served.stop()
+
+
 def test_a_second_server_for_one_home_is_refused(served: Served) -> None:
     done = program("fleet", "serve", "--home", str(served.home), *ANY_PORTS, expect=1)
     assert "serves" in done.stderr
