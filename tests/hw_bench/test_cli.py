@@ -88,6 +88,6 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: signal
 def test_every_command_on_the_page_is_one() -> None:
     page = (Path(__file__).parents[2] / "hw_bench" / "README.md").read_text()
     commands = [line.split("  ")[0].split() for line in page.splitlines() if line.startswith("hw-bench ")]
-    assert len(commands) >= 4
+    assert {words[1] for words in commands} == {"list", "run"}
     for _, name, *words in commands:
         assert main.commands[name].make_context(name, words).params
