@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.home import Home
 from hw_bench.peers.contract import Ground
 from hw_bench.processes import BenchError, running, wait_until
 
@@ -39,24 +40,13 @@ class FleetHome:
         return done.stdout
 
     @property
-    def root(self) -> Path:
-        return self.path / "ca" / "root.pem"
-
-    @property
-    def server_certificate(self) -> Path:
-        return self.path / "server" / "server.pem"
-
-    @property
-    def server_key(self) -> Path:
-        return self.path / "server" / "server.key"
-
-    @property
-    def registry(self) -> Path:
-        return self.path / "registry.db"
+    def files(self) -> Home:
+        """Where everything in it stands."""
+        return Home(self.path)
 
     def write_anchors(self, file: Path) -> Path:
         """Root and issuing CA in one file, as other servers want them."""
-        file.write_bytes(self.root.read_bytes() + (self.path / "ca" / "issuing.pem").read_bytes())
+        file.write_bytes(self.files.root_certificate.read_bytes() + self.files.issuing_certificate.read_bytes())
         return file
 
 

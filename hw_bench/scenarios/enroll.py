@@ -107,7 +107,7 @@ def _check(received: list[str], home: FleetHome) -> tuple[str, ...]:
 
 
 async def _unknown(received: list[str], home: FleetHome) -> int:
-    registry = await SqliteRegistry.open(home.registry, create=False)
+    registry = await SqliteRegistry.open(home.files.registry, create=False)
     try:
         facts = await asyncio.gather(*(registry.holder_facts(bytes.fromhex(one)) for one in received))
     finally:

@@ -128,7 +128,7 @@ def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) 
     for number in range(count * len(QOS)):
         name = f"bench-{number:04d}"
         key = generate_key()
-        client = EstClient("https://{}:{}".format(*served.est), home.root, basic=(name, token))
+        client = EstClient("https://{}:{}".format(*served.est), home.files.root_certificate, basic=(name, token))
         certificate = client.simpleenroll(build_csr(key, ((COMMON_NAME, name),), ()))
         identity = Identity(name, folder / f"{name}.pem", folder / f"{name}.key")
         identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
@@ -155,8 +155,8 @@ def _certificates(home: FleetHome, devices: list[Identity]) -> Certificates:
     """The home's own, for another server to use."""
     return Certificates(
         anchors=home.write_anchors(home.path / "anchors.pem"),
-        root=home.root,
-        server=Identity("server", home.server_certificate, home.server_key),
+        root=home.files.root_certificate,
+        server=Identity("server", home.files.server_chain, home.files.server_key),
         devices=tuple(devices),
         stranger=devices[0],
     )
