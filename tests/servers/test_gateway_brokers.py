@@ -267,3 +267,11 @@ async def test_the_embedded_broker_serves_311(tmp_path: Path) -> None:
 
 def test_models_are_comparable_by_their_rules() -> None:
     assert access_text((MODEL,)) == access_text((Model("cam2", timedelta(1), (), MODEL.publish, MODEL.subscribe),))
+
+
+@needs_mosquitto
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run it as root")
+async def test_a_broker_that_runs_as_root_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert PROGRAM is not None
+    await (await Mosquitto.start(PROGRAM, tmp_path / "run", ())).close()
+    assert [r.levelname for r in caplog.records if "event=broker.root" in r.message] == ["WARNING"]

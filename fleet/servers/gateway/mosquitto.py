@@ -8,6 +8,7 @@ The user `_backend`, which no device can be called, may read and write everythin
 """
 
 import asyncio
+import logging
 import os
 import pwd
 import shutil
@@ -20,6 +21,8 @@ from fleet.servers.gateway.child import Child
 from fleet.servers.gateway.private_socket import connect_unix, private_directory
 from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
 from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
+
+log = logging.getLogger("fleet.broker")
 
 BACKEND = "_backend"  # a device id starts with a letter or a digit
 SOCKET = "broker.sock"
@@ -77,6 +80,8 @@ class Mosquitto:
     async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":
         """Returns when it takes connections. Raises: OSError, TimeoutError."""
         broker = cls(program, private_directory(run_dir))
+        if os.geteuid() == 0:
+            log.warning("event=broker.root note='mosquitto runs as root: give fleet serve an account of its own'")
         broker._write(CONFIG, config_text())
         broker._access = access_text(models)
         broker._write(ACCESS, broker._access)
