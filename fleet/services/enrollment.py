@@ -129,13 +129,14 @@ class _Attempt:
             raise
 
     async def record(self, refusal: FleetError) -> None:
-        """The refusal stands whether or not its row could be written. Nobody's fill one row a minute."""
+        """The refusal stands, row written or not. What is refused before we know who asks fills one row a minute."""
         try:
             detail: dict[str, str] = {}
-            if self.actor == NOBODY:  # it failed before we knew: the certificate may still tell who it was
-                self.actor, detail = await shown_by(self.registry, self.peer)
+            early = self.actor == NOBODY  # refused before we knew who asks
+            if early:
+                self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
             entry = self.entry(refusal.code, **detail)
-            row = refusals_of(self.registry).row(entry) if self.actor == NOBODY else entry
+            row = refusals_of(self.registry).row(entry) if early else entry
             if row is not None:
                 await self.registry.commit(Change(row))
         except Unavailable as error:

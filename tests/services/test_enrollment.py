@@ -554,6 +554,10 @@ async def test_what_has_ended_renews_nothing(
     row = await house.last_audit()
     assert (row.entry.action, row.entry.outcome, row.entry.address) == ("device.reenroll", code, "192.0.2.8")
     assert (row.entry.actor, row.entry.subject) == ("device cam-1", "device cam-1")
+    for _ in range(5):  # one that keeps asking fills one row a minute
+        with pytest.raises(Refused):
+            await house.reenroll(renewal_request(), peer_of(first))
+    assert (await house.last_audit()).seq == row.seq
 
 
 async def test_a_certificate_without_a_record_renews_nothing(house: House) -> None:
