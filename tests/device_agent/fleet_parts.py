@@ -282,8 +282,9 @@ class Device:
     def set(self, key: str, value: str) -> None:
         """Change one setting in agent.toml."""
         file = self.home / "agent.toml"
-        lines = [f"{key} = {value}" if line.startswith(f"{key} =") else line for line in file.read_text().splitlines()]
-        file.write_text("\n".join(lines) + "\n")
+        text, found = re.subn(rf"^{key} = .*$", f"{key} = {value}", file.read_text(), flags=re.MULTILINE)
+        assert found == 1, f"agent.toml has {found} lines that set {key}"
+        file.write_text(text)
 
     def call(self, *words: str, expect: int | None = 0, give: str | None = "") -> Result:
         """One command to its end, in this process; what it starts are processes."""

@@ -34,7 +34,9 @@ class LiveDevice:
         self.call("init", *words)
         self.call("enroll", give=token)
         settings = self.home / "agent.toml"  # asks again at once, where a device in the field would wait a minute
-        settings.write_text(settings.read_text().replace("refused_seconds = 60.0", "refused_seconds = 0.2"))
+        text = settings.read_text()
+        assert "refused_seconds = 60.0" in text
+        settings.write_text(text.replace("refused_seconds = 60.0", "refused_seconds = 0.2"))
         self.agent: Running | None = None
 
     def call(self, *words: str, expect: int | None = 0, give: str | None = None) -> str:

@@ -1,10 +1,8 @@
 """Emulated boards as processes of their own, and an authority without a server."""
 
-import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,13 +43,6 @@ def read_line(process: subprocess.Popen[bytes]) -> bytes:
     readable, _, _ = select.select([process.stderr], [], [], DEADLINE_SECONDS)
     assert readable, "the board says nothing"
     return process.stderr.readline()
-
-
-def wait_until_gone(path: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while os.path.lexists(path):
-        assert time.monotonic() < deadline, f"{path} stays"
-        os.sched_yield()
 
 
 @dataclass

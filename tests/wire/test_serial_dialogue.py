@@ -47,11 +47,17 @@ def test_any_one_frame_comes_twice(position: int) -> None:
 
 @pytest.mark.parametrize("position", range(LENGTH))
 def test_any_one_frame_is_damaged(position: int) -> None:
-    middle = bytes((0x55,))
-    factory = Factory(
-        fault=lambda at, frame: [frame[:5] + middle + frame[6:]] if at == position and frame[5] != 0x55 else [frame]
-    )
+    damaged: list[bytes] = []
+
+    def flip(at: int, frame: bytes) -> list[bytes]:
+        if at != position:
+            return [frame]
+        damaged.append(frame[:5] + bytes((frame[5] ^ 0x55,)) + frame[6:])
+        return damaged
+
+    factory = Factory(fault=flip)
     assert_provisioned(factory, factory.run())
+    assert len(damaged) == 1
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 4, 7])
