@@ -103,7 +103,14 @@ def provision(
         host, mqtt_port = parse_host_port(mqtt) if mqtt else (urlsplit(est_url).hostname or "", MQTT_PORT_DEFAULT)
         name = station_name(x509.load_pem_x509_certificates(cert.read_bytes()))
         job = Job(
-            order=Order(check_device_id(device_id), key_type, name, replace, hardware_serial, board_model),
+            order=Order(
+                check_device_id(device_id),
+                key_type=key_type,
+                station=name,
+                replace=replace,
+                hardware_serial=hardware_serial,
+                board_model=board_model,
+            ),
             model=model,
             est_url=est_url,
             mqtt_host=host,

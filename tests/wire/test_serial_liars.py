@@ -98,7 +98,7 @@ def test_a_csr_with_another_kind_of_key() -> None:
 def test_a_board_with_another_serial_than_its_label() -> None:
     error = fails(Factory(order=replace(ORDER, hardware_serial="SN-0002")), FailureCode.WRONG_DEVICE)
     assert "'SN-0001', not 'SN-0002'" in error.message
-    fails(Factory(order=replace(ORDER, model="valve")), FailureCode.WRONG_DEVICE)
+    fails(Factory(order=replace(ORDER, board_model="valve")), FailureCode.WRONG_DEVICE)
     fails(Factory(order=replace(ORDER, key_type="Ed25519")), FailureCode.UNSUPPORTED)
 
 

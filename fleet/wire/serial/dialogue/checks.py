@@ -31,7 +31,7 @@ def board_is_wanted(facts: m.Facts, order: Order, before: m.Facts | None) -> Non
         raise BadBoard(FailureCode.UNSUPPORTED, "The board chose a version that was not offered.")
     for what, said, wanted in (
         ("hardware serial", facts.hardware_serial, order.hardware_serial),
-        ("model", facts.model, order.model),
+        ("model", facts.model, order.board_model),
     ):
         if wanted and said != wanted:
             raise BadBoard(FailureCode.WRONG_DEVICE, f"The board's {what} is {said!r}, not {wanted!r}.")

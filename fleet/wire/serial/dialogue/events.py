@@ -21,8 +21,8 @@ class Order:
     """Whether the board may give up another identity for this one."""
     hardware_serial: str = ""
     """The one the board must have, "" for any."""
-    model: str = ""
-    """The one the board must say, "" for any."""
+    board_model: str = ""
+    """What the board must say of itself, "" for anything. The fleet may know its devices by another model."""
 
 
 @dataclass(frozen=True, slots=True)
