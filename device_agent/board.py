@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import FILE_NAME, AgentConfig, check_device_id, read_config, write_config
 from device_agent.certificate_checks import check_certificate, facts_of
-from device_agent.device_key import PrivateKey, candidate_key, device_subject, has_type, key_pem, load_key
+from device_agent.device_key import PrivateKey, candidate_key, device_subject, has_type, key_pem, load_key, spki_der
 from device_agent.durable import Step, no_step, sync_directory, write_durably
 from device_agent.enrollment import KEY_TYPES
 from device_agent.errors import AgentError, BadConfig, EstError
@@ -94,7 +94,7 @@ class HomeBoard:
             try:
                 chain = check_certificate(
                     certificate,
-                    public_key=key.public_key(),
+                    spki_der=spki_der(key),
                     device_id=self._device_id,
                     intermediates=intermediates,
                     anchors=identity.anchors,

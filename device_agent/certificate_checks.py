@@ -10,7 +10,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from device_agent.errors import EstBadAnswer
@@ -25,8 +25,8 @@ class Claim:
     """One certificate, and everything that it is held against."""
 
     certificate: x509.Certificate
-    public_key: CertificatePublicKeyTypes
-    """Of the key that this device holds."""
+    spki_der: bytes
+    """SubjectPublicKeyInfo of the key that this device holds."""
     device_id: str
     chain: tuple[x509.Certificate, ...]
     """From its issuer to below the anchor; see `find_chain`."""
@@ -35,7 +35,8 @@ class Claim:
 
 
 def key_is_ours(claim: Claim) -> None:
-    if claim.certificate.public_key() != claim.public_key:
+    spki_der = claim.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if spki_der != claim.spki_der:
         raise EstBadAnswer("The certificate is for another key than this device's.")
 
 
@@ -95,7 +96,7 @@ CHECKS: tuple[Callable[[Claim], None], ...] = (
 def check_certificate(
     certificate: x509.Certificate,
     *,
-    public_key: CertificatePublicKeyTypes,
+    spki_der: bytes,
     device_id: str,
     intermediates: Sequence[x509.Certificate],
     anchors: Sequence[x509.Certificate],
@@ -103,10 +104,12 @@ def check_certificate(
 ) -> tuple[x509.Certificate, ...]:
     """The chain to present with `certificate`: from its issuer up to, and without, the anchor.
 
+    `spki_der` is the public key that the certificate must be for, a DER SubjectPublicKeyInfo.
+
     Raises: EstBadAnswer for the first of CHECKS that does not hold.
     """
     chain, anchored = find_chain(certificate, intermediates, anchors, now)
-    claim = Claim(certificate, public_key, device_id, chain, anchored, now)
+    claim = Claim(certificate, spki_der, device_id, chain, anchored, now)
     try:
         for check in CHECKS:
             check(claim)

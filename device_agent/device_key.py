@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from device_agent.errors import BadConfig, StoreDamaged
@@ -55,6 +61,11 @@ def has_type(key: PrivateKey, key_type: str) -> bool:
         return key_type_of(key.public_key()) == key_type
     except WireError:
         return False
+
+
+def spki_der(key: PrivateKey) -> bytes:
+    """The public key, a DER SubjectPublicKeyInfo."""
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def key_pem(key: PrivateKey) -> bytes:

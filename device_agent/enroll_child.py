@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.certificate_checks import check_certificate, facts_of
-from device_agent.device_key import PrivateKey, candidate_key, device_subject
+from device_agent.device_key import PrivateKey, candidate_key, device_subject, spki_der
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import EstClient
@@ -79,7 +79,7 @@ def perform(job: Job, now: datetime) -> Identity:
             raise
         chain = check_certificate(
             certificate,
-            public_key=key.public_key(),
+            spki_der=spki_der(key),
             device_id=config.device_id,
             intermediates=intermediates,
             anchors=_load_certificates(config.ca_file),

@@ -8,7 +8,7 @@ from cryptography import x509
 from device_agent.agent_config import AgentConfig
 from device_agent.certificate_checks import check_certificate
 from device_agent.control import ask
-from device_agent.device_key import load_key
+from device_agent.device_key import load_key, spki_der
 from device_agent.errors import AgentError, NotRunning
 from device_agent.identity_store import Identity, IdentityStore
 
@@ -97,7 +97,7 @@ def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
         certificate, *chain = x509.load_pem_x509_certificates(identity.certificate_file.read_bytes())
         check_certificate(
             certificate,
-            public_key=load_key(identity.key_file).public_key(),
+            spki_der=spki_der(load_key(identity.key_file)),
             device_id=config.device_id,
             intermediates=chain,
             anchors=x509.load_pem_x509_certificates(config.ca_file.read_bytes()),

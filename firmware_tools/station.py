@@ -191,7 +191,7 @@ class Run:
         anchors = tuple(each for each in authorities if each.issuer == each.subject)
         chain = check_certificate(
             certificate,
-            public_key=x509.load_der_x509_csr(csr.der).public_key(),
+            spki_der=csr.spki_der,
             device_id=job.order.device_id,
             intermediates=[each for each in authorities if each not in anchors],
             anchors=anchors,

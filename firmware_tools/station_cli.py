@@ -125,14 +125,8 @@ def provision(
         raise SystemExit(_complain(str(error), "", EXIT_REFUSED)) from error
     try:
         with SerialLink(port, baud) as link:
-            run = Run(
-                job,
-                link,
-                authority,
-                ledger=Ledger(ledger) if ledger else None,
-                say=_progress(),
-                timing=Timing(retransmit=retransmit),
-            )
+            rows = Ledger(ledger) if ledger else None
+            run = Run(job, link, authority, ledger=rows, say=_progress(), timing=Timing(retransmit=retransmit))
             # A line that is shut down ends a run as Ctrl-C does: the board is told, the ledger has its row.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:

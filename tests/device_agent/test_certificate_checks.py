@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from device_agent.certificate_checks import check_certificate, facts_of
@@ -16,9 +18,13 @@ from tests.device_agent.fleet_parts import Authority
 NOW = datetime.now(UTC)
 
 
+def spki_der(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 def check(authority: Authority, certificate: x509.Certificate, **given: Any) -> tuple[x509.Certificate, ...]:
     facts: dict[str, Any] = {
-        "public_key": certificate.public_key(),
+        "spki_der": spki_der(certificate.public_key()),
         "device_id": "cam-7",
         "intermediates": [authority.root, authority.issuing],
         "anchors": [authority.root],
@@ -40,7 +46,7 @@ def test_an_issuing_anchor_needs_no_chain(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("issue", "given", "message"),
     [
-        ({}, {"public_key": ec.generate_private_key(ec.SECP256R1()).public_key()}, "another key"),
+        ({}, {"spki_der": spki_der(ec.generate_private_key(ec.SECP256R1()).public_key())}, "another key"),
         ({}, {"device_id": "cam-8"}, "common name"),
         ({}, {"intermediates": []}, "chain"),
         ({}, {"anchors": []}, "chain"),
