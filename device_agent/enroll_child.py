@@ -96,16 +96,11 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         config.est_url,
         config.ca_file,
         certificate=current.files if job.operation == "reenroll" and current else None,
-        basic=(_user_name(config.device_id), job.token) if job.operation == "enroll" else None,
+        basic=(config.device_id, job.token) if job.operation == "enroll" else None,
         timeout_seconds=min(30.0, job.deadline_seconds),
         patience_seconds=job.deadline_seconds / 2,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
-
-
-def _user_name(device_id: str) -> str:
-    # RFC 7617, 2: a user-id with a colon is invalid. The token alone names the device as well.
-    return "" if ":" in device_id else device_id
 
 
 def _csr_like(key: PrivateKey, current: Identity) -> bytes:

@@ -39,7 +39,8 @@ class _Answer:
 class EstClient:
     """One server and one proof of who asks: a client certificate, or user and password, or neither (cacerts only).
 
-    `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key).
+    `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key). `basic` is
+    (device id, token); an id that HTTP's Basic cannot carry is left out of it.
     `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202 and 503 ask for.
     `check_time=False` ignores the dates (only) of the server's certificate: for a clock that is not set yet.
 
@@ -128,8 +129,7 @@ class EstClient:
         if body is not None:
             headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
             if self._basic is not None:
-                user, password = self._basic
-                headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+                headers["Authorization"] = _basic_credentials(*self._basic)
         # A fresh context for each connection, so that a rotated certificate is always the one presented.
         connection = http.client.HTTPSConnection(
             self._host, self._port, timeout=self._timeout_seconds, context=self._context()
@@ -184,6 +184,12 @@ def parse_est_url(url: str) -> tuple[str, int]:
     if parts.path.rstrip("/") not in ("", est.WELL_KNOWN):
         raise BadConfig(f"{url!r} has a path that EST does not use.", advice)
     return host, port
+
+
+def _basic_credentials(user: str, password: str) -> str:
+    # RFC 7617, 2: a user-id with a colon is invalid. Ours may have one; the token alone names the device as well.
+    sent = "" if ":" in user else user
+    return "Basic " + base64.b64encode(f"{sent}:{password}".encode()).decode()
 
 
 def _read_answer(response: http.client.HTTPResponse, deadline: float) -> _Answer:

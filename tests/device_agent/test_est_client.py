@@ -1,6 +1,7 @@
 """The EST client against the real server, and against servers that are wrong in every way."""
 
 import ssl
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,20 @@ def test_the_request_is_what_rfc_7030_says(authority: Authority) -> None:
     assert "Content-Type: application/pkcs10" in lines
     assert "Authorization: Basic eDppZC5zZWNyZXQ=" in lines
     assert decode_body(body) == csr
+
+
+def test_an_id_with_a_colon_is_no_user_name(est: EstHouse, authority: Authority) -> None:
+    """RFC 7617, 2: it would end at the colon."""
+    seen: list[bytes] = []
+
+    def listen(stream: ssl.SSLSocket) -> None:
+        seen.append(read_request(stream))
+        stream.sendall(http("400 No"))
+
+    with tls_server(authority, listen) as port, pytest.raises(EstRefused):
+        client(authority, port, basic=("02:00:5e", "id.secret")).simpleenroll(csr_of("02:00:5e"))
+    assert f"Authorization: Basic {b64encode(b':id.secret').decode()}\r\n".encode() in seen[0]
+    EstClient(est.url, authority.ca_file, basic=("02:00:5e", est.token("02:00:5e"))).simpleenroll(csr_of("02:00:5e"))
 
 
 def test_credentials_never_go_with_cacerts(authority: Authority) -> None:
