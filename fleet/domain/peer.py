@@ -1,6 +1,7 @@
 """Who is at the other end of a connection, as far as TLS has proved it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +25,10 @@ class Peer:
     """Name of the key exchange group, "" when the engine does not tell."""
     channel_binding_type: str = ""
     """"tls-exporter" on TLS 1.3 (RFC 9266), "tls-unique" on TLS 1.2 (RFC 5929)."""
-    channel_binding: bytes = b""
+    read_channel_binding: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
+    """Worked out when asked for: few requests carry a binding."""
+
+    @property
+    def channel_binding(self) -> bytes:
+        """What is the same at both ends of this connection and of no other; b"" when the connection is gone."""
+        return self.read_channel_binding()

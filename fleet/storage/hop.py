@@ -18,6 +18,11 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 
+GATHER_TURNS_MAX = 64  # of the event loop, and no longer than
+GATHER_SECONDS_MAX = 0.02
+QUIET_TURNS = 4  # that bring nothing more: whoever else is coming waits for something slower than we do
+
+
 class Thread(aiosqlite.Connection):
     """An aiosqlite connection that can run a whole function over the sqlite3 connection in its thread."""
 
@@ -86,6 +91,7 @@ class Batches(Generic[Item]):
         while not last:
             batch = []
             taken = await self._queue.get()
+            await self._let_gather()
             while taken is not None:
                 if not taken[1].done():  # its caller has been cancelled before the trip began
                     batch.append(taken)
@@ -99,6 +105,23 @@ class Batches(Generic[Item]):
             left = self._queue.get_nowait()
             if left is not None and not left[1].done():
                 left[1].set_exception(closed())
+
+    async def _let_gather(self) -> None:
+        """Turn the event loop while that brings in more items, so that one trip serves them all.
+
+        A trip has its price whatever it carries. A lone item waits for a few empty turns, some 20 microseconds; in a
+        storm dozens share what each would otherwise pay alone.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + GATHER_SECONDS_MAX
+        known = quiet = 0
+        for _ in range(GATHER_TURNS_MAX):
+            await asyncio.sleep(0)
+            waiting = self._queue.qsize()
+            quiet = 0 if waiting > known else quiet + 1
+            known = waiting
+            if quiet == QUIET_TURNS or waiting >= self._batch_max or clock() >= deadline:
+                return
 
     async def _serve(self, batch: list[tuple[Item, asyncio.Future[Any]]]) -> None:
         try:

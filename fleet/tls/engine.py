@@ -60,6 +60,23 @@ def set_verification_time(connection: SSL.Connection, seconds: int) -> None:
     lib.X509_VERIFY_PARAM_set_time(lib.SSL_get0_param(ssl_of(connection)), seconds)
 
 
+def handshake(connection: SSL.Connection) -> bool:
+    """Go on with the handshake as far as the bytes that are there allow; whether it is done.
+
+    Raises: SSL.Error: it has failed.
+    """
+    ssl = ssl_of(connection)
+    lib.ERR_clear_error()
+    result = lib.SSL_do_handshake(ssl)
+    if result == 1:
+        return True
+    # Not by an exception: every handshake waits for the client once.
+    if lib.SSL_get_error(ssl, result) == lib.SSL_ERROR_WANT_READ:
+        return False
+    connection._raise_ssl_error(ssl, result)
+    raise SSL.Error("the engine gave no reason")
+
+
 def ssl_of(connection: SSL.Connection) -> Any:
     """The engine's SSL pointer; alive as long as `connection` is."""
     return connection._ssl
@@ -129,6 +146,20 @@ def verified_chain_der(connection: SSL.Connection, anchors: Mapping[int, bytes])
     leaf: bytes = connection.get_app_data()
     above = [lib.sk_X509_value(stack, index) for index in range(1, lib.sk_X509_num(stack))]
     return (leaf, *[anchors.get(int(ffi.cast("uintptr_t", each))) or _der_of(each) for each in above])
+
+
+def agreed_on(connection: SSL.Connection) -> tuple[str, str, str]:
+    """Protocol version, cipher and key exchange group of a finished handshake; "" for what the engine does not tell."""
+    ssl = ssl_of(connection)
+    return (
+        _text(lib.SSL_get_version(ssl)),
+        _text(lib.SSL_CIPHER_get_name(lib.SSL_get_current_cipher(ssl))),
+        _text(lib.SSL_get0_group_name(ssl)) if lib.Cryptography_HAS_SSL_GET0_GROUP_NAME else "",
+    )
+
+
+def _text(name: Any) -> str:
+    return "" if name == ffi.NULL else bytes(ffi.string(name)).decode()
 
 
 def _der_of(certificate: Any) -> bytes:

@@ -1,7 +1,6 @@
 """A connection between accept and Finished. It has no application yet, and what it sends reaches none."""
 
 import asyncio
-import socket
 from typing import Protocol, cast
 
 from fleet.tls.contexts import ContextSource
@@ -9,9 +8,8 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
 from fleet.tls.session import TlsSession
+from fleet.tls.silent import Silent
 from fleet.tls.transport import TlsTransport, Wire
-
-_TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
 
 class Reception(Protocol):
@@ -21,6 +19,7 @@ class Reception(Protocol):
     contexts: ContextSource
     scratch: Scratch
     half_open: HalfOpen
+    silent: Silent
     close_deadline_s: float
 
     def count_accepted(self) -> None: ...
@@ -88,7 +87,7 @@ class Handshake(asyncio.BufferedProtocol):
             reception.loop, self._raw, session, self._context, reception.lost, reception.close_deadline_s
         )
         if not early:
-            _acknowledge_now(self._raw)
+            reception.silent.watch(transport)
         self._raw.set_protocol(Wire(transport, reception.scratch))
         reception.establish(transport, early)
 
@@ -126,14 +125,6 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._over:
             self._over = True
             self._reception.refuse(self.address, Refusal.GONE, "")
-
-
-def _acknowledge_now(raw: asyncio.Transport) -> None:
-    """A TLS 1.3 client's Finished gets no answer of ours, so the kernel would sit on its ACK for 40 ms; and a client
-    without TCP_NODELAY (mosquitto's, for one) holds its first request back until that ACK.
-    """
-    if _TCP_QUICKACK is not None:
-        raw.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
 
 
 def _plain_address(address: str) -> str:

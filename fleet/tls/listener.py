@@ -15,6 +15,7 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, HandshakeLimits, source_of
 from fleet.tls.handshake import Handshake
+from fleet.tls.silent import Silent
 from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport
 
 __all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]
@@ -54,6 +55,7 @@ class Listener:
         self.scratch = Scratch()
         self.close_deadline_s = close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
+        self.silent = Silent(self.loop)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
         self._accepted = 0
@@ -106,6 +108,7 @@ class Listener:
             self._server.close()
             self._server = None
         self.half_open.close()
+        self.silent.close()
 
     def abort_connections(self) -> None:
         """End every connection at once."""
@@ -144,6 +147,7 @@ class Listener:
         transport.begin(self._protocol_factory(transport.peer), early)
 
     def lost(self, transport: TlsTransport) -> None:
+        self.silent.forget(transport)
         if transport in self._connected:
             self._connected.remove(transport)
             source = source_of(transport.peer.address)

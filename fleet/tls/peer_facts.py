@@ -1,7 +1,9 @@
 """From a finished handshake to the frozen Peer that the rest of the house reads."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from weakref import ref
 
 from OpenSSL import SSL
 
@@ -15,22 +17,25 @@ EXPORTER_SIZE = 32
 def peer_of(connection: SSL.Connection, address: str, anchors: Mapping[int, bytes]) -> Peer:
     """The proved facts of `connection`, whose handshake has just finished. `anchors`: its context's."""
     chain = engine.verified_chain_der(connection, anchors)
-    version = connection.get_protocol_version_name()
-    if version == "TLSv1.3":
-        binding_type, binding = "tls-exporter", _tls_exporter(connection)
-    else:
-        binding_type, binding = "tls-unique", _tls_unique(connection)
+    version, cipher, group = engine.agreed_on(connection)
+    binding_type, binding = _BINDINGS[version]
     return Peer(
         address=address,
         certificate_der=chain[0] if chain else None,
         chain_der=chain,
         fingerprint=hashlib.sha256(chain[0]).digest() if chain else None,
         tls_version=version,
-        cipher=connection.get_cipher_name() or "",
-        group=connection.get_group_name() or "",
+        cipher=cipher,
+        group=group,
         channel_binding_type=binding_type,
-        channel_binding=binding,
+        # Weakly: whoever remembers a peer must not keep the engine's 30 KB with it.
+        read_channel_binding=partial(_while_it_lives, binding, ref(connection)),
     )
+
+
+def _while_it_lives(binding: Callable[[SSL.Connection], bytes], connection: ref[SSL.Connection]) -> bytes:
+    living = connection()
+    return b"" if living is None else binding(living)
 
 
 def _tls_exporter(connection: SSL.Connection) -> bytes:
@@ -41,3 +46,6 @@ def _tls_exporter(connection: SSL.Connection) -> bytes:
 def _tls_unique(connection: SSL.Connection) -> bytes:
     # RFC 5929, 3.1: the first Finished of the handshake. In a full handshake, and we have no other, the client's.
     return connection.get_peer_finished() or b""
+
+
+_BINDINGS = {"TLSv1.3": ("tls-exporter", _tls_exporter), "TLSv1.2": ("tls-unique", _tls_unique)}

@@ -14,7 +14,7 @@ from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
 from fleet.tls.contexts import TlsContext
-from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, lib, set_verification_time, ssl_of
+from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, handshake, lib, set_verification_time, ssl_of
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.peer_facts import peer_of
 
@@ -77,13 +77,13 @@ class TlsSession:
         """Whether the handshake is done; `peer` is set then."""
         self._handshake_size += size
         try:
-            self._connection.do_handshake()
-        except SSL.WantReadError:
-            if self._handshake_size > HANDSHAKE_SIZE_MAX:
-                raise HandshakeFailed(Refusal.SIZE) from None
-            return False
+            done = handshake(self._connection)
         except SSL.Error as error:
             raise self._handshake_failure(error) from None
+        if not done:
+            if self._handshake_size > HANDSHAKE_SIZE_MAX:
+                raise HandshakeFailed(Refusal.SIZE)
+            return False
         # From here on: gives an idle connection's record buffers back; 16,000 idle devices would hold 0.5 GB of them.
         lib.SSL_set_mode(self._ssl, lib.SSL_MODE_RELEASE_BUFFERS)
         self.peer = peer_of(self._connection, self._address, self._anchors)

@@ -43,6 +43,8 @@ class TlsTransport(asyncio.Transport):
             raise ValueError("A transport is made after the handshake.")
         super().__init__()
         self.peer: Peer = session.peer
+        self.heard = False
+        """Whether anything has come from the peer since the handshake."""
         self._loop = loop
         self._raw = raw
         self._session = session
@@ -135,6 +137,7 @@ class TlsTransport(asyncio.Transport):
         """So many bytes stand in the scratch's receive buffer."""
         if self._closing:
             return
+        self.heard = True
         session = self._session
         try:
             plain = session.received(size)
@@ -294,10 +297,12 @@ class TlsTransport(asyncio.Transport):
         self._held = b""
         if self._raw.is_closing():
             return
-        self._raw.pause_reading()
-        self._close_timer = self._loop.call_later(self._close_deadline_s, self._raw.abort)
         self._flush()
         self._close_when_flushed()
+        if self._raw.get_write_buffer_size():
+            if not self._raw.is_closing():
+                self._raw.pause_reading()
+            self._limit_closing()
 
     def _close_when_flushed(self) -> None:
         if not self._pending and self._failure is None:
@@ -318,9 +323,13 @@ class TlsTransport(asyncio.Transport):
             self._raw.abort()
             return
         self._send_outgoing()
+        self._limit_closing()
+        self._raw.close()
+
+    def _limit_closing(self) -> None:
+        """The peer has so long to take what is on its way to it."""
         if self._close_timer is None:
             self._close_timer = self._loop.call_later(self._close_deadline_s, self._raw.abort)
-        self._raw.close()
 
     def _drop_pending(self) -> None:
         self._pending.clear()

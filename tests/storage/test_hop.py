@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from fleet.domain.errors import Unavailable
-from fleet.storage.hop import Batches
+from fleet.storage.hop import QUIET_TURNS, Batches
 
 DEADLINE_SECONDS = 10.0
 
@@ -17,9 +17,11 @@ class Trips:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
+        self.called = asyncio.Event()
         self.trips: list[list[int]] = []
 
     async def run(self, items: Sequence[int]) -> Sequence[object]:
+        self.called.set()
         await self.gate.wait()
         self.trips.append(list(items))
         return [ValueError(f"{item} is bad") if item < 0 else item * 2 for item in items]
@@ -30,6 +32,27 @@ async def test_what_waits_goes_together() -> None:
     batches = Batches(there.run, batch_max=10, waiting_max=100)
     assert await asyncio.gather(*(batches.put(n) for n in range(25))) == [n * 2 for n in range(25)]
     assert there.trips == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
+    await batches.close()
+
+
+async def test_those_who_come_one_by_one_go_together_and_a_lone_one_goes_soon() -> None:
+    there = Trips()
+    batches = Batches(there.run, batch_max=10, waiting_max=100)
+
+    async def late(number: int) -> int:
+        for _ in range(number * (QUIET_TURNS - 1)):
+            await asyncio.sleep(0)
+        answer: int = await batches.put(number)
+        return answer
+
+    await asyncio.gather(*(late(n) for n in range(5)))
+    assert there.trips == [list(range(5))]
+    there.called.clear()
+    lone = asyncio.create_task(batches.put(7))
+    for _ in range(QUIET_TURNS + 3):
+        await asyncio.sleep(0)
+    assert there.called.is_set()
+    await lone
     await batches.close()
 
 
@@ -78,8 +101,7 @@ async def test_who_was_cancelled_before_the_trip_stays_at_home() -> None:
     there.gate.clear()
     batches = Batches(there.run, 10, 100)
     first = asyncio.create_task(batches.put(0))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await there.called.wait()
     callers = [asyncio.create_task(batches.put(n)) for n in range(1, 5)]
     await asyncio.sleep(0)
     callers[1].cancel()

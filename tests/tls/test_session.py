@@ -1,4 +1,5 @@
 import hashlib
+import weakref
 
 import pytest
 
@@ -238,3 +239,15 @@ def test_key_updates_are_followed_by_data() -> None:
     for n in range(200):
         client.connection.sendall(b"%d" % n)
         assert session.feed(client.take()) == b"%d" % n
+
+
+def test_a_peer_that_outlives_its_connection_has_no_binding_and_keeps_nothing_alive() -> None:
+    client, session = client_of(TLS13), session_of()
+    join(client, session)
+    peer = session.peer
+    assert peer is not None
+    assert peer.channel_binding
+    engine = weakref.ref(session._connection)
+    del session, client
+    assert engine() is None
+    assert peer.channel_binding == b""
