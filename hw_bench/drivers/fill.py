@@ -1,4 +1,4 @@
-"""A registry as it stands after a fleet has enrolled: rows as real enrollments leave them, written straight to the file.
+"""A registry as it stands after a fleet has enrolled: rows as enrollments leave them, written straight to the file.
 
 Every row follows from its device's number alone, so that a measurement can name any device, fingerprint or serial
 without keeping ten million of them. Keys fall on random pages of their indices, as real ones do.
