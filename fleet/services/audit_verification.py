@@ -119,6 +119,8 @@ class _Verification:
     good: int = 0
     """The size of the last head that fits."""
     heads: _Heads = field(default_factory=_Heads)
+    nodes: list[AuditNode] = field(default_factory=list)
+    """Not compared yet with those that are kept."""
 
     @property
     def sealed_size(self) -> int:
@@ -193,10 +195,11 @@ class _Verification:
                 stops = [each.size - self.tree.size for each in (head, self.noted) if each is not None]
                 count = min([len(leaves), *(stop for stop in stops if stop > 0)])
                 self.tree, nodes = grown(self.tree, leaves[:count])
-                await self._check_nodes(nodes)
+                self.nodes += nodes
                 leaves = leaves[count:]
                 if head is not None and head.size == self.tree.size:
                     self._check_root(head, self.tree)
+                    await self._check_nodes()
                     self.heads.add(head)
                     head = await anext(heads, None)
                 self._meet_noted()
@@ -208,12 +211,13 @@ class _Verification:
             raise _broken("audit-removed", f"{_rows(self.tree.size, self.newest)} missing.")
         return page
 
-    async def _check_nodes(self, nodes: tuple[AuditNode, ...]) -> None:
-        for node in nodes:
-            end = (node.index + 1) << node.level
-            if end <= self.sealed_size and await self.reader.audit_hashes(node.level, node.index, 1) != [node.hash]:
-                first = (node.index << node.level) + 1
-                raise _broken("audit-node", f"the node over rows {first} to {end} has been tampered with.")
+    async def _check_nodes(self) -> None:
+        """Those that the rows up to a head have made whole, now that the head says that the rows are right."""
+        for node in self.nodes:
+            if await self.reader.audit_hashes(node.level, node.index, 1) != [node.hash]:
+                first, last = (node.index << node.level) + 1, (node.index + 1) << node.level
+                raise _broken("audit-node", f"the node over rows {first} to {last} has been tampered with.")
+        self.nodes.clear()
 
     def _check_root(self, head: TreeHead, tree: Frontier) -> None:
         if tree.root() != head.root:
