@@ -233,10 +233,8 @@ class _Verification:
 
     def _meet_heads(self, noted: Noted) -> None:
         if noted.heads is not None and (noted.heads, noted.heads_digest) != (self.heads.count, self.heads.digest):
-            missing = (
-                f"of the {noted.heads} heads up to row {noted.size}, verified before, {self.heads.count} are there"
-            )
-            raise _broken("audit-head-removed", f"{missing}, or they are others.")
+            now = f"there are {self.heads.count} heads up to row {noted.size}"
+            raise _broken("audit-head-removed", f"{now}, and not the {noted.heads} that were verified before.")
         self.noted = None
 
     async def end(self) -> None:

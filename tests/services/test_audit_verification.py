@@ -317,7 +317,7 @@ class TestNoted:
         remembered = (await verified(copy)).noted
         await verified(copy, noted=remembered)
         edit(copy, BEHEAD.format(size))
-        says = "audit-head-removed: of the 4 heads up to row 650, verified before, 3 are there, or they are others."
+        says = "audit-head-removed: there are 3 heads up to row 650, and not the 4 that were verified before."
         assert await found(copy, noted=remembered) == says
         await verified(copy)
 
