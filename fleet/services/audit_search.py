@@ -69,11 +69,16 @@ async def _pages_back(reader: AuditReader, upto: int, page_rows: int) -> AsyncIt
     """Rows from row `upto` back to the first that is kept: a page at a time, each in order."""
     while upto > 0:
         after = max(0, upto - page_rows)
-        page = await reader.audit(after=after, limit=upto - after)
+        page = await _between(reader, after, upto)
         if not page:
             return
         yield page
         upto = after
+
+
+async def _between(reader: AuditReader, after: int, upto: int) -> list[AuditRow]:
+    """Rows behind row `after` up to row `upto`, those that are kept."""
+    return [row for row in await reader.audit(after=after, limit=upto - after) if row.seq <= upto]
 
 
 async def row_of_issue(reader: AuditReader, credential: Credential) -> AuditRow | None:
@@ -119,7 +124,7 @@ async def _around(reader: AuditReader, start: int, at: datetime) -> AsyncIterato
             looks_behind = _goes_on(page, at) and behind - start < LOOKED_AT_MAX
         if looks_before:
             after = max(0, before - PAGE_ROWS)
-            page = await reader.audit(after=after, limit=before - after)
+            page = await _between(reader, after, before)
             for row in page:
                 yield row
             before = after

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fleet.ca.head_signer import HeadKey, check_head
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead, grown, head_data, sound_leaves
 from fleet.domain.changes import AuditRow
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_tree import tree_at
@@ -70,7 +70,8 @@ async def verify(
 
     Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted`, `audit-moved` for rows; `audit-rewritten` for
     rows that do not give the root of a head or of what was noted; `head-key`, `head-signature`, `audit-head-removed`
-    for heads; `audit-node`, `audit-frontier`, `audit-hash-missing` for what is kept beside them.
+    for heads; `audit-node`, `audit-frontier`, `audit-hash-missing` for what is kept beside them. Unavailable: also when
+    rows were archived meanwhile.
     """
     sealed = await reader.last_sealed()
     newest = await reader.last_audit()
@@ -209,6 +210,11 @@ class _Verification:
         page = await self.reader.audit(after=self.tree.size, limit=wanted)
         if not page:
             raise _broken("audit-removed", f"{_rows(self.tree.size, self.newest)} missing.")
+        if page[0].seq > self.tree.size + 1:
+            first = (await self.reader.audit(limit=1))[0].seq
+            if first == page[0].seq and first > self.archived + 1 and (first - 1) % BLOCK_ROWS == 0:
+                message = f"Rows up to {first - 1} were archived while they were verified."
+                raise Unavailable("archived-meanwhile", message, "Run it again.")
         return page
 
     async def _check_nodes(self) -> None:

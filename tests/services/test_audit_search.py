@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import Sealed, TreeHead
-from fleet.domain.changes import AuditEntry, AuditRow, Change
+from fleet.domain.changes import AuditEntry, AuditRow, Change, DropAudit
 from fleet.domain.credential import Credential
 from fleet.services import audit_search
 from fleet.services.audit_search import RowFilter, newest_rows, row_of_issue, rows_after
 from fleet.storage.sqlite import SqliteRegistry
-from tests.services.audit_stage import NOW, entry, fill
+from tests.services.audit_stage import NOW, entry, fill, fill_and_seal
 from tests.storage.samples import credential
 
 
@@ -87,6 +87,15 @@ class TestFilters:
         assert await behind(tens, 11, 99) == list(range(12, 20))
         assert await behind(tens, 50, 9) == []
 
+    async def test_archived_rows_are_not_found_and_no_others_twice(self, registry: SqliteRegistry) -> None:
+        await fill_and_seal(registry, (600,))
+        await registry.commit(Change(entry(601), (DropAudit(512),)))
+        assert [row.seq for row in await newest_rows(registry, RowFilter(), 999)] == list(range(513, 602))
+        assert [row.seq for row in await newest_rows(registry, RowFilter(actor="operator"), 999)] == list(
+            range(513, 602)
+        )
+        assert [row.seq for row in await rows_after(registry, RowFilter(), 0, 2)] == [513, 514]
+
 
 def issued(seconds: float) -> Credential:
     return replace(credential("cam-7"), issued_at=NOW + timedelta(seconds=seconds))
@@ -136,6 +145,13 @@ class TestIssue:
         row = await row_of_issue(registry, wanted)
         assert row is not None
         assert row.seq == 501
+
+    async def test_it_was_archived(self, registry: SqliteRegistry) -> None:
+        wanted = issued(0)
+        await registry.commit(Change(issue_of(wanted)))
+        await fill_and_seal(registry, (600,))
+        await registry.commit(Change(entry(601), (DropAudit(512),)))
+        assert await row_of_issue(registry, wanted) is None
 
     async def test_the_search_ends(self, registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
         assert await row_of_issue(registry, issued(1)) is None

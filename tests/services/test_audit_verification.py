@@ -10,8 +10,8 @@ import pytest
 from fleet.ca.head_signer import HeadKey, LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.audit_log import TreeHead, head_data
-from fleet.domain.changes import Change, DropAudit
-from fleet.domain.errors import Invalid
+from fleet.domain.changes import AuditRow, Change, DropAudit
+from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY
 from fleet.services.audit_verification import Noted, Verified, verify
 from fleet.services.sealing import seal
@@ -348,6 +348,23 @@ class TestArchived:
     async def test_signatures_over_archived_rows_are_verified(self, archived: Path) -> None:
         edit(archived, "UPDATE audit_head SET at = at + 1000 WHERE size = 100")
         assert await found(archived) == "head-signature: The signature of the head of 100 rows does not verify."
+
+    async def test_what_is_archived_meanwhile_is_no_alarm(self, tmp_path: Path) -> None:
+        class Archiving(SqliteRegistry):
+            async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+                if after == 100 and await self.audit_hashes(0, 0, 1):
+                    await self.commit(Change(entry(601), (DropAudit(256),)))
+                return await super().audit(after=after, limit=min(limit, 100))
+
+        registry = await Archiving.open(tmp_path / "registry.db")
+        try:
+            await fill_and_seal(registry, (600,))
+            with pytest.raises(Unavailable) as caught:
+                await verify(registry, KEYS)
+            assert caught.value.code == "archived-meanwhile"
+            assert (await verify(registry, KEYS)).archived == 256
+        finally:
+            await registry.close()
 
     async def test_a_head_that_ends_a_block_must_fit_its_node(self, archived: Path) -> None:
         edit(archived, "UPDATE audit_head SET root = zeroblob(32) WHERE size = 256")
