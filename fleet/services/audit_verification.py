@@ -75,7 +75,7 @@ async def verify(
     """
     sealed = await reader.last_sealed()
     newest = await reader.last_audit()
-    work = _Verification(reader, keys, sealed, newest, noted)
+    work = _Verification(reader, keys, sealed, newest, [noted] if noted is not None else [])
     await work.begin(since)
     await work.walk()
     await work.end()
@@ -113,7 +113,8 @@ class _Verification:
     keys: Sequence[HeadKey] | None
     sealed: Sealed | None
     newest: int
-    noted: Noted | None
+    noted: list[Noted]
+    """What has not been met yet."""
     start: int = 0
     archived: int = 0
     tree: Frontier = EMPTY
@@ -138,11 +139,16 @@ class _Verification:
         self.archived = first[0].seq - 1 if first else 0
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
             raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")
+        if since is not None and since.size < self.archived:
+            self.noted.append(since)  # the rows behind it are not all kept: its head must still be there
+            since = None
         if since is not None:
             await self._begin_after(since)
         elif self.archived:
             await self._begin_behind_archived()
-        self._meet_noted()
+        for noted in [each for each in self.noted if each.size < self.start]:
+            await self._look_back(noted)
+        self._meet(self.tree.size, self.tree.root())
 
     async def _begin_after(self, since: Noted) -> None:
         if since.size > self.newest:
@@ -163,14 +169,22 @@ class _Verification:
             if head.size % BLOCK_ROWS == 0:
                 self._check_root(head, await tree_at(self.reader, head.size))
             self.heads.add(head)
-            if self.noted is not None and (head.size, head.root) == (self.noted.size, self.noted.root):
-                self._meet_heads(self.noted)
+            self._meet(head.size, head.root)
         self.tree = await tree_at(self.reader, self.archived)
         self.start = self.good = self.archived
-        if self.noted is not None and self.noted.size < self.archived:
-            if self.noted.size % BLOCK_ROWS or (await tree_at(self.reader, self.noted.size)).root() != self.noted.root:
-                raise _not_noted(self.noted)
-            self._meet_heads(self.noted)
+
+    async def _look_back(self, noted: Noted) -> None:
+        """Hold `noted` against rows that are not read, by the hashes that are kept of them."""
+        if noted.heads:
+            raise _broken("audit-head-removed", f"the head of {noted.size} rows, verified before, is gone.")
+        if noted.size < self.archived and noted.size % BLOCK_ROWS:
+            message = (
+                f"Rows up to {self.archived} are archived; what the first {noted.size} were cannot be told any more."
+            )
+            raise Invalid("audit-archived", message, "Verify against a later head, or the archive.")
+        if (await tree_at(self.reader, noted.size)).root() != noted.root:
+            raise _not_noted(noted)
+        self.noted.remove(noted)
 
     async def _signed_heads(self, *, after: int, upto: int) -> AsyncIterator[TreeHead]:
         """The heads of sizes between, each with its signature checked."""
@@ -193,7 +207,7 @@ class _Verification:
         while self.tree.size < self.newest:
             leaves = list(sound_leaves(await self._page(), self.tree.size))
             while leaves:
-                stops = [each.size - self.tree.size for each in (head, self.noted) if each is not None]
+                stops = [each.size - self.tree.size for each in (head, *self.noted) if each is not None]
                 count = min([len(leaves), *(stop for stop in stops if stop > 0)])
                 self.tree, nodes = grown(self.tree, leaves[:count])
                 self.nodes += nodes
@@ -203,7 +217,7 @@ class _Verification:
                     await self._check_nodes()
                     self.heads.add(head)
                     head = await anext(heads, None)
-                self._meet_noted()
+                self._meet(self.tree.size, self.tree.root())
 
     async def _page(self) -> list[AuditRow]:
         wanted = min(PAGE_ROWS, self.newest - self.tree.size)
@@ -231,22 +245,20 @@ class _Verification:
             raise _broken("audit-rewritten", f"{_rows(self.good, head.size)} not {signed}.")
         self.good = head.size
 
-    def _meet_noted(self) -> None:
-        if self.noted is not None and self.noted.size == self.tree.size:
-            if self.noted.root != self.tree.root():
-                raise _not_noted(self.noted)
-            self._meet_heads(self.noted)
-
-    def _meet_heads(self, noted: Noted) -> None:
-        if noted.heads is not None and (noted.heads, noted.heads_digest) != (self.heads.count, self.heads.digest):
-            now = f"there are {self.heads.count} heads up to row {noted.size}"
-            raise _broken("audit-head-removed", f"{now}, and not the {noted.heads} that were verified before.")
-        self.noted = None
+    def _meet(self, size: int, root: bytes) -> None:
+        """What was noted of the first `size` rows must be `root`."""
+        for noted in [each for each in self.noted if each.size == size]:
+            if noted.root != root:
+                raise _not_noted(noted)
+            if noted.heads is not None and (noted.heads, noted.heads_digest) != (self.heads.count, self.heads.digest):
+                now = f"there are {self.heads.count} heads up to row {noted.size}"
+                raise _broken("audit-head-removed", f"{now}, and not the {noted.heads} that were verified before.")
+            self.noted.remove(noted)
 
     async def end(self) -> None:
         """What is kept beside rows and heads."""
-        if self.noted is not None:
-            raise _not_noted(self.noted)
+        for noted in self.noted:  # of more rows than there are
+            raise _not_noted(noted)
         if self.sealed is None:
             await self._no_stray_nodes(0)
             return

@@ -1,21 +1,25 @@
 """`fleet audit`: seal, verify, prove, check-proof, export and list, on a home of one's own."""
 
+import hashlib
 import json
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fleet.cli import main
-from fleet.domain.audit_log import leaf_data
 from fleet.domain.audit_proof import read_proof
-from fleet.domain.merkle import EMPTY, leaf_hash
+from fleet.domain.merkle import EMPTY
 
 Fleet = Callable[..., Result]
 
@@ -54,6 +58,14 @@ def parsed(done: Result) -> Any:
 def edit(home: Path, statement: str) -> None:
     with closing(sqlite3.connect(home / "registry.db", isolation_level=None)) as db:
         db.execute(statement)
+
+
+def leaf_of_page(seq: int, entry: dict[str, Any]) -> bytes:
+    """What is hashed, as fleet/AUDIT.md says it."""
+    since_1970 = datetime.fromisoformat(entry["at"]) - datetime(1970, 1, 1, tzinfo=UTC)
+    names = ("actor", "action", "subject", "outcome", "address", "detail")
+    value = [seq, since_1970 // timedelta(microseconds=1), *(entry[name] for name in names)]
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
 class TestSealAndVerify:
@@ -202,6 +214,24 @@ class TestProof:
         assert checked["head"] == made["head"] == parsed(fleet("audit", "verify", "-o", "json"))["sealed_head"]
         assert "file is there already" in fleet("audit", "prove", "3", "--out", str(file), expect=1).stderr
 
+    def test_a_program_of_ones_own_checks_it(self, fleet: Fleet, home: Path) -> None:
+        """As fleet/AUDIT.md describes it, with nothing of ours."""
+        fleet("audit", "seal")
+        proof = json.loads(fleet("audit", "prove", "3").stdout)
+        assert proof["leaf"].encode() == leaf_of_page(proof["seq"], proof["entry"])
+        node = hashlib.sha256(b"\0" + proof["leaf"].encode()).digest()
+        assert (proof["index"], proof["size"]) == (2, 4)
+        left, right = (bytes.fromhex(each) for each in proof["path"])  # of four leaves, the third
+        node = hashlib.sha256(b"\1" + node + left).digest()
+        node = hashlib.sha256(b"\1" + right + node).digest()
+        head = proof["head"]
+        assert node.hex() == head["root"]
+        milliseconds = round(datetime.fromisoformat(head["at"]).timestamp() * 1000)
+        signed = milliseconds.to_bytes(8) + (4).to_bytes(8) + b"\x20" + node + b"\0\0"
+        key = load_pem_public_key((home / "ca" / "audit.pub").read_bytes())
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        key.verify(bytes.fromhex(head["signature"]), signed, ec.ECDSA(hashes.SHA256()))
+
     def test_what_does_not_hold(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
         fleet("audit", "seal")
         file, key = tmp_path / "proof.json", str(home / "ca" / "audit.pub")
@@ -277,12 +307,9 @@ class TestExport:
         assert "there already" in fleet("audit", "export", "--file", str(file), expect=1).stderr
 
     def test_a_leaf_can_be_made_from_its_line(self, fleet: Fleet) -> None:
-        from fleet.domain import audit_proof
-
         for line in fleet("audit", "export").stdout.splitlines():
             row = json.loads(line)
-            entry = audit_proof._entry(row["entry"])
-            assert leaf_hash(leaf_data(entry, row["seq"])).hex() == row["leaf"]
+            assert hashlib.sha256(b"\0" + leaf_of_page(row["seq"], row["entry"])).hexdigest() == row["leaf"]
 
     def test_an_export_that_fails_leaves_no_file(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
         edit(home, "UPDATE audit SET detail = '[]' WHERE seq = 3")

@@ -312,6 +312,13 @@ class TestNoted:
         for wrong in (Noted(300, bytes(32)), Noted(ROWS + 1, bytes(32)), Noted(0, bytes(32))):
             assert "rows are not those noted" in await found(copy, noted=wrong)
 
+    async def test_it_may_be_older_than_where_reading_begins(self, copy: Path, heads: list[TreeHead]) -> None:
+        since = noted_of(heads[2])
+        await verified(copy, since=since, noted=noted_of(heads[0]))
+        await verified(copy, since=since, noted=noted_of(heads[2]))
+        await verified(copy, since=since, noted=noted_of(heads[3]))
+        assert "not those noted" in await found(copy, since=since, noted=Noted(100, bytes(32)))
+
     @pytest.mark.parametrize("size", [100, 300, 600])
     async def test_a_head_removed_from_among_them(self, copy: Path, size: int) -> None:
         remembered = (await verified(copy)).noted
@@ -341,9 +348,38 @@ class TestArchived:
             heads = await reader.audit_heads()
         for head in heads:
             await verified(archived, noted=noted_of(head))
-        for wrong in (Noted(256, bytes(32)), Noted(300, bytes(32)), Noted(301, bytes(32))):
+        for wrong in (Noted(256, bytes(32)), Noted(300, bytes(32)), Noted(512, bytes(32))):
             assert "not those noted" in await found(archived, noted=wrong)
-        await verified(archived, since=noted_of(heads[3]))
+        unknown = await found(archived, noted=Noted(301, bytes(32)))
+        assert unknown.startswith("audit-archived: Rows up to 512 are archived; what the first 301 were cannot be told")
+
+    async def test_a_remembered_head_may_be_older_than_what_is_kept(self, archived: Path) -> None:
+        whole = await verified(archived)
+        with audit_of_copy(archived) as reader:
+            heads = await reader.audit_heads()
+        for head in heads:
+            assert (await verified(archived, since=noted_of(head))).root == whole.root
+        assert await verified(archived, since=replace(whole.noted, size=300, root=heads[2].root, heads=None)) == whole
+        edit(archived, BEHEAD.format(300))
+        assert "cannot be told any more" in await found(archived, since=noted_of(heads[2]))
+
+    async def test_what_is_remembered_of_heads_holds_across_the_archiving(self, tmp_path: Path) -> None:
+        registry = await SqliteRegistry.open(tmp_path / "registry.db")
+        try:
+            await fill_and_seal(registry, (100, 300))
+            remembered = (await verify(registry, KEYS)).noted
+            await fill_and_seal(registry, (600,))
+            await registry.commit(Change(entry(601), (DropAudit(512),)))
+            whole = await verify(registry, KEYS)
+            assert await verify(registry, KEYS, since=remembered) == whole
+            edit(registry.path, BEHEAD.format(100))
+            with pytest.raises(Invalid, match="there are 1 heads up to row 300, and not the 2"):
+                await verify(registry, KEYS, since=remembered)
+            edit(registry.path, BEHEAD.format(300))
+            with pytest.raises(Invalid, match="the head of 300 rows, verified before, is gone"):
+                await verify(registry, KEYS, since=remembered)
+        finally:
+            await registry.close()
 
     async def test_signatures_over_archived_rows_are_verified(self, archived: Path) -> None:
         edit(archived, "UPDATE audit_head SET at = at + 1000 WHERE size = 100")
