@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import load_key, write_key
+from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, NotFound, Refused
 from fleet.services.inventory import add_model
@@ -176,7 +177,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         building.run.mkdir(mode=0o700)
         registry = await SqliteRegistry.open(building.registry)
         try:
-            await add_model(registry, Model("default"), actor="operator", now=now)
+            await add_model(registry, Model("default"), act=Act("operator", now))
         finally:
             await registry.close()
         _sync_tree(building.path)

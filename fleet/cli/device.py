@@ -8,6 +8,7 @@ import click
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
+from fleet.domain.access import Act
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import Device, DeviceFilter, DeviceState, Place
 from fleet.domain.errors import NotFound
@@ -35,7 +36,7 @@ def add(home: Path, device_id: str, model: str, hardware_serial: str, output: st
     async def work() -> Device:
         async with opened(home) as fleet:
             return await inventory.add_device(
-                fleet.registry, device_id, model, hardware_serial=hardware_serial, actor=OPERATOR, now=utc_now()
+                fleet.registry, device_id, model, hardware_serial=hardware_serial, act=Act(OPERATOR, utc_now())
             )
 
     with attempting(f"adding device '{device_id}'"):
@@ -144,7 +145,7 @@ def _move(
 ) -> None:
     async def work() -> Device:
         async with opened(home) as fleet:
-            return await change(fleet.registry, device_id, actor=OPERATOR, reason=reason, now=utc_now())
+            return await change(fleet.registry, device_id, act=Act(OPERATOR, utc_now()), reason=reason)
 
     with attempting(f"{doing} device '{device_id}'"):
         moved = run(work())

@@ -10,6 +10,7 @@ from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
+from fleet.domain.access import Act
 from fleet.domain.device import KEY_TYPES, Model
 from fleet.domain.errors import NotFound
 from fleet.services import inventory
@@ -66,7 +67,7 @@ def add(
 
     async def work() -> None:
         async with opened(home) as fleet:
-            await inventory.add_model(fleet.registry, new, actor=OPERATOR, now=utc_now())
+            await inventory.add_model(fleet.registry, new, act=Act(OPERATOR, utc_now()))
 
     with attempting(f"adding model '{name}'"):
         run(work())
@@ -111,7 +112,7 @@ def set_(
                 subscribe=subscribe or old.subscribe,
                 retain=old.retain if retain is None else retain,
             )
-            await inventory.set_model(fleet.registry, new, actor=OPERATOR, now=utc_now())
+            await inventory.set_model(fleet.registry, new, act=Act(OPERATOR, utc_now()))
             return new
 
     if not (lifetime or key_types or publish or subscribe) and retain is None:

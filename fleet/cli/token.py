@@ -11,6 +11,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
+from fleet.domain.access import Act
 from fleet.domain.credential import Token
 from fleet.services import inventory
 
@@ -54,7 +55,7 @@ def create(
     async def work() -> tuple[Token, str]:
         async with opened(home) as fleet:
             return await inventory.create_token(
-                fleet.registry, device=device, model=model, uses=uses, ttl=ttl, actor=OPERATOR, now=utc_now()
+                fleet.registry, device=device, model=model, uses=uses, ttl=ttl, act=Act(OPERATOR, utc_now())
             )
 
     whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"
@@ -109,7 +110,7 @@ def revoke(home: Path, token_id: str, output: str) -> None:
 
     async def work() -> None:
         async with opened(home) as fleet:
-            await inventory.revoke_token(fleet.registry, token_id, actor=OPERATOR, now=utc_now())
+            await inventory.revoke_token(fleet.registry, token_id, act=Act(OPERATOR, utc_now()))
 
     with attempting(f"revoking token '{token_id}'"):
         run(work())

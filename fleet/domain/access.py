@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Who asks for a change, when and whence: what the audit says of it."""
+
+    actor: str
+    """In the audit's words: "operator" at the console of the home itself, "operator bob" over the API."""
+    now: datetime
+    address: str = ""
+    """IP address, "" at the console."""
+
+
 class Role(enum.StrEnum):
     VIEWER = "viewer"
     """Reads everything, changes nothing."""

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fleet.ca.authority import Certified, create_issuing, create_root, issue_server_certificate
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
+from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
@@ -121,11 +122,11 @@ class House:
     # What an operator does
 
     async def device(self, name: str, model: str = "cam", serial: str = "") -> None:
-        await inventory.add_device(self.registry, name, model, hardware_serial=serial, actor="test", now=self.clock())
+        await inventory.add_device(self.registry, name, model, hardware_serial=serial, act=Act("test", self.clock()))
 
     async def token(self, device: str | None = None, model: str | None = None, uses: int = 1) -> str:
         _, text = await inventory.create_token(
-            self.registry, device=device, model=model, uses=uses, actor="test", now=self.clock()
+            self.registry, device=device, model=model, uses=uses, act=Act("test", self.clock())
         )
         return text
 
@@ -133,7 +134,7 @@ class House:
         key = generate_key()
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         credential = await inventory.enroll_station(
-            self.registry, self.issuer, name, models, spki, actor="test", now=self.clock()
+            self.registry, self.issuer, name, models, spki, act=Act("test", self.clock())
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
 
@@ -268,8 +269,8 @@ async def open_house(folder: Path, limits: HttpLimits | None = None) -> AsyncIte
     registry = await SqliteRegistry.open(folder / "registry.db")
     house = House(registry, LocalIssuer(*issuing), root, issuing, folder)
     house.ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
-    await inventory.add_model(registry, Model("cam"), actor="test", now=now)
-    await inventory.add_model(registry, Model("pump", key_types=("EC-P384",)), actor="test", now=now)
+    await inventory.add_model(registry, Model("cam"), act=Act("test", now))
+    await inventory.add_model(registry, Model("pump", key_types=("EC-P384",)), act=Act("test", now))
     server_certificate, server_key = issue_server_certificate(*issuing, ("localhost", "127.0.0.1"), now)
     identity = ServerIdentity((server_certificate, issuing[0]), server_key)
     contexts = ContextSource(server_context(identity, [issuing[0]], require_client=False, clock=house.clock))
