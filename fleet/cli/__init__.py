@@ -14,6 +14,7 @@ COMMANDS = {
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),

@@ -115,7 +115,16 @@ async def _move(registry: Registry, device: Device, to: DeviceState, action: str
     return replace(device, state=to, revision=device.revision + 1)
 
 
-def _entry(action: str, subject: str, act: Act, reason: str) -> AuditEntry:
+def checked_reason(reason: str) -> str:
+    """`reason` itself, when it can stand in the audit.
+
+    Raises: Invalid (`bad-reason`).
+    """
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
+    return reason
+
+
+def _entry(action: str, subject: str, act: Act, reason: str) -> AuditEntry:
+    checked_reason(reason)
     return AuditEntry(act.now, act.actor, action, subject, "ok", act.address, {"reason": reason} if reason else {})
