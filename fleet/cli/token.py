@@ -1,7 +1,7 @@
 """`fleet token`: one-time tokens for a first enrollment."""
 
 import os
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.access import Act
-from fleet.domain.credential import Token
+from fleet.domain.credential import Token, token_state
 from fleet.services import inventory
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
@@ -92,7 +92,9 @@ def list_(home: Path, output: str) -> None:
     with attempting("listing the tokens"):
         found = run(work())
     now = utc_now()
-    rows = [(t.id, t.device_id, t.model, t.uses, t.uses_max, _state(t, now), t.created_at, t.expires_at) for t in found]
+    rows = [
+        (t.id, t.device_id, t.model, t.uses, t.uses_max, token_state(t, now), t.created_at, t.expires_at) for t in found
+    ]
     print_rows(COLUMNS, rows, output)
 
 
@@ -115,11 +117,3 @@ def revoke(home: Path, token_id: str, output: str) -> None:
     with attempting(f"revoking token '{token_id}'"):
         run(work())
     print_value({"id": token_id, "state": "revoked"}, output)
-
-
-def _state(t: Token, now: datetime) -> str:
-    if t.revoked_at is not None:
-        return "revoked"
-    if now >= t.expires_at:
-        return "expired"
-    return "used up" if t.uses >= t.uses_max else "open"

@@ -24,16 +24,23 @@ from fleet.domain.ports import Registry
 REASON_MAX = 200  # characters: a line in the audit, not a report
 
 
-async def suspend(registry: Registry, id_text: str, *, act: Act, reason: str = "") -> Device:
+async def suspend(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Refuse the device everywhere until it is resumed. Its certificates stay as they are.
 
-    Raises: NotFound (`no-such-device`). Conflict: its state does not allow it. Invalid (`bad-reason`).
+    With `revision`, only when the device is of it: what was decided on an older one is not done.
+
+    Raises: NotFound (`no-such-device`). Conflict: its state does not allow it; `changed-meanwhile`. Invalid
+    (`bad-reason`).
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", act, reason)
+    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", act, reason, revision)
 
 
-async def resume(registry: Registry, id_text: str, *, act: Act, reason: str = "") -> Device:
+async def resume(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Let a suspended device in again: as ACTIVE, or as REGISTERED when it never had a certificate.
 
     Raises: as `suspend`.
@@ -43,25 +50,29 @@ async def resume(registry: Registry, id_text: str, *, act: Act, reason: str = ""
         raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
     enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
     to = DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
-    return await _move(registry, device, to, "device.resume", act, reason)
+    return await _move(registry, device, to, "device.resume", act, reason, revision)
 
 
-async def revoke(registry: Registry, id_text: str, *, act: Act, reason: str = "") -> Device:
+async def revoke(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Put the device out for good: its live session ends, its certificates are revoked, its id is never enrolled again.
 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", act, reason)
+    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", act, reason, revision)
 
 
-async def retire(registry: Registry, id_text: str, *, act: Act, reason: str = "") -> Device:
+async def retire(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Take the device out of service in good order; nothing opens for it any more, and its certificates are revoked.
 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.RETIRED, "device.retire", act, reason)
+    return await _move(registry, device, DeviceState.RETIRED, "device.retire", act, reason, revision)
 
 
 async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
@@ -95,7 +106,9 @@ async def _found(registry: Registry, id_text: str) -> Device:
     return device
 
 
-async def _move(registry: Registry, device: Device, to: DeviceState, action: str, act: Act, reason: str) -> Device:
+async def _move(
+    registry: Registry, device: Device, to: DeviceState, action: str, act: Act, reason: str, revision: int | None
+) -> Device:
     if to not in NEXT[device.state]:
         already = " already" if device.state is to else ""
         raise Conflict(
@@ -105,7 +118,7 @@ async def _move(registry: Registry, device: Device, to: DeviceState, action: str
     # enrolls is revoked. But a resume answers a suspension and nothing else.
     resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
-    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to),)
+    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
     if to in (DeviceState.REVOKED, DeviceState.RETIRED):
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)

@@ -43,7 +43,7 @@ async def test_a_device_and_a_station_learn_who_they_are(house: House) -> None:
                 "holder": holder,
                 "kind": kind,
                 "serial": f"{identity.certificate.serial_number:x}",
-                "not_after": identity.certificate.not_valid_after_utc.isoformat(),
+                "not_after": identity.certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z"),
                 "state": "issued",
             },
         )

@@ -1,0 +1,159 @@
+"""The routes of devices, and of the certificates that one holds."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from fleet.domain.access import Operator, demand_model
+from fleet.domain.changes import AddDevice, Change, MoveDevice
+from fleet.domain.credential import CredentialKind
+from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.errors import NotFound
+from fleet.servers.admin.conditions import demand_match
+from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.parts import Call, Parts
+from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.schema_check import instant
+from fleet.servers.admin.shapes import credential_json, device_json, moment
+from fleet.servers.http import HttpRefused
+from fleet.services import inventory, labels, revocation
+
+LOOKED_AT_MAX = 5_000  # devices for one page, when most of them are not for the operator to see
+
+Move = Callable[..., Awaitable[Device]]
+
+
+async def list_devices(parts: Parts, call: Call) -> Reply:
+    """A page may hold fewer than `limit`, or none, and yet not be the last: `next` says."""
+    where, limit = _filter(call), page_limit(call)
+    after, seen, looked_at = _after(call, where), [], 0
+    while looked_at < LOOKED_AT_MAX:
+        found = await parts.registry.devices(where, after=after, limit=limit)
+        looked_at += len(found)
+        for device in found:
+            after = place_of(device, where)
+            seen += [device_json(device)] if call.operator.sees(device.model) else []
+            if len(seen) == limit:
+                break
+        if len(seen) == limit or len(found) < limit:
+            break
+    last = len(found) < limit and (not found or after == place_of(found[-1], where))
+    return paged(call, seen, None if last else _text_of(after))
+
+
+def _filter(call: Call) -> DeviceFilter:
+    query, models = call.query, call.operator.models
+    state, before = query.get("state"), query.get("expires_before")
+    return DeviceFilter(
+        model=query.get("model", models[0] if len(models) == 1 else None),
+        state=DeviceState(state) if state is not None else None,
+        tags=tuple(sorted(_tag(text) for text in query.get("tag", ()))),
+        group=query.get("group"),
+        expires_before=instant(before) if before is not None else None,
+    )
+
+
+def _tag(text: str) -> tuple[str, str]:
+    key, _, value = text.partition(":")
+    return key, value
+
+
+def _after(call: Call, where: DeviceFilter) -> Place:
+    values = place(call, str, (str, type(None)))
+    if values is None:
+        return FIRST_PLACE
+    expires_at = instant(values[1]) if values[1] is not None else None
+    if (expires_at is None) != (where.expires_before is None):
+        raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
+    return Place(values[0], expires_at)
+
+
+def _text_of(after: Place) -> list[Any]:
+    return [after.id, moment(after.expires_at) if after.expires_at is not None else None]
+
+
+async def get_device(parts: Parts, call: Call) -> Reply:
+    return _reply(await found_device(parts, call.operator, call.path["id"]))
+
+
+async def create_device(parts: Parts, call: Call) -> Reply:
+    body = call.body
+    demand_model(call.operator, body["model"])
+
+    def reply_of(change: Change) -> Reply:
+        return next(_created(write.device) for write in change.writes if isinstance(write, AddDevice))
+
+    registry = answering(parts.registry, call.once, reply_of)
+    serial = body.get("hardware_serial", "")
+    return _created(
+        await inventory.add_device(registry, body["id"], body["model"], hardware_serial=serial, act=call.act)
+    )
+
+
+async def patch_device(parts: Parts, call: Call) -> Reply:
+    """RFC 7396: a tag that is null goes, one that is not named stays; groups are replaced whole."""
+    device = await found_device(parts, call.operator, call.path["id"])
+    demand_match(call, device.revision, f"Device {device.id}")
+    tags: dict[str, str | None] = {**dict(device.tags), **call.body.get("tags", {})}
+    left = [(key, value) for key, value in tags.items() if value is not None]
+    groups = call.body.get("groups", device.groups)
+    return _reply(await labels.label_device(parts.registry, device, left, groups, act=call.act))
+
+
+async def suspend_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.suspend)
+
+
+async def resume_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.resume)
+
+
+async def revoke_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.revoke)
+
+
+async def retire_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.retire)
+
+
+async def _move(parts: Parts, call: Call, move: Move) -> Reply:
+    device = await found_device(parts, call.operator, call.path["id"])
+    demand_match(call, device.revision, f"Device {device.id}")
+
+    def reply_of(change: Change) -> Reply:
+        to = next(write.to for write in change.writes if isinstance(write, MoveDevice))
+        return _reply(replace(device, state=to, revision=device.revision + 1))
+
+    registry = answering(parts.registry, call.once, reply_of)
+    revision = None if call.if_match is None else device.revision
+    reason = (call.body or {}).get("reason", "")
+    return _reply(await move(registry, device.id, act=call.act, reason=reason, revision=revision))
+
+
+async def list_device_credentials(parts: Parts, call: Call) -> Reply:
+    device = await found_device(parts, call.operator, call.path["id"])
+    held = [c for c in await parts.registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
+    page, more = page_of_all(call, held, lambda c: c.serial)
+    return paged(call, [credential_json(c) for c in page], [page[-1].serial] if more else None)
+
+
+async def found_device(parts: Parts, operator: Operator, device_id: str) -> Device:
+    """One that the operator may see: any other is as good as none.
+
+    Raises: NotFound (`no-such-device`).
+    """
+    device = await parts.registry.device(device_id)
+    if device is None or not operator.sees(device.model):
+        raise NotFound("no-such-device", f"There is no device {device_id}.")
+    return device
+
+
+def _reply(device: Device) -> Reply:
+    return Reply(device_json(device), etag=str(device.revision))
+
+
+def _created(device: Device) -> Reply:
+    location = {"Location": f"/v1/devices/{quote(device.id, safe='')}"}
+    return Reply(device_json(device), 201, location, str(device.revision))
