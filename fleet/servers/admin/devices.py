@@ -64,8 +64,8 @@ def _after(call: Call, where: DeviceFilter) -> Place:
     values = place(call, str, (str, type(None)))
     if values is None:
         return FIRST_PLACE
-    expires_at = instant(values[1]) if values[1] is not None else None
-    if (expires_at is None) != (where.expires_before is None):
+    expires_at = instant(values[1] or "")
+    if (values[1] is None) != (where.expires_before is None) or (values[1] is None) != (expires_at is None):
         raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
     return Place(values[0], expires_at)
 

@@ -93,6 +93,7 @@ class _Stream:
         self._operator: Operator = call.operator
         self._own: Credential = call.caller.credential
         self._seq = after
+        self._looked_at = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         await self._say_where_we_are()
@@ -117,6 +118,8 @@ class _Stream:
                     continue
                 event = coming.result()
                 coming = asyncio.ensure_future(anext(events))
+                if event.kind == EventKind.CREDENTIAL_ENDED and event.detail == self._own.fingerprint.hex():
+                    return
                 await self._tell(event)
         except FleetError:
             return  # the feed is broken: the reader comes again, and hears why
@@ -126,9 +129,17 @@ class _Stream:
                 await coming
 
     async def _may_go_on(self) -> bool:
-        """Whether the certificate that opened the stream would still open it."""
+        """Whether the certificate that opened the stream would still open it; asked of the registry now and then, since
+        what ends it comes along as an event.
+        """
+        now, monotonic = self._parts.clock(), asyncio.get_running_loop().time()
+        if now >= self._own.not_after:
+            return False
+        if monotonic - self._looked_at < self._parts.heartbeat_seconds:
+            return True
+        self._looked_at = monotonic
         try:
-            await identify_operator(self._parts.registry, self._call.exchange.peer, self._parts.clock())
+            await identify_operator(self._parts.registry, self._call.exchange.peer, now)
         except FleetError:
             return False
         return True
