@@ -153,7 +153,7 @@ def _make_files(
 
 
 def _must_be_free(files: Files, root: bytes) -> None:
-    plain_name(files.name, "operator")  # before it is part of a path
+    plain_name(files.name, "person or program")  # before it is part of a path
     files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (files.certificate, files.key, files.pkcs12):
         if os.path.lexists(file) or file == files.authority:  # a link that leads nowhere yet is somebody's plan

@@ -53,7 +53,7 @@ async def enroll_operator(
 
 
 async def _new_operator(registry: Registry, name: str, role: Role, models: Sequence[str], act: Act) -> Operator:
-    plain_name(name, "operator")
+    plain_name(name, "person or program")
     if len(models) > OPERATOR_MODELS_MAX:
         raise Invalid("bad-operator-models", f"An operator is held to at most {OPERATOR_MODELS_MAX} models.")
     if role is Role.FACTORY and not models:

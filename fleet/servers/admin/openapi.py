@@ -70,9 +70,18 @@ def _parameters(route: Route) -> list[Json]:
     ]
     found += [_parameter("query", name, schema) for name, schema in route.query.items()]
     if route.has_etag and route.method == "GET":
-        found.append(_parameter("header", "If-None-Match", {"type": "string", "pattern": '^(W/)?"[!#-~]*"$'}))
+        found.append(
+            _parameter(
+                "header", "If-None-Match", {"type": "string", "pattern": '^(W/)?"[!#-~]*"$', "examples": ['"1"']}
+            )
+        )
     if route.condition is not Condition.NONE:
-        schema = {"type": "string", "pattern": '^([*]|"[0-9]{1,9}")$', "description": 'The ETag read, or "*" for any.'}
+        schema = {
+            "type": "string",
+            "pattern": '^([*]|"[0-9]{1,9}")$',
+            "description": 'The ETag read, or "*" for any.',
+            "examples": ["*"],
+        }
         found.append(_parameter("header", "If-Match", schema, required=route.condition is Condition.REQUIRED))
     if route.is_idempotent_by_key:
         hours = int(KEPT.total_seconds() // 3600)
