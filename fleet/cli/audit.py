@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import home_option, opened, run
+from fleet.cli.home import opened, run
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import EMPTY
 from fleet.storage.sqlite_audit import audit_rows
@@ -23,20 +23,14 @@ def audit() -> None:
 
 
 @audit.command(name="list")
-@home_option
+@fleet_option
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows behind this one; without it, the newest.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many rows.")
 @output_option
-def list_(home: Path, after: int | None, limit: int, output: str) -> None:
+def list_(desk: Desk, after: int | None, limit: int, output: str) -> None:
     """List the newest rows, in order."""
-
-    async def work() -> list[AuditRow]:
-        async with opened(home) as fleet:
-            start = after if after is not None else max(0, await fleet.registry.last_audit() - limit)
-            return await fleet.registry.audit(after=start, limit=limit)
-
     with attempting("listing the audit"):
-        found = run(work())
+        found = desk.audit(after, limit)
     rows = [
         (
             r.seq,

@@ -63,7 +63,9 @@ def _tag(text: str) -> tuple[str, str]:
 def _after(call: Call, where: DeviceFilter) -> Place:
     values = place(call, str, (str, type(None)))
     if values is None:
-        return FIRST_PLACE
+        if "after" in call.query and where.expires_before is not None:
+            raise HttpRefused(400, "bad-request", "after goes by id, and expires_before by time: give one of them.")
+        return Place(call.query["after"]) if "after" in call.query else FIRST_PLACE
     expires_at = instant(values[1] or "")
     if (values[1] is None) != (where.expires_before is None) or (values[1] is None) != (expires_at is None):
         raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")

@@ -13,6 +13,7 @@ from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.routes import DER, PEM
 from fleet.servers.admin.shapes import audit_json, credential_json, moment, operator_json, station_json
+from fleet.services.overview import overview
 
 
 async def health(parts: Parts, call: Call) -> Reply:
@@ -37,7 +38,10 @@ async def whoami(parts: Parts, call: Call) -> Reply:
 
 
 async def status(parts: Parts, call: Call) -> Reply:
-    return Reply({"uptime_seconds": (call.now - parts.started).total_seconds(), **parts.status()})
+    uptime = (call.now - parts.started).total_seconds()
+    if call.caller is None or call.caller.operator is None:
+        return Reply({"uptime_seconds": uptime, **parts.status()})
+    return Reply({"uptime_seconds": uptime, "registry": await overview(parts.registry), **parts.status()})
 
 
 async def get_credential(parts: Parts, call: Call) -> Reply:

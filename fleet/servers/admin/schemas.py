@@ -127,7 +127,14 @@ COMPONENTS: dict[str, Schema] = {
     ),
     "Status": {
         "type": "object",
-        "properties": {"uptime_seconds": {"type": "number", "minimum": 0}},
+        "properties": {
+            "uptime_seconds": {"type": "number", "minimum": 0},
+            "registry": {
+                "type": "object",
+                "additionalProperties": COUNT,
+                "description": "What it holds; for operators.",
+            },
+        },
         "required": ["uptime_seconds"],
         "description": "Counters of every part of the server.",
     },

@@ -26,7 +26,7 @@ from fleet.servers.admin.routes import (
     listing,
     post,
 )
-from fleet.servers.admin.schemas import CURSOR, LIMIT_PARAMETER, NAME, SEQ, TIME, Schema, ref
+from fleet.servers.admin.schemas import CURSOR, DEVICE_ID, LIMIT_PARAMETER, NAME, SEQ, TIME, Schema, ref
 from fleet.services.labels import TAG_KEY, TAG_VALUE_MAX
 
 _PAGING: dict[str, Schema] = {"limit": LIMIT_PARAMETER, "cursor": CURSOR}
@@ -40,6 +40,7 @@ _DEVICE_FILTERS: dict[str, Schema] = {
         "description": "KEY:VALUE; may be repeated, and then all of them count.",
     },
     "group": NAME,
+    "after": {**DEVICE_ID, "description": "Begin behind this id; not with expires_before."},
     "expires_before": {**TIME, "description": "Devices whose newest certificate ends before then, soonest first."},
 }
 
