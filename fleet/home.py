@@ -31,9 +31,9 @@ from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, write_key
 from fleet.domain.access import Act
 from fleet.domain.device import Model
-from fleet.domain.errors import Conflict, NotFound, Refused
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
-from fleet.settings import Settings, read_settings, render
+from fleet.settings import Settings, SettingsError, read_settings, render
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ServerIdentity
 
@@ -132,18 +132,25 @@ def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
 def operators_authority(home: Home, now: datetime) -> x509.Certificate:
     """The operators' CA of `home`; a home that was made without one gets it now.
 
-    Raises: SettingsError, OSError.
+    Raises: Invalid (`bad-settings`): it cannot be made, since nobody knows the fleet's name. OSError.
     """
     handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
         if not home.operators_certificate.exists():
             home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
-            _write_operators_authority(home, settings_of(home).name, now)
+            _write_operators_authority(home, _fleet_name(home), now)
             _sync(home.operators_certificate.parent)
     finally:
         os.close(handle)
     return _certificate(home.operators_certificate)
+
+
+def _fleet_name(home: Home) -> str:
+    try:
+        return settings_of(home).name
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error)) from error
 
 
 def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:

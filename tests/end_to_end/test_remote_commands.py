@@ -1,9 +1,12 @@
 """The same commands at a home and from afar: what they print, what they refuse, and how they end, is the same."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,3 +167,22 @@ def test_a_revoked_operator_is_told_so(afar: Afar, home: Path) -> None:
     code, _, complaint = said("model list", afar.environment())
     assert code == 1
     assert "the certificate presented is revoked" in complaint
+
+
+@pytest.mark.parametrize(("listener", "lets_in"), [("est", False), ("mqtt", False), ("http", True)])
+def test_an_operators_certificate_opens_no_other_door(afar: Afar, listener: str, lets_in: bool) -> None:
+    context = ssl.create_default_context(cafile=afar.folder / "ca.pem")
+    context.load_cert_chain(afar.folder / "bob.pem", afar.folder / "bob.key")
+    host, port = afar.served.address(listener)
+    heard = b""
+    with (
+        socket.create_connection((host, port), 10) as raw,
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        tls.sendall(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        heard = tls.recv(4096)
+    assert heard.startswith(b"HTTP/1.1 200 OK") == lets_in
+    assert bool(heard) == lets_in
+    if not lets_in:
+        afar.served.wait_for_line("event=tls.refused")

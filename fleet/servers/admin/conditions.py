@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+
+from multidict import MultiMapping
 
 from fleet.domain.errors import FleetError
 from fleet.servers.admin.parts import Call
@@ -21,12 +22,12 @@ def content_etag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def if_match(headers: Mapping[str, str]) -> frozenset[str] | None:
+def if_match(headers: MultiMapping[str]) -> frozenset[str] | None:
     """The ETags of If-Match that a change may be for; None for any. A weak one never matches (RFC 9110, 13.1.1).
 
     Raises: HttpRefused: 400 `bad-etag`; 428 when the header is not there.
     """
-    text = headers.get("If-Match")
+    text = _joined(headers, "If-Match")
     if text is None:
         raise HttpRefused(428, "if-match-needed", 'Say which one you change: If-Match with the ETag read, or "*".')
     if text.strip() == "*":
@@ -34,15 +35,20 @@ def if_match(headers: Mapping[str, str]) -> frozenset[str] | None:
     return frozenset(tag for weak, tag in _parsed(text) if not weak)
 
 
-def none_match(headers: Mapping[str, str], etag: str) -> bool:
+def none_match(headers: MultiMapping[str], etag: str) -> bool:
     """Whether If-None-Match says that the client has `etag` already.
 
     Raises: HttpRefused: 400 `bad-etag`.
     """
-    text = headers.get("If-None-Match")
+    text = _joined(headers, "If-None-Match")
     if text is None:
         return False
     return text.strip() == "*" or etag in {tag for _, tag in _parsed(text)}
+
+
+def _joined(headers: MultiMapping[str], name: str) -> str | None:
+    """A list that comes on several lines is one list (RFC 9110, 5.3)."""
+    return ", ".join(headers.getall(name)) if name in headers else None
 
 
 def _parsed(text: str) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ Nothing is held for a reader but the event that is being written: one that does 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Literal, cast
 
 from aiohttp import web
@@ -62,26 +62,22 @@ async def _start(parts: Parts, call: Call) -> int:
     return after
 
 
-class _counted:  # noqa: N801  used as a statement
-    """One more stream of the operator `name`, as long as the block runs."""
+@contextmanager
+def _counted(parts: Parts, name: str) -> Iterator[None]:
+    """One more stream of the operator `name`, as long as the block runs.
 
-    def __init__(self, parts: Parts, name: str) -> None:
-        self._streams, self._name = parts.streams, name
-
-    def __enter__(self) -> None:
-        if self._streams[self._name] >= STREAMS_MAX:
-            raise HttpRefused(
-                429,
-                "too-many-streams",
-                f"An operator follows the events at most {STREAMS_MAX} times at once.",
-                {"Retry-After": str(RETRY_AFTER_SECONDS)},
-            )
-        self._streams[self._name] += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._streams[self._name] -= 1
-        if not self._streams[self._name]:
-            del self._streams[self._name]
+    Raises: HttpRefused: 429.
+    """
+    if parts.streams[name] >= STREAMS_MAX:
+        message = f"An operator follows the events at most {STREAMS_MAX} times at once."
+        raise HttpRefused(429, "too-many-streams", message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    parts.streams[name] += 1
+    try:
+        yield
+    finally:
+        parts.streams[name] -= 1
+        if not parts.streams[name]:
+            del parts.streams[name]
 
 
 class _Stream:

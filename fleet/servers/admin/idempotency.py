@@ -7,10 +7,12 @@ come at once, one is done and both are answered alike. A refused request leaves 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
+
+from multidict import MultiMapping
 
 from fleet.domain.changes import AddAnswer, Answer, Change, DropAnswers
 from fleet.domain.ports import Registry
@@ -51,15 +53,16 @@ class Once:
         return Answer(self.actor, self.key, self.request_sha256, reply.status, json.dumps(kept), self.now)
 
 
-def once_of(headers: Mapping[str, str], actor: str, target: str, body: bytes, now: datetime) -> Once | None:
+def once_of(headers: MultiMapping[str], actor: str, target: str, body: bytes, now: datetime) -> Once | None:
     """The key that came with a POST to `target`, if one did.
 
     Raises: HttpRefused: 400 `bad-idempotency-key`.
     """
-    key = headers.get(HEADER)
-    if key is None:
+    keys = headers.getall(HEADER, [])
+    if not keys:
         return None
-    if not _KEY.fullmatch(key):
+    key = keys[0]
+    if len(keys) > 1 or not _KEY.fullmatch(key):
         message = f"An idempotency key is 1 to {KEY_SIZE_MAX} printable ASCII characters without spaces."
         raise HttpRefused(400, "bad-idempotency-key", message)
     return Once(actor, key, hashlib.sha256(target.encode() + b"\0" + body).digest(), now)

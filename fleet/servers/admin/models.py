@@ -1,7 +1,6 @@
 """The routes of models."""
 
 from fleet.domain.access import Operator
-from fleet.domain.changes import Change
 from fleet.domain.device import Model
 from fleet.domain.errors import NotFound
 from fleet.servers.admin.conditions import demand_match
@@ -30,11 +29,7 @@ async def get_model(parts: Parts, call: Call) -> Reply:
 async def create_model(parts: Parts, call: Call) -> Reply:
     model = changed_model(Model(call.body["name"]), call.body)
     reply = _created(model)
-
-    def known_beforehand(change: Change) -> Reply:
-        return reply
-
-    await inventory.add_model(answering(parts.registry, call.once, known_beforehand), model, act=call.act)
+    await inventory.add_model(answering(parts.registry, call.once, lambda _: reply), model, act=call.act)
     return reply
 
 

@@ -70,11 +70,7 @@ async def revoke_token(parts: Parts, call: Call) -> Reply:
     if token is None or not await _may_see(parts, call.operator, token):
         raise NotFound("no-such-token", f"There is no token {call.path['token']}.")
     reply = Reply(token_json(replace(token, revoked_at=call.now), call.now))
-
-    def known_beforehand(change: Change) -> Reply:
-        return reply
-
-    await inventory.revoke_token(answering(parts.registry, call.once, known_beforehand), token.id, act=call.act)
+    await inventory.revoke_token(answering(parts.registry, call.once, lambda _: reply), token.id, act=call.act)
     return reply
 
 
