@@ -20,34 +20,37 @@ from fleet.servers.admin.shapes import credential_json, device_json, moment
 from fleet.servers.http import HttpRefused
 from fleet.services import inventory, labels, revocation
 
-LOOKED_AT_MAX = 5_000  # devices for one page, when most of them are not for the operator to see
-
 Move = Callable[..., Awaitable[Device]]
 
 
 async def list_devices(parts: Parts, call: Call) -> Reply:
-    """A page may hold fewer than `limit`, or none, and yet not be the last: `next` says."""
+    """Of an operator's models, each is asked for by itself: what belongs to others is never looked at."""
     where, limit = _filter(call), page_limit(call)
-    after, seen, looked_at = _after(call, where), [], 0
-    while looked_at < LOOKED_AT_MAX:
-        found = await parts.registry.devices(where, after=after, limit=limit)
-        looked_at += len(found)
-        for device in found:
-            after = place_of(device, where)
-            seen += [device_json(device)] if call.operator.sees(device.model) else []
-            if len(seen) == limit:
-                break
-        if len(seen) == limit or len(found) < limit:
-            break
-    last = len(found) < limit and (not found or after == place_of(found[-1], where))
-    return paged(call, seen, None if last else _text_of(after))
+    after = _after(call, where)
+    found: list[Device] = []
+    for model in _models(call):
+        found += await parts.registry.devices(replace(where, model=model), after=after, limit=limit + 1)
+    if where.expires_before is not None:
+        found.sort(key=lambda device: (device.expires_at or where.expires_before, device.id))
+    else:
+        found.sort(key=lambda device: device.id)
+    page = found[:limit]
+    following = _text_of(place_of(page[-1], where)) if len(found) > limit else None
+    return paged(call, [device_json(device) for device in page], following)
+
+
+def _models(call: Call) -> tuple[str | None, ...]:
+    """The models to look under; None for all at once."""
+    operator, asked = call.operator, call.query.get("model")
+    if asked is not None:
+        return (asked,) if operator.sees(asked) else ()
+    return operator.models or (None,)
 
 
 def _filter(call: Call) -> DeviceFilter:
-    query, models = call.query, call.operator.models
+    query = call.query
     state, before = query.get("state"), query.get("expires_before")
     return DeviceFilter(
-        model=query.get("model", models[0] if len(models) == 1 else None),
         state=DeviceState(state) if state is not None else None,
         tags=tuple(sorted(_tag(text) for text in query.get("tag", ()))),
         group=query.get("group"),
