@@ -155,6 +155,13 @@ class TestFilters:
         status, problem = await admin.ask("GET", f"/v1/devices?{query}")
         assert (status, problem["code"]) == (400, "bad-request")
 
+    async def test_devices_from_behind_an_id(self, admin: Client) -> None:
+        assert [d["id"] for d in (await admin.get("/v1/devices?after=cam-1"))["items"]] == ["cam-2", "pump-1"]
+        found = await pages(admin, "/v1/devices?after=cam-1&limit=1")
+        assert [d["id"] for page in found for d in page] == ["cam-2", "pump-1"]
+        both = "after=cam-1&expires_before=2999-01-01T00:00:00Z"
+        assert (await admin.ask("GET", f"/v1/devices?{both}"))[1]["code"] == "bad-request"
+
     async def test_the_audit_from_behind_a_row(self, admin: Client) -> None:
         page = await admin.get("/v1/audit?after=2&limit=2")
         assert [row["seq"] for row in page["items"]] == [3, 4]
