@@ -175,6 +175,8 @@ async def test_an_older_home_gets_it_once_when_it_is_first_needed(home: Home) ->
     assert len(made) == 1
     load_operators_issuer(home, NOW)
     assert sorted(p.name for p in home.operators_certificate.parent.iterdir()) == [
+        "audit.key",
+        "audit.pub",
         "issuing.key",
         "issuing.pem",
         "operators.key",
