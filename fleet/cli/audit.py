@@ -1,7 +1,6 @@
 """`fleet audit`: who did what, and proof that nobody edited it."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -9,9 +8,10 @@ import click
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option, opened, run
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.audit_chain import GENESIS, verify
+from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid
+from fleet.domain.merkle import EMPTY
 from fleet.storage.sqlite_audit import audit_rows
 
 COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail")
@@ -19,7 +19,7 @@ COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "det
 
 @click.group()
 def audit() -> None:
-    """Who did what, to what, by what right, and how it ended: a chain in which no row can be edited unseen."""
+    """Who did what, to what, by what right, and how it ended: a tree in which no row can be edited unseen."""
 
 
 @audit.command(name="list")
@@ -58,10 +58,10 @@ def list_(home: Path, after: int | None, limit: int, output: str) -> None:
     "--home", type=click.Path(path_type=Path), envvar="FLEET_HOME", show_envvar=True, help="The fleet's home."
 )
 @click.option("--file", "copy", type=click.Path(path_type=Path), metavar="DB", help="Verify this copy of a registry.")
-@click.option("--head", metavar="SEQ:HASH", help="A head noted earlier, which must still be in the chain.")
+@click.option("--head", metavar="SEQ:HASH", help="A head noted earlier, which must still hold.")
 @output_option
 def verify_(home: Path | None, copy: Path | None, head: str | None, output: str) -> None:
-    """Verify the chain from its first row to its last, and print its head.
+    """Verify every row from the first to the last, and print the head: their number and the root of their tree.
 
     A row that was changed, removed or moved is named, and the exit code is 1. That the newest rows were cut off shows
     only against a head that was noted somewhere else: give it with --head.
@@ -83,7 +83,7 @@ def _parse_head(text: str | None) -> tuple[int, bytes] | None:
         return None
     found = re.fullmatch(r"([0-9]{1,18}):([0-9a-fA-F]{64})", text.strip())
     if not found:
-        raise click.UsageError("--head is a row's number, a colon and its hash, as `fleet audit verify` prints it.")
+        raise click.UsageError("--head is the number of rows, a colon and the root, as `fleet audit verify` prints it.")
     return int(found[1]), bytes.fromhex(found[2])
 
 
@@ -93,18 +93,13 @@ async def _verify_home(home: Path, noted: tuple[int, bytes] | None) -> tuple[int
 
 
 def _verify(path: Path, noted: tuple[int, bytes] | None, *, is_copy: bool) -> tuple[int, bytes]:
-    last = (0, GENESIS)
-    met = noted is None or noted == last
-
-    def watched(rows: Iterator[AuditRow]) -> Iterator[AuditRow]:
-        nonlocal last, met
-        for row in rows:
-            last = row.seq, row.hash
-            met = met or last == noted
-            yield row
-
+    tree = EMPTY
+    met = noted is None or noted == (0, tree.root())
     with audit_rows(path, is_copy=is_copy) as rows:
-        verify(watched(rows))
+        for leaf in sound_leaves(rows):
+            tree = tree.appended([leaf])
+            if noted is not None and tree.size == noted[0]:
+                met = tree.root() == noted[1]
     if not met and noted is not None:
-        raise Invalid("audit-rewritten", f"The audit is broken: row {noted[0]} with the hash noted is not in it.")
-    return last
+        raise Invalid("audit-rewritten", f"The audit is broken: its first {noted[0]} rows are not those noted.")
+    return tree.size, tree.root()

@@ -9,7 +9,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.credential import Credential, CredentialKind
-from fleet.domain.device import Device, DeviceState
+from fleet.domain.device import Device, DeviceFilter, DeviceState, Place
 from fleet.domain.errors import NotFound
 from fleet.services import inventory, revocation
 
@@ -52,11 +52,11 @@ def add(home: Path, device_id: str, model: str, hardware_serial: str, output: st
 @output_option
 def list_(home: Path, model: str | None, state: str | None, after: str, limit: int, output: str) -> None:
     """List devices, by id."""
-    wanted = DeviceState(state) if state else None
+    where = DeviceFilter(model=model, state=DeviceState(state) if state else None)
 
     async def work() -> list[Device]:
         async with opened(home) as fleet:
-            return await fleet.registry.devices(model=model, state=wanted, after=after, limit=limit)
+            return await fleet.registry.devices(where, after=Place(after), limit=limit)
 
     with attempting("listing the devices"):
         found = run(work())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from fleet.demo import devices
 from fleet.demo.foreign import make_foreign_certificate
@@ -167,7 +168,9 @@ def audit(stage: Stage) -> Facts:
     """The audit's chain verifies; in a copy, one flipped byte is found."""
     rows = stage.call(FLEET, "audit", "verify", "-o", "json").json()["rows"]
     copy = stage.root / "tampered.db"
-    with closing(sqlite3.connect(stage.home / "registry.db")) as source, closing(sqlite3.connect(copy)) as target:
+    # Only to read: a second connection that may write or checkpoint must hold the registry's lock.
+    live = f"file:{quote(str(stage.home / 'registry.db'))}?mode=ro"
+    with closing(sqlite3.connect(live, uri=True)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     content = bytearray(copy.read_bytes())
     content[content.index(b"device.revoke")] ^= 1

@@ -7,8 +7,9 @@ names what must still be true; a write that finds otherwise raises Conflict and 
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,9 @@ class AddModel:
 
 @dataclass(frozen=True, slots=True)
 class SetModel:
-    """Conflict when there is no such model."""
+    """The model of this name becomes `model`, its revision one higher. Conflict when there is no such model, or when
+    `model.revision` is not the one it has: somebody changed it since it was read.
+    """
 
     model: Model
 
@@ -34,11 +37,26 @@ class AddDevice:
 
 @dataclass(frozen=True, slots=True)
 class MoveDevice:
-    """Conflict when the device is in none of the states `allowed`."""
+    """Conflict when the device is in none of the states `allowed`, or is not of `revision` when one is given."""
 
     device_id: DeviceId
     allowed: frozenset[DeviceState]
     to: DeviceState
+    expires_at: datetime | None = None
+    """When the certificate ends that this move brings; None leaves what is there."""
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TagDevice:
+    """The device's tags and groups become these and no others. Conflict when there is no such device, or when it is
+    not of `revision`.
+    """
+
+    device_id: DeviceId
+    tags: Tags
+    groups: tuple[str, ...]
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +125,53 @@ class AddStation:
     station: Station
 
 
+@dataclass(frozen=True, slots=True)
+class AddOperator:
+    """Conflict when the name is taken."""
+
+    operator: Operator
+
+
+@dataclass(frozen=True, slots=True)
+class AddAnswer:
+    """What was answered to a request with an idempotency key. Conflict when `actor` has used `key` already."""
+
+    answer: "Answer"
+
+
+@dataclass(frozen=True, slots=True)
+class DropAnswers:
+    """Forget every answer given before `before`."""
+
+    before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DropCredentials:
+    """Forget these certificates, which have been archived; the keys of revoked ones stay barred. Conflict when one of
+    them has not expired at `now`.
+    """
+
+    fingerprints: tuple[bytes, ...]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DropAudit:
+    """Forget audit rows up to `upto`, which have been archived. Conflict when they are not all sealed, or when `upto`
+    is not a multiple of 256, so that a whole subtree's hash would be lost.
+    """
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvents:
+    """Forget events up to `upto`; the newest one always stays."""
+
+    upto: int
+
+
 Write = (
     AddModel
     | SetModel
@@ -120,7 +185,27 @@ Write = (
     | SpendToken
     | RevokeToken
     | AddStation
+    | TagDevice
+    | AddOperator
+    | AddAnswer
+    | DropAnswers
+    | DropCredentials
+    | DropAudit
+    | DropEvents
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `actor` was answered when it came with the idempotency key `key`."""
+
+    actor: str
+    key: str
+    request_sha256: bytes
+    """Of method, path and body: the same key with another request is a mistake."""
+    status: int
+    body: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +227,12 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """An entry as it stands in the chain: `hash` covers the entry, its sequence and the hash before it."""
+    """An entry as it stands in the audit, with the leaf hash that was worked out when it was written."""
 
     seq: int
+    """1 for the first; without gaps, in the order of the commits."""
     entry: AuditEntry
-    previous: bytes
-    hash: bytes
+    leaf: bytes
 
 
 class EventKind:

@@ -10,6 +10,7 @@ from fleet.domain.device import DeviceId
 class CredentialKind(enum.StrEnum):
     DEVICE = "device"
     STATION = "station"
+    OPERATOR = "operator"
 
 
 class CredentialState(enum.StrEnum):
@@ -28,7 +29,7 @@ USABLE = frozenset({CredentialState.ISSUED, CredentialState.ACTIVE})
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """One issued certificate. `holder` is the device id, or the station's name."""
+    """One issued certificate. `holder` is the device id, or the station's or operator's name."""
 
     fingerprint: bytes
     """SHA-256 of `der`, 32 bytes: the primary key."""

@@ -89,6 +89,12 @@ class Model:
     subscribe: tuple[str, ...] = ("devices/{id}/down/#",)
     retain: bool = False
     """Whether its devices may leave retained messages: the broker keeps those for ever, so it is a right of its own."""
+    revision: int = 1
+    """Counts the changes: what was read of an older revision must not overwrite this one."""
+
+
+Tags = tuple[tuple[str, str], ...]
+"""(key, value) of each tag, sorted by key; no key twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +105,42 @@ class Device:
     created_at: datetime
     hardware_serial: str = ""
     """The maker's serial number, "" when unknown; it becomes the subject's serialNumber."""
+    expires_at: datetime | None = None
+    """When its newest certificate ends; None before the first."""
+    tags: Tags = ()
+    groups: tuple[str, ...] = ()
+    """Sorted."""
+    revision: int = 1
+    """Counts the changes: what was read of an older revision must not overwrite this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFilter:
+    """Which devices are meant: those of which everything given here is true."""
+
+    model: str | None = None
+    state: DeviceState | None = None
+    tags: Tags = ()
+    group: str | None = None
+    expires_before: datetime | None = None
+    """Devices whose newest certificate ends before then; those with none are left out."""
+
+
+EVERY_DEVICE = DeviceFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page of devices ended: the next one begins behind it."""
+
+    id: str = ""
+    expires_at: datetime | None = None
+    """Set when the pages go by expiry."""
+
+
+FIRST_PLACE = Place()
+
+
+def place_of(device: Device, where: DeviceFilter) -> Place:
+    """The place of `device` in the pages of `where`."""
+    return Place(device.id, device.expires_at if where.expires_before is not None else None)

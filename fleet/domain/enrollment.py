@@ -228,7 +228,9 @@ def identity_is_free(a: Application) -> None:
             taken = any(c.grant != str(a.grant) for c in a.credentials)
         case _:
             return
-    if taken or in_use:
+    # One whose certificates have all been archived had some, and so has been out there.
+    forgotten = a.device is not None and a.device.expires_at is not None and not a.credentials
+    if taken or in_use or forgotten:
         raise Refused(
             "already-enrolled",
             f"{a.request.names.common_name()} is enrolled already.",

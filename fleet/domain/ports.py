@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.access import Operator
+from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
+from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
 from fleet.domain.enrollment import IssuePermit
 
 
@@ -36,6 +38,8 @@ class HolderFacts:
     """The device's model."""
     station: Station | None
     """Set for a station's certificate."""
+    operator: Operator | None = None
+    """Set for an operator's certificate."""
 
 
 class Registry(Protocol):
@@ -45,18 +49,33 @@ class Registry(Protocol):
     async def models(self) -> list[Model]: ...
     async def device(self, device_id: str) -> Device | None: ...
     async def devices(
-        self,
-        *,
-        model: str | None = None,
-        state: DeviceState | None = None,
-        after: str = "",
-        limit: int = 1000,
+        self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """Ordered by id, those greater than `after`, at most `limit`."""
+        """Those that `where` means and that come behind `after`, at most `limit`: ordered by id, or by expiry and id
+        when `where.expires_before` is given. The next page begins behind `place_of(the last, where)`.
+        """
+        ...
+
+    async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
+        """How many `where` means. It looks at each of them."""
         ...
 
     async def credentials(self, holder: str) -> list[Credential]:
         """Oldest first."""
+        ...
+
+    async def credential(self, serial: str) -> Credential | None:
+        """By serial number, lower-case hex."""
+        ...
+
+    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
+        """Those that ended before `before`, in whatever state, the longest ago first."""
+        ...
+
+    async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
+        """Devices that can still connect, counted by the week in which their newest certificate ends: (Monday at
+        00:00 UTC, count) for each week that has any, up to `until`, in order.
+        """
         ...
 
     async def token(self, token_id: str) -> Token | None: ...
@@ -66,6 +85,9 @@ class Registry(Protocol):
 
     async def station(self, name: str) -> Station | None: ...
     async def stations(self) -> list[Station]: ...
+    async def operator(self, name: str) -> Operator | None: ...
+    async def operators(self) -> list[Operator]: ...
+    async def answer(self, actor: str, key: str) -> Answer | None: ...
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts: ...
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
@@ -80,12 +102,41 @@ class Registry(Protocol):
         """The sequence of the newest audit row, 0 when there is none."""
         ...
 
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        """Signed heads of a size greater than `after`, smallest first."""
+        ...
+
+    async def last_sealed(self) -> Sealed | None:
+        """The largest head; None before the first."""
+        ...
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        """Hashes of `count` perfect subtrees from index `first` on: leaves at level 0, else one of NODE_LEVELS.
+        Fewer when there are no more.
+        """
+        ...
+
+    async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
+        """Keep a new head, with the nodes that it has made whole; durable when it returns.
+
+        Raises: Conflict: a head of this size or a larger one is there already. Unavailable.
+        """
+        ...
+
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync.
 
         Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
         nothing happened.
         """
+        ...
+
+    async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events in order, those with a sequence greater than `after`."""
+        ...
+
+    async def first_event(self) -> int:
+        """The sequence of the oldest event that is kept, 0 when there is none."""
         ...
 
     async def last_event(self) -> int:

@@ -32,20 +32,26 @@ class Admission:
     policy: TopicPolicy
 
 
-async def admit(
-    registry: Registry, peer: Peer, client_id: str, now: datetime, *, will_topic: str | None = None
-) -> Admission:
-    """Leave to hold an MQTT session as `client_id`, which must be the device's own id.
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What is to be published when a session ends badly."""
 
-    `will_topic`: that of its will, when it has one.
+    topic: str
+    retain: bool
+
+
+async def admit(
+    registry: Registry, peer: Peer, client_id: str, now: datetime, *, will: Will | None = None
+) -> Admission:
+    """Leave to hold an MQTT session as `client_id`, which must be the device's own id, with `will` when it has one.
 
     Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `client-id-mismatch`,
-    `will-refused`, `certificate-ended`; each after its audit row is written. Unavailable: the registry could not be
-    asked, or a first use not be recorded.
+    `will-refused`, `will-retain`, `certificate-ended`; each after its audit row is written. Unavailable: the registry
+    could not be asked, or a first use not be recorded.
     """
     try:
         facts = await identify(registry, peer, now)
-        admission = _bound(facts, client_id, will_topic)
+        admission = _bound(facts, client_id, will)
         if facts.credential.state is CredentialState.ISSUED:
             await _mark_used(registry, facts.credential, peer, now)
     except Unavailable:
@@ -56,7 +62,7 @@ async def admit(
     return admission
 
 
-def _bound(facts: HolderFacts, client_id: str, will_topic: str | None) -> Admission:
+def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
     """What the certificate's own device may do, if that is who the client says it is."""
     if facts.device is None or facts.model is None:
         raise Refused("not-a-device", "Only a device's certificate opens an MQTT session.")
@@ -65,8 +71,10 @@ def _bound(facts: HolderFacts, client_id: str, will_topic: str | None) -> Admiss
     if client_id != facts.device.id:
         raise Refused("client-id-mismatch", f"The client id must be the device id, {facts.device.id}.")
     policy = policy_of(facts.device, facts.model)
-    if will_topic is not None and not policy.may_publish(will_topic):
+    if will is not None and not policy.may_publish(will.topic):
         raise Refused("will-refused", f"Model {facts.model.name} does not allow the will's topic.")
+    if will is not None and will.retain and not policy.retain:
+        raise Refused("will-retain", f"Model {facts.model.name} does not allow retained messages, so no such will.")
     return Admission(facts.device, facts.credential, policy)
 
 

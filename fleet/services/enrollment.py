@@ -129,14 +129,16 @@ class _Attempt:
             raise
 
     async def record(self, refusal: FleetError) -> None:
-        """The refusal stands, row written or not. What is refused before we know who asks fills one row a minute."""
+        """The refusal stands, row written or not. Who can be refused at no cost fills one row a minute."""
         try:
             detail: dict[str, str] = {}
-            early = self.actor == NOBODY  # refused before we knew who asks
-            if early:
+            cheap = self.actor == NOBODY  # refused before we knew who asks
+            if cheap:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
+            elif self.actor.startswith("token "):
+                cheap = True  # a token that has ended is still known
             entry = self.entry(refusal.code, **detail)
-            row = refusals_of(self.registry).row(entry) if early else entry
+            row = refusals_of(self.registry).row(entry) if cheap else entry
             if row is not None:
                 await self.registry.commit(Change(row))
         except Unavailable as error:
@@ -267,11 +269,13 @@ def _writes(application: Application, credential: Credential) -> tuple[Write, ..
     device, grant = application.device, application.grant
     writes: list[Write] = []
     if device is None:
-        writes.append(AddDevice(replace(new_device(application), state=DeviceState.ACTIVE)))
+        newcomer = new_device(application)
+        writes.append(AddDevice(replace(newcomer, state=DeviceState.ACTIVE, expires_at=credential.not_after)))
     else:
         # From the state that was judged, and no other: whoever is suspended, or enrolled by another, since we looked,
         # has moved. That is why it is written for an active device too.
-        writes.append(MoveDevice(device.id, frozenset({device.state}), DeviceState.ACTIVE))
+        states = frozenset({device.state})
+        writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=credential.not_after))
     match grant:
         case TokenGrant(token=token):
             writes.append(SpendToken(token.id))

@@ -114,7 +114,7 @@ async def _move(
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
     audit = _entry(action, f"device {device.id}", actor, reason, now)
     await registry.commit(Change(audit, writes, events))
-    return replace(device, state=to)
+    return replace(device, state=to, revision=device.revision + 1)
 
 
 def _entry(action: str, subject: str, actor: str, reason: str, now: datetime) -> AuditEntry:

@@ -4,11 +4,14 @@ Each table's columns are named once, in the order in which the functions here ta
 """
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from fleet.domain.changes import AuditEntry, AuditRow, Event
+from fleet.domain.access import Operator, Role
+from fleet.domain.audit_log import TreeHead
+from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
@@ -16,8 +19,18 @@ from fleet.domain.errors import Invalid
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
 
-MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain")
-DEVICE_COLUMNS = ("id", "model", "state", "created_at", "hardware_serial")
+MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain", "revision")
+DEVICE_COLUMNS = (
+    "id",
+    "model",
+    "state",
+    "created_at",
+    "hardware_serial",
+    "expires_at",
+    "tags",
+    "groups",
+    "revision",
+)
 CREDENTIAL_COLUMNS = (
     "fingerprint",
     "serial",
@@ -43,9 +56,13 @@ TOKEN_COLUMNS = (
     "revoked_at",
 )
 STATION_COLUMNS = ("name", "models", "created_at")
-AUDIT_COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail", "previous", "hash")
+OPERATOR_COLUMNS = ("name", "role", "models", "created_at")
+ANSWER_COLUMNS = ("actor", "key", "request_sha256", "status", "body", "at")
+AUDIT_COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail", "leaf")
+HEAD_COLUMNS = ("size", "root", "at", "key_id", "signature")
 EVENT_COLUMNS = ("seq", "kind", "subject", "detail")
 
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -64,8 +81,23 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _listing(values: tuple[str, ...]) -> str:
+def _listing(values: tuple[object, ...]) -> str:
     return json.dumps(values, separators=(",", ":"))
+
+
+def serial_octets(serial: str) -> bytes:
+    """A serial number's hex digits as the octets of the number, at least one.
+
+    Raises: ValueError: they are no serial number.
+    """
+    if not _SERIAL.fullmatch(serial):
+        raise ValueError("A serial number is 1 to 40 hex digits in lower case.")
+    number = int(serial, 16)
+    return number.to_bytes(max(1, (number.bit_length() + 7) // 8))
+
+
+def serial_text(octets: bytes) -> str:
+    return f"{int.from_bytes(octets):x}"
 
 
 def model_row(model: Model) -> Row:
@@ -76,11 +108,14 @@ def model_row(model: Model) -> Row:
         _listing(model.publish),
         _listing(model.subscribe),
         int(model.retain),
+        model.revision,
     )
 
 
 @lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
-def model_of(name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int) -> Model:
+def model_of(
+    name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int, revision: int
+) -> Model:
     return Model(
         name=name,
         certificate_lifetime=timedelta(microseconds=lifetime),
@@ -88,21 +123,47 @@ def model_of(name: str, lifetime: int, key_types: str, publish: str, subscribe: 
         publish=tuple(json.loads(publish)),
         subscribe=tuple(json.loads(subscribe)),
         retain=bool(retain),
+        revision=revision,
     )
 
 
 def device_row(device: Device) -> Row:
-    return (device.id, device.model, device.state.value, micros(device.created_at), device.hardware_serial)
+    return (
+        device.id,
+        device.model,
+        device.state.value,
+        micros(device.created_at),
+        device.hardware_serial,
+        None if device.expires_at is None else micros(device.expires_at),
+        _listing(device.tags),
+        _listing(device.groups),
+        device.revision,
+    )
 
 
 def device_of(row: Row) -> Device:
-    return Device(DeviceId(row[0]), row[1], DeviceState(row[2]), moment(row[3]), row[4])
+    return Device(
+        id=DeviceId(row[0]),
+        model=row[1],
+        state=DeviceState(row[2]),
+        created_at=moment(row[3]),
+        hardware_serial=row[4],
+        expires_at=None if row[5] is None else moment(row[5]),
+        tags=() if row[6] == "[]" else tuple((key, value) for key, value in json.loads(row[6])),
+        groups=() if row[7] == "[]" else tuple(json.loads(row[7])),
+        revision=row[8],
+    )
+
+
+def tag_rows(device: Device) -> list[Row]:
+    """(key, value, device id) of each tag and, under the key "", of each group."""
+    return [(key, value, device.id) for key, value in (*device.tags, *(("", group) for group in device.groups))]
 
 
 def credential_row(c: Credential) -> Row:
     return (
         c.fingerprint,
-        c.serial,
+        serial_octets(c.serial),
         c.kind.value,
         c.holder,
         c.key_sha256,
@@ -118,7 +179,7 @@ def credential_row(c: Credential) -> Row:
 def credential_of(row: Row) -> Credential:
     return Credential(
         fingerprint=row[0],
-        serial=row[1],
+        serial=serial_text(row[1]),
         kind=CredentialKind(row[2]),
         holder=row[3],
         key_sha256=row[4],
@@ -167,33 +228,46 @@ def station_of(row: Row) -> Station:
     return Station(row[0], tuple(json.loads(row[1])), moment(row[2]))
 
 
+def operator_row(operator: Operator) -> Row:
+    return (operator.name, operator.role.value, _listing(operator.models), micros(operator.created_at))
+
+
+def operator_of(row: Row) -> Operator:
+    return Operator(name=row[0], role=Role(row[1]), models=tuple(json.loads(row[2])), created_at=moment(row[3]))
+
+
+def answer_row(a: Answer) -> Row:
+    return (a.actor, a.key, a.request_sha256, a.status, a.body, micros(a.at))
+
+
+def answer_of(row: Row) -> Answer:
+    return Answer(row[0], row[1], row[2], row[3], row[4], moment(row[5]))
+
+
 def audit_row(row: AuditRow) -> Row:
     e = row.entry
     detail = json.dumps(e.detail, separators=(",", ":"), sort_keys=True) if e.detail else "{}"
-    return (
-        row.seq,
-        micros(e.at),
-        e.actor,
-        e.action,
-        e.subject,
-        e.outcome,
-        e.address,
-        detail,
-        row.previous,
-        row.hash,
-    )
+    return (row.seq, micros(e.at), e.actor, e.action, e.subject, e.outcome, e.address, detail, row.leaf)
 
 
 def audit_of(row: Row) -> AuditRow:
     """Raises: Invalid (`audit-changed`) when somebody has put in what no entry could have held."""
     try:
         detail = json.loads(row[7])
-        if not isinstance(detail, dict) or not isinstance(row[8], bytes) or not isinstance(row[9], bytes):
+        if not isinstance(detail, dict) or not isinstance(row[8], bytes):
             raise TypeError("a column holds what was never written to it")
         entry = AuditEntry(moment(row[1]), row[2], row[3], row[4], row[5], row[6], detail)
     except (ValueError, TypeError, OverflowError) as error:
         raise Invalid("audit-changed", f"The audit is broken: row {row[0]} has been changed.") from error
-    return AuditRow(row[0], entry, row[8], row[9])
+    return AuditRow(row[0], entry, row[8])
+
+
+def head_row(head: TreeHead) -> Row:
+    return (head.size, head.root, micros(head.at), head.key_id, head.signature)
+
+
+def head_of(row: Row) -> TreeHead:
+    return TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
 
 
 def event_of(row: Row) -> Event:

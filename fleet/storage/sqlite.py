@@ -9,26 +9,32 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.access import Operator
+from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
+from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import Device, DeviceState, Model
-from fleet.domain.errors import FleetError
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import sqlite_lists as lists
+from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
 from fleet.storage.hop import Batches, Thread
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
-from fleet.storage.sqlite_writes import write_batch
+from fleet.storage.sqlite_writes import add_head, write_batch
 
 T = TypeVar("T")
 
 COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
 COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they take up memory
 READ_BATCH_MAX = 64
+EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 READS_WAITING_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
 
@@ -139,18 +145,25 @@ class SqliteRegistry:
         return await self._ask(lambda db: reads.device(db, device_id))
 
     async def devices(
-        self,
-        *,
-        model: str | None = None,
-        state: DeviceState | None = None,
-        after: str = "",
-        limit: int = 1000,
+        self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """Ordered by id, those greater than `after`, at most `limit`, and never more than reads.LIST_MAX."""
-        return await self._ask_list(lambda db: reads.devices(db, model, state, after, limit))
+        """As the contract says, and never more than sqlite_lists.LIST_MAX."""
+        return await self._ask_list(lambda db: lists.devices(db, where, after, limit))
+
+    async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
+        return await self._ask_list(lambda db: lists.count_devices(db, where))
 
     async def credentials(self, holder: str) -> list[Credential]:
         return await self._ask_list(lambda db: reads.credentials(db, holder))
+
+    async def credential(self, serial: str) -> Credential | None:
+        return await self._ask(lambda db: reads.credential(db, serial))
+
+    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
+        return await self._ask_list(lambda db: lists.expired_credentials(db, before, limit))
+
+    async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
+        return await self._ask_list(lambda db: lists.expiries(db, until))
 
     async def token(self, token_id: str) -> Token | None:
         return await self._ask(lambda db: reads.token(db, token_id))
@@ -164,6 +177,15 @@ class SqliteRegistry:
     async def stations(self) -> list[Station]:
         return await self._ask_list(reads.stations)
 
+    async def operator(self, name: str) -> Operator | None:
+        return await self._ask(lambda db: reads.operator(db, name))
+
+    async def operators(self) -> list[Operator]:
+        return await self._ask_list(reads.operators)
+
+    async def answer(self, actor: str, key: str) -> Answer | None:
+        return await self._ask(lambda db: reads.answer(db, actor, key))
+
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
         return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256))
 
@@ -171,11 +193,30 @@ class SqliteRegistry:
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        """Rows in order, those with a sequence greater than `after`; never more than reads.LIST_MAX at once."""
-        return await self._ask_list(lambda db: reads.audit(db, after, limit))
+        """Rows in order, those with a sequence greater than `after`; never more than sqlite_lists.LIST_MAX at once."""
+        return await self._ask_list(lambda db: logs.audit(db, after, limit))
 
     async def last_audit(self) -> int:
-        return await self._ask(reads.last_audit)
+        return await self._ask(logs.last_audit)
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        return await self._ask_list(lambda db: logs.audit_heads(db, after, limit))
+
+    async def last_sealed(self) -> Sealed | None:
+        return await self._ask(logs.last_sealed)
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        return await self._ask_list(lambda db: logs.audit_hashes(db, level, first, count))
+
+    async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
+        try:
+            await self._writer.run(self._seal_locked, sealed, nodes)
+        except Exception as error:
+            raise unavailable(error) from error
+
+    def _seal_locked(self, db: sqlite3.Connection, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
+        with self._lock:
+            add_head(db, sealed, nodes)
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.
@@ -185,16 +226,22 @@ class SqliteRegistry:
         """
         await self._commits.put(change)
 
+    async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        return await self._ask_list(lambda db: logs.events(db, after, limit))
+
+    async def first_event(self) -> int:
+        return await self._ask(logs.first_event)
+
     async def last_event(self) -> int:
-        return await self._ask(reads.last_event)
+        return await self._ask(logs.last_event)
 
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, for ever: those of other processes too.
 
         Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another.
 
-        Raises: Unavailable: the feed could not be read, or the registry has been closed. Whoever relies on the feed
-        must then assume that anything may have changed.
+        Raises: Unavailable: the feed could not be read, events after `after` are not kept any more (`feed-gap`), or
+        the registry has been closed. Whoever relies on the feed must then assume that anything may have changed.
         """
         bell = asyncio.Event()
         self._bells.add(bell)
@@ -204,7 +251,9 @@ class SqliteRegistry:
             while True:
                 bell.clear()  # before the look, so that what comes during it rings again
                 seen = after
-                for event in await self._ask(partial(reads.events, after=after)):
+                for event in await self._ask(partial(logs.events, after=after, limit=EVENTS_MAX)):
+                    if event.seq != after + 1:
+                        raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
                     yield event
                     after = event.seq
                 if after == seen:

@@ -13,9 +13,12 @@ from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import quote
 
+from fleet.domain.audit_log import leaf_of
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+from fleet.storage import rows
 
 APPLICATION_ID = 0x464C5431  # "FLT1", in the file's header: another program's database is refused
 SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
@@ -173,7 +176,13 @@ def migrations() -> list[tuple[int, str]]:
     return [(int(name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for name, file in found]
 
 
+def _audit_leaf(seq: int, *columns: Any) -> bytes:
+    return leaf_of(rows.audit_of((seq, *columns, b"")).entry, seq)
+
+
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    db.create_function("audit_leaf", 8, _audit_leaf, deterministic=True)
+    db.create_function("serial_octets", 1, rows.serial_octets, deterministic=True)
     have = db.execute("PRAGMA user_version").fetchone()[0]
     steps = migrations()
     newest = steps[-1][0]

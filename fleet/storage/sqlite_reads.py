@@ -4,18 +4,17 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fleet.domain.changes import AuditRow, Event
+from fleet.domain.access import Operator
+from fleet.domain.changes import Answer
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
-from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.device import Device, Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import rows
 
 T = TypeVar("T")
 Query = Callable[[sqlite3.Connection], T]
 
-EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
-LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
@@ -30,15 +29,17 @@ CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE holder = ? O
 _NEWEST = "SELECT seq FROM credential WHERE holder = ?1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"
 _HELD = " UNION ALL ".join(f"SELECT * FROM ({_NEWEST.format(s, HELD_MAX)})" for s in ("issued", "active", "revoked"))  # noqa: S608
 HELD_CREDENTIALS = _select("credential", rows.CREDENTIAL_COLUMNS, f"WHERE seq IN ({_HELD}) ORDER BY seq")
-KEY_USES = "SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = ?"
+KEY_USES = """
+    SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = ?1
+    UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = ?1"""
 TOKEN = _select("token", rows.TOKEN_COLUMNS, "WHERE id = ?")
 TOKENS = _select("token", rows.TOKEN_COLUMNS, "ORDER BY created_at DESC, seq DESC")
 STATION = _select("station", rows.STATION_COLUMNS, "WHERE name = ?")
 STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
-AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
-EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
-LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
-LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+OPERATOR = _select("operator", rows.OPERATOR_COLUMNS, "WHERE name = ?")
+OPERATORS = _select("operator", rows.OPERATOR_COLUMNS, "ORDER BY name")
+ANSWER = _select("answer", rows.ANSWER_COLUMNS, "WHERE actor = ? AND key = ?")
+CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = ?")
 
 _DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
 _DEVICE_END = len(rows.DEVICE_COLUMNS)
@@ -66,24 +67,6 @@ def device(db: sqlite3.Connection, device_id: str) -> Device | None:
     return rows.device_of(row) if row else None
 
 
-def devices(
-    db: sqlite3.Connection, model: str | None, state: DeviceState | None, after: str, limit: int
-) -> list[Device]:
-    where, parameters = "id > ?", [after]
-    if model is not None:
-        where, parameters = f"{where} AND model = ?", [*parameters, model]
-    if state is not None:
-        # The second term, true as it is, lets the planner use the partial index.
-        term = "state = ?" if state is DeviceState.ACTIVE else "state = ? AND state <> 'active'"
-        where, parameters = f"{where} AND {term}", [*parameters, state.value]
-    sql = _select("device", rows.DEVICE_COLUMNS, f"WHERE {where} ORDER BY id LIMIT {_bounded(limit)}")
-    return [rows.device_of(row) for row in db.execute(sql, parameters)]
-
-
-def _bounded(limit: int) -> int:
-    return max(0, min(limit, LIST_MAX))
-
-
 def credentials(db: sqlite3.Connection, holder: str) -> list[Credential]:
     return [rows.credential_of(row) for row in db.execute(CREDENTIALS, (holder,))]
 
@@ -104,6 +87,29 @@ def station(db: sqlite3.Connection, name: str) -> Station | None:
 
 def stations(db: sqlite3.Connection) -> list[Station]:
     return [rows.station_of(row) for row in db.execute(STATIONS)]
+
+
+def operator(db: sqlite3.Connection, name: str) -> Operator | None:
+    row = db.execute(OPERATOR, (name,)).fetchone()
+    return rows.operator_of(row) if row else None
+
+
+def operators(db: sqlite3.Connection) -> list[Operator]:
+    return [rows.operator_of(row) for row in db.execute(OPERATORS)]
+
+
+def answer(db: sqlite3.Connection, actor: str, key: str) -> Answer | None:
+    row = db.execute(ANSWER, (actor, key)).fetchone()
+    return rows.answer_of(row) if row else None
+
+
+def credential(db: sqlite3.Connection, serial: str) -> Credential | None:
+    try:
+        octets = rows.serial_octets(serial)
+    except ValueError:
+        return None  # no certificate has such a serial
+    row = db.execute(CREDENTIAL, (octets,)).fetchone()
+    return rows.credential_of(row) if row else None
 
 
 def enrollment_facts(
@@ -134,28 +140,12 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
     credential = rows.credential_of(row[:_CREDENTIAL_END])
     if credential.kind is CredentialKind.STATION:
         return HolderFacts(credential, None, None, station(db, credential.holder))
+    if credential.kind is CredentialKind.OPERATOR:
+        return HolderFacts(credential, None, None, None, operator(db, credential.holder))
     rest = row[_CREDENTIAL_END:]
     if rest[0] is None:
         return HolderFacts(credential, None, None, None)
     return HolderFacts(credential, rows.device_of(rest[:_DEVICE_END]), rows.model_of(*rest[_DEVICE_END:]), None)
-
-
-def audit(db: sqlite3.Connection, after: int, limit: int) -> list[AuditRow]:
-    return [rows.audit_of(row) for row in db.execute(AUDIT, (after, _bounded(limit)))]
-
-
-def last_audit(db: sqlite3.Connection) -> int:
-    seq: int = db.execute(LAST_AUDIT).fetchone()[0]
-    return seq
-
-
-def last_event(db: sqlite3.Connection) -> int:
-    seq: int = db.execute(LAST_EVENT).fetchone()[0]
-    return seq
-
-
-def events(db: sqlite3.Connection, after: int) -> list[Event]:
-    return [rows.event_of(row) for row in db.execute(EVENTS, (after, EVENTS_MAX))]
 
 
 def data_version(db: sqlite3.Connection) -> int:

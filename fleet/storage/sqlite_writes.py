@@ -6,17 +6,24 @@ zero is the Conflict: there is no gap between looking and writing.
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import assert_never
 
-from fleet.domain.audit_chain import GENESIS, row_hash
+from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, leaf_of
 from fleet.domain.changes import (
+    AddAnswer,
     AddCredential,
     AddDevice,
     AddModel,
+    AddOperator,
     AddStation,
     AddToken,
     AuditRow,
     Change,
+    DropAnswers,
+    DropAudit,
+    DropCredentials,
+    DropEvents,
     EndUnused,
     MarkUsed,
     MoveDevice,
@@ -24,6 +31,7 @@ from fleet.domain.changes import (
     RevokeToken,
     SetModel,
     SpendToken,
+    TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict
@@ -36,12 +44,16 @@ def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO N
 
 
 ADD_MODEL = _insert("model", rows.MODEL_COLUMNS)
-SET_MODEL = "UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6 WHERE name = ?1"
+SET_MODEL = """
+    UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6, revision = revision + 1
+    WHERE name = ?1 AND revision = ?7"""
+HAS_MODEL = "SELECT 1 FROM model WHERE name = ?"
 ADD_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
 ADD_CREDENTIAL = _insert("credential", rows.CREDENTIAL_COLUMNS)
 KEY_TAKEN = """
     SELECT 1 FROM credential
-    WHERE key_sha256 = ?1 AND (holder <> ?2 OR kind <> ?3 OR state = 'revoked') LIMIT 1"""
+    WHERE key_sha256 = ?1 AND (holder <> ?2 OR kind <> ?3 OR state = 'revoked')
+    UNION ALL SELECT 1 FROM revoked_key WHERE key_sha256 = ?1 LIMIT 1"""
 _UNUSED = "WHERE holder = ? AND kind = ? AND state = 'issued' AND earned_by = ?"
 NEWEST_UNUSED = f"SELECT fingerprint FROM credential {_UNUSED} ORDER BY seq DESC LIMIT 1"  # noqa: S608
 END_UNUSED = f"UPDATE credential SET state = 'superseded' {_UNUSED}"  # noqa: S608
@@ -59,7 +71,32 @@ ADD_STATION = _insert("station", rows.STATION_COLUMNS)
 ADD_AUDIT = _insert("audit", rows.AUDIT_COLUMNS, ending="")
 ADD_EVENT = _insert("event", rows.EVENT_COLUMNS, ending="")
 # One text for each number of states, so that the statement cache holds a handful of them.
-MOVE_DEVICE = {n: f"UPDATE device SET state = ? WHERE id = ? AND state IN ({', '.join('?' * n)})" for n in range(1, 6)}  # noqa: S608
+MOVE_DEVICE = {
+    n: f"""
+    UPDATE device SET state = ?, expires_at = coalesce(?, expires_at), revision = revision + 1
+    WHERE id = ? AND revision = coalesce(?, revision) AND state IN ({", ".join("?" * n)})"""  # noqa: S608
+    for n in range(1, 6)
+}
+TAG_DEVICE = "UPDATE device SET tags = ?, groups = ?, revision = revision + 1 WHERE id = ? AND revision = ?"
+OLD_TAGS = f"SELECT {rows.columns(rows.DEVICE_COLUMNS)} FROM device WHERE id = ?"  # noqa: S608
+ADD_TAG = _insert("device_tag", ("key", "value", "device_id"))
+DROP_TAG = "DELETE FROM device_tag WHERE key = ? AND value = ? AND device_id = ?"
+ADD_OPERATOR = _insert("operator", rows.OPERATOR_COLUMNS)
+ADD_ANSWER = _insert("answer", rows.ANSWER_COLUMNS)
+DROP_ANSWERS = "DELETE FROM answer WHERE at < ?"
+KEEP_REVOKED_KEY = """
+    INSERT INTO revoked_key (key_sha256, kind, holder)
+    SELECT key_sha256, kind, holder FROM credential WHERE fingerprint = ? AND state = 'revoked'
+    ON CONFLICT DO NOTHING"""
+DROP_CREDENTIAL = "DELETE FROM credential WHERE fingerprint = ? AND not_after <= ?"
+DROP_AUDIT = """
+    DELETE FROM audit WHERE seq <= ?1 AND ?1 < (SELECT max(seq) FROM audit)
+    AND ?1 <= (SELECT max(size) FROM audit_head)"""
+DROP_EVENTS = "DELETE FROM event WHERE seq <= ? AND seq < (SELECT max(seq) FROM event)"
+LARGEST_HEAD = "SELECT max(size) FROM audit_head"
+ADD_HEAD = _insert("audit_head", rows.HEAD_COLUMNS, ending="")
+ADD_NODE = _insert("audit_node", ("level", "idx", "hash"), ending="")
+SET_FRONTIER = "INSERT OR REPLACE INTO audit_frontier (one, size, hashes) VALUES (1, ?, ?)"
 
 
 def apply(db: sqlite3.Connection, write: Write) -> None:
@@ -75,14 +112,18 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
                 )
         case SetModel(model=model):
             if not db.execute(SET_MODEL, rows.model_row(model)).rowcount:
-                raise Conflict("no-such-model", f"There is no model {model.name}.", "Add it with: fleet model add.")
+                if not db.execute(HAS_MODEL, (model.name,)).fetchone():
+                    raise Conflict("no-such-model", f"There is no model {model.name}.", "Add it with: fleet model add.")
+                raise changed_meanwhile(f"Model {model.name}")
         case AddDevice(device=device):
             if not db.execute(ADD_DEVICE, rows.device_row(device)).rowcount:
                 raise Conflict("device-exists", f"Device {device.id} exists already.")
-        case MoveDevice(device_id=device_id, allowed=allowed, to=to):
-            parameters = (to.value, device_id, *sorted(state.value for state in allowed))
-            if not allowed or not db.execute(MOVE_DEVICE[len(allowed)], parameters).rowcount:
-                raise Conflict("device-moved", f"Device {device_id} is not in a state from which it can become {to}.")
+            if device.tags or device.groups:
+                db.executemany(ADD_TAG, rows.tag_rows(device))
+        case MoveDevice():
+            _move_device(db, write)
+        case TagDevice():
+            _tag_device(db, write)
         case AddCredential(credential=credential):
             if db.execute(KEY_TAKEN, (credential.key_sha256, credential.holder, credential.kind.value)).fetchone():
                 raise Conflict("key-taken", "The key is another holder's, or was revoked.", "Make a new key.")
@@ -113,18 +154,89 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case AddStation(station=station):
             if not db.execute(ADD_STATION, rows.station_row(station)).rowcount:
                 raise Conflict("station-exists", f"Station {station.name} exists already.", "Choose another name.")
+        case AddOperator(operator=operator):
+            if not db.execute(ADD_OPERATOR, rows.operator_row(operator)).rowcount:
+                raise Conflict("operator-exists", f"Operator {operator.name} exists already.", "Choose another name.")
+        case AddAnswer(answer=answer):
+            if not db.execute(ADD_ANSWER, rows.answer_row(answer)).rowcount:
+                raise Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
+        case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
+            _drop(db, write)
         case _:
             assert_never(write)
 
 
+def changed_meanwhile(what: str) -> Conflict:
+    return Conflict("changed-meanwhile", f"{what} has been changed since it was read.", "Read it again and retry.")
+
+
+def _move_device(db: sqlite3.Connection, write: MoveDevice) -> None:
+    expires_at = None if write.expires_at is None else rows.micros(write.expires_at)
+    states = sorted(state.value for state in write.allowed)
+    parameters = (write.to.value, expires_at, write.device_id, write.revision, *states)
+    if states and db.execute(MOVE_DEVICE[len(states)], parameters).rowcount:
+        return
+    found = db.execute(OLD_TAGS, (write.device_id,)).fetchone()
+    if found is not None and rows.device_of(found).state in write.allowed:
+        raise changed_meanwhile(f"Device {write.device_id}")
+    raise Conflict("device-moved", f"Device {write.device_id} is not in a state from which it can become {write.to}.")
+
+
+def _tag_device(db: sqlite3.Connection, write: TagDevice) -> None:
+    found = db.execute(OLD_TAGS, (write.device_id,)).fetchone()
+    if found is None:
+        raise Conflict("no-such-device", f"There is no device {write.device_id}.")
+    old = rows.device_of(found)
+    new = replace(old, tags=write.tags, groups=write.groups)
+    row = rows.device_row(new)
+    if not db.execute(TAG_DEVICE, (row[6], row[7], new.id, write.revision)).rowcount:
+        raise changed_meanwhile(f"Device {new.id}")
+    db.executemany(DROP_TAG, rows.tag_rows(old))
+    db.executemany(ADD_TAG, rows.tag_rows(new))
+
+
+def _drop(db: sqlite3.Connection, write: DropAnswers | DropCredentials | DropAudit | DropEvents) -> None:
+    match write:
+        case DropAnswers(before=before):
+            db.execute(DROP_ANSWERS, (rows.micros(before),))
+        case DropCredentials(fingerprints=fingerprints, now=now):
+            for fingerprint in fingerprints:
+                db.execute(KEEP_REVOKED_KEY, (fingerprint,))
+                if not db.execute(DROP_CREDENTIAL, (fingerprint, rows.micros(now))).rowcount:
+                    raise Conflict("credential-kept", "A certificate that has not expired is not forgotten.")
+        case DropAudit(upto=upto):
+            if upto % (1 << NODE_LEVELS[0]) or not db.execute(DROP_AUDIT, (upto,)).rowcount:
+                raise Conflict("audit-kept", f"The audit up to row {upto} is not sealed, or is not there any more.")
+        case DropEvents(upto=upto):
+            db.execute(DROP_EVENTS, (upto,))
+
+
+def add_head(db: sqlite3.Connection, sealed: Sealed, nodes: Sequence[AuditNode]) -> None:
+    """Keep a new head, its frontier and the nodes that it has made whole, in one transaction.
+
+    Raises: Conflict (`sealed-already`): nothing happened. sqlite3.Error: likewise.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        largest = db.execute(LARGEST_HEAD).fetchone()[0]
+        if largest is not None and largest >= sealed.head.size:
+            raise Conflict("sealed-already", f"The audit is sealed up to row {largest} already.")
+        db.execute(ADD_HEAD, rows.head_row(sealed.head))
+        db.executemany(ADD_NODE, [(node.level, node.index, node.hash) for node in nodes])
+        db.execute(SET_FRONTIER, (sealed.frontier.size, sealed.frontier.packed()))
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
 class Batch:
-    """The Changes of one transaction: knows where the audit chain and the feed stand, and moves them on."""
+    """The Changes of one transaction: knows where the audit and the feed stand, and moves them on."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        head = db.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-        self._audit_seq: int = head[0] if head else 0
-        self._audit_hash: bytes = head[1] if head else GENESIS
+        self._audit_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
         self._event_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
 
     def add(self, change: Change) -> Exception | None:
@@ -136,7 +248,7 @@ class Batch:
         try:
             for write in change.writes:
                 apply(self._db, write)
-            audit_hash = self._add_audit(change)
+            self._add_audit(change)
             self._add_events(change)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
             return self._undo(Conflict("against-the-rules", f"The registry's own rules forbid this: {error}."))
@@ -146,15 +258,13 @@ class Batch:
             return self._undo(error)
         self._db.execute("RELEASE one")
         self._audit_seq += 1
-        self._audit_hash = audit_hash
         self._event_seq += len(change.events)
         return None
 
-    def _add_audit(self, change: Change) -> bytes:
+    def _add_audit(self, change: Change) -> None:
         seq = self._audit_seq + 1
-        hash_ = row_hash(change.audit, seq, self._audit_hash)
-        self._db.execute(ADD_AUDIT, rows.audit_row(AuditRow(seq, change.audit, self._audit_hash, hash_)))
-        return hash_
+        row = AuditRow(seq, change.audit, leaf_of(change.audit, seq))
+        self._db.execute(ADD_AUDIT, rows.audit_row(row))
 
     def _add_events(self, change: Change) -> None:
         for seq, event in enumerate(change.events, self._event_seq + 1):

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.errors import AgentError
 from device_agent.est_client import EstClient
+from fleet.domain.device import Place
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.wire.csr import build_csr
 from tests.serving import Served, fleet
@@ -81,7 +82,7 @@ async def registry_of(home: Path) -> tuple[dict[str, set[bytes]], int]:
     try:
         found: dict[str, set[bytes]] = {}
         after = ""
-        while page := await registry.devices(after=after):
+        while page := await registry.devices(after=Place(after)):
             for device in page:
                 found[device.id] = {c.fingerprint for c in await registry.credentials(device.id)}
             after = page[-1].id

@@ -50,7 +50,7 @@ def credential(
     der = os.urandom(32)
     return Credential(
         fingerprint=hashlib.sha256(der).digest(),
-        serial=os.urandom(20).hex(),
+        serial=f"{int.from_bytes(os.urandom(20)):x}",
         kind=CredentialKind.DEVICE,
         holder=holder,
         key_sha256=os.urandom(32),

@@ -29,7 +29,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailabl
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
 from fleet.services import revocation
-from fleet.services.admission import CONNECT, FIRST_USE, admit
+from fleet.services.admission import CONNECT, FIRST_USE, Will, admit
 from fleet.storage.sqlite import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -43,7 +43,7 @@ def certificate(
     der = os.urandom(24)
     return Credential(
         fingerprint=hashlib.sha256(der).digest(),
-        serial=os.urandom(8).hex(),
+        serial=f"{int.from_bytes(os.urandom(8)):x}",
         kind=kind,
         holder=holder,
         key_sha256=os.urandom(32),
@@ -151,11 +151,20 @@ async def test_a_station_is_no_device(registry: SqliteRegistry) -> None:
 
 async def test_a_will_must_be_allowed(registry: SqliteRegistry) -> None:
     held = await holding(registry, certificate())
-    await admit(registry, shows(held), CAM, NOW, will_topic="devices/cam-7/up/gone")
+    await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-7/up/gone", retain=False))
     with pytest.raises(Refused) as caught:
-        await admit(registry, shows(held), CAM, NOW, will_topic="devices/cam-8/up/gone")
+        await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-8/up/gone", retain=False))
     assert caught.value.code == "will-refused"
     assert (await last_row(registry)).entry.outcome == "will-refused"
+
+
+async def test_a_will_that_may_not_be_retained_uses_up_nothing(registry: SqliteRegistry) -> None:
+    held = await holding(registry, certificate(state=CredentialState.ISSUED))
+    with pytest.raises(Refused) as caught:
+        await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-7/up/gone", retain=True))
+    assert caught.value.code == "will-retain"
+    assert (await last_row(registry)).entry.outcome == "will-retain"
+    assert [c.state for c in await registry.credentials(CAM)] == [CredentialState.ISSUED]
 
 
 async def test_first_use_ends_what_was_issued_before(registry: SqliteRegistry) -> None:

@@ -30,7 +30,7 @@ from fleet.domain.changes import (
     Write,
 )
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
-from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import EnrollmentRequest, Names, permit_station
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.peer import Peer
@@ -611,7 +611,7 @@ async def test_fifty_at_once_with_a_token_of_ten_uses_are_exactly_ten(house: Hou
     await house.token(device_id=None, model="cam", uses_max=10)
     tries = [asyncio.create_task(house.enroll(request_for(f"new-{n}"), token_text())) for n in range(50)]
     assert await outcomes(*tries) == ["Credential"] * 10 + ["token-used-up"] * 40
-    assert len(await house.registry.devices(model="cam", state=DeviceState.ACTIVE)) == 10
+    assert len(await house.registry.devices(DeviceFilter(model="cam", state=DeviceState.ACTIVE))) == 10
 
 
 async def test_two_keys_that_race_for_one_identity_are_one(house: House) -> None:

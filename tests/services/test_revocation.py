@@ -40,7 +40,8 @@ def credential(holder: str, n: int, kind: CredentialKind = CredentialKind.DEVICE
     der = f"{holder} {n} {kind}".encode()
     digest = hashlib.sha256(der).digest()
     ending = NOW + timedelta(days=1)
-    return Credential(digest, digest.hex(), kind, holder, digest, NOW, ending, CredentialState.ISSUED, NOW, der)
+    serial = f"{int.from_bytes(digest[:20]):x}"
+    return Credential(digest, serial, kind, holder, digest, NOW, ending, CredentialState.ISSUED, NOW, der)
 
 
 async def give(registry: SqliteRegistry, *credentials: Credential, state: DeviceState = DeviceState.ACTIVE) -> None:

@@ -29,7 +29,7 @@ def credential(
     der = os.urandom(48)
     return Credential(
         fingerprint=hashlib.sha256(der).digest(),
-        serial=serial or f"{next(_serials):040x}",
+        serial=serial or f"{next(_serials):x}",
         kind=kind,
         holder=holder,
         key_sha256=hashlib.sha256(b"key" + der).digest(),

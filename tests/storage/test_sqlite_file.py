@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddModel
+from fleet.domain.credential import CredentialState
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.storage import sqlite_file
+from fleet.storage import rows, sqlite_file
 from fleet.storage.sqlite import SqliteRegistry
-from tests.storage.samples import MODEL, change
+from tests.storage.samples import MODEL, change, credential
 
 
 async def refusal(path: Path, *, create: bool = True) -> FleetError:
@@ -147,3 +149,30 @@ async def test_opening_a_second_one_keeps_the_firsts_locks(db_path: Path) -> Non
     inode = f":{db_path.stat().st_ino}"
     assert [kind for _, kind, *rest in locks if any(word.endswith(inode) for word in rest)] == ["POSIX"]
     await first.close()
+
+
+async def test_what_the_first_schema_held_is_all_there_in_the_newest(db_path: Path) -> None:
+    """Rows as the first schema had them, serial numbers as text and the audit as a chain, are read as they were."""
+    first = sqlite_file.migrations()[0][1]
+    made = credential("cam-7", CredentialState.ACTIVE)
+    old = rows.credential_row(made)
+    detail = '{"a":"\\u00e9"}'
+    with closing(sqlite3.connect(db_path, isolation_level=None)) as db:
+        db.executescript(f"{first}; PRAGMA user_version = 1; PRAGMA application_id = {sqlite_file.APPLICATION_ID};")
+        db.execute("INSERT INTO model VALUES ('cam2', 60000000, '[]', '[]', '[]', 0)")
+        db.execute("INSERT INTO device VALUES ('cam-7', 'cam2', 'active', 1, '')")
+        db.execute(f"INSERT INTO credential VALUES (1, {', '.join('?' * len(old))})", (old[0], made.serial, *old[2:]))  # noqa: S608
+        db.execute(
+            "INSERT INTO audit VALUES (1, 5, 'a', 'b', 'c', 'ok', '', ?, ?, ?)", (detail, bytes(32), bytes(31) + b"1")
+        )
+    db_path.chmod(0o600)
+    registry = await SqliteRegistry.open(db_path)
+    try:
+        assert await registry.credentials("cam-7") == [made]
+        found = await registry.device("cam-7")
+        assert found is not None
+        assert (found.expires_at, found.tags, found.groups, found.revision) == (made.not_after, (), (), 1)
+        assert len(list(sound_leaves(await registry.audit()))) == 1
+        assert (await registry.audit())[0].entry.detail == {"a": "é"}
+    finally:
+        await registry.close()

@@ -6,7 +6,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from fleet.domain.audit_chain import GENESIS, verify
+from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Event
 from fleet.storage.sqlite import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
@@ -34,9 +34,10 @@ async def made(path: Path) -> SqliteRegistry:
 
 async def whole_audit_verifies(registry: SqliteRegistry) -> int:
     """The number of rows, read in pages."""
-    head, after = GENESIS, 0
+    after = 0
     while rows := await registry.audit(after=after, limit=100):
-        head, after = verify(rows, head, after), rows[-1].seq
+        list(sound_leaves(rows, after))
+        after = rows[-1].seq
     return after
 
 

@@ -5,7 +5,7 @@ from fleet.domain.ports import Registry
 from fleet.servers.gateway import endings
 from fleet.servers.gateway.grounds import Grounds
 from fleet.servers.gateway.session import Link, Phase, Session
-from fleet.services.admission import Admission, admit
+from fleet.services.admission import Admission, Will, admit
 from fleet.wire.mqtt.codes import Reason
 
 REASON: dict[str, Reason] = {
@@ -14,6 +14,7 @@ REASON: dict[str, Reason] = {
     "device-revoked": Reason.BANNED,
     "device-retired": Reason.BANNED,
     "certificate-revoked": Reason.BANNED,
+    "will-retain": Reason.RETAIN_NOT_SUPPORTED,  # [MQTT-3.2.2-13]
 }
 """What CONNACK says for a refusal's code; NOT_AUTHORIZED for any other."""
 
@@ -54,11 +55,11 @@ async def _admission(grounds: Grounds, registry: Registry, session: Session) -> 
     connect = session.connect
     if connect is None:
         return None
-    will_topic = connect.will.topic if connect.will else None
+    will = Will(connect.will.topic, connect.will.retain) if connect.will else None
     while True:
         session.stale = False
         try:
-            admission = await admit(registry, session.peer, connect.client_id, grounds.clock(), will_topic=will_topic)
+            admission = await admit(registry, session.peer, connect.client_id, grounds.clock(), will=will)
         except Unavailable as error:
             session.refuse(error.code, Reason.SERVER_UNAVAILABLE)
             return None
@@ -68,8 +69,4 @@ async def _admission(grounds: Grounds, registry: Registry, session: Session) -> 
         # A model that changed while we asked may be the device's: the answer could be of before or after.
         if session.stale and session.phase is Phase.OPENING:
             continue
-        if connect.will is not None and connect.will.retain and not admission.policy.retain:
-            # [MQTT-3.2.2-13]
-            session.refuse("will-retain", Reason.RETAIN_NOT_SUPPORTED)
-            return None
         return admission

@@ -1,0 +1,119 @@
+"""The audit as a Merkle tree: each row is a leaf, and signed heads say what all the rows before them were.
+
+A row's leaf covers its sequence and its entry, so a row that was changed or moved no longer fits its leaf, and leaves
+that were changed, removed or put in no longer fit the next signed head. Rows do not depend on one another: whoever
+commits at the same moment need not agree on anything but the numbering.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from fleet.domain import merkle
+from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.errors import Invalid
+
+NODE_LEVELS = (8, 16, 24, 32)
+"""Levels of perfect subtrees whose hashes are kept once they are whole: a proof reads a few hundred hashes."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+# One form for one entry: a list in fixed order, no spaces, everything beyond ASCII escaped.
+_canonical = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode
+
+
+def leaf_data(entry: AuditEntry, seq: int) -> bytes:
+    """What the leaf of `entry` as row `seq` holds: canonical JSON, the time in microseconds since 1970."""
+    text = _canonical(
+        [
+            seq,
+            (entry.at - _EPOCH) // _MICROSECOND,
+            entry.actor,
+            entry.action,
+            entry.subject,
+            entry.outcome,
+            entry.address,
+            entry.detail,
+        ]
+    )
+    return text.encode("ascii")
+
+
+def leaf_of(entry: AuditEntry, seq: int) -> bytes:
+    """The leaf hash of `entry` as row `seq`, 32 bytes. Row 1 is the leaf of index 0."""
+    return merkle.leaf_hash(leaf_data(entry, seq))
+
+
+@dataclass(frozen=True, slots=True)
+class TreeHead:
+    """The first `size` rows, all of them, as of `at`; signed, so that nobody can tell another story later."""
+
+    size: int
+    root: bytes
+    at: datetime
+    """To the millisecond."""
+    key_id: bytes
+    """SHA-256 of the signing key's DER SubjectPublicKeyInfo, 32 bytes."""
+    signature: bytes
+    """ECDSA with SHA-256 over `head_data`, DER."""
+
+
+def head_data(size: int, root: bytes, at: datetime) -> bytes:
+    """What is signed (RFC 9162, 4.10): milliseconds since 1970, size, root hash, no extensions."""
+    milliseconds = (at - _EPOCH) // _MILLISECOND
+    return milliseconds.to_bytes(8) + size.to_bytes(8) + bytes([len(root)]) + root + b"\0\0"
+
+
+def key_id(spki_der: bytes) -> bytes:
+    """How a head names the key that signed it."""
+    return hashlib.sha256(spki_der).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class AuditNode:
+    """The hash of a perfect subtree that is whole; `level` is one of NODE_LEVELS."""
+
+    level: int
+    index: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A head with what it takes to go on from it."""
+
+    head: TreeHead
+    frontier: merkle.Frontier
+
+
+MOVED_SEARCH_MAX = 1_000  # rows either side in which a row that is out of place is looked for: it only words the error
+
+
+def sound_leaves(rows: Iterable[AuditRow], after: int = 0) -> Iterator[bytes]:
+    """The leaf of each of `rows`, when they follow row `after` without a gap and each fits its own leaf.
+
+    Leaves that were rewritten together with their rows are found by a signed head, and only by that.
+
+    Raises: Invalid: `audit-changed`, `audit-removed` or `audit-moved`, naming the first bad row.
+    """
+    for row in rows:
+        if row.seq > after + 1:
+            missing = f"row {after + 1} is" if row.seq == after + 2 else f"rows {after + 1} to {row.seq - 1} are"
+            raise Invalid("audit-removed", f"The audit is broken: {missing} missing.")
+        if row.seq <= after:
+            raise Invalid("audit-moved", f"The audit is broken: row {row.seq} stands after row {after}.")
+        if leaf_of(row.entry, row.seq) != row.leaf:
+            raise _altered(row)
+        yield row.leaf
+        after = row.seq
+
+
+def _altered(row: AuditRow) -> Invalid:
+    nearby = range(max(1, row.seq - MOVED_SEARCH_MAX), row.seq + MOVED_SEARCH_MAX)
+    for seq in nearby:
+        if leaf_of(row.entry, seq) == row.leaf:
+            return Invalid("audit-moved", f"The audit is broken: row {row.seq} was written as row {seq} and moved.")
+    return Invalid("audit-changed", f"The audit is broken: row {row.seq} has been changed.")
