@@ -7,16 +7,22 @@ again when it is next needed.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any, Self
 
 import asyncpg
 
 from fleet.database_url import DatabaseUrl
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.access import Operator
+from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
+from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.errors import Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import postgres_lists as lists
+from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
 from fleet.storage import rows
 from fleet.storage.hop import Batches
@@ -24,6 +30,8 @@ from fleet.storage.postgres_commit import Writer
 from fleet.storage.postgres_feed import Listener
 from fleet.storage.postgres_schema import migrate
 from fleet.storage.postgres_session import (
+    DRIVER_ERRORS,
+    WAIT_SECONDS_MAX,
     Session,
     cannot_open,
     closed,
@@ -38,6 +46,7 @@ COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they tak
 READERS_MAX = 8
 READER_IDLE_SECONDS_MAX = 300.0
 READ_TRIES_MAX = 3  # a session that turns out to be dead says nothing about the database
+EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 FEED_POLL_SECONDS = 0.5  # how late an event is heard when its notification was lost
 CLOSE_SECONDS_MAX = 5.0
 AUDIT_PAGE = 1000
@@ -117,10 +126,8 @@ class PostgresRegistry:
         Raises: Unavailable. Invalid (`not-text`).
         """
         for left in reversed(range(READ_TRIES_MAX)):
-            if self._closed:
-                raise closed()
             try:
-                async with self._pool.acquire(timeout=reads.WAIT_SECONDS_MAX) as session:
+                async with self._session() as session:
                     found: list[Any] = await session.fetch(statement, *parameters)
                     return found
             except Exception as error:
@@ -130,6 +137,18 @@ class PostgresRegistry:
                     raise unavailable(error) from error
                 await self._pool.expire_connections()  # the others are as old as the one that was dead
         raise AssertionError("the last try returns or raises")
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
+        """One of the pool's sessions. Raises: Unavailable (`registry-closed`), and what the driver raises."""
+        if self._closed:
+            raise closed()
+        async with self._pool.acquire(timeout=WAIT_SECONDS_MAX) as session:
+            yield session
+
+    async def _number(self, statement: str, *parameters: Any) -> int:
+        number: int = (await self._fetch_one(statement, *parameters))[0]
+        return number
 
     async def _fetch_one(self, statement: str, *parameters: Any) -> Any:
         found = await self._fetch(statement, *parameters)
@@ -147,19 +166,34 @@ class PostgresRegistry:
         return rows.device_of(row) if row else None
 
     async def devices(
-        self,
-        *,
-        model: str | None = None,
-        state: DeviceState | None = None,
-        after: str = "",
-        limit: int = 1000,
+        self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """Ordered by id, those greater than `after`, at most `limit`, and never more than reads.LIST_MAX."""
-        statement, parameters = reads.devices(model, state, after, limit)
+        """As the contract says, and never more than postgres_lists.LIST_MAX."""
+        statement, parameters = lists.devices(where, after, limit)
         return [rows.device_of(row) for row in await self._fetch(statement, *parameters)]
+
+    async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
+        statement, parameters = lists.count_devices(where)
+        return await self._number(statement, *parameters)
 
     async def credentials(self, holder: str) -> list[Credential]:
         return [rows.credential_of(row) for row in await self._fetch(reads.CREDENTIALS, holder)]
+
+    async def credential(self, serial: str) -> Credential | None:
+        try:
+            octets = rows.serial_octets(serial)
+        except ValueError:
+            return None  # no certificate has such a serial
+        row = await self._fetch_one(reads.CREDENTIAL, octets)
+        return rows.credential_of(row) if row else None
+
+    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
+        found = await self._fetch(lists.EXPIRED, rows.micros(before), lists.bounded(limit))
+        return [rows.credential_of(row) for row in found]
+
+    async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
+        found = await self._fetch(lists.EXPIRIES, rows.micros(until))
+        return [(lists.monday(week), count) for week, count in found]
 
     async def token(self, token_id: str) -> Token | None:
         row = await self._fetch_one(reads.TOKEN, token_id)
@@ -175,6 +209,17 @@ class PostgresRegistry:
     async def stations(self) -> list[Station]:
         return [rows.station_of(row) for row in await self._fetch(reads.STATIONS)]
 
+    async def operator(self, name: str) -> Operator | None:
+        row = await self._fetch_one(reads.OPERATOR, name)
+        return rows.operator_of(row) if row else None
+
+    async def operators(self) -> list[Operator]:
+        return [rows.operator_of(row) for row in await self._fetch(reads.OPERATORS)]
+
+    async def answer(self, actor: str, key: str) -> Answer | None:
+        row = await self._fetch_one(reads.ANSWER, actor, key)
+        return rows.answer_of(row) if row else None
+
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
         return reads.enrollment_facts(await self._fetch_one(reads.ENROLLMENT, device_id, token_id, key_sha256))
 
@@ -183,29 +228,53 @@ class PostgresRegistry:
         return reads.holder_facts(row) if row else None
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        """Rows in order, those with a sequence greater than `after`; never more than reads.LIST_MAX at once."""
-        return [rows.audit_of(row) for row in await self._fetch(reads.AUDIT, after, reads.bounded(limit))]
+        """Rows in order, those with a sequence greater than `after`; never more than postgres_lists.LIST_MAX."""
+        return [rows.audit_of(row) for row in await self._fetch(logs.AUDIT, after, lists.bounded(limit))]
 
     async def last_audit(self) -> int:
-        seq: int = (await self._fetch_one(reads.LAST_AUDIT))[0]
-        return seq
+        return await self._number(logs.LAST_AUDIT)
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        return [rows.head_of(row) for row in await self._fetch(logs.HEADS, after, lists.bounded(limit))]
+
+    async def last_sealed(self) -> Sealed | None:
+        row = await self._fetch_one(logs.LAST_SEALED)
+        return logs.sealed_of(row) if row else None
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        if level == 0:
+            found = await self._fetch(logs.LEAVES, first, lists.bounded(count))
+        else:
+            found = await self._fetch(logs.NODES, level, first, lists.bounded(count))
+        return logs.unbroken(found, first)
+
+    async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
+        try:
+            async with self._session() as session:
+                await logs.add_head(session, sealed, nodes)
+        except Exception as error:
+            if not connection_lost(error) or self._closed or not await self._is_sealed(sealed):
+                raise unavailable(error) from error
+
+    async def _is_sealed(self, sealed: Sealed) -> bool:
+        """Whether a head whose session was lost is there all the same."""
+        async with self._session() as session:
+            return await logs.has_head(session, sealed)
 
     async def audit_pages(self) -> AsyncIterator[list[AuditRow]]:
         """The whole audit in order, all of one moment, a page at a time: read by a cursor, however long it is.
 
         Raises: Unavailable. Invalid (`audit-changed`).
         """
-        if self._closed:
-            raise closed()
         try:
             async with (
-                self._pool.acquire(timeout=reads.WAIT_SECONDS_MAX) as session,
+                self._session() as session,
                 session.transaction(isolation="repeatable_read", readonly=True),
             ):
-                cursor = await session.cursor(reads.AUDIT_WHOLE)
+                cursor = await session.cursor(logs.AUDIT_WHOLE)
                 while page := await cursor.fetch(AUDIT_PAGE):
                     yield [rows.audit_of(row) for row in page]
-        except asyncpg.PostgresError as error:
+        except DRIVER_ERRORS as error:
             raise unavailable(error) from error
 
     async def commit(self, change: Change) -> None:
@@ -216,17 +285,22 @@ class PostgresRegistry:
         """
         await self._commits.put(change)
 
+    async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        return [rows.event_of(row) for row in await self._fetch(logs.EVENTS, after, lists.bounded(limit))]
+
+    async def first_event(self) -> int:
+        return await self._number(logs.FIRST_EVENT)
+
     async def last_event(self) -> int:
-        seq: int = (await self._fetch_one(reads.LAST_EVENT))[0]
-        return seq
+        return await self._number(logs.LAST_EVENT)
 
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, for ever: those of other nodes too.
 
         Wakes at once for a commit of any node, and within FEED_POLL_SECONDS if the notification was lost.
 
-        Raises: Unavailable: the feed could not be read, or the registry has been closed. Whoever relies on the feed
-        must then assume that anything may have changed.
+        Raises: Unavailable: the feed could not be read, events after `after` are not kept any more (`feed-gap`), or
+        the registry has been closed. Whoever relies on the feed must then assume that anything may have changed.
         """
         bell = asyncio.Event()
         self._bells.add(bell)
@@ -236,8 +310,9 @@ class PostgresRegistry:
             while True:
                 bell.clear()  # before the look, so that what comes during it rings again
                 seen = after
-                for row in await self._fetch(reads.EVENTS, after, reads.EVENTS_MAX):
-                    event = rows.event_of(row)
+                for event in await self.events(after=after, limit=EVENTS_MAX):
+                    if event.seq != after + 1:
+                        raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
                     yield event
                     after = event.seq
                 if after == seen:

@@ -17,12 +17,13 @@ from typing import Any
 import asyncpg
 
 from fleet.database_url import DatabaseUrl
-from fleet.domain.audit_chain import GENESIS, row_hash
+from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Unavailable
 from fleet.storage import rows
 from fleet.storage.postgres_session import DRIVER_ERRORS, Session, connect, connection_lost, unavailable
-from fleet.storage.postgres_writes import FUNCTIONS, Prepared, prepared
+from fleet.storage.postgres_statements import FUNCTIONS
+from fleet.storage.postgres_writes import Prepared, prepared
 
 TRIES_MAX = 3
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 2.0
@@ -30,7 +31,7 @@ SETTLE_SECONDS_MAX = 30.0  # a database that restarts is back by then
 MARKS_KEPT = "7 days"
 CHANNEL = "fleet_event"
 
-_AUDIT_TYPES = ("bigint", "bigint", "text", "text", "text", "text", "text", "text", "bytea", "bytea")
+_AUDIT_TYPES = ("bigint", "bigint", "text", "text", "text", "text", "text", "text", "bytea")
 _EVENT_TYPES = ("bigint", "text", "text", "text")
 
 
@@ -208,12 +209,8 @@ async def apply(session: Session, batch: Sequence[Prepared]) -> list[Exception |
 async def record(session: Session, held: Sequence[Change], writer: bytes, mark: bytes) -> None:
     """Wait for our turn, then number and store the audit rows and events of `held`."""
     turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
-    seq, previous = turn["audit_seq"] or 0, turn["audit_hash"] or GENESIS
-    audits = []
-    for seq, change in enumerate(held, seq + 1):
-        row = AuditRow(seq, change.audit, previous, row_hash(change.audit, seq, previous))
-        audits.append(rows.audit_row(row))
-        previous = row.hash
+    entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
+    audits = [rows.audit_row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
     numbered = enumerate((event for change in held for event in change.events), turn["event_seq"] + 1)
     events = [(seq, event.kind, event.subject, event.detail) for seq, event in numbered]
     await session.fetch(
@@ -228,6 +225,6 @@ def _columns(found: Sequence[rows.Row], count: int) -> list[list[Any]]:
 def _unsettled() -> Unavailable:
     return Unavailable(
         "registry-unsettled",
-        "The database went away in the middle of a commit and has not come back: whether the change was made is not known.",
+        "The database went away in the middle of a commit: whether the change was made is not known.",
         "Look whether it is there before trying again.",
     )

@@ -1,16 +1,14 @@
 """The registry's questions as SQL for PostgreSQL. Each is one statement: one trip, and one moment."""
 
+from itertools import islice
 from typing import Any
 
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
-from fleet.domain.device import DeviceState, Model
+from fleet.domain.device import Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import rows
 
-EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
-LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
-WAIT_SECONDS_MAX = 10.0  # for a free session
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
@@ -25,11 +23,10 @@ TOKEN = _select("token", rows.TOKEN_COLUMNS, "WHERE id = $1")
 TOKENS = _select("token", rows.TOKEN_COLUMNS, "ORDER BY created_at DESC, seq DESC")
 STATION = _select("station", rows.STATION_COLUMNS, "WHERE name = $1")
 STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
-AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
-AUDIT_WHOLE = _select("audit", rows.AUDIT_COLUMNS, "ORDER BY seq")
-EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
-LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
-LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+OPERATOR = _select("operator", rows.OPERATOR_COLUMNS, "WHERE name = $1")
+OPERATORS = _select("operator", rows.OPERATOR_COLUMNS, "ORDER BY name")
+ANSWER = _select("answer", rows.ANSWER_COLUMNS, "WHERE actor = $1 AND key = $2")
+CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = $1")
 
 # The index holds each state's in order of seq: however many there are, no more than these are looked at.
 _NEWEST = "SELECT seq FROM credential WHERE holder = $1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"
@@ -37,7 +34,6 @@ _HELD = " UNION ALL ".join(f"({_NEWEST.format(state, HELD_MAX)})" for state in (
 _DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
 _TOKEN_AND_MODEL = f"{rows.columns(rows.TOKEN_COLUMNS, 't')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
 _DEVICE_END = len(rows.DEVICE_COLUMNS)
-_CREDENTIAL_END = len(rows.CREDENTIAL_COLUMNS)
 _TOKEN_END = len(rows.TOKEN_COLUMNS)
 ENROLLMENT = f"""
     SELECT
@@ -45,32 +41,17 @@ ENROLLMENT = f"""
         (SELECT ROW({_TOKEN_AND_MODEL}) FROM token t LEFT JOIN model m ON m.name = t.model WHERE t.id = $2),
         ARRAY(SELECT ROW({rows.columns(rows.CREDENTIAL_COLUMNS)}) FROM credential WHERE seq IN ({_HELD}) ORDER BY seq),
         ARRAY(SELECT ROW(kind, holder, state) FROM
-            (SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = $3) AS used)"""  # noqa: S608
+            (SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = $3
+            UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = $3) AS used)"""  # noqa: S608
 HOLDER = f"""
-    SELECT {rows.columns(rows.CREDENTIAL_COLUMNS, "c")}, {_DEVICE_AND_MODEL}, {rows.columns(rows.STATION_COLUMNS, "s")}
+    SELECT {rows.columns(rows.CREDENTIAL_COLUMNS, "c")}, {_DEVICE_AND_MODEL},
+        {rows.columns(rows.STATION_COLUMNS, "s")}, {rows.columns(rows.OPERATOR_COLUMNS, "o")}
     FROM credential c
     LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
     LEFT JOIN model m ON m.name = d.model
     LEFT JOIN station s ON c.kind = 'station' AND s.name = c.holder
+    LEFT JOIN operator o ON c.kind = 'operator' AND o.name = c.holder
     WHERE c.fingerprint = $1"""  # noqa: S608
-
-
-def devices(model: str | None, state: DeviceState | None, after: str, limit: int) -> tuple[str, list[Any]]:
-    """The statement that lists devices, and its parameters."""
-    where, parameters = "id > $1", [after, bounded(limit)]
-    if model is not None:
-        parameters.append(model)
-        where += f" AND model = ${len(parameters)}"
-    if state is not None:
-        parameters.append(state.value)
-        where += f" AND state = ${len(parameters)}"
-        # True as it is, it lets the planner use the partial index.
-        where += "" if state is DeviceState.ACTIVE else " AND state <> 'active'"
-    return _select("device", rows.DEVICE_COLUMNS, f"WHERE {where} ORDER BY id LIMIT $2"), parameters
-
-
-def bounded(limit: int) -> int:
-    return max(0, min(limit, LIST_MAX))
 
 
 def enrollment_facts(row: Any) -> EnrollmentFacts:
@@ -93,13 +74,18 @@ def _model(columns: rows.Row) -> Model | None:
 
 def holder_facts(row: Any) -> HolderFacts:
     """What one row of HOLDER says."""
-    found = tuple(row)
-    model_at = _CREDENTIAL_END + _DEVICE_END
-    station_at = model_at + len(rows.MODEL_COLUMNS)
-    device, model, station = found[_CREDENTIAL_END:model_at], found[model_at:station_at], found[station_at:]
+    columns = iter(row)
+
+    def next_(names: tuple[str, ...]) -> rows.Row:
+        return tuple(islice(columns, len(names)))
+
+    credential = rows.credential_of(next_(rows.CREDENTIAL_COLUMNS))
+    device, model = next_(rows.DEVICE_COLUMNS), next_(rows.MODEL_COLUMNS)
+    station, operator = next_(rows.STATION_COLUMNS), next_(rows.OPERATOR_COLUMNS)
     return HolderFacts(
-        credential=rows.credential_of(found[:_CREDENTIAL_END]),
+        credential=credential,
         device=rows.device_of(device) if device[0] is not None else None,
         model=_model(model),
         station=rows.station_of(station) if station[0] is not None else None,
+        operator=rows.operator_of(operator) if operator[0] is not None else None,
     )

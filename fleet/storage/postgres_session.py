@@ -19,6 +19,7 @@ SCHEMA = "fleet"
 VERSION_MIN = 150_000  # PostgreSQL 15, as server_version_num says it
 CONNECT_SECONDS_MAX = 5.0
 STATEMENT_SECONDS_MAX = 10.0  # of any one statement: beyond that the network or the server is gone
+WAIT_SECONDS_MAX = 10.0  # for one of the pool's sessions to be free
 LOCK_WAIT_SECONDS = 8.0  # for other nodes' batches, which take milliseconds; less than the above, so that it is named
 
 _SETTINGS = {
@@ -30,7 +31,7 @@ _SETTINGS = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
-    # Every statement but the listings has an index. A plan made while a table was small must not walk it when it is not.
+    # Every hot statement has an index: a plan made while a table was small must not walk it when it has grown.
     "enable_seqscan": "off",
     "jit": "off",
 }

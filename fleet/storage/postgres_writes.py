@@ -1,25 +1,28 @@
-"""Each Write as steps, each step one SQL statement; and the functions that take a whole batch of them in one trip.
+"""Each Write as steps, each step one statement; and a Change as it goes to the database.
 
-A step that must find a row and finds none is its Write's Conflict: there is no gap between looking and writing. The
-statements live in functions of the session's own (`pg_temp`), so that a batch costs one trip over the network however
-many Changes are in it, and their plans are kept. Two programs of different versions may share a database: each brings
-its own.
+A step that must find a row and finds none is its Write's Conflict: there is no gap between looking and writing.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, assert_never
 
+from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.changes import (
+    AddAnswer,
     AddCredential,
     AddDevice,
     AddModel,
+    AddOperator,
     AddStation,
     AddToken,
     Change,
+    DropAnswers,
+    DropAudit,
+    DropCredentials,
+    DropEvents,
     EndUnused,
     MarkUsed,
     MoveDevice,
@@ -27,62 +30,12 @@ from fleet.domain.changes import (
     RevokeToken,
     SetModel,
     SpendToken,
+    TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
 from fleet.storage import rows
-
-_BYTES = frozenset({"fingerprint", "key_sha256", "der", "secret_sha256"})
-_NUMBERS = frozenset(
-    {"lifetime", "retain", "created_at", "not_before", "not_after", "issued_at"}
-    | {"uses_max", "uses", "expires_at", "revoked_at"}
-)
-
-
-def _insert(table: str, names: tuple[str, ...]) -> str:
-    types = ("bytea" if name in _BYTES else "bigint" if name in _NUMBERS else "text" for name in names)
-    marks = ", ".join(f"${number}::{type_}" for number, type_ in enumerate(types, 1))
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
-
-
-_UNUSED = "holder = $1::text AND kind = $2::text AND state = 'issued' AND earned_by = $3::text"
-STATEMENTS: dict[str, str] = {
-    "add_model": _insert("model", rows.MODEL_COLUMNS),
-    "set_model": """
-        UPDATE model SET lifetime = $2::bigint, key_types = $3::text, publish = $4::text, subscribe = $5::text,
-            retain = $6::bigint
-        WHERE name = $1::text""",
-    "add_device": _insert("device", rows.DEVICE_COLUMNS),
-    "move_device": """
-        UPDATE device SET state = $1::text WHERE id = $2::text AND state = ANY (string_to_array($3::text, ','))""",
-    "key_is_free": """
-        SELECT 1 WHERE NOT EXISTS (
-            SELECT 1 FROM credential WHERE key_sha256 = $1::bytea
-            AND (holder <> $2::text OR kind <> $3::text OR state = 'revoked'))""",
-    "add_credential": _insert("credential", rows.CREDENTIAL_COLUMNS),
-    "use_credential": """
-        UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')""",
-    "supersede_older": """
-        UPDATE credential SET state = 'superseded'
-        FROM (SELECT seq, holder, kind FROM credential WHERE fingerprint = $1::bytea) AS used
-        WHERE credential.holder = used.holder AND credential.kind = used.kind
-            AND credential.state IN ('issued', 'active') AND credential.seq < used.seq""",
-    "newest_unused_is": f"""
-        SELECT 1 WHERE $4::bytea IS NOT DISTINCT FROM
-            (SELECT fingerprint FROM credential WHERE {_UNUSED} ORDER BY seq DESC LIMIT 1)""",  # noqa: S608
-    "end_unused": f"UPDATE credential SET state = 'superseded' WHERE {_UNUSED}",  # noqa: S608
-    "revoke_credentials": """
-        UPDATE credential SET state = 'revoked'
-        WHERE holder = $1::text AND kind = $2::text AND state IN ('issued', 'active', 'superseded')""",
-    "add_token": _insert("token", rows.TOKEN_COLUMNS),
-    "spend_token": """
-        UPDATE token SET uses = uses + 1 WHERE id = $1::text AND revoked_at IS NULL AND uses < uses_max""",
-    "revoke_token": "UPDATE token SET revoked_at = $2::bigint WHERE id = $1::text AND revoked_at IS NULL",
-    "add_station": _insert("station", rows.STATION_COLUMNS),
-}
-"""Every statement that a step may be. Each parameter carries its type: text, bigint or bytea."""
-
-_NUMBER_OF = {name: number for number, name in enumerate(STATEMENTS)}
+from fleet.storage.postgres_statements import NUMBER_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +55,16 @@ def steps_of(write: Write) -> Iterator[Step]:
             yield Step("add_model", rows.model_row(model), taken)
         case SetModel(model=model):
             none = Conflict("no-such-model", f"There is no model {model.name}.", "Add it with: fleet model add.")
-            yield Step("set_model", rows.model_row(model), none)
+            yield Step("has_model", (model.name,), none)
+            yield Step("set_model", rows.model_row(model), changed_meanwhile(f"Model {model.name}"))
         case AddDevice(device=device):
             taken = Conflict("device-exists", f"Device {device.id} exists already.")
             yield Step("add_device", rows.device_row(device), taken)
-        case MoveDevice(device_id=device_id, allowed=allowed, to=to):
-            moved = Conflict("device-moved", f"Device {device_id} is not in a state from which it can become {to}.")
-            yield Step("move_device", (to.value, device_id, ",".join(state.value for state in allowed)), moved)
+            yield from (Step("add_tag", row) for row in rows.tag_rows(device))
+        case MoveDevice():
+            yield from _moving(write)
+        case TagDevice():
+            yield from _tagging(write)
         case AddCredential(credential=credential):
             taken = Conflict("key-taken", "The key is another holder's, or was revoked.", "Make a new key.")
             yield Step("key_is_free", (credential.key_sha256, credential.holder, credential.kind.value), taken)
@@ -125,9 +81,8 @@ def steps_of(write: Write) -> Iterator[Step]:
         case RevokeCredentials(kind=kind, holder=holder):
             yield Step("revoke_credentials", (holder, kind))
         case AddToken(token=token):
-            yield Step(
-                "add_token", rows.token_row(token), Conflict("token-exists", f"Token {token.id} exists already.")
-            )
+            taken = Conflict("token-exists", f"Token {token.id} exists already.")
+            yield Step("add_token", rows.token_row(token), taken)
         case SpendToken(token_id=token_id):
             spent = Conflict("token-spent", "The token is revoked or has no use left.", "Ask for a new one.")
             yield Step("spend_token", (token_id,), spent)
@@ -137,8 +92,57 @@ def steps_of(write: Write) -> Iterator[Step]:
         case AddStation(station=station):
             taken = Conflict("station-exists", f"Station {station.name} exists already.", "Choose another name.")
             yield Step("add_station", rows.station_row(station), taken)
+        case AddOperator(operator=operator):
+            taken = Conflict("operator-exists", f"Operator {operator.name} exists already.", "Choose another name.")
+            yield Step("add_operator", rows.operator_row(operator), taken)
+        case AddAnswer(answer=answer):
+            used = Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
+            yield Step("add_answer", rows.answer_row(answer), used)
+        case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
+            yield from _dropping(write)
         case _:
             assert_never(write)
+
+
+def changed_meanwhile(what: str) -> Conflict:
+    return Conflict("changed-meanwhile", f"{what} has been changed since it was read.", "Read it again and retry.")
+
+
+def _moving(write: MoveDevice) -> Iterator[Step]:
+    id_, to, states = write.device_id, write.to, ",".join(sorted(state.value for state in write.allowed))
+    moved = Conflict("device-moved", f"Device {id_} is not in a state from which it can become {to}.")
+    if write.revision is not None:
+        yield Step("device_may_move", (id_, states), moved)
+        moved = changed_meanwhile(f"Device {id_}")
+    expires_at = None if write.expires_at is None else rows.micros(write.expires_at)
+    yield Step("move_device", (to.value, expires_at, id_, write.revision, states), moved)
+
+
+def _tagging(write: TagDevice) -> Iterator[Step]:
+    id_ = write.device_id
+    yield Step("has_device", (id_,), Conflict("no-such-device", f"There is no device {id_}."))
+    tags, groups = rows.listing(write.tags), rows.listing(write.groups)
+    yield Step("tag_device", (id_, tags, groups, write.revision), changed_meanwhile(f"Device {id_}"))
+    yield Step("drop_tags", (id_,))
+    for key, value in (*write.tags, *(("", group) for group in write.groups)):
+        yield Step("add_tag", (key, value, id_))
+
+
+def _dropping(write: DropAnswers | DropCredentials | DropAudit | DropEvents) -> Iterator[Step]:
+    match write:
+        case DropAnswers(before=before):
+            yield Step("drop_answers", (rows.micros(before),))
+        case DropCredentials(fingerprints=fingerprints, now=now):
+            for fingerprint in fingerprints:
+                kept = Conflict("credential-kept", "A certificate that has not expired is not forgotten.")
+                yield Step("credential_has_ended", (fingerprint, rows.micros(now)), kept)
+                yield Step("keep_revoked_key", (fingerprint,))
+                yield Step("drop_credential", (fingerprint,))
+        case DropAudit(upto=upto):
+            whole = Conflict("audit-kept", f"The audit up to row {upto} is not sealed, or is not there any more.")
+            yield Step("drop_audit", (upto, 1 << NODE_LEVELS[0]), whole)
+        case DropEvents(upto=upto):
+            yield Step("drop_events", (upto,))
 
 
 def names_of(write: Write) -> tuple[str, ...]:
@@ -152,7 +156,7 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"model {model.name}",)
         case AddDevice(device=device):
             return (f"device {device.id}",)
-        case MoveDevice(device_id=device_id):
+        case MoveDevice(device_id=device_id) | TagDevice(device_id=device_id):
             return (f"device {device_id}",)
         case AddCredential(credential=credential):
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"
@@ -166,6 +170,12 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"token {token_id}",)
         case AddStation(station=station):
             return (f"station {station.name}",)
+        case AddOperator(operator=operator):
+            return (f"operator {operator.name}",)
+        case AddAnswer(answer=answer):
+            return (f"answer {answer.key} {answer.actor}",)
+        case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
+            return ("the clean-up",)
         case _:
             assert_never(write)
 
@@ -186,9 +196,7 @@ class Prepared:
             return None
         kind, _, rest = answer.partition(" ")
         if kind == "step":
-            conflict = self.steps[int(rest)].otherwise
-            assert conflict is not None  # noqa: S101  only a step that must find a row is named
-            return conflict
+            return self.steps[int(rest)].otherwise
         return Conflict("against-the-rules", f"The registry's own rules forbid this: {rest}.")
 
 
@@ -201,7 +209,7 @@ def prepared(change: Change) -> Prepared:
         _must_be_text(event.kind, event.subject, event.detail)
     text = json.dumps(
         [
-            (_NUMBER_OF[step.statement], step.otherwise is not None, [_plain(one) for one in step.parameters])
+            (NUMBER_OF[step.statement], step.otherwise is not None, [_plain(one) for one in step.parameters])
             for step in steps
         ],
         ensure_ascii=False,
@@ -226,81 +234,3 @@ def _plain(value: Any) -> Any:
 
 def _lock_of(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-SEQUENCE_LOCK = "1179399217, 1"  # "FLT1": held by whoever numbers audit rows and events, until its COMMIT
-
-_PARAMETER = re.compile(r"\$(\d+)::(text|bigint|bytea)")
-
-
-def _in_function(statement: str) -> str:
-    """`statement` inside a function, where its parameters are the elements of the JSON array `p`."""
-
-    def parameter(found: re.Match[str]) -> str:
-        text = f"(p->>{int(found[1]) - 1})"
-        return {"text": text, "bigint": f"{text}::bigint", "bytea": f"decode({text}, 'hex')"}[found[2]]
-
-    return re.sub(r"^\s*SELECT", "PERFORM", _PARAMETER.sub(parameter, statement), count=1)
-
-
-_CASES = "\n".join(f"WHEN {number} THEN {_in_function(STATEMENTS[name])};" for name, number in _NUMBER_OF.items())
-
-FUNCTIONS = f"""
-CREATE FUNCTION pg_temp.fleet_step(statement int, p jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE found_rows bigint;
-BEGIN
-    CASE statement
-    {_CASES}
-    END CASE;
-    GET DIAGNOSTICS found_rows = ROW_COUNT;
-    RETURN found_rows;
-END $$;
-
-CREATE FUNCTION pg_temp.fleet_change(change jsonb) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE step jsonb; at int := 0;
-BEGIN
-    FOR step IN SELECT jsonb_array_elements(change) LOOP
-        IF pg_temp.fleet_step((step->>0)::int, step->2) = 0 AND (step->>1)::boolean THEN
-            RAISE EXCEPTION USING ERRCODE = 'FL001', MESSAGE = at::text;
-        END IF;
-        at := at + 1;
-    END LOOP;
-END $$;
-
--- One answer for each Change: null when it holds, "step N" when that step found no row, "rule …" when a constraint
--- forbids it. Nearly always all of them hold; only otherwise has each a savepoint of its own, for many of those in one
--- transaction slow down every reader.
-CREATE FUNCTION pg_temp.fleet_batch(locks bigint[], changes jsonb[]) RETURNS text[] LANGUAGE plpgsql AS $$
-DECLARE answers text[] := array_fill(NULL::text, ARRAY[cardinality(changes)]);
-BEGIN
-    PERFORM pg_advisory_xact_lock(name) FROM unnest(locks) AS name;
-    BEGIN
-        FOR n IN 1..cardinality(changes) LOOP
-            PERFORM pg_temp.fleet_change(changes[n]);
-        END LOOP;
-        RETURN answers;
-    EXCEPTION WHEN SQLSTATE 'FL001' OR integrity_constraint_violation OR data_exception THEN
-        NULL; -- undone, all of it
-    END;
-    FOR n IN 1..cardinality(changes) LOOP
-        BEGIN
-            PERFORM pg_temp.fleet_change(changes[n]);
-        EXCEPTION
-            WHEN SQLSTATE 'FL001' THEN answers[n] := 'step ' || SQLERRM;
-            WHEN integrity_constraint_violation OR data_exception THEN answers[n] := 'rule ' || SQLERRM;
-        END;
-    END LOOP;
-    RETURN answers;
-END $$;
-
--- Where the audit and the feed stand, for the one whose turn it is. Each statement in here sees what was committed
--- before it began.
-CREATE FUNCTION pg_temp.fleet_turn(OUT audit_seq bigint, OUT audit_hash bytea, OUT event_seq bigint)
-LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_advisory_xact_lock({SEQUENCE_LOCK});
-    SELECT seq, hash INTO audit_seq, audit_hash FROM audit ORDER BY seq DESC LIMIT 1;
-    SELECT coalesce(max(seq), 0) INTO event_seq FROM event;
-END $$;
-"""
-"""Run once in each writing session."""
