@@ -110,7 +110,8 @@ class PostgresRegistry:
         await self._listener.close()
         await self._writer.close()
         try:
-            await asyncio.wait_for(self._pool.close(), CLOSE_SECONDS_MAX)
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self._pool.close()
         except Exception:  # a server that does not answer: there is nothing left to lose
             self._pool.terminate()
 
@@ -316,8 +317,10 @@ class PostgresRegistry:
                     yield event
                     after = event.seq
                 if after == seen:
+                    # Not wait_for: before Python 3.12 it may swallow the cancelling of whoever follows.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(bell.wait(), FEED_POLL_SECONDS)
+                        async with asyncio.timeout(FEED_POLL_SECONDS):
+                            await bell.wait()
         finally:
             self._bells.discard(bell)
 
