@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.ports import Registry
 from fleet.home import Home, authority_chain, load_issuer, open_registry, renew_server_certificate, server_identity
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
@@ -30,7 +31,6 @@ from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.line_limit import LineLimit
 from fleet.settings import Address, Settings
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context
 from fleet.tls.listener import HandshakeLimits, Listener, ProtocolFactory, listen
 
@@ -239,7 +239,7 @@ class _Following:
 
 @asynccontextmanager
 async def _following_gateway(
-    registry: SqliteRegistry, upstream: Upstream, settings: Settings, clock: Clock
+    registry: Registry, upstream: Upstream, settings: Settings, clock: Clock
 ) -> AsyncIterator[_Following]:
     """The gateway, already hearing every event: no revocation can slip in before its door opens."""
     gateway = Gateway(registry, upstream, clock=clock, limits=Limits(sessions_max=settings.sessions_max))

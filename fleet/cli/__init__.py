@@ -15,6 +15,7 @@ COMMANDS = {
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
+    "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }

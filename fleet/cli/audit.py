@@ -1,6 +1,7 @@
 """`fleet audit`: who did what, and proof that nobody edited it."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -69,7 +70,7 @@ def verify_(home: Path | None, copy: Path | None, head: str | None, output: str)
     noted = _parse_head(head)
     if copy is not None:
         with attempting(f"verifying the audit of '{copy}'"):
-            seq, hash_ = _verify(copy, noted, is_copy=True)
+            seq, hash_ = _verify_copy(copy, noted)
     elif home is not None:
         with attempting(f"verifying the audit of '{home}'"):
             seq, hash_ = run(_verify_home(home, noted))
@@ -87,19 +88,40 @@ def _parse_head(text: str | None) -> tuple[int, bytes] | None:
     return int(found[1]), bytes.fromhex(found[2])
 
 
+class _Walk:
+    """Through the audit, row by row, with an eye on the head that was noted."""
+
+    def __init__(self, noted: tuple[int, bytes] | None) -> None:
+        self._tree = EMPTY
+        self._noted = noted
+        self._met = noted is None or noted == (0, EMPTY.root())
+
+    def over(self, rows: Iterable[AuditRow]) -> None:
+        """Go on over `rows`. Raises: Invalid, naming the first bad one."""
+        for leaf in sound_leaves(rows, self._tree.size):
+            self._tree = self._tree.appended([leaf])
+            if self._noted is not None and self._tree.size == self._noted[0]:
+                self._met = self._tree.root() == self._noted[1]
+
+    def head(self) -> tuple[int, bytes]:
+        """Where it has ended. Raises: Invalid (`audit-rewritten`) when the noted head was not on the way."""
+        if not self._met and self._noted is not None:
+            raise Invalid(
+                "audit-rewritten", f"The audit is broken: its first {self._noted[0]} rows are not those noted."
+            )
+        return self._tree.size, self._tree.root()
+
+
 async def _verify_home(home: Path, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
+    walk = _Walk(noted)
     async with opened(home) as fleet:
-        return _verify(fleet.home.registry, noted, is_copy=False)
+        async for page in fleet.registry.audit_pages():
+            walk.over(page)
+    return walk.head()
 
 
-def _verify(path: Path, noted: tuple[int, bytes] | None, *, is_copy: bool) -> tuple[int, bytes]:
-    tree = EMPTY
-    met = noted is None or noted == (0, tree.root())
-    with audit_rows(path, is_copy=is_copy) as rows:
-        for leaf in sound_leaves(rows):
-            tree = tree.appended([leaf])
-            if noted is not None and tree.size == noted[0]:
-                met = tree.root() == noted[1]
-    if not met and noted is not None:
-        raise Invalid("audit-rewritten", f"The audit is broken: its first {noted[0]} rows are not those noted.")
-    return tree.size, tree.root()
+def _verify_copy(path: Path, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
+    walk = _Walk(noted)
+    with audit_rows(path, is_copy=True) as rows:
+        walk.over(rows)
+    return walk.head()

@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -9,18 +9,8 @@ from fleet.domain.changes import AddModel
 from fleet.domain.ports import Registry
 from fleet.storage.postgres import PostgresRegistry
 from fleet.storage.sqlite import SqliteRegistry
-from tests.postgres_server import PostgresServer, programs, running_postgres
+from tests.postgres_server import PostgresServer
 from tests.storage.samples import MODEL, change
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A cluster of this process's own, which no test may stop or kill."""
-    binaries = programs()
-    if binaries is None:
-        pytest.skip("postgresql: not installed")
-    with running_postgres(binaries) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")
