@@ -26,7 +26,7 @@ from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
 from fleet.storage import rows
 from fleet.storage.hop import Batches
-from fleet.storage.postgres_commit import Writer
+from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
 from fleet.storage.postgres_schema import migrate
 from fleet.storage.postgres_session import (
@@ -48,7 +48,6 @@ READER_IDLE_SECONDS_MAX = 300.0
 READ_TRIES_MAX = 3  # a session that turns out to be dead says nothing about the database
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 FEED_POLL_SECONDS = 0.5  # how late an event is heard when its notification was lost
-CLOSE_SECONDS_MAX = 5.0
 AUDIT_PAGE = 1000
 
 
@@ -105,6 +104,7 @@ class PostgresRegistry:
         if self._closed:
             return
         self._closed = True
+        self._writer.hurry(CLOSE_SECONDS_MAX)
         await self._commits.close()
         self._ring()
         await self._listener.close()

@@ -10,6 +10,7 @@ misses nothing. Whoever waits for the sequence lock holds locks on names; whoeve
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from fleet.storage.postgres_writes import Prepared, prepared
 
 TRIES_MAX = 3
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 2.0
+CLOSE_SECONDS_MAX = 1.0
 SETTLE_SECONDS_MAX = 30.0  # a database that restarts is back by then
 MARKS_KEPT = "7 days"
 CHANNEL = "fleet_event"
@@ -78,6 +80,7 @@ class Writer:
         self._failure: Exception | None = None
         self._failures = 0
         self._not_before = 0.0
+        self._settle_by = math.inf
 
     async def open(self) -> Session:
         """The session; a new one if there is none. While the database is gone, it is asked less and less often.
@@ -101,13 +104,17 @@ class Writer:
         self._session, self._failure, self._failures = session, None, 0
         return session
 
+    def hurry(self, seconds: float) -> None:
+        """From now on, ask no longer than this what became of a COMMIT whose answer was lost."""
+        self._settle_by = asyncio.get_running_loop().time() + seconds
+
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is None or session.is_closed():
             return
         try:
-            await session.execute(FORGET_MARK, self._id)
-            await session.close()
+            await session.execute(FORGET_MARK, self._id, timeout=CLOSE_SECONDS_MAX)
+            await session.close(timeout=CLOSE_SECONDS_MAX)
         except DRIVER_ERRORS:
             session.terminate()
 
@@ -191,7 +198,7 @@ class Writer:
                 session = await self.open()
                 last: bytes = await session.fetchval(LAST_MARK, self._id)
             except Exception as error:
-                if clock() > deadline:
+                if clock() > min(deadline, self._settle_by):
                     raise Unsettled from error
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, BACKOFF_SECONDS_MAX)

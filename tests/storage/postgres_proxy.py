@@ -7,7 +7,7 @@ from urllib.parse import quote
 from fleet.database_url import DatabaseUrl, parse_database_url
 from tests.postgres_server import PASSWORD, USER, PostgresServer
 
-COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"  # the message as it goes over the wire
+COMMIT = (b"\x0bCOMMIT\x00", b"\x0cCOMMIT;\x00")  # ends of a Query message that holds it alone
 
 
 class Proxy:
@@ -70,13 +70,14 @@ class Proxy:
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
+            writer.close()  # whoever says goodbye waits for the other's
 
     async def _copy_out(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, back: "asyncio.Task[None]"
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if COMMIT in data and self._commits_lost:
+                if data.endswith(COMMIT) and self._commits_lost:
                     self.cut += 1
                     back.cancel()  # no answer comes through any more
                     if self._commits_lost.pop(0):
