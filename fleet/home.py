@@ -241,18 +241,17 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
 async def _make_registry(place: Place, now: datetime) -> None:
     """An empty registry with a model named "default".
 
-    Raises: Conflict (`registry-exists`) when there is one that somebody has worked with.
+    Raises: Conflict (`registry-exists`) when there is one already: its fleet has other CAs.
     """
     registry = await open_engine(place)
     try:
-        if await registry.last_audit() > 1:
+        if await registry.last_audit():
             raise Conflict(
                 "registry-exists",
                 f"There is a fleet's registry in {place} already; nothing was changed.",
                 "Name another database. For a second node of that fleet, copy its home.",
             )
-        if not await registry.models():  # an init that was cut off behind this point has left one
-            await add_model(registry, Model("default"), actor="operator", now=now)
+        await add_model(registry, Model("default"), actor="operator", now=now)
     finally:
         await registry.close()
 

@@ -26,7 +26,7 @@ from tests.storage.test_postgres import until_waiting
 DEADLINE_SECONDS = 60.0
 AT_ONCE = 8
 PAUSE_SECONDS = 0.01
-KILLS = 4
+KILLS = 3
 
 
 @pytest.fixture
