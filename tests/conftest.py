@@ -1,5 +1,6 @@
 """What every test stands on."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.postgres_server import PostgresServer, programs, running_postgres
+
+os.environ.pop("FLEET_DATABASE", None)  # every test has a registry of its own
 
 # Started in the background of a script, we would hand an ignored SIGINT on to every program under test, and those that
 # Ctrl-C must end would not hear it.

@@ -127,7 +127,7 @@ class Registry(Protocol):
         """Make `change` durable; returns only after the fsync.
 
         Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
-        nothing happened.
+        nothing happened; only with the code `registry-unsettled` is it not known whether it did.
         """
         ...
 

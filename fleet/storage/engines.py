@@ -18,6 +18,7 @@ from fleet.storage.sqlite import SqliteRegistry
 
 Place = Path | DatabaseUrl
 
+COUNT_SECONDS_MAX = 60.0  # of one table, which is walked
 _COUNTS = {
     "devices": "SELECT count(*) FROM device",
     "certificates": "SELECT count(*) FROM credential",
@@ -98,7 +99,7 @@ async def _postgres_status(url: DatabaseUrl) -> Status:
         if schema.have == 0:
             raise NotFound("no-registry", f"There is no registry in {url}.")
         size = await session.fetchval("SELECT pg_database_size(current_database())")
-        counts = {name: await session.fetchval(sql) for name, sql in _COUNTS.items()}
+        counts = {name: await session.fetchval(sql, timeout=COUNT_SECONDS_MAX) for name, sql in _COUNTS.items()}
     except Exception as error:
         raise unavailable(error) from error
     finally:

@@ -124,7 +124,7 @@ class PostgresRegistry:
     async def _fetch(self, statement: str, *parameters: Any) -> list[Any]:
         """The rows that `statement` gives, at one moment: that of this call or later.
 
-        Raises: Unavailable. Invalid (`not-text`).
+        Raises: Unavailable. Invalid (`bad-value`).
         """
         for left in reversed(range(READ_TRIES_MAX)):
             try:
@@ -272,6 +272,8 @@ class PostgresRegistry:
                 self._session() as session,
                 session.transaction(isolation="repeatable_read", readonly=True),
             ):
+                # Whoever reads may take their time: this holds nobody up.
+                await session.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 cursor = await session.cursor(logs.AUDIT_WHOLE)
                 while page := await cursor.fetch(AUDIT_PAGE):
                     yield [rows.audit_of(row) for row in page]

@@ -26,8 +26,7 @@ _SETTINGS = {
     "search_path": f"{SCHEMA}, pg_temp",
     "lock_timeout": f"{LOCK_WAIT_SECONDS:.0f}s",
     # Whoever dies between two statements, or behind a network that is gone, must not keep the others from committing.
-    "idle_in_transaction_session_timeout": "10s",
-    "client_connection_check_interval": "5s",
+    "idle_in_transaction_session_timeout": "5s",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
@@ -140,7 +139,7 @@ def unavailable(error: BaseException) -> FleetError:
                 "Nothing was done. Look into pg_locks and pg_stat_activity.",
             )
         case asyncpg.CharacterNotInRepertoireError() | asyncpg.DataError():
-            return Invalid("not-text", "A text holds a character that no name can hold.")
+            return Invalid("bad-value", "A value is none that the registry can hold.", "Look for NUL characters.")
         case _:
             return Unavailable(
                 "registry-unavailable",
@@ -151,6 +150,8 @@ def unavailable(error: BaseException) -> FleetError:
 
 def first_line(error: BaseException) -> str:
     """The error's own words; what follows in further lines may hold values of rows."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
     text = str(error).partition("\n")[0].rstrip(". ")
     return text or type(error).__name__
 

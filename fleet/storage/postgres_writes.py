@@ -160,7 +160,9 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"device {device_id}",)
         case AddCredential(credential=credential):
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"
-        case EndUnused(kind=kind, holder=holder) | RevokeCredentials(kind=kind, holder=holder):
+        case EndUnused(kind=kind, holder=holder, newest=newest):
+            return (f"{kind} {holder}", *((f"credential {newest.hex()}",) if newest else ()))
+        case RevokeCredentials(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
         case MarkUsed(fingerprint=fingerprint):
             return (f"credential {fingerprint.hex()}",)
@@ -201,7 +203,7 @@ class Prepared:
 
 
 def prepared(change: Change) -> Prepared:
-    """Raises: ValueError, Invalid (`not-text`): a text in it cannot be stored."""
+    """Raises: ValueError, Invalid (`bad-value`): a text in it cannot be stored."""
     steps = tuple(step for write in change.writes for step in steps_of(write))
     entry = change.audit
     _must_be_text(entry.actor, entry.action, entry.subject, entry.outcome, entry.address)
@@ -222,7 +224,7 @@ def prepared(change: Change) -> Prepared:
 def _must_be_text(*texts: str) -> None:
     for text in texts:
         if "\0" in text:
-            raise Invalid("not-text", "A text holds the character NUL, which PostgreSQL cannot store.")
+            raise Invalid("bad-value", "A text holds the character NUL, which PostgreSQL cannot store.")
         text.encode()
 
 

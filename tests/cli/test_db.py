@@ -4,6 +4,8 @@ import json
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -84,6 +86,10 @@ class TestSqlite:
         assert (done["schema_before"], done["schema"]) == (1, newest)
         done = parsed(fleet("db", "migrate", "-o", "json"))
         assert (done["schema_before"], done["schema"]) == (newest, newest)
+
+    def test_it_carries_no_driver_of_postgresql(self) -> None:
+        loads = "import sys, fleet.app, fleet.cli.db; sys.exit('asyncpg' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
 
     def test_without_a_registry(self, fleet: Fleet, tmp_path: Path) -> None:
         fleet("init", str(tmp_path / "home"))
