@@ -23,6 +23,7 @@ from pathlib import Path
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.home import Home, authority_chain, load_issuer, open_registry, renew_server_certificate, server_identity
+from fleet.sealer import sealing
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.brokers import start_upstream
@@ -187,6 +188,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         contexts = Contexts.of(home, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
+        sealer = await parts.enter_async_context(sealing(home, registry, clock=clock))
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
         log.info("event=broker is=%r", upstream.describe())
@@ -228,7 +230,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         gc.freeze()
         daily = asyncio.create_task(contexts.renew_daily(home, settings), name="the daily look at the certificate")
         parts.callback(daily.cancel)
-        yield Service(home, contexts, endpoints, [gateway.feed, daily])
+        yield Service(home, contexts, endpoints, [gateway.feed, daily, sealer])
 
 
 @dataclass(frozen=True, slots=True)

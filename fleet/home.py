@@ -4,6 +4,7 @@
       fleet.toml          settings, commented
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
       ca/issuing.pem      signs everything else; issuing.key
+      ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
       run/                sockets and generated files of a running server; may be removed when none runs
@@ -14,9 +15,11 @@ complete, or not at all.
 
 import ipaddress
 import os
+import secrets
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,8 +28,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
+from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import LocalIssuer
-from fleet.ca.keys import load_key, write_key
+from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
@@ -65,6 +69,14 @@ class Home:
     @property
     def issuing_key(self) -> Path:
         return self.path / "ca" / "issuing.key"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.path / "ca" / "audit.key"
+
+    @property
+    def audit_public_key(self) -> Path:
+        return self.path / "ca" / "audit.pub"
 
     @property
     def server_chain(self) -> Path:
@@ -116,6 +128,36 @@ def settings_of(home: Home) -> Settings:
 def load_issuer(home: Home) -> LocalIssuer:
     """The issuing CA of `home`, ready to sign."""
     return LocalIssuer(_certificate(home.issuing_certificate), load_key(home.issuing_key))
+
+
+def audit_signer(home: Home) -> LocalHeadSigner:
+    """The signer of the audit's heads. A home from before there were any gets its key now.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). Refused (`audit-key-lost`): heads signed by a key that is gone are still
+    there to be checked; a new one is not made in silence. OSError.
+    """
+    if home.audit_public_key.exists() and not home.audit_key.exists():
+        raise Refused(
+            "audit-key-lost",
+            f"{home.audit_key} is gone, and {home.audit_public_key} is there.",
+            "Put the key back. If it is lost, rename audit.pub and keep it: `fleet audit verify --key` takes both.",
+        )
+    signer = LocalHeadSigner(load_or_make_key(home.audit_key))
+    pem = signer.public_key.pem()
+    if not home.audit_public_key.exists():
+        fresh = home.audit_public_key.with_name(f".audit.pub.{secrets.token_hex(6)}")
+        try:
+            fresh.write_bytes(pem)
+            _sync(fresh)
+            with suppress(FileExistsError):
+                os.link(fresh, home.audit_public_key)
+        finally:
+            fresh.unlink(missing_ok=True)
+        _sync(home.audit_public_key.parent)
+    if home.audit_public_key.read_bytes() != pem:
+        message = f"{home.audit_public_key} is not the public half of audit.key beside it."
+        raise Invalid("bad-key", message, "Find out who put which of them there.")
+    return signer
 
 
 def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
@@ -276,6 +318,7 @@ def _write_authority(home: Home, settings: Settings, now: datetime) -> None:
     write_key(home.root_key, root_key)
     write_key(home.issuing_key, issuing_key)
     write_key(home.server_key, server_key)
+    audit_signer(home)
 
 
 def _certificate(file: Path) -> x509.Certificate:

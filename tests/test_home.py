@@ -1,6 +1,7 @@
 """A fleet's folder: made whole or not at all, and its server certificate never left to expire."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from fleet.ca.authority import SERVER_LIFETIME, names_of_server
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.home import (
     Home,
+    audit_signer,
     create_home,
     open_home,
     open_registry,
@@ -119,3 +121,42 @@ async def test_a_new_home_is_its_users_own_whatever_the_umask(tmp_path: Path) ->
     finally:
         os.umask(before)
     assert open_home(home.path) == home
+
+
+class TestAuditKey:
+    async def test_a_new_home_has_one(self, home: Home) -> None:
+        assert home.audit_key.stat().st_mode & 0o777 == 0o600
+        assert home.audit_public_key.read_bytes() == audit_signer(home).public_key.pem()
+
+    async def test_an_older_home_gets_one_once(self, home: Home) -> None:
+        home.audit_key.unlink()
+        home.audit_public_key.unlink()
+        with ThreadPoolExecutor(8) as pool:
+            signers = list(pool.map(lambda _: audit_signer(home), range(16)))
+        assert len({signer.key_id for signer in signers}) == 1
+        assert sorted(p.name for p in home.audit_key.parent.iterdir() if "audit" in p.name) == [
+            "audit.key",
+            "audit.pub",
+        ]
+        assert home.audit_key.stat().st_mode & 0o777 == 0o600
+
+    async def test_a_public_half_that_is_gone_is_made_again(self, home: Home) -> None:
+        before = home.audit_public_key.read_bytes()
+        home.audit_public_key.unlink()
+        audit_signer(home)
+        assert home.audit_public_key.read_bytes() == before
+
+    async def test_a_key_that_is_lost_is_not_replaced_in_silence(self, home: Home) -> None:
+        home.audit_key.unlink()
+        with pytest.raises(Refused) as refused:
+            audit_signer(home)
+        assert refused.value.code == "audit-key-lost"
+        assert not home.audit_key.exists()
+        home.audit_public_key.rename(home.path / "old.pub")
+        assert audit_signer(home).public_key.pem() != (home.path / "old.pub").read_bytes()
+
+    async def test_halves_of_two_keys_are_refused(self, home: Home, tmp_path: Path) -> None:
+        other = await create_home(tmp_path / "other", SETTINGS, NOW)
+        home.audit_public_key.write_bytes(other.audit_public_key.read_bytes())
+        with pytest.raises(Invalid, match="not the public half"):
+            audit_signer(home)

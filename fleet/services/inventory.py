@@ -30,6 +30,7 @@ from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
+from fleet.services.differences import differences
 
 TOKEN_USES_MAX = 100_000  # a production run; a token for more is a password
 TOKEN_TTL_MIN = timedelta(seconds=1)
@@ -93,8 +94,21 @@ async def set_model(registry: Registry, model: Model, *, actor: str, now: dateti
     Raises: Invalid: see `checked_model`. Conflict (`no-such-model`).
     """
     write = SetModel(checked_model(model))
+    old = await registry.model(model.name)  # of the same revision, or the commit is a Conflict
+    changed = differences(_fields(old or model), _fields(model))
     events = (Event(EventKind.MODEL_CHANGED, model.name),)
-    await registry.commit(_change("model.set", f"model {model.name}", (write,), actor=actor, now=now, events=events))
+    subject = f"model {model.name}"
+    await registry.commit(_change("model.set", subject, (write,), actor=actor, now=now, events=events, **changed))
+
+
+def _fields(model: Model) -> dict[str, object]:
+    return {
+        "lifetime": model.certificate_lifetime,
+        "key_types": model.key_types,
+        "publish": model.publish,
+        "subscribe": model.subscribe,
+        "retain": model.retain,
+    }
 
 
 async def _known_model(registry: Registry, name: str) -> Model:
@@ -184,10 +198,20 @@ async def revoke_token(registry: Registry, token_id: str, *, actor: str, now: da
 
     Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
     """
-    if await registry.token(token_id) is None:
+    token = await registry.token(token_id)
+    if token is None:
         raise NotFound("no-such-token", f"There is no token {token_id[:80]!r}.", "See: fleet token list")
     write = RevokeToken(token_id, now)
-    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), actor=actor, now=now))
+    changed = differences({"state": _state(token, now)}, {"state": "revoked"})
+    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), actor=actor, now=now, **changed))
+
+
+def _state(token: Token, now: datetime) -> str:
+    if token.revoked_at is not None:
+        return "revoked"
+    if token.uses >= token.uses_max:
+        return "used up"
+    return "expired" if token.expires_at <= now else f"open, {token.uses} of {token.uses_max} uses"
 
 
 async def _new_station(registry: Registry, name: str, models: Sequence[str], now: datetime) -> Station:

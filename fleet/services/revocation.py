@@ -20,6 +20,7 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Registry
+from fleet.services.differences import differences
 
 REASON_MAX = 200  # characters: a line in the audit, not a report
 
@@ -112,12 +113,13 @@ async def _move(
     if to in (DeviceState.REVOKED, DeviceState.RETIRED):
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
-    audit = _entry(action, f"device {device.id}", actor, reason, now)
+    changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at
+    audit = _entry(action, f"device {device.id}", actor, reason, now, **changed)
     await registry.commit(Change(audit, writes, events))
     return replace(device, state=to, revision=device.revision + 1)
 
 
-def _entry(action: str, subject: str, actor: str, reason: str, now: datetime) -> AuditEntry:
+def _entry(action: str, subject: str, actor: str, reason: str, now: datetime, **changed: str) -> AuditEntry:
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
-    return AuditEntry(now, actor, action, subject, "ok", detail={"reason": reason} if reason else {})
+    return AuditEntry(now, actor, action, subject, "ok", detail={**({"reason": reason} if reason else {}), **changed})

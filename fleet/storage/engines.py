@@ -3,14 +3,12 @@
 A registry's place is a file's Path (SQLite) or a DatabaseUrl (PostgreSQL).
 """
 
-from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fleet.database_url import DatabaseUrl
-from fleet.domain.changes import AuditRow
 from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
 from fleet.storage import sqlite_file
@@ -32,13 +30,6 @@ class Engine(Registry, Protocol):
 
     async def close(self) -> None:
         """Commit what has been handed over and end every `follow`. Safe to call twice."""
-        ...
-
-    def audit_pages(self) -> AsyncIterator[list[AuditRow]]:
-        """The whole audit in order, all of one moment, a page at a time, trusting nothing in it.
-
-        Raises: Invalid (`audit-changed`). Unavailable.
-        """
         ...
 
 

@@ -30,7 +30,6 @@ from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
 from fleet.storage.postgres_schema import migrate
 from fleet.storage.postgres_session import (
-    DRIVER_ERRORS,
     WAIT_SECONDS_MAX,
     Session,
     cannot_open,
@@ -48,7 +47,6 @@ READER_IDLE_SECONDS_MAX = 300.0
 READ_TRIES_MAX = 3  # a session that turns out to be dead says nothing about the database
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 FEED_POLL_SECONDS = 0.5  # how late an event is heard when its notification was lost
-AUDIT_PAGE = 1000
 
 
 async def _keep(session: Session) -> None:
@@ -239,8 +237,7 @@ class PostgresRegistry:
         return [rows.head_of(row) for row in await self._fetch(logs.HEADS, after, lists.bounded(limit))]
 
     async def last_sealed(self) -> Sealed | None:
-        row = await self._fetch_one(logs.LAST_SEALED)
-        return logs.sealed_of(row) if row else None
+        return logs.sealed_of(await self._fetch_one(logs.LAST_SEALED))
 
     async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
         if level == 0:
@@ -261,24 +258,6 @@ class PostgresRegistry:
         """Whether a head whose session was lost is there all the same."""
         async with self._session() as session:
             return await logs.has_head(session, sealed)
-
-    async def audit_pages(self) -> AsyncIterator[list[AuditRow]]:
-        """The whole audit in order, all of one moment, a page at a time: read by a cursor, however long it is.
-
-        Raises: Unavailable. Invalid (`audit-changed`).
-        """
-        try:
-            async with (
-                self._session() as session,
-                session.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                # Whoever reads may take their time: this holds nobody up.
-                await session.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                cursor = await session.cursor(logs.AUDIT_WHOLE)
-                while page := await cursor.fetch(AUDIT_PAGE):
-                    yield [rows.audit_of(row) for row in page]
-        except DRIVER_ERRORS as error:
-            raise unavailable(error) from error
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fleet.domain.audit_log import AuditNode, Sealed
-from fleet.domain.errors import Conflict
-from fleet.domain.merkle import Frontier
+from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import rows
 from fleet.storage.postgres_session import Session
 
@@ -17,7 +17,6 @@ def _select(table: str, names: tuple[str, ...], rest: str) -> str:
 
 
 AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
-AUDIT_WHOLE = _select("audit", rows.AUDIT_COLUMNS, "ORDER BY seq")
 LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
 LEAVES = "SELECT seq - 1, leaf FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2"
 NODES = "SELECT idx, hash FROM audit_node WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3"
@@ -25,8 +24,9 @@ HEADS = _select("audit_head", rows.HEAD_COLUMNS, "WHERE size > $1 ORDER BY size 
 # One statement, as a head and its frontier must be of one moment.
 LAST_SEALED = f"""
     SELECT {rows.columns(rows.HEAD_COLUMNS, "h")}, f.size, f.hashes
-    FROM audit_head h JOIN audit_frontier f ON f.one = 1
-    ORDER BY h.size DESC LIMIT 1"""  # noqa: S608  our own constants
+    FROM (VALUES (1)) AS here (one)
+    LEFT JOIN (SELECT * FROM audit_head ORDER BY size DESC LIMIT 1) AS h ON true
+    LEFT JOIN audit_frontier f ON f.one = 1"""  # noqa: S608  our own constants
 LARGEST_HEAD = "SELECT size, signature FROM audit_head ORDER BY size DESC LIMIT 1"
 EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
 FIRST_EVENT = "SELECT coalesce(min(seq), 0) FROM event"
@@ -40,10 +40,23 @@ SET_FRONTIER = """
     ON CONFLICT (one) DO UPDATE SET size = excluded.size, hashes = excluded.hashes"""
 
 
-def sealed_of(row: Any) -> Sealed:
-    """What one row of LAST_SEALED says."""
+def sealed_of(row: Any) -> Sealed | None:
+    """What the row of LAST_SEALED says; with an empty frontier when what is kept of it is none: whoever goes on from it
+    compares it with the head.
+
+    Raises: Invalid (`audit-head-removed`): there was a head, and there is none.
+    """
     *head, size, hashes = row
-    return Sealed(rows.head_of(tuple(head)), Frontier.unpacked(size, hashes))
+    if head[0] is None:
+        if size is not None:
+            message = f"The audit is broken: a head of {size} rows was there, and there is none any more."
+            raise Invalid("audit-head-removed", message)
+        return None
+    try:
+        frontier = Frontier.unpacked(size, hashes)
+    except (TypeError, ValueError):
+        frontier = EMPTY
+    return Sealed(rows.head_of(tuple(head)), frontier)
 
 
 def unbroken(found: Sequence[Any], first: int) -> list[bytes]:

@@ -15,6 +15,7 @@ from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
+from fleet.domain.merkle import HASH_SIZE
 
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
@@ -267,7 +268,14 @@ def head_row(head: TreeHead) -> Row:
 
 
 def head_of(row: Row) -> TreeHead:
-    return TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
+    """Raises: Invalid (`audit-head-changed`) when somebody has put in what no head could have held."""
+    try:
+        head = TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
+    except (TypeError, OverflowError):
+        head = None
+    if head is None or head.size < 1 or len(head.root) != HASH_SIZE or head.at < _EPOCH:
+        raise Invalid("audit-head-changed", f"The audit is broken: the head of {row[0]} rows has been changed.")
+    return head
 
 
 def event_of(row: Row) -> Event:

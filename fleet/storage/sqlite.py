@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -26,7 +25,6 @@ from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
 from fleet.storage.hop import Batches, Thread
-from fleet.storage.sqlite_audit import audit_rows
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
 from fleet.storage.sqlite_writes import add_head, write_batch
@@ -38,7 +36,6 @@ COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they tak
 READ_BATCH_MAX = 64
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 READS_WAITING_MAX = 8192
-AUDIT_PAGE = 1000
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
 
 
@@ -220,15 +217,6 @@ class SqliteRegistry:
     def _seal_locked(self, db: sqlite3.Connection, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         with self._lock:
             add_head(db, sealed, nodes)
-
-    async def audit_pages(self) -> AsyncGenerator[list[AuditRow], None]:
-        """The whole audit in order, all of one moment, a page at a time, trusting nothing in it.
-
-        Raises: Invalid (`audit-changed`, `not-a-registry`).
-        """
-        with audit_rows(self.path, is_copy=False) as found:
-            while page := list(islice(found, AUDIT_PAGE)):
-                yield page
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.

@@ -77,7 +77,7 @@ def script_of(page: Path) -> str:
 
 
 def needed_programs(script: str) -> list[str]:
-    named = ("mosquitto_sub", "mosquitto_pub", "openssl", "curl", "pki", "jq", "keytool")
+    named = ("mosquitto_sub", "mosquitto_pub", "openssl", "curl", "pki", "jq", "keytool", "sqlite3")
     return [name for name in named if re.search(rf"\b{name}\b", script) and not shutil.which(name)]
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.domain.changes import Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind, SpendToken
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
@@ -57,8 +57,20 @@ class TestModels:
         changed = Model("cam2", timedelta(hours=1), ("Ed25519",), ("{model}/{id}/#",), ("+/x",))
         await inventory.set_model(registry, changed, actor="operator", now=NOW)
         assert await registry.model("cam2") == replace(changed, revision=2)
-        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", {})
+        detail = {
+            "before": "lifetime=7776000s; key_types=EC-P256 EC-P384; publish=devices/{id}/up/#; "
+            "subscribe=devices/{id}/down/#",
+            "after": "lifetime=3600s; key_types=Ed25519; publish={model}/{id}/#; subscribe=+/x",
+        }
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", detail)
         assert await next_event(registry, before) == Event(EventKind.MODEL_CHANGED, "cam2")
+
+    async def test_only_what_a_set_changes_is_told(self, registry: SqliteRegistry) -> None:
+        await inventory.set_model(registry, replace(CAM, retain=True), actor="operator", now=NOW)
+        detail = {"before": "retain=no", "after": "retain=yes"}
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", detail)
+        await inventory.set_model(registry, replace(CAM, retain=True, revision=2), actor="operator", now=NOW)
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", {})
 
     async def test_one_name_once(self, registry: SqliteRegistry) -> None:
         with pytest.raises(Conflict, match="exists already"):
@@ -185,11 +197,31 @@ class TestTokens:
         with pytest.raises(Refused, match="for good"):
             await inventory.create_token(registry, device="cam-7", actor="operator", now=NOW)
 
+    @pytest.mark.parametrize(
+        ("spent", "later", "state"),
+        [
+            (0, timedelta(0), "open, 0 of 2 uses"),
+            (1, timedelta(0), "open, 1 of 2 uses"),
+            (2, timedelta(0), "used up"),
+            (0, timedelta(hours=1), "expired"),
+        ],
+    )
+    async def test_what_a_token_was_when_it_was_revoked(
+        self, registry: SqliteRegistry, spent: int, later: timedelta, state: str
+    ) -> None:
+        token, _ = await inventory.create_token(registry, model="cam2", uses=2, actor="operator", now=NOW)
+        for _ in range(spent):
+            await registry.commit(Change(AuditEntry(NOW, "test", "spend", "", "ok"), (SpendToken(token.id),)))
+        await inventory.revoke_token(registry, token.id, actor="operator", now=NOW + later)
+        (row,) = await registry.audit(after=await registry.last_audit() - 1)
+        assert row.entry.detail == {"before": f"state={state}", "after": "state=revoked"}
+
     async def test_revoke(self, registry: SqliteRegistry) -> None:
         token, _ = await inventory.create_token(registry, model="cam2", actor="operator", now=NOW)
         await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
         assert await registry.token(token.id) == replace(token, revoked_at=NOW)
-        assert await newest(registry) == ("operator", "token.revoke", f"token {token.id}", "ok", {})
+        detail = {"before": "state=open, 0 of 1 uses", "after": "state=revoked"}
+        assert await newest(registry) == ("operator", "token.revoke", f"token {token.id}", "ok", detail)
         with pytest.raises(Conflict):
             await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
         with pytest.raises(NotFound):

@@ -90,9 +90,11 @@ async def test_suspend_and_resume_leave_the_certificates(registry: SqliteRegistr
     await give(registry, credential(CAM_7, 1))
     before = await registry.last_event()
     await revocation.suspend(registry, CAM_7, actor="operator", reason="odd traffic", now=NOW)
-    assert await audited(registry) == ("device.suspend", "device cam-7", "ok", {"reason": "odd traffic"})
+    detail = {"reason": "odd traffic", "before": "state=active", "after": "state=suspended"}
+    assert await audited(registry) == ("device.suspend", "device cam-7", "ok", detail)
     resumed = await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
-    assert await audited(registry) == ("device.resume", "device cam-7", "ok", {})
+    detail = {"before": "state=suspended", "after": "state=active"}
+    assert await audited(registry) == ("device.resume", "device cam-7", "ok", detail)
     assert resumed.state is await state(registry) is DeviceState.ACTIVE
     assert [c.state for c in await registry.credentials(CAM_7)] == [CredentialState.ISSUED]
     assert await events(registry, before) == [
@@ -131,7 +133,11 @@ async def test_what_is_out_for_good_takes_its_certificates_along(registry: Sqlit
         (EventKind.DEVICE_STATE, CAM_7, str(MOVES[move])),
         (EventKind.CREDENTIAL_ENDED, CAM_7, ""),
     ]
-    assert (await audited(registry))[3] == {"reason": "lost"}
+    assert (await audited(registry))[3] == {
+        "reason": "lost",
+        "before": "state=active",
+        "after": f"state={MOVES[move]}",
+    }
 
 
 async def test_of_two_operators_at_once_one_is_told(registry: SqliteRegistry) -> None:

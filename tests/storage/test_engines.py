@@ -1,13 +1,11 @@
 """What is asked of every engine beside the registry's contract: opening, the audit as a whole, how it stands."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fleet.database_url import parse_database_url
-from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddModel
 from fleet.domain.errors import NotFound
 from fleet.storage.engines import Place, open_engine, status_of
@@ -43,17 +41,6 @@ async def test_it_is_made_only_when_that_is_meant(place: Place) -> None:
     again = await open_engine(place, create=False)
     await again.close()
     await again.close()
-
-
-async def test_the_audit_comes_whole_in_pages(place: Place) -> None:
-    registry = await open_engine(place)
-    assert [page async for page in registry.audit_pages()] == []
-    await registry.commit(change(AddModel(MODEL)))
-    await asyncio.gather(*(registry.commit(change()) for _ in range(1200)))
-    pages = [page async for page in registry.audit_pages()]
-    assert [len(page) for page in pages] == [1000, 201]
-    assert len(list(sound_leaves([row for page in pages for row in page]))) == 1201
-    await registry.close()
 
 
 async def test_status(place: Place, request: pytest.FixtureRequest) -> None:
