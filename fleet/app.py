@@ -23,6 +23,7 @@ from pathlib import Path
 from cryptography.x509 import Certificate
 
 from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.ports import Registry
 from fleet.home import (
     Home,
     authority_chain,
@@ -41,7 +42,6 @@ from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.line_limit import LineLimit
 from fleet.settings import Address, Settings
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context
 from fleet.tls.listener import HandshakeLimits, Listener, ProtocolFactory, listen
 
@@ -257,7 +257,7 @@ class _Following:
 
 @asynccontextmanager
 async def _following_gateway(
-    registry: SqliteRegistry, upstream: Upstream, settings: Settings, clock: Clock
+    registry: Registry, upstream: Upstream, settings: Settings, clock: Clock
 ) -> AsyncIterator[_Following]:
     """The gateway, already hearing every event: no revocation can slip in before its door opens."""
     gateway = Gateway(registry, upstream, clock=clock, limits=Limits(sessions_max=settings.sessions_max))

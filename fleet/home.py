@@ -7,7 +7,7 @@
       ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
-      registry.db         devices, credentials, tokens, audit, events
+      registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
       run/                sockets and generated files of a running server; may be removed when none runs
 
 Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
@@ -33,13 +33,17 @@ from fleet.ca.authority import create_issuing, create_operators, create_root, is
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
-from fleet.domain.access import Act
+from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
-from fleet.settings import Settings, SettingsError, read_settings, render
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.settings import Database, Settings, SettingsError, parse_database, read_settings, render
+from fleet.storage.engines import Engine, Place, open_engine
 from fleet.tls.contexts import ServerIdentity
+
+DATABASE_VARIABLE = "FLEET_DATABASE"
+"""In the environment: goes before fleet.toml."""
+URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +253,56 @@ def _canonical(host: str) -> str:
         return host
 
 
-async def open_registry(home: Home) -> SqliteRegistry:
-    return await SqliteRegistry.open(home.registry, create=False)
+def place_of_registry(home: Home) -> Place:
+    """Where the registry of `home` is: what FLEET_DATABASE says, or else fleet.toml.
+
+    Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
+    """
+    try:
+        return _place(home, settings_of(home).database)
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error), "Mend that line") from error
+
+
+def _place(home: Home, database: Database) -> Place:
+    said = os.environ.get(DATABASE_VARIABLE)
+    try:
+        if said and said.startswith(URL_STARTS):
+            return parse_database_url(said)  # with a password or without: an environment is its owner's own
+        if said:
+            database = parse_database(said)
+        if database.url:
+            return parse_database_url(database.url)
+    except ValueError as error:
+        raise Invalid("bad-database", f"The database of {DATABASE_VARIABLE} {error}.") from error
+    return _url_in(Path(database.file)) if database.file else home.registry
+
+
+def _url_in(file: Path) -> DatabaseUrl:
+    try:
+        mode, text = file.stat().st_mode, file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(
+            "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
+        ) from error
+    if mode & 0o077:
+        raise Invalid(
+            "database-file-exposed",
+            f"The file {file}, which holds the database's URL, is open to other users.",
+            f"Close it with: chmod 600 {shlex.quote(str(file))}",
+        )
+    try:
+        return parse_database_url(text.partition("\n")[0].strip())
+    except ValueError as error:
+        raise Invalid("bad-database", f"The first line of {file} {error}.") from error
+
+
+async def open_registry(home: Home) -> Engine:
+    """The registry of `home`, on the newest schema.
+
+    Raises: FleetError: with a sentence that says what is wrong with its place.
+    """
+    return await open_engine(place_of_registry(home), create=False)
 
 
 async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
@@ -266,11 +318,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         building.settings_file.write_text(render(settings))
         building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
         building.run.mkdir(mode=0o700)
-        registry = await SqliteRegistry.open(building.registry)
-        try:
-            await add_model(registry, Model("default"), act=Act("operator", now))
-        finally:
-            await registry.close()
+        await _make_registry(_place(building, settings.database), now)
         _sync_tree(building.path)
         _must_be_free(path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
@@ -279,6 +327,24 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         raise
     _sync(path.parent)
     return Home(path)
+
+
+async def _make_registry(place: Place, now: datetime) -> None:
+    """An empty registry with a model named "default".
+
+    Raises: Conflict (`registry-exists`) when there is one already: its fleet has other CAs.
+    """
+    registry = await open_engine(place)
+    try:
+        if await registry.last_audit():
+            raise Conflict(
+                "registry-exists",
+                f"There is a fleet's registry in {place} already; nothing was changed.",
+                "Name another database. For a second node of that fleet, copy its home.",
+            )
+        await add_model(registry, Model("default"), act=Act("operator", now))
+    finally:
+        await registry.close()
 
 
 def _must_be_free(path: Path) -> None:

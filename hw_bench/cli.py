@@ -1,6 +1,7 @@
 """The `hw-bench` command."""
 
 import json
+import os
 import signal
 from types import FrameType
 
@@ -37,6 +38,7 @@ def main() -> None:
     """
     # A run stops its servers on the way out; SIGTERM takes the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.pop("FLEET_DATABASE", None)  # a measurement has homes of its own, with their registries in them
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

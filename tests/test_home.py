@@ -50,6 +50,13 @@ async def test_a_new_home_holds_what_it_promises(home: Home) -> None:
     assert names_of_server(leaf(home)) == {"localhost", "127.0.0.1", "::1"}
 
 
+async def test_settings_that_cannot_be_read_are_one_sentence(home: Home) -> None:
+    home.settings_file.write_text("[registry]\ndatabase = 'nonsense'\n")
+    with pytest.raises(Invalid, match=r"line 2: registry\.database is not") as caught:
+        await open_registry(home)
+    assert caught.value.code == "bad-settings"
+
+
 async def test_a_home_is_never_made_over_something(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")

@@ -17,6 +17,7 @@ COMMANDS = {
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
+    "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }

@@ -131,7 +131,7 @@ class Registry(AuditReader, Protocol):
         """Make `change` durable; returns only after the fsync.
 
         Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
-        nothing happened.
+        nothing happened; only with the code `registry-unsettled` is it not known whether it did.
         """
         ...
 

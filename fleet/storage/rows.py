@@ -82,7 +82,7 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _listing(values: tuple[object, ...]) -> str:
+def listing(values: tuple[object, ...]) -> str:
     return json.dumps(values, separators=(",", ":"))
 
 
@@ -105,9 +105,9 @@ def model_row(model: Model) -> Row:
     return (
         model.name,
         model.certificate_lifetime // _MICROSECOND,
-        _listing(model.key_types),
-        _listing(model.publish),
-        _listing(model.subscribe),
+        listing(model.key_types),
+        listing(model.publish),
+        listing(model.subscribe),
         int(model.retain),
         model.revision,
     )
@@ -136,8 +136,8 @@ def device_row(device: Device) -> Row:
         micros(device.created_at),
         device.hardware_serial,
         None if device.expires_at is None else micros(device.expires_at),
-        _listing(device.tags),
-        _listing(device.groups),
+        listing(device.tags),
+        listing(device.groups),
         device.revision,
     )
 
@@ -222,7 +222,7 @@ def token_of(row: Row) -> Token:
 
 
 def station_row(station: Station) -> Row:
-    return (station.name, _listing(station.models), micros(station.created_at))
+    return (station.name, listing(station.models), micros(station.created_at))
 
 
 def station_of(row: Row) -> Station:
@@ -230,7 +230,7 @@ def station_of(row: Row) -> Station:
 
 
 def operator_row(operator: Operator) -> Row:
-    return (operator.name, operator.role.value, _listing(operator.models), micros(operator.created_at))
+    return (operator.name, operator.role.value, listing(operator.models), micros(operator.created_at))
 
 
 def operator_of(row: Row) -> Operator:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.home import open_registry
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.peers.contract import Ground
 from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve
@@ -110,7 +110,7 @@ def _check(received: list[str], home: FleetHome) -> tuple[str, ...]:
 
 
 async def _unknown(received: list[str], home: FleetHome) -> int:
-    registry = await SqliteRegistry.open(home.files.registry, create=False)
+    registry = await open_registry(home.files)
     try:
         facts = await asyncio.gather(*(registry.holder_facts(bytes.fromhex(one)) for one in received))
     finally:
