@@ -34,6 +34,7 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
+from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
