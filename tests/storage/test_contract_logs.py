@@ -49,6 +49,14 @@ class TestSeals:
         assert await registry.audit_hashes(16, 0, 9) == [bytes(31) + b"1"]
         assert await registry.audit_hashes(24, 0, 9) == []
 
+    async def test_a_subtree_that_two_have_made_whole_is_kept_once(self, registry: Registry) -> None:
+        first, second = sealed(await fill(registry, 4)), sealed(await fill(registry, 5), 1)
+        node = AuditNode(8, 0, bytes(32))
+        await registry.seal(first, (node,))
+        await registry.seal(second, (node, AuditNode(8, 1, bytes(32))))
+        assert await registry.last_sealed() == second
+        assert await registry.audit_hashes(8, 0, 9) == [bytes(32)] * 2
+
     async def test_leaves_are_those_of_the_rows(self, registry: Registry) -> None:
         await fill(registry, 6)
         leaves = [row.leaf for row in await registry.audit()]
