@@ -20,9 +20,19 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.x509 import Certificate
+
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import Registry
-from fleet.home import Home, authority_chain, load_issuer, open_registry, renew_server_certificate, server_identity
+from fleet.home import (
+    Home,
+    authority_chain,
+    load_issuer,
+    open_registry,
+    operators_authority,
+    renew_server_certificate,
+    server_identity,
+)
 from fleet.sealer import sealing
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
@@ -130,23 +140,28 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do."""
+    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
+    operators' CA is believed by the HTTP API alone.
+    """
 
     required: ContextSource
     optional: ContextSource
+    http: ContextSource
     clock: Clock
 
     @classmethod
     def of(cls, home: Home, clock: Clock) -> "Contexts":
-        def source(require_client: bool) -> ContextSource:
+        def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
+            anchors = (*authority_chain(home), *more_anchors)
             return ContextSource(
-                server_context(server_identity(home), authority_chain(home), require_client=require_client, clock=clock)
+                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
             )
 
-        return cls(source(True), source(False), clock)
+        operators = operators_authority(home, clock())
+        return cls(source(require_client=True), source(), source(operators), clock)
 
     def reload(self, home: Home) -> None:
-        """Both or neither: a certificate that cannot be used leaves the old one in place."""
+        """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
             fresh = Contexts.of(home, self.clock)
         except (FleetError, OSError, ValueError) as error:
@@ -154,6 +169,7 @@ class Contexts:
             return
         self.required.swap(fresh.required.current)
         self.optional.swap(fresh.optional.current)
+        self.http.swap(fresh.http.current)
         log.info("event=reload outcome=ok")
 
     async def renew_daily(self, home: Home, settings: Settings) -> None:
@@ -205,7 +221,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
                 "sessions": gateway.server.sessions,
             }
 
-        admin = build_admin_server(registry, status, clock=clock)
+        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -213,7 +229,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         parts.push_async_callback(drain)
         for name, address, source, factory in (
             ("est", settings.est, contexts.optional, est),
-            ("http", settings.http, contexts.optional, admin),
+            ("http", settings.http, contexts.http, admin),
             ("mqtt", settings.mqtt, contexts.required, gateway.server.protocol),
         ):
             listeners[name] = await _listen(name, address, source, factory, settings)

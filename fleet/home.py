@@ -3,7 +3,8 @@
     HOME/
       fleet.toml          settings, commented
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
-      ca/issuing.pem      signs everything else; issuing.key
+      ca/issuing.pem      signs devices, stations and the server; issuing.key
+      ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
@@ -13,6 +14,7 @@ Keys are 0600, the folders that hold them 0700. A home is made beside its place 
 complete, or not at all.
 """
 
+import fcntl
 import ipaddress
 import os
 import secrets
@@ -27,11 +29,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
+from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate, names_of_server
 from fleet.ca.head_signer import LocalHeadSigner
-from fleet.ca.issuer import LocalIssuer
+from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
+from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
@@ -77,6 +80,14 @@ class Home:
     @property
     def audit_public_key(self) -> Path:
         return self.path / "ca" / "audit.pub"
+
+    @property
+    def operators_certificate(self) -> Path:
+        return self.path / "ca" / "operators.pem"
+
+    @property
+    def operators_key(self) -> Path:
+        return self.path / "ca" / "operators.key"
 
     @property
     def server_chain(self) -> Path:
@@ -163,6 +174,45 @@ def audit_signer(home: Home) -> LocalHeadSigner:
 def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
     """The certificates that EST's cacerts hands out: the root first, then the issuing CA."""
     return _certificate(home.root_certificate), _certificate(home.issuing_certificate)
+
+
+def operators_authority(home: Home, now: datetime) -> x509.Certificate:
+    """The operators' CA of `home`; a home that was made without one gets it now.
+
+    Raises: Invalid (`bad-settings`): it cannot be made, since nobody knows the fleet's name. OSError.
+    """
+    handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
+        if not home.operators_certificate.exists():
+            home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
+            _write_operators_authority(home, _fleet_name(home), now)
+            _sync(home.operators_certificate.parent)
+    finally:
+        os.close(handle)
+    return _certificate(home.operators_certificate)
+
+
+def _fleet_name(home: Home) -> str:
+    try:
+        return settings_of(home).name
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error)) from error
+
+
+def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
+    """The operators' CA of `home`, ready to sign for operators and nobody else; made when there is none yet."""
+    return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS)
+
+
+def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
+    """Key first, and the certificate in one step: where there is a certificate, there is its key."""
+    certificate, key = create_operators(name, now)
+    write_key(home.operators_key, key)
+    fresh = home.operators_certificate.with_suffix(".new")
+    fresh.write_bytes(certificate.public_bytes(Encoding.PEM))
+    _sync(fresh)
+    fresh.rename(home.operators_certificate)
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -293,7 +343,7 @@ async def _make_registry(place: Place, now: datetime) -> None:
                 f"There is a fleet's registry in {place} already; nothing was changed.",
                 "Name another database. For a second node of that fleet, copy its home.",
             )
-        await add_model(registry, Model("default"), actor="operator", now=now)
+        await add_model(registry, Model("default"), act=Act("operator", now))
     finally:
         await registry.close()
 
@@ -319,6 +369,7 @@ def _write_authority(home: Home, settings: Settings, now: datetime) -> None:
     write_key(home.issuing_key, issuing_key)
     write_key(home.server_key, server_key)
     audit_signer(home)
+    _write_operators_authority(home, settings.name, now)
 
 
 def _certificate(file: Path) -> x509.Certificate:

@@ -14,9 +14,12 @@ from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.home import (
     Home,
     audit_signer,
+    authority_chain,
     create_home,
+    load_operators_issuer,
     open_home,
     open_registry,
+    operators_authority,
     renew_server_certificate,
     server_identity,
     settings_of,
@@ -160,3 +163,31 @@ class TestAuditKey:
         home.audit_public_key.write_bytes(other.audit_public_key.read_bytes())
         with pytest.raises(Invalid, match="not the public half"):
             audit_signer(home)
+
+
+async def test_the_operators_have_a_ca_of_their_own(home: Home) -> None:
+    authority = operators_authority(home, NOW)
+    authority.verify_directly_issued_by(authority)
+    assert home.operators_key.stat().st_mode & 0o077 == 0
+    assert authority not in authority_chain(home)
+    assert load_operators_issuer(home, NOW).certificate == authority
+    assert authority.subject.rfc4514_string() == "CN=acme Operators CA"
+
+
+async def test_an_older_home_gets_it_once_when_it_is_first_needed(home: Home) -> None:
+    """Whatever is left of an attempt that was cut off before its certificate stood makes no difference."""
+    home.operators_certificate.unlink()
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(lambda _: operators_authority(home, NOW), range(8)))
+    assert len(made) == 1
+    load_operators_issuer(home, NOW)
+    assert sorted(p.name for p in home.operators_certificate.parent.iterdir()) == [
+        "audit.key",
+        "audit.pub",
+        "issuing.key",
+        "issuing.pem",
+        "operators.key",
+        "operators.pem",
+        "root.key",
+        "root.pem",
+    ]

@@ -14,6 +14,8 @@ COMMANDS = {
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
+    "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
     "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
@@ -69,5 +71,6 @@ def main() -> None:
       fleet serve --home HOME              serve it
       fleet token create --device cam-7    a one-time token for a device
 
-    FLEET_HOME stands in for --home. Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    FLEET_HOME stands in for --home. From afar, model, device, token, audit list and status take --url, --cert and --ca
+    in its place. Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
     """

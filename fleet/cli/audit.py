@@ -10,16 +10,16 @@ import click
 
 from fleet.cli.audit_proof import check_proof, prove_
 from fleet.cli.audit_verify import verify_
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import new_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
-from fleet.domain.changes import AuditRow
 from fleet.domain.ports import AuditReader
 from fleet.home import audit_signer
-from fleet.services.audit_search import RowFilter, newest_rows, rows_after
+from fleet.services.audit_search import RowFilter
 from fleet.services.sealing import seal
 
 COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail")
@@ -37,7 +37,7 @@ audit.add_command(check_proof)
 
 
 @audit.command(name="list")
-@home_option
+@fleet_option
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows behind this one; without it, the newest.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many rows.")
 @click.option("--actor", default="", metavar="TEXT", help="Rows of this actor: 'token 3f2a…', 'station*'.")
@@ -46,7 +46,7 @@ audit.add_command(check_proof)
 @click.option("--outcome", default="", metavar="TEXT", help="Rows that ended so: ok, or the code of a refusal.")
 @output_option
 def list_(
-    home: Path,
+    desk: Desk,
     after: int | None,
     limit: int,
     actor: str,
@@ -64,15 +64,8 @@ def list_(
       fleet audit list --action 'device.*' --subject 'device cam-7'
     """
     where = RowFilter(actor, action, subject, outcome)
-
-    async def work() -> list[AuditRow]:
-        async with opened(home) as fleet:
-            if after is None:
-                return await newest_rows(fleet.registry, where, limit)
-            return await rows_after(fleet.registry, where, after, limit)
-
     with attempting("listing the audit"):
-        found = run(work())
+        found = desk.audit(where, after, limit)
     rows = [
         (
             r.seq,

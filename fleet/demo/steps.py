@@ -17,6 +17,7 @@ from fleet.demo import devices
 from fleet.demo.foreign import make_foreign_certificate
 from fleet.demo.stage import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
 from fleet.demo.subscriber import Subscriber
+from fleet.domain.access import Act
 from fleet.home import Home, open_registry
 from fleet.services import revocation
 
@@ -159,7 +160,7 @@ async def _revoke(stage: Stage, device: str) -> None:
     """As `fleet device revoke` does: from a process that is not the server's."""
     registry = await open_registry(Home(stage.home))
     try:
-        await revocation.revoke(registry, device, actor="operator", reason="demo", now=datetime.now(UTC))
+        await revocation.revoke(registry, device, act=Act("operator", datetime.now(UTC)), reason="demo")
     finally:
         await registry.close()
 

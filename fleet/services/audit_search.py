@@ -7,10 +7,10 @@ times: a moment is found by halving, and then looked around.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.credential import Credential
-from fleet.domain.ports import AuditReader
 from fleet.services.admission import FIRST_USE
 
 PAGE_ROWS = 1_000
@@ -41,7 +41,21 @@ def _fits(wanted: str, found: str) -> bool:
     return found.startswith(wanted[:-1]) if wanted.endswith("*") else wanted in ("", found)
 
 
-async def rows_after(reader: AuditReader, where: RowFilter, after: int, limit: int) -> list[AuditRow]:
+class RowReader(Protocol):
+    """What a search reads: a registry, or something that asks one from afar."""
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]: ...
+    async def last_audit(self) -> int: ...
+
+
+async def rows_of(reader: RowReader, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
+    """The first `limit` rows behind row `after` that `where` means, in order; without `after`, the last `limit`."""
+    if after is None:
+        return await newest_rows(reader, where, limit)
+    return await rows_after(reader, where, after, limit)
+
+
+async def rows_after(reader: RowReader, where: RowFilter, after: int, limit: int) -> list[AuditRow]:
     """The first `limit` rows behind row `after` that `where` means, in order."""
     found: list[AuditRow] = []
     page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
@@ -54,7 +68,7 @@ async def rows_after(reader: AuditReader, where: RowFilter, after: int, limit: i
     return found[:limit]
 
 
-async def newest_rows(reader: AuditReader, where: RowFilter, limit: int) -> list[AuditRow]:
+async def newest_rows(reader: RowReader, where: RowFilter, limit: int) -> list[AuditRow]:
     """The last `limit` rows that `where` means, in order."""
     found: list[AuditRow] = []
     page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
@@ -65,7 +79,7 @@ async def newest_rows(reader: AuditReader, where: RowFilter, limit: int) -> list
     return found[-limit:]
 
 
-async def _pages_back(reader: AuditReader, upto: int, page_rows: int) -> AsyncIterator[list[AuditRow]]:
+async def _pages_back(reader: RowReader, upto: int, page_rows: int) -> AsyncIterator[list[AuditRow]]:
     """Rows from row `upto` back to the first that is kept: a page at a time, each in order."""
     while upto > 0:
         after = max(0, upto - page_rows)
@@ -76,12 +90,12 @@ async def _pages_back(reader: AuditReader, upto: int, page_rows: int) -> AsyncIt
         upto = after
 
 
-async def _between(reader: AuditReader, after: int, upto: int) -> list[AuditRow]:
+async def _between(reader: RowReader, after: int, upto: int) -> list[AuditRow]:
     """Rows behind row `after` up to row `upto`, those that are kept."""
     return [row for row in await reader.audit(after=after, limit=upto - after) if row.seq <= upto]
 
 
-async def row_of_issue(reader: AuditReader, credential: Credential) -> AuditRow | None:
+async def row_of_issue(reader: RowReader, credential: Credential) -> AuditRow | None:
     """The row that recorded the issue of `credential`; None when it is not kept, or nowhere near its time."""
     start = await _place_of(reader, credential.issued_at)
     async for row in _around(reader, start, credential.issued_at):
@@ -97,7 +111,7 @@ def _records(entry: AuditEntry, credential: Credential) -> bool:
     return is_its and entry.outcome == "ok" and not told_again
 
 
-async def _place_of(reader: AuditReader, at: datetime) -> int:
+async def _place_of(reader: RowReader, at: datetime) -> int:
     """A row number behind which rows are of `at` or later, as far as rows are in the order of their times."""
     first = await reader.audit(limit=1)
     low, high = (first[0].seq - 1 if first else 0), await reader.last_audit()
@@ -111,7 +125,7 @@ async def _place_of(reader: AuditReader, at: datetime) -> int:
     return low
 
 
-async def _around(reader: AuditReader, start: int, at: datetime) -> AsyncIterator[AuditRow]:
+async def _around(reader: RowReader, start: int, at: datetime) -> AsyncIterator[AuditRow]:
     """Rows behind and before row `start`, by turns of a page, until they are too far from `at`."""
     behind, before = start, start
     looks_behind = looks_before = True

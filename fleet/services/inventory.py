@@ -1,7 +1,7 @@
 """What the fleet consists of: models, devices, tokens and stations are brought in here.
 
-Each function checks, reads what it must, and commits one Change with its audit row. `actor` is who asked, in the
-audit's words ("operator"). Conflicts are the registry's own: two who add the same name at once, and one of them loses.
+Each function checks, reads what it must, and commits one Change with its audit row, which says by `act` who asked,
+whence and when. Conflicts are the registry's own: two who add the same name at once, and one of them loses.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from fleet.domain.access import Act
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -48,12 +49,11 @@ def _change(
     subject: str,
     writes: tuple[Write, ...],
     *,
-    actor: str,
-    now: datetime,
+    act: Act,
     events: tuple[Event, ...] = (),
     **detail: str,
 ) -> Change:
-    return Change(AuditEntry(now, actor, action, subject, "ok", detail=detail), writes, events)
+    return Change(AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail), writes, events)
 
 
 def checked_model(model: Model) -> Model:
@@ -79,16 +79,16 @@ def checked_model(model: Model) -> Model:
     return model
 
 
-async def add_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+async def add_model(registry: Registry, model: Model, *, act: Act) -> None:
     """Bring in a model.
 
     Raises: Invalid: see `checked_model`. Conflict (`model-exists`).
     """
     write = AddModel(checked_model(model))
-    await registry.commit(_change("model.add", f"model {model.name}", (write,), actor=actor, now=now))
+    await registry.commit(_change("model.add", f"model {model.name}", (write,), act=act))
 
 
-async def set_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+async def set_model(registry: Registry, model: Model, *, act: Act) -> None:
     """Put `model` in place of the one of its name. Live sessions are held to its topics from now on.
 
     Raises: Invalid: see `checked_model`. Conflict (`no-such-model`).
@@ -98,7 +98,7 @@ async def set_model(registry: Registry, model: Model, *, actor: str, now: dateti
     changed = differences(_fields(old or model), _fields(model))
     events = (Event(EventKind.MODEL_CHANGED, model.name),)
     subject = f"model {model.name}"
-    await registry.commit(_change("model.set", subject, (write,), actor=actor, now=now, events=events, **changed))
+    await registry.commit(_change("model.set", subject, (write,), act=act, events=events, **changed))
 
 
 def _fields(model: Model) -> dict[str, object]:
@@ -118,23 +118,19 @@ async def _known_model(registry: Registry, name: str) -> Model:
     return model
 
 
-async def add_device(
-    registry: Registry, id_text: str, model: str, *, hardware_serial: str = "", actor: str, now: datetime
-) -> Device:
+async def add_device(registry: Registry, id_text: str, model: str, *, hardware_serial: str = "", act: Act) -> Device:
     """Register a device, so that it can be given a certificate.
 
     Raises: Invalid: `bad-device-id`, `bad-hardware-serial`. NotFound (`no-such-model`). Conflict (`device-exists`):
     in whatever state it is, a device is never registered anew, so this cannot bring a revoked one back.
     """
-    device = Device(device_id(id_text), model, DeviceState.REGISTERED, now, hardware_serial)
+    device = Device(device_id(id_text), model, DeviceState.REGISTERED, act.now, hardware_serial)
     if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
         message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
     await _known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
-    change = _change(
-        "device.add", f"device {device.id}", (AddDevice(device),), actor=actor, now=now, events=events, model=model
-    )
+    change = _change("device.add", f"device {device.id}", (AddDevice(device),), act=act, events=events, model=model)
     await registry.commit(change)
     return device
 
@@ -146,8 +142,7 @@ async def create_token(
     model: str | None = None,
     uses: int = 1,
     ttl: timedelta = TOKEN_TTL,
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> tuple[Token, str]:
     """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET".
 
@@ -173,11 +168,11 @@ async def create_token(
         model=model,
         uses_max=uses,
         uses=0,
-        created_at=now,
-        expires_at=now + ttl,
+        created_at=act.now,
+        expires_at=act.now + ttl,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
-    change = _change("token.create", f"token {token.id}", (AddToken(token),), actor=actor, now=now, scope=scope)
+    change = _change("token.create", f"token {token.id}", (AddToken(token),), act=act, scope=scope)
     await registry.commit(change)
     return token, f"{token.id}.{secret}"
 
@@ -193,7 +188,7 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
     return device
 
 
-async def revoke_token(registry: Registry, token_id: str, *, actor: str, now: datetime) -> None:
+async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
     """No further use of the token; certificates that it earned stay.
 
     Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
@@ -201,9 +196,9 @@ async def revoke_token(registry: Registry, token_id: str, *, actor: str, now: da
     token = await registry.token(token_id)
     if token is None:
         raise NotFound("no-such-token", f"There is no token {token_id[:80]!r}.", "See: fleet token list")
-    write = RevokeToken(token_id, now)
-    changed = differences({"state": _state(token, now)}, {"state": "revoked"})
-    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), actor=actor, now=now, **changed))
+    write = RevokeToken(token_id, act.now)
+    changed = differences({"state": _state(token, act.now)}, {"state": "revoked"})
+    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), act=act, **changed))
 
 
 def _state(token: Token, now: datetime) -> str:
@@ -225,18 +220,17 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], now
     return Station(name, tuple(dict.fromkeys(models)), now)
 
 
-async def add_station(registry: Registry, name: str, models: Sequence[str], *, actor: str, now: datetime) -> Station:
+async def add_station(registry: Registry, name: str, models: Sequence[str], *, act: Act) -> Station:
     """Record a factory station without a certificate.
 
     Raises: Invalid: `bad-name`, `bad-station-models`. NotFound (`no-such-model`). Conflict (`station-exists`).
     """
-    station = await _new_station(registry, name, models, now)
+    station = await _new_station(registry, name, models, act.now)
     change = _change(
         "station.add",
         f"station {name}",
         (AddStation(station),),
-        actor=actor,
-        now=now,
+        act=act,
         models=" ".join(station.models),
     )
     await registry.commit(change)
@@ -251,8 +245,7 @@ async def enroll_station(
     spki_der: bytes,
     *,
     lifetime: timedelta = STATION_LIFETIME,
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
@@ -262,15 +255,14 @@ async def enroll_station(
     """
     if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    station = await _new_station(registry, name, models, now)
-    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), now + lifetime, now)
-    credential = issuer.issue(permit, now)
+    station = await _new_station(registry, name, models, act.now)
+    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), act.now + lifetime, act.now)
+    credential = issuer.issue(permit, act.now)
     change = _change(
         "station.add",
         f"station {name}",
         (AddStation(station), AddCredential(credential)),
-        actor=actor,
-        now=now,
+        act=act,
         events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
         models=" ".join(station.models),
         serial=credential.serial,

@@ -312,7 +312,7 @@ def test_without_a_home_every_command_says_so(tmp_path: Path) -> None:
         assert "FLEET_HOME" in done.stderr
 
 
-@pytest.mark.parametrize("group", ["model", "device", "token", "station", "audit"])
+@pytest.mark.parametrize("group", ["model", "device", "token", "station", "operator", "audit"])
 def test_help_teaches(group: str) -> None:
     top = CliRunner().invoke(main, [group, "--help"])
     assert top.exit_code == 0
