@@ -31,7 +31,7 @@ log = logging.getLogger("fleet")
 PROGRAM = "fleet.worker_process"
 START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a machine that has other things to do
 STOP_SECONDS_MAX = 3.0  # a worker drains for two
-STEADY_SECONDS = 0.25  # of listening: whoever dies later did not die of being started
+STEADY_SECONDS = 1.0  # of listening: whoever falls later did not fall over being started
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0
 PURGE_AFTER_SECONDS = 1.0  # by then every worker has heard of it and signed its session off
@@ -43,6 +43,14 @@ def restart_delay_seconds(early_deaths: int) -> float:
         return 0.0
     # The exponent is bounded for the sake of the number, not of the delay.
     return min(RESTART_SECONDS_MIN * 2.0 ** min(early_deaths - EARLY_DEATHS_FREE - 1, 32), RESTART_SECONDS_MAX)
+
+
+def died_early(code: int, listened_seconds: float | None) -> bool:
+    """Whether a worker that ended with `code` would likely do so again at once. None: it has never listened."""
+    if listened_seconds is None:
+        return True
+    killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # somebody did it: not a fault that a start brings back
+    return not killed and listened_seconds < STEADY_SECONDS
 
 
 SetModels = Callable[[], Awaitable[None]]
@@ -228,12 +236,13 @@ class Supervisor:
     async def _keep(self, number: int) -> None:
         """Replace the worker of this number whenever it has died."""
         loop, early_deaths = asyncio.get_running_loop(), 0
-        since = loop.time()
+        listening_since: float | None = loop.time()
         while True:
             worker = self._workers[number]
             code = await worker.ended()
             died = loop.time()
-            early_deaths = early_deaths + 1 if died - since < STEADY_SECONDS else 0
+            listened_seconds = died - listening_since if listening_since is not None else None
+            early_deaths = early_deaths + 1 if died_early(code, listened_seconds) else 0
             delay = restart_delay_seconds(early_deaths)
             log.error(
                 "event=worker.ended worker=%d pid=%d cause=%r restart_seconds=%g",
@@ -244,13 +253,13 @@ class Supervisor:
                 worker = await self._start(number)
             except (FleetError, OSError) as error:
                 log.error("event=worker.not-started worker=%d reason=%r", number, str(error))
-                since = loop.time()  # it has listened for no time at all
+                listening_since = None
                 continue
-            since = loop.time()
+            listening_since = loop.time()
             self.restarts += 1
             log.warning(
                 "event=worker.restarted worker=%d pid=%d restarts=%d ms=%.0f",
-                *(number, worker.pid, self.restarts, (since - died) * 1000),
+                *(number, worker.pid, self.restarts, (listening_since - died) * 1000),
             )
 
     async def _set_models(self) -> None:

@@ -23,7 +23,7 @@ from hw_bench.drivers.handshake import client_context, connect
 from hw_bench.processes import BenchError
 
 READ_SIZE = 16384
-PAUSE_SECONDS = 0.02  # between two attempts while nobody answers
+PAUSE_SECONDS = 0.03  # between two attempts while nobody answers
 PATIENCE_SECONDS = 60.0  # for any certificate at all
 
 

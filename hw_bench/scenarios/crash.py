@@ -27,8 +27,8 @@ from hw_bench.scenarios.contract import file_system, ground_for
 from hw_bench.turns import Plan, Progress, machine
 
 SUPERVISOR_SHARE = 0.04  # of the kills: each costs a whole start
-CERTIFICATES_BETWEEN_KILLS_MAX = 8
-DELAY_SECONDS_MAX = 0.1  # so that a kill lands anywhere in a worker's life, its start included
+CERTIFICATES_BETWEEN_KILLS_MAX = 5
+DELAY_SECONDS_MAX = 0.05  # so that a kill lands anywhere in a worker's life, its start included
 TOKEN_USES = (3, 40)  # at least, at most
 TOKENS_AT_ONCE = 20
 PROGRESS_EVERY = 25
@@ -41,17 +41,17 @@ class Crash:
 
     name: str = "crash"
     workers: int = 2
-    clients: int = 6
+    clients: int = 4
 
     def description(self) -> str:
         return (
-            f"kill -9 of `fleet serve --workers {self.workers}`, worker or supervisor, under {self.clients} clients that "
-            "enroll and retry; then every certificate, token use and event is accounted for"
+            f"kill -9 of `fleet serve --workers {self.workers}`, worker or supervisor, under {self.clients} clients "
+            "that enroll and retry; then every certificate, token use and event is accounted for"
         )
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         seed = random.SystemRandom().randrange(1 << 32) if plan.seed is None else plan.seed
-        progress(f"seed {seed}: --seed {seed} draws the same victims again")
+        progress(f"seed {seed}: --seed {seed} takes the same chances again")
         chance = random.Random(seed)  # noqa: S311  chance, not secrecy
         with contextlib.ExitStack() as stack:
             ground = stack.enter_context(ground_for())
@@ -61,7 +61,7 @@ class Crash:
             engine.start()
             home = engine.home(ground.folder / "home")
             serve = stack.enter_context(MortalServe(home, ground.folder, self.workers, cores.all))
-            tokens = Tokens(lambda: asyncio.run(_new_tokens(home)))
+            tokens = Tokens(lambda: new_tokens(home))
             with Clients(serve.est, MODEL, self.clients, tokens) as clients:
                 supervisors = _kill(plan.kills, chance, serve, clients, progress)
                 clients.wait_for(len(clients.received) + 1)  # it has recovered from the last one too
@@ -99,7 +99,12 @@ def _kill(kills: int, chance: random.Random, serve: MortalServe, clients: Client
     return supervisors
 
 
-async def _new_tokens(home: FleetHome) -> list[str]:
+def new_tokens(home: FleetHome) -> list[str]:
+    """Tokens for many devices each, as texts."""
+    return asyncio.run(_create_tokens(home))
+
+
+async def _create_tokens(home: FleetHome) -> list[str]:
     registry = await open_registry(home.files)
     try:
         made = []
@@ -116,7 +121,7 @@ def prove(home: FleetHome, received: Sequence[Received]) -> tuple[str, ...]:
 
     Raises: BenchError: what does not hold.
     """
-    issued, tokens, events = asyncio.run(_read(home))
+    issued, tokens, events = asyncio.run(read(home))
     home.fleet("audit", "verify")
     return (
         prove_certificates(issued, received),
@@ -130,7 +135,8 @@ Seen = tuple[int, str, str]
 """An event's sequence, kind and detail."""
 
 
-async def _read(home: FleetHome) -> tuple[list[Credential], list[Token], list[Seen]]:
+async def read(home: FleetHome) -> tuple[list[Credential], list[Token], list[Seen]]:
+    """All certificates issued to devices, all tokens, all events in order."""
     registry = await open_registry(home.files)
     try:
         return await _credentials(registry), await registry.tokens(), await _events(registry)
