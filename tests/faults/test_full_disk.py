@@ -1,14 +1,19 @@
-"""A served fleet whose registry can't be written: nothing is issued, all are told to come back, and it recovers."""
+"""A served fleet whose registry can't be written: nothing is issued, all are told to come back, and it recovers.
+
+Two ways for a disk to say no: a file that may not grow, and an fsync that fails after every write has gone well.
+"""
 
 import asyncio
 import base64
 import json
 import resource
+import shutil
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,18 +28,39 @@ from fleet.wire.est import encode_body
 from hw_bench.clock import process_tree
 from tests.serving import ANY_PORTS, Served, fleet
 
+FSYNC_FAILS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int ruled(const char *name, int fd) {
+    const char *switched = getenv("FSYNC_FAILS_WHILE");
+    if (switched && access(switched, F_OK) == 0) { errno = EIO; return -1; }
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+int fsync(int fd) { return ruled("fsync", fd); }
+int fdatasync(int fd) { return ruled("fdatasync", fd); }
+"""
 
-@pytest.fixture(params=["1", "2"])
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    home = tmp_path / "home"
-    fleet(home, "init", str(home))
-    serving = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", request.param)).start()
-    yield serving
-    serving.stop()
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    fleet(tmp_path / "home", "init", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @contextmanager
-def full_disk(served: Served) -> Iterator[None]:
+def serving(home: Path, workers: str) -> Iterator[Served]:
+    served = Served(home, home.parent / "ready.json", (*ANY_PORTS, "--workers", workers)).start()
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+@contextmanager
+def no_growth(served: Served) -> Iterator[None]:
     """No process of `served` may write beyond a file's first byte: the system says no, as on a full disk."""
     family = process_tree((served.process.pid,))
     before = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in family}
@@ -43,6 +69,14 @@ def full_disk(served: Served) -> Iterator[None]:
     yield
     for pid, limits in before.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def no_fsync(switch: Path) -> Iterator[None]:
+    """fsync fails in every process that was started under the shim."""
+    switch.touch()
+    yield
+    switch.unlink()
 
 
 def csr(device: str) -> bytes:
@@ -78,11 +112,34 @@ def issued(home: Path, *devices: str) -> list[Credential]:
     return asyncio.run(work())
 
 
-def test_a_full_disk_issues_nothing_and_is_over_when_it_is_over(served: Served) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_issues_nothing_and_is_over_when_it_is_over(home: Path, workers: str) -> None:
+    with serving(home, workers) as served:
+        nothing_is_issued_until_it_is_over(served, no_growth(served))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_fsync_that_fails(home: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc: not installed")
+    source, shim, switch = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "fsync-fails"
+    source.write_text(FSYNC_FAILS)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
+    with monkeypatch.context() as shimmed:
+        shimmed.setenv("LD_PRELOAD", str(shim))
+        shimmed.setenv("FSYNC_FAILS_WHILE", str(switch))
+        stack = ExitStack()
+        served = stack.enter_context(serving(home, workers))
+    with stack:
+        nothing_is_issued_until_it_is_over(served, no_fsync(switch))
+
+
+def nothing_is_issued_until_it_is_over(served: Served, trouble: AbstractContextManager[None]) -> None:
     token = fleet(served.home, "token", "create", "--model", "default", "--uses", "100").strip()
     est(served, "cam-before", token).simpleenroll(csr("cam-before"))
     kept = csr("cam-during")
-    with full_disk(served):
+    with trouble:
         for _ in range(4):  # with two workers, each is met
             status, retry_after, body = answer(served, token)
             assert (status, retry_after) == (503, "10")
