@@ -112,8 +112,8 @@ class WorkerProcess:
     async def ended(self) -> int:
         """Its exit code, once it has ended: minus the number of the signal that it died of."""
         code = await self._process.wait()
+        await self._listening  # its last words may say why
         self._channel.close()
-        await self._listening
         return code
 
     def reload(self) -> None:

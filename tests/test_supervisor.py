@@ -1,17 +1,22 @@
 """What a supervisor decides, and how it and its workers speak; that it works is in end_to_end/test_workers.py."""
 
 import asyncio
+import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from fleet.channel import LINE_SIZE_MAX, Channel, Orders
 from fleet.domain.errors import Unavailable
 from fleet.doors import reserved
-from fleet.settings import Address, Settings
+from fleet.home import create_home
+from fleet.settings import Address, Settings, parse_broker, render
 from fleet.supervisor import (
     EARLY_DEATHS_FREE,
     RESTART_SECONDS_MAX,
@@ -21,6 +26,7 @@ from fleet.supervisor import (
     restart_delay_seconds,
 )
 
+PATIENCE = 30.0
 ORDERS = Orders(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
 
 
@@ -87,6 +93,40 @@ async def test_a_message_without_end_is_the_end(ends: tuple[Channel, Channel]) -
     ours, theirs = ends
     theirs._writer.write(b"x" * (LINE_SIZE_MAX + 2))
     assert await asyncio.wait_for(ours.next(), 20) is None
+
+
+async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives(tmp_path: Path) -> None:
+    home = await create_home(tmp_path / "home", Settings(), datetime.now(UTC))
+    ours, theirs = socket.socketpair()
+    with reserved(ports()) as settings:
+        argv = (sys.executable, "-m", "fleet.worker_process", str(theirs.fileno()))
+        process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
+        theirs.close()
+        channel = await Channel.on(ours)
+        external = replace(settings, upstream=parse_broker("unix:/nowhere"))
+        channel.send(Orders(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
+        async with asyncio.timeout(PATIENCE):
+            assert await channel.next() == {"say": "ready"}
+            for number in (signal.SIGINT, signal.SIGHUP):  # meant for a terminal's foreground, not for it
+                process.send_signal(number)
+            socket.create_connection(("127.0.0.1", settings.est.port), PATIENCE).close()
+            assert process.returncode is None
+            channel.close()
+            assert await process.wait() == 0
+
+
+async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    argv = (sys.executable, "-m", "fleet.worker_process", str(theirs.fileno()))
+    process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
+    theirs.close()
+    channel = await Channel.on(ours)
+    channel.send(Orders(1, str(tmp_path), render(Settings()), logging.ERROR, "", True).as_message())
+    async with asyncio.timeout(PATIENCE):
+        said = [message async for message in channel.hear()]
+        assert await process.wait() == 1
+    channel.close()
+    assert [(message["say"], message["code"]) for message in said] == [("failed", "no-registry")]
 
 
 def ports(http: int = 0) -> Settings:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import ssl
@@ -24,6 +25,7 @@ from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311
 from hw_bench.clock import process_tree
+from tests.end_to_end import test_serve
 from tests.end_to_end.test_serve import healthz, server_serial
 from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, fleet, program
@@ -186,6 +188,39 @@ def test_nothing_outlives_a_supervisor_that_is_killed(pair: Served) -> None:
     pair.start()  # waits until the last of them is gone
     assert not process_tree(tuple(pid for pid in family if pid != pair.process.pid))
     assert healthz(pair)[0] == 200
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_supervisor_either(pair: Served) -> None:
+    hanging = worker_pids(pair)["1"]
+    handle = os.pidfd_open(hanging)
+    tell(pair, "1", signal.SIGSTOP)
+    pair.kill()
+    assert select.select([handle], [], [], 20)[0]
+    os.close(handle)
+
+
+def test_clients_that_never_read_hold_no_worker_up(pair: Served) -> None:
+    test_serve.test_clients_that_never_read_do_not_hold_it_up(pair)
+
+
+def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly_while_the_other_serves(pair: Served) -> None:
+    key = pair.home / "ca" / "issuing.key"
+    away = key.rename(key.with_suffix(".away"))
+    tell(pair, "1", signal.SIGKILL)
+    for seconds in ("0", "0.1", "0.2"):
+        pair.wait_for_line(f"restart_seconds={seconds}")
+    pair.wait_for_line("event=worker.not-started worker=1")
+    assert "issuing.key" in pair.log
+    assert healthz(pair)[0] == 200
+    away.rename(key)
+    pair.wait_for_line("event=worker.restarted worker=1")
+    assert "worker=2 pid" not in pair.log.partition("event=ready")[2]  # nothing happened to the other
+
+
+def test_help_teaches_it() -> None:
+    shown = program("fleet", "serve", "--help").stdout
+    assert "--workers" in shown
+    assert "fleet serve --home ./home --workers auto" in shown
 
 
 def test_a_port_that_is_taken_is_named_once(home: Path) -> None:
