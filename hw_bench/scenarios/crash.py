@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from fleet.domain.changes import EventKind
 from fleet.domain.credential import Credential, Token
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, place_of
 from fleet.home import open_registry
 from fleet.services.inventory import create_token
 from fleet.storage.sqlite import SqliteRegistry
@@ -146,22 +147,18 @@ async def read(home: FleetHome) -> tuple[list[Credential], list[Token], list[See
 
 async def _credentials(registry: SqliteRegistry) -> list[Credential]:
     found: list[Credential] = []
-    after = ""
+    after = FIRST_PLACE
     while page := await registry.devices(after=after, limit=PAGE):
         for device in page:
             found += await registry.credentials(device.id)
-        after = page[-1].id
+        after = place_of(page[-1], EVERY_DEVICE)
     return found
 
 
 async def _events(registry: SqliteRegistry) -> list[Seen]:
-    last = await registry.last_event()
     found: list[Seen] = []
-    if last:
-        async for event in registry.follow(0):
-            found.append((event.seq, event.kind, event.detail))
-            if event.seq >= last:
-                break
+    while page := await registry.events(after=found[-1][0] if found else 0, limit=PAGE):
+        found += [(event.seq, event.kind, event.detail) for event in page]
     return found
 
 
