@@ -1,5 +1,5 @@
 """What a served home keeps its registry in, as far as a run that kills things must know: how a home is made on it, and
-whether it has processes of its own that can be killed too.
+how the processes that it may have of its own are killed and started.
 """
 
 from pathlib import Path
@@ -16,11 +16,6 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str: ...
-    @property
-    def mortal(self) -> bool:
-        """Whether `kill` does anything."""
-        ...
-
     def start(self) -> None:
         """Returns when it takes connections. Raises: BenchError."""
         ...
@@ -42,7 +37,6 @@ class Embedded:
     """SQLite: a file that lives and dies with the processes that have it open."""
 
     name = SQLITE
-    mortal = False
 
     def start(self) -> None:
         """There is nothing to start."""

@@ -90,7 +90,7 @@ class MortalServe:
         return False
 
     def kill_supervisor(self) -> None:
-        """kill -9 of the parent; its workers and its broker must follow by themselves, and then it is started again.
+        """kill -9 of the parent; its workers and its broker must follow by themselves. `start` gives it its next life.
 
         Raises: BenchError: one of them lives on.
         """
@@ -106,7 +106,6 @@ class MortalServe:
                     raise BenchError("A process lives on after the supervisor that had started it was killed.")
         self._life.close()
         self._life = contextlib.ExitStack()
-        self.start()
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

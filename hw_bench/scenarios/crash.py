@@ -19,7 +19,7 @@ from fleet.home import open_registry
 from fleet.services.inventory import create_token
 from fleet.storage.sqlite import SqliteRegistry
 from hw_bench.drivers.crash import Clients, Received, Tokens
-from hw_bench.peers.engine import engine_of
+from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
 from hw_bench.peers.mortal import MortalServe
 from hw_bench.processes import BenchError
@@ -64,7 +64,7 @@ class Crash:
             serve = stack.enter_context(MortalServe(home, ground.folder, self.workers, cores.all))
             tokens = Tokens(lambda: new_tokens(home))
             with Clients(serve.est, MODEL, self.clients, tokens) as clients:
-                supervisors = _kill(plan.kills, chance, serve, clients, progress)
+                supervisors = _kill(plan.kills, chance, engine, serve, clients, progress)
                 clients.wait_for(len(clients.received) + 1)  # it has recovered from the last one too
             if code := serve.stop():
                 raise BenchError(f"fleet serve ended with exit code {code} when it was told to stop.")
@@ -81,7 +81,9 @@ class Crash:
             )
 
 
-def _kill(kills: int, chance: random.Random, serve: MortalServe, clients: Clients, progress: Progress) -> int:
+def _kill(
+    kills: int, chance: random.Random, engine: Engine, serve: MortalServe, clients: Clients, progress: Progress
+) -> int:
     """Kill so often; how many were kills of the supervisor."""
     supervisors = 0
     for number in range(1, kills + 1):
@@ -89,6 +91,9 @@ def _kill(kills: int, chance: random.Random, serve: MortalServe, clients: Client
         clients.pause(chance.uniform(0, DELAY_SECONDS_MAX))
         if chance.random() < SUPERVISOR_SHARE:
             serve.kill_supervisor()
+            engine.kill()  # a power cut takes both
+            engine.start()
+            serve.start()
             supervisors += 1
         else:
             while not serve.kill_worker(chance):

@@ -84,15 +84,19 @@ class Street:
         identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return identity
 
+    def client(self, identity: Identity, version: int) -> Paho:
+        client = Paho(identity.name, version)
+        client.client.tls_set_context(identity.context(self.served))
+        self._stack.push_async_callback(client.close)
+        return client
+
     async def connect(self, identity: Identity, version: int, will: str = "") -> tuple[Paho, str]:
         """A live session, and the number of the worker that holds it."""
         before = len(self.sessions_of(identity.name))
-        client = Paho(identity.name, version)
-        client.client.tls_set_context(identity.context(self.served))
+        client = self.client(identity, version)
         if will:
             client.client.will_set(will, b"gone", 1)
         assert await client.connect(*self.served.address("mqtt")) == 0
-        self._stack.push_async_callback(client.close)
         await until(lambda: len(self.sessions_of(identity.name)) > before)
         return client, self.sessions_of(identity.name)[-1]
 
@@ -290,6 +294,21 @@ async def test_a_device_that_comes_again_by_another_worker_has_one_session(stree
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", [V311, V5])
+async def test_of_connections_that_race_at_both_workers_one_wins(street: Street, version: int) -> None:
+    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    live: list[Paho] = []
+    for _ in range(5):
+        racing = [street.client(cam, version) for _ in range(3)]
+        codes = await asyncio.gather(*(one.connect(*street.served.address("mqtt")) for one in racing))
+        live.extend(one for one, code in zip(racing, codes, strict=True) if code == 0)
+        await until(lambda: sum(one.disconnected.empty() for one in live) == 1)
+        (winner,) = [one for one in live if one.disconnected.empty()]
+        await winner.subscribe("devices/cam-1/down/#")  # it lives, and not only for a moment
+    assert winner.disconnected.empty()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", [V311, V5])
 async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(street: Street, version: int) -> None:
     at: dict[str, tuple[Paho, Identity]] = {}
     for number in range(TRIES_MAX):
@@ -302,10 +321,7 @@ async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(str
     for client, identity in at.values():
         await asyncio.to_thread(fleet, street.served.home, "device", "revoke", identity.name)
         assert await client.got(client.disconnected) == (0x98 if version == V5 else 0x80)
-        again = Paho(identity.name, version)
-        again.client.tls_set_context(identity.context(street.served))
-        assert await again.connect(*street.served.address("mqtt")) >= 0x80
-        await again.close()
+        assert await street.client(identity, version).connect(*street.served.address("mqtt")) >= 0x80
     for _, identity in at.values():
         await asyncio.to_thread(street.served.wait_for_line, f"event=mqtt.purge device={identity.name} code=ok")
     await backend.publish("devices/all/up/x", b"no will was heard before this")
