@@ -112,7 +112,7 @@ class WorkerProcess:
     async def ended(self) -> int:
         """Its exit code, once it has ended: minus the number of the signal that it died of."""
         code = await self._process.wait()
-        await self._listening  # its last words may say why
+        await asyncio.shield(self._listening)  # its last words may say why; who waits may be cancelled, it may not
         self._channel.close()
         return code
 

@@ -185,12 +185,15 @@ def test_a_worker_told_to_end_drains_and_is_replaced(pair: Served) -> None:
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed(pair: Served) -> None:
-    family = process_tree((pair.process.pid,))
+    family = [os.pidfd_open(pid) for pid in process_tree((pair.process.pid,))]
+    assert len(family) >= 4
     pair.stay_on_these_ports()
     pair.words += ["--workers", "2"]
     pair.kill()
     pair.start()  # waits until the last of them is gone
-    assert not process_tree(tuple(pid for pid in family if pid != pair.process.pid))
+    assert sorted(select.select(family, [], [], 0)[0]) == sorted(family)  # readable: it has ended
+    for handle in family:
+        os.close(handle)
     assert healthz(pair)[0] == 200
 
 
