@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fleet.home import Home
-from fleet.premises import Endpoints, announced, premises
+from fleet.premises import Endpoints, Premises, announced, premises
 from fleet.server_certificate import Clock, renew_daily, utc_now
 from fleet.settings import Settings
 from fleet.supervisor import supervised
@@ -51,14 +51,14 @@ def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) ->
 
     async def work() -> None:
         told = Told.by_signals((signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,))
-        async with serving(home, settings, clock=utc_now) as service:
+        async with serving(home, settings, clock=utc_now) as (service, once):
             # One process looks at the certificate, and has every process show the new one.
             renewing = renew_daily(home, settings, utc_now, told.reload.set)
             daily = asyncio.create_task(renewing, name="the daily look at the certificate")
             try:
                 with announced(ready_file, service.endpoints):
                     log.info("event=ready %s", " ".join(f"{k}={v}" for k, v in asdict(service.endpoints).items()))
-                    await service.until(told, (daily,))
+                    await service.until(told, (daily, once.sealer))
             finally:
                 daily.cancel()
             log.info("event=stopping")
@@ -69,8 +69,8 @@ def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) ->
 
 
 @asynccontextmanager
-async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[Service]:
-    """Everything up, in order; at the end everything down, in the reverse order.
+async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[tuple[Service, Premises]]:
+    """Everything up, in order, and what there is once; at the end everything down, in the reverse order.
 
     Raises: Conflict (`home-in-use`): another process serves this home. FleetError, OSError: a part could not start.
     """
@@ -78,7 +78,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
     async with premises(home, settings, clock=clock) as ground:
         if count == 1:
             async with working(home, settings, ground.registry, ground.upstream, clock=clock) as worker:
-                yield worker
+                yield worker, ground
         else:
             async with supervised(ground, count) as supervisor:
-                yield supervisor
+                yield supervisor, ground

@@ -1,8 +1,9 @@
 """What a served home has once, however many processes serve it: its lock, its broker, its ready file.
 
-lock -> server certificate in order -> registry -> broker
+lock -> server certificate in order -> registry -> the audit's sealing -> broker
 """
 
+import asyncio
 import fcntl
 import json
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from fleet.domain.errors import Conflict
 from fleet.home import Home, open_registry
+from fleet.sealer import sealing
 from fleet.server_certificate import Clock, renew_if_due
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import Upstream
@@ -63,6 +65,8 @@ class Premises:
     home: Home
     settings: Settings
     registry: SqliteRegistry
+    sealer: asyncio.Task[None]
+    """Seals the audit for as long as the premises stand."""
     upstream: Upstream
     workers_lock: int
     """A descriptor for worker processes to inherit: while one of them lives, no other server of this home starts."""
@@ -79,10 +83,11 @@ async def premises(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         renew_if_due(home, settings, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
+        sealer = await parts.enter_async_context(sealing(home, registry, clock=clock))
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
         log.info("event=broker is=%r", upstream.describe())
-        yield Premises(home, settings, registry, upstream, workers_lock)
+        yield Premises(home, settings, registry, sealer, upstream, workers_lock)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from fleet.domain.access import Act
 from fleet.domain.changes import EventKind
 from fleet.domain.credential import Credential, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, place_of
@@ -116,7 +117,7 @@ async def _create_tokens(home: FleetHome) -> list[str]:
         made = []
         for _ in range(TOKENS_AT_ONCE):
             uses = random.randint(*TOKEN_USES)  # noqa: S311  chance, not secrecy
-            made.append(await create_token(registry, model=MODEL, uses=uses, actor="operator", now=datetime.now(UTC)))
+            made.append(await create_token(registry, model=MODEL, uses=uses, act=Act("operator", datetime.now(UTC))))
         return [text for _, text in made]
     finally:
         await registry.close()

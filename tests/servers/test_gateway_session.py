@@ -124,8 +124,8 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
         gateway = Gateway(h.registry, h.broker, clock=now, purges=False)
         feed = asyncio.create_task(gateway.run())
         await gateway.following()
-        await revocation.revoke(h.registry, one.holder, actor="operator", now=now())
-        await revocation.retire(h.registry, two.holder, actor="operator", now=now())
+        await revocation.revoke(h.registry, one.holder, act=Act("operator", now()))
+        await revocation.retire(h.registry, two.holder, act=Act("operator", now()))
         visited = set()
         for _ in (one, two):  # by the house's own gateway
             visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
