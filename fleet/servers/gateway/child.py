@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from fleet.servers.gateway.private_socket import connect_unix
+from fleet.servers.gateway.private_socket import probe_unix
 
 log = logging.getLogger("fleet.broker")
 
@@ -142,7 +142,7 @@ class Child:
                 if process.returncode is not None:
                     raise OSError(f"{self._name} has ended at once with code {process.returncode}.")
                 try:
-                    await connect_unix(self._socket, _HangUp)
+                    await probe_unix(self._socket)
                 except OSError:
                     await asyncio.sleep(POLL_SECONDS)
                 else:
@@ -173,13 +173,6 @@ class Child:
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await process.wait()
-
-
-class _HangUp(asyncio.Protocol):
-    """Only asks whether somebody answers."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:

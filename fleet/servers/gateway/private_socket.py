@@ -26,18 +26,35 @@ def private_directory(path: Path) -> Path:
 
 
 async def connect_unix(path: Path, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-    """Connect `factory()` to the socket at `path`, waiting while the listener's backlog is full. Raises: OSError."""
-    loop = asyncio.get_running_loop()
+    """Connect `factory()` to the socket at `path`, waiting while the listener's backlog is full. Raises: OSError.
+
+    `factory()` must not close in its `connection_made`: uvloop then forgets to tell the socket that it is closed, and
+    the socket, once collected, closes whatever has been given its number.
+    """
+    sock = await _connected(path)
+    try:
+        await asyncio.get_running_loop().create_unix_connection(factory, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def probe_unix(path: Path) -> None:
+    """Ask only whether somebody listens at `path`. Raises: OSError: nobody does."""
+    (await _connected(path)).close()
+
+
+async def _connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         while True:
             try:
                 # By hand: on a full backlog a Unix socket says EAGAIN, which event loops take for "in progress".
                 _connect(sock, path)
-                break
             except BlockingIOError:
                 await asyncio.sleep(RETRY_SECONDS)
-        await loop.create_unix_connection(factory, sock=sock)
+            else:
+                return sock
     except BaseException:
         sock.close()
         raise
