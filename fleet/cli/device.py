@@ -1,21 +1,22 @@
-"""`fleet device`: register devices, look them up, put them out."""
+"""`fleet device`: register devices, look them up, tag them, put them out."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
 
+from fleet.cli.bulk import Many, act_by_filter, one_or_many
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.credential import Credential, CredentialKind
-from fleet.domain.device import Device, DeviceFilter, DeviceState, Place
+from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
+from fleet.domain.device_filter import parse_place, parse_time, place_text
 from fleet.domain.errors import NotFound
-from fleet.services import inventory, revocation
+from fleet.domain.tags import Retag, parse_tag
+from fleet.services import bulk, inventory, revocation, tagging
 
-COLUMNS = ("id", "model", "state", "hardware_serial", "created_at")
-
-_reason_option = click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
 
 
 @click.group()
@@ -28,14 +29,31 @@ def device() -> None:
 @click.argument("device_id")
 @click.option("--model", required=True, help="The kind of device; see: fleet model list")
 @click.option("--serial", "hardware_serial", default="", help="The maker's serial number, for its certificates.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A label to find it by; may be repeated.")
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="A group that it is in; may be repeated.")
 @output_option
-def add(home: Path, device_id: str, model: str, hardware_serial: str, output: str) -> None:
+def add(
+    home: Path,
+    device_id: str,
+    model: str,
+    hardware_serial: str,
+    tags: tuple[str, ...],
+    groups: tuple[str, ...],
+    output: str,
+) -> None:
     """Register DEVICE_ID, so that it can be given a token or be provisioned."""
 
     async def work() -> Device:
         async with opened(home) as fleet:
             return await inventory.add_device(
-                fleet.registry, device_id, model, hardware_serial=hardware_serial, actor=OPERATOR, now=utc_now()
+                fleet.registry,
+                device_id,
+                model,
+                hardware_serial=hardware_serial,
+                tags=tuple(map(parse_tag, tags)),
+                groups=groups,
+                actor=OPERATOR,
+                now=utc_now(),
             )
 
     with attempting(f"adding device '{device_id}'"):
@@ -47,22 +65,45 @@ def add(home: Path, device_id: str, model: str, hardware_serial: str, output: st
 @home_option
 @click.option("--model", help="Only devices of this model.")
 @click.option("--state", type=click.Choice([s.value for s in DeviceState]), help="Only devices in this state.")
-@click.option("--after", default="", metavar="ID", help="Start behind this id.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only devices with this tag; may be repeated.")
+@click.option("--group", metavar="NAME", help="Only devices in this group.")
+@click.option(
+    "--expires-before",
+    metavar="TIME",
+    help="Only devices in service whose newest certificate ends before then, the soonest first: 30d or 2026-12-01.",
+)
+@click.option("--after", default="", metavar="PLACE", help="Start behind this one, as the last page named it.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @output_option
-def list_(home: Path, model: str | None, state: str | None, after: str, limit: int, output: str) -> None:
-    """List devices, by id."""
-    where = DeviceFilter(model=model, state=DeviceState(state) if state else None)
+def list_(
+    home: Path,
+    model: str | None,
+    state: str | None,
+    tags: tuple[str, ...],
+    group: str | None,
+    expires_before: str | None,
+    after: str,
+    limit: int,
+    output: str,
+) -> None:
+    """List devices: by id, or by the end of their certificates with --expires-before."""
 
     async def work() -> list[Device]:
         async with opened(home) as fleet:
-            return await fleet.registry.devices(where, after=Place(after), limit=limit)
+            return await fleet.registry.devices(where, after=parse_place(after, where), limit=limit)
 
     with attempting("listing the devices"):
+        where = DeviceFilter(
+            model=model,
+            state=DeviceState(state) if state else None,
+            tags=tuple(sorted(set(map(parse_tag, tags)))),
+            group=group,
+            expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
+        )
         found = run(work())
     print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
     if len(found) == limit:
-        click.echo(f"There may be more: --after {found[-1].id}", err=True)
+        click.echo(f"There may be more: --after {place_text(place_of(found[-1], where))}", err=True)
 
 
 @device.command()
@@ -96,59 +137,95 @@ def show(home: Path, device_id: str, output: str) -> None:
 
 
 @device.command()
-@home_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def suspend(home: Path, device_id: str, reason: str, output: str) -> None:
-    """Refuse DEVICE_ID everywhere until it is resumed; a live session ends at once."""
-    _move("suspending", revocation.suspend, home, device_id, reason, output)
+@one_or_many
+def suspend(device_id: str | None, reason: str, many: Many) -> None:
+    """Refuse DEVICE_ID, or every device of --filter, until it is resumed; a live session ends at once."""
+    _move("suspend", "suspending", revocation.suspend, device_id, reason, many)
 
 
 @device.command()
-@home_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def resume(home: Path, device_id: str, reason: str, output: str) -> None:
-    """Let the suspended DEVICE_ID in again."""
-    _move("resuming", revocation.resume, home, device_id, reason, output)
+@one_or_many
+def resume(device_id: str | None, reason: str, many: Many) -> None:
+    """Let the suspended DEVICE_ID, or every suspended device of --filter, in again."""
+    _move("resume", "resuming", revocation.resume, device_id, reason, many)
 
 
 @device.command()
-@home_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def revoke(home: Path, device_id: str, reason: str, output: str) -> None:
-    """Put DEVICE_ID out for good: its certificates are revoked, its live session ends at once.
+@one_or_many
+def revoke(device_id: str | None, reason: str, many: Many) -> None:
+    """Put DEVICE_ID, or every device of --filter, out for good: certificates are revoked, live sessions end at once.
 
     There is no way back: hardware that is to serve again is registered under a new id. To shut a device out for a
     while, suspend it.
     """
-    _move("revoking", revocation.revoke, home, device_id, reason, output)
+    _move("revoke", "revoking", revocation.revoke, device_id, reason, many)
 
 
 @device.command()
-@home_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def retire(home: Path, device_id: str, reason: str, output: str) -> None:
-    """Take DEVICE_ID out of service in good order, for good."""
-    _move("retiring", revocation.retire, home, device_id, reason, output)
+@one_or_many
+def retire(device_id: str | None, reason: str, many: Many) -> None:
+    """Take DEVICE_ID, or every device of --filter, out of service in good order, for good."""
+    _move("retire", "retiring", revocation.retire, device_id, reason, many)
 
 
 def _move(
-    doing: str, change: Callable[..., Awaitable[Device]], home: Path, device_id: str, reason: str, output: str
+    verb: str, doing: str, change: Callable[..., Awaitable[Device]], device_id: str | None, reason: str, many: Many
 ) -> None:
+    if device_id is None:
+        with attempting(f"{doing} devices"):
+            act = bulk.Move(verb, OPERATOR, reason, bulk.new_bulk_id(), utc_now)
+        act_by_filter(many, doing, act)
+        return
+
     async def work() -> Device:
-        async with opened(home) as fleet:
+        async with opened(many.home) as fleet:
             return await change(fleet.registry, device_id, actor=OPERATOR, reason=reason, now=utc_now())
 
     with attempting(f"{doing} device '{device_id}'"):
         moved = run(work())
-    print_value(_shown(moved), output)
+    print_value(_shown(moved), many.output)
+
+
+@device.command()
+@one_or_many
+@click.argument("words", nargs=-1, metavar="[DEVICE_ID] [KEY=VALUE]...")
+@click.option("--remove", multiple=True, metavar="KEY", help="A tag to take away; may be repeated.")
+@click.option("--group", "join", multiple=True, metavar="NAME", help="A group to put it into; may be repeated.")
+@click.option("--ungroup", "leave", multiple=True, metavar="NAME", help="A group to take it out of; may be repeated.")
+def tag(
+    words: tuple[str, ...],
+    remove: tuple[str, ...],
+    join: tuple[str, ...],
+    leave: tuple[str, ...],
+    device_id: str | None,
+    reason: str,
+    many: Many,
+) -> None:
+    """Set tags of DEVICE_ID, or of every device of --filter; put it into groups and take it out of them.
+
+    \b
+    Examples:
+      fleet device tag cam-7 lot=L7 site=Oslo --remove old --group pilot --ungroup canary
+      fleet device tag --filter 'lot=L7 and state=active' --group recall
+    """
+    pairs = words if device_id is None else words[1:]
+    what = f"device '{device_id}'" if device_id is not None else "devices"
+    with attempting(f"tagging {what}"):
+        retag = Retag(tuple(map(parse_tag, pairs)), remove, join, leave)
+        act = bulk.Tagging(retag, OPERATOR, reason, bulk.new_bulk_id(), utc_now)
+    if device_id is None:
+        act_by_filter(many, "tagging", act)
+        return
+
+    async def work() -> Device:
+        async with opened(many.home) as fleet:
+            return await tagging.tag_device(
+                fleet.registry, device_id, retag, actor=OPERATOR, reason=reason, now=utc_now()
+            )
+
+    with attempting(f"tagging {what}"):
+        tagged = run(work())
+    print_value(_shown(tagged), many.output)
 
 
 def _shown(d: Device) -> dict[str, object]:
@@ -158,4 +235,7 @@ def _shown(d: Device) -> dict[str, object]:
         "state": d.state,
         "hardware_serial": d.hardware_serial,
         "created_at": d.created_at,
+        "expires_at": d.expires_at,
+        "tags": dict(d.tags),
+        "groups": d.groups,
     }

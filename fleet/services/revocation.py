@@ -39,11 +39,19 @@ async def resume(registry: Registry, id_text: str, *, actor: str, reason: str = 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
+    to = await resumed_state(registry, device)
+    return await _move(registry, device, to, "device.resume", actor, reason, now)
+
+
+async def resumed_state(registry: Registry, device: Device) -> DeviceState:
+    """The state in which a resume lets `device` in again.
+
+    Raises: Conflict (`device-not-suspended`).
+    """
     if device.state is not DeviceState.SUSPENDED:
         raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
     enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
-    to = DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
-    return await _move(registry, device, to, "device.resume", actor, reason, now)
+    return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
 
 
 async def revoke(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
@@ -98,6 +106,26 @@ async def _found(registry: Registry, id_text: str) -> Device:
 async def _move(
     registry: Registry, device: Device, to: DeviceState, action: str, actor: str, reason: str, now: datetime
 ) -> Device:
+    await registry.commit(moving(device, to, action, actor=actor, reason=reason, now=now))
+    return replace(device, state=to, revision=device.revision + 1)
+
+
+def moving(
+    device: Device,
+    to: DeviceState,
+    action: str,
+    *,
+    actor: str,
+    reason: str = "",
+    now: datetime,
+    as_seen: bool = False,
+    **detail: str,
+) -> Change:
+    """The Change that takes `device` to `to`. With `as_seen` it finds a Conflict when the device has changed in any
+    way since it was read; without, a revocation is one whatever has happened meanwhile.
+
+    Raises: Conflict (`device-STATE`): there is no such move. Invalid (`bad-reason`).
+    """
     if to not in NEXT[device.state]:
         already = " already" if device.state is to else ""
         raise Conflict(
@@ -107,17 +135,26 @@ async def _move(
     # enrolls is revoked. But a resume answers a suspension and nothing else.
     resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
-    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to),)
+    revision = device.revision if as_seen else None
+    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
     if to in (DeviceState.REVOKED, DeviceState.RETIRED):
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
-    audit = _entry(action, f"device {device.id}", actor, reason, now)
-    await registry.commit(Change(audit, writes, events))
-    return replace(device, state=to, revision=device.revision + 1)
+    entry = _entry(action, f"device {device.id}", actor, reason, now)
+    return Change(replace(entry, detail={**entry.detail, **detail}), writes, events)
 
 
 def _entry(action: str, subject: str, actor: str, reason: str, now: datetime) -> AuditEntry:
+    detail = {"reason": checked_reason(reason)} if reason else {}
+    return AuditEntry(now, actor, action, subject, "ok", detail=detail)
+
+
+def checked_reason(reason: str) -> str:
+    """`reason` itself, when it can stand in the audit.
+
+    Raises: Invalid (`bad-reason`).
+    """
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
-    return AuditEntry(now, actor, action, subject, "ok", detail={"reason": reason} if reason else {})
+    return reason

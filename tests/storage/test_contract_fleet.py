@@ -15,6 +15,7 @@ from fleet.domain.changes import (
     Answer,
     DropAnswers,
     DropCredentials,
+    EndCredentials,
     MoveDevice,
     TagDevice,
 )
@@ -57,6 +58,16 @@ class TestTags:
         assert await refused(registry, TagDevice(CAM_7, (), (), revision=1)) == "changed-meanwhile"
         assert await refused(registry, TagDevice(DeviceId("x"), (), (), revision=1)) == "no-such-device"
         assert await pages(registry, DeviceFilter(tags=(("lot", "L7"),))) == "cam-7"
+
+
+class TestEnding:
+    async def test_the_usable_ones_named_and_no_others(self, registry: Registry) -> None:
+        states = (CredentialState.ISSUED, CredentialState.ACTIVE, CredentialState.REVOKED)
+        named, other = [credential("cam-7", state) for state in states], credential("cam-7")
+        await registry.commit(change(*map(AddCredential, (*named, other))))
+        await registry.commit(change(EndCredentials((bytes(32), *(c.fingerprint for c in named)))))
+        found = [c.state for c in await registry.credentials("cam-7")]
+        assert found == [CredentialState.SUPERSEDED] * 2 + [CredentialState.REVOKED, CredentialState.ISSUED]
 
 
 class TestFilters:
