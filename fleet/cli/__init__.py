@@ -15,6 +15,7 @@ COMMANDS = {
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
+    "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }
