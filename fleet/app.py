@@ -21,7 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.domain.errors import Conflict, FleetError, Unavailable
-from fleet.home import Home, authority_chain, load_issuer, open_registry, renew_server_certificate, server_identity
+from fleet.home import (
+    Home,
+    authority_chain,
+    load_issuer,
+    open_registry,
+    renew_server_certificate,
+    revocation_log,
+    server_identity,
+)
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.brokers import start_upstream
@@ -29,6 +37,7 @@ from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.line_limit import LineLimit
+from fleet.services.remembering import noting_revocations
 from fleet.settings import Address, Settings
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context
@@ -187,6 +196,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         contexts = Contexts.of(home, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
+        noting = await parts.enter_async_context(noting_revocations(registry, revocation_log(home)))
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
         log.info("event=broker is=%r", upstream.describe())
@@ -228,7 +238,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         gc.freeze()
         daily = asyncio.create_task(contexts.renew_daily(home, settings), name="the daily look at the certificate")
         parts.callback(daily.cancel)
-        yield Service(home, contexts, endpoints, [gateway.feed, daily])
+        yield Service(home, contexts, endpoints, [gateway.feed, noting, daily])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@
       ca/issuing.pem      signs everything else; issuing.key
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events
+      state/              revocations.jsonl: what a restore of an older registry must not undo
+      archive/            what retention has taken out of the registry
       run/                sockets and generated files of a running server; may be removed when none runs
 
 Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
@@ -22,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
@@ -31,6 +34,7 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, NotFound, Refused
 from fleet.services.inventory import add_model
 from fleet.settings import Settings, read_settings, render
+from fleet.storage.revocation_log import RevocationLog
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ServerIdentity
 
@@ -72,6 +76,14 @@ class Home:
     @property
     def registry(self) -> Path:
         return self.path / "registry.db"
+
+    @property
+    def revocations(self) -> Path:
+        return self.path / "state" / "revocations.jsonl"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
 
     @property
     def run(self) -> Path:
@@ -144,9 +156,9 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     )
     fresh = home.server_chain.with_suffix(".new")
     fresh.write_bytes(renewed.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
-    _sync(fresh)
+    sync(fresh)
     fresh.replace(home.server_chain)
-    _sync(home.server_chain.parent)
+    sync(home.server_chain.parent)
     return why
 
 
@@ -155,6 +167,16 @@ def _canonical(host: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         return host
+
+
+def revocation_log(home: Home) -> RevocationLog:
+    """The log that notes what the registry of `home` has revoked."""
+    return RevocationLog(home.revocations, fleet_name(home))
+
+
+def fleet_name(home: Home) -> str:
+    """How a fleet is told from any other: the SHA-256 of its root certificate, in hex."""
+    return _certificate(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 
 
 async def open_registry(home: Home) -> SqliteRegistry:
@@ -166,7 +188,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
 
     Raises: Conflict (`home-exists`) when something stands at `path` already; nothing of it is touched.
     """
-    _must_be_free(path)
+    must_be_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
     try:
@@ -179,17 +201,18 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
             await add_model(registry, Model("default"), actor="operator", now=now)
         finally:
             await registry.close()
-        _sync_tree(building.path)
-        _must_be_free(path)
+        sync_tree(building.path)
+        must_be_free(path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
     except BaseException:
         shutil.rmtree(building.path, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     return Home(path)
 
 
-def _must_be_free(path: Path) -> None:
+def must_be_free(path: Path) -> None:
+    """Raises: Conflict (`home-exists`): a home cannot be made at `path`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise Conflict("home-exists", f"{path} is there already and is not a folder.", "Name another place.")
     if path.is_dir() and any(path.iterdir()):
@@ -215,14 +238,16 @@ def _certificate(file: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(file.read_bytes())
 
 
-def _sync_tree(top: Path) -> None:
+def sync_tree(top: Path) -> None:
+    """Make everything under `top` durable."""
     for folder, _, files in os.walk(top):
         for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the file or folder `path` durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,6 +16,8 @@ COMMANDS = {
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
     "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
+    "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),
+    "restore": ("fleet.cli.backup", "Make a home of a backup, with every revocation since."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }

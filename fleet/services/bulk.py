@@ -18,7 +18,7 @@ from typing import Protocol
 
 from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
-from fleet.domain.errors import Conflict, FleetError
+from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
 from fleet.services.revocation import checked_reason, moving, resumed_state
@@ -103,6 +103,11 @@ class Outcome:
     why: str = ""
     is_failure: bool = False
     """Whether it should be looked at again: the registry failed, or the device was changed by somebody else first."""
+
+    def must_be_done(self) -> None:
+        """Raises: Unavailable: it is not."""
+        if self.code != DONE:
+            raise Unavailable(self.code, self.why)
 
 
 @dataclass(slots=True)
