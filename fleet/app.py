@@ -30,6 +30,7 @@ from fleet.home import (
     revocation_log,
     server_identity,
 )
+from fleet.retaining import retain_daily
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.brokers import start_upstream
@@ -238,7 +239,9 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         gc.freeze()
         daily = asyncio.create_task(contexts.renew_daily(home, settings), name="the daily look at the certificate")
         parts.callback(daily.cancel)
-        yield Service(home, contexts, endpoints, [gateway.feed, noting, daily])
+        retaining = asyncio.create_task(retain_daily(home, registry, settings, clock), name="retention")
+        parts.callback(retaining.cancel)
+        yield Service(home, contexts, endpoints, [gateway.feed, noting, daily, retaining])
 
 
 @dataclass(frozen=True, slots=True)

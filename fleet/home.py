@@ -82,6 +82,10 @@ class Home:
         return self.path / "state" / "revocations.jsonl"
 
     @property
+    def event_marks(self) -> Path:
+        return self.path / "state" / "event-marks.jsonl"
+
+    @property
     def archive(self) -> Path:
         return self.path / "archive"
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
     "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),
     "restore": ("fleet.cli.backup", "Make a home of a backup, with every revocation since."),
+    "retention": ("fleet.cli.retention", "How long the registry keeps things; archives."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }

@@ -144,6 +144,14 @@ class TestCredentials:
         for serial in ("abd", "", "xyz", "a" * 99, "-1"):
             assert await registry.credential(serial) is None
 
+    async def test_pages_of_what_has_expired_at_one_moment(self, registry: Registry) -> None:
+        made = [replace(credential("cam-7"), not_after=NOW + DAY * (n // 4)) for n in range(8)]
+        await registry.commit(change(*map(AddCredential, made)))
+        found: list[Credential] = []
+        while page := await registry.expired_credentials(NOW + 9 * DAY, 3, after=found[-1] if found else None):
+            found += page
+        assert found == sorted(made, key=lambda c: (c.not_after, c.fingerprint))
+
     async def test_what_has_expired_is_forgotten_and_revoked_keys_stay_barred(self, registry: Registry) -> None:
         def made(holder: str, state: CredentialState, ends: timedelta) -> Credential:
             return replace(credential(holder, state), not_after=NOW + ends)
@@ -156,6 +164,8 @@ class TestCredentials:
         assert await registry.expired_credentials(NOW + 3 * DAY) == [older, old]
         assert await registry.expired_credentials(NOW + 3 * DAY, limit=1) == [older]
         assert await registry.expired_credentials(NOW + DAY) == []
+        assert await registry.expired_credentials(NOW + 3 * DAY, after=older) == [old]
+        assert await registry.expired_credentials(NOW + 3 * DAY, after=old) == []
         now = NOW + 3 * DAY
         drop = DropCredentials((older.fingerprint, living.fingerprint), now)
         assert await refused(registry, drop) == "credential-kept"
