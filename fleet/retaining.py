@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from fleet.domain.errors import FleetError
+from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home import Home, revocation_log
 from fleet.services.remembering import catch_up
@@ -23,16 +23,20 @@ EVERY_SECONDS = 86_400.0
 async def retain(
     home: Home, registry: Registry, settings: Settings, *, actor: str, now: datetime, is_dry: bool = False
 ) -> Report:
-    """Archive and drop what `settings` say is due.
+    """Archive and drop what `settings` say is due. The revocation log forgets what the events have been dropped of.
 
     Raises: Conflict (`archive-in-use`); what Retention.run raises.
     """
     policy = Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
-    noted = await catch_up(registry, revocation_log(home))
+    log = revocation_log(home)
+    noted = await catch_up(registry, log)
     with Archive(home.archive).held() as archive:
         marks = EventMarks(home.event_marks)
         retention = Retention(registry, archive, marks, policy, actor=actor, is_dry=is_dry)
-        return await retention.run(noted=noted, now=now)
+        done = await retention.run(noted=noted, now=now)
+    if done.events and not is_dry:
+        await asyncio.to_thread(log.trim, await registry.first_event() - 1)
+    return done
 
 
 async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:
@@ -41,6 +45,8 @@ async def retain_daily(home: Home, registry: Registry, settings: Settings, clock
     while True:
         try:
             done = await retain(home, registry, settings, actor="retention", now=clock())
+        except Conflict as error:  # another worker of this home is at it
+            logger.info("event=retention outcome=left reason=%s", error)
         except (FleetError, OSError) as error:
             logger.error("event=retention outcome=failed reason=%s", error)
         else:

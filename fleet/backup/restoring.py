@@ -174,9 +174,7 @@ async def _brought_up(
         newest = await registry.last_event()
     finally:
         await registry.close()
-    # With the whole log, an older backup can be restored one day as well; the backup's own ends too early for that.
-    home.revocations.unlink(missing_ok=True)
-    if log is not None:
+    if log is not None:  # with it, an older backup can be restored one day as well
         home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)

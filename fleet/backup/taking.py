@@ -101,8 +101,8 @@ def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
         for name in sorted(names):
             path = Path(top, name)
             relative = path.relative_to(home.path).as_posix()
-            if relative.startswith("registry."):
-                continue
+            if relative.startswith("registry.") or path == home.revocations:
+                continue  # of the log, a backup's own copy would always be too old
             if path.is_symlink() or not path.is_file() or not is_name(relative):
                 left_out.append(relative)
                 continue

@@ -8,7 +8,7 @@ it restores, and a registry that is behind its own log has been put back by hand
     {"lineage": "5c…", "seen": 1042}                    nothing to note up to there
 
 Several processes may append: each takes the lock, looks how far the file has come, and adds what is missing. A line
-counts from its newline on; an append is durable when it returns.
+counts from its newline on; an append that holds an end is durable when it returns.
 """
 
 import fcntl
@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
 
 NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED})
+_ENDS = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
 LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
 MARK_EVERY = 1_000  # events that are passed over before that is worth a line
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
@@ -83,7 +85,7 @@ class RevocationLog:
         return mark
 
     def note(self, events: Sequence[Event]) -> None:
-        """Append those of `events` that are to be noted and not there yet; durable when this returns.
+        """Append those of `events` that are to be noted and not there yet; durable when one of them is an end.
 
         Whoever calls has looked at every event from this log's mark up to the first of these, and noted them.
 
@@ -102,7 +104,7 @@ class RevocationLog:
             seen = noted[-1].seq if noted else mark.seen
             if fresh and fresh[-1].seq - seen >= MARK_EVERY:
                 lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
-            self._append(handle, lines)
+            self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
 
     def begin_again(self, mark: Mark) -> None:
         """From here on the log is complete behind `mark`: after a gap, or in a registry that has been restored."""
@@ -110,18 +112,47 @@ class RevocationLog:
             self._mark(handle)
             self._append(handle, [self._beginning(mark)])
 
+    def trim(self, upto: int) -> None:
+        """Forget what was noted up to event `upto` of the newest lineage, and every lineage before it.
+
+        Backups from before that event cannot be restored with this log any more, and it says so.
+
+        Raises: Invalid, OSError: the log is as it was.
+        """
+        with self._locked() as handle:
+            mark = self._mark(handle)
+            if mark is None or upto > mark.seen:
+                return
+            fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
+            try:
+                with self.path.open("rb") as old, open(os.open(fresh, _NEW, 0o600), "wb") as new:
+                    new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))
+                    for line in old:
+                        document = _parsed(line, self.path)
+                        if document["lineage"] == mark.lineage and _number(document) > upto:
+                            new.write(line)
+                    new.flush()
+                    os.fsync(new.fileno())
+                fresh.rename(self.path)
+            finally:
+                fresh.unlink(missing_ok=True)
+            self._sync_folder()
+
     def _beginning(self, mark: Mark) -> dict[str, object]:
         return {"lineage": mark.lineage, "from": mark.seen, "fleet": self._fleet}
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # held for one append; the kernel drops it when its process dies
-            yield handle
-        finally:
-            os.close(handle)
+        while True:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)  # held for one append; the kernel drops it when its process dies
+                if _is_at(handle, self.path):  # it is not when it was trimmed while we waited
+                    yield handle
+                    return
+            finally:
+                os.close(handle)
 
     def _mark(self, handle: int) -> Mark | None:
         """None: there is no whole line. What a crash has left behind the last newline is cut off."""
@@ -137,20 +168,43 @@ class RevocationLog:
         document = _parsed(whole.rpartition(b"\n")[2], self.path)
         return Mark(document["lineage"], _number(document))
 
-    def _append(self, handle: int, documents: Sequence[dict[str, object]]) -> None:
+    def _append(self, handle: int, documents: Sequence[dict[str, object]], *, is_urgent: bool = True) -> None:
         if not documents:
             return
         is_new = os.fstat(handle).st_size == 0
-        data = b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in documents)
+        data = b"".join(map(_encoded, documents))
         while data:
             data = data[os.write(handle, data) :]
-        os.fsync(handle)
+        if is_urgent:
+            os.fsync(handle)
         if is_new:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def _is_end(event: Event) -> bool:
+    """Whether it takes a right away. That a device is let in is noted too, but a restore can do without."""
+    return event.kind == EventKind.CREDENTIAL_ENDED or event.detail in _ENDS
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _encoded(document: dict[str, object]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def _damaged(path: Path, why: str) -> Invalid:

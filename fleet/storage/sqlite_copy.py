@@ -15,7 +15,7 @@ from fleet.domain.audit_log import NODE_LEVELS, sound_leaves
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import rows
-from fleet.storage.sqlite_file import connect_reader
+from fleet.storage.sqlite_file import APPLICATION_ID, connect_reader
 
 STEP_PAGES = 1_024  # 4 MiB at a time: between steps other threads have the interpreter
 
@@ -25,6 +25,7 @@ _FIRST_ROW = "SELECT min(seq) FROM audit"
 _NODES = "SELECT hash FROM audit_node WHERE level = ? AND idx < ? ORDER BY idx"
 _HEADS = f"SELECT {rows.columns(rows.HEAD_COLUMNS)} FROM audit_head ORDER BY size"  # noqa: S608
 _LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+_PLANTED = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
 _UNIT = NODE_LEVELS[0]
 
 
@@ -67,6 +68,10 @@ def check_copy(copy: Path) -> CopyFacts:
     Raises: Invalid: `not-a-registry`; `audit-changed` and the like, `audit-rewritten`.
     """
     with _opened(copy) as db:
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise Invalid("not-a-registry", "The registry in it is the database of another program.")
+        if planted := db.execute(_PLANTED).fetchone():  # our schema has none: they would run as we write
+            raise Invalid("not-a-registry", f"The registry in it holds a {planted[0]} that we did not make.")
         complaint = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if complaint != "ok":
             raise Invalid("not-a-registry", f"The registry in it is damaged: {complaint}.")

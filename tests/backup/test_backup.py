@@ -210,6 +210,18 @@ class TestRestoring:
         with pytest.raises(Invalid, match="row 2 has been changed"):
             check_backup(tmp_path / "b", PASSPHRASE)
 
+    async def test_a_registry_with_something_planted_in_it(
+        self, home: Home, registry: SqliteRegistry, tmp_path: Path
+    ) -> None:
+        await registry.close()
+        with closing(sqlite3.connect(home.registry, isolation_level=None)) as db:
+            db.execute("CREATE TRIGGER t AFTER INSERT ON audit BEGIN UPDATE device SET state = 'active'; END")
+        opened = await open_registry(home)
+        await save(home, opened, tmp_path / "b")
+        await opened.close()
+        with pytest.raises(Invalid, match="holds a trigger"):
+            await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+
     async def test_into_a_new_place_only(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b")
         with pytest.raises(Conflict):

@@ -146,18 +146,41 @@ def test_a_restored_registry_counts_on_in_another_lineage(path: Path) -> None:
     assert caught.value.code == "revocations-of-another"
 
 
+def test_trimmed_it_is_smaller_and_says_from_where_on_it_is_complete(path: Path) -> None:
+    log, old = begun(path)
+    log.note([revoked(1), revoked(2)])
+    new = new_lineage()
+    log.begin_again(Mark(new, 2))
+    log.note([revoked(n) for n in range(3, 9)])
+    before = path.read_bytes()
+    log.trim(99)  # it has not come so far
+    assert path.read_bytes() == before
+    log.trim(5)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(path.read_bytes()) < len(before)
+    assert events_behind(path, FLEET, new, 5) == (revoked(6), revoked(7), revoked(8))
+    for lineage, seq in ((old, 1), (new, 4)):
+        with pytest.raises(Refused):
+            events_behind(path, FLEET, lineage, seq)
+    log.note([revoked(9)])
+    assert log.mark(newest=9) == Mark(new, 9)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
 def test_several_writers(path: Path) -> None:
     _, lineage = begun(path)
     events = [revoked(n) for n in range(1, 201)]
 
-    def write(_: int) -> None:
+    def write(trims: bool) -> None:
         log = RevocationLog(path, FLEET)
         for end in range(10, 201, 10):
             log.note(events[:end])
+            if trims:
+                log.trim(5)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    assert events_behind(path, FLEET, lineage, 0) == tuple(events)
+        list(pool.map(write, (False, False, True, False)))
+    assert events_behind(path, FLEET, lineage, 5) == tuple(events[5:])
 
 
 def test_gone_while_in_use(path: Path) -> None:
