@@ -3,6 +3,7 @@
 taken = take_backup(home, registry, Path("fleet.backup"), passphrase=b"…", now=now)
 """
 
+import asyncio
 import hashlib
 import os
 import secrets
@@ -16,9 +17,11 @@ from typing import BinaryIO
 
 from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
 from fleet.backup.envelope import COST, Sealing
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.ports import Registry
-from fleet.home import Home, fleet_name, sync
+from fleet.home import Home, fleet_name, revocation_log, sync
+from fleet.services.remembering import catch_up
 from fleet.storage.revocation_log import Mark
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.storage.sqlite_copy import copy_registry, facts_of
@@ -54,18 +57,47 @@ def local_registry(registry: Registry) -> Path:
     return registry.path
 
 
+async def save_home(
+    home: Home,
+    registry: Registry,
+    file: Path,
+    *,
+    passphrase: bytes | None,
+    actor: str,
+    now: datetime,
+    cost: int = COST,
+) -> Taken:
+    """Write a backup of `home` to the new file `file`, 0600, durable, and say so in the audit: it holds every key.
+
+    Without a passphrase anybody who has the file has the fleet's keys. `cost` is the log2 of scrypt's N.
+
+    Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`; Unavailable (`backup-elsewhere`); Refused
+    (`registry-went-back`); OSError.
+    """
+    path = local_registry(registry)
+    _must_be_new(file)
+    log = revocation_log(home)
+    await catch_up(registry, log)
+    detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
+    await registry.commit(Change(AuditEntry(now, actor, "home.backup", "home", "ok", detail=detail)))
+    mark = log.mark(newest=await registry.last_event())
+    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, now, cost)
+
+
+def _must_be_new(file: Path) -> None:
+    if os.path.lexists(file):
+        raise FileExistsError(None, "the file is there already", str(file))
+
+
 def take_backup(
-    home: Home, registry: Path, file: Path, *, mark: Mark, passphrase: bytes | None, now: datetime, cost: int = COST
+    home: Home, registry: Path, file: Path, mark: Mark, passphrase: bytes | None, now: datetime, cost: int
 ) -> Taken:
     """Write a backup of `home` and of the registry's file `registry` to the new file `file`, 0600, durable.
 
-    `mark` says which lineage the registry's event numbers are of. Without a passphrase anybody who has the file has
-    the fleet's keys. Blocks; run it in a thread.
+    `mark` says which lineage the registry's event numbers are of. Blocks; run it in a thread.
 
     Raises: FileExistsError; Invalid (`home-changed`); OSError.
     """
-    if os.path.lexists(file):
-        raise FileExistsError(None, "the file is there already", str(file))
     home.run.mkdir(mode=0o700, exist_ok=True)
     # In the home, which is as secret as what is copied: the backup may go to a disk that is not.
     with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:

@@ -1,18 +1,16 @@
 """`fleet backup` and `fleet restore`: a home as one file, and back."""
 
-import asyncio
 from pathlib import Path
 
 import click
 
 from fleet.backup.archive import Manifest
 from fleet.backup.restoring import Restored, check_backup, needs_passphrase, restore_backup
-from fleet.backup.taking import Taken, local_registry, take_backup
+from fleet.backup.taking import Taken, save_home
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource
-from fleet.home import revocation_log
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20
@@ -64,10 +62,8 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
 
     async def work() -> Taken:
         async with opened(home) as fleet:
-            path = local_registry(fleet.registry)
-            mark = revocation_log(fleet.home).mark(newest=await fleet.registry.last_event())
-            return await asyncio.to_thread(
-                take_backup, fleet.home, path, file, mark=mark, passphrase=passphrase, now=utc_now()
+            return await save_home(
+                fleet.home, fleet.registry, file, passphrase=passphrase, actor=OPERATOR, now=utc_now()
             )
 
     with attempting(f"saving '{home}' into '{file}'"):

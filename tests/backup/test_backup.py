@@ -15,7 +15,7 @@ import pytest
 
 from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
-from fleet.backup.taking import local_registry, take_backup
+from fleet.backup.taking import local_registry, save_home
 from fleet.domain.changes import AddCredential, AddDevice, AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
@@ -71,10 +71,7 @@ async def enroll(registry: SqliteRegistry, name: str) -> None:
 
 
 async def save(home: Home, registry: SqliteRegistry, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
-    await catch_up(registry, revocation_log(home))
-    mark = revocation_log(home).mark(newest=await registry.last_event())
-    path = local_registry(registry)
-    await asyncio.to_thread(take_backup, home, path, file, mark=mark, passphrase=passphrase, now=NOW, cost=COST)
+    await save_home(home, registry, file, passphrase=passphrase, actor="operator", now=NOW, cost=COST)
 
 
 async def restore(file: Path, path: Path, revocations: Path | None) -> Restored:
@@ -138,10 +135,10 @@ class TestTaking:
         await writing
         for n in range(3):
             manifest = check_backup(tmp_path / f"b{n}", PASSPHRASE)
-            # three devices were brought in by rows without an event, the model by one
-            assert manifest.audit_rows == manifest.event_seq + 4
+            # without an event: the model, three devices, and each backup so far
+            assert manifest.audit_rows == manifest.event_seq + 4 + n + 1
         assert written > 0
-        assert await registry.last_audit() == written + 4
+        assert await registry.last_audit() == written + 4 + 3
 
     async def test_nothing_is_overwritten_and_nothing_half_is_left(
         self, home: Home, registry: SqliteRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,7 +169,9 @@ class TestTaking:
         await save(home, registry, tmp_path / "b.tar", None)
         shutil.unpack_archive(tmp_path / "b.tar", tmp_path / "out", "tar", filter="data")
         assert (tmp_path / "out" / "ca" / "root.key").read_bytes() == home.root_key.read_bytes()
-        assert check_backup(tmp_path / "b.tar", None).audit_rows == 4
+        assert check_backup(tmp_path / "b.tar", None).audit_rows == 5
+        (row,) = await registry.audit(after=4)
+        assert (row.entry.action, row.entry.detail) == ("home.backup", {"file": "b.tar", "sealed": "no"})
 
 
 class TestRestoring:

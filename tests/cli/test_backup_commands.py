@@ -26,7 +26,7 @@ def test_save_check_restore(home: Path, tmp_path: Path) -> None:
     fleet(home, "device", "add", "cam-7", "--model", "default")
     file, passphrase = str(tmp_path / "b"), ("--password-file", str(tmp_path / "pass"))
     saved = json.loads(fleet(home, "backup", file, *passphrase, "-o", "json").stdout)
-    assert (saved["sealed"], saved["audit_head"].split(":")[0]) == (True, "2")
+    assert (saved["sealed"], saved["audit_head"].split(":")[0]) == (True, "3")
     checked = json.loads(fleet(home, "backup", "check", file, "--password-env", "PASS", "-o", "json").stdout)
     assert checked["ok"]
     assert {key: saved[key] for key in ("taken_at", "audit_head", "members")}.items() <= checked.items()
