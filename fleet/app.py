@@ -20,17 +20,22 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.x509 import Certificate
+
 from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.ports import Registry
 from fleet.home import (
     Home,
     authority_chain,
     load_issuer,
     open_registry,
+    operators_authority,
     renew_server_certificate,
     revocation_log,
     server_identity,
 )
 from fleet.retaining import retain_daily
+from fleet.sealer import sealing
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.brokers import start_upstream
@@ -40,7 +45,6 @@ from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.line_limit import LineLimit
 from fleet.services.remembering import noting_revocations
 from fleet.settings import Address, Settings
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, server_context
 from fleet.tls.listener import HandshakeLimits, Listener, ProtocolFactory, listen
 
@@ -139,23 +143,28 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do."""
+    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
+    operators' CA is believed by the HTTP API alone.
+    """
 
     required: ContextSource
     optional: ContextSource
+    http: ContextSource
     clock: Clock
 
     @classmethod
     def of(cls, home: Home, clock: Clock) -> "Contexts":
-        def source(require_client: bool) -> ContextSource:
+        def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
+            anchors = (*authority_chain(home), *more_anchors)
             return ContextSource(
-                server_context(server_identity(home), authority_chain(home), require_client=require_client, clock=clock)
+                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
             )
 
-        return cls(source(True), source(False), clock)
+        operators = operators_authority(home, clock())
+        return cls(source(require_client=True), source(), source(operators), clock)
 
     def reload(self, home: Home) -> None:
-        """Both or neither: a certificate that cannot be used leaves the old one in place."""
+        """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
             fresh = Contexts.of(home, self.clock)
         except (FleetError, OSError, ValueError) as error:
@@ -163,6 +172,7 @@ class Contexts:
             return
         self.required.swap(fresh.required.current)
         self.optional.swap(fresh.optional.current)
+        self.http.swap(fresh.http.current)
         log.info("event=reload outcome=ok")
 
     async def renew_daily(self, home: Home, settings: Settings) -> None:
@@ -198,6 +208,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
         noting = await parts.enter_async_context(noting_revocations(registry, revocation_log(home)))
+        sealer = await parts.enter_async_context(sealing(home, registry, clock=clock))
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
         log.info("event=broker is=%r", upstream.describe())
@@ -214,7 +225,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
                 "sessions": gateway.server.sessions,
             }
 
-        admin = build_admin_server(registry, status, clock=clock)
+        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -222,7 +233,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         parts.push_async_callback(drain)
         for name, address, source, factory in (
             ("est", settings.est, contexts.optional, est),
-            ("http", settings.http, contexts.optional, admin),
+            ("http", settings.http, contexts.http, admin),
             ("mqtt", settings.mqtt, contexts.required, gateway.server.protocol),
         ):
             listeners[name] = await _listen(name, address, source, factory, settings)
@@ -241,7 +252,7 @@ async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncItera
         parts.callback(daily.cancel)
         retaining = asyncio.create_task(retain_daily(home, registry, settings, clock), name="retention")
         parts.callback(retaining.cancel)
-        yield Service(home, contexts, endpoints, [gateway.feed, noting, daily, retaining])
+        yield Service(home, contexts, endpoints, [gateway.feed, daily, sealer, noting, retaining])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +263,7 @@ class _Following:
 
 @asynccontextmanager
 async def _following_gateway(
-    registry: SqliteRegistry, upstream: Upstream, settings: Settings, clock: Clock
+    registry: Registry, upstream: Upstream, settings: Settings, clock: Clock
 ) -> AsyncIterator[_Following]:
     """The gateway, already hearing every event: no revocation can slip in before its door opens."""
     gateway = Gateway(registry, upstream, clock=clock, limits=Limits(sessions_max=settings.sessions_max))

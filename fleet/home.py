@@ -3,9 +3,11 @@
     HOME/
       fleet.toml          settings, commented
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
-      ca/issuing.pem      signs everything else; issuing.key
+      ca/issuing.pem      signs devices, stations and the server; issuing.key
+      ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
-      registry.db         devices, credentials, tokens, audit, events
+      registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
       state/              revocations.jsonl: what a restore of an older registry must not undo
       archive/            what retention has taken out of the registry
       run/                sockets and generated files of a running server; may be removed when none runs
@@ -14,11 +16,14 @@ Keys are 0600, the folders that hold them 0700. A home is made beside its place 
 complete, or not at all.
 """
 
+import fcntl
 import ipaddress
 import os
+import secrets
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,16 +32,23 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root, issue_server_certificate, names_of_server
-from fleet.ca.issuer import LocalIssuer
-from fleet.ca.keys import load_key, write_key
+from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate, names_of_server
+from fleet.ca.head_signer import LocalHeadSigner
+from fleet.ca.issuer import OPERATORS, LocalIssuer
+from fleet.ca.keys import load_key, load_or_make_key, write_key
+from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
+from fleet.domain.access import Act
 from fleet.domain.device import Model
-from fleet.domain.errors import Conflict, NotFound, Refused
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
-from fleet.settings import Settings, read_settings, render
+from fleet.settings import Database, Settings, SettingsError, parse_database, read_settings, render
+from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.revocation_log import RevocationLog
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ServerIdentity
+
+DATABASE_VARIABLE = "FLEET_DATABASE"
+"""In the environment: goes before fleet.toml."""
+URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,22 @@ class Home:
     @property
     def issuing_key(self) -> Path:
         return self.path / "ca" / "issuing.key"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.path / "ca" / "audit.key"
+
+    @property
+    def audit_public_key(self) -> Path:
+        return self.path / "ca" / "audit.pub"
+
+    @property
+    def operators_certificate(self) -> Path:
+        return self.path / "ca" / "operators.pem"
+
+    @property
+    def operators_key(self) -> Path:
+        return self.path / "ca" / "operators.key"
 
     @property
     def server_chain(self) -> Path:
@@ -129,9 +157,78 @@ def load_issuer(home: Home) -> LocalIssuer:
     return LocalIssuer(_certificate(home.issuing_certificate), load_key(home.issuing_key))
 
 
+def audit_signer(home: Home) -> LocalHeadSigner:
+    """The signer of the audit's heads. A home from before there were any gets its key now.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). Refused (`audit-key-lost`): heads signed by a key that is gone are still
+    there to be checked; a new one is not made in silence. OSError.
+    """
+    if home.audit_public_key.exists() and not home.audit_key.exists():
+        raise Refused(
+            "audit-key-lost",
+            f"{home.audit_key} is gone, and {home.audit_public_key} is there.",
+            "Put the key back. If it is lost, rename audit.pub and keep it: `fleet audit verify --key` takes both.",
+        )
+    signer = LocalHeadSigner(load_or_make_key(home.audit_key))
+    pem = signer.public_key.pem()
+    if not home.audit_public_key.exists():
+        fresh = home.audit_public_key.with_name(f".audit.pub.{secrets.token_hex(6)}")
+        try:
+            fresh.write_bytes(pem)
+            sync(fresh)
+            with suppress(FileExistsError):
+                os.link(fresh, home.audit_public_key)
+        finally:
+            fresh.unlink(missing_ok=True)
+        sync(home.audit_public_key.parent)
+    if home.audit_public_key.read_bytes() != pem:
+        message = f"{home.audit_public_key} is not the public half of audit.key beside it."
+        raise Invalid("bad-key", message, "Find out who put which of them there.")
+    return signer
+
+
 def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
     """The certificates that EST's cacerts hands out: the root first, then the issuing CA."""
     return _certificate(home.root_certificate), _certificate(home.issuing_certificate)
+
+
+def operators_authority(home: Home, now: datetime) -> x509.Certificate:
+    """The operators' CA of `home`; a home that was made without one gets it now.
+
+    Raises: Invalid (`bad-settings`): it cannot be made, since nobody knows the fleet's name. OSError.
+    """
+    handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
+        if not home.operators_certificate.exists():
+            home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
+            _write_operators_authority(home, _fleet_name(home), now)
+            sync(home.operators_certificate.parent)
+    finally:
+        os.close(handle)
+    return _certificate(home.operators_certificate)
+
+
+def _fleet_name(home: Home) -> str:
+    try:
+        return settings_of(home).name
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error)) from error
+
+
+def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
+    """The operators' CA of `home`, ready to sign for operators and nobody else; made when there is none yet."""
+    return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS)
+
+
+def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
+    """Key first, and the certificate in one step: where there is a certificate, there is its key."""
+    certificate, key = create_operators(name, now)
+    write_key(home.operators_key, key)
+    fresh = home.operators_certificate.with_suffix(".new")
+    fresh.write_bytes(certificate.public_bytes(Encoding.PEM))
+    sync(fresh)
+    fresh.rename(home.operators_certificate)
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -183,8 +280,56 @@ def fleet_name(home: Home) -> str:
     return _certificate(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 
 
-async def open_registry(home: Home) -> SqliteRegistry:
-    return await SqliteRegistry.open(home.registry, create=False)
+def place_of_registry(home: Home) -> Place:
+    """Where the registry of `home` is: what FLEET_DATABASE says, or else fleet.toml.
+
+    Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
+    """
+    try:
+        return _place(home, settings_of(home).database)
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error), "Mend that line") from error
+
+
+def _place(home: Home, database: Database) -> Place:
+    said = os.environ.get(DATABASE_VARIABLE)
+    try:
+        if said and said.startswith(URL_STARTS):
+            return parse_database_url(said)  # with a password or without: an environment is its owner's own
+        if said:
+            database = parse_database(said)
+        if database.url:
+            return parse_database_url(database.url)
+    except ValueError as error:
+        raise Invalid("bad-database", f"The database of {DATABASE_VARIABLE} {error}.") from error
+    return _url_in(Path(database.file)) if database.file else home.registry
+
+
+def _url_in(file: Path) -> DatabaseUrl:
+    try:
+        mode, text = file.stat().st_mode, file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(
+            "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
+        ) from error
+    if mode & 0o077:
+        raise Invalid(
+            "database-file-exposed",
+            f"The file {file}, which holds the database's URL, is open to other users.",
+            f"Close it with: chmod 600 {shlex.quote(str(file))}",
+        )
+    try:
+        return parse_database_url(text.partition("\n")[0].strip())
+    except ValueError as error:
+        raise Invalid("bad-database", f"The first line of {file} {error}.") from error
+
+
+async def open_registry(home: Home) -> Engine:
+    """The registry of `home`, on the newest schema.
+
+    Raises: FleetError: with a sentence that says what is wrong with its place.
+    """
+    return await open_engine(place_of_registry(home), create=False)
 
 
 async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
@@ -200,11 +345,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         building.settings_file.write_text(render(settings))
         building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
         building.run.mkdir(mode=0o700)
-        registry = await SqliteRegistry.open(building.registry)
-        try:
-            await add_model(registry, Model("default"), actor="operator", now=now)
-        finally:
-            await registry.close()
+        await _make_registry(_place(building, settings.database), now)
         sync_tree(building.path)
         must_be_free(path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
@@ -213,6 +354,24 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         raise
     sync(path.parent)
     return Home(path)
+
+
+async def _make_registry(place: Place, now: datetime) -> None:
+    """An empty registry with a model named "default".
+
+    Raises: Conflict (`registry-exists`) when there is one already: its fleet has other CAs.
+    """
+    registry = await open_engine(place)
+    try:
+        if await registry.last_audit():
+            raise Conflict(
+                "registry-exists",
+                f"There is a fleet's registry in {place} already; nothing was changed.",
+                "Name another database. For a second node of that fleet, copy its home.",
+            )
+        await add_model(registry, Model("default"), act=Act("operator", now))
+    finally:
+        await registry.close()
 
 
 def must_be_free(path: Path) -> None:
@@ -236,6 +395,8 @@ def _write_authority(home: Home, settings: Settings, now: datetime) -> None:
     write_key(home.root_key, root_key)
     write_key(home.issuing_key, issuing_key)
     write_key(home.server_key, server_key)
+    audit_signer(home)
+    _write_operators_authority(home, settings.name, now)
 
 
 def _certificate(file: Path) -> x509.Certificate:

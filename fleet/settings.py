@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fleet.database_url import parse_database_url
+
 DAYS_MAX = 36_500  # a century
 SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
 
@@ -96,6 +98,35 @@ def parse_broker(text: str) -> Broker:
 
 
 @dataclass(frozen=True, slots=True)
+class Database:
+    """Where the registry is: SQLite in the home; or PostgreSQL, at a URL or at one that a file of its own holds."""
+
+    url: str = ""
+    """Without a password."""
+    file: str = ""
+
+    def __str__(self) -> str:
+        return self.url or (f"file:{self.file}" if self.file else "sqlite")
+
+
+def parse_database(text: str) -> Database:
+    """`sqlite`, `postgresql://USER@HOST[:PORT]/DATABASE` or `file:PATH` as a Database.
+
+    Raises: ValueError: with a sentence for people, which never repeats a password.
+    """
+    if text == "sqlite":
+        return Database()
+    if text.startswith("file:") and text != "file:":
+        return Database(file=text.removeprefix("file:"))
+    if parse_database_url(text).has_password:
+        raise ValueError(
+            "holds a password. Leave it out: give it in PGPASSWORD or in ~/.pgpass, or put the whole URL into a file "
+            "that only you can read and name that file"
+        )
+    return Database(url=text)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that `fleet.toml` says. Times in seconds, sizes in bytes."""
 
@@ -104,6 +135,7 @@ class Settings:
     est: Address = Address("127.0.0.1", 8443)
     mqtt: Address = Address("127.0.0.1", 8883)
     http: Address = Address("127.0.0.1", 8444)
+    database: Database = Database()
     upstream: Broker = Broker()
     handshake_seconds_max: float = 10.0
     half_open_max: int = 2000
@@ -139,6 +171,10 @@ def _broker(value: Any) -> Broker:
     return parse_broker(_text(value))
 
 
+def _database(value: Any) -> Database:
+    return parse_database(_text(value))
+
+
 def _number_between(low: float, high: float) -> Reader:
     def read(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -160,6 +196,7 @@ def _count_between(low: int, high: int) -> Reader:
 READERS: dict[str, dict[str, Reader]] = {
     "fleet": {"name": _text, "hosts": _texts},
     "listen": {"est": _address, "mqtt": _address, "http": _address},
+    "registry": {"database": _database},
     "gateway": {"upstream": _broker, "sessions_max": _count_between(1, 1_000_000)},
     "limits": {
         "handshake_seconds_max": _number_between(0.5, 120),
@@ -191,6 +228,12 @@ hosts = {hosts}
 est = {est}
 mqtt = {mqtt}
 http = {http}
+
+[registry]
+# "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with
+# the password in PGPASSWORD or ~/.pgpass, or "file:PATH" of a file (mode 600) that holds the whole URL.
+# FLEET_DATABASE in the environment goes before this.
+database = {database}
 
 [gateway]
 # The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",

@@ -147,6 +147,24 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """One value that was measured, with the goal that it has, if any."""
+
+    name: str
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether it keeps to its goal; true when it has none."""
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that one run says. `as_json()` and `lines()` hold the same values."""
 
@@ -165,6 +183,7 @@ class Report:
     """Peer -> why it did not take part."""
     checks: tuple[str, ...] = ()
     """What was proved besides the figures, a sentence each."""
+    figures: tuple[Figure, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -230,6 +249,7 @@ def lines(report: Report) -> list[str]:
     text += [f"  {_verdict(verdict, report.unit)}" for verdict in report.verdicts]
     text += [f"  {summary.name}: {note}" for summary in report.summaries for note in summary.notes]
     text += [f"  {name} took no part: {reason}" for name, reason in report.missing.items()]
+    text += [f"  {_figure(figure)}" for figure in report.figures]
     text += [f"  {check}" for check in report.checks]
     return text
 
@@ -265,6 +285,13 @@ def _range(values: Spread, form: str) -> str:
 
 def _words(measure: str) -> str:
     return {"per_core": "per CPU second", "per_second": "per second"}[measure]
+
+
+def _figure(figure: Figure) -> str:
+    text = f"{figure.name}: {figure.value:,.4g} {figure.unit}".rstrip()
+    bounds = (("at most", figure.at_most), ("at least", figure.at_least))
+    goal = " and ".join(f"{word} {bound:,g}" for word, bound in bounds if bound is not None)
+    return f"{text} (goal: {goal}: {'reached' if figure.reached else 'NOT reached'})" if goal else text
 
 
 def _verdict(verdict: Verdict, unit: str) -> str:

@@ -29,6 +29,8 @@ class Plan:
     """Of one turn."""
     rounds: int = 3
     """Turns of each contender."""
+    devices: int = 100_000
+    """In the registry that is measured, where one is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A fleet's folder: made whole or not at all, and its server certificate never left to expire."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,12 +10,16 @@ import pytest
 from cryptography import x509
 
 from fleet.ca.authority import SERVER_LIFETIME, names_of_server
-from fleet.domain.errors import Conflict, NotFound, Refused
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.home import (
     Home,
+    audit_signer,
+    authority_chain,
     create_home,
+    load_operators_issuer,
     open_home,
     open_registry,
+    operators_authority,
     renew_server_certificate,
     server_identity,
     settings_of,
@@ -43,6 +48,13 @@ async def test_a_new_home_holds_what_it_promises(home: Home) -> None:
     finally:
         await registry.close()
     assert names_of_server(leaf(home)) == {"localhost", "127.0.0.1", "::1"}
+
+
+async def test_settings_that_cannot_be_read_are_one_sentence(home: Home) -> None:
+    home.settings_file.write_text("[registry]\ndatabase = 'nonsense'\n")
+    with pytest.raises(Invalid, match=r"line 2: registry\.database is not") as caught:
+        await open_registry(home)
+    assert caught.value.code == "bad-settings"
 
 
 async def test_a_home_is_never_made_over_something(home: Home, tmp_path: Path) -> None:
@@ -112,3 +124,70 @@ async def test_a_new_home_is_its_users_own_whatever_the_umask(tmp_path: Path) ->
     finally:
         os.umask(before)
     assert open_home(home.path) == home
+
+
+class TestAuditKey:
+    async def test_a_new_home_has_one(self, home: Home) -> None:
+        assert home.audit_key.stat().st_mode & 0o777 == 0o600
+        assert home.audit_public_key.read_bytes() == audit_signer(home).public_key.pem()
+
+    async def test_an_older_home_gets_one_once(self, home: Home) -> None:
+        home.audit_key.unlink()
+        home.audit_public_key.unlink()
+        with ThreadPoolExecutor(8) as pool:
+            signers = list(pool.map(lambda _: audit_signer(home), range(16)))
+        assert len({signer.key_id for signer in signers}) == 1
+        assert sorted(p.name for p in home.audit_key.parent.iterdir() if "audit" in p.name) == [
+            "audit.key",
+            "audit.pub",
+        ]
+        assert home.audit_key.stat().st_mode & 0o777 == 0o600
+
+    async def test_a_public_half_that_is_gone_is_made_again(self, home: Home) -> None:
+        before = home.audit_public_key.read_bytes()
+        home.audit_public_key.unlink()
+        audit_signer(home)
+        assert home.audit_public_key.read_bytes() == before
+
+    async def test_a_key_that_is_lost_is_not_replaced_in_silence(self, home: Home) -> None:
+        home.audit_key.unlink()
+        with pytest.raises(Refused) as refused:
+            audit_signer(home)
+        assert refused.value.code == "audit-key-lost"
+        assert not home.audit_key.exists()
+        home.audit_public_key.rename(home.path / "old.pub")
+        assert audit_signer(home).public_key.pem() != (home.path / "old.pub").read_bytes()
+
+    async def test_halves_of_two_keys_are_refused(self, home: Home, tmp_path: Path) -> None:
+        other = await create_home(tmp_path / "other", SETTINGS, NOW)
+        home.audit_public_key.write_bytes(other.audit_public_key.read_bytes())
+        with pytest.raises(Invalid, match="not the public half"):
+            audit_signer(home)
+
+
+async def test_the_operators_have_a_ca_of_their_own(home: Home) -> None:
+    authority = operators_authority(home, NOW)
+    authority.verify_directly_issued_by(authority)
+    assert home.operators_key.stat().st_mode & 0o077 == 0
+    assert authority not in authority_chain(home)
+    assert load_operators_issuer(home, NOW).certificate == authority
+    assert authority.subject.rfc4514_string() == "CN=acme Operators CA"
+
+
+async def test_an_older_home_gets_it_once_when_it_is_first_needed(home: Home) -> None:
+    """Whatever is left of an attempt that was cut off before its certificate stood makes no difference."""
+    home.operators_certificate.unlink()
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(lambda _: operators_authority(home, NOW), range(8)))
+    assert len(made) == 1
+    load_operators_issuer(home, NOW)
+    assert sorted(p.name for p in home.operators_certificate.parent.iterdir()) == [
+        "audit.key",
+        "audit.pub",
+        "issuing.key",
+        "issuing.pem",
+        "operators.key",
+        "operators.pem",
+        "root.key",
+        "root.pem",
+    ]

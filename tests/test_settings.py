@@ -14,6 +14,7 @@ from fleet.settings import (
     SettingsError,
     parse_address,
     parse_broker,
+    parse_database,
     read_settings,
     render,
 )
@@ -32,6 +33,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         est=Address("0.0.0.0", 1),
         mqtt=Address("::1", 0),
         http=Address("h", 65535),
+        database=parse_database("postgresql://u@h/d?sslmode=require"),
         upstream=parse_broker("mqtt://b:1883"),
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from fleet.backup.archive import Manifest, Member, read_archive
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
+from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.errors import Invalid
@@ -114,8 +114,7 @@ async def restore_backup(
     *,
     passphrase: bytes | None,
     revocations: Path | None,
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> Restored:
     """Make the home `path`, which must be new or empty, of the backup `file`.
 
@@ -132,7 +131,7 @@ async def restore_backup(
         events = _events(revocations, manifest)
         building.run.mkdir(mode=0o700)
         open_home(building.path)
-        restored = await _brought_up(building, manifest, events, revocations, actor, now)
+        restored = await _brought_up(building, manifest, events, revocations, act)
         await asyncio.to_thread(sync_tree, building.path)
         must_be_free(path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
@@ -150,15 +149,15 @@ def _events(revocations: Path | None, manifest: Manifest) -> tuple[Event, ...] |
 
 
 async def _brought_up(
-    home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, actor: str, now: datetime
+    home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, act: Act
 ) -> Restored:
     restore = secrets.token_hex(6)
     registry = await SqliteRegistry.open(home.registry, create=False)
     try:
         if events is not None:
-            done = await reapply(registry, events, actor=actor, now=now)
+            done = await reapply(registry, events, act=act)
         else:
-            done = await suspend_all(registry, restore, actor=actor, now=now)
+            done = await suspend_all(registry, restore, act=act)
         detail = {
             "backup_of": manifest.taken_at.isoformat(),
             "event": str(manifest.event_seq),
@@ -169,7 +168,9 @@ async def _brought_up(
             "tokens": str(done.tokens),
             "bulk": restore,
         }
-        await registry.commit(Change(AuditEntry(now, actor, "registry.restore", "registry", "ok", detail=detail)))
+        await registry.commit(
+            Change(AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail))
+        )
         stations = [station.name for station in await registry.stations() if await _can_enroll(registry, station.name)]
         newest = await registry.last_event()
     finally:

@@ -1,6 +1,6 @@
 """Taking a backup of a home that is being served: one file, whole or not there.
 
-taken = take_backup(home, registry, Path("fleet.backup"), passphrase=b"…", now=now)
+taken = await save_home(home, registry, Path("fleet.backup"), passphrase=b"…", act=act)
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
 from fleet.backup.envelope import COST, Sealing
+from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.ports import Registry
@@ -63,8 +64,7 @@ async def save_home(
     file: Path,
     *,
     passphrase: bytes | None,
-    actor: str,
-    now: datetime,
+    act: Act,
     cost: int = COST,
 ) -> Taken:
     """Write a backup of `home` to the new file `file`, 0600, durable, and say so in the audit: it holds every key.
@@ -79,9 +79,9 @@ async def save_home(
     log = revocation_log(home)
     await catch_up(registry, log)
     detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
-    await registry.commit(Change(AuditEntry(now, actor, "home.backup", "home", "ok", detail=detail)))
+    await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
-    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, now, cost)
+    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
 
 
 def _must_be_new(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 root CA (kept offline if you like)  ->  issuing CA (signs devices and stations)
                                     ->  and the server's certificate
+operators' CA, of its own           ->  people and programs that use the admin API
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from fleet.domain.errors import Invalid
 
 ROOT_LIFETIME = timedelta(days=20 * 365)
 ISSUING_LIFETIME = timedelta(days=10 * 365)
+OPERATORS_LIFETIME = timedelta(days=10 * 365)
 SERVER_LIFETIME = timedelta(days=397)
 
 CLOCK_SKEW = timedelta(days=1)
@@ -66,6 +68,25 @@ def create_issuing(name: str, root: x509.Certificate, root_key: ec.EllipticCurve
         issuer=root.subject,
         issuer_key=root_key,
         validity=_within(root, now, ISSUING_LIFETIME),
+        extensions=_authority_extensions(path_length=0),
+    )
+
+
+def create_operators(name: str, now: datetime) -> Certified:
+    """A self-signed CA for the operators of the fleet called `name`, and its new key. No CA may stand below it.
+
+    It hangs on nothing that devices trust, and no door but the admin API's believes it.
+
+    Raises: Invalid (`bad-name`).
+    """
+    key = generate_key()
+    subject = _common_name(f"{name} Operators CA")
+    return _sign(
+        subject=subject,
+        key=key,
+        issuer=subject,
+        issuer_key=key,
+        validity=(now - CLOCK_SKEW, now + OPERATORS_LIFETIME),
         extensions=_authority_extensions(path_length=0),
     )
 

@@ -1,6 +1,7 @@
 """The issuer that holds its key in this process: signs what has been permitted, and nothing else."""
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime
 
 from cryptography import x509
@@ -13,35 +14,48 @@ from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, 
 from fleet.ca.tbs import Template, extension, raw_extension, sealed
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.enrollment import IssuePermit
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Invalid, Refused
 from fleet.wire.der import OCTET_STRING, encode_element, encode_oid
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 _SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
 _SAN = encode_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
 
+FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION})
+"""What the fleet's issuing CA signs."""
+OPERATORS = frozenset({CredentialKind.OPERATOR})
+"""What the operators' CA signs. Neither CA signs for the doors of the other."""
+
 
 class LocalIssuer:
-    """Issues under `certificate` with the P-256 `private_key`; implements `fleet.domain.ports.Issuer`.
+    """Issues under `certificate` with the P-256 `private_key`, to holders of `kinds` alone; implements
+    `fleet.domain.ports.Issuer`.
 
     Raises: Invalid (`bad-issuer`) when the two do not belong together, or may not sign certificates.
     """
 
-    def __init__(self, certificate: x509.Certificate, private_key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        private_key: ec.EllipticCurvePrivateKey,
+        kinds: Collection[CredentialKind] = FLEET,
+    ) -> None:
         if certificate.public_key() != private_key.public_key():
             raise Invalid("bad-issuer", "The issuing certificate and the issuing key do not belong together.")
         if not isinstance(private_key.curve, ec.SECP256R1):
             raise Invalid("bad-issuer", "The issuing key is not P-256.")
         self.certificate = certificate
         self._key = private_key
-        self._templates = {kind: _template(certificate, kind) for kind in PROFILES}
+        self._templates = {kind: _template(certificate, kind) for kind in kinds}
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
         """A new certificate, in state ISSUED, checked against its profile before it is returned.
 
-        Raises: Refused: `issuer-expired`, `bad-hardware-serial`. LintFailed: a fault of ours, the certificate is
-        dropped.
+        Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`. LintFailed: a fault of ours, the
+        certificate is dropped.
         """
+        if permit.kind not in self._templates:
+            raise Refused("wrong-issuer", f"This CA signs nothing for {permit.kind} {permit.holder}.")
         profile = PROFILES[permit.kind]
         start, end = validity(permit, self.certificate)
         serial = new_serial()

@@ -1,7 +1,9 @@
 """Private keys of the authority and its servers: made here, written so that only their owner can read them."""
 
 import os
+import secrets
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -37,6 +39,23 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
         file.write(pem)
         file.flush()
         os.fsync(file.fileno())
+
+
+def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key in the PEM file `path`, made there when there is none: whole, and of several who make one at once
+    all get the same.
+
+    Raises: as `load_key`.
+    """
+    if not path.exists():
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            write_key(fresh, generate_key())
+            with suppress(FileExistsError):
+                os.link(fresh, path)  # unlike a rename, it never overwrites
+        finally:
+            fresh.unlink(missing_ok=True)
+    return load_key(path)
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:

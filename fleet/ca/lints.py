@@ -22,6 +22,7 @@ _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 _EXTENDED_KEY_USAGES = {
     CredentialKind.DEVICE: [_CLIENT_AUTH],
     CredentialKind.STATION: [_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"],
+    CredentialKind.OPERATOR: [_CLIENT_AUTH],
 }
 
 

@@ -113,13 +113,13 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
     return x509.SubjectAlternativeName([alt_name(f"HW:{HARDWARE_TYPE}:{serial.hex()}")]).public_bytes()
 
 
-def station_subject(permit: IssuePermit) -> bytes:
-    """CN = the station's name."""
+def name_subject(permit: IssuePermit) -> bytes:
+    """CN = the station's or operator's name."""
     return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
 
 
 def no_alt_names(permit: IssuePermit) -> None:
-    """A station is looked up by its certificate's fingerprint; it needs no further name."""
+    """A station or operator is looked up by its certificate's fingerprint; it needs no further name."""
     return
 
 
@@ -131,7 +131,12 @@ PROFILES: dict[CredentialKind, Profile] = {
     ),
     CredentialKind.STATION: Profile(
         extended_key_usage=x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, CMC_RA]),
-        subject=station_subject,
+        subject=name_subject,
+        alt_names=no_alt_names,
+    ),
+    CredentialKind.OPERATOR: Profile(
+        extended_key_usage=x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
+        subject=name_subject,
         alt_names=no_alt_names,
     ),
 }

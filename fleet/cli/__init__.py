@@ -14,11 +14,14 @@ COMMANDS = {
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
+    "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
     "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
     "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),
     "restore": ("fleet.cli.backup", "Make a home of a backup, with every revocation since."),
     "retention": ("fleet.cli.retention", "How long the registry keeps things; archives."),
+    "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
     "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
 }
@@ -72,5 +75,6 @@ def main() -> None:
       fleet serve --home HOME              serve it
       fleet token create --device cam-7    a one-time token for a device
 
-    FLEET_HOME stands in for --home. Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    FLEET_HOME stands in for --home. From afar, model, device, token, audit list and status take --url, --cert and --ca
+    in its place. Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
     """

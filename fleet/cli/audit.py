@@ -1,20 +1,29 @@
 """`fleet audit`: who did what, and proof that nobody edited it."""
 
-import re
+import json
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
+from fleet.cli.audit_proof import check_proof, prove_
+from fleet.cli.audit_verify import verify_
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import home_option, opened, run
+from fleet.cli.home import home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AuditRow
-from fleet.domain.errors import Invalid
-from fleet.domain.merkle import EMPTY
-from fleet.storage.sqlite_audit import audit_rows
+from fleet.cli.output_file import new_file
+from fleet.domain.audit_log import TreeHead
+from fleet.domain.audit_proof import entry_value, head_value
+from fleet.domain.ports import AuditReader
+from fleet.home import audit_signer
+from fleet.services.audit_search import RowFilter
+from fleet.services.sealing import seal
 
 COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail")
+EXPORT_PAGE_ROWS = 1_000
 
 
 @click.group()
@@ -22,21 +31,41 @@ def audit() -> None:
     """Who did what, to what, by what right, and how it ended: a tree in which no row can be edited unseen."""
 
 
+audit.add_command(verify_)
+audit.add_command(prove_)
+audit.add_command(check_proof)
+
+
 @audit.command(name="list")
-@home_option
+@fleet_option
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows behind this one; without it, the newest.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many rows.")
+@click.option("--actor", default="", metavar="TEXT", help="Rows of this actor: 'token 3f2a…', 'station*'.")
+@click.option("--action", default="", metavar="TEXT", help="Rows of this action: device.revoke, 'device.*'.")
+@click.option("--subject", default="", metavar="TEXT", help="Rows about this: 'device cam-7'.")
+@click.option("--outcome", default="", metavar="TEXT", help="Rows that ended so: ok, or the code of a refusal.")
 @output_option
-def list_(home: Path, after: int | None, limit: int, output: str) -> None:
-    """List the newest rows, in order."""
+def list_(
+    desk: Desk,
+    after: int | None,
+    limit: int,
+    actor: str,
+    action: str,
+    subject: str,
+    outcome: str,
+    output: str,
+) -> None:
+    """List the newest rows, in order.
 
-    async def work() -> list[AuditRow]:
-        async with opened(home) as fleet:
-            start = after if after is not None else max(0, await fleet.registry.last_audit() - limit)
-            return await fleet.registry.audit(after=start, limit=limit)
+    What is looked for is matched whole; a * at its end stands for any rest. Every row may have to be looked at.
 
+    \b
+    Example:
+      fleet audit list --action 'device.*' --subject 'device cam-7'
+    """
+    where = RowFilter(actor, action, subject, outcome)
     with attempting("listing the audit"):
-        found = run(work())
+        found = desk.audit(where, after, limit)
     rows = [
         (
             r.seq,
@@ -53,53 +82,81 @@ def list_(home: Path, after: int | None, limit: int, output: str) -> None:
     print_rows(COLUMNS, rows, output)
 
 
-@audit.command(name="verify")
-@click.option(
-    "--home", type=click.Path(path_type=Path), envvar="FLEET_HOME", show_envvar=True, help="The fleet's home."
-)
-@click.option("--file", "copy", type=click.Path(path_type=Path), metavar="DB", help="Verify this copy of a registry.")
-@click.option("--head", metavar="SEQ:HASH", help="A head noted earlier, which must still hold.")
+@audit.command(name="seal")
+@home_option
 @output_option
-def verify_(home: Path | None, copy: Path | None, head: str | None, output: str) -> None:
-    """Verify every row from the first to the last, and print the head: their number and the root of their tree.
+def seal_(home: Path, output: str) -> None:
+    """Seal now what has come in since the last signed head. A running server does it each second."""
 
-    A row that was changed, removed or moved is named, and the exit code is 1. That the newest rows were cut off shows
-    only against a head that was noted somewhere else: give it with --head.
+    async def work() -> tuple[TreeHead | None, TreeHead | None]:
+        async with opened(home) as fleet:
+            ours = await seal(fleet.registry, audit_signer(fleet.home), utc_now())
+            newest = await fleet.registry.last_sealed()
+            return ours, newest.head if newest is not None else None
+
+    with attempting(f"sealing the audit of '{home}'"):
+        ours, newest = run(work())
+    print_value(
+        {
+            "sealed": newest.size if newest is not None else 0,
+            "head": f"{newest.size}:{newest.root.hex()}" if newest is not None else None,
+            "at": newest.at if newest is not None else None,
+            "new": ours is not None,
+        },
+        output,
+    )
+
+
+@audit.command()
+@home_option
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what came behind this row.")
+@click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")
+@output_option
+def export(home: Path, after: int, file: Path | None, output: str) -> None:
+    """Write out the audit as JSON, one row a line, and behind the rows the signed heads over them.
+
+    Without --file it goes to standard output. A line is {"seq": …, "entry": {…}, "leaf": …} or {"head": {…}}.
+
+    \b
+    Example:
+      fleet audit export --after 120000 --file audit.jsonl
     """
-    noted = _parse_head(head)
-    if copy is not None:
-        with attempting(f"verifying the audit of '{copy}'"):
-            seq, hash_ = _verify(copy, noted, is_copy=True)
-    elif home is not None:
-        with attempting(f"verifying the audit of '{home}'"):
-            seq, hash_ = run(_verify_home(home, noted))
-    else:
-        raise click.UsageError("Give --home (or FLEET_HOME), or --file.")
-    print_value({"ok": True, "rows": seq, "head": f"{seq}:{hash_.hex()}"}, output)
+
+    async def work(out: BinaryIO) -> dict[str, int]:
+        async with opened(home) as fleet:
+            counts = {"rows": 0, "heads": 0}
+            async for kind, line in _lines(fleet.registry, after):
+                out.write(line)
+                counts[kind] += 1
+            return counts
+
+    with attempting(f"exporting the audit of '{home}'"):
+        if file is None:
+            run(work(sys.stdout.buffer))
+            sys.stdout.buffer.flush()
+            return
+        with new_file(file, secret=True) as out:
+            counts = run(work(out))
+    print_value({"file": str(file), **counts}, output)
 
 
-def _parse_head(text: str | None) -> tuple[int, bytes] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,18}):([0-9a-fA-F]{64})", text.strip())
-    if not found:
-        raise click.UsageError("--head is the number of rows, a colon and the root, as `fleet audit verify` prints it.")
-    return int(found[1]), bytes.fromhex(found[2])
+async def _lines(reader: AuditReader, after: int) -> AsyncIterator[tuple[str, bytes]]:
+    """Each row behind row `after` there is now, then each head over any of them: what it is, and its line."""
+    sealed = await reader.last_sealed()  # first, so that every row under the last head is exported
+    newest, at = await reader.last_audit(), after
+    while at < newest:
+        page = await reader.audit(after=at, limit=min(EXPORT_PAGE_ROWS, newest - at))
+        for row in page:
+            yield "rows", _line({"seq": row.seq, "entry": entry_value(row.entry), "leaf": row.leaf.hex()})
+        at = page[-1].seq if page else newest
+    at, upto = after, sealed.head.size if sealed is not None else 0
+    while at < upto:
+        heads = await reader.audit_heads(after=at, limit=EXPORT_PAGE_ROWS)
+        for head in heads:
+            if head.size <= upto:
+                yield "heads", _line({"head": head_value(head)})
+        at = heads[-1].size if heads else upto
 
 
-async def _verify_home(home: Path, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
-    async with opened(home) as fleet:
-        return _verify(fleet.home.registry, noted, is_copy=False)
-
-
-def _verify(path: Path, noted: tuple[int, bytes] | None, *, is_copy: bool) -> tuple[int, bytes]:
-    tree = EMPTY
-    met = noted is None or noted == (0, tree.root())
-    with audit_rows(path, is_copy=is_copy) as rows:
-        for leaf in sound_leaves(rows):
-            tree = tree.appended([leaf])
-            if noted is not None and tree.size == noted[0]:
-                met = tree.root() == noted[1]
-    if not met and noted is not None:
-        raise Invalid("audit-rewritten", f"The audit is broken: its first {noted[0]} rows are not those noted.")
-    return tree.size, tree.root()
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"

@@ -11,6 +11,7 @@ from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource
+from fleet.domain.access import Act
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20
@@ -63,7 +64,7 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
     async def work() -> Taken:
         async with opened(home) as fleet:
             return await save_home(
-                fleet.home, fleet.registry, file, passphrase=passphrase, actor=OPERATOR, now=utc_now()
+                fleet.home, fleet.registry, file, passphrase=passphrase, act=Act(OPERATOR, utc_now())
             )
 
     with attempting(f"saving '{home}' into '{file}'"):
@@ -142,8 +143,7 @@ def restore(
                 home.absolute(),
                 passphrase=_passphrase(file, password_file, password_env),
                 revocations=revocations,
-                actor=OPERATOR,
-                now=utc_now(),
+                act=Act(OPERATOR, utc_now()),
             )
         )
     _print_restored(done, home, output, none_kept)

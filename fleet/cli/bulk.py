@@ -12,12 +12,15 @@ from typing import Any
 
 import click
 
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.home import home_option, opened, run, utc_now
+from fleet.cli.home import OPERATOR, opened, run, utc_now
+from fleet.cli.local_desk import LocalDesk
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.device import Device, DeviceFilter
 from fleet.domain.device_filter import parse_filter
-from fleet.services.bulk import Act, Move, Tagging, Tally, act_on_many, matching
+from fleet.domain.tags import Retag
+from fleet.services.bulk import Deed, Move, Tagging, Tally, act_on_many, matching, new_bulk_id
 
 PROGRESS_EVERY_SECONDS = 0.5
 FAILURES_SHOWN_MAX = 20
@@ -28,23 +31,31 @@ DRY_COLUMNS = ("id", "model", "state", "expires_at", "tags", "groups")
 class Many:
     """What the options of `one_or_many` say."""
 
-    home: Path
+    desk: Desk
     output: str
+    reason: str
     text: str | None
     is_confirmed: bool
     count: int | None
     is_dry: bool
 
+    @property
+    def home(self) -> Path:
+        """Raises: click.UsageError: it is a fleet from afar."""
+        if not isinstance(self.desk, LocalDesk):
+            raise click.UsageError("--filter works at the home itself: give --home in place of --url.")
+        return self.desk.path
 
-def one_or_many(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command DEVICE_ID or `--filter`, passed as `device_id` (None with a filter), `reason` and `many`.
+
+def one_or_many(command: Callable[..., None]) -> Callable[..., object]:
+    """Give a command DEVICE_ID or `--filter`, passed as `device_id` (None with a filter) and `many`.
 
     A command with an argument `words` of its own finds the device id in front of them.
     """
 
     @functools.wraps(command)
     def either(
-        home: Path,
+        desk: Desk,
         output: str,
         reason: str,
         text: str | None,
@@ -59,45 +70,56 @@ def one_or_many(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("Give a DEVICE_ID or --filter, one of the two.")
         if text is None and (yes or dry_run or count is not None):
             raise click.UsageError("--yes, --count and --dry-run go with --filter.")
-        command(device_id=device_id, reason=reason, many=Many(home, output, text, yes, count, dry_run), **rest)
+        command(device_id=device_id, many=Many(desk, output, reason, text, yes, count, dry_run), **rest)
 
-    options = [
-        home_option,
-        click.option("--reason", default="", metavar="TEXT", help="Why, for the audit."),
-        click.option(
-            "--filter",
-            "text",
-            metavar="FILTER",
-            help="Every device of which all is true: 'model=cam2 and lot=L7 and state=active and group=pilot and "
-            "expires<30d'. Other keys are tags.",
-        ),
-        click.option("--yes", is_flag=True, help="With --filter: do not ask, however many they are."),
-        click.option(
-            "--count", type=click.IntRange(0), metavar="N", help="With --filter: do not ask, but refuse unless N match."
-        ),
-        click.option("--dry-run", is_flag=True, help="With --filter: list the devices and change nothing."),
-        output_option,
-    ]
-    wrapped: Callable[..., None] = either
-    for option in reversed(options):
+    wrapped: Callable[..., object] = either
+    for option in (output_option, *reversed(_OPTIONS), fleet_option):
         wrapped = option(wrapped)
     if not any(getattr(p, "name", "") == "words" for p in getattr(command, "__click_params__", [])):
         wrapped = click.argument("device_id", required=False)(wrapped)
     return wrapped
 
 
-def act_by_filter(many: Many, doing: str, act: Move | Tagging) -> None:
-    """Do `act` to every device of the filter, once it has been confirmed. Exit 1 when any is left that it failed on."""
+_OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] = (
+    click.option("--reason", default="", metavar="TEXT", help="Why, for the audit."),
+    click.option(
+        "--filter",
+        "text",
+        metavar="FILTER",
+        help="Every device of which all is true: 'model=cam2 and lot=L7 and state=active and group=pilot and "
+        "expires<30d'. Other keys are tags.",
+    ),
+    click.option("--yes", is_flag=True, help="With --filter: do not ask, however many they are."),
+    click.option(
+        "--count", type=click.IntRange(0), metavar="N", help="With --filter: do not ask, but refuse unless N match."
+    ),
+    click.option("--dry-run", is_flag=True, help="With --filter: list the devices and change nothing."),
+)
+
+
+def new_move(verb: str, reason: str) -> Move:
+    """`verb` as whoever works at the home does it. Raises: Invalid (`bad-reason`)."""
+    return Move(verb, OPERATOR, reason, new_bulk_id(), utc_now)
+
+
+def new_tagging(retag: Retag, reason: str) -> Tagging:
+    """`retag` as whoever works at the home does it. Raises: Invalid (`bad-reason`)."""
+    return Tagging(retag, OPERATOR, reason, new_bulk_id(), utc_now)
+
+
+def act_by_filter(many: Many, doing: str, deed: Move | Tagging) -> None:
+    """Do `deed` to every device of the filter, once it has been confirmed. Exit 1 when it failed on any."""
     assert many.text is not None  # noqa: S101  one_or_many has seen to it
+    home = many.home
     with attempting(f"{doing} devices"):
         where = parse_filter(many.text, utc_now())
         if many.is_dry:
-            _list(many, run(_devices(many.home, where)))
+            _list(many, run(_devices(home, where)))
             return
-        count = run(_count(many.home, where))
+        count = run(_count(home, where))
         _confirm(many, doing, count)
-        tally, interrupted = run(_work(many.home, where, act, count))
-    _report(many, doing, act.bulk, count, tally, interrupted)
+        tally, interrupted = run(_work(home, where, deed, count))
+    _report(many, doing, deed.bulk, count, tally, interrupted)
     if tally.failed or interrupted:
         sys.exit(EXIT_FAILED)
 
@@ -133,7 +155,7 @@ def _confirm(many: Many, doing: str, count: int) -> None:
         raise CliError(f"{doing} devices", f"{typed[:20]!r} is not {count}; nothing was changed")
 
 
-async def _work(home: Path, where: DeviceFilter, act: Act, count: int) -> tuple[Tally, bool]:
+async def _work(home: Path, where: DeviceFilter, deed: Deed, count: int) -> tuple[Tally, bool]:
     """How it went, and whether Ctrl-C or SIGTERM cut it short: then what was under way has been finished."""
     stop, tally = asyncio.Event(), Tally()
     loop = asyncio.get_running_loop()
@@ -143,7 +165,7 @@ async def _work(home: Path, where: DeviceFilter, act: Act, count: int) -> tuple[
         shown = time.monotonic()
         click.echo(f"0 of {count}", err=True)
         async with opened(home) as fleet:
-            async for outcome in act_on_many(fleet.registry, where, act, at_most=count, stop=stop):
+            async for outcome in act_on_many(fleet.registry, where, deed, at_most=count, stop=stop):
                 tally.count(outcome)
                 if time.monotonic() - shown >= PROGRESS_EVERY_SECONDS:
                     shown = time.monotonic()

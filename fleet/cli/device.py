@@ -1,31 +1,26 @@
 """`fleet device`: register devices, look them up, tag them, put them out."""
 
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-
 import click
 
-from fleet.cli.bulk import Many, act_by_filter, one_or_many
+from fleet.cli.bulk import Many, act_by_filter, new_move, new_tagging, one_or_many
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
 from fleet.domain.device_filter import parse_place, parse_time, place_text
-from fleet.domain.errors import NotFound
-from fleet.domain.tags import Retag, parse_tag
-from fleet.services import bulk, inventory, revocation, tagging
+from fleet.domain.tags import Retag, checked_tags, parse_tag
 
 COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
 
 
 @click.group()
 def device() -> None:
-    """Devices: register them, look them up, suspend and revoke them."""
+    """Devices: register them, look them up, tag them, suspend and revoke them."""
 
 
 @device.command()
-@home_option
+@fleet_option
 @click.argument("device_id")
 @click.option("--model", required=True, help="The kind of device; see: fleet model list")
 @click.option("--serial", "hardware_serial", default="", help="The maker's serial number, for its certificates.")
@@ -33,7 +28,7 @@ def device() -> None:
 @click.option("--group", "groups", multiple=True, metavar="NAME", help="A group that it is in; may be repeated.")
 @output_option
 def add(
-    home: Path,
+    desk: Desk,
     device_id: str,
     model: str,
     hardware_serial: str,
@@ -42,27 +37,14 @@ def add(
     output: str,
 ) -> None:
     """Register DEVICE_ID, so that it can be given a token or be provisioned."""
-
-    async def work() -> Device:
-        async with opened(home) as fleet:
-            return await inventory.add_device(
-                fleet.registry,
-                device_id,
-                model,
-                hardware_serial=hardware_serial,
-                tags=tuple(map(parse_tag, tags)),
-                groups=groups,
-                actor=OPERATOR,
-                now=utc_now(),
-            )
-
     with attempting(f"adding device '{device_id}'"):
-        added = run(work())
+        labels = Retag(checked_tags(map(parse_tag, tags)), join=groups) if tags or groups else None
+        added = desk.add_device(device_id, model, hardware_serial, labels)
     print_value(_shown(added), output)
 
 
 @device.command(name="list")
-@home_option
+@fleet_option
 @click.option("--model", help="Only devices of this model.")
 @click.option("--state", type=click.Choice([s.value for s in DeviceState]), help="Only devices in this state.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only devices with this tag; may be repeated.")
@@ -76,7 +58,7 @@ def add(
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @output_option
 def list_(
-    home: Path,
+    desk: Desk,
     model: str | None,
     state: str | None,
     tags: tuple[str, ...],
@@ -87,11 +69,6 @@ def list_(
     output: str,
 ) -> None:
     """List devices: by id, or by the end of their certificates with --expires-before."""
-
-    async def work() -> list[Device]:
-        async with opened(home) as fleet:
-            return await fleet.registry.devices(where, after=parse_place(after, where), limit=limit)
-
     with attempting("listing the devices"):
         where = DeviceFilter(
             model=model,
@@ -100,89 +77,73 @@ def list_(
             group=group,
             expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
         )
-        found = run(work())
+        found = desk.devices(where, parse_place(after, where), limit)
     print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
     if len(found) == limit:
         click.echo(f"There may be more: --after {place_text(place_of(found[-1], where))}", err=True)
 
 
 @device.command()
-@home_option
+@fleet_option
 @click.argument("device_id")
 @output_option
-def show(home: Path, device_id: str, output: str) -> None:
+def show(desk: Desk, device_id: str, output: str) -> None:
     """Show DEVICE_ID with its certificates, oldest first."""
-
-    async def work() -> tuple[Device, list[Credential]]:
-        async with opened(home) as fleet:
-            found = await fleet.registry.device(device_id)
-            if found is None:
-                raise NotFound("no-such-device", f"There is no device {device_id!r}.", "See: fleet device list")
-            return found, await fleet.registry.credentials(device_id)
-
     with attempting(f"showing device '{device_id}'"):
-        found, credentials = run(work())
+        found, held = desk.device(device_id)
     certificates = [
         {
             "serial": c.serial,
             "state": c.state,
             "not_before": c.not_before,
             "not_after": c.not_after,
-            "sha256": c.fingerprint,
+            "sha256": c.sha256,
         }
-        for c in credentials
-        if c.kind is CredentialKind.DEVICE
+        for c in held
     ]
     print_value({**_shown(found), "certificates": certificates}, output)
 
 
 @device.command()
 @one_or_many
-def suspend(device_id: str | None, reason: str, many: Many) -> None:
+def suspend(device_id: str | None, many: Many) -> None:
     """Refuse DEVICE_ID, or every device of --filter, until it is resumed; a live session ends at once."""
-    _move("suspend", "suspending", revocation.suspend, device_id, reason, many)
+    _move("suspend", "suspending", device_id, many)
 
 
 @device.command()
 @one_or_many
-def resume(device_id: str | None, reason: str, many: Many) -> None:
+def resume(device_id: str | None, many: Many) -> None:
     """Let the suspended DEVICE_ID, or every suspended device of --filter, in again."""
-    _move("resume", "resuming", revocation.resume, device_id, reason, many)
+    _move("resume", "resuming", device_id, many)
 
 
 @device.command()
 @one_or_many
-def revoke(device_id: str | None, reason: str, many: Many) -> None:
+def revoke(device_id: str | None, many: Many) -> None:
     """Put DEVICE_ID, or every device of --filter, out for good: certificates are revoked, live sessions end at once.
 
     There is no way back: hardware that is to serve again is registered under a new id. To shut a device out for a
     while, suspend it.
     """
-    _move("revoke", "revoking", revocation.revoke, device_id, reason, many)
+    _move("revoke", "revoking", device_id, many)
 
 
 @device.command()
 @one_or_many
-def retire(device_id: str | None, reason: str, many: Many) -> None:
+def retire(device_id: str | None, many: Many) -> None:
     """Take DEVICE_ID, or every device of --filter, out of service in good order, for good."""
-    _move("retire", "retiring", revocation.retire, device_id, reason, many)
+    _move("retire", "retiring", device_id, many)
 
 
-def _move(
-    verb: str, doing: str, change: Callable[..., Awaitable[Device]], device_id: str | None, reason: str, many: Many
-) -> None:
+def _move(verb: str, doing: str, device_id: str | None, many: Many) -> None:
     if device_id is None:
         with attempting(f"{doing} devices"):
-            act = bulk.Move(verb, OPERATOR, reason, bulk.new_bulk_id(), utc_now)
-        act_by_filter(many, doing, act)
+            deed = new_move(verb, many.reason)
+        act_by_filter(many, doing, deed)
         return
-
-    async def work() -> Device:
-        async with opened(many.home) as fleet:
-            return await change(fleet.registry, device_id, actor=OPERATOR, reason=reason, now=utc_now())
-
     with attempting(f"{doing} device '{device_id}'"):
-        moved = run(work())
+        moved = many.desk.move_device(verb, device_id, many.reason)
     print_value(_shown(moved), many.output)
 
 
@@ -198,7 +159,6 @@ def tag(
     join: tuple[str, ...],
     leave: tuple[str, ...],
     device_id: str | None,
-    reason: str,
     many: Many,
 ) -> None:
     """Set tags of DEVICE_ID, or of every device of --filter; put it into groups and take it out of them.
@@ -212,19 +172,12 @@ def tag(
     what = f"device '{device_id}'" if device_id is not None else "devices"
     with attempting(f"tagging {what}"):
         retag = Retag(tuple(map(parse_tag, pairs)), remove, join, leave)
-        act = bulk.Tagging(retag, OPERATOR, reason, bulk.new_bulk_id(), utc_now)
+        deed = new_tagging(retag, many.reason)
     if device_id is None:
-        act_by_filter(many, "tagging", act)
+        act_by_filter(many, "tagging", deed)
         return
-
-    async def work() -> Device:
-        async with opened(many.home) as fleet:
-            return await tagging.tag_device(
-                fleet.registry, device_id, retag, actor=OPERATOR, reason=reason, now=utc_now()
-            )
-
     with attempting(f"tagging {what}"):
-        tagged = run(work())
+        tagged = many.desk.tag_device(device_id, retag, many.reason)
     print_value(_shown(tagged), many.output)
 
 

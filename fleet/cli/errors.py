@@ -62,7 +62,8 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
         with attempting(f"reading '{path}'"):
             bundle = read(path.read_bytes())
 
-    `next_step` is the advice when the error has none of its own. CliError and click's own errors pass untouched.
+    `next_step` is the advice when the error has none of its own. CliError, click's own errors and BrokenPipeError pass
+    untouched.
 
     Raises: CliError for FleetError, WireError and OSError.
     """
@@ -72,6 +73,8 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
         raise CliError(attempted, error.message, error.advice or next_step) from error
     except WireError as error:
         raise CliError(attempted, str(error), next_step) from error
+    except BrokenPipeError:
+        raise  # whoever was reading our output has seen enough: click ends without a word
     except OSError as error:
         raise CliError(attempted, _os_problem(error, attempted), next_step or _os_advice(error)) from error
 

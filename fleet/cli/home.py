@@ -13,7 +13,7 @@ import click
 from fleet.ca.issuer import LocalIssuer
 from fleet.home import Home, load_issuer, open_home, open_registry, revocation_log
 from fleet.services.remembering import catch_up
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.engines import Engine
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 _Result = TypeVar("_Result")
@@ -39,7 +39,7 @@ class OpenHome:
     """What a command works with."""
 
     home: Home
-    registry: SqliteRegistry
+    registry: Engine
 
     def issuer(self) -> LocalIssuer:
         return load_issuer(self.home)

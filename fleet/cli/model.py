@@ -2,17 +2,14 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import click
 
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.device import KEY_TYPES, Model
-from fleet.domain.errors import NotFound
-from fleet.services import inventory
 
 _LIFETIME = "How long a certificate lives: 12h, 30d."
 _KEY_TYPE = "A kind of key that its devices may use; may be repeated."
@@ -29,7 +26,7 @@ def model() -> None:
 
 
 @model.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--lifetime", type=DURATION, default="90d", show_default=True, help=_LIFETIME)
 @click.option("--key-type", "key_types", multiple=True, type=click.Choice(KEY_TYPES), help=_KEY_TYPE)
@@ -38,7 +35,7 @@ def model() -> None:
 @click.option("--retain/--no-retain", default=False, show_default=True, help=_RETAIN)
 @output_option
 def add(
-    home: Path,
+    desk: Desk,
     name: str,
     lifetime: timedelta,
     key_types: tuple[str, ...],
@@ -64,17 +61,13 @@ def add(
         retain=retain,
     )
 
-    async def work() -> None:
-        async with opened(home) as fleet:
-            await inventory.add_model(fleet.registry, new, actor=OPERATOR, now=utc_now())
-
     with attempting(f"adding model '{name}'"):
-        run(work())
+        desk.add_model(new)
     print_value(_shown(new, output), output)
 
 
 @model.command(name="set")
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--lifetime", type=DURATION, help=_LIFETIME)
 @click.option("--key-type", "key_types", multiple=True, type=click.Choice(KEY_TYPES), help=_KEY_TYPE)
@@ -83,7 +76,7 @@ def add(
 @click.option("--retain/--no-retain", default=None, help=_RETAIN)
 @output_option
 def set_(
-    home: Path,
+    desk: Desk,
     name: str,
     lifetime: timedelta | None,
     key_types: tuple[str, ...],
@@ -98,61 +91,42 @@ def set_(
     keep their lifetime until they are renewed.
     """
 
-    async def work() -> Model:
-        async with opened(home) as fleet:
-            old = await fleet.registry.model(name)
-            if old is None:
-                raise NotFound("no-such-model", f"There is no model {name!r}.", "See: fleet model list")
-            new = replace(
-                old,
-                certificate_lifetime=lifetime or old.certificate_lifetime,
-                key_types=key_types or old.key_types,
-                publish=publish or old.publish,
-                subscribe=subscribe or old.subscribe,
-                retain=old.retain if retain is None else retain,
-            )
-            await inventory.set_model(fleet.registry, new, actor=OPERATOR, now=utc_now())
-            return new
+    def change(old: Model) -> Model:
+        return replace(
+            old,
+            certificate_lifetime=lifetime or old.certificate_lifetime,
+            key_types=key_types or old.key_types,
+            publish=publish or old.publish,
+            subscribe=subscribe or old.subscribe,
+            retain=old.retain if retain is None else retain,
+        )
 
     if not (lifetime or key_types or publish or subscribe) and retain is None:
         raise click.UsageError("Nothing to change: give --lifetime, --key-type, --publish, --subscribe or --retain.")
     with attempting(f"changing model '{name}'"):
-        changed = run(work())
+        changed = desk.change_model(name, change)
     print_value(_shown(changed, output), output)
 
 
 @model.command(name="list")
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the models."""
-
-    async def work() -> list[Model]:
-        async with opened(home) as fleet:
-            return await fleet.registry.models()
-
     with attempting("listing the models"):
-        found = run(work())
+        found = desk.models()
     rows = [tuple(_shown(m, output).values()) for m in found]
     print_rows(("name", "lifetime", "key_types", "publish", "subscribe", "retain"), rows, output)
 
 
 @model.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @output_option
-def show(home: Path, name: str, output: str) -> None:
+def show(desk: Desk, name: str, output: str) -> None:
     """Show the model NAME."""
-
-    async def work() -> Model:
-        async with opened(home) as fleet:
-            found = await fleet.registry.model(name)
-            if found is None:
-                raise NotFound("no-such-model", f"There is no model {name!r}.", "See: fleet model list")
-            return found
-
     with attempting(f"showing model '{name}'"):
-        found = run(work())
+        found = desk.model(name)
     print_value(_shown(found, output), output)
 
 

@@ -86,7 +86,7 @@ def _plain(value: object) -> object:
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
         case _:
-            return str(value)
+            return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate is no text
 
 
 def _text(value: object) -> str:

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 MODE_SECRET = 0o600
 MODE_PUBLIC = 0o666  # less what the umask takes away
@@ -14,13 +16,23 @@ def write_file(path: Path, data: bytes, *, secret: bool, force: bool = False) ->
 
     Raises: FileExistsError when `path` is there already and not `force`, OSError.
     """
+    with new_file(path, secret=secret, force=force) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[BinaryIO]:
+    """A file to write into; it is at `path`, whole and durable, when the block has ended well, and else nowhere.
+
+    Raises: as `write_file`.
+    """
     if not force and os.path.lexists(path):
         raise FileExistsError(None, "the file is there already", str(path))
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         _put_in_place(fresh, path, force=force)

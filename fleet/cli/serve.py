@@ -1,35 +1,17 @@
 """`fleet serve`: EST, the MQTT gateway and the API, until told to stop."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fleet.app import serve_until_told
+from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
 from fleet.home import open_home, settings_of
 from fleet.settings import Address, Broker, SettingsError, parse_address, parse_broker
-
-
-class Checked(click.ParamType[Any]):
-    """An option's value as one of the settings' own readers sees it."""
-
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
-        self.name = name
-        self._read = read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._read(value)
-        except ValueError as error:
-            return self.fail(str(error), param, ctx)
-
 
 ADDRESS = Checked("A:P", parse_address)
 

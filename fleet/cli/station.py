@@ -13,6 +13,7 @@ from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
+from fleet.domain.access import Act
 from fleet.domain.credential import Credential, CredentialKind, Station
 from fleet.domain.errors import Conflict
 from fleet.home import authority_chain, open_home
@@ -70,7 +71,7 @@ def _make_files(home: Path, name: str, models: tuple[str, ...], out: Path, lifet
     async def work() -> Credential:
         async with opened(home) as fleet:
             return await inventory.enroll_station(
-                fleet.registry, fleet.issuer(), name, models, spki, lifetime=lifetime, actor=OPERATOR, now=utc_now()
+                fleet.registry, fleet.issuer(), name, models, spki, lifetime=lifetime, act=Act(OPERATOR, utc_now())
             )
 
     try:
@@ -123,7 +124,7 @@ def revoke(home: Path, name: str, reason: str, output: str) -> None:
 
     async def work() -> None:
         async with opened(home) as fleet:
-            await revocation.revoke_station(fleet.registry, name, actor=OPERATOR, reason=reason, now=utc_now())
+            await revocation.revoke_station(fleet.registry, name, act=Act(OPERATOR, utc_now()), reason=reason)
 
     with attempting(f"revoking station '{name}'"):
         run(work())

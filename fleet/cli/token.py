@@ -1,18 +1,18 @@
 """`fleet token`: one-time tokens for a first enrollment."""
 
 import os
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
-from fleet.domain.credential import Token
-from fleet.services import inventory
+from fleet.domain.credential import token_state
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
 
@@ -23,7 +23,7 @@ def token() -> None:
 
 
 @token.command()
-@home_option
+@fleet_option
 @click.option("--device", metavar="ID", help="For this registered device alone.")
 @click.option(
     "--model", metavar="NAME", help="For devices of this model that have no certificate yet, registered or new."
@@ -35,7 +35,7 @@ def token() -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A new file for it, mode 0600.")
 @output_option
 def create(
-    home: Path, device: str | None, model: str | None, uses: int, ttl: timedelta, out: Path | None, output: str
+    desk: Desk, device: str | None, model: str | None, uses: int, ttl: timedelta, out: Path | None, output: str
 ) -> None:
     """Make a token and print it, alone on a line, or write it into a file; it cannot be shown again.
 
@@ -51,15 +51,9 @@ def create(
     if out is not None and os.path.lexists(out):  # looked at first: a token that nobody sees opens doors all the same
         raise click.UsageError(f"{out} exists; nothing was done.")
 
-    async def work() -> tuple[Token, str]:
-        async with opened(home) as fleet:
-            return await inventory.create_token(
-                fleet.registry, device=device, model=model, uses=uses, ttl=ttl, actor=OPERATOR, now=utc_now()
-            )
-
     whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"
     with attempting(f"making a token for {whom}"):
-        made, text = run(work())
+        made, text = desk.create_token(device, model, uses, ttl)
         if out is not None:
             write_file(out, f"{text}\n".encode(), secret=True)
     if out is not None:
@@ -79,27 +73,24 @@ def create(
 
 
 @token.command(name="list")
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the tokens, newest first; never their secrets."""
-
-    async def work() -> list[Token]:
-        async with opened(home) as fleet:
-            return await fleet.registry.tokens()
-
     with attempting("listing the tokens"):
-        found = run(work())
+        found = desk.tokens()
     now = utc_now()
-    rows = [(t.id, t.device_id, t.model, t.uses, t.uses_max, _state(t, now), t.created_at, t.expires_at) for t in found]
+    rows = [
+        (t.id, t.device_id, t.model, t.uses, t.uses_max, token_state(t, now), t.created_at, t.expires_at) for t in found
+    ]
     print_rows(COLUMNS, rows, output)
 
 
 @token.command()
-@home_option
+@fleet_option
 @click.argument("token_id")
 @output_option
-def revoke(home: Path, token_id: str, output: str) -> None:
+def revoke(desk: Desk, token_id: str, output: str) -> None:
     """No further use of the token TOKEN_ID, which is the part before the dot.
 
     Certificates that it has earned stay; revoke their devices.
@@ -107,18 +98,6 @@ def revoke(home: Path, token_id: str, output: str) -> None:
     if "." in token_id:
         raise click.UsageError("Give the id alone, the part before the dot: a secret has no place on a command line.")
 
-    async def work() -> None:
-        async with opened(home) as fleet:
-            await inventory.revoke_token(fleet.registry, token_id, actor=OPERATOR, now=utc_now())
-
     with attempting(f"revoking token '{token_id}'"):
-        run(work())
+        desk.revoke_token(token_id)
     print_value({"id": token_id, "state": "revoked"}, output)
-
-
-def _state(t: Token, now: datetime) -> str:
-    if t.revoked_at is not None:
-        return "revoked"
-    if now >= t.expires_at:
-        return "expired"
-    return "used up" if t.uses >= t.uses_max else "open"

@@ -179,5 +179,6 @@ class Stage:
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ, FLEET_HOME=str(self.home), PYTHONUNBUFFERED="1")
-        environment.pop("PYTHONWARNINGS", None)
+        for name in ("PYTHONWARNINGS", "FLEET_DATABASE"):  # the registry of a showing stands in its own home
+            environment.pop(name, None)
         return environment

@@ -17,6 +17,7 @@ from fleet.demo import devices
 from fleet.demo.foreign import make_foreign_certificate
 from fleet.demo.stage import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
 from fleet.demo.subscriber import Subscriber
+from fleet.domain.access import Act
 from fleet.home import Home, open_registry
 from fleet.services import revocation
 
@@ -159,14 +160,20 @@ async def _revoke(stage: Stage, device: str) -> None:
     """As `fleet device revoke` does: from a process that is not the server's."""
     registry = await open_registry(Home(stage.home))
     try:
-        await revocation.revoke(registry, device, actor="operator", reason="demo", now=datetime.now(UTC))
+        await revocation.revoke(registry, device, act=Act("operator", datetime.now(UTC)), reason="demo")
     finally:
         await registry.close()
 
 
 def audit(stage: Stage) -> Facts:
-    """The audit's chain verifies; in a copy, one flipped byte is found."""
-    rows = stage.call(FLEET, "audit", "verify", "-o", "json").json()["rows"]
+    """The audit's tree verifies; one row's proof holds offline, a forged one does not; a flipped byte is found."""
+    verified = stage.call(FLEET, "audit", "verify", "-o", "json").json()
+    proof = stage.root / "proof.json"
+    public_key = str(Home(stage.home).audit_public_key)
+    stage.call(FLEET, "audit", "prove", "1", "--out", str(proof))  # the server has sealed it long ago
+    proved = stage.call(FLEET, "audit", "check-proof", str(proof), "--key", public_key, "-o", "json").json()
+    proof.write_text(proof.read_text().replace(proved["actor"], "nobody"))
+    refused = stage.call(FLEET, "audit", "check-proof", str(proof), "--key", public_key, expect=1)
     copy = stage.root / "tampered.db"
     # Only to read: a second connection that may write or checkpoint must hold the registry's lock.
     live = f"file:{quote(str(stage.home / 'registry.db'))}?mode=ro"
@@ -175,8 +182,14 @@ def audit(stage: Stage) -> Facts:
     content = bytearray(copy.read_bytes())
     content[content.index(b"device.revoke")] ^= 1
     copy.write_bytes(content)
-    found = stage.call(FLEET, "audit", "verify", "--file", str(copy), expect=1)
-    return {"rows": rows, "flipped_byte": found.err.strip().splitlines()[-1]}
+    found = stage.call(FLEET, "audit", "verify", "--file", str(copy), "--key", public_key, expect=1)
+    return {
+        "rows": verified["rows"],
+        "sealed": verified["sealed"],
+        "proved_row": proved["seq"],
+        "forged_proof": refused.err.strip().splitlines()[-1],
+        "flipped_byte": found.err.strip().splitlines()[-1],
+    }
 
 
 Step = Callable[[Stage], Facts]

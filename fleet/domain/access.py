@@ -1,8 +1,25 @@
-"""Operators: people and programs that work with the fleet, and what their role lets them do."""
+"""Operators: people and programs that work with the fleet, and what their role lets them do.
+
+A role is a list of permissions. An operator may be held to models: then it sees and changes what belongs to those
+models alone, and has no say in what belongs to the whole fleet (FLEET_WIDE).
+"""
 
 import enum
 from dataclasses import dataclass
 from datetime import datetime
+
+from fleet.domain.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Who asks for a change, when and whence: what the audit says of it."""
+
+    actor: str
+    """In the audit's words: "operator" at the console of the home itself, "operator bob" over the API."""
+    now: datetime
+    address: str = ""
+    """IP address, "" at the console."""
 
 
 class Role(enum.StrEnum):
@@ -13,7 +30,58 @@ class Role(enum.StrEnum):
     ADMIN = "admin"
     """Everything, models, stations and other operators included."""
     FACTORY = "factory"
-    """Registers devices and makes tokens for them, and sees what it has made."""
+    """Registers devices of its models, makes tokens for them, and sees those. It is always held to models."""
+
+
+class Permission(enum.StrEnum):
+    """What a request needs; names are stable."""
+
+    MODEL_READ = "model.read"
+    MODEL_CREATE = "model.create"
+    MODEL_WRITE = "model.write"
+    DEVICE_READ = "device.read"
+    DEVICE_CREATE = "device.create"
+    DEVICE_WRITE = "device.write"
+    """Tags, groups, suspend, resume, revoke, retire."""
+    CREDENTIAL_READ = "credential.read"
+    TOKEN_READ = "token.read"  # noqa: S105  a permission's name
+    TOKEN_CREATE = "token.create"  # noqa: S105
+    TOKEN_REVOKE = "token.revoke"  # noqa: S105
+    STATION_READ = "station.read"
+    OPERATOR_READ = "operator.read"
+    EVENT_READ = "event.read"
+    AUDIT_READ = "audit.read"
+    STATUS_READ = "status.read"
+
+
+_READS = frozenset(permission for permission in Permission if permission.endswith(".read"))
+
+PERMISSIONS: dict[Role, frozenset[Permission]] = {
+    Role.VIEWER: _READS,
+    Role.OPERATOR: _READS
+    | {
+        Permission.DEVICE_CREATE,
+        Permission.DEVICE_WRITE,
+        Permission.TOKEN_CREATE,
+        Permission.TOKEN_REVOKE,
+    },
+    Role.ADMIN: frozenset(Permission),
+    Role.FACTORY: frozenset(
+        {
+            Permission.MODEL_READ,
+            Permission.DEVICE_READ,
+            Permission.DEVICE_CREATE,
+            Permission.CREDENTIAL_READ,
+            Permission.TOKEN_READ,
+            Permission.TOKEN_CREATE,
+        }
+    ),
+}
+
+FLEET_WIDE = frozenset(
+    {Permission.MODEL_CREATE, Permission.OPERATOR_READ, Permission.AUDIT_READ, Permission.STATUS_READ}
+)
+"""What cannot be had for some models only: closed to an operator who is held to models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +93,27 @@ class Operator:
     created_at: datetime
     models: tuple[str, ...] = ()
     """The models that its role is held to; () for all."""
+
+    def sees(self, model: str) -> bool:
+        """Whether what belongs to `model` is there for it at all."""
+        return not self.models or model in self.models
+
+
+def demand(operator: Operator, permission: Permission) -> None:
+    """Let `operator` do what takes `permission`.
+
+    Raises: Refused: `role-not-enough`, `held-to-models`.
+    """
+    if permission not in PERMISSIONS[operator.role]:
+        raise Refused("role-not-enough", f"The role {operator.role} does not have the permission {permission}.")
+    if operator.models and permission in FLEET_WIDE:
+        raise Refused("held-to-models", f"{permission} concerns the whole fleet, and this operator is held to models.")
+
+
+def demand_model(operator: Operator, model: str) -> None:
+    """Let `operator` put something under `model`.
+
+    Raises: Refused (`held-to-models`), whether there is such a model or not.
+    """
+    if not operator.sees(model):
+        raise Refused("held-to-models", f"This operator is held to other models than {model[:80]!r}.")

@@ -81,6 +81,17 @@ class AuditNode:
     hash: bytes
 
 
+def grown(tree: merkle.Frontier, leaves: Iterable[bytes]) -> tuple[merkle.Frontier, tuple[AuditNode, ...]]:
+    """`tree` with `leaves` behind its own, and the nodes of NODE_LEVELS that this has made whole."""
+    nodes: list[AuditNode] = []
+
+    def whole(level: int, index: int, hash_: bytes) -> None:
+        if level in NODE_LEVELS:
+            nodes.append(AuditNode(level, index, hash_))
+
+    return tree.appended(leaves, whole), tuple(nodes)
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """A head with what it takes to go on from it."""
@@ -97,7 +108,7 @@ def sound_leaves(rows: Iterable[AuditRow], after: int = 0) -> Iterator[bytes]:
 
     Leaves that were rewritten together with their rows are found by a signed head, and only by that.
 
-    Raises: Invalid: `audit-changed`, `audit-removed` or `audit-moved`, naming the first bad row.
+    Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted` or `audit-moved`, naming the first bad row.
     """
     for row in rows:
         if row.seq > after + 1:
@@ -115,5 +126,8 @@ def _altered(row: AuditRow) -> Invalid:
     nearby = range(max(1, row.seq - MOVED_SEARCH_MAX), row.seq + MOVED_SEARCH_MAX)
     for seq in nearby:
         if leaf_of(row.entry, seq) == row.leaf:
+            if seq < row.seq:  # what stands in place `seq` was found sound, so there is one too many
+                where = f"before row {row.seq}, which was written as row {seq}"
+                return Invalid("audit-inserted", f"The audit is broken: something was inserted {where}.")
             return Invalid("audit-moved", f"The audit is broken: row {row.seq} was written as row {seq} and moved.")
     return Invalid("audit-changed", f"The audit is broken: row {row.seq} has been changed.")

@@ -75,6 +75,15 @@ class Token:
     revoked_at: datetime | None = None
 
 
+def token_state(token: Token, now: datetime) -> str:
+    """What the token is good for: "open", "used up", "expired" or "revoked"."""
+    if token.revoked_at is not None:
+        return "revoked"
+    if now >= token.expires_at:
+        return "expired"
+    return "used up" if token.uses >= token.uses_max else "open"
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """A factory station: a registration authority for the models named, and for nothing else."""

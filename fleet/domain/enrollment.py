@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from fleet.domain.access import Operator
 from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, device_id
 from fleet.domain.errors import Invalid, Refused
@@ -113,7 +114,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class IssuePermit:
-    """Leave to issue one certificate. Only `permit_enrollment` and `permit_station` make one."""
+    """Leave to issue one certificate. Only `permit_enrollment`, `permit_station` and `permit_operator` make one."""
 
     kind: CredentialKind
     holder: str
@@ -293,9 +294,22 @@ def permit_station(
     station: Station, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
 ) -> IssuePermit:
     """Leave to issue a station's own certificate: an operator with the home in hand has asked for it."""
+    return _permit_by_hand(CredentialKind.STATION, station.name, spki_der, key_sha256, not_after, now)
+
+
+def permit_operator(
+    operator: Operator, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
+) -> IssuePermit:
+    """Leave to issue an operator's certificate: somebody with the home in hand has asked for it."""
+    return _permit_by_hand(CredentialKind.OPERATOR, operator.name, spki_der, key_sha256, not_after, now)
+
+
+def _permit_by_hand(
+    kind: CredentialKind, holder: str, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
+) -> IssuePermit:
     return IssuePermit(
-        kind=CredentialKind.STATION,
-        holder=station.name,
+        kind=kind,
+        holder=holder,
         hardware_serial="",
         spki_der=spki_der,
         key_sha256=key_sha256,

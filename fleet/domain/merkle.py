@@ -42,15 +42,16 @@ class Frontier:
         if any(len(each) != HASH_SIZE for each in self.hashes):
             raise ValueError(f"A hash has {HASH_SIZE} bytes.")
 
-    def appended(self, leaves: Iterable[bytes]) -> "Frontier":
-        """The tree with the leaves of these hashes behind its own."""
+    def appended(self, leaves: Iterable[bytes], whole: "Whole | None" = None) -> "Frontier":
+        """The tree with the leaves of these hashes behind its own. `whole` hears of each inner node that this makes."""
         size, stack = self.size, list(self.hashes)
         for leaf in leaves:
-            node = leaf
-            joins = size
-            while joins & 1:
+            node, level = leaf, 0
+            while size >> level & 1:
                 node = node_hash(stack.pop(), node)
-                joins >>= 1
+                level += 1
+                if whole is not None:
+                    whole(level, size >> level, node)
             stack.append(node)
             size += 1
         return Frontier(size, tuple(stack))
@@ -77,6 +78,9 @@ class Frontier:
 
 
 EMPTY = Frontier()
+
+Whole = Callable[[int, int, bytes], None]
+"""Told (level, index, hash) of a perfect subtree that has become whole."""
 
 Subtree = Callable[[int, int], bytes]
 """(level, index) to the hash of the perfect subtree over leaves index * 2**level up to (index + 1) * 2**level."""

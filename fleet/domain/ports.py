@@ -42,7 +42,33 @@ class HolderFacts:
     """Set for an operator's certificate."""
 
 
-class Registry(Protocol):
+class AuditReader(Protocol):
+    """What an auditor reads: of a registry at work, or of a copy."""
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        """Rows in order, those with a sequence greater than `after`."""
+        ...
+
+    async def last_audit(self) -> int:
+        """The sequence of the newest audit row, 0 when there is none."""
+        ...
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        """Signed heads of a size greater than `after`, smallest first."""
+        ...
+
+    async def last_sealed(self) -> Sealed | None:
+        """The largest head; None before the first."""
+        ...
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        """Hashes of `count` perfect subtrees from index `first` on: leaves at level 0, else one of NODE_LEVELS.
+        Fewer when there are no more.
+        """
+        ...
+
+
+class Registry(AuditReader, Protocol):
     """The one truth about who may connect now. Reads see every commit that has returned."""
 
     async def model(self, name: str) -> Model | None: ...
@@ -98,28 +124,6 @@ class Registry(Protocol):
         """None when no certificate of this fingerprint was ever issued here."""
         ...
 
-    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        """Rows in order, those with a sequence greater than `after`."""
-        ...
-
-    async def last_audit(self) -> int:
-        """The sequence of the newest audit row, 0 when there is none."""
-        ...
-
-    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
-        """Signed heads of a size greater than `after`, smallest first."""
-        ...
-
-    async def last_sealed(self) -> Sealed | None:
-        """The largest head; None before the first."""
-        ...
-
-    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
-        """Hashes of `count` perfect subtrees from index `first` on: leaves at level 0, else one of NODE_LEVELS.
-        Fewer when there are no more.
-        """
-        ...
-
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         """Keep a new head, with the nodes that it has made whole; durable when it returns.
 
@@ -131,7 +135,7 @@ class Registry(Protocol):
         """Make `change` durable; returns only after the fsync.
 
         Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
-        nothing happened.
+        nothing happened; only with the code `registry-unsettled` is it not known whether it did.
         """
         ...
 
@@ -163,4 +167,17 @@ class Issuer(Protocol):
         ...
 
 
-__all__ = ["DeviceId", "EnrollmentFacts", "HolderFacts", "Issuer", "Registry"]
+class HeadSigner(Protocol):
+    """Signs the heads of the audit's tree, with one key."""
+
+    @property
+    def key_id(self) -> bytes:
+        """SHA-256 of the key's DER SubjectPublicKeyInfo, 32 bytes."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """ECDSA with SHA-256 over `data`, DER."""
+        ...
+
+
+__all__ = ["AuditReader", "DeviceId", "EnrollmentFacts", "HeadSigner", "HolderFacts", "Issuer", "Registry"]

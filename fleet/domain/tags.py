@@ -16,7 +16,8 @@ TAG_VALUE_MAX = 128  # characters
 RESERVED_KEYS = frozenset({"id", "model", "state", "group", "groups", "expires", "tag", "tags", "and", "or", "not"})
 """Words that a device filter has, or may come to have, a meaning of its own for."""
 
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
+TAG_KEY = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
+_KEY = re.compile(TAG_KEY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """HTTP/1.1 and 1.0 as EST and the admin API need it: aiohttp's parser with our limits, our answers and our log line.
 
 Every answer leaves in one piece with a Content-Length: stock EST clients read no chunks, and some read no second
-record. Each request ends in one line of log.
+record. The one exception is a stream that a handler writes itself. Each request ends in one line of log.
 """
 
 import asyncio
@@ -77,6 +77,8 @@ class Exchange:
     request: web.BaseRequest
     peer: Peer
     limits: HttpLimits
+    ending: asyncio.Event
+    """Set when the server shuts down: a handler that streams must come to its end."""
     event: str = "http"
     device: str = "-"
     serial: str = "-"
@@ -121,7 +123,7 @@ def answer(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response
     return web.Response(status=status, body=body, headers=CIMultiDict(headers, Server="fleet"))
 
 
-Handle = Callable[[Exchange], Awaitable[web.Response]]
+Handle = Callable[[Exchange], Awaitable[web.StreamResponse]]
 Render = Callable[[int, str, str, Mapping[str, str]], web.Response]
 """Status, code, sentence and headers of a refusal to its answer."""
 
@@ -140,6 +142,7 @@ class HttpServer:
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status class and code, for instance "200", "403 device-suspended"."""
     draining: bool = False
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
     _server: web.Server = field(init=False)
     _log: logging.Logger = field(init=False)
     _lines: LineLimit = field(init=False)
@@ -158,6 +161,7 @@ class HttpServer:
     async def shutdown(self, seconds: float) -> None:
         """Close idle connections, let requests under way be answered for at most `seconds`, then close every one."""
         self.draining = True
+        self.ending.set()
         for connection in self._server.connections:
             if isinstance(connection, _Connection) and not connection.busy:
                 connection.force_close()
@@ -173,17 +177,17 @@ class HttpServer:
         self._busy += 1
         self._quiet.clear()
         try:
-            return await self._answered(Exchange(request, connection.peer, self.limits))
+            return await self._answered(Exchange(request, connection.peer, self.limits, self.ending))
         finally:
             connection.busy = False
             self._busy -= 1
             if not self._busy:
                 self._quiet.set()
 
-    async def _answered(self, exchange: Exchange) -> web.Response:
+    async def _answered(self, exchange: Exchange) -> web.StreamResponse:
         started = time.perf_counter()
         try:
-            response = await self.handle(exchange)
+            response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
         if self.draining:

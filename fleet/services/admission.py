@@ -80,7 +80,8 @@ def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
 
 async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
     """First use: this certificate becomes ACTIVE, those issued before it end, and followers of the feed hear of it."""
-    held = [c for c in await registry.credentials(credential.holder) if c.kind is credential.kind]
+    # The newest few of each state: however many certificates it has had, this costs the same.
+    held = (await registry.enrollment_facts(device_id(credential.holder), None, credential.key_sha256)).credentials
     fingerprints = [c.fingerprint for c in held]  # oldest first
     older = [c for c in held[: fingerprints.index(credential.fingerprint)] if c.state in USABLE]
     change = Change(

@@ -1,7 +1,7 @@
 """One act on every device that a filter means: each in a Change of its own, many of them under way at once.
 
-    act = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
-    async for outcome in act_on_many(registry, where, act, at_most=count, stop=stop):
+    deed = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
+    async for outcome in act_on_many(registry, where, deed, at_most=count, stop=stop):
         ...
 
 Each Change holds the device to what was seen of it: one that has changed meanwhile is left alone, for it may not be
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from fleet.domain.access import Act
 from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
 from fleet.domain.errors import Conflict, FleetError, Unavailable
@@ -32,7 +33,7 @@ MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retir
 DONE = "ok"
 
 
-class Act(Protocol):
+class Deed(Protocol):
     """What is done to each device."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
@@ -65,10 +66,9 @@ class Move:
             device,
             to,
             f"device.{self.verb}",
-            actor=self.actor,
+            act=Act(self.actor, self.clock()),
             reason=self.reason,
-            now=self.clock(),
-            as_seen=True,
+            revision=device.revision,
             bulk=self.bulk,
         )
 
@@ -89,7 +89,7 @@ class Tagging:
 
     async def change(self, registry: Registry, device: Device) -> Change:
         detail = {"reason": self.reason} if self.reason else {}
-        change, _ = tagging(device, self.retag, actor=self.actor, now=self.clock(), bulk=self.bulk, **detail)
+        change, _ = tagging(device, self.retag, act=Act(self.actor, self.clock()), bulk=self.bulk, **detail)
         return change
 
 
@@ -142,9 +142,9 @@ async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Dev
 
 
 async def act_on_many(
-    registry: Registry, where: DeviceFilter, act: Act, *, at_most: int, stop: asyncio.Event
+    registry: Registry, where: DeviceFilter, deed: Deed, *, at_most: int, stop: asyncio.Event
 ) -> AsyncIterator[Outcome]:
-    """Do `act` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
+    """Do `deed` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
 
     When `stop` is set nothing new is begun, and the outcomes of what was under way are still given.
 
@@ -156,7 +156,7 @@ async def act_on_many(
         async for device in matching(registry, where):
             if stop.is_set() or begun == at_most:
                 break
-            running.add(asyncio.create_task(_one(registry, device, act)))
+            running.add(asyncio.create_task(_one(registry, device, deed)))
             begun += 1
             if len(running) >= WINDOW:
                 ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -171,9 +171,9 @@ async def act_on_many(
             await asyncio.wait(running)
 
 
-async def _one(registry: Registry, device: Device, act: Act) -> Outcome:
+async def _one(registry: Registry, device: Device, deed: Deed) -> Outcome:
     try:
-        change = await act.change(registry, device)
+        change = await deed.change(registry, device)
     except FleetError as error:  # a Conflict here says that there is nothing to do
         return Outcome(device.id, error.code, error.message, is_failure=not isinstance(error, Conflict))
     try:

@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from fleet.domain.credential import USABLE
+from fleet.domain.access import Operator
+from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
@@ -26,22 +27,52 @@ async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]
 
 
 async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:
-    """Who presented the certificate of `peer`, by its fingerprint. The holder is in service, the certificate usable.
+    """Which device or station presented the certificate of `peer`, by its fingerprint. The holder is in service, the
+    certificate usable. An operator's certificate is as good as unknown.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
     `certificate-superseded`, `certificate-revoked`, `device-suspended` and the like.
     """
+    facts = await _recorded(registry, peer)
+    if facts.device is None and facts.station is None:
+        raise _unknown()
+    _must_be_usable(facts.credential, now)
+    if facts.device is not None and facts.device.state not in _IN_SERVICE:
+        raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
+    return facts
+
+
+async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tuple[Operator, Credential]:
+    """Which operator presented the certificate of `peer`, by its fingerprint. Any other holder is as good as unknown.
+
+    That the chain ended at the operators' CA is for the door to see: only it knows whom it believes.
+
+    Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
+    `certificate-revoked` and the like.
+    """
+    facts = await _recorded(registry, peer)
+    if facts.operator is None:
+        raise _unknown()
+    _must_be_usable(facts.credential, now)
+    return facts.operator, facts.credential
+
+
+async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
     if peer.fingerprint is None:
         raise Unauthenticated("no-certificate", "A client certificate is needed.")
     facts = await registry.holder_facts(peer.fingerprint)
-    if facts is None or (facts.device is None and facts.station is None):
-        # It may well chain to our CA: what we have no record of opens nothing.
-        raise Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
-    credential = facts.credential
+    if facts is None:
+        raise _unknown()
+    return facts
+
+
+def _unknown() -> Unauthenticated:
+    # It may well chain to our CA: what we have no record of opens nothing.
+    return Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
+
+
+def _must_be_usable(credential: Credential, now: datetime) -> None:
     if credential.state not in USABLE:
         raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
     if not credential.not_before <= now < credential.not_after:
         raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
-    if facts.device is not None and facts.device.state not in _IN_SERVICE:
-        raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
-    return facts

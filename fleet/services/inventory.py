@@ -1,7 +1,7 @@
 """What the fleet consists of: models, devices, tokens and stations are brought in here.
 
-Each function checks, reads what it must, and commits one Change with its audit row. `actor` is who asked, in the
-audit's words ("operator"). Conflicts are the registry's own: two who add the same name at once, and one of them loses.
+Each function checks, reads what it must, and commits one Change with its audit row, which says by `act` who asked,
+whence and when. Conflicts are the registry's own: two who add the same name at once, and one of them loses.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from fleet.domain.access import Act
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -41,6 +42,7 @@ from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, labels_detail
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
+from fleet.services.differences import differences
 
 TOKEN_USES_MAX = 100_000  # a production run; a token for more is a password
 TOKEN_TTL_MIN = timedelta(seconds=1)
@@ -58,12 +60,11 @@ def _change(
     subject: str,
     writes: tuple[Write, ...],
     *,
-    actor: str,
-    now: datetime,
+    act: Act,
     events: tuple[Event, ...] = (),
     **detail: str,
 ) -> Change:
-    return Change(AuditEntry(now, actor, action, subject, "ok", detail=detail), writes, events)
+    return Change(AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail), writes, events)
 
 
 def checked_model(model: Model) -> Model:
@@ -89,23 +90,36 @@ def checked_model(model: Model) -> Model:
     return model
 
 
-async def add_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+async def add_model(registry: Registry, model: Model, *, act: Act) -> None:
     """Bring in a model.
 
     Raises: Invalid: see `checked_model`. Conflict (`model-exists`).
     """
     write = AddModel(checked_model(model))
-    await registry.commit(_change("model.add", f"model {model.name}", (write,), actor=actor, now=now))
+    await registry.commit(_change("model.add", f"model {model.name}", (write,), act=act))
 
 
-async def set_model(registry: Registry, model: Model, *, actor: str, now: datetime) -> None:
+async def set_model(registry: Registry, model: Model, *, act: Act) -> None:
     """Put `model` in place of the one of its name. Live sessions are held to its topics from now on.
 
     Raises: Invalid: see `checked_model`. Conflict (`no-such-model`).
     """
     write = SetModel(checked_model(model))
+    old = await registry.model(model.name)  # of the same revision, or the commit is a Conflict
+    changed = differences(_fields(old or model), _fields(model))
     events = (Event(EventKind.MODEL_CHANGED, model.name),)
-    await registry.commit(_change("model.set", f"model {model.name}", (write,), actor=actor, now=now, events=events))
+    subject = f"model {model.name}"
+    await registry.commit(_change("model.set", subject, (write,), act=act, events=events, **changed))
+
+
+def _fields(model: Model) -> dict[str, object]:
+    return {
+        "lifetime": model.certificate_lifetime,
+        "key_types": model.key_types,
+        "publish": model.publish,
+        "subscribe": model.subscribe,
+        "retain": model.retain,
+    }
 
 
 async def _known_model(registry: Registry, name: str) -> Model:
@@ -123,8 +137,7 @@ async def add_device(
     hardware_serial: str = "",
     tags: Tags = (),
     groups: Sequence[str] = (),
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> Device:
     """Register a device, so that it can be given a certificate.
 
@@ -136,7 +149,7 @@ async def add_device(
         device_id(id_text),
         model,
         DeviceState.REGISTERED,
-        now,
+        act.now,
         hardware_serial,
         tags=checked_tags(tags),
         groups=checked_groups(groups),
@@ -147,9 +160,7 @@ async def add_device(
     await _known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
     subject, labels = f"device {device.id}", labels_detail(device)
-    change = _change(
-        "device.add", subject, (AddDevice(device),), actor=actor, now=now, events=events, model=model, **labels
-    )
+    change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **labels)
     await registry.commit(change)
     return device
 
@@ -161,8 +172,7 @@ async def create_token(
     model: str | None = None,
     uses: int = 1,
     ttl: timedelta = TOKEN_TTL,
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> tuple[Token, str]:
     """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET".
 
@@ -188,11 +198,11 @@ async def create_token(
         model=model,
         uses_max=uses,
         uses=0,
-        created_at=now,
-        expires_at=now + ttl,
+        created_at=act.now,
+        expires_at=act.now + ttl,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
-    change = _change("token.create", f"token {token.id}", (AddToken(token),), actor=actor, now=now, scope=scope)
+    change = _change("token.create", f"token {token.id}", (AddToken(token),), act=act, scope=scope)
     await registry.commit(change)
     return token, f"{token.id}.{secret}"
 
@@ -208,15 +218,25 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
     return device
 
 
-async def revoke_token(registry: Registry, token_id: str, *, actor: str, now: datetime) -> None:
+async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
     """No further use of the token; certificates that it earned stay.
 
     Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
     """
-    if await registry.token(token_id) is None:
+    token = await registry.token(token_id)
+    if token is None:
         raise NotFound("no-such-token", f"There is no token {token_id[:80]!r}.", "See: fleet token list")
-    write = RevokeToken(token_id, now)
-    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), actor=actor, now=now))
+    write = RevokeToken(token_id, act.now)
+    changed = differences({"state": _state(token, act.now)}, {"state": "revoked"})
+    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), act=act, **changed))
+
+
+def _state(token: Token, now: datetime) -> str:
+    if token.revoked_at is not None:
+        return "revoked"
+    if token.uses >= token.uses_max:
+        return "used up"
+    return "expired" if token.expires_at <= now else f"open, {token.uses} of {token.uses_max} uses"
 
 
 async def _new_station(registry: Registry, name: str, models: Sequence[str], now: datetime) -> Station:
@@ -230,18 +250,17 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], now
     return Station(name, tuple(dict.fromkeys(models)), now)
 
 
-async def add_station(registry: Registry, name: str, models: Sequence[str], *, actor: str, now: datetime) -> Station:
+async def add_station(registry: Registry, name: str, models: Sequence[str], *, act: Act) -> Station:
     """Record a factory station without a certificate.
 
     Raises: Invalid: `bad-name`, `bad-station-models`. NotFound (`no-such-model`). Conflict (`station-exists`).
     """
-    station = await _new_station(registry, name, models, now)
+    station = await _new_station(registry, name, models, act.now)
     change = _change(
         "station.add",
         f"station {name}",
         (AddStation(station),),
-        actor=actor,
-        now=now,
+        act=act,
         models=" ".join(station.models),
     )
     await registry.commit(change)
@@ -256,8 +275,7 @@ async def enroll_station(
     spki_der: bytes,
     *,
     lifetime: timedelta = STATION_LIFETIME,
-    actor: str,
-    now: datetime,
+    act: Act,
 ) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
@@ -267,15 +285,14 @@ async def enroll_station(
     """
     if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    station = await _new_station(registry, name, models, now)
-    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), now + lifetime, now)
-    credential = issuer.issue(permit, now)
+    station = await _new_station(registry, name, models, act.now)
+    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), act.now + lifetime, act.now)
+    credential = issuer.issue(permit, act.now)
     change = _change(
         "station.add",
         f"station {name}",
         (AddStation(station), AddCredential(credential)),
-        actor=actor,
-        now=now,
+        act=act,
         events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
         models=" ".join(station.models),
         serial=credential.serial,

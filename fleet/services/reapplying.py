@@ -7,8 +7,8 @@ enrolled, renewed or resumed after the backup comes with a new token, or is resu
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
 from fleet.domain.credential import USABLE
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
@@ -42,7 +42,7 @@ class Reapplied:
     """Devices that were resumed since the backup, and stay suspended."""
 
 
-async def reapply(registry: Registry, events: Sequence[Event], *, actor: str, now: datetime) -> Reapplied:
+async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
     """Take away in `registry`, as a backup had it, what `events` say was taken away afterwards.
 
     Raises: Conflict: somebody else works on the registry. Unavailable.
@@ -56,16 +56,16 @@ async def reapply(registry: Registry, events: Sequence[Event], *, actor: str, no
         elif state in _OUT and state in NEXT[device.state]:
             verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
             reason = "as before the restore"
-            await registry.commit(moving(device, state, f"device.{verb[state]}", actor=actor, reason=reason, now=now))
+            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=reason))
             devices += 1
         elif state in _IN and device.state is DeviceState.SUSPENDED:
             resumed.append(device_id)
-    ended = await _end_certificates(registry, events, actor, now)
-    tokens = await _revoke_open_tokens(registry, actor, now)
+    ended = await _end_certificates(registry, events, act)
+    tokens = await _revoke_open_tokens(registry, act)
     return Reapplied(devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(resumed)))
 
 
-async def _end_certificates(registry: Registry, events: Sequence[Event], actor: str, now: datetime) -> int:
+async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
     ending = [e for e in events if e.kind == EventKind.CREDENTIAL_ENDED]
     whole = {e.subject for e in ending if not e.detail}
     named = {bytes.fromhex(e.detail) for e in ending if e.detail}
@@ -75,7 +75,9 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], actor: 
             if credential.state in USABLE and (holder in whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
     for chunk in _chunks(tuple(fresh)):
-        entry = AuditEntry(now, actor, "credential.end", "certificates", "ok", detail={"count": str(len(chunk))})
+        entry = AuditEntry(
+            act.now, act.actor, "credential.end", "certificates", "ok", detail={"count": str(len(chunk))}
+        )
         told = tuple(Event(EventKind.CREDENTIAL_ENDED, fresh[each], each.hex()) for each in chunk)
         await registry.commit(Change(entry, (EndCredentials(chunk),), told))
     return len(fresh)
@@ -86,12 +88,12 @@ def _chunks(fingerprints: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:
         yield fingerprints[start : start + CHUNK]
 
 
-async def _revoke_open_tokens(registry: Registry, actor: str, now: datetime) -> int:
+async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
     still_open = [
-        t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max and t.expires_at > now
+        t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max and t.expires_at > act.now
     ]
     for token in still_open:
-        await revoke_token(registry, token.id, actor=actor, now=now)
+        await revoke_token(registry, token.id, act=act)
     return len(still_open)
 
 
@@ -99,9 +101,8 @@ async def _revoke_open_tokens(registry: Registry, actor: str, now: datetime) -> 
 class _Doubt:
     """Suspends a device of which nobody can say whether it was revoked, and tags it with `restore`."""
 
-    actor: str
     restore: str
-    now: datetime
+    act: Act
 
     async def change(self, registry: Registry, device: Device) -> Change:
         reason = "restored without its revocations"
@@ -109,10 +110,9 @@ class _Doubt:
             device,
             DeviceState.SUSPENDED,
             "device.suspend",
-            actor=self.actor,
+            act=self.act,
             reason=reason,
-            now=self.now,
-            as_seen=True,
+            revision=device.revision,
             bulk=self.restore,
         )
         tags = tuple(sorted({**dict(device.tags), RESTORE_TAG: self.restore}.items()))
@@ -123,17 +123,17 @@ class _Doubt:
         return replace(change, writes=(*change.writes, label), events=events)
 
 
-async def suspend_all(registry: Registry, restore: str, *, actor: str, now: datetime) -> Reapplied:
+async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplied:
     """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens.
 
     Raises: FleetError: of the first device that could not be suspended.
     """
     devices = 0
-    doubt, never = _Doubt(actor, restore, now), asyncio.Event()
+    doubt, never = _Doubt(restore, act), asyncio.Event()
     for state in sorted(_IN):
         where = DeviceFilter(state=state)
         count = await registry.count_devices(where)
         async for outcome in act_on_many(registry, where, doubt, at_most=count, stop=never):
             outcome.must_be_done()
             devices += 1
-    return Reapplied(devices=devices, tokens=await _revoke_open_tokens(registry, actor, now))
+    return Reapplied(devices=devices, tokens=await _revoke_open_tokens(registry, act))

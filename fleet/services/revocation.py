@@ -5,8 +5,8 @@ session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 """
 
 from dataclasses import replace
-from datetime import datetime
 
+from fleet.domain.access import Act
 from fleet.domain.changes import (
     AuditEntry,
     Change,
@@ -20,27 +20,35 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Registry
+from fleet.services.differences import differences
 
 REASON_MAX = 200  # characters: a line in the audit, not a report
 
 
-async def suspend(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+async def suspend(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Refuse the device everywhere until it is resumed. Its certificates stay as they are.
 
-    Raises: NotFound (`no-such-device`). Conflict: its state does not allow it. Invalid (`bad-reason`).
+    With `revision`, only when the device is of it: what was decided on an older one is not done.
+
+    Raises: NotFound (`no-such-device`). Conflict: its state does not allow it; `changed-meanwhile`. Invalid
+    (`bad-reason`).
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", actor, reason, now)
+    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", act, reason, revision)
 
 
-async def resume(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+async def resume(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Let a suspended device in again: as ACTIVE, or as REGISTERED when it never had a certificate.
 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
     to = await resumed_state(registry, device)
-    return await _move(registry, device, to, "device.resume", actor, reason, now)
+    return await _move(registry, device, to, "device.resume", act, reason, revision)
 
 
 async def resumed_state(registry: Registry, device: Device) -> DeviceState:
@@ -54,25 +62,29 @@ async def resumed_state(registry: Registry, device: Device) -> DeviceState:
     return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
 
 
-async def revoke(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+async def revoke(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Put the device out for good: its live session ends, its certificates are revoked, its id is never enrolled again.
 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", actor, reason, now)
+    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", act, reason, revision)
 
 
-async def retire(registry: Registry, id_text: str, *, actor: str, reason: str = "", now: datetime) -> Device:
+async def retire(
+    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+) -> Device:
     """Take the device out of service in good order; nothing opens for it any more, and its certificates are revoked.
 
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
-    return await _move(registry, device, DeviceState.RETIRED, "device.retire", actor, reason, now)
+    return await _move(registry, device, DeviceState.RETIRED, "device.retire", act, reason, revision)
 
 
-async def revoke_station(registry: Registry, name: str, *, actor: str, reason: str = "", now: datetime) -> None:
+async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
     """Revoke every certificate of the station. Devices that it provisioned stay.
 
     Raises: NotFound (`no-such-station`). Conflict (`station-revoked`): it holds none that is not revoked.
@@ -88,7 +100,7 @@ async def revoke_station(registry: Registry, name: str, *, actor: str, reason: s
         raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
     await registry.commit(
         Change(
-            audit=_entry("station.revoke", f"station {name}", actor, reason, now),
+            audit=_entry("station.revoke", f"station {name}", act, reason),
             writes=(RevokeCredentials(CredentialKind.STATION, name),),
             # By fingerprint: a device may bear the station's name, and its sessions are none of this.
             events=tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending),
@@ -104,9 +116,9 @@ async def _found(registry: Registry, id_text: str) -> Device:
 
 
 async def _move(
-    registry: Registry, device: Device, to: DeviceState, action: str, actor: str, reason: str, now: datetime
+    registry: Registry, device: Device, to: DeviceState, action: str, act: Act, reason: str, revision: int | None
 ) -> Device:
-    await registry.commit(moving(device, to, action, actor=actor, reason=reason, now=now))
+    await registry.commit(moving(device, to, action, act=act, reason=reason, revision=revision))
     return replace(device, state=to, revision=device.revision + 1)
 
 
@@ -115,14 +127,13 @@ def moving(
     to: DeviceState,
     action: str,
     *,
-    actor: str,
+    act: Act,
     reason: str = "",
-    now: datetime,
-    as_seen: bool = False,
+    revision: int | None = None,
     **detail: str,
 ) -> Change:
-    """The Change that takes `device` to `to`. With `as_seen` it finds a Conflict when the device has changed in any
-    way since it was read; without, a revocation is one whatever has happened meanwhile.
+    """The Change that takes `device` to `to`. With `revision` it finds a Conflict unless the device is of it; without,
+    a revocation is one whatever has happened meanwhile. `detail` goes into the audit.
 
     Raises: Conflict (`device-STATE`): there is no such move. Invalid (`bad-reason`).
     """
@@ -135,19 +146,13 @@ def moving(
     # enrolls is revoked. But a resume answers a suspension and nothing else.
     resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
-    revision = device.revision if as_seen else None
     writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
     if to in (DeviceState.REVOKED, DeviceState.RETIRED):
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
-    entry = _entry(action, f"device {device.id}", actor, reason, now)
-    return Change(replace(entry, detail={**entry.detail, **detail}), writes, events)
-
-
-def _entry(action: str, subject: str, actor: str, reason: str, now: datetime) -> AuditEntry:
-    detail = {"reason": checked_reason(reason)} if reason else {}
-    return AuditEntry(now, actor, action, subject, "ok", detail=detail)
+    changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at
+    return Change(_entry(action, f"device {device.id}", act, reason, **changed, **detail), writes, events)
 
 
 def checked_reason(reason: str) -> str:
@@ -158,3 +163,8 @@ def checked_reason(reason: str) -> str:
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
     return reason
+
+
+def _entry(action: str, subject: str, act: Act, reason: str, **changed: str) -> AuditEntry:
+    detail = {"reason": checked_reason(reason)} if reason else {}
+    return AuditEntry(act.now, act.actor, action, subject, "ok", act.address, {**detail, **changed})

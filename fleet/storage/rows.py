@@ -15,6 +15,7 @@ from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
+from fleet.domain.merkle import HASH_SIZE
 
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
@@ -81,7 +82,7 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _listing(values: tuple[object, ...]) -> str:
+def listing(values: tuple[object, ...]) -> str:
     return json.dumps(values, separators=(",", ":"))
 
 
@@ -104,9 +105,9 @@ def model_row(model: Model) -> Row:
     return (
         model.name,
         model.certificate_lifetime // _MICROSECOND,
-        _listing(model.key_types),
-        _listing(model.publish),
-        _listing(model.subscribe),
+        listing(model.key_types),
+        listing(model.publish),
+        listing(model.subscribe),
         int(model.retain),
         model.revision,
     )
@@ -135,8 +136,8 @@ def device_row(device: Device) -> Row:
         micros(device.created_at),
         device.hardware_serial,
         None if device.expires_at is None else micros(device.expires_at),
-        _listing(device.tags),
-        _listing(device.groups),
+        listing(device.tags),
+        listing(device.groups),
         device.revision,
     )
 
@@ -221,7 +222,7 @@ def token_of(row: Row) -> Token:
 
 
 def station_row(station: Station) -> Row:
-    return (station.name, _listing(station.models), micros(station.created_at))
+    return (station.name, listing(station.models), micros(station.created_at))
 
 
 def station_of(row: Row) -> Station:
@@ -229,7 +230,7 @@ def station_of(row: Row) -> Station:
 
 
 def operator_row(operator: Operator) -> Row:
-    return (operator.name, operator.role.value, _listing(operator.models), micros(operator.created_at))
+    return (operator.name, operator.role.value, listing(operator.models), micros(operator.created_at))
 
 
 def operator_of(row: Row) -> Operator:
@@ -267,7 +268,14 @@ def head_row(head: TreeHead) -> Row:
 
 
 def head_of(row: Row) -> TreeHead:
-    return TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
+    """Raises: Invalid (`audit-head-changed`) when somebody has put in what no head could have held."""
+    try:
+        head = TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
+    except (TypeError, OverflowError):
+        head = None
+    if head is None or head.size < 1 or len(head.root) != HASH_SIZE or head.at < _EPOCH:
+        raise Invalid("audit-head-changed", f"The audit is broken: the head of {row[0]} rows has been changed.")
+    return head
 
 
 def event_of(row: Row) -> Event:

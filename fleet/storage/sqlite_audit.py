@@ -1,55 +1,79 @@
-"""Reading the audit out of a registry's file as an auditor does: row by row, trusting nothing in it.
+"""Reading the audit out of a copy of a registry's file as an auditor does: trusting nothing in it.
 
-The file may be the live one or a copy from a backup, and may have been edited by hand.
+The copy may come from a backup, may have been edited by hand, and may be broken.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
+from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid, NotFound
-from fleet.storage import rows
+from fleet.storage import sqlite_logs as logs
 
-_ALL = f"SELECT {rows.columns(rows.AUDIT_COLUMNS)} FROM audit ORDER BY seq"  # noqa: S608  our own constants
+T = TypeVar("T")
 
 
 @contextmanager
-def audit_rows(path: Path, *, is_copy: bool) -> Iterator[Iterator[AuditRow]]:
-    """Open the file `path` and give its audit rows in order, all of one moment; `with audit_rows(…) as rows:`.
+def audit_of_copy(path: Path) -> Iterator["SqliteAuditCopy"]:
+    """The audit in the file `path`, to which nobody writes meanwhile; `with audit_of_copy(path) as reader:`.
 
-    The live registry must be held open (SqliteRegistry) meanwhile; `is_copy` says that nobody writes to it.
-
-    Raises: NotFound (`no-registry`). Invalid: `not-a-registry`; `audit-changed` where a row or the file around it
-    cannot be read any more.
+    Raises: NotFound (`no-registry`). Invalid (`not-a-registry`).
     """
     if not path.is_file():
         raise NotFound("no-registry", f"There is no registry at {path}.")
     # A copy without its log needs no shared memory beside it, and may lie where we cannot write.
-    alone = is_copy and not Path(f"{path}-wal").exists()
+    alone = not Path(f"{path}-wal").exists()
     uri = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if alone else ''}"
     try:
         db = sqlite3.connect(uri, uri=True, isolation_level=None)
     except sqlite3.Error as error:
         raise _unreadable(path, error) from error
     with closing(db):
-        # A flipped byte may end a text's UTF-8: it is to be found by its hash, not by a failing decoder.
-        db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        yield _each(db, path)
+        yield SqliteAuditCopy(path, db)
 
 
-def _each(db: sqlite3.Connection, path: Path) -> Iterator[AuditRow]:
-    last = 0
-    try:
-        for row in db.execute(_ALL):
-            yield rows.audit_of(row)
-            last = row[0]
-    except sqlite3.DatabaseError as error:
-        if last == 0:
-            raise _unreadable(path, error) from error
-        raise Invalid("audit-changed", f"The audit is broken: the file cannot be read after row {last}.") from error
+class SqliteAuditCopy:
+    """A domain.ports.AuditReader. Its methods block: it is for a command, not for a server.
+
+    Each raises: Invalid: `not-a-registry`; `audit-changed`, and the like, where something in it cannot be what was
+    written.
+    """
+
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+        self._path = path
+        self._db = db
+        self._last = 0  # the last row that could be read
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        page = self._ask(lambda: logs.audit(self._db, after, limit))
+        self._last = page[-1].seq if page else self._last
+        return page
+
+    async def last_audit(self) -> int:
+        return self._ask(lambda: logs.last_audit(self._db))
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        return self._ask(lambda: logs.audit_heads(self._db, after, limit))
+
+    async def last_sealed(self) -> Sealed | None:
+        return self._ask(lambda: logs.last_sealed(self._db))
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        return self._ask(lambda: logs.audit_hashes(self._db, level, first, count))
+
+    def _ask(self, query: Callable[[], T]) -> T:
+        try:
+            return query()
+        except sqlite3.DatabaseError as error:
+            if self._last == 0:
+                raise _unreadable(self._path, error) from error
+            message = f"The audit is broken: the file cannot be read after row {self._last}."
+            raise Invalid("audit-changed", message) from error
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> Invalid:

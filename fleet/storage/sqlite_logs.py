@@ -4,7 +4,8 @@ import sqlite3
 
 from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Event
-from fleet.domain.merkle import Frontier
+from fleet.domain.errors import Invalid
+from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import rows
 from fleet.storage.sqlite_lists import bounded
 
@@ -26,7 +27,17 @@ LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 
 
 def audit(db: sqlite3.Connection, after: int, limit: int) -> list[AuditRow]:
-    return [rows.audit_of(row) for row in db.execute(AUDIT, (after, bounded(limit)))]
+    """Raises: Invalid (`audit-changed`): a row holds what no entry could have held."""
+    strict = db.text_factory
+    db.text_factory = _any_text  # a byte that was flipped in the file is to be found by its leaf, not by a decoder
+    try:
+        return [rows.audit_of(row) for row in db.execute(AUDIT, (after, bounded(limit)))]
+    finally:
+        db.text_factory = strict
+
+
+def _any_text(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
 
 
 def last_audit(db: sqlite3.Connection) -> int:
@@ -38,11 +49,22 @@ def audit_heads(db: sqlite3.Connection, after: int, limit: int) -> list[TreeHead
 
 
 def last_sealed(db: sqlite3.Connection) -> Sealed | None:
+    """With an empty frontier when what is kept of it is none: whoever goes on from it compares it with the head.
+
+    Raises: Invalid (`audit-head-removed`): there was a head, and there is none.
+    """
     head = db.execute(LAST_HEAD).fetchone()
+    kept = db.execute(FRONTIER).fetchone()
     if head is None:
+        if kept is not None:
+            message = f"The audit is broken: a head of {kept[0]} rows was there, and there is none any more."
+            raise Invalid("audit-head-removed", message)
         return None
-    size, hashes = db.execute(FRONTIER).fetchone()
-    return Sealed(rows.head_of(head), Frontier.unpacked(size, hashes))
+    try:
+        frontier = Frontier.unpacked(*kept)
+    except (TypeError, ValueError):
+        frontier = EMPTY
+    return Sealed(rows.head_of(head), frontier)
 
 
 def audit_hashes(db: sqlite3.Connection, level: int, first: int, count: int) -> list[bytes]:

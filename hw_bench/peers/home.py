@@ -60,9 +60,9 @@ class Served:
     pids: tuple[int, ...]
 
 
-def make_home(ground: Ground) -> FleetHome:
+def make_home(ground: Ground, name: str = "home") -> FleetHome:
     """A new home in the ground's folder. Raises: BenchError."""
-    home = FleetHome(ground.folder / "home")
+    home = FleetHome(ground.folder / name)
     home.fleet("init", str(home.path))
     return home
 
@@ -70,7 +70,8 @@ def make_home(ground: Ground) -> FleetHome:
 @contextlib.contextmanager
 def serve(home: FleetHome, ground: Ground, *words: str) -> Iterator[Served]:
     """`fleet serve` on the server's core, with `words` added to its command line. Raises: BenchError."""
-    ready, log = ground.folder / "ready.json", ground.folder / "fleet-serve.log"
+    name = home.path.name
+    ready, log = ground.folder / f"{name}-ready.json", ground.folder / f"{name}-serve.log"
     argv = [sys.executable, "-m", "fleet", "serve", "--home", str(home.path), "--ready-file", str(ready)]
     argv += ["--log-level", "warning", *ANY_PORTS, *words]
     with running(argv, cores=ground.server_cores, log=log) as process:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.home import open_registry
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.peers.contract import Ground
 from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve
@@ -41,11 +41,11 @@ class Enroll:
             ground = stack.enter_context(ground_for())
             progress("making a home")
             home = make_home(ground)
-            logins = {"token": _token(home), "station": _station(home, ground)}
+            logins = {"token": token_login(home), "station": _station(home, ground)}
             progress("starting fleet serve")
             served = stack.enter_context(serve(home, ground))
-            crews = {name: stack.enter_context(self._crew(name, login, ground)) for name, login in logins.items()}
-            contenders = [self._contender(name, crew, served) for name, crew in crews.items()]
+            crews = {name: stack.enter_context(self.crew(name, login, ground)) for name, login in logins.items()}
+            contenders = [self.contender(name, crew, served) for name, crew in crews.items()]
             cores = ground.cores
             turns = take_turns(contenders, plan, cores, progress)
             progress("holding every certificate against the registry")
@@ -59,12 +59,14 @@ class Enroll:
         findings = Findings(dict.fromkeys(logins, version()), pairs=(), missing={}, checks=checks)
         return conclude(self, "enrollments", plan, turns, findings, ratios_by=(), goals=self.goals, cores=cores)
 
-    def _crew(self, name: str, login: dict[str, str], ground: Ground) -> Crew:
+    def crew(self, name: str, login: dict[str, str], ground: Ground) -> Crew:
+        """The load that enrolls by `login`: devices whose ids begin with `name`."""
         folder = ground.room(f"load-{name}")
         config = {**login, "tls": self.tls, "model": MODEL, "prefix": name}
         return Crew("hw_bench.drivers.enroll", self.drivers, config, cores=ground.load_cores, folder=folder)
 
-    def _contender(self, name: str, crew: Crew, served: Served) -> Contender:
+    def contender(self, name: str, crew: Crew, served: Served) -> Contender:
+        """`served` under the load of `crew`."""
         host, port = served.est
         best = [float(READY_RATE_MIN)]
 
@@ -85,7 +87,8 @@ class Enroll:
         return Contender(name, version(), served.pids, act, crew.cpu_seconds, prepare)
 
 
-def _token(home: FleetHome) -> dict[str, str]:
+def token_login(home: FleetHome) -> dict[str, str]:
+    """What a crew needs to enroll by a token of many uses."""
     text = home.fleet("token", "create", "--model", MODEL, "--uses", str(TOKEN_USES)).strip()
     return {"password": text, "certificate": "", "key": ""}
 
@@ -107,7 +110,7 @@ def _check(received: list[str], home: FleetHome) -> tuple[str, ...]:
 
 
 async def _unknown(received: list[str], home: FleetHome) -> int:
-    registry = await SqliteRegistry.open(home.files.registry, create=False)
+    registry = await open_registry(home.files)
     try:
         facts = await asyncio.gather(*(registry.holder_facts(bytes.fromhex(one)) for one in received))
     finally:

@@ -4,6 +4,7 @@ from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
+from hw_bench.scenarios.scale import Scale
 
-_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish())
+_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish(), Scale())
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

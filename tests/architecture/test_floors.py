@@ -8,7 +8,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "fleet", "device_agent", "firmware_tools", "tests", "hw_bench"}
-SERVER_MODULES = ("aiohttp", "aiosqlite", "OpenSSL", "amqtt", "uvloop", "sqlite3")
+SERVER_MODULES = ("aiohttp", "aiosqlite", "asyncpg", "OpenSSL", "amqtt", "uvloop", "sqlite3")
 
 
 def modules_after(statement: str) -> set[str]:

@@ -16,6 +16,7 @@ import pytest
 from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
 from fleet.backup.taking import local_registry, save_home
+from fleet.domain.access import Act
 from fleet.domain.changes import AddCredential, AddDevice, AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
@@ -27,7 +28,7 @@ from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.remembering import catch_up, noting_revocations
 from fleet.settings import Settings
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.engines import Engine
 
 NOW = datetime.now(UTC)
 PASSPHRASE = b"correct horse"
@@ -47,7 +48,7 @@ async def home(empty_home: Path, tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-async def registry(home: Home) -> AsyncIterator[SqliteRegistry]:
+async def registry(home: Home) -> AsyncIterator[Engine]:
     """With three active devices, a certificate in use for each."""
     opened = await open_registry(home)
     for name in ("cam-7", "cam-8", "cam-9"):
@@ -64,21 +65,21 @@ def certificate(holder: str, n: int = 1, kind: CredentialKind = CredentialKind.D
     return Credential(digest, serial, kind, holder, digest, NOW, end, CredentialState.ACTIVE, NOW, der)
 
 
-async def enroll(registry: SqliteRegistry, name: str) -> None:
+async def enroll(registry: Engine, name: str) -> None:
     device = Device(DeviceId(name), "default", DeviceState.ACTIVE, NOW, expires_at=NOW + timedelta(days=90))
     entry = AuditEntry(NOW, "test", "prepare", "", "ok")
     await registry.commit(Change(entry, (AddDevice(device), AddCredential(certificate(name)))))
 
 
-async def save(home: Home, registry: SqliteRegistry, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
-    await save_home(home, registry, file, passphrase=passphrase, actor="operator", now=NOW, cost=COST)
+async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
+    await save_home(home, registry, file, passphrase=passphrase, act=Act("operator", NOW), cost=COST)
 
 
 async def restore(file: Path, path: Path, revocations: Path | None) -> Restored:
-    return await restore_backup(file, path, passphrase=PASSPHRASE, revocations=revocations, actor="operator", now=NOW)
+    return await restore_backup(file, path, passphrase=PASSPHRASE, revocations=revocations, act=Act("operator", NOW))
 
 
-async def door(registry: SqliteRegistry, name: str, n: int = 1) -> str:
+async def door(registry: Engine, name: str, n: int = 1) -> str:
     """ "in", or the code by which `name` is refused with its certificate number `n`."""
     held = certificate(name, n)
     try:
@@ -90,7 +91,7 @@ async def door(registry: SqliteRegistry, name: str, n: int = 1) -> str:
 
 
 class TestTaking:
-    async def test_there_and_back(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_there_and_back(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         file = tmp_path / "fleet.backup"
         (home.path / ".hidden").write_text("x")
         (home.path / "link").symlink_to("/etc/passwd")
@@ -114,9 +115,7 @@ class TestTaking:
         assert list(home.run.iterdir()) == []
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
-    async def test_while_others_write_it_is_of_one_moment(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
-    ) -> None:
+    async def test_while_others_write_it_is_of_one_moment(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         stop, written = asyncio.Event(), 0
 
         async def write() -> None:
@@ -124,7 +123,7 @@ class TestTaking:
             while not stop.is_set():
                 names = [f"w{written}-{n}" for n in range(20)]
                 await asyncio.gather(
-                    *(inventory.add_device(registry, name, "default", actor="w", now=NOW) for name in names)
+                    *(inventory.add_device(registry, name, "default", act=Act("w", NOW)) for name in names)
                 )
                 written += 20
 
@@ -141,7 +140,7 @@ class TestTaking:
         assert await registry.last_audit() == written + 4 + 3
 
     async def test_nothing_is_overwritten_and_nothing_half_is_left(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, home: Home, registry: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file = tmp_path / "fleet.backup"
         file.write_text("mine")
@@ -165,7 +164,7 @@ class TestTaking:
             local_registry(Elsewhere())  # type: ignore[arg-type]
         assert "pg_dump" in caught.value.advice
 
-    async def test_plain_is_a_tar_file(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_plain_is_a_tar_file(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b.tar", None)
         shutil.unpack_archive(tmp_path / "b.tar", tmp_path / "out", "tar", filter="data")
         assert (tmp_path / "out" / "ca" / "root.key").read_bytes() == home.root_key.read_bytes()
@@ -175,9 +174,7 @@ class TestTaking:
 
 
 class TestRestoring:
-    async def test_cut_anywhere_nothing_stands_there(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
-    ) -> None:
+    async def test_cut_anywhere_nothing_stands_there(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "whole")
         await save(home, registry, tmp_path / "plain", None)
         for name in ("whole", "plain"):
@@ -190,7 +187,7 @@ class TestRestoring:
                 assert not (tmp_path / "home2").exists()
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
-    async def test_the_wrong_passphrase_and_none(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_the_wrong_passphrase_and_none(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b")
         for passphrase, code in ((b"wrong", "wrong-passphrase"), (None, "passphrase-needed")):
             with pytest.raises(FleetError) as caught:
@@ -198,7 +195,7 @@ class TestRestoring:
             assert caught.value.code == code
 
     async def test_a_registry_that_was_edited_before_it_was_packed(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
+        self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await registry.close()
         with closing(sqlite3.connect(home.registry, isolation_level=None)) as db:
@@ -209,9 +206,7 @@ class TestRestoring:
         with pytest.raises(Invalid, match="row 2 has been changed"):
             check_backup(tmp_path / "b", PASSPHRASE)
 
-    async def test_a_registry_with_something_planted_in_it(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
-    ) -> None:
+    async def test_a_registry_with_something_planted_in_it(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await registry.close()
         with closing(sqlite3.connect(home.registry, isolation_level=None)) as db:
             db.execute("CREATE TRIGGER t AFTER INSERT ON audit BEGIN UPDATE device SET state = 'active'; END")
@@ -221,30 +216,28 @@ class TestRestoring:
         with pytest.raises(Invalid, match="holds a trigger"):
             await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
 
-    async def test_into_a_new_place_only(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_into_a_new_place_only(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b")
         with pytest.raises(Conflict):
             await restore(tmp_path / "b", home.path, home.revocations)
         (tmp_path / "empty").mkdir()
         await restore(tmp_path / "b", tmp_path / "empty", home.revocations)
 
-    async def test_whoever_was_put_out_since_stays_out(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
-    ) -> None:
+    async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         log = revocation_log(home)
         async with noting_revocations(registry, log):
-            await inventory.add_station(registry, "st1", ("default",), actor="operator", now=NOW)
+            await inventory.add_station(registry, "st1", ("default",), act=Act("operator", NOW))
             station = certificate("st1", kind=CredentialKind.STATION)
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(station),)))
-            await revocation.suspend(registry, "cam-9", actor="operator", now=NOW)
-            token, _ = await inventory.create_token(registry, model="default", actor="operator", now=NOW)
+            await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
+            token, _ = await inventory.create_token(registry, model="default", act=Act("operator", NOW))
             await save(home, registry, tmp_path / "b")
-            await revocation.revoke(registry, "cam-7", actor="operator", now=NOW)
-            await revocation.suspend(registry, "cam-8", actor="operator", now=NOW)
-            await revocation.resume(registry, "cam-9", actor="operator", now=NOW)
-            await revocation.revoke_station(registry, "st1", actor="operator", now=NOW)
+            await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+            await revocation.suspend(registry, "cam-8", act=Act("operator", NOW))
+            await revocation.resume(registry, "cam-9", act=Act("operator", NOW))
+            await revocation.revoke_station(registry, "st1", act=Act("operator", NOW))
             await enroll(registry, "cam-10")
-            await revocation.revoke(registry, "cam-10", actor="operator", now=NOW)
+            await revocation.revoke(registry, "cam-10", act=Act("operator", NOW))
         await catch_up(registry, log)
         done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
         assert (done.reapplied.devices, done.reapplied.certificates, done.reapplied.tokens) == (2, 1, 1)
@@ -262,7 +255,7 @@ class TestRestoring:
         await opened.close()
 
     async def test_what_was_superseded_since_stays_so_and_what_was_issued_since_is_unknown(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
+        self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await save(home, registry, tmp_path / "b")
         fresh = certificate("cam-7", 2)
@@ -274,15 +267,13 @@ class TestRestoring:
         opened = await open_registry(Home(tmp_path / "home2"))
         assert await door(opened, "cam-7", 1) == "certificate-superseded"
         assert await door(opened, "cam-7", 2) == "certificate-unknown"
-        await inventory.create_token(opened, device="cam-7", actor="operator", now=NOW)  # how it gets back in
+        await inventory.create_token(opened, device="cam-7", act=Act("operator", NOW))  # how it gets back in
         await opened.close()
 
-    async def test_without_the_log_nobody_is_trusted(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
-    ) -> None:
-        await revocation.suspend(registry, "cam-9", actor="operator", now=NOW)
+    async def test_without_the_log_nobody_is_trusted(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
         await save(home, registry, tmp_path / "b")
-        await revocation.revoke(registry, "cam-7", actor="operator", now=NOW)
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
         done = await restore(tmp_path / "b", tmp_path / "home2", None)
         assert done.reapplied.devices == 2
         opened = await open_registry(Home(tmp_path / "home2"))
@@ -296,12 +287,12 @@ class TestRestoring:
             await restore(tmp_path / "b", tmp_path / "home3", tmp_path / "home2" / "state" / "revocations.jsonl")
 
     async def test_a_log_that_begins_after_the_backup_is_refused(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
+        self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await save(home, registry, tmp_path / "b")
         lineage = revocation_log(home).mark(newest=0).lineage
         home.revocations.unlink()
-        await revocation.revoke(registry, "cam-7", actor="operator", now=NOW)
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
         await catch_up(registry, revocation_log(home))
         text = home.revocations.read_text()
         for given in (text, text.replace(revocation_log(home).mark(newest=99).lineage, lineage)):
@@ -311,14 +302,14 @@ class TestRestoring:
             assert caught.value.code == "revocations-incomplete"
         assert not (tmp_path / "home2").exists()
 
-    async def test_an_older_backup_after_a_restore(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_an_older_backup_after_a_restore(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b1")
-        await revocation.revoke(registry, "cam-7", actor="operator", now=NOW)
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
         await save(home, registry, tmp_path / "b2")
         await restore(tmp_path / "b2", tmp_path / "home2", home.revocations)
         second = Home(tmp_path / "home2")
         opened = await open_registry(second)
-        await revocation.revoke(opened, "cam-8", actor="operator", now=NOW)
+        await revocation.revoke(opened, "cam-8", act=Act("operator", NOW))
         await catch_up(opened, revocation_log(second))
         await opened.close()
         await restore(tmp_path / "b1", tmp_path / "home3", second.revocations)
@@ -330,7 +321,7 @@ class TestRestoring:
         ]
         await third.close()
 
-    async def test_another_fleets_log(self, home: Home, registry: SqliteRegistry, tmp_path: Path) -> None:
+    async def test_another_fleets_log(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b")
         other = await create_home(tmp_path / "other", Settings(), NOW)
         opened = await open_registry(other)
@@ -342,7 +333,7 @@ class TestRestoring:
 
 
 class TestNoting:
-    async def test_a_serving_process_notes_what_others_do(self, home: Home, registry: SqliteRegistry) -> None:
+    async def test_a_serving_process_notes_what_others_do(self, home: Home, registry: Engine) -> None:
         log = revocation_log(home)
         other = await open_registry(home)
         noted = threading.Event()
@@ -354,19 +345,19 @@ class TestNoting:
 
         watched = Watched(home.revocations, log._fleet)
         async with noting_revocations(registry, watched):
-            await revocation.revoke(other, "cam-7", actor="operator", now=NOW)
+            await revocation.revoke(other, "cam-7", act=Act("operator", NOW))
             assert await asyncio.to_thread(noted.wait, 15)
         await other.close()
         assert b'"subject":"cam-7","detail":"revoked"' in home.revocations.read_bytes()
 
     async def test_a_registry_put_back_by_hand_is_not_served(
-        self, home: Home, registry: SqliteRegistry, tmp_path: Path
+        self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await catch_up(registry, revocation_log(home))
         await registry.close()
         shutil.copy(home.registry, tmp_path / "old.db")
         opened = await open_registry(home)
-        await revocation.revoke(opened, "cam-7", actor="operator", now=NOW)
+        await revocation.revoke(opened, "cam-7", act=Act("operator", NOW))
         await catch_up(opened, revocation_log(home))
         await opened.close()
         for left in home.path.glob("registry.db*"):

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from fleet.ca.authority import Certified, create_issuing, create_root
-from fleet.ca.issuer import LocalIssuer
+from fleet.ca.authority import Certified, create_issuing, create_operators, create_root
+from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import HARDWARE_TYPE, SIGNS_ONLY
 from fleet.domain.credential import CredentialKind, CredentialState
@@ -76,6 +76,23 @@ def test_a_station_is_a_registration_authority(issuer: LocalIssuer, permit: Issu
     usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert [oid.dotted_string for oid in usages] == ["1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.28"]
     assert certificate.subject.rfc4514_string() == "CN=line-1"
+
+
+def test_each_ca_signs_for_its_own_doors_alone(issuer: LocalIssuer, permit: IssuePermit, now: datetime) -> None:
+    bob = replace(permit, kind=CredentialKind.OPERATOR, holder="bob", hardware_serial="")
+    operators = LocalIssuer(*create_operators("Acme", now), OPERATORS)
+    certificate = x509.load_der_x509_certificate(operators.issue(bob, now).der)
+    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert [oid.dotted_string for oid in usages] == ["1.3.6.1.5.5.7.3.2"]
+    assert certificate.subject.rfc4514_string() == "CN=bob"
+    certificate.verify_directly_issued_by(operators.certificate)
+    for wrong, refused in (
+        (issuer, bob),
+        (operators, permit),
+        (operators, replace(bob, kind=CredentialKind.STATION)),
+    ):
+        with pytest.raises(Refused, match="signs nothing for"):
+            wrong.issue(refused, now)
 
 
 def test_serials_are_random_and_use_all_twenty_octets(issuer: LocalIssuer, permit: IssuePermit, now: datetime) -> None:

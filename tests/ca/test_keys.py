@@ -1,10 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from fleet.ca.keys import generate_key, load_key, write_key
+from fleet.ca.keys import generate_key, load_key, load_or_make_key, write_key
 from fleet.domain.errors import Conflict, Invalid
 
 
@@ -62,3 +63,20 @@ def test_whatever_is_no_p256_key_is_refused_without_repeating_it(tmp_path: Path)
             load_key(file)
         assert refused.value.code == "bad-key"
         assert "secret" not in refused.value.message
+
+
+def test_of_several_who_make_one_at_once_all_get_the_same(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: load_or_make_key(tmp_path / "x.key"), range(16)))
+    assert len({key.private_numbers() for key in keys}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.key"]
+    assert (tmp_path / "x.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_that_is_there_is_loaded_or_refused_and_never_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "x.key"
+    file.write_bytes(b"something")
+    file.chmod(0o600)
+    with pytest.raises(Invalid, match="no private key"):
+        load_or_make_key(file)
+    assert file.read_bytes() == b"something"

@@ -48,6 +48,8 @@ def test_errors_of_the_operating_system() -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(ZeroDivisionError), attempting("dividing"):
         raise ZeroDivisionError
+    with pytest.raises(BrokenPipeError), attempting("writing to who has gone"):  # for click, which says nothing
+        raise BrokenPipeError
     first = CliError("a", "b")
     with pytest.raises(CliError) as caught, attempting("again"):
         raise first

@@ -27,6 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from device_agent.cli import cli
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
 from fleet.ca.issuer import LocalIssuer
+from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.servers.est import build_est_server
 from fleet.services import inventory
@@ -155,15 +156,15 @@ class EstHouse:
             now = _now()
             kind = f"of-{device}".replace(":", ".")
             if await self.registry.model(kind) is None:
-                await inventory.add_model(self.registry, Model(kind, **model), actor="test", now=now)
-                await inventory.add_device(self.registry, device, kind, actor="test", now=now)
-            _, text = await inventory.create_token(self.registry, device=device, actor="test", now=now)
+                await inventory.add_model(self.registry, Model(kind, **model), act=Act("test", now))
+                await inventory.add_device(self.registry, device, kind, act=Act("test", now))
+            _, text = await inventory.create_token(self.registry, device=device, act=Act("test", now))
             return text
 
         return self.call(make())
 
     def suspend(self, device: str) -> None:
-        self.call(suspend(self.registry, device, actor="test", reason="test", now=_now()))
+        self.call(suspend(self.registry, device, act=Act("test", _now()), reason="test"))
 
     def close(self) -> None:
         self.shut()

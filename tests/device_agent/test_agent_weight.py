@@ -11,6 +11,7 @@ RSS_MAX_KB = 32 * 1024
 HEAVY = (
     "aiohttp",
     "aiosqlite",
+    "asyncpg",
     "asyncio",
     "cbor2",
     "click",

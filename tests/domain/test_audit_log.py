@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from fleet.domain.audit_log import head_data, leaf_data, leaf_of, sound_leaves
+from fleet.domain.audit_log import NODE_LEVELS, grown, head_data, leaf_data, leaf_of, sound_leaves
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Invalid
+from fleet.domain.merkle import EMPTY, leaf_hash
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 ENTRY = AuditEntry(NOW, "operator", "device.revoke", "device cam-7", "ok", "192.0.2.1", {"reason": "lost", "a": "b"})
@@ -97,6 +98,17 @@ def test_removed_and_renumbered() -> None:
     assert broken([rows[0], *moved]) == ("audit-moved", "row 2 was written as row 3 and moved.")
 
 
+def test_inserted_and_renumbered() -> None:
+    rows = log(5)
+    forged = replace(rows[1], entry=replace(ENTRY, subject="device forged"), leaf=b"")
+    forged = replace(forged, leaf=leaf_of(forged.entry, 2))
+    moved = [replace(row, seq=row.seq + 1) for row in rows[1:]]
+    assert broken([rows[0], forged, *moved]) == (
+        "audit-inserted",
+        "something was inserted before row 3, which was written as row 2.",
+    )
+
+
 def test_changed_places() -> None:
     rows = log(5)
     rows[1], rows[2] = replace(rows[2], seq=2), replace(rows[1], seq=3)
@@ -112,3 +124,20 @@ def test_a_leaf_that_was_changed() -> None:
     rows = log(3)
     rows[0] = replace(rows[0], leaf=bytes(32))
     assert broken(rows) == ("audit-changed", "row 1 has been changed.")
+
+
+def test_nodes_come_as_they_become_whole() -> None:
+    leaves = [leaf_hash(n.to_bytes(4)) for n in range(700)]
+    tree, nodes = grown(EMPTY, leaves[:300])
+    assert [(node.level, node.index) for node in nodes] == [(8, 0)]
+    assert nodes[0].hash == EMPTY.appended(leaves[:256]).root()
+    tree, nodes = grown(tree, leaves[300:])
+    assert [(node.level, node.index) for node in nodes] == [(8, 1)]
+    assert nodes[0].hash == EMPTY.appended(leaves[256:512]).root()
+    assert tree == EMPTY.appended(leaves)
+
+
+def test_a_node_of_each_level_there_is() -> None:
+    _, nodes = grown(EMPTY, [bytes(32)] * (1 << NODE_LEVELS[1]))
+    assert [node.index for node in nodes if node.level == 8] == list(range(256))
+    assert [node.index for node in nodes if node.level == 16] == [0]

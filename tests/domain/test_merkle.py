@@ -63,6 +63,14 @@ def test_in_any_portions(portions: list[int]) -> None:
     assert tree.size == sum(portions)
 
 
+def test_every_inner_node_is_told_once() -> None:
+    told: list[tuple[int, int, bytes]] = []
+    tree = EMPTY.appended(LEAVES[:37], lambda *node: told.append(node))
+    tree.appended(LEAVES[37:], lambda *node: told.append(node))
+    wanted = [(level, index, subtree(level, index)) for level in range(1, 8) for index in range(len(LEAVES) >> level)]
+    assert sorted(told) == wanted
+
+
 def test_a_wrong_proof_gives_another_root_or_none() -> None:
     size, index = 100, 37
     root = tree_hash(LEAVES[:size])

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres_server import PASSWORD, PostgresServer
+
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted(
     page
@@ -27,6 +29,7 @@ PAGES = sorted(
 )
 PORTS = ("8443", "8883", "8444")
 PAGE_SECONDS_MAX = 120
+DATABASE = "postgresql://fleet@db.example/fleet"  # on a page; a new one of a server of ours takes its place
 
 SERVED = """fleet init home >/dev/null
 export FLEET_HOME="$PWD/home"
@@ -74,19 +77,27 @@ def script_of(page: Path) -> str:
 
 
 def needed_programs(script: str) -> list[str]:
-    named = ("mosquitto_sub", "mosquitto_pub", "openssl", "curl", "pki", "jq", "keytool")
+    named = ("mosquitto_sub", "mosquitto_pub", "openssl", "curl", "pki", "jq", "keytool", "sqlite3")
     return [name for name in named if re.search(rf"\b{name}\b", script) and not shutil.which(name)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_every_command_shown_does_what_the_page_says(page: Path, tmp_path: Path) -> None:
+def test_every_command_shown_does_what_the_page_says(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     script = script_of(page)
+    on_postgres = DATABASE in script
+    if on_postgres:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        script = script.replace(DATABASE, server.tcp_url(server.make_database()))
     if missing := needed_programs(script):
         pytest.skip(f"{', '.join(missing)}: not installed")
     folder = tmp_path / "a folder"
     folder.mkdir()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": programs, "HOME": str(folder), "LANG": "C.UTF-8"}
+    if on_postgres:
+        environment["PGPASSWORD"] = PASSWORD  # where a person has it in ~/.pgpass
     assert run_script(script, folder, environment) == 0, (tmp_path / "output").read_text()
 
 

@@ -41,7 +41,7 @@ def server_serial(served: Served, listener: str = "http") -> int:
 
 def test_keys_are_nobody_elses_business(home: Path) -> None:
     keys = sorted(home.rglob("*.key"))
-    assert [key.name for key in keys] == ["issuing.key", "root.key", "server.key"]
+    assert [key.name for key in keys] == ["audit.key", "issuing.key", "operators.key", "root.key", "server.key"]
     for secret in [*keys, home / "registry.db"]:
         assert secret.stat().st_mode & 0o077 == 0, secret
 

@@ -1,18 +1,20 @@
 """Each scenario in miniature, from the first process to the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hw_bench.peers import mosquitto
-from hw_bench.report import MEASURES, lines
+from hw_bench.report import MEASURES, Figure, lines
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.registry import SCENARIOS
+from hw_bench.scenarios.scale import Scale
 from hw_bench.turns import Plan
 
 TINY = Plan(0.2, 1)
@@ -58,9 +60,30 @@ def test_publish() -> None:
     assert value["checks"] == ["of all messages, held one by one against those sent, 0 were lost or doubled"]
 
 
+def test_registry() -> None:
+    scenario = Scale(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
+    report = scenario.run(replace(TINY, devices=2000), lambda text: None)
+    figures = {figure.name: figure for figure in report.figures}
+    assert figures["devices"].value == 2000
+    disk = figures["disk a device, with its certificate and all indices"]
+    assert 400 < disk.value < 3000  # a page or two of each index stands for few devices
+    assert all(figure.value > 0 for figure in report.figures)
+    assert {"admission look-up, p99", "enrollment, full beside empty"} <= set(figures)
+    assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
+    text = "\n".join(lines(report))
+    assert "goal: at least 0.85" in text
+
+
+def test_a_figure_and_its_goal() -> None:
+    assert Figure("x", 3, "ms").reached
+    assert Figure("x", 3, "ms", at_most=3).reached
+    assert not Figure("x", 3.1, "ms", at_most=3).reached
+    assert not Figure("x", 2, "ms", at_most=3, at_least=2.5).reached
+
+
 def test_each_scenario_goes_by_its_name() -> None:
     assert {name: one.name for name, one in SCENARIOS.items()} == {name: name for name in SCENARIOS}
-    assert list(SCENARIOS) == ["handshakes", "enroll", "publish"]
+    assert list(SCENARIOS) == ["handshakes", "enroll", "publish", "registry"]
 
 
 def test_the_file_system_has_a_name() -> None:

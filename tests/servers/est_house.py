@@ -6,21 +6,22 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from fleet.ca.authority import Certified, create_issuing, create_root, issue_server_certificate
-from fleet.ca.issuer import LocalIssuer
+from fleet.ca.authority import Certified, create_issuing, create_operators, create_root, issue_server_certificate
+from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
+from fleet.domain.access import Act, Role
 from fleet.domain.device import Model
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
-from fleet.services import inventory
+from fleet.services import inventory, operators
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
@@ -99,6 +100,7 @@ class House:
     root: Certified
     issuing: Certified
     folder: Path
+    operators_issuer: LocalIssuer
     servers: dict[str, HttpServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     now: datetime | None = None
@@ -121,11 +123,11 @@ class House:
     # What an operator does
 
     async def device(self, name: str, model: str = "cam", serial: str = "") -> None:
-        await inventory.add_device(self.registry, name, model, hardware_serial=serial, actor="test", now=self.clock())
+        await inventory.add_device(self.registry, name, model, hardware_serial=serial, act=Act("test", self.clock()))
 
     async def token(self, device: str | None = None, model: str | None = None, uses: int = 1) -> str:
         _, text = await inventory.create_token(
-            self.registry, device=device, model=model, uses=uses, actor="test", now=self.clock()
+            self.registry, device=device, model=model, uses=uses, act=Act("test", self.clock())
         )
         return text
 
@@ -133,7 +135,22 @@ class House:
         key = generate_key()
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         credential = await inventory.enroll_station(
-            self.registry, self.issuer, name, models, spki, actor="test", now=self.clock()
+            self.registry, self.issuer, name, models, spki, act=Act("test", self.clock())
+        )
+        return self.identity(x509.load_der_x509_certificate(credential.der), key)
+
+    async def operator(
+        self,
+        name: str,
+        role: Role = Role.ADMIN,
+        models: tuple[str, ...] = (),
+        lifetime: timedelta = operators.OPERATOR_LIFETIME,
+    ) -> Identity:
+        key = generate_key()
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        act = Act("test", self.clock())
+        credential = await operators.enroll_operator(
+            self.registry, self.operators_issuer, name, role, models, spki, lifetime=lifetime, act=act
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
 
@@ -260,25 +277,39 @@ class KeptAlive:
 
 
 @asynccontextmanager
-async def open_house(folder: Path, limits: HttpLimits | None = None) -> AsyncIterator[House]:
+async def open_house(
+    folder: Path, limits: HttpLimits | None = None, heartbeat_seconds: float = 15.0
+) -> AsyncIterator[House]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
     root = create_root("Acme", now)
     issuing = create_issuing("Acme", *root, now)
     registry = await SqliteRegistry.open(folder / "registry.db")
-    house = House(registry, LocalIssuer(*issuing), root, issuing, folder)
+    operators_ca = create_operators("Acme", now)
+    house = House(registry, LocalIssuer(*issuing), root, issuing, folder, LocalIssuer(*operators_ca, OPERATORS))
     house.ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
-    await inventory.add_model(registry, Model("cam"), actor="test", now=now)
-    await inventory.add_model(registry, Model("pump", key_types=("EC-P384",)), actor="test", now=now)
+    await inventory.add_model(registry, Model("cam"), act=Act("test", now))
+    await inventory.add_model(registry, Model("pump", key_types=("EC-P384",)), act=Act("test", now))
     server_certificate, server_key = issue_server_certificate(*issuing, ("localhost", "127.0.0.1"), now)
     identity = ServerIdentity((server_certificate, issuing[0]), server_key)
-    contexts = ContextSource(server_context(identity, [issuing[0]], require_client=False, clock=house.clock))
+
+    def believing(*anchors: x509.Certificate) -> ContextSource:
+        return ContextSource(server_context(identity, anchors, require_client=False, clock=house.clock))
+
+    contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
         registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits
     )
-    house.servers["admin"] = build_admin_server(registry, lambda: {"est": {"200": 1}}, clock=house.clock, limits=limits)
+    house.servers["admin"] = build_admin_server(
+        registry,
+        lambda: {"est": {"200": 1}},
+        operators=operators_ca[0],
+        clock=house.clock,
+        limits=limits,
+        heartbeat_seconds=heartbeat_seconds,
+    )
     for name, server in house.servers.items():
-        house.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts)
+        house.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts[name])
     try:
         yield house
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.services import revocation
 from tests.servers.est_house import House, Identity, KeptAlive, basic, open_house
 
@@ -42,7 +43,7 @@ async def test_a_device_and_a_station_learn_who_they_are(house: House) -> None:
                 "holder": holder,
                 "kind": kind,
                 "serial": f"{identity.certificate.serial_number:x}",
-                "not_after": identity.certificate.not_valid_after_utc.isoformat(),
+                "not_after": identity.certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z"),
                 "state": "issued",
             },
         )
@@ -67,7 +68,7 @@ async def test_a_refusal_is_a_problem_with_a_code(house: House) -> None:
         },
     )
     device = await house.enrolled()
-    await revocation.revoke(house.registry, "cam-1", actor="test", now=house.clock())
+    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()))
     status, problem = await get(house, "/v1/whoami", device)
     assert (status, problem["code"]) == (403, "certificate-revoked")
 
@@ -91,7 +92,7 @@ OPEN |= {("GET", "/v1/whoami", "device"), ("GET", "/v1/whoami", "station"), ("GE
 
 async def test_only_what_is_named_is_let_in(house: House) -> None:
     revoked = await house.enrolled("cam-2")
-    await revocation.revoke(house.registry, "cam-2", actor="test", now=house.clock())
+    await revocation.revoke(house.registry, "cam-2", act=Act("test", house.clock()))
     kinds: dict[str, tuple[Identity | None, dict[str, str]]] = {
         "nobody": (None, {}),
         "token": (None, basic(await house.token(model="cam"))),

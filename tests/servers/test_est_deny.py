@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.services import revocation
 from fleet.wire.est import OPERATIONS, encode_body
 from tests.servers.est_house import House, Identity, KeptAlive, basic, csr_for, open_house, renewal_csr
@@ -29,8 +30,8 @@ async def credentials(house: House) -> dict[str, tuple[Identity | None, dict[str
     """Every kind of proof that a client can bring, as (certificate, headers)."""
     device, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
     revoked, suspended = await house.enrolled("cam-3"), await house.enrolled("cam-4")
-    await revocation.revoke(house.registry, "cam-3", actor="test", now=house.clock())
-    await revocation.suspend(house.registry, "cam-4", actor="test", now=house.clock())
+    await revocation.revoke(house.registry, "cam-3", act=Act("test", house.clock()))
+    await revocation.suspend(house.registry, "cam-4", act=Act("test", house.clock()))
     token = basic(await house.token("cam-1", uses=99))
     return {
         "nothing": (None, {}),

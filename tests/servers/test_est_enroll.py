@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
+from fleet.domain.access import Act
 from fleet.domain.credential import CredentialState
 from fleet.services import inventory, revocation
 from fleet.wire.csr import build_csr
@@ -65,7 +66,7 @@ async def test_a_station_enrolls_for_its_models(house: House) -> None:
     assert (await house.enroll(csr_for("new-1"), identity=station)).status == 200
     assert verdict(await house.enroll(csr_for("new-2"), identity=station, label="pump")) == (403, "not-your-model")
     assert verdict(await house.reenroll(renewal_csr(station), station)) == (403, "not-a-device")
-    await revocation.revoke_station(house.registry, "line-1", actor="test", now=house.clock())
+    await revocation.revoke_station(house.registry, "line-1", act=Act("test", house.clock()))
     assert verdict(await house.enroll(csr_for("new-2"), identity=station)) == (403, "certificate-revoked")
 
 
@@ -229,7 +230,7 @@ async def test_names_must_be_those_of_the_current_certificate(house: House) -> N
 async def test_who_was_put_out_gets_nothing(house: House, end: object) -> None:
     device = await house.enrolled()
     token = await house.token("cam-1")
-    await end(house.registry, "cam-1", actor="test", now=house.clock())  # type: ignore[operator]
+    await end(house.registry, "cam-1", act=Act("test", house.clock()))  # type: ignore[operator]
     codes = {"certificate-revoked", "device-suspended", "device-revoked", "device-retired"}
     for answer in (
         await house.reenroll(renewal_csr(device), device),
@@ -261,7 +262,7 @@ async def test_used_up_expired_and_revoked_tokens_are_403(house: House) -> None:
     used, revoked, expired = [await house.token(model="cam") for _ in range(3)]
     assert (await house.enroll(csr_for("new-1"), basic(used))).status == 200
     assert verdict(await house.enroll(csr_for("new-2"), basic(used))) == (403, "token-used-up")
-    await inventory.revoke_token(house.registry, revoked.partition(".")[0], actor="test", now=house.clock())
+    await inventory.revoke_token(house.registry, revoked.partition(".")[0], act=Act("test", house.clock()))
     assert verdict(await house.enroll(csr_for("new-2"), basic(revoked))) == (403, "token-revoked")
     house.now = datetime.now(UTC) + timedelta(hours=2)
     assert verdict(await house.enroll(csr_for("new-2"), basic(expired))) == (403, "token-expired")

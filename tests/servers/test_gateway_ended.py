@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.ports import HolderFacts
 from fleet.servers.gateway.ended import Ended
@@ -36,7 +37,7 @@ async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by:
         live, _ = await h.live(one, V5)
         facts = {c.fingerprint: await registry.holder_facts(c.fingerprint) for c in (one, two)}
         if by == "device":
-            await revocation.revoke(registry, "cam-1", actor="operator", now=now())
+            await revocation.revoke(registry, "cam-1", act=Act("operator", now()))
         else:
             event = Event(EventKind.CREDENTIAL_ENDED, "cam-1", one.fingerprint.hex())
             await registry.commit(Change(operator("test"), events=(event,)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.servers.gateway import Limits
@@ -136,7 +137,7 @@ async def test_nobody_new_comes_in_while_the_feed_is_down(
         assert await refused(wire, V5) == Reason.SERVER_UNAVAILABLE
         assert h.gateway.stats["mqtt.connect.feed-down"] == 1
         # Who is in stays in, and is cut off by what happened meanwhile as soon as the feed is back.
-        await revocation.suspend(registry, "cam-1", actor="operator", now=now())
+        await revocation.suspend(registry, "cam-1", act=Act("operator", now()))
         assert not live.closed.is_set()
         registry.broken = False
         await live.until_closed()

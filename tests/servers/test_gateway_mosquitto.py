@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind, SetModel
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
@@ -131,7 +132,7 @@ async def test_a_revoked_device_is_cut_off_and_leaves_no_will(street: Street, ve
     backend = await street.backend("#")
     device = await street.device(one, version, will="devices/cam-1/up/gone")
     other = await street.device(two, version)
-    await revocation.revoke(street.house.registry, "cam-1", actor="operator", now=now())
+    await revocation.revoke(street.house.registry, "cam-1", act=Act("operator", now()))
     code = await device.got(device.disconnected)
     assert code == (0x98 if version == V5 else 0x80)
     again = Paho("cam-1", version)

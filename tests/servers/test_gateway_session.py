@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddCredential, Change
 from fleet.domain.credential import CredentialState
 from fleet.servers.gateway import Limits
@@ -90,7 +91,7 @@ async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: byte
         cam, other = await populate(h.registry, "cam-1", "cam-2")
         wire, side = await h.live(cam, version)
         bystander, bystander_side = await h.live(other, version)
-        await how(h.registry, "cam-1", actor="operator", now=now())  # type: ignore[operator]
+        await how(h.registry, "cam-1", act=Act("operator", now()))  # type: ignore[operator]
         await wire.until_closed()
         assert wire.raw == last
         # The broker hears DISCONNECT, which drops the will.
@@ -105,7 +106,7 @@ async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: byte
 async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         await populate(h.registry, "cam-1")
-        await revocation.revoke(h.registry, "cam-1", actor="operator", now=now())
+        await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
         visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
         assert decode_connect((await visit.packet()).body) == Connect(V311, "cam-1", True, 60, username="cam-1")
         visit.send(b"\x20\x02\x00\x00")
@@ -121,7 +122,7 @@ async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1")))
         await until_opening(h)
-        await revocation.suspend(h.registry, "cam-1", actor="operator", now=now())
+        await revocation.suspend(h.registry, "cam-1", act=Act("operator", now()))
         assert await refused(wire, V5) == Reason.BANNED
         hurdle.set()
         side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
@@ -142,7 +143,7 @@ async def test_a_revocation_before_the_brokers_answer(tmp_path: Path, version: i
         wire.send(encode_connect(Connect(version, "cam-1", will=Will("all/cam2", b"x"))) + up("cam-1", version=version))
         side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
         assert (await side.packet()).type is PacketType.CONNECT
-        await revocation.suspend(h.registry, "cam-1", actor="operator", now=now())
+        await revocation.suspend(h.registry, "cam-1", act=Act("operator", now()))
         assert await refused(wire, version) == code
         # The broker may have taken the CONNECT, and with it the will.
         assert [p.type for p in await side.until_closed()] == [PacketType.DISCONNECT]

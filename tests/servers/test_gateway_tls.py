@@ -10,6 +10,7 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.services import revocation
@@ -115,7 +116,7 @@ async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
     side.send(b"\x20\x03\x00\x00\x00")
     await wire.packet()
     wire.raw.clear()
-    await revocation.revoke(street.house.registry, "cam-1", actor="operator", now=now())
+    await revocation.revoke(street.house.registry, "cam-1", act=Act("operator", now()))
     await wire.until_closed()
     assert wire.raw == acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION)
 

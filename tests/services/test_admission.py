@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -250,7 +251,7 @@ async def test_nobody_is_admitted_when_a_first_use_cannot_be_written(registry: S
 
 async def test_suspended_and_resumed(registry: SqliteRegistry) -> None:
     held = await holding(registry, certificate())
-    await revocation.suspend(registry, CAM, actor="operator", now=NOW)
+    await revocation.suspend(registry, CAM, act=Act("operator", NOW))
     assert (await refusal(registry, shows(held))).code == "device-suspended"
-    await revocation.resume(registry, CAM, actor="operator", now=NOW)
+    await revocation.resume(registry, CAM, act=Act("operator", NOW))
     assert (await admit(registry, shows(held), CAM, NOW)).device.state is DeviceState.ACTIVE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddDevice, AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Unavailable
@@ -23,7 +24,7 @@ ACTIVE = DeviceFilter(state=DeviceState.ACTIVE)
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await inventory.add_model(opened, Model("cam2"), actor="operator", now=NOW)
+    await inventory.add_model(opened, Model("cam2"), act=Act("operator", NOW))
     yield opened
     await opened.close()
 
@@ -41,7 +42,7 @@ def move(verb: str, bulk_id: str = "b1") -> bulk.Move:
 async def act(
     registry: SqliteRegistry,
     where: DeviceFilter,
-    what: bulk.Act,
+    what: bulk.Deed,
     at_most: int = 10_000,
     stop: asyncio.Event | None = None,
 ) -> bulk.Tally:
@@ -58,11 +59,11 @@ async def count(registry: SqliteRegistry, state: DeviceState) -> int:
 class TestTagging:
     async def test_audit_has_before_and_after_and_followers_hear(self, registry: SqliteRegistry) -> None:
         await inventory.add_device(
-            registry, "cam-7", "cam2", tags=(("lot", "L7"),), groups=("canary",), actor="operator", now=NOW
+            registry, "cam-7", "cam2", tags=(("lot", "L7"),), groups=("canary",), act=Act("operator", NOW)
         )
         before = await registry.last_event()
         retag = Retag((("site", "Oslo"),), ("lot",), ("pilot",), ("canary",))
-        tagged = await tag_device(registry, "cam-7", retag, actor="operator", now=NOW)
+        tagged = await tag_device(registry, "cam-7", retag, act=Act("operator", NOW))
         assert tagged == await registry.device("cam-7")
         assert (tagged.tags, tagged.groups) == ((("site", "Oslo"),), ("pilot",))
         added, row = await registry.audit(after=1)
@@ -76,20 +77,18 @@ class TestTagging:
         }
         (event,) = await registry.events(after=before)
         assert (event.kind, event.subject) == (EventKind.DEVICE_TAGGED, "cam-7")
-        await tag_device(registry, "cam-7", retag, actor="operator", now=NOW)  # as it is already
+        await tag_device(registry, "cam-7", retag, act=Act("operator", NOW))  # as it is already
         assert await registry.last_audit() == row.seq
 
     async def test_refused(self, registry: SqliteRegistry) -> None:
         with pytest.raises(NotFound):
-            await tag_device(registry, "cam-7", Retag(join=("a",)), actor="operator", now=NOW)
+            await tag_device(registry, "cam-7", Retag(join=("a",)), act=Act("operator", NOW))
         tags = tuple((f"k{n:02}", "v") for n in range(TAGS_MAX))
-        await inventory.add_device(registry, "cam-7", "cam2", tags=tags, actor="operator", now=NOW)
+        await inventory.add_device(registry, "cam-7", "cam2", tags=tags, act=Act("operator", NOW))
         with pytest.raises(Invalid, match="at most"):
-            await tag_device(registry, "cam-7", Retag((("more", "v"),)), actor="operator", now=NOW)
+            await tag_device(registry, "cam-7", Retag((("more", "v"),)), act=Act("operator", NOW))
         with pytest.raises(Invalid, match="at most"):
-            await inventory.add_device(
-                registry, "cam-8", "cam2", tags=(*tags, ("more", "v")), actor="operator", now=NOW
-            )
+            await inventory.add_device(registry, "cam-8", "cam2", tags=(*tags, ("more", "v")), act=Act("operator", NOW))
         assert await registry.device("cam-8") is None
 
 
@@ -128,8 +127,8 @@ async def test_tags_by_filter(registry: SqliteRegistry) -> None:
 
 async def test_what_is_so_already_is_skipped_and_the_rest_is_done(registry: SqliteRegistry) -> None:
     await fill(registry, 10)
-    await revocation.suspend(registry, "d003", actor="operator", now=NOW)
-    await revocation.revoke(registry, "d004", actor="operator", now=NOW)
+    await revocation.suspend(registry, "d003", act=Act("operator", NOW))
+    await revocation.revoke(registry, "d004", act=Act("operator", NOW))
     tally = await act(registry, DeviceFilter(model="cam2"), move("suspend"))
     assert (tally.done, tally.failed) == (8, [])
     assert tally.skipped == {"device-suspended": 1, "device-revoked": 1}
@@ -143,7 +142,7 @@ class Meddled(SqliteRegistry):
 
     async def commit(self, change: Change) -> None:
         if change.audit.subject == "device d005" and change.audit.actor == "operator":
-            await tag_device(self, "d005", Retag(join=("spared",)), actor="somebody", now=NOW)
+            await tag_device(self, "d005", Retag(join=("spared",)), act=Act("somebody", NOW))
         if change.audit.subject == "device d006" and change.audit.actor == "operator":
             raise Unavailable("registry-unavailable", "The disk is full.")
         self.commits += 1
@@ -216,8 +215,8 @@ async def test_a_move_as_seen_is_stricter_than_one_by_name(registry: SqliteRegis
     await fill(registry, 1)
     seen = await registry.device("d000")
     assert seen is not None
-    await tag_device(registry, "d000", Retag(join=("x",)), actor="somebody", now=NOW)
-    strict = revocation.moving(seen, DeviceState.REVOKED, "device.revoke", actor="a", now=NOW, as_seen=True)
+    await tag_device(registry, "d000", Retag(join=("x",)), act=Act("somebody", NOW))
+    strict = revocation.moving(seen, DeviceState.REVOKED, "device.revoke", act=Act("a", NOW), revision=seen.revision)
     with pytest.raises(Conflict, match="changed since"):
         await registry.commit(strict)
-    await registry.commit(revocation.moving(seen, DeviceState.REVOKED, "device.revoke", actor="a", now=NOW))
+    await registry.commit(revocation.moving(seen, DeviceState.REVOKED, "device.revoke", act=Act("a", NOW)))

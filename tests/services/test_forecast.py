@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.services import inventory
@@ -24,7 +25,7 @@ SERVER = Authority("server", "CN=localhost", NOW + 300 * DAY)
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await inventory.add_model(opened, Model("cam2"), actor="operator", now=NOW)
+    await inventory.add_model(opened, Model("cam2"), act=Act("operator", NOW))
     yield opened
     await opened.close()
 
@@ -45,9 +46,9 @@ async def look(registry: SqliteRegistry, *own: Authority, weeks: int = 4, cliff_
 async def test_each_in_its_week(registry: SqliteRegistry) -> None:
     await fill(registry, [MONDAY - DAY, MONDAY, NOW, MONDAY + WEEK, MONDAY + 3 * WEEK, MONDAY + 4 * WEEK, None])
     await fill(registry, [NOW], DeviceState.REVOKED)
-    await inventory.create_token(registry, model="cam2", ttl=8 * DAY, actor="operator", now=NOW)
-    gone, _ = await inventory.create_token(registry, model="cam2", actor="operator", now=NOW)
-    await inventory.revoke_token(registry, gone.id, actor="operator", now=NOW)
+    await inventory.create_token(registry, model="cam2", ttl=8 * DAY, act=Act("operator", NOW))
+    gone, _ = await inventory.create_token(registry, model="cam2", act=Act("operator", NOW))
+    await inventory.revoke_token(registry, gone.id, act=Act("operator", NOW))
     seen = await look(registry, ROOT, ISSUING, replace(SERVER, not_after=MONDAY + 3 * WEEK))
     assert (seen.devices, seen.overdue, seen.warnings) == (6, 1, ())
     assert seen.weeks == (
@@ -89,7 +90,7 @@ async def test_what_ends_above_the_devices(
 async def test_it_names_the_models_whose_certificates_are_cut(registry: SqliteRegistry) -> None:
     for name in ("a", "b", "c", "short"):
         days = 10 if name == "short" else 90
-        await inventory.add_model(registry, Model(name, days * DAY), actor="operator", now=NOW)
+        await inventory.add_model(registry, Model(name, days * DAY), act=Act("operator", NOW))
     (warning,) = (await look(registry, ROOT, replace(ISSUING, not_after=NOW + 60 * DAY))).warnings
     assert "models a, b, c and 1 more are cut already: the issuing CA has 60 days left" in warning.message
 
@@ -113,5 +114,5 @@ async def test_short_lives_end_every_week_and_a_few_devices_are_no_cliff(registr
     assert await codes(registry) == ["cliff"]
     model = await registry.model("cam2")
     assert model is not None
-    await inventory.set_model(registry, replace(model, certificate_lifetime=7 * DAY), actor="operator", now=NOW)
+    await inventory.set_model(registry, replace(model, certificate_lifetime=7 * DAY), act=Act("operator", NOW))
     assert await codes(registry) == []

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.domain.changes import Event, EventKind
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind, SpendToken
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
@@ -28,7 +29,7 @@ PutOut = Callable[..., Awaitable[Device]]
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await inventory.add_model(opened, CAM, actor="operator", now=NOW)
+    await inventory.add_model(opened, CAM, act=Act("operator", NOW))
     yield opened
     await opened.close()
 
@@ -55,16 +56,28 @@ class TestModels:
         assert await newest(registry) == ("operator", "model.add", "model cam2", "ok", {})
         before = await registry.last_event()
         changed = Model("cam2", timedelta(hours=1), ("Ed25519",), ("{model}/{id}/#",), ("+/x",))
-        await inventory.set_model(registry, changed, actor="operator", now=NOW)
+        await inventory.set_model(registry, changed, act=Act("operator", NOW))
         assert await registry.model("cam2") == replace(changed, revision=2)
-        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", {})
+        detail = {
+            "before": "lifetime=7776000s; key_types=EC-P256 EC-P384; publish=devices/{id}/up/#; "
+            "subscribe=devices/{id}/down/#",
+            "after": "lifetime=3600s; key_types=Ed25519; publish={model}/{id}/#; subscribe=+/x",
+        }
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", detail)
         assert await next_event(registry, before) == Event(EventKind.MODEL_CHANGED, "cam2")
+
+    async def test_only_what_a_set_changes_is_told(self, registry: SqliteRegistry) -> None:
+        await inventory.set_model(registry, replace(CAM, retain=True), act=Act("operator", NOW))
+        detail = {"before": "retain=no", "after": "retain=yes"}
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", detail)
+        await inventory.set_model(registry, replace(CAM, retain=True, revision=2), act=Act("operator", NOW))
+        assert await newest(registry) == ("operator", "model.set", "model cam2", "ok", {})
 
     async def test_one_name_once(self, registry: SqliteRegistry) -> None:
         with pytest.raises(Conflict, match="exists already"):
-            await inventory.add_model(registry, CAM, actor="operator", now=NOW)
+            await inventory.add_model(registry, CAM, act=Act("operator", NOW))
         with pytest.raises(Conflict, match="no model pump"):
-            await inventory.set_model(registry, Model("pump"), actor="operator", now=NOW)
+            await inventory.set_model(registry, Model("pump"), act=Act("operator", NOW))
 
     @pytest.mark.parametrize(
         ("model", "code"),
@@ -85,18 +98,18 @@ class TestModels:
     async def test_one_that_no_device_can_live_by(self, registry: SqliteRegistry, model: Model, code: str) -> None:
         for use_case in (inventory.add_model, inventory.set_model):
             with pytest.raises(Invalid) as caught:
-                await use_case(registry, model, actor="operator", now=NOW)
+                await use_case(registry, model, act=Act("operator", NOW))
             assert caught.value.code == code
         assert await registry.models() == [CAM]
 
     async def test_no_filters_is_a_silent_device(self, registry: SqliteRegistry) -> None:
-        await inventory.add_model(registry, Model("mute", publish=(), subscribe=()), actor="operator", now=NOW)
+        await inventory.add_model(registry, Model("mute", publish=(), subscribe=()), act=Act("operator", NOW))
 
 
 class TestDevices:
     async def test_add(self, registry: SqliteRegistry) -> None:
         added = await inventory.add_device(
-            registry, "cam-7", "cam2", hardware_serial="SN-1/2", actor="operator", now=NOW
+            registry, "cam-7", "cam2", hardware_serial="SN-1/2", act=Act("operator", NOW)
         )
         assert added == Device(DeviceId("cam-7"), "cam2", DeviceState.REGISTERED, NOW, "SN-1/2")
         assert await registry.device("cam-7") == added
@@ -116,23 +129,23 @@ class TestDevices:
     )
     async def test_refused(self, registry: SqliteRegistry, id_: str, model: str, serial: str, code: str) -> None:
         with pytest.raises(FleetError) as caught:
-            await inventory.add_device(registry, id_, model, hardware_serial=serial, actor="operator", now=NOW)
+            await inventory.add_device(registry, id_, model, hardware_serial=serial, act=Act("operator", NOW))
         assert caught.value.code == code
         assert await registry.devices() == []
 
     @pytest.mark.parametrize("put_out", [revocation.suspend, revocation.revoke, revocation.retire])
     async def test_registering_anew_brings_nobody_back(self, registry: SqliteRegistry, put_out: PutOut) -> None:
-        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
-        out = await put_out(registry, "cam-7", actor="operator", now=NOW)
+        await inventory.add_device(registry, "cam-7", "cam2", act=Act("operator", NOW))
+        out = await put_out(registry, "cam-7", act=Act("operator", NOW))
         with pytest.raises(Conflict, match="exists already"):
-            await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
+            await inventory.add_device(registry, "cam-7", "cam2", act=Act("operator", NOW))
         assert await registry.device("cam-7") == out
 
 
 class TestTokens:
     async def test_for_a_device(self, registry: SqliteRegistry) -> None:
-        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
-        token, text = await inventory.create_token(registry, device="cam-7", actor="operator", now=NOW)
+        await inventory.add_device(registry, "cam-7", "cam2", act=Act("operator", NOW))
+        token, text = await inventory.create_token(registry, device="cam-7", act=Act("operator", NOW))
         id_, _, secret = text.partition(".")
         assert id_ == token.id
         assert len(secret) >= 43  # 32 random bytes
@@ -144,13 +157,13 @@ class TestTokens:
 
     async def test_for_a_model(self, registry: SqliteRegistry) -> None:
         token, _ = await inventory.create_token(
-            registry, model="cam2", uses=500, ttl=timedelta(days=7), actor="operator", now=NOW
+            registry, model="cam2", uses=500, ttl=timedelta(days=7), act=Act("operator", NOW)
         )
         assert (token.device_id, token.model, token.uses_max) == (None, "cam2", 500)
         assert token.expires_at == NOW + timedelta(days=7)
 
     async def test_no_two_are_alike_and_no_secret_is_kept(self, registry: SqliteRegistry, tmp_path: Path) -> None:
-        texts = [(await inventory.create_token(registry, model="cam2", actor="o", now=NOW))[1] for _ in range(50)]
+        texts = [(await inventory.create_token(registry, model="cam2", act=Act("o", NOW)))[1] for _ in range(50)]
         assert len({text.partition(".")[0] for text in texts}) == 50
         await registry.close()
         stored = (tmp_path / "registry.db").read_bytes()
@@ -174,26 +187,46 @@ class TestTokens:
     )
     async def test_refused(self, registry: SqliteRegistry, given: dict[str, object], code: str) -> None:
         with pytest.raises(FleetError) as caught:
-            await inventory.create_token(registry, actor="o", now=NOW, **given)  # type: ignore[arg-type]
+            await inventory.create_token(registry, act=Act("o", NOW), **given)  # type: ignore[arg-type]
         assert caught.value.code == code
         assert await registry.tokens() == []
 
     @pytest.mark.parametrize("put_out", [revocation.revoke, revocation.retire])
     async def test_none_for_a_device_that_is_out_for_good(self, registry: SqliteRegistry, put_out: PutOut) -> None:
-        await inventory.add_device(registry, "cam-7", "cam2", actor="operator", now=NOW)
-        await put_out(registry, "cam-7", actor="operator", now=NOW)
+        await inventory.add_device(registry, "cam-7", "cam2", act=Act("operator", NOW))
+        await put_out(registry, "cam-7", act=Act("operator", NOW))
         with pytest.raises(Refused, match="for good"):
-            await inventory.create_token(registry, device="cam-7", actor="operator", now=NOW)
+            await inventory.create_token(registry, device="cam-7", act=Act("operator", NOW))
+
+    @pytest.mark.parametrize(
+        ("spent", "later", "state"),
+        [
+            (0, timedelta(0), "open, 0 of 2 uses"),
+            (1, timedelta(0), "open, 1 of 2 uses"),
+            (2, timedelta(0), "used up"),
+            (0, timedelta(hours=1), "expired"),
+        ],
+    )
+    async def test_what_a_token_was_when_it_was_revoked(
+        self, registry: SqliteRegistry, spent: int, later: timedelta, state: str
+    ) -> None:
+        token, _ = await inventory.create_token(registry, model="cam2", uses=2, act=Act("operator", NOW))
+        for _ in range(spent):
+            await registry.commit(Change(AuditEntry(NOW, "test", "spend", "", "ok"), (SpendToken(token.id),)))
+        await inventory.revoke_token(registry, token.id, act=Act("operator", NOW + later))
+        (row,) = await registry.audit(after=await registry.last_audit() - 1)
+        assert row.entry.detail == {"before": f"state={state}", "after": "state=revoked"}
 
     async def test_revoke(self, registry: SqliteRegistry) -> None:
-        token, _ = await inventory.create_token(registry, model="cam2", actor="operator", now=NOW)
-        await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
+        token, _ = await inventory.create_token(registry, model="cam2", act=Act("operator", NOW))
+        await inventory.revoke_token(registry, token.id, act=Act("operator", NOW))
         assert await registry.token(token.id) == replace(token, revoked_at=NOW)
-        assert await newest(registry) == ("operator", "token.revoke", f"token {token.id}", "ok", {})
+        detail = {"before": "state=open, 0 of 1 uses", "after": "state=revoked"}
+        assert await newest(registry) == ("operator", "token.revoke", f"token {token.id}", "ok", detail)
         with pytest.raises(Conflict):
-            await inventory.revoke_token(registry, token.id, actor="operator", now=NOW)
+            await inventory.revoke_token(registry, token.id, act=Act("operator", NOW))
         with pytest.raises(NotFound):
-            await inventory.revoke_token(registry, "x", actor="operator", now=NOW)
+            await inventory.revoke_token(registry, "x", act=Act("operator", NOW))
 
 
 def spki() -> bytes:
@@ -202,7 +235,7 @@ def spki() -> bytes:
 
 class TestStations:
     async def test_record(self, registry: SqliteRegistry) -> None:
-        station = await inventory.add_station(registry, "st1", ("cam2", "cam2"), actor="operator", now=NOW)
+        station = await inventory.add_station(registry, "st1", ("cam2", "cam2"), act=Act("operator", NOW))
         assert station.models == ("cam2",)
         assert await registry.station("st1") == station
         assert await newest(registry) == ("operator", "station.add", "station st1", "ok", {"models": "cam2"})
@@ -210,7 +243,7 @@ class TestStations:
     async def test_enroll(self, registry: SqliteRegistry, issuer: LocalIssuer) -> None:
         key = spki()
         credential = await inventory.enroll_station(
-            registry, issuer, "st1", ("cam2",), key, lifetime=timedelta(days=10), actor="operator", now=NOW
+            registry, issuer, "st1", ("cam2",), key, lifetime=timedelta(days=10), act=Act("operator", NOW)
         )
         facts = await registry.holder_facts(credential.fingerprint)
         assert facts is not None
@@ -237,10 +270,10 @@ class TestStations:
     async def test_refused(
         self, registry: SqliteRegistry, issuer: LocalIssuer, name: str, models: tuple[str, ...], days: int, code: str
     ) -> None:
-        await inventory.add_station(registry, "st1", ("cam2",), actor="operator", now=NOW)
+        await inventory.add_station(registry, "st1", ("cam2",), act=Act("operator", NOW))
         with pytest.raises(FleetError) as caught:
             await inventory.enroll_station(
-                registry, issuer, name, models, spki(), lifetime=timedelta(days=days), actor="operator", now=NOW
+                registry, issuer, name, models, spki(), lifetime=timedelta(days=days), act=Act("operator", NOW)
             )
         assert caught.value.code == code
         assert len(await registry.stations()) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead
 from fleet.domain.changes import (
     AddCredential,
@@ -62,7 +63,7 @@ class Failing(SqliteRegistry):
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Failing]:
     opened = await Failing.open(tmp_path / "registry.db")
-    await inventory.add_model(opened, Model("cam2"), actor="operator", now=NOW - 100 * DAY)
+    await inventory.add_model(opened, Model("cam2"), act=Act("operator", NOW - 100 * DAY))
     yield opened
     await opened.close()
 

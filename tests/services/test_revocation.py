@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.domain.changes import AddCredential, AuditEntry, Change, Event, EventKind, MoveDevice, Write
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
@@ -30,8 +31,8 @@ MOVES: dict[Move, DeviceState] = {
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     """With the registered device cam-7, which has no certificate yet."""
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await inventory.add_model(opened, Model("cam2"), actor="operator", now=NOW)
-    await inventory.add_device(opened, CAM_7, "cam2", actor="operator", now=NOW)
+    await inventory.add_model(opened, Model("cam2"), act=Act("operator", NOW))
+    await inventory.add_device(opened, CAM_7, "cam2", act=Act("operator", NOW))
     yield opened
     await opened.close()
 
@@ -75,12 +76,12 @@ async def test_every_move_from_every_state(registry: SqliteRegistry, move: Move,
     await give(registry, credential(CAM_7, 1), state=start)
     to = MOVES[move]
     if to in NEXT[start]:
-        assert (await move(registry, CAM_7, actor="operator", now=NOW)).state is to
+        assert (await move(registry, CAM_7, act=Act("operator", NOW))).state is to
         assert await state(registry) is to
         return
     before = await registry.last_audit()
     with pytest.raises(Conflict) as caught:
-        await move(registry, CAM_7, actor="operator", now=NOW)
+        await move(registry, CAM_7, act=Act("operator", NOW))
     assert caught.value.code == f"device-{start}"
     assert str(start) in caught.value.message
     assert (await state(registry), await registry.last_audit()) == (start, before)
@@ -89,10 +90,12 @@ async def test_every_move_from_every_state(registry: SqliteRegistry, move: Move,
 async def test_suspend_and_resume_leave_the_certificates(registry: SqliteRegistry) -> None:
     await give(registry, credential(CAM_7, 1))
     before = await registry.last_event()
-    await revocation.suspend(registry, CAM_7, actor="operator", reason="odd traffic", now=NOW)
-    assert await audited(registry) == ("device.suspend", "device cam-7", "ok", {"reason": "odd traffic"})
-    resumed = await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
-    assert await audited(registry) == ("device.resume", "device cam-7", "ok", {})
+    await revocation.suspend(registry, CAM_7, act=Act("operator", NOW), reason="odd traffic")
+    detail = {"reason": "odd traffic", "before": "state=active", "after": "state=suspended"}
+    assert await audited(registry) == ("device.suspend", "device cam-7", "ok", detail)
+    resumed = await revocation.resume(registry, CAM_7, act=Act("operator", NOW))
+    detail = {"before": "state=suspended", "after": "state=active"}
+    assert await audited(registry) == ("device.resume", "device cam-7", "ok", detail)
     assert resumed.state is await state(registry) is DeviceState.ACTIVE
     assert [c.state for c in await registry.credentials(CAM_7)] == [CredentialState.ISSUED]
     assert await events(registry, before) == [
@@ -103,8 +106,8 @@ async def test_suspend_and_resume_leave_the_certificates(registry: SqliteRegistr
 
 async def test_a_device_that_never_enrolled_is_resumed_as_registered(registry: SqliteRegistry) -> None:
     await give(registry, credential(CAM_7, 1, CredentialKind.STATION), state=DeviceState.REGISTERED)
-    await revocation.suspend(registry, CAM_7, actor="operator", now=NOW)
-    await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
+    await revocation.suspend(registry, CAM_7, act=Act("operator", NOW))
+    await revocation.resume(registry, CAM_7, act=Act("operator", NOW))
     assert await state(registry) is DeviceState.REGISTERED
 
 
@@ -112,7 +115,7 @@ async def test_a_device_that_never_enrolled_is_resumed_as_registered(registry: S
 async def test_resume_answers_a_suspension_and_nothing_else(registry: SqliteRegistry, start: DeviceState) -> None:
     await give(registry, state=start)
     with pytest.raises(Conflict, match="not suspended"):
-        await revocation.resume(registry, CAM_7, actor="operator", now=NOW)
+        await revocation.resume(registry, CAM_7, act=Act("operator", NOW))
     assert await state(registry) is start
 
 
@@ -122,7 +125,7 @@ async def test_what_is_out_for_good_takes_its_certificates_along(registry: Sqlit
     namesake, other = credential(CAM_7, 9, CredentialKind.STATION), credential("cam-8", 1)
     await give(registry, *own, namesake, other)
     before = await registry.last_event()
-    await move(registry, CAM_7, actor="operator", reason="lost", now=NOW)
+    await move(registry, CAM_7, act=Act("operator", NOW), reason="lost")
     found = {c.fingerprint: c.state for c in await registry.credentials(CAM_7)}
     assert {found[c.fingerprint] for c in own} == {CredentialState.REVOKED}
     assert found[namesake.fingerprint] is CredentialState.ISSUED
@@ -131,13 +134,17 @@ async def test_what_is_out_for_good_takes_its_certificates_along(registry: Sqlit
         (EventKind.DEVICE_STATE, CAM_7, str(MOVES[move])),
         (EventKind.CREDENTIAL_ENDED, CAM_7, ""),
     ]
-    assert (await audited(registry))[3] == {"reason": "lost"}
+    assert (await audited(registry))[3] == {
+        "reason": "lost",
+        "before": "state=active",
+        "after": f"state={MOVES[move]}",
+    }
 
 
 async def test_of_two_operators_at_once_one_is_told(registry: SqliteRegistry) -> None:
     await give(registry, credential(CAM_7, 1))
     outcomes = await asyncio.gather(
-        *(revocation.revoke(registry, CAM_7, actor="operator", now=NOW) for _ in range(5)), return_exceptions=True
+        *(revocation.revoke(registry, CAM_7, act=Act("operator", NOW)) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(o, Device) for o in outcomes) == 1
     assert sum(isinstance(o, Conflict) for o in outcomes) == 4
@@ -152,7 +159,7 @@ async def test_a_device_that_enrolls_meanwhile_is_revoked_all_the_same(registry:
             await super().commit(change)
 
     slow = await Meanwhile.open(registry.path)
-    await revocation.revoke(slow, CAM_7, actor="operator", now=NOW)
+    await revocation.revoke(slow, CAM_7, act=Act("operator", NOW))
     await slow.close()
     assert await state(registry) is DeviceState.REVOKED
     assert [c.state for c in await registry.credentials(CAM_7)] == [CredentialState.REVOKED]
@@ -161,33 +168,33 @@ async def test_a_device_that_enrolls_meanwhile_is_revoked_all_the_same(registry:
 @pytest.mark.parametrize("move", [*MOVES, revocation.resume])
 async def test_a_device_that_is_not_there(registry: SqliteRegistry, move: Move) -> None:
     with pytest.raises(NotFound) as caught:
-        await move(registry, "cam-8", actor="operator", now=NOW)
+        await move(registry, "cam-8", act=Act("operator", NOW))
     assert caught.value.code == "no-such-device"
     with pytest.raises(Invalid):
-        await move(registry, "a/b", actor="operator", now=NOW)
+        await move(registry, "a/b", act=Act("operator", NOW))
 
 
 @pytest.mark.parametrize("reason", ["a\nb", "x" * 201, "\x1b[2J"])
 async def test_a_reason_is_one_plain_line(registry: SqliteRegistry, reason: str) -> None:
     for act in (revocation.suspend, revocation.revoke):
         with pytest.raises(FleetError) as caught:
-            await act(registry, CAM_7, actor="operator", reason=reason, now=NOW)
+            await act(registry, CAM_7, act=Act("operator", NOW), reason=reason)
         assert caught.value.code == "bad-reason"
     assert await state(registry) is DeviceState.REGISTERED
 
 
 async def test_a_station(registry: SqliteRegistry) -> None:
-    await inventory.add_station(registry, CAM_7, ("cam2",), actor="operator", now=NOW)
+    await inventory.add_station(registry, CAM_7, ("cam2",), act=Act("operator", NOW))
     own, device = credential(CAM_7, 1, CredentialKind.STATION), credential(CAM_7, 2)
     await give(registry, own, device)
     before = await registry.last_event()
-    await revocation.revoke_station(registry, CAM_7, actor="operator", reason="sold", now=NOW)
+    await revocation.revoke_station(registry, CAM_7, act=Act("operator", NOW), reason="sold")
     found = {c.fingerprint: c.state for c in await registry.credentials(CAM_7)}
     assert found == {own.fingerprint: CredentialState.REVOKED, device.fingerprint: CredentialState.ISSUED}
     assert await state(registry) is DeviceState.ACTIVE
     assert await events(registry, before) == [(EventKind.CREDENTIAL_ENDED, CAM_7, own.fingerprint.hex())]
     assert await audited(registry) == ("station.revoke", "station cam-7", "ok", {"reason": "sold"})
     with pytest.raises(Conflict):
-        await revocation.revoke_station(registry, CAM_7, actor="operator", now=NOW)
+        await revocation.revoke_station(registry, CAM_7, act=Act("operator", NOW))
     with pytest.raises(NotFound):
-        await revocation.revoke_station(registry, "st9", actor="operator", now=NOW)
+        await revocation.revoke_station(registry, "st9", act=Act("operator", NOW))

@@ -4,14 +4,30 @@ from pathlib import Path
 
 import pytest
 
+from fleet.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.ports import Registry
+from fleet.storage.postgres import PostgresRegistry
 from fleet.storage.sqlite import SqliteRegistry
+from tests.postgres_server import PostgresServer
 from tests.storage.samples import MODEL, change
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """A database that holds the newest schema and nothing else."""
+    return postgres_server.make_registry()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> DatabaseUrl:
+    """An empty registry of this test's own."""
+    return parse_database_url(postgres_server.url(postgres_server.make_database(postgres_template)))
+
+
 @asynccontextmanager
-async def sqlite_engine(folder: Path) -> AsyncIterator[Registry]:
+async def sqlite_engine(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
+    folder: Path = request.getfixturevalue("tmp_path")
     registry = await SqliteRegistry.open(folder / "registry.db")
     try:
         yield registry
@@ -19,15 +35,24 @@ async def sqlite_engine(folder: Path) -> AsyncIterator[Registry]:
         await registry.close()
 
 
-Engine = Callable[[Path], AbstractAsyncContextManager[Registry]]
-ENGINES: dict[str, Engine] = {"sqlite": sqlite_engine}
+@asynccontextmanager
+async def postgres_engine(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
+    registry = await PostgresRegistry.open(request.getfixturevalue("postgres_url"))
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+Engine = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Registry]]
+ENGINES: dict[str, Engine] = {"sqlite": sqlite_engine, "postgres": postgres_engine}
 """Whoever stands here keeps the whole contract, in test_contract.py."""
 
 
 @pytest.fixture(params=ENGINES)
-async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
     """Each engine in turn, with the model cam2 in it; that is audit row 1."""
-    async with ENGINES[request.param](tmp_path) as opened:
+    async with ENGINES[request.param](request) as opened:
         await opened.commit(change(AddModel(MODEL)))
         yield opened
 

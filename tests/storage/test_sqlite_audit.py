@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddModel, Change
+from fleet.domain.audit_log import AuditNode, Sealed, TreeHead, sound_leaves
+from fleet.domain.changes import AddModel, AuditRow, Change
 from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.merkle import EMPTY
 from fleet.storage.sqlite import SqliteRegistry
-from fleet.storage.sqlite_audit import audit_rows
-from tests.storage.samples import MODEL, change, entry
+from fleet.storage.sqlite_audit import audit_of_copy
+from tests.storage.samples import MODEL, NOW, change, entry
 
 ROWS = 6
 
@@ -28,9 +29,19 @@ async def copy(db_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(db_path, tmp_path / "copy.db"))
 
 
-def found(path: Path) -> str:
-    with pytest.raises(Invalid) as caught, audit_rows(path, is_copy=True) as rows:
-        list(sound_leaves(rows))
+async def sound_rows(path: Path) -> list[AuditRow]:
+    """In pages of two."""
+    rows: list[AuditRow] = []
+    with audit_of_copy(path) as reader:
+        while page := await reader.audit(after=len(rows), limit=2):
+            list(sound_leaves(page, len(rows)))
+            rows += page
+    return rows
+
+
+async def found(path: Path) -> str:
+    with pytest.raises(Invalid) as caught:
+        await sound_rows(path)
     return f"{caught.value.code}: {caught.value.message}"
 
 
@@ -43,20 +54,36 @@ def edit(path: Path, *statements: str) -> None:
 async def test_a_sound_copy_verifies_and_is_left_alone(copy: Path) -> None:
     before = copy.read_bytes()
     copy.chmod(0o400)
-    with audit_rows(copy, is_copy=True) as rows:
-        list(sound_leaves(rows))
-    with audit_rows(copy, is_copy=True) as rows:
-        assert [row.seq for row in rows] == list(range(1, ROWS + 1))
+    assert [row.seq for row in await sound_rows(copy)] == list(range(1, ROWS + 1))
     assert copy.read_bytes() == before
     assert not Path(f"{copy}-wal").exists()
 
 
-async def test_the_live_file_is_read_with_its_log(db_path: Path) -> None:
+async def test_a_copy_with_its_log_is_read_with_it(db_path: Path, tmp_path: Path) -> None:
     registry = await SqliteRegistry.open(db_path)
     await registry.commit(change(AddModel(MODEL)))
-    with audit_rows(db_path, is_copy=False) as rows:
-        assert list(rows) == await registry.audit()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{db_path}{suffix}", f"{tmp_path / 'copy.db'}{suffix}")
+    assert await sound_rows(tmp_path / "copy.db") == await registry.audit()
     await registry.close()
+
+
+async def test_it_answers_as_the_registry_does(db_path: Path, tmp_path: Path) -> None:
+    registry = await SqliteRegistry.open(db_path)
+    await registry.commit(change(AddModel(MODEL)))
+    tree = EMPTY.appended(await registry.audit_hashes(0, 0, 1))
+    sealed = Sealed(TreeHead(1, tree.root(), NOW, bytes(32), b"signature"), tree)
+    await registry.seal(sealed, (AuditNode(8, 0, bytes(32)),))
+    rows = await registry.audit()
+    await registry.close()
+    with audit_of_copy(db_path) as reader:
+        assert await reader.audit() == rows
+        assert await reader.last_audit() == 1
+        assert await reader.audit_heads() == [sealed.head]
+        assert await reader.audit_heads(after=1) == []
+        assert await reader.last_sealed() == sealed
+        assert await reader.audit_hashes(8, 0, 2) == [bytes(32)]
+        assert await reader.audit_hashes(0, 0, 2) == [rows[0].leaf]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +102,14 @@ async def test_the_live_file_is_read_with_its_log(db_path: Path) -> None:
 )
 async def test_an_edit_is_named(copy: Path, statement: str, code: str, row: str) -> None:
     edit(copy, statement)
-    assert code in found(copy)
-    assert row in found(copy)
+    assert code in await found(copy)
+    assert row in await found(copy)
 
 
 async def test_rows_that_changed_places(copy: Path) -> None:
     edit(copy, "UPDATE audit SET seq = 99 WHERE seq = 3", "UPDATE audit SET seq = 3 WHERE seq = 4")
     edit(copy, "UPDATE audit SET seq = 4 WHERE seq = 99")
-    assert found(copy) == "audit-moved: The audit is broken: row 3 was written as row 4 and moved."
+    assert await found(copy) == "audit-moved: The audit is broken: row 3 was written as row 4 and moved."
 
 
 async def test_every_flipped_byte_of_a_row_is_found(copy: Path) -> None:
@@ -92,13 +119,13 @@ async def test_every_flipped_byte_of_a_row_is_found(copy: Path) -> None:
     for at in range(start, end):
         for flip in (0x01, 0x80):
             copy.write_bytes(sound[:at] + bytes([sound[at] ^ flip]) + sound[at + 1 :])
-            assert "audit-" in found(copy), (at - start, flip)
+            assert "audit-" in await found(copy), (at - start, flip)
 
 
 async def test_a_file_cut_short_or_of_another_kind(copy: Path, tmp_path: Path) -> None:
     copy.write_bytes(copy.read_bytes()[:5000])
-    assert "not-a-registry" in found(copy)
+    assert "not-a-registry" in await found(copy)
     copy.write_bytes(b"hello")
-    assert "not-a-registry" in found(copy)
-    with pytest.raises(NotFound), audit_rows(tmp_path / "none.db", is_copy=True):
+    assert "not-a-registry" in await found(copy)
+    with pytest.raises(NotFound), audit_of_copy(tmp_path / "none.db"):
         pass

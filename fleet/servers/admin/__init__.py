@@ -1,4 +1,4 @@
-"""The admin API: health for anybody, who-am-I for the admitted, status for stations; nothing else."""
+"""The admin API: who am I, what is there, change it, and watch it change; JSON over HTTPS."""
 
 from fleet.servers.admin.server import AdminServer, build_admin_server
 

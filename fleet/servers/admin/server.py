@@ -1,8 +1,6 @@
-"""The admin API's handlers. A route names who may use it; what has no route is refused.
+"""The admin API's server: one request from its bytes to its answer, by the table of routes.
 
-    GET /healthz      anybody                            200 when the registry answers, 503 when not
-    GET /v1/whoami    a device or a station in service   who the presented certificate says it is
-    GET /v1/status    a station in service               uptime and counters
+    found -> let in -> acceptable -> well-formed -> answered before? -> handled -> still news to the client?
 
 Answers are JSON; refusals are problem+json (RFC 9457) with the stable code beside them.
 """
@@ -11,81 +9,112 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.domain.credential import CredentialKind
-from fleet.domain.errors import Refused
-from fleet.domain.ports import HolderFacts, Registry
-from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
-from fleet.services.identity import identify
+from fleet.domain.errors import FleetError
+from fleet.domain.ports import Registry
+from fleet.servers.admin import conditions
+from fleet.servers.admin.callers import admit
+from fleet.servers.admin.idempotency import Once, once_of
+from fleet.servers.admin.parts import Call, Caller, Clock, Parts
+from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.requests import acceptable, read_body, read_query
+from fleet.servers.admin.routes import Condition, Route, find
+from fleet.servers.admin.table import ROUTES
+from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
 
-Clock = Callable[[], datetime]
 Json = Mapping[str, object]
 
 AdminServer = HttpServer
 
-ANY_HOLDER = frozenset(CredentialKind)
-STATIONS = frozenset({CredentialKind.STATION})
+HEARTBEAT_SECONDS = 15.0  # half of what balancers give a silent connection at the least
+PROBLEM = "application/problem+json"
 
 
 def build_admin_server(
     registry: Registry,
     status: Callable[[], Json],
     *,
+    operators: x509.Certificate,
     clock: Clock,
     limits: HttpLimits | None = None,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `status`: the counters of every part, ready for JSON, read anew at each request.
+    `status`: the counters of every part, ready for JSON, read anew at each request. `operators`: their CA.
     """
-    handlers = _Handlers(registry, status, clock)
+    anchor = operators.public_bytes(Encoding.DER)
+    handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock()))
     return HttpServer("admin", handlers.handle, problem, limits or HttpLimits())
 
 
 class _Handlers:
-    def __init__(self, registry: Registry, status: Callable[[], Json], clock: Clock) -> None:
-        self._registry, self._status, self._clock = registry, status, clock
-        self._started = clock()
-        self._open = {"/healthz": self.health}
-        self._guarded = {"/v1/whoami": (ANY_HOLDER, self.whoami), "/v1/status": (STATIONS, self.status)}
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
-    async def handle(self, exchange: Exchange) -> web.Response:
-        path = exchange.request.rel_url.raw_path
-        if path not in self._open and path not in self._guarded:
-            raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
-        exchange.event = f"admin{path.replace('/', '.')}"
-        if exchange.request.method != "GET":
-            raise HttpRefused(405, "bad-method", "This path takes GET only.", {"Allow": "GET"})
-        if path in self._open:
-            return _json(200, "application/json", await self._open[path]())
-        holders, ask = self._guarded[path]
-        return _json(200, "application/json", await ask(await self._admitted(exchange, holders)))
+    async def handle(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        route, path = find(ROUTES, request.method, request.rel_url.raw_path)
+        exchange.event = f"admin.{route.name}"
+        caller = await admit(self._parts, exchange, route)
+        media_type = acceptable(request.headers.getall("Accept", []), route.media_types)
+        now = self._parts.clock()
+        query = read_query(request.rel_url.query, route.query)
+        raw, body = await read_body(exchange, route)
+        once = _once(route, exchange, caller, raw, now)
+        if once is not None and (replayed := await once.replay(self._parts.registry)) is not None:
+            return _response(route, exchange, replayed)
+        call = Call(exchange, now, caller, path, query, body, media_type, _if_match(route, exchange), once)
+        return _response(route, exchange, await self._handled(route, call))
 
-    async def _admitted(self, exchange: Exchange, holders: frozenset[CredentialKind]) -> HolderFacts:
-        facts = await identify(self._registry, exchange.peer, self._clock())
-        exchange.device = facts.credential.holder
-        if facts.credential.kind not in holders:
-            raise Refused("not-for-you", f"A {facts.credential.kind}'s certificate does not open this path.")
-        return facts
+    async def _handled(self, route: Route, call: Call) -> Reply | web.StreamResponse:
+        try:
+            return await route.handle(self._parts, call)
+        except FleetError as error:
+            # What was refused now may have been done a moment ago, for the same request sent twice at once.
+            replayed = await call.once.replay(self._parts.registry) if call.once is not None else None
+            if replayed is not None:
+                return replayed
+            if conditions.is_stale(error) and route.condition is not Condition.NONE:
+                raise conditions.stale(error.message) from error
+            raise
 
-    async def health(self) -> Json:
-        await self._registry.last_event()
-        return {"status": "ok"}
 
-    async def whoami(self, holder: HolderFacts) -> Json:
-        credential = holder.credential
-        return {
-            "holder": credential.holder,
-            "kind": credential.kind,
-            "serial": credential.serial,
-            "not_after": credential.not_after.isoformat(),
-            "state": credential.state,
-        }
+def _once(route: Route, exchange: Exchange, caller: Caller | None, raw: bytes, now: datetime) -> Once | None:
+    if not route.is_idempotent_by_key or caller is None or caller.operator is None:
+        return None
+    request = exchange.request
+    target = f"{request.method} {request.rel_url.raw_path_qs}"
+    return once_of(request.headers, f"operator {caller.operator.name}", target, raw, now)
 
-    async def status(self, holder: HolderFacts) -> Json:
-        return {"uptime_seconds": (self._clock() - self._started).total_seconds(), **self._status()}
+
+def _if_match(route: Route, exchange: Exchange) -> frozenset[str] | None:
+    headers = exchange.request.headers
+    if route.condition is Condition.NONE or (route.condition is Condition.OPTIONAL and "If-Match" not in headers):
+        return None
+    return conditions.if_match(headers)
+
+
+def _response(route: Route, exchange: Exchange, reply: Reply | web.StreamResponse) -> web.StreamResponse:
+    if isinstance(reply, web.StreamResponse):
+        return reply
+    content = _text(reply.body) if reply.raw is None else reply.raw
+    headers = {"Content-Type": reply.media_type, **reply.headers}
+    headers["Cache-Control"] = "private, no-cache" if route.method == "GET" else "no-store"
+    if route.has_etag:
+        etag = reply.etag or conditions.content_etag(content)
+        headers["ETag"] = f'"{etag}"'
+        if route.method == "GET" and conditions.none_match(exchange.request.headers, etag):
+            del headers["Content-Type"]
+            return answer(304, b"", headers)
+    if len(route.media_types) > 1:
+        headers["Vary"] = "Accept"
+    return answer(reply.status, content, headers)
 
 
 def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> web.Response:
@@ -93,9 +122,8 @@ def problem(status: int, code: str, message: str, headers: Mapping[str, str]) ->
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": message, "code": code}
     # RFC 9110, 11.6.1 wants a challenge with every 401; there is no scheme for "present a certificate".
     challenge = {"WWW-Authenticate": "Certificate"} if status == 401 else {}
-    return _json(status, "application/problem+json", body, {**challenge, **headers})
+    return answer(status, _text(body), {"Content-Type": PROBLEM, **challenge, **headers})
 
 
-def _json(status: int, media_type: str, body: Json, headers: Mapping[str, str] | None = None) -> web.Response:
-    text = json.dumps(body, default=str) + "\n"
-    return answer(status, text.encode(), {"Content-Type": media_type, **(headers or {})})
+def _text(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, default=str) + "\n").encode()

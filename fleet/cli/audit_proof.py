@@ -1,0 +1,119 @@
+"""`fleet audit prove` and `check-proof`: that one row is in the audit, shown to somebody who has no registry."""
+
+import re
+from pathlib import Path
+
+import click
+
+from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, check_head, read_head_key
+from fleet.cli.errors import attempting
+from fleet.cli.home import OpenHome, home_option, opened, run
+from fleet.cli.output import output_option, print_value
+from fleet.cli.output_file import write_file
+from fleet.domain.audit_proof import PROOF_SIZE_MAX, Proof, check_path, proof_text, read_proof
+from fleet.domain.errors import NotFound
+from fleet.services.audit_proving import prove
+from fleet.services.audit_search import row_of_issue
+
+_SEQ = re.compile(r"[0-9]{1,18}")
+_SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
+
+
+@click.command(name="prove")
+@home_option
+@click.argument("what", metavar="SEQ|SERIAL")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A new file for it.")
+@output_option
+def prove_(home: Path, what: str, out: Path | None, output: str) -> None:
+    """Prove that a row is in the audit: row SEQ, or the row that recorded the issue of the certificate SERIAL.
+
+    The proof is a JSON text, printed or written into a file: the row, its path through the tree, and the signed head.
+    `fleet audit check-proof` checks it with nothing but ca/audit.pub. Up to 18 decimal digits are a SEQ; write 0x in
+    front of a serial number that short.
+
+    \b
+    Examples:
+      fleet audit prove 17 --out row-17.json
+      fleet audit prove 5d1f4c0a9be2… --out issue.json
+    """
+    if not _SEQ.fullmatch(what) and not _SERIAL.fullmatch(what):
+        raise click.UsageError("Give a row's number, or a certificate's serial number in hex.")
+
+    async def work() -> Proof:
+        async with opened(home) as fleet:
+            seq = int(what) if _SEQ.fullmatch(what) else await _seq_of_issue(fleet, what)
+            return await prove(fleet.registry, seq)
+
+    with attempting(f"proving {'row' if _SEQ.fullmatch(what) else 'the issue of'} {what}"):
+        proof = run(work())
+        text = proof_text(proof)
+        if out is not None:
+            write_file(out, text.encode("ascii"), secret=True)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    print_value({"file": str(out), "seq": proof.seq, "head": _head_text(proof)}, output)
+
+
+async def _seq_of_issue(fleet: OpenHome, text: str) -> int:
+    serial = text.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"
+    credential = await fleet.registry.credential(serial)
+    if credential is None:
+        advice = "If it was issued and archived since, find its row with: fleet audit list --subject 'device ID'"
+        raise NotFound("no-such-certificate", f"There is no certificate {serial[:60]} in the registry.", advice)
+    row = await row_of_issue(fleet.registry, credential)
+    if row is None:
+        subject = f"{credential.kind} {credential.holder}"
+        message = f"No row that is kept records the issue of certificate {serial} to {subject}."
+        raise NotFound("no-such-row", message, f"Look through: fleet audit list --subject '{subject}'")
+    return row.seq
+
+
+@click.command(name="check-proof")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="PUB",
+    help="The public key that signs the audit's heads: a copy of the home's ca/audit.pub.",
+)
+@output_option
+def check_proof(file: Path, key_file: Path, output: str) -> None:
+    """Check the proof in FILE, offline: it takes the public key and nothing else.
+
+    Exit code 0: the row was in the audit when the head was signed. 1: the proof does not hold, or is none.
+
+    \b
+    Example:
+      fleet audit check-proof row-17.json --key audit.pub
+    """
+    with attempting(f"reading the public key '{key_file}'"), key_file.open("rb") as opened_file:
+        key = read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
+    with attempting(f"checking the proof '{file}'"):
+        with file.open("rb") as opened_file:
+            proof = read_proof(opened_file.read(PROOF_SIZE_MAX + 1))
+        check_path(proof)
+        check_head(proof.head, (key,))
+    entry = proof.entry
+    print_value(
+        {
+            "ok": True,
+            "seq": proof.seq,
+            "at": entry.at,
+            "actor": entry.actor,
+            "action": entry.action,
+            "subject": entry.subject,
+            "outcome": entry.outcome,
+            "address": entry.address,
+            "detail": entry.detail,
+            "head": _head_text(proof),
+            "sealed_at": proof.head.at,
+        },
+        output,
+    )
+
+
+def _head_text(proof: Proof) -> str:
+    return f"{proof.head.size}:{proof.head.root.hex()}"

@@ -1,0 +1,125 @@
+"""What a command works at: a home's own registry, or a served fleet over the admin API. Each command is written once.
+
+@fleet_option
+def list_models(desk: Desk, output: str) -> None:
+    print_rows(COLUMNS, [... for model in desk.models()], output)
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from fleet.domain.changes import AuditRow
+from fleet.domain.credential import CredentialState, Token
+from fleet.domain.device import Device, DeviceFilter, Model, Place
+from fleet.domain.tags import Retag
+from fleet.services.audit_search import RowFilter
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+MOVES = ("suspend", "resume", "revoke", "retire")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A certificate of a device, in short."""
+
+    serial: str
+    state: CredentialState
+    not_before: datetime
+    not_after: datetime
+    sha256: bytes
+    """Of its DER."""
+
+
+class Desk(Protocol):
+    """Everything that can be done at a home and from afar alike. Each call raises FleetError, with the same codes."""
+
+    def models(self) -> list[Model]: ...
+    def model(self, name: str) -> Model: ...
+    def add_model(self, model: Model) -> None: ...
+    def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
+        """The model with `change` made to it; Conflict when somebody else changed it meanwhile."""
+        ...
+
+    def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]: ...
+    def device(self, id_text: str) -> tuple[Device, list[Held]]:
+        """The device with its certificates, oldest first."""
+        ...
+
+    def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
+        """With the tags and groups that `labels` set, if there are any."""
+        ...
+
+    def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device: ...
+    def move_device(self, verb: str, id_text: str, reason: str) -> Device:
+        """`verb` is one of MOVES."""
+        ...
+
+    def tokens(self) -> list[Token]: ...
+    def create_token(self, device: str | None, model: str | None, uses: int, ttl: timedelta) -> tuple[Token, str]:
+        """The token, and its text, which is told here and never again."""
+        ...
+
+    def revoke_token(self, token_id: str) -> None: ...
+    def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
+        """At most `limit` rows that `where` means behind `after`; without it, the newest ones; in order."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """What is in the registry; from afar, the server's counters too."""
+        ...
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_OPTIONS: tuple[tuple[str, click.ParamType[Any] | None, str], ...] = (
+    ("home", click.Path(path_type=Path), "The fleet's home folder, made by `fleet init`."),
+    ("url", None, "Or the admin API of a served fleet: https://HOST:PORT."),
+    ("cert", _FILE, "Your certificate, for --url: PEM."),
+    ("key", _FILE, "Its key, unless it is beside it as NAME.key, or in the same file."),
+    ("ca", _FILE, "The root by which to know the server; without, the system's."),
+)
+
+
+def fleet_option(command: _Command) -> Callable[..., object]:
+    """Give a command `--home`, or `--url` with `--cert`, `--key` and `--ca`; it gets a Desk as `desk`."""
+
+    @functools.wraps(command)
+    def with_desk(
+        home: Path | None, url: str | None, cert: Path | None, key: Path | None, ca: Path | None, **given: Any
+    ) -> object:
+        return command(desk=_desk(home, url, cert, key, ca), **given)
+
+    wrapped: Callable[..., object] = with_desk
+    for name, kind, help_text in reversed(_OPTIONS):
+        wrapped = click.option(
+            f"--{name}", type=kind, envvar=f"FLEET_{name.upper()}", show_envvar=True, help=help_text
+        )(wrapped)
+    return wrapped
+
+
+def _desk(home: Path | None, url: str | None, cert: Path | None, key: Path | None, ca: Path | None) -> Desk:
+    if home is not None and url is not None:
+        # What is said on the command line counts before what stands in the environment.
+        context = click.get_current_context()
+        said = {name for name in ("home", "url") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if len(said) != 1:
+            raise click.UsageError("Give --home (or FLEET_HOME) or --url (or FLEET_URL), and not both.")
+        home, url = (home, None) if "home" in said else (None, url)
+    if home is not None:
+        from fleet.cli.local_desk import LocalDesk
+
+        return LocalDesk(home)
+    if url is None:
+        raise click.UsageError("Give --home (or FLEET_HOME), or --url (or FLEET_URL) with --cert.")
+    if cert is None:
+        raise click.UsageError("--url needs your certificate: --cert (or FLEET_CERT).")
+    from fleet.cli.remote_desk import RemoteDesk
+
+    return RemoteDesk(url, cert, key, ca)

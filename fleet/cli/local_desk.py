@@ -1,0 +1,125 @@
+"""The desk at a home itself: the services on its registry, as whoever may read its files."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fleet.cli.desk import Held
+from fleet.cli.home import OPERATOR, OpenHome, opened, run, utc_now
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditRow
+from fleet.domain.credential import CredentialKind, Token
+from fleet.domain.device import Device, DeviceFilter, Model, Place
+from fleet.domain.errors import NotFound
+from fleet.domain.tags import Retag
+from fleet.services import inventory, revocation, tagging
+from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.overview import overview
+
+_Result = TypeVar("_Result")
+
+_MOVES: dict[str, Callable[..., Awaitable[Device]]] = {
+    "suspend": revocation.suspend,
+    "resume": revocation.resume,
+    "revoke": revocation.revoke,
+    "retire": revocation.retire,
+}
+
+
+class LocalDesk:
+    """A Desk on the home at `path`, which is opened for each call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _at(self, work: Callable[[OpenHome], Awaitable[_Result]]) -> _Result:
+        async def opening() -> _Result:
+            async with opened(self.path) as fleet:
+                return await work(fleet)
+
+        return run(opening())
+
+    def models(self) -> list[Model]:
+        return self._at(lambda fleet: fleet.registry.models())
+
+    def model(self, name: str) -> Model:
+        return self._at(lambda fleet: _found_model(fleet, name))
+
+    def add_model(self, model: Model) -> None:
+        self._at(lambda fleet: inventory.add_model(fleet.registry, model, act=_act()))
+
+    def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
+        async def work(fleet: OpenHome) -> Model:
+            new = change(await _found_model(fleet, name))
+            await inventory.set_model(fleet.registry, new, act=_act())
+            return replace(new, revision=new.revision + 1)
+
+        return self._at(work)
+
+    def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
+        return self._at(lambda fleet: fleet.registry.devices(where, after=after, limit=limit))
+
+    def device(self, id_text: str) -> tuple[Device, list[Held]]:
+        async def work(fleet: OpenHome) -> tuple[Device, list[Held]]:
+            found = await fleet.registry.device(id_text)
+            if found is None:
+                raise NotFound("no-such-device", f"There is no device {id_text!r}.", "See: fleet device list")
+            held = [c for c in await fleet.registry.credentials(id_text) if c.kind is CredentialKind.DEVICE]
+            return found, [Held(c.serial, c.state, c.not_before, c.not_after, c.fingerprint) for c in held]
+
+        return self._at(work)
+
+    def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
+        tags, groups = (labels.tags, labels.join) if labels is not None else ((), ())
+        return self._at(
+            lambda fleet: inventory.add_device(
+                fleet.registry,
+                id_text,
+                model,
+                hardware_serial=hardware_serial,
+                tags=tags,
+                groups=groups,
+                act=_act(),
+            )
+        )
+
+    def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device:
+        return self._at(lambda fleet: tagging.tag_device(fleet.registry, id_text, retag, act=_act(), reason=reason))
+
+    def move_device(self, verb: str, id_text: str, reason: str) -> Device:
+        return self._at(lambda fleet: _MOVES[verb](fleet.registry, id_text, act=_act(), reason=reason))
+
+    def tokens(self) -> list[Token]:
+        return self._at(lambda fleet: fleet.registry.tokens())
+
+    def create_token(self, device: str | None, model: str | None, uses: int, ttl: timedelta) -> tuple[Token, str]:
+        return self._at(
+            lambda fleet: inventory.create_token(
+                fleet.registry, device=device, model=model, uses=uses, ttl=ttl, act=_act()
+            )
+        )
+
+    def revoke_token(self, token_id: str) -> None:
+        self._at(lambda fleet: inventory.revoke_token(fleet.registry, token_id, act=_act()))
+
+    def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
+        return self._at(lambda fleet: rows_of(fleet.registry, where, after, limit))
+
+    def status(self) -> dict[str, Any]:
+        async def work(fleet: OpenHome) -> dict[str, Any]:
+            return {"registry": await overview(fleet.registry)}
+
+        return self._at(work)
+
+
+def _act() -> Act:
+    return Act(OPERATOR, utc_now())
+
+
+async def _found_model(fleet: OpenHome, name: str) -> Model:
+    found = await fleet.registry.model(name)
+    if found is None:
+        raise NotFound("no-such-model", f"There is no model {name!r}.", "See: fleet model list")
+    return found

@@ -1,0 +1,256 @@
+"""The desk from afar: the admin API of a served fleet, as the operator whose certificate is shown."""
+
+import asyncio
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fleet.cli.desk import Held
+from fleet.cli.https import Api
+from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.credential import CredentialState, Token
+from fleet.domain.device import (
+    Device,
+    DeviceFilter,
+    DeviceId,
+    DeviceState,
+    Model,
+    Place,
+    device_id,
+    place_of,
+    plain_name,
+)
+from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.tags import Retag
+from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.inventory import checked_model
+
+PAGE_MAX = 1000
+NEWEST = 2**53 - 1  # behind every row that there will ever be
+
+Json = Mapping[str, Any]
+
+
+class RemoteDesk:
+    """A Desk over the admin API at `url`.
+
+    Raises: Invalid (`bad-url`, `bad-certificate`); and each call Unavailable (`cannot-reach`, `bad-answer`).
+    """
+
+    def __init__(self, url: str, cert: Path, key: Path | None, ca: Path | None) -> None:
+        self._open = functools.partial(Api, url, cert, key, ca)
+        self._opened: Api | None = None
+
+    @property
+    def _api(self) -> Api:
+        """Made at the first call, so that what is wrong with the files is told as that call's failure."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def models(self) -> list[Model]:
+        return [_model(each) for each in self._api.items(f"/v1/models?limit={PAGE_MAX}")]
+
+    def model(self, name: str) -> Model:
+        with _named("model", repr(name[:80])):
+            return _model(self._api.ask("GET", _model_path(name))[0])
+
+    def add_model(self, model: Model) -> None:
+        self._api.ask("POST", "/v1/models", {"name": checked_model(model).name, **_changes(model)})
+
+    def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
+        path = _model_path(name)
+        with _named("model", repr(name[:80])):
+            found, etag = self._api.ask("GET", path)
+        return _model(self._api.ask("PATCH", path, _changes(change(_model(found))), {"If-Match": etag})[0])
+
+    def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
+        query = [("limit", str(min(limit, PAGE_MAX))), *_query(where)]
+        if after.id and after.expires_at is None:
+            query.append(("after", after.id))
+        found = (_device(each) for each in self._api.items(f"/v1/devices?{urlencode(query)}"))
+        if after.expires_at is not None:  # the API's own cursors go on from there, but this one came from a person
+            found = (each for each in found if _key(place_of(each, where)) > _key(after))
+        return list(itertools.islice(found, limit))
+
+    def device(self, id_text: str) -> tuple[Device, list[Held]]:
+        path = f"/v1/devices/{quote(id_text, safe='')}"
+        with _named("device", repr(id_text)):
+            found, _ = self._api.ask("GET", path)
+        return _device(found), [_held(each) for each in self._api.items(f"{path}/credentials?limit={PAGE_MAX}")]
+
+    def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
+        """In two steps when there are labels: should the second fail, the device is there without them."""
+        body = {"id": device_id(id_text), "model": model, "hardware_serial": hardware_serial}
+        added = _device(self._api.ask("POST", "/v1/devices", body)[0])
+        return self.tag_device(id_text, labels, "") if labels is not None else added
+
+    def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device:
+        if reason:
+            raise Invalid(
+                "reason-from-afar", "The API takes no reason for tags.", "Leave --reason out, or give --home."
+            )
+        path = _device_path(id_text)
+        with _named("device", id_text):
+            found, etag = self._api.ask("GET", path)
+        tags, groups = retag.applied(_device(found))
+        changes = {"tags": {**dict.fromkeys(found["tags"]), **dict(tags)}, "groups": list(groups)}
+        return _device(self._api.ask("PATCH", path, changes, {"If-Match": etag})[0])
+
+    def move_device(self, verb: str, id_text: str, reason: str) -> Device:
+        path = f"{_device_path(id_text)}/{verb}"
+        with _named("device", id_text):
+            return _device(self._api.ask("POST", path, {"reason": reason})[0])
+
+    def tokens(self) -> list[Token]:
+        return [_token(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]
+
+    def create_token(self, device: str | None, model: str | None, uses: int, ttl: timedelta) -> tuple[Token, str]:
+        scope = {"device": device_id(device)} if device is not None else {"model": model}
+        body = {**scope, "uses": uses, "ttl_seconds": int(ttl.total_seconds())}
+        made, _ = self._api.ask("POST", "/v1/tokens", body)
+        return _token(made), made["token"]
+
+    def revoke_token(self, token_id: str) -> None:
+        with _named("token", repr(token_id[:80])):
+            self._api.ask("POST", f"/v1/tokens/{quote(token_id, safe='')}/revoke")
+
+    def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
+        return asyncio.run(rows_of(_RemoteAudit(self._api), where, after, limit))
+
+    def status(self) -> dict[str, Any]:
+        value, _ = self._api.ask("GET", "/v1/status")
+        return dict(value)
+
+
+class _RemoteAudit:
+    """The audit as a reader that asks the API page by page."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        rows = self._api.items(f"/v1/audit?after={after}&limit={min(limit, PAGE_MAX)}")
+        return [_row(each) for each in itertools.islice(rows, limit)]
+
+    async def last_audit(self) -> int:
+        newest, _ = self._api.ask("GET", f"/v1/audit?after={NEWEST}&limit=1")
+        return int(newest["last"])
+
+
+@contextmanager
+def _named(what: str, shown: str) -> Iterator[None]:
+    """What is not there is told in the words in which a home tells it."""
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(f"no-such-{what}", f"There is no {what} {shown}.", f"See: fleet {what} list") from error
+
+
+def _model_path(name: str) -> str:
+    return f"/v1/models/{plain_name(name, 'model')}"
+
+
+def _device_path(text: str) -> str:
+    return f"/v1/devices/{quote(device_id(text), safe='')}"
+
+
+def _query(where: DeviceFilter) -> list[tuple[str, str]]:
+    named = (
+        ("model", where.model),
+        ("state", where.state.value if where.state else None),
+        ("group", where.group),
+        ("expires_before", where.expires_before.isoformat() if where.expires_before else None),
+    )
+    return [*((name, value) for name, value in named if value is not None), *(("tag", ":".join(t)) for t in where.tags)]
+
+
+def _key(place: Place) -> tuple[datetime, str]:
+    assert place.expires_at is not None  # noqa: S101  pages by expiry hold only devices that have one
+    return place.expires_at, place.id
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _maybe(text: str | None) -> datetime | None:
+    return None if text is None else _time(text)
+
+
+def _changes(model: Model) -> dict[str, Any]:
+    return {
+        "lifetime_seconds": int(model.certificate_lifetime.total_seconds()),
+        "key_types": list(model.key_types),
+        "publish": list(model.publish),
+        "subscribe": list(model.subscribe),
+        "retain": model.retain,
+    }
+
+
+def _model(value: Json) -> Model:
+    return Model(
+        name=value["name"],
+        certificate_lifetime=timedelta(seconds=value["lifetime_seconds"]),
+        key_types=tuple(value["key_types"]),
+        publish=tuple(value["publish"]),
+        subscribe=tuple(value["subscribe"]),
+        retain=value["retain"],
+        revision=value["revision"],
+    )
+
+
+def _device(value: Json) -> Device:
+    return Device(
+        id=DeviceId(value["id"]),
+        model=value["model"],
+        state=DeviceState(value["state"]),
+        created_at=_time(value["created_at"]),
+        hardware_serial=value["hardware_serial"],
+        expires_at=_maybe(value["expires_at"]),
+        tags=tuple(sorted(value["tags"].items())),
+        groups=tuple(value["groups"]),
+        revision=value["revision"],
+    )
+
+
+def _held(value: Json) -> Held:
+    return Held(
+        serial=value["serial"],
+        state=CredentialState(value["state"]),
+        not_before=_time(value["not_before"]),
+        not_after=_time(value["not_after"]),
+        sha256=bytes.fromhex(value["sha256"]),
+    )
+
+
+def _token(value: Json) -> Token:
+    return Token(
+        id=value["id"],
+        secret_sha256=b"",  # not told
+        device_id=None if value["device"] is None else DeviceId(value["device"]),
+        model=value["model"],
+        uses_max=value["uses_max"],
+        uses=value["uses"],
+        created_at=_time(value["created_at"]),
+        expires_at=_time(value["expires_at"]),
+        revoked_at=_maybe(value["revoked_at"]),
+    )
+
+
+def _row(value: Json) -> AuditRow:
+    entry = AuditEntry(
+        at=_time(value["at"]),
+        actor=value["actor"],
+        action=value["action"],
+        subject=value["subject"],
+        outcome=value["outcome"],
+        address=value["address"],
+        detail=value["detail"],
+    )
+    return AuditRow(value["seq"], entry, bytes.fromhex(value["leaf"]))

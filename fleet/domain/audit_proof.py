@@ -1,0 +1,196 @@
+"""A proof that one row is in the audit, as a file of its own: the public key is all it takes to check it.
+
+text = proof_text(proof)
+proof = read_proof(data)  # strict: nothing missing, nothing more, nothing twice
+check_path(proof)  # the row is in the tree that the head names; whether the head was signed is checked then
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fleet.domain import merkle
+from fleet.domain.audit_log import TreeHead, leaf_data
+from fleet.domain.changes import AuditEntry
+from fleet.domain.errors import Invalid
+
+VERSION = 1
+PROOF_SIZE_MAX = 262_144  # an entry of some 100 kB, twice; a path has at most 62 hashes
+SIGNATURE_SIZE_MAX = 72  # ECDSA over P-256 in DER
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(rf"(?:[0-9a-f]{{2}}){{8,{SIGNATURE_SIZE_MAX}}}")
+_SECONDS = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
+_TO_THE_MICROSECOND = re.compile(_SECONDS + r"\.[0-9]{6}Z")
+_TO_THE_MILLISECOND = re.compile(_SECONDS + r"\.[0-9]{3}Z")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Row `seq` holds `entry`, and is the leaf of index seq - 1 in the tree that `head` was signed over."""
+
+    seq: int
+    entry: AuditEntry
+    path: tuple[bytes, ...]
+    """RFC 9162, 2.1.3.1; the hash next to the leaf first."""
+    head: TreeHead
+
+
+def moment_text(at: datetime, timespec: str = "microseconds") -> str:
+    """RFC 3339 in UTC."""
+    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def entry_value(entry: AuditEntry) -> dict[str, object]:
+    """`entry` in JSON's types."""
+    texts = {name: getattr(entry, name) for name in _ENTRY_TEXTS}
+    return {"at": moment_text(entry.at), **texts, "detail": dict(entry.detail)}
+
+
+def head_value(head: TreeHead) -> dict[str, object]:
+    """`head` in JSON's types."""
+    return {
+        "size": head.size,
+        "root": head.root.hex(),
+        "at": moment_text(head.at, "milliseconds"),
+        "key_id": head.key_id.hex(),
+        "signature": head.signature.hex(),
+    }
+
+
+def proof_text(proof: Proof) -> str:
+    """The proof as a JSON text in ASCII."""
+    value = {
+        "version": VERSION,
+        "seq": proof.seq,
+        "entry": entry_value(proof.entry),
+        "leaf": leaf_data(proof.entry, proof.seq).decode("ascii"),
+        "index": proof.seq - 1,
+        "size": proof.head.size,
+        "path": [each.hex() for each in proof.path],
+        "head": head_value(proof.head),
+    }
+    return json.dumps(value, indent=1) + "\n"
+
+
+def check_path(proof: Proof) -> None:
+    """Return when the row is in the tree that the head names. Whether the head was signed is another question.
+
+    Raises: Invalid (`proof-wrong`).
+    """
+    leaf = merkle.leaf_hash(leaf_data(proof.entry, proof.seq))
+    try:
+        root = merkle.root_from_path(leaf, proof.seq - 1, proof.head.size, proof.path)
+    except ValueError as error:
+        raise Invalid("proof-wrong", f"The proof does not hold: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    if root != proof.head.root:
+        message = f"The proof does not hold: its path leads from row {proof.seq} to another root than the head's."
+        raise Invalid("proof-wrong", message)
+
+
+def read_proof(data: bytes) -> Proof:
+    """The proof in `data`, which `proof_text` wrote.
+
+    Raises: Invalid (`bad-proof`): it is anything else; whether it holds is not looked at.
+    """
+    if len(data) > PROOF_SIZE_MAX:
+        raise _bad(f"it is larger than {PROOF_SIZE_MAX} bytes")
+    try:
+        value = json.loads(data.decode("ascii"), object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # a JSON error is a ValueError, and so is one in the encoding
+        raise _bad("it is no JSON text in ASCII, or is cut off") from None
+    top = _members(value, "proof", ("version", "seq", "entry", "leaf", "index", "size", "path", "head"))
+    if _number(top["version"], "version") != VERSION:
+        raise _bad(f"its version is not {VERSION}")
+    seq = _number(top["seq"], "seq")
+    entry = _entry(top["entry"])
+    head = _head(top["head"])
+    if top["leaf"] != leaf_data(entry, seq).decode("ascii"):
+        raise _bad("its leaf is not that of its entry and seq")
+    if _number(top["index"], "index", least=0) != seq - 1:
+        raise _bad("its index is not one less than its seq")
+    if _number(top["size"], "size") != head.size:
+        raise _bad("its size is not the head's")
+    path = top["path"]
+    if not isinstance(path, list) or len(path) > merkle.PATH_MAX:
+        raise _bad(f"its path is no list of at most {merkle.PATH_MAX} hashes")
+    return Proof(seq, entry, tuple(_hex(each, _HASH, "path") for each in path), head)
+
+
+def _bad(what: str) -> Invalid:
+    return Invalid("bad-proof", f"This is no proof: {what}.", "Make one with: fleet audit prove")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _members(value: Any, what: str, names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise _bad(f"its {what} has other members than {', '.join(names)}")
+    return value
+
+
+def _number(value: Any, what: str, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= merkle.SIZE_MAX:
+        raise _bad(f"its {what} is no number from {least} on")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise _bad(f"its {what} is no text")
+    return value
+
+
+def _hex(value: Any, form: re.Pattern[str], what: str) -> bytes:
+    if not form.fullmatch(_text(value, what)):
+        raise _bad(f"its {what} is not in hex digits of the right number")
+    return bytes.fromhex(value)
+
+
+def _moment(value: Any, form: re.Pattern[str], what: str) -> datetime:
+    if not form.fullmatch(_text(value, what)):
+        raise _bad(f"its {what} is not in the form 2026-03-01T12:00:00, a fraction, Z")
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        raise _bad(f"its {what} is no time that there is") from None
+    if at < _EPOCH:
+        raise _bad(f"its {what} lies before 1970")
+    return at
+
+
+def _entry(value: Any) -> AuditEntry:
+    members = _members(value, "entry", ("at", *_ENTRY_TEXTS, "detail"))
+    detail = members["detail"]
+    if not isinstance(detail, dict):
+        raise _bad("its detail is no object")
+    texts = {name: _text(members[name], name) for name in _ENTRY_TEXTS}
+    return AuditEntry(
+        at=_moment(members["at"], _TO_THE_MICROSECOND, "entry's time"),
+        detail={name: _text(each, f"detail {name[:40]!r}") for name, each in detail.items()},
+        **texts,
+    )
+
+
+def _head(value: Any) -> TreeHead:
+    members = _members(value, "head", ("size", "root", "at", "key_id", "signature"))
+    return TreeHead(
+        size=_number(members["size"], "head's size"),
+        root=_hex(members["root"], _HASH, "root"),
+        at=_moment(members["at"], _TO_THE_MILLISECOND, "head's time"),
+        key_id=_hex(members["key_id"], _HASH, "key_id"),
+        signature=_hex(members["signature"], _SIGNATURE, "signature"),
+    )

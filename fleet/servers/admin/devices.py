@@ -1,0 +1,164 @@
+"""The routes of devices, and of the certificates that one holds."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from fleet.domain.access import Operator, demand_model
+from fleet.domain.changes import AddDevice, Change, MoveDevice
+from fleet.domain.credential import CredentialKind
+from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.errors import NotFound
+from fleet.servers.admin.conditions import demand_match
+from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.parts import Call, Parts
+from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.schema_check import instant
+from fleet.servers.admin.shapes import credential_json, device_json, moment
+from fleet.servers.http import HttpRefused
+from fleet.services import inventory, labels, revocation
+
+Move = Callable[..., Awaitable[Device]]
+
+
+async def list_devices(parts: Parts, call: Call) -> Reply:
+    """Of an operator's models, each is asked for by itself: what belongs to others is never looked at."""
+    where, limit = _filter(call), page_limit(call)
+    after = _after(call, where)
+    found: list[Device] = []
+    for model in _models(call):
+        found += await parts.registry.devices(replace(where, model=model), after=after, limit=limit + 1)
+    if where.expires_before is not None:
+        found.sort(key=lambda device: (device.expires_at or where.expires_before, device.id))
+    else:
+        found.sort(key=lambda device: device.id)
+    page = found[:limit]
+    following = _text_of(place_of(page[-1], where)) if len(found) > limit else None
+    return paged(call, [device_json(device) for device in page], following)
+
+
+def _models(call: Call) -> tuple[str | None, ...]:
+    """The models to look under; None for all at once."""
+    operator, asked = call.operator, call.query.get("model")
+    if asked is not None:
+        return (asked,) if operator.sees(asked) else ()
+    return operator.models or (None,)
+
+
+def _filter(call: Call) -> DeviceFilter:
+    query = call.query
+    state, before = query.get("state"), query.get("expires_before")
+    return DeviceFilter(
+        state=DeviceState(state) if state is not None else None,
+        tags=tuple(sorted(_tag(text) for text in query.get("tag", ()))),
+        group=query.get("group"),
+        expires_before=instant(before) if before is not None else None,
+    )
+
+
+def _tag(text: str) -> tuple[str, str]:
+    key, _, value = text.partition(":")
+    return key, value
+
+
+def _after(call: Call, where: DeviceFilter) -> Place:
+    values = place(call, str, (str, type(None)))
+    if values is None:
+        if "after" in call.query and where.expires_before is not None:
+            raise HttpRefused(400, "bad-request", "after goes by id, and expires_before by time: give one of them.")
+        return Place(call.query["after"]) if "after" in call.query else FIRST_PLACE
+    expires_at = instant(values[1] or "")
+    if (values[1] is None) != (where.expires_before is None) or (values[1] is None) != (expires_at is None):
+        raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
+    return Place(values[0], expires_at)
+
+
+def _text_of(after: Place) -> list[Any]:
+    return [after.id, moment(after.expires_at) if after.expires_at is not None else None]
+
+
+async def get_device(parts: Parts, call: Call) -> Reply:
+    return _reply(await found_device(parts, call.operator, call.path["id"]))
+
+
+async def create_device(parts: Parts, call: Call) -> Reply:
+    body = call.body
+    demand_model(call.operator, body["model"])
+
+    def reply_of(change: Change) -> Reply:
+        return next(_created(write.device) for write in change.writes if isinstance(write, AddDevice))
+
+    registry = answering(parts.registry, call.once, reply_of)
+    serial = body.get("hardware_serial", "")
+    return _created(
+        await inventory.add_device(registry, body["id"], body["model"], hardware_serial=serial, act=call.act)
+    )
+
+
+async def patch_device(parts: Parts, call: Call) -> Reply:
+    """RFC 7396: a tag that is null goes, one that is not named stays; groups are replaced whole."""
+    device = await found_device(parts, call.operator, call.path["id"])
+    demand_match(call, device.revision, f"Device {device.id}")
+    tags: dict[str, str | None] = {**dict(device.tags), **call.body.get("tags", {})}
+    left = [(key, value) for key, value in tags.items() if value is not None]
+    groups = call.body.get("groups", device.groups)
+    return _reply(await labels.label_device(parts.registry, device, left, groups, act=call.act))
+
+
+async def suspend_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.suspend)
+
+
+async def resume_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.resume)
+
+
+async def revoke_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.revoke)
+
+
+async def retire_device(parts: Parts, call: Call) -> Reply:
+    return await _move(parts, call, revocation.retire)
+
+
+async def _move(parts: Parts, call: Call, move: Move) -> Reply:
+    device = await found_device(parts, call.operator, call.path["id"])
+    demand_match(call, device.revision, f"Device {device.id}")
+
+    def reply_of(change: Change) -> Reply:
+        to = next(write.to for write in change.writes if isinstance(write, MoveDevice))
+        return _reply(replace(device, state=to, revision=device.revision + 1))
+
+    registry = answering(parts.registry, call.once, reply_of)
+    revision = None if call.if_match is None else device.revision
+    reason = (call.body or {}).get("reason", "")
+    return _reply(await move(registry, device.id, act=call.act, reason=reason, revision=revision))
+
+
+async def list_device_credentials(parts: Parts, call: Call) -> Reply:
+    device = await found_device(parts, call.operator, call.path["id"])
+    held = [c for c in await parts.registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
+    page, more = page_of_all(call, held, lambda c: c.serial)
+    return paged(call, [credential_json(c) for c in page], [page[-1].serial] if more else None)
+
+
+async def found_device(parts: Parts, operator: Operator, device_id: str) -> Device:
+    """One that the operator may see: any other is as good as none.
+
+    Raises: NotFound (`no-such-device`).
+    """
+    device = await parts.registry.device(device_id)
+    if device is None or not operator.sees(device.model):
+        raise NotFound("no-such-device", f"There is no device {device_id}.")
+    return device
+
+
+def _reply(device: Device) -> Reply:
+    return Reply(device_json(device), etag=str(device.revision))
+
+
+def _created(device: Device) -> Reply:
+    location = {"Location": f"/v1/devices/{quote(device.id, safe='')}"}
+    return Reply(device_json(device), 201, location, str(device.revision))

@@ -1,0 +1,93 @@
+"""Idempotency keys: a request that is sent again, because its answer was lost, is answered and not done again.
+
+The answer is written in the same transaction as the change, so there is never the one without the other; of two that
+come at once, one is done and both are answered alike. A refused request leaves nothing: its key may be used again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from multidict import MultiMapping
+
+from fleet.domain.changes import AddAnswer, Answer, Change, DropAnswers
+from fleet.domain.ports import Registry
+from fleet.servers.admin.reply import Reply
+from fleet.servers.http import HttpRefused
+
+KEPT = timedelta(hours=24)
+HEADER = "Idempotency-Key"
+KEY_SIZE_MAX = 128
+
+_KEY = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One request under a key."""
+
+    actor: str
+    key: str
+    request_sha256: bytes
+    now: datetime
+
+    async def replay(self, registry: Registry) -> Reply | None:
+        """What this request was answered before; None when it is new.
+
+        Raises: HttpRefused: 422: the key was used for another request.
+        """
+        found = await registry.answer(self.actor, self.key)
+        if found is None or found.at < self.now - KEPT:
+            return None
+        if found.request_sha256 != self.request_sha256:
+            raise HttpRefused(422, "idempotency-key-reused", "This idempotency key was used for another request.")
+        kept = json.loads(found.body)
+        return Reply(kept["body"], found.status, kept["headers"], kept["etag"])
+
+    def answered(self, reply: Reply) -> Answer:
+        kept = {"body": reply.body, "headers": dict(reply.headers), "etag": reply.etag}
+        return Answer(self.actor, self.key, self.request_sha256, reply.status, json.dumps(kept), self.now)
+
+
+def once_of(headers: MultiMapping[str], actor: str, target: str, body: bytes, now: datetime) -> Once | None:
+    """The key that came with a POST to `target`, if one did.
+
+    Raises: HttpRefused: 400 `bad-idempotency-key`.
+    """
+    keys = headers.getall(HEADER, [])
+    if not keys:
+        return None
+    key = keys[0]
+    if len(keys) > 1 or not _KEY.fullmatch(key):
+        message = f"An idempotency key is 1 to {KEY_SIZE_MAX} printable ASCII characters without spaces."
+        raise HttpRefused(400, "bad-idempotency-key", message)
+    return Once(actor, key, hashlib.sha256(target.encode() + b"\0" + body).digest(), now)
+
+
+class _Answering:
+    """A registry that keeps the answer to a request together with the change that the request made."""
+
+    def __init__(self, registry: Registry, once: Once, reply_of: Callable[[Change], Reply]) -> None:
+        self._registry, self._once, self._reply_of = registry, once, reply_of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    async def commit(self, change: Change) -> None:
+        answer = self._once.answered(self._reply_of(change))
+        # First of all: of two alike at once, the second must hear that it has been answered, not that it came late.
+        first = (DropAnswers(self._once.now - KEPT), AddAnswer(answer))
+        await self._registry.commit(replace(change, writes=(*first, *change.writes)))
+
+
+def answering(registry: Registry, once: Once | None, reply_of: Callable[[Change], Reply]) -> Registry:
+    """The registry through which a request makes its one change. `reply_of` tells from that change what the answer
+    will be, without any secret.
+    """
+    if once is None:
+        return registry
+    return cast(Registry, _Answering(registry, once, reply_of))

@@ -1,0 +1,66 @@
+"""The routes of models."""
+
+from fleet.domain.access import Operator
+from fleet.domain.device import Model
+from fleet.domain.errors import NotFound
+from fleet.servers.admin.conditions import demand_match
+from fleet.servers.admin.cursors import page_of_all, paged
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.parts import Call, Parts
+from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.shapes import changed_model, model_json
+from fleet.services import inventory
+
+
+async def list_models(parts: Parts, call: Call) -> Reply:
+    found = [model for model in await parts.registry.models() if call.operator.sees(model.name)]
+    page, more = page_of_all(call, found, _name)
+    return paged(call, [model_json(model) for model in page], [page[-1].name] if more else None)
+
+
+def _name(model: Model) -> str:
+    return model.name
+
+
+async def get_model(parts: Parts, call: Call) -> Reply:
+    return _reply(await _found(parts, call.operator, call.path["name"]))
+
+
+async def create_model(parts: Parts, call: Call) -> Reply:
+    model = changed_model(Model(call.body["name"]), call.body)
+    reply = _created(model)
+    await inventory.add_model(answering(parts.registry, call.once, lambda _: reply), model, act=call.act)
+    return reply
+
+
+async def replace_model(parts: Parts, call: Call) -> Reply:
+    """What the body leaves out is as in a new model."""
+    old = await _found(parts, call.operator, call.path["name"])
+    return await _changed(parts, call, old, changed_model(Model(old.name, revision=old.revision), call.body))
+
+
+async def patch_model(parts: Parts, call: Call) -> Reply:
+    old = await _found(parts, call.operator, call.path["name"])
+    return await _changed(parts, call, old, changed_model(old, call.body))
+
+
+async def _changed(parts: Parts, call: Call, old: Model, new: Model) -> Reply:
+    """The revision that was read goes with the write: the registry decides who came first."""
+    demand_match(call, old.revision, f"Model {old.name}")
+    await inventory.set_model(parts.registry, new, act=call.act)
+    return _reply(await _found(parts, call.operator, new.name))
+
+
+async def _found(parts: Parts, operator: Operator, name: str) -> Model:
+    model = await parts.registry.model(name)
+    if model is None or not operator.sees(name):
+        raise NotFound("no-such-model", f"There is no model {name}.")
+    return model
+
+
+def _reply(model: Model) -> Reply:
+    return Reply(model_json(model), etag=str(model.revision))
+
+
+def _created(model: Model) -> Reply:
+    return Reply(model_json(model), 201, {"Location": f"/v1/models/{model.name}"}, str(model.revision))

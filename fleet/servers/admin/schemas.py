@@ -1,0 +1,259 @@
+"""The JSON Schemas of everything that the API takes and gives (OpenAPI 3.1 speaks JSON Schema 2020-12)."""
+
+from typing import Any
+
+from fleet.domain.access import Role
+from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
+from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
+from fleet.domain.topic_policy import FILTERS_MAX
+from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
+from fleet.services.revocation import REASON_MAX
+
+Schema = dict[str, Any]
+
+LIMIT_MAX = 1000  # rows of a page: about 300 KiB of devices
+LIMIT = 100
+CURSOR_SIZE_MAX = 512
+SEQ_MAX = 2**53 - 1  # what every JSON reader can count to
+
+# Spelled so that Python and ECMAScript read them alike.
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+DEVICE_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
+SERIAL_PATTERN = "^[0-9a-f]{1,40}$"
+TOKEN_ID_PATTERN = "^[0-9a-f]{12}$"  # noqa: S105
+_PRINTABLE = "^[^\\x00-\\x1f\\x7f]*$"
+
+NAME: Schema = {"type": "string", "pattern": NAME_PATTERN}
+DEVICE_ID: Schema = {"type": "string", "pattern": DEVICE_ID_PATTERN}
+SERIAL: Schema = {"type": "string", "pattern": SERIAL_PATTERN, "description": "Serial number, lower-case hex."}
+TOKEN_ID: Schema = {"type": "string", "pattern": TOKEN_ID_PATTERN}
+TIME: Schema = {"type": "string", "format": "date-time"}
+MAYBE_TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
+SEQ: Schema = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+TEXT: Schema = {"type": "string"}
+SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+NAMES: Schema = {"type": "array", "items": NAME}
+REASON: Schema = {
+    "type": "string",
+    "maxLength": REASON_MAX,
+    "pattern": _PRINTABLE,
+    "description": "Why, for the audit.",
+}
+LIMIT_PARAMETER: Schema = {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT}
+CURSOR: Schema = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_-]+$",
+    "maxLength": CURSOR_SIZE_MAX,
+    "description": "Where the page before ended: taken from its `next`, never made up.",
+}
+
+
+def _object(properties: dict[str, Schema], required: tuple[str, ...] | None = None, **more: Any) -> Schema:
+    needed = list(properties if required is None else required)
+    shape = {"type": "object", "properties": properties, "additionalProperties": False, **more}
+    return {**shape, "required": needed} if needed else shape
+
+
+def ref(name: str) -> Schema:
+    """A reference to a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def page_of(name: str, **more: Schema) -> Schema:
+    """A page of components, with the address of the next one."""
+    following = {"type": ["string", "null"], "description": "Address of the next page; null on the last."}
+    return _object({"items": {"type": "array", "items": ref(name)}, "next": following, **more})
+
+
+_LIFETIME: Schema = {
+    "type": "integer",
+    "minimum": int(LIFETIME_MIN.total_seconds()),
+    "maximum": int(LIFETIME_MAX.total_seconds()),
+    "description": "How long a certificate lives.",
+}
+_KEY_TYPES: Schema = {"type": "array", "items": {"type": "string", "enum": list(KEY_TYPES)}, "minItems": 1}
+_FILTERS: Schema = {
+    "type": "array",
+    "maxItems": FILTERS_MAX,
+    "items": {"type": "string", "minLength": 1, "maxLength": 1024},
+    "description": "MQTT topic filters; {id} and {model} stand for the device's own.",
+}
+_TAGS: Schema = {
+    "type": "object",
+    "propertyNames": {"type": "string", "pattern": f"^{TAG_KEY}$"},
+    "additionalProperties": {"type": "string", "minLength": 1, "maxLength": TAG_VALUE_MAX, "pattern": _PRINTABLE},
+    "maxProperties": TAGS_MAX,
+}
+_MODEL_CHANGES: dict[str, Schema] = {
+    "lifetime_seconds": _LIFETIME,
+    "key_types": _KEY_TYPES,
+    "publish": _FILTERS,
+    "subscribe": _FILTERS,
+    "retain": {"type": "boolean", "description": "Whether devices may leave retained messages."},
+}
+_CERTIFICATE: dict[str, Schema] = {
+    "certificate": {
+        "type": ["string", "null"],
+        "enum": [*(state.value for state in CredentialState), None],
+        "description": "State of its newest certificate.",
+    },
+    "not_after": MAYBE_TIME,
+}
+
+COMPONENTS: dict[str, Schema] = {
+    "Problem": _object(
+        {
+            "title": TEXT,
+            "status": {"type": "integer"},
+            "detail": TEXT,
+            "code": {"type": "string", "description": "Stable, for programs."},
+        },
+        description="What was refused, and why (RFC 9457).",
+    ),
+    "Health": _object({"status": {"type": "string", "enum": ["ok"]}}),
+    "Whoami": _object(
+        {
+            "holder": TEXT,
+            "kind": {"type": "string", "enum": [kind.value for kind in CredentialKind]},
+            "serial": SERIAL,
+            "not_after": TIME,
+            "state": {"type": "string", "enum": [state.value for state in CredentialState]},
+            "role": {"type": "string", "enum": [role.value for role in Role], "description": "Of an operator."},
+            "models": {**NAMES, "description": "What an operator is held to; empty for all."},
+        },
+        required=("holder", "kind", "serial", "not_after", "state"),
+    ),
+    "Status": {
+        "type": "object",
+        "properties": {
+            "uptime_seconds": {"type": "number", "minimum": 0},
+            "registry": {
+                "type": "object",
+                "additionalProperties": COUNT,
+                "description": "What it holds; for operators.",
+            },
+        },
+        "required": ["uptime_seconds"],
+        "description": "Counters of every part of the server.",
+    },
+    "Model": _object({"name": NAME, **_MODEL_CHANGES, "revision": COUNT}),
+    "NewModel": _object({"name": NAME, **_MODEL_CHANGES}, required=("name",)),
+    "ModelReplacement": _object(_MODEL_CHANGES, required=(), description="What is left out is as in a new model."),
+    "ModelChanges": _object(
+        _MODEL_CHANGES, required=(), minProperties=1, description="A merge patch (RFC 7396): the rest stays as it is."
+    ),
+    "Device": _object(
+        {
+            "id": DEVICE_ID,
+            "model": NAME,
+            "state": {"type": "string", "enum": [state.value for state in DeviceState]},
+            "hardware_serial": TEXT,
+            "created_at": TIME,
+            "expires_at": {**MAYBE_TIME, "description": "When its newest certificate ends."},
+            "tags": _TAGS,
+            "groups": NAMES,
+            "revision": COUNT,
+        }
+    ),
+    "NewDevice": _object(
+        {
+            "id": DEVICE_ID,
+            "model": NAME,
+            "hardware_serial": {"type": "string", "pattern": "^[A-Za-z0-9 '()+,\\-./:=?]{0,64}$"},
+        },
+        required=("id", "model"),
+    ),
+    "DeviceChanges": _object(
+        {
+            "tags": {**_TAGS, "additionalProperties": {**_TAGS["additionalProperties"], "type": ["string", "null"]}},
+            "groups": {**NAMES, "maxItems": GROUPS_MAX},
+        },
+        required=(),
+        minProperties=1,
+        description="A merge patch (RFC 7396): a tag that is null goes, one that is not named stays.",
+    ),
+    "Reason": _object({"reason": REASON}, required=()),
+    "Credential": _object(
+        {
+            "serial": SERIAL,
+            "kind": {"type": "string", "enum": [kind.value for kind in CredentialKind]},
+            "holder": TEXT,
+            "state": {"type": "string", "enum": [state.value for state in CredentialState]},
+            "not_before": TIME,
+            "not_after": TIME,
+            "issued_at": TIME,
+            "sha256": {**SHA256, "description": "Of the certificate's DER."},
+            "key_sha256": {**SHA256, "description": "Of the DER SubjectPublicKeyInfo."},
+            "grant": {"type": "string", "description": "By what right it was earned."},
+        }
+    ),
+    "Token": _object(
+        {
+            "id": TOKEN_ID,
+            "device": {"type": ["string", "null"]},
+            "model": {"type": ["string", "null"]},
+            "uses": COUNT,
+            "uses_max": COUNT,
+            "state": {"type": "string", "enum": ["open", "used up", "expired", "revoked"]},
+            "created_at": TIME,
+            "expires_at": TIME,
+            "revoked_at": MAYBE_TIME,
+            "token": {"type": "string", "description": "ID.SECRET, in the answer that makes it and never again."},
+            "note": TEXT,
+        },
+        required=(
+            "id",
+            "device",
+            "model",
+            "uses",
+            "uses_max",
+            "state",
+            "created_at",
+            "expires_at",
+            "revoked_at",
+        ),
+    ),
+    "NewToken": _object(
+        {
+            "device": {**DEVICE_ID, "description": "For this registered device alone; or give `model`."},
+            "model": {**NAME, "description": "For new devices of this model; or give `device`."},
+            "uses": {"type": "integer", "minimum": 1, "maximum": TOKEN_USES_MAX, "default": 1},
+            "ttl_seconds": {
+                "type": "integer",
+                "minimum": int(TOKEN_TTL_MIN.total_seconds()),
+                "maximum": int(TOKEN_TTL_MAX.total_seconds()),
+                "default": int(TOKEN_TTL.total_seconds()),
+            },
+        },
+        required=(),
+        oneOf=[{"required": ["device"]}, {"required": ["model"]}],  # checked by the service, `bad-token-scope`
+    ),
+    "Station": _object({"name": NAME, "models": NAMES, "created_at": TIME, **_CERTIFICATE}),
+    "Operator": _object(
+        {
+            "name": NAME,
+            "role": {"type": "string", "enum": [role.value for role in Role]},
+            "models": {**NAMES, "description": "What it is held to; empty for all."},
+            "created_at": TIME,
+            **_CERTIFICATE,
+        }
+    ),
+    "AuditRow": _object(
+        {
+            "seq": SEQ,
+            "at": TIME,
+            "actor": TEXT,
+            "action": TEXT,
+            "subject": TEXT,
+            "outcome": TEXT,
+            "address": TEXT,
+            "detail": {"type": "object", "additionalProperties": TEXT},
+            "leaf": {**SHA256, "description": "The row's leaf hash in the audit's tree."},
+        }
+    ),
+}
+for _of in ("Model", "Device", "Credential", "Token", "Station", "Operator"):
+    COMPONENTS[f"{_of}Page"] = page_of(_of)
+COMPONENTS["AuditPage"] = page_of("AuditRow", last={**SEQ, "description": "The newest row's sequence."})

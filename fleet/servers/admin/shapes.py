@@ -1,0 +1,130 @@
+"""Values of the domain as JSON, and back. Times are RFC 3339 in UTC, bytes are hex, durations are seconds."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fleet.domain.access import Operator
+from fleet.domain.changes import AuditRow, Event
+from fleet.domain.credential import Credential, Station, Token, token_state
+from fleet.domain.device import Device, Model
+
+Json = dict[str, Any]
+
+
+def moment(at: datetime) -> str:
+    """`at` as RFC 3339."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _maybe(at: datetime | None) -> str | None:
+    return None if at is None else moment(at)
+
+
+def model_json(m: Model) -> Json:
+    return {
+        "name": m.name,
+        "lifetime_seconds": int(m.certificate_lifetime.total_seconds()),
+        "key_types": list(m.key_types),
+        "publish": list(m.publish),
+        "subscribe": list(m.subscribe),
+        "retain": m.retain,
+        "revision": m.revision,
+    }
+
+
+def changed_model(model: Model, changes: Mapping[str, Any]) -> Model:
+    """`model` with what `changes`, which fit the schema, say."""
+    given: dict[str, Any] = {}
+    for name in ("key_types", "publish", "subscribe"):
+        if name in changes:
+            given[name] = tuple(changes[name])
+    if "retain" in changes:
+        given["retain"] = changes["retain"]
+    if "lifetime_seconds" in changes:
+        given["certificate_lifetime"] = timedelta(seconds=int(changes["lifetime_seconds"]))
+    return replace(model, **given)
+
+
+def device_json(d: Device) -> Json:
+    return {
+        "id": d.id,
+        "model": d.model,
+        "state": d.state.value,
+        "hardware_serial": d.hardware_serial,
+        "created_at": moment(d.created_at),
+        "expires_at": _maybe(d.expires_at),
+        "tags": dict(d.tags),
+        "groups": list(d.groups),
+        "revision": d.revision,
+    }
+
+
+def credential_json(c: Credential) -> Json:
+    return {
+        "serial": c.serial,
+        "kind": c.kind.value,
+        "holder": c.holder,
+        "state": c.state.value,
+        "not_before": moment(c.not_before),
+        "not_after": moment(c.not_after),
+        "issued_at": moment(c.issued_at),
+        "sha256": c.fingerprint.hex(),
+        "key_sha256": c.key_sha256.hex(),
+        "grant": c.grant,
+    }
+
+
+def token_json(t: Token, now: datetime) -> Json:
+    return {
+        "id": t.id,
+        "device": t.device_id,
+        "model": t.model,
+        "uses": t.uses,
+        "uses_max": t.uses_max,
+        "state": token_state(t, now),
+        "created_at": moment(t.created_at),
+        "expires_at": moment(t.expires_at),
+        "revoked_at": _maybe(t.revoked_at),
+    }
+
+
+def station_json(s: Station, newest: Credential | None) -> Json:
+    return {"name": s.name, "models": list(s.models), "created_at": moment(s.created_at), **_certificate(newest)}
+
+
+def operator_json(o: Operator, newest: Credential | None) -> Json:
+    return {
+        "name": o.name,
+        "role": o.role.value,
+        "models": list(o.models),
+        "created_at": moment(o.created_at),
+        **_certificate(newest),
+    }
+
+
+def _certificate(newest: Credential | None) -> Json:
+    return {
+        "certificate": newest.state.value if newest else None,
+        "not_after": _maybe(newest.not_after if newest else None),
+    }
+
+
+def audit_json(row: AuditRow) -> Json:
+    e = row.entry
+    return {
+        "seq": row.seq,
+        "at": moment(e.at),
+        "actor": e.actor,
+        "action": e.action,
+        "subject": e.subject,
+        "outcome": e.outcome,
+        "address": e.address,
+        "detail": e.detail,
+        "leaf": row.leaf.hex(),
+    }
+
+
+def event_json(event: Event) -> Json:
+    return {"seq": event.seq, "kind": event.kind, "subject": event.subject, "detail": event.detail}

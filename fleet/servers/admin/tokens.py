@@ -1,0 +1,84 @@
+"""The routes of tokens. The secret of one stands in the answer that makes it, and nowhere else."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from fleet.domain.access import Operator, demand_model
+from fleet.domain.changes import AddToken, Change
+from fleet.domain.credential import Token
+from fleet.domain.errors import NotFound
+from fleet.servers.admin.cursors import page_limit, paged, place
+from fleet.servers.admin.devices import found_device
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.parts import Call, Parts
+from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.shapes import token_json
+from fleet.servers.http import HttpRefused
+from fleet.services import inventory
+
+SHOWN_ONCE = "The token was shown once, in the first answer to this request. Revoke it if it was lost."
+
+
+async def list_tokens(parts: Parts, call: Call) -> Reply:
+    """Newest first."""
+    known, limit = await parts.registry.tokens(), page_limit(call)
+    values, start = place(call, str), 0
+    if values is not None:
+        start = next((n for n, token in enumerate(known, 1) if token.id == values[0]), -1)
+        if start < 0:
+            raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
+    page: list[Token] = []
+    for token in known[start:]:
+        start += 1
+        if await _may_see(parts, call.operator, token):
+            page.append(token)
+            if len(page) == limit:
+                break
+    items = [token_json(token, call.now) for token in page]
+    return paged(call, items, [page[-1].id] if start < len(known) else None)
+
+
+async def create_token(parts: Parts, call: Call) -> Reply:
+    body = call.body
+    device, model = body.get("device"), body.get("model")
+    if model is not None:
+        demand_model(call.operator, model)
+    if device is not None and call.operator.models:
+        await found_device(parts, call.operator, device)
+
+    def reply_of(change: Change) -> Reply:
+        made = next(write.token for write in change.writes if isinstance(write, AddToken))
+        return _created(made, call, {"note": SHOWN_ONCE})
+
+    token, text = await inventory.create_token(
+        answering(parts.registry, call.once, reply_of),
+        device=device,
+        model=model,
+        uses=int(body.get("uses", 1)),
+        ttl=timedelta(seconds=int(body.get("ttl_seconds", inventory.TOKEN_TTL.total_seconds()))),
+        act=call.act,
+    )
+    return _created(token, call, {"token": text})
+
+
+def _created(made: Token, call: Call, shown: dict[str, str]) -> Reply:
+    return Reply({**token_json(made, call.now), **shown}, 201)
+
+
+async def revoke_token(parts: Parts, call: Call) -> Reply:
+    token = await parts.registry.token(call.path["token"])
+    if token is None or not await _may_see(parts, call.operator, token):
+        raise NotFound("no-such-token", f"There is no token {call.path['token']}.")
+    reply = Reply(token_json(replace(token, revoked_at=call.now), call.now))
+    await inventory.revoke_token(answering(parts.registry, call.once, lambda _: reply), token.id, act=call.act)
+    return reply
+
+
+async def _may_see(parts: Parts, operator: Operator, token: Token) -> bool:
+    """One for a model of the operator's, or for a device of one."""
+    if not operator.models:
+        return True
+    if token.model is not None:
+        return operator.sees(token.model)
+    device = await parts.registry.device(token.device_id or "")
+    return device is not None and operator.sees(device.model)

@@ -1,0 +1,149 @@
+"""Finding rows of the audit: by what they say, or the one that recorded a certificate's issue.
+
+Nothing but the sequence has an index. Rows stand in the order of their commits, which is close to the order of their
+times: a moment is found by halving, and then looked around.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.credential import Credential
+from fleet.services.admission import FIRST_USE
+
+PAGE_ROWS = 1_000
+SEARCH_PAGE_ROWS = 10_000
+OUT_OF_ORDER_MAX = timedelta(minutes=10)  # by which clocks of several nodes, and commits that waited, may differ
+LOOKED_AT_MAX = 500_000  # rows either way, whatever their times
+
+
+@dataclass(frozen=True, slots=True)
+class RowFilter:
+    """What rows are looked for; "" means any. A `*` at the end stands for any rest."""
+
+    actor: str = ""
+    action: str = ""
+    subject: str = ""
+    outcome: str = ""
+
+    def means(self, entry: AuditEntry) -> bool:
+        return (
+            _fits(self.actor, entry.actor)
+            and _fits(self.action, entry.action)
+            and _fits(self.subject, entry.subject)
+            and _fits(self.outcome, entry.outcome)
+        )
+
+
+def _fits(wanted: str, found: str) -> bool:
+    return found.startswith(wanted[:-1]) if wanted.endswith("*") else wanted in ("", found)
+
+
+class RowReader(Protocol):
+    """What a search reads: a registry, or something that asks one from afar."""
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]: ...
+    async def last_audit(self) -> int: ...
+
+
+async def rows_of(reader: RowReader, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
+    """The first `limit` rows behind row `after` that `where` means, in order; without `after`, the last `limit`."""
+    if after is None:
+        return await newest_rows(reader, where, limit)
+    return await rows_after(reader, where, after, limit)
+
+
+async def rows_after(reader: RowReader, where: RowFilter, after: int, limit: int) -> list[AuditRow]:
+    """The first `limit` rows behind row `after` that `where` means, in order."""
+    found: list[AuditRow] = []
+    page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
+    while len(found) < limit:
+        page = await reader.audit(after=after, limit=page_rows)
+        if not page:
+            break
+        found += [row for row in page if where.means(row.entry)]
+        after = page[-1].seq
+    return found[:limit]
+
+
+async def newest_rows(reader: RowReader, where: RowFilter, limit: int) -> list[AuditRow]:
+    """The last `limit` rows that `where` means, in order."""
+    found: list[AuditRow] = []
+    page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
+    async for page in _pages_back(reader, await reader.last_audit(), page_rows):
+        found = [row for row in page if where.means(row.entry)] + found
+        if len(found) >= limit:
+            break
+    return found[-limit:]
+
+
+async def _pages_back(reader: RowReader, upto: int, page_rows: int) -> AsyncIterator[list[AuditRow]]:
+    """Rows from row `upto` back to the first that is kept: a page at a time, each in order."""
+    while upto > 0:
+        after = max(0, upto - page_rows)
+        page = await _between(reader, after, upto)
+        if not page:
+            return
+        yield page
+        upto = after
+
+
+async def _between(reader: RowReader, after: int, upto: int) -> list[AuditRow]:
+    """Rows behind row `after` up to row `upto`, those that are kept."""
+    return [row for row in await reader.audit(after=after, limit=upto - after) if row.seq <= upto]
+
+
+async def row_of_issue(reader: RowReader, credential: Credential) -> AuditRow | None:
+    """The row that recorded the issue of `credential`; None when it is not kept, or nowhere near its time."""
+    start = await _place_of(reader, credential.issued_at)
+    async for row in _around(reader, start, credential.issued_at):
+        if _records(row.entry, credential):
+            return row
+    return None
+
+
+def _records(entry: AuditEntry, credential: Credential) -> bool:
+    """It was written at the very moment of the issue. A repeated answer and a first use name the serial, too."""
+    told_again = entry.action == FIRST_USE or "repeated" in entry.detail
+    is_its = entry.detail.get("serial") == credential.serial and entry.at == credential.issued_at
+    return is_its and entry.outcome == "ok" and not told_again
+
+
+async def _place_of(reader: RowReader, at: datetime) -> int:
+    """A row number behind which rows are of `at` or later, as far as rows are in the order of their times."""
+    first = await reader.audit(limit=1)
+    low, high = (first[0].seq - 1 if first else 0), await reader.last_audit()
+    while low < high:
+        middle = (low + high) // 2
+        page = await reader.audit(after=middle, limit=1)
+        if page and page[0].entry.at < at:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+async def _around(reader: RowReader, start: int, at: datetime) -> AsyncIterator[AuditRow]:
+    """Rows behind and before row `start`, by turns of a page, until they are too far from `at`."""
+    behind, before = start, start
+    looks_behind = looks_before = True
+    while looks_behind or looks_before:
+        if looks_behind:
+            page = await reader.audit(after=behind, limit=PAGE_ROWS)
+            for row in page:
+                yield row
+            behind += len(page)
+            looks_behind = _goes_on(page, at) and behind - start < LOOKED_AT_MAX
+        if looks_before:
+            after = max(0, before - PAGE_ROWS)
+            page = await _between(reader, after, before)
+            for row in page:
+                yield row
+            before = after
+            looks_before = _goes_on(page, at) and start - before < LOOKED_AT_MAX
+
+
+def _goes_on(page: list[AuditRow], at: datetime) -> bool:
+    return any(abs(row.entry.at - at) <= OUT_OF_ORDER_MAX for row in page)

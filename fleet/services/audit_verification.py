@@ -1,0 +1,291 @@
+"""Verifying the audit: every row against its leaf, the leaves against every signed head, and what is kept beside them.
+
+    verified = await verify(reader, keys)                     # everything that is kept
+    verified = await verify(reader, keys, since=remembered)   # only what came after a head that was verified before
+
+Works on a registry at work and on a copy alike: rows that come in meanwhile are left for the next time. The first thing
+that does not fit is raised as one sentence that names it.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from fleet.ca.head_signer import HeadKey, check_head
+from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead, grown, head_data, sound_leaves
+from fleet.domain.changes import AuditRow
+from fleet.domain.errors import Invalid, Unavailable
+from fleet.domain.merkle import EMPTY, Frontier
+from fleet.domain.ports import AuditReader
+from fleet.services.audit_tree import tree_at
+
+PAGE_ROWS = 4_096
+BLOCK_ROWS = 1 << NODE_LEVELS[0]  # rows are archived by whole blocks
+
+_BEFORE_ALL = -(1 << 62)  # no row has such a number, unless somebody has put it in
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What the first `size` rows were, noted somewhere else; perhaps with the signed heads up to there."""
+
+    size: int
+    root: bytes
+    heads: int | None = None
+    """How many signed heads there were up to `size`."""
+    heads_digest: bytes = b""
+    """Over all of these heads, as an earlier `verify` has found them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found to hold."""
+
+    rows: int
+    """The number of the newest row; all of them went into `root`."""
+    first_row: int
+    """The first that was read."""
+    root: bytes
+    """Of the tree of all the rows, sealed or not."""
+    head: TreeHead | None
+    """The newest signed head, when there is one."""
+    heads: int
+    """Signed heads that were checked."""
+    archived: int
+    """Rows up to this one are not kept; their hashes are, and went into `root`."""
+    noted: Noted
+    """The newest signed head as it is to be noted for the next time."""
+
+    @property
+    def sealed(self) -> int:
+        return self.head.size if self.head is not None else 0
+
+
+async def verify(
+    reader: AuditReader, keys: Sequence[HeadKey] | None, *, since: Noted | None = None, noted: Noted | None = None
+) -> Verified:
+    """Verify what is kept, or only what came after `since`; signatures by `keys`, or by nobody when that is None.
+
+    `noted` must hold, too, and is met on the way.
+
+    Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted`, `audit-moved` for rows; `audit-rewritten` for
+    rows that do not give the root of a head or of what was noted; `head-key`, `head-signature`, `audit-head-removed`
+    for heads; `audit-node`, `audit-frontier`, `audit-hash-missing` for what is kept beside them. Unavailable: also when
+    rows were archived meanwhile.
+    """
+    sealed = await reader.last_sealed()
+    newest = await reader.last_audit()
+    work = _Verification(reader, keys, sealed, newest, [noted] if noted is not None else [])
+    await work.begin(since)
+    await work.walk()
+    await work.end()
+    head = sealed.head if sealed is not None else None
+    marks = work.heads
+    return Verified(
+        rows=newest,
+        first_row=work.start + 1,
+        root=work.tree.root(),
+        head=head,
+        heads=marks.checked,
+        archived=work.archived,
+        noted=Noted(head.size if head else 0, head.root if head else EMPTY.root(), marks.count, marks.digest),
+    )
+
+
+@dataclass(slots=True)
+class _Heads:
+    """The signed heads on the way: how many, and one digest over them all, which is another one when one is removed."""
+
+    count: int = 0
+    digest: bytes = bytes(32)
+    checked: int = 0
+
+    def add(self, head: TreeHead) -> None:
+        self.count += 1
+        self.checked += 1
+        signed = head_data(head.size, head.root, head.at) + head.key_id + head.signature
+        self.digest = hashlib.sha256(self.digest + signed).digest()
+
+
+@dataclass(slots=True)
+class _Verification:
+    reader: AuditReader
+    keys: Sequence[HeadKey] | None
+    sealed: Sealed | None
+    newest: int
+    noted: list[Noted]
+    """What has not been met yet."""
+    start: int = 0
+    archived: int = 0
+    tree: Frontier = EMPTY
+    good: int = 0
+    """The size of the last head that fits."""
+    heads: _Heads = field(default_factory=_Heads)
+    nodes: list[AuditNode] = field(default_factory=list)
+    """Not compared yet with those that are kept."""
+
+    @property
+    def sealed_size(self) -> int:
+        return self.sealed.head.size if self.sealed is not None else 0
+
+    async def begin(self, since: Noted | None) -> None:
+        """Find the tree to start from."""
+        if self.newest < self.sealed_size:
+            message = f"{_rows(self.newest, self.sealed_size)} missing; a head of {self.sealed_size} rows was signed."
+            raise _broken("audit-removed", message)
+        first = await self.reader.audit(after=_BEFORE_ALL, limit=1)
+        if first and first[0].seq < 1:
+            raise _broken("audit-inserted", f"row {first[0].seq} stands before row 1.")
+        self.archived = first[0].seq - 1 if first else 0
+        if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
+            raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")
+        if since is not None and since.size < self.archived:
+            self.noted.append(since)  # the rows behind it are not all kept: its head must still be there
+            since = None
+        if since is not None:
+            await self._begin_after(since)
+        elif self.archived:
+            await self._begin_behind_archived()
+        for noted in [each for each in self.noted if each.size < self.start]:
+            await self._look_back(noted)
+        self._meet(self.tree.size, self.tree.root())
+
+    async def _begin_after(self, since: Noted) -> None:
+        if since.size > self.newest:
+            raise _broken("audit-removed", f"{_rows(self.newest, since.size)} missing, which were there before.")
+        self.tree = await tree_at(self.reader, since.size)
+        if self.tree.root() != since.root:
+            raise _not_noted(since)
+        self.start = self.good = since.size
+        if since.heads is not None:
+            self.heads.count, self.heads.digest = since.heads, since.heads_digest
+            found = await self.reader.audit_heads(after=since.size - 1, limit=1)
+            if since.heads and [head.size for head in found] != [since.size]:
+                raise _broken("audit-head-removed", f"the head of {since.size} rows, verified before, is gone.")
+
+    async def _begin_behind_archived(self) -> None:
+        """Heads over archived rows: signed all of them, and fitting where a whole block ends with them."""
+        async for head in self._signed_heads(after=0, upto=self.archived):
+            if head.size % BLOCK_ROWS == 0:
+                self._check_root(head, await tree_at(self.reader, head.size))
+            self.heads.add(head)
+            self._meet(head.size, head.root)
+        self.tree = await tree_at(self.reader, self.archived)
+        self.start = self.good = self.archived
+
+    async def _look_back(self, noted: Noted) -> None:
+        """Hold `noted` against rows that are not read, by the hashes that are kept of them."""
+        if noted.heads:
+            raise _broken("audit-head-removed", f"the head of {noted.size} rows, verified before, is gone.")
+        if noted.size < self.archived and noted.size % BLOCK_ROWS:
+            message = (
+                f"Rows up to {self.archived} are archived; what the first {noted.size} were cannot be told any more."
+            )
+            raise Invalid("audit-archived", message, "Verify against a later head, or the archive.")
+        if (await tree_at(self.reader, noted.size)).root() != noted.root:
+            raise _not_noted(noted)
+        self.noted.remove(noted)
+
+    async def _signed_heads(self, *, after: int, upto: int) -> AsyncIterator[TreeHead]:
+        """The heads of sizes between, each with its signature checked."""
+        while after < upto:
+            page = await self.reader.audit_heads(after=after)
+            for head in page:
+                if head.size > upto:
+                    return
+                if self.keys is not None:
+                    check_head(head, self.keys)
+                yield head
+                after = head.size
+            if not page:
+                return
+
+    async def walk(self) -> None:
+        """Every row from here on, and every head on the way."""
+        heads = self._signed_heads(after=self.start, upto=self.sealed_size)
+        head = await anext(heads, None)
+        while self.tree.size < self.newest:
+            leaves = list(sound_leaves(await self._page(), self.tree.size))
+            while leaves:
+                stops = [each.size - self.tree.size for each in (head, *self.noted) if each is not None]
+                count = min([len(leaves), *(stop for stop in stops if stop > 0)])
+                self.tree, nodes = grown(self.tree, leaves[:count])
+                self.nodes += nodes
+                leaves = leaves[count:]
+                if head is not None and head.size == self.tree.size:
+                    self._check_root(head, self.tree)
+                    await self._check_nodes()
+                    self.heads.add(head)
+                    head = await anext(heads, None)
+                self._meet(self.tree.size, self.tree.root())
+
+    async def _page(self) -> list[AuditRow]:
+        wanted = min(PAGE_ROWS, self.newest - self.tree.size)
+        page = await self.reader.audit(after=self.tree.size, limit=wanted)
+        if not page:
+            raise _broken("audit-removed", f"{_rows(self.tree.size, self.newest)} missing.")
+        if page[0].seq > self.tree.size + 1:
+            first = (await self.reader.audit(limit=1))[0].seq
+            if first == page[0].seq and first > self.archived + 1 and (first - 1) % BLOCK_ROWS == 0:
+                message = f"Rows up to {first - 1} were archived while they were verified."
+                raise Unavailable("archived-meanwhile", message, "Run it again.")
+        return page
+
+    async def _check_nodes(self) -> None:
+        """Those that the rows up to a head have made whole, now that the head says that the rows are right."""
+        for node in self.nodes:
+            if await self.reader.audit_hashes(node.level, node.index, 1) != [node.hash]:
+                first, last = (node.index << node.level) + 1, (node.index + 1) << node.level
+                raise _broken("audit-node", f"the node over rows {first} to {last} has been tampered with.")
+        self.nodes.clear()
+
+    def _check_root(self, head: TreeHead, tree: Frontier) -> None:
+        if tree.root() != head.root:
+            signed = f"what the head of {head.size} rows was signed over"
+            raise _broken("audit-rewritten", f"{_rows(self.good, head.size)} not {signed}.")
+        self.good = head.size
+
+    def _meet(self, size: int, root: bytes) -> None:
+        """What was noted of the first `size` rows must be `root`."""
+        for noted in [each for each in self.noted if each.size == size]:
+            if noted.root != root:
+                raise _not_noted(noted)
+            if noted.heads is not None and (noted.heads, noted.heads_digest) != (self.heads.count, self.heads.digest):
+                now = f"there are {self.heads.count} heads up to row {noted.size}"
+                raise _broken("audit-head-removed", f"{now}, and not the {noted.heads} that were verified before.")
+            self.noted.remove(noted)
+
+    async def end(self) -> None:
+        """What is kept beside rows and heads."""
+        for noted in self.noted:  # of more rows than there are
+            raise _not_noted(noted)
+        if self.sealed is None:
+            await self._no_stray_nodes(0)
+            return
+        head, frontier = self.sealed.head, self.sealed.frontier
+        if head.size < frontier.size <= self.newest:
+            raise _broken("audit-head-removed", f"a head of {frontier.size} rows was there and is gone.")
+        if frontier.size != head.size or frontier.root() != head.root:
+            raise _broken("audit-frontier", f"the frontier of the head of {head.size} rows has been tampered with.")
+        await self._no_stray_nodes(head.size)
+
+    async def _no_stray_nodes(self, size: int) -> None:
+        for level in NODE_LEVELS:
+            behind = size >> level
+            stray = await self.reader.audit_hashes(level, behind, 1)
+            again = await self.reader.last_sealed()
+            if stray and (again.head.size if again is not None else 0) == size:
+                message = f"there is a node over rows from {(behind << level) + 1} on, which no head has made whole."
+                raise _broken("audit-node", message)
+
+
+def _rows(after: int, upto: int) -> str:
+    return f"row {upto} is" if upto == after + 1 else f"rows {after + 1} to {upto} are"
+
+
+def _broken(code: str, what: str) -> Invalid:
+    return Invalid(code, f"The audit is broken: {what}")
+
+
+def _not_noted(noted: Noted) -> Invalid:
+    return _broken("audit-rewritten", f"its first {noted.size} rows are not those noted.")

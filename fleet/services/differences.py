@@ -1,0 +1,48 @@
+"""What a change changed, in short texts for the audit: the fields that differ, before and after."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TypedDict
+
+TEXT_MAX = 500  # characters of each: a line in the audit, not a copy of the registry
+
+
+class Differences(TypedDict, total=False):
+    """Both, or neither."""
+
+    before: str
+    after: str
+
+
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> Differences:
+    """`before` and `after` for an audit entry, each "name=text; …" of the fields that differ; {} when none
+    does.
+    """
+    names = [name for name in after if before.get(name) != after[name]]
+    if not names:
+        return {}
+    return {"before": _told(before, names), "after": _told(after, names)}
+
+
+def _told(fields: Mapping[str, object], names: list[str]) -> str:
+    text = "; ".join(f"{name}={_text(fields.get(name))}" for name in names)
+    return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case timedelta():
+            return f"{value.total_seconds():.0f}s"
+        case tuple() | list():
+            return " ".join(_pair(each) for each in value)
+        case _:
+            return str(value)
+
+
+def _pair(item: object) -> str:
+    """A tag, (key, value), as key:value; anything else as it is."""
+    return ":".join(map(str, item)) if isinstance(item, tuple) else str(item)

@@ -1,0 +1,237 @@
+"""A batch of Changes as one transaction, and what becomes of it when the database fails in the middle.
+
+    1  the locks of every name that the batch looks at, in one order; every Change's writes        one trip
+    2  the sequence lock: from here to COMMIT nobody else numbers anything                         one trip
+    3  audit rows and events of the Changes that held, numbered on; this writer's mark; NOTIFY     one trip
+    4  COMMIT
+
+The order of sequences is therefore the order of commits, on every node, without gaps: whoever follows by sequence
+misses nothing. Whoever waits for the sequence lock holds locks on names; whoever holds it waits for nothing.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from fleet.database_url import DatabaseUrl
+from fleet.domain.audit_log import leaf_of
+from fleet.domain.changes import AuditRow, Change
+from fleet.domain.errors import Unavailable
+from fleet.storage import rows
+from fleet.storage.postgres_session import DRIVER_ERRORS, Session, connect, connection_lost, unavailable
+from fleet.storage.postgres_statements import FUNCTIONS
+from fleet.storage.postgres_writes import Prepared, prepared
+
+TRIES_MAX = 3
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 2.0
+CLOSE_SECONDS_MAX = 1.0
+SETTLE_SECONDS_MAX = 30.0  # a database that restarts is back by then
+MARKS_KEPT = "7 days"
+CHANNEL = "fleet_event"
+
+_AUDIT_TYPES = ("bigint", "bigint", "text", "text", "text", "text", "text", "text", "bytea")
+_EVENT_TYPES = ("bigint", "text", "text", "text")
+
+
+def _unnest(types: tuple[str, ...], first: int) -> str:
+    return ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(types, first))
+
+
+_EVENTS_AT = len(_AUDIT_TYPES) + 1
+_MARK_AT = _EVENTS_AT + len(_EVENT_TYPES)
+RECORD = f"""
+    WITH audits AS (
+        INSERT INTO audit ({rows.columns(rows.AUDIT_COLUMNS)}) SELECT * FROM unnest({_unnest(_AUDIT_TYPES, 1)})
+    ), events AS (
+        INSERT INTO event ({rows.columns(rows.EVENT_COLUMNS)}) SELECT * FROM unnest({_unnest(_EVENT_TYPES, _EVENTS_AT)})
+    ), mark AS (
+        INSERT INTO writer (id, batch) VALUES (${_MARK_AT}::bytea, ${_MARK_AT + 1}::bytea)
+        ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen = now()
+    )
+    SELECT pg_notify('{CHANNEL}', '') WHERE cardinality(${_EVENTS_AT}::bigint[]) > 0"""  # noqa: S608  our own constants
+# Waits for a transaction of the lost session that is still under way, and changes nothing but the time.
+LAST_MARK = """
+    INSERT INTO writer (id, batch) VALUES ($1::bytea, '') ON CONFLICT (id) DO UPDATE SET seen = now() RETURNING batch"""
+FORGET_MARKS = f"DELETE FROM writer WHERE seen < now() - interval '{MARKS_KEPT}'"  # noqa: S608  our own constant
+FORGET_MARK = "DELETE FROM writer WHERE id = $1"
+
+_CLASHES = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.OutOfMemoryError,  # of the server's lock table, among others: a smaller batch may pass
+)
+
+
+class Unsettled(Exception):
+    """The session was lost after COMMIT was sent, and nobody could be asked what became of it."""
+
+
+class Writer:
+    """The one writing session of a process. It is opened when it is needed, and again when it was lost."""
+
+    def __init__(self, url: DatabaseUrl) -> None:
+        self._url = url
+        self._id = os.urandom(16)
+        self._session: Session = None
+        self._failure: Exception | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._settle_by = math.inf
+
+    async def open(self) -> Session:
+        """The session; a new one if there is none. While the database is gone, it is asked less and less often.
+
+        Raises: FleetError.
+        """
+        if self._session is not None and not self._session.is_closed():
+            return self._session
+        clock = asyncio.get_running_loop().time
+        if self._failure is not None and clock() < self._not_before:
+            raise unavailable(self._failure)
+        try:
+            session = await connect(self._url, "writer")
+            await session.execute(FUNCTIONS)
+            await session.execute(FORGET_MARKS)
+        except Exception as error:
+            self._failure = error
+            self._not_before = clock() + min(BACKOFF_SECONDS_MIN * 2**self._failures, BACKOFF_SECONDS_MAX)
+            self._failures = min(self._failures + 1, 16)
+            raise
+        self._session, self._failure, self._failures = session, None, 0
+        return session
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, ask no longer than this what became of a COMMIT whose answer was lost."""
+        self._settle_by = asyncio.get_running_loop().time() + seconds
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is None or session.is_closed():
+            return
+        try:
+            await session.execute(FORGET_MARK, self._id, timeout=CLOSE_SECONDS_MAX)
+            await session.close(timeout=CLOSE_SECONDS_MAX)
+        except DRIVER_ERRORS:
+            session.terminate()
+
+    async def write(self, changes: Sequence[Change]) -> list[Exception | None]:
+        """Commit `changes`; one outcome each, None for one that is durable.
+
+        An outcome says that nothing happened, with one exception: Unavailable (`registry-unsettled`), after a COMMIT
+        whose answer was lost for good.
+        """
+        outcomes: list[Exception | None] = []
+        ready: list[Prepared] = []
+        for change in changes:
+            try:
+                ready.append(prepared(change))
+                outcomes.append(None)
+            except Exception as error:  # one caller's bad value must not fail the others in the batch
+                outcomes.append(error)
+        answers = iter(await self._write(ready) if ready else ())
+        return [next(answers) if outcome is None else outcome for outcome in outcomes]
+
+    async def _write(self, batch: Sequence[Prepared]) -> list[Exception | None]:
+        failure: Exception = Unavailable("registry-unavailable", "The registry could not be written.")
+        for _ in range(TRIES_MAX):
+            try:
+                return await self._write_once(batch)
+            except Unsettled:
+                return [_unsettled() for _ in batch]
+            except _CLASHES as error:
+                if len(batch) > 1:
+                    return [outcome for one in batch for outcome in await self._write((one,))]
+                failure = error
+            except Exception as error:
+                failure = error
+                if not connection_lost(error):
+                    break
+        return [unavailable(failure) for _ in batch]
+
+    async def _write_once(self, batch: Sequence[Prepared]) -> list[Exception | None]:
+        """Raises: what the driver raises, when nothing of it happened. Unsettled."""
+        session = await self.open()
+        mark = os.urandom(16)
+        sent = False
+        try:
+            await session.execute("BEGIN")
+            outcomes = await apply(session, batch)
+            held = [one.change for one, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+            if held:
+                await record(session, held, self._id, mark)
+            sent = bool(held)
+            if await session.execute("COMMIT" if held else "ROLLBACK") == "ROLLBACK" and held:
+                raise asyncpg.TransactionRollbackError("the server rolled the transaction back")
+        except Exception as error:
+            if not connection_lost(error) and await self._rolled_back(session):
+                raise
+            session.terminate()
+            if not sent or not await self._has_committed(mark):
+                raise
+        except BaseException:
+            session.terminate()
+            raise
+        return outcomes
+
+    async def _rolled_back(self, session: Session) -> bool:
+        """After an error of the server's own: the transaction is over, and the session as good as new."""
+        try:
+            await session.execute("ROLLBACK")
+        except DRIVER_ERRORS:
+            return False
+        return True
+
+    async def _has_committed(self, mark: bytes) -> bool:
+        """Whether the batch with this mark is there, after its session was lost. Asks until it is told.
+
+        Raises: Unsettled: nobody answered for SETTLE_SECONDS_MAX.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + SETTLE_SECONDS_MAX
+        delay = BACKOFF_SECONDS_MIN
+        while True:
+            try:
+                session = await self.open()
+                last: bytes = await session.fetchval(LAST_MARK, self._id)
+            except Exception as error:
+                if clock() > min(deadline, self._settle_by):
+                    raise Unsettled from error
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, BACKOFF_SECONDS_MAX)
+            else:
+                return last == mark
+
+
+async def apply(session: Session, batch: Sequence[Prepared]) -> list[Exception | None]:
+    """Everything that `batch` writes, inside the open transaction; one outcome each, None for one that holds."""
+    locks = sorted({lock for one in batch for lock in one.locks})
+    answers = await session.fetchval("SELECT pg_temp.fleet_batch($1, $2)", locks, [one.text for one in batch])
+    return [one.outcome(answer) for one, answer in zip(batch, answers, strict=True)]
+
+
+async def record(session: Session, held: Sequence[Change], writer: bytes, mark: bytes) -> None:
+    """Wait for our turn, then number and store the audit rows and events of `held`."""
+    turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
+    entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
+    audits = [rows.audit_row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
+    numbered = enumerate((event for change in held for event in change.events), turn["event_seq"] + 1)
+    events = [(seq, event.kind, event.subject, event.detail) for seq, event in numbered]
+    await session.fetch(
+        RECORD, *_columns(audits, len(_AUDIT_TYPES)), *_columns(events, len(_EVENT_TYPES)), writer, mark
+    )
+
+
+def _columns(found: Sequence[rows.Row], count: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in range(count)]
+
+
+def _unsettled() -> Unavailable:
+    return Unavailable(
+        "registry-unsettled",
+        "The database went away in the middle of a commit: whether the change was made is not known.",
+        "Look whether it is there before trying again.",
+    )

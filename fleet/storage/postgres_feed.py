@@ -1,0 +1,58 @@
+"""What wakes the followers of the feed: NOTIFY from every node's commits, by a session that only listens.
+
+A notification says "look", never what there is: it may be lost with its session, so followers look by themselves too.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from fleet.database_url import DatabaseUrl
+from fleet.storage.postgres_commit import CHANNEL
+from fleet.storage.postgres_session import DRIVER_ERRORS, Session, connect
+
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
+
+
+class Listener:
+    """Calls `ring` for each notification, and whenever one may have been missed. Runs from `start` to `close`."""
+
+    def __init__(self, url: DatabaseUrl, ring: Callable[[], None]) -> None:
+        self._url = url
+        self._ring = ring
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Safe to call again."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        delay = RETRY_SECONDS_MIN
+        while True:
+            try:
+                session = await connect(self._url, "feed")
+            except Exception:  # the followers look for themselves, and hear why
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_SECONDS_MAX)
+                continue
+            delay = RETRY_SECONDS_MIN
+            try:
+                await self._listen(session)
+            finally:
+                session.terminate()
+
+    async def _listen(self, session: Session) -> None:
+        """Returns when the session is gone."""
+        gone = asyncio.Event()
+        session.add_termination_listener(lambda _: gone.set())
+        with suppress(*DRIVER_ERRORS):
+            await session.add_listener(CHANNEL, lambda *_: self._ring())
+            self._ring()  # for what came while nobody listened
+            await gone.wait()

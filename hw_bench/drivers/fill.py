@@ -1,0 +1,153 @@
+"""A registry as it stands after a fleet has enrolled: rows as enrollments leave them, written straight to the file.
+
+Every row follows from its device's number alone, so that a measurement can name any device, fingerprint or serial
+without keeping ten million of them. Keys fall on random pages of their indices, as real ones do.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fleet.domain.audit_log import leaf_of
+from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.storage import rows
+from fleet.storage.sqlite_writes import ADD_AUDIT, ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, ADD_TAG
+
+PORTION = 20_000  # devices a transaction
+CACHE_KIB = 6 * 1024 * 1024  # the indices of ten million devices stay at hand while they are built
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+LIFETIME = timedelta(days=90)
+MODELS = 50
+LOTS = 1000
+PILOT_EVERY = 1000  # devices for one in the group pilot
+SUSPENDED_EVERY = 5000
+ENROLLED_EVERY = timedelta(milliseconds=200)
+"""Between two enrollments: their certificates end one after another."""
+
+Said = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledFleet:
+    """What stands in the registry, by number: 0 up to `count`."""
+
+    count: int
+    der: bytes
+    """A certificate as the fleet's CA makes them; each device's has its number in place of some octets of it."""
+
+    def device_id(self, number: int) -> DeviceId:
+        return DeviceId(f"dev-{number:08d}")
+
+    def model(self, number: int) -> str:
+        return f"model-{number % MODELS}"
+
+    def lot(self, number: int) -> str:
+        return f"L{number % LOTS}"
+
+    def certificate(self, number: int) -> bytes:
+        return self.der[:40] + number.to_bytes(8) + self.der[48:]
+
+    def fingerprint(self, number: int) -> bytes:
+        return hashlib.sha256(self.certificate(number)).digest()
+
+    def expires_at(self, number: int) -> datetime:
+        return BEGIN + ENROLLED_EVERY * number + LIFETIME
+
+    def device(self, number: int) -> Device:
+        return Device(
+            id=self.device_id(number),
+            model=self.model(number),
+            state=DeviceState.SUSPENDED if number % SUSPENDED_EVERY == 0 else DeviceState.ACTIVE,
+            created_at=BEGIN + ENROLLED_EVERY * number,
+            expires_at=self.expires_at(number),
+            tags=(("lot", self.lot(number)),),
+            groups=("pilot",) if number % PILOT_EVERY == 0 else (),
+        )
+
+    def credential(self, number: int) -> Credential:
+        der = self.certificate(number)
+        issued_at = BEGIN + ENROLLED_EVERY * number
+        return Credential(
+            fingerprint=hashlib.sha256(der).digest(),
+            serial=f"{int.from_bytes(hashlib.sha256(b'serial' + der).digest()[:20]) >> 1:x}",
+            kind=CredentialKind.DEVICE,
+            holder=self.device_id(number),
+            key_sha256=hashlib.sha256(b"key" + der).digest(),
+            not_before=issued_at,
+            not_after=self.expires_at(number),
+            state=CredentialState.ACTIVE,
+            issued_at=issued_at,
+            der=der,
+            grant="token 0123456789ab",
+        )
+
+    def audit(self, number: int, seq: int) -> AuditRow:
+        entry = AuditEntry(
+            at=BEGIN + ENROLLED_EVERY * number,
+            actor="token 0123456789ab",
+            action="device.enroll",
+            subject=f"device {self.device_id(number)}",
+            outcome="ok",
+            address="192.0.2.7",
+            detail={"serial": f"{number:040x}", "grant": "token 0123456789ab"},
+        )
+        return AuditRow(seq, entry, leaf_of(entry, seq))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Octets on disk, tables with their indices."""
+
+    devices: int
+    """Devices, their tags, and their certificates in DER."""
+    audit: int
+    """An audit row for each."""
+
+
+def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
+    """Put `fleet` into the registry at `path`, which nobody has open. `said` hears how many devices are in.
+
+    Raises: sqlite3.Error.
+    """
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        db.execute("PRAGMA synchronous = OFF")  # of use only when it is whole
+        db.execute("BEGIN")
+        for number in range(MODELS):
+            db.execute(ADD_MODEL, rows.model_row(Model(f"model-{number}")))
+        db.execute("COMMIT")
+        before = _octets(db)
+        for portion in _portions(fleet.count):
+            db.execute("BEGIN")
+            devices = [fleet.device(number) for number in portion]
+            db.executemany(ADD_DEVICE, map(rows.device_row, devices))
+            db.executemany(ADD_TAG, [row for device in devices for row in rows.tag_rows(device)])
+            db.executemany(ADD_CREDENTIAL, (rows.credential_row(fleet.credential(number)) for number in portion))
+            db.execute("COMMIT")
+            said(portion.stop)
+        filled = _octets(db)
+        last = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
+        for portion in _portions(fleet.count):
+            db.execute("BEGIN")
+            found = (fleet.audit(number, last + 1 + number) for number in portion)
+            db.executemany(ADD_AUDIT, map(rows.audit_row, found))
+            db.execute("COMMIT")
+        return Sizes(filled - before, _octets(db) - filled)
+
+
+def _portions(count: int) -> Iterator[range]:
+    return (range(start, min(start + PORTION, count)) for start in range(0, count, PORTION))
+
+
+def _octets(db: sqlite3.Connection) -> int:
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    pages: int = db.execute("PRAGMA page_count").fetchone()[0]
+    size: int = db.execute("PRAGMA page_size").fetchone()[0]
+    return pages * size

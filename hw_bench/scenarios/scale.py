@@ -1,0 +1,182 @@
+"""What a registry full of devices costs: look-ups, listings, disk, and enrollment beside an empty one."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fleet.ca.keys import generate_key
+from fleet.domain.credential import CredentialKind
+from fleet.domain.device import DeviceFilter, DeviceState, Place
+from fleet.domain.enrollment import IssuePermit
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Registry
+from fleet.home import load_issuer, open_registry
+from fleet.services.admission import admit
+from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, fill
+from hw_bench.peers.contract import Ground
+from hw_bench.peers.home import FleetHome, make_home, serve
+from hw_bench.peers.ours import version
+from hw_bench.report import Figure, Report
+from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
+from hw_bench.scenarios.enroll import Enroll, token_login
+from hw_bench.turns import Contender, Plan, Progress, take_turns
+
+PAGE_SIZE = 100
+SEED = 7  # the same devices in every run
+FULL, EMPTY = "full", "empty"
+LOOKUP_MS_MAX = 2.0
+PAGE_MS_MAX = 20.0
+DISK_MAX = 1.2 * 1024
+ENROLLMENT_MIN = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A registry with many devices, beside an empty one."""
+
+    name: str = "registry"
+    enroll: Enroll = field(default_factory=Enroll)
+    lookups: int = 20_000
+    pages: int = 200
+    """Of each filter."""
+
+    def description(self) -> str:
+        return (
+            "a registry with so many --devices: admission look-ups, pages of listings, disk, and enrollments by token "
+            "beside an empty registry"
+        )
+
+    def run(self, plan: Plan, progress: Progress) -> Report:
+        with contextlib.ExitStack() as stack:
+            ground = stack.enter_context(ground_for())
+            homes = {name: make_home(ground, name) for name in (FULL, EMPTY)}
+            fleet = FilledFleet(plan.devices, _certificate(homes[FULL]))
+            began = time.monotonic()
+
+            def said(count: int) -> None:
+                if count % 500_000 == 0 or count == plan.devices:
+                    progress(f"{count:,} of {plan.devices:,} devices, {time.monotonic() - began:.0f} s")
+
+            sizes = fill(homes[FULL].files.registry, fleet, said)
+            progress("looking up and listing")
+            figures = asyncio.run(self._asked(homes[FULL], fleet))
+            contenders = [self._contender(name, home, ground, stack) for name, home in homes.items()]
+            turns = take_turns(contenders, plan, ground.cores, progress)
+            findings = Findings(
+                versions=dict.fromkeys(homes, version()),
+                pairs=((FULL, EMPTY),),
+                missing={},
+                checks=(f"the registry is on {file_system(ground.folder)}",),
+            )
+            report = conclude(
+                self, "enrollments", plan, turns, findings, ratios_by=("per_core",), goals=(), cores=ground.cores
+            )
+        disk, audit = sizes.devices / plan.devices, sizes.audit / plan.devices
+        beside_empty = report.ratios[0].spread.median
+        return replace(
+            report,
+            figures=(
+                Figure("devices", plan.devices, ""),
+                Figure("disk a device, with its certificate and all indices", disk, "octets", at_most=DISK_MAX),
+                Figure("disk of the audit row of its enrollment", audit, "octets"),
+                *figures,
+                Figure("enrollment, full beside empty", beside_empty, "x", at_least=ENROLLMENT_MIN),
+            ),
+        )
+
+    def _contender(self, name: str, home: FleetHome, ground: Ground, stack: contextlib.ExitStack) -> Contender:
+        crew = stack.enter_context(self.enroll.crew(name, token_login(home), ground))
+        return self.enroll.contender(name, crew, stack.enter_context(serve(home, ground)))
+
+    async def _asked(self, home: FleetHome, fleet: FilledFleet) -> tuple[Figure, ...]:
+        registry = await open_registry(home.files)
+        chance = random.Random(SEED)  # noqa: S311  which devices are looked at
+        try:
+            figures = [await self._admissions(registry, fleet, chance)]
+            for name, where in _filters(fleet, chance).items():
+                times = [await _timed(_page(registry, fleet, where, chance)) for _ in range(self.pages)]
+                title = f"page of {PAGE_SIZE} devices by {name}, p99"
+                figures.append(Figure(title, _percentile_99(times), "ms", at_most=PAGE_MS_MAX))
+        finally:
+            await registry.close()
+        return tuple(figures)
+
+    async def _admissions(self, registry: Registry, fleet: FilledFleet, chance: random.Random) -> Figure:
+        """From a certificate's fingerprint to leave for its MQTT session, one after another."""
+        times: list[float] = []
+        while len(times) < self.lookups:
+            number = chance.randrange(fleet.count)
+            if number % SUSPENDED_EVERY == 0:
+                continue  # it would be refused
+            peer = Peer("192.0.2.7", fingerprint=fleet.fingerprint(number))
+            now = fleet.expires_at(number) - timedelta(days=1)
+            times.append(await _timed(partial(admit, registry, peer, fleet.device_id(number), now)))
+        return Figure("admission look-up, p99", _percentile_99(times), "ms", at_most=LOOKUP_MS_MAX)
+
+
+def _certificate(home: FleetHome) -> bytes:
+    """A device's certificate as the home's CA makes it."""
+    now = datetime.now(UTC)
+    spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    permit = IssuePermit(
+        kind=CredentialKind.DEVICE,
+        holder="dev-00000000",
+        hardware_serial="",
+        spki_der=spki,
+        key_sha256=hashlib.sha256(spki).digest(),
+        not_before=now,
+        not_after=now + timedelta(days=90),
+        grant="token 0123456789ab",
+    )
+    return load_issuer(home.files).issue(permit, now).der
+
+
+Where = Callable[[], DeviceFilter]
+
+
+def _filters(fleet: FilledFleet, chance: random.Random) -> dict[str, Where]:
+    """Every filter of a listing, by its name; each call means other devices."""
+
+    def any_number() -> int:
+        return chance.randrange(fleet.count)
+
+    return {
+        "no filter": DeviceFilter,
+        "model": lambda: DeviceFilter(model=fleet.model(any_number())),
+        "state active": lambda: DeviceFilter(state=DeviceState.ACTIVE),
+        "state suspended": lambda: DeviceFilter(state=DeviceState.SUSPENDED),
+        "tag": lambda: DeviceFilter(tags=(("lot", fleet.lot(any_number())),)),
+        "group": lambda: DeviceFilter(group="pilot"),
+        "expires_before": lambda: DeviceFilter(expires_before=fleet.expires_at(fleet.count)),
+    }
+
+
+def _page(
+    registry: Registry, fleet: FilledFleet, where: Where, chance: random.Random
+) -> Callable[[], Awaitable[object]]:
+    """One page from anywhere in the listing."""
+    meant, number = where(), chance.randrange(fleet.count)
+    after = Place(fleet.device_id(number))
+    if meant.expires_before is not None:
+        after = Place(fleet.device_id(number), fleet.expires_at(number))
+    return lambda: registry.devices(meant, after=after, limit=PAGE_SIZE)
+
+
+async def _timed(ask: Callable[[], Awaitable[object]]) -> float:
+    """Milliseconds until it is answered."""
+    began = time.perf_counter()
+    await ask()
+    return (time.perf_counter() - began) * 1000
+
+
+def _percentile_99(times: list[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]

@@ -1,0 +1,190 @@
+"""`fleet db`, and homes whose registry is in PostgreSQL: by the commands, on a real server."""
+
+import json
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleet.cli import main
+from fleet.settings import read_settings
+from fleet.storage import sqlite_file
+from tests.postgres_server import PASSWORD, PostgresServer
+
+Fleet = Callable[..., Result]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """Run `fleet …` with the home named by FLEET_HOME; `expect` is the exit code."""
+
+    def run(*arguments: str, expect: int = 0, **environment: str) -> Result:
+        done = CliRunner().invoke(main, arguments, env={"FLEET_HOME": str(tmp_path / "home"), **environment})
+        assert done.exit_code == expect, (arguments, done.stdout, done.stderr, done.exception)
+        assert PASSWORD not in done.stdout + done.stderr
+        assert quote(PASSWORD, safe="") not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> str:
+    """A new and empty database, by its name."""
+    return postgres_server.make_database()
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where it is; its password is in the environment."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    return postgres_server.tcp_url(database)
+
+
+def parsed(done: Result) -> Any:
+    return json.loads(done.stdout)
+
+
+class TestSqlite:
+    def test_status(self, fleet: Fleet, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"))
+        newest = sqlite_file.migrations()[-1][0]
+        found = parsed(fleet("db", "status", "-o", "json"))
+        assert found.pop("size_bytes") == (tmp_path / "home" / "registry.db").stat().st_size
+        assert found == {
+            "engine": "sqlite",
+            "where": str(tmp_path / "home" / "registry.db"),
+            "schema": newest,
+            "newest_schema": newest,
+            "devices": 0,
+            "certificates": 0,
+            "audit_rows": 1,
+            "events": 0,
+        }
+        assert "newest schema:" in fleet("db", "status").stdout
+
+    def test_migrate(self, fleet: Fleet, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"))
+        registry = tmp_path / "home" / "registry.db"
+        registry.unlink()
+        with closing(sqlite3.connect(registry, isolation_level=None)) as db:
+            marks = f"PRAGMA user_version = 1; PRAGMA application_id = {sqlite_file.APPLICATION_ID};"
+            db.executescript(sqlite_file.migrations()[0][1] + marks)
+        registry.chmod(0o600)
+        newest = sqlite_file.migrations()[-1][0]
+        assert parsed(fleet("db", "status", "-o", "json"))["schema"] == 1
+        done = parsed(fleet("db", "migrate", "-o", "json"))
+        assert (done["schema_before"], done["schema"]) == (1, newest)
+        done = parsed(fleet("db", "migrate", "-o", "json"))
+        assert (done["schema_before"], done["schema"]) == (newest, newest)
+
+    def test_it_carries_no_driver_of_postgresql(self) -> None:
+        loads = "import sys, fleet.app, fleet.cli.db; sys.exit('asyncpg' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
+
+    def test_without_a_registry(self, fleet: Fleet, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"))
+        (tmp_path / "home" / "registry.db").unlink()
+        for command in ("status", "migrate"):
+            assert "there is no registry at" in fleet("db", command, expect=1).stderr
+
+
+class TestPostgres:
+    def test_init_keeps_the_url_and_no_password(
+        self, fleet: Fleet, url: str, tmp_path: Path, postgres_server: PostgresServer
+    ) -> None:
+        home = tmp_path / "home"
+        assert parsed(fleet("init", str(home), "--database", url, "-o", "json"))["database"] == url
+        assert not (home / "registry.db").exists()
+        assert str(read_settings(home / "fleet.toml").database) == url
+        assert all(PASSWORD not in file.read_text() for file in home.rglob("*") if file.is_file())
+        assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["default"]
+        found = parsed(fleet("db", "status", "-o", "json"))
+        assert (found["engine"], found["where"], found["audit_rows"]) == ("postgresql", url, 1)
+        done = parsed(fleet("db", "migrate", "-o", "json"))
+        assert done["schema_before"] == done["schema"] == found["newest_schema"]
+
+    def test_a_password_in_argv_is_refused(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
+        done = fleet("init", str(tmp_path / "home"), "--database", told, expect=2)
+        assert "holds a password" in done.stderr
+        assert "PGPASSWORD" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_may_hold_it(
+        self, fleet: Fleet, postgres_server: PostgresServer, database: str, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "database url"
+        told = postgres_server.tcp_url(database).replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
+        secret.write_text(f"{told}\n")
+        home = str(tmp_path / "home")
+        secret.chmod(0o644)
+        assert "is open to other users" in fleet("init", home, "--database-file", str(secret), expect=1).stderr
+        secret.chmod(0o600)
+        fleet("init", home, "--database-file", str(secret))
+        assert parsed(fleet("db", "status", "-o", "json"))["where"] == postgres_server.tcp_url(database)
+        assert str(read_settings(tmp_path / "home" / "fleet.toml").database) == f"file:{secret}"
+        secret.write_text("not a url")
+        assert "The first line of" in fleet("model", "list", expect=1).stderr.replace("the first", "The first")
+        secret.unlink()
+        assert "cannot be read" in fleet("model", "list", expect=1).stderr
+
+    def test_two_sources_are_one_too_many(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        words = ("--database", url, "--database-file", str(tmp_path / "x"))
+        assert "not both" in fleet("init", str(tmp_path / "home"), *words, expect=2).stderr
+
+    def test_a_database_has_one_fleet(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"), "--database", url)
+        done = fleet("init", str(tmp_path / "other"), "--database", url, expect=1)
+        assert "a fleet's registry in" in done.stderr
+        assert "copy its home" in done.stderr
+        assert not (tmp_path / "other").exists()
+        assert len(parsed(fleet("audit", "list", "-o", "json"))) == 1
+
+    def test_the_environment_goes_before_fleet_toml(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"))
+        told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
+        assert "there is no registry in" in fleet("db", "status", expect=1, FLEET_DATABASE=told).stderr
+        fleet("init", str(tmp_path / "home 2"), FLEET_DATABASE=told)
+        assert parsed(fleet("db", "status", "-o", "json", FLEET_DATABASE=told))["where"] == url
+        assert parsed(fleet("db", "status", "-o", "json"))["engine"] == "sqlite"
+        assert "FLEET_DATABASE" in fleet("db", "status", expect=1, FLEET_DATABASE="nonsense").stderr
+
+    def test_a_server_that_is_gone_is_one_sentence(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"), "--database", url)
+        file = tmp_path / "home" / "fleet.toml"
+        file.write_text(file.read_text().replace(url, "postgresql://fleet@127.0.0.1:1/fleet"))
+        for command in (("device", "list"), ("db", "status"), ("audit", "verify")):
+            assert "cannot be reached" in fleet(*command, expect=1).stderr
+
+    def test_audit_verify_finds_what_was_changed(
+        self, fleet: Fleet, url: str, database: str, tmp_path: Path, postgres_server: PostgresServer
+    ) -> None:
+        fleet("init", str(tmp_path / "home"), "--database", url)
+        for n in range(3):
+            fleet("device", "add", f"cam-{n}", "--model", "default")
+        head = parsed(fleet("audit", "verify", "-o", "json"))["head"]
+        assert head.startswith("4:")
+        fleet("device", "add", "cam-9", "--model", "default")
+        assert parsed(fleet("audit", "verify", "--head", head, "-o", "json"))["rows"] == 5
+        fleet("audit", "verify", "--head", f"4:{'0' * 64}", expect=1)
+        postgres_server.run("UPDATE fleet.audit SET actor = 'nobody' WHERE seq = 3", database)
+        assert "row 3 has been changed" in fleet("audit", "verify", expect=1).stderr
+        postgres_server.run("DELETE FROM fleet.audit WHERE seq = 3", database)
+        assert "row 3 is missing" in fleet("audit", "verify", expect=1).stderr
+
+    def test_a_copied_home_is_another_node_of_the_same_fleet(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+        fleet("init", str(tmp_path / "home"), "--database", url)
+        copy = Path(shutil.copytree(tmp_path / "home", tmp_path / "copy"))
+        fleet("device", "add", "cam-7", "--model", "default", FLEET_HOME=str(copy))
+        assert parsed(fleet("device", "show", "cam-7", "-o", "json"))["id"] == "cam-7"
+        assert stat.S_IMODE((copy / "fleet.toml").stat().st_mode) == 0o600

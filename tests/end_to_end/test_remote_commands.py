@@ -1,0 +1,188 @@
+"""The same commands at a home and from afar: what they print, what they refuse, and how they end, is the same."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fleet.cli import main
+from tests.serving import Served, fleet
+
+Said = tuple[int, str, str]
+
+# What differs from run to run: times, and what is drawn by lot.
+TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
+DRAWN = re.compile(r"\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
+
+COMMANDS = """
+model list
+model add cam --lifetime 30d --publish up/{id} --retain
+model add cam
+model add a/b
+model add valve --publish a/#/b
+model show cam
+model show pump
+model set cam --no-retain --key-type Ed25519
+model set pump --retain
+model list -o json
+device add cam-1 --model cam --serial SN-1
+device add cam:2 --model cam
+device add cam-1 --model cam
+device add cam-3 --model pump
+device add a/b --model cam
+device list
+device list --model cam --limit 1
+device list --after cam-1 -o json
+device list --state suspended
+device show cam-1
+device show cam:2 -o json
+device show cam-9
+device show a/b
+device suspend cam-1 --reason odd
+device suspend cam-1
+device resume cam-1
+device resume cam-1
+device revoke cam:2 -o json
+device resume cam:2
+device retire cam:2
+device retire cam-9
+token create --device cam-1
+token create --model cam --uses 3 --ttl 7d -o json
+token create --device cam-9
+token create --device cam:2
+token create
+token list
+token list -o json
+token revoke nobody
+token revoke 000000000000
+audit list --after 3 --limit 4
+""".strip().splitlines()
+
+
+@dataclass(frozen=True)
+class Afar:
+    """A served home, and an operator's files by which it is reached."""
+
+    served: Served
+    folder: Path
+
+    def environment(self, name: str = "bob") -> dict[str, str]:
+        return {
+            "FLEET_URL": self.served.endpoints["http"],
+            "FLEET_CERT": str(self.folder / f"{name}.pem"),
+            "FLEET_CA": str(self.folder / "ca.pem"),
+        }
+
+
+@pytest.fixture
+def afar(home: Path, tmp_path: Path, served: Served) -> Afar:
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    for name, role in (("bob", "admin"), ("eve", "viewer")):
+        words = ("operator", "add", name, "--role", role, "--password-file", str(password))
+        fleet(home, *words, "--out", str(tmp_path / "files"))
+    return Afar(served, tmp_path / "files")
+
+
+def said(words: str, environment: dict[str, str]) -> Said:
+    """Exit code, output and complaints, without what differs from run to run."""
+    unset = {name: None for name in os.environ if name.startswith("FLEET_")}
+    done = CliRunner().invoke(main, words.split(), env={**unset, **environment})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+
+    def same(text: str) -> str:
+        return DRAWN.sub("DRAWN", TIMES.sub("TIME", text))
+
+    return done.exit_code, same(done.stdout), same(done.stderr)
+
+
+def test_every_command_says_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
+    here = {"FLEET_HOME": str(copy)}
+    for words in COMMANDS:
+        there, at_home = said(words, afar.environment()), said(words, here)
+        if words.startswith("audit"):  # who, and from where, is the difference that must be
+            assert "operator bob" in there[1], there
+            assert "127.0.0.1" in there[1]
+            there = (there[0], there[1].replace("operator bob", "operator").replace("127.0.0.1", ""), there[2])
+            assert (there[0], there[1].split(), there[2]) == (at_home[0], at_home[1].split(), at_home[2]), words
+            continue
+        assert there == at_home, words
+
+
+def test_status(afar: Afar, home: Path) -> None:
+    there = json.loads(said("status -o json", afar.environment())[1])
+    here = json.loads(said("status -o json", {"FLEET_HOME": str(home)})[1])
+    assert there["registry"] == here["registry"]
+    assert (here["registry"]["models"], here["registry"]["operators"]) == (1, 2)
+    assert there["uptime_seconds"] > 0
+    assert "tls" in there
+    assert said("status", afar.environment())[0] == 0
+
+
+def test_what_a_role_lacks_is_told(afar: Afar) -> None:
+    code, _, complaint = said("device add cam-1 --model default", afar.environment("eve"))
+    assert code == 1
+    assert "the role viewer does not have the permission device.create" in complaint
+    assert said("device list", afar.environment("eve"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"FLEET_CERT": None}, 2, "--cert"),
+        ({"FLEET_CERT": "nowhere.pem"}, 1, "no such file or directory (nowhere.pem)"),
+        ({"FLEET_CA": None}, 1, "is not trusted"),
+        ({"FLEET_URL": "http://localhost:1"}, 1, "Write https://HOST:PORT"),
+        ({"FLEET_URL": "https://localhost:1"}, 1, "cannot be reached: Connection refused"),
+        ({"FLEET_HOME": "nowhere"}, 2, "and not both"),
+    ],
+)
+def test_what_is_wrong_with_the_way_there(afar: Afar, changes: dict[str, str | None], code: int, says: str) -> None:
+    merged = {**afar.environment(), **changes}
+    environment = {name: value for name, value in merged.items() if value is not None}
+    found, _, complaint = said("model list", environment)
+    assert (found, "Traceback" in complaint) == (code, False), complaint
+    assert says in complaint
+    assert len(complaint.splitlines()) == 1 or code == 2
+
+
+def test_the_command_line_counts_before_the_environment(afar: Afar, home: Path) -> None:
+    assert said(f"model list --url {afar.served.endpoints['http']}", {**afar.environment(), "FLEET_HOME": "x"})[0] == 0
+    code, _, complaint = said("model list --home nowhere", afar.environment())
+    assert code == 1
+    assert "nowhere is not a fleet home" in complaint
+
+
+def test_a_revoked_operator_is_told_so(afar: Afar, home: Path) -> None:
+    fleet(home, "operator", "revoke", "bob")
+    code, _, complaint = said("model list", afar.environment())
+    assert code == 1
+    assert "the certificate presented is revoked" in complaint
+
+
+@pytest.mark.parametrize(("listener", "lets_in"), [("est", False), ("mqtt", False), ("http", True)])
+def test_an_operators_certificate_opens_no_other_door(afar: Afar, listener: str, lets_in: bool) -> None:
+    context = ssl.create_default_context(cafile=afar.folder / "ca.pem")
+    context.load_cert_chain(afar.folder / "bob.pem", afar.folder / "bob.key")
+    host, port = afar.served.address(listener)
+    heard = b""
+    with (
+        socket.create_connection((host, port), 10) as raw,
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        tls.sendall(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        heard = tls.recv(4096)
+    assert heard.startswith(b"HTTP/1.1 200 OK") == lets_in
+    assert bool(heard) == lets_in
+    if not lets_in:
+        afar.served.wait_for_line("event=tls.refused")

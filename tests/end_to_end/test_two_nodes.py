@@ -1,0 +1,116 @@
+"""Two `fleet serve` on one PostgreSQL: whichever node is asked, there is one fleet."""
+
+import json
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from device_agent.errors import EstRefused
+from device_agent.est_client import EstClient
+from fleet.wire.mqtt.codes import V311
+from tests.end_to_end.test_device_life import DEVICE, LiveDevice, csr_for, mqtt_answer, renewal_with
+from tests.postgres_server import PASSWORD, PostgresServer, running_postgres
+from tests.serving import Served, fleet
+
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture
+def own_server(postgres_programs: Path) -> Iterator[PostgresServer]:
+    """A cluster that this test may stop."""
+    with running_postgres(postgres_programs) as server:
+        yield server
+
+
+@pytest.fixture
+def nodes(own_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Served]]:
+    """Two nodes: two homes with the same CAs and the same database."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    home = tmp_path / "node 0"
+    fleet(home, "init", str(home), "--database", own_server.tcp_url(own_server.make_database()))
+    shutil.copytree(home, tmp_path / "node 1")
+    served = [Served(tmp_path / f"node {n}", tmp_path / f"ready {n}.json").start() for n in range(2)]
+    yield served
+    for each in served:
+        each.stop()
+
+
+@contextmanager
+def session(served: Served, device: LiveDevice) -> Iterator[ssl.SSLSocket]:
+    """An MQTT session of the device at this node."""
+    host, port = served.address("mqtt")
+    context = ssl.create_default_context(cafile=served.ca_file)
+    context.load_cert_chain(*device.pair())
+    name = device.name.encode()
+    body = b"\x00\x04MQTT" + bytes((V311,)) + b"\x02\x00\x3c" + len(name).to_bytes(2, "big") + name
+    with (
+        socket.create_connection((host, port), PATIENCE_SECONDS) as raw,
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        tls.sendall(b"\x10" + bytes((len(body),)) + body)
+        assert tls.recv(4) == b"\x20\x02\x00\x00"  # CONNACK, accepted
+        yield tls
+
+
+def ends(tls: ssl.SSLSocket) -> bool:
+    """Whether the other side ends it, as it must: waits for that."""
+    try:
+        return tls.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_revocation_on_one_node_cuts_the_session_on_the_other(nodes: list[Served], tmp_path: Path) -> None:
+    first, second = nodes
+    device = LiveDevice(first, tmp_path)  # enrolled at the first node
+    with session(second, device) as tls:
+        begun = time.monotonic()
+        fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
+        assert ends(tls)
+        print(f"from the start of `fleet device revoke` to the cut: {time.monotonic() - begun:.2f} s")
+    assert mqtt_answer(second, device.pair(), DEVICE) == 5  # not authorised
+    assert mqtt_answer(first, device.pair(), DEVICE) == 5
+    with pytest.raises(EstRefused):
+        renewal_with(second, device.pair()).simplereenroll(csr_for(DEVICE))
+    verified = [json.loads(fleet(node.home, "audit", "verify", "-o", "json")) for node in nodes]
+    assert verified[0]["rows"] <= verified[1]["rows"]
+
+
+def test_a_token_is_spent_once_at_whichever_node(nodes: list[Served], tmp_path: Path) -> None:
+    first, second = nodes
+    fleet(first.home, "device", "add", DEVICE, "--model", "default")
+    token = fleet(second.home, "token", "create", "--device", DEVICE).strip()
+
+    def enroll(node: Served) -> None:
+        client = EstClient(node.est, node.ca_file, basic=(DEVICE, token), patience_seconds=0)
+        client.simpleenroll(csr_for(DEVICE))
+
+    enroll(second)
+    for node in nodes:
+        with pytest.raises(EstRefused):
+            enroll(node)
+    shown = json.loads(fleet(first.home, "device", "show", DEVICE, "-o", "json"))
+    assert len(shown["certificates"]) == 1
+
+
+def test_nodes_outlive_a_restart_of_the_database(
+    nodes: list[Served], own_server: PostgresServer, tmp_path: Path
+) -> None:
+    first, second = nodes
+    device = LiveDevice(first, tmp_path)
+    with session(second, device) as tls:
+        own_server.stop()
+        first.wait_for_line("event=feed.broken")
+        assert mqtt_answer(first, device.pair(), DEVICE) != 0  # nobody is let in while nobody can be asked
+        own_server.start()
+        fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
+        assert ends(tls)  # though the node had lost its feed meanwhile
+    assert first.stop() == 0
+    own_server.stop()
+    assert second.stop() == 0  # in good time, though its database is gone

@@ -1,0 +1,85 @@
+"""A house with something of everything in it, and clients of every kind to call its admin API."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fleet.domain.access import Act, Role
+from fleet.services.operators import revoke_operator
+from tests.servers.est_house import Answer, House, Identity, KeptAlive, open_house
+
+LIFE = timedelta(minutes=5)
+
+
+class Client:
+    """Calls the admin API as one holder, on one connection."""
+
+    def __init__(self, house: House, identity: Identity | None) -> None:
+        self._connection = KeptAlive(house, identity, "admin")
+
+    async def send(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """`body`: bytes as they are, anything else as JSON."""
+        given = dict(headers or {})
+        raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        if raw and "Content-Type" not in given:
+            given["Content-Type"] = "application/json"
+        return await self._connection.send(method, path, raw, given)
+
+    async def ask(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Status and JSON of the answer."""
+        answer = await self.send(method, path, body, headers)
+        return answer.status, json.loads(answer.body or b"null")
+
+    async def get(self, path: str) -> Any:
+        """The JSON at `path`, which must be there."""
+        status, value = await self.ask("GET", path)
+        assert status == 200, value
+        return value
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass
+class AdminHouse:
+    """Models cam and pump; devices cam-1 (enrolled), cam-2, pump-1; stations line-1 (cam) and line-2 (pump)."""
+
+    house: House
+    device: Identity
+    station: Identity
+    clients: dict[str, Client]
+
+    def client(self, identity: Identity | None) -> Client:
+        made = Client(self.house, identity)
+        self.clients[f"{len(self.clients)}"] = made
+        return made
+
+    async def operator(self, name: str, role: Role = Role.ADMIN, models: tuple[str, ...] = ()) -> Client:
+        return self.client(await self.house.operator(name, role, models))
+
+    async def revoke(self, name: str) -> None:
+        await revoke_operator(self.house.registry, name, act=Act("test", self.house.clock()))
+
+
+@asynccontextmanager
+async def open_admin_house(folder: Path, **options: Any) -> AsyncIterator[AdminHouse]:
+    async with open_house(folder, **options) as house:
+        device = await house.enrolled("cam-1", serial="SN 1")
+        await house.device("cam-2")
+        await house.device("pump-1", "pump")
+        station = await house.station("line-1")
+        await house.station("line-2", ("pump",))
+        opened = AdminHouse(house, device, station, {})
+        try:
+            yield opened
+        finally:
+            for client in opened.clients.values():
+                client.close()

@@ -1,0 +1,238 @@
+"""Changing things over the API: conditions, idempotency, and what the audit says of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.access import Role
+from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
+    async with open_admin_house(tmp_path) as house:
+        yield house
+
+
+@pytest.fixture
+async def admin(house: AdminHouse) -> Client:
+    return await house.operator("bob")
+
+
+async def last_entry(house: AdminHouse) -> tuple[str, str, str, str, str]:
+    """The newest audit row: actor, action, subject, outcome, address."""
+    (row,) = await house.house.registry.audit(after=await house.house.registry.last_audit() - 1)
+    e = row.entry
+    return e.actor, e.action, e.subject, e.outcome, e.address
+
+
+class TestModels:
+    async def test_a_models_life(self, house: AdminHouse, admin: Client) -> None:
+        new = {"name": "valve", "lifetime_seconds": 3600, "publish": ["up/{id}"], "subscribe": [], "retain": True}
+        status, made = await admin.ask("POST", "/v1/models", new)
+        assert status == 201
+        assert made == {**new, "key_types": ["EC-P256", "EC-P384"], "revision": 1}
+        assert await last_entry(house) == ("operator bob", "model.add", "model valve", "ok", "127.0.0.1")
+        patched = await admin.send("PATCH", "/v1/models/valve", {"retain": False}, {"If-Match": '"1"'})
+        assert (patched.status, patched.header("ETag")) == (200, '"2"')
+        assert json.loads(patched.body) == {**made, "retain": False, "revision": 2}
+        status, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
+        usual = {"lifetime_seconds": 7776000, "publish": ["devices/{id}/up/#"], "subscribe": ["devices/{id}/down/#"]}
+        assert (status, replaced) == (200, {**made, **usual, "retain": False, "revision": 3})
+        assert await admin.get("/v1/models/valve") == replaced
+        assert (await admin.ask("POST", "/v1/models", new))[1]["code"] == "model-exists"
+
+    async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
+        for body, code in (
+            ({"name": "valve", "publish": ["a/#/b"]}, "bad-topic-filter"),
+            ({"name": "valve", "lifetime_seconds": 59}, "bad-request"),
+            ({"name": "a/b"}, "bad-request"),
+            ({"name": "valve", "key_types": ["RSA-512"]}, "bad-request"),
+            ({"name": "valve", "colour": "red"}, "bad-request"),
+            ({}, "bad-request"),
+        ):
+            status, problem = await admin.ask("POST", "/v1/models", body)
+            assert (status, problem["code"]) == (400, code), body
+        assert (await admin.ask("GET", "/v1/models/valve"))[0] == 404
+
+
+class TestConditions:
+    async def test_a_change_names_what_it_is_for(self, admin: Client) -> None:
+        for method, path in (("PUT", "/v1/models/cam"), ("PATCH", "/v1/models/cam"), ("PATCH", "/v1/devices/cam-1")):
+            etag = (await admin.send("GET", path)).header("ETag")
+            body: object = {"groups": []} if "devices" in path else {"retain": True}
+            assert (await admin.ask(method, path, body))[1]["code"] == "if-match-needed"
+            for stale in ('"7"', f"W/{etag}", '"1x"'):
+                status, problem = await admin.ask(method, path, body, {"If-Match": stale})
+                assert (status, problem["code"]) == (412, "changed-meanwhile")
+            assert (await admin.ask(method, path, body, {"If-Match": "1"}))[1]["code"] == "bad-etag"
+            on_two_lines = {"If-Match": f'"9"\r\nIf-Match: {etag}'}
+            assert (await admin.ask(method, path, body, on_two_lines))[0] == 200
+
+    async def test_the_registry_decides_a_race(self, house: AdminHouse) -> None:
+        clients = [await house.operator(f"bob-{n}") for n in range(4)]
+        changes = [
+            client.ask("PATCH", "/v1/devices/cam-2", {"tags": {"n": str(n)}}, {"If-Match": '"1"'})
+            for n, client in enumerate(clients)
+        ]
+        answers = await asyncio.gather(*changes)
+        assert sorted(status for status, _ in answers) == [200, 412, 412, 412]
+        (winner,) = [value for status, value in answers if status == 200]
+        assert await clients[0].get("/v1/devices/cam-2") == winner
+
+    async def test_a_move_may_name_it_too(self, admin: Client) -> None:
+        path = "/v1/devices/cam-2/suspend"
+        assert (await admin.ask("POST", path, headers={"If-Match": '"9"'}))[0] == 412
+        assert (await admin.ask("POST", path, headers={"If-Match": '"1"'}))[0] == 200
+
+    async def test_what_is_known_is_not_sent_again(self, house: AdminHouse, admin: Client) -> None:
+        serial = f"{house.device.certificate.serial_number:x}"
+        for path in ("/v1/devices/cam-2", "/v1/models/cam", f"/v1/credentials/{serial}", "/v1/openapi.json"):
+            etag = (await admin.send("GET", path)).header("ETag")
+            assert etag
+            for header in (etag, f'"x", W/{etag}', "*"):
+                again = await admin.send("GET", path, headers={"If-None-Match": header})
+                assert (again.status, again.body, again.header("ETag")) == (304, b"", etag), path
+            assert (await admin.send("GET", path, headers={"If-None-Match": '"x"'})).status == 200
+
+
+class TestDevices:
+    async def test_a_devices_life(self, house: AdminHouse, admin: Client) -> None:
+        made = await admin.send("POST", "/v1/devices", {"id": "cam:9", "model": "cam", "hardware_serial": "SN 9"})
+        assert (made.status, made.header("Location"), made.header("ETag")) == (201, "/v1/devices/cam%3A9", '"1"')
+        for path in ("/v1/devices/cam:9", "/v1/devices/cam%3A9"):
+            assert await admin.get(path) == json.loads(made.body)
+        for verb, state in (("suspend", "suspended"), ("resume", "registered"), ("revoke", "revoked")):
+            status, moved = await admin.ask("POST", f"/v1/devices/cam:9/{verb}", {"reason": "odd traffic"})
+            assert (status, moved["state"]) == (200, state)
+            expected = ("operator bob", f"device.{verb}", "device cam:9", "ok", "127.0.0.1")
+            assert await last_entry(house) == expected
+        assert (await admin.ask("POST", "/v1/devices/cam:9/resume"))[1]["code"] == "device-not-suspended"
+        assert (await admin.ask("POST", "/v1/devices/cam:9/retire"))[1]["state"] == "retired"
+
+    async def test_a_merge_patch_of_tags(self, admin: Client) -> None:
+        async def patch(body: object) -> tuple[object, object]:
+            kind = {"If-Match": "*", "Content-Type": "application/merge-patch+json"}
+            status, device = await admin.ask("PATCH", "/v1/devices/cam-2", body, kind)
+            assert status == 200, device
+            return device["tags"], device["groups"]
+
+        assert await patch({"tags": {"site": "essen", "floor": "2"}}) == ({"site": "essen", "floor": "2"}, [])
+        assert await patch({"groups": ["b", "a"]}) == ({"site": "essen", "floor": "2"}, ["a", "b"])
+        assert await patch({"tags": {"floor": None, "x": None}, "groups": []}) == ({"site": "essen"}, [])
+
+    async def test_tags_have_limits(self, admin: Client) -> None:
+        for tags, code in (
+            ({"1": "x"}, "bad-request"),
+            ({"a": ""}, "bad-request"),
+            ({"a": " x"}, "bad-tag"),
+            ({"a": "x\n"}, "bad-request"),
+            ({f"a{n}": "x" for n in range(33)}, "bad-request"),
+        ):
+            status, problem = await admin.ask("PATCH", "/v1/devices/cam-2", {"tags": tags}, {"If-Match": "*"})
+            assert (status, problem["code"]) == (400, code), tags
+
+
+class TestIdempotency:
+    async def test_the_same_request_gets_the_same_answer(self, house: AdminHouse, admin: Client) -> None:
+        requests = (
+            ("/v1/models", {"name": "valve"}),
+            ("/v1/devices", {"id": "cam-9", "model": "cam"}),
+            ("/v1/devices/cam-9/suspend", {"reason": "lost"}),
+            ("/v1/devices/cam-9/revoke", None),
+        )
+        for n, (path, body) in enumerate(requests):
+            key = {"Idempotency-Key": f"key-{n}"}
+            first = await admin.send("POST", path, body, key)
+            rows = await house.house.registry.last_audit()
+            again = await admin.send("POST", path, body, key)
+            assert first.status in (200, 201)
+            for name in ("Content-Type", "ETag", "Location"):
+                assert again.header(name) == first.header(name)
+            assert (again.status, again.body) == (first.status, first.body)
+            assert await house.house.registry.last_audit() == rows
+
+    async def test_the_same_key_for_another_request(self, house: AdminHouse, admin: Client) -> None:
+        key = {"Idempotency-Key": "k"}
+        assert (await admin.ask("POST", "/v1/devices", {"id": "cam-9", "model": "cam"}, key))[0] == 201
+        for path, body in (("/v1/devices", {"id": "cam-8", "model": "cam"}), ("/v1/tokens", {"model": "cam"})):
+            status, problem = await admin.ask("POST", path, body, key)
+            assert (status, problem["code"]) == (422, "idempotency-key-reused")
+        other = await house.operator("alice")
+        assert (await other.ask("POST", "/v1/devices", {"id": "cam-8", "model": "cam"}, key))[0] == 201
+
+    async def test_a_tokens_secret_is_kept_nowhere(self, house: AdminHouse, admin: Client) -> None:
+        key = {"Idempotency-Key": "k"}
+        status, first = await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key)
+        secret = first.pop("token").partition(".")[2]
+        assert status == 201
+        assert len(secret) > 40
+        status, again = await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key)
+        assert "shown once" in again.pop("note")
+        assert (status, again) == (201, first)
+        kept = await house.house.registry.answer("operator bob", "k")
+        assert kept is not None
+        assert secret not in kept.body
+        rows = await house.house.registry.audit()
+        assert secret not in str(rows)
+
+    async def test_two_at_once_are_done_once(self, house: AdminHouse) -> None:
+        identity = await house.house.operator("bob")
+        clients = [house.client(identity) for _ in range(6)]
+        key = {"Idempotency-Key": "k"}
+        before = await house.house.registry.last_audit()
+        answers = await asyncio.gather(*(c.ask("POST", "/v1/tokens", {"model": "cam"}, key) for c in clients))
+        assert {status for status, _ in answers} == {201}
+        assert len({value["id"] for _, value in answers}) == 1
+        assert sum("token" in value for _, value in answers) == 1
+        moves = await asyncio.gather(
+            *(c.ask("POST", "/v1/devices/cam-2/revoke", headers={"Idempotency-Key": "m"}) for c in clients)
+        )
+        assert {(status, value["state"]) for status, value in moves} == {(200, "revoked")}
+        assert await house.house.registry.last_audit() == before + 2
+
+    async def test_a_refused_request_leaves_its_key_free(self, admin: Client) -> None:
+        key = {"Idempotency-Key": "k"}
+        assert (await admin.ask("POST", "/v1/devices", {"id": "cam-9", "model": "valve"}, key))[0] == 404
+        await admin.ask("POST", "/v1/models", {"name": "valve"})
+        assert (await admin.ask("POST", "/v1/devices", {"id": "cam-9", "model": "valve"}, key))[0] == 201
+
+    async def test_a_day_later_it_is_forgotten(self, house: AdminHouse, admin: Client) -> None:
+        key = {"Idempotency-Key": "k"}
+        assert (await admin.ask("POST", "/v1/tokens", {"model": "cam"}, key))[0] == 201
+        house.house.now = house.house.clock() + timedelta(hours=24, seconds=1)
+        later = house.client(await house.house.operator("alice"))
+        assert (await later.ask("POST", "/v1/tokens", {"model": "cam"}, {"Idempotency-Key": "l"}))[0] == 201
+        assert await house.house.registry.answer("operator bob", "k") is None
+        assert (await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key))[0] == 201
+
+    async def test_a_key_has_a_form(self, admin: Client) -> None:
+        for key in ("a b", "a\r\nIdempotency-Key: b", "k" * 129, "é".encode().decode("latin-1")):
+            status, problem = await admin.ask("POST", "/v1/tokens", {"model": "cam"}, {"Idempotency-Key": key})
+            assert (status, problem["code"]) == (400, "bad-idempotency-key")
+
+
+async def test_a_tokens_life(house: AdminHouse, admin: Client) -> None:
+    status, made = await admin.ask("POST", "/v1/tokens", {"model": "cam", "uses": 3, "ttl_seconds": 60})
+    assert (status, made["uses_max"], made["state"]) == (201, 3, "open")
+    assert made["token"].startswith(f"{made['id']}.")
+    (listed, *_) = (await admin.get("/v1/tokens"))["items"]
+    assert "token" not in listed
+    status, revoked = await admin.ask("POST", f"/v1/tokens/{made['id']}/revoke")
+    assert (status, revoked["state"]) == (200, "revoked")
+    assert await last_entry(house) == ("operator bob", "token.revoke", f"token {made['id']}", "ok", "127.0.0.1")
+    assert (await admin.ask("POST", f"/v1/tokens/{made['id']}/revoke"))[1]["code"] == "token-gone"
+    for body in ({}, {"model": "cam", "device": "cam-1"}, {"model": "cam", "uses": 0}, {"model": "cam", "uses": True}):
+        assert (await admin.ask("POST", "/v1/tokens", body))[0] == 400
+
+
+async def test_a_factory_makes_devices_and_tokens(house: AdminHouse) -> None:
+    line = await house.operator("line-1", Role.FACTORY, ("cam",))
+    assert (await line.ask("POST", "/v1/devices", {"id": "cam-9", "model": "cam"}))[0] == 201
+    assert (await line.ask("POST", "/v1/tokens", {"device": "cam-9"}))[0] == 201
+    assert {d["id"] for d in (await line.get("/v1/devices"))["items"]} == {"cam-1", "cam-2", "cam-9"}
+    assert (await line.ask("POST", "/v1/devices/cam-9/revoke"))[1]["code"] == "role-not-enough"

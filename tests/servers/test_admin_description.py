@@ -1,0 +1,182 @@
+"""The API's description: that it is one, that it names everything, and that the answers are as it says."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from fleet.domain.device import Model
+from fleet.servers.admin.routes import JSON, Route
+from fleet.servers.admin.schema_check import check
+from fleet.servers.admin.schemas import COMPONENTS, ref
+from fleet.servers.admin.shapes import model_json
+from fleet.servers.admin.table import ROUTES
+from fleet.servers.http import HttpRefused
+from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.est_house import Answer
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
+    async with open_admin_house(tmp_path) as house:
+        yield house
+
+
+@pytest.fixture
+async def admin(house: AdminHouse) -> Client:
+    return await house.operator("bob")
+
+
+def validator(schema: dict[str, Any]) -> Any:
+    """A judge that is not ours, with the formats held to as well."""
+    whole = {**schema, "components": {"schemas": COMPONENTS}}
+    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+
+
+def described(document: dict[str, Any], route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = document["paths"][route.template][route.method.lower()]
+    return operation
+
+
+def judge(document: dict[str, Any], route: Route, answer: Answer) -> None:
+    """Status, media type, headers and body of `answer` are among those that the description names."""
+    told = described(document, route)["responses"][str(answer.status)]
+    kind = answer.header("Content-Type")
+    assert kind in told["content"], (route.name, answer.status)
+    for name, header in told.get("headers", {}).items():
+        assert not header["required"] or answer.header(name), (route.name, name)
+    if "json" in str(kind):
+        validator(told["content"][kind]["schema"]).validate(json.loads(answer.body))
+
+
+async def test_it_names_every_route(admin: Client) -> None:
+    document = await admin.get("/v1/openapi.json")
+    assert document["openapi"] == "3.1.0"
+    names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert sorted(names) == sorted(route.name for route in ROUTES)
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(schema)
+
+
+async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> None:
+    """A good request and a bad one to every route, and a stranger's."""
+    document = await admin.get("/v1/openapi.json")
+    token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
+    serial = f"{house.device.certificate.serial_number:x}"
+    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token}
+    missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12}
+    bodies: dict[str, object] = {
+        "create_model": {"name": "valve"},
+        "replace_model": {"retain": True},
+        "patch_model": {"retain": True},
+        "create_device": {"id": "cam-9", "model": "cam"},
+        "patch_device": {"tags": {"site": "essen"}, "groups": ["a"]},
+        "create_token": {"model": "cam"},
+    }
+    stranger = house.client(None)
+    for route in ROUTES:
+        if route.streams:
+            continue
+        body = bodies.get(route.name)
+        for parameters in (good, missing):
+            path = route.template.format(**parameters)
+            answer = await admin.send(route.method, path, body, {"If-Match": "*"})
+            judge(document, route, answer)
+            if parameters == good:
+                assert answer.status == route.status or route.name.startswith(("resume", "retire")), route.name
+        judge(document, route, await admin.send(route.method, f"{path}?colour=red", body, {"If-Match": "*"}))
+        judge(document, route, await admin.send(route.method, path, body, {"If-Match": "*", "Accept": "text/csv"}))
+        judge(document, route, await stranger.send(route.method, path, body))
+        if route.takes is not None:
+            judge(document, route, await admin.send(route.method, path, b"{", {"If-Match": "*"}))
+            plain = {"If-Match": "*", "Content-Type": "text/plain"}
+            judge(document, route, await admin.send(route.method, path, b"{}", plain))
+            judge(document, route, await admin.send(route.method, path, body))
+
+
+async def test_every_form_of_a_certificate_is_named(admin: Client) -> None:
+    (route,) = (route for route in ROUTES if route.name == "get_credential")
+    document = await admin.get("/v1/openapi.json")
+    assert list(described(document, route)["responses"]["200"]["content"]) == list(route.media_types)
+    assert route.media_types[0] == JSON
+
+
+GOOD = {
+    "name": "m",
+    "lifetime_seconds": 60,
+    "key_types": ["Ed25519"],
+    "publish": ["a"],
+    "subscribe": [],
+    "retain": True,
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        GOOD,
+        {"name": "m"},
+        {"name": "m", "lifetime_seconds": 60.0},
+        {},
+        [],
+        None,
+        "m",
+        {"name": "m", "x": 1},
+        {"name": 5},
+        {"name": "m\n"},
+        {"name": "m", "lifetime_seconds": 59},
+        {"name": "m", "lifetime_seconds": 60.5},
+        {"name": "m", "lifetime_seconds": True},
+        {"name": "m", "lifetime_seconds": "60"},
+        {"name": "m", "key_types": []},
+        {"name": "m", "key_types": ["DSA"]},
+        {"name": "m", "publish": [""]},
+        {"name": "m", "publish": ["a" * 1025]},
+        {"name": "m", "publish": ["a"] * 65},
+        {"name": "m", "retain": 1},
+        {"name": "m", "retain": None},
+    ],
+    ids=str,
+)
+def test_our_own_check_agrees_with_a_real_one(value: object) -> None:
+    schema = ref("NewModel")
+    fits = True
+    try:
+        check(value, schema, "The body")
+    except HttpRefused:
+        fits = False
+    assert fits == validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"tags": {}},
+        {"tags": {"a": None, "b": "x"}},
+        {"groups": ["a", "b"]},
+        {},
+        {"tags": {"1": "x"}},
+        {"tags": {"a": 1}},
+        {"tags": {"a": ""}},
+        {"tags": {f"a{n}": "x" for n in range(33)}},
+        {"tags": None},
+        {"groups": ["a/b"]},
+        {"groups": [f"g{n}" for n in range(17)]},
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_and_on_tags(value: object) -> None:
+    schema = ref("DeviceChanges")
+    fits = True
+    try:
+        check(value, schema, "The body")
+    except HttpRefused:
+        fits = False
+    assert fits == validator(schema).is_valid(value)
+
+
+def test_a_model_fits_its_schema() -> None:
+    validator(ref("Model")).validate(model_json(Model("m")))

@@ -1,0 +1,261 @@
+"""Every route against every kind of caller. A route that is not in MAY fails here: nothing is open by default."""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fleet.ca.keys import generate_key
+from fleet.domain.access import Operator, Permission, Role
+from fleet.domain.changes import AddCredential, AddOperator, AuditEntry, Change, Write
+from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.enrollment import IssuePermit, permit_operator
+from fleet.domain.errors import Refused
+from fleet.servers.admin.routes import Door, Route
+from fleet.servers.admin.table import ROUTES
+from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.est_house import Identity, Key
+
+EVERYBODY = frozenset({"nobody", "device", "station", "viewer", "operator", "admin", "factory", "held"})
+HOLDERS = EVERYBODY - {"nobody"}
+OPERATORS = frozenset({"viewer", "operator", "admin", "factory", "held"})
+
+# "held": an admin who is held to the model cam. "factory" is held to cam, too.
+MAY: dict[str, frozenset[str]] = {
+    "health": EVERYBODY,
+    "whoami": HOLDERS,
+    "openapi": OPERATORS,
+    "status": frozenset({"station", "viewer", "operator", "admin"}),
+    "list_models": OPERATORS,
+    "get_model": OPERATORS,
+    "create_model": frozenset({"admin"}),
+    "replace_model": frozenset({"admin", "held"}),
+    "patch_model": frozenset({"admin", "held"}),
+    "list_devices": OPERATORS,
+    "get_device": OPERATORS,
+    "create_device": frozenset({"operator", "admin", "factory", "held"}),
+    "patch_device": frozenset({"operator", "admin", "held"}),
+    "suspend_device": frozenset({"operator", "admin", "held"}),
+    "resume_device": frozenset({"operator", "admin", "held"}),
+    "revoke_device": frozenset({"operator", "admin", "held"}),
+    "retire_device": frozenset({"operator", "admin", "held"}),
+    "list_device_credentials": OPERATORS,
+    "get_credential": OPERATORS,
+    "list_tokens": OPERATORS,
+    "create_token": frozenset({"operator", "admin", "factory", "held"}),
+    "revoke_token": frozenset({"operator", "admin", "held"}),
+    "list_stations": OPERATORS - {"factory"},
+    "list_operators": frozenset({"viewer", "operator", "admin"}),
+    "list_audit": frozenset({"viewer", "operator", "admin"}),
+    "follow_events": OPERATORS - {"factory"},
+}
+
+# A request that is well-formed, so that whoever is let in gets an answer of another kind than 401 and 403.
+PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000"}
+BODIES: dict[str, object] = {
+    "create_model": {"name": "valve"},
+    "replace_model": {},
+    "patch_model": {"retain": True},
+    "create_device": {"id": "cam-9", "model": "cam"},
+    "patch_device": {"groups": ["a"]},
+    "create_token": {"model": "cam"},
+}
+OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000"}
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
+    async with open_admin_house(tmp_path) as house:
+        yield house
+
+
+async def status_of(client: Client, route: Route, parameters: dict[str, str] = PARAMETERS) -> int:
+    path = route.template.format(**parameters)
+    if route.streams:
+        path += "?after=999999"  # 410 for whoever is let in, and no stream to wait for
+    answer = await client.send(route.method, path, BODIES.get(route.name), {"If-Match": "*"})
+    return answer.status
+
+
+def test_every_route_is_in_the_matrix() -> None:
+    assert {route.name for route in ROUTES} == set(MAY)
+    assert len({(route.method, route.template) for route in ROUTES}) == len(ROUTES)
+
+
+def test_every_change_takes_a_permission() -> None:
+    for route in ROUTES:
+        assert isinstance(route.access, Permission | Door)
+        if route.method != "GET":
+            assert isinstance(route.access, Permission), route.name
+
+
+async def test_every_route_against_every_kind_of_caller(house: AdminHouse) -> None:
+    callers = {
+        "nobody": house.client(None),
+        "device": house.client(house.device),
+        "station": house.client(house.station),
+        "held": await house.operator("held", Role.ADMIN, ("cam",)),
+        "factory": await house.operator("factory", Role.FACTORY, ("cam",)),
+    }
+    for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN):
+        callers[role.value] = await house.operator(role.value, role)
+    assert set(callers) == EVERYBODY
+    for route in ROUTES:
+        for who, client in callers.items():
+            status = await status_of(client, route)
+            if who not in MAY[route.name]:
+                assert status == (401 if who == "nobody" else 403), (route.name, who)
+            else:
+                assert status in (200, 201, 404, 409, 410), (route.name, who, status)
+
+
+async def test_whoever_is_out_is_out_everywhere(house: AdminHouse) -> None:
+    """A revoked operator, one whom nobody has recorded, and one whose certificate comes from the wrong CA."""
+    revoked = await house.operator("gone")
+    assert (await revoked.ask("GET", "/v1/models"))[0] == 200
+    await house.revoke("gone")
+    callers = {
+        "revoked": (revoked, 403),
+        "unrecorded": (house.client(forged(house)), 401),
+        "device in the registry, operator by its chain": (house.client(await crossed(house, "crossed-1")), 401),
+    }
+    for route in ROUTES:
+        for who, (client, expected) in callers.items():
+            status = await status_of(client, route)
+            assert status == (200 if route.access is Door.ANYBODY else expected), (route.name, who)
+
+
+def permit_for(house: AdminHouse, name: str) -> tuple[IssuePermit, Key]:
+    """Leave for an operator's certificate, and the key that it is for."""
+    key, now = generate_key(), house.house.clock()
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = hashlib.sha256(spki).digest()
+    return permit_operator(Operator(name, Role.ADMIN, now), spki, digest, now + timedelta(days=1), now), key
+
+
+def identity_of(house: AdminHouse, credential: Credential, key: Key) -> Identity:
+    return house.house.identity(x509.load_der_x509_certificate(credential.der), key)
+
+
+async def record(house: AdminHouse, *writes: Write) -> None:
+    await house.house.registry.commit(Change(AuditEntry(house.house.clock(), "test", "test", "test", "ok"), writes))
+
+
+async def test_an_operator_needs_the_chain_and_the_record(house: AdminHouse) -> None:
+    """One that is an operator by the registry, but comes with a certificate of the devices' CA."""
+    permit, key = permit_for(house, "mallory")
+    now = house.house.clock()
+    as_device = house.house.issuer.issue(replace(permit, kind=CredentialKind.DEVICE), now)
+    operator = Operator("mallory", Role.ADMIN, now)
+    await record(house, AddOperator(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
+    client = house.client(identity_of(house, as_device, key))
+    for route in ROUTES:
+        assert await status_of(client, route) == (200 if route.access is Door.ANYBODY else 401), route.name
+
+
+def forged(house: AdminHouse) -> Identity:
+    """Signed by the operators' CA, recorded nowhere."""
+    permit, key = permit_for(house, "bob")
+    return identity_of(house, house.house.operators_issuer.issue(permit, house.house.clock()), key)
+
+
+async def crossed(house: AdminHouse, name: str) -> Identity:
+    """Signed by the operators' CA, recorded as a device's."""
+    permit, key = permit_for(house, name)
+    await house.house.device(name)
+    made = house.house.operators_issuer.issue(permit, house.house.clock())
+    await record(house, AddCredential(replace(made, kind=CredentialKind.DEVICE)))
+    return identity_of(house, made, key)
+
+
+async def test_an_expired_operator_does_not_get_through_the_handshake(house: AdminHouse) -> None:
+    identity = await house.house.operator("brief", lifetime=timedelta(minutes=2))
+    early = house.client(identity)
+    assert (await early.ask("GET", "/v1/models"))[0] == 200
+    house.house.now = house.house.clock() + timedelta(minutes=3)
+    for route in ROUTES:  # the connection was opened in time: the registry's own check has to catch it
+        assert await status_of(early, route) == (200 if route.access is Door.ANYBODY else 403), route.name
+    with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+        await house.client(identity).ask("GET", "/v1/models")
+
+
+async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
+    """Single ones answer 404, like what does not exist; what is to be made under it answers 403."""
+    held = await house.operator("held", Role.ADMIN, ("cam",))
+    for route in ROUTES:
+        if route.path_parameters and route.path_parameters[0] in ("id", "name"):
+            assert await status_of(held, route, OTHERS) == 404, route.name
+    for model in ("pump", "no-such-model"):
+        assert await held.ask("POST", "/v1/devices", {"id": "x-1", "model": model}) == (
+            403,
+            {
+                "title": "Forbidden",
+                "status": 403,
+                "detail": f"This operator is held to other models than '{model}'.",
+                "code": "held-to-models",
+            },
+        )
+        assert (await held.ask("POST", "/v1/tokens", {"model": model}))[1]["code"] == "held-to-models"
+    assert (await held.ask("POST", "/v1/tokens", {"device": "pump-1"}))[0] == 404
+
+
+async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
+    held = await house.operator("held", Role.ADMIN, ("cam",))
+    both = await house.operator("both", Role.ADMIN, ("cam", "pump"))
+    admin = await house.operator("admin")
+    for model in ("cam", "pump"):
+        await admin.ask("POST", "/v1/tokens", {"model": model})
+    for device in ("cam-2", "pump-1"):
+        await admin.ask("POST", "/v1/tokens", {"device": device})
+    expected: dict[str, tuple[set[str], set[str]]] = {
+        "/v1/models": ({"cam"}, {"cam", "pump"}),
+        "/v1/devices": ({"cam-1", "cam-2"}, {"cam-1", "cam-2", "pump-1"}),
+        "/v1/devices?model=pump": (set(), {"pump-1"}),
+        "/v1/stations": ({"line-1"}, {"line-1", "line-2"}),
+    }
+    for path, (of_held, of_all) in expected.items():
+        for client, wanted in ((held, of_held), (both, of_all), (admin, of_all)):
+            items = (await client.get(path))["items"]
+            assert {item.get("id") or item.get("name") for item in items} == wanted, path
+    scopes = [{t["model"] or t["device"] for t in (await c.get("/v1/tokens"))["items"]} for c in (held, both, admin)]
+    everything = {"cam", "pump", "cam-1", "cam-2", "pump-1"}
+    assert scopes == [{"cam", "cam-1", "cam-2"}, everything, everything]
+
+
+async def test_a_certificate_of_another_model_is_not_there(house: AdminHouse) -> None:
+    held = await house.operator("held", Role.ADMIN, ("pump",))
+    admin = await house.operator("admin")
+    serials = {f"{identity.certificate.serial_number:x}" for identity in (house.device, house.station)}
+    for serial in serials:
+        assert (await admin.ask("GET", f"/v1/credentials/{serial}"))[0] == 200
+        assert (await held.ask("GET", f"/v1/credentials/{serial}"))[0] == 404
+
+
+async def test_a_refusal_is_in_the_audit_once_a_minute(house: AdminHouse) -> None:
+    viewer = await house.operator("viewer", Role.VIEWER)
+    for _ in range(3):
+        assert (await viewer.ask("POST", "/v1/models", {"name": "valve"}))[0] == 403
+    rows = [row.entry for row in await house.house.registry.audit() if row.entry.action == "api.call"]
+    assert [(row.actor, row.subject, row.outcome, row.address) for row in rows] == [
+        ("operator viewer", "POST /v1/models", "role-not-enough", "127.0.0.1")
+    ]
+
+
+async def test_operators_open_no_other_door(house: AdminHouse) -> None:
+    """The EST listener does not believe their CA; neither CA signs for the doors of the other."""
+    identity = await house.house.operator("bob")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await house.house.send("GET", "/.well-known/est/cacerts", identity=identity)
+    permit, _ = permit_for(house, "cam-1")
+    with pytest.raises(Refused, match="signs nothing for operator"):
+        house.house.issuer.issue(permit, house.house.clock())
+    for kind in (CredentialKind.DEVICE, CredentialKind.STATION):
+        with pytest.raises(Refused, match=f"signs nothing for {kind}"):
+            house.house.operators_issuer.issue(replace(permit, kind=kind), house.house.clock())

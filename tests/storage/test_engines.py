@@ -1,0 +1,54 @@
+"""What is asked of every engine beside the registry's contract: opening, the audit as a whole, how it stands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleet.database_url import parse_database_url
+from fleet.domain.changes import AddModel
+from fleet.domain.errors import NotFound
+from fleet.storage.engines import Place, open_engine, status_of
+from tests.storage.samples import MODEL, change
+
+
+def no_file(request: pytest.FixtureRequest) -> Place:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return folder / "registry.db"
+
+
+def empty_database(request: pytest.FixtureRequest) -> Place:
+    server = request.getfixturevalue("postgres_server")
+    return parse_database_url(server.url(server.make_database()))
+
+
+PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {"sqlite": no_file, "postgresql": empty_database}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Place:
+    """Where no registry is yet, for each engine."""
+    return PLACES[request.param](request)
+
+
+async def test_it_is_made_only_when_that_is_meant(place: Place) -> None:
+    with pytest.raises(NotFound) as caught:
+        await open_engine(place, create=False)
+    assert caught.value.code == "no-registry"
+    with pytest.raises(NotFound):
+        await status_of(place)
+    await (await open_engine(place)).close()
+    again = await open_engine(place, create=False)
+    await again.close()
+    await again.close()
+
+
+async def test_status(place: Place, request: pytest.FixtureRequest) -> None:
+    registry = await open_engine(place)
+    await registry.commit(change(AddModel(MODEL)))
+    found = await status_of(place)
+    await registry.close()
+    assert (found.where, found.schema) == (str(place), found.newest_schema)
+    assert found.engine in request.node.name
+    assert found.counts == {"devices": 0, "certificates": 0, "audit_rows": 1, "events": 0}
+    assert found.size_bytes > 0
