@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home import Home, revocation_log
-from fleet.services.remembering import catch_up
+from fleet.services.remembering import catch_up, ended
 from fleet.services.retention import Policy, Report, Retention
 from fleet.settings import Settings
 from fleet.storage.archive import Archive
@@ -37,6 +38,18 @@ async def retain(
     if done.events and not is_dry:
         await asyncio.to_thread(log.trim, await registry.first_event() - 1)
     return done
+
+
+@asynccontextmanager
+async def retaining_daily(
+    home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """While the block runs, the task that retains every day."""
+    task = asyncio.create_task(retain_daily(home, registry, settings, clock), name="retention")
+    try:
+        yield task
+    finally:
+        await ended(task)
 
 
 async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:

@@ -17,6 +17,8 @@ from fleet.database_url import parse_database_url
 
 DAYS_MAX = 36_500  # a century
 SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
+WORKERS_MAX = 256  # each takes 60 MB and a core when there is work
+WORKERS_AUTO = "auto"
 
 
 class SettingsError(Exception):
@@ -136,6 +138,8 @@ class Settings:
     mqtt: Address = Address("127.0.0.1", 8883)
     http: Address = Address("127.0.0.1", 8444)
     database: Database = Database()
+    workers: int = 1
+    """Processes that share the listeners; 0 for as many as there are cores."""
     upstream: Broker = Broker()
     handshake_seconds_max: float = 10.0
     half_open_max: int = 2000
@@ -193,10 +197,29 @@ def _count_between(low: int, high: int) -> Reader:
     return read
 
 
+def parse_workers(text: str) -> int:
+    """A number of worker processes, or `auto` (0) for one on each core.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    if text == WORKERS_AUTO:
+        return 0
+    if re.fullmatch(r"[0-9]{1,4}", text) and int(text) <= WORKERS_MAX:
+        return int(text)
+    raise ValueError(f'{text!r} is not a whole number from 0 to {WORKERS_MAX}, nor "{WORKERS_AUTO}"')
+
+
+def _workers(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f'must be a whole number from 0 to {WORKERS_MAX}, or "{WORKERS_AUTO}"')
+    return parse_workers(str(value))
+
+
 READERS: dict[str, dict[str, Reader]] = {
     "fleet": {"name": _text, "hosts": _texts},
     "listen": {"est": _address, "mqtt": _address, "http": _address},
     "registry": {"database": _database},
+    "serve": {"workers": _workers},
     "gateway": {"upstream": _broker, "sessions_max": _count_between(1, 1_000_000)},
     "limits": {
         "handshake_seconds_max": _number_between(0.5, 120),
@@ -234,6 +257,11 @@ http = {http}
 # the password in PGPASSWORD or ~/.pgpass, or "file:PATH" of a file (mode 600) that holds the whole URL.
 # FLEET_DATABASE in the environment goes before this.
 database = {database}
+
+[serve]
+# Processes that share the listeners, one core each; 0 or "auto" for as many as there are cores. The limits below
+# hold for each of them.
+workers = {workers}
 
 [gateway]
 # The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
@@ -291,9 +319,18 @@ def read_settings(file: Path) -> Settings:
         raise SettingsError(file, 0, f"is larger than {SETTINGS_SIZE_MAX} bytes")
     try:
         text = data.decode()
-        document = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise SettingsError(file, data.count(b"\n", 0, error.start) + 1, "is not UTF-8") from error
+    return parse_settings(text, file)
+
+
+def parse_settings(text: str, file: Path) -> Settings:
+    """The settings in `text`, which came from `file`.
+
+    Raises: SettingsError.
+    """
+    try:
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
         line = int(found[1]) if found else text.count("\n") + 1

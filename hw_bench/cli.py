@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
         f"Error: The Python module {error.name} is missing. Install the bench's part: pip install '.[bench]'."
     ) from error
 
+CRASH = "crash"  # the one scenario with options of its own
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 _PLAN = Plan()
 
@@ -75,15 +76,44 @@ def list_scenarios(output: str) -> None:
     show_default=True,
     help="Devices in the registry; for the scenario registry. Ten million take 12 GB of disk and some minutes.",
 )
+@click.option(
+    "--kills",
+    type=click.IntRange(min=1, max=1_000_000),
+    help=f"Of crash: how many processes are killed.  [default: {_PLAN.kills}]",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of crash: draw the same victims as the run that printed it.")
+@click.option(
+    "--database", metavar="URL", help=f"Of crash: the registry's engine under test.  [default: {_PLAN.database}]"
+)
 @output_option
 @click.pass_context
-def run(context: click.Context, name: str, seconds: float, rounds: int, devices: int, output: str) -> None:
+def run(
+    context: click.Context,
+    name: str,
+    seconds: float,
+    rounds: int,
+    devices: int,
+    kills: int | None,
+    seed: int | None,
+    database: str | None,
+    output: str,
+) -> None:
     """Measure NAME and report. Progress goes to stderr.
 
-    Whether goals were reached is in the report; the exit code says only whether the measurement could be taken.
+    Whether goals were reached is in the report; the exit code says only whether the measurement could be taken. A run
+    of crash has no goals: what does not hold after the kills fails it.
+
+    \b
+    hw-bench run handshakes --seconds 1 --rounds 1
+    hw-bench run crash --kills 1000 --seed 7
     """
+    given = {"--kills": kills, "--seed": seed, "--database": database}
+    foreign = [option for option, value in given.items() if value is not None and name != CRASH]
+    if foreign:
+        raise click.UsageError(f"{foreign[0]} is for {CRASH}, not for {name}.")
+    plan = Plan(seconds, rounds, devices, kills or _PLAN.kills, seed, database or _PLAN.database)
     try:
-        report = SCENARIOS[name].run(Plan(seconds, rounds, devices), lambda text: click.echo(text, err=True))
+        report = SCENARIOS[name].run(plan, lambda text: click.echo(text, err=True))
     except BenchError as error:
         raise click.ClickException(f"measuring {name}: {error}") from error
     except KeyboardInterrupt:

@@ -239,8 +239,9 @@ def lines(report: Report) -> list[str]:
     """The report for people."""
     text = [f"{report.scenario}: {report.description}", ""]
     text += [f"  {key}: {value}" for key, value in report.machine.items()]
-    text += [f"  {report.rounds} rounds of {report.seconds:g} s each, taking turns; medians (min to max)", ""]
-    text += _aligned(_rows(report))
+    if report.summaries:
+        text += [f"  {report.rounds} rounds of {report.seconds:g} s each, taking turns; medians (min to max)", ""]
+        text += _aligned(_rows(report))
     for one in report.ratios:
         text.append(
             f"  {one.subject} / {one.peer}, {_words(one.measure)}: {one.spread.median:.2f}x"

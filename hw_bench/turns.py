@@ -31,6 +31,12 @@ class Plan:
     """Turns of each contender."""
     devices: int = 100_000
     """In the registry that is measured, where one is."""
+    kills: int = 200
+    """Of a run that kills."""
+    seed: int | None = None
+    """Of its chance; None for a new one."""
+    database: str = "sqlite"
+    """The engine that it kills."""
 
 
 @dataclass(frozen=True, slots=True)

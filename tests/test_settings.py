@@ -69,6 +69,11 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
         ("[limits]\nhalf_open_max = true\n", 2, "limits.half_open_max must be a whole number"),
         ("[limits]\nhandshake_seconds_max = nan\n", 2, "limits.handshake_seconds_max must be a number"),
         ('[gateway]\nupstream = "http://x"\n', 2, "gateway.upstream 'http://x' is not auto"),
+        ("[serve]\nworkers = -1\n", 2, "serve.workers '-1' is not a whole number from 0 to 256"),
+        ('[serve]\nworkers = "all"\n', 2, "serve.workers 'all' is not a whole number"),
+        ("[serve]\nworkers = true\n", 2, "serve.workers must be a whole number"),
+        ("[serve]\nworkers = 1.5\n", 2, "serve.workers must be a whole number"),
+        ("[serve]\nworker = 2\n", 2, "did you mean 'workers'"),
         ("[fleet\n", 1, "is not TOML"),
         ('[fleet]\nname = "a"\nname = "b"\n', 3, "is not TOML"),
         ('name = "a"\n', 1, "'name' is not a section"),
@@ -104,6 +109,11 @@ def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path) -
             continue
         assert settings.est in (Address("0.0.0.0", 18443), Settings().est)
         assert settings.upstream == Broker()
+
+
+def test_as_many_workers_as_cores_has_a_name(tmp_path: Path) -> None:
+    for text, number in (('"auto"', 0), ("0", 0), ("8", 8), ('"2"', 2)):
+        assert read_settings(written(tmp_path, f"[serve]\nworkers = {text}\n")).workers == number
 
 
 @pytest.mark.parametrize("text", ["", "h", "h:", ":1", "h:65536", "h:1:2", "::1:80", "[::1]", "[h]:1", "h :1", "h:-1"])

@@ -113,9 +113,10 @@ def seal_(home: Path, output: str) -> None:
 @click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")
 @output_option
 def export(home: Path, after: int, file: Path | None, output: str) -> None:
-    """Write out the audit as JSON, one row a line, and behind the rows the signed heads over them.
+    """Write out the audit as JSON lines.
 
-    Without --file it goes to standard output. A line is {"seq": …, "entry": {…}, "leaf": …} or {"head": {…}}.
+    One row a line, and behind the rows the signed heads over them. Without --file it goes to standard output. A line is
+    {"seq": …, "entry": {…}, "leaf": …} or {"head": {…}}.
 
     \b
     Example:

@@ -25,11 +25,11 @@ _SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A new file for it.")
 @output_option
 def prove_(home: Path, what: str, out: Path | None, output: str) -> None:
-    """Prove that a row is in the audit: row SEQ, or the row that recorded the issue of the certificate SERIAL.
+    """Prove that a row is in the audit.
 
-    The proof is a JSON text, printed or written into a file: the row, its path through the tree, and the signed head.
-    `fleet audit check-proof` checks it with nothing but ca/audit.pub. Up to 18 decimal digits are a SEQ; write 0x in
-    front of a serial number that short.
+    It is row SEQ, or the row that recorded the issue of the certificate SERIAL. The proof is a JSON text, printed or
+    written into a file: the row, its path through the tree, and the signed head. `fleet audit check-proof` checks it
+    with nothing but ca/audit.pub. Up to 18 decimal digits are a SEQ; write 0x in front of a serial number that short.
 
     \b
     Examples:
@@ -81,7 +81,9 @@ async def _seq_of_issue(fleet: OpenHome, text: str) -> int:
 )
 @output_option
 def check_proof(file: Path, key_file: Path, output: str) -> None:
-    """Check the proof in FILE, offline: it takes the public key and nothing else.
+    """Check a proof, offline.
+
+    It takes FILE, which `fleet audit prove` has made, the public key, and nothing else.
 
     Exit code 0: the row was in the audit when the head was signed. 1: the proof does not hold, or is none.
 

@@ -71,10 +71,11 @@ def verify_(
     whole: bool,
     output: str,
 ) -> None:
-    """Verify the audit: every row, every signed head, and what is kept beside them.
+    """Verify the audit.
 
-    What does not fit is named, and the exit code is 1: a row that was changed, removed, inserted or moved; rows that
-    are not what a head was signed over; a head that was removed, or signed by another key.
+    Looks at every row, every signed head, and what is kept beside them. What does not fit is named, and the exit code
+    is 1: a row that was changed, removed, inserted or moved; rows that are not what a head was signed over; a head that
+    was removed, or signed by another key.
 
     Rows that no head covers yet, and the newest heads, can be cut off unseen, unless a head was noted somewhere else:
     give it with --head, or keep a --state file on another machine.

@@ -11,7 +11,8 @@ from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
 from fleet.home import open_home, settings_of
-from fleet.settings import Address, Broker, SettingsError, parse_address, parse_broker
+from fleet.settings import Address, Broker, SettingsError, parse_address, parse_broker, parse_workers
+from fleet.worker import LOG_FORMAT
 
 ADDRESS = Checked("A:P", parse_address)
 
@@ -27,9 +28,14 @@ ADDRESS = Checked("A:P", parse_address)
     help="The broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.",
 )
 @click.option(
+    "--workers",
+    type=Checked("N", parse_workers),
+    help="Processes that share the listeners, instead of fleet.toml's; auto: one for each core.",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Written, whole, when all listeners are up: JSON with est, mqtt, http, ca_file, pid.",
+    help="Written, whole, when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid.",
 )
 @click.option(
     "--log-level",
@@ -44,6 +50,7 @@ def serve(
     mqtt: Address | None,
     http: Address | None,
     upstream: Broker | None,
+    workers: int | None,
     ready_file: Path | None,
     log_level: str,
 ) -> None:
@@ -53,11 +60,16 @@ def serve(
     embedded broker (MQTT 3.1.1 only). SIGTERM drains and ends within 5 seconds; SIGHUP reads the server certificate
     again.
 
+    With --workers N, a supervisor starts N processes that share the listeners, the registry and the broker, and
+    replaces one that dies. Signals go to the supervisor, whose pid is in the ready file. Limits in fleet.toml hold for
+    each worker.
+
     \b
-    Example:
+    Examples:
       fleet serve --home ./home --ready-file ready.json
+      fleet serve --home ./home --workers auto
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
     with attempting(f"serving '{home}'"):
         place = open_home(home.absolute())
         try:
@@ -70,5 +82,6 @@ def serve(
             mqtt=mqtt or settings.mqtt,
             http=http or settings.http,
             upstream=upstream or settings.upstream,
+            workers=settings.workers if workers is None else workers,
         )
         serve_until_told(place, settings, ready_file)

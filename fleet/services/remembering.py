@@ -7,7 +7,7 @@ asyncio.create_task(keep_noting(registry, log))      # a serving process, for as
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
@@ -18,6 +18,7 @@ logger = logging.getLogger("fleet.revocations")
 BATCH = 1_000
 GATHER_SECONDS = 0.05  # what comes within it shares one append and its fsync: a thousand renewals a second do
 RETRY_SECONDS = 5.0
+END_SECONDS = 0.2
 
 
 async def catch_up(registry: Registry, log: RevocationLog) -> int:
@@ -56,9 +57,14 @@ async def noting_revocations(registry: Registry, log: RevocationLog) -> AsyncIte
     try:
         yield task
     finally:
+        await ended(task)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Return when `task` has been cancelled, however often that takes: a driver may swallow it."""
+    while not task.done():
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait((task,), timeout=END_SECONDS)
 
 
 async def keep_noting(registry: Registry, log: RevocationLog) -> None:

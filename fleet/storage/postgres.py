@@ -19,7 +19,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
-from fleet.domain.errors import Unavailable
+from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
@@ -30,6 +30,7 @@ from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
 from fleet.storage.postgres_schema import migrate
 from fleet.storage.postgres_session import (
+    DRIVER_ERRORS,
     WAIT_SECONDS_MAX,
     Session,
     cannot_open,
@@ -258,9 +259,12 @@ class PostgresRegistry:
                 raise unavailable(error) from error
 
     async def _is_sealed(self, sealed: Sealed) -> bool:
-        """Whether a head whose session was lost is there all the same."""
-        async with self._session() as session:
-            return await logs.has_head(session, sealed)
+        """Whether a head whose session was lost is there all the same; no, when nobody can be asked."""
+        try:
+            async with self._session() as session:
+                return await logs.has_head(session, sealed)
+        except (FleetError, *DRIVER_ERRORS):
+            return False
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync. When the caller is cancelled, it may still happen.

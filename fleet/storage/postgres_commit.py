@@ -93,15 +93,23 @@ class Writer:
         if self._failure is not None and clock() < self._not_before:
             raise unavailable(self._failure)
         try:
-            session = await connect(self._url, "writer")
-            await session.execute(FUNCTIONS)
-            await session.execute(FORGET_MARKS)
+            session = await self._new_session()
         except Exception as error:
             self._failure = error
             self._not_before = clock() + min(BACKOFF_SECONDS_MIN * 2**self._failures, BACKOFF_SECONDS_MAX)
             self._failures = min(self._failures + 1, 16)
             raise
         self._session, self._failure, self._failures = session, None, 0
+        return session
+
+    async def _new_session(self) -> Session:
+        session = await connect(self._url, "writer")
+        try:
+            await session.execute(FUNCTIONS)
+            await session.execute(FORGET_MARKS)
+        except BaseException:
+            session.terminate()
+            raise
         return session
 
     def hurry(self, seconds: float) -> None:

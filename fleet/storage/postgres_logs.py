@@ -34,7 +34,8 @@ LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 
 ADD_HEAD = f"INSERT INTO audit_head ({rows.columns(rows.HEAD_COLUMNS)}) VALUES ($1, $2, $3, $4, $5)"  # noqa: S608
 ADD_NODES = """
-    INSERT INTO audit_node (level, idx, hash) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[])"""
+    INSERT INTO audit_node (level, idx, hash) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[])
+    ON CONFLICT DO NOTHING"""  # a smaller head may have made them whole meanwhile
 SET_FRONTIER = """
     INSERT INTO audit_frontier (one, size, hashes) VALUES (1, $1, $2)
     ON CONFLICT (one) DO UPDATE SET size = excluded.size, hashes = excluded.hashes"""

@@ -97,7 +97,7 @@ DROP_AUDIT = """
 DROP_EVENTS = "DELETE FROM event WHERE seq <= ? AND seq < (SELECT max(seq) FROM event)"
 LARGEST_HEAD = "SELECT max(size) FROM audit_head"
 ADD_HEAD = _insert("audit_head", rows.HEAD_COLUMNS, ending="")
-ADD_NODE = _insert("audit_node", ("level", "idx", "hash"), ending="")
+ADD_NODE = _insert("audit_node", ("level", "idx", "hash"))  # a smaller head may have made it whole meanwhile
 SET_FRONTIER = "INSERT OR REPLACE INTO audit_frontier (one, size, hashes) VALUES (1, ?, ?)"
 
 

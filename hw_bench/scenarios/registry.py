@@ -1,10 +1,11 @@
 """Every scenario, by name. A new one is a module beside these and a line here."""
 
 from hw_bench.scenarios.contract import Scenario
+from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.scale import Scale
 
-_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish(), Scale())
+_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish(), Scale(), Crash())
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -32,12 +32,16 @@ def test_list_for_programs() -> None:
 def test_help() -> None:
     result = CliRunner().invoke(main, ["run", "--help"])
     assert result.exit_code == 0
-    assert {"--seconds", "--rounds", "--output"} <= set(result.stdout.replace(",", " ").split())
+    assert {"--seconds", "--rounds", "--kills", "--seed", "--database", "--output"} <= set(
+        result.stdout.replace(",", " ").split()
+    )
 
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "nothing"], ["run", "handshakes", "--seconds", "0"], ["run", "handshakes", "--rounds", "0"], ["run"]],
+    [["run", "nothing"], ["run", "handshakes", "--seconds", "0"], ["run", "handshakes", "--rounds", "0"], ["run"]]
+    + [["run", "enroll", *words] for words in (["--kills", "5"], ["--seed", "1"], ["--database", "sqlite"])]
+    + [["run", "crash", "--kills", "0"], ["run", "crash", "--seed", "-1"]],
 )
 def test_used_wrongly(words: list[str]) -> None:
     result = CliRunner().invoke(main, words)
@@ -91,3 +95,19 @@ def test_every_command_on_the_page_is_one() -> None:
     assert {words[1] for words in commands} == {"list", "run"}
     for _, name, *words in commands:
         assert main.commands[name].make_context(name, words).params
+
+
+def test_an_engine_that_nobody_knows_is_named() -> None:
+    result = CliRunner().invoke(main, ["run", "crash", "--kills", "1", "--database", "oracle://x"])
+    assert result.exit_code == 1
+    assert "'oracle://x' is no engine" in result.stderr
+
+
+def test_a_run_that_kills_prints_its_chance_and_can_be_repeated(tmp_path: Path) -> None:
+    process = start(tmp_path, "run", "crash", "--kills", "3", "--seed", "11", "-o", "json")
+    output, progress = process.communicate()
+    assert process.returncode == 0, progress
+    assert "seed 11" in progress
+    assert "3 of 3 kills" in progress
+    assert any("seed 11" in check for check in json.loads(output)["checks"])
+    assert list(tmp_path.iterdir()) == []

@@ -83,7 +83,7 @@ def test_a_figure_and_its_goal() -> None:
 
 def test_each_scenario_goes_by_its_name() -> None:
     assert {name: one.name for name, one in SCENARIOS.items()} == {name: name for name in SCENARIOS}
-    assert list(SCENARIOS) == ["handshakes", "enroll", "publish", "registry"]
+    assert list(SCENARIOS) == ["handshakes", "enroll", "publish", "registry", "crash"]
 
 
 def test_the_file_system_has_a_name() -> None:

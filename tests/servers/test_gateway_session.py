@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, Change
+from fleet.domain.changes import AddCredential, Change, Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.servers.gateway import Limits
+from fleet.domain.device import DeviceState
+from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway import session as session_module
+from fleet.servers.gateway.journal import Journal
+from fleet.servers.gateway.purge import Purges
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -113,6 +116,41 @@ async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> No
         assert (await visit.packet()).type is PacketType.DISCONNECT
         await visit.until_closed()
         await h.count("mqtt.purge.ok")
+
+
+async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        gateway = Gateway(h.registry, h.broker, clock=now, purges=False)
+        feed = asyncio.create_task(gateway.run())
+        await gateway.following()
+        await revocation.revoke(h.registry, one.holder, act=Act("operator", now()))
+        await revocation.retire(h.registry, two.holder, act=Act("operator", now()))
+        visited = set()
+        for _ in (one, two):  # by the house's own gateway
+            visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+            visited.add(decode_connect((await visit.packet()).body).client_id)
+            visit.send(b"\x20\x02\x00\x00")
+            await visit.until_closed()
+        assert visited == {"cam-1", "cam-2"}
+        await gateway.close()
+        feed.cancel()
+        assert h.broker.sessions.empty()
+        assert not gateway.stats
+
+
+async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
+    broker = FakeBroker()
+    patient, prompt = Purges(broker, Journal(), after_seconds=3600), Purges(broker, Journal())
+    for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
+        await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
+        await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
+    visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
+    assert decode_connect((await visit.packet()).body).client_id == "cam-2"
+    assert broker.sessions.empty()
+    for purges in (patient, prompt):
+        await purges.close()
+    await visit.until_closed()
 
 
 async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:

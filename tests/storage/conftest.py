@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -20,9 +20,11 @@ def postgres_template(postgres_server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> DatabaseUrl:
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[DatabaseUrl]:
     """An empty registry of this test's own."""
-    return parse_database_url(postgres_server.url(postgres_server.make_database(postgres_template)))
+    name = postgres_server.make_database(postgres_template)
+    yield parse_database_url(postgres_server.url(name))
+    postgres_server.drop_database(name)
 
 
 @asynccontextmanager

@@ -49,6 +49,14 @@ class TestSeals:
         assert await registry.audit_hashes(16, 0, 9) == [bytes(31) + b"1"]
         assert await registry.audit_hashes(24, 0, 9) == []
 
+    async def test_one_that_grew_past_another_is_kept(self, registry: Registry) -> None:
+        trees = [await fill(registry, size) for size in (300, 600)]
+        first, second = AuditNode(8, 0, bytes(32)), AuditNode(8, 1, bytes(31) + b"1")
+        await registry.seal(sealed(trees[0]), (first,))
+        await registry.seal(sealed(trees[1]), (first, second))  # begun before the other was there
+        assert await registry.last_sealed() == sealed(trees[1])
+        assert await registry.audit_hashes(8, 0, 9) == [first.hash, second.hash]
+
     async def test_leaves_are_those_of_the_rows(self, registry: Registry) -> None:
         await fill(registry, 6)
         leaves = [row.leaf for row in await registry.audit()]

@@ -247,6 +247,19 @@ async def test_when_nobody_can_tell_it_says_so(
     assert await devices_of(registry) == {"first", "a"}
 
 
+async def test_a_seal_that_nobody_can_ask_about_is_unavailable(proxied: tuple[Proxy, PostgresRegistry]) -> None:
+    proxy, registry = proxied
+    tree = EMPTY.appended(await registry.audit_hashes(0, 0, 2))
+    proxy.refusing = True
+    proxy.cut_at_commit(False)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(Unavailable) as caught:
+            await registry.seal(sealed(tree), ())
+    assert caught.value.code == "registry-unavailable"
+    proxy.refusing = False
+    await registry.seal(sealed(tree), ())
+
+
 async def test_a_seal_whose_answer_is_lost_is_kept(proxied: tuple[Proxy, PostgresRegistry]) -> None:
     proxy, registry = proxied
     tree = EMPTY.appended(await registry.audit_hashes(0, 0, 2))

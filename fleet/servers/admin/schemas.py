@@ -129,6 +129,8 @@ COMPONENTS: dict[str, Schema] = {
         "type": "object",
         "properties": {
             "uptime_seconds": {"type": "number", "minimum": 0},
+            "worker": {"type": "integer", "minimum": 1, "description": "The number of the worker that answers."},
+            "pid": {"type": "integer", "minimum": 1, "description": "Its process."},
             "registry": {
                 "type": "object",
                 "additionalProperties": COUNT,
@@ -136,7 +138,7 @@ COMPONENTS: dict[str, Schema] = {
             },
         },
         "required": ["uptime_seconds"],
-        "description": "Counters of every part of the server.",
+        "description": "Counters of every part of the worker that answers.",
     },
     "Model": _object({"name": NAME, **_MODEL_CHANGES, "revision": COUNT}),
     "NewModel": _object({"name": NAME, **_MODEL_CHANGES}, required=("name",)),

@@ -35,3 +35,8 @@ async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model])
     if broker.kind is BrokerKind.MOSQUITTO:
         raise Invalid("no-mosquitto", "mosquitto is not installed.", "Install it, or use --upstream embedded.")
     return await Embedded.start(run_dir)
+
+
+def shared_socket(upstream: Upstream) -> Path | None:
+    """Where other processes of ours reach the broker that `upstream` has started; None when it is somebody else's."""
+    return upstream.socket if isinstance(upstream, Mosquitto | Embedded) else None

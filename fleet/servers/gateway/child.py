@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fleet.servers.gateway.private_socket import connect_unix
@@ -112,7 +113,7 @@ class Child:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(lock,),
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # in the child, before its program
             )
         finally:
             os.close(lock)  # the child's copy keeps it locked
@@ -181,15 +182,13 @@ class _HangUp(asyncio.Protocol):
         transport.close()
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """Runs in the child before its program: SIGTERM when `parent` dies, at once when it has died meanwhile."""
-    libc = _libc
-    if libc is None:
-        return None
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send us `number` when `parent`, who has started us, dies; end at once when it has died meanwhile.
 
-    def ask_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask_kernel
+    Does nothing where the kernel can't: on anything but Linux.
+    """
+    if _libc is None:
+        return
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

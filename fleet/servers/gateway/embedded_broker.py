@@ -28,9 +28,21 @@ class UnixWriter(StreamWriterAdapter):  # type: ignore[misc]  # amqtt brings no 
         return "unix", 0
 
 
+class OneLifeBroker(Broker):  # type: ignore[misc]
+    """amqtt takes over an older connection of the same client id, except when the newer one starts clean: then it
+    forgets the session and leaves the connection open. [MQTT-3.1.4-2] knows no such exception.
+    """
+
+    async def _delete_session(self, client_id: str) -> None:
+        session, handler = self._sessions.get(client_id, (None, None))
+        if session is not None and session.transitions.is_connected():
+            await handler.handle_connection_closed()
+        await super()._delete_session(client_id)
+
+
 async def serve(path: Path) -> None:
     """Serve MQTT 3.1.1 on the Unix socket `path` until SIGTERM or SIGINT."""
-    broker = Broker(CONFIG)
+    broker = OneLifeBroker(CONFIG)
     await broker.start()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

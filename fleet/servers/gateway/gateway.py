@@ -22,7 +22,7 @@ from fleet.servers.gateway.grounds import Grounds
 from fleet.servers.gateway.journal import Journal
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.opening import open_session
-from fleet.servers.gateway.purge import purge_session
+from fleet.servers.gateway.purge import Purges
 from fleet.servers.gateway.session import Phase, Session
 from fleet.servers.gateway.table import LiveTable
 from fleet.servers.gateway.upstream import Upstream
@@ -31,12 +31,13 @@ from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
 
-PURGES_MAX = 8  # at a time: a whole model may be retired at once
-GONE_FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
-
 
 class Gateway:
-    """Every live MQTT session of one process."""
+    """Every live MQTT session of one process.
+
+    `purges`: whether it also makes the broker forget who is gone for good. Of several gateways before one broker none
+    should: whoever started them does, once all have heard.
+    """
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Gateway:
         *,
         clock: Callable[[], datetime],
         limits: Limits | None = None,
+        purges: bool = True,
     ) -> None:
         self._registry = registry
         self._limits = limits or Limits()
@@ -57,7 +59,7 @@ class Gateway:
             upstream, clock, self._limits, self._journal, self._table, self._open, self._ended, self._prepare
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._purging = asyncio.Semaphore(PURGES_MAX)
+        self._purges = Purges(upstream, self._journal) if purges else None
         self._applying = asyncio.Lock()  # first come, first served: the later model stays
         self._setting = asyncio.Lock()
         self._prepared: frozenset[str] = frozenset()
@@ -81,6 +83,8 @@ class Gateway:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._purges is not None:
+            await self._purges.close()
 
     @property
     def sessions(self) -> int:
@@ -130,20 +134,14 @@ class Gateway:
                 self._credential_ended(event.subject, event.detail)
             case EventKind.MODEL_CHANGED:
                 await self._model_changed(event.subject)
+        if self._purges is not None:
+            await self._purges.hear(event)  # the sessions have been signed off above
 
     def _device_moved(self, device_id: str, state: str) -> None:
         if state == DeviceState.ACTIVE:
             return
         for session in self._table.of_device(device_id):
             session.end(endings.DEVICE_ENDED)
-        if state in GONE_FOR_GOOD:
-            self._start(self._purge(device_id))
-
-    async def _purge(self, device_id: str) -> None:
-        async with self._purging:
-            agreed = await purge_session(self._upstream, device_id)
-        now = asyncio.get_running_loop().time()
-        self._journal.note("mqtt.purge", "ok" if agreed else "failed", now, device=device_id)
 
     def _credential_ended(self, holder: str, fingerprint: str) -> None:
         table = self._table

@@ -3,6 +3,9 @@
 import asyncio
 from typing import cast
 
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState
+from fleet.servers.gateway.journal import Journal
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt.acks import disconnect
@@ -11,6 +14,43 @@ from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 ANSWER_SECONDS_MAX = 10.0
+PURGES_MAX = 8  # at a time: a whole model may be retired at once
+GONE_FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
+
+
+class Purges:
+    """Purges whom the feed reports gone for good, `after_seconds` after it has.
+
+    A purge takes over the device's session at the broker, which then publishes its will: whoever holds the session must
+    have signed it off before. Within one process that has happened by then; others need a moment to hear.
+    """
+
+    def __init__(self, upstream: Upstream, journal: Journal, *, after_seconds: float = 0.0) -> None:
+        self._upstream = upstream
+        self._journal = journal
+        self._after_seconds = after_seconds
+        self._at_once = asyncio.Semaphore(PURGES_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def hear(self, event: Event) -> None:
+        """Returns at once: a slow broker must not keep the feed waiting."""
+        if event.kind == EventKind.DEVICE_STATE and event.detail in GONE_FOR_GOOD:
+            task = asyncio.create_task(self._purge(event.subject))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """What has not been purged by now stays."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _purge(self, device_id: str) -> None:
+        await asyncio.sleep(self._after_seconds)
+        async with self._at_once:
+            agreed = await purge_session(self._upstream, device_id)
+        now = asyncio.get_running_loop().time()
+        self._journal.note("mqtt.purge", "ok" if agreed else "failed", now, device=device_id)
 
 
 async def purge_session(upstream: Upstream, device_id: str) -> bool:

@@ -1,7 +1,7 @@
 """The broker behind the gateway, as a session sees it: whichever it is, a session gets its own connection to it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -78,3 +78,26 @@ class SocketUpstream:
 
     async def close(self) -> None:
         """It is not ours to stop."""
+
+
+class SharedUpstream:
+    """A broker of our own that another process keeps: `ask_for_models` has that one teach it the models."""
+
+    def __init__(self, socket: Path, *, speaks_v5: bool, ask_for_models: Callable[[], Awaitable[None]]) -> None:
+        self.speaks_v5 = speaks_v5
+        self._socket = socket
+        self._ask_for_models = ask_for_models
+
+    async def connect(self, factory: Factory) -> None:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            await connect_unix(self._socket, factory)
+
+    async def set_models(self, models: Sequence[Model]) -> None:
+        """Whoever keeps it reads the models itself, and finds those that we have read, or newer ones."""
+        await self._ask_for_models()
+
+    def describe(self) -> str:
+        return f"our own broker at unix:{self._socket}"
+
+    async def close(self) -> None:
+        """Its keeper stops it."""

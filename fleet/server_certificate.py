@@ -1,0 +1,80 @@
+"""The server certificate while it serves: shown by every listener, read again when told to, renewed in time."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography.x509 import Certificate
+
+from fleet.domain.errors import FleetError
+from fleet.home import Home, authority_chain, operators_authority, renew_server_certificate, server_identity
+from fleet.settings import Settings
+from fleet.tls.contexts import ContextSource, server_context
+
+log = logging.getLogger("fleet")
+
+RENEWAL_CHECK_SECONDS = 86_400.0
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The clock, read at the roof."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
+    operators' CA is believed by the HTTP API alone.
+    """
+
+    required: ContextSource
+    optional: ContextSource
+    http: ContextSource
+    clock: Clock
+
+    @classmethod
+    def of(cls, home: Home, clock: Clock) -> "Contexts":
+        def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
+            anchors = (*authority_chain(home), *more_anchors)
+            return ContextSource(
+                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
+            )
+
+        operators = operators_authority(home, clock())
+        return cls(source(require_client=True), source(), source(operators), clock)
+
+    def reload(self, home: Home) -> None:
+        """All or none: a certificate that cannot be used leaves the old one in place."""
+        try:
+            fresh = Contexts.of(home, self.clock)
+        except (FleetError, OSError, ValueError) as error:
+            log.error("event=reload outcome=failed kept=old reason=%s", error)
+            return
+        self.required.swap(fresh.required.current)
+        self.optional.swap(fresh.optional.current)
+        self.http.swap(fresh.http.current)
+        log.info("event=reload outcome=ok")
+
+
+def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
+    """Whether it was renewed. What stands in the way is logged: the certificate there is may still serve."""
+    try:
+        why = renew_server_certificate(home, settings, clock())
+    except (FleetError, OSError, ValueError) as error:
+        log.error("event=server-certificate outcome=not-renewed reason=%s", error)
+        return False
+    if why:
+        log.info("event=server-certificate outcome=renewed reason=%r", why)
+    return bool(why)
+
+
+async def renew_daily(home: Home, settings: Settings, clock: Clock, renewed: Callable[[], None]) -> None:
+    """Never let it expire under a server that runs for years. `renewed` is called each time it has been replaced."""
+    while True:
+        await asyncio.sleep(RENEWAL_CHECK_SECONDS)
+        if renew_if_due(home, settings, clock):
+            renewed()

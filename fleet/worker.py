@@ -1,0 +1,185 @@
+"""Composes one serving process on its premises, in order, and takes it down in the reverse order.
+
+    contexts -> gateway, its feed before its door -> listeners
+
+Nothing listens before everything that decides is there. With one worker this is the whole of `fleet serve`; with
+several, each is a process of its own (worker_process.py).
+"""
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from fleet.domain.errors import Unavailable
+from fleet.domain.ports import Registry
+from fleet.doors import NAMES, at, open_door
+from fleet.home import Home, authority_chain, load_issuer, operators_authority
+from fleet.premises import Endpoints
+from fleet.server_certificate import Clock, Contexts
+from fleet.servers.admin import build_admin_server
+from fleet.servers.est import build_est_server
+from fleet.servers.gateway.gateway import Gateway
+from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.upstream import Upstream
+from fleet.settings import Address, Settings
+from fleet.tls.contexts import ContextSource
+from fleet.tls.listener import Listener, ProtocolFactory
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+DRAIN_SECONDS_MAX = 2.0  # for requests under way: with workers and broker, SIGTERM to exit stays within 5 s
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which worker this is."""
+
+    number: int = 1
+    shares: bool = False
+    """Whether others serve the same home: doors are shared then, and whoever started us looks after the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a process is told from outside."""
+
+    stop: asyncio.Event
+    reload: asyncio.Event
+
+    @classmethod
+    def by_signals(cls, stop: Sequence[int], reload: Sequence[int] = ()) -> "Told":
+        told, loop = cls(asyncio.Event(), asyncio.Event()), asyncio.get_running_loop()
+        for number in stop:
+            loop.add_signal_handler(number, told.stop.set)
+        for number in reload:
+            loop.add_signal_handler(number, told.reload.set)
+        return told
+
+    async def until_stop(self, reload: Callable[[], None], watched: Sequence[asyncio.Task[None]]) -> None:
+        """Return when told to stop; call `reload` each time that is asked for.
+
+        Raises: what one of `watched`, parts that must live for ever, died of.
+        """
+        stopping = asyncio.create_task(self.stop.wait())
+        reloading = asyncio.create_task(self.reload.wait())
+        try:
+            while True:
+                await asyncio.wait((stopping, reloading, *watched), return_when=asyncio.FIRST_COMPLETED)
+                for task in watched:
+                    if task.done():
+                        task.result()
+                        raise Unavailable("part-ended", f"{task.get_name()} has ended.")
+                if stopping.done():
+                    return
+                if reloading.done():
+                    self.reload.clear()
+                    reload()
+                    reloading = asyncio.create_task(self.reload.wait())
+        finally:
+            stopping.cancel()
+            reloading.cancel()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # a platform that it does not support
+        return None
+    return uvloop.new_event_loop
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One serving process. Made by `working`."""
+
+    endpoints: Endpoints
+    home: Home
+    contexts: Contexts
+    feed: asyncio.Task[None]
+
+    async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
+        """Return when told to stop; a reload shows new connections the server certificate as it is on disk.
+
+        Raises: what a part that must live for ever died of.
+        """
+        await told.until_stop(lambda: self.contexts.reload(self.home), (self.feed, *watched))
+
+
+@asynccontextmanager
+async def working(
+    home: Home,
+    settings: Settings,
+    registry: Registry,
+    upstream: Upstream,
+    *,
+    clock: Clock,
+    place: Place | None = None,
+) -> AsyncIterator[Worker]:
+    """Gateway, EST and API over `registry` and `upstream`, listening when the block begins.
+
+    Raises: FleetError, OSError: a part could not start.
+    """
+    place = place or Place()
+    async with AsyncExitStack() as parts:
+        contexts = Contexts.of(home, clock)
+        gateway = Gateway(
+            registry,
+            upstream,
+            clock=clock,
+            limits=Limits(sessions_max=settings.sessions_max),
+            purges=not place.shares,
+        )
+        feed = await parts.enter_async_context(_following(gateway))
+        listeners: dict[str, Listener] = {}
+        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock)
+
+        def status() -> dict[str, object]:
+            tls = {name: asdict(listener.stats) for name, listener in listeners.items()}
+            return {
+                "worker": place.number,
+                "pid": os.getpid(),
+                "tls": tls,
+                "est": est.counters,
+                "mqtt": dict(gateway.stats),
+                "sessions": gateway.sessions,
+            }
+
+        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
+
+        async def drain() -> None:
+            await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
+
+        parts.push_async_callback(drain)
+        behind: dict[str, tuple[ContextSource, ProtocolFactory]] = {
+            "est": (contexts.optional, est),
+            "http": (contexts.http, admin),
+            "mqtt": (contexts.required, gateway.protocol),
+        }
+        for name in NAMES:
+            source, factory = behind[name]
+            listeners[name] = await open_door(name, source, factory, settings, shared=place.shares)
+            parts.callback(listeners[name].close)
+        bound: dict[str, Address] = {
+            name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES
+        }
+        # What stands now stands for good: the collector need not walk it again with every generation.
+        gc.collect()
+        gc.freeze()
+        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+
+
+@asynccontextmanager
+async def _following(gateway: Gateway) -> AsyncIterator[asyncio.Task[None]]:
+    """`gateway` already hears every event: no revocation can slip in before its door opens."""
+    feed = asyncio.create_task(gateway.run(), name="the gateway's feed")
+    try:
+        await gateway.following()
+        yield feed
+    finally:
+        await gateway.close()
+        feed.cancel()
+        with suppress(asyncio.CancelledError):
+            await feed

@@ -1,0 +1,183 @@
+"""Clients that enroll one device after the other at a server that keeps dying, and never give up on an answer.
+
+Each client asks with the same key and the same token until it is answered: the answer may have been lost after the
+certificate was issued, and then it must be given that very certificate. A token that is used up is put aside for the
+next one; all clients draw on the same token, so that its last use is fought for.
+"""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+
+from fleet.domain.enrollment import COMMON_NAME
+from fleet.wire.csr import build_csr
+from fleet.wire.errors import WireError
+from fleet.wire.est import PKCS10, WELL_KNOWN, decode_body, decode_certs_only, encode_body
+from hw_bench.drivers.handshake import client_context, connect
+from hw_bench.processes import BenchError
+
+READ_SIZE = 16384
+PAUSE_SECONDS = 0.03  # between two attempts while nobody answers
+PATIENCE_SECONDS = 60.0  # for any certificate at all
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A certificate that has reached its client."""
+
+    device: str
+    token: str
+    """The id of the token that it was asked with."""
+    fingerprint: str
+    serial: str
+
+
+class Tokens:
+    """The token that all clients use at the moment. `more` makes new ones, "ID.SECRET" each."""
+
+    def __init__(self, more: Callable[[], list[str]]) -> None:
+        self._more = more
+        self._lock = threading.Lock()
+        self._waiting: list[str] = []
+        self._current = ""
+
+    def current(self, spent: str = "") -> str:
+        """The one to use; another one than `spent`."""
+        with self._lock:
+            if self._current == spent:
+                self._waiting = self._waiting or self._more()
+                self._current = self._waiting.pop()
+            return self._current
+
+
+class Clients:
+    """`count` of them, each in a thread of its own, from `start` to `stop`."""
+
+    def __init__(self, address: tuple[str, int], model: str, count: int, tokens: Tokens) -> None:
+        self.received: list[Received] = []
+        self.unanswered = 0
+        """Attempts that came to nothing: refused connections, broken ones, 503."""
+        self._address, self._model, self._tokens = address, model, tokens
+        self._context = client_context("", "", "TLSv1.3")
+        self._problems: list[str] = []
+        self._stopping = threading.Event()
+        self._news = threading.Condition()
+        self._threads = [threading.Thread(target=self._live, args=(number,), daemon=True) for number in range(count)]
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Return when they hold `count` certificates. Raises: BenchError: a client was told something impossible."""
+        with self._news:
+            enough = self._news.wait_for(lambda: self._problems or len(self.received) >= count, PATIENCE_SECONDS)
+        if self._problems:
+            raise BenchError(self._problems[0])
+        if not enough:
+            raise BenchError(f"No client got a certificate within {PATIENCE_SECONDS:.0f} s.")
+
+    def pause(self, seconds: float) -> None:
+        """Let them go on for so long."""
+        self._stopping.wait(seconds)
+
+    def _live(self, client: int) -> None:
+        number = 0
+        try:
+            while not self._stopping.is_set():
+                number += 1
+                self._enroll(f"crash-{client}-{number}")
+        except Exception as error:  # a thread has nobody to raise it to; wait_for does
+            self._tell(problem=f"client {client}, device {number}: {error}")
+
+    def _enroll(self, device: str) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        body = encode_body(build_csr(key, ((COMMON_NAME, device),), ()))
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        token = self._tokens.current()
+        while not self._stopping.is_set():
+            status, answer = self._ask(_request(self._model, device, token, body))
+            if status == 200:
+                self._keep(device, token, spki, answer)
+                return
+            if status == 403 and b"token-used-up" in answer:
+                token = self._tokens.current(spent=token)
+            elif status in (0, 503):
+                self.unanswered += 1
+                self._stopping.wait(PAUSE_SECONDS)
+            else:
+                raise BenchError(f"{device} was answered {status}: {answer[:200].decode(errors='replace').strip()}")
+
+    def _keep(self, device: str, token: str, spki: bytes, answer: bytes) -> None:
+        try:
+            certificate = decode_certs_only(decode_body(answer))[0]
+        except WireError as error:
+            raise BenchError(f"{device} was given no certificate: {error}") from error
+        if certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+            raise BenchError(f"{device} was given a certificate for another key.")
+        fingerprint = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+        serial = f"{certificate.serial_number:x}"
+        self._tell(Received(device, token.partition(".")[0], fingerprint, serial))
+
+    def _tell(self, received: Received | None = None, problem: str = "") -> None:
+        with self._news:
+            if received is not None:
+                self.received.append(received)
+            if problem:
+                self._problems.append(problem)
+            self._news.notify_all()
+
+    def _ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body; (0, b"") when there was no whole answer."""
+        try:
+            connection = connect(self._address)
+        except OSError:
+            return 0, b""
+        try:
+            tls = SSL.Connection(self._context, connection)
+            tls.set_connect_state()
+            tls.sendall(request)
+            answer = b""
+            while part := _read(tls):
+                answer += part
+        except (SSL.Error, OSError):
+            return 0, b""
+        finally:
+            connection.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        size = next((int(line[15:]) for line in lines if line.lower().startswith(b"content-length:")), -1)
+        return (int(lines[0].split()[1]), body) if size == len(body) else (0, b"")
+
+
+def _read(tls: SSL.Connection) -> bytes:
+    try:
+        return tls.recv(READ_SIZE)
+    except SSL.ZeroReturnError:
+        return b""  # the server has closed, as it was asked to
+
+
+def _request(model: str, device: str, token: str, body: bytes) -> bytes:
+    login = base64.b64encode(f"{device}:{token}".encode()).decode()
+    lines = [
+        f"POST {WELL_KNOWN}/{model}/simpleenroll HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {PKCS10}",
+        "Content-Transfer-Encoding: base64",
+        f"Authorization: Basic {login}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body

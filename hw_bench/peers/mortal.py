@@ -1,0 +1,152 @@
+"""`fleet serve --workers N` for runs that kill it: a worker at a time, or the supervisor with all that it has started.
+
+Its ports lie below those that the system gives to outgoing connections: a client that calls while nobody listens must
+not be given the very port as its own.
+"""
+
+import contextlib
+import os
+import random
+import re
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hw_bench.clock import PROC, process_time, process_tree
+from hw_bench.peers.home import FleetHome
+from hw_bench.processes import BenchError, running, wait_until
+
+WORKER_PROGRAM = b"fleet.worker_process"
+ORPHAN_SECONDS_MAX = 10.0  # from the supervisor's death to that of the last of its family; the broker saves its state
+PORTS = range(20_000, 32_000)
+LISTENERS = ("est", "mqtt", "http")
+
+
+class MortalServe:
+    """One home's server, through many lives. A context manager: everything is gone at its end."""
+
+    def __init__(self, home: FleetHome, folder: Path, workers: int, cores: tuple[int, ...]) -> None:
+        self.est = ("127.0.0.1", 0)
+        self.lives = 0
+        self._home, self._folder, self._workers, self._cores = home, folder, workers, cores
+        self._ready = folder / "ready.json"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._life = contextlib.ExitStack()
+        self._logs: list[Path] = []
+        self._words: list[str] = []
+
+    def __enter__(self) -> "MortalServe":
+        ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
+        self.est = ("127.0.0.1", ports["est"])
+        self._words = [word for name, port in ports.items() for word in (f"--{name}", f"127.0.0.1:{port}")]
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._life.close()
+
+    def start(self) -> None:
+        """Returns when every worker listens. Raises: BenchError."""
+        self.lives += 1
+        self._ready.unlink(missing_ok=True)
+        log = self._folder / f"serve-{self.lives}.log"
+        self._logs.append(log)
+        argv = [sys.executable, "-m", "fleet", "serve", "--home", str(self._home.path), *self._words]
+        argv += ["--workers", str(self._workers), "--ready-file", str(self._ready), "--log-level", "warning"]
+        self._process = self._life.enter_context(running(argv, cores=self._cores, log=log))
+        wait_until(self._ready.exists, "fleet serve", self._process, log)
+
+    @property
+    def supervisor(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise BenchError("fleet serve has not been started.")
+        return self._process
+
+    def worker_pids(self) -> list[int]:
+        """Those alive at the moment, listening or still starting."""
+        family = process_tree((self.supervisor.pid,))
+        return [pid for pid, one in family.items() if one.parent == self.supervisor.pid and _is_worker(pid)]
+
+    def kill_worker(self, chance: random.Random) -> bool:
+        """kill -9 of one of them; False when there is none at this moment. Raises: BenchError: all has ended."""
+        if self.supervisor.poll() is not None:
+            raise BenchError(f"fleet serve has ended by itself with exit code {self.supervisor.returncode}.")
+        alive = sorted(self.worker_pids())
+        if not alive:
+            return False
+        pid = chance.choice(alive)
+        with contextlib.suppress(ProcessLookupError), _handle(pid) as handle:
+            # The number may have been given away since we looked; now that we hold it, it can't be any more.
+            found = process_time(pid)
+            if found is not None and found.parent == self.supervisor.pid and _is_worker(pid):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [])
+                return True
+        return False
+
+    def kill_supervisor(self) -> None:
+        """kill -9 of the parent; its workers and its broker must follow by themselves. `start` gives it its next life.
+
+        Raises: BenchError: one of them lives on.
+        """
+        with contextlib.ExitStack() as handles:
+            family = []
+            for pid in process_tree((self.supervisor.pid,)):
+                with contextlib.suppress(ProcessLookupError):
+                    family.append(handles.enter_context(_handle(pid)))
+            self.supervisor.kill()
+            self.supervisor.wait()
+            for handle in family:
+                if not select.select([handle], [], [], ORPHAN_SECONDS_MAX)[0]:
+                    raise BenchError("A process lives on after the supervisor that had started it was killed.")
+        self._life.close()
+        self._life = contextlib.ExitStack()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self._life.close()
+        return self.supervisor.returncode
+
+    def restart_milliseconds(self) -> list[int]:
+        """From each worker's death to its successor listening, as the supervisor logged it."""
+        said = b"".join(log.read_bytes() for log in self._logs)
+        return [int(ms) for ms in re.findall(rb"event=worker\.restarted .* ms=(\d+)", said)]
+
+    def restart_words(self) -> str:
+        times = self.restart_milliseconds()
+        if not times:
+            return "no worker was replaced"
+        median = statistics.median(times)
+        return f"a killed worker's successor listened after {median:.0f} ms (median), {max(times)} ms at most"
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return WORKER_PROGRAM in (PROC / str(pid) / "cmdline").read_bytes()  # empty once it has died
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def _handle(pid: int) -> Iterator[int]:
+    handle = os.pidfd_open(pid)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):  # not of the run's own chance: what is free is no choice of ours
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise BenchError("There are no free ports.")

@@ -1,0 +1,373 @@
+"""`fleet serve --workers 2`: one fleet in several processes, none of which is missed for long."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from device_agent.est_client import EstClient
+from fleet.home import Home, renew_server_certificate, settings_of
+from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
+from fleet.wire.csr import build_csr
+from fleet.wire.mqtt.codes import V5, V311
+from hw_bench.clock import process_tree
+from tests.end_to_end import test_serve
+from tests.end_to_end.test_serve import healthz, server_serial
+from tests.servers.paho_client import Paho
+from tests.serving import ANY_PORTS, Served, fleet, program
+
+TWO = (*ANY_PORTS, "--workers", "2")
+TRIES_MAX = 60  # at a worker that the kernel's dice choose: 2^-60 is never
+needs_mosquitto = pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture
+def pair(home: Path, tmp_path: Path) -> Iterator[Served]:
+    """Two workers."""
+    serving = Served(home, tmp_path / "ready.json", TWO).start()
+    yield serving
+    serving.stop()
+
+
+def worker_pids(served: Served) -> dict[str, int]:
+    """Number -> pid, of those that listen now."""
+    found = re.findall(r"event=worker\.ready worker=(\d+) pid=(\d+)", served.log)
+    return {number: int(pid) for number, pid in found}
+
+
+def tell(served: Served, worker: str, number: signal.Signals) -> None:
+    """Send a worker a signal: it is no child of ours, but it must be one of the supervisor's."""
+    pid = worker_pids(served)[worker]
+    assert process_tree((served.process.pid,))[pid].parent == served.process.pid
+    os.kill(pid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    name: str
+    certificate: Path
+    key: Path
+
+    def context(self, served: Served) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=served.ca_file)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+class Street:
+    """Devices of one model before a pair of workers; their connections end with the test."""
+
+    def __init__(self, served: Served, folder: Path, stack: contextlib.AsyncExitStack, model: str = "default") -> None:
+        self.served, self._folder, self._stack = served, folder, stack
+        self._token = fleet(served.home, "token", "create", "--model", model, "--uses", "1000").strip()
+
+    def enroll(self, name: str) -> Identity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        est = EstClient(self.served.est, self.served.ca_file, basic=(name, self._token))
+        certificate = est.simpleenroll(build_csr(key, (("2.5.4.3", name),), ()))
+        identity = Identity(name, self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return identity
+
+    def client(self, identity: Identity, version: int) -> Paho:
+        client = Paho(identity.name, version)
+        client.client.tls_set_context(identity.context(self.served))
+        self._stack.push_async_callback(client.close)
+        return client
+
+    async def connect(self, identity: Identity, version: int, will: str = "") -> tuple[Paho, str]:
+        """A live session, and the number of the worker that holds it."""
+        before = len(self.sessions_of(identity.name))
+        client = self.client(identity, version)
+        if will:
+            client.client.will_set(will, b"gone", 1)
+        assert await client.connect(*self.served.address("mqtt")) == 0
+        await until(lambda: len(self.sessions_of(identity.name)) > before)
+        return client, self.sessions_of(identity.name)[-1]
+
+    def sessions_of(self, name: str) -> list[str]:
+        """The worker of each session that the device ever had, in order."""
+        return re.findall(rf"worker=(\d+) event=mqtt\.connect device={name} .* code=ok", self.served.log)
+
+    def ended(self, name: str) -> int:
+        return len(re.findall(rf"event=mqtt\.session device={name} ", self.served.log))
+
+    async def backend(self, *filters: str) -> Paho:
+        client = Paho("backend", V311, transport="unix")
+        client.client.username_pw_set(BACKEND)
+        assert await client.connect_unix(self.served.home / "run" / "broker.sock") == 0
+        self._stack.push_async_callback(client.close)
+        await client.subscribe(*filters)
+        return client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when `condition()` holds: the log is read by a thread that tells no event loop."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def street(pair: Served, tmp_path: Path) -> AsyncIterator[Street]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Street(pair, tmp_path, stack)
+
+
+def test_both_listen_before_the_ready_file_is_there_and_sigterm_ends_all(pair: Served) -> None:
+    assert pair.endpoints["pid"] == pair.process.pid
+    assert set(worker_pids(pair)) == {"1", "2"}
+    assert healthz(pair) == (200, b'{"status": "ok"}\n')
+    family = process_tree((pair.process.pid,))
+    assert len(family) >= 4  # supervisor, broker, two workers
+    assert pair.stop() == 0
+    assert not pair.ready_file.exists()
+    assert not process_tree(tuple(family))
+    assert "event=stopped" in pair.log
+
+
+def test_status_tells_which_worker_answers(pair: Served, tmp_path: Path) -> None:
+    station = tmp_path / "station"
+    fleet(pair.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
+    context = ssl.create_default_context(cafile=pair.ca_file)
+    context.load_cert_chain(station / "station.pem", station / "station.key")
+    seen = {}
+    for _ in range(TRIES_MAX):
+        with urllib.request.urlopen(f"{pair.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
+            status = json.load(answer)
+        seen[str(status["worker"])] = status["pid"]
+        if len(seen) == 2:
+            break
+    assert seen == worker_pids(pair)
+
+
+def test_sighup_reaches_every_worker(pair: Served) -> None:
+    before = server_serial(pair)
+    home = Home(pair.home)
+    settings = replace(settings_of(home), hosts=("localhost", "127.0.0.1"))
+    assert renew_server_certificate(home, settings, datetime.now(UTC))
+    pair.process.send_signal(signal.SIGHUP)
+    for number in ("1", "2"):
+        pair.wait_for_line(f"worker={number} event=reload outcome=ok")
+    assert server_serial(pair) != before
+
+
+def test_a_worker_that_dies_is_replaced(pair: Served) -> None:
+    before = worker_pids(pair)
+    tell(pair, "1", signal.SIGKILL)
+    pair.wait_for_line("event=worker.restarted worker=1")
+    after = worker_pids(pair)
+    assert after["2"] == before["2"]
+    assert after["1"] != before["1"]
+    assert healthz(pair)[0] == 200
+    assert pair.stop() == 0
+
+
+def test_a_worker_told_to_end_drains_and_is_replaced(pair: Served) -> None:
+    tell(pair, "2", signal.SIGTERM)
+    pair.wait_for_line("event=worker.restarted worker=2")
+    assert "cause='exit code 0'" in pair.log
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(pair: Served) -> None:
+    family = [os.pidfd_open(pid) for pid in process_tree((pair.process.pid,))]
+    assert len(family) >= 4
+    pair.stay_on_these_ports()
+    pair.words += ["--workers", "2"]
+    pair.kill()
+    pair.start()  # waits until the last of them is gone
+    assert sorted(select.select(family, [], [], 0)[0]) == sorted(family)  # readable: it has ended
+    for handle in family:
+        os.close(handle)
+    assert healthz(pair)[0] == 200
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_supervisor_either(pair: Served) -> None:
+    hanging = worker_pids(pair)["1"]
+    handle = os.pidfd_open(hanging)
+    tell(pair, "1", signal.SIGSTOP)
+    pair.kill()
+    assert select.select([handle], [], [], 20)[0]
+    os.close(handle)
+
+
+def test_clients_that_never_read_hold_no_worker_up(pair: Served) -> None:
+    test_serve.test_clients_that_never_read_do_not_hold_it_up(pair)
+
+
+def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly_while_the_other_serves(pair: Served) -> None:
+    key = pair.home / "ca" / "issuing.key"
+    away = key.rename(key.with_suffix(".away"))
+    tell(pair, "1", signal.SIGKILL)
+    for seconds in ("0", "0.1", "0.2"):
+        pair.wait_for_line(f"restart_seconds={seconds}")
+    pair.wait_for_line("event=worker.not-started worker=1")
+    assert "issuing.key" in pair.log
+    assert healthz(pair)[0] == 200
+    away.rename(key)
+    pair.wait_for_line("event=worker.restarted worker=1")
+    assert "worker=2 pid" not in pair.log.partition("event=ready")[2]  # nothing happened to the other
+
+
+def test_help_teaches_it() -> None:
+    shown = program("fleet", "serve", "--help").stdout
+    assert "--workers" in shown
+    assert "fleet serve --home ./home --workers auto" in shown
+
+
+def test_a_port_that_is_taken_is_named_once(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = program("fleet", "serve", "--home", str(home), *TWO, "--mqtt", address, expect=1)
+    assert done.stderr.count(f"he mqtt listener cannot bind {address}") == 1
+    assert "event=ready" not in done.stderr
+
+
+def test_two_fleets_never_share_a_port(pair: Served, pristine_home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    fleet(other, "init", str(other))
+    address = "{}:{}".format(*pair.address("est"))
+    for workers in ("1", "2"):
+        words = [*ANY_PORTS, "--est", address, "--workers", workers]
+        done = program("fleet", "serve", "--home", str(other), *words, expect=1)
+        assert f"he est listener cannot bind {address}" in done.stderr
+
+
+def test_a_reason_that_keeps_workers_from_starting_is_told_once(home: Path, tmp_path: Path) -> None:
+    (home / "ca" / "issuing.key").unlink()
+    ready = tmp_path / "ready.json"
+    done = program("fleet", "serve", "--home", str(home), *TWO, "--ready-file", str(ready), expect=1)
+    assert done.stderr.count("Error: ") == 1
+    assert "issuing.key" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not ready.exists()
+
+
+def test_a_second_server_is_refused_however_many_workers(pair: Served) -> None:
+    for workers in ("1", "2"):
+        words = [*ANY_PORTS, "--workers", workers]
+        done = program("fleet", "serve", "--home", str(pair.home), *words, expect=1)
+        assert "already" in done.stderr
+    assert healthz(pair)[0] == 200
+
+
+@pytest.mark.parametrize("workers", ["-1", "many", "257", "1.5", ""])
+def test_a_number_of_workers_that_is_none(home: Path, workers: str) -> None:
+    done = program("fleet", "serve", "--home", str(home), "--workers", workers, expect=2)
+    assert "is not a whole number from 0 to 256" in done.stderr
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", [V311, V5])
+async def test_a_device_that_comes_again_by_another_worker_has_one_session(street: Street, version: int) -> None:
+    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    old, at = await street.connect(cam, version)
+    for _ in range(TRIES_MAX):
+        new, now_at = await street.connect(cam, version)
+        await old.got(old.disconnected)
+        old = new
+        if now_at != at:
+            break
+        at = now_at
+    assert len(set(street.sessions_of("cam-1"))) == 2
+    await until(lambda: street.ended("cam-1") == len(street.sessions_of("cam-1")) - 1)
+    endings = re.findall(r"event=mqtt\.session device=cam-1 .* code=(\S+)", street.served.log)
+    # By the other worker's connection, as the broker has it: newer ones say so to a client of 5.0 before they close.
+    assert endings[-1] in ("broker-lost", "broker-closed")
+    assert set(endings[:-1]) <= {"taken-over"}  # by the same worker's
+    backend = await street.backend("devices/cam-1/up/#")
+    await new.subscribe("devices/cam-1/down/#")
+    await backend.publish("devices/cam-1/down/x", b"here")
+    assert await new.message() == ("devices/cam-1/down/x", b"here")
+    await new.publish("devices/cam-1/up/x", b"there")
+    assert await backend.message() == ("devices/cam-1/up/x", b"there")
+    assert new.disconnected.empty()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", [V311, V5])
+async def test_of_connections_that_race_at_both_workers_one_wins(street: Street, version: int) -> None:
+    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    live: list[Paho] = []
+    for _ in range(5):
+        racing = [street.client(cam, version) for _ in range(3)]
+        codes = await asyncio.gather(*(one.connect(*street.served.address("mqtt")) for one in racing))
+        live.extend(one for one, code in zip(racing, codes, strict=True) if code == 0)
+        await until(lambda: sum(one.disconnected.empty() for one in live) == 1)
+        (winner,) = [one for one in live if one.disconnected.empty()]
+        await winner.subscribe("devices/cam-1/down/#")  # it lives, and not only for a moment
+    assert winner.disconnected.empty()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", [V311, V5])
+async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(street: Street, version: int) -> None:
+    at: dict[str, tuple[Paho, Identity]] = {}
+    for number in range(TRIES_MAX):
+        identity = await asyncio.to_thread(street.enroll, f"cam-{number}")
+        client, worker = await street.connect(identity, version, will=f"devices/{identity.name}/up/gone")
+        at[worker] = client, identity
+        if len(at) == 2:
+            break
+    backend = await street.backend("devices/#")
+    for client, identity in at.values():
+        await asyncio.to_thread(fleet, street.served.home, "device", "revoke", identity.name)
+        assert await client.got(client.disconnected) == (0x98 if version == V5 else 0x80)
+        assert await street.client(identity, version).connect(*street.served.address("mqtt")) >= 0x80
+    for _, identity in at.values():
+        await asyncio.to_thread(street.served.wait_for_line, f"event=mqtt.purge device={identity.name} code=ok")
+    await backend.publish("devices/all/up/x", b"no will was heard before this")
+    assert await backend.message() == ("devices/all/up/x", b"no will was heard before this")
+
+
+@needs_mosquitto
+async def test_a_model_made_later_is_known_to_the_broker_whichever_worker_meets_it(
+    pair: Served, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(fleet, pair.home, "model", "add", "meter", "--publish", "meters/{id}/#")
+    async with contextlib.AsyncExitStack() as stack:
+        street = await asyncio.to_thread(Street, pair, tmp_path, stack, "meter")
+        backend = await street.backend("meters/#")
+        identity = await asyncio.to_thread(street.enroll, "meter-1")
+        for _ in range(TRIES_MAX):
+            client, _ = await street.connect(identity, V5)
+            await client.publish("meters/meter-1/x", b"1")
+            assert await backend.message() == ("meters/meter-1/x", b"1")
+            if len(set(street.sessions_of("meter-1"))) == 2:
+                return
+    pytest.fail("One worker got every connection.")
+
+
+async def test_the_embedded_broker_serves_several_workers(home: Path, tmp_path: Path) -> None:
+    served = Served(home, tmp_path / "ready.json", (*TWO, "--upstream", "embedded"))
+    await asyncio.to_thread(served.start)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            street = await asyncio.to_thread(Street, served, tmp_path, stack)
+            cam = await asyncio.to_thread(street.enroll, "cam-1")
+            old, at = await street.connect(cam, V311)
+            for _ in range(TRIES_MAX):
+                new, now_at = await street.connect(cam, V311)
+                await old.got(old.disconnected)
+                old = new
+                if now_at != at:
+                    break
+            assert len(set(street.sessions_of("cam-1"))) == 2
+            assert await new.publish("devices/cam-1/up/x", b"here") == 0
+    finally:
+        assert await asyncio.to_thread(served.stop) == 0
