@@ -58,7 +58,7 @@ def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) ->
             try:
                 with announced(ready_file, service.endpoints):
                     log.info("event=ready %s", " ".join(f"{k}={v}" for k, v in asdict(service.endpoints).items()))
-                    await service.until(told, (daily, once.sealer))
+                    await service.until(told, (daily, once.sealer, *once.keepers))
             finally:
                 daily.cancel()
             log.info("event=stopping")

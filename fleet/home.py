@@ -8,6 +8,8 @@
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
+      state/              revocations.jsonl: what a restore of an older registry must not undo
+      archive/            what retention has taken out of the registry
       run/                sockets and generated files of a running server; may be removed when none runs
 
 Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
@@ -27,6 +29,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate, names_of_server
@@ -40,6 +43,7 @@ from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
 from fleet.settings import Database, Settings, SettingsError, parse_database, read_settings, render
 from fleet.storage.engines import Engine, Place, open_engine
+from fleet.storage.revocation_log import RevocationLog
 from fleet.tls.contexts import ServerIdentity
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
@@ -102,6 +106,18 @@ class Home:
         return self.path / "registry.db"
 
     @property
+    def revocations(self) -> Path:
+        return self.path / "state" / "revocations.jsonl"
+
+    @property
+    def event_marks(self) -> Path:
+        return self.path / "state" / "event-marks.jsonl"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
+
+    @property
     def run(self) -> Path:
         return self.path / "run"
 
@@ -159,12 +175,12 @@ def audit_signer(home: Home) -> LocalHeadSigner:
         fresh = home.audit_public_key.with_name(f".audit.pub.{secrets.token_hex(6)}")
         try:
             fresh.write_bytes(pem)
-            _sync(fresh)
+            sync(fresh)
             with suppress(FileExistsError):
                 os.link(fresh, home.audit_public_key)
         finally:
             fresh.unlink(missing_ok=True)
-        _sync(home.audit_public_key.parent)
+        sync(home.audit_public_key.parent)
     if home.audit_public_key.read_bytes() != pem:
         message = f"{home.audit_public_key} is not the public half of audit.key beside it."
         raise Invalid("bad-key", message, "Find out who put which of them there.")
@@ -187,7 +203,7 @@ def operators_authority(home: Home, now: datetime) -> x509.Certificate:
         if not home.operators_certificate.exists():
             home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
             _write_operators_authority(home, _fleet_name(home), now)
-            _sync(home.operators_certificate.parent)
+            sync(home.operators_certificate.parent)
     finally:
         os.close(handle)
     return _certificate(home.operators_certificate)
@@ -211,7 +227,7 @@ def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
     write_key(home.operators_key, key)
     fresh = home.operators_certificate.with_suffix(".new")
     fresh.write_bytes(certificate.public_bytes(Encoding.PEM))
-    _sync(fresh)
+    sync(fresh)
     fresh.rename(home.operators_certificate)
 
 
@@ -241,9 +257,9 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     )
     fresh = home.server_chain.with_suffix(".new")
     fresh.write_bytes(renewed.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
-    _sync(fresh)
+    sync(fresh)
     fresh.replace(home.server_chain)
-    _sync(home.server_chain.parent)
+    sync(home.server_chain.parent)
     return why
 
 
@@ -252,6 +268,16 @@ def _canonical(host: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         return host
+
+
+def revocation_log(home: Home) -> RevocationLog:
+    """The log that notes what the registry of `home` has revoked."""
+    return RevocationLog(home.revocations, fleet_name(home))
+
+
+def fleet_name(home: Home) -> str:
+    """How a fleet is told from any other: the SHA-256 of its root certificate, in hex."""
+    return _certificate(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def place_of_registry(home: Home) -> Place:
@@ -311,7 +337,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
 
     Raises: Conflict (`home-exists`) when something stands at `path` already; nothing of it is touched.
     """
-    _must_be_free(path)
+    must_be_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
     try:
@@ -320,13 +346,13 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
         building.run.mkdir(mode=0o700)
         await _make_registry(_place(building, settings.database), now)
-        _sync_tree(building.path)
-        _must_be_free(path)
+        sync_tree(building.path)
+        must_be_free(path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
     except BaseException:
         shutil.rmtree(building.path, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     return Home(path)
 
 
@@ -348,7 +374,8 @@ async def _make_registry(place: Place, now: datetime) -> None:
         await registry.close()
 
 
-def _must_be_free(path: Path) -> None:
+def must_be_free(path: Path) -> None:
+    """Raises: Conflict (`home-exists`): a home cannot be made at `path`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise Conflict("home-exists", f"{path} is there already and is not a folder.", "Name another place.")
     if path.is_dir() and any(path.iterdir()):
@@ -376,14 +403,16 @@ def _certificate(file: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(file.read_bytes())
 
 
-def _sync_tree(top: Path) -> None:
+def sync_tree(top: Path) -> None:
+    """Make everything under `top` durable."""
     for folder, _, files in os.walk(top):
         for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the file or folder `path` durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

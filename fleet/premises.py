@@ -1,6 +1,6 @@
 """What a served home has once, however many processes serve it: its lock, its broker, its ready file.
 
-lock -> server certificate in order -> registry -> the audit's sealing -> broker
+lock -> server certificate in order -> registry -> the audit's sealing, the log of revocations, retention -> broker
 """
 
 import asyncio
@@ -17,11 +17,13 @@ from pathlib import Path
 
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.home import Home, open_registry
+from fleet.home import Home, open_registry, revocation_log
+from fleet.retaining import retaining_daily
 from fleet.sealer import sealing
 from fleet.server_certificate import Clock, renew_if_due
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import Upstream
+from fleet.services.remembering import noting_revocations
 from fleet.settings import Address, Settings
 
 log = logging.getLogger("fleet")
@@ -67,6 +69,8 @@ class Premises:
     registry: Registry
     sealer: asyncio.Task[None]
     """Seals the audit for as long as the premises stand."""
+    keepers: tuple[asyncio.Task[None], ...]
+    """Note what is revoked, and let go of what is old, for as long as the premises stand."""
     upstream: Upstream
     workers_lock: int
     """A descriptor for worker processes to inherit: while one of them lives, no other server of this home starts."""
@@ -84,10 +88,12 @@ async def premises(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
         sealer = await parts.enter_async_context(sealing(home, registry, clock=clock))
+        noting = await parts.enter_async_context(noting_revocations(registry, revocation_log(home)))
+        retaining = await parts.enter_async_context(retaining_daily(home, registry, settings, clock))
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
         log.info("event=broker is=%r", upstream.describe())
-        yield Premises(home, settings, registry, sealer, upstream, workers_lock)
+        yield Premises(home, settings, registry, sealer, (noting, retaining), upstream, workers_lock)
 
 
 @contextmanager

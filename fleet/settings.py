@@ -15,6 +15,7 @@ from typing import Any
 
 from fleet.database_url import parse_database_url
 
+DAYS_MAX = 36_500  # a century
 SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
 WORKERS_MAX = 256  # each takes 60 MB and a core when there is work
 WORKERS_AUTO = "auto"
@@ -146,6 +147,9 @@ class Settings:
     http_connections_max: int = 2000
     http_connections_per_address_max: int = 200
     sessions_max: int = 9000
+    events_days: int = 90
+    audit_days: int = 0
+    expired_credentials_days: int = 365
 
 
 Reader = Callable[[Any], Any]
@@ -224,6 +228,11 @@ READERS: dict[str, dict[str, Reader]] = {
         "http_connections_max": _count_between(1, 1_000_000),
         "http_connections_per_address_max": _count_between(1, 1_000_000),
     },
+    "retention": {
+        "events_days": _count_between(0, DAYS_MAX),
+        "audit_days": _count_between(0, DAYS_MAX),
+        "expired_credentials_days": _count_between(0, DAYS_MAX),
+    },
 }
 """Every table and key of fleet.toml, with what reads its value. Key names are those of Settings."""
 
@@ -270,6 +279,15 @@ half_open_per_address_max = {half_open_per_address_max}
 # Open connections to each of the est and http listeners: in all, and from one address.
 http_connections_max = {http_connections_max}
 http_connections_per_address_max = {http_connections_per_address_max}
+
+[retention]
+# Days after which the registry lets go of what it no longer needs: a file in archive/ holds it then. 0: never.
+# Events: gateways have heard them long since.
+events_days = {events_days}
+# Audit rows, once they are sealed: `fleet retention check` verifies them in the archive too.
+audit_days = {audit_days}
+# Certificates, counted from their end. A device in service keeps its last one.
+expired_credentials_days = {expired_credentials_days}
 """
 
 

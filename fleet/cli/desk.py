@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
+from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -52,7 +53,11 @@ class Desk(Protocol):
         """The device with its certificates, oldest first."""
         ...
 
-    def add_device(self, id_text: str, model: str, hardware_serial: str) -> Device: ...
+    def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
+        """With the tags and groups that `labels` set, if there are any."""
+        ...
+
+    def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device: ...
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         """`verb` is one of MOVES."""
         ...

@@ -1,20 +1,22 @@
-"""`fleet device`: register devices, look them up, put them out."""
+"""`fleet device`: register devices, look them up, tag them, put them out."""
 
 import click
 
+from fleet.cli.bulk import Many, act_by_filter, new_move, new_tagging, one_or_many
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
+from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.device import Device, DeviceFilter, DeviceState, Place
+from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
+from fleet.domain.device_filter import parse_place, parse_time, place_text
+from fleet.domain.tags import Retag, checked_tags, parse_tag
 
-COLUMNS = ("id", "model", "state", "hardware_serial", "created_at")
-
-_reason_option = click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
 
 
 @click.group()
 def device() -> None:
-    """Devices: register them, look them up, suspend and revoke them."""
+    """Devices: register them, look them up, tag them, suspend and revoke them."""
 
 
 @device.command()
@@ -22,11 +24,22 @@ def device() -> None:
 @click.argument("device_id")
 @click.option("--model", required=True, help="The kind of device; see: fleet model list")
 @click.option("--serial", "hardware_serial", default="", help="The maker's serial number, for its certificates.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A label to find it by; may be repeated.")
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="A group that it is in; may be repeated.")
 @output_option
-def add(desk: Desk, device_id: str, model: str, hardware_serial: str, output: str) -> None:
+def add(
+    desk: Desk,
+    device_id: str,
+    model: str,
+    hardware_serial: str,
+    tags: tuple[str, ...],
+    groups: tuple[str, ...],
+    output: str,
+) -> None:
     """Register DEVICE_ID, so that it can be given a token or be provisioned."""
     with attempting(f"adding device '{device_id}'"):
-        added = desk.add_device(device_id, model, hardware_serial)
+        labels = Retag(checked_tags(map(parse_tag, tags)), join=groups) if tags or groups else None
+        added = desk.add_device(device_id, model, hardware_serial, labels)
     print_value(_shown(added), output)
 
 
@@ -34,17 +47,40 @@ def add(desk: Desk, device_id: str, model: str, hardware_serial: str, output: st
 @fleet_option
 @click.option("--model", help="Only devices of this model.")
 @click.option("--state", type=click.Choice([s.value for s in DeviceState]), help="Only devices in this state.")
-@click.option("--after", default="", metavar="ID", help="Start behind this id.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only devices with this tag; may be repeated.")
+@click.option("--group", metavar="NAME", help="Only devices in this group.")
+@click.option(
+    "--expires-before",
+    metavar="TIME",
+    help="Only devices in service whose newest certificate ends before then, the soonest first: 30d or 2026-12-01.",
+)
+@click.option("--after", default="", metavar="PLACE", help="Start behind this one, as the last page named it.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @output_option
-def list_(desk: Desk, model: str | None, state: str | None, after: str, limit: int, output: str) -> None:
-    """List devices, by id."""
-    where = DeviceFilter(model=model, state=DeviceState(state) if state else None)
+def list_(
+    desk: Desk,
+    model: str | None,
+    state: str | None,
+    tags: tuple[str, ...],
+    group: str | None,
+    expires_before: str | None,
+    after: str,
+    limit: int,
+    output: str,
+) -> None:
+    """List devices: by id, or by the end of their certificates with --expires-before."""
     with attempting("listing the devices"):
-        found = desk.devices(where, Place(after), limit)
+        where = DeviceFilter(
+            model=model,
+            state=DeviceState(state) if state else None,
+            tags=tuple(sorted(set(map(parse_tag, tags)))),
+            group=group,
+            expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
+        )
+        found = desk.devices(where, parse_place(after, where), limit)
     print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
     if len(found) == limit:
-        click.echo(f"There may be more: --after {found[-1].id}", err=True)
+        click.echo(f"There may be more: --after {place_text(place_of(found[-1], where))}", err=True)
 
 
 @device.command()
@@ -69,53 +105,80 @@ def show(desk: Desk, device_id: str, output: str) -> None:
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def suspend(desk: Desk, device_id: str, reason: str, output: str) -> None:
-    """Refuse DEVICE_ID everywhere until it is resumed; a live session ends at once."""
-    _move("suspend", "suspending", desk, device_id, reason, output)
+@one_or_many
+def suspend(device_id: str | None, many: Many) -> None:
+    """Refuse DEVICE_ID, or every device of --filter, until it is resumed; a live session ends at once."""
+    _move("suspend", "suspending", device_id, many)
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def resume(desk: Desk, device_id: str, reason: str, output: str) -> None:
-    """Let the suspended DEVICE_ID in again."""
-    _move("resume", "resuming", desk, device_id, reason, output)
+@one_or_many
+def resume(device_id: str | None, many: Many) -> None:
+    """Let the suspended DEVICE_ID, or every suspended device of --filter, in again."""
+    _move("resume", "resuming", device_id, many)
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def revoke(desk: Desk, device_id: str, reason: str, output: str) -> None:
-    """Put DEVICE_ID out for good: its certificates are revoked, its live session ends at once.
+@one_or_many
+def revoke(device_id: str | None, many: Many) -> None:
+    """Put DEVICE_ID, or every device of --filter, out for good: certificates are revoked, live sessions end at once.
 
     There is no way back: hardware that is to serve again is registered under a new id. To shut a device out for a
     while, suspend it.
     """
-    _move("revoke", "revoking", desk, device_id, reason, output)
+    _move("revoke", "revoking", device_id, many)
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
-@_reason_option
-@output_option
-def retire(desk: Desk, device_id: str, reason: str, output: str) -> None:
-    """Take DEVICE_ID out of service in good order, for good."""
-    _move("retire", "retiring", desk, device_id, reason, output)
+@one_or_many
+def retire(device_id: str | None, many: Many) -> None:
+    """Take DEVICE_ID, or every device of --filter, out of service in good order, for good."""
+    _move("retire", "retiring", device_id, many)
 
 
-def _move(verb: str, doing: str, desk: Desk, device_id: str, reason: str, output: str) -> None:
+def _move(verb: str, doing: str, device_id: str | None, many: Many) -> None:
+    if device_id is None:
+        with attempting(f"{doing} devices"):
+            deed = new_move(verb, many.reason)
+        act_by_filter(many, doing, deed)
+        return
     with attempting(f"{doing} device '{device_id}'"):
-        moved = desk.move_device(verb, device_id, reason)
-    print_value(_shown(moved), output)
+        moved = many.desk.move_device(verb, device_id, many.reason)
+    print_value(_shown(moved), many.output)
+
+
+@device.command()
+@one_or_many
+@click.argument("words", nargs=-1, metavar="[DEVICE_ID] [KEY=VALUE]...")
+@click.option("--remove", multiple=True, metavar="KEY", help="A tag to take away; may be repeated.")
+@click.option("--group", "join", multiple=True, metavar="NAME", help="A group to put it into; may be repeated.")
+@click.option("--ungroup", "leave", multiple=True, metavar="NAME", help="A group to take it out of; may be repeated.")
+def tag(
+    words: tuple[str, ...],
+    remove: tuple[str, ...],
+    join: tuple[str, ...],
+    leave: tuple[str, ...],
+    device_id: str | None,
+    many: Many,
+) -> None:
+    """Set tags of DEVICE_ID, or of every device of --filter; put it into groups and take it out of them.
+
+    \b
+    Examples:
+      fleet device tag cam-7 lot=L7 site=Oslo --remove old --group pilot --ungroup canary
+      fleet device tag --filter 'lot=L7 and state=active' --group recall
+    """
+    pairs = words if device_id is None else words[1:]
+    what = f"device '{device_id}'" if device_id is not None else "devices"
+    with attempting(f"tagging {what}"):
+        retag = Retag(tuple(map(parse_tag, pairs)), remove, join, leave)
+        deed = new_tagging(retag, many.reason)
+    if device_id is None:
+        act_by_filter(many, "tagging", deed)
+        return
+    with attempting(f"tagging {what}"):
+        tagged = many.desk.tag_device(device_id, retag, many.reason)
+    print_value(_shown(tagged), many.output)
 
 
 def _shown(d: Device) -> dict[str, object]:
@@ -125,4 +188,7 @@ def _shown(d: Device) -> dict[str, object]:
         "state": d.state,
         "hardware_serial": d.hardware_serial,
         "created_at": d.created_at,
+        "expires_at": d.expires_at,
+        "tags": dict(d.tags),
+        "groups": d.groups,
     }

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from fleet.ca.issuer import LocalIssuer
-from fleet.home import Home, load_issuer, open_home, open_registry
+from fleet.home import Home, load_issuer, open_home, open_registry, revocation_log
+from fleet.services.remembering import catch_up
 from fleet.storage.engines import Engine
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -46,14 +47,17 @@ class OpenHome:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[OpenHome]:
-    """The home at `path` with its registry open.
+    """The home at `path` with its registry open. What has been revoked in it is noted at the end.
 
-    Raises: NotFound: no home there. Unavailable: the registry cannot be opened.
+    Raises: NotFound: no home there. Unavailable: the registry cannot be opened. Refused (`registry-went-back`).
     """
     home = open_home(path)
     registry = await open_registry(home)
     try:
+        log = revocation_log(home)
+        await catch_up(registry, log)
         yield OpenHome(home, registry)
+        await catch_up(registry, log)
     finally:
         await registry.close()
 

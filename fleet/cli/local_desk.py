@@ -13,7 +13,8 @@ from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialKind, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
-from fleet.services import inventory, revocation
+from fleet.domain.tags import Retag
+from fleet.services import inventory, revocation, tagging
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.overview import overview
 
@@ -31,11 +32,11 @@ class LocalDesk:
     """A Desk on the home at `path`, which is opened for each call."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def _at(self, work: Callable[[OpenHome], Awaitable[_Result]]) -> _Result:
         async def opening() -> _Result:
-            async with opened(self._path) as fleet:
+            async with opened(self.path) as fleet:
                 return await work(fleet)
 
         return run(opening())
@@ -70,12 +71,22 @@ class LocalDesk:
 
         return self._at(work)
 
-    def add_device(self, id_text: str, model: str, hardware_serial: str) -> Device:
+    def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
+        tags, groups = (labels.tags, labels.join) if labels is not None else ((), ())
         return self._at(
             lambda fleet: inventory.add_device(
-                fleet.registry, id_text, model, hardware_serial=hardware_serial, act=_act()
+                fleet.registry,
+                id_text,
+                model,
+                hardware_serial=hardware_serial,
+                tags=tags,
+                groups=groups,
+                act=_act(),
             )
         )
+
+    def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device:
+        return self._at(lambda fleet: tagging.tag_device(fleet.registry, id_text, retag, act=_act(), reason=reason))
 
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         return self._at(lambda fleet: _MOVES[verb](fleet.registry, id_text, act=_act(), reason=reason))

@@ -99,6 +99,13 @@ class RevokeCredentials:
 
 
 @dataclass(frozen=True, slots=True)
+class EndCredentials:
+    """Each of these that is usable becomes SUPERSEDED; one that is not known, or has ended, is left as it is."""
+
+    fingerprints: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AddToken:
     token: Token
 
@@ -180,6 +187,7 @@ Write = (
     | AddCredential
     | MarkUsed
     | EndUnused
+    | EndCredentials
     | RevokeCredentials
     | AddToken
     | SpendToken
@@ -240,6 +248,8 @@ class EventKind:
 
     DEVICE_STATE = "device.state"
     """subject: device id; detail: the new state."""
+    DEVICE_TAGGED = "device.tagged"
+    """subject: device id: its tags or groups have changed."""
     CREDENTIAL_ISSUED = "credential.issued"
     """subject: holder; detail: fingerprint in hex."""
     CREDENTIAL_ENDED = "credential.ended"

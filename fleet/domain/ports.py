@@ -94,8 +94,12 @@ class Registry(AuditReader, Protocol):
         """By serial number, lower-case hex."""
         ...
 
-    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
-        """Those that ended before `before`, in whatever state, the longest ago first."""
+    async def expired_credentials(
+        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    ) -> list[Credential]:
+        """Those that ended before `before`, in whatever state, the longest ago first, and of one moment by fingerprint;
+        those behind `after`, the last of the page before.
+        """
         ...
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:

@@ -26,10 +26,21 @@ from fleet.domain.changes import (
     Write,
 )
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, Device, DeviceState, Model, device_id, plain_name
+from fleet.domain.device import (
+    KEY_TYPES,
+    LIFETIME_MAX,
+    LIFETIME_MIN,
+    Device,
+    DeviceState,
+    Model,
+    Tags,
+    device_id,
+    plain_name,
+)
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.ports import Issuer, Registry
+from fleet.domain.tags import checked_groups, checked_tags, labels_detail
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
 from fleet.services.differences import differences
 
@@ -118,19 +129,38 @@ async def _known_model(registry: Registry, name: str) -> Model:
     return model
 
 
-async def add_device(registry: Registry, id_text: str, model: str, *, hardware_serial: str = "", act: Act) -> Device:
+async def add_device(
+    registry: Registry,
+    id_text: str,
+    model: str,
+    *,
+    hardware_serial: str = "",
+    tags: Tags = (),
+    groups: Sequence[str] = (),
+    act: Act,
+) -> Device:
     """Register a device, so that it can be given a certificate.
 
-    Raises: Invalid: `bad-device-id`, `bad-hardware-serial`. NotFound (`no-such-model`). Conflict (`device-exists`):
-    in whatever state it is, a device is never registered anew, so this cannot bring a revoked one back.
+    Raises: Invalid: `bad-device-id`, `bad-hardware-serial`, and what `checked_tags` and `checked_groups` raise.
+    NotFound (`no-such-model`). Conflict (`device-exists`): in whatever state it is, a device is never registered
+    anew, so this cannot bring a revoked one back.
     """
-    device = Device(device_id(id_text), model, DeviceState.REGISTERED, act.now, hardware_serial)
+    device = Device(
+        device_id(id_text),
+        model,
+        DeviceState.REGISTERED,
+        act.now,
+        hardware_serial,
+        tags=checked_tags(tags),
+        groups=checked_groups(groups),
+    )
     if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
         message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
     await _known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
-    change = _change("device.add", f"device {device.id}", (AddDevice(device),), act=act, events=events, model=model)
+    subject, labels = f"device {device.id}", labels_detail(device)
+    change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **labels)
     await registry.commit(change)
     return device
 

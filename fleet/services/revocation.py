@@ -47,11 +47,19 @@ async def resume(
     Raises: as `suspend`.
     """
     device = await _found(registry, id_text)
+    to = await resumed_state(registry, device)
+    return await _move(registry, device, to, "device.resume", act, reason, revision)
+
+
+async def resumed_state(registry: Registry, device: Device) -> DeviceState:
+    """The state in which a resume lets `device` in again.
+
+    Raises: Conflict (`device-not-suspended`).
+    """
     if device.state is not DeviceState.SUSPENDED:
         raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
     enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
-    to = DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
-    return await _move(registry, device, to, "device.resume", act, reason, revision)
+    return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
 
 
 async def revoke(
@@ -110,6 +118,25 @@ async def _found(registry: Registry, id_text: str) -> Device:
 async def _move(
     registry: Registry, device: Device, to: DeviceState, action: str, act: Act, reason: str, revision: int | None
 ) -> Device:
+    await registry.commit(moving(device, to, action, act=act, reason=reason, revision=revision))
+    return replace(device, state=to, revision=device.revision + 1)
+
+
+def moving(
+    device: Device,
+    to: DeviceState,
+    action: str,
+    *,
+    act: Act,
+    reason: str = "",
+    revision: int | None = None,
+    **detail: str,
+) -> Change:
+    """The Change that takes `device` to `to`. With `revision` it finds a Conflict unless the device is of it; without,
+    a revocation is one whatever has happened meanwhile. `detail` goes into the audit.
+
+    Raises: Conflict (`device-STATE`): there is no such move. Invalid (`bad-reason`).
+    """
     if to not in NEXT[device.state]:
         already = " already" if device.state is to else ""
         raise Conflict(
@@ -125,9 +152,7 @@ async def _move(
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
     changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at
-    audit = _entry(action, f"device {device.id}", act, reason, **changed)
-    await registry.commit(Change(audit, writes, events))
-    return replace(device, state=to, revision=device.revision + 1)
+    return Change(_entry(action, f"device {device.id}", act, reason, **changed, **detail), writes, events)
 
 
 def checked_reason(reason: str) -> str:

@@ -187,8 +187,11 @@ class PostgresRegistry:
         row = await self._fetch_one(reads.CREDENTIAL, octets)
         return rows.credential_of(row) if row else None
 
-    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
-        found = await self._fetch(lists.EXPIRED, rows.micros(before), lists.bounded(limit))
+    async def expired_credentials(
+        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    ) -> list[Credential]:
+        place = (rows.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
+        found = await self._fetch(lists.EXPIRED, rows.micros(before), *place, lists.bounded(limit))
         return [rows.credential_of(row) for row in found]
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:

@@ -15,7 +15,7 @@ _CAN_CONNECT = "d.expires_at IS NOT NULL AND d.state NOT IN ('revoked', 'retired
 _DEVICES = f"SELECT {rows.columns(rows.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
 EXPIRED = f"""
     SELECT {rows.columns(rows.CREDENTIAL_COLUMNS)} FROM credential
-    WHERE not_after < $1 ORDER BY not_after LIMIT $2"""  # noqa: S608
+    WHERE not_after < $1 AND (not_after, fingerprint) > ($2, $3) ORDER BY not_after, fingerprint LIMIT $4"""  # noqa: S608
 _WEEK = 7 * 86_400 * 1_000_000  # microseconds
 _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into its week
 EXPIRIES = f"""

@@ -60,6 +60,8 @@ STATEMENTS: dict[str, str] = {
         SELECT 1 WHERE $4::bytea IS NOT DISTINCT FROM
             (SELECT fingerprint FROM credential WHERE {_UNUSED} ORDER BY seq DESC LIMIT 1)""",  # noqa: S608
     "end_unused": f"UPDATE credential SET state = 'superseded' WHERE {_UNUSED}",  # noqa: S608
+    "end_credential": """
+        UPDATE credential SET state = 'superseded' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')""",
     "revoke_credentials": """
         UPDATE credential SET state = 'revoked'
         WHERE holder = $1::text AND kind = $2::text AND state IN ('issued', 'active', 'superseded')""",

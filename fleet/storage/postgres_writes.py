@@ -23,6 +23,7 @@ from fleet.domain.changes import (
     DropAudit,
     DropCredentials,
     DropEvents,
+    EndCredentials,
     EndUnused,
     MarkUsed,
     MoveDevice,
@@ -78,6 +79,9 @@ def steps_of(write: Write) -> Iterator[Step]:
             answered = Conflict("answered-already", f"{holder} has been given another certificate meanwhile.")
             yield Step("newest_unused_is", (holder, kind, grant, newest), answered)
             yield Step("end_unused", (holder, kind, grant))
+        case EndCredentials(fingerprints=fingerprints):
+            for fingerprint in fingerprints:
+                yield Step("end_credential", (fingerprint,))
         case RevokeCredentials(kind=kind, holder=holder):
             yield Step("revoke_credentials", (holder, kind))
         case AddToken(token=token):
@@ -162,6 +166,8 @@ def names_of(write: Write) -> tuple[str, ...]:
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"
         case EndUnused(kind=kind, holder=holder, newest=newest):
             return (f"{kind} {holder}", *((f"credential {newest.hex()}",) if newest else ()))
+        case EndCredentials(fingerprints=fingerprints):
+            return tuple(f"credential {fingerprint.hex()}" for fingerprint in fingerprints)
         case RevokeCredentials(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
         case MarkUsed(fingerprint=fingerprint):

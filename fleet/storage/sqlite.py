@@ -159,8 +159,10 @@ class SqliteRegistry:
     async def credential(self, serial: str) -> Credential | None:
         return await self._ask(lambda db: reads.credential(db, serial))
 
-    async def expired_credentials(self, before: datetime, limit: int = 1000) -> list[Credential]:
-        return await self._ask_list(lambda db: lists.expired_credentials(db, before, limit))
+    async def expired_credentials(
+        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    ) -> list[Credential]:
+        return await self._ask_list(lambda db: lists.expired_credentials(db, before, limit, after))
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
         return await self._ask_list(lambda db: lists.expiries(db, until))

@@ -17,7 +17,7 @@ _CAN_CONNECT = "d.expires_at IS NOT NULL AND d.state NOT IN ('revoked', 'retired
 _DEVICES = f"SELECT {rows.columns(rows.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
 EXPIRED = f"""
     SELECT {rows.columns(rows.CREDENTIAL_COLUMNS)} FROM credential
-    WHERE not_after < ? ORDER BY not_after LIMIT ?"""  # noqa: S608
+    WHERE not_after < ? AND (not_after, fingerprint) > (?, ?) ORDER BY not_after, fingerprint LIMIT ?"""  # noqa: S608
 _WEEK = 7 * 86_400 * 1_000_000  # microseconds
 _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into its week
 EXPIRIES = f"""
@@ -69,8 +69,11 @@ def _meant(where: DeviceFilter, after: Place) -> tuple[str, list[str], list[Any]
     return source, terms, parameters, order
 
 
-def expired_credentials(db: sqlite3.Connection, before: datetime, limit: int) -> list[Credential]:
-    found = db.execute(EXPIRED, (rows.micros(before), bounded(limit)))
+def expired_credentials(
+    db: sqlite3.Connection, before: datetime, limit: int, after: Credential | None
+) -> list[Credential]:
+    place = (rows.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
+    found = db.execute(EXPIRED, (rows.micros(before), *place, bounded(limit)))
     return [rows.credential_of(row) for row in found]
 
 

@@ -24,6 +24,7 @@ from fleet.domain.changes import (
     DropAudit,
     DropCredentials,
     DropEvents,
+    EndCredentials,
     EndUnused,
     MarkUsed,
     MoveDevice,
@@ -63,6 +64,7 @@ SUPERSEDE_OLDER = """
     FROM (SELECT seq, holder, kind FROM credential WHERE fingerprint = ?) AS used
     WHERE credential.holder = used.holder AND credential.kind = used.kind
       AND credential.state IN ('issued', 'active') AND credential.seq < used.seq"""
+END_CREDENTIAL = "UPDATE credential SET state = 'superseded' WHERE fingerprint = ? AND state IN ('issued', 'active')"
 REVOKE_CREDENTIALS = "UPDATE credential SET state = 'revoked' WHERE holder = ? AND kind = ? AND state <> 'revoked'"
 ADD_TOKEN = _insert("token", rows.TOKEN_COLUMNS)
 SPEND_TOKEN = "UPDATE token SET uses = uses + 1 WHERE id = ? AND revoked_at IS NULL AND uses < uses_max"  # noqa: S105
@@ -140,6 +142,8 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
             if (found[0] if found else None) != newest:
                 raise Conflict("answered-already", f"{holder} has been given another certificate meanwhile.")
             db.execute(END_UNUSED, (holder, kind, grant))
+        case EndCredentials(fingerprints=fingerprints):
+            db.executemany(END_CREDENTIAL, [(fingerprint,) for fingerprint in fingerprints])
         case RevokeCredentials(kind=kind, holder=holder):
             db.execute(REVOKE_CREDENTIALS, (holder, kind))
         case AddToken(token=token):

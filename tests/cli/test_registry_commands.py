@@ -128,6 +128,10 @@ class TestDevice:
             "SERIAL",
             "CREATED",
             "AT",
+            "EXPIRES",
+            "AT",
+            "TAGS",
+            "GROUPS",
         ]
 
     @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fleet.domain.changes import (
     Answer,
     DropAnswers,
     DropCredentials,
+    EndCredentials,
     MoveDevice,
     TagDevice,
 )
@@ -57,6 +58,16 @@ class TestTags:
         assert await refused(registry, TagDevice(CAM_7, (), (), revision=1)) == "changed-meanwhile"
         assert await refused(registry, TagDevice(DeviceId("x"), (), (), revision=1)) == "no-such-device"
         assert await pages(registry, DeviceFilter(tags=(("lot", "L7"),))) == "cam-7"
+
+
+class TestEnding:
+    async def test_the_usable_ones_named_and_no_others(self, registry: Registry) -> None:
+        states = (CredentialState.ISSUED, CredentialState.ACTIVE, CredentialState.REVOKED)
+        named, other = [credential("cam-7", state) for state in states], credential("cam-7")
+        await registry.commit(change(*map(AddCredential, (*named, other))))
+        await registry.commit(change(EndCredentials((bytes(32), *(c.fingerprint for c in named)))))
+        found = [c.state for c in await registry.credentials("cam-7")]
+        assert found == [CredentialState.SUPERSEDED] * 2 + [CredentialState.REVOKED, CredentialState.ISSUED]
 
 
 class TestFilters:
@@ -133,6 +144,14 @@ class TestCredentials:
         for serial in ("abd", "", "xyz", "a" * 99, "-1"):
             assert await registry.credential(serial) is None
 
+    async def test_pages_of_what_has_expired_at_one_moment(self, registry: Registry) -> None:
+        made = [replace(credential("cam-7"), not_after=NOW + DAY * (n // 4)) for n in range(8)]
+        await registry.commit(change(*map(AddCredential, made)))
+        found: list[Credential] = []
+        while page := await registry.expired_credentials(NOW + 9 * DAY, 3, after=found[-1] if found else None):
+            found += page
+        assert found == sorted(made, key=lambda c: (c.not_after, c.fingerprint))
+
     async def test_what_has_expired_is_forgotten_and_revoked_keys_stay_barred(self, registry: Registry) -> None:
         def made(holder: str, state: CredentialState, ends: timedelta) -> Credential:
             return replace(credential(holder, state), not_after=NOW + ends)
@@ -145,6 +164,8 @@ class TestCredentials:
         assert await registry.expired_credentials(NOW + 3 * DAY) == [older, old]
         assert await registry.expired_credentials(NOW + 3 * DAY, limit=1) == [older]
         assert await registry.expired_credentials(NOW + DAY) == []
+        assert await registry.expired_credentials(NOW + 3 * DAY, after=older) == [old]
+        assert await registry.expired_credentials(NOW + 3 * DAY, after=old) == []
         now = NOW + 3 * DAY
         drop = DropCredentials((older.fingerprint, living.fingerprint), now)
         assert await refused(registry, drop) == "credential-kept"

@@ -5,9 +5,9 @@ from typing import Any
 from fleet.domain.access import Role
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
+from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
 from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
-from fleet.services.labels import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.services.revocation import REASON_MAX
 
 Schema = dict[str, Any]

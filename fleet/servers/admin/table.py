@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from fleet.domain.access import Permission
 from fleet.domain.device import DeviceState
+from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
 from fleet.servers.admin import devices, events, models, records, tokens
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
@@ -27,7 +28,6 @@ from fleet.servers.admin.routes import (
     post,
 )
 from fleet.servers.admin.schemas import CURSOR, DEVICE_ID, LIMIT_PARAMETER, NAME, SEQ, TIME, Schema, ref
-from fleet.services.labels import TAG_KEY, TAG_VALUE_MAX
 
 _PAGING: dict[str, Schema] = {"limit": LIMIT_PARAMETER, "cursor": CURSOR}
 _DEVICE_FILTERS: dict[str, Schema] = {

@@ -16,6 +16,7 @@ from fleet.domain.device import DeviceState, Model
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import endings
+from fleet.servers.gateway.ended import Ended
 from fleet.servers.gateway.feed import Feed
 from fleet.servers.gateway.grounds import Grounds
 from fleet.servers.gateway.journal import Journal
@@ -53,7 +54,10 @@ class Gateway:
         self._table: LiveTable[Session] = LiveTable()
         self._upstream = upstream
         self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max)
-        self._grounds = Grounds(upstream, clock, self._limits, self._journal, self._table, self._open, self._prepare)
+        self._ended = Ended()
+        self._grounds = Grounds(
+            upstream, clock, self._limits, self._journal, self._table, self._open, self._ended, self._prepare
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges = Purges(upstream, self._journal) if purges else None
         self._applying = asyncio.Lock()  # first come, first served: the later model stays
@@ -122,6 +126,7 @@ class Gateway:
             log.error("event=gateway.failed", exc_info=task.exception())
 
     async def _hear(self, event: Event) -> None:
+        self._ended.hear(event)
         match event.kind:
             case EventKind.DEVICE_STATE:
                 self._device_moved(event.subject, event.detail)

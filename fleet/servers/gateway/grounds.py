@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from fleet.servers.gateway.ended import Ended
 from fleet.servers.gateway.journal import Journal
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.table import LiveTable
@@ -24,5 +25,6 @@ class Grounds:
     table: "LiveTable[Session]"
     open: "Callable[[Session, Connect], None]"
     """Start to admit a session; it goes live or is refused later."""
+    ended: Ended
     prepare: Callable[[str], Awaitable[None]]
     """See to it that the broker knows the model of this name."""

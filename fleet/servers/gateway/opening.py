@@ -66,6 +66,9 @@ async def _admission(grounds: Grounds, registry: Registry, session: Session) -> 
         except FleetError as error:
             session.refuse(error.code, REASON.get(error.code, Reason.NOT_AUTHORIZED))
             return None
+        if code := grounds.ended.holds(admission):
+            session.refuse(code, REASON[code])
+            return None
         # A model that changed while we asked may be the device's: the answer could be of before or after.
         if session.stale and session.phase is Phase.OPENING:
             continue

@@ -1,0 +1,200 @@
+"""`fleet backup` and `fleet restore`: a home as one file, and back."""
+
+from pathlib import Path
+
+import click
+
+from fleet.backup.archive import Manifest
+from fleet.backup.restoring import Restored, check_backup, needs_passphrase, restore_backup
+from fleet.backup.taking import Taken, save_home
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.output import output_option, print_value
+from fleet.cli.passwords import PasswordSource
+from fleet.domain.access import Act
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+NAMES_SHOWN_MAX = 20
+
+password_file = click.option("--password-file", metavar="FILE", help="The passphrase: the first line of FILE.")
+password_env = click.option("--password-env", metavar="VARIABLE", help="The passphrase: in this environment variable.")
+
+
+class BackupGroup(click.Group):
+    """`fleet backup FILE` takes one; `fleet backup check FILE` checks it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["take", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=BackupGroup)
+def backup() -> None:
+    """Save a home into one file while it is served, and check such a file.
+
+    \b
+    fleet backup FILE          the same as: fleet backup take FILE
+    fleet backup check FILE    reads all of it and says whether it could be restored
+    """
+
+
+@backup.command()
+@home_option
+@click.argument("file", type=_FILE)
+@password_file
+@password_env
+@click.option("--plain", is_flag=True, help="Do not seal it: whoever has the file has the fleet's keys.")
+@output_option
+def take(home: Path, file: Path, password_file: str | None, password_env: str | None, plain: bool, output: str) -> None:
+    """Save the home into the new file FILE, sealed with a passphrase: settings, CAs, keys and the registry.
+
+    The server may run; nothing waits for it. Archives of retention (HOME/archive) are left out: they never change, and
+    any copying will do.
+
+    \b
+    Examples:
+      fleet backup fleet-1.backup --password-file backup.pass
+      fleet backup check fleet-1.backup --password-file backup.pass
+    """
+    source = PasswordSource("the backup", "password", password_file, password_env)
+    if plain and (password_file or password_env):
+        raise click.UsageError("Give a passphrase or --plain, not both.")
+
+    async def work() -> Taken:
+        async with opened(home) as fleet:
+            return await save_home(
+                fleet.home, fleet.registry, file, passphrase=passphrase, act=Act(OPERATOR, utc_now())
+            )
+
+    with attempting(f"saving '{home}' into '{file}'"):
+        passphrase = None if plain else source.given_or_asked(confirm=True)
+        taken = run(work())
+    for name in taken.left_out:
+        click.echo(f"Left out: {name}", err=True)
+    if plain:
+        click.echo(f"Warning: {file} holds the fleet's private keys, and nothing protects them but its mode.", err=True)
+    _print(taken.manifest, file, output, size=taken.size, sealed=not plain)
+
+
+@backup.command()
+@click.argument("file", type=_FILE)
+@password_file
+@password_env
+@output_option
+def check(file: Path, password_file: str | None, password_env: str | None, output: str) -> None:
+    """Read all of FILE: every checksum, the registry's pages, every row of its audit. Needs no home."""
+    with attempting(f"checking '{file}'"):
+        sealed = needs_passphrase(file)
+        passphrase = _passphrase(file, password_file, password_env)
+        manifest = check_backup(file, passphrase)
+    _print(manifest, file, output, ok=True, sealed=sealed)
+
+
+@click.command()
+@click.argument("file", type=_FILE)
+@click.argument("home", type=click.Path(path_type=Path))
+@click.option(
+    "--revocations",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The lost home's state/revocations.jsonl: what was revoked after the backup holds in the new home too.",
+)
+@click.option(
+    "--no-revocations-after-backup",
+    "none_kept",
+    is_flag=True,
+    help="That file is lost as well: every device is suspended, for you to resume those that you trust.",
+)
+@password_file
+@password_env
+@output_option
+def restore(
+    file: Path,
+    home: Path,
+    revocations: Path | None,
+    none_kept: bool,
+    password_file: str | None,
+    password_env: str | None,
+    output: str,
+) -> None:
+    """Make the new folder HOME of the backup FILE. Everything is verified before HOME is there.
+
+    Certificates issued after the backup are not known to it and are refused; their devices come back with a new token
+    (fleet token create --device ID). Tokens that were open in the backup are revoked: they may have been used since.
+
+    \b
+    Example:
+      fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass
+    """
+    attempted = f"restoring '{file}' into '{home}'"
+    if revocations is not None and none_kept:
+        raise click.UsageError("Give --revocations or --no-revocations-after-backup, not both.")
+    if revocations is None and not none_kept:
+        raise CliError(
+            attempted,
+            "a backup does not know what was revoked after it was taken",
+            "Give --revocations OLD_HOME/state/revocations.jsonl. If that is lost, --no-revocations-after-backup "
+            "suspends every device, for you to resume those that you trust",
+        )
+    with attempting(attempted):
+        done = run(
+            restore_backup(
+                file,
+                home.absolute(),
+                passphrase=_passphrase(file, password_file, password_env),
+                revocations=revocations,
+                act=Act(OPERATOR, utc_now()),
+            )
+        )
+    _print_restored(done, home, output, none_kept)
+
+
+def _passphrase(file: Path, password_file: str | None, password_env: str | None) -> bytes | None:
+    if not needs_passphrase(file):
+        return None
+    return PasswordSource(f"'{file}'", "password", password_file, password_env).given_or_asked()
+
+
+def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:
+    value = {
+        "file": str(file),
+        "taken_at": manifest.taken_at,
+        "event_seq": manifest.event_seq,
+        "audit_head": f"{manifest.audit_rows}:{manifest.audit_root}",
+        "members": len(manifest.members),
+        "lineage": manifest.lineage,
+    }
+    print_value({**value, **more}, output)
+
+
+def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) -> None:
+    again = done.reapplied
+    is_json = output == "json"
+    value = {
+        "home": str(home),
+        "backup_of": done.manifest.taken_at,
+        "restore": done.restore,
+        "devices_out_again": again.devices,
+        "certificates_ended_again": again.certificates,
+        "tokens_revoked": again.tokens,
+        "unknown": again.unknown if is_json else len(again.unknown),
+        "resumed_since": again.resumed if is_json else len(again.resumed),
+        "stations": done.stations,
+    }
+    print_value(value, output)
+    if again.unknown:
+        _names("Not known to the backup; register them, and give each a token", again.unknown)
+    if again.resumed:
+        _names("Suspended in the backup and resumed since; resume them", again.resumed)
+    if none_kept:
+        click.echo(
+            f"Warning: {again.devices} devices are suspended: any of them may have been revoked since the backup. "
+            f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
+            "that was revoked since can enroll devices again: look at each of those named above.",
+            err=True,
+        )
+
+
+def _names(what: str, names: tuple[str, ...]) -> None:
+    more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+    click.echo(f"{what}: {', '.join(names[:NAMES_SHOWN_MAX])}{more}", err=True)

@@ -1,0 +1,67 @@
+"""`fleet retention`: letting go of what the registry no longer needs, and checking what has been archived."""
+
+from pathlib import Path
+
+import click
+
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.output import output_option, print_rows, print_value
+from fleet.domain.audit_log import TreeHead
+from fleet.home import open_home, settings_of
+from fleet.retaining import retain
+from fleet.services.archived_audit import check_archived
+from fleet.services.retention import Report
+from fleet.settings import SettingsError
+from fleet.storage.archive import Archive
+
+COLUMNS = ("file", "rows", "head")
+
+
+@click.group()
+def retention() -> None:
+    """What the registry keeps, and for how long: [retention] in fleet.toml. `fleet serve` does it every day."""
+
+
+@retention.command(name="run")
+@home_option
+@click.option("--dry-run", is_flag=True, help="Say what is due, and leave it.")
+@output_option
+def run_(home: Path, dry_run: bool, output: str) -> None:
+    """Move what is due from the registry into files in HOME/archive.
+
+    Events: from the second run on, for it goes by when they were first seen. Audit: once it is sealed, by whole blocks
+    of 256 rows. Certificates: never one that has not ended, nor the last one of a device in service.
+    """
+
+    async def work() -> Report:
+        async with opened(home) as fleet:
+            settings = settings_of(fleet.home)
+            return await retain(fleet.home, fleet.registry, settings, actor=OPERATOR, now=utc_now(), is_dry=dry_run)
+
+    attempted = f"archiving what is due in '{home}'"
+    with attempting(attempted):
+        try:
+            done = run(work())
+        except SettingsError as error:
+            raise CliError(attempted, str(error).rstrip("?."), "Mend that line") from error
+    value = {"dry_run": dry_run, "events": done.events, "audit": done.audit, "certificates": done.credentials}
+    print_value({**value, "files": list(done.files)}, output)
+
+
+@retention.command()
+@home_option
+@output_option
+def check(home: Path, output: str) -> None:
+    """Verify every audit row in HOME/archive against the signed heads beside them: none changed, missing or put in.
+
+    It reads files only; the registry may be gone.
+    """
+    found: list[tuple[str, int, TreeHead]] = []
+    after = 0
+    with attempting(f"verifying the archive of '{home}'"):
+        for path in Archive(open_home(home).archive).settled("audit"):
+            last, head = check_archived(path, after)
+            found.append((path.name, last - after, head))
+            after = last
+    print_rows(COLUMNS, [(name, rows, f"{head.size}:{head.root.hex()}") for name, rows, head in found], output)

@@ -1,0 +1,178 @@
+"""Filters as people write them, and places in a listing as they are printed and given back.
+
+    model=cam2 and lot=L7 and state=active and group=pilot and expires<30d
+
+Terms joined by `and`; all of them must be true. Keys are `model`, `state`, `group` and `expires`; any other is a tag.
+A value that holds a space or a quote stands in double quotes, with `\\"` and `\\\\` inside. There is no filter that
+means every device: an empty one is an error.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+from fleet.domain.device import DeviceFilter, DeviceState, Place, device_id, plain_name
+from fleet.domain.errors import Invalid
+from fleet.domain.tags import TAGS_MAX, tag_key, tag_value
+
+FILTER_MAX = 4096  # characters: every tag a device may have, twice over
+
+_UNITS = {"w": timedelta(weeks=1), "d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_SPACE = re.compile(r"[ \t]*")
+_KEY = re.compile(r"[^\s=<>!\"']+")
+_BARE = re.compile(r"[^\s\"']+")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_DURATION = re.compile(r"([0-9]{1,6})([wdhm])")
+
+
+def parse_filter(text: str, now: datetime) -> DeviceFilter:
+    """The devices that `text` means; a duration after `expires<` is counted from `now`.
+
+    Raises: Invalid (`bad-filter`): names the position, from 1, and what was expected there.
+    """
+    if len(text) > FILTER_MAX:
+        raise Invalid("bad-filter", f"A filter has at most {FILTER_MAX} characters.")
+    return _Reader(text, now).filter()
+
+
+class _Reader:
+    """Reads one filter from left to right."""
+
+    def __init__(self, text: str, now: datetime) -> None:
+        self._text, self._now, self._at = text, now, 0
+        self._given: dict[str, str | datetime] = {}
+
+    def filter(self) -> DeviceFilter:
+        self._term()
+        while self._skip_space() < len(self._text):
+            self._and()
+            self._term()
+        given = dict(self._given)
+        model, state, group, expires = (given.pop(key, None) for key in ("model", "state", "group", "expires"))
+        tags = tuple(sorted((key, str(value)) for key, value in given.items()))
+        if len(tags) > TAGS_MAX:
+            raise Invalid("bad-filter", f"The filter names {len(tags)} tags; no device has more than {TAGS_MAX}.")
+        return DeviceFilter(
+            model=str(model) if model is not None else None,
+            state=DeviceState(str(state)) if state is not None else None,
+            tags=tags,
+            group=str(group) if group is not None else None,
+            expires_before=expires if isinstance(expires, datetime) else None,
+        )
+
+    def _skip_space(self) -> int:
+        found = _SPACE.match(self._text, self._at)
+        self._at = found.end() if found else self._at
+        return self._at
+
+    def _and(self) -> None:
+        word = _KEY.match(self._text, self._at)
+        if word is None or word[0] != "and":
+            self._fail(self._at, "'and'")
+        self._at = word.end()
+
+    def _term(self) -> None:
+        start = self._skip_space()
+        word = _KEY.match(self._text, start)
+        if word is None or word[0] == "and":
+            self._fail(start, "model, state, group, expires or a tag's key")
+        key, self._at = word[0], word.end()
+        sign = "<" if key == "expires" else "="
+        if self._text[self._skip_space() : self._at + 1] != sign:
+            self._fail(self._at, f"'{sign}' after {key}")
+        self._at += 1
+        at = self._skip_space()
+        value = self._value(key)
+        if key in self._given:
+            self._fail(start, f"each key once; {key} is given twice")
+        try:
+            self._given[key] = self._meaning(key, value)
+        except Invalid as error:
+            bad_key = key not in ("model", "state", "group", "expires") and value == value.strip() != ""
+            self._fail(start if bad_key else at, f"{error.message[:-1]}. {error.advice}", is_sentence=True)
+
+    def _value(self, key: str) -> str:
+        quoted = _QUOTED.match(self._text, self._at)
+        if quoted is not None:
+            self._at = quoted.end()
+            if self._text[self._at : self._at + 1] not in ("", " ", "\t"):
+                self._fail(self._at, "a space after the closing quote")
+            return re.sub(r"\\(.)", r"\1", quoted[1])
+        if self._text[self._at : self._at + 1] == '"':
+            self._fail(self._at, 'a closing quote; inside the quotes write \\" and \\\\')
+        bare = _BARE.match(self._text, self._at)
+        if bare is None:
+            self._fail(self._at, f"a value for {key}")
+        self._at = bare.end()
+        if self._text[self._at : self._at + 1] in ('"', "'"):
+            self._fail(self._at, "a space; a value with quotes in it stands in double quotes")
+        return bare[0]
+
+    def _meaning(self, key: str, value: str) -> str | datetime:
+        match key:
+            case "expires":
+                return parse_time(value, self._now)
+            case "state":
+                states = [state.value for state in DeviceState]
+                if value not in states:
+                    raise Invalid("bad-filter", f"{value[:80]!r} is no state.", f"States are {', '.join(states)}.")
+                return value
+            case "model" | "group":
+                return plain_name(value, key)
+            case _:
+                tag_key(key)
+                return tag_value(value)
+
+    def _fail(self, at: int, expected: str, *, is_sentence: bool = False) -> NoReturn:
+        found = self._text[at : at + 20]
+        seen = f"found {found!r}" if found else "the filter ends"
+        what = expected if is_sentence else f"expected {expected}, {seen}"
+        raise Invalid(
+            "bad-filter",
+            f"The filter is wrong at position {at + 1}: {what.rstrip('.')}.",
+            "For instance: model=cam2 and lot=L7 and expires<30d",
+        )
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """`30d` (w, d, h, m) from `now`, a date `2026-12-01` (its beginning in UTC), or an RFC 3339 time.
+
+    Raises: Invalid (`bad-time`).
+    """
+    try:
+        if found := _DURATION.fullmatch(text):
+            return now + int(found[1]) * _UNITS[found[2]]
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?", text):
+            at = datetime.fromisoformat(text)
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass  # no such day, or beyond the calendar
+    raise Invalid("bad-time", f"{text[:80]!r} is no time.", "Write 30d, 12h, 2026-12-01 or 2026-12-01T12:00:00Z.")
+
+
+def place_text(place: Place) -> str:
+    """`place` as it is printed: an id, with the expiry and a slash in front when pages go by expiry."""
+    if place.expires_at is None:
+        return place.id
+    return f"{place.expires_at.astimezone(UTC).isoformat().replace('+00:00', 'Z')}/{place.id}"
+
+
+def parse_place(text: str, where: DeviceFilter) -> Place:
+    """The place in the pages of `where` that `place_text` has printed; "" for the first.
+
+    Raises: Invalid (`bad-place`): it belongs to another order of pages, or to none.
+    """
+    if not text:
+        return Place()
+    ending, slash, id_text = text.rpartition("/")
+    by_expiry = where.expires_before is not None
+    try:
+        if bool(slash) is not by_expiry:
+            raise ValueError("the other order")
+        at = datetime.fromisoformat(ending) if slash else None
+        if at is not None and at.tzinfo is None:
+            raise ValueError("no time zone")
+        return Place(device_id(id_text), at)
+    except (ValueError, Invalid) as error:
+        form = "TIME/ID, as the listing printed it" if by_expiry else "a device id"
+        raise Invalid("bad-place", f"{text[:120]!r} is no place to go on from.", f"Give {form}.") from error

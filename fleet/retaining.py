@@ -1,0 +1,72 @@
+"""Retention of a home: what a command runs once and a serving process every day."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from fleet.domain.errors import Conflict, FleetError
+from fleet.domain.ports import Registry
+from fleet.home import Home, revocation_log
+from fleet.services.remembering import catch_up, ended
+from fleet.services.retention import Policy, Report, Retention
+from fleet.settings import Settings
+from fleet.storage.archive import Archive
+from fleet.storage.event_marks import EventMarks
+
+logger = logging.getLogger("fleet.retention")
+
+FIRST_SECONDS = 600.0  # after the start: a server that is restarted every day gets round to it too
+EVERY_SECONDS = 86_400.0
+
+
+async def retain(
+    home: Home, registry: Registry, settings: Settings, *, actor: str, now: datetime, is_dry: bool = False
+) -> Report:
+    """Archive and drop what `settings` say is due. The revocation log forgets what the events have been dropped of.
+
+    Raises: Conflict (`archive-in-use`); what Retention.run raises.
+    """
+    policy = Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
+    log = revocation_log(home)
+    noted = await catch_up(registry, log)
+    with Archive(home.archive).held() as archive:
+        marks = EventMarks(home.event_marks)
+        retention = Retention(registry, archive, marks, policy, actor=actor, is_dry=is_dry)
+        done = await retention.run(noted=noted, now=now)
+    if done.events and not is_dry:
+        await asyncio.to_thread(log.trim, await registry.first_event() - 1)
+    return done
+
+
+@asynccontextmanager
+async def retaining_daily(
+    home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """While the block runs, the task that retains every day."""
+    task = asyncio.create_task(retain_daily(home, registry, settings, clock), name="retention")
+    try:
+        yield task
+    finally:
+        await ended(task)
+
+
+async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:
+    """Retain until cancelled; what stands in the way is logged, and tried again the next day."""
+    await asyncio.sleep(FIRST_SECONDS)
+    while True:
+        try:
+            done = await retain(home, registry, settings, actor="retention", now=clock())
+        except Conflict as error:  # another worker of this home is at it
+            logger.info("event=retention outcome=left reason=%s", error)
+        except (FleetError, OSError) as error:
+            logger.error("event=retention outcome=failed reason=%s", error)
+        else:
+            logger.info(
+                "event=retention outcome=ok events=%d audit=%d certificates=%d",
+                done.events,
+                done.audit,
+                done.credentials,
+            )
+        await asyncio.sleep(EVERY_SECONDS)

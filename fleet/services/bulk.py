@@ -1,0 +1,183 @@
+"""One act on every device that a filter means: each in a Change of its own, many of them under way at once.
+
+    deed = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
+    async for outcome in act_on_many(registry, where, deed, at_most=count, stop=stop):
+        ...
+
+Each Change holds the device to what was seen of it: one that has changed meanwhile is left alone, for it may not be
+meant any more. Whatever has been begun is finished, so an interruption leaves nothing half done, and running the same
+act again does what is left.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from fleet.domain.access import Act
+from fleet.domain.changes import Change
+from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.ports import Registry
+from fleet.domain.tags import Retag
+from fleet.services.revocation import checked_reason, moving, resumed_state
+from fleet.services.tagging import tagging
+
+WINDOW = 64  # Changes under way at once: enough to share an fsync, few beside the 512 that enrollments may fill
+PAGE = 500  # devices read at once
+
+MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retire": DeviceState.RETIRED}
+
+DONE = "ok"
+
+
+class Deed(Protocol):
+    """What is done to each device."""
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        """Raises: FleetError: nothing is to be done to this one, and why."""
+        ...
+
+
+def new_bulk_id() -> str:
+    """What ties the audit rows of one act together."""
+    return secrets.token_hex(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """suspend, resume, revoke or retire."""
+
+    verb: str
+    actor: str
+    reason: str
+    bulk: str
+    clock: Callable[[], datetime]
+
+    def __post_init__(self) -> None:
+        """Raises: Invalid (`bad-reason`)."""
+        checked_reason(self.reason)
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        to = MOVES[self.verb] if self.verb != "resume" else await resumed_state(registry, device)
+        return moving(
+            device,
+            to,
+            f"device.{self.verb}",
+            act=Act(self.actor, self.clock()),
+            reason=self.reason,
+            revision=device.revision,
+            bulk=self.bulk,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """Tags and groups."""
+
+    retag: Retag
+    actor: str
+    reason: str
+    bulk: str
+    clock: Callable[[], datetime]
+
+    def __post_init__(self) -> None:
+        """Raises: Invalid (`bad-reason`)."""
+        checked_reason(self.reason)
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        detail = {"reason": self.reason} if self.reason else {}
+        change, _ = tagging(device, self.retag, act=Act(self.actor, self.clock()), bulk=self.bulk, **detail)
+        return change
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went with one device."""
+
+    device_id: str
+    code: str
+    """"ok", or the code of what stood in the way."""
+    why: str = ""
+    is_failure: bool = False
+    """Whether it should be looked at again: the registry failed, or the device was changed by somebody else first."""
+
+    def must_be_done(self) -> None:
+        """Raises: Unavailable: it is not."""
+        if self.code != DONE:
+            raise Unavailable(self.code, self.why)
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far an act has come."""
+
+    done: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Code to count: devices to which there was nothing to do."""
+    failed: list[Outcome] = field(default_factory=list)
+
+    def count(self, outcome: Outcome) -> None:
+        if outcome.code == DONE:
+            self.done += 1
+        elif outcome.is_failure:
+            self.failed.append(outcome)
+        else:
+            self.skipped[outcome.code] = self.skipped.get(outcome.code, 0) + 1
+
+    @property
+    def seen(self) -> int:
+        return self.done + sum(self.skipped.values()) + len(self.failed)
+
+
+async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Device]:
+    """Every device that `where` means, read page by page."""
+    after = Place()
+    while page := await registry.devices(where, after=after, limit=PAGE):
+        for device in page:
+            yield device
+        after = place_of(page[-1], where)
+
+
+async def act_on_many(
+    registry: Registry, where: DeviceFilter, deed: Deed, *, at_most: int, stop: asyncio.Event
+) -> AsyncIterator[Outcome]:
+    """Do `deed` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
+
+    When `stop` is set nothing new is begun, and the outcomes of what was under way are still given.
+
+    Raises: what reading the devices raises, once everything under way has ended.
+    """
+    running: set[asyncio.Task[Outcome]] = set()
+    begun = 0
+    try:
+        async for device in matching(registry, where):
+            if stop.is_set() or begun == at_most:
+                break
+            running.add(asyncio.create_task(_one(registry, device, deed)))
+            begun += 1
+            if len(running) >= WINDOW:
+                ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    yield task.result()
+        while running:
+            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                yield task.result()
+    finally:
+        if running:
+            await asyncio.wait(running)
+
+
+async def _one(registry: Registry, device: Device, deed: Deed) -> Outcome:
+    try:
+        change = await deed.change(registry, device)
+    except FleetError as error:  # a Conflict here says that there is nothing to do
+        return Outcome(device.id, error.code, error.message, is_failure=not isinstance(error, Conflict))
+    try:
+        await registry.commit(change)
+    except FleetError as error:
+        return Outcome(device.id, error.code, error.message, is_failure=True)
+    return Outcome(device.id, DONE)

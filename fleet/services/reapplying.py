@@ -1,0 +1,139 @@
+"""What was revoked after a backup was taken holds in the registry restored from it; so does what cannot be known.
+
+Every right that was taken away meanwhile is taken away again. None that was given meanwhile is given again: whoever was
+enrolled, renewed or resumed after the backup comes with a new token, or is resumed by hand.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
+from fleet.domain.credential import USABLE
+from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
+from fleet.domain.ports import Registry
+from fleet.domain.tags import TAGS_MAX
+from fleet.services.bulk import act_on_many
+from fleet.services.inventory import revoke_token
+from fleet.services.revocation import moving
+
+RESTORE_TAG = "restore"
+"""The tag of devices that a restore has suspended: its value ties them together."""
+
+_OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
+_IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+CHUNK = 500  # certificates ended in one Change
+
+
+@dataclass(frozen=True, slots=True)
+class Reapplied:
+    """What was done to a restored registry."""
+
+    devices: int = 0
+    """Suspended, revoked or retired again."""
+    certificates: int = 0
+    """Ended again, of those that the backup knows."""
+    tokens: int = 0
+    """Open in the backup, and revoked now: each may have been used since."""
+    unknown: tuple[str, ...] = ()
+    """Holders heard of since the backup that it does not know; their certificates are refused as unknown."""
+    resumed: tuple[str, ...] = ()
+    """Devices that were resumed since the backup, and stay suspended."""
+
+
+async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
+    """Take away in `registry`, as a backup had it, what `events` say was taken away afterwards.
+
+    Raises: Conflict: somebody else works on the registry. Unavailable.
+    """
+    states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
+    devices, unknown, resumed = 0, [], []
+    for device_id, state in states.items():
+        device = await registry.device(device_id)
+        if device is None:
+            unknown.append(device_id)
+        elif state in _OUT and state in NEXT[device.state]:
+            verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
+            reason = "as before the restore"
+            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=reason))
+            devices += 1
+        elif state in _IN and device.state is DeviceState.SUSPENDED:
+            resumed.append(device_id)
+    ended = await _end_certificates(registry, events, act)
+    tokens = await _revoke_open_tokens(registry, act)
+    return Reapplied(devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(resumed)))
+
+
+async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
+    ending = [e for e in events if e.kind == EventKind.CREDENTIAL_ENDED]
+    whole = {e.subject for e in ending if not e.detail}
+    named = {bytes.fromhex(e.detail) for e in ending if e.detail}
+    fresh: dict[bytes, str] = {}
+    for holder in sorted({e.subject for e in ending}):
+        for credential in await registry.credentials(holder):
+            if credential.state in USABLE and (holder in whole or credential.fingerprint in named):
+                fresh[credential.fingerprint] = holder
+    for chunk in _chunks(tuple(fresh)):
+        entry = AuditEntry(
+            act.now, act.actor, "credential.end", "certificates", "ok", detail={"count": str(len(chunk))}
+        )
+        told = tuple(Event(EventKind.CREDENTIAL_ENDED, fresh[each], each.hex()) for each in chunk)
+        await registry.commit(Change(entry, (EndCredentials(chunk),), told))
+    return len(fresh)
+
+
+def _chunks(fingerprints: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:
+    for start in range(0, len(fingerprints), CHUNK):
+        yield fingerprints[start : start + CHUNK]
+
+
+async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
+    still_open = [
+        t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max and t.expires_at > act.now
+    ]
+    for token in still_open:
+        await revoke_token(registry, token.id, act=act)
+    return len(still_open)
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Suspends a device of which nobody can say whether it was revoked, and tags it with `restore`."""
+
+    restore: str
+    act: Act
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        reason = "restored without its revocations"
+        change = moving(
+            device,
+            DeviceState.SUSPENDED,
+            "device.suspend",
+            act=self.act,
+            reason=reason,
+            revision=device.revision,
+            bulk=self.restore,
+        )
+        tags = tuple(sorted({**dict(device.tags), RESTORE_TAG: self.restore}.items()))
+        if len(tags) > TAGS_MAX:
+            return change
+        label = TagDevice(device.id, tags, device.groups, device.revision + 1)
+        events = (*change.events, Event(EventKind.DEVICE_TAGGED, device.id))
+        return replace(change, writes=(*change.writes, label), events=events)
+
+
+async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplied:
+    """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens.
+
+    Raises: FleetError: of the first device that could not be suspended.
+    """
+    devices = 0
+    doubt, never = _Doubt(restore, act), asyncio.Event()
+    for state in sorted(_IN):
+        where = DeviceFilter(state=state)
+        count = await registry.count_devices(where)
+        async for outcome in act_on_many(registry, where, doubt, at_most=count, stop=never):
+            outcome.must_be_done()
+            devices += 1
+    return Reapplied(devices=devices, tokens=await _revoke_open_tokens(registry, act))

@@ -1,0 +1,88 @@
+"""Notes every end that the registry has told of in the revocation log: what a restore must not undo.
+
+await catch_up(registry, log)                        # a command, when it has done its work
+asyncio.create_task(keep_noting(registry, log))      # a serving process, for as long as it lives
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fleet.domain.errors import FleetError, Refused
+from fleet.domain.ports import Registry
+from fleet.storage.revocation_log import Mark, RevocationLog
+
+logger = logging.getLogger("fleet.revocations")
+
+BATCH = 1_000
+GATHER_SECONDS = 0.05  # what comes within it shares one append and its fsync: a thousand renewals a second do
+RETRY_SECONDS = 5.0
+END_SECONDS = 0.2
+
+
+async def catch_up(registry: Registry, log: RevocationLog) -> int:
+    """Note what the registry has told of and `log` does not have yet; the newest event that was looked at.
+
+    Should events be gone that were not noted, the log says from where on it is complete.
+
+    Raises: Refused (`registry-went-back`): the registry is older than its own log. Invalid, Unavailable, OSError.
+    """
+    newest = await registry.last_event()
+    mark = await asyncio.to_thread(log.mark, newest=newest)
+    return await _note_up_to(registry, log, mark.lineage, mark.seen, newest)
+
+
+async def _note_up_to(registry: Registry, log: RevocationLog, lineage: str, seen: int, newest: int) -> int:
+    while seen < newest:
+        events = await registry.events(after=seen, limit=BATCH)
+        if not events:
+            break
+        if events[0].seq != seen + 1:
+            logger.warning("event=revocations.gap after=%d before=%d", seen, events[0].seq)
+            await asyncio.to_thread(log.begin_again, Mark(lineage, events[0].seq - 1))
+        await asyncio.to_thread(log.note, events)
+        seen = events[-1].seq
+    return seen
+
+
+@asynccontextmanager
+async def noting_revocations(registry: Registry, log: RevocationLog) -> AsyncIterator[asyncio.Task[None]]:
+    """Caught up, and the task that keeps noting for as long as the block runs.
+
+    Raises: as `catch_up`.
+    """
+    await catch_up(registry, log)
+    task = asyncio.create_task(keep_noting(registry, log), name="the log of revocations")
+    try:
+        yield task
+    finally:
+        await ended(task)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Return when `task` has been cancelled, however often that takes: a driver may swallow it."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=END_SECONDS)
+
+
+async def keep_noting(registry: Registry, log: RevocationLog) -> None:
+    """Follow the registry until cancelled; when it or the disk fails, begin again.
+
+    Raises: Refused (`registry-went-back`): nothing may be served from such a registry.
+    """
+    while True:
+        try:
+            newest = await registry.last_event()
+            mark = await asyncio.to_thread(log.mark, newest=newest)
+            seen = await _note_up_to(registry, log, mark.lineage, mark.seen, newest)
+            async for event in registry.follow(seen):
+                if event.seq > seen:  # otherwise the batch of an earlier one has brought it along
+                    await asyncio.sleep(GATHER_SECONDS)
+                    seen = await _note_up_to(registry, log, mark.lineage, seen, await registry.last_event())
+        except Refused:
+            raise
+        except (FleetError, OSError) as error:
+            logger.error("event=revocations.not-noted reason=%s", error)
+        await asyncio.sleep(RETRY_SECONDS)

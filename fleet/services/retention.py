@@ -1,0 +1,227 @@
+"""Letting go of what the registry no longer needs: into an archive first, then out of it, in small Changes.
+
+    with Archive(home.archive).held() as archive:
+        report = await Retention(registry, archive, marks, policy, actor="retention").run(noted=seen, now=now)
+
+Kept whatever its age: a certificate that has not ended, the last certificate of a device in service, audit that is
+under no signed head, events that the revocation log has not noted.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from fleet.domain.audit_log import Sealed
+from fleet.domain.changes import (
+    AuditEntry,
+    AuditRow,
+    Change,
+    DropAnswers,
+    DropAudit,
+    DropCredentials,
+    DropEvents,
+    Write,
+)
+from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.device import DeviceState
+from fleet.domain.ports import Registry
+from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
+from fleet.storage.archive import Archive, Line
+from fleet.storage.event_marks import EventMarks
+
+EVENTS_AT_ONCE = 5_000  # in one file, and dropped in one Change
+BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows
+CREDENTIALS_AT_ONCE = 500
+ANSWERS_KEPT = timedelta(days=7)  # whoever repeats a request does so within minutes
+ACTION = "retention.drop"
+
+_GONE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """After how many days; 0: never."""
+
+    events_days: int
+    audit_days: int
+    expired_credentials_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What has been archived and dropped, or would be."""
+
+    events: int = 0
+    audit: int = 0
+    credentials: int = 0
+    files: tuple[str, ...] = ()
+
+
+class Retention:
+    """One run of it; the archive is held meanwhile."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        archive: Archive,
+        marks: EventMarks,
+        policy: Policy,
+        *,
+        actor: str,
+        is_dry: bool = False,
+    ) -> None:
+        self._registry = registry
+        self._archive = archive
+        self._marks = marks
+        self._policy = policy
+        self._actor = actor
+        self._is_dry = is_dry
+        self._report = Report()
+
+    async def run(self, *, noted: int, now: datetime) -> Report:
+        """Archive and drop what is due. `noted` is the newest event that the revocation log has looked at.
+
+        Raises: Conflict, Unavailable: the registry changed or failed under our hands; run it again. OSError.
+        """
+        self._report = Report()
+        if not self._is_dry:
+            await self._settle_pending(now)
+            self._marks.add(now, await self._registry.last_event())
+        await self._events(noted, now)
+        await self._audit(now)
+        await self._credentials(now)
+        if not self._is_dry:
+            await self._drop((DropAnswers(now - ANSWERS_KEPT),), "answers", now)
+        return self._report
+
+    async def _settle_pending(self, now: datetime) -> None:
+        """Finish what a crash has left between archive and drop."""
+        for name in self._archive.pending():
+            lines = [line for line in self._archive.read_pending(name) if "head" not in line and "block" not in line]
+            await self._drop_archived(name, lines, now)
+
+    async def _let_go(self, name: str, lines: list[Line], now: datetime) -> None:
+        if not self._is_dry:
+            name = await asyncio.to_thread(self._archive.put, name, lines)
+            await self._drop_archived(name, [x for x in lines if "head" not in x and "block" not in x], now)
+        self._report = replace(self._report, files=(*self._report.files, name))
+
+    async def _drop_archived(self, name: str, lines: list[Line], now: datetime) -> None:
+        """Drop what of `lines` is in the registry still, and settle the file."""
+        kind = name.partition("-")[0]
+        writes: tuple[Write, ...] = ()
+        if kind == "events" and await self._registry.first_event() <= lines[-1]["seq"]:
+            writes = (DropEvents(lines[-1]["seq"]),)
+        elif kind == "audit" and (await self._first_audit()) <= lines[-1]["seq"]:
+            writes = (DropAudit(lines[-1]["seq"]),)
+        elif kind == "credentials":
+            held = [x for x in lines if await self._registry.credential(x["serial"]) is not None]
+            fingerprints = tuple(bytes.fromhex(line["sha256"]) for line in held)
+            writes = (DropCredentials(fingerprints, now),) if fingerprints else ()
+        if writes:
+            await self._drop(writes, name, now)
+        await asyncio.to_thread(self._archive.settle, name)
+
+    async def _drop(self, writes: tuple[Write, ...], what: str, now: datetime) -> None:
+        await self._registry.commit(Change(AuditEntry(now, self._actor, ACTION, what, "ok"), writes))
+
+    async def _first_audit(self) -> int:
+        rows = await self._registry.audit(limit=1)
+        return rows[0].seq if rows else 0
+
+    async def _events(self, noted: int, now: datetime) -> None:
+        if not self._policy.events_days:
+            return
+        known = self._marks.newest_before(now - timedelta(days=self._policy.events_days))
+        upto = min(known, noted, await self._registry.last_event() - 1)  # the newest always stays
+        after = max(0, await self._registry.first_event() - 1)
+        while after < upto:
+            events = await self._registry.events(after=after, limit=min(EVENTS_AT_ONCE, upto - after))
+            if not events:
+                return
+            lines: list[Line] = [
+                {"seq": e.seq, "kind": e.kind, "subject": e.subject, "detail": e.detail} for e in events
+            ]
+            after = events[-1].seq
+            self._report = replace(self._report, events=self._report.events + len(lines))
+            await self._let_go(f"events-{events[0].seq:012}-{after:012}", lines, now)
+
+    async def _audit(self, now: datetime) -> None:
+        sealed = await self._registry.last_sealed()
+        if not self._policy.audit_days or sealed is None:
+            return
+        oldest_kept = now - timedelta(days=self._policy.audit_days)
+        after = max(0, await self._first_audit() - 1)
+        while blocks := await self._old_blocks(after, sealed, oldest_kept):
+            lines: list[Line] = [
+                {"head": head_line(sealed.head)},
+                *await proofs(self._registry, sealed.head, after // BLOCK, len(blocks) // BLOCK),
+                *map(row_line, blocks),
+            ]
+            first, after = after + 1, blocks[-1].seq
+            self._report = replace(self._report, audit=self._report.audit + len(blocks))
+            await self._let_go(f"audit-{first:012}-{after:012}", lines, now)
+
+    async def _old_blocks(self, after: int, sealed: Sealed, oldest_kept: datetime) -> list[AuditRow]:
+        """The rows of the next few blocks that are sealed, wholly older, and not the newest."""
+        room = min(sealed.head.size, await self._registry.last_audit() - 1) - after
+        rows = await self._registry.audit(after=after, limit=min(BLOCKS_AT_ONCE, room // BLOCK) * BLOCK)
+        for end in range(BLOCK, len(rows) + 1, BLOCK):
+            if max(row.entry.at for row in rows[end - BLOCK : end]) >= oldest_kept:
+                return rows[: end - BLOCK]
+        return rows[: len(rows) // BLOCK * BLOCK]
+
+    async def _credentials(self, now: datetime) -> None:
+        if not self._policy.expired_credentials_days:
+            return
+        before = now - timedelta(days=self._policy.expired_credentials_days)
+        chunk: list[Credential] = []
+        async for credential in self._expired(before):
+            if not await self._is_last(credential):
+                chunk.append(credential)
+            if len(chunk) == CREDENTIALS_AT_ONCE:
+                await self._let_go_of(chunk, now)
+                chunk = []
+        if chunk:
+            await self._let_go_of(chunk, now)
+
+    async def _expired(self, before: datetime) -> AsyncIterator[Credential]:
+        last: Credential | None = None
+        while page := await self._registry.expired_credentials(before, CREDENTIALS_AT_ONCE, after=last):
+            for credential in page:
+                yield credential
+            last = page[-1]
+
+    async def _is_last(self, credential: Credential) -> bool:
+        """Whether it is the newest of a holder that is in service: who it was last is what a renewal is judged by."""
+        held = [c for c in await self._registry.credentials(credential.holder) if c.kind is credential.kind]
+        if not held or held[-1].fingerprint != credential.fingerprint:
+            return False
+        if credential.kind is not CredentialKind.DEVICE:
+            return True
+        device = await self._registry.device(credential.holder)
+        return device is not None and device.state not in _GONE
+
+    async def _let_go_of(self, chunk: list[Credential], now: datetime) -> None:
+        lines: list[Line] = [credential_line(credential) for credential in chunk]
+        first, last = (f"{c.not_after:%Y%m%dT%H%M%SZ}" for c in (chunk[0], chunk[-1]))
+        self._report = replace(self._report, credentials=self._report.credentials + len(chunk))
+        await self._let_go(f"credentials-{first}-{last}", lines, now)
+
+
+def credential_line(c: Credential) -> Line:
+    """A certificate as an archive holds it, the certificate itself included."""
+    return {
+        "serial": c.serial,
+        "sha256": c.fingerprint.hex(),
+        "kind": c.kind.value,
+        "holder": c.holder,
+        "state": c.state.value,
+        "key_sha256": c.key_sha256.hex(),
+        "not_before": c.not_before.isoformat(),
+        "not_after": c.not_after.isoformat(),
+        "issued_at": c.issued_at.isoformat(),
+        "grant": c.grant,
+        "der": c.der.hex(),
+    }

@@ -1,0 +1,285 @@
+"""What the registry has said of ends, kept beside it: the high-water mark that outlives the registry's own file.
+
+A backup is older than what has been revoked since. This log, in another file, knows: `fleet restore` applies it to what
+it restores, and a registry that is behind its own log has been put back by hand and is not served.
+
+    {"lineage": "5c…", "from": 41, "fleet": "9f…"}      events of this lineage, none left out behind number 41
+    {"lineage": "5c…", "seq": 42, "kind": "device.state", "subject": "cam-7", "detail": "revoked"}
+    {"lineage": "5c…", "seen": 1042}                    nothing to note up to there
+
+Several processes may append: each takes the lock, looks how far the file has come, and adds what is missing. A line
+counts from its newline on; an append that holds an end is durable when it returns.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState
+from fleet.domain.errors import Invalid, Refused, Unavailable
+
+NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED})
+_ENDS = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
+LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
+MARK_EVERY = 1_000  # events that are passed over before that is worth a line
+_LINEAGE = re.compile(r"[0-9a-f]{32}")
+_FLEET = re.compile(r"[0-9a-f]{64}")
+
+
+def new_lineage() -> str:
+    """A name for one run of event numbers: a restored registry counts on from where its backup was, in another."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Events of one lineage, complete behind number `start` and up to number `seen`."""
+
+    fleet: str
+    lineage: str
+    start: int
+    events: Sequence[Event]
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the log has come."""
+
+    lineage: str
+    seen: int
+
+
+class RevocationLog:
+    """The log at `path`, of the fleet whose root certificate has the SHA-256 `fleet`, in hex."""
+
+    def __init__(self, path: Path, fleet: str) -> None:
+        self.path = path
+        self._fleet = fleet
+
+    def mark(self, *, newest: int) -> Mark:
+        """How far it has come. A log that is not there yet is begun, behind event `newest` of the registry.
+
+        Raises: Invalid (`revocation-log-damaged`); Refused (`registry-went-back`): it has seen events behind `newest`.
+        """
+        with self._locked() as handle:
+            mark = self._mark(handle)
+            if mark is None:
+                mark = Mark(new_lineage(), newest)
+                self._append(handle, [self._beginning(mark)])
+        if mark.seen > newest:
+            raise Refused(
+                "registry-went-back",
+                f"The registry ends with event {newest}, but {self.path} has noted events up to {mark.seen}: an older "
+                "registry has been put in its place, and devices revoked since then would be let in.",
+                f"Restore a backup with: fleet restore FILE NEW_HOME --revocations {self.path}",
+            )
+        return mark
+
+    def note(self, events: Sequence[Event]) -> None:
+        """Append those of `events` that are to be noted and not there yet; durable when one of them is an end.
+
+        Whoever calls has looked at every event from this log's mark up to the first of these, and noted them.
+
+        Raises: Unavailable (`revocation-log-gone`): there is none any more. Invalid, OSError.
+        """
+        with self._locked() as handle:
+            mark = self._mark(handle)
+            if mark is None:
+                raise Unavailable("revocation-log-gone", f"{self.path} was removed while it was in use.")
+            fresh = [event for event in events if event.seq > mark.seen]
+            noted = [event for event in fresh if event.kind in NOTED]
+            lines: list[dict[str, object]] = [
+                {"lineage": mark.lineage, "seq": e.seq, "kind": e.kind, "subject": e.subject, "detail": e.detail}
+                for e in noted
+            ]
+            seen = noted[-1].seq if noted else mark.seen
+            if fresh and fresh[-1].seq - seen >= MARK_EVERY:
+                lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
+            self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
+
+    def begin_again(self, mark: Mark) -> None:
+        """From here on the log is complete behind `mark`: after a gap, or in a registry that has been restored."""
+        with self._locked() as handle:
+            self._mark(handle)
+            self._append(handle, [self._beginning(mark)])
+
+    def trim(self, upto: int) -> None:
+        """Forget what was noted up to event `upto` of the newest lineage, and every lineage before it.
+
+        Backups from before that event cannot be restored with this log any more, and it says so.
+
+        Raises: Invalid, OSError: the log is as it was.
+        """
+        with self._locked() as handle:
+            mark = self._mark(handle)
+            if mark is None or upto > mark.seen:
+                return
+            fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
+            try:
+                with self.path.open("rb") as old, open(os.open(fresh, _NEW, 0o600), "wb") as new:
+                    new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))
+                    for line in old:
+                        document = _parsed(line, self.path)
+                        if document["lineage"] == mark.lineage and _number(document) > upto:
+                            new.write(line)
+                    new.flush()
+                    os.fsync(new.fileno())
+                fresh.rename(self.path)
+            finally:
+                fresh.unlink(missing_ok=True)
+            self._sync_folder()
+
+    def _beginning(self, mark: Mark) -> dict[str, object]:
+        return {"lineage": mark.lineage, "from": mark.seen, "fleet": self._fleet}
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        while True:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)  # held for one append; the kernel drops it when its process dies
+                if _is_at(handle, self.path):  # it is not when it was trimmed while we waited
+                    yield handle
+                    return
+            finally:
+                os.close(handle)
+
+    def _mark(self, handle: int) -> Mark | None:
+        """None: there is no whole line. What a crash has left behind the last newline is cut off."""
+        size = os.fstat(handle).st_size
+        start = max(0, size - 2 * LINE_MAX)
+        whole, newline, torn = os.pread(handle, size - start, start).rpartition(b"\n")
+        if torn:
+            if start and not newline:
+                raise _damaged(self.path, "its end is no line")
+            os.ftruncate(handle, size - len(torn))
+        if not newline:
+            return None
+        document = _parsed(whole.rpartition(b"\n")[2], self.path)
+        return Mark(document["lineage"], _number(document))
+
+    def _append(self, handle: int, documents: Sequence[dict[str, object]], *, is_urgent: bool = True) -> None:
+        if not documents:
+            return
+        is_new = os.fstat(handle).st_size == 0
+        data = b"".join(map(_encoded, documents))
+        while data:
+            data = data[os.write(handle, data) :]
+        if is_urgent:
+            os.fsync(handle)
+        if is_new:
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def _is_end(event: Event) -> bool:
+    """Whether it takes a right away. That a device is let in is noted too, but a restore can do without."""
+    return event.kind == EventKind.CREDENTIAL_ENDED or event.detail in _ENDS
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _encoded(document: dict[str, object]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _damaged(path: Path, why: str) -> Invalid:
+    advice = "Find out who edited it. A backup holds an older one."
+    return Invalid("revocation-log-damaged", f"{path} is damaged: {why}.", advice)
+
+
+def _number(document: dict[str, Any]) -> int:
+    key = next(key for key in ("seq", "seen", "from") if key in document)
+    number: int = document[key]
+    return number
+
+
+def _parsed(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(line)
+        number = _number(document)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0 or len(line) > LINE_MAX:
+            raise ValueError("no number")
+        if not _LINEAGE.fullmatch(document["lineage"]):
+            raise ValueError("no lineage")
+        if "from" in document and not _FLEET.fullmatch(document["fleet"]):
+            raise ValueError("no fleet")
+        if "seq" in document and not all(isinstance(document[key], str) for key in ("kind", "subject", "detail")):
+            raise ValueError("no event")
+    except (ValueError, TypeError, KeyError, StopIteration, RecursionError) as error:
+        raise _damaged(path, "a line of it cannot be read") from error
+    return document
+
+
+def read_segments(path: Path) -> tuple[Segment, ...]:
+    """Everything that a revocation log says, oldest first. A last line without its newline was never whole.
+
+    Raises: Invalid (`revocation-log-damaged`). OSError.
+    """
+    segments: list[Segment] = []
+    events: list[Event] = []
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            document = _parsed(line, path)
+            number = _number(document)
+            if "from" in document:
+                events = []
+                segments.append(Segment(document["fleet"], document["lineage"], number, events, number))
+                continue
+            last = segments[-1] if segments else None
+            if last is None or document["lineage"] != last.lineage or number <= last.seen:
+                raise _damaged(path, f"the line of event {number} is out of place")
+            if "seq" in document:
+                events.append(Event(document["kind"], document["subject"], document["detail"], number))
+            segments[-1] = replace(last, seen=number)
+    return tuple(segments)
+
+
+def events_behind(path: Path, fleet: str, lineage: str, seq: int) -> tuple[Event, ...]:
+    """What was noted behind event `seq` of `lineage`: in that lineage, and in those that followed it.
+
+    Raises: Refused: `revocations-of-another` fleet; `revocations-incomplete`: the log does not know all of it.
+    Invalid, OSError.
+    """
+    segments = read_segments(path)
+    if any(each.fleet != fleet for each in segments):
+        raise Refused("revocations-of-another", f"{path} is of another fleet than the backup.", "Check the path.")
+    known = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start <= seq]
+    # A later segment of the same lineage follows a gap: whoever needs what came before it is not served by it.
+    gaps = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start > seq]
+    if not known or gaps:
+        raise Refused(
+            "revocations-incomplete",
+            f"{path} does not hold every revocation behind event {seq} of the registry that was saved.",
+            "Take the file from the home that the backup was made of, or a younger backup.",
+        )
+    first = known[-1]
+    return tuple(
+        event for n, each in enumerate(segments[first:], first) for event in each.events if n > first or event.seq > seq
+    )

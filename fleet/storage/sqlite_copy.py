@@ -1,0 +1,111 @@
+"""A consistent copy of a registry's file while it is written to, and what a copy says of itself.
+
+The copy is of one moment: the source is read inside one read transaction, which in WAL mode holds up no writer.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from fleet.domain.audit_log import NODE_LEVELS, sound_leaves
+from fleet.domain.errors import Invalid
+from fleet.domain.merkle import EMPTY, Frontier
+from fleet.storage import rows
+from fleet.storage.sqlite_file import APPLICATION_ID, connect_reader
+
+STEP_PAGES = 1_024  # 4 MiB at a time: between steps other threads have the interpreter
+
+_ROWS = f"SELECT {rows.columns(rows.AUDIT_COLUMNS)} FROM audit ORDER BY seq"  # noqa: S608  our own constants
+_LEAVES = "SELECT leaf FROM audit ORDER BY seq"
+_FIRST_ROW = "SELECT min(seq) FROM audit"
+_NODES = "SELECT hash FROM audit_node WHERE level = ? AND idx < ? ORDER BY idx"
+_HEADS = f"SELECT {rows.columns(rows.HEAD_COLUMNS)} FROM audit_head ORDER BY size"  # noqa: S608
+_LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+_PLANTED = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
+_UNIT = NODE_LEVELS[0]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFacts:
+    """Where a copy stands."""
+
+    event_seq: int
+    audit_rows: int
+    audit_root: bytes
+
+
+def copy_registry(source: Path, target: Path) -> None:
+    """Copy the registry `source`, which may be in use, to the new file `target`, 0600. Blocks; run it in a thread.
+
+    Raises: FileExistsError; OSError or sqlite3.Error: the disk said no.
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with closing(connect_reader(source)) as reader, closing(sqlite3.connect(target)) as copy:
+        # Held for the whole copy: without it, each commit of another process would start the copy anew.
+        reader.execute("BEGIN")
+        reader.execute(_LAST_EVENT).fetchone()
+        reader.backup(copy, pages=STEP_PAGES, sleep=0)
+        reader.execute("COMMIT")
+
+
+def facts_of(copy: Path) -> CopyFacts:
+    """Where `copy`, a file that nobody writes to, stands; its audit is taken at its word.
+
+    Raises: Invalid (`not-a-registry`).
+    """
+    with _opened(copy) as db:
+        tree = _forgotten(db).appended(leaf for (leaf,) in db.execute(_LEAVES))
+        return CopyFacts(db.execute(_LAST_EVENT).fetchone()[0], tree.size, tree.root())
+
+
+def check_copy(copy: Path) -> CopyFacts:
+    """As `facts_of`, after looking at every page, every audit row and every head.
+
+    Raises: Invalid: `not-a-registry`; `audit-changed` and the like, `audit-rewritten`.
+    """
+    with _opened(copy) as db:
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise Invalid("not-a-registry", "The registry in it is the database of another program.")
+        if planted := db.execute(_PLANTED).fetchone():  # our schema has none: they would run as we write
+            raise Invalid("not-a-registry", f"The registry in it holds a {planted[0]} that we did not make.")
+        complaint = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if complaint != "ok":
+            raise Invalid("not-a-registry", f"The registry in it is damaged: {complaint}.")
+        tree = _forgotten(db)
+        heads = {head.size: head.root for head in map(rows.head_of, db.execute(_HEADS))}
+        for leaf in sound_leaves(map(rows.audit_of, db.execute(_ROWS)), after=tree.size):
+            tree = tree.appended((leaf,))
+            signed = heads.pop(tree.size, None)
+            if signed is not None and signed != tree.root():
+                raise Invalid(
+                    "audit-rewritten", f"The audit is broken: its first {tree.size} rows are not those signed."
+                )
+        if heads and max(heads) > tree.size:
+            raise Invalid("audit-removed", f"The audit is broken: rows behind {tree.size} were signed and are gone.")
+        return CopyFacts(db.execute(_LAST_EVENT).fetchone()[0], tree.size, tree.root())
+
+
+@contextmanager
+def _opened(copy: Path) -> Iterator[sqlite3.Connection]:
+    uri = f"file:{quote(str(copy.absolute()))}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+            yield db
+    except (sqlite3.Error, ValueError) as error:
+        raise Invalid("not-a-registry", f"The registry in it cannot be read: {error}.") from error
+
+
+def _forgotten(db: sqlite3.Connection) -> Frontier:
+    """The tree over the rows that have been archived and dropped, out of the hashes that stayed."""
+    first = db.execute(_FIRST_ROW).fetchone()[0] or 1
+    units = (first - 1) >> _UNIT
+    tree = EMPTY.appended(node for (node,) in db.execute(_NODES, (_UNIT, units)))
+    if tree.size << _UNIT != first - 1:
+        raise Invalid(
+            "audit-removed", f"The audit is broken: row {first} is its first, and the hashes before it are gone."
+        )
+    return Frontier(tree.size << _UNIT, tree.hashes)

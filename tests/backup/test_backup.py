@@ -1,0 +1,374 @@
+"""A home into one file and back, with what matters most: whoever was put out after the backup stays out."""
+
+import asyncio
+import hashlib
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet.backup import taking
+from fleet.backup.restoring import Restored, check_backup, restore_backup
+from fleet.backup.taking import local_registry, save_home
+from fleet.domain.access import Act
+from fleet.domain.changes import AddCredential, AddDevice, AuditEntry, Change
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
+from fleet.domain.peer import Peer
+from fleet.home import Home, create_home, open_registry, revocation_log
+from fleet.services import inventory, revocation
+from fleet.services.admission import admit
+from fleet.services.identity import identify
+from fleet.services.remembering import catch_up, noting_revocations
+from fleet.settings import Settings
+from fleet.storage.engines import Engine
+
+NOW = datetime.now(UTC)
+PASSPHRASE = b"correct horse"
+COST = 4
+
+
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fleet") / "home"
+    asyncio.run(create_home(path, Settings(), NOW))
+    return path
+
+
+@pytest.fixture
+async def home(empty_home: Path, tmp_path: Path) -> Home:
+    return Home(Path(shutil.copytree(empty_home, tmp_path / "home")))
+
+
+@pytest.fixture
+async def registry(home: Home) -> AsyncIterator[Engine]:
+    """With three active devices, a certificate in use for each."""
+    opened = await open_registry(home)
+    for name in ("cam-7", "cam-8", "cam-9"):
+        await enroll(opened, name)
+    yield opened
+    await opened.close()
+
+
+def certificate(holder: str, n: int = 1, kind: CredentialKind = CredentialKind.DEVICE) -> Credential:
+    der = f"{kind} {holder} {n}".encode()
+    digest = hashlib.sha256(der).digest()
+    serial = f"{int.from_bytes(digest[:20]):x}"
+    end = NOW + timedelta(days=90)
+    return Credential(digest, serial, kind, holder, digest, NOW, end, CredentialState.ACTIVE, NOW, der)
+
+
+async def enroll(registry: Engine, name: str) -> None:
+    device = Device(DeviceId(name), "default", DeviceState.ACTIVE, NOW, expires_at=NOW + timedelta(days=90))
+    entry = AuditEntry(NOW, "test", "prepare", "", "ok")
+    await registry.commit(Change(entry, (AddDevice(device), AddCredential(certificate(name)))))
+
+
+async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
+    await save_home(home, registry, file, passphrase=passphrase, act=Act("operator", NOW), cost=COST)
+
+
+async def restore(file: Path, path: Path, revocations: Path | None) -> Restored:
+    return await restore_backup(file, path, passphrase=PASSPHRASE, revocations=revocations, act=Act("operator", NOW))
+
+
+async def door(registry: Engine, name: str, n: int = 1) -> str:
+    """ "in", or the code by which `name` is refused with its certificate number `n`."""
+    held = certificate(name, n)
+    try:
+        peer = Peer("192.0.2.1", certificate_der=held.der, fingerprint=held.fingerprint)
+        await admit(registry, peer, name, NOW + timedelta(seconds=1))
+    except FleetError as error:
+        return error.code
+    return "in"
+
+
+class TestTaking:
+    async def test_there_and_back(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        file = tmp_path / "fleet.backup"
+        (home.path / ".hidden").write_text("x")
+        (home.path / "link").symlink_to("/etc/passwd")
+        await save(home, registry, file)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert b"PRIVATE KEY" not in file.read_bytes()
+        manifest = check_backup(file, PASSPHRASE)
+        assert manifest.audit_rows == await registry.last_audit()
+        await restore(file, tmp_path / "home2", home.revocations)
+        second = Home(tmp_path / "home2")
+        for path in (home.settings_file, home.root_key, home.issuing_key, home.server_key, home.server_chain):
+            twin = second.path / path.relative_to(home.path)
+            assert twin.read_bytes() == path.read_bytes()
+            assert twin.stat().st_mode & 0o777 == 0o600
+        assert not (second.path / "link").exists()
+        opened = await open_registry(second)
+        assert await opened.devices() == await registry.devices()
+        assert await opened.audit(limit=4) == await registry.audit(limit=4)
+        assert [await door(opened, name) for name in ("cam-7", "cam-8")] == ["in", "in"]
+        await opened.close()
+        assert list(home.run.iterdir()) == []
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    async def test_while_others_write_it_is_of_one_moment(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        stop, written = asyncio.Event(), 0
+
+        async def write() -> None:
+            nonlocal written
+            while not stop.is_set():
+                names = [f"w{written}-{n}" for n in range(20)]
+                await asyncio.gather(
+                    *(inventory.add_device(registry, name, "default", act=Act("w", NOW)) for name in names)
+                )
+                written += 20
+
+        writing = asyncio.create_task(write())
+        for n in range(3):
+            await save(home, registry, tmp_path / f"b{n}")
+        stop.set()
+        await writing
+        for n in range(3):
+            manifest = check_backup(tmp_path / f"b{n}", PASSPHRASE)
+            # without an event: the model, three devices, and each backup so far
+            assert manifest.audit_rows == manifest.event_seq + 4 + n + 1
+        assert written > 0
+        assert await registry.last_audit() == written + 4 + 3
+
+    async def test_nothing_is_overwritten_and_nothing_half_is_left(
+        self, home: Home, registry: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "fleet.backup"
+        file.write_text("mine")
+        with pytest.raises(FileExistsError):
+            await save(home, registry, file)
+        assert file.read_text() == "mine"
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(taking, "write_archive", full)
+        with pytest.raises(OSError, match="No space"):
+            await save(home, registry, tmp_path / "other")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.backup", "home"]
+
+    async def test_a_registry_elsewhere_has_its_own_backups(self) -> None:
+        class Elsewhere:
+            """No SqliteRegistry."""
+
+        with pytest.raises(Unavailable, match="database server") as caught:
+            local_registry(Elsewhere())  # type: ignore[arg-type]
+        assert "pg_dump" in caught.value.advice
+
+    async def test_plain_is_a_tar_file(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "b.tar", None)
+        shutil.unpack_archive(tmp_path / "b.tar", tmp_path / "out", "tar", filter="data")
+        assert (tmp_path / "out" / "ca" / "root.key").read_bytes() == home.root_key.read_bytes()
+        assert check_backup(tmp_path / "b.tar", None).audit_rows == 5
+        (row,) = await registry.audit(after=4)
+        assert (row.entry.action, row.entry.detail) == ("home.backup", {"file": "b.tar", "sealed": "no"})
+
+
+class TestRestoring:
+    async def test_cut_anywhere_nothing_stands_there(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "whole")
+        await save(home, registry, tmp_path / "plain", None)
+        for name in ("whole", "plain"):
+            data = (tmp_path / name).read_bytes()
+            cut = tmp_path / "cut"
+            for end in [*range(0, len(data), len(data) // 12), len(data) - 1]:
+                cut.write_bytes(data[:end])
+                with pytest.raises(FleetError):
+                    await restore(cut, tmp_path / "home2", home.revocations)
+                assert not (tmp_path / "home2").exists()
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    async def test_the_wrong_passphrase_and_none(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "b")
+        for passphrase, code in ((b"wrong", "wrong-passphrase"), (None, "passphrase-needed")):
+            with pytest.raises(FleetError) as caught:
+                check_backup(tmp_path / "b", passphrase)
+            assert caught.value.code == code
+
+    async def test_a_registry_that_was_edited_before_it_was_packed(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await registry.close()
+        with closing(sqlite3.connect(home.registry, isolation_level=None)) as db:
+            db.execute("UPDATE audit SET actor = 'nobody' WHERE seq = 2")
+        opened = await open_registry(home)
+        await save(home, opened, tmp_path / "b")
+        await opened.close()
+        with pytest.raises(Invalid, match="row 2 has been changed"):
+            check_backup(tmp_path / "b", PASSPHRASE)
+
+    async def test_a_registry_with_something_planted_in_it(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await registry.close()
+        with closing(sqlite3.connect(home.registry, isolation_level=None)) as db:
+            db.execute("CREATE TRIGGER t AFTER INSERT ON audit BEGIN UPDATE device SET state = 'active'; END")
+        opened = await open_registry(home)
+        await save(home, opened, tmp_path / "b")
+        await opened.close()
+        with pytest.raises(Invalid, match="holds a trigger"):
+            await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+
+    async def test_into_a_new_place_only(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "b")
+        with pytest.raises(Conflict):
+            await restore(tmp_path / "b", home.path, home.revocations)
+        (tmp_path / "empty").mkdir()
+        await restore(tmp_path / "b", tmp_path / "empty", home.revocations)
+
+    async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        log = revocation_log(home)
+        async with noting_revocations(registry, log):
+            await inventory.add_station(registry, "st1", ("default",), act=Act("operator", NOW))
+            station = certificate("st1", kind=CredentialKind.STATION)
+            await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(station),)))
+            await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
+            token, _ = await inventory.create_token(registry, model="default", act=Act("operator", NOW))
+            await save(home, registry, tmp_path / "b")
+            await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+            await revocation.suspend(registry, "cam-8", act=Act("operator", NOW))
+            await revocation.resume(registry, "cam-9", act=Act("operator", NOW))
+            await revocation.revoke_station(registry, "st1", act=Act("operator", NOW))
+            await enroll(registry, "cam-10")
+            await revocation.revoke(registry, "cam-10", act=Act("operator", NOW))
+        await catch_up(registry, log)
+        done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        assert (done.reapplied.devices, done.reapplied.certificates, done.reapplied.tokens) == (2, 1, 1)
+        assert (done.reapplied.unknown, done.reapplied.resumed, done.stations) == (("cam-10",), ("cam-9",), ())
+        opened = await open_registry(Home(tmp_path / "home2"))
+        codes = [await door(opened, name) for name in ("cam-7", "cam-8", "cam-9", "cam-10")]
+        assert codes == ["certificate-revoked", "device-suspended", "device-suspended", "certificate-unknown"]
+        with pytest.raises(Refused) as caught:
+            await identify(opened, Peer("192.0.2.1", certificate_der=b"", fingerprint=station.fingerprint), NOW)
+        assert caught.value.code == "certificate-superseded"
+        (kept,) = await opened.tokens()
+        assert (kept.id, kept.revoked_at) == (token.id, NOW)
+        (row,) = [row for row in await opened.audit() if row.entry.action == "registry.restore"]
+        assert (row.entry.detail["devices"], row.entry.detail["tokens"]) == ("2", "1")
+        await opened.close()
+
+    async def test_what_was_superseded_since_stays_so_and_what_was_issued_since_is_unknown(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await save(home, registry, tmp_path / "b")
+        fresh = certificate("cam-7", 2)
+        issued = replace(fresh, state=CredentialState.ISSUED)
+        await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(issued),)))
+        assert await door(registry, "cam-7", 2) == "in"  # its first use ends the one before it
+        await catch_up(registry, revocation_log(home))
+        await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        opened = await open_registry(Home(tmp_path / "home2"))
+        assert await door(opened, "cam-7", 1) == "certificate-superseded"
+        assert await door(opened, "cam-7", 2) == "certificate-unknown"
+        await inventory.create_token(opened, device="cam-7", act=Act("operator", NOW))  # how it gets back in
+        await opened.close()
+
+    async def test_without_the_log_nobody_is_trusted(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
+        await save(home, registry, tmp_path / "b")
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+        done = await restore(tmp_path / "b", tmp_path / "home2", None)
+        assert done.reapplied.devices == 2
+        opened = await open_registry(Home(tmp_path / "home2"))
+        for name in ("cam-7", "cam-8", "cam-9"):
+            assert await door(opened, name) == "device-suspended"
+        doubted = DeviceFilter(tags=(("restore", done.restore),))
+        assert [d.id for d in await opened.devices(doubted)] == ["cam-7", "cam-8"]
+        await opened.close()
+        # and the new home's own log does not pretend to know what nobody knows
+        with pytest.raises(Refused):
+            await restore(tmp_path / "b", tmp_path / "home3", tmp_path / "home2" / "state" / "revocations.jsonl")
+
+    async def test_a_log_that_begins_after_the_backup_is_refused(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await save(home, registry, tmp_path / "b")
+        lineage = revocation_log(home).mark(newest=0).lineage
+        home.revocations.unlink()
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+        await catch_up(registry, revocation_log(home))
+        text = home.revocations.read_text()
+        for given in (text, text.replace(revocation_log(home).mark(newest=99).lineage, lineage)):
+            home.revocations.write_text(given)
+            with pytest.raises(Refused) as caught:
+                await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+            assert caught.value.code == "revocations-incomplete"
+        assert not (tmp_path / "home2").exists()
+
+    async def test_an_older_backup_after_a_restore(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "b1")
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+        await save(home, registry, tmp_path / "b2")
+        await restore(tmp_path / "b2", tmp_path / "home2", home.revocations)
+        second = Home(tmp_path / "home2")
+        opened = await open_registry(second)
+        await revocation.revoke(opened, "cam-8", act=Act("operator", NOW))
+        await catch_up(opened, revocation_log(second))
+        await opened.close()
+        await restore(tmp_path / "b1", tmp_path / "home3", second.revocations)
+        third = await open_registry(Home(tmp_path / "home3"))
+        assert [await door(third, name) for name in ("cam-7", "cam-8", "cam-9")] == [
+            "certificate-revoked",
+            "certificate-revoked",
+            "in",
+        ]
+        await third.close()
+
+    async def test_another_fleets_log(self, home: Home, registry: Engine, tmp_path: Path) -> None:
+        await save(home, registry, tmp_path / "b")
+        other = await create_home(tmp_path / "other", Settings(), NOW)
+        opened = await open_registry(other)
+        await catch_up(opened, revocation_log(other))
+        await opened.close()
+        with pytest.raises(Refused) as caught:
+            await restore(tmp_path / "b", tmp_path / "home2", other.revocations)
+        assert caught.value.code == "revocations-of-another"
+
+
+class TestNoting:
+    async def test_a_serving_process_notes_what_others_do(self, home: Home, registry: Engine) -> None:
+        log = revocation_log(home)
+        other = await open_registry(home)
+        noted = threading.Event()
+
+        class Watched(type(log)):  # type: ignore[misc]
+            def note(self, events: object) -> None:
+                super().note(events)
+                noted.set()
+
+        watched = Watched(home.revocations, log._fleet)
+        async with noting_revocations(registry, watched):
+            await revocation.revoke(other, "cam-7", act=Act("operator", NOW))
+            assert await asyncio.to_thread(noted.wait, 15)
+        await other.close()
+        assert b'"subject":"cam-7","detail":"revoked"' in home.revocations.read_bytes()
+
+    async def test_a_registry_put_back_by_hand_is_not_served(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await catch_up(registry, revocation_log(home))
+        await registry.close()
+        shutil.copy(home.registry, tmp_path / "old.db")
+        opened = await open_registry(home)
+        await revocation.revoke(opened, "cam-7", act=Act("operator", NOW))
+        await catch_up(opened, revocation_log(home))
+        await opened.close()
+        for left in home.path.glob("registry.db*"):
+            left.unlink()
+        shutil.copy(tmp_path / "old.db", home.registry)
+        back = await open_registry(home)
+        assert await door(back, "cam-7") == "in"  # which is why
+        with pytest.raises(Refused) as caught:
+            await catch_up(back, revocation_log(home))
+        assert caught.value.code == "registry-went-back"
+        with pytest.raises(Refused):
+            async with noting_revocations(back, revocation_log(home)):
+                pass
+        await back.close()

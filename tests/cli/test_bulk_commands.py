@@ -1,0 +1,201 @@
+"""Tags, filters and acts on many devices, as a person types them, on a real home."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleet.cli import main
+from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.storage.sqlite import SqliteRegistry
+
+Fleet = Callable[..., Result]
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("fleet") / "home"
+    done = CliRunner().invoke(main, ["init", str(home)])
+    assert done.exit_code == 0, done.output
+    return home
+
+
+@pytest.fixture
+def home(empty_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(empty_home, tmp_path / "home"))
+
+
+@pytest.fixture
+def fleet(home: Path) -> Fleet:
+    """Run `fleet device …` on the home; `expect` is the exit code, `give` what is typed."""
+
+    def run(*arguments: str, expect: int = 0, give: str = "") -> Result:
+        done = CliRunner().invoke(main, ["device", *arguments], env={"FLEET_HOME": str(home)}, input=give)
+        assert done.exit_code == expect, (arguments, done.stdout, done.stderr, done.exception)
+        return done
+
+    return run
+
+
+def parsed(done: Result) -> Any:
+    return json.loads(done.stdout)
+
+
+def ids(done: Result) -> str:
+    return " ".join(d["id"] for d in parsed(done))
+
+
+async def fill(home: Path, count: int) -> None:
+    """Active devices d0000 up, of lots L0 and L1 in turn, each ending an hour later than the one before."""
+    registry = await SqliteRegistry.open(home / "registry.db", create=False)
+    device = Device(DeviceId(""), "default", DeviceState.ACTIVE, NOW)
+    writes = tuple(
+        AddDevice(
+            replace(
+                device,
+                id=DeviceId(f"d{n:04}"),
+                tags=(("lot", f"L{n % 2}"),),
+                expires_at=NOW + timedelta(hours=count - n),
+            )
+        )
+        for n in range(count)
+    )
+    await registry.commit(Change(AuditEntry(NOW, "test", "prepare", "", "ok"), writes))
+    await registry.close()
+
+
+async def count(home: Path, where: DeviceFilter) -> int:
+    registry = await SqliteRegistry.open(home / "registry.db", create=False)
+    try:
+        return await registry.count_devices(where)
+    finally:
+        await registry.close()
+
+
+SUSPENDED = DeviceFilter(state=DeviceState.SUSPENDED)
+
+
+def test_a_device_is_added_tagged_and_found(fleet: Fleet) -> None:
+    added = parsed(fleet("add", "cam-7", "--model", "default", "--tag", "lot=L7", "--group", "canary", "-o", "json"))
+    assert (added["tags"], added["groups"], added["expires_at"]) == ({"lot": "L7"}, ["canary"], None)
+    words = ("tag", "cam-7", "lot=L8", "site=Köln Süd", "--group", "pilot", "--ungroup", "canary", "-o", "json")
+    tagged = parsed(fleet(*words))
+    assert (tagged["tags"], tagged["groups"]) == ({"lot": "L8", "site": "Köln Süd"}, ["pilot"])
+    assert parsed(fleet("tag", "cam-7", "--remove", "lot", "-o", "json"))["tags"] == {"site": "Köln Süd"}
+    assert ids(fleet("list", "--tag", "site=Köln Süd", "--group", "pilot", "-o", "json")) == "cam-7"
+    assert ids(fleet("list", "--tag", "lot=L8", "-o", "json")) == ""
+    assert "site=Köln Süd" in fleet("list").stdout
+
+
+def test_pages_by_expiry_go_on_where_they_ended(fleet: Fleet, home: Path) -> None:
+    asyncio.run(fill(home, 7))
+    found, after = [], ""
+    while True:
+        page = fleet("list", "--expires-before", "30d", "--limit", "2", "--after", after, "-o", "json")
+        found += [d["id"] for d in parsed(page)]
+        if "--after" not in page.stderr:
+            break
+        after = page.stderr.split("--after ")[1].strip()
+    assert found == [f"d{n:04}" for n in (6, 5, 4, 3, 2, 1, 0)]
+    assert ids(fleet("list", "--expires-before", "90m", "-o", "json")) == "d0006"
+    assert "no place to go on from" in fleet("list", "--after", after, expect=1).stderr
+
+
+def test_the_count_must_be_typed(fleet: Fleet, home: Path) -> None:
+    asyncio.run(fill(home, 10))
+    lot = ("suspend", "--filter", "lot=L1 and state=active")
+    for typed in ("yes\n", "6\n", ""):
+        refused = fleet(*lot, give=typed, expect=1)
+        assert "nothing was changed" in refused.stderr
+        assert "Suspending 5 devices of: lot=L1" in refused.stderr
+    assert "5 match, not 4" in fleet(*lot, "--count", "4", expect=1).stderr
+    assert asyncio.run(count(home, SUSPENDED)) == 0
+    done = parsed(fleet(*lot, "--reason", "leaks", "-o", "json", give="5\n"))
+    assert {**done, "bulk": ""} == {
+        "bulk": "",
+        "matched": 5,
+        "done": 5,
+        "skipped": {},
+        "failed": [],
+        "interrupted": False,
+    }
+    assert asyncio.run(count(home, SUSPENDED)) == 5
+    assert parsed(fleet("resume", "--filter", "lot=L1", "--count", "5", "-o", "json"))["done"] == 5
+    assert parsed(fleet("resume", "--filter", "lot=L1", "--yes", "-o", "json"))["skipped"] == {
+        "device-not-suspended": 5
+    }
+    again = parsed(fleet("suspend", "--filter", "lot=L1", "--count", "5", "-o", "json"))
+    assert again["bulk"] != done["bulk"]
+
+
+def test_dry_run_lists_and_changes_nothing(fleet: Fleet, home: Path) -> None:
+    asyncio.run(fill(home, 6))
+    dry = fleet("revoke", "--filter", "lot=L0", "--dry-run", "-o", "json")
+    assert ids(dry) == "d0000 d0002 d0004"
+    assert "3 devices match; nothing was changed" in dry.stderr
+    assert fleet("retire", "--filter", "lot=L9", "--dry-run").stdout.startswith("ID")
+    assert asyncio.run(count(home, DeviceFilter(state=DeviceState.ACTIVE))) == 6
+
+
+def test_tags_by_filter(fleet: Fleet, home: Path) -> None:
+    asyncio.run(fill(home, 6))
+    assert "done:" in fleet("tag", "--filter", "lot=L0", "site=Oslo", "--group", "recall", "--yes").stdout
+    assert ids(fleet("list", "--group", "recall", "--tag", "site=Oslo", "-o", "json")) == "d0000 d0002 d0004"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("suspend",), 2, "Give a DEVICE_ID or --filter"),
+        (("suspend", "a", "--filter", "lot=L7"), 2, "Give a DEVICE_ID or --filter"),
+        (("revoke", "a", "--yes"), 2, "go with --filter"),
+        (("revoke", "--filter", "lot"), 1, "position 4: expected '=' after lot"),
+        (("revoke", "--filter", "", "--yes"), 1, "the filter ends"),
+        (("revoke", "--filter", "lot=L7", "--reason", "a\nb"), 1, "one line"),
+        (("tag",), 2, "Give a DEVICE_ID or --filter"),
+        (("tag", "cam-7"), 1, "no tag and no group is named"),
+        (("tag", "cam-7", "lot"), 1, "write KEY=VALUE"),
+        (("tag", "cam-7", "state=x"), 1, "cannot be a tag's key"),
+        (("tag", "--filter", "lot=L7", "cam-7", "lot=x"), 1, "'cam-7' is not a tag"),
+        (("list", "--expires-before", "soon"), 1, "is no time"),
+        (("list", "--tag", "lot"), 1, "is not a tag"),
+    ],
+)
+def test_refused(fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+    assert says.lower() in fleet(*arguments, expect=code).stderr.lower()
+
+
+def test_ctrl_c_finishes_what_was_begun_and_says_how_far_it_came(home: Path) -> None:
+    asyncio.run(fill(home, 3000))
+    words = ["device", "suspend", "--filter", "state=active", "--yes", "-o", "json"]
+    environment = {**os.environ, "FLEET_HOME": str(home)}
+    command = [sys.executable, "-m", "fleet", *words]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "0 of 3000\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        result = json.loads(process.stdout.read())
+        assert process.wait() == 1
+    assert result["interrupted"]
+    assert result["done"] < 3000
+    assert f"{result['done']} of 3000. Run it again for the rest." in said
+    assert asyncio.run(count(home, SUSPENDED)) == result["done"]
+    again = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert again["done"] == 3000 - result["done"]

@@ -1,0 +1,38 @@
+"""`fleet forecast` on a real home: for people, for programs, for cron."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleet.cli import main
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    done = CliRunner().invoke(main, ["init", str(tmp_path / "home")])
+    assert done.exit_code == 0, done.output
+    return tmp_path / "home"
+
+
+def fleet(home: Path, *words: str, expect: int = 0) -> Result:
+    done = CliRunner().invoke(main, words, env={"FLEET_HOME": str(home)})
+    assert done.exit_code == expect, (done.stdout, done.stderr, done.exception)
+    return done
+
+
+def test_nothing_to_warn_of(home: Path) -> None:
+    assert fleet(home, "forecast", "--check").stdout.split() == ["WEEK", "DEVICES", "TOKENS", "AUTHORITIES"]
+    seen = json.loads(fleet(home, "forecast", "-o", "json", "--weeks", "60").stdout)
+    assert (seen["devices"], seen["overdue"], seen["warnings"], len(seen["weeks"])) == (0, 0, [], 60)
+    assert [week["authorities"] for week in seen["weeks"] if week["authorities"]] == [["server"]]
+
+
+def test_a_warning_fails_a_check_and_nothing_else(home: Path) -> None:
+    fleet(home, "model", "add", "old", "--lifetime", "3650d")
+    seen = fleet(home, "forecast")
+    assert "Warning: Certificates of model old are cut already" in seen.stderr
+    assert "Warning" in fleet(home, "forecast", "--check", expect=1).stderr
+    (warning,) = json.loads(fleet(home, "forecast", "--check", "-o", "json", expect=1).stdout)["warnings"]
+    assert warning["code"] == "authority-cuts-certificates"
