@@ -1,4 +1,4 @@
-"""The clock steps back, as it does when NTP corrects it: nothing is lost or doubled, and nobody let in who should not be."""
+"""The clock steps back, as it does when NTP corrects it: nothing is lost, nothing doubled, nobody let in."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
