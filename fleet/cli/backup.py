@@ -1,5 +1,6 @@
 """`fleet backup` and `fleet restore`: a home as one file, and back."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -182,13 +183,15 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "stations": done.stations,
     }
     print_value(value, output)
+    if not is_json:
+        click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if none_kept:
         click.echo(
-            f"Warning: {again.devices} devices are suspended: any of them may have been revoked since the backup. "
+            f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
             "that was revoked since can enroll devices again: look at each of those named above.",
             err=True,

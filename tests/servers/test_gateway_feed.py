@@ -102,6 +102,18 @@ async def test_it_goes_on_where_it_broke(registry: Fragile, feed: Feed, heard: l
     assert feed.failures >= 1
 
 
+async def test_an_outage_is_logged_with_its_reason_and_no_traceback(
+    registry: Fragile, feed: Feed, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.broken = True
+    await tell(registry, "a")
+    await until(lambda: "event=feed.broken" in caplog.text)
+    registry.broken = False
+    await until(feed.reliable)
+    broken = [record for record in caplog.records if "event=feed.broken" in record.getMessage()]
+    assert all("reason=" in record.getMessage() and record.exc_info is None for record in broken)
+
+
 async def test_what_could_not_be_heard_is_heard_again(registry: Fragile, feed: Feed, heard: list[str]) -> None:
     await tell(registry, "a", "poison", "b")
     await until(lambda: heard == ["a", "poison", "poison", "b"])

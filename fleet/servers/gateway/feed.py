@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from fleet.domain.changes import Event
+from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 
 log = logging.getLogger("fleet.gateway")
@@ -68,6 +69,9 @@ class Feed:
                     self._missed()
                 await self._follow(newest)
                 delay = RETRY_SECONDS_MIN
+            except Unavailable as error:  # an outage: it is told again and again, and a traceback tells no more
+                self._broke()
+                log.error("event=feed.broken heard=%d reason=%s", self._heard, error.message)
             except Exception:
                 self._broke()
                 log.exception("event=feed.broken heard=%d", self._heard)
