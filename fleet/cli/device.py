@@ -8,7 +8,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
-from fleet.domain.device_filter import parse_place, parse_time, place_text
+from fleet.domain.device_filter import parse_filter, parse_place, parse_time, place_text
 from fleet.domain.tags import Retag, checked_tags, parse_tag
 
 COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
@@ -61,6 +61,12 @@ def add(
     metavar="TIME",
     help="Only devices in service whose newest certificate ends before then, the soonest first: 30d or 2026-12-01.",
 )
+@click.option(
+    "--filter",
+    "text",
+    metavar="FILTER",
+    help="In place of the others, as in the commands that act on many: 'model=cam2 and lot=L7 and expires<30d'.",
+)
 @click.option("--after", default="", metavar="PLACE", help="Start behind this one, as the last page named it.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @output_option
@@ -71,6 +77,7 @@ def list_(
     tags: tuple[str, ...],
     group: str | None,
     expires_before: str | None,
+    text: str | None,
     after: str,
     limit: int,
     output: str,
@@ -83,15 +90,21 @@ def list_(
     Examples:
       fleet device list --model cam2 --state suspended --tag lot=L7
       fleet device list --expires-before 30d -o json
+      fleet device list --filter 'lot=L7 and site="Oslo East"'
     """
+    if text is not None and (model or state or tags or group or expires_before):
+        raise click.UsageError("--filter says it all: write the others into it.")
     with attempting("listing the devices"):
-        where = DeviceFilter(
-            model=model,
-            state=DeviceState(state) if state else None,
-            tags=tuple(sorted(set(map(parse_tag, tags)))),
-            group=group,
-            expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
-        )
+        if text is not None:
+            where = parse_filter(text, utc_now())
+        else:
+            where = DeviceFilter(
+                model=model,
+                state=DeviceState(state) if state else None,
+                tags=tuple(sorted(set(map(parse_tag, tags)))),
+                group=group,
+                expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
+            )
         found = desk.devices(where, parse_place(after, where), limit)
     print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
     if len(found) == limit:

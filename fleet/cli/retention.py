@@ -46,7 +46,7 @@ def run_(home: Path, dry_run: bool, output: str) -> None:
         try:
             done = run(work())
         except SettingsError as error:
-            raise CliError(attempted, str(error).rstrip("?."), "Mend that line") from error
+            raise CliError(attempted, str(error), "Mend that line") from error
     value = {"dry_run": dry_run, "events": done.events, "audit": done.audit, "certificates": done.credentials}
     print_value({**value, "files": list(done.files)}, output)
 

@@ -75,7 +75,7 @@ def serve(
         try:
             settings = settings_of(place)
         except SettingsError as error:
-            raise CliError(f"serving '{home}'", str(error).rstrip("?."), "Mend that line and start again") from error
+            raise CliError(f"serving '{home}'", str(error), "Mend that line and start again") from error
         settings = replace(
             settings,
             est=est or settings.est,
