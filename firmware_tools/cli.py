@@ -67,9 +67,10 @@ def encode_command(source: BinaryIO, binary: bool) -> None:
 @click.argument("source", type=click.File("rb"), default="-")
 @click.option("--binary", is_flag=True, help="Octets as they came from the line. Otherwise hex, spaces allowed.")
 def decode_command(source: BinaryIO, binary: bool) -> None:
-    """Show each message in what came over the line, from a file or stdin, one JSON object a line.
+    """Show messages in what came over the line.
 
-    What was dropped is counted on stderr. Exit 1 when there was no message, or one that can't be read.
+    It is read from a file or stdin; each message is one JSON object a line. What was dropped is counted on stderr. Exit
+    1 when there was no message, or one that can't be read.
     """
     reader = FrameReader()
     found = bad = 0

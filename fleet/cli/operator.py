@@ -1,6 +1,7 @@
 """`fleet operator`: people and programs that use the admin API, and the certificates by which they come."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -117,6 +118,9 @@ def add(
         },
         output,
     )
+    if output == "table":
+        given = f"--cert {shlex.quote(str(files.certificate))} --ca {shlex.quote(str(files.authority))}"
+        click.echo(f"\nNext, from wherever {name} is: fleet device list --url https://HOST:8444 {given}")
 
 
 def _make_files(

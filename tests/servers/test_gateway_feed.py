@@ -110,6 +110,7 @@ async def test_an_outage_is_logged_with_its_reason_and_no_traceback(
     await until(lambda: "event=feed.broken" in caplog.text)
     registry.broken = False
     await until(feed.reliable)
+    assert "event=feed.back" in caplog.text
     broken = [record for record in caplog.records if "event=feed.broken" in record.getMessage()]
     assert all("reason=" in record.getMessage() and record.exc_info is None for record in broken)
 

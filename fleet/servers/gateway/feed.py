@@ -81,7 +81,7 @@ class Feed:
     async def _follow(self, newest: int) -> None:
         """Hear events until the feed ends or is stuck. Raises: what the registry or `hear` raises."""
         if self._heard == newest:
-            self._down_since = None
+            self._is_back()
         following = asyncio.create_task(self._hear_all())
         try:
             while not following.done():
@@ -89,7 +89,7 @@ class Feed:
                 behind = self._heard
                 newest = await self._registry.last_event()
                 if behind == newest:
-                    self._down_since = None
+                    self._is_back()
                 elif behind > newest:
                     break  # the registry was put back
                 elif not following.done():
@@ -108,6 +108,11 @@ class Feed:
         async for event in self._registry.follow(self._heard):
             await self._hear(event)
             self._heard = event.seq
+
+    def _is_back(self) -> None:
+        if self._down_since is not None:
+            log.warning("event=feed.back heard=%d", self._heard)
+        self._down_since = None
 
     def _broke(self) -> None:
         self.failures += 1
