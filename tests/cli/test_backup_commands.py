@@ -61,6 +61,7 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
         (("backup", "check", "{}/none"), 1, "Check the path"),
         (("backup", "check", "{}/home/fleet.toml"), 1, "Error: checking"),
         (("restore", "{}/b", "{}/h", "--no-revocations-after-backup", "--revocations", "{}/pass"), 2, "not both"),
+        (("restore", "{}/nothing", "{}/h"), 1, "no such file or directory"),
     ],
 )
 def test_refused(home: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
