@@ -35,7 +35,7 @@ def forecast(home: Path, weeks: int, cliff: float, check: bool, output: str) -> 
     \b
     Examples:
       fleet forecast --weeks 13
-      fleet forecast --check || mail -s 'fleet: prepare' ops@acme.example </dev/null
+      fleet forecast --check -o json
 
     Warnings stand on standard error (in JSON: under "warnings"): a week in which much of the fleet ends, a CA that ends
     within the weeks shown, and one whose remaining life is shorter than a model's certificates, which it cuts.
