@@ -11,7 +11,6 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,7 @@ import asyncpg
 
 from fleet.database_url import parse_database_url
 from fleet.storage.postgres import PostgresRegistry
+from tests.free_ports import free_ports
 
 VERSION_MIN = 15
 START_SECONDS_MAX = 60.0
@@ -60,11 +60,6 @@ def _as_its_user() -> dict[str, Any]:
             found = pwd.getpwnam(name)
             return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
     raise LookupError("there is no user that PostgreSQL could run as")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 class PostgresServer:
@@ -107,7 +102,7 @@ class PostgresServer:
     def start(self) -> None:
         """Returns when it accepts connections: on the port of its last start, if it had one."""
         deadline = time.monotonic() + START_SECONDS_MAX
-        ports = [self.port] if self.port else [_free_port() for _ in range(PORTS_TRIED_MAX)]
+        ports = [self.port] if self.port else free_ports(PORTS_TRIED_MAX)
         for port in itertools.cycle(ports):  # after a kill, its last children hold on to the memory for a moment
             words = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
             options = " ".join(f"-c {word}" for word in (*words, *self._options))

@@ -41,10 +41,10 @@ async def label_device(
     (`changed-meanwhile`).
     """
     detail = {"reason": checked_reason(reason)} if reason else {}
-    wanted = checked_tags(tags), checked_groups(groups)
-    if wanted == (device.tags, device.groups):
+    kept_tags, kept_groups = checked_tags(tags), checked_groups(groups)
+    if (kept_tags, kept_groups) == (device.tags, device.groups):
         return device
-    change, after = _labelling(device, *wanted, act=act, **detail)
+    change, after = _labelling(device, kept_tags, kept_groups, act=act, **detail)
     await registry.commit(change)
     return after
 
