@@ -56,7 +56,7 @@ async def retain_daily(home: Home, registry: Registry, settings: Settings, clock
     while True:
         try:
             done = await retain(home, registry, settings, actor="retention", now=clock())
-        except Conflict as error:  # another worker of this home is at it
+        except Conflict as error:  # a command at this home is at it
             logger.info("event=retention outcome=left reason=%s", error)
         except (FleetError, OSError) as error:
             logger.error("event=retention outcome=failed reason=%s", error)
