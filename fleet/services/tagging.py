@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind, TagDevice
-from fleet.domain.device import Device, Tags, device_id
-from fleet.domain.errors import Conflict, NotFound
+from fleet.domain.device import Device, Tags
+from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag, checked_groups, checked_tags, tags_text
 from fleet.services.differences import differences
-from fleet.services.revocation import checked_reason
+from fleet.services.revocation import checked_reason, known_device
 
 
 async def tag_device(registry: Registry, id_text: str, retag: Retag, *, act: Act, reason: str = "") -> Device:
@@ -19,9 +19,7 @@ async def tag_device(registry: Registry, id_text: str, retag: Retag, *, act: Act
     Raises: Invalid: `bad-device-id`, `bad-reason`, `too-many-tags`, `too-many-groups`. NotFound (`no-such-device`).
     Conflict (`changed-meanwhile`): somebody else changed the device between our look and our write.
     """
-    device = await registry.device(device_id(id_text))
-    if device is None:
-        raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")
+    device = await known_device(registry, id_text)
     tags, groups = retag.applied(device)
     return await label_device(registry, device, tags, groups, act=act, reason=reason)
 
