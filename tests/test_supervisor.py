@@ -15,7 +15,7 @@ import pytest
 from fleet.channel import LINE_SIZE_MAX, Channel, Orders
 from fleet.domain.errors import Unavailable
 from fleet.doors import reserved
-from fleet.home import Home, create_home
+from fleet.home import create_home
 from fleet.settings import Address, Settings, parse_broker, render
 from fleet.supervisor import (
     EARLY_DEATHS_FREE,
@@ -116,7 +116,7 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
 
 
 async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
-    Home(tmp_path).settings_file.write_text(render(Settings()))
+    (tmp_path / "fleet.toml").write_text(render(Settings()))
     ours, theirs = socket.socketpair()
     argv = (sys.executable, "-m", "fleet.worker_process", str(theirs.fileno()))
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
