@@ -116,6 +116,7 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
 
 
 async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(render(Settings()))
     ours, theirs = socket.socketpair()
     argv = (sys.executable, "-m", "fleet.worker_process", str(theirs.fileno()))
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))

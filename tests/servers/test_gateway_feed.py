@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import Change, Event, EventKind
+from fleet.domain.changes import Change, DropEvents, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.servers.gateway import Limits
 from fleet.servers.gateway import feed as feed_module
 from fleet.servers.gateway.feed import Feed
 from fleet.services import revocation
 from fleet.storage.sqlite import SqliteRegistry
+from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.gateway_house import PATIENCE, house, now, operator, populate, refused, until
@@ -26,11 +27,12 @@ class Fragile(SqliteRegistry):
     broken = False
     silent = False
     readers = 0
+    back_by = 0
 
     async def last_event(self) -> int:
         if self.broken:
             raise Unavailable("disk", "The disk is gone.")
-        return await super().last_event()
+        return await super().last_event() - self.back_by
 
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         self.readers += 1
@@ -114,6 +116,54 @@ async def test_a_silent_feed_is_found_out(registry: Fragile, feed: Feed, heard: 
     registry.silent = False
     await until(lambda: heard == ["a"])
     await until(feed.reliable)
+
+
+async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
+    registry: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(feed_module, "RETRY_SECONDS_MIN", 0.01)
+    heard: list[str] = []
+    missed: list[int] = []
+
+    async def hear(event: Event) -> None:
+        heard.append(event.subject)
+
+    await tell(registry, "before")
+    made = Feed(registry, hear, silence_max=0.0, missed=lambda: missed.append(len(heard)))
+    run = asyncio.create_task(made.run())
+    await asyncio.wait_for(made.started(), PATIENCE)
+    registry.broken = True
+    await tell(registry, "a", "b", "c")
+    await registry.commit(Change(operator("test"), (DropEvents(3),)))
+    registry.broken = False
+    await until(lambda: missed == [0])
+    await until(made.reliable)
+    await tell(registry, "d")
+    await until(lambda: heard == ["d"])
+    assert missed == [0]
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run
+
+
+async def test_a_registry_that_was_put_back_has_everybody_prove_themselves_again(
+    tmp_path: Path, registry: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(feed_module, "RETRY_SECONDS_MIN", 0.01)
+    async with house(tmp_path, registry=registry) as h:
+        (one,) = await populate(registry, "cam-1")
+        live, side = await h.live(one, V5)
+        registry.back_by = 2  # as if an older state had been restored under us
+        await live.until_closed()
+        assert live.raw == acks.disconnect(V5, Reason.SERVER_BUSY)
+        await side.until_closed()
+        registry.back_by = 0
+        await until(h.gateway._feed.reliable)
+        assert h.gateway.stats["mqtt.session.events-missed"] == 1
+        again, _ = await h.live(one, V5)
+        assert not again.closed.is_set()
 
 
 async def test_a_feed_that_has_not_started_is_not_relied_on(registry: Fragile) -> None:

@@ -31,6 +31,8 @@ SHUTTING_DOWN = Ending("shutting-down", Reason.SERVER_SHUTTING_DOWN)
 DEVICE_ENDED = Ending("device-ended", Reason.ADMINISTRATIVE_ACTION, Reason.BANNED, will=False)
 CREDENTIAL_ENDED = Ending("credential-ended", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, will=False)
 POLICY_CHANGED = Ending("policy-changed", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, will=False)
+EVENTS_MISSED = Ending("events-missed", Reason.SERVER_BUSY)
+"""Events were missed for good: it is to connect again and be judged by what the registry says now."""
 CERTIFICATE_EXPIRED = Ending("certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED)
 
 CONNECT_TIMEOUT = Ending("connect-timeout", connack=None)

@@ -2,7 +2,8 @@
 
 A gateway whose feed is down does not hear of revocations. It keeps the sessions it has, since every event missed is
 heard once the feed is back; but it lets nobody new in after `silence_max` seconds. A feed that is merely stuck is
-found out too: every CHECK_SECONDS the newest event is compared with the last one that was heard.
+found out too: every CHECK_SECONDS the newest event is compared with the last one that was heard. When events were
+missed for good (they are not kept any more, or the registry was put back to an older state), `missed` is called.
 """
 
 import asyncio
@@ -20,11 +21,20 @@ CHECK_SECONDS = 2.0
 
 
 class Feed:
-    """One follower. `hear` is awaited for each event in order; one that raises is heard again."""
+    """One follower. `hear` is awaited for each event in order; one that raises is heard again. `missed` is told that
+    anything may have changed.
+    """
 
-    def __init__(self, registry: Registry, hear: Callable[[Event], Awaitable[None]], silence_max: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        hear: Callable[[Event], Awaitable[None]],
+        silence_max: float,
+        missed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._registry = registry
         self._hear = hear
+        self._missed = missed
         self._silence_max = silence_max
         self._started = asyncio.Event()
         self._heard = 0
@@ -52,6 +62,10 @@ class Feed:
                 if not self._started.is_set():
                     self._heard = newest
                     self._started.set()
+                elif newest < self._heard or await self._registry.first_event() > self._heard + 1:
+                    log.error("event=feed.missed heard=%d newest=%d", self._heard, newest)
+                    self._heard = newest  # before the sessions ask again: what comes from here on is heard
+                    self._missed()
                 await self._follow(newest)
                 delay = RETRY_SECONDS_MIN
             except Exception:
@@ -62,7 +76,7 @@ class Feed:
 
     async def _follow(self, newest: int) -> None:
         """Hear events until the feed ends or is stuck. Raises: what the registry or `hear` raises."""
-        if self._heard >= newest:
+        if self._heard == newest:
             self._down_since = None
         following = asyncio.create_task(self._hear_all())
         try:
@@ -70,8 +84,10 @@ class Feed:
                 await asyncio.wait((following,), timeout=CHECK_SECONDS)
                 behind = self._heard
                 newest = await self._registry.last_event()
-                if behind >= newest:
+                if behind == newest:
                     self._down_since = None
+                elif behind > newest:
+                    break  # the registry was put back
                 elif not following.done():
                     # Events take a moment; only one that is not heard by the next look is missing.
                     await asyncio.wait((following,), timeout=CHECK_SECONDS)

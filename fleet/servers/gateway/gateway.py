@@ -53,7 +53,7 @@ class Gateway:
         self._journal = Journal()
         self._table: LiveTable[Session] = LiveTable()
         self._upstream = upstream
-        self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max)
+        self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max, self._judge_anew)
         self._ended = Ended()
         self._grounds = Grounds(
             upstream, clock, self._limits, self._journal, self._table, self._open, self._ended, self._prepare
@@ -136,6 +136,11 @@ class Gateway:
                 await self._model_changed(event.subject)
         if self._purges is not None:
             await self._purges.hear(event)  # the sessions have been signed off above
+
+    def _judge_anew(self) -> None:
+        """What happened to whom is not to be known any more: everybody proves themselves again."""
+        for session in self._table:
+            session.end(endings.EVENTS_MISSED)
 
     def _device_moved(self, device_id: str, state: str) -> None:
         if state == DeviceState.ACTIVE:
