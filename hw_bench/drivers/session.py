@@ -18,6 +18,7 @@ class DeviceSession:
 
     def __init__(self, device: Identity, address: tuple[str, int], tls: str) -> None:
         self.name = device.name
+        self._ended = False
         self._socket = connect(address)
         self._tls = SSL.Connection(client_context(str(device.certificate), str(device.key), tls), self._socket)
         self._tls.set_connect_state()
@@ -34,20 +35,19 @@ class DeviceSession:
     @property
     def silent(self) -> bool:
         """Whether it lives and nothing has come on it: neither a packet nor an end."""
-        return not self._tls.pending() and not select.select([self._socket], [], [], 0)[0]
+        return not self._ended and not self._tls.pending() and not select.select([self._socket], [], [], 0)[0]
 
     def wait_for_end(self, seconds_max: float) -> bool:
         """Return when the server has ended it: True. False when it still lives after so many seconds."""
         deadline = time.monotonic() + seconds_max
-        while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while not self._ended and select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
             try:
-                if not self._tls.recv(READ_SIZE):
-                    return True
-            except (SSL.ZeroReturnError, SSL.SysCallError):
-                return True
+                self._ended = not self._tls.recv(READ_SIZE)
             except SSL.WantReadError:
                 continue  # a part of a record
-        return False
+            except SSL.Error:
+                self._ended = True  # TLS is told first; TCP's end may take another moment
+        return self._ended
 
     def close(self) -> None:
         self._socket.close()
