@@ -272,10 +272,10 @@ def _canonical(host: str) -> str:
 
 def revocation_log(home: Home) -> RevocationLog:
     """The log that notes what the registry of `home` has revoked."""
-    return RevocationLog(home.revocations, fleet_name(home))
+    return RevocationLog(home.revocations, fleet_fingerprint(home))
 
 
-def fleet_name(home: Home) -> str:
+def fleet_fingerprint(home: Home) -> str:
     """How a fleet is told from any other: the SHA-256 of its root certificate, in hex."""
     return _certificate(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 

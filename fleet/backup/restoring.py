@@ -18,11 +18,12 @@ from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.errors import Invalid
-from fleet.home import Home, fleet_name, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
+from fleet.domain.ports import Registry
+from fleet.home import Home, fleet_fingerprint, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
 from fleet.services.reapplying import Reapplied, reapply, suspend_all
 from fleet.settings import SettingsError
+from fleet.storage.engines import open_engine
 from fleet.storage.revocation_log import Mark, events_behind, new_lineage
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.storage.sqlite_copy import check_copy
 
 
@@ -96,7 +97,7 @@ def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
 
 def _check_home(home: Home, manifest: Manifest) -> None:
     try:
-        found = fleet_name(home)
+        found = fleet_fingerprint(home)
         settings_of(home)
     except (OSError, ValueError, SettingsError) as error:
         raise Invalid("backup-damaged", f"What the backup holds is no home: {error}.") from error
@@ -152,7 +153,7 @@ async def _brought_up(
     home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, act: Act
 ) -> Restored:
     restore = secrets.token_hex(6)
-    registry = await SqliteRegistry.open(home.registry, create=False)
+    registry = await open_engine(home.registry, create=False)
     try:
         if events is not None:
             done = await reapply(registry, events, act=act)
@@ -183,6 +184,6 @@ async def _brought_up(
     return Restored(manifest, done, restore, tuple(stations))
 
 
-async def _can_enroll(registry: SqliteRegistry, station: str) -> bool:
+async def _can_enroll(registry: Registry, station: str) -> bool:
     held = await registry.credentials(station)
     return any(c.kind is CredentialKind.STATION and c.state in USABLE for c in held)

@@ -21,7 +21,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.ports import Registry
-from fleet.home import Home, fleet_name, revocation_log, sync
+from fleet.home import Home, fleet_fingerprint, revocation_log, sync
 from fleet.services.remembering import catch_up
 from fleet.storage.revocation_log import Mark
 from fleet.storage.sqlite import SqliteRegistry
@@ -153,7 +153,7 @@ def _manifest(home: Home, copy: Path, files: list[tuple[str, bytes]], mark: Mark
     others = (Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files)
     return Manifest(
         taken_at=now,
-        fleet=fleet_name(home),
+        fleet=fleet_fingerprint(home),
         lineage=mark.lineage,
         event_seq=facts.event_seq,
         audit_rows=facts.audit_rows,
