@@ -80,6 +80,8 @@ class TestPages:
             made_up(digest),
             made_up(digest, 1, None),
             made_up(digest, "a", "soon"),
+            made_up(digest, "\ud800", None),
+            made_up(digest, "a\0b", None),
             made_up("", "a"),
         )
         for text in (*bad, made_up(digest, "a", "2030-01-01T00:00:00Z")):
