@@ -17,7 +17,7 @@ from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Invalid, Refused
 from fleet.home import Home, fleet_name, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
 from fleet.services.reapplying import Reapplied, reapply, suspend_all
 from fleet.settings import SettingsError
@@ -48,7 +48,7 @@ def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
     """Read all of the backup `file`, hold every part to its manifest and the registry to its own rules.
 
     Raises: Invalid: `not-a-backup`, `backup-damaged`, `backup-newer`, `not-a-registry`, `audit-…`. Refused
-    (`wrong-passphrase`). OSError.
+    (`wrong-passphrase`, `not-sealed`). OSError.
     """
     with tempfile.TemporaryDirectory(prefix="fleet-check.") as folder:
         home = Home(Path(folder))
@@ -85,6 +85,13 @@ class _Nowhere:
 def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
     sealed = is_sealed(opened.read(HEADER))
     opened.seek(0)
+    if not sealed and passphrase is not None:
+        # Whoever may write where backups lie can put there a home of his own making; one that is sealed, he cannot.
+        raise Refused(
+            "not-sealed",
+            "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
+            "Find out who put it there. One that was made with --plain is taken without a passphrase.",
+        )
     if not sealed:
         return opened
     if passphrase is None:

@@ -150,9 +150,8 @@ def restore(
 
 
 def _passphrase(file: Path, password_file: str | None, password_env: str | None) -> bytes | None:
-    if not needs_passphrase(file):
-        return None
-    return PasswordSource(f"'{file}'", "password", password_file, password_env).given_or_asked()
+    source = PasswordSource(f"'{file}'", "password", password_file, password_env)
+    return source.given_or_asked() if needs_passphrase(file) else source.given()
 
 
 def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:

@@ -75,8 +75,8 @@ async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | Non
     await save_home(home, registry, file, passphrase=passphrase, act=Act("operator", NOW), cost=COST)
 
 
-async def restore(file: Path, path: Path, revocations: Path | None) -> Restored:
-    return await restore_backup(file, path, passphrase=PASSPHRASE, revocations=revocations, act=Act("operator", NOW))
+async def restore(file: Path, path: Path, revocations: Path | None, passphrase: bytes | None = PASSPHRASE) -> Restored:
+    return await restore_backup(file, path, passphrase=passphrase, revocations=revocations, act=Act("operator", NOW))
 
 
 async def door(registry: Engine, name: str, n: int = 1) -> str:
@@ -177,13 +177,13 @@ class TestRestoring:
     async def test_cut_anywhere_nothing_stands_there(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "whole")
         await save(home, registry, tmp_path / "plain", None)
-        for name in ("whole", "plain"):
+        for name, passphrase in (("whole", PASSPHRASE), ("plain", None)):
             data = (tmp_path / name).read_bytes()
             cut = tmp_path / "cut"
             for end in [*range(0, len(data), len(data) // 12), len(data) - 1]:
                 cut.write_bytes(data[:end])
                 with pytest.raises(FleetError):
-                    await restore(cut, tmp_path / "home2", home.revocations)
+                    await restore(cut, tmp_path / "home2", home.revocations, passphrase)
                 assert not (tmp_path / "home2").exists()
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -193,6 +193,15 @@ class TestRestoring:
             with pytest.raises(FleetError) as caught:
                 check_backup(tmp_path / "b", passphrase)
             assert caught.value.code == code
+
+    async def test_one_that_is_not_sealed_where_a_passphrase_is_given(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await save(home, registry, tmp_path / "b", None)
+        with pytest.raises(Refused, match="not sealed") as refused:
+            await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        assert refused.value.code == "not-sealed"
+        assert not (tmp_path / "home2").exists()
 
     async def test_a_registry_that_was_edited_before_it_was_packed(
         self, home: Home, registry: Engine, tmp_path: Path

@@ -46,6 +46,8 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "b.tar")
     assert "holds the fleet's private keys" in fleet(home, "backup", "take", file, "--plain").stderr
     assert "sealed:" in fleet(home, "backup", "check", file).stdout
+    for words in (("backup", "check", file), ("restore", file, str(tmp_path / "h"), "--no-revocations-after-backup")):
+        assert "not sealed" in fleet(home, *words, "--password-env", "PASS", expect=1).stderr
     done = fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
     assert "Warning: 0 devices are suspended" in done.stderr
 
