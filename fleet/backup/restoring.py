@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ class Restored:
     """What ties the audit rows of the restore together."""
     stations: tuple[str, ...]
     """Stations with a usable certificate: when revocations were not to be had, somebody has to look at each."""
+    operators: tuple[str, ...]
+    """Operators with one, likewise."""
 
 
 def needs_passphrase(file: Path) -> bool:
@@ -178,7 +180,8 @@ async def _brought_up(
         await registry.commit(
             Change(AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail))
         )
-        stations = [station.name for station in await registry.stations() if await _can_enroll(registry, station.name)]
+        stations = await _in_service(registry, CredentialKind.STATION, [s.name for s in await registry.stations()])
+        operators = await _in_service(registry, CredentialKind.OPERATOR, [o.name for o in await registry.operators()])
         newest = await registry.last_event()
     finally:
         await registry.close()
@@ -187,9 +190,10 @@ async def _brought_up(
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
     revocation_log(home).begin_again(Mark(new_lineage(), newest))
-    return Restored(manifest, done, restore, tuple(stations))
+    return Restored(manifest, done, restore, stations, operators)
 
 
-async def _can_enroll(registry: SqliteRegistry, station: str) -> bool:
-    held = await registry.credentials(station)
-    return any(c.kind is CredentialKind.STATION and c.state in USABLE for c in held)
+async def _in_service(registry: SqliteRegistry, kind: CredentialKind, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that hold a usable certificate of `kind`."""
+    held = [(name, await registry.credentials(name)) for name in names]
+    return tuple(name for name, all_of_it in held if any(c.kind is kind and c.state in USABLE for c in all_of_it))

@@ -179,6 +179,7 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "unknown": again.unknown if is_json else len(again.unknown),
         "resumed_since": again.resumed if is_json else len(again.resumed),
         "stations": done.stations,
+        "operators": done.operators,
     }
     print_value(value, output)
     if again.unknown:
@@ -189,7 +190,8 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         click.echo(
             f"Warning: {again.devices} devices are suspended: any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
-            "that was revoked since can enroll devices again: look at each of those named above.",
+            "that was revoked since can enroll devices again, an operator that was can use the API: before you serve, "
+            "look at each of those named above, and revoke whom you do not trust.",
             err=True,
         )
 

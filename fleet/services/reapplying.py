@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
-from fleet.domain.credential import USABLE
+from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
@@ -72,7 +72,9 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
     fresh: dict[bytes, str] = {}
     for holder in sorted({e.subject for e in ending}):
         for credential in await registry.credentials(holder):
-            if credential.state in USABLE and (holder in whole or credential.fingerprint in named):
+            # Of a whole holder only devices are told; a station or an operator may bear a device's name.
+            is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
+            if credential.state in USABLE and (is_whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
     for chunk in _chunks(tuple(fresh)):
         entry = AuditEntry(

@@ -16,9 +16,9 @@ import pytest
 from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
 from fleet.backup.taking import local_registry, save_home
-from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, AddDevice, AuditEntry, Change
-from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.access import Act, Operator, Role
+from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddStation, AuditEntry, Change
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
@@ -26,6 +26,7 @@ from fleet.home import Home, create_home, open_registry, revocation_log
 from fleet.services import inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify
+from fleet.services.operators import revoke_operator
 from fleet.services.remembering import catch_up, noting_revocations
 from fleet.settings import Settings
 from fleet.storage.engines import Engine
@@ -69,6 +70,10 @@ async def enroll(registry: Engine, name: str) -> None:
     device = Device(DeviceId(name), "default", DeviceState.ACTIVE, NOW, expires_at=NOW + timedelta(days=90))
     entry = AuditEntry(NOW, "test", "prepare", "", "ok")
     await registry.commit(Change(entry, (AddDevice(device), AddCredential(certificate(name)))))
+
+
+def _operator(name: str) -> AddOperator:
+    return AddOperator(Operator(name, Role.ADMIN, NOW))
 
 
 async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
@@ -294,6 +299,30 @@ class TestRestoring:
         # and the new home's own log does not pretend to know what nobody knows
         with pytest.raises(Refused):
             await restore(tmp_path / "b", tmp_path / "home3", tmp_path / "home2" / "state" / "revocations.jsonl")
+
+    async def test_without_the_log_whoever_still_has_a_certificate_is_named(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        for kind, name in ((CredentialKind.STATION, "st1"), (CredentialKind.OPERATOR, "eve")):
+            write = AddStation(Station(name, ("default",), NOW)) if name == "st1" else _operator(name)
+            held = AddCredential(certificate(name, kind=kind))
+            await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (write, held)))
+        await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (_operator("no certificate"),)))
+        await save(home, registry, tmp_path / "b")
+        await revoke_operator(registry, "eve", act=Act("operator", NOW))
+        done = await restore(tmp_path / "b", tmp_path / "home2", None)
+        assert (done.stations, done.operators) == (("st1",), ("eve",))
+
+    async def test_an_operator_who_bears_a_revoked_devices_name(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        held = certificate("cam-7", kind=CredentialKind.OPERATOR)
+        await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (_operator("cam-7"), AddCredential(held))))
+        await save(home, registry, tmp_path / "b")
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+        await catch_up(registry, revocation_log(home))
+        done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        assert (done.reapplied.devices, done.operators) == (1, ("cam-7",))
 
     async def test_a_log_that_begins_after_the_backup_is_refused(
         self, home: Home, registry: Engine, tmp_path: Path
