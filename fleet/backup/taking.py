@@ -81,7 +81,12 @@ async def save_home(
     detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
-    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    taken = await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    await catch_up(registry, log)
+    log.vouch(
+        taken.manifest.event_seq
+    )  # a copy of it from before now does not reach as far as the backup, and shows it
+    return taken
 
 
 def _must_be_new(file: Path) -> None:

@@ -22,12 +22,14 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState,
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
+from fleet.domain.tags import Retag
 from fleet.home import Home, create_home, open_registry, revocation_log
 from fleet.services import inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
 from fleet.services.remembering import catch_up, noting_revocations
+from fleet.services.tagging import tag_device
 from fleet.settings import Settings
 from fleet.storage.engines import Engine
 
@@ -339,6 +341,20 @@ class TestRestoring:
                 await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
             assert caught.value.code == "revocations-incomplete"
         assert not (tmp_path / "home2").exists()
+
+    async def test_a_log_that_ends_before_the_backup_is_refused(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        await catch_up(registry, revocation_log(home))
+        old_copy = Path(shutil.copyfile(home.revocations, tmp_path / "old.jsonl"))
+        retag = Retag((("roof", "north"),))
+        await tag_device(registry, "cam-7", retag, act=Act("operator", NOW))  # which no log of revocations notes
+        await save(home, registry, tmp_path / "b")
+        await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
+        with pytest.raises(Refused) as caught:
+            await restore(tmp_path / "b", tmp_path / "home2", old_copy)
+        assert caught.value.code == "revocations-incomplete"
+        await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
 
     async def test_an_older_backup_after_a_restore(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b1")
