@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from fleet.backup.archive import Manifest, Member, read_archive
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
+from fleet.backup.taking import REGISTRY, is_ours_to_save
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
@@ -63,6 +64,8 @@ def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[
 
     @contextmanager
     def place(member: Member) -> Iterator[Sink]:
+        if member.name != REGISTRY and not is_ours_to_save(member.name):
+            raise Invalid("backup-damaged", f"The backup holds {member.name}, which no backup does.")
         target = home.path.joinpath(*member.name.split("/"))  # archive.is_name has seen to it that it stays inside
         if not keep(target):
             yield _Nowhere()

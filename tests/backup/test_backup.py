@@ -232,6 +232,25 @@ class TestRestoring:
         with pytest.raises(Invalid, match="holds a trigger"):
             await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
 
+    @pytest.mark.parametrize(
+        "name",
+        ["registry.db-wal", "state/revocations.jsonl", "archive/a.jsonl.pending", "run/x"],
+    )
+    async def test_a_file_that_no_backup_holds(
+        self, home: Home, registry: Engine, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The registry is checked by itself; what a log beside it said would come true when it is opened.
+        target = home.path / name
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        if not target.exists():
+            target.write_bytes(b"x")
+        with monkeypatch.context() as careless:
+            careless.setattr(taking, "is_ours_to_save", (name, "fleet.toml", "ca/root.pem").__contains__)
+            careless.setattr(taking, "LEFT_OUT", frozenset())
+            await save(home, registry, tmp_path / "b")
+        with pytest.raises(Invalid, match=f"holds {name}, which no backup does"):
+            await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+
     async def test_into_a_new_place_only(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b")
         with pytest.raises(Conflict):

@@ -205,7 +205,7 @@ class TestForm:
         assert (await admin.ask("POST", "/v1/devices/cam-2/suspend", {"reason": reason}))[0] == 200
 
     async def test_a_text_without_end_is_looked_through_once(self, admin: Client) -> None:
-        # With an end asked for, each quote begins anew, and a body at the limit of its size stops the server for minutes.
+        # With an end asked for, each quote begins anew, and a body of the largest size stops the server for minutes.
         unended = b'"\\"' + b"[" * 17
         status, problem = await admin.ask("POST", "/v1/devices", unended, {"Content-Type": "application/json"})
         assert (status, problem["detail"]) == (400, "The body is not JSON in UTF-8.")
