@@ -177,6 +177,7 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "certificates_ended_again": again.certificates,
         "tokens_revoked": again.tokens,
         "unknown": again.unknown if is_json else len(again.unknown),
+        "barred": again.barred if is_json else len(again.barred),
         "resumed_since": again.resumed if is_json else len(again.resumed),
         "stations": done.stations,
         "operators": done.operators,
@@ -184,6 +185,8 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
     print_value(value, output)
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
+    if again.barred:
+        _names("Not known to the backup, and put out since; do not register them again", again.barred)
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if none_kept:

@@ -37,7 +37,9 @@ class Reapplied:
     tokens: int = 0
     """Open in the backup, and revoked now: each may have been used since."""
     unknown: tuple[str, ...] = ()
-    """Holders heard of since the backup that it does not know; their certificates are refused as unknown."""
+    """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
+    barred: tuple[str, ...] = ()
+    """Likewise, but suspended, revoked or retired since: no record keeps them out, so nobody should register them."""
     resumed: tuple[str, ...] = ()
     """Devices that were resumed since the backup, and stay suspended."""
 
@@ -48,11 +50,14 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     Raises: Conflict: somebody else works on the registry. Unavailable.
     """
     states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
-    devices, unknown, resumed = 0, [], []
+    devices = 0
+    unknown: list[str] = []
+    barred: list[str] = []
+    resumed: list[str] = []
     for device_id, state in states.items():
         device = await registry.device(device_id)
         if device is None:
-            unknown.append(device_id)
+            (barred if state in _OUT else unknown).append(device_id)
         elif state in _OUT and state in NEXT[device.state]:
             verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
             reason = "as before the restore"
@@ -62,7 +67,9 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
             resumed.append(device_id)
     ended = await _end_certificates(registry, events, act)
     tokens = await _revoke_open_tokens(registry, act)
-    return Reapplied(devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(resumed)))
+    return Reapplied(
+        devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(barred)), resumed=tuple(sorted(resumed))
+    )
 
 
 async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:

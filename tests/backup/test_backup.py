@@ -272,11 +272,13 @@ class TestRestoring:
             await revocation.resume(registry, "cam-9", act=Act("operator", NOW))
             await revocation.revoke_station(registry, "st1", act=Act("operator", NOW))
             await enroll(registry, "cam-10")
+            await inventory.add_device(registry, "cam-11", "default", act=Act("operator", NOW))
             await revocation.revoke(registry, "cam-10", act=Act("operator", NOW))
         await catch_up(registry, log)
         done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
         assert (done.reapplied.devices, done.reapplied.certificates, done.reapplied.tokens) == (2, 1, 1)
-        assert (done.reapplied.unknown, done.reapplied.resumed, done.stations) == (("cam-10",), ("cam-9",), ())
+        assert (done.reapplied.unknown, done.reapplied.barred) == (("cam-11",), ("cam-10",))
+        assert (done.reapplied.resumed, done.stations) == (("cam-9",), ())
         opened = await open_registry(Home(tmp_path / "home2"))
         codes = [await door(opened, name) for name in ("cam-7", "cam-8", "cam-9", "cam-10")]
         assert codes == ["certificate-revoked", "device-suspended", "device-suspended", "certificate-unknown"]
