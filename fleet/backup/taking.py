@@ -44,6 +44,15 @@ class Taken:
     """Files of the home under names that a backup does not hold: links, hidden files, editors' leftovers."""
 
 
+def is_ours_to_save(name: str) -> bool:
+    """Whether a backup holds the home's file `name` (relative, with slashes) beside the registry itself."""
+    return not (
+        name.partition("/")[0] in LEFT_OUT
+        or name.startswith("registry.")  # what SQLite keeps beside it says what it holds
+        or name == "state/revocations.jsonl"  # a backup's own copy would always be too old
+    )
+
+
 def local_registry(registry: Registry) -> Path:
     """The file of `registry`, when it is one.
 
@@ -81,7 +90,12 @@ async def save_home(
     detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
-    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    taken = await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    await catch_up(registry, log)
+    log.vouch(
+        taken.manifest.event_seq
+    )  # a copy of it from before now does not reach as far as the backup, and shows it
+    return taken
 
 
 def _must_be_new(file: Path) -> None:
@@ -133,8 +147,8 @@ def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
         for name in sorted(names):
             path = Path(top, name)
             relative = path.relative_to(home.path).as_posix()
-            if relative.startswith("registry.") or path == home.revocations:
-                continue  # of the log, a backup's own copy would always be too old
+            if not is_ours_to_save(relative):
+                continue
             if path.is_symlink() or not path.is_file() or not is_name(relative):
                 left_out.append(relative)
                 continue
