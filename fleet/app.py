@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fleet.home import Home
+from fleet.lasting import lasting
 from fleet.premises import Endpoints, Premises, announced, premises
 from fleet.server_certificate import Clock, renew_daily, utc_now
 from fleet.settings import Settings
@@ -54,13 +55,10 @@ def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) ->
         async with serving(home, settings, clock=utc_now) as (service, once):
             # One process looks at the certificate, and has every process show the new one.
             renewing = renew_daily(home, settings, utc_now, told.reload.set)
-            daily = asyncio.create_task(renewing, name="the daily look at the certificate")
-            try:
+            async with lasting(renewing, "the daily look at the certificate") as daily:
                 with announced(ready_file, service.endpoints):
                     log.info("event=ready %s", " ".join(f"{k}={v}" for k, v in asdict(service.endpoints).items()))
                     await service.until(told, (daily, once.sealer, *once.keepers))
-            finally:
-                daily.cancel()
             log.info("event=stopping")
         log.info("event=stopped")
 

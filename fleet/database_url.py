@@ -7,6 +7,7 @@ the server as a setting of the session, and one of those decides what is durable
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
@@ -27,6 +28,9 @@ PARAMETERS = (
     "sslcrl",
     "target_session_attrs",
 )
+
+_HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\],]*)(:[0-9]{0,5})?"
+_HOSTS = re.compile(rf"({_HOST},)*{_HOST}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,13 @@ def parse_database_url(text: str) -> DatabaseUrl:
         raise ValueError("is not a URL: it is too long, or holds a space or a control character")
     try:
         parts = urlsplit(text)
+        if "@" in parts.path + parts.query or not _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
+            # As in u:half/other@host: what stands where a host should is the first half of a password.
+            raise ValueError("no host")
         parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise ValueError("is not a URL that can be read") from None
+        message = "is not a URL that can be read; in a password, %-encode what is no letter and no digit"
+        raise ValueError(message) from None
     if parts.scheme not in SCHEMES or not text.startswith(f"{parts.scheme}://") or parts.fragment:
         raise ValueError("is not postgresql://USER@HOST[:PORT]/DATABASE")
     for name, _ in parameters:

@@ -125,7 +125,8 @@ class Home:
 def open_home(path: Path) -> Home:
     """The home at `path`.
 
-    Raises: NotFound (`no-home`) when there is none. Refused (`home-exposed`) when others could write to it.
+    Raises: NotFound (`no-home`) when there is none. Refused (`home-exposed`) when others could write to it, or into its
+    folders.
     """
     home = Home(path)
     if not home.settings_file.is_file():
@@ -135,7 +136,9 @@ def open_home(path: Path) -> Home:
 
 
 def _must_be_ours(home: Home) -> None:
-    for place in (home.path, home.settings_file):
+    # Whoever can put a file into ca/ says whom devices believe; into archive/, what the registry may forget.
+    folders = (home.root_certificate.parent, home.server_chain.parent, home.revocations.parent, home.archive)
+    for place in (home.path, home.settings_file, *filter(Path.exists, folders)):
         found = place.stat()
         if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
             raise Refused(
@@ -272,10 +275,10 @@ def _canonical(host: str) -> str:
 
 def revocation_log(home: Home) -> RevocationLog:
     """The log that notes what the registry of `home` has revoked."""
-    return RevocationLog(home.revocations, fleet_name(home))
+    return RevocationLog(home.revocations, fleet_fingerprint(home))
 
 
-def fleet_name(home: Home) -> str:
+def fleet_fingerprint(home: Home) -> str:
     """How a fleet is told from any other: the SHA-256 of its root certificate, in hex."""
     return _certificate(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 

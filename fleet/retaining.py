@@ -9,7 +9,8 @@ from datetime import datetime
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home import Home, revocation_log
-from fleet.services.remembering import catch_up, ended
+from fleet.lasting import lasting
+from fleet.services.remembering import catch_up
 from fleet.services.retention import Policy, Report, Retention
 from fleet.settings import Settings
 from fleet.storage.archive import Archive
@@ -45,11 +46,8 @@ async def retaining_daily(
     home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]
 ) -> AsyncIterator[asyncio.Task[None]]:
     """While the block runs, the task that retains every day."""
-    task = asyncio.create_task(retain_daily(home, registry, settings, clock), name="retention")
-    try:
+    async with lasting(retain_daily(home, registry, settings, clock), "retention") as task:
         yield task
-    finally:
-        await ended(task)
 
 
 async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:
@@ -58,7 +56,7 @@ async def retain_daily(home: Home, registry: Registry, settings: Settings, clock
     while True:
         try:
             done = await retain(home, registry, settings, actor="retention", now=clock())
-        except Conflict as error:  # another worker of this home is at it
+        except Conflict as error:  # a command at this home is at it
             logger.info("event=retention outcome=left reason=%s", error)
         except (FleetError, OSError) as error:
             logger.error("event=retention outcome=failed reason=%s", error)

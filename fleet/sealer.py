@@ -12,6 +12,7 @@ from datetime import datetime
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
 from fleet.home import Home, audit_signer
+from fleet.lasting import lasting
 from fleet.services.sealing import seal
 
 log = logging.getLogger("fleet.audit")
@@ -31,13 +32,10 @@ async def sealing(home: Home, registry: Registry, *, clock: Clock) -> AsyncItera
     Raises: FleetError, OSError: the signing key cannot be had.
     """
     signer = audit_signer(home)
-    task = asyncio.create_task(keep_sealed(registry, signer, clock), name="the audit's sealing")
     try:
-        yield task
+        async with lasting(keep_sealed(registry, signer, clock), "the audit's sealing") as task:
+            yield task
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # what it died of has been raised to who watches it
-            await task
         with suppress(FleetError, TimeoutError):  # the next server, or `fleet audit seal`, will
             async with asyncio.timeout(END_SECONDS_MAX):
                 await seal(registry, signer, clock())

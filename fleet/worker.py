@@ -10,13 +10,14 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
 from fleet.home import Home, authority_chain, load_issuer, operators_authority
+from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
@@ -174,12 +175,9 @@ async def working(
 @asynccontextmanager
 async def _following(gateway: Gateway) -> AsyncIterator[asyncio.Task[None]]:
     """`gateway` already hears every event: no revocation can slip in before its door opens."""
-    feed = asyncio.create_task(gateway.run(), name="the gateway's feed")
-    try:
-        await gateway.following()
-        yield feed
-    finally:
-        await gateway.close()
-        feed.cancel()
-        with suppress(asyncio.CancelledError):
-            await feed
+    async with lasting(gateway.run(), "the gateway's feed") as feed:
+        try:
+            await gateway.following()
+            yield feed
+        finally:
+            await gateway.close()

@@ -11,12 +11,13 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from fleet.channel import Channel, Orders
 from fleet.domain.errors import FleetError
 from fleet.home import Home, open_registry
+from fleet.lasting import lasting
 from fleet.server_certificate import utc_now
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.child import end_with_parent
@@ -37,15 +38,17 @@ class Supervisor:
 
     async def listen(self) -> None:
         """Do as it says; stop when it is gone."""
-        async for message in self._channel.hear():
-            match message["say"]:
-                case "reload":
-                    self._told.reload.set()
-                case "models-set":
-                    asked = self._asked.pop(message["number"], None)
-                    if asked is not None and not asked.done():
-                        asked.set_result(message["problem"])
-        self._told.stop.set()
+        try:
+            async for message in self._channel.hear():
+                match message["say"]:
+                    case "reload":
+                        self._told.reload.set()
+                    case "models-set":
+                        asked = self._asked.pop(message["number"], None)
+                        if asked is not None and not asked.done():
+                            asked.set_result(message["problem"])
+        finally:
+            self._told.stop.set()  # whoever cannot be told to stop must not go on
 
     async def set_models(self) -> None:
         """Returns when our broker knows the models as they are now. Raises: OSError, TimeoutError."""
@@ -71,19 +74,15 @@ async def work(channel: Channel) -> int:
     form = LOG_FORMAT.replace("%(message)s", f"worker={orders.worker} %(message)s")
     logging.basicConfig(level=orders.log_level, format=form)
     supervisor = Supervisor(channel, told)
-    listening = asyncio.create_task(supervisor.listen())
     try:
-        await _serve(orders, supervisor, channel, told)
+        async with lasting(supervisor.listen(), "the ear for the supervisor"):
+            await _serve(orders, supervisor, channel, told)
     except FleetError as error:
         channel.say("failed", code=error.code, message=error.message, advice=error.advice)
         return 1
     except OSError as error:
         channel.say("failed", code="system", message=f"The system said no: {error}.", advice="")
         return 1
-    finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
     return 0
 
 

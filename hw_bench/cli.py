@@ -19,7 +19,14 @@ except ModuleNotFoundError as error:
         f"Error: The Python module {error.name} is missing. Install the bench's part: pip install '.[bench]'."
     ) from error
 
-CRASH = "crash"  # the one scenario with options of its own
+OWN_OPTIONS = {
+    "devices": ("registry",),
+    "kills": ("crash",),
+    "seed": ("crash",),
+    "sessions": ("revocation",),
+    "database": ("workers", "revocation", "registry", "crash"),
+}
+"""Option -> the scenarios that it is for."""
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 _PLAN = Plan()
 
@@ -72,9 +79,7 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--devices",
     type=click.IntRange(min=1000, max=100_000_000),
-    default=_PLAN.devices,
-    show_default=True,
-    help="Devices in the registry; for the scenario registry. Ten million take 12 GB of disk and some minutes.",
+    help=f"Of registry: devices in it. Ten million take 12 GB of disk and some minutes.  [default: {_PLAN.devices}]",
 )
 @click.option(
     "--kills",
@@ -83,7 +88,15 @@ def list_scenarios(output: str) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of crash: draw the same victims as the run that printed it.")
 @click.option(
-    "--database", metavar="URL", help=f"Of crash: the registry's engine under test.  [default: {_PLAN.database}]"
+    "--sessions",
+    type=click.IntRange(min=2, max=10_000),
+    help=f"Of revocation: devices that are connected, and revoked.  [default: {_PLAN.sessions}]",
+)
+@click.option(
+    "--database",
+    metavar="ENGINE",
+    help="Of workers, revocation, registry and crash: sqlite, or postgres, a cluster of the run's own.  [default: "
+    "sqlite; of revocation, postgres if it is installed]",
 )
 @output_option
 @click.pass_context
@@ -92,9 +105,10 @@ def run(
     name: str,
     seconds: float,
     rounds: int,
-    devices: int,
+    devices: int | None,
     kills: int | None,
     seed: int | None,
+    sessions: int | None,
     database: str | None,
     output: str,
 ) -> None:
@@ -105,13 +119,22 @@ def run(
 
     \b
     hw-bench run handshakes --seconds 1 --rounds 1
+    hw-bench run registry --devices 1000000 --database postgres
     hw-bench run crash --kills 1000 --seed 7
     """
-    given = {"--kills": kills, "--seed": seed, "--database": database}
-    foreign = [option for option, value in given.items() if value is not None and name != CRASH]
-    if foreign:
-        raise click.UsageError(f"{foreign[0]} is for {CRASH}, not for {name}.")
-    plan = Plan(seconds, rounds, devices, kills or _PLAN.kills, seed, database or _PLAN.database)
+    own = {"devices": devices, "kills": kills, "seed": seed, "sessions": sessions, "database": database}
+    for option, value in own.items():
+        if value is not None and name not in OWN_OPTIONS[option]:
+            raise click.UsageError(f"--{option} is for {', '.join(OWN_OPTIONS[option])}, not for {name}.")
+    plan = Plan(
+        seconds,
+        rounds,
+        devices or _PLAN.devices,
+        kills or _PLAN.kills,
+        seed,
+        database or _PLAN.database,
+        sessions or _PLAN.sessions,
+    )
     try:
         report = SCENARIOS[name].run(plan, lambda text: click.echo(text, err=True))
     except BenchError as error:

@@ -104,6 +104,16 @@ def _handles(pids: Iterable[int]) -> list[int]:
     return handles
 
 
+@contextlib.contextmanager
+def handle_of(pid: int) -> Iterator[int]:
+    """A handle of the process `pid`, for the duration of the block. Raises: ProcessLookupError."""
+    handle = os.pidfd_open(pid)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def program(name: str) -> str | None:
     """Where `name` is installed, or None. Debian keeps servers in /usr/sbin, which is not on everybody's PATH."""
     return shutil.which(

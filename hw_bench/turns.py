@@ -35,8 +35,10 @@ class Plan:
     """Of a run that kills."""
     seed: int | None = None
     """Of its chance; None for a new one."""
-    database: str = "sqlite"
-    """The engine that it kills."""
+    database: str = ""
+    """The registry's engine; empty for the scenario's own choice."""
+    sessions: int = 50
+    """Devices that are connected, and revoked."""
 
 
 @dataclass(frozen=True, slots=True)

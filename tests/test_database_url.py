@@ -60,6 +60,10 @@ def test_a_password_is_kept_and_never_shown(text: str, shown: str) -> None:
         f"postgresql://u:{SECRET} @h/d",
         f"postgresql://u:{SECRET}\n@h/d",
         f"postgresql://u:{SECRET}@[h/d",
+        f"postgresql://u:{SECRET}/x@h/d",
+        f"postgresql://u:1/{SECRET}@h/d",
+        f"postgresql://u:x?{SECRET}=@h/d",
+        f"postgresql://u:1?{SECRET}=@h/d",
         f"postgresql://u:{SECRET}@h/{'d' * 5000}",
     ],
 )

@@ -99,10 +99,13 @@ async def test_other_hosts_in_fleet_toml_make_another_certificate(home: Home) ->
     assert renew_server_certificate(home, settings, NOW) == ""
 
 
-@pytest.mark.parametrize("place", [".", "fleet.toml"])
+@pytest.mark.parametrize("place", [".", "fleet.toml", "ca", "server", "state", "archive"])
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 async def test_a_home_that_others_can_change_is_refused(home: Home, place: str, mode: int) -> None:
     target = home.path / place
+    if place in ("state", "archive"):
+        target.mkdir(mode=0o700)
+        assert open_home(home.path) == home
     target.chmod(target.stat().st_mode | mode)
     with pytest.raises(Refused) as refused:
         open_home(home.path)

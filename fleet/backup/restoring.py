@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import BinaryIO
 
 from fleet.backup.archive import Manifest, Member, read_archive
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
+from fleet.backup.taking import REGISTRY, is_ours_to_save
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.errors import Invalid
-from fleet.home import Home, fleet_name, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
+from fleet.domain.errors import Invalid, Refused
+from fleet.domain.ports import Registry
+from fleet.home import Home, fleet_fingerprint, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
 from fleet.services.reapplying import Reapplied, reapply, suspend_all
 from fleet.settings import SettingsError
+from fleet.storage.engines import open_engine
 from fleet.storage.revocation_log import Mark, events_behind, new_lineage
-from fleet.storage.sqlite import SqliteRegistry
 from fleet.storage.sqlite_copy import check_copy
 
 
@@ -36,6 +38,8 @@ class Restored:
     """What ties the audit rows of the restore together."""
     stations: tuple[str, ...]
     """Stations with a usable certificate: when revocations were not to be had, somebody has to look at each."""
+    operators: tuple[str, ...]
+    """Operators with one, likewise."""
 
 
 def needs_passphrase(file: Path) -> bool:
@@ -48,7 +52,7 @@ def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
     """Read all of the backup `file`, hold every part to its manifest and the registry to its own rules.
 
     Raises: Invalid: `not-a-backup`, `backup-damaged`, `backup-newer`, `not-a-registry`, `audit-…`. Refused
-    (`wrong-passphrase`). OSError.
+    (`wrong-passphrase`, `not-sealed`). OSError.
     """
     with tempfile.TemporaryDirectory(prefix="fleet-check.") as folder:
         home = Home(Path(folder))
@@ -61,6 +65,8 @@ def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[
 
     @contextmanager
     def place(member: Member) -> Iterator[Sink]:
+        if member.name != REGISTRY and not is_ours_to_save(member.name):
+            raise Invalid("backup-damaged", f"The backup holds {member.name}, which no backup does.")
         target = home.path.joinpath(*member.name.split("/"))  # archive.is_name has seen to it that it stays inside
         if not keep(target):
             yield _Nowhere()
@@ -85,6 +91,13 @@ class _Nowhere:
 def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
     sealed = is_sealed(opened.read(HEADER))
     opened.seek(0)
+    if not sealed and passphrase is not None:
+        # Whoever may write where backups lie can put there a home of his own making; one that is sealed, he cannot.
+        raise Refused(
+            "not-sealed",
+            "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
+            "Find out who put it there. One that was made with --plain is taken without a passphrase.",
+        )
     if not sealed:
         return opened
     if passphrase is None:
@@ -96,7 +109,7 @@ def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
 
 def _check_home(home: Home, manifest: Manifest) -> None:
     try:
-        found = fleet_name(home)
+        found = fleet_fingerprint(home)
         settings_of(home)
     except (OSError, ValueError, SettingsError) as error:
         raise Invalid("backup-damaged", f"What the backup holds is no home: {error}.") from error
@@ -152,7 +165,7 @@ async def _brought_up(
     home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, act: Act
 ) -> Restored:
     restore = secrets.token_hex(6)
-    registry = await SqliteRegistry.open(home.registry, create=False)
+    registry = await open_engine(home.registry, create=False)
     try:
         if events is not None:
             done = await reapply(registry, events, act=act)
@@ -171,7 +184,8 @@ async def _brought_up(
         await registry.commit(
             Change(AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail))
         )
-        stations = [station.name for station in await registry.stations() if await _can_enroll(registry, station.name)]
+        stations = await _in_service(registry, CredentialKind.STATION, [s.name for s in await registry.stations()])
+        operators = await _in_service(registry, CredentialKind.OPERATOR, [o.name for o in await registry.operators()])
         newest = await registry.last_event()
     finally:
         await registry.close()
@@ -180,9 +194,10 @@ async def _brought_up(
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
     revocation_log(home).begin_again(Mark(new_lineage(), newest))
-    return Restored(manifest, done, restore, tuple(stations))
+    return Restored(manifest, done, restore, stations, operators)
 
 
-async def _can_enroll(registry: SqliteRegistry, station: str) -> bool:
-    held = await registry.credentials(station)
-    return any(c.kind is CredentialKind.STATION and c.state in USABLE for c in held)
+async def _in_service(registry: Registry, kind: CredentialKind, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that hold a usable certificate of `kind`."""
+    held = [(name, await registry.credentials(name)) for name in names]
+    return tuple(name for name, all_of_it in held if any(c.kind is kind and c.state in USABLE for c in all_of_it))

@@ -21,7 +21,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.ports import Registry
-from fleet.home import Home, fleet_name, revocation_log, sync
+from fleet.home import Home, fleet_fingerprint, revocation_log, sync
 from fleet.services.remembering import catch_up
 from fleet.storage.revocation_log import Mark
 from fleet.storage.sqlite import SqliteRegistry
@@ -42,6 +42,15 @@ class Taken:
     size: int
     left_out: tuple[str, ...]
     """Files of the home under names that a backup does not hold: links, hidden files, editors' leftovers."""
+
+
+def is_ours_to_save(name: str) -> bool:
+    """Whether a backup holds the home's file `name` (relative, with slashes) beside the registry itself."""
+    return not (
+        name.partition("/")[0] in LEFT_OUT
+        or name.startswith("registry.")  # what SQLite keeps beside it says what it holds
+        or name == "state/revocations.jsonl"  # a backup's own copy would always be too old
+    )
 
 
 def local_registry(registry: Registry) -> Path:
@@ -81,7 +90,12 @@ async def save_home(
     detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
-    return await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    taken = await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    await catch_up(registry, log)
+    log.vouch(
+        taken.manifest.event_seq
+    )  # a copy of it from before now does not reach as far as the backup, and shows it
+    return taken
 
 
 def _must_be_new(file: Path) -> None:
@@ -133,8 +147,8 @@ def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
         for name in sorted(names):
             path = Path(top, name)
             relative = path.relative_to(home.path).as_posix()
-            if relative.startswith("registry.") or path == home.revocations:
-                continue  # of the log, a backup's own copy would always be too old
+            if not is_ours_to_save(relative):
+                continue
             if path.is_symlink() or not path.is_file() or not is_name(relative):
                 left_out.append(relative)
                 continue
@@ -153,7 +167,7 @@ def _manifest(home: Home, copy: Path, files: list[tuple[str, bytes]], mark: Mark
     others = (Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files)
     return Manifest(
         taken_at=now,
-        fleet=fleet_name(home),
+        fleet=fleet_fingerprint(home),
         lineage=mark.lineage,
         event_seq=facts.event_seq,
         audit_rows=facts.audit_rows,

@@ -156,9 +156,8 @@ def restore(
 
 
 def _passphrase(file: Path, password_file: str | None, password_env: str | None) -> bytes | None:
-    if not needs_passphrase(file):
-        return None
-    return PasswordSource(f"'{file}'", "password", password_file, password_env).given_or_asked()
+    source = PasswordSource(f"'{file}'", "password", password_file, password_env)
+    return source.given_or_asked() if needs_passphrase(file) else source.given()
 
 
 def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:
@@ -184,21 +183,26 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "certificates_ended_again": again.certificates,
         "tokens_revoked": again.tokens,
         "unknown": again.unknown if is_json else len(again.unknown),
+        "barred": again.barred if is_json else len(again.barred),
         "resumed_since": again.resumed if is_json else len(again.resumed),
         "stations": done.stations,
+        "operators": done.operators,
     }
     print_value(value, output)
     if not is_json:
         click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
+    if again.barred:
+        _names("Not known to the backup, and put out since; do not register them again", again.barred)
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if none_kept:
         click.echo(
             f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
-            "that was revoked since can enroll devices again: look at each of those named above.",
+            "that was revoked since can enroll devices again, an operator that was can use the API: before you serve, "
+            "look at each of those named above, and revoke whom you do not trust.",
             err=True,
         )
 

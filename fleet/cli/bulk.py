@@ -43,7 +43,7 @@ class Many:
     def home(self) -> Path:
         """Raises: click.UsageError: it is a fleet from afar."""
         if not isinstance(self.desk, LocalDesk):
-            raise click.UsageError("--filter works at the home itself: give --home in place of --url.")
+            raise click.UsageError("--filter works at the home itself: give --home in place of --url, or a DEVICE_ID.")
         return self.desk.path
 
 

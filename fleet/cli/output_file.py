@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MODE_SECRET = 0o600
-MODE_PUBLIC = 0o666  # less what the umask takes away
+MODE_PUBLIC = 0o644  # less what the umask takes away: a root to trust, a head to remember, is for its owner to change
 
 
 def write_file(path: Path, data: bytes, *, secret: bool, force: bool = False) -> None:

@@ -25,8 +25,8 @@ from fleet.domain.device import (
     place_of,
     plain_name,
 )
-from fleet.domain.errors import Invalid, NotFound
-from fleet.domain.tags import Retag
+from fleet.domain.errors import NotFound
+from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.inventory import checked_model
 
@@ -85,21 +85,22 @@ class RemoteDesk:
         return _device(found), [_held(each) for each in self._api.items(f"{path}/credentials?limit={PAGE_MAX}")]
 
     def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
-        """In two steps when there are labels: should the second fail, the device is there without them."""
-        body = {"id": device_id(id_text), "model": model, "hardware_serial": hardware_serial}
-        added = _device(self._api.ask("POST", "/v1/devices", body)[0])
-        return self.tag_device(id_text, labels, "") if labels is not None else added
+        tags, groups = (labels.tags, labels.join) if labels is not None else ((), ())
+        body = {
+            "id": device_id(id_text),
+            "model": model,
+            "hardware_serial": hardware_serial,
+            "tags": dict(tags),
+            "groups": checked_groups(groups),
+        }
+        return _device(self._api.ask("POST", "/v1/devices", body)[0])
 
     def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device:
-        if reason:
-            raise Invalid(
-                "reason-from-afar", "The API takes no reason for tags.", "Leave --reason out, or give --home."
-            )
         path = _device_path(id_text)
         with _named("device", id_text):
             found, etag = self._api.ask("GET", path)
         tags, groups = retag.applied(_device(found))
-        changes = {"tags": {**dict.fromkeys(found["tags"]), **dict(tags)}, "groups": list(groups)}
+        changes = {"tags": {**dict.fromkeys(found["tags"]), **dict(tags)}, "groups": list(groups), "reason": reason}
         return _device(self._api.ask("PATCH", path, changes, {"If-Match": etag})[0])
 
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:

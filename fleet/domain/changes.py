@@ -5,11 +5,13 @@ names what must still be true; a write that finds otherwise raises Conflict and 
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
+
+ANSWER_KEPT = timedelta(hours=24)  # whoever repeats a request, because its answer was lost, does so within minutes
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,12 +106,10 @@ def checked_groups(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def labels_detail(device: Device, prefix: str = "") -> dict[str, str]:
-    """The tags and groups of `device` for an audit row: `{prefix}tags` as a JSON object, `{prefix}groups` as a list;
-    none that is empty.
-    """
-    detail = {f"{prefix}tags": json.dumps(dict(device.tags), ensure_ascii=False)} if device.tags else {}
-    return detail | ({f"{prefix}groups": " ".join(device.groups)} if device.groups else {})
+def tags_text(tags: Iterable[tuple[str, str]]) -> str:
+    """`tags` for an audit row, as a JSON object; "" when there are none."""
+    sorted_tags = dict(sorted(tags))
+    return json.dumps(sorted_tags, ensure_ascii=False) if sorted_tags else ""
 
 
 def parse_tag(text: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from multidict import CIMultiDict
 
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
@@ -42,6 +42,7 @@ WIRE_CODES: dict[type[WireError], str] = {
 """WireErrors carry no code of their own: what they mean depends on who reads. These are ours, and stable."""
 
 RETRY_AFTER_SECONDS = 10
+NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
 LAST_WORDS_SECONDS = 0.1  # for an answer that is being written when the time to drain is over
 
 
@@ -187,6 +188,8 @@ class HttpServer:
     async def _answered(self, exchange: Exchange) -> web.StreamResponse:
         started = time.perf_counter()
         try:
+            if exchange.request.version < HttpVersion10:  # the parser takes a line without a version for 0.9
+                raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
@@ -232,7 +235,7 @@ class HttpServer:
         self.counters["400 bad-http"] += 1
         if self._lines.allows(time.monotonic()):
             self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
-        response = self.render(400, "bad-http", "This is not a request in HTTP/1.1 or HTTP/1.0.", {})
+        response = self.render(400, "bad-http", NO_HTTP, {})
         response.force_close()
         return response
 

@@ -38,11 +38,6 @@ def _text(value: object) -> str:
         case timedelta():
             return f"{value.total_seconds():.0f}s"
         case tuple() | list():
-            return " ".join(_pair(each) for each in value)
+            return " ".join(map(str, value))
         case _:
             return str(value)
-
-
-def _pair(item: object) -> str:
-    """A tag, (key, value), as key:value; anything else as it is."""
-    return ":".join(map(str, item)) if isinstance(item, tuple) else str(item)

@@ -40,7 +40,7 @@ from fleet.domain.device import (
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.ports import Issuer, Registry
-from fleet.domain.tags import checked_groups, checked_tags, labels_detail
+from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
 from fleet.services.differences import differences
 
@@ -159,7 +159,9 @@ async def add_device(
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
     await _known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
-    subject, labels = f"device {device.id}", labels_detail(device)
+    labels = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
+    labels = {name: text for name, text in labels.items() if text}
+    subject = f"device {device.id}"
     change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **labels)
     await registry.commit(change)
     return device

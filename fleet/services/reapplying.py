@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
-from fleet.domain.credential import USABLE
+from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
@@ -37,7 +37,9 @@ class Reapplied:
     tokens: int = 0
     """Open in the backup, and revoked now: each may have been used since."""
     unknown: tuple[str, ...] = ()
-    """Holders heard of since the backup that it does not know; their certificates are refused as unknown."""
+    """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
+    barred: tuple[str, ...] = ()
+    """Likewise, but suspended, revoked or retired since: no record keeps them out, so nobody should register them."""
     resumed: tuple[str, ...] = ()
     """Devices that were resumed since the backup, and stay suspended."""
 
@@ -48,11 +50,14 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     Raises: Conflict: somebody else works on the registry. Unavailable.
     """
     states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
-    devices, unknown, resumed = 0, [], []
+    devices = 0
+    unknown: list[str] = []
+    barred: list[str] = []
+    resumed: list[str] = []
     for device_id, state in states.items():
         device = await registry.device(device_id)
         if device is None:
-            unknown.append(device_id)
+            (barred if state in _OUT else unknown).append(device_id)
         elif state in _OUT and state in NEXT[device.state]:
             verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
             reason = "as before the restore"
@@ -62,7 +67,9 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
             resumed.append(device_id)
     ended = await _end_certificates(registry, events, act)
     tokens = await _revoke_open_tokens(registry, act)
-    return Reapplied(devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(resumed)))
+    return Reapplied(
+        devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(barred)), resumed=tuple(sorted(resumed))
+    )
 
 
 async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
@@ -72,7 +79,9 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
     fresh: dict[bytes, str] = {}
     for holder in sorted({e.subject for e in ending}):
         for credential in await registry.credentials(holder):
-            if credential.state in USABLE and (holder in whole or credential.fingerprint in named):
+            # Of a whole holder only devices are told; a station or an operator may bear a device's name.
+            is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
+            if credential.state in USABLE and (is_whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
     for chunk in _chunks(tuple(fresh)):
         entry = AuditEntry(

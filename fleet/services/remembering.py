@@ -1,7 +1,7 @@
 """Notes every end that the registry has told of in the revocation log: what a restore must not undo.
 
-await catch_up(registry, log)                        # a command, when it has done its work
-asyncio.create_task(keep_noting(registry, log))      # a serving process, for as long as it lives
+await catch_up(registry, log)                               # a command, when it has done its work
+async with noting_revocations(registry, log) as task: …     # what serves, once a node, for as long as it lives
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
+from fleet.lasting import lasting
 from fleet.storage.revocation_log import Mark, RevocationLog
 
 logger = logging.getLogger("fleet.revocations")
@@ -18,7 +19,6 @@ logger = logging.getLogger("fleet.revocations")
 BATCH = 1_000
 GATHER_SECONDS = 0.05  # what comes within it shares one append and its fsync: a thousand renewals a second do
 RETRY_SECONDS = 5.0
-END_SECONDS = 0.2
 
 
 async def catch_up(registry: Registry, log: RevocationLog) -> int:
@@ -53,18 +53,8 @@ async def noting_revocations(registry: Registry, log: RevocationLog) -> AsyncIte
     Raises: as `catch_up`.
     """
     await catch_up(registry, log)
-    task = asyncio.create_task(keep_noting(registry, log), name="the log of revocations")
-    try:
+    async with lasting(keep_noting(registry, log), "the log of revocations") as task:
         yield task
-    finally:
-        await ended(task)
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    """Return when `task` has been cancelled, however often that takes: a driver may swallow it."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait((task,), timeout=END_SECONDS)
 
 
 async def keep_noting(registry: Registry, log: RevocationLog) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from fleet.domain.audit_log import Sealed
 from fleet.domain.changes import (
+    ANSWER_KEPT,
     AuditEntry,
     AuditRow,
     Change,
@@ -33,7 +34,6 @@ from fleet.storage.event_marks import EventMarks
 EVENTS_AT_ONCE = 5_000  # in one file, and dropped in one Change
 BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows
 CREDENTIALS_AT_ONCE = 500
-ANSWERS_KEPT = timedelta(days=7)  # whoever repeats a request does so within minutes
 ACTION = "retention.drop"
 
 _GONE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
@@ -92,7 +92,7 @@ class Retention:
         await self._audit(now)
         await self._credentials(now)
         if not self._is_dry:
-            await self._drop((DropAnswers(now - ANSWERS_KEPT),), "answers", now)
+            await self._drop((DropAnswers(now - ANSWER_KEPT),), "answers", now)
         return self._report
 
     async def _settle_pending(self, now: datetime) -> None:

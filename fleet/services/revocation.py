@@ -35,7 +35,7 @@ async def suspend(
     Raises: NotFound (`no-such-device`). Conflict: its state does not allow it; `changed-meanwhile`. Invalid
     (`bad-reason`).
     """
-    device = await _found(registry, id_text)
+    device = await known_device(registry, id_text)
     return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", act, reason, revision)
 
 
@@ -46,7 +46,7 @@ async def resume(
 
     Raises: as `suspend`.
     """
-    device = await _found(registry, id_text)
+    device = await known_device(registry, id_text)
     to = await resumed_state(registry, device)
     return await _move(registry, device, to, "device.resume", act, reason, revision)
 
@@ -69,7 +69,7 @@ async def revoke(
 
     Raises: as `suspend`.
     """
-    device = await _found(registry, id_text)
+    device = await known_device(registry, id_text)
     return await _move(registry, device, DeviceState.REVOKED, "device.revoke", act, reason, revision)
 
 
@@ -80,7 +80,7 @@ async def retire(
 
     Raises: as `suspend`.
     """
-    device = await _found(registry, id_text)
+    device = await known_device(registry, id_text)
     return await _move(registry, device, DeviceState.RETIRED, "device.retire", act, reason, revision)
 
 
@@ -108,7 +108,8 @@ async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str
     )
 
 
-async def _found(registry: Registry, id_text: str) -> Device:
+async def known_device(registry: Registry, id_text: str) -> Device:
+    """Raises: Invalid (`bad-device-id`). NotFound (`no-such-device`)."""
     device = await registry.device(device_id(id_text))
     if device is None:
         raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")

@@ -1,14 +1,16 @@
 """Tags and groups: labels by which people find devices, and by which bulk acts mean them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind, TagDevice
-from fleet.domain.device import Device, Tags, device_id
-from fleet.domain.errors import Conflict, NotFound
+from fleet.domain.device import Device, Tags
+from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.domain.tags import Retag, labels_detail
-from fleet.services.revocation import checked_reason
+from fleet.domain.tags import Retag, checked_groups, checked_tags, tags_text
+from fleet.services.differences import differences
+from fleet.services.revocation import checked_reason, known_device
 
 
 async def tag_device(registry: Registry, id_text: str, retag: Retag, *, act: Act, reason: str = "") -> Device:
@@ -17,16 +19,32 @@ async def tag_device(registry: Registry, id_text: str, retag: Retag, *, act: Act
     Raises: Invalid: `bad-device-id`, `bad-reason`, `too-many-tags`, `too-many-groups`. NotFound (`no-such-device`).
     Conflict (`changed-meanwhile`): somebody else changed the device between our look and our write.
     """
-    device = await registry.device(device_id(id_text))
-    if device is None:
-        raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")
+    device = await known_device(registry, id_text)
+    tags, groups = retag.applied(device)
+    return await label_device(registry, device, tags, groups, act=act, reason=reason)
+
+
+async def label_device(
+    registry: Registry,
+    device: Device,
+    tags: Iterable[tuple[str, str]],
+    groups: Iterable[str],
+    *,
+    act: Act,
+    reason: str = "",
+) -> Device:
+    """Give `device`, as it was seen, these tags and groups and no others. When it has them, nothing is written.
+
+    Raises: Invalid: `bad-reason`, `bad-tag`, `tag-twice`, `too-many-tags`, `bad-name`, `too-many-groups`. Conflict
+    (`changed-meanwhile`).
+    """
     detail = {"reason": checked_reason(reason)} if reason else {}
-    try:
-        change, tagged = tagging(device, retag, act=act, **detail)
-    except Conflict:  # it has them all
+    kept_tags, kept_groups = checked_tags(tags), checked_groups(groups)
+    if (kept_tags, kept_groups) == (device.tags, device.groups):
         return device
+    change, after = _labelling(device, kept_tags, kept_groups, act=act, **detail)
     await registry.commit(change)
-    return tagged
+    return after
 
 
 def tagging(device: Device, retag: Retag, *, act: Act, **detail: str) -> tuple[Change, Device]:
@@ -37,16 +55,23 @@ def tagging(device: Device, retag: Retag, *, act: Act, **detail: str) -> tuple[C
     tags, groups = retag.applied(device)
     if (tags, groups) == (device.tags, device.groups):
         raise Conflict("tagged-already", f"Device {device.id} has these tags and groups already.")
-    return relabelling(device, tags, groups, act=act, **detail)
+    return _labelling(device, tags, groups, act=act, **detail)
 
 
-def relabelling(
+def _labelling(
     device: Device, tags: Tags, groups: tuple[str, ...], *, act: Act, **detail: str
 ) -> tuple[Change, Device]:
     """The Change that gives `device`, as it was seen, these checked tags and groups, and what it is afterwards."""
     after = replace(device, tags=tags, groups=groups, revision=device.revision + 1)
-    shown = labels_detail(device, "before_") | labels_detail(after, "after_")
-    subject = f"device {device.id}"
-    entry = AuditEntry(act.now, act.actor, "device.tag", subject, "ok", act.address, {**shown, **detail})
+    entry = _entry(device, act, **differences(_fields(device, after), _fields(after, device)), **detail)
     write = TagDevice(device.id, tags, groups, device.revision)
     return Change(entry, (write,), (Event(EventKind.DEVICE_TAGGED, device.id),)), after
+
+
+def _entry(device: Device, act: Act, **detail: str) -> AuditEntry:
+    return AuditEntry(act.now, act.actor, "device.tag", f"device {device.id}", "ok", act.address, detail)
+
+
+def _fields(device: Device, other: Device) -> dict[str, object]:
+    """Its groups, and those of its tags that `other` does not have, for the audit."""
+    return {"tags": tags_text(set(device.tags) - set(other.tags)), "groups": device.groups}

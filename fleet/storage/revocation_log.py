@@ -106,6 +106,16 @@ class RevocationLog:
                 lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
             self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
 
+    def vouch(self, seq: int) -> None:
+        """Say that every event up to number `seq` has been looked at, which whoever calls has done.
+
+        Raises: Invalid, OSError.
+        """
+        with self._locked() as handle:
+            mark = self._mark(handle)
+            if mark is not None and mark.seen < seq:
+                self._append(handle, [{"lineage": mark.lineage, "seen": seq}])
+
     def begin_again(self, mark: Mark) -> None:
         """From here on the log is complete behind `mark`: after a gap, or in a registry that has been restored."""
         with self._locked() as handle:
@@ -273,7 +283,8 @@ def events_behind(path: Path, fleet: str, lineage: str, seq: int) -> tuple[Event
     known = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start <= seq]
     # A later segment of the same lineage follows a gap: whoever needs what came before it is not served by it.
     gaps = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start > seq]
-    if not known or gaps:
+    # One that ends before the backup is an old copy, or has been cut off: what it does not hold, nobody knows.
+    if not known or gaps or segments[known[-1]].seen < seq:
         raise Refused(
             "revocations-incomplete",
             f"{path} does not hold every revocation behind event {seq} of the registry that was saved.",

@@ -124,7 +124,7 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
             db.execute(ADD_MODEL, rows.model_row(Model(f"model-{number}")))
         db.execute("COMMIT")
         before = _octets(db)
-        for portion in _portions(fleet.count):
+        for portion in portions(fleet.count):
             db.execute("BEGIN")
             devices = [fleet.device(number) for number in portion]
             db.executemany(ADD_DEVICE, map(rows.device_row, devices))
@@ -134,7 +134,7 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
             said(portion.stop)
         filled = _octets(db)
         last = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
-        for portion in _portions(fleet.count):
+        for portion in portions(fleet.count):
             db.execute("BEGIN")
             found = (fleet.audit(number, last + 1 + number) for number in portion)
             db.executemany(ADD_AUDIT, map(rows.audit_row, found))
@@ -142,7 +142,8 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
         return Sizes(filled - before, _octets(db) - filled)
 
 
-def _portions(count: int) -> Iterator[range]:
+def portions(count: int) -> Iterator[range]:
+    """The numbers up to `count`, a transaction's worth at a time."""
     return (range(start, min(start + PORTION, count)) for start in range(0, count, PORTION))
 
 

@@ -1,21 +1,33 @@
-"""What a served home keeps its registry in, as far as a run that kills things must know: how a home is made on it, and
-how the processes that it may have of its own are killed and started.
+"""What a served home keeps its registry in, as far as a run must know: how a home is made on it, and how the processes
+that it may have of its own are counted, killed and started.
 """
 
+import contextlib
+import random
 from pathlib import Path
 from typing import Protocol
 
+from hw_bench.peers import postgres
 from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError
 
-SQLITE = "sqlite"
+SQLITE, POSTGRES = "sqlite", "postgres"
+FIRST_PROCESS_SHARE = 0.3  # of the kills of a server with children: the whole of it goes down, and is started again
+ON_DISK = ("fsync=on", "full_page_writes=on", "synchronous_commit=on")  # as who installs it finds it
+# Of a size for a registry to be measured in; a throwaway cluster of tests makes do with less.
+ROOMY = ("shared_buffers=1GB", "max_wal_size=8GB", "checkpoint_timeout=30min")
 
 
 class Engine(Protocol):
-    """A registry's engine. `start` first, then `home`; `kill` and `start` as often as one likes; `stop` last."""
+    """A registry's engine. `start` first, then `home`; the kills and `start` as often as one likes; `stop` last."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that it has of its own; what they start belongs to it too."""
+        ...
+
     def start(self) -> None:
         """Returns when it takes connections. Raises: BenchError."""
         ...
@@ -28,6 +40,13 @@ class Engine(Protocol):
         """kill -9, as a power cut would."""
         ...
 
+    def kill_one(self, chance: random.Random) -> bool:
+        """kill -9 of any one of its processes under those whom it serves; False when it has none of its own.
+
+        It comes back by itself, or has been started again. Raises: BenchError.
+        """
+        ...
+
     def stop(self) -> None:
         """It is gone when this returns."""
         ...
@@ -37,6 +56,7 @@ class Embedded:
     """SQLite: a file that lives and dies with the processes that have it open."""
 
     name = SQLITE
+    pids = ()
 
     def start(self) -> None:
         """There is nothing to start."""
@@ -49,12 +69,65 @@ class Embedded:
     def kill(self) -> None:
         """Killing who has it open is killing it."""
 
+    def kill_one(self, chance: random.Random) -> bool:
+        return False
+
     def stop(self) -> None:
         """There is nothing to stop."""
 
 
-def engine_of(url: str) -> Engine:
-    """The engine that `url` names. Raises: BenchError."""
-    if url == SQLITE:
+class Throwaway:
+    """PostgreSQL: a cluster of the run's own on disk, where a commit is an fsync; a database in it for each home."""
+
+    name = POSTGRES
+
+    def __init__(self) -> None:
+        self._end = contextlib.ExitStack()
+        self._cluster: postgres.Cluster | None = None
+
+    @property
+    def cluster(self) -> postgres.Cluster:
+        if self._cluster is None:
+            raise BenchError("PostgreSQL has not been started.")
+        return self._cluster
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.cluster.pid,)
+
+    def start(self) -> None:
+        if self._cluster is None:
+            binaries = postgres.programs()
+            if binaries is None:
+                raise BenchError(f"{postgres.missing()}.")
+            self._cluster = postgres.Cluster(binaries, self._end.enter_context(postgres.new_folder()), ON_DISK + ROOMY)
+            self._end.callback(self._cluster.stop, "immediate")
+            self._cluster.make()
+        self._cluster.start()
+
+    def home(self, path: Path) -> FleetHome:
+        home = FleetHome(path)
+        home.fleet("init", str(path), "--database", self.cluster.url(self.cluster.make_database()))
+        return home
+
+    def kill(self) -> None:
+        self.cluster.kill()
+
+    def kill_one(self, chance: random.Random) -> bool:
+        if chance.random() >= FIRST_PROCESS_SHARE:
+            return self.cluster.kill_child(chance)
+        self.kill()
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        self._end.close()
+
+
+def engine_of(name: str) -> Engine:
+    """The engine that `name` names; SQLite when it is empty. Raises: BenchError."""
+    if name in ("", SQLITE):
         return Embedded()
-    raise BenchError(f"{url!r} is no engine that can be killed here; known is {SQLITE}.")
+    if name == POSTGRES:
+        return Throwaway()
+    raise BenchError(f"{name!r} is no engine that can be started here; known are {SQLITE} and {POSTGRES}.")

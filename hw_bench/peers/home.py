@@ -6,11 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from device_agent.est_client import EstClient
+from fleet.ca.keys import generate_key, write_key
+from fleet.domain.enrollment import COMMON_NAME
 from fleet.home import Home
+from fleet.wire.csr import build_csr
+from hw_bench.certificates import Identity
 from hw_bench.peers.contract import Ground
 from hw_bench.processes import BenchError, running, wait_until
 
@@ -59,6 +66,10 @@ class Served:
     mqtt: tuple[str, int]
     pids: tuple[int, ...]
 
+    def with_others(self, pids: tuple[int, ...]) -> "Served":
+        """The same, at the price of these processes too."""
+        return replace(self, pids=(*self.pids, *pids))
+
 
 def make_home(ground: Ground, name: str = "home") -> FleetHome:
     """A new home in the ground's folder. Raises: BenchError."""
@@ -78,6 +89,23 @@ def serve(home: FleetHome, ground: Ground, *words: str) -> Iterator[Served]:
         wait_until(ready.exists, "fleet serve", process, log)
         endpoints: dict[str, Any] = json.loads(ready.read_text())
         yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,))
+
+
+def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) -> list[Identity]:
+    """`count` devices, enrolled as devices are: the gateway admits what the registry knows."""
+    folder = ground.room("devices")
+    token = home.fleet("token", "create", "--model", MODEL, "--uses", str(count)).strip()
+    identities = []
+    for number in range(count):
+        name = f"bench-{number:04d}"
+        key = generate_key()
+        client = EstClient("https://{}:{}".format(*served.est), home.files.root_certificate, basic=(name, token))
+        certificate = client.simpleenroll(build_csr(key, ((COMMON_NAME, name),), ()))
+        identity = Identity(name, folder / f"{name}.pem", folder / f"{name}.key")
+        identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        write_key(identity.key, key)
+        identities.append(identity)
+    return identities
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -5,7 +5,6 @@ not be given the very port as its own.
 """
 
 import contextlib
-import os
 import random
 import re
 import select
@@ -14,12 +13,11 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from hw_bench.clock import PROC, process_time, process_tree
 from hw_bench.peers.home import FleetHome
-from hw_bench.processes import BenchError, running, wait_until
+from hw_bench.processes import BenchError, handle_of, running, wait_until
 
 WORKER_PROGRAM = b"fleet.worker_process"
 ORPHAN_SECONDS_MAX = 10.0  # from the supervisor's death to that of the last of its family; the broker saves its state
@@ -80,7 +78,7 @@ class MortalServe:
         if not alive:
             return False
         pid = chance.choice(alive)
-        with contextlib.suppress(ProcessLookupError), _handle(pid) as handle:
+        with contextlib.suppress(ProcessLookupError), handle_of(pid) as handle:
             # The number may have been given away since we looked; now that we hold it, it can't be any more.
             found = process_time(pid)
             if found is not None and found.parent == self.supervisor.pid and _is_worker(pid):
@@ -98,7 +96,7 @@ class MortalServe:
             family = []
             for pid in process_tree((self.supervisor.pid,)):
                 with contextlib.suppress(ProcessLookupError):
-                    family.append(handles.enter_context(_handle(pid)))
+                    family.append(handles.enter_context(handle_of(pid)))
             self.supervisor.kill()
             self.supervisor.wait()
             for handle in family:
@@ -130,15 +128,6 @@ def _is_worker(pid: int) -> bool:
         return WORKER_PROGRAM in (PROC / str(pid) / "cmdline").read_bytes()  # empty once it has died
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-@contextlib.contextmanager
-def _handle(pid: int) -> Iterator[int]:
-    handle = os.pidfd_open(pid)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _free_ports(count: int) -> list[int]:

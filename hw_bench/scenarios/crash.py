@@ -1,25 +1,27 @@
 """Whether the registry tells the truth after any number of kill -9 in the midst of enrollments.
 
-with many clients enrolling: kill -9 a worker, or now and then the supervisor, and go on
+with many clients enrolling: kill -9 a worker, or now and then the supervisor or the database, and go on
 at the end: hold what the clients hold against what the registry says
 """
 
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fleet.domain.access import Act
 from fleet.domain.changes import EventKind
 from fleet.domain.credential import Credential, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, place_of
+from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.home import open_registry
 from fleet.services.inventory import create_token
-from hw_bench.drivers.crash import Clients, Received, Tokens
+from hw_bench.drivers.crash import PATIENCE_SECONDS, PAUSE_SECONDS, Clients, Received, Tokens
 from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
 from hw_bench.peers.mortal import MortalServe
@@ -29,6 +31,7 @@ from hw_bench.scenarios.contract import file_system, ground_for
 from hw_bench.turns import Plan, Progress, machine
 
 SUPERVISOR_SHARE = 0.04  # of the kills: each costs a whole start
+ENGINE_SHARE = 0.25  # of the kills, where the registry has processes of its own
 CERTIFICATES_BETWEEN_KILLS_MAX = 5
 DELAY_SECONDS_MAX = 0.05  # so that a kill lands anywhere in a worker's life, its start included
 TOKEN_USES = (3, 40)  # at least, at most
@@ -47,8 +50,9 @@ class Crash:
 
     def description(self) -> str:
         return (
-            f"kill -9 of `fleet serve --workers {self.workers}`, worker or supervisor, under {self.clients} clients "
-            "that enroll and retry; then every certificate, token use and event is accounted for"
+            f"kill -9 of `fleet serve --workers {self.workers}`, worker or supervisor, and of the database's own "
+            f"processes, under {self.clients} clients that enroll and retry; then every certificate, token use and "
+            "event is accounted for"
         )
 
     def run(self, plan: Plan, progress: Progress) -> Report:
@@ -65,13 +69,14 @@ class Crash:
             serve = stack.enter_context(MortalServe(home, ground.folder, self.workers, cores.all))
             tokens = Tokens(lambda: new_tokens(home))
             with Clients(serve.est, MODEL, self.clients, tokens) as clients:
-                supervisors = _kill(plan.kills, chance, engine, serve, clients, progress)
-                clients.wait_for(len(clients.received) + 1)  # it has recovered from the last one too
+                killed = _kill(plan.kills, chance, engine, serve, clients, progress)
+                # It has recovered from the last one too: not all of these can have been under way before.
+                clients.wait_for(len(clients.received) + self.clients + 1)
             if code := serve.stop():
                 raise BenchError(f"fleet serve ended with exit code {code} when it was told to stop.")
             progress("holding every certificate, token and event against the registry")
             checks = (
-                f"{plan.kills} kills, {supervisors} of them of the supervisor; seed {seed}",
+                f"{plan.kills} kills, {killed.words(engine)}; seed {seed}",
                 serve.restart_words(),
                 *prove(home, clients.received),
                 f"{clients.unanswered:,} attempts were not answered and made again",
@@ -82,33 +87,53 @@ class Crash:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """How many of the kills hit no worker."""
+
+    supervisors: int = 0
+    engine: int = 0
+
+    def words(self, engine: Engine) -> str:
+        also = f", {self.engine} of {engine.name}" if engine.pids else ""
+        return f"{self.supervisors} of them of the supervisor{also}"
+
+
 def _kill(
     kills: int, chance: random.Random, engine: Engine, serve: MortalServe, clients: Clients, progress: Progress
-) -> int:
-    """Kill so often; how many were kills of the supervisor."""
-    supervisors = 0
+) -> "Killed":
+    """Kill so often."""
+    killed = Killed()
     for number in range(1, kills + 1):
         clients.wait_for(len(clients.received) + chance.randint(0, CERTIFICATES_BETWEEN_KILLS_MAX))
         clients.pause(chance.uniform(0, DELAY_SECONDS_MAX))
-        if chance.random() < SUPERVISOR_SHARE:
+        drawn = chance.random()
+        if drawn < SUPERVISOR_SHARE:
             serve.kill_supervisor()
             engine.kill()  # a power cut takes both
             engine.start()
             serve.start()
-            supervisors += 1
+            killed = replace(killed, supervisors=killed.supervisors + 1)
+        elif drawn < SUPERVISOR_SHARE + ENGINE_SHARE and engine.kill_one(chance):
+            killed = replace(killed, engine=killed.engine + 1)
         else:
             while not serve.kill_worker(chance):
                 clients.pause(DELAY_SECONDS_MAX)
         if number % PROGRESS_EVERY == 0 or number == kills:
-            progress(
-                f"{number} of {kills} kills, {supervisors} of the supervisor; {len(clients.received):,} certificates"
-            )
-    return supervisors
+            progress(f"{number} of {kills} kills, {killed.words(engine)}; {len(clients.received):,} certificates")
+    return killed
 
 
 def new_tokens(home: FleetHome) -> list[str]:
-    """Tokens for many devices each, as texts."""
-    return asyncio.run(_create_tokens(home))
+    """Tokens for many devices each, as texts. Raises: Unavailable: the database stays away."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return asyncio.run(_create_tokens(home))
+        except Unavailable:  # it has been killed; tokens that it has made and nobody knows are used by nobody
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE_SECONDS)
 
 
 async def _create_tokens(home: FleetHome) -> list[str]:

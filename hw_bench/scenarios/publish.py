@@ -5,18 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from device_agent.est_client import EstClient
-from fleet.ca.keys import generate_key, write_key
-from fleet.domain.enrollment import COMMON_NAME
-from fleet.wire.csr import build_csr
 from hw_bench.certificates import Certificates, Identity
 from hw_bench.clock import process_tree
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.peers import mosquitto
 from hw_bench.peers.contract import Ground, Running
-from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve
+from hw_bench.peers.home import FleetHome, Served, enroll_devices, make_home, serve
 from hw_bench.peers.ours import version
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
@@ -63,7 +57,7 @@ class Publish:
             progress("starting fleet serve")
             served = stack.enter_context(serve(home, ground))
             progress(f"enrolling {self.devices} devices")
-            devices = enroll_devices(home, served, ground, self.devices)
+            devices = enroll_devices(home, served, ground, self.devices * len(QOS))
             progress("starting mosquitto")
             peer = stack.enter_context(mosquitto.start(replace(ground, certificates=_certificates(home, devices))))
             gateway = served_gateway(served)
@@ -118,23 +112,6 @@ class Publish:
                 return Outcome(total(answers, "operations"), total(answers, "failed"), answers[0]["wall"])
 
             yield Contender(name, server.version, server.pids, act, crew.cpu_seconds)
-
-
-def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) -> list[Identity]:
-    """`count` devices for each QoS, enrolled as devices are: the gateway admits what the registry knows."""
-    folder = ground.room("devices")
-    token = home.fleet("token", "create", "--model", MODEL, "--uses", str(count * len(QOS))).strip()
-    identities = []
-    for number in range(count * len(QOS)):
-        name = f"bench-{number:04d}"
-        key = generate_key()
-        client = EstClient("https://{}:{}".format(*served.est), home.files.root_certificate, basic=(name, token))
-        certificate = client.simpleenroll(build_csr(key, ((COMMON_NAME, name),), ()))
-        identity = Identity(name, folder / f"{name}.pem", folder / f"{name}.key")
-        identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
-        write_key(identity.key, key)
-        identities.append(identity)
-    return identities
 
 
 def served_gateway(served: Served) -> Running:

@@ -5,7 +5,17 @@ from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
+from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.scale import Scale
+from hw_bench.scenarios.workers import Workers
 
-_ALL: tuple[Scenario, ...] = (Handshakes(), Enroll(), Publish(), Scale(), Crash())
+_ALL: tuple[Scenario, ...] = (
+    Handshakes(),
+    Enroll(),
+    Workers(),
+    Publish(),
+    Revocation(),
+    Scale(),
+    Crash(),
+)
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -19,12 +20,15 @@ from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.home import load_issuer, open_registry
+from fleet.home import load_issuer, open_registry, place_of_registry
 from fleet.services.admission import admit
-from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, fill
+from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, Said, Sizes, fill
+from hw_bench.drivers.fill_postgres import fill_postgres
 from hw_bench.peers.contract import Ground
-from hw_bench.peers.home import FleetHome, make_home, serve
+from hw_bench.peers.engine import Engine, engine_of
+from hw_bench.peers.home import FleetHome, serve
 from hw_bench.peers.ours import version
+from hw_bench.processes import on_cores
 from hw_bench.report import Figure, Report
 from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
 from hw_bench.scenarios.enroll import Enroll, token_login
@@ -58,7 +62,11 @@ class Scale:
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
             ground = stack.enter_context(ground_for())
-            homes = {name: make_home(ground, name) for name in (FULL, EMPTY)}
+            engine = engine_of(plan.database)
+            stack.callback(engine.stop)
+            with on_cores(*ground.server_cores):  # it is a part of the server
+                engine.start()
+            homes = {name: engine.home(ground.folder / name) for name in (FULL, EMPTY)}
             fleet = FilledFleet(plan.devices, _certificate(homes[FULL]))
             began = time.monotonic()
 
@@ -66,16 +74,16 @@ class Scale:
                 if count % 500_000 == 0 or count == plan.devices:
                     progress(f"{count:,} of {plan.devices:,} devices, {time.monotonic() - began:.0f} s")
 
-            sizes = fill(homes[FULL].files.registry, fleet, said)
+            sizes = _fill(homes[FULL], fleet, said)
             progress("looking up and listing")
             figures = asyncio.run(self._asked(homes[FULL], fleet))
-            contenders = [self._contender(name, home, ground, stack) for name, home in homes.items()]
+            contenders = [self._contender(name, home, engine, ground, stack) for name, home in homes.items()]
             turns = take_turns(contenders, plan, ground.cores, progress)
             findings = Findings(
                 versions=dict.fromkeys(homes, version()),
                 pairs=((FULL, EMPTY),),
                 missing={},
-                checks=(f"the registry is on {file_system(ground.folder)}",),
+                checks=(f"the registry is {engine.name} on {file_system(ground.folder)}",),
             )
             report = conclude(
                 self, "enrollments", plan, turns, findings, ratios_by=("per_core",), goals=(), cores=ground.cores
@@ -93,9 +101,12 @@ class Scale:
             ),
         )
 
-    def _contender(self, name: str, home: FleetHome, ground: Ground, stack: contextlib.ExitStack) -> Contender:
+    def _contender(
+        self, name: str, home: FleetHome, engine: Engine, ground: Ground, stack: contextlib.ExitStack
+    ) -> Contender:
         crew = stack.enter_context(self.enroll.crew(name, token_login(home), ground))
-        return self.enroll.contender(name, crew, stack.enter_context(serve(home, ground)))
+        served = stack.enter_context(serve(home, ground))
+        return self.enroll.contender(name, crew, served.with_others(engine.pids))
 
     async def _asked(self, home: FleetHome, fleet: FilledFleet) -> tuple[Figure, ...]:
         registry = await open_registry(home.files)
@@ -121,6 +132,11 @@ class Scale:
             now = fleet.expires_at(number) - timedelta(days=1)
             times.append(await _timed(partial(admit, registry, peer, fleet.device_id(number), now)))
         return Figure("admission look-up, p99", _percentile_99(times), "ms", at_most=LOOKUP_MS_MAX)
+
+
+def _fill(home: FleetHome, fleet: FilledFleet, said: Said) -> Sizes:
+    place = place_of_registry(home.files)
+    return fill(place, fleet, said) if isinstance(place, Path) else asyncio.run(fill_postgres(place, fleet, said))
 
 
 def _certificate(home: FleetHome) -> bytes:

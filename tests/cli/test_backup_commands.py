@@ -32,12 +32,15 @@ def test_save_check_restore(home: Path, tmp_path: Path) -> None:
     assert {key: saved[key] for key in ("taken_at", "audit_head", "members")}.items() <= checked.items()
     fleet(home, "device", "revoke", "cam-7")  # no server runs: the command itself notes it
     fleet(home, "device", "add", "cam-8", "--model", "default")
+    fleet(home, "device", "add", "cam-9", "--model", "default")
+    fleet(home, "device", "revoke", "cam-9")
     second, log = tmp_path / "home2", str(home / "state" / "revocations.jsonl")
     refused = fleet(home, "restore", file, str(second), *passphrase, expect=1)
     assert "Give --revocations OLD_HOME/state/revocations.jsonl" in refused.stderr
     done = fleet(home, "restore", file, str(second), *passphrase, "--revocations", log, "-o", "json")
     assert json.loads(done.stdout)["devices_out_again"] == 1
-    assert "Not known to the backup; register them, and give each a token: cam-8" in done.stderr
+    assert "Not known to the backup; register them, and give each a token: cam-8\n" in done.stderr
+    assert "do not register them again: cam-9\n" in done.stderr
     assert json.loads(fleet(second, "device", "show", "cam-7", "-o", "json").stdout)["state"] == "revoked"
     fleet(second, "audit", "verify", "--head", saved["audit_head"])
 
@@ -46,6 +49,8 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "b.tar")
     assert "holds the fleet's private keys" in fleet(home, "backup", "take", file, "--plain").stderr
     assert "sealed:" in fleet(home, "backup", "check", file).stdout
+    for words in (("backup", "check", file), ("restore", file, str(tmp_path / "h"), "--no-revocations-after-backup")):
+        assert "not sealed" in fleet(home, *words, "--password-env", "PASS", expect=1).stderr
     done = fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
     assert "Warning: devices suspended: 0." in done.stderr
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,19 +22,6 @@ from fleet.storage.sqlite import SqliteRegistry
 
 Fleet = Callable[..., Result]
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture(scope="module")
-def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("fleet") / "home"
-    done = CliRunner().invoke(main, ["init", str(home)])
-    assert done.exit_code == 0, done.output
-    return home
-
-
-@pytest.fixture
-def home(empty_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(empty_home, tmp_path / "home"))
 
 
 @pytest.fixture

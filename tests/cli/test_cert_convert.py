@@ -65,13 +65,22 @@ def test_the_suffix_tells_the_form(tmp_path: Path, suffix: str, content: Content
     assert result.exit_code == 0, result.stderr
     assert recognise(out.read_bytes()) is content
     assert read(out.read_bytes()).certificates == (LEAF,)
-    assert mode_of(out) == 0o666 & ~_umask()
+    assert mode_of(out) == 0o644 & ~_umask()
 
 
 def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)
     return current
+
+
+def test_others_may_read_a_public_file_and_never_write_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_file(tmp_path / "ca.pem", b"a root to trust", secret=False)
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / "ca.pem") == 0o644
 
 
 @pytest.mark.parametrize("suffix", [".p12", ".pfx"])

@@ -20,18 +20,6 @@ Fleet = Callable[..., Result]
 FILES = ["bob.key", "bob.p12", "bob.pem", "ca.pem"]
 
 
-@pytest.fixture(scope="module")
-def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("fleet") / "home"
-    assert CliRunner().invoke(main, ["init", str(home)]).exit_code == 0
-    return home
-
-
-@pytest.fixture
-def home(empty_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(empty_home, tmp_path / "home"))
-
-
 @pytest.fixture
 def fleet(home: Path) -> Fleet:
     """Run `fleet operator …` on the home; `expect` is the exit code."""

@@ -21,19 +21,6 @@ from fleet.cli import main
 Fleet = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("fleet") / "home"
-    done = CliRunner().invoke(main, ["init", str(home)])
-    assert done.exit_code == 0, done.output
-    return home
-
-
-@pytest.fixture
-def home(empty_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(empty_home, tmp_path / "home"))
-
-
 @pytest.fixture
 def fleet(home: Path) -> Fleet:
     """Run `fleet …` on the home, named by FLEET_HOME; `expect` is the exit code."""

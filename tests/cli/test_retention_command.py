@@ -3,17 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner, Result
 
 from fleet.cli import main
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    done = CliRunner().invoke(main, ["init", str(tmp_path / "home")])
-    assert done.exit_code == 0, done.output
-    return tmp_path / "home"
 
 
 def fleet(home: Path, *words: str, expect: int = 0) -> Result:

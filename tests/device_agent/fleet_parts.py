@@ -5,7 +5,6 @@ import getpass
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from fleet.services.revocation import suspend
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
+from tests.free_ports import free_ports
 
 DEADLINE_SECONDS = 30.0
 HOSTS = ("localhost", "127.0.0.1")
@@ -181,7 +181,7 @@ class Broker:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._authority = authority
-        self.port, self.plain_port = free_port(), free_port()
+        self.port, self.plain_port = free_ports(2)
         self._process: subprocess.Popen[str] | None = None
         self.extra = ""
         self.start()
@@ -373,13 +373,6 @@ class Agent:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def device_id_for(test: str) -> str:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from device_agent.certificate_checks import facts_of
 from device_agent.cli import cli
 from device_agent.identity_store import IdentityStore
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, free_port, key_pem, pem
+from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, key_pem, pem
+from tests.free_ports import free_port
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from device_agent.est_client import EstClient, parse_est_url
 from fleet.ca.keys import generate_key
 from fleet.wire.csr import build_csr
 from fleet.wire.est import CERTS_ONLY, decode_body, encode_body, encode_certs_only
-from tests.device_agent.fleet_parts import Authority, EstHouse, free_port, key_pem, pem
+from tests.device_agent.fleet_parts import Authority, EstHouse, key_pem, pem
 from tests.device_agent.wild_servers import answers, http, read_request, tls_server
+from tests.free_ports import free_port
 
 CERTS = f"Content-Type: {CERTS_ONLY}"
 

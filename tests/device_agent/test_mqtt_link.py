@@ -12,8 +12,9 @@ import pytest
 from device_agent.client_tls import client_context
 from device_agent.core import Setback
 from device_agent.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, LinkEvent, Lost, MqttLink, Target
-from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber, free_port
+from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber
 from tests.device_agent.wild_servers import read_packet, tls_server
+from tests.free_ports import free_port
 
 CONNACK_5 = b"\x20\x03\x00\x00\x00"
 CONNACK_3 = b"\x20\x02\x00\x00"

@@ -7,7 +7,7 @@ import pytest
 
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.errors import Invalid
-from fleet.domain.tags import GROUPS_MAX, TAGS_MAX, Retag, checked_groups, checked_tags, labels_detail, parse_tag
+from fleet.domain.tags import GROUPS_MAX, TAGS_MAX, Retag, checked_groups, checked_tags, parse_tag, tags_text
 
 CAM_7 = Device(DeviceId("cam-7"), "cam2", DeviceState.ACTIVE, datetime(2026, 3, 1, tzinfo=UTC))
 
@@ -87,6 +87,5 @@ def test_what_makes_no_sense(retag: object, code: str) -> None:
 
 
 def test_for_the_audit() -> None:
-    assert labels_detail(CAM_7) == {}
-    tagged = replace(CAM_7, tags=(("lot", "L7"),), groups=("a", "b"))
-    assert labels_detail(tagged, "before_") == {"before_tags": '{"lot": "L7"}', "before_groups": "a b"}
+    assert tags_text(()) == ""
+    assert tags_text({("site", "Köln"), ("lot", "L7")}) == '{"lot": "L7", "site": "Köln"}'

@@ -11,7 +11,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.free_ports import free_ports
 from tests.postgres_server import PASSWORD, PostgresServer
 
 PROJECT = Path(__file__).parents[2]
@@ -55,18 +55,10 @@ def blocks_of(page: Path) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def free_ports() -> list[int]:
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports = [each.getsockname()[1] for each in listening]
-    for each in listening:
-        each.close()
-    return ports
-
-
 def script_of(page: Path) -> str:
     needs = re.search(r"<!-- needs: (\w+) -->", page.read_text())
     blocks = [block for block in blocks_of(page) if ".quickstart" not in block]
-    ports = dict(zip(PORTS, map(str, free_ports()), strict=True))
+    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     serve = " ".join(
         f"--{name} 127.0.0.1:{ports[port]}" for name, port in zip(("est", "mqtt", "http"), PORTS, strict=True)
     )

@@ -38,7 +38,23 @@ device add cam:2 --model cam
 device add cam-1 --model cam
 device add cam-3 --model pump
 device add a/b --model cam
+device add cam-4 --model cam --tag lot=L7 --tag site=Oslo --group pilot --group canary -o json
+device add cam-5 --model cam --tag lot=L7
+device add cam-6 --model cam --tag model=x
+device add cam-6 --model cam --group a/b
 device list
+device list --tag lot=L7
+device list --tag lot=L7 --tag site=Oslo --group pilot -o json
+device list --group nobody
+device list --expires-before 30d
+device list --expires-before 30d --after 2026-12-01T00:00:00Z/cam-1
+device list --expires-before soon
+device tag cam-5 lot=L8 site=Bergen --group pilot --ungroup canary --reason moved -o json
+device tag cam-5 lot=L8
+device tag cam-4 --remove lot --remove site
+device tag cam-4 lot=L7 --remove lot
+device tag cam-9 lot=L7
+device list --tag lot=L8
 device list --model cam --limit 1
 device list --after cam-1 -o json
 device list --state suspended

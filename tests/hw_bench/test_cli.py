@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hw_bench.cli import main
+from hw_bench.cli import OWN_OPTIONS, main
 from hw_bench.clock import process_tree
 from hw_bench.scenarios.registry import SCENARIOS
 
@@ -32,7 +32,7 @@ def test_list_for_programs() -> None:
 def test_help() -> None:
     result = CliRunner().invoke(main, ["run", "--help"])
     assert result.exit_code == 0
-    assert {"--seconds", "--rounds", "--kills", "--seed", "--database", "--output"} <= set(
+    assert {"--seconds", "--rounds", "--devices", "--kills", "--seed", "--sessions", "--database", "--output"} <= set(
         result.stdout.replace(",", " ").split()
     )
 
@@ -41,7 +41,8 @@ def test_help() -> None:
     "words",
     [["run", "nothing"], ["run", "handshakes", "--seconds", "0"], ["run", "handshakes", "--rounds", "0"], ["run"]]
     + [["run", "enroll", *words] for words in (["--kills", "5"], ["--seed", "1"], ["--database", "sqlite"])]
-    + [["run", "crash", "--kills", "0"], ["run", "crash", "--seed", "-1"]],
+    + [["run", "crash", *words] for words in (["--kills", "0"], ["--seed", "-1"], ["--devices", "1000"])]
+    + [["run", "revocation", "--sessions", "1"], ["run", "registry", "--sessions", "2"]],
 )
 def test_used_wrongly(words: list[str]) -> None:
     result = CliRunner().invoke(main, words)
@@ -95,6 +96,12 @@ def test_every_command_on_the_page_is_one() -> None:
     assert {words[1] for words in commands} == {"list", "run"}
     for _, name, *words in commands:
         assert main.commands[name].make_context(name, words).params
+
+
+def test_an_option_names_the_scenarios_that_it_is_for() -> None:
+    result = CliRunner().invoke(main, ["run", "enroll", "--database", "postgres"])
+    assert "--database is for workers, revocation, registry, crash, not for enroll." in result.stderr
+    assert {name for names in OWN_OPTIONS.values() for name in names} <= set(SCENARIOS)
 
 
 def test_an_engine_that_nobody_knows_is_named() -> None:

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from hw_bench.peers import mosquitto
 from hw_bench.report import MEASURES, Figure, lines
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.registry import SCENARIOS
+from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.scale import Scale
+from hw_bench.scenarios.workers import Workers
 from hw_bench.turns import Plan
+from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES
 
 TINY = Plan(0.2, 1)
 
@@ -53,16 +55,42 @@ def test_enroll() -> None:
     assert "in the registry" in value["checks"][0]
 
 
-@pytest.mark.skipif(mosquitto.missing() is not None, reason="mosquitto is not installed")
+@NEEDS_MOSQUITTO
 def test_publish() -> None:
     value = measured(Publish(devices=2, burst=2, under_way=20))
     assert [verdict["goal"]["subject"] for verdict in value["verdicts"]] == ["gateway-qos0", "gateway-qos1"]
     assert value["checks"] == ["of all messages, held one by one against those sent, 0 were lost or doubled"]
 
 
-def test_registry() -> None:
+def test_workers() -> None:
+    value = measured(Workers(enroll=Enroll(drivers=1, at_once=4)))
+    assert [summary["name"] for summary in value["summaries"]] == ["one-worker", "two-workers"]
+    per_core = next(ratio for ratio in value["ratios"] if ratio["measure"] == "per_core")
+    (figure,) = value["figures"]
+    assert figure["value"] == 2 * per_core["spread"]["median"]
+    assert figure["at_least"] == 1.7
+    assert "computed from CPU time, not observed" in value["checks"][1]
+
+
+@NEEDS_MOSQUITTO
+@pytest.mark.parametrize(
+    ("database", "where"),
+    [("sqlite", "2 workers of one node"), pytest.param("postgres", "2 nodes", marks=NEEDS_POSTGRES)],
+)
+def test_revocation(database: str, where: str) -> None:
+    report = Revocation().run(replace(TINY, sessions=6, database=database), lambda text: None)
+    assert f"6 devices connected to {where}, each session alive until its device was revoked" in report.checks
+    revoked, *times = report.figures
+    assert revoked.value == 6
+    assert [figure.name.rpartition(", ")[2] for figure in times] == ["p50", "p99", "max"]
+    assert 0 < times[0].value <= times[1].value <= times[2].value
+    assert {figure.at_most for figure in times} == {1000}
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=NEEDS_POSTGRES)])
+def test_registry(database: str) -> None:
     scenario = Scale(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
-    report = scenario.run(replace(TINY, devices=2000), lambda text: None)
+    report = scenario.run(replace(TINY, devices=2000, database=database), lambda text: None)
     figures = {figure.name: figure for figure in report.figures}
     assert figures["devices"].value == 2000
     disk = figures["disk a device, with its certificate and all indices"]
@@ -70,6 +98,7 @@ def test_registry() -> None:
     assert all(figure.value > 0 for figure in report.figures)
     assert {"admission look-up, p99", "enrollment, full beside empty"} <= set(figures)
     assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
+    assert any(f"the registry is {database} on" in check for check in report.checks)
     text = "\n".join(lines(report))
     assert "goal: at least 0.85" in text
 
@@ -83,7 +112,7 @@ def test_a_figure_and_its_goal() -> None:
 
 def test_each_scenario_goes_by_its_name() -> None:
     assert {name: one.name for name, one in SCENARIOS.items()} == {name: name for name in SCENARIOS}
-    assert list(SCENARIOS) == ["handshakes", "enroll", "publish", "registry", "crash"]
+    assert list(SCENARIOS) == ["handshakes", "enroll", "workers", "publish", "revocation", "registry", "crash"]
 
 
 def test_the_file_system_has_a_name() -> None:

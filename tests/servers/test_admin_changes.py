@@ -125,6 +125,30 @@ class TestDevices:
         assert await patch({"groups": ["b", "a"]}) == ({"site": "essen", "floor": "2"}, ["a", "b"])
         assert await patch({"tags": {"floor": None, "x": None}, "groups": []}) == ({"site": "essen"}, [])
 
+    async def test_one_that_is_labelled_from_the_start(self, house: AdminHouse, admin: Client) -> None:
+        new = {"id": "cam-9", "model": "cam", "tags": {"site": "essen", "lot": "L7"}, "groups": ["b", "a", "b"]}
+        status, made = await admin.ask("POST", "/v1/devices", new)
+        assert (status, made["tags"], made["groups"]) == (201, new["tags"], ["a", "b"])
+        assert await admin.get("/v1/devices/cam-9") == made
+        for wrong, code in (({"tags": {"a": " x"}}, "bad-tag"), ({"tags": {"a": None}}, "bad-request")):
+            status, problem = await admin.ask("POST", "/v1/devices", {**new, "id": "cam-8", **wrong})
+            assert (status, problem["code"]) == (400, code)
+        assert (await admin.ask("GET", "/v1/devices/cam-8"))[0] == 404
+
+    async def test_labels_that_it_has_already_change_nothing(self, house: AdminHouse, admin: Client) -> None:
+        body = {"tags": {"lot": "L7"}, "reason": "recounted"}
+        status, tagged = await admin.ask("PATCH", "/v1/devices/cam-2", body, {"If-Match": '"1"'})
+        assert (status, tagged["revision"]) == (200, 2)
+        newest = await house.house.registry.last_audit()
+        (row,) = await house.house.registry.audit(after=newest - 1)
+        assert row.entry.detail == {
+            "before": "tags=",
+            "after": 'tags={"lot": "L7"}',
+            "reason": "recounted",
+        }
+        assert (await admin.ask("PATCH", "/v1/devices/cam-2", body, {"If-Match": '"2"'}))[1] == tagged
+        assert await house.house.registry.last_audit() == newest
+
     async def test_tags_have_limits(self, admin: Client) -> None:
         for tags, code in (
             ({"1": "x"}, "bad-request"),

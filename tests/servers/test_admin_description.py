@@ -72,7 +72,7 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},
         "patch_model": {"retain": True},
-        "create_device": {"id": "cam-9", "model": "cam"},
+        "create_device": {"id": "cam-9", "model": "cam", "tags": {"site": "essen"}, "groups": ["a"]},
         "patch_device": {"tags": {"site": "essen"}, "groups": ["a"]},
         "create_token": {"model": "cam"},
     }

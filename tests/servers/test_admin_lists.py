@@ -64,6 +64,13 @@ class TestPages:
             found = await pages(held, f"/v1/devices?limit={limit}")
             assert [item["id"] for page in found for item in page] == expected
 
+    async def test_a_page_of_tokens_does_not_tell_of_those_of_others(self, house: AdminHouse, admin: Client) -> None:
+        for model in ("pump", "pump", "cam"):
+            await admin.ask("POST", "/v1/tokens", {"model": model})
+        held = await house.operator("held", Role.VIEWER, ("pump",))
+        found = await pages(held, "/v1/tokens?limit=1")  # behind these stands the one that cam-1 has used
+        assert [[token["model"] for token in page] for page in found] == [["pump"], ["pump"]]
+
     async def test_a_cursor_is_not_made_up(self, house: AdminHouse, admin: Client) -> None:
         page = await admin.get("/v1/devices?limit=1")
         cursor = page["next"].partition("cursor=")[2]
@@ -80,6 +87,8 @@ class TestPages:
             made_up(digest),
             made_up(digest, 1, None),
             made_up(digest, "a", "soon"),
+            made_up(digest, "\ud800", None),
+            made_up(digest, "a\0b", None),
             made_up("", "a"),
         )
         for text in (*bad, made_up(digest, "a", "2030-01-01T00:00:00Z")):
@@ -194,6 +203,12 @@ class TestForm:
     async def test_brackets_in_a_text_are_no_depth(self, admin: Client) -> None:
         reason = "[" * 100 + '"\\' + "{" * 50
         assert (await admin.ask("POST", "/v1/devices/cam-2/suspend", {"reason": reason}))[0] == 200
+
+    async def test_a_text_without_end_is_looked_through_once(self, admin: Client) -> None:
+        # With an end asked for, each quote begins anew, and a body of the largest size stops the server for minutes.
+        unended = b'"\\"' + b"[" * 17
+        status, problem = await admin.ask("POST", "/v1/devices", unended, {"Content-Type": "application/json"})
+        assert (status, problem["detail"]) == (400, "The body is not JSON in UTF-8.")
 
     async def test_media_types(self, admin: Client) -> None:
         for kind in ("text/plain", "application/xml", "application/jsonx", ""):

@@ -323,6 +323,8 @@ async def test_a_request_cut_anywhere_harms_nothing(house: House) -> None:
         b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        f"GET {CACERTS}\r\n\r\n".encode(),
+        f"GET {CACERTS} HTTP/0.9\r\n\r\n".encode(),
         b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"\r\n",

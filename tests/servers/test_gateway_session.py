@@ -208,6 +208,9 @@ async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(
         await h.live(newer)
         await old.until_closed()
         assert h.gateway.sessions == 1
+        # Heard later, the end of the old certificate would cut the next connection off before its CONNECT.
+        newest = await h.registry.last_event()
+        await until(lambda: h.gateway._feed._heard == newest)
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V311, "cam-1")))
         assert await refused(wire, V311) == 5

@@ -70,10 +70,8 @@ class TestTagging:
         assert added.entry.detail == {"model": "cam2", "tags": '{"lot": "L7"}', "groups": "canary"}
         assert (row.entry.action, row.entry.subject) == ("device.tag", "device cam-7")
         assert row.entry.detail == {
-            "before_tags": '{"lot": "L7"}',
-            "before_groups": "canary",
-            "after_tags": '{"site": "Oslo"}',
-            "after_groups": "pilot",
+            "before": 'tags={"lot": "L7"}; groups=canary',
+            "after": 'tags={"site": "Oslo"}; groups=pilot',
         }
         (event,) = await registry.events(after=before)
         assert (event.kind, event.subject) == (EventKind.DEVICE_TAGGED, "cam-7")

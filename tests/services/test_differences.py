@@ -20,7 +20,6 @@ def test_nothing_when_nothing_does() -> None:
     ("value", "text"),
     [
         (timedelta(days=1), "86400s"),
-        ((("lot", "L7"), ("site", "b")), "lot:L7 site:b"),
         (("EC-P256", "Ed25519"), "EC-P256 Ed25519"),
         ((), ""),
         (None, ""),

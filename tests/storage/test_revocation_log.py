@@ -35,7 +35,7 @@ def test_it_begins_where_the_registry_is(path: Path) -> None:
     assert log.mark(newest=9) == Mark(lineage, 8)
     assert events_behind(path, FLEET, lineage, 5) == (revoked(6), revoked(8))
     assert events_behind(path, FLEET, lineage, 6) == (revoked(8),)
-    assert events_behind(path, FLEET, lineage, 99) == ()
+    assert events_behind(path, FLEET, lineage, 8) == ()
 
 
 def test_what_is_there_is_not_noted_twice(path: Path) -> None:
@@ -43,6 +43,18 @@ def test_what_is_there_is_not_noted_twice(path: Path) -> None:
     log.note([revoked(1), revoked(2)])
     RevocationLog(path, FLEET).note([revoked(1), revoked(2), revoked(3)])
     assert events_behind(path, FLEET, lineage, 0) == (revoked(1), revoked(2), revoked(3))
+
+
+def test_one_that_ends_before_the_backup_does_not_do(path: Path) -> None:
+    log, lineage = begun(path)
+    log.note([revoked(1), revoked(2)])
+    with pytest.raises(Refused) as caught:
+        events_behind(path, FLEET, lineage, 3)
+    assert caught.value.code == "revocations-incomplete"
+    log.vouch(3)
+    log.vouch(2)  # it has said more already
+    assert log.mark(newest=3) == Mark(lineage, 3)
+    assert events_behind(path, FLEET, lineage, 3) == ()
 
 
 def test_many_events_of_no_interest_leave_a_mark(path: Path) -> None:

@@ -40,6 +40,8 @@ def place(call: Call, *kinds: type | tuple[type, ...]) -> list[Any] | None:
             raise ValueError("another query's")
         if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
             raise TypeError("of another kind")
+        if not all(value.isprintable() for value in values if isinstance(value, str)):
+            raise ValueError("what no key of ours holds, and not every registry can be asked for")
     except (ValueError, TypeError, RecursionError):
         raise _bad_cursor() from None
     return values

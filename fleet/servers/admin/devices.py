@@ -18,7 +18,7 @@ from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.schema_check import instant
 from fleet.servers.admin.shapes import credential_json, device_json, moment
 from fleet.servers.http import HttpRefused
-from fleet.services import inventory, labels, revocation
+from fleet.services import inventory, revocation, tagging
 
 Move = Callable[..., Awaitable[Device]]
 
@@ -91,20 +91,28 @@ async def create_device(parts: Parts, call: Call) -> Reply:
         return next(_created(write.device) for write in change.writes if isinstance(write, AddDevice))
 
     registry = answering(parts.registry, call.once, reply_of)
-    serial = body.get("hardware_serial", "")
-    return _created(
-        await inventory.add_device(registry, body["id"], body["model"], hardware_serial=serial, act=call.act)
+    added = await inventory.add_device(
+        registry,
+        body["id"],
+        body["model"],
+        hardware_serial=body.get("hardware_serial", ""),
+        tags=tuple(body.get("tags", {}).items()),
+        groups=body.get("groups", ()),
+        act=call.act,
     )
+    return _created(added)
 
 
 async def patch_device(parts: Parts, call: Call) -> Reply:
-    """RFC 7396: a tag that is null goes, one that is not named stays; groups are replaced whole."""
+    """RFC 7396: a tag that is null goes, one that is not named stays; groups are replaced whole. `reason` is for the
+    audit, and no part of the device.
+    """
     device = await found_device(parts, call.operator, call.path["id"])
     demand_match(call, device.revision, f"Device {device.id}")
     tags: dict[str, str | None] = {**dict(device.tags), **call.body.get("tags", {})}
     left = [(key, value) for key, value in tags.items() if value is not None]
-    groups = call.body.get("groups", device.groups)
-    return _reply(await labels.label_device(parts.registry, device, left, groups, act=call.act))
+    groups, reason = call.body.get("groups", device.groups), call.body.get("reason", "")
+    return _reply(await tagging.label_device(parts.registry, device, left, groups, act=call.act, reason=reason))
 
 
 async def suspend_device(parts: Parts, call: Call) -> Reply:

@@ -9,17 +9,16 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
 from multidict import MultiMapping
 
-from fleet.domain.changes import AddAnswer, Answer, Change, DropAnswers
+from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, Change, DropAnswers
 from fleet.domain.ports import Registry
 from fleet.servers.admin.reply import Reply
 from fleet.servers.http import HttpRefused
 
-KEPT = timedelta(hours=24)
 HEADER = "Idempotency-Key"
 KEY_SIZE_MAX = 128
 
@@ -41,7 +40,7 @@ class Once:
         Raises: HttpRefused: 422: the key was used for another request.
         """
         found = await registry.answer(self.actor, self.key)
-        if found is None or found.at < self.now - KEPT:
+        if found is None or found.at < self.now - ANSWER_KEPT:
             return None
         if found.request_sha256 != self.request_sha256:
             raise HttpRefused(422, "idempotency-key-reused", "This idempotency key was used for another request.")
@@ -80,7 +79,7 @@ class _Answering:
     async def commit(self, change: Change) -> None:
         answer = self._once.answered(self._reply_of(change))
         # First of all: of two alike at once, the second must hear that it has been answered, not that it came late.
-        first = (DropAnswers(self._once.now - KEPT), AddAnswer(answer))
+        first = (DropAnswers(self._once.now - ANSWER_KEPT), AddAnswer(answer))
         await self._registry.commit(replace(change, writes=(*first, *change.writes)))
 
 

@@ -5,8 +5,9 @@ from http import HTTPStatus
 from typing import Any
 
 from fleet.domain.access import PERMISSIONS, Permission
+from fleet.domain.changes import ANSWER_KEPT
 from fleet.servers.admin.idempotency import HEADER as IDEMPOTENCY_KEY
-from fleet.servers.admin.idempotency import KEPT, KEY_SIZE_MAX
+from fleet.servers.admin.idempotency import KEY_SIZE_MAX
 from fleet.servers.admin.routes import EVENT_STREAM, JSON, PATH_PARAMETERS, Condition, Door, Route
 from fleet.servers.admin.schemas import COMPONENTS, SEQ_MAX, Schema, ref
 
@@ -84,7 +85,7 @@ def _parameters(route: Route) -> list[Json]:
         }
         found.append(_parameter("header", "If-Match", schema, required=route.condition is Condition.REQUIRED))
     if route.is_idempotent_by_key:
-        hours = int(KEPT.total_seconds() // 3600)
+        hours = int(ANSWER_KEPT.total_seconds() // 3600)
         schema = {
             "type": "string",
             "pattern": f"^[!-~]{{1,{KEY_SIZE_MAX}}}$",

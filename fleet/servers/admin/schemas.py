@@ -86,6 +86,7 @@ _TAGS: Schema = {
     "additionalProperties": {"type": "string", "minLength": 1, "maxLength": TAG_VALUE_MAX, "pattern": _PRINTABLE},
     "maxProperties": TAGS_MAX,
 }
+_GROUPS: Schema = {**NAMES, "maxItems": GROUPS_MAX}
 _MODEL_CHANGES: dict[str, Schema] = {
     "lifetime_seconds": _LIFETIME,
     "key_types": _KEY_TYPES,
@@ -164,13 +165,16 @@ COMPONENTS: dict[str, Schema] = {
             "id": DEVICE_ID,
             "model": NAME,
             "hardware_serial": {"type": "string", "pattern": "^[A-Za-z0-9 '()+,\\-./:=?]{0,64}$"},
+            "tags": _TAGS,
+            "groups": _GROUPS,
         },
         required=("id", "model"),
     ),
     "DeviceChanges": _object(
         {
             "tags": {**_TAGS, "additionalProperties": {**_TAGS["additionalProperties"], "type": ["string", "null"]}},
-            "groups": {**NAMES, "maxItems": GROUPS_MAX},
+            "groups": _GROUPS,
+            "reason": REASON,
         },
         required=(),
         minProperties=1,

@@ -12,7 +12,8 @@ from fleet.servers.http import HttpRefused
 
 DEPTH_MAX = 16  # our deepest body has three levels
 
-_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A string that never ends is one token, too: were its end asked for, each quote in it would be tried as a beginning.
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(body: bytes) -> Any:

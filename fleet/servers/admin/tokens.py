@@ -28,14 +28,14 @@ async def list_tokens(parts: Parts, call: Call) -> Reply:
         if start < 0:
             raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
     page: list[Token] = []
+    more = False  # that the caller may see: whether there are others is none of its business
     for token in known[start:]:
-        start += 1
         if await _may_see(parts, call.operator, token):
-            page.append(token)
-            if len(page) == limit:
+            if more := len(page) == limit:
                 break
+            page.append(token)
     items = [token_json(token, call.now) for token in page]
-    return paged(call, items, [page[-1].id] if start < len(known) else None)
+    return paged(call, items, [page[-1].id] if more else None)
 
 
 async def create_token(parts: Parts, call: Call) -> Reply:

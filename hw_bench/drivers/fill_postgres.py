@@ -1,0 +1,66 @@
+"""The same fleet in PostgreSQL: the rows of `fill`, by COPY."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from fleet.database_url import DatabaseUrl
+from fleet.domain.device import Model
+from fleet.storage import rows
+from fleet.storage.postgres_session import SCHEMA, Session
+from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
+
+TAG_COLUMNS = ("key", "value", "device_id")
+DEVICE_TABLES = ("device", "device_tag", "credential")
+# Tables with their indices and what stands beside them. Between two readings nothing else is written.
+SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
+
+
+async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Sizes:
+    """Put `fleet` into the registry at `url`, which nobody has open. `said` hears how many devices are in.
+
+    Raises: asyncpg.PostgresError, OSError.
+    """
+    async with _session(url) as db:
+        await _copy(db, "model", rows.MODEL_COLUMNS, (rows.model_row(Model(f"model-{n}")) for n in range(MODELS)))
+        before = await _octets(db, *DEVICE_TABLES)
+        for portion in portions(fleet.count):
+            devices = [fleet.device(number) for number in portion]
+            async with db.transaction():
+                await _copy(db, "device", rows.DEVICE_COLUMNS, map(rows.device_row, devices))
+                tags = (row for device in devices for row in rows.tag_rows(device))
+                await _copy(db, "device_tag", TAG_COLUMNS, tags)
+                credentials = (rows.credential_row(fleet.credential(number)) for number in portion)
+                await _copy(db, "credential", rows.CREDENTIAL_COLUMNS, credentials)
+            said(portion.stop)
+        filled = await _octets(db, *DEVICE_TABLES)
+        last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
+        audit_before = await _octets(db, "audit")
+        for portion in portions(fleet.count):
+            found = (rows.audit_row(fleet.audit(number, last + 1 + number)) for number in portion)
+            await _copy(db, "audit", rows.AUDIT_COLUMNS, found)
+        audit = await _octets(db, "audit")
+        # What autovacuum and the checkpointer would do at some time while others measure.
+        await db.execute("VACUUM ANALYZE")
+        await db.execute("CHECKPOINT")
+        return Sizes(filled - before, audit - audit_before)
+
+
+@asynccontextmanager
+async def _session(url: DatabaseUrl) -> AsyncIterator[Session]:
+    # Of use only when it is whole: no commit need be on disk before the checkpoint at the end.
+    settings = {"search_path": SCHEMA, "synchronous_commit": "off"}
+    session = await asyncpg.connect(url.dsn, server_settings=settings)
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
+async def _copy(db: Session, table: str, columns: tuple[str, ...], records: Iterable[rows.Row]) -> None:
+    await db.copy_records_to_table(table, schema_name=SCHEMA, columns=columns, records=records)
+
+
+async def _octets(db: Session, *tables: str) -> int:
+    return int(await db.fetchval(SIZE, tables))
