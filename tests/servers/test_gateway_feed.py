@@ -149,6 +149,7 @@ async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
     registry.broken = True
     await tell(registry, "a", "b", "c")
     await registry.commit(Change(operator("test"), (DropEvents(3),)))
+    await until(lambda: made.failures > 0)
     registry.broken = False
     await until(lambda: missed == [0])
     await until(made.reliable)
