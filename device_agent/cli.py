@@ -177,7 +177,14 @@ def run(home: Path, publish: str | None, stdin: bool, exit_at_eof: bool, qos: in
 
 
 @cli.command()
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Text for people, or JSON for programs.",
+)
 @click.option("--wait-connected", type=click.FloatRange(0), metavar="SECONDS", help="First wait for the connection.")
 @pass_home
 def status(home: Path, output: str, wait_connected: float | None) -> None:
@@ -217,12 +224,25 @@ def renew(home: Path) -> None:
 @cli.command()
 @click.argument("topic")
 @click.argument("payload", default="-")
-@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True)
+@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="1: until it is acknowledged.")
 @click.option("--wait", is_flag=True, help="Until the server has acknowledged it.")
-@click.option("--timeout", type=click.FloatRange(0.1), default=30.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the agent's answer.",
+)
 @pass_home
 def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: float) -> None:
-    """Have the running agent publish PAYLOAD, or standard input for `-`. {id} in TOPIC stands for the device id.
+    """Publish a message by the running agent.
+
+    It is PAYLOAD, or standard input for `-`. {id} in TOPIC stands for the device id.
+
+    \b
+    Example:
+      device-agent --home D send 'devices/{id}/up/temperature' 21.5 --wait
 
     Exits 0 only once the agent has accepted it; with --wait, once the server has.
     """
@@ -253,7 +273,10 @@ def _token(token_file: Path | None, token_env: str | None) -> str:
         token = sys.stdin.read(TOKEN_SIZE_MAX)
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise BadConfig("There is no token there.", "Make one: fleet token create --device ID.")
+        raise BadConfig(
+            "There is no token there.",
+            "Give --token-file or --token-env; make one with: fleet token create --device ID.",
+        )
     return token
 
 

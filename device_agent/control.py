@@ -14,6 +14,7 @@ also use the agent.
 import contextlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -133,7 +134,9 @@ def ask(home: Path, request: dict[str, Any], timeout_seconds: float) -> Answer:
         except TimeoutError:
             raise
         except OSError as error:
-            raise NotRunning(f"No agent answers in {home}.", f"Start it: device-agent --home {home} run.") from error
+            raise NotRunning(
+                f"No agent answers in {home}.", f"Start it: device-agent --home {shlex.quote(str(home))} run."
+            ) from error
     answer: Answer = json.loads(line)
     if not answer.get("ok"):
         raise AgentError(str(answer.get("message", "The agent refused.")), str(answer.get("advice", "")))

@@ -1,5 +1,6 @@
 """`enroll` and `renew` as a person calls them: with or without an agent running in the same home."""
 
+import shlex
 from datetime import datetime
 
 from device_agent.agent_config import AgentConfig
@@ -62,7 +63,9 @@ def renew(config: AgentConfig) -> Identity:
         raise AgentError("The agent has not finished renewing in time.", "See its log.") from None
     renewed = IdentityStore(config.home).current()
     if renewed is None:
-        raise NotEnrolled("There is no certificate.", "Run: device-agent enroll.")
+        raise NotEnrolled(
+            "There is no certificate.", f"Run: device-agent --home {shlex.quote(str(config.home))} enroll."
+        )
     return renewed
 
 

@@ -1,5 +1,6 @@
 """How a device is: what its files say, checked for real, and what its running agent says. Needs `cryptography`."""
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,8 +78,9 @@ def examine(config: AgentConfig, now: datetime) -> Health:
 
 
 def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | None, now: datetime) -> tuple[str, str]:
+    command = f"device-agent --home {shlex.quote(str(config.home))}"
     if current is None and candidate is None:
-        return NOT_ENROLLED, "There is no certificate yet. Run: device-agent enroll."
+        return NOT_ENROLLED, f"There is no certificate yet. Run: {command} enroll."
     identity = current or candidate
     assert identity  # noqa: S101 - one of them is there
     if now >= identity.lifetime.not_after:
@@ -87,7 +89,7 @@ def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | 
     if problem:
         return INVALID, problem
     if current is None:
-        return UNPROVEN, "The certificate has not been used yet. Run: device-agent run."
+        return UNPROVEN, f"The certificate has not been used yet. Run: {command} run."
     return ENROLLED, ""
 
 

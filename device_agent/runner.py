@@ -5,6 +5,7 @@ Everything happens in one thread, but for the blocking part of a connect. Enroll
 
 import os
 import select
+import shlex
 import time
 from collections.abc import Callable
 
@@ -96,7 +97,10 @@ class Runner:
         with lock, self._wakeup.catching_signals():
             self._look_into_slots()
             if self._current is None and self._candidate is None:
-                raise NotEnrolled("This device has no certificate yet.", "Run: device-agent enroll.")
+                raise NotEnrolled(
+                    "This device has no certificate yet.",
+                    f"Run: device-agent --home {shlex.quote(str(self._config.home))} enroll.",
+                )
             desk = Desk(self._config.home, self._answers.handlers())
             self._journal.event("started", device=self.device_id, pid=os.getpid())
             try:

@@ -46,7 +46,12 @@ def frame() -> None:
 @click.argument("source", type=click.File("rb"), default="-")
 @click.option("--binary", is_flag=True, help="Write octets, not hex: to be sent to a port.")
 def encode_command(source: BinaryIO, binary: bool) -> None:
-    """Turn a message in JSON, from a file or stdin, into a frame."""
+    """Turn a message in JSON, from a file or stdin, into a frame.
+
+    \b
+    Example:
+      echo '{"message": "Finish", "session": "a1b2c3d4e5f60718", "step": 7, "fields": {}}' | firmware-tools frame encode
+    """
     try:
         tree = json.loads(source.read(_JSON_SIZE_MAX))
         octets = encode_frame(encode(message_from_json(tree)))
@@ -62,9 +67,10 @@ def encode_command(source: BinaryIO, binary: bool) -> None:
 @click.argument("source", type=click.File("rb"), default="-")
 @click.option("--binary", is_flag=True, help="Octets as they came from the line. Otherwise hex, spaces allowed.")
 def decode_command(source: BinaryIO, binary: bool) -> None:
-    """Show each message in what came over the line, from a file or stdin, one JSON object a line.
+    """Show messages in what came over the line.
 
-    What was dropped is counted on stderr. Exit 1 when there was no message, or one that can't be read.
+    It is read from a file or stdin; each message is one JSON object a line. What was dropped is counted on stderr. Exit
+    1 when there was no message, or one that can't be read.
     """
     reader = FrameReader()
     found = bad = 0

@@ -37,7 +37,14 @@ MQTT_PORT_DEFAULT = 8883
 _TIMING = Timing()
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+_output = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or JSON for programs.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,12 +69,18 @@ def list_ports(output: str) -> None:
 @click.option("--device-id", required=True, help="What the board shall be called.")
 @click.option("--model", default="", help="The fleet's model. Needed when the station builds several.")
 @click.option("--mqtt", default="", help="Where the device will connect, HOST:PORT.  [default: the EST host, 8883]")
-@click.option("--key-type", type=click.Choice(KEY_TYPES), default=KEY_TYPES[0], show_default=True)
+@click.option(
+    "--key-type",
+    type=click.Choice(KEY_TYPES),
+    default=KEY_TYPES[0],
+    show_default=True,
+    help="The key that the board makes. The fleet's model must allow it.",
+)
 @click.option("--hardware-serial", default="", help="The serial number that the board must have, from its label.")
 @click.option("--board-model", default="", help="The model that the board must say it is.")
 @click.option("--replace", is_flag=True, help="Let the board give up another identity that it holds.")
 @click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="File to which each outcome is added.")
-@click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True)
+@click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True, help="Speed of the line.")
 @click.option("--timeout", type=click.FloatRange(1), default=180.0, show_default=True, help="Seconds for it all.")
 @click.option(
     "--retransmit", type=click.FloatRange(0.05, 60), default=_TIMING.retransmit, help="Seconds, each request."
@@ -93,6 +106,11 @@ def provision(
     output: str,
 ) -> None:
     """Provision the board on a port. Safe to run again after any failure.
+
+    \b
+    Example:
+      fleet-station provision --port /dev/ttyUSB0 --device-id pump-7 --model pump --est https://HOST:8443 \\
+        --cert station/station.pem --key station/station.key --ca station/ca.pem --ledger ledger.jsonl
 
     \b
     Exit codes: 0 provisioned; 1 refused by the board, the EST server or a check;

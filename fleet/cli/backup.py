@@ -1,5 +1,6 @@
 """`fleet backup` and `fleet restore`: a home as one file, and back."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -47,10 +48,10 @@ def backup() -> None:
 @click.option("--plain", is_flag=True, help="Do not seal it: whoever has the file has the fleet's keys.")
 @output_option
 def take(home: Path, file: Path, password_file: str | None, password_env: str | None, plain: bool, output: str) -> None:
-    """Save the home into the new file FILE, sealed with a passphrase: settings, CAs, keys and the registry.
+    """Save the home into a new file.
 
-    The server may run; nothing waits for it. Archives of retention (HOME/archive) are left out: they never change, and
-    any copying will do.
+    Settings, CAs, keys and the registry go into FILE, sealed with a passphrase. The server may run; nothing waits for
+    it. Archives of retention (HOME/archive) are left out: they never change, and any copying will do.
 
     \b
     Examples:
@@ -83,7 +84,10 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
 @password_env
 @output_option
 def check(file: Path, password_file: str | None, password_env: str | None, output: str) -> None:
-    """Read all of FILE: every checksum, the registry's pages, every row of its audit. Needs no home."""
+    """Read all of a backup.
+
+    Every checksum, the registry's pages, every row of its audit. Needs no home.
+    """
     with attempting(f"checking '{file}'"):
         sealed = needs_passphrase(file)
         passphrase = _passphrase(file, password_file, password_env)
@@ -129,6 +133,8 @@ def restore(
     attempted = f"restoring '{file}' into '{home}'"
     if revocations is not None and none_kept:
         raise click.UsageError("Give --revocations or --no-revocations-after-backup, not both.")
+    with attempting(attempted):
+        file.stat()  # a wrong path is said before what a restore needs
     if revocations is None and not none_kept:
         raise CliError(
             attempted,
@@ -183,6 +189,8 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "operators": done.operators,
     }
     print_value(value, output)
+    if not is_json:
+        click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
     if again.barred:
@@ -191,7 +199,7 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if none_kept:
         click.echo(
-            f"Warning: {again.devices} devices are suspended: any of them may have been revoked since the backup. "
+            f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
             "that was revoked since can enroll devices again, an operator that was can use the API: before you serve, "
             "look at each of those named above, and revoke whom you do not trust.",

@@ -87,7 +87,7 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
         "text",
         metavar="FILTER",
         help="Every device of which all is true: 'model=cam2 and lot=L7 and state=active and group=pilot and "
-        "expires<30d'. Other keys are tags.",
+        "expires<30d'. Other keys are tags. At the home itself, not with --url.",
     ),
     click.option("--yes", is_flag=True, help="With --filter: do not ask, however many they are."),
     click.option(
@@ -118,7 +118,9 @@ def act_by_filter(many: Many, doing: str, deed: Move | Tagging) -> None:
             return
         count = run(_count(home, where))
         _confirm(many, doing, count)
-        tally, interrupted = run(_work(home, where, deed, count))
+        if count == 0:
+            click.echo("No device matches.", err=True)
+        tally, interrupted = run(_work(home, where, deed, count)) if count else (Tally(), False)
     _report(many, doing, deed.bulk, count, tally, interrupted)
     if tally.failed or interrupted:
         sys.exit(EXIT_FAILED)
@@ -137,12 +139,13 @@ async def _count(home: Path, where: DeviceFilter) -> int:
 def _list(many: Many, devices: list[Device]) -> None:
     rows = [(d.id, d.model, d.state, d.expires_at, dict(d.tags), d.groups) for d in devices]
     print_rows(DRY_COLUMNS, rows, many.output)
-    click.echo(f"{len(rows)} devices match; nothing was changed.", err=True)
+    click.echo(f"{len(rows)} {'device matches' if len(rows) == 1 else 'devices match'}; nothing was changed.", err=True)
 
 
 def _confirm(many: Many, doing: str, count: int) -> None:
     if many.count is not None and many.count != count:
-        raise CliError(f"{doing} devices", f"{count} match, not {many.count}; nothing was changed")
+        look = "Look at them with --dry-run"
+        raise CliError(f"{doing} devices", f"{count} match, not {many.count}; nothing was changed", look)
     if many.count is not None or many.is_confirmed or count == 0:
         return
     click.echo(f"{doing.capitalize()} {count} devices of: {many.text}", err=True)
@@ -170,6 +173,7 @@ async def _work(home: Path, where: DeviceFilter, deed: Deed, count: int) -> tupl
                 if time.monotonic() - shown >= PROGRESS_EVERY_SECONDS:
                     shown = time.monotonic()
                     click.echo(f"{tally.seen} of {count}", err=True)
+        click.echo(f"{tally.seen} of {count}", err=True)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

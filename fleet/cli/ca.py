@@ -38,7 +38,9 @@ def show(home: Path, output: str) -> None:
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
 def export(home: Path, whole: bool, force: bool, out: Path) -> None:
-    """Write the root certificate, which devices trust, as PEM to OUT (default: standard output).
+    """Write out the root certificate.
+
+    It is what devices trust, as PEM, to OUT (default: standard output).
 
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """

@@ -30,7 +30,9 @@ def status(home: Path, output: str) -> None:
 @home_option
 @output_option
 def migrate(home: Path, output: str) -> None:
-    """Bring the database to the schema of this program, as `fleet serve` does when it starts.
+    """Bring the database to this program's schema.
+
+    `fleet serve` does so when it starts.
 
     Several may be started at once: each step is applied once. There is no way back: copy the database before.
     """

@@ -65,6 +65,8 @@ def demo(keep: bool, upstream: str, output: str) -> None:
         shown = True
         if keep:
             _look_around(stage)
+        else:
+            click.echo("Every step held. Look around in it: --keep. A home of your own: fleet init HOME", err=True)
     except KeyboardInterrupt:
         click.echo("Ended.", err=True)
         if not shown:

@@ -8,7 +8,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
-from fleet.domain.device_filter import parse_place, parse_time, place_text
+from fleet.domain.device_filter import parse_filter, parse_place, parse_time, place_text
 from fleet.domain.tags import Retag, checked_tags, parse_tag
 
 COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
@@ -36,7 +36,14 @@ def add(
     groups: tuple[str, ...],
     output: str,
 ) -> None:
-    """Register DEVICE_ID, so that it can be given a token or be provisioned."""
+    """Register a device.
+
+    Then DEVICE_ID can be given a token (fleet token create --device DEVICE_ID), or be provisioned by a station.
+
+    \b
+    Example:
+      fleet device add cam-7 --model cam2 --tag lot=L7 --tag 'site=Oslo East' --group pilot
+    """
     with attempting(f"adding device '{device_id}'"):
         labels = Retag(checked_tags(map(parse_tag, tags)), join=groups) if tags or groups else None
         added = desk.add_device(device_id, model, hardware_serial, labels)
@@ -54,6 +61,12 @@ def add(
     metavar="TIME",
     help="Only devices in service whose newest certificate ends before then, the soonest first: 30d or 2026-12-01.",
 )
+@click.option(
+    "--filter",
+    "text",
+    metavar="FILTER",
+    help="In place of the others, as in the commands that act on many: 'model=cam2 and lot=L7 and expires<30d'.",
+)
 @click.option("--after", default="", metavar="PLACE", help="Start behind this one, as the last page named it.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @output_option
@@ -64,19 +77,34 @@ def list_(
     tags: tuple[str, ...],
     group: str | None,
     expires_before: str | None,
+    text: str | None,
     after: str,
     limit: int,
     output: str,
 ) -> None:
-    """List devices: by id, or by the end of their certificates with --expires-before."""
+    """List devices.
+
+    They come by id, or with --expires-before by the end of their certificates.
+
+    \b
+    Examples:
+      fleet device list --model cam2 --state suspended --tag lot=L7
+      fleet device list --expires-before 30d -o json
+      fleet device list --filter 'lot=L7 and site="Oslo East"'
+    """
+    if text is not None and (model or state or tags or group or expires_before):
+        raise click.UsageError("--filter says it all: write the others into it.")
     with attempting("listing the devices"):
-        where = DeviceFilter(
-            model=model,
-            state=DeviceState(state) if state else None,
-            tags=tuple(sorted(set(map(parse_tag, tags)))),
-            group=group,
-            expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
-        )
+        if text is not None:
+            where = parse_filter(text, utc_now())
+        else:
+            where = DeviceFilter(
+                model=model,
+                state=DeviceState(state) if state else None,
+                tags=tuple(sorted(set(map(parse_tag, tags)))),
+                group=group,
+                expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
+            )
         found = desk.devices(where, parse_place(after, where), limit)
     print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
     if len(found) == limit:
@@ -88,7 +116,7 @@ def list_(
 @click.argument("device_id")
 @output_option
 def show(desk: Desk, device_id: str, output: str) -> None:
-    """Show DEVICE_ID with its certificates, oldest first."""
+    """Show a device with its certificates, oldest first."""
     with attempting(f"showing device '{device_id}'"):
         found, held = desk.device(device_id)
     certificates = [
@@ -107,24 +135,45 @@ def show(desk: Desk, device_id: str, output: str) -> None:
 @device.command()
 @one_or_many
 def suspend(device_id: str | None, many: Many) -> None:
-    """Refuse DEVICE_ID, or every device of --filter, until it is resumed; a live session ends at once."""
+    """Refuse devices until they are resumed.
+
+    It is DEVICE_ID, or every device of --filter. Live sessions end at once; certificates stay.
+
+    \b
+    Examples:
+      fleet device suspend cam-7 --reason 'being repaired'
+      fleet device suspend --filter 'lot=L7 and state=active' --dry-run
+    """
     _move("suspend", "suspending", device_id, many)
 
 
 @device.command()
 @one_or_many
 def resume(device_id: str | None, many: Many) -> None:
-    """Let the suspended DEVICE_ID, or every suspended device of --filter, in again."""
+    """Let suspended devices in again.
+
+    It is DEVICE_ID, or every suspended device of --filter.
+
+    \b
+    Example:
+      fleet device resume --filter 'lot=L7 and state=suspended' --count 12
+    """
     _move("resume", "resuming", device_id, many)
 
 
 @device.command()
 @one_or_many
 def revoke(device_id: str | None, many: Many) -> None:
-    """Put DEVICE_ID, or every device of --filter, out for good: certificates are revoked, live sessions end at once.
+    """Put devices out for good.
+
+    It is DEVICE_ID, or every device of --filter. Certificates are revoked, live sessions end at once.
 
     There is no way back: hardware that is to serve again is registered under a new id. To shut a device out for a
     while, suspend it.
+
+    \b
+    Example:
+      fleet device revoke cam-7 --reason lost
     """
     _move("revoke", "revoking", device_id, many)
 
@@ -132,7 +181,14 @@ def revoke(device_id: str | None, many: Many) -> None:
 @device.command()
 @one_or_many
 def retire(device_id: str | None, many: Many) -> None:
-    """Take DEVICE_ID, or every device of --filter, out of service in good order, for good."""
+    """Take devices out of service in good order.
+
+    It is DEVICE_ID, or every device of --filter, and for good.
+
+    \b
+    Example:
+      fleet device retire --filter 'model=cam1' --dry-run
+    """
     _move("retire", "retiring", device_id, many)
 
 
@@ -161,7 +217,9 @@ def tag(
     device_id: str | None,
     many: Many,
 ) -> None:
-    """Set tags of DEVICE_ID, or of every device of --filter; put it into groups and take it out of them.
+    """Change tags and groups of devices.
+
+    It is DEVICE_ID, or every device of --filter.
 
     \b
     Examples:

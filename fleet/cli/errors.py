@@ -49,7 +49,8 @@ class CliError(click.ClickException):
 
 
 def _sentence(attempted: str, problem: str, next_step: str) -> str:
-    text = f"{attempted}: {_uncapitalised(problem.strip().rstrip('.'))}."
+    said = _uncapitalised(problem.strip().rstrip("."))
+    text = f"{attempted}: {said}" + ("" if said.endswith("?") else ".")
     return f"{text} {next_step.strip().rstrip('.')}." if next_step.strip() else text
 
 

@@ -32,6 +32,11 @@ COLUMNS = ("week", "devices", "tokens", "authorities")
 def forecast(home: Path, weeks: int, cliff: float, check: bool, output: str) -> None:
     """Show, week by week, how many devices' certificates and tokens end, and which of the fleet's own.
 
+    \b
+    Examples:
+      fleet forecast --weeks 13
+      fleet forecast --check -o json
+
     Warnings stand on standard error (in JSON: under "warnings"): a week in which much of the fleet ends, a CA that ends
     within the weeks shown, and one whose remaining life is shorter than a model's certificates, which it cuts.
     """

@@ -1,6 +1,7 @@
 """`fleet operator`: people and programs that use the admin API, and the certificates by which they come."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -93,6 +94,11 @@ def add(
       operator  runs devices: registers, tags, suspends, revokes, makes tokens
       factory   registers devices of its models and makes tokens for them
       admin     everything
+
+    \b
+    Examples:
+      fleet operator add bob --role admin --out ./operators --password-file bob.password
+      fleet operator add line-1 --role factory --model pump --out ./operators --password-env P12_PASSWORD
     """
     files = Files(out, name)
     password = PasswordSource(f"'{files.pkcs12}'", "password", password_file, password_env).given_or_asked(confirm=True)
@@ -112,6 +118,9 @@ def add(
         },
         output,
     )
+    if output == "table":
+        given = f"--cert {shlex.quote(str(files.certificate))} --ca {shlex.quote(str(files.authority))}"
+        click.echo(f"\nNext, from wherever {name} is: fleet device list --url https://HOST:8444 {given}")
 
 
 def _make_files(
@@ -167,7 +176,7 @@ def _must_be_free(files: Files, root: bytes) -> None:
 @home_option
 @output_option
 def list_(home: Path, output: str) -> None:
-    """List the operators with their roles and the state of their certificates."""
+    """List the operators, with roles and certificates."""
 
     async def work() -> list[Found]:
         async with opened(home) as fleet:
@@ -184,7 +193,7 @@ def list_(home: Path, output: str) -> None:
 @click.argument("name")
 @output_option
 def show(home: Path, name: str, output: str) -> None:
-    """Show the operator NAME, what its role permits, and its certificate."""
+    """Show an operator: role, rights, certificate."""
 
     async def work() -> Found:
         async with opened(home) as fleet:
@@ -206,7 +215,10 @@ def show(home: Path, name: str, output: str) -> None:
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
 @output_option
 def revoke(home: Path, name: str, reason: str, output: str) -> None:
-    """Revoke the certificate of the operator NAME: the admin API refuses it from now on."""
+    """Revoke an operator's certificate.
+
+    The admin API refuses NAME from now on, and its streams of events end.
+    """
 
     async def work() -> None:
         async with opened(home) as fleet:

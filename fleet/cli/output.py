@@ -90,7 +90,7 @@ def _plain(value: object) -> object:
 
 
 def _text(value: object) -> str:
-    """`value` on one line of a terminal: control characters shown as escapes, never obeyed."""
+    """`value` on one line of a terminal, - for none: control characters shown as escapes, never obeyed."""
     match value:
         case None:
             return "-"
@@ -106,4 +106,4 @@ def _text(value: object) -> str:
             text = ", ".join(_text(item) for item in value)
         case _:
             text = str(value)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "-"

@@ -28,7 +28,9 @@ def retention() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what is due, and leave it.")
 @output_option
 def run_(home: Path, dry_run: bool, output: str) -> None:
-    """Move what is due from the registry into files in HOME/archive.
+    """Archive what is due.
+
+    It moves from the registry into files in HOME/archive. Look first: fleet retention run --dry-run
 
     Events: from the second run on, for it goes by when they were first seen. Audit: once it is sealed, by whole blocks
     of 256 rows. Certificates: never one that has not ended, nor the last one of a device in service.
@@ -44,7 +46,7 @@ def run_(home: Path, dry_run: bool, output: str) -> None:
         try:
             done = run(work())
         except SettingsError as error:
-            raise CliError(attempted, str(error).rstrip("?."), "Mend that line") from error
+            raise CliError(attempted, str(error), "Mend that line") from error
     value = {"dry_run": dry_run, "events": done.events, "audit": done.audit, "certificates": done.credentials}
     print_value({**value, "files": list(done.files)}, output)
 
@@ -53,7 +55,9 @@ def run_(home: Path, dry_run: bool, output: str) -> None:
 @home_option
 @output_option
 def check(home: Path, output: str) -> None:
-    """Verify every audit row in HOME/archive against the signed heads beside them: none changed, missing or put in.
+    """Verify the archives of the audit.
+
+    Every row in HOME/archive is held against the signed heads beside it: none changed, missing or put in.
 
     It reads files only; the registry may be gone.
     """

@@ -30,7 +30,7 @@ ADDRESS = Checked("A:P", parse_address)
 @click.option(
     "--workers",
     type=Checked("N", parse_workers),
-    help="Processes that share the listeners, instead of fleet.toml's; auto: one for each core.",
+    help="Processes that share the listeners, instead of fleet.toml's; auto (or 0): one for each core.",
 )
 @click.option(
     "--ready-file",
@@ -75,7 +75,7 @@ def serve(
         try:
             settings = settings_of(place)
         except SettingsError as error:
-            raise CliError(f"serving '{home}'", str(error).rstrip("?."), "Mend that line and start again") from error
+            raise CliError(f"serving '{home}'", str(error), "Mend that line and start again") from error
         settings = replace(
             settings,
             est=est or settings.est,

@@ -41,6 +41,10 @@ def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, ou
     station.pem  its certificate and the issuing CA
     station.key  its key, made here and kept nowhere else; mode 0600
     ca.pem       the root that it trusts
+
+    \b
+    Example:
+      fleet station add line-1 --model pump --out ./station
     """
     with attempting(f"adding station '{name}'"):
         credential = _make_files(home, name, models, out, timedelta(days=days))

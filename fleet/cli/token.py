@@ -37,7 +37,9 @@ def token() -> None:
 def create(
     desk: Desk, device: str | None, model: str | None, uses: int, ttl: timedelta, out: Path | None, output: str
 ) -> None:
-    """Make a token and print it, alone on a line, or write it into a file; it cannot be shown again.
+    """Make a one-time token.
+
+    It is printed, alone on a line, or written into a file, and cannot be shown again.
 
     A token for a device is also how a device that was enrolled before is let in with a new key.
 
@@ -91,9 +93,10 @@ def list_(desk: Desk, output: str) -> None:
 @click.argument("token_id")
 @output_option
 def revoke(desk: Desk, token_id: str, output: str) -> None:
-    """No further use of the token TOKEN_ID, which is the part before the dot.
+    """Allow no further use of a token.
 
-    Certificates that it has earned stay; revoke their devices.
+    TOKEN_ID is the part before the dot; `fleet token list` shows it. Certificates that it has earned
+    stay; revoke their devices.
     """
     if "." in token_id:
         raise click.UsageError("Give the id alone, the part before the dot: a secret has no place on a command line.")

@@ -22,7 +22,11 @@ def check_filter(text: str) -> str:
     # either end would be lost there. `$share` names how to subscribe, not what: a policy holds what.
     bad = not text.isprintable() or text != text.strip() or len(text) > 1024 or text.startswith("$share/")
     if bad or not is_well_formed(text):
-        raise Invalid("bad-topic-filter", f"{text[:80]!r} is not a topic filter.", "See MQTT 5.0, section 4.7.")
+        raise Invalid(
+            "bad-topic-filter",
+            f"{text[:80]!r} is not a topic filter.",
+            "+ and # stand for whole levels, # only at the end: devices/{id}/up/#.",
+        )
     return text
 
 

@@ -6,6 +6,7 @@ again when it is next needed.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -78,6 +79,8 @@ class PostgresRegistry:
         return registry
 
     async def _connect(self, create: bool) -> None:
+        # It would warn with a traceback every second of an outage, of which whoever asks us hears anyway.
+        logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
         pool = asyncpg.create_pool(
             **session_arguments(self.url, "reader"),
             min_size=1,

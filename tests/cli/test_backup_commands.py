@@ -52,7 +52,7 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     for words in (("backup", "check", file), ("restore", file, str(tmp_path / "h"), "--no-revocations-after-backup")):
         assert "not sealed" in fleet(home, *words, "--password-env", "PASS", expect=1).stderr
     done = fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
-    assert "Warning: 0 devices are suspended" in done.stderr
+    assert "Warning: devices suspended: 0." in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
         (("backup", "check", "{}/none"), 1, "Check the path"),
         (("backup", "check", "{}/home/fleet.toml"), 1, "Error: checking"),
         (("restore", "{}/b", "{}/h", "--no-revocations-after-backup", "--revocations", "{}/pass"), 2, "not both"),
+        (("restore", "{}/nothing", "{}/h"), 1, "no such file or directory"),
     ],
 )
 def test_refused(home: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:

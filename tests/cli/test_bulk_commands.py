@@ -123,7 +123,10 @@ def test_the_count_must_be_typed(fleet: Fleet, home: Path) -> None:
     assert parsed(fleet("resume", "--filter", "lot=L1", "--yes", "-o", "json"))["skipped"] == {
         "device-not-suspended": 5
     }
-    again = parsed(fleet("suspend", "--filter", "lot=L1", "--count", "5", "-o", "json"))
+    again = parsed(shown := fleet("suspend", "--filter", "lot=L1", "--count", "5", "-o", "json"))
+    assert shown.stderr.splitlines()[-1] == "5 of 5"
+    nobody = fleet("suspend", "--filter", "lot=none", "--yes", "-o", "json")
+    assert (nobody.stderr, parsed(nobody)["matched"]) == ("No device matches.\n", 0)
     assert again["bulk"] != done["bulk"]
 
 
@@ -134,6 +137,7 @@ def test_dry_run_lists_and_changes_nothing(fleet: Fleet, home: Path) -> None:
     assert "3 devices match; nothing was changed" in dry.stderr
     assert fleet("retire", "--filter", "lot=L9", "--dry-run").stdout.startswith("ID")
     assert asyncio.run(count(home, DeviceFilter(state=DeviceState.ACTIVE))) == 6
+    assert ids(fleet("list", "--filter", "lot=L0 and state=active", "-o", "json")) == ids(dry)
 
 
 def test_tags_by_filter(fleet: Fleet, home: Path) -> None:
@@ -158,6 +162,8 @@ def test_tags_by_filter(fleet: Fleet, home: Path) -> None:
         (("tag", "--filter", "lot=L7", "cam-7", "lot=x"), 1, "'cam-7' is not a tag"),
         (("list", "--expires-before", "soon"), 1, "is no time"),
         (("list", "--tag", "lot"), 1, "is not a tag"),
+        (("list", "--filter", "lot"), 1, "position 4: expected '=' after lot"),
+        (("list", "--filter", "lot=L7", "--state", "active"), 2, "write the others into it"),
     ],
 )
 def test_refused(fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:

@@ -40,7 +40,7 @@ def test_rows_as_a_table() -> None:
     assert lines == [
         "ID      LAST SEEN             MODELS",
         "pump-7  2026-01-02 02:04:05Z  a, b",
-        "p       -",
+        "p       -                     -",
     ]
 
 

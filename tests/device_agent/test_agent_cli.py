@@ -192,7 +192,7 @@ def test_run_without_an_identity_says_what_to_do(new_device: Callable[[], Device
     device.init()
     agent = device.run()
     assert agent.wait() == 1
-    assert "device-agent enroll" in agent.lines[-1]
+    assert agent.lines[-1].endswith(f"device-agent --home '{device.home}' enroll.")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,19 @@ async def test_it_goes_on_where_it_broke(registry: Fragile, feed: Feed, heard: l
     assert feed.failures >= 1
 
 
+async def test_an_outage_is_logged_with_its_reason_and_no_traceback(
+    registry: Fragile, feed: Feed, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.broken = True
+    await tell(registry, "a")
+    await until(lambda: "event=feed.broken" in caplog.text)
+    registry.broken = False
+    await until(feed.reliable)
+    assert "event=feed.back" in caplog.text
+    broken = [record for record in caplog.records if "event=feed.broken" in record.getMessage()]
+    assert all("reason=" in record.getMessage() and record.exc_info is None for record in broken)
+
+
 async def test_what_could_not_be_heard_is_heard_again(registry: Fragile, feed: Feed, heard: list[str]) -> None:
     await tell(registry, "a", "poison", "b")
     await until(lambda: heard == ["a", "poison", "poison", "b"])
@@ -136,6 +149,7 @@ async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
     registry.broken = True
     await tell(registry, "a", "b", "c")
     await registry.commit(Change(operator("test"), (DropEvents(3),)))
+    await until(lambda: made.failures > 0)
     registry.broken = False
     await until(lambda: missed == [0])
     await until(made.reliable)

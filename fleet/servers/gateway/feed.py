@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from fleet.domain.changes import Event
+from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 
 log = logging.getLogger("fleet.gateway")
@@ -68,6 +69,9 @@ class Feed:
                     self._missed()
                 await self._follow(newest)
                 delay = RETRY_SECONDS_MIN
+            except Unavailable as error:  # an outage: it is told again and again, and a traceback tells no more
+                self._broke()
+                log.error("event=feed.broken heard=%d reason=%s", self._heard, error.message)
             except Exception:
                 self._broke()
                 log.exception("event=feed.broken heard=%d", self._heard)
@@ -77,7 +81,7 @@ class Feed:
     async def _follow(self, newest: int) -> None:
         """Hear events until the feed ends or is stuck. Raises: what the registry or `hear` raises."""
         if self._heard == newest:
-            self._down_since = None
+            self._is_back()
         following = asyncio.create_task(self._hear_all())
         try:
             while not following.done():
@@ -85,7 +89,7 @@ class Feed:
                 behind = self._heard
                 newest = await self._registry.last_event()
                 if behind == newest:
-                    self._down_since = None
+                    self._is_back()
                 elif behind > newest:
                     break  # the registry was put back
                 elif not following.done():
@@ -104,6 +108,11 @@ class Feed:
         async for event in self._registry.follow(self._heard):
             await self._hear(event)
             self._heard = event.seq
+
+    def _is_back(self) -> None:
+        if self._down_since is not None:
+            log.warning("event=feed.back heard=%d", self._heard)
+        self._down_since = None
 
     def _broke(self) -> None:
         self.failures += 1
