@@ -27,8 +27,9 @@ from fleet.domain.changes import (
 )
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place
-from fleet.domain.errors import Conflict, FleetError
+from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from fleet.storage.engines import Engine
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry, station, token
 
 DEADLINE_SECONDS = 20.0
@@ -459,3 +460,18 @@ class TestFeed:
         await registry.commit(change(events=(Event("test", "after"),)))
         async with asyncio.timeout(DEADLINE_SECONDS):
             assert (await anext(registry.follow(0))).subject == "after"
+
+
+class TestClosed:
+    async def test_everything_is_unavailable(self, registry: Engine) -> None:
+        waiting = asyncio.ensure_future(anext(registry.follow(await registry.last_event())))
+        await asyncio.sleep(0)
+        await registry.close()
+        await registry.close()
+        for call in (registry.commit(change()), registry.device("a"), registry.devices(), anext(registry.follow(0))):
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert caught.value.code == "registry-closed"
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            with pytest.raises(Unavailable):
+                await waiting

@@ -166,20 +166,6 @@ async def test_close_commits_what_was_handed_over(registry: SqliteRegistry, db_p
     await again.close()
 
 
-async def test_after_close_everything_is_unavailable(registry: SqliteRegistry) -> None:
-    waiting = asyncio.ensure_future(anext(registry.follow(await registry.last_event())))
-    await asyncio.sleep(0)
-    await registry.close()
-    await registry.close()
-    for call in (registry.commit(change()), registry.device("a"), registry.devices(), anext(registry.follow(0))):
-        with pytest.raises(Unavailable) as caught:
-            await call
-        assert caught.value.code == "registry-closed"
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        with pytest.raises(Unavailable):
-            await waiting
-
-
 async def test_the_log_is_folded_in_at_the_last_close(registry: SqliteRegistry, db_path: Path) -> None:
     second = await SqliteRegistry.open(db_path)
     log = Path(f"{db_path}-wal")
