@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import click
 
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import attempting
+from fleet.cli.model_rules import rule_options
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.device import KEY_TYPES, Model
+from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 
 _LIFETIME = "How long a certificate lives: 12h, 30d."
 _KEY_TYPE = "A kind of key that its devices may use; may be repeated."
@@ -33,6 +36,7 @@ def model() -> None:
 @click.option("--publish", multiple=True, metavar="FILTER", help=_PUBLISH)
 @click.option("--subscribe", multiple=True, metavar="FILTER", help=_SUBSCRIBE)
 @click.option("--retain/--no-retain", default=False, show_default=True, help=_RETAIN)
+@rule_options
 @output_option
 def add(
     desk: Desk,
@@ -42,6 +46,7 @@ def add(
     publish: tuple[str, ...],
     subscribe: tuple[str, ...],
     retain: bool,
+    rules: dict[str, Any],
     output: str,
 ) -> None:
     """Add the model NAME.
@@ -53,17 +58,17 @@ def add(
       fleet model add cam2 --lifetime 30d --publish 'devices/{id}/up/#' --subscribe 'devices/{id}/down/#'
     """
     usual = Model(name, lifetime)
-    new = replace(
-        usual,
-        key_types=key_types or usual.key_types,
-        publish=publish or usual.publish,
-        subscribe=subscribe or usual.subscribe,
-        retain=retain,
-    )
-
     with attempting(f"adding model '{name}'"):
+        new = replace(
+            usual,
+            key_types=key_types or usual.key_types,
+            publish=publish or usual.publish,
+            subscribe=subscribe or usual.subscribe,
+            retain=retain,
+            rules=rules_of(rules),
+        )
         desk.add_model(new)
-    print_value(_shown(new, output), output)
+    print_value(_shown_whole(new, output), output)
 
 
 @model.command(name="set")
@@ -74,6 +79,7 @@ def add(
 @click.option("--publish", multiple=True, metavar="FILTER", help=_PUBLISH)
 @click.option("--subscribe", multiple=True, metavar="FILTER", help=_SUBSCRIBE)
 @click.option("--retain/--no-retain", default=None, help=_RETAIN)
+@rule_options
 @output_option
 def set_(
     desk: Desk,
@@ -83,6 +89,7 @@ def set_(
     publish: tuple[str, ...],
     subscribe: tuple[str, ...],
     retain: bool | None,
+    rules: dict[str, Any],
     output: str,
 ) -> None:
     """Change the model NAME; what is not given stays as it is.
@@ -99,13 +106,14 @@ def set_(
             publish=publish or old.publish,
             subscribe=subscribe or old.subscribe,
             retain=old.retain if retain is None else retain,
+            rules=rules_of(rules, old.rules),
         )
 
-    if not (lifetime or key_types or publish or subscribe) and retain is None:
-        raise click.UsageError("Nothing to change: give --lifetime, --key-type, --publish, --subscribe or --retain.")
+    if not (lifetime or key_types or publish or subscribe or rules) and retain is None:
+        raise click.UsageError("Nothing to change: give an option of those in --help.")
     with attempting(f"changing model '{name}'"):
         changed = desk.change_model(name, change)
-    print_value(_shown(changed, output), output)
+    print_value(_shown_whole(changed, output), output)
 
 
 @model.command(name="list")
@@ -115,8 +123,8 @@ def list_(desk: Desk, output: str) -> None:
     """List the models."""
     with attempting("listing the models"):
         found = desk.models()
-    rows = [tuple(_shown(m, output).values()) for m in found]
-    print_rows(("name", "lifetime", "key_types", "publish", "subscribe", "retain"), rows, output)
+    shown = [_shown_whole(m, output) if output == "json" else _shown(m, output) for m in found]
+    print_rows(tuple(shown[0]) if shown else ("name",), [tuple(m.values()) for m in shown], output)
 
 
 @model.command()
@@ -127,7 +135,7 @@ def show(desk: Desk, name: str, output: str) -> None:
     """Show the model NAME."""
     with attempting(f"showing model '{name}'"):
         found = desk.model(name)
-    print_value(_shown(found, output), output)
+    print_value(_shown_whole(found, output), output)
 
 
 def _shown(m: Model, output: str) -> dict[str, object]:
@@ -140,3 +148,18 @@ def _shown(m: Model, output: str) -> dict[str, object]:
         "subscribe": m.subscribe,
         "retain": m.retain,
     }
+
+
+def _shown_whole(m: Model, output: str) -> dict[str, object]:
+    """With its rules; the table leaves out those that are as usual."""
+    shown, rules = _shown(m, output), rules_json(m.rules)
+    if output == "json":
+        return {**shown, **rules}
+    usual = rules_json(DEFAULT_RULES)
+    if rules["tenant"]:
+        shown["tenant"] = rules["tenant"]
+    for group in ("admission", "profile", "renewal"):
+        for name, value in rules[group].items():
+            if value != usual[group][name] or name == "paths":
+                shown[f"{group} {name}"] = value
+    return shown

@@ -26,6 +26,7 @@ from fleet.domain.device import (
     plain_name,
 )
 from fleet.domain.errors import NotFound
+from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.inventory import checked_model
@@ -191,6 +192,7 @@ def _changes(model: Model) -> dict[str, Any]:
         "publish": list(model.publish),
         "subscribe": list(model.subscribe),
         "retain": model.retain,
+        **rules_json(model.rules),
     }
 
 
@@ -202,6 +204,7 @@ def _model(value: Json) -> Model:
         publish=tuple(value["publish"]),
         subscribe=tuple(value["subscribe"]),
         retain=value["retain"],
+        rules=rules_of({name: value[name] for name in rules_json(DEFAULT_RULES) if name in value}),
         revision=value["revision"],
     )
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import NewType
 
 from fleet.domain.errors import Invalid
+from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
 
 DeviceId = NewType("DeviceId", str)
 
@@ -89,6 +90,7 @@ class Model:
     subscribe: tuple[str, ...] = ("devices/{id}/down/#",)
     retain: bool = False
     """Whether its devices may leave retained messages: the broker keeps those for ever, so it is a right of its own."""
+    rules: ModelRules = DEFAULT_RULES
     revision: int = 1
     """Counts the changes: what was read of an older revision must not overwrite this one."""
 

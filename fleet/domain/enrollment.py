@@ -11,105 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fleet.domain.access import Operator
-from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState, KeyUse, Station, Token
-from fleet.domain.device import Device, DeviceId, DeviceState, Model, device_id
+from fleet.domain.application import Application
+from fleet.domain.credential import CredentialKind, CredentialState, Station
+from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Refused
-
-COMMON_NAME = "2.5.4.3"
-SERIAL_NUMBER = "2.5.4.5"
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Subject and subjectAltName as plain values, comparable between a CSR and a certificate."""
-
-    subject: tuple[tuple[str, str], ...] = ()
-    """(dotted OID, value) in order."""
-    alt_names: tuple[str, ...] = ()
-    """Each general name as "TYPE:value", in order; () when the extension is absent."""
-
-    def common_name(self) -> str:
-        """The one common name.
-
-        Raises: Invalid (`no-common-name`) when there is none, or more than one.
-        """
-        found = [value for oid, value in self.subject if oid == COMMON_NAME]
-        if len(found) != 1:
-            raise Invalid(
-                "no-common-name",
-                f"The request's subject holds {len(found)} common names; exactly one, the device id, is needed.",
-            )
-        return found[0]
-
-
-@dataclass(frozen=True, slots=True)
-class EnrollmentRequest:
-    """What a CSR asks for, after its own signature has been verified."""
-
-    names: Names
-    key_type: str
-    """One of KEY_TYPES, or another name that no model allows."""
-    spki_der: bytes
-    key_sha256: bytes
-    is_bound: bool | None = None
-    """Whether it binds itself to the TLS connection that it came on (RFC 7030, 3.5); None: it does not try to."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenGrant:
-    """By a one-time token, whose secret has been verified."""
-
-    token: Token
-    username: str
-    """The HTTP Basic user name sent with it."""
-
-    def __str__(self) -> str:
-        return f"token {self.token.id}"
-
-
-@dataclass(frozen=True, slots=True)
-class StationGrant:
-    """By a factory station that authenticated itself with its own certificate."""
-
-    station: Station
-    model: str
-    """The model that the station provisions; needed when the device is new to the registry."""
-    credential: Credential
-    """The station's certificate."""
-
-    def __str__(self) -> str:
-        return f"station {self.station.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class RenewalGrant:
-    """By the device's own current certificate, presented in the TLS handshake."""
-
-    credential: Credential
-    names: Names
-    """Names in that certificate."""
-
-    def __str__(self) -> str:
-        return f"certificate {self.credential.serial}"
-
-
-Grant = TokenGrant | StationGrant | RenewalGrant
-
-
-@dataclass(frozen=True, slots=True)
-class Application:
-    """One request for a certificate with everything that is known about it."""
-
-    request: EnrollmentRequest
-    grant: Grant
-    device: Device | None
-    """None: the registry does not know this device id yet."""
-    model: Model
-    credentials: tuple[Credential, ...]
-    """Those of the device, oldest first; of its superseded ones not all, and never without one that is not."""
-    now: datetime
-    key_uses: tuple[KeyUse, ...] = ()
-    """Who has a certificate for the key asked for."""
+from fleet.domain.grants import RenewalGrant
+from fleet.domain.model_rules import DEFAULT_RULES, ProfileRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +32,11 @@ class IssuePermit:
     not_after: datetime
     grant: str
     """By what right, in words, for the audit."""
-
-
-def earned_before(a: Application) -> Credential | None:
-    """The certificate that this very request has earned already: it comes again because the answer was lost.
-
-    It is for the same key, and was never seen in use. Nothing new is given away: only the holder of that key can use
-    it. Past half of its life a new one is better than the old.
-    """
-    for credential in reversed(a.credentials):
-        if isinstance(a.grant, RenewalGrant) and credential.fingerprint == a.grant.credential.fingerprint:
-            return None  # what a renewal earned is younger than the certificate that asked for it
-        if credential.state is CredentialState.ISSUED and credential.key_sha256 == a.request.key_sha256:
-            half = (credential.not_after - credential.not_before) / 2
-            return credential if credential.not_before <= a.now < credential.not_before + half else None
-    return None
+    model: str = ""
+    """The device's model; "" for who is no device."""
+    profile: ProfileRules = DEFAULT_RULES.profile
+    tenant: str = ""
+    """Whose issuing CA is to sign; "" for the fleet's own."""
 
 
 def binding_is_to_this_connection(a: Application) -> None:
@@ -174,40 +71,22 @@ def key_is_its_own(a: Application) -> None:
         raise Refused("key-in-use", "This key belongs to another device or station.", "Make a new key.")
 
 
+def path_is_open(a: Application) -> None:
+    """A model chooses the ways in which its devices may come in; a renewal is open to all."""
+    if a.grant.path is not None and a.grant.path not in a.model.rules.admission.paths:
+        raise Refused(
+            "path-not-open",
+            f"Devices of model {a.model.name} do not come in by {a.grant.path}.",
+            f"Open it with: fleet model set {a.model.name} --admit {a.grant.path}",
+        )
+
+
 def grant_is_valid(a: Application) -> None:
-    match a.grant:
-        case TokenGrant(token=token):
-            if token.revoked_at is not None:
-                raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")
-            if a.now >= token.expires_at:
-                raise Refused("token-expired", "The token has expired.", "Ask for a new one.")
-            if token.uses >= token.uses_max and earned_before(a) is None:
-                raise Refused("token-used-up", "The token has been used up.", "Ask for a new one.")
-        case RenewalGrant(credential=credential):
-            if credential.state not in USABLE:
-                raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
-            if not credential.not_before <= a.now < credential.not_after:
-                raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
-        case StationGrant():
-            pass  # admission has checked the station's own certificate
+    a.grant.must_be_valid(a)
 
 
 def grant_covers_device(a: Application) -> None:
-    name = a.request.names.common_name()
-    match a.grant:
-        case TokenGrant(token=token, username=username):
-            if username and username != name:
-                raise Refused("not-your-identity", "The user name and the request's common name differ.")
-            if token.device_id is not None and token.device_id != name:
-                raise Refused("not-your-identity", "The token was made for another device.")
-            if token.model is not None and token.model != a.model.name:
-                raise Refused("not-your-model", "The token was made for another model.")
-        case StationGrant(station=station):
-            if a.model.name not in station.models:
-                raise Refused("not-your-model", f"Station {station.name} may not provision model {a.model.name}.")
-        case RenewalGrant(credential=credential):
-            if credential.holder != name:
-                raise Refused("not-your-identity", "The certificate presented belongs to another device.")
+    a.grant.must_cover_device(a)
 
 
 def device_is_in_service(a: Application) -> None:
@@ -216,22 +95,8 @@ def device_is_in_service(a: Application) -> None:
 
 
 def identity_is_free(a: Application) -> None:
-    """A right over a whole model never takes over the identity of a device that has been seen in the field.
-
-    A token made for this very device does: that is how an operator lets a reflashed board back in. The same key
-    again is a retry after a lost answer. A station may repeat a run of its own whose certificate was never used.
-    """
-    in_use = [c for c in a.credentials if c.state is not CredentialState.ISSUED]
-    match a.grant:
-        case TokenGrant(token=token) if token.device_id is None:
-            taken = any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
-        case StationGrant():
-            taken = any(c.grant != str(a.grant) for c in a.credentials)
-        case _:
-            return
-    # One whose certificates have all been archived had some, and so has been out there.
-    forgotten = a.device is not None and a.device.expires_at is not None and not a.credentials
-    if taken or in_use or forgotten:
+    """A right over a whole model never takes over the identity of a device that has been seen in the field."""
+    if a.grant.would_take_over(a):
         raise Refused(
             "already-enrolled",
             f"{a.request.names.common_name()} is enrolled already.",
@@ -249,6 +114,7 @@ Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
     binding_is_to_this_connection,
+    path_is_open,
     grant_is_valid,
     grant_covers_device,
     device_is_in_service,
@@ -277,6 +143,9 @@ def permit_enrollment(application: Application) -> IssuePermit:
         not_before=application.now,
         not_after=application.now + application.model.certificate_lifetime,
         grant=str(application.grant),
+        model=application.model.name,
+        profile=application.model.rules.profile,
+        tenant=application.model.rules.tenant,
     )
 
 

@@ -14,34 +14,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
     AuditEntry,
     Change,
-    EndUnused,
     Event,
     EventKind,
-    MarkUsed,
     MoveDevice,
-    SpendToken,
     Write,
 )
-from fleet.domain.credential import USABLE, Credential, CredentialState, Token
+from fleet.domain.credential import USABLE, Credential, Token
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
-from fleet.domain.enrollment import (
-    Application,
-    EnrollmentRequest,
-    Grant,
-    Names,
-    RenewalGrant,
-    StationGrant,
-    TokenGrant,
-    earned_before,
-    new_device,
-    permit_enrollment,
-)
+from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
+from fleet.domain.grants import RenewalGrant, StationGrant, TokenGrant
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
 from fleet.services.identity import NOBODY, identify, shown_by
@@ -259,14 +247,8 @@ def _verified(token: Token | None, secret: str) -> Token:
     return token
 
 
-def _unused(application: Application) -> list[Credential]:
-    """What this very grant has earned before and nobody has used, oldest first."""
-    grant = str(application.grant)
-    return [c for c in application.credentials if c.state is CredentialState.ISSUED and c.grant == grant]
-
-
 def _writes(application: Application, credential: Credential) -> tuple[Write, ...]:
-    device, grant = application.device, application.grant
+    device = application.device
     writes: list[Write] = []
     if device is None:
         newcomer = new_device(application)
@@ -276,17 +258,7 @@ def _writes(application: Application, credential: Credential) -> tuple[Write, ..
         # has moved. That is why it is written for an active device too.
         states = frozenset({device.state})
         writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=credential.not_after))
-    match grant:
-        case TokenGrant(token=token):
-            writes.append(SpendToken(token.id))
-        case StationGrant(credential=presented):
-            writes.append(MarkUsed(presented.fingerprint))  # a Conflict when it has been revoked since we looked
-        case RenewalGrant(credential=presented):
-            writes.append(MarkUsed(presented.fingerprint))
-            unused = _unused(application)
-            newest = unused[-1].fingerprint if unused else None
-            # One certificate has one successor: whoever renews in a loop does not pile them up.
-            writes.append(EndUnused(presented.kind, presented.holder, str(grant), newest))
+    writes += application.grant.writes(application)
     writes.append(AddCredential(credential))
     return tuple(writes)
 
@@ -295,14 +267,15 @@ def _events(application: Application, credential: Credential) -> tuple[Event, ..
     events = []
     if application.device is None or application.device.state is not DeviceState.ACTIVE:
         events.append(Event(EventKind.DEVICE_STATE, credential.holder, DeviceState.ACTIVE))
-    if isinstance(application.grant, RenewalGrant):
+    replaced = application.grant.replaces
+    if replaced is not None:
         # The presented certificate is now in use, and with that those before it have ended.
         for older in application.credentials:
-            if older.fingerprint == application.grant.credential.fingerprint:
+            if older.fingerprint == replaced.fingerprint:
                 break
             if older.state in USABLE:
                 events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, older.fingerprint.hex()))
-        for unused in _unused(application):
+        for unused in application.earned_unused():
             events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, unused.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

@@ -39,6 +39,7 @@ from fleet.domain.device import (
 )
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.model_rules import checked_rules, rules_json
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
@@ -87,6 +88,7 @@ def checked_model(model: Model) -> Model:
             if "{" in filled or "}" in filled:  # a misspelt {ID} would silently be taken as it stands
                 message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
                 raise Invalid("bad-topic-filter", message)
+    checked_rules(model.rules)
     return model
 
 
@@ -119,7 +121,13 @@ def _fields(model: Model) -> dict[str, object]:
         "publish": model.publish,
         "subscribe": model.subscribe,
         "retain": model.retain,
+        **_rule_fields(model),
     }
+
+
+def _rule_fields(model: Model) -> dict[str, object]:
+    shown = rules_json(model.rules)
+    return {"tenant": shown.pop("tenant"), **{f"{g}.{name}": v for g in shown for name, v in shown[g].items()}}
 
 
 async def _known_model(registry: Registry, name: str) -> Model:

@@ -29,8 +29,8 @@ STATEMENTS: dict[str, str] = {
     "has_model": "SELECT 1 FROM model WHERE name = $1::text",
     "set_model": """
         UPDATE model SET lifetime = $2::bigint, key_types = $3::text, publish = $4::text, subscribe = $5::text,
-            retain = $6::bigint, revision = revision + 1
-        WHERE name = $1::text AND revision = $7::bigint""",
+            retain = $6::bigint, rules = $7::text, revision = revision + 1
+        WHERE name = $1::text AND revision = $8::bigint""",
     "add_device": _insert("device", rows.DEVICE_COLUMNS),
     "has_device": "SELECT 1 FROM device WHERE id = $1::text",
     "device_may_move": "SELECT 1 FROM device WHERE id = $1::text AND state = ANY (string_to_array($2::text, ','))",

@@ -16,11 +16,12 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState,
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import HASH_SIZE
+from fleet.domain.model_rules import rules_json, rules_of
 
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
 
-MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain", "revision")
+MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain", "rules", "revision")
 DEVICE_COLUMNS = (
     "id",
     "model",
@@ -109,13 +110,14 @@ def model_row(model: Model) -> Row:
         listing(model.publish),
         listing(model.subscribe),
         int(model.retain),
+        json.dumps(rules_json(model.rules), separators=(",", ":")),
         model.revision,
     )
 
 
 @lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
 def model_of(
-    name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int, revision: int
+    name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int, rules: str, revision: int
 ) -> Model:
     return Model(
         name=name,
@@ -124,6 +126,7 @@ def model_of(
         publish=tuple(json.loads(publish)),
         subscribe=tuple(json.loads(subscribe)),
         retain=bool(retain),
+        rules=rules_of(json.loads(rules)),
         revision=revision,
     )
 

@@ -46,8 +46,9 @@ def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO N
 
 ADD_MODEL = _insert("model", rows.MODEL_COLUMNS)
 SET_MODEL = """
-    UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6, revision = revision + 1
-    WHERE name = ?1 AND revision = ?7"""
+    UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6, rules = ?7,
+        revision = revision + 1
+    WHERE name = ?1 AND revision = ?8"""
 HAS_MODEL = "SELECT 1 FROM model WHERE name = ?"
 ADD_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
 ADD_CREDENTIAL = _insert("credential", rows.CREDENTIAL_COLUMNS)

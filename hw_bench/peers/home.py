@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.est_client import EstClient
 from fleet.ca.keys import generate_key, write_key
-from fleet.domain.enrollment import COMMON_NAME
+from fleet.domain.application import COMMON_NAME
 from fleet.home import Home
 from fleet.wire.csr import build_csr
 from hw_bench.certificates import Identity

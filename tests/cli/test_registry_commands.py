@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fleet.cli import main
+from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 
 Fleet = Callable[..., Result]
 
@@ -48,6 +49,7 @@ class TestModel:
             "publish": ["a/{id}/#"],
             "subscribe": ["devices/{id}/down/#"],
             "retain": False,
+            **rules_json(DEFAULT_RULES),
         }
         assert parsed(fleet("model", "show", "cam2", "-o", "json")) == added
         changed = parsed(fleet("model", "set", "cam2", "--subscribe", "x", "--subscribe", "y", "-o", "json"))
@@ -59,6 +61,22 @@ class TestModel:
         assert parsed(fleet("model", "set", "cam2", "--no-retain", "-o", "json")) == changed
         assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
         assert "30d" in fleet("model", "list").stdout
+
+    def test_rules(self, fleet: Fleet) -> None:
+        options = ("--admit", "claim", "--admit", "token", "--grace", "7d", "--uri", "urn:x:{id}", "--binding")
+        added = parsed(fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
+        assert added["tenant"] == "acme"
+        assert added["admission"]["paths"] == ["claim", "token"]
+        assert (added["renewal"]["grace_seconds"], added["profile"]["binding"]) == (604_800, True)
+        changed = parsed(fleet("model", "set", "cam2", "--no-binding", "--tenant", "", "-o", "json"))
+        assert changed == {**added, "tenant": "", "profile": {**added["profile"], "binding": False}}
+        table = fleet("model", "show", "cam2").stdout
+        assert "admission paths:" in table
+        assert "claim" in table
+        assert "renewal grace seconds: 604800" in table
+        assert "server keygen" not in table
+        refused = fleet("model", "set", "cam2", "--webhook", "http://x/", expect=1)
+        assert "A webhook is an https URL" in refused.stderr or "a webhook is an https URL" in refused.stderr
 
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),

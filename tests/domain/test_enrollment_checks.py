@@ -7,19 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fleet.domain import enrollment
+from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
-from fleet.domain.enrollment import (
-    Application,
-    EnrollmentRequest,
-    Names,
-    RenewalGrant,
-    StationGrant,
-    TokenGrant,
-    permit_enrollment,
-    permit_station,
-)
+from fleet.domain.enrollment import permit_enrollment, permit_station
 from fleet.domain.errors import FleetError, Invalid
+from fleet.domain.grants import RenewalGrant, StationGrant, TokenGrant
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -48,7 +41,7 @@ BY_CERTIFICATE = RenewalGrant(CREDENTIAL, NAMES)
 GRANTS = (BY_TOKEN, BY_MODEL_TOKEN, BY_STATION, BY_CERTIFICATE)
 
 
-def application(grant: enrollment.Grant = BY_TOKEN, *credentials: Credential, **given: object) -> Application:
+def application(grant: Grant = BY_TOKEN, *credentials: Credential, **given: object) -> Application:
     values: dict[str, object] = {"request": REQUEST, "device": DEVICE, "model": MODEL, "now": NOW, **given}
     return Application(grant=grant, credentials=credentials, **values)  # type: ignore[arg-type]  # a test's shorthand
 
@@ -71,7 +64,7 @@ def code(check: Callable[[Application], object], a: Application) -> str:
 
 
 @pytest.mark.parametrize("grant", GRANTS)
-def test_a_right_application_passes_every_check(grant: enrollment.Grant) -> None:
+def test_a_right_application_passes_every_check(grant: Grant) -> None:
     a = application(grant, *((CREDENTIAL,) if grant is BY_CERTIFICATE else ()))
     assert [code(check, a) for check in enrollment.CHECKS] == [""] * len(enrollment.CHECKS)
 
@@ -94,7 +87,7 @@ def test_key_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("grant", GRANTS)
-def test_key_is_not_revoked(grant: enrollment.Grant) -> None:
+def test_key_is_not_revoked(grant: Grant) -> None:
     check = enrollment.key_is_not_revoked
     for holder in ("cam-7", "cam-8"):
         uses = {s: KeyUse(CredentialKind.DEVICE, holder, s) for s in CredentialState}
@@ -105,7 +98,7 @@ def test_key_is_not_revoked(grant: enrollment.Grant) -> None:
 
 @pytest.mark.parametrize("grant", GRANTS)
 @pytest.mark.parametrize("state", CredentialState)
-def test_key_is_its_own(grant: enrollment.Grant, state: CredentialState) -> None:
+def test_key_is_its_own(grant: Grant, state: CredentialState) -> None:
     check = enrollment.key_is_its_own
     own = KeyUse(CredentialKind.DEVICE, "cam-7", state)
     assert code(check, application(grant, key_uses=(own,))) == ""
@@ -187,7 +180,7 @@ class TestGrantCoversDevice:
 
 
 @pytest.mark.parametrize("grant", GRANTS)
-def test_device_is_in_service(grant: enrollment.Grant) -> None:
+def test_device_is_in_service(grant: Grant) -> None:
     check = enrollment.device_is_in_service
     expected = {s: "" if s in ("registered", "active") else f"device-{s}" for s in DeviceState}
     found = {s: code(check, application(grant, device=replace(DEVICE, state=s))) for s in DeviceState}
@@ -200,9 +193,7 @@ class TestIdentityIsFree:
 
     @pytest.mark.parametrize("grant", [BY_MODEL_TOKEN, BY_STATION])
     @pytest.mark.parametrize("state", [CredentialState.ACTIVE, CredentialState.SUPERSEDED, CredentialState.REVOKED])
-    def test_a_right_over_a_model_never_takes_what_was_in_use(
-        self, grant: enrollment.Grant, state: CredentialState
-    ) -> None:
+    def test_a_right_over_a_model_never_takes_what_was_in_use(self, grant: Grant, state: CredentialState) -> None:
         for same_key in (False, True):
             assert code(self.check, application(grant, held(state, same_key=same_key))) == "already-enrolled"
 
@@ -223,7 +214,7 @@ class TestIdentityIsFree:
 
     @pytest.mark.parametrize("grant", [BY_TOKEN, BY_CERTIFICATE])
     @pytest.mark.parametrize("state", CredentialState)
-    def test_its_own_token_and_its_own_certificate_may(self, grant: enrollment.Grant, state: CredentialState) -> None:
+    def test_its_own_token_and_its_own_certificate_may(self, grant: Grant, state: CredentialState) -> None:
         assert code(self.check, application(grant, held(state))) == ""
 
 
@@ -245,7 +236,7 @@ def test_names_are_unchanged(names: Names) -> None:
 
 
 class TestEarnedBefore:
-    found = staticmethod(enrollment.earned_before)
+    found = staticmethod(earned_before)
 
     def test_the_same_key_unused_in_the_first_half_of_its_life(self) -> None:
         earned = held(CredentialState.ISSUED, same_key=True)

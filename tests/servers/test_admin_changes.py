@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Role
+from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 from tests.servers.admin_house import AdminHouse, Client, open_admin_house
 
 
@@ -35,7 +36,7 @@ class TestModels:
         new = {"name": "valve", "lifetime_seconds": 3600, "publish": ["up/{id}"], "subscribe": [], "retain": True}
         status, made = await admin.ask("POST", "/v1/models", new)
         assert status == 201
-        assert made == {**new, "key_types": ["EC-P256", "EC-P384"], "revision": 1}
+        assert made == {**new, "key_types": ["EC-P256", "EC-P384"], **rules_json(DEFAULT_RULES), "revision": 1}
         assert await last_entry(house) == ("operator bob", "model.add", "model valve", "ok", "127.0.0.1")
         patched = await admin.send("PATCH", "/v1/models/valve", {"retain": False}, {"If-Match": '"1"'})
         assert (patched.status, patched.header("ETag")) == (200, '"2"')
@@ -46,6 +47,17 @@ class TestModels:
         assert await admin.get("/v1/models/valve") == replaced
         assert (await admin.ask("POST", "/v1/models", new))[1]["code"] == "model-exists"
 
+    async def test_rules_are_merged_and_replaced(self, admin: Client) -> None:
+        new = {"name": "valve", "tenant": "acme", "renewal": {"key": "new", "grace_seconds": 60}}
+        _, made = await admin.ask("POST", "/v1/models", new)
+        patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}}
+        _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
+        assert patched["renewal"] == {"key": "new", "grace_seconds": 120}
+        assert patched["profile"] == {**made["profile"], "binding": True}
+        assert patched["tenant"] == "acme"
+        _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
+        assert {name: replaced[name] for name in rules_json(DEFAULT_RULES)} == rules_json(DEFAULT_RULES)
+
     async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
         for body, code in (
             ({"name": "valve", "publish": ["a/#/b"]}, "bad-topic-filter"),
@@ -53,6 +65,9 @@ class TestModels:
             ({"name": "a/b"}, "bad-request"),
             ({"name": "valve", "key_types": ["RSA-512"]}, "bad-request"),
             ({"name": "valve", "colour": "red"}, "bad-request"),
+            ({"name": "valve", "renewal": {"colour": "red"}}, "bad-request"),
+            ({"name": "valve", "admission": {"paths": ["door"]}}, "bad-request"),
+            ({"name": "valve", "admission": {"webhook": "http://x/"}}, "bad-rule"),
             ({}, "bad-request"),
         ):
             status, problem = await admin.ask("POST", "/v1/models", body)

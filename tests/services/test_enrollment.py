@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
+from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -31,7 +32,7 @@ from fleet.domain.changes import (
 )
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
-from fleet.domain.enrollment import EnrollmentRequest, Names, permit_station
+from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services.enrollment import BasicCredentials, enroll, reenroll

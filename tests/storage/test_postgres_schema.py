@@ -41,8 +41,12 @@ async def test_a_new_database_is_migrated_once_however_many_open_it(
         await registry.close()
 
 
+NEWEST = len(postgres_schema.migrations())
+
+
 async def test_migrations_are_numbered_without_gaps() -> None:
-    assert [number for number, _ in postgres_schema.migrations()] == [1]
+    numbers = [number for number, _ in postgres_schema.migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 async def test_later_migrations_are_applied_to_what_is_there(
@@ -50,11 +54,11 @@ async def test_later_migrations_are_applied_to_what_is_there(
 ) -> None:
     first = await PostgresRegistry.open(postgres_url)
     await first.commit(change(AddModel(Model("m"))))
-    steps = [*postgres_schema.migrations(), (2, "ALTER TABLE model ADD COLUMN colour text; SELECT 1")]
+    steps = [*postgres_schema.migrations(), (NEWEST + 1, "ALTER TABLE model ADD COLUMN colour text; SELECT 1")]
     monkeypatch.setattr(postgres_schema, "migrations", lambda: steps)
     again = await asyncio.gather(*(PostgresRegistry.open(postgres_url, create=False) for _ in range(3)))
     assert [m.name for m in await again[0].models()] == ["m"]
-    assert (await status_of(postgres_url)).schema == 2
+    assert (await status_of(postgres_url)).schema == NEWEST + 1
     for registry in (first, *again):
         await registry.close()
 
@@ -63,7 +67,7 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
     postgres_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = postgres_schema.migrations()
-    bad = (2, "DROP TABLE device_tag; DROP TABLE nowhere")
+    bad = (NEWEST + 1, "DROP TABLE device_tag; DROP TABLE nowhere")
     monkeypatch.setattr(postgres_schema, "migrations", lambda: [*good, bad])
     assert isinstance(await refusal(postgres_url), Unavailable)
     monkeypatch.setattr(postgres_schema, "migrations", lambda: good)
@@ -75,15 +79,15 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
 async def test_a_newer_schema_is_left_alone(
     postgres_server: PostgresServer, postgres_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = [*postgres_schema.migrations(), (2, "SELECT 1")]
+    steps = [*postgres_schema.migrations(), (NEWEST + 1, "SELECT 1")]
     with monkeypatch.context() as patch:
         patch.setattr(postgres_schema, "migrations", lambda: steps)
         await (await PostgresRegistry.open(postgres_url)).close()
     error = await refusal(postgres_url)
     assert error.code == "registry-newer"
-    assert "has schema 2; this program knows schemas up to 1" in error.message
+    assert f"has schema {NEWEST + 1}; this program knows schemas up to {NEWEST}" in error.message
     found = await status_of(postgres_url)
-    assert (found.schema, found.newest_schema) == (2, 1)
+    assert (found.schema, found.newest_schema) == (NEWEST + 1, NEWEST)
 
 
 async def test_where_none_is_none_is_made_unless_it_is_asked_for(

@@ -7,6 +7,7 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
+from fleet.servers.admin.rule_schemas import RULES
 from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
 from fleet.services.revocation import REASON_MAX
 
@@ -93,6 +94,7 @@ _MODEL_CHANGES: dict[str, Schema] = {
     "publish": _FILTERS,
     "subscribe": _FILTERS,
     "retain": {"type": "boolean", "description": "Whether devices may leave retained messages."},
+    **RULES,
 }
 _CERTIFICATE: dict[str, Schema] = {
     "certificate": {

@@ -9,6 +9,7 @@ from fleet.domain.access import Operator
 from fleet.domain.changes import AuditRow, Event
 from fleet.domain.credential import Credential, Station, Token, token_state
 from fleet.domain.device import Device, Model
+from fleet.domain.model_rules import rules_json, rules_of
 
 Json = dict[str, Any]
 
@@ -30,6 +31,7 @@ def model_json(m: Model) -> Json:
         "publish": list(m.publish),
         "subscribe": list(m.subscribe),
         "retain": m.retain,
+        **rules_json(m.rules),
         "revision": m.revision,
     }
 
@@ -44,7 +46,8 @@ def changed_model(model: Model, changes: Mapping[str, Any]) -> Model:
         given["retain"] = changes["retain"]
     if "lifetime_seconds" in changes:
         given["certificate_lifetime"] = timedelta(seconds=int(changes["lifetime_seconds"]))
-    return replace(model, **given)
+    rules = {name: changes[name] for name in rules_json(model.rules) if name in changes}
+    return replace(model, rules=rules_of(rules, model.rules), **given)
 
 
 def device_json(d: Device) -> Json:

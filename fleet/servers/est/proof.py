@@ -4,7 +4,7 @@ import base64
 import binascii
 import hmac
 
-from fleet.domain.enrollment import EnrollmentRequest, Names
+from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services.enrollment import BasicCredentials

@@ -6,9 +6,9 @@ from datetime import datetime
 from aiohttp import web
 from cryptography import x509
 
+from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
-from fleet.domain.enrollment import EnrollmentRequest, Names
 from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.ports import Issuer, Registry
 from fleet.servers.est.paths import Route, route

@@ -1,0 +1,47 @@
+"""By the device's own current certificate, presented in the TLS handshake."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application, Names
+from fleet.domain.changes import EndUnused, MarkUsed, Write
+from fleet.domain.credential import USABLE, Credential
+from fleet.domain.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalGrant:
+    credential: Credential
+    names: Names
+    """Names in that certificate."""
+
+    path = None
+
+    @property
+    def replaces(self) -> Credential:
+        return self.credential
+
+    def __str__(self) -> str:
+        return f"certificate {self.credential.serial}"
+
+    def must_be_valid(self, a: Application) -> None:
+        if self.credential.state not in USABLE:
+            state = self.credential.state
+            raise Refused(f"certificate-{state}", f"The certificate presented is {state}.")
+        if not self.credential.not_before <= a.now < self.credential.not_after:
+            raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
+
+    def must_cover_device(self, a: Application) -> None:
+        if self.credential.holder != a.request.names.common_name():
+            raise Refused("not-your-identity", "The certificate presented belongs to another device.")
+
+    def would_take_over(self, a: Application) -> bool:
+        return False
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        unused = a.earned_unused()
+        newest = unused[-1].fingerprint if unused else None
+        return (
+            MarkUsed(self.credential.fingerprint),
+            # One certificate has one successor: whoever renews in a loop does not pile them up.
+            EndUnused(self.credential.kind, self.credential.holder, str(self), newest),
+        )

@@ -1,0 +1,38 @@
+"""By a factory station that authenticated itself with its own certificate."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application
+from fleet.domain.changes import MarkUsed, Write
+from fleet.domain.credential import Credential, Station
+from fleet.domain.errors import Refused
+from fleet.domain.model_rules import AdmissionPath
+
+
+@dataclass(frozen=True, slots=True)
+class StationGrant:
+    station: Station
+    model: str
+    """The model that the station provisions; needed when the device is new to the registry."""
+    credential: Credential
+    """The station's certificate."""
+
+    path = AdmissionPath.STATION
+    replaces = None
+
+    def __str__(self) -> str:
+        return f"station {self.station.name}"
+
+    def must_be_valid(self, a: Application) -> None:
+        """Who identified the station has checked its certificate."""
+
+    def must_cover_device(self, a: Application) -> None:
+        if a.model.name not in self.station.models:
+            raise Refused("not-your-model", f"Station {self.station.name} may not provision model {a.model.name}.")
+
+    def would_take_over(self, a: Application) -> bool:
+        """A station may repeat a run of its own whose certificate was never used."""
+        return a.is_in_the_field() or any(c.grant != str(self) for c in a.credentials)
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        return (MarkUsed(self.credential.fingerprint),)  # a Conflict when it has been revoked since we looked

@@ -1,0 +1,50 @@
+"""By a one-time token, whose secret has been verified."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application, earned_before
+from fleet.domain.changes import SpendToken, Write
+from fleet.domain.credential import Token
+from fleet.domain.errors import Refused
+from fleet.domain.model_rules import AdmissionPath
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrant:
+    token: Token
+    username: str
+    """The HTTP Basic user name sent with it."""
+
+    path = AdmissionPath.TOKEN
+    replaces = None
+
+    def __str__(self) -> str:
+        return f"token {self.token.id}"
+
+    def must_be_valid(self, a: Application) -> None:
+        if self.token.revoked_at is not None:
+            raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")
+        if a.now >= self.token.expires_at:
+            raise Refused("token-expired", "The token has expired.", "Ask for a new one.")
+        if self.token.uses >= self.token.uses_max and earned_before(a) is None:
+            raise Refused("token-used-up", "The token has been used up.", "Ask for a new one.")
+
+    def must_cover_device(self, a: Application) -> None:
+        name = a.request.names.common_name()
+        if self.username and self.username != name:
+            raise Refused("not-your-identity", "The user name and the request's common name differ.")
+        if self.token.device_id is not None and self.token.device_id != name:
+            raise Refused("not-your-identity", "The token was made for another device.")
+        if self.token.model is not None and self.token.model != a.model.name:
+            raise Refused("not-your-model", "The token was made for another model.")
+
+    def would_take_over(self, a: Application) -> bool:
+        """A token made for this very device never does: so an operator lets a reflashed board back in. The same key
+        again is a retry after a lost answer.
+        """
+        if self.token.device_id is not None:
+            return False
+        return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        return (SpendToken(self.token.id),)

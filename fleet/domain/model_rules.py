@@ -1,0 +1,261 @@
+"""What a model asks of its devices beyond topics and lifetimes: by which paths they come in, what their certificates
+hold, how they renew.
+
+One codec, `rules_json` and `rules_of`, serves the registry, the admin API and the command line: a rule that is added
+here is stored, shown and changed everywhere.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+from fleet.domain.errors import Invalid
+
+GRACE_MAX = timedelta(days=3650)
+WEBHOOK_URL_SIZE_MAX = 512
+TEMPLATE_SIZE_MAX = 200
+ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
+URI_NAMES_MAX = 4
+
+
+class AdmissionPath(enum.StrEnum):
+    """A way in which a device may earn its first certificate."""
+
+    TOKEN = "token"  # noqa: S105  the name of a path
+    """A one-time token, for a device or for new devices of a model."""
+    STATION = "station"
+    """A factory station that vouches for the device (a registration authority: RFC 7030, 3.7)."""
+    CLAIM = "claim"
+    """A certificate that a whole batch shares and that is good for nothing but this."""
+    IDEVID = "idevid"
+    """The certificate that the device's maker gave it (IEEE 802.1AR)."""
+    MANIFEST = "manifest"
+    """A list of keys or hardware serials that was imported beforehand."""
+    APPROVAL = "approval"
+    """An operator says yes; the device asks again until then."""
+
+
+class RenewalKey(enum.StrEnum):
+    """Which key a renewal must be for."""
+
+    ANY = "any"
+    NEW = "new"
+    SAME = "same"
+
+
+EXTENDED_KEY_USAGES = {
+    "clientAuth": "1.3.6.1.5.5.7.3.2",
+    "emailProtection": "1.3.6.1.5.5.7.3.4",
+    "ipsecIKE": "1.3.6.1.5.5.7.3.17",
+    "eapOverLAN": "1.3.6.1.5.5.7.3.14",
+    "documentSigning": "1.3.6.1.5.5.7.3.36",
+}
+"""What a device's certificate may be good for beside clientAuth, which every one has; never for a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """How a first certificate is earned."""
+
+    paths: tuple[AdmissionPath, ...] = (AdmissionPath.TOKEN, AdmissionPath.STATION)
+    any_idevid: bool = False
+    """Whether any device of an imported maker's CA may come in, on the manifest or not."""
+    webhook: str = ""
+    """An https URL that is asked as well before each first certificate; "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRules:
+    """What a certificate holds beside the device id."""
+
+    extended_key_usages: tuple[str, ...] = ("clientAuth",)
+    """Names of EXTENDED_KEY_USAGES."""
+    organisation: str = ""
+    """O of the subject; "" for none."""
+    hardware_module_name: bool = True
+    """Whether a known hardware serial stands in the SAN (IEEE 802.1AR, 8.10.4)."""
+    dns_name: str = ""
+    """A DNS name for the SAN in which {id} and {model} stand for the device's own; "" for none."""
+    uris: tuple[str, ...] = ()
+    """URIs for the SAN, likewise."""
+    csr_extended_key_usages: bool = False
+    """Whether a CSR may ask for some of `extended_key_usages` instead of getting all."""
+    server_keygen: bool = False
+    """Whether the server makes keys for its devices on request (RFC 7030, 4.4)."""
+    binding: bool = False
+    """Whether a request must bind itself to its TLS connection (RFC 7030, 3.5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalRules:
+    """How the next certificates are earned."""
+
+    key: RenewalKey = RenewalKey.ANY
+    grace: timedelta = timedelta(0)
+    """How long after its end a certificate may still be renewed, by its own device, and do nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRules:
+    tenant: str = ""
+    """Whose issuing CA signs; "" for the fleet's own."""
+    admission: AdmissionRules = field(default=AdmissionRules())
+    profile: ProfileRules = field(default=ProfileRules())
+    renewal: RenewalRules = field(default=RenewalRules())
+
+
+DEFAULT_RULES = ModelRules()
+
+_GROUPS: dict[str, type[AdmissionRules | ProfileRules | RenewalRules]] = {
+    "admission": AdmissionRules,
+    "profile": ProfileRules,
+    "renewal": RenewalRules,
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+
+
+def rules_json(rules: ModelRules) -> dict[str, Any]:
+    """`rules` as JSON's own types: everything, defaults too. Durations are whole seconds, `…_seconds`."""
+    shown: dict[str, Any] = {"tenant": rules.tenant}
+    for group in _GROUPS:
+        shown[group] = {}
+        for name, value in asdict(getattr(rules, group)).items():
+            match value:
+                case timedelta():
+                    shown[group][f"{name}_seconds"] = int(value.total_seconds())
+                case tuple():
+                    shown[group][name] = [str(item) for item in value]
+                case bool():
+                    shown[group][name] = value
+                case _:
+                    shown[group][name] = str(value)
+    return shown
+
+
+def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelRules:
+    """`old` with what `given`, in the shape of `rules_json`, says; what it leaves out stays as it was.
+
+    Raises: Invalid (`bad-rule`): a name or a value that is none.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "tenant" and isinstance(value, str):
+            changed[name] = value
+        elif name in _GROUPS and isinstance(value, Mapping):
+            changed[name] = _group(name, value, getattr(old, name))
+        else:
+            raise Invalid("bad-rule", f"{name[:80]!r} is not a rule of a model.", f"Choose from {_known()}.")
+    kept = {f.name: getattr(old, f.name) for f in fields(ModelRules)}
+    return ModelRules(**{**kept, **changed})
+
+
+def _known() -> str:
+    """The names of all rules, for an error's advice."""
+    shown = rules_json(DEFAULT_RULES)
+    return ", ".join(("tenant", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
+
+
+def _group(group: str, given: Mapping[str, Any], old: Any) -> Any:
+    types = get_type_hints(_GROUPS[group])
+    values = {f.name: getattr(old, f.name) for f in fields(old)}
+    for key, value in given.items():
+        name = key.removesuffix("_seconds")
+        kind = types.get(name)
+        if kind is None or key.endswith("_seconds") != (kind is timedelta):
+            raise Invalid("bad-rule", f"'{group}.{key[:80]}' is not a rule of a model.", f"Choose from {_known()}.")
+        values[name] = _value(f"{group}.{key}", kind, value)
+    return type(old)(**values)
+
+
+def _value(name: str, kind: Any, value: Any) -> Any:
+    try:
+        match value:
+            case bool() if kind is bool:
+                return value
+            case int() if kind is timedelta and not isinstance(value, bool):
+                return timedelta(seconds=value)
+            case str() if kind in (str, RenewalKey):
+                return kind(value)
+            case list() | tuple() if kind == tuple[AdmissionPath, ...]:
+                return tuple(dict.fromkeys(AdmissionPath(item) for item in value))
+            case list() | tuple() if kind == tuple[str, ...] and all(isinstance(item, str) for item in value):
+                return tuple(dict.fromkeys(value))
+    except (ValueError, OverflowError):
+        pass
+    raise Invalid("bad-rule", f"{str(value)[:80]!r} is no value for {name}.")
+
+
+def checked_rules(rules: ModelRules) -> ModelRules:
+    """`rules` themselves, when devices can live by them.
+
+    Raises: Invalid (`bad-rule`, `bad-name`).
+    """
+    if rules.tenant and not _NAME.fullmatch(rules.tenant):
+        raise Invalid("bad-rule", f"{rules.tenant[:80]!r} is not a name for a tenant.")
+    _check_admission(rules.admission)
+    _check_profile(rules.profile)
+    if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:
+        raise Invalid("bad-rule", "A grace lasts from nothing to 3650 days.")
+    return rules
+
+
+def _check_admission(rules: AdmissionRules) -> None:
+    if not rules.webhook:
+        return
+    try:
+        parts = urlsplit(rules.webhook)
+    except ValueError:
+        parts = urlsplit("")
+    if (
+        len(rules.webhook) > WEBHOOK_URL_SIZE_MAX
+        or not rules.webhook.isprintable()
+        or parts.scheme != "https"
+        or not parts.hostname
+        or "@" in parts.netloc
+    ):
+        raise Invalid("bad-rule", "A webhook is an https URL without a user name, of at most 512 characters.")
+
+
+def _check_profile(rules: ProfileRules) -> None:
+    unknown = sorted(set(rules.extended_key_usages) - set(EXTENDED_KEY_USAGES))
+    if unknown or "clientAuth" not in rules.extended_key_usages:
+        what = f"{unknown[0][:80]!r} is not known here." if unknown else "A device's certificate needs clientAuth."
+        raise Invalid("bad-rule", what, f"Choose from {', '.join(EXTENDED_KEY_USAGES)}.")
+    name = rules.organisation
+    if name and (not _ORGANISATION.fullmatch(name) or name.strip() != name):
+        raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
+    if rules.dns_name and not _is_dns_name(_filled(rules.dns_name)):
+        what = f"{rules.dns_name[:80]!r} is not a DNS name."
+        raise Invalid("bad-rule", what, "For instance: {id}.devices.example.com")
+    if len(rules.uris) > URI_NAMES_MAX:
+        raise Invalid("bad-rule", f"A certificate takes at most {URI_NAMES_MAX} URIs.")
+    for uri in rules.uris:
+        if not _is_uri(_filled(uri)):
+            raise Invalid("bad-rule", f"{uri[:80]!r} is not a URI.", "For instance: urn:example:{id}")
+
+
+def _is_dns_name(text: str) -> bool:
+    return len(text) <= 253 and "." in text and all(_DNS_LABEL.fullmatch(label) for label in text.split("."))
+
+
+def _is_uri(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    written = text.isascii() and text.isprintable() and " " not in text
+    return written and bool(parts.scheme) and bool(parts.netloc or parts.path)
+
+
+def _filled(template: str) -> str:
+    """Raises: Invalid (`bad-rule`)."""
+    filled = template.replace("{id}", "x").replace("{model}", "x")
+    if "{" in filled or "}" in filled or len(template) > TEMPLATE_SIZE_MAX:
+        raise Invalid("bad-rule", f"{template[:80]!r} holds braces other than {{id}} and {{model}}, or is too long.")
+    return filled

@@ -1,0 +1,79 @@
+"""The JSON Schemas of a model's rules, in the shape of `fleet.domain.model_rules.rules_json`."""
+
+from typing import Any
+
+from fleet.domain.model_rules import (
+    EXTENDED_KEY_USAGES,
+    GRACE_MAX,
+    ORGANISATION_SIZE_MAX,
+    TEMPLATE_SIZE_MAX,
+    URI_NAMES_MAX,
+    WEBHOOK_URL_SIZE_MAX,
+    AdmissionPath,
+    RenewalKey,
+)
+
+Schema = dict[str, Any]
+
+
+def _flag(description: str) -> Schema:
+    return {"type": "boolean", "description": description}
+
+
+def _text(size_max: int, description: str) -> Schema:
+    return {"type": "string", "maxLength": size_max, "description": description}
+
+
+def _choices(names: list[str], description: str) -> Schema:
+    return {"type": "array", "items": {"type": "string", "enum": names}, "description": description}
+
+
+def _group(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+RULES: dict[str, Schema] = {
+    "tenant": {
+        "type": "string",
+        "pattern": "^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
+        "description": "Whose issuing CA signs; empty for the fleet's own.",
+    },
+    "admission": _group(
+        {
+            "paths": _choices([path.value for path in AdmissionPath], "How its devices may come in."),
+            "any_idevid": _flag("Whether any device of an imported maker's CA may come in, listed or not."),
+            "webhook": _text(WEBHOOK_URL_SIZE_MAX, "An https URL that is asked before each first certificate."),
+        }
+    ),
+    "profile": _group(
+        {
+            "extended_key_usages": {
+                **_choices(list(EXTENDED_KEY_USAGES), "What its certificates are good for; clientAuth always."),
+                "minItems": 1,
+            },
+            "organisation": _text(ORGANISATION_SIZE_MAX, "O of the subject."),
+            "hardware_module_name": _flag("Whether a known hardware serial stands in the SAN (IEEE 802.1AR)."),
+            "dns_name": _text(TEMPLATE_SIZE_MAX, "A DNS name for the SAN; {id} and {model} are filled in."),
+            "uris": {
+                "type": "array",
+                "items": _text(TEMPLATE_SIZE_MAX, "{id} and {model} are filled in."),
+                "maxItems": URI_NAMES_MAX,
+                "description": "URIs for the SAN.",
+            },
+            "csr_extended_key_usages": _flag("Whether a CSR may ask for fewer of the extended key usages."),
+            "server_keygen": _flag("Whether the server makes keys for its devices (RFC 7030, 4.4)."),
+            "binding": _flag("Whether requests must bind themselves to their TLS connection (RFC 7030, 3.5)."),
+        }
+    ),
+    "renewal": _group(
+        {
+            "key": {"type": "string", "enum": [key.value for key in RenewalKey], "description": "Which key it takes."},
+            "grace_seconds": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": int(GRACE_MAX.total_seconds()),
+                "description": "How long after its end a certificate may still be renewed, and nothing else.",
+            },
+        }
+    ),
+}

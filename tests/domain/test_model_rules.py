@@ -1,0 +1,109 @@
+"""A model's rules: the codec that everybody shares, and what no model may ask."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fleet.domain.errors import Invalid
+from fleet.domain.model_rules import (
+    DEFAULT_RULES,
+    AdmissionPath,
+    AdmissionRules,
+    ModelRules,
+    ProfileRules,
+    RenewalKey,
+    RenewalRules,
+    checked_rules,
+    rules_json,
+    rules_of,
+)
+
+EVERYTHING = ModelRules(
+    tenant="acme",
+    admission=AdmissionRules((AdmissionPath.CLAIM, AdmissionPath.IDEVID), True, "https://hook.example/fleet"),
+    profile=ProfileRules(
+        extended_key_usages=("clientAuth", "eapOverLAN"),
+        organisation="Acme Ltd",
+        hardware_module_name=False,
+        dns_name="{id}.{model}.example.com",
+        uris=("urn:example:{id}",),
+        csr_extended_key_usages=True,
+        server_keygen=True,
+        binding=True,
+    ),
+    renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7)),
+)
+
+
+@pytest.mark.parametrize("rules", [DEFAULT_RULES, EVERYTHING])
+def test_rules_survive_json(rules: ModelRules) -> None:
+    assert rules_of(json.loads(json.dumps(rules_json(rules)))) == rules
+    assert checked_rules(rules) is rules
+
+
+def test_what_is_not_said_stays() -> None:
+    changed = rules_of({"renewal": {"grace_seconds": 60}}, EVERYTHING)
+    assert changed == replace(EVERYTHING, renewal=replace(EVERYTHING.renewal, grace=timedelta(minutes=1)))
+    assert rules_of({}, EVERYTHING) == EVERYTHING
+    assert rules_of({}) == DEFAULT_RULES
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tenants": "x"},
+        {"tenant": 3},
+        {"admission": []},
+        {"admission": {"path": []}},
+        {"admission": {"paths": "token"}},
+        {"admission": {"paths": ["tokens"]}},
+        {"admission": {"paths": [3]}},
+        {"admission": {"any_idevid": "yes"}},
+        {"admission": {"any_idevid": 1}},
+        {"profile": {"uris": [1]}},
+        {"renewal": {"grace": 60}},
+        {"renewal": {"grace_seconds": True}},
+        {"renewal": {"grace_seconds": 10**30}},
+        {"renewal": {"key": "other"}},
+        {"renewal": {"key_seconds": "any"}},
+    ],
+)
+def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(Invalid) as refused:
+        rules_of(given)
+    assert refused.value.code == "bad-rule"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tenant": "a/b"},
+        {"admission": {"webhook": "http://hook.example/"}},
+        {"admission": {"webhook": "https://user:pw@hook.example/"}},
+        {"admission": {"webhook": "https:///x"}},
+        {"admission": {"webhook": "https://[::1/"}},
+        {"admission": {"webhook": "https://hook.example/" + "x" * 600}},
+        {"profile": {"extended_key_usages": ["serverAuth", "clientAuth"]}},
+        {"profile": {"extended_key_usages": []}},
+        {"profile": {"extended_key_usages": ["eapOverLAN"]}},
+        {"profile": {"organisation": "a\x00b"}},
+        {"profile": {"organisation": " Acme"}},
+        {"profile": {"organisation": "x" * 65}},
+        {"profile": {"dns_name": "{ID}.example.com"}},
+        {"profile": {"dns_name": "-{id}.example.com"}},
+        {"profile": {"dns_name": "{id}"}},
+        {"profile": {"dns_name": "*.example.com"}},
+        {"profile": {"uris": ["no scheme"]}},
+        {"profile": {"uris": ["urn:example:{id} x"]}},
+        {"profile": {"uris": [f"urn:example:{n}" for n in range(5)]}},
+        {"renewal": {"grace_seconds": -1}},
+        {"renewal": {"grace_seconds": 400_000_000}},
+    ],
+)
+def test_what_no_device_could_live_by_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(Invalid) as refused:
+        checked_rules(rules_of(given))
+    assert refused.value.code == "bad-rule"
