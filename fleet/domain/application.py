@@ -52,6 +52,8 @@ class EnrollmentRequest:
     key_sha256: bytes
     is_bound: bool | None = None
     """Whether it binds itself to the TLS connection that it came on (RFC 7030, 3.5); None: it does not try to."""
+    wants_key: bool = False
+    """Whether the server is to make the key (RFC 7030, 4.4); `spki_der` is then the request's own until it has."""
 
 
 class Grant(Protocol):

@@ -16,7 +16,7 @@ from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.grants import RenewalGrant
-from fleet.domain.model_rules import DEFAULT_RULES, ProfileRules
+from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ProfileRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,25 @@ def binding_is_to_this_connection(a: Application) -> None:
             "not-this-connection",
             "The request's challenge password does not bind it to this TLS connection (RFC 7030, 3.5).",
             "Leave it out, or put the base64 of this connection's channel binding there.",
+        )
+
+
+def binding_is_there(a: Application) -> None:
+    """RFC 7030, 3.5. A station vouches for devices that its own connection says nothing about (3.7)."""
+    if a.model.rules.profile.binding and a.request.is_bound is None and a.grant.path is not AdmissionPath.STATION:
+        raise Invalid(
+            "binding-missing",
+            f"Model {a.model.name} takes only requests that are bound to their TLS connection (RFC 7030, 3.5).",
+            "Put the base64 of this connection's tls-unique (TLS 1.2) or tls-exporter (1.3) into challengePassword.",
+        )
+
+
+def server_key_is_allowed(a: Application) -> None:
+    if a.request.wants_key and not a.model.rules.profile.server_keygen:
+        raise Refused(
+            "keygen-not-open",
+            f"Devices of model {a.model.name} make their own keys.",
+            f"Open it with: fleet model set {a.model.name} --server-keygen",
         )
 
 
@@ -114,12 +133,14 @@ Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
     binding_is_to_this_connection,
+    binding_is_there,
     path_is_open,
     grant_is_valid,
     grant_covers_device,
     device_is_in_service,
     identity_is_free,
     names_are_unchanged,
+    server_key_is_allowed,
     key_is_allowed,
     key_is_not_revoked,
     key_is_its_own,

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AttributeOID
 
+from fleet.wire import der
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey
 from fleet.wire.names import AltNames, Subject, alt_name, alt_name_values, names_of_certificate, subject_name
 from fleet.wire.names import subject_values as _subject_values
@@ -27,6 +28,7 @@ __all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "nam
 
 CSR_SIZE_MAX = 16 * 1024  # an ML-DSA-87 request takes 7.5 KB, an RSA-8192 one 2.5 KB, names included
 ATTRIBUTES_MAX = 16
+KEY_IDENTIFIER_SIZE_MAX = 64
 CHALLENGE_SIZE_MAX = 255  # RFC 2985, pkcs-9-ub-challengePassword
 
 RSA_BITS_MIN = 2048
@@ -43,6 +45,10 @@ _ML_DSA = {
 }
 _WEAK_HASHES = (hashes.MD5, hashes.SHA1)
 
+_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
+_ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
+_SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
+
 _UTF8_STRING, _PRINTABLE_STRING, _T61_STRING, _IA5_STRING, _BMP_STRING = 12, 19, 20, 22, 30
 _CHALLENGE_CODECS = {
     _UTF8_STRING: "utf-8",
@@ -51,6 +57,17 @@ _CHALLENGE_CODECS = {
     _IA5_STRING: "ascii",
     _BMP_STRING: "utf-16-be",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class KeySealing:
+    """How a requester wants a key that the server makes to be sealed (RFC 7030, 4.4.1)."""
+
+    identifier: bytes
+    """What the key that opens it is known by."""
+    is_asymmetric: bool
+    ciphers: tuple[str, ...] | None
+    """Dotted OIDs of the SMIMECapabilities; None when there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,7 @@ class Csr:
     """SHA-256 of `spki_der`, 32 bytes."""
     challenge_password: str | None = field(default=None, repr=False)
     """RFC 7030, 3.5 carries the channel binding here. Never shown or logged."""
+    sealing: KeySealing | None = None
 
 
 def decode_csr(data: bytes) -> Csr:
@@ -102,6 +120,7 @@ def decode_csr(data: bytes) -> Csr:
         spki_der=spki_der,
         key_sha256=hashlib.sha256(spki_der).digest(),
         challenge_password=challenge,
+        sealing=_sealing(attributes),
     )
 
 
@@ -166,6 +185,27 @@ def _challenge_password(attributes: list[x509.Attribute]) -> str | None:
             # Not chained: the decoding error repeats the bytes.
             raise Malformed("The challenge password is not valid text.") from None
     return None
+
+
+def _sealing(attributes: list[x509.Attribute]) -> KeySealing | None:
+    found = {attribute.oid.dotted_string: attribute for attribute in attributes}
+    named = [oid for oid in (_DECRYPT_KEY, _ASYMMETRIC_DECRYPT_KEY) if oid in found]
+    if not named:
+        return None
+    if len(named) > 1:
+        raise Malformed("The request names two keys to seal a new key for; one is taken.")
+    identifier = found[named[0]]
+    if identifier._type != der.OCTET_STRING or not 1 <= len(identifier.value) <= KEY_IDENTIFIER_SIZE_MAX:
+        raise Malformed("The key to seal a new key for is not named by a short octet string.")
+    ciphers = None
+    if _SMIME_CAPABILITIES in found:
+        capabilities = der.encode_element(der.SEQUENCE, found[_SMIME_CAPABILITIES].value)
+        # RFC 8551, 2.5.2: a SEQUENCE OF SEQUENCE { capabilityID, parameters OPTIONAL }
+        parts = [next(der.children(each), None) for each in der.children(der.only_element(capabilities, der.SEQUENCE))]
+        if any(part is None or part.tag != der.OBJECT_IDENTIFIER for part in parts):
+            raise Malformed("The SMIMECapabilities are badly formed.")
+        ciphers = tuple(der.dotted_oid(part.content) for part in parts if part is not None)
+    return KeySealing(identifier.value, named[0] == _ASYMMETRIC_DECRYPT_KEY, ciphers)
 
 
 def _verify(request: x509.CertificateSigningRequest, public_key: CertificatePublicKeyTypes) -> None:

@@ -1,0 +1,163 @@
+"""What a server wants to see in a CSR: RFC 7030, 4.5.2, and RFC 9908's template; written by servers, read by clients.
+
+    CsrAttrs ::= SEQUENCE SIZE (0..MAX) OF AttrOrOID
+
+Clients of before RFC 9908 read the single attributes; newer ones read the template and leave the rest alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fleet.wire import der
+from fleet.wire.errors import Malformed, TooLarge
+
+SIZE_MAX = 16 * 1024
+ATTRIBUTES_MAX = 64
+
+CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
+EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+TEMPLATE = "1.2.840.113549.1.9.16.2.61"
+EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
+COMMON_NAME = "2.5.4.3"
+ORGANISATION = "2.5.4.10"
+EXTENDED_KEY_USAGE = "2.5.29.37"
+
+_EC_PUBLIC_KEY = "1.2.840.10045.2.1"
+_RSA_ENCRYPTION = "1.2.840.113549.1.1.1"
+_NULL = b"\x05\x00"
+_CURVES = {"EC-P256": "1.2.840.10045.3.1.7", "EC-P384": "1.3.132.0.34", "EC-P521": "1.3.132.0.35"}
+_PLAIN = {
+    "Ed25519": "1.3.101.112",
+    "Ed448": "1.3.101.113",
+    "ML-DSA-44": "2.16.840.1.101.3.4.3.17",
+    "ML-DSA-65": "2.16.840.1.101.3.4.3.18",
+    "ML-DSA-87": "2.16.840.1.101.3.4.3.19",
+}
+_RSA = "RSA-2048+"
+_RSA_BITS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class CsrAttributes:
+    """What to put into a CSR."""
+
+    key_types: tuple[str, ...] = ()
+    """By the names of fleet.wire.csr.Csr.key_type, the preferred one first."""
+    extended_key_usages: tuple[str, ...] = ()
+    """Dotted OIDs."""
+    organisation: str = ""
+    """O of the subject; "" for none."""
+    binding: bool = False
+    """Whether the challenge password must bind the request to its TLS connection (RFC 7030, 3.5)."""
+
+
+def encode_csrattrs(wanted: CsrAttributes) -> bytes:
+    """DER of `wanted`: each attribute by itself, and all together as one template (RFC 9908, 3.4)."""
+    parts = [der.encode_oid(CHALLENGE_PASSWORD)] if wanted.binding else []
+    parts += [_key_attribute(key_type) for key_type in wanted.key_types]
+    if wanted.extended_key_usages:
+        extensions = der.encode_element(der.SEQUENCE, _usage_extension(wanted.extended_key_usages))
+        parts.append(_attribute(EXTENSION_REQUEST, extensions))
+    parts.append(_attribute(TEMPLATE, _template(wanted)))
+    return der.encode_element(der.SEQUENCE, b"".join(parts))
+
+
+def _attribute(oid: str, *values: bytes) -> bytes:
+    return der.encode_element(der.SEQUENCE, der.encode_oid(oid) + der.encode_element(der.SET, b"".join(sorted(values))))
+
+
+def _key_attribute(key_type: str) -> bytes:
+    """RFC 7030, 4.5.2: a kind of key, and where that is not enough its curve or size."""
+    if key_type in _CURVES:
+        return _attribute(_EC_PUBLIC_KEY, der.encode_oid(_CURVES[key_type]))
+    if key_type == _RSA:
+        return _attribute(_RSA_ENCRYPTION, der.encode_element(0x02, _RSA_BITS.to_bytes(2)))
+    return der.encode_oid(_PLAIN[key_type])
+
+
+def _algorithm(key_type: str) -> bytes:
+    if key_type in _CURVES:
+        content = der.encode_oid(_EC_PUBLIC_KEY) + der.encode_oid(_CURVES[key_type])
+    elif key_type == _RSA:
+        content = der.encode_oid(_RSA_ENCRYPTION) + _NULL
+    else:
+        content = der.encode_oid(_PLAIN[key_type])
+    return der.encode_element(der.SEQUENCE, content)
+
+
+def _usage_extension(oids: Iterable[str]) -> bytes:
+    usages = der.encode_element(der.SEQUENCE, b"".join(der.encode_oid(oid) for oid in oids))
+    return der.encode_element(
+        der.SEQUENCE, der.encode_oid(EXTENDED_KEY_USAGE) + der.encode_element(der.OCTET_STRING, usages)
+    )
+
+
+def _template(wanted: CsrAttributes) -> bytes:
+    """CertificationRequestInfoTemplate: a CN that the client fills in, O as it stands, the kind of key, extensions."""
+    names = [der.encode_oid(COMMON_NAME)]
+    if wanted.organisation:
+        text = der.encode_element(0x0C, wanted.organisation.encode())
+        names.append(der.encode_oid(ORGANISATION) + text)
+    rdns = (der.encode_element(der.SET, der.encode_element(der.SEQUENCE, name)) for name in names)
+    content = b"\x02\x01\x00" + der.encode_element(der.SEQUENCE, b"".join(rdns))
+    if wanted.key_types:
+        content += der.encode_element(der.CONTEXT_0, _algorithm(wanted.key_types[0]))
+    attributes = b""
+    if wanted.extended_key_usages:
+        extensions = der.encode_element(der.SEQUENCE, _usage_extension(wanted.extended_key_usages))
+        attributes = _attribute(EXTENSION_REQUEST_TEMPLATE, extensions)
+    return der.encode_element(der.SEQUENCE, content + der.encode_element(der.CONTEXT_1, attributes))
+
+
+def decode_csrattrs(data: bytes) -> CsrAttributes:
+    """What a server asks for, as far as a client of ours can heed it; what it does not know, it leaves alone.
+
+    Raises: TooLarge, Malformed.
+    """
+    if len(data) > SIZE_MAX:
+        raise TooLarge(f"The CSR attributes are larger than {SIZE_MAX} bytes.")
+    key_types: list[str] = []
+    usages: tuple[str, ...] = ()
+    binding = False
+    for number, part in enumerate(der.children(der.only_element(data, der.SEQUENCE))):
+        if number == ATTRIBUTES_MAX:
+            raise TooLarge(f"The CSR attributes are more than {ATTRIBUTES_MAX}.")
+        oid, values = _attr_or_oid(part)
+        if oid == CHALLENGE_PASSWORD:
+            binding = True
+        elif oid == EXTENSION_REQUEST:
+            usages = _requested_usages(values)
+        else:
+            key_types += _key_type(oid, values)
+    return CsrAttributes(tuple(dict.fromkeys(key_types)), usages, binding=binding)
+
+
+def _attr_or_oid(part: der.Element) -> tuple[str, list[der.Element]]:
+    if part.tag == der.OBJECT_IDENTIFIER:
+        return der.dotted_oid(part.content), []
+    if part.tag != der.SEQUENCE:
+        raise Malformed("A CSR attribute is neither an identifier nor an attribute.")
+    found = list(der.children(part))
+    if [each.tag for each in found] != [der.OBJECT_IDENTIFIER, der.SET]:
+        raise Malformed("A CSR attribute is not of the form type and values.")
+    return der.dotted_oid(found[0].content), list(der.children(found[1]))
+
+
+def _key_type(oid: str, values: Sequence[der.Element]) -> list[str]:
+    if oid == _RSA_ENCRYPTION:
+        return [_RSA]
+    if oid == _EC_PUBLIC_KEY:
+        curves = {der.dotted_oid(value.content) for value in values if value.tag == der.OBJECT_IDENTIFIER}
+        return [name for name, curve in _CURVES.items() if curve in curves]
+    return [name for name, plain in _PLAIN.items() if plain == oid]
+
+
+def _requested_usages(values: Sequence[der.Element]) -> tuple[str, ...]:
+    for extensions in values:
+        for extension in der.children(extensions):
+            parts = list(der.children(extension))
+            named = len(parts) > 1 and parts[0].tag == der.OBJECT_IDENTIFIER and parts[-1].tag == der.OCTET_STRING
+            if named and der.dotted_oid(parts[0].content) == EXTENDED_KEY_USAGE:
+                usage = der.only_element(parts[-1].content, der.SEQUENCE)
+                return tuple(der.dotted_oid(each.content) for each in der.children(usage))
+    return ()
