@@ -69,6 +69,13 @@ class Grant(Protocol):
         """The certificate that was presented to be renewed; None for a first one."""
         ...
 
+    def model_of_newcomer(self) -> str:
+        """The name of the model that a device has which the registry does not know yet.
+
+        Raises: Refused (`unknown-device`, `model-not-named`): it is no right to bring in a new one.
+        """
+        ...
+
     def must_be_valid(self, a: "Application") -> None:
         """Raises: Refused: the right has ended, or is used up."""
         ...

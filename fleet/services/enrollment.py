@@ -1,6 +1,6 @@
 """First certificates and renewals: read the facts, ask the domain, sign, commit; only then does a certificate leave.
 
-    enroll      by a one-time token, or by a factory station's certificate
+    enroll      by what the client shows of itself: `fleet.services.evidence` makes a right of it
     reenroll    by the device's own current certificate, and by nothing else
 
 A request that comes again because the answer was lost gets the certificate it has earned already, never a second
@@ -8,10 +8,8 @@ one. When somebody else changed the facts between our look and our commit, we lo
 reason. Every refusal is written to the audit before it is told.
 """
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
@@ -25,28 +23,18 @@ from fleet.domain.changes import (
     MoveDevice,
     Write,
 )
-from fleet.domain.credential import USABLE, Credential, Token
+from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
-from fleet.domain.grants import RenewalGrant, StationGrant, TokenGrant
+from fleet.domain.grants import RenewalGrant
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
+from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NOBODY, identify, shown_by
 from fleet.services.refusals import refusals_of
 
-TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
-
-_NOBODYS_SECRET = bytes(32)  # no text is known to hash to it
-
-
-@dataclass(frozen=True, slots=True)
-class BasicCredentials:
-    """What HTTP Basic carries: the device id, or nothing, as user name; a token's text as password."""
-
-    username: str
-    password: str = field(repr=False)
 
 
 async def enroll(
@@ -135,29 +123,24 @@ class _Attempt:
     async def first(self, credentials: BasicCredentials | None) -> Application:
         """The facts of a first enrollment.
 
-        A token, when there is one, is the right that is used. A certificate beside it must be good all the same, and
-        when it is a device's, that of the very device.
+        A certificate beside the right that is used must be good all the same, and when it is a device's, that of the
+        very device.
         """
         holder = self.holder()
-        presented = await identify(self.registry, self.peer, self.now) if self.peer.fingerprint else None
-        token_id, secret = _parts(credentials.password) if credentials else (None, "")
-        facts = await self.registry.enrollment_facts(holder, token_id, self.request.key_sha256)
-        grant: Grant
-        if credentials is not None:
-            grant = TokenGrant(_verified(facts.token, secret), credentials.username)
+        evidence = await evidence_of(self.registry, self.peer, credentials, self.request, holder, self.label, self.now)
+        shown = evidence.presented
+        grant = await grant_of(evidence)
+        if grant is not None:
             self.actor = str(grant)
-            if presented is not None and presented.device is not None and presented.device.id != holder:
+            if shown is not None and shown.device is not None and shown.device.id != holder:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
-        elif presented is None:
+        elif shown is None:
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
-        elif presented.station is not None:
-            grant = StationGrant(presented.station, self.label or "", presented.credential)
-            self.actor = str(grant)
         else:
-            self.actor = f"device {presented.credential.holder}"
+            self.actor = f"{shown.credential.kind} {shown.credential.holder}"
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
-        model = await self.model(facts, grant)
-        return self.application(grant, facts, model)
+        model = await self.model(evidence.facts, grant)
+        return self.application(grant, evidence.facts, model)
 
     async def renewal(self, current_names: Names) -> Application:
         """The facts of a renewal."""
@@ -187,19 +170,9 @@ class _Attempt:
         """The model of the device; for one that is new, the model that the grant brings."""
         model = facts.model
         if facts.device is None:
-            match grant:
-                case TokenGrant(token=token) if token.model is not None:
-                    pass  # the facts hold the token's model
-                case StationGrant(station=station) if self.label or len(station.models) == 1:
-                    model = await self.registry.model(self.label or station.models[0])
-                case StationGrant():
-                    raise Refused(
-                        "model-not-named",
-                        "The station provisions several models, and the device is new.",
-                        "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
-                    )
-                case _:
-                    raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
+            name = grant.model_of_newcomer()
+            if model is None or model.name != name:
+                model = await self.registry.model(name)
         if model is None:
             raise Refused("no-such-model", "There is no such model.")
         self.check_label(model)
@@ -228,23 +201,6 @@ class _Attempt:
 
     def entry(self, outcome: str, **detail: str) -> AuditEntry:
         return AuditEntry(self.now, self.actor, self.action, self.subject, outcome, self.peer.address, detail)
-
-
-def _parts(password: str) -> tuple[str, str]:
-    """Token id and secret. What is malformed comes out as an id that nobody has: it must cost and say the same."""
-    if len(password) > TOKEN_TEXT_SIZE_MAX:
-        return "", ""
-    token_id, _, secret = password.partition(".")
-    return token_id, secret
-
-
-def _verified(token: Token | None, secret: str) -> Token:
-    """`token`, when `secret` is its secret. An unknown token takes as long, and is told the same, as a wrong secret."""
-    expected = token.secret_sha256 if token is not None else _NOBODYS_SECRET
-    right = hmac.compare_digest(hashlib.sha256(secret.encode()).digest(), expected)
-    if token is None or not right:
-        raise Unauthenticated("bad-token", "The token is not valid.", "Check it, or ask for a new one.")
-    return token
 
 
 def _writes(application: Application, credential: Credential) -> tuple[Write, ...]:

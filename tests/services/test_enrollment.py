@@ -35,7 +35,8 @@ from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Mod
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.peer import Peer
-from fleet.services.enrollment import BasicCredentials, enroll, reenroll
+from fleet.services.enrollment import enroll, reenroll
+from fleet.services.evidence import BasicCredentials
 from fleet.storage.sqlite import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -23,6 +23,9 @@ class RenewalGrant:
     def __str__(self) -> str:
         return f"certificate {self.credential.serial}"
 
+    def model_of_newcomer(self) -> str:
+        raise Refused("unknown-device", "The device is not in the registry.")
+
     def must_be_valid(self, a: Application) -> None:
         if self.credential.state not in USABLE:
             state = self.credential.state

@@ -13,7 +13,7 @@ from fleet.domain.model_rules import AdmissionPath
 class StationGrant:
     station: Station
     model: str
-    """The model that the station provisions; needed when the device is new to the registry."""
+    """The model named in the request, "" for none; needed when the device is new and the station has several."""
     credential: Credential
     """The station's certificate."""
 
@@ -22,6 +22,17 @@ class StationGrant:
 
     def __str__(self) -> str:
         return f"station {self.station.name}"
+
+    def model_of_newcomer(self) -> str:
+        if self.model:
+            return self.model
+        if len(self.station.models) == 1:
+            return self.station.models[0]
+        raise Refused(
+            "model-not-named",
+            "The station provisions several models, and the device is new.",
+            "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
+        )
 
     def must_be_valid(self, a: Application) -> None:
         """Who identified the station has checked its certificate."""

@@ -21,6 +21,11 @@ class TokenGrant:
     def __str__(self) -> str:
         return f"token {self.token.id}"
 
+    def model_of_newcomer(self) -> str:
+        if self.token.model is None:
+            raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
+        return self.token.model
+
     def must_be_valid(self, a: Application) -> None:
         if self.token.revoked_at is not None:
             raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")

@@ -7,7 +7,7 @@ import hmac
 from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.peer import Peer
-from fleet.services.enrollment import BasicCredentials
+from fleet.services.evidence import BasicCredentials
 from fleet.wire.csr import Csr
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="estrealm"'}

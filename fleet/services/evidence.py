@@ -1,0 +1,119 @@
+"""What a client shows of itself, turned into the right by which it asks for a first certificate.
+
+One finder a path, tried in the order of FINDERS: the first that finds something decides, and what it refuses no other
+is asked about. To add a path: its Grant in `fleet.domain.grants`, and its finder here or in a file of its own.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from fleet.domain.application import EnrollmentRequest, Grant
+from fleet.domain.credential import Token
+from fleet.domain.device import DeviceId
+from fleet.domain.errors import Unauthenticated
+from fleet.domain.grants import StationGrant, TokenGrant
+from fleet.domain.peer import Peer
+from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from fleet.services.identity import identify
+
+TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
+
+_NOBODYS_SECRET = bytes(32)  # no text is known to hash to it
+
+
+@dataclass(frozen=True, slots=True)
+class BasicCredentials:
+    """What HTTP Basic carries: the device id, or nothing, as user name; a token's text as password."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What came with a request for a first certificate, and what the registry knows of it."""
+
+    registry: Registry
+    peer: Peer
+    credentials: BasicCredentials | None
+    request: EnrollmentRequest
+    holder: DeviceId
+    """The device that the request names."""
+    label: str | None
+    """The label in the path; it names a model."""
+    facts: EnrollmentFacts
+    presented: HolderFacts | None
+    """Whose the certificate is that was presented, by live state; None when there was none."""
+    now: datetime
+
+
+Finder = Callable[[Evidence], Awaitable[Grant | None]]
+
+
+async def evidence_of(
+    registry: Registry,
+    peer: Peer,
+    credentials: BasicCredentials | None,
+    request: EnrollmentRequest,
+    holder: DeviceId,
+    label: str | None,
+    now: datetime,
+) -> Evidence:
+    """Everything that the finders look at. A certificate must be good, whatever comes beside it.
+
+    Raises: Unauthenticated, Refused, as `identify` does. Unavailable.
+    """
+    presented = await identify(registry, peer, now) if peer.fingerprint else None
+    token_id, _ = _parts(credentials.password) if credentials else (None, "")
+    facts = await registry.enrollment_facts(holder, token_id, request.key_sha256)
+    return Evidence(registry, peer, credentials, request, holder, label, facts, presented, now)
+
+
+async def grant_of(evidence: Evidence) -> Grant | None:
+    """The right that `evidence` amounts to; None when it is a right to nothing.
+
+    Raises: Unauthenticated, Refused, Unavailable: what was shown is no good.
+    """
+    for find in FINDERS:
+        grant = await find(evidence)
+        if grant is not None:
+            return grant
+    return None
+
+
+async def by_token(evidence: Evidence) -> Grant | None:
+    """A token, when there is one, is the right that is used."""
+    if evidence.credentials is None:
+        return None
+    _, secret = _parts(evidence.credentials.password)
+    return TokenGrant(_verified(evidence.facts.token, secret), evidence.credentials.username)
+
+
+async def by_station(evidence: Evidence) -> Grant | None:
+    shown = evidence.presented
+    if shown is None or shown.station is None:
+        return None
+    return StationGrant(shown.station, evidence.label or "", shown.credential)
+
+
+FINDERS: tuple[Finder, ...] = (by_token, by_station)
+
+
+def _parts(password: str) -> tuple[str, str]:
+    """Token id and secret. What is malformed comes out as an id that nobody has: it must cost and say the same."""
+    if len(password) > TOKEN_TEXT_SIZE_MAX:
+        return "", ""
+    token_id, _, secret = password.partition(".")
+    return token_id, secret
+
+
+def _verified(token: Token | None, secret: str) -> Token:
+    """`token`, when `secret` is its secret. An unknown token takes as long, and is told the same, as a wrong secret."""
+    expected = token.secret_sha256 if token is not None else _NOBODYS_SECRET
+    right = hmac.compare_digest(hashlib.sha256(secret.encode()).digest(), expected)
+    if token is None or not right:
+        raise Unauthenticated("bad-token", "The token is not valid.", "Check it, or ask for a new one.")
+    return token
