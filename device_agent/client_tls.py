@@ -10,7 +10,11 @@ _NO_CHECK_TIME = 0x200000
 
 
 def client_context(
-    ca_file: Path, certificate: tuple[Path, Path] | None = None, *, check_time: bool = True
+    ca_file: Path,
+    certificate: tuple[Path, Path] | None = None,
+    *,
+    check_time: bool = True,
+    newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
 ) -> ssl.SSLContext:
     """A context that trusts `ca_file` alone, checks the host name, and presents `certificate` (PEM chain, PEM key).
 
@@ -22,6 +26,7 @@ def client_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname are its defaults
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = newest
     if not check_time:
         context.verify_flags |= _NO_CHECK_TIME
     try:

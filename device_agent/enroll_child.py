@@ -7,7 +7,9 @@ goes as one JSON object to stdout: a token is never in an argument list or an en
 
 import signal
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -18,7 +20,7 @@ from device_agent.certificate_checks import check_certificate, facts_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, spki_der
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
-from device_agent.est_client import EstClient
+from device_agent.est_client import BoundCsr, EstClient
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.renewal import clock_is_credible
 from fleet.wire.csr import build_csr, names_of_certificate
@@ -68,11 +70,10 @@ def perform(job: Job, now: datetime) -> Identity:
         intermediates = client.cacerts()
         try:
             if job.operation == "reenroll" and current is not None:
-                certificate = client.simplereenroll(_csr_like(key, current))
+                certificate = _asked(client, client.simplereenroll, _csr_like(key, current))
             else:
-                certificate = client.simpleenroll(
-                    build_csr(key, device_subject(config.device_id, config.hardware_serial), ())
-                )
+                subject = device_subject(config.device_id, config.hardware_serial)
+                certificate = _asked(client, client.simpleenroll, partial(build_csr, key, subject, ()))
         except EstRefused as error:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be signed: the next attempt makes another
@@ -103,10 +104,25 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
     )
 
 
-def _csr_like(key: PrivateKey, current: Identity) -> bytes:
+def _asked(
+    client: EstClient, operation: Callable[[bytes | BoundCsr], x509.Certificate], csr: BoundCsr
+) -> x509.Certificate:
+    """The answer to `csr`: bound to its connection if the server turns out to insist on that (RFC 7030, 3.5).
+
+    Few do, so the CSR attributes are asked for only when a request has been refused as it stands.
+    """
+    try:
+        return operation(csr(None))
+    except EstRefused as refused:
+        if refused.status != 400 or not client.csrattrs().binding:
+            raise
+    return operation(csr)
+
+
+def _csr_like(key: PrivateKey, current: Identity) -> BoundCsr:
     # RFC 7030, 4.2.2: the subject and subjectAltName of the request must be those of the current certificate.
     subject, alt_names = names_of_certificate(_load_certificates(current.certificate_file)[0])
-    return build_csr(key, subject, alt_names)
+    return partial(build_csr, key, subject, alt_names)
 
 
 def _load_certificates(path: Path) -> list[x509.Certificate]:

@@ -21,11 +21,16 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from device_agent.client_tls import client_context, is_refusal
 from device_agent.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire import est
+from fleet.wire.csrattrs import CsrAttributes, decode_csrattrs
 from fleet.wire.errors import WireError
 
 REASON_SIZE_MAX = 300  # characters of the server's sentence that we repeat
 RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202 or 503 that does not say when
 RETRY_AFTER_MIN_SECONDS = 1.0  # a server that says 0 is still not asked in a tight loop
+
+
+BoundCsr = Callable[[str | None], bytes]
+"""Makes the DER of a CSR with this challenge password in it; the same key each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,40 +82,62 @@ class EstClient:
         """
         return _certificates(self._ask("GET", "cacerts", None, None))
 
-    def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
+    def csrattrs(self, label: str | None = None) -> CsrAttributes:
+        """What the server wants to see in a CSR; nothing in particular when it does not say. RFC 7030, 4.5.
+
+        Raises: EstError.
+        """
+        answer = self._ask("GET", "csrattrs", None, label, (200, 204, 404))
+        if answer.status != 200:  # RFC 7030, 4.5.2: 204 and 404 both mean that there are none
+            return CsrAttributes()
+        try:
+            return decode_csrattrs(est.decode_body(answer.body))
+        except WireError as error:
+            raise EstBadAnswer(f"The server's CSR attributes cannot be read: {error}") from error
+
+    def simpleenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
         """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.
+
+        A BoundCsr is made for the connection that it goes over.
 
         Asked again for as long as the server answers 202 or 503, within `patience_seconds`.
 
         Raises: EstError.
         """
-        return self._enroll("simpleenroll", csr_der, label)
+        return self._enroll("simpleenroll", csr, label)
 
-    def simplereenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
+    def simplereenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
         """The successor of the client certificate that we present. RFC 7030, 4.2.2.
 
         Raises: EstError.
         """
-        return self._enroll("simplereenroll", csr_der, label)
+        return self._enroll("simplereenroll", csr, label)
 
     def _enroll(
-        self, operation: Literal["simpleenroll", "simplereenroll"], csr_der: bytes, label: str | None
+        self, operation: Literal["simpleenroll", "simplereenroll"], csr: bytes | BoundCsr, label: str | None
     ) -> x509.Certificate:
-        certificates = _certificates(self._ask("POST", operation, est.encode_body(csr_der), label))
+        certificates = _certificates(self._ask("POST", operation, csr, label))
         # RFC 7030, 4.2.3: only the issued certificate. Some servers add the chain, so ours is found by its key.
-        public_key = x509.load_der_x509_csr(csr_der).public_key()
+        public_key = x509.load_der_x509_csr(csr if isinstance(csr, bytes) else csr(None)).public_key()
         for certificate in certificates:
             with contextlib.suppress(ValueError, UnsupportedAlgorithm):  # a CA's key may be of a kind unknown here
                 if certificate.public_key() == public_key:
                     return certificate
         raise EstBadAnswer("The server's answer holds no certificate for the key that was sent.")
 
-    def _ask(self, method: str, operation: str, body: bytes | None, label: str | None) -> _Answer:
+    def _ask(
+        self,
+        method: str,
+        operation: str,
+        csr: bytes | BoundCsr | None,
+        label: str | None,
+        wanted: tuple[int, ...] = (200,),
+    ) -> _Answer:
         path = est.WELL_KNOWN + (f"/{quote(label, safe='')}" if label else "") + f"/{operation}"
         waited_seconds = 0.0
         while True:
-            answer = self._ask_once(method, path, body)
-            if answer.status == 200:
+            answer = self._ask_once(method, path, csr)
+            if answer.status in wanted:
                 return answer
             # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 503 is the same in HTTP's words.
             if answer.status not in (202, 503):
@@ -124,18 +151,20 @@ class EstClient:
                 )
             self._pause(answer.retry_after_seconds)
 
-    def _ask_once(self, method: str, path: str, body: bytes | None) -> _Answer:
+    def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> _Answer:
         headers = {"Accept": "*/*", "Connection": "close"}
-        if body is not None:
+        if csr is not None:
             headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
-            if self._basic is not None:
-                headers["Authorization"] = _basic_credentials(*self._basic)
+        if self._basic is not None and not path.endswith("/cacerts"):
+            headers["Authorization"] = _basic_credentials(*self._basic)
         # A fresh context for each connection, so that a rotated certificate is always the one presented.
         connection = http.client.HTTPSConnection(
-            self._host, self._port, timeout=self._timeout_seconds, context=self._context()
+            self._host, self._port, timeout=self._timeout_seconds, context=self._context(bound=callable(csr))
         )
         try:
-            connection.request(method, path, body=body, headers=headers)
+            connection.connect()
+            body = csr(_binding(connection)) if callable(csr) else csr
+            connection.request(method, path, body=None if body is None else est.encode_body(body), headers=headers)
             return _read_answer(connection.getresponse(), time.monotonic() + self._timeout_seconds)
         except ssl.SSLCertVerificationError as error:
             raise EstUntrusted(
@@ -164,8 +193,18 @@ class EstClient:
         finally:
             connection.close()
 
-    def _context(self) -> ssl.SSLContext:
-        return client_context(self._ca_file, self._certificate, check_time=self._check_time)
+    def _context(self, *, bound: bool = False) -> ssl.SSLContext:
+        # The ssl module cannot export TLS 1.3's binding (RFC 9266); of TLS 1.2 it can.
+        newest = ssl.TLSVersion.TLSv1_2 if bound else ssl.TLSVersion.MAXIMUM_SUPPORTED
+        return client_context(self._ca_file, self._certificate, check_time=self._check_time, newest=newest)
+
+
+def _binding(connection: http.client.HTTPSConnection) -> str:
+    """RFC 7030, 3.5: base64 of the connection's tls-unique."""
+    binding = connection.sock.get_channel_binding("tls-unique") if isinstance(connection.sock, ssl.SSLSocket) else None
+    if not binding:
+        raise EstUnreachable("The connection to the EST server has no channel binding.")
+    return base64.b64encode(binding).decode()
 
 
 def parse_est_url(url: str) -> tuple[str, int]:

@@ -45,6 +45,7 @@ from fleet.settings import Database, Settings, SettingsError, parse_database, re
 from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.revocation_log import RevocationLog
 from fleet.tls.contexts import ServerIdentity
+from fleet.wire.key_package import Sealer
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
 """In the environment: goes before fleet.toml."""
@@ -238,6 +239,12 @@ def server_identity(home: Home) -> ServerIdentity:
     """What the listeners show: leaf and chain without the root, and the key."""
     chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
     return ServerIdentity(tuple(chain), load_key(home.server_key))
+
+
+def key_sealer(home: Home) -> Sealer:
+    """Who signs for keys that the server makes for devices: the server itself (RFC 7030, 4.4.2)."""
+    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    return Sealer(chain[0], load_key(home.server_key))
 
 
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
-from fleet.home import Home, authority_chain, load_issuer, operators_authority
+from fleet.home import Home, authority_chain, key_sealer, load_issuer, operators_authority
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
@@ -135,7 +135,9 @@ async def working(
         )
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
-        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock)
+        est = build_est_server(
+            registry, load_issuer(home), authority_chain(home), sealer=lambda: key_sealer(home), clock=clock
+        )
 
         def status() -> dict[str, object]:
             tls = {name: asdict(listener.stats) for name, listener in listeners.items()}

@@ -59,7 +59,7 @@ def binding_is_there(a: Application) -> None:
         )
 
 
-def server_key_is_allowed(a: Application) -> None:
+def keygen_is_open(a: Application) -> None:
     if a.request.wants_key and not a.model.rules.profile.server_keygen:
         raise Refused(
             "keygen-not-open",
@@ -140,7 +140,7 @@ CHECKS: tuple[Check, ...] = (
     device_is_in_service,
     identity_is_free,
     names_are_unchanged,
-    server_key_is_allowed,
+    keygen_is_open,
     key_is_allowed,
     key_is_not_revoked,
     key_is_its_own,

@@ -167,6 +167,18 @@ class Issuer(Protocol):
         ...
 
 
+class KeyMaker(Protocol):
+    """Makes a key for a device that has asked for one (RFC 7030, 4.4), and keeps it for that one answer."""
+
+    async def make(self, key_type: str) -> tuple[bytes, bytes]:
+        """A key of `key_type`: DER of its SubjectPublicKeyInfo, and the SHA-256 of that, 32 bytes. Asked again, the
+        same.
+
+        Raises: Invalid: it could not be handed over in the way that was asked for.
+        """
+        ...
+
+
 class HeadSigner(Protocol):
     """Signs the heads of the audit's tree, with one key."""
 
@@ -180,4 +192,4 @@ class HeadSigner(Protocol):
         ...
 
 
-__all__ = ["AuditReader", "DeviceId", "EnrollmentFacts", "HeadSigner", "HolderFacts", "Issuer", "Registry"]
+__all__ = ["AuditReader", "DeviceId", "EnrollmentFacts", "HeadSigner", "HolderFacts", "Issuer", "KeyMaker", "Registry"]

@@ -29,7 +29,7 @@ from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.grants import RenewalGrant
 from fleet.domain.peer import Peer
-from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
+from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NOBODY, identify, shown_by
 from fleet.services.refusals import refusals_of
@@ -75,6 +75,30 @@ async def reenroll(
     return await attempt.run(lambda: attempt.renewal(current_names))
 
 
+async def enroll_with_new_key(
+    registry: Registry,
+    issuer: Issuer,
+    peer: Peer,
+    credentials: BasicCredentials | None,
+    request: EnrollmentRequest,
+    label: str | None,
+    current_names: Names | None,
+    key_maker: KeyMaker,
+    now: datetime,
+) -> Credential:
+    """A certificate, first or next, for a key that `key_maker` makes once `request` has passed every check (RFC 7030,
+    4.4); durable when this returns.
+
+    `current_names` are the names in the certificate that `peer` presented, if it presented one. A request that comes
+    again gets another key: the first is nowhere to be found.
+
+    Raises: Unauthenticated, Invalid, Refused, Unavailable.
+    """
+    wanting = replace(request, wants_key=True)
+    attempt = _Attempt(registry, issuer, peer, wanting, label, now, action="device.serverkeygen", key_maker=key_maker)
+    return await attempt.run(lambda: attempt.first_or_renewal(credentials, current_names))
+
+
 @dataclass(slots=True)
 class _Attempt:
     """One request on its way, and what the audit will say of it."""
@@ -86,6 +110,7 @@ class _Attempt:
     label: str | None
     now: datetime
     action: str
+    key_maker: KeyMaker | None = None
     actor: str = NOBODY
     subject: str = "device ?"
 
@@ -142,6 +167,13 @@ class _Attempt:
         model = await self.model(evidence.facts, grant)
         return self.application(grant, evidence.facts, model)
 
+    async def first_or_renewal(self, credentials: BasicCredentials | None, current: Names | None) -> Application:
+        """serverkeygen is one operation for both: a device that shows its own certificate and no token renews."""
+        shown = await self.registry.holder_facts(self.peer.fingerprint) if self.peer.fingerprint else None
+        if credentials is None and current is not None and shown is not None and shown.device is not None:
+            return await self.renewal(current)
+        return await self.first(credentials)
+
     async def renewal(self, current_names: Names) -> Application:
         """The facts of a renewal."""
         holder = self.holder()
@@ -185,6 +217,11 @@ class _Attempt:
     async def settle(self, application: Application) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
         permit = permit_enrollment(application)
+        if self.key_maker is not None:
+            spki_der, key_sha256 = await self.key_maker.make(application.request.key_type)
+            request = replace(application.request, spki_der=spki_der, key_sha256=key_sha256)
+            application = replace(application, request=request, key_uses=())  # nobody has a key that is new
+            permit = permit_enrollment(application)
         earned = earned_before(application)
         if earned is not None:
             await self.registry.commit(Change(self.entry("ok", serial=earned.serial, repeated="yes")))

@@ -67,7 +67,7 @@ async def evidence_of(
     Raises: Unauthenticated, Refused, as `identify` does. Unavailable.
     """
     presented = await identify(registry, peer, now) if peer.fingerprint else None
-    token_id, _ = _parts(credentials.password) if credentials else (None, "")
+    token_id, _ = token_parts(credentials.password) if credentials else (None, "")
     facts = await registry.enrollment_facts(holder, token_id, request.key_sha256)
     return Evidence(registry, peer, credentials, request, holder, label, facts, presented, now)
 
@@ -88,8 +88,8 @@ async def by_token(evidence: Evidence) -> Grant | None:
     """A token, when there is one, is the right that is used."""
     if evidence.credentials is None:
         return None
-    _, secret = _parts(evidence.credentials.password)
-    return TokenGrant(_verified(evidence.facts.token, secret), evidence.credentials.username)
+    _, secret = token_parts(evidence.credentials.password)
+    return TokenGrant(verified_token(evidence.facts.token, secret), evidence.credentials.username)
 
 
 async def by_station(evidence: Evidence) -> Grant | None:
@@ -102,7 +102,7 @@ async def by_station(evidence: Evidence) -> Grant | None:
 FINDERS: tuple[Finder, ...] = (by_token, by_station)
 
 
-def _parts(password: str) -> tuple[str, str]:
+def token_parts(password: str) -> tuple[str, str]:
     """Token id and secret. What is malformed comes out as an id that nobody has: it must cost and say the same."""
     if len(password) > TOKEN_TEXT_SIZE_MAX:
         return "", ""
@@ -110,7 +110,7 @@ def _parts(password: str) -> tuple[str, str]:
     return token_id, secret
 
 
-def _verified(token: Token | None, secret: str) -> Token:
+def verified_token(token: Token | None, secret: str) -> Token:
     """`token`, when `secret` is its secret. An unknown token takes as long, and is told the same, as a wrong secret."""
     expected = token.secret_sha256 if token is not None else _NOBODYS_SECRET
     right = hmac.compare_digest(hashlib.sha256(secret.encode()).digest(), expected)

@@ -22,6 +22,7 @@ OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkey
 # Exactly so: libest compares the text, space and all.
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 PKCS10 = "application/pkcs10"
+CSRATTRS = "application/csrattrs"
 
 BODY_SIZE_MAX = 64 * 1024  # base64; a chain of four ML-DSA-87 certificates takes 40 KB
 CERTIFICATES_MAX = 16  # a chain of three, thrice over in a rollover, and slack

@@ -34,6 +34,7 @@ from fleet.services.revocation import suspend
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
+from fleet.wire.key_package import Sealer
 from tests.free_ports import free_ports
 
 DEADLINE_SECONDS = 30.0
@@ -128,7 +129,13 @@ class EstHouse:
             chain = (authority.root, authority.issuing)
             identity = ServerIdentity((authority.server, authority.issuing), authority.server_key)
             context = server_context(identity, chain, require_client=False, clock=_now)
-            est = build_est_server(self.registry, authority.issuer, chain, clock=self.clock)
+            est = build_est_server(
+                self.registry,
+                authority.issuer,
+                chain,
+                sealer=lambda: Sealer(authority.server, authority.server_key),
+                clock=self.clock,
+            )
             return await listen(est, "127.0.0.1", self.port, contexts=ContextSource(context))
 
         self._listener = self.call(start())

@@ -27,6 +27,7 @@ from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.csr import build_csr, names_of_certificate
 from fleet.wire.est import decode_body, decode_certs_only, encode_body
+from fleet.wire.key_package import Sealer
 
 COMMON_NAME = "2.5.4.3"
 DEADLINE_SECONDS = 20.0
@@ -298,7 +299,12 @@ async def open_house(
 
     contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
-        registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits
+        registry,
+        house.issuer,
+        [root[0], issuing[0]],
+        sealer=lambda: Sealer(server_certificate, server_key),
+        clock=house.clock,
+        limits=limits,
     )
     house.servers["admin"] = build_admin_server(
         registry,

@@ -1,4 +1,4 @@
-"""Enrollment over Secure Transport (RFC 7030 with RFC 8951): cacerts, simpleenroll, simplereenroll."""
+"""Enrollment over Secure Transport (RFC 7030 with RFC 8951): every operation but fullcmc."""
 
 from fleet.servers.est.server import EstServer, build_est_server
 

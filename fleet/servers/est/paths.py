@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from fleet.servers.http import HttpRefused
 from fleet.wire.est import OPERATIONS, WELL_KNOWN
 
-METHODS = {"cacerts": "GET", "simpleenroll": "POST", "simplereenroll": "POST"}
+METHODS = {
+    "cacerts": "GET",
+    "csrattrs": "GET",
+    "simpleenroll": "POST",
+    "simplereenroll": "POST",
+    "serverkeygen": "POST",
+}
 """What is served, each by its one method (RFC 7030, 3.2.2)."""
 
 # What can name a model. Nothing is percent-decoded: a label that needs it names none.
@@ -28,8 +34,7 @@ def route(method: str, path: str) -> Route:
     """
     operation, label = _split(path)
     if operation not in METHODS:
-        # RFC 7030, 3.2.2 makes the others optional. A client reads 404 on csrattrs as "there are none" (4.5.2).
-        if operation in OPERATIONS and operation != "csrattrs":
+        if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
             raise HttpRefused(501, "not-served", f"The operation {operation} is not served here.")
         raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
     if method != METHODS[operation]:

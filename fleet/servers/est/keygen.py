@@ -1,0 +1,117 @@
+"""serverkeygen (RFC 7030, 4.4): a key for a device that cannot make a good one.
+
+The key lives in this process for as long as one request, and nowhere else: it is in no file, no row and no log.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from fleet.domain.errors import Invalid
+from fleet.domain.peer import Peer
+from fleet.wire.csr import Csr
+from fleet.wire.est import CERTS_ONLY, encode_body
+from fleet.wire.key_package import CIPHERS, Recipient, Sealer, can_receive, seal_key
+
+PKCS8 = "application/pkcs8"
+SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
+RSA_BITS = 2048
+
+_MAKERS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
+    "EC-P256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "EC-P384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "RSA-2048+": lambda: rsa.generate_private_key(65537, RSA_BITS),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ML-DSA-44": mldsa.MLDSA44PrivateKey.generate,
+    "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
+}
+
+
+@dataclass(slots=True)
+class ServerKeyMaker:
+    """Makes the key for one request, once the checks have let it through; a `fleet.domain.ports.KeyMaker`."""
+
+    csr: Csr
+    peer: Peer
+    sealer: Callable[[], Sealer]
+    _sealed_by: Sealer | None = field(default=None, repr=False)
+    _key: CertificateIssuerPrivateKeyTypes | None = field(default=None, repr=False)
+
+    async def make(self, key_type: str) -> tuple[bytes, bytes]:
+        """A key of `key_type`, the CSR's own: DER of its SubjectPublicKeyInfo, and the SHA-256 of that.
+
+        Raises: Invalid (`sealing-impossible`): the CSR asks for the key to be sealed, and it cannot be.
+        """
+        # Before anything is issued: RFC 7030, 4.4.1.2 has the request end where the key cannot be sealed.
+        if self._recipient() is not None:
+            self._sealed_by = self.sealer()
+        if self._key is None:
+            self._key = await asyncio.to_thread(_MAKERS[key_type])  # an RSA key takes a tenth of a second
+        spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return spki, hashlib.sha256(spki).digest()
+
+    def key_part(self, *, wrap: bool) -> tuple[str, bytes]:
+        """Media type and base64 of the key that was made."""
+        if self._key is None:
+            raise RuntimeError("No key has been made.")
+        pkcs8 = self._key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        sealing = self._recipient()
+        if sealing is None or self._sealed_by is None:
+            return PKCS8, encode_body(pkcs8, wrap=wrap)
+        recipient, cipher = sealing
+        return SEALED_KEY, encode_body(seal_key(pkcs8, recipient, self._sealed_by, cipher), wrap=wrap)
+
+    def _recipient(self) -> tuple[Recipient, str] | None:
+        """Whom the key is sealed for, and by which cipher; None when TLS is all that was asked for."""
+        sealing = self.csr.sealing
+        if sealing is None:
+            return None
+        if not sealing.is_asymmetric:
+            # RFC 7030, 4.4.1.1: a symmetric key that both sides hold. No device shares one with us.
+            raise _impossible("No symmetric key is shared with this server.")
+        offered = [name for oid, name in CIPHERS.items() if sealing.ciphers is None or oid in sealing.ciphers]
+        if not offered:
+            raise _impossible(f"Of the ciphers, one of {', '.join(CIPHERS.values())} is needed.")
+        for public_key in self._known_keys():
+            if sealing.identifier in _identifiers(public_key):
+                if not can_receive(public_key):
+                    raise _impossible("The key named signs only; an RSA or EC key is needed.")
+                return Recipient(public_key, sealing.identifier), offered[0]
+        raise _impossible("The identifier names neither the request's own key nor that of the certificate presented.")
+
+    def _known_keys(self) -> list[CertificatePublicKeyTypes]:
+        keys = [x509.load_der_x509_csr(self.csr.der).public_key()]
+        if self.peer.certificate_der is not None:
+            keys.append(x509.load_der_x509_certificate(self.peer.certificate_der).public_key())
+        return keys
+
+
+def _impossible(why: str) -> Invalid:
+    return Invalid("sealing-impossible", f"The new key cannot be sealed as asked. {why}", "Or ask for none: TLS seals.")
+
+
+def _identifiers(public_key: CertificatePublicKeyTypes) -> tuple[bytes, ...]:
+    """The subject key identifiers that a client may have computed: RFC 5280, 4.2.1.2 (1), and ours."""
+    spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = hashlib.sha256(spki).digest()
+    return x509.SubjectKeyIdentifier.from_public_key(public_key).digest, digest[:20], digest
+
+
+def multipart(key_type: str, key: bytes, certificates: bytes) -> tuple[str, bytes]:
+    """Content-Type and body of the answer (RFC 7030, 4.4.2): the key, then the certificate, each in base64."""
+    boundary = f"fleet-{secrets.token_hex(12)}"
+    body = b""
+    for content_type, content in ((key_type, key), (CERTS_ONLY, certificates)):
+        head = f"--{boundary}\r\nContent-Type: {content_type}\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        body += head.encode() + content + b"\r\n"
+    return f"multipart/mixed; boundary={boundary}", body + f"--{boundary}--\r\n".encode()

@@ -1,0 +1,44 @@
+"""Whose CSR attributes a client is told: those of the model that it asks for, or belongs to."""
+
+from datetime import datetime
+
+from fleet.domain.device import Model
+from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Registry
+from fleet.services.evidence import BasicCredentials, token_parts, verified_token
+from fleet.services.identity import identify
+
+
+async def model_to_ask_for(
+    registry: Registry, peer: Peer, credentials: BasicCredentials | None, label: str | None, now: datetime
+) -> Model | None:
+    """The model that `label` names; without one, the model that a token is for, or that of the device whose certificate
+    `peer` presented; None when nothing of this says anything.
+
+    Nobody is refused: RFC 7030, 4.5 wants this answered before a client can prove itself.
+
+    Raises: Unavailable.
+    """
+    if label is not None:
+        return await registry.model(label)
+    try:
+        if credentials is not None:
+            return await _of_token(registry, credentials)
+        if peer.fingerprint is not None:
+            return (await identify(registry, peer, now)).model
+    except Unavailable:
+        raise
+    except FleetError:
+        pass
+    return None
+
+
+async def _of_token(registry: Registry, credentials: BasicCredentials) -> Model | None:
+    token_id, secret = token_parts(credentials.password)
+    token = verified_token(await registry.token(token_id), secret)
+    name = token.model
+    if token.device_id is not None:
+        device = await registry.device(token.device_id)
+        name = device.model if device is not None else None
+    return await registry.model(name) if name is not None else None
