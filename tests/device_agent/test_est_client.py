@@ -2,6 +2,8 @@
 
 import ssl
 from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,15 @@ import pytest
 from device_agent.errors import BadConfig, EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from device_agent.est_client import EstClient, parse_est_url
 from fleet.ca.keys import generate_key
+from fleet.domain.model_rules import rules_of
 from fleet.wire.csr import build_csr
+from fleet.wire.csrattrs import CsrAttributes
 from fleet.wire.est import CERTS_ONLY, decode_body, encode_body, encode_certs_only
-from tests.device_agent.fleet_parts import Authority, EstHouse, key_pem, pem
+from tests.device_agent.fleet_parts import Authority, Device, EstHouse, key_pem, pem
 from tests.device_agent.wild_servers import answers, http, read_request, tls_server
 from tests.free_ports import free_port
 
+BOUND = rules_of({"profile": {"binding": True}})
 CERTS = f"Content-Type: {CERTS_ONLY}"
 
 
@@ -277,3 +282,31 @@ def test_dates_alone_can_be_ignored(tmp_path: Path) -> None:
             client(late, port, check_time=False).cacerts()
         with pytest.raises(EstUntrusted):
             client(Authority(tmp_path / "other"), port, check_time=False).cacerts()
+
+
+# CSR attributes, and requests bound to their connection
+
+
+def test_csrattrs_tell_what_the_model_wants(est: EstHouse, authority: Authority) -> None:
+    token = est.token("pump-8", key_types=("Ed25519",), rules=BOUND)
+    asking = EstClient(est.url, authority.ca_file, basic=("pump-8", token))
+    assert asking.csrattrs() == CsrAttributes(("Ed25519",), ("1.3.6.1.5.5.7.3.2",), binding=True)
+    assert EstClient(est.url, authority.ca_file).csrattrs("of-pump-8") == asking.csrattrs()
+    assert EstClient(est.url, authority.ca_file).csrattrs() == CsrAttributes()
+
+
+def test_a_bound_request_is_made_for_its_connection(est: EstHouse, authority: Authority) -> None:
+    key = generate_key()
+    asking = EstClient(est.url, authority.ca_file, basic=("pump-9", est.token("pump-9", rules=BOUND)))
+    with pytest.raises(EstRefused) as refused:
+        asking.simpleenroll(csr_of("pump-9", key))
+    assert (refused.value.status, "binding-missing" in refused.value.message) == (400, True)
+    certificate = asking.simpleenroll(partial(build_csr, key, (("2.5.4.3", "pump-9"),), ()))
+    assert certificate.public_key() == key.public_key()
+
+
+def test_the_agent_binds_its_requests_when_it_has_to(new_device: Callable[[], Device]) -> None:
+    device = new_device().enrolled(rules=BOUND)
+    first = device.status()["serial"]
+    device.call("renew", expect=None)
+    assert device.status()["serial"] != first
