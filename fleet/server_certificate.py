@@ -28,24 +28,33 @@ def utc_now() -> datetime:
 @dataclass(frozen=True, slots=True)
 class Contexts:
     """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
-    operators' CA is believed by the HTTP API alone.
+    operators' CA is believed by the HTTP API alone. EST alone lets an expired one in: its models may grant a grace.
     """
 
-    required: ContextSource
-    optional: ContextSource
+    mqtt: ContextSource
+    est: ContextSource
     http: ContextSource
     clock: Clock
 
     @classmethod
     def of(cls, home: Home, clock: Clock) -> "Contexts":
-        def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
-            anchors = (*authority_chain(home), *more_anchors)
+        identity = server_identity(home)
+
+        def source(
+            *more_anchors: Certificate, require_client: bool = False, expired_leaf: bool = False
+        ) -> ContextSource:
             return ContextSource(
-                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
+                server_context(
+                    identity,
+                    (*authority_chain(home), *more_anchors),
+                    require_client=require_client,
+                    clock=clock,
+                    expired_leaf=expired_leaf,
+                )
             )
 
         operators = operators_authority(home, clock())
-        return cls(source(require_client=True), source(), source(operators), clock)
+        return cls(source(require_client=True), source(expired_leaf=True), source(operators), clock)
 
     def reload(self, home: Home) -> None:
         """All or none: a certificate that cannot be used leaves the old one in place."""
@@ -54,8 +63,8 @@ class Contexts:
         except (FleetError, OSError, ValueError) as error:
             log.error("event=reload outcome=failed kept=old reason=%s", error)
             return
-        self.required.swap(fresh.required.current)
-        self.optional.swap(fresh.optional.current)
+        self.mqtt.swap(fresh.mqtt.current)
+        self.est.swap(fresh.est.current)
         self.http.swap(fresh.http.current)
         log.info("event=reload outcome=ok")
 

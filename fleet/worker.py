@@ -157,9 +157,9 @@ async def working(
 
         parts.push_async_callback(drain)
         behind: dict[str, tuple[ContextSource, ProtocolFactory]] = {
-            "est": (contexts.optional, est),
+            "est": (contexts.est, est),
             "http": (contexts.http, admin),
-            "mqtt": (contexts.required, gateway.protocol),
+            "mqtt": (contexts.mqtt, gateway.protocol),
         }
         for name in NAMES:
             source, factory = behind[name]

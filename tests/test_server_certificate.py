@@ -51,14 +51,14 @@ async def test_a_reload_swaps_both_contexts_or_neither(tmp_path: Path, caplog: p
     caplog.set_level(logging.INFO)
     home = await new_home(tmp_path)
     contexts = Contexts.of(home, lambda: NOW)
-    before = contexts.required.current, contexts.optional.current
+    before = contexts.mqtt.current, contexts.est.current
     chain = home.server_chain.read_bytes()
     home.server_chain.write_bytes(b"")
     contexts.reload(home)
-    assert (contexts.required.current, contexts.optional.current) == before
+    assert (contexts.mqtt.current, contexts.est.current) == before
     assert "outcome=failed kept=old" in caplog.text
     home.server_chain.write_bytes(chain)
     contexts.reload(home)
-    assert contexts.required.current is not before[0]
-    assert contexts.optional.current is not before[1]
+    assert contexts.mqtt.current is not before[0]
+    assert contexts.est.current is not before[1]
     assert "event=reload outcome=ok" in caplog.text

@@ -16,7 +16,7 @@ from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.grants import RenewalGrant
-from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ProfileRules
+from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ProfileRules, RenewalKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,18 @@ def names_are_unchanged(a: Application) -> None:
         raise Refused("names-changed", "Subject and SAN must equal those of the current certificate (RFC 7030, 4.2.2).")
 
 
+def key_is_renewed_by_the_rule(a: Application) -> None:
+    """A model may want a new key each time, or the one in the secure element for ever."""
+    replaced = a.grant.replaces
+    if replaced is None:
+        return
+    same = a.request.key_sha256 == replaced.key_sha256
+    if same and a.model.rules.renewal.key is RenewalKey.NEW:
+        raise Refused("key-not-new", f"Devices of model {a.model.name} renew with a new key.", "Make a new key.")
+    if not same and a.model.rules.renewal.key is RenewalKey.SAME:
+        raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
+
+
 Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
@@ -140,6 +152,7 @@ CHECKS: tuple[Check, ...] = (
     device_is_in_service,
     identity_is_free,
     names_are_unchanged,
+    key_is_renewed_by_the_rule,
     keygen_is_open,
     key_is_allowed,
     key_is_not_revoked,

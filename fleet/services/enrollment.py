@@ -31,7 +31,7 @@ from fleet.domain.grants import RenewalGrant
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
-from fleet.services.identity import NOBODY, identify, shown_by
+from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
 
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
@@ -65,14 +65,15 @@ async def reenroll(
     current_names: Names,
     now: datetime,
 ) -> Credential:
-    """The next certificate of the device whose current one `peer` presented; durable when this returns.
+    """The next certificate of the device whose current one `peer` presented; durable when this returns. For as long as
+    the model's grace lasts, a certificate that has ended still earns its successor here, and opens nothing else.
 
     `current_names` are the names in that current certificate.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
     attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.reenroll")
-    return await attempt.run(lambda: attempt.renewal(current_names))
+    return await attempt.run(lambda: attempt.renewal(current_names, late=True))
 
 
 async def enroll_with_new_key(
@@ -174,15 +175,17 @@ class _Attempt:
             return await self.renewal(current)
         return await self.first(credentials)
 
-    async def renewal(self, current_names: Names) -> Application:
-        """The facts of a renewal."""
+    async def renewal(self, current_names: Names, *, late: bool = False) -> Application:
+        """The facts of a renewal; with `late`, of a certificate that has ended within its model's grace too."""
         holder = self.holder()
-        presented = await identify(self.registry, self.peer, self.now)
+        judge = identify_for_renewal if late else identify
+        presented = await judge(self.registry, self.peer, self.now)
         self.actor = f"{presented.credential.kind} {presented.credential.holder}"
         if presented.device is None or presented.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
         facts = await self.registry.enrollment_facts(presented.device.id, None, self.request.key_sha256)
-        grant = RenewalGrant(presented.credential, current_names)
+        grace = presented.model.rules.renewal.grace if late else NO_GRACE
+        grant = RenewalGrant(presented.credential, current_names, grace)
         if holder != presented.device.id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         self.check_label(presented.model)

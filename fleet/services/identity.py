@@ -1,16 +1,18 @@
 """Whose certificate it is, by live state: the question that every door asks first."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import USABLE, Credential
-from fleet.domain.device import DeviceState
+from fleet.domain.device import Device, DeviceState
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 
 NOBODY = "nobody"
 """The actor of what a stranger did."""
+
+NO_GRACE = timedelta(0)
 
 _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
@@ -37,8 +39,22 @@ async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts
     if facts.device is None and facts.station is None:
         raise _unknown()
     _must_be_usable(facts.credential, now)
-    if facts.device is not None and facts.device.state not in _IN_SERVICE:
-        raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
+    if facts.device is not None:
+        _must_be_in_service(facts.device)
+    return facts
+
+
+async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:
+    """As `identify`, for the one operation that a model may allow for a while after its devices' certificates have
+    ended.
+
+    Raises: as `identify`.
+    """
+    facts = await _recorded(registry, peer)
+    if facts.device is None or facts.model is None:
+        return await identify(registry, peer, now)
+    _must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
+    _must_be_in_service(facts.device)
     return facts
 
 
@@ -71,8 +87,13 @@ def _unknown() -> Unauthenticated:
     return Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
 
 
-def _must_be_usable(credential: Credential, now: datetime) -> None:
+def _must_be_in_service(device: Device) -> None:
+    if device.state not in _IN_SERVICE:
+        raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
+
+
+def _must_be_usable(credential: Credential, now: datetime, grace: timedelta = NO_GRACE) -> None:
     if credential.state not in USABLE:
         raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
-    if not credential.not_before <= now < credential.not_after:
+    if not credential.not_before <= now < credential.not_after + grace:
         raise Refused("certificate-expired", "The certificate presented is not valid at this time.")

@@ -87,12 +87,14 @@ def server_context(
     *,
     require_client: bool,
     clock: Clock,
+    expired_leaf: bool = False,
 ) -> TlsContext:
     """A fresh context for `identity`, which believes clients whose chain ends at one of `client_anchors`.
 
     Every anchor is trusted for itself, self-signed or not: giving the issuing CA beside its root ends each chain at the
     issuing CA and saves a signature check on every handshake. With `require_client` false, a client may come without
-    a certificate; one that it does present must pass all the same.
+    a certificate; one that it does present must pass all the same. With `expired_leaf`, a client whose certificate has
+    expired is let in, for an application that asks for the time itself.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
@@ -110,7 +112,7 @@ def server_context(
     context.set_options(OPTIONS)
     _forbid_resumption(context)
     _present(context, identity)
-    anchors = _believe(context, client_anchors, require_client=require_client)
+    anchors = _believe(context, client_anchors, require_client=require_client, expired_leaf=expired_leaf)
     return TlsContext(context, clock, require_client, anchors)
 
 
@@ -135,13 +137,15 @@ def _present(context: SSL.Context, identity: ServerIdentity) -> None:
     context.check_privatekey()
 
 
-def _believe(context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool) -> Mapping[int, bytes]:
+def _believe(
+    context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool, expired_leaf: bool
+) -> Mapping[int, bytes]:
     # Each once: of two alike the store would hold the first only.
     known = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(anchors))
     engine.trust_each_anchor(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
-    engine.verify_clients(context, mode, _objection)
+    engine.verify_clients(context, mode, _objection, expired_leaf=expired_leaf)
     return known
 
 

@@ -294,10 +294,11 @@ async def open_house(
     server_certificate, server_key = issue_server_certificate(*issuing, ("localhost", "127.0.0.1"), now)
     identity = ServerIdentity((server_certificate, issuing[0]), server_key)
 
-    def believing(*anchors: x509.Certificate) -> ContextSource:
-        return ContextSource(server_context(identity, anchors, require_client=False, clock=house.clock))
+    def believing(*anchors: x509.Certificate, expired_leaf: bool = False) -> ContextSource:
+        context = server_context(identity, anchors, require_client=False, clock=house.clock, expired_leaf=expired_leaf)
+        return ContextSource(context)
 
-    contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
+    contexts = {"est": believing(issuing[0], expired_leaf=True), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
         registry,
         house.issuer,

@@ -1,3 +1,4 @@
+import hashlib
 from datetime import datetime, timedelta
 
 import pytest
@@ -93,6 +94,20 @@ def test_the_clock_is_read_for_each_connection() -> None:
     context = server_context(pki().identity, pki().anchors, require_client=True, clock=lambda: next(times))
     assert attempt(context, MemoryClient(client_context(pki().bad["expired"]))).peer is not None
     refusal(context, MemoryClient(client_context(pki().bad["expired"])))
+
+
+def test_an_expired_leaf_is_let_in_where_that_is_asked_for_and_nothing_else_is() -> None:
+    lenient = server_context(pki().identity, pki().anchors, require_client=True, clock=lambda: NOW, expired_leaf=True)
+    expired = attempt(lenient, MemoryClient(client_context(pki().bad["expired"]))).peer
+    assert expired is not None
+    assert expired.certificate_der is not None
+    assert expired.fingerprint == hashlib.sha256(expired.certificate_der).digest()
+    for kind, bad in pki().bad.items():
+        if kind != "expired":
+            refusal(lenient, MemoryClient(client_context(bad)))
+    impostor = issue("issuing", ca=True)  # of the name of ours
+    forged = issue("client", impostor, usages=[CLIENT_AUTH], begins=NOW - 10 * DAY, ends=NOW - DAY)
+    refusal(lenient, MemoryClient(client_context(forged)))
 
 
 def test_an_expired_issuing_ca_takes_its_certificates_along() -> None:

@@ -1,6 +1,7 @@
 """By the device's own current certificate, presented in the TLS handshake."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from fleet.domain.application import Application, Names
 from fleet.domain.changes import EndUnused, MarkUsed, Write
@@ -13,6 +14,8 @@ class RenewalGrant:
     credential: Credential
     names: Names
     """Names in that certificate."""
+    grace: timedelta = timedelta(0)
+    """How long after its end it still renews."""
 
     path = None
 
@@ -30,7 +33,7 @@ class RenewalGrant:
         if self.credential.state not in USABLE:
             state = self.credential.state
             raise Refused(f"certificate-{state}", f"The certificate presented is {state}.")
-        if not self.credential.not_before <= a.now < self.credential.not_after:
+        if not self.credential.not_before <= a.now < self.credential.not_after + self.grace:
             raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
 
     def must_cover_device(self, a: Application) -> None:
