@@ -17,6 +17,7 @@ COMMANDS = {
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
+    "renewal": ("fleet.cli.renewal", "When devices renew; campaigns for an incident."),
     "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
     "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),
     "restore": ("fleet.cli.backup", "Make a home of a backup, with every revocation since."),

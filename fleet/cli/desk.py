@@ -20,6 +20,7 @@ from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
+from fleet.services.renewal import Progress
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -46,6 +47,10 @@ class Desk(Protocol):
     def add_model(self, model: Model) -> None: ...
     def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
         """The model with `change` made to it; Conflict when somebody else changed it meanwhile."""
+        ...
+
+    def renewal_progress(self, model: str) -> Progress:
+        """How far the model's renewal campaign has come."""
         ...
 
     def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]: ...

@@ -14,9 +14,10 @@ from fleet.domain.credential import CredentialKind, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
 from fleet.domain.tags import Retag
-from fleet.services import inventory, revocation, tagging
+from fleet.services import inventory, renewal, revocation, tagging
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.overview import overview
+from fleet.services.renewal import Progress
 
 _Result = TypeVar("_Result")
 
@@ -57,6 +58,9 @@ class LocalDesk:
             return replace(new, revision=new.revision + 1)
 
         return self._at(work)
+
+    def renewal_progress(self, model: str) -> Progress:
+        return self._at(lambda fleet: renewal.progress(fleet.registry, model))
 
     def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
         return self._at(lambda fleet: fleet.registry.devices(where, after=after, limit=limit))

@@ -30,6 +30,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.inventory import checked_model
+from fleet.services.renewal import Progress
 
 PAGE_MAX = 1000
 NEWEST = 2**53 - 1  # behind every row that there will ever be
@@ -69,6 +70,12 @@ class RemoteDesk:
         with _named("model", repr(name[:80])):
             found, etag = self._api.ask("GET", path)
         return _model(self._api.ask("PATCH", path, _changes(change(_model(found))), {"If-Match": etag})[0])
+
+    def renewal_progress(self, model: str) -> Progress:
+        with _named("model", repr(model[:80])):
+            found = self._api.ask("GET", f"{_model_path(model)}/renewal")[0]
+        rules = rules_of({"renewal": {"campaign": found["campaign"]}})
+        return Progress(found["model"], rules.renewal.campaign, found["devices"], found["renewed"])
 
     def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
         query = [("limit", str(min(limit, PAGE_MAX))), *_query(where)]

@@ -8,14 +8,15 @@ here is stored, shown and changed everywhere.
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from fleet.domain.errors import Invalid
 
 GRACE_MAX = timedelta(days=3650)
+SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
 TEMPLATE_SIZE_MAX = 200
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
@@ -91,12 +92,23 @@ class ProfileRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Campaign:
+    """An incident: certificates issued before `before` are to be renewed now, spread over some hours."""
+
+    before: datetime
+    start: datetime
+    """When it was called."""
+    spread: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class RenewalRules:
     """How the next certificates are earned."""
 
     key: RenewalKey = RenewalKey.ANY
     grace: timedelta = timedelta(0)
     """How long after its end a certificate may still be renewed, by its own device, and do nothing else."""
+    campaign: Campaign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +137,11 @@ def rules_json(rules: ModelRules) -> dict[str, Any]:
     shown: dict[str, Any] = {"tenant": rules.tenant}
     for group in _GROUPS:
         shown[group] = {}
-        for name, value in asdict(getattr(rules, group)).items():
+        for field_ in fields(getattr(rules, group)):
+            name, value = field_.name, getattr(getattr(rules, group), field_.name)
             match value:
+                case Campaign() | None:
+                    shown[group][name] = _campaign_json(value)
                 case timedelta():
                     shown[group][f"{name}_seconds"] = int(value.total_seconds())
                 case tuple():
@@ -155,6 +170,34 @@ def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelR
     return ModelRules(**{**kept, **changed})
 
 
+def _campaign_json(campaign: Campaign | None) -> dict[str, Any] | None:
+    if campaign is None:
+        return None
+    return {
+        "before": campaign.before.astimezone(UTC).isoformat(),
+        "start": campaign.start.astimezone(UTC).isoformat(),
+        "spread_seconds": int(campaign.spread.total_seconds()),
+    }
+
+
+def _campaign(given: Mapping[str, Any]) -> Campaign:
+    """Raises: ValueError, OverflowError."""
+    if set(given) != {"before", "start", "spread_seconds"}:
+        raise ValueError("a campaign has three parts")
+    before, start = (_moment(given[name]) for name in ("before", "start"))
+    spread = given["spread_seconds"]
+    if not isinstance(spread, int) or isinstance(spread, bool):
+        raise ValueError("the spread is no number")
+    return Campaign(before, start, timedelta(seconds=spread))
+
+
+def _moment(text: Any) -> datetime:
+    moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("no time with a zone")
+    return moment.astimezone(UTC)
+
+
 def _known() -> str:
     """The names of all rules, for an error's advice."""
     shown = rules_json(DEFAULT_RULES)
@@ -180,6 +223,10 @@ def _value(name: str, kind: Any, value: Any) -> Any:
                 return value
             case int() if kind is timedelta and not isinstance(value, bool):
                 return timedelta(seconds=value)
+            case None if kind == Campaign | None:
+                return None
+            case Mapping() if kind == Campaign | None:
+                return _campaign(value)
             case str() if kind in (str, RenewalKey):
                 return kind(value)
             case list() | tuple() if kind == tuple[AdmissionPath, ...]:
@@ -202,6 +249,9 @@ def checked_rules(rules: ModelRules) -> ModelRules:
     _check_profile(rules.profile)
     if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:
         raise Invalid("bad-rule", "A grace lasts from nothing to 3650 days.")
+    campaign = rules.renewal.campaign
+    if campaign is not None and not timedelta(0) <= campaign.spread <= SPREAD_MAX:
+        raise Invalid("bad-rule", "A campaign is spread over nothing to 365 days.")
     return rules
 
 

@@ -108,6 +108,12 @@ class Registry(AuditReader, Protocol):
         """
         ...
 
+    async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
+        """Devices of `model` that hold a usable certificate, and how many of them hold one issued at or after `since`.
+        It looks at each of them.
+        """
+        ...
+
     async def token(self, token_id: str) -> Token | None: ...
     async def tokens(self) -> list[Token]:
         """Newest first."""

@@ -130,7 +130,7 @@ def _rule_fields(model: Model) -> dict[str, object]:
     return {"tenant": shown.pop("tenant"), **{f"{g}.{name}": v for g in shown for name, v in shown[g].items()}}
 
 
-async def _known_model(registry: Registry, name: str) -> Model:
+async def known_model(registry: Registry, name: str) -> Model:
     model = await registry.model(name)
     if model is None:
         raise NotFound("no-such-model", f"There is no model {name[:80]!r}.", "See: fleet model list")
@@ -165,7 +165,7 @@ async def add_device(
     if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
         message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
-    await _known_model(registry, model)
+    await known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
     labels = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
     labels = {name: text for name, text in labels.items() if text}
@@ -198,7 +198,7 @@ async def create_token(
     if not TOKEN_TTL_MIN <= ttl <= TOKEN_TTL_MAX:
         raise Invalid("bad-token-ttl", f"A token lives at least one second and at most {TOKEN_TTL_MAX.days} days.")
     if model is not None:
-        await _known_model(registry, model)
+        await known_model(registry, model)
     known = await _enrollable(registry, device) if device is not None else None
     secret = secrets.token_urlsafe(32)
     token = Token(
@@ -254,7 +254,7 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], now
     if not 1 <= len(models) <= STATION_MODELS_MAX:
         raise Invalid("bad-station-models", f"A station provisions 1 to {STATION_MODELS_MAX} models.")
     for model in models:
-        await _known_model(registry, model)
+        await known_model(registry, model)
     if await registry.station(name) is not None:
         raise Conflict("station-exists", f"Station {name} exists already.", "Choose another name.")
     return Station(name, tuple(dict.fromkeys(models)), now)

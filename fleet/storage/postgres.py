@@ -201,6 +201,10 @@ class PostgresRegistry:
         found = await self._fetch(lists.EXPIRIES, rows.micros(until))
         return [(lists.monday(week), count) for week, count in found]
 
+    async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
+        [row] = await self._fetch(lists.RENEWALS, model, rows.micros(since))
+        return row[0], row[1]
+
     async def token(self, token_id: str) -> Token | None:
         row = await self._fetch_one(reads.TOKEN, token_id)
         return rows.token_of(row) if row else None

@@ -21,6 +21,16 @@ _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into it
 EXPIRIES = f"""
     SELECT (d.expires_at + {_MONDAY}) / {_WEEK} AS week, count(*) FROM device d
     WHERE {_CAN_CONNECT} AND d.expires_at < $1 GROUP BY week ORDER BY week"""  # noqa: S608
+RENEWALS = """
+    SELECT count(*), count(CASE WHEN latest >= $2 THEN 1 END)
+    FROM (
+        SELECT (
+            SELECT max(c.issued_at) FROM credential c
+            WHERE c.holder = d.id AND c.kind = 'device' AND c.state IN ('issued', 'active')
+        ) AS latest
+        FROM device d WHERE d.model = $1 AND d.state IN ('registered', 'active')
+    ) held
+    WHERE latest IS NOT NULL"""
 _FIRST_MONDAY = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=3)
 
 

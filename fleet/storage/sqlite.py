@@ -167,6 +167,9 @@ class SqliteRegistry:
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
         return await self._ask_list(lambda db: lists.expiries(db, until))
 
+    async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
+        return await self._ask_list(lambda db: lists.count_renewals(db, model, since))
+
     async def token(self, token_id: str) -> Token | None:
         return await self._ask(lambda db: reads.token(db, token_id))
 

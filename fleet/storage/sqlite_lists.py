@@ -23,6 +23,16 @@ _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into it
 EXPIRIES = f"""
     SELECT (d.expires_at + {_MONDAY}) / {_WEEK} AS week, count(*) FROM device d
     WHERE {_CAN_CONNECT} AND d.expires_at < ? GROUP BY week ORDER BY week"""  # noqa: S608
+RENEWALS = """
+    SELECT count(*), count(CASE WHEN latest >= ?2 THEN 1 END)
+    FROM (
+        SELECT (
+            SELECT max(c.issued_at) FROM credential c
+            WHERE c.holder = d.id AND c.kind = 'device' AND c.state IN ('issued', 'active')
+        ) AS latest
+        FROM device d WHERE d.model = ?1 AND d.state IN ('registered', 'active')
+    ) held
+    WHERE latest IS NOT NULL"""
 _FIRST_MONDAY = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=3)
 
 
@@ -67,6 +77,11 @@ def _meant(where: DeviceFilter, after: Place) -> tuple[str, list[str], list[Any]
         terms.append("d.state = ?" if where.state is DeviceState.ACTIVE else f"d.state = ? AND {_NOT_ACTIVE}")
         parameters.append(where.state.value)
     return source, terms, parameters, order
+
+
+def count_renewals(db: sqlite3.Connection, model: str, since: datetime) -> tuple[int, int]:
+    devices, renewed = db.execute(RENEWALS, (model, rows.micros(since))).fetchone()
+    return devices, renewed
 
 
 def expired_credentials(

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from fleet.domain.model_rules import (
     DEFAULT_RULES,
     AdmissionPath,
     AdmissionRules,
+    Campaign,
     ModelRules,
     ProfileRules,
     RenewalKey,
@@ -21,6 +22,7 @@ from fleet.domain.model_rules import (
     rules_of,
 )
 
+NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 EVERYTHING = ModelRules(
     tenant="acme",
     admission=AdmissionRules((AdmissionPath.CLAIM, AdmissionPath.IDEVID), True, "https://hook.example/fleet"),
@@ -34,7 +36,7 @@ EVERYTHING = ModelRules(
         server_keygen=True,
         binding=True,
     ),
-    renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7)),
+    renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7), Campaign(NOW, NOW + timedelta(days=1), timedelta(hours=6))),
 )
 
 
@@ -69,6 +71,10 @@ def test_what_is_not_said_stays() -> None:
         {"renewal": {"grace_seconds": 10**30}},
         {"renewal": {"key": "other"}},
         {"renewal": {"key_seconds": "any"}},
+        {"renewal": {"campaign": {}}},
+        {"renewal": {"campaign": "now"}},
+        {"renewal": {"campaign": {"before": "2026-03-01", "start": "2026-03-01", "spread_seconds": 1}}},
+        {"renewal": {"campaign": {"before": 1, "start": 1, "spread_seconds": 1}}},
     ],
 )
 def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:

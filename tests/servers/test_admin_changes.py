@@ -52,7 +52,7 @@ class TestModels:
         _, made = await admin.ask("POST", "/v1/models", new)
         patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
-        assert patched["renewal"] == {"key": "new", "grace_seconds": 120}
+        assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
         assert patched["profile"] == {**made["profile"], "binding": True}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})

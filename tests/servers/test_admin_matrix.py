@@ -35,6 +35,7 @@ MAY: dict[str, frozenset[str]] = {
     "status": frozenset({"station", "viewer", "operator", "admin"}),
     "list_models": OPERATORS,
     "get_model": OPERATORS,
+    "get_renewal": OPERATORS,
     "create_model": frozenset({"admin"}),
     "replace_model": frozenset({"admin", "held"}),
     "patch_model": frozenset({"admin", "held"}),

@@ -1,5 +1,6 @@
 """Renewal over real TLS: late ones, keys by the model's rule, and requests that come again (RFC 7030, 4.2.2)."""
 
+import json
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.device import Model
+from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import rules_of
-from fleet.services import inventory, revocation
+from fleet.services import inventory, renewal, revocation
 from fleet.wire.est import encode_body
 from tests.servers.est_house import House, Identity, KeptAlive, basic, csr_for, open_house, renewal_csr
 
@@ -123,3 +126,70 @@ async def test_a_hundred_retries_of_one_csr_give_one_certificate(house: House, o
     assert {answer.status for answer in answers} == {200}
     assert len({answer.certificates[0].serial_number for answer in answers}) == 1
     assert len(await house.registry.credentials("cam-1")) == (2 if identity else 1)
+
+
+# When to renew
+
+
+async def window(house: House, fingerprint: str) -> dict[str, Any]:
+    answer = await house.send("GET", f"/.well-known/est/renewal-info/{fingerprint}")
+    assert (answer.status, answer.header("Content-Type")) == (200, "application/json"), answer.text
+    assert int(answer.header("Retry-After") or "") >= 60
+    found: dict[str, Any] = json.loads(answer.text)["suggestedWindow"]
+    return found
+
+
+def fingerprint_of(device: Identity) -> str:
+    return device.certificate.fingerprint(hashes.SHA256()).hex()
+
+
+async def test_a_certificate_has_a_window(house: House) -> None:
+    device = await house.enrolled("cam-1")
+    found = await window(house, fingerprint_of(device))
+    start, end = (datetime.fromisoformat(found[name]) for name in ("start", "end"))
+    certificate = device.certificate
+    assert certificate.not_valid_before_utc < start < end < certificate.not_valid_after_utc
+
+
+async def test_what_cannot_be_renewed_has_none(house: House) -> None:
+    device, station = await house.enrolled("cam-1"), await house.station()
+    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()), reason="test")
+    for name in (fingerprint_of(device), fingerprint_of(station), "ab" * 32):
+        answer = await house.send("GET", f"/.well-known/est/renewal-info/{name}")
+        assert (answer.status, answer.code) == (404, "no-such-certificate")
+    for path in ("renewal-info/AB", "renewal-info/", f"renewal-info/{'AB' * 32}", f"renewal-info/{'ab' * 32}/x"):
+        assert (await house.send("GET", f"/.well-known/est/{path}")).code == "no-such-path"
+    assert (await house.send("POST", f"/.well-known/est/renewal-info/{'ab' * 32}")).code == "bad-method"
+
+
+async def test_a_campaign_brings_the_window_forward_and_counts_who_has_renewed(house: House) -> None:
+    device = await enrolled(house, "cam-1")
+    other = await enrolled(house, "cam-2")
+    house.now = datetime.now(UTC) + DAY
+    model = await house.registry.model("of-cam-1")
+    assert model is not None
+    new = renewal.with_campaign(model, house.now - timedelta(hours=1), timedelta(hours=6), house.now)
+    await inventory.set_model(house.registry, new, act=Act("test", house.clock()))
+    found = await window(house, fingerprint_of(device))
+    start = datetime.fromisoformat(found["start"])
+    assert house.now - timedelta(seconds=1) <= start <= house.now + timedelta(hours=6)
+    usual = datetime.fromisoformat((await window(house, fingerprint_of(other)))["start"])
+    assert usual > house.now + 30 * DAY
+    before = await renewal.progress(house.registry, "of-cam-1")
+    assert (before.devices, before.renewed) == (1, 0)
+    answer = await house.reenroll(renewal_csr(device), device)
+    assert answer.status == 200, answer.text
+    after = await renewal.progress(house.registry, "of-cam-1")
+    assert (after.devices, after.renewed) == (1, 1)
+    successor = answer.certificates[0].fingerprint(hashes.SHA256()).hex()
+    assert datetime.fromisoformat((await window(house, successor))["start"]) > house.now + 30 * DAY
+
+
+async def test_a_campaign_is_for_what_has_been_issued(house: House) -> None:
+    model = await house.registry.model("cam")
+    assert model is not None
+    with pytest.raises(Invalid) as refused:
+        renewal.with_campaign(model, house.clock() + DAY, timedelta(hours=6), house.clock())
+    assert refused.value.code == "bad-campaign"
+    called = renewal.with_campaign(model, house.clock() - DAY, timedelta(hours=6), house.clock())
+    assert renewal.without_campaign(called) == model

@@ -136,6 +136,29 @@ class TestFilters:
         assert await registry.expiries(monday) == []
 
 
+class TestRenewals:
+    async def test_who_has_renewed_since(self, registry: Registry) -> None:
+        old, new = NOW - 2 * DAY, NOW
+        held = {
+            "d0": ((old, CredentialState.ACTIVE),),
+            "d1": ((old, CredentialState.SUPERSEDED), (new, CredentialState.ACTIVE)),
+            "d2": ((old, CredentialState.ACTIVE), (new, CredentialState.ISSUED)),
+            "d3": ((new, CredentialState.REVOKED),),
+            "d4": (),
+        }
+        for name, times in held.items():
+            await registry.commit(change(AddDevice(device(name))))
+            for at, state in times:
+                await registry.commit(change(AddCredential(replace(credential(name, state), issued_at=at))))
+        await registry.commit(change(AddDevice(device("gone", DeviceState.SUSPENDED))))
+        await registry.commit(change(AddCredential(replace(credential("gone"), issued_at=old))))
+        model = device("d0").model
+        assert await registry.count_renewals(model, NOW - DAY) == (3, 2)
+        assert await registry.count_renewals(model, NOW) == (3, 2)
+        assert await registry.count_renewals(model, old) == (3, 3)
+        assert await registry.count_renewals("nonesuch", NOW) == (0, 0)
+
+
 class TestCredentials:
     async def test_by_serial(self, registry: Registry) -> None:
         made = credential("cam-7", serial="abc")

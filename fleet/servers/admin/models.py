@@ -8,8 +8,8 @@ from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
-from fleet.servers.admin.shapes import changed_model, model_json
-from fleet.services import inventory
+from fleet.servers.admin.shapes import changed_model, model_json, progress_json
+from fleet.services import inventory, renewal
 
 
 async def list_models(parts: Parts, call: Call) -> Reply:
@@ -24,6 +24,11 @@ def _name(model: Model) -> str:
 
 async def get_model(parts: Parts, call: Call) -> Reply:
     return _reply(await _found(parts, call.operator, call.path["name"]))
+
+
+async def get_renewal(parts: Parts, call: Call) -> Reply:
+    model = await _found(parts, call.operator, call.path["name"])
+    return Reply(progress_json(await renewal.progress(parts.registry, model.name)))
 
 
 async def create_model(parts: Parts, call: Call) -> Reply:

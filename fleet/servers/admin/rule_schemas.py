@@ -6,6 +6,7 @@ from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
     GRACE_MAX,
     ORGANISATION_SIZE_MAX,
+    SPREAD_MAX,
     TEMPLATE_SIZE_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
@@ -31,6 +32,19 @@ def _choices(names: list[str], description: str) -> Schema:
 def _group(properties: dict[str, Schema]) -> Schema:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
+
+_TIME: Schema = {"type": "string", "format": "date-time"}
+CAMPAIGN: Schema = {
+    "type": ["object", "null"],
+    "properties": {
+        "before": _TIME,
+        "start": _TIME,
+        "spread_seconds": {"type": "integer", "minimum": 0, "maximum": int(SPREAD_MAX.total_seconds())},
+    },
+    "required": ["before", "start", "spread_seconds"],
+    "additionalProperties": False,
+    "description": "Certificates issued before `before` are to be renewed within `spread_seconds` of `start`.",
+}
 
 RULES: dict[str, Schema] = {
     "tenant": {
@@ -74,6 +88,7 @@ RULES: dict[str, Schema] = {
                 "maximum": int(GRACE_MAX.total_seconds()),
                 "description": "How long after its end a certificate may still be renewed, and nothing else.",
             },
+            "campaign": CAMPAIGN,
         }
     ),
 }

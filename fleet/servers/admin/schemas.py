@@ -7,7 +7,7 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
-from fleet.servers.admin.rule_schemas import RULES
+from fleet.servers.admin.rule_schemas import CAMPAIGN, RULES
 from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
 from fleet.services.revocation import REASON_MAX
 
@@ -144,6 +144,10 @@ COMPONENTS: dict[str, Schema] = {
         "description": "Counters of every part of the worker that answers.",
     },
     "Model": _object({"name": NAME, **_MODEL_CHANGES, "revision": COUNT}),
+    "Renewal": _object(
+        {"model": NAME, "campaign": CAMPAIGN, "devices": COUNT, "renewed": COUNT},
+        description="A model's renewal campaign: of its devices with a certificate, how many have renewed since.",
+    ),
     "NewModel": _object({"name": NAME, **_MODEL_CHANGES}, required=("name",)),
     "ModelReplacement": _object(_MODEL_CHANGES, required=(), description="What is left out is as in a new model."),
     "ModelChanges": _object(

@@ -10,6 +10,7 @@ from fleet.domain.changes import AuditRow, Event
 from fleet.domain.credential import Credential, Station, Token, token_state
 from fleet.domain.device import Device, Model
 from fleet.domain.model_rules import rules_json, rules_of
+from fleet.services.renewal import Progress
 
 Json = dict[str, Any]
 
@@ -34,6 +35,17 @@ def model_json(m: Model) -> Json:
         **rules_json(m.rules),
         "revision": m.revision,
     }
+
+
+def progress_json(p: Progress) -> Json:
+    campaign = None
+    if p.campaign is not None:
+        campaign = {
+            "before": moment(p.campaign.before),
+            "start": moment(p.campaign.start),
+            "spread_seconds": int(p.campaign.spread.total_seconds()),
+        }
+    return {"model": p.model, "campaign": campaign, "devices": p.devices, "renewed": p.renewed}
 
 
 def changed_model(model: Model, changes: Mapping[str, Any]) -> Model:

@@ -127,6 +127,14 @@ ROUTES: tuple[Route, ...] = (
         gives=ref("Model"),
         has_etag=True,
     ),
+    get(
+        "get_renewal",
+        "/v1/models/{name}/renewal",
+        Permission.MODEL_READ,
+        models.get_renewal,
+        summary="How far a model's renewal campaign has come; it counts the model's devices.",
+        gives=ref("Renewal"),
+    ),
     Route(
         "replace_model",
         "PUT",

@@ -19,12 +19,19 @@ METHODS = {
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+RENEWAL_INFO = "renewal-info"
+"""Not of RFC 7030: when to renew a certificate, which the path names by its fingerprint (as RFC 9773 does for ACME)."""
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One of METHODS, and the label in the path: a model's name, or None."""
 
     operation: str
     label: str | None
+    fingerprint: bytes | None = None
+    """Set for RENEWAL_INFO alone."""
 
 
 def route(method: str, path: str) -> Route:
@@ -32,6 +39,11 @@ def route(method: str, path: str) -> Route:
 
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """
+    info = path.removeprefix(f"{WELL_KNOWN}/{RENEWAL_INFO}/")
+    if info != path and _FINGERPRINT.fullmatch(info):
+        if method != "GET":
+            raise HttpRefused(405, "bad-method", f"{RENEWAL_INFO} takes GET only.", {"Allow": "GET"})
+        return Route(RENEWAL_INFO, None, bytes.fromhex(info))
     operation, label = _split(path)
     if operation not in METHODS:
         if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us

@@ -1,7 +1,8 @@
 """EST's handlers: decode, ask, encode. Whatever is not named here is refused."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from aiohttp import web
 from cryptography import x509
@@ -13,11 +14,12 @@ from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Issuer, Registry
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
-from fleet.servers.est.paths import Route, route
+from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
+from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, encode_certs_only, is_pkcs10
@@ -29,6 +31,7 @@ EstServer = HttpServer
 
 PLAIN = "text/plain; charset=utf-8"
 # RFC 8951 receivers ignore Content-Transfer-Encoding; BouncyCastle takes the body for DER without it.
+RENEWAL_INFO_SECONDS = 6 * 3600  # between two questions of one client: a campaign is heard of within that time
 CERTS_HEADERS = {"Content-Type": CERTS_ONLY, "Content-Transfer-Encoding": "base64"}
 CSRATTRS_HEADERS = {"Content-Type": CSRATTRS, "Content-Transfer-Encoding": "base64"}
 
@@ -68,6 +71,7 @@ class _Handlers:
             "simplereenroll": self.simplereenroll,
             "serverkeygen": self.serverkeygen,
             "csrattrs": self.csrattrs,
+            RENEWAL_INFO: self.renewal_info,
         }
 
     async def handle(self, exchange: Exchange) -> web.Response:
@@ -137,6 +141,17 @@ class _Handlers:
             binding=profile.binding,
         )
         return answer(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)
+
+    async def renewal_info(self, exchange: Exchange, asked: Route) -> web.Response:
+        """When to renew, in the words of RFC 9773, 4.2. Open to anybody who knows the certificate: it tells no more."""
+        window = await renewal_window(self._registry, asked.fingerprint or b"")
+        shown = {"suggestedWindow": {"start": _rfc3339(window.start), "end": _rfc3339(window.end)}}
+        headers = {"Content-Type": "application/json", "Retry-After": str(RENEWAL_INFO_SECONDS)}
+        return answer(200, json.dumps(shown).encode(), headers)
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 async def read_csr(exchange: Exchange) -> Csr:

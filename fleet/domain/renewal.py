@@ -1,0 +1,46 @@
+"""When a certificate should be renewed: a window of its own for each, so that a fleet enrolled in one minute does not
+renew in one (in the spirit of RFC 9773).
+
+Where in the fleet's spread a certificate stands follows from its fingerprint: the same answer each time it is asked.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fleet.domain.credential import Credential
+from fleet.domain.model_rules import Campaign
+
+WINDOW_BEGINS = 0.60  # of the lifetime, for the first in the fleet
+WINDOW_SPREAD = 0.15  # of the lifetime, between the first and the last
+WINDOW_LENGTH = 0.05  # of the lifetime, for each: a fifth is left for outages
+CAMPAIGN_LENGTH = 0.05  # of the campaign's spread
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Renew at a moment drawn from [start, end); at once when that has passed."""
+
+    start: datetime
+    end: datetime
+
+
+def suggested_window(credential: Credential, campaign: Campaign | None) -> Window:
+    """The window of `credential`; an earlier one when `campaign` wants certificates of its time renewed."""
+    share = _share(credential.fingerprint)
+    life = credential.not_after - credential.not_before
+    start = credential.not_before + life * (WINDOW_BEGINS + WINDOW_SPREAD * share)
+    usual = Window(start, start + life * WINDOW_LENGTH)
+    if campaign is None or credential.issued_at >= campaign.before:
+        return usual
+    start = campaign.start + campaign.spread * (share * (1 - CAMPAIGN_LENGTH))
+    return min(usual, Window(start, start + campaign.spread * CAMPAIGN_LENGTH), key=lambda window: window.start)
+
+
+def _share(fingerprint: bytes) -> float:
+    """A number in [0, 1), spread evenly: it is taken from a hash."""
+    return int.from_bytes(fingerprint[:6]) / (1 << 48)
+
+
+def campaign_end(campaign: Campaign) -> datetime:
+    """When the last window of `campaign` closes."""
+    return campaign.start + max(campaign.spread, timedelta(0))
