@@ -34,7 +34,7 @@ def main() -> None:
     # The parent's deadline, kept here too: a parent that was killed cannot keep it.
     signal.alarm(int(job.deadline_seconds) + 1)
     try:
-        identity = perform(job, datetime.now(UTC))
+        outcome = suggested(job) if job.operation == "window" else Outcome(True, perform(job, datetime.now(UTC)).slot)
     except EstError as error:
         outcome = Outcome(
             ok=False,
@@ -47,8 +47,6 @@ def main() -> None:
         outcome = Outcome(ok=False, message=error.message, advice=error.advice)
     except OSError as error:
         outcome = Outcome(ok=False, message=f"The home cannot be written: {error}.", advice="Check the disk.")
-    else:
-        outcome = Outcome(ok=True, slot=identity.slot)
     print(outcome.to_json(), flush=True)
     raise SystemExit(0 if outcome.ok else 1)
 
@@ -88,6 +86,22 @@ def perform(job: Job, now: datetime) -> Identity:
         )
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
         return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
+
+
+def suggested(job: Job) -> Outcome:
+    """When the server would have the certificate `job.replaces` renewed.
+
+    Raises: EstError, BadConfig.
+    """
+    config = read_config(job.home)
+    client = EstClient(config.est_url, config.ca_file, timeout_seconds=job.deadline_seconds / 3, patience_seconds=0)
+    window, again_seconds = client.renewal_info(job.replaces)
+    return Outcome(
+        ok=True,
+        slot=job.replaces,
+        retry_after_seconds=again_seconds,
+        window=tuple(at.isoformat() for at in window) if window else (),
+    )
 
 
 def _client(config: AgentConfig, job: Job, current: Identity | None, now: datetime) -> EstClient:

@@ -19,11 +19,12 @@ KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
 @dataclass(frozen=True, slots=True)
 class Job:
     home: Path
-    operation: Literal["enroll", "reenroll"]
+    operation: Literal["enroll", "reenroll", "window"]
     token: str = field(default="", repr=False)
     key_type: str = KEY_TYPES[0]
     replaces: str = ""
-    """Fingerprint of the candidate that a renewal may overwrite: it is known to be of no use."""
+    """Fingerprint of the candidate that a renewal may overwrite: it is known to be of no use. For "window", of the
+    certificate that is asked about."""
     deadline_seconds: float = DEADLINE_SECONDS
 
     def to_json(self) -> str:
@@ -37,7 +38,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an enrollment ended. When `ok`, a candidate is in `slot`; otherwise the message says why there is none."""
+    """How an enrollment ended. When `ok`, a candidate is in `slot`; otherwise the message says why there is none.
+
+    Of "window": `window` is what the server suggests, start and end in ISO 8601, () when it suggests nothing; `slot` is
+    the fingerprint that was asked about.
+    """
 
     ok: bool
     slot: str = ""
@@ -46,6 +51,7 @@ class Outcome:
     refused: bool = False
     """The server said no: asking again soon with the same proof is of no use."""
     retry_after_seconds: float = 0.0
+    window: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

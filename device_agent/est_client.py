@@ -7,10 +7,12 @@ taken from the server before its certificate has been verified, and no body is p
 import base64
 import contextlib
 import http.client
+import json
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
@@ -94,6 +96,24 @@ class EstClient:
             return decode_csrattrs(est.decode_body(answer.body))
         except WireError as error:
             raise EstBadAnswer(f"The server's CSR attributes cannot be read: {error}") from error
+
+    def renewal_info(self, fingerprint: str) -> tuple[tuple[datetime, datetime] | None, float]:
+        """Start and end of the window in which the server would have this certificate renewed, and after how many
+        seconds to ask again; None when it suggests nothing. Not of RFC 7030: what RFC 9773, 4.2 is to ACME.
+
+        Raises: EstError.
+        """
+        answer = self._ask("GET", f"renewal-info/{fingerprint}", None, None, (200, 400, 403, 404, 405, 501))
+        if answer.status != 200:
+            return None, 0.0  # not our server, or one that knows no such certificate
+        try:
+            suggested = json.loads(answer.body)["suggestedWindow"]
+            start, end = (datetime.fromisoformat(suggested[name]).astimezone(UTC) for name in ("start", "end"))
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise EstBadAnswer("The server's renewal information cannot be read.") from error
+        if not start <= end:
+            raise EstBadAnswer("The server suggests a window that ends before it begins.")
+        return (start, end), answer.retry_after_seconds
 
     def simpleenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
         """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.

@@ -23,8 +23,9 @@ from device_agent.identity_store import Identity, IdentityStore
 from device_agent.journal import Clock, Journal, system_clock
 from device_agent.mqtt_link import Acknowledged
 from device_agent.outbox import Outbox
-from device_agent.renewal import Lifetime, renewal_due_at, renewal_is_due
+from device_agent.renewal import Lifetime
 from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, Rotation, Told
+from device_agent.schedule import Schedule
 from device_agent.wakeup import RENEW_SIGNAL, STOP_SIGNALS, Wakeup
 
 LOCK_NAME = "agent.lock"
@@ -65,7 +66,7 @@ class Runner:
         self.phase = Phase.SERVING
         self._current: Identity | None = None
         self._candidate: Identity | None = None
-        self._share = chance()
+        self.schedule = Schedule(config.home, config.renew_at_fraction, chance, monotonic)
         self._look_at = 0.0  # when to look into the slots again
         self.last_error = ""
         self._stop_by: float | None = None
@@ -111,6 +112,7 @@ class Runner:
                     self._turn(desk, seconds)
             finally:
                 self.rotation.stop()
+                self.schedule.stop()
                 self.rotation.tell("The agent was stopped.", "")
                 self.connection.close()
                 desk.close()
@@ -135,6 +137,8 @@ class Runner:
         desk.handle(ready)
         if (outcome := self.rotation.read()) is not None:
             self._after_enrollment(outcome)
+        if suggestion := self.schedule.read():
+            self._journal.event("renewal-suggested", at=suggestion)
         for event in self.connection.collect():
             self._after(event)
 
@@ -148,6 +152,8 @@ class Runner:
         if self.rotation.process is not None:
             watched[self.rotation.process.fileno()] = select.POLLIN
             seconds = min(seconds, 1.0)
+        if self.schedule.process is not None:
+            watched[self.schedule.process.fileno()] = select.POLLIN
         feed = self._feed
         if feed and self._stop_by is None and not feed.lines.at_end and not self.outbox.is_full:
             watched[feed.lines.descriptor] = select.POLLIN
@@ -160,6 +166,8 @@ class Runner:
     def _decide_until_wait(self) -> float:
         if self._monotonic() >= self._look_at:
             self._look_into_slots()
+        if self._current is not None and self._stop_by is None and not self.rotation.running:
+            self.schedule.ask_if_time(self._current)
         for _ in range(DECISIONS_MAX):
             decision = core.decide(self._view(), self._clock(), self._monotonic())
             if isinstance(decision, core.Wait):
@@ -192,7 +200,7 @@ class Runner:
     def _renewal_is_due(self) -> bool:
         if self._current is None or self._stop_by is not None:
             return False
-        return renewal_is_due(self._current.lifetime, self._clock(), self._share, self._config.renew_at_fraction)
+        return self.schedule.is_due(self._current, self._clock())
 
     def _do(self, decision: core.Decision) -> None:
         match decision:
@@ -353,9 +361,7 @@ class Runner:
 
     @property
     def renewal_due_at(self) -> str | None:
-        if self._current is None:
-            return None
-        return renewal_due_at(self._current.lifetime, self._share, self._config.renew_at_fraction).isoformat()
+        return self.schedule.due_at(self._current).isoformat() if self._current is not None else None
 
     def look_for_candidate(self) -> bool:
         """Whether a certificate waits to be proven; another process may have stored it, or a new current one."""

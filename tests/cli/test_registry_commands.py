@@ -348,3 +348,31 @@ def test_as_a_process_it_leaves_no_thread_and_no_trace_behind(home: Path, tmp_pa
     assert done.stderr.startswith("Error: listing the devices:")
     assert "chmod 600" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+class TestRenewal:
+    def test_a_campaign_is_called_shown_and_ended(self, fleet: Fleet) -> None:
+        called = parsed(fleet("renewal", "campaign", "--model", "default", "--before", "now", "-o", "json"))
+        assert called["before"] == called["start"]
+        assert (called["devices"], called["renewed"]) == (0, 0)
+        assert parsed(fleet("renewal", "progress", "--model", "default", "-o", "json")) == called
+        assert parsed(fleet("renewal", "list", "-o", "json")) == [called]
+        assert (
+            parsed(fleet("model", "show", "default", "-o", "json"))["renewal"]["campaign"]["spread_seconds"] == 21_600
+        )
+        assert "renewal campaign" in fleet("audit", "list").stdout or "campaign" in fleet("audit", "list").stdout
+        fleet("renewal", "stop", "--model", "default")
+        assert parsed(fleet("renewal", "list", "-o", "json")) == []
+        assert "none" in fleet("renewal", "progress", "--model", "default").stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (("--model", "m", "--before", "now"), 1, "there is no model 'm'"),
+            (("--model", "default", "--before", "soon"), 1, "'soon' is no time"),
+            (("--model", "default", "--before", "2d"), 1, "still to be issued"),
+            (("--model", "default"), 2, "--before"),
+        ],
+    )
+    def test_refusals(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says in fleet("renewal", "campaign", *arguments, expect=code).stderr
