@@ -357,10 +357,9 @@ class TestRenewal:
         assert (called["devices"], called["renewed"]) == (0, 0)
         assert parsed(fleet("renewal", "progress", "--model", "default", "-o", "json")) == called
         assert parsed(fleet("renewal", "list", "-o", "json")) == [called]
-        assert (
-            parsed(fleet("model", "show", "default", "-o", "json"))["renewal"]["campaign"]["spread_seconds"] == 21_600
-        )
-        assert "renewal campaign" in fleet("audit", "list").stdout or "campaign" in fleet("audit", "list").stdout
+        model = parsed(fleet("model", "show", "default", "-o", "json"))
+        assert model["renewal"]["campaign"]["spread_seconds"] == 21_600
+        assert "renewal.campaign" in fleet("audit", "list").stdout
         fleet("renewal", "stop", "--model", "default")
         assert parsed(fleet("renewal", "list", "-o", "json")) == []
         assert "none" in fleet("renewal", "progress", "--model", "default").stdout
