@@ -120,7 +120,7 @@ class EstClient:
 
         A BoundCsr is made for the connection that it goes over.
 
-        Asked again for as long as the server answers 202 or 503, within `patience_seconds`.
+        Asked again for as long as the server answers 202, 429 or 503, within `patience_seconds`.
 
         Raises: EstError.
         """
@@ -159,8 +159,8 @@ class EstClient:
             answer = self._ask_once(method, path, csr)
             if answer.status in wanted:
                 return answer
-            # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 503 is the same in HTTP's words.
-            if answer.status not in (202, 503):
+            # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 429 and 503 do too.
+            if answer.status not in (202, 429, 503):
                 raise _refusal(answer, operation)
             waited_seconds += answer.retry_after_seconds
             if waited_seconds > self._patience_seconds:

@@ -86,6 +86,7 @@ async def open_door(
         deadline_s=settings.handshake_seconds_max,
         # A gateway session ends within seconds of its connection, so twice as many leaves room for comings and goings.
         connected_max=settings.sessions_max * 2 if name == "mqtt" else settings.http_connections_max,
+        per_address_per_second=settings.connections_per_address_per_second,
         connected_per_address_max=None if name == "mqtt" else settings.http_connections_per_address_max,
     )
     refusals = logging.getLogger(f"fleet.{name}.tls")

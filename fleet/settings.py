@@ -146,6 +146,11 @@ class Settings:
     half_open_per_address_max: int = 500
     http_connections_max: int = 2000
     http_connections_per_address_max: int = 200
+    connections_per_address_per_second: float = 100.0
+    requests_per_address_per_second: float = 100.0
+    requests_per_credential_per_second: float = 20.0
+    failures_per_credential_max: int = 5
+    failure_backoff_seconds_max: float = 300.0
     sessions_max: int = 9000
     events_days: int = 90
     audit_days: int = 0
@@ -227,6 +232,11 @@ READERS: dict[str, dict[str, Reader]] = {
         "half_open_per_address_max": _count_between(1, 100_000),
         "http_connections_max": _count_between(1, 1_000_000),
         "http_connections_per_address_max": _count_between(1, 1_000_000),
+        "connections_per_address_per_second": _number_between(0, 1_000_000),
+        "requests_per_address_per_second": _number_between(0, 1_000_000),
+        "requests_per_credential_per_second": _number_between(0, 1_000_000),
+        "failures_per_credential_max": _count_between(0, 1000),
+        "failure_backoff_seconds_max": _number_between(1, 86_400),
     },
     "retention": {
         "events_days": _count_between(0, DAYS_MAX),
@@ -279,6 +289,15 @@ half_open_per_address_max = {half_open_per_address_max}
 # Open connections to each of the est and http listeners: in all, and from one address.
 http_connections_max = {http_connections_max}
 http_connections_per_address_max = {http_connections_per_address_max}
+# New connections a second from one address, to each listener; ten times as many may come at once. 0: no limit, here
+# and below. A fleet that comes back behind one address after an outage takes so long.
+connections_per_address_per_second = {connections_per_address_per_second}
+# Requests a second to each of est and http: from one address, and with one certificate or token. Beyond: 429.
+requests_per_address_per_second = {requests_per_address_per_second}
+requests_per_credential_per_second = {requests_per_credential_per_second}
+# Refusals in a row (401, 403) of one certificate or token before it must wait: a second, then twice as long each time.
+failures_per_credential_max = {failures_per_credential_max}
+failure_backoff_seconds_max = {failure_backoff_seconds_max}
 
 [retention]
 # Days after which the registry lets go of what it no longer needs: a file in archive/ holds it then. 0: never.

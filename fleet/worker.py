@@ -11,10 +11,11 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
+from fleet.domain.rates import RateLimits, Rates
 from fleet.doors import NAMES, at, open_door
 from fleet.home import Home, authority_chain, key_sealer, load_issuer, operators_authority
 from fleet.lasting import lasting
@@ -136,7 +137,12 @@ async def working(
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
         est = build_est_server(
-            registry, load_issuer(home), authority_chain(home), sealer=lambda: key_sealer(home), clock=clock
+            registry,
+            load_issuer(home),
+            authority_chain(home),
+            sealer=lambda: key_sealer(home),
+            clock=clock,
+            rates=rates_of(settings),
         )
 
         def status() -> dict[str, object]:
@@ -150,7 +156,14 @@ async def working(
                 "sessions": gateway.sessions,
             }
 
-        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
+        admin = build_admin_server(
+            registry,
+            status,
+            operators=operators_authority(home, clock()),
+            clock=clock,
+            # Operators page through long lists; their certificates are few and named.
+            rates=rates_of(replace(settings, requests_per_credential_per_second=0)),
+        )
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -172,6 +185,18 @@ async def working(
         gc.collect()
         gc.freeze()
         yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+
+
+def rates_of(settings: Settings) -> Rates:
+    """How often one address or credential may ask, of one server in this process."""
+    return Rates(
+        RateLimits(
+            address_per_second=settings.requests_per_address_per_second,
+            credential_per_second=settings.requests_per_credential_per_second,
+            failures_max=settings.failures_per_credential_max,
+            backoff_seconds_max=settings.failure_backoff_seconds_max,
+        )
+    )
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Who is at the other end of a connection, as far as TLS has proved it."""
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,3 +33,10 @@ class Peer:
     def channel_binding(self) -> bytes:
         """What is the same at both ends of this connection and of no other; b"" when the connection is gone."""
         return self.read_channel_binding()
+
+
+def source_of(address: str) -> str:
+    """Whom we take for one neighbour: an IPv4 address, or an IPv6 /64, which is what one subscriber is given."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))

@@ -6,9 +6,10 @@ record. The one exception is a stream that a handler writes itself. Each request
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ from aiohttp import HttpVersion10, web
 from multidict import CIMultiDict
 
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
-from fleet.domain.peer import Peer
+from fleet.domain.peer import Peer, source_of
+from fleet.domain.rates import Rates
 from fleet.servers.line_limit import LineLimit
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
 
@@ -119,6 +121,15 @@ def too_large(size_max: int) -> HttpRefused:
     return HttpRefused(413, "too-large", f"The body is larger than {size_max} bytes.", {"Connection": "close"})
 
 
+def must_not_hurry(rates: Rates, address: str, credential: Hashable | None) -> None:
+    """Raises: HttpRefused (429): it is too soon, and the answer says when it will not be."""
+    wait_s = rates.wait_s(source_of(address), credential, time.monotonic())
+    if wait_s:
+        seconds = str(math.ceil(wait_s))
+        message = f"Too many requests, or too many that were refused. Come again in {seconds} s."
+        raise HttpRefused(429, "too-many-requests", message, {"Retry-After": seconds})
+
+
 def answer(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response:
     """An answer with exactly these headers, Content-Length, Date, and a Server that gives no version away."""
     return web.Response(status=status, body=body, headers=CIMultiDict(headers, Server="fleet"))
@@ -127,6 +138,15 @@ def answer(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response
 Handle = Callable[[Exchange], Awaitable[web.StreamResponse]]
 Render = Callable[[int, str, str, Mapping[str, str]], web.Response]
 """Status, code, sentence and headers of a refusal to its answer."""
+
+
+CredentialOf = Callable[[Exchange], Hashable | None]
+"""By what a request shows who asks, before anybody has looked whether that is true; None when it shows nothing."""
+
+
+def certificate_shown(exchange: Exchange) -> Hashable | None:
+    """The fingerprint of the client's certificate."""
+    return exchange.peer.fingerprint
 
 
 @dataclass(slots=True)
@@ -140,6 +160,9 @@ class HttpServer:
     handle: Handle
     render: Render
     limits: HttpLimits = field(default_factory=HttpLimits)
+    rates: Rates | None = None
+    """None: everybody may ask as often as they like."""
+    credential_of: CredentialOf = certificate_shown
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status class and code, for instance "200", "403 device-suspended"."""
     draining: bool = False
@@ -187,12 +210,17 @@ class HttpServer:
 
     async def _answered(self, exchange: Exchange) -> web.StreamResponse:
         started = time.perf_counter()
+        credential = self.credential_of(exchange) if self.rates is not None else None
         try:
+            if self.rates is not None:
+                must_not_hurry(self.rates, exchange.peer.address, credential)
             if exchange.request.version < HttpVersion10:  # the parser takes a line without a version for 0.9
                 raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
+        if self.rates is not None:
+            self.rates.answered(credential, response.status, time.monotonic())
         if self.draining:
             response.force_close()
         self._note(exchange, response.status, started)

@@ -16,6 +16,7 @@ class Refusal(StrEnum):
 
     TOTAL_CAP = "too-many-handshakes"
     ADDRESS_CAP = "too-many-handshakes-from-address"
+    ADDRESS_RATE = "too-many-connections-a-second-from-address"
     CONNECTED_CAP = "too-many-connections"
     CONNECTED_ADDRESS_CAP = "too-many-connections-from-address"
     DEADLINE = "handshake-deadline"

@@ -6,11 +6,12 @@ one due and a single timer serves them all.
 """
 
 import asyncio
-import ipaddress
 from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.domain.peer import source_of
+from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
 
 
@@ -27,9 +28,12 @@ class HandshakeLimits:
     connected_max: int | None = None
     """Finished connections at once; None for no cap."""
     connected_per_address_max: int | None = None
+    per_address_per_second: float = 0.0
+    """New connections from one address, whatever becomes of them; 0 for no limit. A full handshake costs half a
+    millisecond of a core."""
 
     def __post_init__(self) -> None:
-        if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0:
+        if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0 or self.per_address_per_second < 0:
             raise ValueError("Handshake limits must be positive.")
 
 
@@ -50,7 +54,7 @@ class Expiring(Protocol):
 class HalfOpen:
     """The waiting room. Each entry must `leave` exactly once, however it ends."""
 
-    __slots__ = ("_by_address", "_due", "_limits", "_loop", "_timer")
+    __slots__ = ("_arrivals", "_by_address", "_due", "_limits", "_loop", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: HandshakeLimits) -> None:
         self._loop = loop
@@ -58,6 +62,7 @@ class HalfOpen:
         self._due: dict[Expiring, float] = {}  # in order of arrival, and so of deadline
         self._by_address: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
+        self._arrivals = Buckets(limits.per_address_per_second)
 
     def __len__(self) -> int:
         return len(self._due)
@@ -69,6 +74,8 @@ class HalfOpen:
         source = source_of(entry.address)
         if self._by_address[source] >= self._limits.per_address_max:
             return Refusal.ADDRESS_CAP
+        if self._arrivals.take(source, self._loop.time()):
+            return Refusal.ADDRESS_RATE
         self._by_address[source] += 1
         self._due[entry] = self._loop.time() + self._limits.deadline_s
         if self._timer is None:
@@ -103,10 +110,3 @@ class HalfOpen:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def source_of(address: str) -> str:
-    """Whom we take for one neighbour: an IPv4 address, or an IPv6 /64, which is what one subscriber is given."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))

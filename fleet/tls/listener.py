@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fleet.domain.peer import Peer
+from fleet.domain.peer import Peer, source_of
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HalfOpen, HandshakeLimits, source_of
+from fleet.tls.half_open import HalfOpen, HandshakeLimits
 from fleet.tls.handshake import Handshake
 from fleet.tls.silent import Silent
 from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hw_bench.peers import postgres
-from hw_bench.peers.home import FleetHome
+from hw_bench.peers.home import FleetHome, unlimited
 from hw_bench.processes import BenchError
 
 SQLITE, POSTGRES = "sqlite", "postgres"
@@ -64,6 +64,7 @@ class Embedded:
     def home(self, path: Path) -> FleetHome:
         home = FleetHome(path)
         home.fleet("init", str(path))
+        unlimited(home.files.settings_file)
         return home
 
     def kill(self) -> None:
@@ -108,6 +109,7 @@ class Throwaway:
     def home(self, path: Path) -> FleetHome:
         home = FleetHome(path)
         home.fleet("init", str(path), "--database", self.cluster.url(self.cluster.make_database()))
+        unlimited(home.files.settings_file)
         return home
 
     def kill(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,10 +73,23 @@ class Served:
 
 
 def make_home(ground: Ground, name: str = "home") -> FleetHome:
-    """A new home in the ground's folder. Raises: BenchError."""
+    """A new home in the ground's folder, without limits on how often one address asks: all load comes from one.
+
+    Raises: BenchError.
+    """
     home = FleetHome(ground.folder / name)
     home.fleet("init", str(home.path))
+    unlimited(home.files.settings_file)
     return home
+
+
+def unlimited(settings_file: Path) -> None:
+    """Let everybody ask as often as they like, and be refused as often."""
+    text = settings_file.read_text("utf-8")
+    for key in ("connections_per_address", "requests_per_address", "requests_per_credential"):
+        text = re.sub(rf"^{key}_per_second = .*$", f"{key}_per_second = 0", text, flags=re.MULTILINE)
+    text = re.sub(r"^failures_per_credential_max = .*$", "failures_per_credential_max = 0", text, flags=re.MULTILINE)
+    settings_file.write_text(text, "utf-8")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from device_agent.est_client import EstClient
 from fleet.domain.device import Place
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.wire.csr import build_csr
+from hw_bench.peers.home import unlimited
 from tests.serving import Served, fleet
 
 KILLS = 6
@@ -70,6 +71,7 @@ class Enrolling:
 def served(tmp_path: Path) -> Iterator[Served]:
     home = tmp_path / "home"
     fleet(home, "init", str(home))
+    unlimited(home / "fleet.toml")  # all load comes from one address
     serving = Served(home, tmp_path / "ready.json").start()
     serving.stay_on_these_ports()
     yield serving

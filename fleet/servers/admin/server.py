@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
+from fleet.domain.rates import Rates
 from fleet.servers.admin import conditions
 from fleet.servers.admin.callers import admit
 from fleet.servers.admin.idempotency import Once, once_of
@@ -42,6 +43,7 @@ def build_admin_server(
     operators: x509.Certificate,
     clock: Clock,
     limits: HttpLimits | None = None,
+    rates: Rates | None = None,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
@@ -50,7 +52,7 @@ def build_admin_server(
     """
     anchor = operators.public_bytes(Encoding.DER)
     handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock()))
-    return HttpServer("admin", handlers.handle, problem, limits or HttpLimits())
+    return HttpServer("admin", handlers.handle, problem, limits or HttpLimits(), rates)
 
 
 class _Handlers:

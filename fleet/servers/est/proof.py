@@ -3,11 +3,13 @@
 import base64
 import binascii
 import hmac
+from collections.abc import Hashable
 
 from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.peer import Peer
-from fleet.services.evidence import BasicCredentials
+from fleet.servers.http import Exchange
+from fleet.services.evidence import BasicCredentials, token_parts
 from fleet.wire.csr import Csr
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="estrealm"'}
@@ -31,6 +33,19 @@ def basic_credentials(authorization: str | None) -> BasicCredentials | None:
         ) from None
     username, _, password = text.partition(":")
     return BasicCredentials(username, password)
+
+
+def credential_of(exchange: Exchange) -> Hashable | None:
+    """What a request shows, true or not: its certificate, or its token, from this address alone. So nobody who tries
+    out another's token can keep that one waiting.
+    """
+    if exchange.peer.fingerprint is not None:
+        return exchange.peer.fingerprint
+    try:
+        shown = basic_credentials(exchange.request.headers.get("Authorization"))
+    except Unauthenticated:
+        return None
+    return (exchange.peer.address, token_parts(shown.password)[0]) if shown is not None else None
 
 
 def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:

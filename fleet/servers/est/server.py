@@ -13,9 +13,10 @@ from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Issuer, Registry
+from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
-from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
+from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
@@ -44,6 +45,7 @@ def build_est_server(
     sealer: Callable[[], Sealer],
     clock: Clock,
     limits: HttpLimits | None = None,
+    rates: Rates | None = None,
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
@@ -51,7 +53,7 @@ def build_est_server(
     `sealer`: who signs for keys that are made here and sealed for a device (4.4.2).
     """
     handlers = _Handlers(registry, issuer, authority, sealer, clock)
-    return HttpServer("est", handlers.handle, refusal, limits or HttpLimits())
+    return HttpServer("est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of)
 
 
 class _Handlers:

@@ -1,0 +1,74 @@
+"""Too many requests, over real TLS: who waits, and who does not."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.access import Act
+from fleet.domain.rates import RateLimits, Rates
+from fleet.services import revocation
+from fleet.tls.errors import Refusal
+from fleet.tls.half_open import HandshakeLimits
+from fleet.tls.listener import listen
+from tests.servers.est_house import House, basic, csr_for, open_house, renewal_csr
+
+CACERTS = "/.well-known/est/cacerts"
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path) as house:
+        limits = RateLimits(address_per_second=3.0, credential_per_second=1.0, failures_max=3)
+        house.servers["est"].rates = Rates(limits)
+        yield house
+
+
+async def test_an_address_that_asks_too_often_is_told_when_to_come_again(house: House) -> None:
+    answers = [await house.send("GET", CACERTS) for _ in range(34)]
+    assert answers[0].status == 200
+    late = [answer for answer in answers if answer.status != 200]
+    assert late
+    assert {(answer.status, answer.code) for answer in late} == {(429, "too-many-requests")}
+    assert int(late[0].header("Retry-After") or "") >= 1
+    assert house.servers["est"].counters["429 too-many-requests"] == len(late)
+
+
+async def test_a_refused_token_waits_and_its_neighbours_do_not(house: House) -> None:
+    await house.device("cam-1")
+    good, spent = await house.token("cam-1"), await house.token(model="cam")
+    assert (await house.enroll(csr_for("cam-2"), basic(spent))).status == 200
+    codes = [(await house.enroll(csr_for("cam-3"), basic(spent))).code for _ in range(5)]
+    assert codes == ["token-used-up"] * 3 + ["too-many-requests"] * 2
+    # Whatever its secret: the waiting is the token's.
+    wrong = f"{spent.partition('.')[0]}.{'0' * 40}"
+    assert (await house.enroll(csr_for("cam-3"), basic(wrong))).code == "too-many-requests"
+    assert (await house.enroll(csr_for("cam-1"), basic(good))).status == 200
+
+
+async def test_a_revoked_device_that_knocks_and_knocks(house: House) -> None:
+    device, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
+    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()), reason="test")
+    codes = [(await house.reenroll(renewal_csr(device), device)).code for _ in range(5)]
+    assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"] * 2
+    assert (await house.reenroll(renewal_csr(other), other)).status == 200
+
+
+async def test_connections_of_one_address_are_counted_before_anything_is_spent_on_them(house: House) -> None:
+    limits = HandshakeLimits(per_address_per_second=1.0)
+    contexts = house.listeners["est"].contexts
+    house.servers["est"].rates = None
+    listener = await listen(house.servers["est"], "127.0.0.1", 0, contexts=contexts, limits=limits)
+    house.listeners["est"], kept = listener, house.listeners["est"]
+    try:
+        came = 0
+        for _ in range(14):
+            try:
+                came += (await house.send("GET", CACERTS)).status == 200
+            except (ConnectionError, IndexError):
+                continue
+        assert 10 <= came <= 12
+        assert listener.stats.refused[Refusal.ADDRESS_RATE] == 14 - came
+    finally:
+        house.listeners["est"] = kept
+        listener.close()
