@@ -15,7 +15,7 @@ from fleet.domain.application import Application
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Refused
-from fleet.domain.grants import RenewalGrant
+from fleet.domain.grants import ApprovalGrant, RenewalGrant
 from fleet.domain.model_rules import DEFAULT_RULES, ProfileRules
 
 
@@ -110,6 +110,12 @@ def names_are_unchanged(a: Application) -> None:
         raise Refused("names-changed", "Subject and SAN must equal those of the current certificate (RFC 7030, 4.2.2).")
 
 
+def somebody_has_said_yes(a: Application) -> None:
+    """Last of all: nobody is asked to approve what would be refused anyway."""
+    if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
+        raise Refused("approval-pending", "An operator has yet to approve this request.")
+
+
 Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
@@ -123,6 +129,7 @@ CHECKS: tuple[Check, ...] = (
     key_is_allowed,
     key_is_not_revoked,
     key_is_its_own,
+    somebody_has_said_yes,
 )
 
 
