@@ -93,6 +93,9 @@ class WaitingLimits:
     """After the first time; it grows with the age of the request."""
 
 
+DEFAULT_WAITING = WaitingLimits()
+
+
 def request_id(device_id: str, key_sha256: bytes) -> str:
     """16 hex digits."""
     return hashlib.sha256(b"request\0" + device_id.encode() + b"\0" + key_sha256).hexdigest()[:16]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -26,10 +27,11 @@ from fleet.domain.changes import (
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
-from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
-from fleet.domain.grants import RenewalGrant
+from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable
+from fleet.domain.grants import ApprovalGrant, RenewalGrant
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
+from fleet.services.approvals import wait
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NOBODY, identify, shown_by
 from fleet.services.refusals import refusals_of
@@ -45,14 +47,17 @@ async def enroll(
     request: EnrollmentRequest,
     label: str | None,
     now: datetime,
+    *,
+    waiting: WaitingLimits = DEFAULT_WAITING,
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
-    `label` names the model, and is needed only from a station that provisions several and for a device that is new.
+    `label` names the model, and is needed only from a station that provisions several and for a device that is new and
+    shows nothing. `waiting`: how many may wait for an operator, and how long.
 
-    Raises: Unauthenticated, Invalid, Refused, Unavailable.
+    Raises: Unauthenticated, Invalid, Refused, Unavailable. Pending: an operator has yet to say yes. TooMany.
     """
-    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll")
+    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll", waiting=waiting)
     return await attempt.run(lambda: attempt.first(credentials))
 
 
@@ -88,6 +93,7 @@ class _Attempt:
     action: str
     actor: str = NOBODY
     subject: str = "device ?"
+    waiting: WaitingLimits = DEFAULT_WAITING
 
     async def run(self, apply: Callable[[], Awaitable[Application]]) -> Credential:
         try:
@@ -100,6 +106,8 @@ class _Attempt:
             raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
         except Unavailable:
             raise  # the registry could not write this down either
+        except Pending:
+            raise  # written down, as often as it is worth a row
         except FleetError as refusal:
             await self.record(refusal)
             raise
@@ -111,8 +119,8 @@ class _Attempt:
             cheap = self.actor == NOBODY  # refused before we knew who asks
             if cheap:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            elif self.actor.startswith("token "):
-                cheap = True  # a token that has ended is still known
+            elif self.actor.startswith(("token ", "request ")):
+                cheap = True  # a token that has ended is still known, and so is a request that was denied
             entry = self.entry(refusal.code, **detail)
             row = refusals_of(self.registry).row(entry) if cheap else entry
             if row is not None:
@@ -131,7 +139,8 @@ class _Attempt:
         shown = evidence.presented
         grant = await grant_of(evidence)
         if grant is not None:
-            self.actor = str(grant)
+            if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key that has just been made is nobody
+                self.actor = str(grant)
             if shown is not None and shown.device is not None and shown.device.id != holder:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif shown is None:
@@ -184,7 +193,10 @@ class _Attempt:
 
     async def settle(self, application: Application) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
-        permit = permit_enrollment(application)
+        try:
+            permit = permit_enrollment(application)
+        except Pending:
+            raise await wait(self.registry, application, self.waiting, self.entry("")) from None
         earned = earned_before(application)
         if earned is not None:
             await self.registry.commit(Change(self.entry("ok", serial=earned.serial, repeated="yes")))

@@ -7,6 +7,7 @@ from aiohttp import web
 from cryptography import x509
 
 from fleet.domain.application import EnrollmentRequest, Names
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
@@ -15,6 +16,7 @@ from fleet.servers.est.paths import Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.enrollment import enroll, reenroll
+from fleet.services.evidence import strangers_may_ask
 from fleet.wire.csr import decode_csr, names_of_certificate
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, decode_body, encode_body, encode_certs_only, is_pkcs10
 
@@ -34,18 +36,27 @@ def build_est_server(
     *,
     clock: Clock,
     limits: HttpLimits | None = None,
+    waiting: WaitingLimits = DEFAULT_WAITING,
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3).
+    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3). `waiting`: how
+    many requests may wait for an operator, and how long.
     """
-    handlers = _Handlers(registry, issuer, authority, clock)
+    handlers = _Handlers(registry, issuer, authority, clock, waiting)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits())
 
 
 class _Handlers:
-    def __init__(self, registry: Registry, issuer: Issuer, authority: Sequence[x509.Certificate], clock: Clock) -> None:
-        self._registry, self._issuer, self._clock = registry, issuer, clock
+    def __init__(
+        self,
+        registry: Registry,
+        issuer: Issuer,
+        authority: Sequence[x509.Certificate],
+        clock: Clock,
+        waiting: WaitingLimits,
+    ) -> None:
+        self._registry, self._issuer, self._clock, self._waiting = registry, issuer, clock, waiting
         self._cacerts = encode_certs_only(authority)
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
@@ -65,11 +76,19 @@ class _Handlers:
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
-        if credentials is None and exchange.peer.fingerprint is None:
+        shows_nothing = credentials is None and exchange.peer.fingerprint is None
+        if shows_nothing and not await strangers_may_ask(self._registry, asked.label):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         request = await read_request(exchange)
         credential = await enroll(
-            self._registry, self._issuer, exchange.peer, credentials, request, asked.label, self._clock()
+            self._registry,
+            self._issuer,
+            exchange.peer,
+            credentials,
+            request,
+            asked.label,
+            self._clock(),
+            waiting=self._waiting,
         )
         return issued(exchange, credential)
 
