@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -38,6 +38,7 @@ from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.domain.access import Act
+from fleet.domain.approval import WaitingLimits
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
@@ -153,6 +154,17 @@ def _must_be_ours(home: Home) -> None:
 def settings_of(home: Home) -> Settings:
     """Raises: SettingsError."""
     return read_settings(home.settings_file)
+
+
+def waiting_limits(settings: Settings) -> WaitingLimits:
+    """How many requests may wait for an operator, and how long."""
+    return WaitingLimits(
+        settings.approval_requests_max,
+        settings.approval_per_model_max,
+        settings.approval_per_address_max,
+        timedelta(days=settings.approval_days),
+        settings.approval_ask_again_seconds,
+    )
 
 
 def load_issuer(home: Home) -> LocalIssuer:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
-from fleet.home import Home, authority_chain, load_issuer, operators_authority
+from fleet.home import Home, authority_chain, load_issuer, operators_authority, waiting_limits
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
@@ -135,7 +135,8 @@ async def working(
         )
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
-        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock)
+        waiting = waiting_limits(settings)
+        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock, waiting=waiting)
 
         def status() -> dict[str, object]:
             tls = {name: asdict(listener.stats) for name, listener in listeners.items()}
@@ -148,7 +149,9 @@ async def working(
                 "sessions": gateway.sessions,
             }
 
-        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
+        admin = build_admin_server(
+            registry, status, operators=operators_authority(home, clock()), clock=clock, waiting=waiting
+        )
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))

@@ -17,6 +17,7 @@ from fleet.ca.authority import Certified, create_issuing, create_operators, crea
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Role
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
@@ -278,7 +279,10 @@ class KeptAlive:
 
 @asynccontextmanager
 async def open_house(
-    folder: Path, limits: HttpLimits | None = None, heartbeat_seconds: float = 15.0
+    folder: Path,
+    limits: HttpLimits | None = None,
+    heartbeat_seconds: float = 15.0,
+    waiting: WaitingLimits = DEFAULT_WAITING,
 ) -> AsyncIterator[House]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
@@ -298,7 +302,7 @@ async def open_house(
 
     contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
-        registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits
+        registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits, waiting=waiting
     )
     house.servers["admin"] = build_admin_server(
         registry,
