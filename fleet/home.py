@@ -46,6 +46,7 @@ from fleet.settings import Database, Settings, SettingsError, parse_database, re
 from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.revocation_log import RevocationLog
 from fleet.tls.contexts import ServerIdentity
+from fleet.webhook.signing import Signer
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
 """In the environment: goes before fleet.toml."""
@@ -77,6 +78,11 @@ class Home:
     @property
     def issuing_key(self) -> Path:
         return self.path / "ca" / "issuing.key"
+
+    @property
+    def webhook_key(self) -> Path:
+        """Signs what webhooks are asked."""
+        return self.path / "ca" / "webhook.key"
 
     @property
     def audit_key(self) -> Path:
@@ -165,6 +171,14 @@ def waiting_limits(settings: Settings) -> WaitingLimits:
         timedelta(days=settings.approval_days),
         settings.approval_ask_again_seconds,
     )
+
+
+def load_webhook_signer(home: Home) -> Signer:
+    """Signs what webhooks are asked; its key is made when it is first needed.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). OSError.
+    """
+    return Signer(load_or_make_key(home.webhook_key))
 
 
 def load_issuer(home: Home) -> LocalIssuer:

@@ -155,6 +155,9 @@ class Settings:
     approval_per_address_max: int = 50
     approval_days: int = 7
     approval_ask_again_seconds: int = 30
+    webhook_ca: str = "system"
+    webhook_seconds_max: float = 5.0
+    webhook_at_once_max: int = 64
 
 
 Reader = Callable[[Any], Any]
@@ -245,6 +248,11 @@ READERS: dict[str, dict[str, Reader]] = {
         "approval_days": _count_between(1, 365),
         "approval_ask_again_seconds": _count_between(1, 86_400),
     },
+    "webhook": {
+        "webhook_ca": _text,
+        "webhook_seconds_max": _number_between(0.1, 30),
+        "webhook_at_once_max": _count_between(1, 10_000),
+    },
 }
 """Every table and key of fleet.toml, with what reads its value. Key names are those of Settings."""
 
@@ -311,6 +319,14 @@ approval_per_address_max = {approval_per_address_max}
 approval_days = {approval_days}
 # How soon a waiting device asks again at first; it grows with the age of the request, to 15 minutes.
 approval_ask_again_seconds = {approval_ask_again_seconds}
+
+[webhook]
+# By which CAs the models' webhooks are known: "system", or a PEM file, by its path from this folder.
+webhook_ca = {webhook_ca}
+# A webhook that takes longer has not said yes.
+webhook_seconds_max = {webhook_seconds_max}
+# Questions under way at once, of each worker; beyond that, devices are told to come again.
+webhook_at_once_max = {webhook_at_once_max}
 """
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
-from fleet.home import Home, authority_chain, load_issuer, operators_authority, waiting_limits
+from fleet.home import Home, authority_chain, load_issuer, load_webhook_signer, operators_authority, waiting_limits
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
@@ -28,6 +28,7 @@ from fleet.servers.gateway.upstream import Upstream
 from fleet.settings import Address, Settings
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
+from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 DRAIN_SECONDS_MAX = 2.0  # for requests under way: with workers and broker, SIGTERM to exit stays within 5 s
@@ -136,7 +137,16 @@ async def working(
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
         waiting = waiting_limits(settings)
-        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock, waiting=waiting)
+        webhooks = _webhooks(home, settings)
+        parts.push_async_callback(webhooks.close)
+        est = build_est_server(
+            registry,
+            load_issuer(home),
+            authority_chain(home),
+            clock=clock,
+            waiting=waiting,
+            authoriser=webhooks,
+        )
 
         def status() -> dict[str, object]:
             tls = {name: asdict(listener.stats) for name, listener in listeners.items()}
@@ -173,6 +183,16 @@ async def working(
         gc.collect()
         gc.freeze()
         yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+
+
+def _webhooks(home: Home, settings: Settings) -> Webhooks:
+    """Asks the models' webhooks.
+
+    Raises: Invalid (`bad-webhook-ca`, `bad-key`, `key-exposed`). OSError.
+    """
+    ca_file = None if settings.webhook_ca == "system" else home.path / settings.webhook_ca
+    limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max)
+    return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
 
 
 @asynccontextmanager

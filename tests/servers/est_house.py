@@ -23,6 +23,7 @@ from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import inventory, operators
+from fleet.services.authorising import Authoriser
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
@@ -283,6 +284,7 @@ async def open_house(
     limits: HttpLimits | None = None,
     heartbeat_seconds: float = 15.0,
     waiting: WaitingLimits = DEFAULT_WAITING,
+    authoriser: Authoriser | None = None,
 ) -> AsyncIterator[House]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
@@ -302,7 +304,13 @@ async def open_house(
 
     contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
-        registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits, waiting=waiting
+        registry,
+        house.issuer,
+        [root[0], issuing[0]],
+        clock=house.clock,
+        limits=limits,
+        waiting=waiting,
+        authoriser=authoriser,
     )
     house.servers["admin"] = build_admin_server(
         registry,

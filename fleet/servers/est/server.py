@@ -15,6 +15,7 @@ from fleet.domain.ports import Issuer, Registry
 from fleet.servers.est.paths import Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
+from fleet.services.authorising import Authoriser
 from fleet.services.enrollment import enroll, reenroll
 from fleet.services.evidence import strangers_may_ask
 from fleet.wire.csr import decode_csr, names_of_certificate
@@ -37,13 +38,14 @@ def build_est_server(
     clock: Clock,
     limits: HttpLimits | None = None,
     waiting: WaitingLimits = DEFAULT_WAITING,
+    authoriser: Authoriser | None = None,
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
     `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3). `waiting`: how
-    many requests may wait for an operator, and how long.
+    many requests may wait for an operator, and how long. `authoriser` asks the models' webhooks.
     """
-    handlers = _Handlers(registry, issuer, authority, clock, waiting)
+    handlers = _Handlers(registry, issuer, authority, clock, waiting, authoriser)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits())
 
 
@@ -55,8 +57,10 @@ class _Handlers:
         authority: Sequence[x509.Certificate],
         clock: Clock,
         waiting: WaitingLimits,
+        authoriser: Authoriser | None,
     ) -> None:
-        self._registry, self._issuer, self._clock, self._waiting = registry, issuer, clock, waiting
+        self._registry, self._issuer, self._clock = registry, issuer, clock
+        self._waiting, self._authoriser = waiting, authoriser
         self._cacerts = encode_certs_only(authority)
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
@@ -89,6 +93,7 @@ class _Handlers:
             asked.label,
             self._clock(),
             waiting=self._waiting,
+            authoriser=self._authoriser,
         )
         return issued(exchange, credential)
 
