@@ -41,7 +41,7 @@ class EstClient:
 
     `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key). `basic` is
     (device id, token); an id that HTTP's Basic cannot carry is left out of it.
-    `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202 and 503 ask for.
+    `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202, 429 and 503 ask for.
     `check_time=False` ignores the dates (only) of the server's certificate: for a clock that is not set yet.
 
     Raises: BadConfig when the URL or the CA file cannot be right; StoreDamaged when the client certificate cannot be
@@ -80,7 +80,7 @@ class EstClient:
     def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:
         """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.
 
-        Asked again for as long as the server answers 202 or 503, within `patience_seconds`.
+        Asked again for as long as the server answers 202, 429 or 503, within `patience_seconds`.
 
         Raises: EstError.
         """
@@ -112,15 +112,19 @@ class EstClient:
             answer = self._ask_once(method, path, body)
             if answer.status == 200:
                 return answer
-            # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 503 is the same in HTTP's words.
-            if answer.status not in (202, 503):
+            # RFC 7030, 4.2.3: 202 asks for the same request again after Retry-After. 503 and 429 are the same in HTTP's
+            # words.
+            if answer.status not in (202, 429, 503):
                 raise _refusal(answer, operation)
             waited_seconds += answer.retry_after_seconds
             if waited_seconds > self._patience_seconds:
+                reason = _reason(answer)
                 raise EstBusy(
-                    f"The EST server asks to come back in {answer.retry_after_seconds:.0f} s.",
+                    f"The EST server asks to come back in {answer.retry_after_seconds:.0f} s{': ' if reason else '.'}"
+                    + reason,
                     "Try again later: the same key will be used.",
                     answer.retry_after_seconds,
+                    pending=answer.status == 202,
                 )
             self._pause(answer.retry_after_seconds)
 
@@ -239,11 +243,16 @@ _ADVICE = {
 }
 
 
+def _reason(answer: _Answer) -> str:
+    """The server's own sentence, if it sent one, so that it cannot draw on a terminal."""
+    if answer.content_type.partition(";")[0].strip().lower() != "text/plain":
+        return ""
+    text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+
+
 def _refusal(answer: _Answer, operation: str) -> EstRefused | EstUnreachable | EstBadAnswer:
-    reason = ""
-    if answer.content_type.partition(";")[0].strip().lower() == "text/plain":
-        text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
-        reason = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+    reason = _reason(answer)
     message = f"The EST server refused {operation} ({answer.status}){': ' + reason if reason else '.'}"
     if answer.status >= 500:
         return EstUnreachable(message, "The server has a problem of its own: try again later.")
