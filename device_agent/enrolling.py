@@ -31,8 +31,8 @@ def enroll(
     """Get a certificate by token; without one (""), by an operator's approval, which may take days: `said` hears how it
     stands, and `label` names the model of a device that the server does not know.
 
-    It becomes current at once when there is no usable one; otherwise it has to prove itself: in the running agent, or at
-    its next start.
+    It becomes current at once when there is no usable one; otherwise it has to prove itself: in the running agent, or
+    at its next start.
 
     Raises: AgentError.
     """

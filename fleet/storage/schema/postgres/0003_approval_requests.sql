@@ -20,4 +20,5 @@ CREATE TABLE approval_request (
 );
 
 CREATE INDEX approval_request_by_device ON approval_request (device_id);
+CREATE INDEX approval_request_by_state ON approval_request (state, model, network);
 CREATE INDEX approval_request_by_expiry ON approval_request (expires_at);
