@@ -5,6 +5,7 @@
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
       ca/issuing.pem      signs devices, stations and the server; issuing.key
       ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/webhook.key      signs what webhooks are asked; made when it is first needed
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
