@@ -128,7 +128,7 @@ class LocalDesk:
 
     def status(self) -> dict[str, Any]:
         async def work(fleet: OpenHome) -> dict[str, Any]:
-            return {"registry": await overview(fleet.registry)}
+            return {"registry": await overview(fleet.registry, utc_now())}
 
         return self._at(work)
 

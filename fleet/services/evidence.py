@@ -8,12 +8,13 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from weakref import WeakKeyDictionary
 
 from fleet.domain.application import EnrollmentRequest, Grant
 from fleet.domain.approval import ApprovalRequest, request_id
 from fleet.domain.credential import Token
-from fleet.domain.device import DeviceId
+from fleet.domain.device import DeviceId, Model
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.grants import ApprovalGrant, StationGrant, TokenGrant
 from fleet.domain.model_rules import AdmissionPath
@@ -139,16 +140,26 @@ OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL})
 """Paths on which a client shows neither a token nor a certificate."""
 
 
-async def strangers_may_ask(registry: Registry, label: str | None) -> bool:
-    """Whether reading the request of a client that shows nothing is worth the while: some model lets such in, or the
-    one that `label` names does.
+_Lets = tuple[datetime, bool]
+_LETS: WeakKeyDictionary[Registry, _Lets] = WeakKeyDictionary()
+LETS_SECONDS = 1  # anybody can have all models looked through, as often as a link carries it
+
+
+async def strangers_may_ask(registry: Registry, label: str | None, now: datetime) -> bool:
+    """Whether reading the request of a client that shows nothing is worth the while: the model that `label` names lets
+    such in; without a label, some model does, or did a second ago.
     """
     if label is not None:
         named = await registry.model(label)
-        models = [named] if named is not None else []
-    else:
-        models = await registry.models()
-    return any(OPEN_TO_STRANGERS.intersection(model.rules.admission.paths) for model in models)
+        return named is not None and _lets_strangers(named)
+    known = _LETS.get(registry)
+    if known is None or abs(now - known[0]) >= timedelta(seconds=LETS_SECONDS):
+        known = _LETS[registry] = (now, any(map(_lets_strangers, await registry.models())))
+    return known[1]
+
+
+def _lets_strangers(model: Model) -> bool:
+    return bool(OPEN_TO_STRANGERS.intersection(model.rules.admission.paths))
 
 
 def _parts(password: str) -> tuple[str, str]:

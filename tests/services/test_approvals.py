@@ -276,12 +276,18 @@ async def test_what_a_csr_says_is_made_harmless(house: Waiting) -> None:
 
 
 async def test_strangers_are_heard_only_where_a_model_lets_them(house: Waiting) -> None:
-    assert await strangers_may_ask(house.registry, None)
-    assert await strangers_may_ask(house.registry, "open")
-    assert not await strangers_may_ask(house.registry, "closed")
-    assert not await strangers_may_ask(house.registry, "none-such")
+    async def may_ask(label: str | None) -> bool:
+        return await strangers_may_ask(house.registry, label, house.now)
+
+    assert await may_ask(None)
+    assert await may_ask("open")
+    assert not await may_ask("closed")
+    assert not await may_ask("none-such")
     await house.write(SetModel(Model("open")))
-    assert not await strangers_may_ask(house.registry, None)
+    assert not await may_ask("open")
+    assert await may_ask(None)  # all models are looked through once a second
+    house.now += timedelta(seconds=1)
+    assert not await may_ask(None)
 
 
 async def test_the_pause_grows_with_the_age_and_is_spread(house: Waiting) -> None:

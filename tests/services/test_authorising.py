@@ -10,8 +10,9 @@ import pytest
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.domain.access import Act
+from fleet.domain.approval import RequestState
 from fleet.domain.authorisation import Question, Verdict
-from fleet.domain.changes import AddDevice, AddModel, EventKind, TagDevice
+from fleet.domain.changes import AddDevice, AddModel, DecideRequest, EventKind, TagDevice
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 from fleet.domain.errors import FleetError, Pending, Refused, Unavailable, Unreachable
@@ -36,7 +37,7 @@ class Oracle:
     verdict: Verdict = field(default_factory=lambda: Verdict(True))
     failing: str = ""
     asked: list[tuple[str, Question]] = field(default_factory=list)
-    meanwhile: list[TagDevice] = field(default_factory=list)
+    meanwhile: list[TagDevice | DecideRequest] = field(default_factory=list)
     house: "Hooked | None" = None
 
     async def ask(self, url: str, question: Question) -> Verdict:
@@ -198,6 +199,19 @@ async def test_what_changes_while_it_thinks_is_looked_at_again(house: Hooked, or
     assert device is not None
     assert device.groups == ("pilot",)
     assert len(oracle.asked) == 1
+
+
+async def test_an_approval_that_is_taken_back_while_it_thinks(house: Hooked, oracle: Oracle) -> None:
+    with pytest.raises(Pending):
+        await house.first("new-1", label="cam")
+    (waiting,) = await house.registry.requests(now=NOW)
+    await approvals.approve(house.registry, waiting.id, act=Act("operator", NOW))
+    oracle.meanwhile = [DecideRequest(waiting.id, RequestState.DENIED, "operator", NOW, "", waiting.expires_at)]
+    with pytest.raises(Refused) as caught:
+        await house.first("new-1", label="cam")
+    assert caught.value.code == "request-denied"
+    assert await house.registry.device("new-1") is None
+    assert await house.registry.credentials("new-1") == []
 
 
 async def test_of_many_at_once_a_token_is_still_spent_once(house: Hooked, oracle: Oracle) -> None:

@@ -81,7 +81,7 @@ class _Handlers:
         """RFC 7030, 4.2.1."""
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
         shows_nothing = credentials is None and exchange.peer.fingerprint is None
-        if shows_nothing and not await strangers_may_ask(self._registry, asked.label):
+        if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         request = await read_request(exchange)
         credential = await enroll(
