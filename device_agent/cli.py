@@ -137,20 +137,45 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
     show_default=True,
     help="The key to make. The device's model must allow it.",
 )
+@click.option("--approval", is_flag=True, help="Without a token: ask, and wait until an operator says yes.")
+@click.option("--model", default="", metavar="NAME", help="With --approval, for a device that is not registered yet.")
 @click.option("--again", is_flag=True, help="Though this device is enrolled. The old certificate stays until proven.")
 @pass_home
-def enroll(home: Path, token_file: Path | None, token_env: str | None, key_type: str, again: bool) -> None:
-    """Make a key here and get its first certificate, by a one-time token.
+def enroll(
+    home: Path,
+    token_file: Path | None,
+    token_env: str | None,
+    key_type: str,
+    approval: bool,
+    model: str,
+    again: bool,
+) -> None:
+    """Make a key here and get its first certificate, by a one-time token or by an operator's approval.
 
     The token comes from a file, an environment variable or a prompt (or a pipe), never from the command line: that
     could be read by anybody with `ps`.
+
+    With --approval it prints a fingerprint of its key, for the operator to compare, and waits as long as it takes.
+    Stop it and start it again as you like: it asks with the same key.
     """
     from device_agent import enrolling
     from device_agent.agent_config import read_config
 
     config = read_config(home)
-    token = _token(token_file, token_env)
-    identity = enrolling.enroll(config, token, key_type, again=again, now=datetime.now(UTC))
+    if approval and (token_file or token_env):
+        raise click.UsageError("--approval goes without a token.")
+    if model and not approval:
+        raise click.UsageError("--model goes with --approval: a token knows its model.")
+    token = "" if approval else _token(token_file, token_env)
+    identity = enrolling.enroll(
+        config,
+        token,
+        key_type,
+        again=again,
+        now=datetime.now(UTC),
+        label=model,
+        said=lambda text: click.echo(text, err=True),
+    )
     click.echo(f"Enrolled as {config.device_id} until {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC.")
 
 

@@ -1,5 +1,6 @@
 """The device's key: made here, kept in a slot before anybody hears of it. Needs `cryptography`."""
 
+import hashlib
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -99,3 +100,9 @@ def device_subject(device_id: str, hardware_serial: str) -> list[tuple[str, str]
     if hardware_serial:
         subject.append((NameOID.SERIAL_NUMBER.dotted_string, hardware_serial))
     return subject
+
+
+def fingerprint(key: PrivateKey) -> str:
+    """The first 8 octets of the public key's SHA-256, as the fleet's operators see them: "91ab-0c2d-77de-0b12"."""
+    text = hashlib.sha256(spki_der(key)).hexdigest()[:16]
+    return "-".join(text[n : n + 4] for n in range(0, 16, 4))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.certificate_checks import check_certificate, facts_of
-from device_agent.device_key import PrivateKey, candidate_key, device_subject, spki_der
+from device_agent.device_key import PrivateKey, candidate_key, device_subject, fingerprint, spki_der
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import BoundCsr, EstClient
@@ -42,6 +42,7 @@ def main() -> None:
             advice=error.advice,
             refused=isinstance(error, EstRefused),
             retry_after_seconds=error.retry_after_seconds if isinstance(error, EstBusy) else 0.0,
+            pending=isinstance(error, EstBusy) and error.pending,
         )
     except AgentError as error:
         outcome = Outcome(ok=False, message=error.message, advice=error.advice)
@@ -71,7 +72,12 @@ def perform(job: Job, now: datetime) -> Identity:
                 certificate = _asked(client, client.simplereenroll, _csr_like(key, current))
             else:
                 subject = device_subject(config.device_id, config.hardware_serial)
-                certificate = _asked(client, client.simpleenroll, partial(build_csr, key, subject, ()))
+                enroll = partial(client.simpleenroll, label=job.label or None)
+                certificate = _asked(client, enroll, partial(build_csr, key, subject, ()))
+        except EstBusy as error:
+            if error.pending:  # in our own words: an operator compares what we say with what the server shows
+                error.message = f"Waiting for approval. This device's key is {fingerprint(key)}."
+            raise
         except EstRefused as error:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be signed: the next attempt makes another
@@ -111,9 +117,9 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         config.est_url,
         config.ca_file,
         certificate=current.files if job.operation == "reenroll" and current else None,
-        basic=(config.device_id, job.token) if job.operation == "enroll" else None,
+        basic=(config.device_id, job.token) if job.token else None,
         timeout_seconds=min(30.0, job.deadline_seconds),
-        patience_seconds=job.deadline_seconds / 2,
+        patience_seconds=job.deadline_seconds / 2 if job.token or job.operation == "reenroll" else 0.0,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
 

@@ -1,6 +1,7 @@
 """`enroll` and `renew` as a person calls them: with or without an agent running in the same home."""
 
 import shlex
+from collections.abc import Callable
 from datetime import datetime
 
 from device_agent.agent_config import AgentConfig
@@ -11,14 +12,27 @@ from device_agent.health import problem_of
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.journal import Journal
 from device_agent.runner import Runner
+from device_agent.waiting import ask_until_decided
 
 LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
 RENEW_SECONDS_MAX = DEADLINE_SECONDS + 60.0  # the enrollment, the quiet before the proof, the proof
 
 
-def enroll(config: AgentConfig, token: str, key_type: str, *, again: bool, now: datetime) -> Identity:
-    """Get a certificate by token. It becomes current at once when there is no usable one; otherwise it has to prove
-    itself: in the running agent, or at its next start.
+def enroll(
+    config: AgentConfig,
+    token: str,
+    key_type: str,
+    *,
+    again: bool,
+    now: datetime,
+    label: str = "",
+    said: Callable[[str], None] = lambda _: None,
+) -> Identity:
+    """Get a certificate by token; without one (""), by an operator's approval, which may take days: `said` hears how it
+    stands, and `label` names the model of a device that the server does not know.
+
+    It becomes current at once when there is no usable one; otherwise it has to prove itself: in the running agent, or
+    at its next start.
 
     Raises: AgentError.
     """
@@ -29,7 +43,8 @@ def enroll(config: AgentConfig, token: str, key_type: str, *, again: bool, now: 
         raise AgentError(
             "This device is enrolled already.", "Use `device-agent renew`, or `enroll --again` with a new token."
         )
-    outcome = enroll_and_wait(Job(config.home, "enroll", token, key_type))
+    job = Job(config.home, "enroll", token, key_type, label=label)
+    outcome = enroll_and_wait(job) if token else ask_until_decided(job, said)
     _raise_unless_ok(outcome)
     with store.lock(LOCK_SECONDS_MAX):
         candidate = store.candidate()

@@ -26,6 +26,8 @@ class Job:
     """Fingerprint of the candidate that a renewal may overwrite: it is known to be of no use. For "window", of the
     certificate that is asked about."""
     deadline_seconds: float = DEADLINE_SECONDS
+    label: str = ""
+    """The model that is asked for, when the server does not know the device yet."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"home": str(self.home)})
@@ -52,6 +54,8 @@ class Outcome:
     """The server said no: asking again soon with the same proof is of no use."""
     retry_after_seconds: float = 0.0
     window: tuple[str, ...] = ()
+    pending: bool = False
+    """The server has taken the request in, and somebody has yet to decide."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

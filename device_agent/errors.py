@@ -85,9 +85,13 @@ class EstBusy(EstError):
 
     code = "est-busy"
 
-    def __init__(self, message: str, advice: str = "", retry_after_seconds: float = 0.0) -> None:
+    def __init__(
+        self, message: str, advice: str = "", retry_after_seconds: float = 0.0, *, pending: bool = False
+    ) -> None:
         super().__init__(message, advice)
         self.retry_after_seconds = retry_after_seconds
+        self.pending = pending
+        """Whether it has taken the request in (202), and somebody has yet to decide."""
 
 
 class EstBadAnswer(EstError):

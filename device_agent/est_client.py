@@ -48,7 +48,7 @@ class EstClient:
 
     `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key). `basic` is
     (device id, token); an id that HTTP's Basic cannot carry is left out of it.
-    `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202 and 503 ask for.
+    `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202, 429 and 503 ask for.
     `check_time=False` ignores the dates (only) of the server's certificate: for a clock that is not set yet.
 
     Raises: BadConfig when the URL or the CA file cannot be right; StoreDamaged when the client certificate cannot be
@@ -164,10 +164,13 @@ class EstClient:
                 raise _refusal(answer, operation)
             waited_seconds += answer.retry_after_seconds
             if waited_seconds > self._patience_seconds:
+                reason = _reason(answer)
                 raise EstBusy(
-                    f"The EST server asks to come back in {answer.retry_after_seconds:.0f} s.",
+                    f"The EST server asks to come back in {answer.retry_after_seconds:.0f} s{': ' if reason else '.'}"
+                    + reason,
                     "Try again later: the same key will be used.",
                     answer.retry_after_seconds,
+                    pending=answer.status == 202,
                 )
             self._pause(answer.retry_after_seconds)
 
@@ -298,11 +301,16 @@ _ADVICE = {
 }
 
 
+def _reason(answer: _Answer) -> str:
+    """The server's own sentence, if it sent one, so that it cannot draw on a terminal."""
+    if answer.content_type.partition(";")[0].strip().lower() != "text/plain":
+        return ""
+    text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+
+
 def _refusal(answer: _Answer, operation: str) -> EstRefused | EstUnreachable | EstBadAnswer:
-    reason = ""
-    if answer.content_type.partition(";")[0].strip().lower() == "text/plain":
-        text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
-        reason = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+    reason = _reason(answer)
     message = f"The EST server refused {operation} ({answer.status}){': ' + reason if reason else '.'}"
     if answer.status >= 500:
         return EstUnreachable(message, "The server has a problem of its own: try again later.")

@@ -12,6 +12,7 @@ from device_agent.control import ask
 from device_agent.device_key import load_key, spki_der
 from device_agent.errors import AgentError, NotRunning
 from device_agent.identity_store import Identity, IdentityStore
+from device_agent.waiting import waiting_note
 
 ASK_SECONDS_MAX = 5.0
 
@@ -22,6 +23,8 @@ INVALID = "invalid"
 UNPROVEN = "unproven"
 """The only certificate there is has not been used yet."""
 NOT_ENROLLED = "not enrolled"
+WAITING = "waiting for approval"
+"""Likewise, and the server has taken the request in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ def examine(config: AgentConfig, now: datetime) -> Health:
 
 def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | None, now: datetime) -> tuple[str, str]:
     command = f"device-agent --home {shlex.quote(str(config.home))}"
+    if current is None and candidate is None and (asked := waiting_note(config.home)):
+        return WAITING, asked
     if current is None and candidate is None:
         return NOT_ENROLLED, f"There is no certificate yet. Run: {command} enroll."
     identity = current or candidate

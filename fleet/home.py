@@ -5,6 +5,7 @@
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
       ca/issuing.pem      signs devices, stations and the server; issuing.key
       ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/webhook.key      signs what webhooks are asked; made when it is first needed
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
@@ -25,7 +26,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -38,6 +39,7 @@ from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.domain.access import Act
+from fleet.domain.approval import WaitingLimits
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.services.inventory import add_model
@@ -45,6 +47,7 @@ from fleet.settings import Database, Settings, SettingsError, parse_database, re
 from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.revocation_log import RevocationLog
 from fleet.tls.contexts import ServerIdentity
+from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
@@ -77,6 +80,11 @@ class Home:
     @property
     def issuing_key(self) -> Path:
         return self.path / "ca" / "issuing.key"
+
+    @property
+    def webhook_key(self) -> Path:
+        """Signs what webhooks are asked."""
+        return self.path / "ca" / "webhook.key"
 
     @property
     def audit_key(self) -> Path:
@@ -154,6 +162,25 @@ def _must_be_ours(home: Home) -> None:
 def settings_of(home: Home) -> Settings:
     """Raises: SettingsError."""
     return read_settings(home.settings_file)
+
+
+def waiting_limits(settings: Settings) -> WaitingLimits:
+    """How many requests may wait for an operator, and how long."""
+    return WaitingLimits(
+        settings.approval_requests_max,
+        settings.approval_per_model_max,
+        settings.approval_per_address_max,
+        timedelta(days=settings.approval_days),
+        settings.approval_ask_again_seconds,
+    )
+
+
+def load_webhook_signer(home: Home) -> Signer:
+    """Signs what webhooks are asked; its key is made when it is first needed.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). OSError.
+    """
+    return Signer(load_or_make_key(home.webhook_key))
 
 
 def load_issuer(home: Home) -> LocalIssuer:

@@ -155,6 +155,14 @@ class Settings:
     events_days: int = 90
     audit_days: int = 0
     expired_credentials_days: int = 365
+    approval_requests_max: int = 1000
+    approval_per_model_max: int = 500
+    approval_per_address_max: int = 50
+    approval_days: int = 7
+    approval_ask_again_seconds: int = 30
+    webhook_ca: str = "system"
+    webhook_seconds_max: float = 5.0
+    webhook_at_once_max: int = 64
 
 
 Reader = Callable[[Any], Any]
@@ -243,6 +251,18 @@ READERS: dict[str, dict[str, Reader]] = {
         "audit_days": _count_between(0, DAYS_MAX),
         "expired_credentials_days": _count_between(0, DAYS_MAX),
     },
+    "approval": {
+        "approval_requests_max": _count_between(0, 100_000),
+        "approval_per_model_max": _count_between(0, 100_000),
+        "approval_per_address_max": _count_between(0, 100_000),
+        "approval_days": _count_between(1, 365),
+        "approval_ask_again_seconds": _count_between(1, 86_400),
+    },
+    "webhook": {
+        "webhook_ca": _text,
+        "webhook_seconds_max": _number_between(0.1, 30),
+        "webhook_at_once_max": _count_between(1, 10_000),
+    },
 }
 """Every table and key of fleet.toml, with what reads its value. Key names are those of Settings."""
 
@@ -307,6 +327,25 @@ events_days = {events_days}
 audit_days = {audit_days}
 # Certificates, counted from their end. A device in service keeps its last one.
 expired_credentials_days = {expired_credentials_days}
+
+[approval]
+# Requests for a first certificate that may wait for an operator, where a model allows that: in all, for one model,
+# and from one address (of IPv6, one /64).
+approval_requests_max = {approval_requests_max}
+approval_per_model_max = {approval_per_model_max}
+approval_per_address_max = {approval_per_address_max}
+# Days after which a request is forgotten; they begin anew with the operator's decision.
+approval_days = {approval_days}
+# How soon a waiting device asks again at first; it grows with the age of the request, to 15 minutes.
+approval_ask_again_seconds = {approval_ask_again_seconds}
+
+[webhook]
+# By which CAs the models' webhooks are known: "system", or a PEM file, by its path from this folder.
+webhook_ca = {webhook_ca}
+# A webhook that takes longer has not said yes.
+webhook_seconds_max = {webhook_seconds_max}
+# Questions under way at once, of each worker; beyond that, devices are told to come again.
+webhook_at_once_max = {webhook_at_once_max}
 """
 
 

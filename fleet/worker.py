@@ -17,7 +17,15 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
 from fleet.doors import NAMES, at, open_door
-from fleet.home import Home, authority_chain, key_sealer, load_issuer, operators_authority
+from fleet.home import (
+    Home,
+    authority_chain,
+    key_sealer,
+    load_issuer,
+    load_webhook_signer,
+    operators_authority,
+    waiting_limits,
+)
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
@@ -29,6 +37,7 @@ from fleet.servers.gateway.upstream import Upstream
 from fleet.settings import Address, Settings
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
+from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 DRAIN_SECONDS_MAX = 2.0  # for requests under way: with workers and broker, SIGTERM to exit stays within 5 s
@@ -136,6 +145,9 @@ async def working(
         )
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
+        waiting = waiting_limits(settings)
+        webhooks = _webhooks(home, settings)
+        parts.push_async_callback(webhooks.close)
         est = build_est_server(
             registry,
             load_issuer(home),
@@ -143,6 +155,8 @@ async def working(
             sealer=lambda: key_sealer(home),
             clock=clock,
             rates=rates_of(settings),
+            waiting=waiting,
+            authoriser=webhooks,
         )
 
         def status() -> dict[str, object]:
@@ -163,6 +177,7 @@ async def working(
             clock=clock,
             # Operators page through long lists; their certificates are few and named.
             rates=rates_of(replace(settings, requests_per_credential_per_second=0)),
+            waiting=waiting,
         )
 
         async def drain() -> None:
@@ -197,6 +212,16 @@ def rates_of(settings: Settings) -> Rates:
             backoff_seconds_max=settings.failure_backoff_seconds_max,
         )
     )
+
+
+def _webhooks(home: Home, settings: Settings) -> Webhooks:
+    """Asks the models' webhooks.
+
+    Raises: Invalid (`bad-webhook-ca`, `bad-key`, `key-exposed`). OSError.
+    """
+    ca_file = None if settings.webhook_ca == "system" else home.path / settings.webhook_ca
+    limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max)
+    return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
 
 
 @asynccontextmanager

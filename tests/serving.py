@@ -3,13 +3,18 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fleet.ca.keys import generate_key
 from fleet.demo.stage import Running
+from fleet.wire.csr import build_csr
+from fleet.wire.est import encode_body
 
 ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
@@ -114,3 +119,19 @@ class Served:
         """SIGTERM, if it still runs; the exit code."""
         assert self.running is not None
         return self.running.stop()
+
+
+def asked_to_wait(served: Served, home: Path, name: str, model: str = "default") -> str:
+    """The id of a request by which the device `name`, which shows nothing, waits for an operator."""
+    fleet(home, "model", "set", model, *("--admit", "token"), *("--admit", "station"), *("--admit", "approval"))
+    csr = build_csr(generate_key(), (("2.5.4.3", name),), ())
+    asked = urllib.request.Request(
+        f"{served.est}/.well-known/est/{model}/simpleenroll",
+        encode_body(csr),
+        {"Content-Type": "application/pkcs10"},
+    )
+    context = ssl.create_default_context(cafile=str(served.ca_file))
+    with urllib.request.urlopen(asked, timeout=30, context=context) as answer:
+        assert answer.status == 202, answer.status
+        assert int(answer.headers["Retry-After"]) > 0
+    return str(json.loads(fleet(home, "request", "list", "--device", name, "-o", "json"))[0]["id"])

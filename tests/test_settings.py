@@ -35,6 +35,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         http=Address("h", 65535),
         database=parse_database("postgresql://u@h/d?sslmode=require"),
         upstream=parse_broker("mqtt://b:1883"),
+        webhook_ca="hooks.pem",
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )
     assert read_settings(written(tmp_path, render(settings))) == settings

@@ -179,6 +179,7 @@ async def _brought_up(
             "devices": str(done.devices),
             "certificates": str(done.certificates),
             "tokens": str(done.tokens),
+            "requests": str(done.requests),
             "bulk": restore,
         }
         await registry.commit(

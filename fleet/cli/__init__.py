@@ -13,6 +13,8 @@ COMMANDS = {
     "model": ("fleet.cli.model", "Kinds of devices: certificates and topics."),
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
+    "request": ("fleet.cli.request", "Devices that wait for approval: list, approve, deny."),
+    "webhook": ("fleet.cli.webhook", "Webhooks that have a say before a first certificate: their key."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),

@@ -182,6 +182,7 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "devices_out_again": again.devices,
         "certificates_ended_again": again.certificates,
         "tokens_revoked": again.tokens,
+        "approvals_taken_back": again.requests,
         "unknown": again.unknown if is_json else len(again.unknown),
         "barred": again.barred if is_json else len(again.barred),
         "resumed_since": again.resumed if is_json else len(again.resumed),

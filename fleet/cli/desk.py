@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import click
 from click.core import ParameterSource
 
+from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
@@ -73,6 +74,15 @@ class Desk(Protocol):
         ...
 
     def revoke_token(self, token_id: str) -> None: ...
+    def requests(self, where: RequestFilter, after: str, limit: int) -> list[ApprovalRequest]:
+        """By id, from behind `after`."""
+        ...
+
+    def request(self, request_id: str) -> ApprovalRequest: ...
+    def decide_request(self, verb: str, request_id: str, reason: str) -> ApprovalRequest:
+        """`verb` is "approve" or "deny"."""
+        ...
+
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
         """At most `limit` rows that `where` means behind `after`; without it, the newest ones; in order."""
         ...

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 from fleet.cli.desk import Held
 from fleet.cli.home import OPERATOR, OpenHome, opened, run, utc_now
 from fleet.domain.access import Act
+from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialKind, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
 from fleet.domain.tags import Retag
-from fleet.services import inventory, renewal, revocation, tagging
+from fleet.home import settings_of, waiting_limits
+from fleet.services import approvals, inventory, renewal, revocation, tagging
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
@@ -26,6 +28,10 @@ _MOVES: dict[str, Callable[..., Awaitable[Device]]] = {
     "resume": revocation.resume,
     "revoke": revocation.revoke,
     "retire": revocation.retire,
+}
+_DECISIONS: dict[str, Callable[..., Awaitable[ApprovalRequest]]] = {
+    "approve": approvals.approve,
+    "deny": approvals.deny,
 }
 
 
@@ -108,12 +114,25 @@ class LocalDesk:
     def revoke_token(self, token_id: str) -> None:
         self._at(lambda fleet: inventory.revoke_token(fleet.registry, token_id, act=_act()))
 
+    def requests(self, where: RequestFilter, after: str, limit: int) -> list[ApprovalRequest]:
+        return self._at(lambda fleet: fleet.registry.requests(where, now=utc_now(), after=after, limit=limit))
+
+    def request(self, request_id: str) -> ApprovalRequest:
+        return self._at(lambda fleet: approvals.known_request(fleet.registry, request_id, act=_act()))
+
+    def decide_request(self, verb: str, request_id: str, reason: str) -> ApprovalRequest:
+        async def work(fleet: OpenHome) -> ApprovalRequest:
+            limits = waiting_limits(settings_of(fleet.home))
+            return await _DECISIONS[verb](fleet.registry, request_id, act=_act(), reason=reason, limits=limits)
+
+        return self._at(work)
+
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
         return self._at(lambda fleet: rows_of(fleet.registry, where, after, limit))
 
     def status(self) -> dict[str, Any]:
         async def work(fleet: OpenHome) -> dict[str, Any]:
-            return {"registry": await overview(fleet.registry)}
+            return {"registry": await overview(fleet.registry, utc_now())}
 
         return self._at(work)
 

@@ -34,14 +34,20 @@ _OPTIONS = (
         "--admit",
         multiple=True,
         type=click.Choice([path.value for path in AdmissionPath]),
-        help="A way in which its devices may come in; may be repeated. Usual: token and station.",
+        help="A way in which its devices may come in; may be repeated. Usual: token and station. With approval, a "
+        "device that shows nothing may ask, and waits for an operator: fleet request.",
     ),
     click.option(
         "--any-idevid/--listed-idevid",
         default=None,
         help="Whether a maker's certificate is enough by itself, or its device must be on the manifest (usual).",
     ),
-    click.option("--webhook", metavar="URL", help="An https URL to ask before each first certificate; '' for none."),
+    click.option(
+        "--webhook",
+        metavar="URL",
+        help="An https URL to ask before each first certificate: what is not a clear yes is a no; '' for none. "
+        "See: fleet webhook --help",
+    ),
     click.option(
         "--eku",
         "extended_key_usages",

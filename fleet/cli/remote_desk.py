@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 from fleet.cli.desk import Held
 from fleet.cli.https import Api
+from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import (
@@ -128,6 +129,21 @@ class RemoteDesk:
     def revoke_token(self, token_id: str) -> None:
         with _named("token", repr(token_id[:80])):
             self._api.ask("POST", f"/v1/tokens/{quote(token_id, safe='')}/revoke")
+
+    def requests(self, where: RequestFilter, after: str, limit: int) -> list[ApprovalRequest]:
+        named = (("state", where.state), ("model", where.model), ("device", where.device_id))
+        query = [("limit", str(PAGE_MAX)), *((name, str(value)) for name, value in named if value is not None)]
+        found = (_request(each) for each in self._api.items(f"/v1/requests?{urlencode(query)}"))
+        return list(itertools.islice((each for each in found if each.id > after), limit))
+
+    def request(self, request_id: str) -> ApprovalRequest:
+        with _named("request", repr(request_id[:80])):
+            return _request(self._api.ask("GET", f"/v1/requests/{quote(request_id, safe='')}")[0])
+
+    def decide_request(self, verb: str, request_id: str, reason: str) -> ApprovalRequest:
+        path = f"/v1/requests/{quote(request_id, safe='')}/{verb}"
+        with _named("request", repr(request_id[:80])):
+            return _request(self._api.ask("POST", path, {"reason": reason})[0])
 
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
         return asyncio.run(rows_of(_RemoteAudit(self._api), where, after, limit))
@@ -251,6 +267,28 @@ def _token(value: Json) -> Token:
         created_at=_time(value["created_at"]),
         expires_at=_time(value["expires_at"]),
         revoked_at=_maybe(value["revoked_at"]),
+    )
+
+
+def _request(value: Json) -> ApprovalRequest:
+    return ApprovalRequest(
+        id=value["id"],
+        device_id=DeviceId(value["device"]),
+        model=value["model"],
+        key_sha256=bytes.fromhex(value["key_sha256"]),
+        key_type=value["key_type"],
+        facts=value["facts"],
+        address=value["address"],
+        network="",  # not told
+        first_seen=_time(value["first_seen"]),
+        last_seen=_time(value["last_seen"]),
+        expires_at=_time(value["expires_at"]),
+        asked=value["asked"],
+        state=RequestState(value["state"]),
+        decided_by=value["decided_by"],
+        decided_at=_maybe(value["decided_at"]),
+        reason=value["reason"],
+        revision=value["revision"],
     )
 
 

@@ -26,7 +26,7 @@ class Role(enum.StrEnum):
     VIEWER = "viewer"
     """Reads everything, changes nothing."""
     OPERATOR = "operator"
-    """Runs the fleet day by day: devices, tokens, tags."""
+    """Runs the fleet day by day: devices, tokens, tags, requests."""
     ADMIN = "admin"
     """Everything, models, stations and other operators included."""
     FACTORY = "factory"
@@ -49,6 +49,9 @@ class Permission(enum.StrEnum):
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     STATION_READ = "station.read"
     OPERATOR_READ = "operator.read"
+    REQUEST_READ = "request.read"
+    REQUEST_DECIDE = "request.decide"
+    """Approve and deny what waits for an operator."""
     EVENT_READ = "event.read"
     AUDIT_READ = "audit.read"
     STATUS_READ = "status.read"
@@ -64,6 +67,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
         Permission.DEVICE_WRITE,
         Permission.TOKEN_CREATE,
         Permission.TOKEN_REVOKE,
+        Permission.REQUEST_DECIDE,
     },
     Role.ADMIN: frozenset(Permission),
     Role.FACTORY: frozenset(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Operator
+from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 
@@ -156,6 +157,56 @@ class DropAnswers:
 
 
 @dataclass(frozen=True, slots=True)
+class AddRequest:
+    """A new request that waits; whatever has expired by its `first_seen` is forgotten first. Conflict when it is there
+    already, or when as many as `limits` allow are pending.
+    """
+
+    request: ApprovalRequest
+    limits: WaitingLimits
+
+
+@dataclass(frozen=True, slots=True)
+class SeeRequest:
+    """It was asked `asked` times more, last at `at` from `address`. Whether it is there still does not matter."""
+
+    request_id: str
+    asked: int
+    at: datetime
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecideRequest:
+    """It becomes `to`, and lives until `expires_at`. With a yes, every other pending request for its device id becomes
+    DENIED. Conflict when it is in a state that forbids it, or not of `revision` when one is given; and for a yes when
+    another request for the device id has been approved.
+    """
+
+    request_id: str
+    to: RequestState
+    by: str
+    at: datetime
+    reason: str
+    expires_at: datetime
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectRequest:
+    """From APPROVED to ISSUED. Conflict when it is not approved any more: the race that only the registry settles."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropRequests:
+    """Forget every request that has expired at `now`."""
+
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class DropCredentials:
     """Forget these certificates, which have been archived; the keys of revoked ones stay barred. Conflict when one of
     them has not expired at `now`.
@@ -198,6 +249,11 @@ Write = (
     | TagDevice
     | AddOperator
     | AddAnswer
+    | AddRequest
+    | SeeRequest
+    | DecideRequest
+    | CollectRequest
+    | DropRequests
     | DropAnswers
     | DropCredentials
     | DropAudit
@@ -224,7 +280,7 @@ class AuditEntry:
 
     at: datetime
     actor: str
-    """"operator", "device cam-7", "station st1", "token 3f2a…", or "nobody"."""
+    """"operator", "device cam-7", "station st1", "token 3f2a…", "request 91ab…", or "nobody"."""
     action: str
     """For instance "device.enroll", "device.revoke", "mqtt.connect"."""
     subject: str
@@ -258,6 +314,10 @@ class EventKind:
     """subject: holder; detail: fingerprint in hex of a superseded or revoked credential, "" for all of the holder's."""
     MODEL_CHANGED = "model.changed"
     """subject: model name."""
+    REQUEST_PENDING = "request.pending"
+    """subject: request id; detail: the device id it asks for. Somebody has to say yes or no."""
+    REQUEST_DECIDED = "request.decided"
+    """subject: request id; detail: "approved" or "denied"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from fleet.domain.access import Operator
 from fleet.domain.application import Application
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
-from fleet.domain.errors import Invalid, Refused
-from fleet.domain.grants import RenewalGrant
+from fleet.domain.errors import Invalid, Pending, Refused
+from fleet.domain.grants import ApprovalGrant, RenewalGrant
 from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ProfileRules, RenewalKey
 
 
@@ -141,6 +141,12 @@ def key_is_renewed_by_the_rule(a: Application) -> None:
         raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
 
 
+def word_is_given(a: Application) -> None:
+    """Last of all: nobody is asked to approve what would be refused anyway."""
+    if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
+        raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
+
+
 Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
@@ -157,13 +163,14 @@ CHECKS: tuple[Check, ...] = (
     key_is_allowed,
     key_is_not_revoked,
     key_is_its_own,
+    word_is_given,
 )
 
 
 def permit_enrollment(application: Application) -> IssuePermit:
     """Leave to issue what `application` asks for.
 
-    Raises: Invalid, Refused: the first check that fails.
+    Raises: Invalid, Refused: the first check that fails. Pending: none does, and an operator has yet to say yes.
     """
     holder = device_id(application.request.names.common_name())
     for check in CHECKS:

@@ -6,7 +6,10 @@
      ├─ Refused           we know who asks, and the answer is no
      ├─ NotFound          what was named does not exist
      ├─ Conflict          it exists already, or somebody changed it first
+     ├─ Pending           it is all right, and somebody has yet to say yes: ask again
+     ├─ TooMany           others have asked for more than there is room for: ask again
      └─ Unavailable       try again later: nothing was done
+         └─ Unreachable   somebody else who has a say could not be asked
 
 `code` is for programs and never changes; the message is one plain sentence for people; `advice` says what to do next.
 Neither ever holds a token, a key or a request body.
@@ -43,5 +46,28 @@ class Conflict(FleetError):
     """It exists already, or somebody changed it first."""
 
 
+class _AskAgain(FleetError):
+    def __init__(self, code: str, message: str, advice: str = "", *, retry_after_seconds: int) -> None:
+        super().__init__(code, message, advice)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Pending(_AskAgain):
+    """Somebody has yet to say yes."""
+
+
+class TooMany(_AskAgain):
+    """There is no room for one more."""
+
+
 class Unavailable(FleetError):
     """Try again later: nothing was done."""
+
+
+class Unreachable(Unavailable):
+    """A webhook that has a say gave no answer that counts."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("webhook-failed", "The authorisation service of this model could not be asked.", "Try again.")
+        self.problem = problem
+        """What was wrong, for the audit: who asks for a certificate is not told."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from fleet.domain.access import Operator
+from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, KeyUse, Station, Token
@@ -123,6 +124,20 @@ class Registry(AuditReader, Protocol):
     async def stations(self) -> list[Station]: ...
     async def operator(self, name: str) -> Operator | None: ...
     async def operators(self) -> list[Operator]: ...
+    async def request(self, request_id: str) -> ApprovalRequest | None:
+        """Expired or not."""
+        ...
+
+    async def requests(
+        self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ApprovalRequest]:
+        """Those that `where` means and that have not expired at `now`, by id; those behind `after`."""
+        ...
+
+    async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
+        """How many requests are pending at `now`: in all, for `model`, and from `network`."""
+        ...
+
     async def answer(self, actor: str, key: str) -> Answer | None: ...
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts: ...

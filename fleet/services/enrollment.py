@@ -9,10 +9,12 @@ reason. Every refusal is written to the audit before it is told.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
+from fleet.domain.authorisation import Verdict
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -21,15 +23,18 @@ from fleet.domain.changes import (
     Event,
     EventKind,
     MoveDevice,
+    TagDevice,
     Write,
 )
 from fleet.domain.credential import USABLE, Credential
-from fleet.domain.device import DeviceId, DeviceState, Model, device_id
+from fleet.domain.device import DeviceId, DeviceState, Model, Tags, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
-from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
-from fleet.domain.grants import RenewalGrant
+from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
+from fleet.domain.grants import ApprovalGrant, RenewalGrant
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
+from fleet.services.approvals import wait
+from fleet.services.authorising import Authoriser, allowed, question_of, tags_with, verdict_of
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
@@ -45,14 +50,20 @@ async def enroll(
     request: EnrollmentRequest,
     label: str | None,
     now: datetime,
+    *,
+    waiting: WaitingLimits = DEFAULT_WAITING,
+    authoriser: Authoriser | None = None,
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
-    `label` names the model, and is needed only from a station that provisions several and for a device that is new.
+    `label` names the model, and is needed only from a station that provisions several and for a device that is new and
+    shows nothing. `waiting`: how many may wait for an operator, and how long. `authoriser` asks the webhook of
+    a model that has one; without it, such a model's devices get none.
 
-    Raises: Unauthenticated, Invalid, Refused, Unavailable.
+    Raises: Unauthenticated, Invalid, Refused, Unavailable. Pending: an operator has yet to say yes. TooMany.
     """
     attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll")
+    attempt.waiting, attempt.authoriser = waiting, authoriser
     return await attempt.run(lambda: attempt.first(credentials))
 
 
@@ -86,6 +97,8 @@ async def enroll_with_new_key(
     current_names: Names | None,
     key_maker: KeyMaker,
     now: datetime,
+    *,
+    authoriser: Authoriser | None = None,
 ) -> Credential:
     """A certificate, first or next, for a key that `key_maker` makes once `request` has passed every check (RFC 7030,
     4.4); durable when this returns.
@@ -96,7 +109,17 @@ async def enroll_with_new_key(
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
     wanting = replace(request, wants_key=True)
-    attempt = _Attempt(registry, issuer, peer, wanting, label, now, action="device.serverkeygen", key_maker=key_maker)
+    attempt = _Attempt(
+        registry,
+        issuer,
+        peer,
+        wanting,
+        label,
+        now,
+        action="device.serverkeygen",
+        key_maker=key_maker,
+        authoriser=authoriser,
+    )
     return await attempt.run(lambda: attempt.first_or_renewal(credentials, current_names))
 
 
@@ -114,6 +137,12 @@ class _Attempt:
     key_maker: KeyMaker | None = None
     actor: str = NOBODY
     subject: str = "device ?"
+    waiting: WaitingLimits = DEFAULT_WAITING
+    authoriser: Authoriser | None = None
+    told: dict[str, str] = field(default_factory=dict)
+    """What the audit says of a webhook that was asked."""
+    verdicts: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
+    """By URL, model and path: however often we look, it is asked once."""
 
     async def run(self, apply: Callable[[], Awaitable[Application]]) -> Credential:
         try:
@@ -124,8 +153,13 @@ class _Attempt:
                 except Conflict:
                     continue  # a token spent, a device suspended: the next look shows which
             raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
+        except Unreachable as refusal:
+            await self.record(refusal)
+            raise
         except Unavailable:
             raise  # the registry could not write this down either
+        except Pending:
+            raise  # written down, as often as it is worth a row
         except FleetError as refusal:
             await self.record(refusal)
             raise
@@ -137,8 +171,8 @@ class _Attempt:
             cheap = self.actor == NOBODY  # refused before we knew who asks
             if cheap:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            elif self.actor.startswith("token "):
-                cheap = True  # a token that has ended is still known
+            elif self.actor.startswith(("token ", "request ")):
+                cheap = True  # a token that has ended is still known, and so is a request that was denied
             entry = self.entry(refusal.code, **detail)
             row = refusals_of(self.registry).row(entry) if cheap else entry
             if row is not None:
@@ -157,7 +191,8 @@ class _Attempt:
         shown = evidence.presented
         grant = await grant_of(evidence)
         if grant is not None:
-            self.actor = str(grant)
+            if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key that has just been made is nobody
+                self.actor = str(grant)
             if shown is not None and shown.device is not None and shown.device.id != holder:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif shown is None:
@@ -219,7 +254,10 @@ class _Attempt:
 
     async def settle(self, application: Application) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
-        permit = permit_enrollment(application)
+        try:
+            permit = permit_enrollment(application)
+        except Pending:
+            raise await wait(self.registry, application, self.waiting, self.entry("")) from None
         if self.key_maker is not None:
             spki_der, key_sha256 = await self.key_maker.make(application.request.key_type)
             request = replace(application.request, spki_der=spki_der, key_sha256=key_sha256)
@@ -229,40 +267,72 @@ class _Attempt:
         if earned is not None:
             await self.registry.commit(Change(self.entry("ok", serial=earned.serial, repeated="yes")))
             return earned
+        tags = await self.authorised(application)
         credential = self.issuer.issue(permit, self.now)
         await self.registry.commit(
             Change(
                 audit=self.entry("ok", serial=credential.serial, grant=permit.grant),
-                writes=_writes(application, credential),
-                events=_events(application, credential),
+                writes=_writes(application, credential, tags),
+                events=_events(application, credential, tags),
             )
         )
         return credential
 
+    async def authorised(self, application: Application) -> Tags:
+        """The device's tags, with those that the model's webhook gives with its yes to a first certificate.
+
+        Raises: Refused (`webhook-denied`). Unreachable.
+        """
+        url = application.model.rules.admission.webhook
+        if not url or application.grant.replaces is not None:
+            return application.device.tags if application.device is not None else ()
+        asked = (url, application.model.name, str(application.grant.path))
+        try:
+            if asked not in self.verdicts:
+                question = question_of(application, self.peer)
+                self.told = {"webhook": question.id}
+                self.verdicts[asked] = await verdict_of(self.authoriser, url, question)
+            verdict = self.verdicts[asked]
+            if verdict.reason:
+                self.told["webhook_reason"] = verdict.reason
+            allowed(verdict)
+            return tags_with(application, verdict)
+        except Unreachable as error:
+            self.told["webhook_problem"] = error.problem
+            raise
+
     def entry(self, outcome: str, **detail: str) -> AuditEntry:
-        return AuditEntry(self.now, self.actor, self.action, self.subject, outcome, self.peer.address, detail)
+        return AuditEntry(
+            self.now, self.actor, self.action, self.subject, outcome, self.peer.address, {**self.told, **detail}
+        )
 
 
-def _writes(application: Application, credential: Credential) -> tuple[Write, ...]:
+def _writes(application: Application, credential: Credential, tags: Tags) -> tuple[Write, ...]:
     device = application.device
     writes: list[Write] = []
     if device is None:
         newcomer = new_device(application)
-        writes.append(AddDevice(replace(newcomer, state=DeviceState.ACTIVE, expires_at=credential.not_after)))
+        writes.append(
+            AddDevice(replace(newcomer, state=DeviceState.ACTIVE, expires_at=credential.not_after, tags=tags))
+        )
     else:
         # From the state that was judged, and no other: whoever is suspended, or enrolled by another, since we looked,
         # has moved. That is why it is written for an active device too.
         states = frozenset({device.state})
         writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=credential.not_after))
+        if tags != device.tags:
+            writes.append(TagDevice(device.id, tags, device.groups, device.revision + 1))  # one further by the move
     writes += application.grant.writes(application)
     writes.append(AddCredential(credential))
     return tuple(writes)
 
 
-def _events(application: Application, credential: Credential) -> tuple[Event, ...]:
+def _events(application: Application, credential: Credential, tags: Tags) -> tuple[Event, ...]:
     events = []
     if application.device is None or application.device.state is not DeviceState.ACTIVE:
         events.append(Event(EventKind.DEVICE_STATE, credential.holder, DeviceState.ACTIVE))
+    if application.device is not None and tags != application.device.tags:
+        events.append(Event(EventKind.DEVICE_TAGGED, credential.holder))
     replaced = application.grant.replaces
     if replaced is not None:
         # The presented certificate is now in use, and with that those before it have ended.

@@ -8,16 +8,21 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from weakref import WeakKeyDictionary
 
 from fleet.domain.application import EnrollmentRequest, Grant
+from fleet.domain.approval import ApprovalRequest, request_id
 from fleet.domain.credential import Token
-from fleet.domain.device import DeviceId
+from fleet.domain.device import DeviceId, Model
 from fleet.domain.errors import Unauthenticated
-from fleet.domain.grants import StationGrant, TokenGrant
+from fleet.domain.grants import ApprovalGrant, StationGrant, TokenGrant
+from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from fleet.services.approvals import facts_of
 from fleet.services.identity import identify
+from fleet.services.refusals import network_of
 
 TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
 
@@ -99,7 +104,62 @@ async def by_station(evidence: Evidence) -> Grant | None:
     return StationGrant(shown.station, evidence.label or "", shown.credential)
 
 
-FINDERS: tuple[Finder, ...] = (by_token, by_station)
+async def by_approval(evidence: Evidence) -> Grant | None:
+    """Whoever shows nothing may ask for an operator's word, at a model that lets it: the device's own, or the one that
+    the label names for a new device.
+    """
+    e = evidence
+    if e.credentials is not None or e.presented is not None:
+        return None
+    model = e.facts.model if e.facts.device is not None else await e.registry.model(e.label) if e.label else None
+    if model is None or AdmissionPath.APPROVAL not in model.rules.admission.paths:
+        return None
+    id_ = request_id(e.holder, e.request.key_sha256)
+    known = await e.registry.request(id_)
+    if known is not None and known.expires_at > e.now:
+        return ApprovalGrant(known)
+    asked = ApprovalRequest(
+        id=id_,
+        device_id=e.holder,
+        model=model.name,
+        key_sha256=e.request.key_sha256,
+        key_type=e.request.key_type,
+        facts=facts_of(e.request),
+        address=e.peer.address,
+        network=network_of(e.peer.address),
+        first_seen=e.now,
+        last_seen=e.now,
+        expires_at=e.now,  # put off when it begins to wait
+    )
+    return ApprovalGrant(asked, is_new=True)
+
+
+FINDERS: tuple[Finder, ...] = (by_token, by_station, by_approval)
+
+OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL})
+"""Paths on which a client shows neither a token nor a certificate."""
+
+
+_Lets = tuple[datetime, bool]
+_LETS: WeakKeyDictionary[Registry, _Lets] = WeakKeyDictionary()
+LETS_SECONDS = 1  # anybody can have all models looked through, as often as a link carries it
+
+
+async def strangers_may_ask(registry: Registry, label: str | None, now: datetime) -> bool:
+    """Whether reading the request of a client that shows nothing is worth the while: the model that `label` names lets
+    such in; without a label, some model does, or did a second ago.
+    """
+    if label is not None:
+        named = await registry.model(label)
+        return named is not None and _lets_strangers(named)
+    known = _LETS.get(registry)
+    if known is None or abs(now - known[0]) >= timedelta(seconds=LETS_SECONDS):
+        known = _LETS[registry] = (now, any(map(_lets_strangers, await registry.models())))
+    return known[1]
+
+
+def _lets_strangers(model: Model) -> bool:
+    return bool(OPEN_TO_STRANGERS.intersection(model.rules.admission.paths))
 
 
 def token_parts(password: str) -> tuple[str, str]:

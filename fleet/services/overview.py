@@ -1,14 +1,19 @@
 """What a registry holds, in a few numbers that cost nothing to know."""
 
+from datetime import datetime
+
 from fleet.domain.ports import Registry
 
 
-async def overview(registry: Registry) -> dict[str, int]:
-    """How many models, stations and operators there are, and how far audit and events have come."""
+async def overview(registry: Registry, now: datetime) -> dict[str, int]:
+    """How many models, stations and operators there are, how many requests wait for an operator, and how far audit and
+    events have come.
+    """
     return {
         "models": len(await registry.models()),
         "stations": len(await registry.stations()),
         "operators": len(await registry.operators()),
+        "requests_pending": (await registry.count_pending(now))[0],
         "audit_rows": await registry.last_audit(),
         "last_event": await registry.last_event(),
     }

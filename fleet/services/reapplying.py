@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fleet.domain.access import Act
+from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
+from fleet.services.approvals import deny
 from fleet.services.bulk import act_on_many
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import moving
@@ -36,6 +38,8 @@ class Reapplied:
     """Ended again, of those that the backup knows."""
     tokens: int = 0
     """Open in the backup, and revoked now: each may have been used since."""
+    requests: int = 0
+    """Approved in the backup and not come for, and denied now: likewise."""
     unknown: tuple[str, ...] = ()
     """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
     barred: tuple[str, ...] = ()
@@ -68,7 +72,13 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     ended = await _end_certificates(registry, events, act)
     tokens = await _revoke_open_tokens(registry, act)
     return Reapplied(
-        devices, ended, tokens, tuple(sorted(unknown)), tuple(sorted(barred)), resumed=tuple(sorted(resumed))
+        devices,
+        ended,
+        tokens,
+        await _deny_approved_requests(registry, act),
+        tuple(sorted(unknown)),
+        tuple(sorted(barred)),
+        resumed=tuple(sorted(resumed)),
     )
 
 
@@ -106,6 +116,17 @@ async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
     return len(still_open)
 
 
+async def _deny_approved_requests(registry: Registry, act: Act) -> int:
+    count, after = 0, ""
+    where = RequestFilter(state=RequestState.APPROVED)
+    while page := await registry.requests(where, now=act.now, after=after):
+        for request in page:
+            await deny(registry, request.id, act=act, reason="restored from a backup: it may have been used since")
+            count += 1
+        after = page[-1].id
+    return count
+
+
 @dataclass(frozen=True, slots=True)
 class _Doubt:
     """Suspends a device of which nobody can say whether it was revoked, and tags it with `restore`."""
@@ -133,7 +154,8 @@ class _Doubt:
 
 
 async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplied:
-    """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens.
+    """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens;
+    approvals that nobody came for are taken back.
 
     Raises: FleetError: of the first device that could not be suspended.
     """
@@ -145,4 +167,5 @@ async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplie
         async for outcome in act_on_many(registry, where, doubt, at_most=count, stop=never):
             outcome.must_be_done()
             devices += 1
-    return Reapplied(devices=devices, tokens=await _revoke_open_tokens(registry, act))
+    tokens = await _revoke_open_tokens(registry, act)
+    return Reapplied(devices=devices, tokens=tokens, requests=await _deny_approved_requests(registry, act))

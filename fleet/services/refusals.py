@@ -49,7 +49,7 @@ class Refusals:
         return replace(entry, detail={**entry.detail, "left_out": str(known.left_out)})
 
     def _kind(self, entry: AuditEntry) -> _Kind:
-        whence = _network(entry.address) if entry.actor == "nobody" else ""
+        whence = network_of(entry.address) if entry.actor == "nobody" else ""
         kind = (entry.actor, entry.action, entry.outcome, whence)
         if kind in self._written or len(self._written) < self._kinds_max:
             return kind
@@ -69,7 +69,7 @@ def refusals_of(registry: Registry) -> Refusals:
     return _OF_REGISTRY.setdefault(registry, Refusals())
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """An IPv4 address, or the /64 of an IPv6 one, which is what one subscriber is given."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

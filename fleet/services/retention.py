@@ -22,6 +22,7 @@ from fleet.domain.changes import (
     DropAudit,
     DropCredentials,
     DropEvents,
+    DropRequests,
     Write,
 )
 from fleet.domain.credential import Credential, CredentialKind
@@ -92,7 +93,7 @@ class Retention:
         await self._audit(now)
         await self._credentials(now)
         if not self._is_dry:
-            await self._drop((DropAnswers(now - ANSWER_KEPT),), "answers", now)
+            await self._drop((DropAnswers(now - ANSWER_KEPT), DropRequests(now)), "answers and requests", now)
         return self._report
 
     async def _settle_pending(self, now: datetime) -> None:

@@ -16,6 +16,7 @@ import asyncpg
 
 from fleet.database_url import DatabaseUrl
 from fleet.domain.access import Operator
+from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
@@ -25,7 +26,7 @@ from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
-from fleet.storage import rows
+from fleet.storage import request_rows, rows
 from fleet.storage.hop import Batches
 from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
@@ -225,6 +226,20 @@ class PostgresRegistry:
 
     async def operators(self) -> list[Operator]:
         return [rows.operator_of(row) for row in await self._fetch(reads.OPERATORS)]
+
+    async def request(self, request_id: str) -> ApprovalRequest | None:
+        row = await self._fetch_one(reads.REQUEST, request_id)
+        return request_rows.request_of(row) if row else None
+
+    async def requests(
+        self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ApprovalRequest]:
+        statement, parameters = request_rows.listing_of(where, now, after, lists.bounded(limit), "$")
+        return [request_rows.request_of(row) for row in await self._fetch(statement, *parameters)]
+
+    async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
+        in_all, for_model, from_network = await self._fetch_one(reads.PENDING, rows.micros(now), model, network)
+        return in_all, for_model, from_network
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         row = await self._fetch_one(reads.ANSWER, actor, key)

@@ -6,7 +6,7 @@ from typing import Any
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import rows
+from fleet.storage import request_rows, rows
 
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
 
@@ -26,6 +26,8 @@ STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
 OPERATOR = _select("operator", rows.OPERATOR_COLUMNS, "WHERE name = $1")
 OPERATORS = _select("operator", rows.OPERATOR_COLUMNS, "ORDER BY name")
 ANSWER = _select("answer", rows.ANSWER_COLUMNS, "WHERE actor = $1 AND key = $2")
+REQUEST = f"{request_rows.SELECT} WHERE id = $1"
+PENDING = request_rows.counting("$")
 CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = $1")
 
 # The index holds each state's in order of seq: however many there are, no more than these are looked at.

@@ -6,7 +6,7 @@ different versions may share a database: each brings its own functions.
 
 import re
 
-from fleet.storage import rows
+from fleet.storage import request_rows, rows
 
 SEQUENCE_LOCK = "1179399217, 1"  # "FLT1": held by whoever numbers audit rows and events, until its COMMIT
 
@@ -14,15 +14,20 @@ _BYTES = frozenset({"fingerprint", "serial", "key_sha256", "der", "secret_sha256
 _NUMBERS = frozenset(
     {"lifetime", "retain", "revision", "created_at", "not_before", "not_after", "issued_at", "expires_at"}
     | {"uses_max", "uses", "revoked_at", "status", "at"}
+    | {"first_seen", "last_seen", "asked", "decided_at"}
 )
 
 
 def _insert(table: str, names: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({_marks(names)}) ON CONFLICT DO NOTHING"  # noqa: S608
+
+
+def _marks(names: tuple[str, ...]) -> str:
     types = ("bytea" if name in _BYTES else "bigint" if name in _NUMBERS else "text" for name in names)
-    marks = ", ".join(f"${number}::{type_}" for number, type_ in enumerate(types, 1))
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
+    return ", ".join(f"${number}::{type_}" for number, type_ in enumerate(types, 1))
 
 
+_PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"
 _UNUSED = "holder = $1::text AND kind = $2::text AND state = 'issued' AND earned_by = $3::text"
 STATEMENTS: dict[str, str] = {
     "add_model": _insert("model", rows.MODEL_COLUMNS),
@@ -80,6 +85,35 @@ STATEMENTS: dict[str, str] = {
     "add_station": _insert("station", rows.STATION_COLUMNS),
     "add_operator": _insert("operator", rows.OPERATOR_COLUMNS),
     "add_answer": _insert("answer", rows.ANSWER_COLUMNS),
+    # Whoever adds one holds the lock of them all: the counts are exact.
+    "add_request": f"""
+        INSERT INTO approval_request ({rows.columns(request_rows.COLUMNS)}) SELECT {_marks(request_rows.COLUMNS)}
+        WHERE {_PENDING}) < $18::bigint AND {_PENDING} AND model = $3::text) < $19::bigint
+            AND {_PENDING} AND network = $8::text) < $20::bigint
+        ON CONFLICT DO NOTHING""",
+    "see_request": """
+        UPDATE approval_request SET asked = asked + $2::bigint, last_seen = $3::bigint, address = $4::text
+        WHERE id = $1::text""",
+    "request_may_move": """
+        SELECT 1 FROM approval_request
+        WHERE id = $1::text AND expires_at > $2::bigint AND state = ANY (string_to_array($3::text, ','))""",
+    "no_other_is_approved": """
+        SELECT 1 WHERE NOT EXISTS (
+            SELECT 1 FROM approval_request a JOIN approval_request b ON a.device_id = b.device_id
+            WHERE a.id = $1::text AND b.id <> a.id AND b.state = 'approved' AND b.expires_at > $2::bigint)""",
+    "decide_request": """
+        UPDATE approval_request SET state = $2::text, decided_by = $3::text, decided_at = $4::bigint,
+            reason = $5::text, expires_at = $6::bigint, revision = revision + 1
+        WHERE id = $1::text AND revision = coalesce($7::bigint, revision)""",
+    "deny_other_requests": """
+        UPDATE approval_request SET state = 'denied', decided_by = $2::text, decided_at = $3::bigint,
+            reason = $4::text, expires_at = $5::bigint, revision = revision + 1
+        WHERE state = 'pending' AND id <> $1::text
+            AND device_id = (SELECT device_id FROM approval_request WHERE id = $1::text)""",
+    "collect_request": """
+        UPDATE approval_request SET state = 'issued', revision = revision + 1
+        WHERE id = $1::text AND state = 'approved'""",
+    "drop_requests": "DELETE FROM approval_request WHERE expires_at <= $1::bigint",
     "drop_answers": "DELETE FROM answer WHERE at < $1::bigint",
     "drop_audit": """
         DELETE FROM audit WHERE seq <= $1::bigint AND $1::bigint < (SELECT max(seq) FROM audit)

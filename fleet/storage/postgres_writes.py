@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, assert_never
 
+from fleet.domain.approval import DECIDED_FROM, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.changes import (
     AddAnswer,
@@ -16,26 +17,31 @@ from fleet.domain.changes import (
     AddDevice,
     AddModel,
     AddOperator,
+    AddRequest,
     AddStation,
     AddToken,
     Change,
+    CollectRequest,
+    DecideRequest,
     DropAnswers,
     DropAudit,
     DropCredentials,
     DropEvents,
+    DropRequests,
     EndCredentials,
     EndUnused,
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
     RevokeToken,
+    SeeRequest,
     SetModel,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
-from fleet.storage import rows
+from fleet.storage import request_rows, rows
 from fleet.storage.postgres_statements import NUMBER_OF
 
 
@@ -102,6 +108,8 @@ def steps_of(write: Write) -> Iterator[Step]:
         case AddAnswer(answer=answer):
             used = Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
             yield Step("add_answer", rows.answer_row(answer), used)
+        case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
+            yield from _requesting(write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
         case _:
@@ -149,6 +157,33 @@ def _dropping(write: DropAnswers | DropCredentials | DropAudit | DropEvents) -> 
             yield Step("drop_events", (upto,))
 
 
+def _requesting(
+    write: AddRequest | SeeRequest | DecideRequest | CollectRequest | DropRequests,
+) -> Iterator[Step]:
+    match write:
+        case AddRequest(request=request, limits=limits):
+            caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
+            yield Step("drop_requests", (rows.micros(request.first_seen),))
+            parameters = (*request_rows.request_row(request), *caps)
+            yield Step("add_request", parameters, request_rows.not_added(request))
+        case SeeRequest(request_id=id_, asked=asked, at=at, address=address):
+            yield Step("see_request", (id_, asked, rows.micros(at), address))
+        case DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
+            decided_at, expires_at = rows.micros(write.at), rows.micros(write.expires_at)
+            states = ",".join(sorted(DECIDED_FROM[to]))
+            if to is RequestState.APPROVED:
+                yield Step("no_other_is_approved", (id_, decided_at), request_rows.decided_already(write))
+            yield Step("request_may_move", (id_, decided_at, states), request_rows.not_decided(write))
+            decision = (id_, to.value, by, decided_at, reason, expires_at, revision)
+            yield Step("decide_request", decision, changed_meanwhile(f"Request {id_}"))
+            if to is RequestState.APPROVED:
+                yield Step("deny_other_requests", (id_, by, decided_at, f"request {id_} was approved", expires_at))
+        case CollectRequest(request_id=id_):
+            yield Step("collect_request", (id_,), request_rows.not_collected(id_))
+        case DropRequests(now=now):
+            yield Step("drop_requests", (rows.micros(now),))
+
+
 def names_of(write: Write) -> tuple[str, ...]:
     """What `write` looks at before it decides, by name: two that share a name must not be under way at once.
 
@@ -182,6 +217,8 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"operator {operator.name}",)
         case AddAnswer(answer=answer):
             return (f"answer {answer.key} {answer.actor}",)
+        case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
+            return ("the requests",)  # counted all together, and those for one device id decided together
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             return ("the clean-up",)
         case _:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fleet.domain.access import Operator
+from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
@@ -24,6 +25,7 @@ from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
+from fleet.storage import sqlite_requests as waiting
 from fleet.storage.hop import Batches, Thread
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
@@ -187,6 +189,17 @@ class SqliteRegistry:
 
     async def operators(self) -> list[Operator]:
         return await self._ask_list(reads.operators)
+
+    async def request(self, request_id: str) -> ApprovalRequest | None:
+        return await self._ask(lambda db: waiting.request(db, request_id))
+
+    async def requests(
+        self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ApprovalRequest]:
+        return await self._ask_list(lambda db: waiting.requests(db, where, now, after, limit))
+
+    async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
+        return await self._ask(lambda db: waiting.count_pending(db, now, model, network))
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         return await self._ask(lambda db: reads.answer(db, actor, key))

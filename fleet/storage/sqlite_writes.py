@@ -16,27 +16,32 @@ from fleet.domain.changes import (
     AddDevice,
     AddModel,
     AddOperator,
+    AddRequest,
     AddStation,
     AddToken,
     AuditRow,
     Change,
+    CollectRequest,
+    DecideRequest,
     DropAnswers,
     DropAudit,
     DropCredentials,
     DropEvents,
+    DropRequests,
     EndCredentials,
     EndUnused,
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
     RevokeToken,
+    SeeRequest,
     SetModel,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict
-from fleet.storage import rows
+from fleet.storage import rows, sqlite_requests
 
 
 def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO NOTHING") -> str:
@@ -165,6 +170,8 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case AddAnswer(answer=answer):
             if not db.execute(ADD_ANSWER, rows.answer_row(answer)).rowcount:
                 raise Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
+        case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
+            sqlite_requests.apply(db, write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             _drop(db, write)
         case _:

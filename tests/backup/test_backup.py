@@ -17,14 +17,15 @@ from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
 from fleet.backup.taking import local_registry, save_home
 from fleet.domain.access import Act, Operator, Role
-from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddStation, AuditEntry, Change
+from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
+from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation, AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
 from fleet.home import Home, create_home, open_registry, revocation_log
-from fleet.services import inventory, revocation
+from fleet.services import approvals, inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
@@ -95,6 +96,23 @@ async def door(registry: Engine, name: str, n: int = 1) -> str:
     except FleetError as error:
         return error.code
     return "in"
+
+
+def waiting(device: str) -> ApprovalRequest:
+    key_sha256 = hashlib.sha256(device.encode()).digest()
+    return ApprovalRequest(
+        id=request_id(device, key_sha256),
+        device_id=DeviceId(device),
+        model="default",
+        key_sha256=key_sha256,
+        key_type="EC-P256",
+        facts=f"CN={device}",
+        address="192.0.2.1",
+        network="192.0.2.1",
+        first_seen=NOW,
+        last_seen=NOW,
+        expires_at=NOW + timedelta(days=7),
+    )
 
 
 class TestTaking:
@@ -266,6 +284,11 @@ class TestRestoring:
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(station),)))
             await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
             token, _ = await inventory.create_token(registry, model="default", act=Act("operator", NOW))
+            approved, pending = waiting("cam-20"), waiting("cam-21")
+            limits = WaitingLimits()
+            entry = AuditEntry(NOW, "nobody", "device.enroll", "device cam-20", "approval-pending")
+            await registry.commit(Change(entry, (AddRequest(approved, limits), AddRequest(pending, limits))))
+            await approvals.approve(registry, approved.id, act=Act("operator", NOW))
             await save(home, registry, tmp_path / "b")
             await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
             await revocation.suspend(registry, "cam-8", act=Act("operator", NOW))
@@ -287,6 +310,8 @@ class TestRestoring:
         assert caught.value.code == "certificate-superseded"
         (kept,) = await opened.tokens()
         assert (kept.id, kept.revoked_at) == (token.id, NOW)
+        states = {r.device_id: r.state.value for r in await opened.requests(now=NOW)}
+        assert (states, done.reapplied.requests) == ({"cam-20": "denied", "cam-21": "pending"}, 1)
         (row,) = [row for row in await opened.audit() if row.entry.action == "registry.restore"]
         assert (row.entry.detail["devices"], row.entry.detail["tokens"]) == ("2", "1")
         await opened.close()

@@ -27,6 +27,7 @@ from device_agent.cli import cli
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
 from fleet.ca.issuer import LocalIssuer
 from fleet.domain.access import Act
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.est import build_est_server
 from fleet.services import inventory
@@ -101,8 +102,9 @@ class Authority:
 class EstHouse:
     """EST on the real registry and the real TLS listener, in a thread with an event loop of its own."""
 
-    def __init__(self, authority: Authority, database: Path) -> None:
+    def __init__(self, authority: Authority, database: Path, waiting: WaitingLimits = DEFAULT_WAITING) -> None:
         self.authority = authority
+        self._waiting = waiting
         self.shift = timedelta(0)
         """Added to the server's clock: what it issues is older or younger by that."""
         self._loop = asyncio.new_event_loop()
@@ -135,6 +137,7 @@ class EstHouse:
                 chain,
                 sealer=lambda: Sealer(authority.server, authority.server_key),
                 clock=self.clock,
+                waiting=self._waiting,
             )
             return await listen(est, "127.0.0.1", self.port, contexts=ContextSource(context))
 

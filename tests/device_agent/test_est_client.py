@@ -124,19 +124,20 @@ def test_urls_that_are_right(url: str, expected: tuple[str, int]) -> None:
     assert parse_est_url(url) == expected
 
 
-def test_202_and_503_are_asked_again_as_told(authority: Authority) -> None:
+def test_202_429_and_503_are_asked_again_as_told(authority: Authority) -> None:
     pauses: list[float] = []
     good = http("200 OK", encode_body(encode_certs_only([authority.issuing])), CERTS)
     waits = (
         http("202 Accepted", b"", "Retry-After: 7"),
         http("503 Busy", b"", "Retry-After: 0"),
         http("503 Busy", b"", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT"),
+        http("429 Too Many Requests", b"", "Retry-After: 3"),
         http("202 Accepted"),
     )
     with tls_server(authority, answers(*waits, good)) as port:
         found = client(authority, port, pause=pauses.append).cacerts()
     assert found == [authority.issuing]
-    assert pauses == [7.0, 1.0, 5.0, 5.0]
+    assert pauses == [7.0, 1.0, 5.0, 3.0, 5.0]
 
 
 def test_patience_has_an_end(authority: Authority) -> None:
@@ -146,6 +147,7 @@ def test_patience_has_an_end(authority: Authority) -> None:
     ):
         client(authority, port).simpleenroll(csr_of("x"))
     assert caught.value.retry_after_seconds == 3600
+    assert caught.value.pending
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import pytest
 
 from fleet.domain import enrollment
 from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
+from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_enrollment, permit_station
 from fleet.domain.errors import FleetError, Invalid
-from fleet.domain.grants import RenewalGrant, StationGrant, TokenGrant
+from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant, TokenGrant
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -38,6 +39,19 @@ BY_TOKEN = TokenGrant(TOKEN, "cam-7")
 BY_MODEL_TOKEN = TokenGrant(MODEL_TOKEN, "")
 BY_STATION = StationGrant(Station("st1", ("cam2",), NOW), "cam2", CREDENTIAL)
 BY_CERTIFICATE = RenewalGrant(CREDENTIAL, NAMES)
+ASKED = ApprovalRequest(
+    id="0" * 16,
+    device_id=DeviceId("cam-7"),
+    model="cam2",
+    key_sha256=REQUEST.key_sha256,
+    key_type="EC-P256",
+    facts="",
+    address="",
+    network="",
+    first_seen=NOW,
+    last_seen=NOW,
+    expires_at=NOW + SECOND,
+)
 GRANTS = (BY_TOKEN, BY_MODEL_TOKEN, BY_STATION, BY_CERTIFICATE)
 
 
@@ -233,6 +247,42 @@ def test_names_are_unchanged(names: Names) -> None:
     assert code(check, application(BY_CERTIFICATE, request=request)) == "names-changed"
     for grant in (BY_TOKEN, BY_MODEL_TOKEN, BY_STATION):  # there is no certificate yet to match
         assert code(check, application(grant, request=request)) == ""
+
+
+def test_word_is_given() -> None:
+    check = enrollment.word_is_given
+    assert code(check, application()) == ""
+    for state in RequestState:
+        asked = ApprovalGrant(replace(ASKED, state=state))
+        assert code(check, application(asked)) == ("approval-pending" if state is RequestState.PENDING else "")
+
+
+class TestAnOperatorsWord:
+    """The grant of a request that waits, or has been decided."""
+
+    @pytest.mark.parametrize(
+        ("state", "expected"),
+        [
+            (RequestState.DENIED, "request-denied"),
+            (RequestState.ISSUED, "request-used-up"),
+            (RequestState.APPROVED, ""),
+        ],
+    )
+    def test_as_long_as_it_holds(self, state: RequestState, expected: str) -> None:
+        assert code(enrollment.grant_is_valid, application(ApprovalGrant(replace(ASKED, state=state)))) == expected
+
+    def test_for_this_key_and_device_and_model(self) -> None:
+        check = enrollment.grant_covers_device
+        assert code(check, application(ApprovalGrant(ASKED))) == ""
+        for changed in (replace(ASKED, device_id=DeviceId("cam-8")), replace(ASKED, key_sha256=b"x" * 32)):
+            assert code(check, application(ApprovalGrant(changed))) == "not-your-identity"
+        assert code(check, application(ApprovalGrant(replace(ASKED, model="b")))) == "not-your-model"
+
+    @pytest.mark.parametrize("state", CredentialState)
+    def test_takes_nobodys_identity(self, state: CredentialState) -> None:
+        assert code(enrollment.identity_is_free, application(ApprovalGrant(ASKED), held(state))) == "already-enrolled"
+        mine = application(ApprovalGrant(ASKED), held(CredentialState.ISSUED, same_key=True))
+        assert code(enrollment.identity_is_free, mine) == ""
 
 
 class TestEarnedBefore:

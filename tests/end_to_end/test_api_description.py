@@ -9,7 +9,7 @@ import pytest
 
 from fleet.servers.admin.table import ROUTES
 from hw_bench.peers.home import unlimited
-from tests.serving import Served, fleet
+from tests.serving import Served, asked_to_wait, fleet
 
 SECONDS_MAX = 120  # far more than it takes: it stops by the number of examples
 EXAMPLES_MAX = 8  # for each operation and each of several phases
@@ -20,6 +20,7 @@ CONFIGURATION = """
 [parameters]
 "path.serial" = "{serial}"
 "path.token" = "{token}"
+"path.request" = "{request}"
 
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 412, 422]
@@ -44,7 +45,8 @@ def test_requests_made_up_from_the_description(home: Path, operator: Path, serve
     token = json.loads(fleet(home, "token", "create", "--device", "cam-7", "-o", "json"))["id"]
     serial = json.loads(fleet(home, "operator", "show", "bob", "-o", "json"))["serial"]
     configuration = tmp_path / "schemathesis.toml"
-    configuration.write_text(CONFIGURATION.format(serial=serial, token=token))
+    request = asked_to_wait(served, home, "new-1")
+    configuration.write_text(CONFIGURATION.format(serial=serial, token=token, request=request))
     program = [str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(configuration), "run"]
     identity = ["--request-cert", str(operator / "bob.pem"), "--request-cert-key", str(operator / "bob.key")]
     options = ["--tls-verify", str(served.ca_file), "--max-examples", str(EXAMPLES_MAX), "--seed", "1", "--no-color"]

@@ -1,7 +1,9 @@
 """strongSwan's own EST client, `pki`, against a served house: first enrollment, renewal, refusal."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fleet.ca.keys import generate_key
+from fleet.domain.access import Act
+from fleet.domain.approval import WaitingLimits
+from fleet.domain.model_rules import AdmissionPath, AdmissionRules
+from fleet.services import approvals, inventory
 from tests.servers.est_house import House, csr_for, open_house, renewal_csr, run
 
 pytestmark = pytest.mark.skipif(shutil.which("pki") is None, reason="strongSwan's pki is not installed")
@@ -75,6 +81,43 @@ async def test_est_without_a_right_gets_nothing(house: House) -> None:
     await house.device("cam-1")
     for words in ((), ("--userpass", "cam-1:wrong.token")):
         code, pem, _ = await pki_est(house, csr_for("cam-1"), *words)
+        assert code != 0
+        assert pem == b""
+
+
+async def test_est_waits_until_an_operator_says_yes(tmp_path: Path) -> None:
+    """pki asks again with the same CSR for as long as it is answered 202, at the times of Retry-After."""
+    async with open_house(tmp_path, waiting=WaitingLimits(ask_again_seconds=1)) as house:
+        cam = await house.registry.model("cam")
+        assert cam is not None
+        opened = replace(cam, rules=replace(cam.rules, admission=AdmissionRules((AdmissionPath.APPROVAL,))))
+        await inventory.set_model(house.registry, opened, act=Act("test", house.clock()))
+        await house.device("cam-1")
+        key = generate_key()
+        asking = asyncio.create_task(pki_est(house, csr_for("cam-1", key)))
+        while house.servers["est"].counters["202 approval-pending"] < 2:
+            await asyncio.sleep(0.05)
+            assert not asking.done(), asking.result()
+        (waiting,) = await house.registry.requests(now=house.clock())
+        await approvals.approve(house.registry, waiting.id, act=Act("operator", house.clock()))
+        code, pem, said = await asking
+        assert code == 0, said
+        assert x509.load_pem_x509_certificate(pem).public_key() == key.public_key()
+        assert len(await house.registry.credentials("cam-1")) == 1
+
+
+async def test_est_hears_a_no(tmp_path: Path) -> None:
+    async with open_house(tmp_path, waiting=WaitingLimits(ask_again_seconds=1)) as house:
+        cam = await house.registry.model("cam")
+        assert cam is not None
+        opened = replace(cam, rules=replace(cam.rules, admission=AdmissionRules((AdmissionPath.APPROVAL,))))
+        await inventory.set_model(house.registry, opened, act=Act("test", house.clock()))
+        await house.device("cam-1")
+        asking = asyncio.create_task(pki_est(house, csr_for("cam-1")))
+        while not (found := await house.registry.requests(now=house.clock())):  # noqa: ASYNC110  a program of its own
+            await asyncio.sleep(0.05)
+        await approvals.deny(house.registry, found[0].id, act=Act("operator", house.clock()))
+        code, pem, _ = await asking
         assert code != 0
         assert pem == b""
 

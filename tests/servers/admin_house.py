@@ -1,5 +1,6 @@
 """A house with something of everything in it, and clients of every kind to call its admin API."""
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fleet.domain.access import Act, Role
+from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
+from fleet.domain.changes import AddRequest, AuditEntry, Change, Event, EventKind
+from fleet.domain.device import DeviceId
 from fleet.services.operators import revoke_operator
 from tests.servers.est_house import Answer, House, Identity, KeptAlive, open_house
 
@@ -64,6 +68,27 @@ class AdminHouse:
 
     async def operator(self, name: str, role: Role = Role.ADMIN, models: tuple[str, ...] = ()) -> Client:
         return self.client(await self.house.operator(name, role, models))
+
+    async def waiting(self, device: str = "new-1", key: str = "k1", model: str = "cam") -> ApprovalRequest:
+        """A request that waits for an operator."""
+        now, key_sha256 = self.house.clock(), hashlib.sha256(key.encode()).digest()
+        asked = ApprovalRequest(
+            id=request_id(device, key_sha256),
+            device_id=DeviceId(device),
+            model=model,
+            key_sha256=key_sha256,
+            key_type="EC-P256",
+            facts=f"CN={device}",
+            address="192.0.2.1",
+            network="192.0.2.1",
+            first_seen=now,
+            last_seen=now,
+            expires_at=now + DEFAULT_WAITING.lifetime,
+        )
+        entry = AuditEntry(now, "nobody", "device.enroll", f"device {device}", "approval-pending")
+        event = Event(EventKind.REQUEST_PENDING, asked.id, device)
+        await self.house.registry.commit(Change(entry, (AddRequest(asked, DEFAULT_WAITING),), (event,)))
+        return asked
 
     async def revoke(self, name: str) -> None:
         await revoke_operator(self.house.registry, name, act=Act("test", self.house.clock()))

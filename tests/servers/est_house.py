@@ -17,11 +17,13 @@ from fleet.ca.authority import Certified, create_issuing, create_operators, crea
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Role
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import inventory, operators
+from fleet.services.authorising import Authoriser
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
@@ -279,7 +281,11 @@ class KeptAlive:
 
 @asynccontextmanager
 async def open_house(
-    folder: Path, limits: HttpLimits | None = None, heartbeat_seconds: float = 15.0
+    folder: Path,
+    limits: HttpLimits | None = None,
+    heartbeat_seconds: float = 15.0,
+    waiting: WaitingLimits = DEFAULT_WAITING,
+    authoriser: Authoriser | None = None,
 ) -> AsyncIterator[House]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
@@ -306,6 +312,8 @@ async def open_house(
         sealer=lambda: Sealer(server_certificate, server_key),
         clock=house.clock,
         limits=limits,
+        waiting=waiting,
+        authoriser=authoriser,
     )
     house.servers["admin"] = build_admin_server(
         registry,

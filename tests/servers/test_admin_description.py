@@ -66,8 +66,8 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
     document = await admin.get("/v1/openapi.json")
     token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
     serial = f"{house.device.certificate.serial_number:x}"
-    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token}
-    missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12}
+    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await house.waiting()).id}
+    missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
     bodies: dict[str, object] = {
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},

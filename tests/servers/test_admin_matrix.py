@@ -52,6 +52,10 @@ MAY: dict[str, frozenset[str]] = {
     "list_tokens": OPERATORS,
     "create_token": frozenset({"operator", "admin", "factory", "held"}),
     "revoke_token": frozenset({"operator", "admin", "held"}),
+    "list_requests": OPERATORS - {"factory"},
+    "get_request": OPERATORS - {"factory"},
+    "approve_request": frozenset({"operator", "admin", "held"}),
+    "deny_request": frozenset({"operator", "admin", "held"}),
     "list_stations": OPERATORS - {"factory"},
     "list_operators": frozenset({"viewer", "operator", "admin"}),
     "list_audit": frozenset({"viewer", "operator", "admin"}),
@@ -59,7 +63,7 @@ MAY: dict[str, frozenset[str]] = {
 }
 
 # A request that is well-formed, so that whoever is let in gets an answer of another kind than 401 and 403.
-PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000"}
+PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000", "request": "0" * 16}
 BODIES: dict[str, object] = {
     "create_model": {"name": "valve"},
     "replace_model": {},
@@ -68,7 +72,7 @@ BODIES: dict[str, object] = {
     "patch_device": {"groups": ["a"]},
     "create_token": {"model": "cam"},
 }
-OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000"}
+OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
 
 
 @pytest.fixture
@@ -207,18 +211,30 @@ async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
     assert (await held.ask("POST", "/v1/tokens", {"device": "pump-1"}))[0] == 404
 
 
+async def test_a_request_for_another_model_is_not_there(house: AdminHouse) -> None:
+    held = await house.operator("held", Role.ADMIN, ("pump",))
+    asked = await house.waiting()
+    for method, path in (("GET", ""), ("POST", "/approve"), ("POST", "/deny")):
+        assert (await held.ask(method, f"/v1/requests/{asked.id}{path}"))[1]["code"] == "no-such-request"
+    found = await house.house.registry.request(asked.id)
+    assert found == asked
+
+
 async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
     held = await house.operator("held", Role.ADMIN, ("cam",))
     both = await house.operator("both", Role.ADMIN, ("cam", "pump"))
     admin = await house.operator("admin")
     for model in ("cam", "pump"):
         await admin.ask("POST", "/v1/tokens", {"model": model})
+    asked = [(await house.waiting("new-1")).id, (await house.waiting("new-2", "k2", "pump")).id]
     for device in ("cam-2", "pump-1"):
         await admin.ask("POST", "/v1/tokens", {"device": device})
     expected: dict[str, tuple[set[str], set[str]]] = {
         "/v1/models": ({"cam"}, {"cam", "pump"}),
         "/v1/devices": ({"cam-1", "cam-2"}, {"cam-1", "cam-2", "pump-1"}),
         "/v1/devices?model=pump": (set(), {"pump-1"}),
+        "/v1/requests": ({asked[0]}, set(asked)),
+        "/v1/requests?model=pump": (set(), {asked[1]}),
         "/v1/stations": ({"line-1"}, {"line-1", "line-2"}),
     }
     for path, (of_held, of_all) in expected.items():

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
+from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
+    AddRequest,
     AuditEntry,
     Change,
     DropAnswers,
@@ -257,6 +259,31 @@ async def test_nothing_is_due_when_everything_is_kept_for_ever(registry: Failing
     await run(registry, folder, NONE, now=NOW - 40 * DAY)
     assert await run(registry, folder, NONE) == Report()
     assert names(folder) == []
+
+
+async def test_requests_that_have_expired_are_forgotten(registry: Failing, folder: Path) -> None:
+    """With every policy at never: whoever waits has been promised nothing longer."""
+    for name, days in (("new-1", 1), ("new-2", 0)):
+        key_sha256 = hashlib.sha256(name.encode()).digest()
+        asked = ApprovalRequest(
+            id=request_id(name, key_sha256),
+            device_id=DeviceId(name),
+            model="cam2",
+            key_sha256=key_sha256,
+            key_type="EC-P256",
+            facts="",
+            address="",
+            network="",
+            first_seen=NOW - DAY,
+            last_seen=NOW - DAY,
+            expires_at=NOW + days * DAY,
+        )
+        entry = AuditEntry(NOW - DAY, "nobody", "device.enroll", f"device {name}", "approval-pending")
+        await registry.commit(Change(entry, (AddRequest(asked, DEFAULT_WAITING),)))
+    await run(registry, folder, NONE, dry=True)
+    assert len(await registry.requests(now=NOW - DAY)) == 2
+    await run(registry, folder, NONE)
+    assert [r.device_id for r in await registry.requests(now=NOW - DAY)] == ["new-1"]
 
 
 @pytest.mark.parametrize("after_commit", [False, True])

@@ -156,6 +156,9 @@ class _Stream:
             return True
         if event.kind == EventKind.MODEL_CHANGED:
             return operator.sees(event.subject)
+        if event.kind in (EventKind.REQUEST_PENDING, EventKind.REQUEST_DECIDED):
+            request = await registry.request(event.subject)
+            return request is not None and operator.sees(request.model)
         if event.kind in (EventKind.CREDENTIAL_ISSUED, EventKind.CREDENTIAL_ENDED) and event.detail:
             facts = await registry.holder_facts(bytes.fromhex(event.detail))
             if facts is None or facts.credential.kind is not CredentialKind.DEVICE:

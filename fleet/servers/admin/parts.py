@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from fleet.domain.access import Act, Operator
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.credential import Credential
 from fleet.domain.ports import Registry
 from fleet.servers.admin.idempotency import Once
@@ -29,6 +30,7 @@ class Parts:
     started: datetime
     streams: Counter[str] = field(default_factory=Counter)
     """How many streams of events each operator has open."""
+    waiting: WaitingLimits = DEFAULT_WAITING
 
 
 @dataclass(frozen=True, slots=True)

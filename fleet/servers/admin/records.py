@@ -41,7 +41,7 @@ async def status(parts: Parts, call: Call) -> Reply:
     uptime = (call.now - parts.started).total_seconds()
     if call.caller is None or call.caller.operator is None:
         return Reply({"uptime_seconds": uptime, **parts.status()})
-    return Reply({"uptime_seconds": uptime, "registry": await overview(parts.registry), **parts.status()})
+    return Reply({"uptime_seconds": uptime, "registry": await overview(parts.registry, call.now), **parts.status()})
 
 
 async def get_credential(parts: Parts, call: Call) -> Reply:

@@ -20,6 +20,7 @@ from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.schemas import (
     DEVICE_ID_PATTERN,
     NAME_PATTERN,
+    REQUEST_ID_PATTERN,
     SERIAL_PATTERN,
     TOKEN_ID_PATTERN,
     Schema,
@@ -38,6 +39,7 @@ PATH_PARAMETERS = {
     "name": NAME_PATTERN,
     "serial": SERIAL_PATTERN,
     "token": TOKEN_ID_PATTERN,
+    "request": REQUEST_ID_PATTERN,
 }
 """Every parameter that may stand in a template, and what it looks like: a segment that does not, names nothing."""
 

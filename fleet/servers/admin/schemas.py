@@ -3,6 +3,7 @@
 from typing import Any
 
 from fleet.domain.access import Role
+from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
@@ -23,12 +24,14 @@ NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DEVICE_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 SERIAL_PATTERN = "^[0-9a-f]{1,40}$"
 TOKEN_ID_PATTERN = "^[0-9a-f]{12}$"  # noqa: S105
+REQUEST_ID_PATTERN = "^[0-9a-f]{16}$"
 _PRINTABLE = "^[^\\x00-\\x1f\\x7f]*$"
 
 NAME: Schema = {"type": "string", "pattern": NAME_PATTERN}
 DEVICE_ID: Schema = {"type": "string", "pattern": DEVICE_ID_PATTERN}
 SERIAL: Schema = {"type": "string", "pattern": SERIAL_PATTERN, "description": "Serial number, lower-case hex."}
 TOKEN_ID: Schema = {"type": "string", "pattern": TOKEN_ID_PATTERN}
+REQUEST_ID: Schema = {"type": "string", "pattern": REQUEST_ID_PATTERN}
 TIME: Schema = {"type": "string", "format": "date-time"}
 MAYBE_TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
 SEQ: Schema = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX}
@@ -242,6 +245,32 @@ COMPONENTS: dict[str, Schema] = {
         required=(),
         oneOf=[{"required": ["device"]}, {"required": ["model"]}],  # checked by the service, `bad-token-scope`
     ),
+    "Request": _object(
+        {
+            "id": REQUEST_ID,
+            "device": DEVICE_ID,
+            "model": NAME,
+            "state": {"type": "string", "enum": [state.value for state in RequestState]},
+            "fingerprint": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{4}(-[0-9a-f]{4}){3}$",
+                "description": "Of the key, short: compare it with what the device shows before you approve.",
+            },
+            "key_sha256": {**SHA256, "description": "Of the DER SubjectPublicKeyInfo."},
+            "key_type": TEXT,
+            "facts": {"type": "string", "description": "Subject and SAN of the CSR: whoever asks has written them."},
+            "address": TEXT,
+            "asked": COUNT,
+            "first_seen": TIME,
+            "last_seen": TIME,
+            "expires_at": {**TIME, "description": "When it is forgotten."},
+            "decided_by": TEXT,
+            "decided_at": MAYBE_TIME,
+            "reason": TEXT,
+            "revision": COUNT,
+        },
+        description="A key that asks for a first certificate and waits for an operator.",
+    ),
     "Station": _object({"name": NAME, "models": NAMES, "created_at": TIME, **_CERTIFICATE}),
     "Operator": _object(
         {
@@ -266,6 +295,6 @@ COMPONENTS: dict[str, Schema] = {
         }
     ),
 }
-for _of in ("Model", "Device", "Credential", "Token", "Station", "Operator"):
+for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator"):
     COMPONENTS[f"{_of}Page"] = page_of(_of)
 COMPONENTS["AuditPage"] = page_of("AuditRow", last={**SEQ, "description": "The newest row's sequence."})

@@ -15,6 +15,7 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
 from fleet.domain.rates import Rates
@@ -45,13 +46,15 @@ def build_admin_server(
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    waiting: WaitingLimits = DEFAULT_WAITING,
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
     `status`: the counters of every part, ready for JSON, read anew at each request. `operators`: their CA.
+    `waiting`: how long a decided request is remembered.
     """
     anchor = operators.public_bytes(Encoding.DER)
-    handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock()))
+    handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock(), waiting=waiting))
     return HttpServer("admin", handlers.handle, problem, limits or HttpLimits(), rates)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fleet.domain.access import Operator
+from fleet.domain.approval import ApprovalRequest
 from fleet.domain.changes import AuditRow, Event
 from fleet.domain.credential import Credential, Station, Token, token_state
 from fleet.domain.device import Device, Model
@@ -102,6 +103,28 @@ def token_json(t: Token, now: datetime) -> Json:
         "created_at": moment(t.created_at),
         "expires_at": moment(t.expires_at),
         "revoked_at": _maybe(t.revoked_at),
+    }
+
+
+def request_json(r: ApprovalRequest) -> Json:
+    return {
+        "id": r.id,
+        "device": r.device_id,
+        "model": r.model,
+        "state": r.state.value,
+        "fingerprint": r.fingerprint,
+        "key_sha256": r.key_sha256.hex(),
+        "key_type": r.key_type,
+        "facts": r.facts,
+        "address": r.address,
+        "asked": r.asked,
+        "first_seen": moment(r.first_seen),
+        "last_seen": moment(r.last_seen),
+        "expires_at": moment(r.expires_at),
+        "decided_by": r.decided_by,
+        "decided_at": _maybe(r.decided_at),
+        "reason": r.reason,
+        "revision": r.revision,
     }
 
 

@@ -7,9 +7,10 @@ behind; tests hold each of them against every kind of caller.
 from functools import lru_cache
 
 from fleet.domain.access import Permission
+from fleet.domain.approval import RequestState
 from fleet.domain.device import DeviceState
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
-from fleet.servers.admin import devices, events, models, records, tokens
+from fleet.servers.admin import approvals, devices, events, models, records, tokens
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
@@ -64,6 +65,21 @@ def _move(verb: str, handle: Handler, summary: str) -> Route:
         takes=ref("Reason"),
         needs_body=False,
         gives=ref("Device"),
+        has_etag=True,
+        condition=Condition.OPTIONAL,
+    )
+
+
+def _decision(verb: str, handle: Handler, summary: str) -> Route:
+    return post(
+        f"{verb}_request",
+        f"/v1/requests/{{request}}/{verb}",
+        Permission.REQUEST_DECIDE,
+        handle,
+        summary=summary,
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Request"),
         has_etag=True,
         condition=Condition.OPTIONAL,
     )
@@ -257,6 +273,32 @@ ROUTES: tuple[Route, ...] = (
         summary="No further use of a token.",
         gives=ref("Token"),
     ),
+    # Requests that wait for an operator
+    listing(
+        "list_requests",
+        "/v1/requests",
+        Permission.REQUEST_READ,
+        approvals.list_requests,
+        "RequestPage",
+        summary="Requests for a first certificate, by id.",
+        query={
+            "state": {"type": "string", "enum": [state.value for state in RequestState]},
+            "model": NAME,
+            "device": DEVICE_ID,
+            **_PAGING,
+        },
+    ),
+    get(
+        "get_request",
+        "/v1/requests/{request}",
+        Permission.REQUEST_READ,
+        approvals.get_request,
+        summary="One request.",
+        gives=ref("Request"),
+        has_etag=True,
+    ),
+    _decision("approve", approvals.approve_request, "Let this key have a certificate for the device id it asks for."),
+    _decision("deny", approvals.deny_request, "No certificate for this key; an approval not used yet is taken back."),
     # On record
     listing(
         "list_stations",

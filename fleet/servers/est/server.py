@@ -8,6 +8,7 @@ from aiohttp import web
 from cryptography import x509
 
 from fleet.domain.application import Names
+from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
@@ -18,8 +19,10 @@ from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
+from fleet.services.authorising import Authoriser
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
+from fleet.services.evidence import strangers_may_ask
 from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
@@ -46,13 +49,16 @@ def build_est_server(
     clock: Clock,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
+    waiting: WaitingLimits = DEFAULT_WAITING,
+    authoriser: Authoriser | None = None,
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3).
-    `sealer`: who signs for keys that are made here and sealed for a device (4.4.2).
+    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3). `sealer`: who
+    signs for keys that are made here and sealed for a device (4.4.2). `waiting`: how many requests may wait for an
+    operator, and how long. `authoriser` asks the models' webhooks.
     """
-    handlers = _Handlers(registry, issuer, authority, sealer, clock)
+    handlers = _Handlers(registry, issuer, authority, sealer, clock, waiting, authoriser)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of)
 
 
@@ -64,8 +70,11 @@ class _Handlers:
         authority: Sequence[x509.Certificate],
         sealer: Callable[[], Sealer],
         clock: Clock,
+        waiting: WaitingLimits,
+        authoriser: Authoriser | None,
     ) -> None:
         self._registry, self._issuer, self._sealer, self._clock = registry, issuer, sealer, clock
+        self._waiting, self._authoriser = waiting, authoriser
         self._cacerts = encode_certs_only(authority)
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
@@ -88,11 +97,20 @@ class _Handlers:
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
-        if credentials is None and exchange.peer.fingerprint is None:
+        shows_nothing = credentials is None and exchange.peer.fingerprint is None
+        if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         request = request_of(await read_csr(exchange), exchange.peer)
         credential = await enroll(
-            self._registry, self._issuer, exchange.peer, credentials, request, asked.label, self._clock()
+            self._registry,
+            self._issuer,
+            exchange.peer,
+            credentials,
+            request,
+            asked.label,
+            self._clock(),
+            waiting=self._waiting,
+            authoriser=self._authoriser,
         )
         return issued(exchange, credential)
 
@@ -118,7 +136,16 @@ class _Handlers:
         current = names_presented(exchange)
         now = self._clock()
         credential = await enroll_with_new_key(
-            self._registry, self._issuer, exchange.peer, credentials, request, asked.label, current, maker, now
+            self._registry,
+            self._issuer,
+            exchange.peer,
+            credentials,
+            request,
+            asked.label,
+            current,
+            maker,
+            now,
+            authoriser=self._authoriser,
         )
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)

@@ -1,0 +1,38 @@
+"""`fleet webhook`: what somebody who writes one needs."""
+
+from pathlib import Path
+
+import click
+
+from fleet.cli.errors import attempting
+from fleet.cli.home import home_option
+from fleet.cli.output import output_option, print_value
+from fleet.home import load_webhook_signer, open_home
+from fleet.webhook.signing import ALGORITHM, TAG
+
+
+@click.group()
+def webhook() -> None:
+    """Webhooks that have a say before a first certificate (fleet model set NAME --webhook URL).
+
+    What is asked, what may be answered and how to check the signature is in fleet/webhook/README.md.
+    """
+
+
+@webhook.command()
+@home_option
+@output_option
+def key(home: Path, output: str) -> None:
+    """Show the public key by which a webhook knows that it is asked by this fleet.
+
+    \b
+    Example:
+      fleet webhook key > fleet-webhook.pub
+    """
+    with attempting("reading the webhooks' key"):
+        signer = load_webhook_signer(open_home(home))
+    if output == "json":
+        print_value({"keyid": signer.key_id, "alg": ALGORITHM, "tag": TAG, "public_key": signer.public_pem()}, output)
+        return
+    click.echo(signer.public_pem(), nl=False)
+    click.echo(f"keyid {signer.key_id}, alg {ALGORITHM}, tag {TAG}", err=True)

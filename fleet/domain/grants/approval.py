@@ -1,0 +1,49 @@
+"""By an operator's word: nobody has vouched for the device yet, and somebody will say yes or no."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application, earned_before
+from fleet.domain.approval import ApprovalRequest, RequestState
+from fleet.domain.changes import CollectRequest, Write
+from fleet.domain.errors import Refused
+from fleet.domain.model_rules import AdmissionPath
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalGrant:
+    request: ApprovalRequest
+    is_new: bool = False
+    """Whether the registry does not hold it yet."""
+
+    path = AdmissionPath.APPROVAL
+    replaces = None
+
+    def __str__(self) -> str:
+        return f"request {self.request.id}"
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the answer is yes. Until then everything else is checked, and no permit comes of it."""
+        return self.request.state is not RequestState.PENDING
+
+    def model_of_newcomer(self) -> str:
+        return self.request.model
+
+    def must_be_valid(self, a: Application) -> None:
+        if self.request.state is RequestState.DENIED:
+            raise Refused("request-denied", "An operator has denied this request.")
+        if self.request.state is RequestState.ISSUED and earned_before(a) is None:
+            raise Refused("request-used-up", "The certificate of this request has been issued.", "Make a new key.")
+
+    def must_cover_device(self, a: Application) -> None:
+        if (self.request.device_id, self.request.key_sha256) != (a.request.names.common_name(), a.request.key_sha256):
+            raise Refused("not-your-identity", "The request is for another device or another key.")
+        if self.request.model != a.model.name:
+            raise Refused("not-your-model", "The request was for another model.")
+
+    def would_take_over(self, a: Application) -> bool:
+        """Whoever approves looks at a request, and not at who has the name: taking over takes a token."""
+        return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        return (CollectRequest(self.request.id),)

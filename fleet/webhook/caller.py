@@ -1,0 +1,129 @@
+"""Asks a webhook over HTTPS. Whatever goes wrong, the answer is not yes.
+
+Its URL is an operator's word, and what it answers is a stranger's: the certificate is verified, no redirect is followed
+and no proxy used, the answer is cut at a size and a time, and nothing of it but a verdict comes back.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from fleet.domain.authorisation import Question, Verdict
+from fleet.domain.errors import Invalid, Unreachable
+from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
+from fleet.webhook.signing import CONTENT_TYPE, Signer
+
+SECONDS_MAX = 5.0
+AT_ONCE_MAX = 64  # of one process: with a webhook that takes its five seconds, a dozen a second still get through
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    seconds_max: float = SECONDS_MAX
+    """For everything: name, connection, handshake, answer."""
+    at_once_max: int = AT_ONCE_MAX
+    """Beyond that nobody waits: who asks is told to come again."""
+
+
+DEFAULT_CALL_LIMITS = CallLimits()
+
+
+def client_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Believes the CAs in `ca_file`, or the system's.
+
+    Raises: Invalid (`bad-webhook-ca`).
+    """
+    try:
+        return ssl.create_default_context(cafile=str(ca_file) if ca_file is not None else None)
+    except OSError as error:  # ssl.SSLError is one
+        raise Invalid("bad-webhook-ca", f"{ca_file} cannot be read as PEM certificates.") from error
+
+
+class Webhooks:
+    """A `fleet.services.authorising.Authoriser`. Made and closed inside one event loop."""
+
+    def __init__(self, signer: Signer, context: ssl.SSLContext, *, limits: CallLimits = DEFAULT_CALL_LIMITS) -> None:
+        self._signer = signer
+        self._context = context
+        self._limits = limits
+        self._session: aiohttp.ClientSession | None = None
+        self._under_way = 0
+
+    async def ask(self, url: str, question: Question) -> Verdict:
+        if self._under_way >= self._limits.at_once_max:
+            raise Unreachable("too many are being asked already")
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self._limits.seconds_max):
+                return await _explained(self._answer(url, question))
+        except TimeoutError:
+            raise Unreachable(f"it did not answer within {self._limits.seconds_max:g} s") from None
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _answer(self, url: str, question: Question) -> Verdict:
+        body = encode_question(question)
+        target = _target(url)
+        headers = {
+            **self._signer.headers(str(target), body, question.at, question.id),
+            "Accept": CONTENT_TYPE,
+            "Accept-Encoding": "identity",
+            "User-Agent": "fleet",
+        }
+        session = self._opened()
+        async with session.post(target, data=body, headers=headers, allow_redirects=False) as response:
+            if response.status != 200:
+                raise Unreachable(f"it answered with status {response.status}")
+            if response.content_type != CONTENT_TYPE or "Content-Encoding" in response.headers:
+                raise Unreachable("its answer is not JSON")
+            answer = bytearray()
+            async for part in response.content.iter_any():
+                answer += part
+                if len(answer) > ANSWER_SIZE_MAX:
+                    raise Unreachable(f"its answer is larger than {ANSWER_SIZE_MAX} bytes")
+        return decode_answer(bytes(answer))
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # A connection each: a POST on one that the webhook has just closed is lost, and is not sent again.
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=self._limits.at_once_max, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,  # no proxy out of the environment, and no .netrc
+                timeout=aiohttp.ClientTimeout(total=None),  # ours is around all of it
+            )
+        return self._session
+
+
+def _target(url: str) -> URL:
+    """`url` as the receiver sees it: what is signed and what is sent must be the same to the letter."""
+    try:
+        given = URL(url)
+        return URL(f"https://{given.host_port_subcomponent}{given.raw_path_qs}", encoded=True)
+    except ValueError as error:
+        raise Unreachable("its URL cannot be used") from error
+
+
+async def _explained(answer: Awaitable[Verdict]) -> Verdict:
+    """Raises: Unreachable, with what went wrong in words that quote nobody."""
+    try:
+        return await answer
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Unreachable("its certificate is not to be trusted") from error
+    except aiohttp.ClientSSLError as error:
+        raise Unreachable("TLS with it failed") from error
+    except aiohttp.ClientConnectionError as error:
+        raise Unreachable("it cannot be reached") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise Unreachable("its answer is not HTTP") from error

@@ -1,0 +1,63 @@
+"""A question and its answer as JSON. An answer is taken only when there is one way to understand it."""
+
+import json
+from datetime import UTC
+from typing import Any
+
+from fleet.domain.authorisation import Question, Verdict
+from fleet.domain.errors import Invalid, Unreachable
+from fleet.domain.tags import checked_tags
+
+ANSWER_SIZE_MAX = 16 * 1024  # 32 tags of 128 characters, four octets each, and a reason
+REASON_SIZE_MAX = 200
+
+_MEMBERS = frozenset({"allow", "reason", "attributes"})
+
+
+def encode_question(question: Question) -> bytes:
+    return json.dumps(
+        {
+            "id": question.id,
+            "device": question.device_id,
+            "model": question.model,
+            "path": question.path,
+            "key_type": question.key_type,
+            "key_sha256": question.key_sha256.hex(),
+            "address": question.address,
+            "at": question.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def decode_answer(body: bytes) -> Verdict:
+    """`{"allow": true|false, "reason": "…", "attributes": {"key": "value"}}`; only `allow` must be there.
+
+    Raises: Unreachable: it is anything else. What stands in it is not repeated.
+    """
+    try:
+        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_members, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Unreachable("its answer is not JSON") from None
+    if not isinstance(answer, dict) or not answer.keys() <= _MEMBERS or not isinstance(answer.get("allow"), bool):
+        raise Unreachable("its answer is not of the agreed form")
+    reason, attributes = answer.get("reason", ""), answer.get("attributes", {})
+    if not isinstance(reason, str) or len(reason) > REASON_SIZE_MAX or not reason.isprintable():
+        raise Unreachable(f"its reason is not one line of at most {REASON_SIZE_MAX} characters")
+    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
+        raise Unreachable("its attributes are not texts by name")
+    try:
+        return Verdict(answer["allow"], reason, checked_tags(attributes.items()))
+    except Invalid as error:
+        raise Unreachable("its attributes cannot be tags") from error
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member twice")
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)

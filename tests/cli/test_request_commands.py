@@ -1,0 +1,96 @@
+"""`fleet request` on a home."""
+
+import asyncio
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleet.cli import main
+from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, key_fingerprint, request_id
+from fleet.domain.changes import AddRequest, AuditEntry, Change
+from fleet.domain.device import DeviceId
+from fleet.storage.engines import open_engine
+
+NOW = datetime.now(UTC)
+KEY = hashlib.sha256(b"key").digest()
+
+
+def waiting(device: str, model: str = "default") -> ApprovalRequest:
+    return ApprovalRequest(
+        id=request_id(device, KEY),
+        device_id=DeviceId(device),
+        model=model,
+        key_sha256=KEY,
+        key_type="EC-P256",
+        facts=f"CN={device}",
+        address="192.0.2.1",
+        network="192.0.2.1",
+        first_seen=NOW,
+        last_seen=NOW,
+        expires_at=NOW + DEFAULT_WAITING.lifetime,
+    )
+
+
+@pytest.fixture
+def asked(home: Path) -> list[ApprovalRequest]:
+    requests = [waiting("cam-1"), waiting("cam-2")]
+
+    async def add() -> None:
+        registry = await open_engine(home / "registry.db")
+        entry = AuditEntry(NOW, "nobody", "device.enroll", "device cam-1", "approval-pending")
+        await registry.commit(Change(entry, tuple(AddRequest(r, DEFAULT_WAITING) for r in requests)))
+        await registry.close()
+
+    asyncio.run(add())
+    return requests
+
+
+def fleet(home: Path, *words: str, expect: int = 0) -> Result:
+    done = CliRunner().invoke(main, [*words, "--home", str(home)])
+    assert done.exit_code == expect, done.output
+    return done
+
+
+def test_listed_shown_approved_and_denied(home: Path, asked: list[ApprovalRequest]) -> None:
+    one, other = asked
+    rows = json.loads(fleet(home, "request", "list", "-o", "json").stdout)
+    assert [row["id"] for row in rows] == sorted(r.id for r in asked)
+    assert key_fingerprint(KEY) in fleet(home, "request", "list").stdout
+    assert one.id in fleet(home, "request", "list", "--limit", "1").stderr or other.id < one.id
+    shown = json.loads(fleet(home, "request", "show", one.id, "-o", "json").stdout)
+    assert (shown["device"], shown["fingerprint"], shown["facts"]) == ("cam-1", key_fingerprint(KEY), "CN=cam-1")
+    approved = json.loads(fleet(home, "request", "approve", one.id, "--reason", "seen it", "-o", "json").stdout)
+    assert (approved["state"], approved["decided_by"], approved["reason"]) == ("approved", "operator", "seen it")
+    assert "state:       denied" in fleet(home, "request", "deny", other.id).stdout
+    pending = fleet(home, "request", "list", "--state", "pending", "-o", "json")
+    assert json.loads(pending.stdout) == []
+    assert [r["id"] for r in json.loads(fleet(home, "request", "list", "--device", "cam-2", "-o", "json").stdout)] == [
+        other.id
+    ]
+    audit = fleet(home, "audit", "list", "-o", "json").stdout
+    assert [row["action"] for row in json.loads(audit)][-2:] == ["request.approve", "request.deny"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("show", "0" * 16), 1, "there is no request"),
+        (("approve", "nobody"), 1, "there is no request 'nobody'"),
+        (("deny", "nobody"), 1, "fleet request list"),
+        (("approve",), 2, "missing argument"),
+        (("list", "--state", "lost"), 2, "lost"),
+        (("list", "--limit", "0"), 2, "limit"),
+    ],
+)
+def test_what_cannot_be_done_is_told(home: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    assert says in fleet(home, "request", *words, expect=code).stderr.lower()
+
+
+def test_a_reason_is_one_line(home: Path, asked: list[ApprovalRequest]) -> None:
+    done = fleet(home, "request", "approve", asked[0].id, "--reason", "two\nlines", expect=1)
+    assert "one line" in done.stderr
+    assert "approving request" in done.stderr

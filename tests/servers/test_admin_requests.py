@@ -1,0 +1,120 @@
+"""Requests that wait for an operator, over the API."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.access import Role
+from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
+    async with open_admin_house(tmp_path) as house:
+        yield house
+
+
+@pytest.fixture
+async def admin(house: AdminHouse) -> Client:
+    return await house.operator("bob")
+
+
+async def test_shown_approved_and_denied(house: AdminHouse, admin: Client) -> None:
+    asked = await house.waiting()
+    path = f"/v1/requests/{asked.id}"
+    shown = await admin.get(path)
+    assert (shown["device"], shown["state"], shown["fingerprint"]) == ("new-1", "pending", asked.fingerprint)
+    assert (shown["decided_by"], shown["decided_at"], shown["revision"]) == ("", None, 1)
+    answer = await admin.send("POST", f"{path}/approve", {"reason": "seen it"}, {"If-Match": '"1"'})
+    assert (answer.status, answer.header("ETag")) == (200, '"2"')
+    approved = json.loads(answer.body)
+    assert (approved["state"], approved["decided_by"], approved["reason"]) == ("approved", "operator bob", "seen it")
+    assert await admin.get(path) == approved
+    (row,) = await house.house.registry.audit(after=await house.house.registry.last_audit() - 1)
+    e = row.entry
+    assert (e.actor, e.action, e.subject, e.outcome) == ("operator bob", "request.approve", f"request {asked.id}", "ok")
+    assert e.address == "127.0.0.1"
+    assert e.detail == {
+        "device": "new-1",
+        "model": "cam",
+        "key": asked.fingerprint,
+        "reason": "seen it",
+        "before": "state=pending",
+        "after": "state=approved",
+    }
+    assert (await admin.ask("POST", f"{path}/approve"))[1]["code"] == "request-approved"
+    assert (await admin.ask("POST", f"{path}/deny", None, {"If-Match": '"1"'}))[0] == 412
+    status, denied = await admin.ask("POST", f"{path}/deny")
+    assert (status, denied["state"], denied["reason"]) == (200, "denied", "")
+
+
+async def test_listed_by_page_and_filter(house: AdminHouse, admin: Client) -> None:
+    asked = [await house.waiting(f"d{n}", f"k{n}", "pump" if n == 4 else "cam") for n in range(5)]
+    await admin.ask("POST", f"/v1/requests/{asked[0].id}/deny")
+    found, path = [], "/v1/requests?limit=2"
+    while path:
+        page = await admin.get(path)
+        found += [item["id"] for item in page["items"]]
+        path = page["next"]
+    assert found == sorted(r.id for r in asked)
+
+    async def ids(query: str) -> set[str]:
+        return {item["id"] for item in (await admin.get(f"/v1/requests?{query}"))["items"]}
+
+    assert await ids("state=denied") == {asked[0].id}
+    assert await ids("model=pump") == {asked[4].id}
+    assert await ids("device=d2&state=pending") == {asked[2].id}
+    for query in ("state=lost", "model=a/b", "colour=red", "cursor=abc"):
+        assert (await admin.ask("GET", f"/v1/requests?{query}"))[0] == 400
+    both = await house.operator("both", Role.OPERATOR, ("cam", "pump"))
+    assert [i["id"] for i in (await both.get("/v1/requests?limit=5"))["items"]] == found
+
+
+async def test_the_same_decision_sent_twice_is_made_once(house: AdminHouse, admin: Client) -> None:
+    asked = await house.waiting()
+    path, key = f"/v1/requests/{asked.id}/approve", {"Idempotency-Key": "k-1"}
+    first = await admin.ask("POST", path, {"reason": "seen it"}, key)
+    assert first[0] == 200
+    assert await admin.ask("POST", path, {"reason": "seen it"}, key) == first
+    assert (await admin.ask("POST", path, {"reason": "another"}, key))[1]["code"] == "idempotency-key-reused"
+
+
+async def test_what_is_wrong_decides_nothing(house: AdminHouse, admin: Client) -> None:
+    asked = await house.waiting()
+    path = f"/v1/requests/{asked.id}/approve"
+    bodies: tuple[object, ...] = ({"reason": "two\nlines"}, {"reason": "x" * 1000}, {"why": ""}, [])
+    for body in bodies:
+        assert (await admin.ask("POST", path, body))[0] == 400
+    assert (await admin.ask("POST", "/v1/requests/ABC/approve"))[0] == 404
+    assert (await admin.ask("POST", f"/v1/requests/{'0' * 16}/approve"))[1]["code"] == "no-such-request"
+    assert await house.house.registry.request(asked.id) == asked
+
+
+async def test_who_follows_hears_of_it(house: AdminHouse, admin: Client) -> None:
+    """And an operator who is held to another model does not."""
+    held = await house.house.operator("held", Role.OPERATOR, ("pump",))
+    anybody = await house.house.operator("all", Role.OPERATOR)
+    start = await house.house.registry.last_event()
+    asked = await house.waiting()
+    other = await house.waiting("new-2", "k2", "pump")
+    await admin.ask("POST", f"/v1/requests/{asked.id}/deny")
+    seen: dict[str, list[str]] = {}
+    for name, identity in (("held", held), ("all", anybody)):
+        reader, writer = await house.house.connect(identity, "admin")
+        writer.write(f"GET /v1/events?after={start} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        heard = b""
+        while heard.count(b"data: ") < (1 if name == "held" else 3):
+            part = await reader.read(4096)
+            assert part, heard
+            heard += part
+        writer.close()
+        lines = [line[6:] for line in heard.decode().splitlines() if line.startswith("data: ")]
+        seen[name] = [f"{e['kind']} {e['subject']} {e['detail']}" for e in map(json.loads, lines)]
+    assert seen["held"] == [f"request.pending {other.id} new-2"]
+    assert seen["all"] == [
+        f"request.pending {asked.id} new-1",
+        f"request.pending {other.id} new-2",
+        f"request.decided {asked.id} denied",
+    ]
