@@ -24,7 +24,7 @@ from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
-from fleet.storage.hop import Batches, Thread
+from fleet.storage.hop import Batches, Take, Thread
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
 from fleet.storage.sqlite_writes import add_head, write_batch
@@ -32,10 +32,10 @@ from fleet.storage.sqlite_writes import add_head, write_batch
 T = TypeVar("T")
 
 COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
-COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they take up memory
+COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
 READ_BATCH_MAX = 64
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
-READS_WAITING_MAX = 8192
+READS_UNDER_WAY_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
 
 
@@ -77,9 +77,9 @@ class SqliteRegistry:
         except BaseException:
             await self._close_threads()
             raise
-        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_WAITING_MAX)
-        self._reads: Batches[Query[Any]] = Batches(self._read, READ_BATCH_MAX, READS_WAITING_MAX)
-        self._lists: Batches[Query[Any]] = Batches(self._list, 1, READS_WAITING_MAX)
+        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
+        self._reads: Batches[Query[Any]] = Batches(self._read, READ_BATCH_MAX, READS_UNDER_WAY_MAX)
+        self._lists: Batches[Query[Any]] = Batches(self._list, 1, READS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
         """Commit what has been handed over, end every `follow`, and close the file. Safe to call twice."""
@@ -101,30 +101,38 @@ class SqliteRegistry:
         await self._writer.run(close_writer, self._lock)
         await self._writer.close()
 
-    async def _write(self, changes: Sequence[Change]) -> Sequence[object]:
+    async def _write(self, take: Take[Change]) -> Sequence[object]:
         try:
-            outcomes = await self._writer.run(self._write_locked, changes)
+            outcomes, told = await self._writer.run(self._write_locked, take)
         except Exception as error:
-            return [unavailable(error) for _ in changes]
-        if any(change.events for change in changes):
+            raise unavailable(error) from error
+        if told:
             self._ring()
         return outcomes
 
-    def _write_locked(self, db: sqlite3.Connection, changes: Sequence[Change]) -> Sequence[object]:
+    def _write_locked(self, db: sqlite3.Connection, take: Take[Change]) -> tuple[Sequence[object], bool]:
+        """The outcomes of whatever waits once the lock is ours, and whether followers have something to hear."""
         with self._lock:
-            return write_batch(db, changes)
+            changes = take()
+            if not changes:  # their callers have given up meanwhile
+                return (), False
+            try:
+                outcomes = write_batch(db, changes)
+            except Exception as error:
+                return [unavailable(error) for _ in changes], False
+        return outcomes, any(change.events for change in changes)
 
-    async def _read(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
-        return await self._answers(self._reader, queries)
+    async def _read(self, take: Take[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._reader, take)
 
-    async def _list(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
-        return await self._answers(self._lister, queries)
+    async def _list(self, take: Take[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._lister, take)
 
-    async def _answers(self, thread: Thread, queries: Sequence[Query[Any]]) -> Sequence[object]:
+    async def _answers(self, thread: Thread, take: Take[Query[Any]]) -> Sequence[object]:
         try:
-            answers = await thread.run(reads.read_batch, queries)
+            answers = await thread.run(_read_what_waits, take)
         except Exception as error:
-            return [unavailable(error) for _ in queries]
+            raise unavailable(error) from error
         return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
 
     async def _ask(self, query: Query[T]) -> T:
@@ -278,3 +286,7 @@ class SqliteRegistry:
                 self._ring()
             version = found
             await asyncio.sleep(FOREIGN_COMMIT_POLL_SECONDS)
+
+
+def _read_what_waits(db: sqlite3.Connection, take: Take[Query[Any]]) -> Sequence[object]:
+    return reads.read_batch(db, take())
