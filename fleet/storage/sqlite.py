@@ -25,9 +25,10 @@ from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
 from fleet.storage.hop import Batches, Take, Thread
+from fleet.storage.sqlite_batch import write_batch
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
-from fleet.storage.sqlite_writes import add_head, write_batch
+from fleet.storage.sqlite_writes import add_head
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ READ_BATCH_MAX = 64
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 READS_UNDER_WAY_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
+FOLLOW_PAUSE_SECONDS = 0.01  # of a follower who has just heard something: in a storm, one look for many commits
 
 
 class SqliteRegistry:
@@ -248,7 +250,8 @@ class SqliteRegistry:
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, for ever: those of other processes too.
 
-        Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another.
+        Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another; when it
+        has just heard something, FOLLOW_PAUSE_SECONDS later.
 
         Raises: Unavailable: the feed could not be read, events after `after` are not kept any more (`feed-gap`), or
         the registry has been closed. Whoever relies on the feed must then assume that anything may have changed.
@@ -268,6 +271,8 @@ class SqliteRegistry:
                     after = event.seq
                 if after == seen:
                     await bell.wait()
+                elif after - seen < EVENTS_MAX:
+                    await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
         finally:
             self._bells.discard(bell)
 

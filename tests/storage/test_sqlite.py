@@ -13,7 +13,7 @@ import pytest
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Change, Event
 from fleet.domain.errors import Unavailable
-from fleet.storage import sqlite, sqlite_file, sqlite_lists, sqlite_logs, sqlite_reads, sqlite_writes
+from fleet.storage import sqlite, sqlite_batch, sqlite_file, sqlite_lists, sqlite_logs, sqlite_reads, sqlite_writes
 from fleet.storage.sqlite import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
@@ -138,7 +138,7 @@ async def test_a_process_that_keeps_the_lock_is_named(
 
 async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    write_batch = sqlite_writes.write_batch
+    write_batch = sqlite_batch.write_batch
 
     def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
         sizes.append(len(changes))
