@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
 COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
+CONTENDED_PAUSE_SECONDS = 0.005  # when others want the lock too: fewer turns, which more Changes share
 READ_BATCH_MAX = 64
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
 READS_UNDER_WAY_MAX = 8192
@@ -104,6 +105,8 @@ class SqliteRegistry:
         await self._writer.close()
 
     async def _write(self, take: Take[Change]) -> Sequence[object]:
+        if self._lock.contended:
+            await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
         try:
             outcomes, told = await self._writer.run(self._write_locked, take)
         except Exception as error:
