@@ -8,6 +8,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from hw_bench.clock import cpu_seconds
@@ -19,9 +20,10 @@ from hw_bench.processes import on_cores
 from hw_bench.report import Figure, Report, Turn
 from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
 from hw_bench.scenarios.enroll import Enroll, token_login
-from hw_bench.turns import Contender, Plan, Progress, take_turns
+from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 WORKERS = {"one-worker": 1, "two-workers": 2}
+SEPARATE = "two-servers"  # of one worker each, with nothing in common but the machine
 THROUGHPUT_MIN = 1.7
 AT_ONCE = 32  # in each of the two drivers: two workers have the 32 each that `enroll` gives to one
 SETTLE_SECONDS, REST_SECONDS = 1.5, 4.0  # the last seal and the last note; then long against a tick
@@ -54,13 +56,16 @@ class Workers:
             with on_cores(*ground.server_cores):
                 engine.start()
             contenders = [self._contender(name, count, engine, ground, stack) for name, count in WORKERS.items()]
+            half = replace(self, enroll=replace(self.enroll, drivers=max(1, self.enroll.drivers // 2)))
+            halves = [half._contender(f"{SEPARATE}-{n}", 1, engine, ground, stack) for n in (1, 2)]
+            contenders.append(together(SEPARATE, *halves))
             turns = take_turns(contenders, plan, ground.cores, progress)
             progress("looking at both at rest")
             rest = at_rest(contenders)
             one, two = WORKERS
             findings = Findings(
-                versions=dict.fromkeys(WORKERS, version()),
-                pairs=((two, one),),
+                versions=dict.fromkeys((*WORKERS, SEPARATE), version()),
+                pairs=((two, one), (two, SEPARATE)),
                 missing={},
                 checks=(f"the registry is {engine.name} on {file_system(ground.folder)}", CAVEAT),
             )
@@ -80,6 +85,22 @@ class Workers:
         crew = stack.enter_context(self.enroll.crew(name, token_login(home), ground))
         served = stack.enter_context(serve(home, ground, "--workers", str(workers)))
         return self.enroll.contender(name, crew, served.with_others(engine.pids))
+
+
+def together(name: str, one: Contender, other: Contender) -> Contender:
+    """Both as one: each is put under its own load, at the same time."""
+
+    def act(seconds: float) -> Outcome:
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = list(pool.map(lambda contender: contender.act(seconds), (one, other)))
+        return Outcome(sum(each.operations for each in outcomes), sum(each.failed for each in outcomes))
+
+    def prepare(seconds: float) -> None:
+        one.prepare(seconds)
+        other.prepare(seconds)
+
+    pids = tuple(dict.fromkeys((*one.server_pids, *other.server_pids)))
+    return Contender(name, one.version, pids, act, lambda: one.load_cpu() + other.load_cpu(), prepare)
 
 
 def at_rest(contenders: Sequence[Contender]) -> dict[str, float]:

@@ -64,9 +64,10 @@ def test_publish() -> None:
 
 def test_workers() -> None:
     report = Workers(enroll=Enroll(drivers=1, at_once=4)).run(TINY, lambda text: None)
-    assert [summary.name for summary in report.summaries] == ["one-worker", "two-workers"]
+    assert [summary.name for summary in report.summaries] == ["one-worker", "two-workers", "two-servers"]
     assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
-    figure, one, two = report.figures
+    figure, one, two, separate = report.figures
+    assert separate.value > 0
     assert figure.at_least == 1.7
     assert [figure.value] == scaling(report.turns, {"one-worker": one.value, "two-workers": two.value})
     assert 0 < two.value < 1
