@@ -69,7 +69,7 @@ async def keep_noting(registry: Registry, log: RevocationLog) -> None:
             seen = await _note_up_to(registry, log, mark.lineage, mark.seen, newest)
             while True:
                 async with aclosing(registry.follow(seen)) as events:
-                    await anext(events)  # it never ends; with the first there is something to note
+                    await anext(events, None)  # with the first there is something to note
                 await asyncio.sleep(GATHER_SECONDS)
                 seen = await _note_up_to(registry, log, mark.lineage, seen, await registry.last_event())
         except Refused:
