@@ -1,6 +1,6 @@
 """What the services need from below, in their own words. `storage` and `ca` provide it; tests may too."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -172,7 +172,7 @@ class Registry(AuditReader, Protocol):
         """The sequence of the newest event, 0 when there is none."""
         ...
 
-    def follow(self, after: int) -> AsyncIterator[Event]:
+    def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, for ever: those of other processes too."""
         ...
 

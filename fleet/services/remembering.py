@@ -7,7 +7,7 @@ async with noting_revocations(registry, log) as task: …     # what serves, onc
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
@@ -67,10 +67,11 @@ async def keep_noting(registry: Registry, log: RevocationLog) -> None:
             newest = await registry.last_event()
             mark = await asyncio.to_thread(log.mark, newest=newest)
             seen = await _note_up_to(registry, log, mark.lineage, mark.seen, newest)
-            async for event in registry.follow(seen):
-                if event.seq > seen:  # otherwise the batch of an earlier one has brought it along
-                    await asyncio.sleep(GATHER_SECONDS)
-                    seen = await _note_up_to(registry, log, mark.lineage, seen, await registry.last_event())
+            while True:
+                async with aclosing(registry.follow(seen)) as events:
+                    await anext(events, None)  # with the first there is something to note
+                await asyncio.sleep(GATHER_SECONDS)
+                seen = await _note_up_to(registry, log, mark.lineage, seen, await registry.last_event())
         except Refused:
             raise
         except (FleetError, OSError) as error:

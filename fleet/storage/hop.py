@@ -2,11 +2,12 @@
 
 aiosqlite gives every connection its own thread and makes one trip for each statement. A trip costs more than most
 statements, so here a whole batch is one trip: `Thread.run` takes a plain function, and `Batches` gathers whatever has
-been asked while the last trip was under way.
+been asked until that trip can begin.
 """
 
 import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -46,65 +47,60 @@ class Thread(aiosqlite.Connection):
         return answer
 
 
-class Batches(Generic[Item]):
-    """A bounded queue in front of a function that takes many items in one trip.
+Take = Callable[[], Sequence[Item]]
+"""What waits at this moment, and is to be done now. To be called once a trip, in whatever thread."""
 
-    `run` takes the items and answers with one outcome each, an Exception standing for a failure. While one trip is
-    under way, the next batch gathers.
+
+class Batches(Generic[Item]):
+    """A bounded queue in front of a function that does many items in one trip.
+
+    `run` gets a `take`, calls it when it can begin, and answers with one outcome for each item taken, an Exception
+    standing for a failure. The later it takes, the more go together: who has to wait for a lock takes behind it. While
+    one trip is under way, the next batch gathers.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Any]]], batch_max: int, waiting_max: int
+        self, run: Callable[[Take[Item]], Awaitable[Sequence[Any]]], batch_max: int, under_way_max: int
     ) -> None:
         self._run = run
         self._batch_max = batch_max
-        self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Any]] | None] = asyncio.Queue(waiting_max)
+        self._queue: deque[tuple[Item, asyncio.Future[Any]]] = deque()  # appended to here, emptied in run's thread
+        self._room = asyncio.Semaphore(under_way_max)
+        self._coming = 0  # those who wait for room
+        self._stirred = asyncio.Event()
         self._closed = False
         self._pump = asyncio.create_task(self._pump_batches())
 
     async def put(self, item: Item) -> Any:
-        """The outcome of `item`; waits for room in the queue first.
+        """The outcome of `item`; waits first until few enough are waiting or under way.
 
         Raises: Unavailable (`registry-closed`); and what the outcome was, if that is an exception.
         """
         if self._closed:
             raise closed()
-        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        waiting = (item, outcome)
+        self._coming += 1
         try:
-            self._queue.put_nowait(waiting)
-        except asyncio.QueueFull:
-            await self._queue.put(waiting)
-            if self._pump.done():  # closed while we waited for room: nobody will come for it
-                raise closed() from None
+            await self._room.acquire()
+        finally:
+            self._coming -= 1
+            self._stirred.set()
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, outcome))
         return await outcome
 
     async def close(self) -> None:
         """Serve everything that has been put, then stop. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            await self._queue.put(None)
+        self._closed = True
+        self._stirred.set()
         await self._pump
 
     async def _pump_batches(self) -> None:
-        last = False
-        while not last:
-            batch = []
-            taken = await self._queue.get()
-            await self._let_gather()
-            while taken is not None:
-                if not taken[1].done():  # its caller has been cancelled before the trip began
-                    batch.append(taken)
-                if len(batch) == self._batch_max or self._queue.empty():
-                    break
-                taken = self._queue.get_nowait()
-            last = taken is None
-            if batch:
-                await self._serve(batch)
-        while not self._queue.empty():  # came in behind the end
-            left = self._queue.get_nowait()
-            if left is not None and not left[1].done():
-                left[1].set_exception(closed())
+        while self._queue or self._coming or not self._closed:
+            await self._stirred.wait()
+            self._stirred.clear()
+            while self._queue:
+                await self._let_gather()
+                await self._make_trip()
 
     async def _let_gather(self) -> None:
         """Turn the event loop while that brings in more items, so that one trip serves them all.
@@ -117,16 +113,31 @@ class Batches(Generic[Item]):
         known = quiet = 0
         for _ in range(GATHER_TURNS_MAX):
             await asyncio.sleep(0)
-            waiting = self._queue.qsize()
+            waiting = len(self._queue)
             quiet = 0 if waiting > known else quiet + 1
             known = waiting
             if quiet == QUIET_TURNS or waiting >= self._batch_max or clock() >= deadline:
                 return
 
-    async def _serve(self, batch: list[tuple[Item, asyncio.Future[Any]]]) -> None:
+    async def _make_trip(self) -> None:
+        batch: list[tuple[Item, asyncio.Future[Any]]] = []
+        gone = 0
+
+        def take() -> Sequence[Item]:
+            nonlocal gone
+            while self._queue and len(batch) < self._batch_max:
+                waiting = self._queue.popleft()
+                if waiting[1].done():  # its caller has been cancelled before the trip began
+                    gone += 1
+                else:
+                    batch.append(waiting)
+            return [item for item, _ in batch]
+
         try:
-            outcomes = await self._run([item for item, _ in batch])
+            outcomes = await self._run(take)
         except Exception as error:
+            if not batch:  # it could not even begin: then those who wait now have waited for this
+                take()
             outcomes = [error] * len(batch)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if future.done():
@@ -135,6 +146,8 @@ class Batches(Generic[Item]):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+        for _ in range(len(batch) + gone):
+            self._room.release()
 
 
 def closed() -> Unavailable:

@@ -27,7 +27,7 @@ from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
 from fleet.storage import request_rows, rows
-from fleet.storage.hop import Batches
+from fleet.storage.hop import Batches, Take
 from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
 from fleet.storage.postgres_schema import migrate
@@ -44,7 +44,7 @@ from fleet.storage.postgres_session import (
 )
 
 COMMIT_BATCH_MAX = 256  # Changes in one transaction; each takes some two locks, of 6,400 in a server as it is installed
-COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they take up memory
+COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
 READERS_MAX = 8
 READER_IDLE_SECONDS_MAX = 300.0
 READ_TRIES_MAX = 3  # a session that turns out to be dead says nothing about the database
@@ -100,7 +100,7 @@ class PostgresRegistry:
         except Exception as error:
             self._pool.terminate()
             raise unavailable(error) from error
-        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_WAITING_MAX)
+        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
         """Commit what has been handed over, end every `follow`, and close every session. Safe to call twice."""
@@ -118,7 +118,10 @@ class PostgresRegistry:
         except Exception:  # a server that does not answer: there is nothing left to lose
             self._pool.terminate()
 
-    async def _write(self, changes: Sequence[Change]) -> Sequence[object]:
+    async def _write(self, take: Take[Change]) -> Sequence[object]:
+        changes = take()
+        if not changes:  # their callers have given up meanwhile
+            return ()
         outcomes = await self._writer.write(changes)
         if any(change.events for change in changes):
             self._ring()

@@ -26,19 +26,22 @@ from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
 from fleet.storage import sqlite_requests as waiting
-from fleet.storage.hop import Batches, Thread
+from fleet.storage.hop import Batches, Take, Thread
+from fleet.storage.sqlite_batch import write_batch
 from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite_reads import Query
-from fleet.storage.sqlite_writes import add_head, write_batch
+from fleet.storage.sqlite_writes import add_head
 
 T = TypeVar("T")
 
 COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
-COMMITS_WAITING_MAX = 4096  # beyond that, those who commit wait before they take up memory
+COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
+CONTENDED_PAUSE_SECONDS = 0.005  # when others want the lock too: fewer turns, which more Changes share
 READ_BATCH_MAX = 64
 EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
-READS_WAITING_MAX = 8192
+READS_UNDER_WAY_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
+FOLLOW_PAUSE_SECONDS = 0.01  # of a follower who has just heard something: in a storm, one look for many commits
 
 
 class SqliteRegistry:
@@ -79,9 +82,9 @@ class SqliteRegistry:
         except BaseException:
             await self._close_threads()
             raise
-        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_WAITING_MAX)
-        self._reads: Batches[Query[Any]] = Batches(self._read, READ_BATCH_MAX, READS_WAITING_MAX)
-        self._lists: Batches[Query[Any]] = Batches(self._list, 1, READS_WAITING_MAX)
+        self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
+        self._reads: Batches[Query[Any]] = Batches(self._read, READ_BATCH_MAX, READS_UNDER_WAY_MAX)
+        self._lists: Batches[Query[Any]] = Batches(self._list, 1, READS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
         """Commit what has been handed over, end every `follow`, and close the file. Safe to call twice."""
@@ -103,30 +106,40 @@ class SqliteRegistry:
         await self._writer.run(close_writer, self._lock)
         await self._writer.close()
 
-    async def _write(self, changes: Sequence[Change]) -> Sequence[object]:
+    async def _write(self, take: Take[Change]) -> Sequence[object]:
+        if self._lock.contended:
+            await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
         try:
-            outcomes = await self._writer.run(self._write_locked, changes)
+            outcomes, told = await self._writer.run(self._write_locked, take)
         except Exception as error:
-            return [unavailable(error) for _ in changes]
-        if any(change.events for change in changes):
+            raise unavailable(error) from error
+        if told:
             self._ring()
         return outcomes
 
-    def _write_locked(self, db: sqlite3.Connection, changes: Sequence[Change]) -> Sequence[object]:
+    def _write_locked(self, db: sqlite3.Connection, take: Take[Change]) -> tuple[Sequence[object], bool]:
+        """The outcomes of whatever waits once the lock is ours, and whether followers have something to hear."""
         with self._lock:
-            return write_batch(db, changes)
+            changes = take()
+            if not changes:  # their callers have given up meanwhile
+                return (), False
+            try:
+                outcomes = write_batch(db, changes)
+            except Exception as error:
+                return [unavailable(error) for _ in changes], False
+        return outcomes, any(change.events for change in changes)
 
-    async def _read(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
-        return await self._answers(self._reader, queries)
+    async def _read(self, take: Take[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._reader, take)
 
-    async def _list(self, queries: Sequence[Query[Any]]) -> Sequence[object]:
-        return await self._answers(self._lister, queries)
+    async def _list(self, take: Take[Query[Any]]) -> Sequence[object]:
+        return await self._answers(self._lister, take)
 
-    async def _answers(self, thread: Thread, queries: Sequence[Query[Any]]) -> Sequence[object]:
+    async def _answers(self, thread: Thread, take: Take[Query[Any]]) -> Sequence[object]:
         try:
-            answers = await thread.run(reads.read_batch, queries)
+            answers = await thread.run(_read_what_waits, take)
         except Exception as error:
-            return [unavailable(error) for _ in queries]
+            raise unavailable(error) from error
         return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
 
     async def _ask(self, query: Query[T]) -> T:
@@ -256,7 +269,8 @@ class SqliteRegistry:
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, for ever: those of other processes too.
 
-        Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another.
+        Wakes at once for a commit of this process, and within FOREIGN_COMMIT_POLL_SECONDS for one of another; when it
+        has just heard something, FOLLOW_PAUSE_SECONDS later.
 
         Raises: Unavailable: the feed could not be read, events after `after` are not kept any more (`feed-gap`), or
         the registry has been closed. Whoever relies on the feed must then assume that anything may have changed.
@@ -276,6 +290,8 @@ class SqliteRegistry:
                     after = event.seq
                 if after == seen:
                     await bell.wait()
+                elif after - seen < EVENTS_MAX:
+                    await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
         finally:
             self._bells.discard(bell)
 
@@ -294,3 +310,7 @@ class SqliteRegistry:
                 self._ring()
             version = found
             await asyncio.sleep(FOREIGN_COMMIT_POLL_SECONDS)
+
+
+def _read_what_waits(db: sqlite3.Connection, take: Take[Query[Any]]) -> Sequence[object]:
+    return reads.read_batch(db, take())

@@ -42,15 +42,19 @@ class WriteLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self.contended = False
+        """Whether another process held it when it was last asked for."""
 
     def __enter__(self) -> None:
         if self._fd is None:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        self.contended = False
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                self.contended = True
                 if time.monotonic() > deadline:
                     message = f"Another process has been writing to the registry for over {LOCK_WAIT_SECONDS:.0f} s."
                     raise Unavailable("registry-busy", message, "Find it with: fuser -v registry.lock") from None

@@ -1,4 +1,4 @@
-"""Each Write as SQL, and a batch of Changes as one transaction. Runs in the writer's own thread.
+"""Each Write as SQL, inside the transaction that is open. Runs in the writer's own thread.
 
 Every statement checks the promise of its Write itself (`WHERE state IN …`, `ON CONFLICT DO NOTHING`) and a row count of
 zero is the Conflict: there is no gap between looking and writing.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, leaf_of
+from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed
 from fleet.domain.changes import (
     AddAnswer,
     AddCredential,
@@ -19,8 +19,6 @@ from fleet.domain.changes import (
     AddRequest,
     AddStation,
     AddToken,
-    AuditRow,
-    Change,
     CollectRequest,
     DecideRequest,
     DropAnswers,
@@ -76,8 +74,6 @@ ADD_TOKEN = _insert("token", rows.TOKEN_COLUMNS)
 SPEND_TOKEN = "UPDATE token SET uses = uses + 1 WHERE id = ? AND revoked_at IS NULL AND uses < uses_max"  # noqa: S105
 REVOKE_TOKEN = "UPDATE token SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"  # noqa: S105
 ADD_STATION = _insert("station", rows.STATION_COLUMNS)
-ADD_AUDIT = _insert("audit", rows.AUDIT_COLUMNS, ending="")
-ADD_EVENT = _insert("event", rows.EVENT_COLUMNS, ending="")
 # One text for each number of states, so that the statement cache holds a handful of them.
 MOVE_DEVICE = {
     n: f"""
@@ -241,65 +237,3 @@ def add_head(db: sqlite3.Connection, sealed: Sealed, nodes: Sequence[AuditNode])
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
-
-
-class Batch:
-    """The Changes of one transaction: knows where the audit and the feed stand, and moves them on."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        self._audit_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
-        self._event_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
-
-    def add(self, change: Change) -> Exception | None:
-        """Write `change` whole, or write nothing and say why.
-
-        Raises: sqlite3.OperationalError, sqlite3.DatabaseError: the database itself failed, and the batch with it.
-        """
-        self._db.execute("SAVEPOINT one")
-        try:
-            for write in change.writes:
-                apply(self._db, write)
-            self._add_audit(change)
-            self._add_events(change)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
-            return self._undo(Conflict("against-the-rules", f"The registry's own rules forbid this: {error}."))
-        except sqlite3.Error:
-            raise
-        except Exception as error:  # one caller's bad value must not fail the others in the batch
-            return self._undo(error)
-        self._db.execute("RELEASE one")
-        self._audit_seq += 1
-        self._event_seq += len(change.events)
-        return None
-
-    def _add_audit(self, change: Change) -> None:
-        seq = self._audit_seq + 1
-        row = AuditRow(seq, change.audit, leaf_of(change.audit, seq))
-        self._db.execute(ADD_AUDIT, rows.audit_row(row))
-
-    def _add_events(self, change: Change) -> None:
-        for seq, event in enumerate(change.events, self._event_seq + 1):
-            self._db.execute(ADD_EVENT, (seq, event.kind, event.subject, event.detail))
-
-    def _undo(self, error: Exception) -> Exception:
-        self._db.execute("ROLLBACK TO one")
-        self._db.execute("RELEASE one")
-        return error
-
-
-def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
-    """Commit `changes` in one transaction and one fsync; one outcome each, None for a Change that was committed.
-
-    Raises: sqlite3.Error: nothing of any of them happened.
-    """
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        batch = Batch(db)
-        outcomes = [batch.add(change) for change in changes]
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # a full disk may have rolled it back already
-            db.execute("ROLLBACK")
-        raise
-    return outcomes

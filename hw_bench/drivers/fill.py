@@ -17,7 +17,8 @@ from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.storage import rows
-from fleet.storage.sqlite_writes import ADD_AUDIT, ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, ADD_TAG
+from fleet.storage.sqlite_batch import insert_rows
+from fleet.storage.sqlite_writes import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, ADD_TAG
 
 PORTION = 20_000  # devices a transaction
 CACHE_KIB = 6 * 1024 * 1024  # the indices of ten million devices stay at hand while they are built
@@ -137,7 +138,7 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
         for portion in portions(fleet.count):
             db.execute("BEGIN")
             found = (fleet.audit(number, last + 1 + number) for number in portion)
-            db.executemany(ADD_AUDIT, map(rows.audit_row, found))
+            insert_rows(db, "audit", rows.AUDIT_COLUMNS, [rows.audit_row(row) for row in found])
             db.execute("COMMIT")
         return Sizes(filled - before, _octets(db) - filled)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hw_bench.report import MEASURES, Figure, lines
+from hw_bench.report import MEASURES, Figure, Turn, lines
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
@@ -15,7 +15,7 @@ from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.registry import SCENARIOS
 from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.scale import Scale
-from hw_bench.scenarios.workers import Workers
+from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
 from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES
 
@@ -63,13 +63,35 @@ def test_publish() -> None:
 
 
 def test_workers() -> None:
-    value = measured(Workers(enroll=Enroll(drivers=1, at_once=4)))
-    assert [summary["name"] for summary in value["summaries"]] == ["one-worker", "two-workers"]
-    per_core = next(ratio for ratio in value["ratios"] if ratio["measure"] == "per_core")
-    (figure,) = value["figures"]
-    assert figure["value"] == 2 * per_core["spread"]["median"]
-    assert figure["at_least"] == 1.7
-    assert "computed from CPU time, not observed" in value["checks"][1]
+    report = Workers(enroll=Enroll(drivers=1, at_once=4)).run(TINY, lambda text: None)
+    assert [summary.name for summary in report.summaries] == ["one-worker", "two-workers", "two-servers"]
+    assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
+    figure, one, two, separate = report.figures
+    assert separate.value > 0
+    assert figure.at_least == 1.7
+    assert [figure.value] == scaling(report.turns, {"one-worker": one.value, "two-workers": two.value})
+    assert 0 < two.value < 1
+    assert "computed from CPU time, not observed" in report.checks[1]
+
+
+def worked(name: str, number: int, operations: int, server_cpu: float) -> Turn:
+    return Turn(name, number, operations, 0, 10.0, server_cpu, 1.0, 10.0, 1.0, 1.0, apart=False)
+
+
+def test_what_is_spent_at_rest_is_no_part_of_what_an_enrollment_costs() -> None:
+    turn = worked("two-workers", 1, 1000, 3.0)
+    assert throughput(turn, 2, 0.0) == pytest.approx(2 / 0.003)
+    assert throughput(turn, 2, 0.1) == pytest.approx(1.9 / 0.002)
+
+
+def test_two_workers_are_held_against_one_round_by_round() -> None:
+    turns = [
+        worked("one-worker", 1, 1000, 2.0),
+        worked("two-workers", 1, 1000, 2.0),
+        worked("one-worker", 2, 1000, 2.0),
+        worked("two-workers", 2, 1000, 4.0),
+    ]
+    assert scaling(turns, {"one-worker": 0.0, "two-workers": 0.0}) == pytest.approx([2.0, 1.0])
 
 
 @NEEDS_MOSQUITTO

@@ -1,18 +1,19 @@
 """Batches: many callers, few trips."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
 
 from fleet.domain.errors import Unavailable
-from fleet.storage.hop import QUIET_TURNS, Batches
+from fleet.storage.hop import QUIET_TURNS, Batches, Take
 
 DEADLINE_SECONDS = 10.0
 
 
 class Trips:
-    """A `run` that doubles its items, and starts each trip only when `gate` is open."""
+    """A `run` that doubles its items. It takes them at once, and ends each trip only when `gate` is open."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -20,7 +21,8 @@ class Trips:
         self.called = asyncio.Event()
         self.trips: list[list[int]] = []
 
-    async def run(self, items: Sequence[int]) -> Sequence[object]:
+    async def run(self, take: Take[int]) -> Sequence[object]:
+        items = take()
         self.called.set()
         await self.gate.wait()
         self.trips.append(list(items))
@@ -29,7 +31,7 @@ class Trips:
 
 async def test_what_waits_goes_together() -> None:
     there = Trips()
-    batches = Batches(there.run, batch_max=10, waiting_max=100)
+    batches = Batches(there.run, batch_max=10, under_way_max=100)
     assert await asyncio.gather(*(batches.put(n) for n in range(25))) == [n * 2 for n in range(25)]
     assert there.trips == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
     await batches.close()
@@ -37,7 +39,7 @@ async def test_what_waits_goes_together() -> None:
 
 async def test_those_who_come_one_by_one_go_together_and_a_lone_one_goes_soon() -> None:
     there = Trips()
-    batches = Batches(there.run, batch_max=10, waiting_max=100)
+    batches = Batches(there.run, batch_max=10, under_way_max=100)
 
     async def late(number: int) -> int:
         for _ in range(number * (QUIET_TURNS - 1)):
@@ -69,10 +71,11 @@ async def test_a_trip_that_fails_fails_all_who_were_on_it_and_no_later_one() -> 
     good = Trips()
     fails = True
 
-    async def run(items: Sequence[int]) -> Sequence[object]:
+    async def run(take: Take[int]) -> Sequence[object]:
         if fails:
+            take()
             raise OSError("the disk is gone")
-        return await good.run(items)
+        return await good.run(take)
 
     batches = Batches(run, 10, 100)
     outcomes = await asyncio.gather(batches.put(1), batches.put(2), return_exceptions=True)
@@ -85,11 +88,11 @@ async def test_a_trip_that_fails_fails_all_who_were_on_it_and_no_later_one() -> 
 async def test_the_queue_is_bounded_and_callers_wait_for_room() -> None:
     there = Trips()
     there.gate.clear()
-    batches = Batches(there.run, batch_max=2, waiting_max=3)
+    batches = Batches(there.run, batch_max=2, under_way_max=3)
     callers = [asyncio.create_task(batches.put(n)) for n in range(20)]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert batches._queue.qsize() == 3
+    assert (there.trips, len(batches._queue)) == ([], 1)  # two of three are under way
     there.gate.set()
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert await asyncio.gather(*callers) == [n * 2 for n in range(20)]
@@ -129,3 +132,90 @@ async def test_close_serves_everyone_who_came_and_nobody_after() -> None:
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
     assert all(isinstance(o, (int, Unavailable)) for o in outcomes)
     assert outcomes[:3] == [0, 2, 4]
+
+
+class Lock:
+    """A `run` that takes its items in a thread, once it has what it waits for there."""
+
+    def __init__(self) -> None:
+        self.held = threading.Lock()
+        self.trips: list[list[int]] = []
+        self.called = asyncio.Event()
+
+    async def run(self, take: Take[int]) -> Sequence[object]:
+        self.called.set()
+        return await asyncio.to_thread(self._locked, take)
+
+    def _locked(self, take: Take[int]) -> Sequence[object]:
+        if not self.held.acquire(timeout=DEADLINE_SECONDS):
+            raise TimeoutError
+        try:
+            items = list(take())
+            self.trips.append(items)
+            return items
+        finally:
+            self.held.release()
+
+
+async def test_what_comes_while_a_trip_waits_for_its_lock_is_on_it() -> None:
+    there = Lock()
+    batches = Batches(there.run, 10, 100)
+    with there.held:
+        first = asyncio.create_task(batches.put(0))
+        await there.called.wait()
+        callers = [asyncio.create_task(batches.put(n)) for n in range(1, 13)]
+        await asyncio.sleep(0)
+        callers[4].cancel()
+        await asyncio.sleep(0)
+    await asyncio.gather(first, *callers, return_exceptions=True)
+    assert there.trips == [[0, 1, 2, 3, 4, 6, 7, 8, 9, 10], [11, 12]]
+    await batches.close()
+
+
+async def test_a_trip_whose_callers_have_all_gone_takes_nothing_and_the_next_goes_on() -> None:
+    there = Lock()
+    batches = Batches(there.run, 10, under_way_max=1)
+    with there.held:
+        gone = asyncio.create_task(batches.put(0))
+        await there.called.wait()
+        gone.cancel()
+        await asyncio.sleep(0)
+    assert await batches.put(1) == 1  # there is room again
+    assert there.trips == [[], [1]]
+    await batches.close()
+
+
+async def test_a_trip_that_cannot_begin_fails_those_who_wait_and_no_later_one() -> None:
+    good = Trips()
+    begins = False
+
+    async def run(take: Take[int]) -> Sequence[object]:
+        if not begins:
+            raise OSError("the lock is not to be had")
+        return await good.run(take)
+
+    batches = Batches(run, 10, 100)
+    outcomes = await asyncio.gather(batches.put(1), batches.put(2), return_exceptions=True)
+    assert [type(o) for o in outcomes] == [OSError, OSError]
+    begins = True
+    assert await batches.put(3) == 6
+    await batches.close()
+
+
+async def test_who_gives_up_waiting_for_room_keeps_nobody_from_closing() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, 2, 1)
+    served = asyncio.create_task(batches.put(1))
+    await there.called.wait()
+    waiting = asyncio.create_task(batches.put(2))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(batches.close())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    there.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await closing
+        assert await served == 2
+    assert waiting.cancelled()
+    assert there.trips == [[1]]

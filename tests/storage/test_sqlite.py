@@ -12,8 +12,8 @@ import pytest
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Change, Event
-from fleet.domain.errors import Unavailable
-from fleet.storage import sqlite, sqlite_file, sqlite_lists, sqlite_logs, sqlite_reads, sqlite_writes
+from fleet.domain.errors import Conflict, Unavailable
+from fleet.storage import sqlite, sqlite_batch, sqlite_file, sqlite_lists, sqlite_logs, sqlite_reads, sqlite_writes
 from fleet.storage.sqlite import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
@@ -36,6 +36,13 @@ async def pragma(registry: SqliteRegistry, text: str) -> int:
         return int(row[0]) if row else 0
 
     return await registry._writer.run(work)
+
+
+async def found_taken(registry: SqliteRegistry) -> None:
+    """Returns when the writer has found that the lock is another's."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not registry._lock.contended:  # noqa: ASYNC110  it is the writer's thread that finds out
+            await asyncio.sleep(0.001)
 
 
 async def test_a_full_disk_fails_the_batch_whole_and_the_next_one_succeeds(registry: SqliteRegistry) -> None:
@@ -68,7 +75,7 @@ _LIMITED = """
 import asyncio, pathlib, resource, sys
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice
-from fleet.domain.errors import Unavailable
+from fleet.domain.errors import Conflict, Unavailable
 from fleet.storage.sqlite import SqliteRegistry
 from tests.storage.samples import change, device
 
@@ -138,7 +145,7 @@ async def test_a_process_that_keeps_the_lock_is_named(
 
 async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    write_batch = sqlite_writes.write_batch
+    write_batch = sqlite_batch.write_batch
 
     def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
         sizes.append(len(changes))
@@ -148,6 +155,60 @@ async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkey
     await asyncio.gather(*(registry.commit(change(AddDevice(device(f"d{n}")))) for n in range(300)))
     assert sum(sizes) == 300
     assert len(sizes) < 10
+
+
+async def test_what_comes_while_another_process_writes_shares_the_next_transaction(
+    registry: SqliteRegistry, db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write_batch = sqlite_batch.write_batch
+
+    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+        sizes.append(len(changes))
+        return write_batch(db, changes)
+
+    monkeypatch.setattr(sqlite, "write_batch", counted)
+    other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
+    with other:
+        first = asyncio.create_task(registry.commit(change(AddDevice(device("first")))))
+        await found_taken(registry)
+        late = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(20)]
+        await asyncio.sleep(0.01)
+        late[3].cancel()
+        await asyncio.sleep(0.01)
+        assert sizes == []
+    await asyncio.gather(first, *late, return_exceptions=True)
+    assert sizes == [20]
+    assert await registry.device("d3") is None
+    assert await registry.device("d19") is not None
+    other.close()
+
+
+async def test_who_gives_up_waiting_for_the_lock_leaves_it_free(registry: SqliteRegistry, db_path: Path) -> None:
+    other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
+    with other:
+        alone = asyncio.create_task(registry.commit(change(AddDevice(device("a")))))
+        await found_taken(registry)
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+    await registry.commit(change(AddDevice(device("b"))))
+    assert await registry.device("a") is None
+    with other:  # nobody has kept it
+        pass
+    other.close()
+
+
+async def test_one_change_that_does_not_hold_costs_the_others_nothing(registry: SqliteRegistry) -> None:
+    """A batch is written in one go; when a Change finds otherwise, change by change, numbered without gaps."""
+    await registry.commit(change(AddDevice(device("taken"))))
+    names = ["a", "taken", "b", "c", "a"]
+    before = await registry.last_audit()
+    outcomes = await asyncio.gather(
+        *(registry.commit(change(AddDevice(device(name)))) for name in names), return_exceptions=True
+    )
+    assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False, False, True]
+    assert [row.seq for row in await registry.audit(after=before)] == [before + 1, before + 2, before + 3]
+    assert {one.id for one in await registry.devices()} == {"taken", "a", "b", "c"}
 
 
 async def test_a_batch_has_a_limit(registry: SqliteRegistry) -> None:

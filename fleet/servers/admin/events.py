@@ -6,9 +6,9 @@ Nothing is held for a reader but the event that is being written: one that does 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Literal, cast
+from typing import Literal
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -173,4 +173,4 @@ async def _following(parts: Parts, after: int) -> AsyncIterator[AsyncIterator[Ev
     try:
         yield events
     finally:
-        await cast(AsyncGenerator[Event, None], events).aclose()
+        await events.aclose()
