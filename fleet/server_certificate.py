@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
 
+from fleet.authorities import authority_chain, operators_authority, renew_server_certificate, server_identity
 from fleet.domain.errors import FleetError
-from fleet.home import Home, authority_chain, operators_authority, renew_server_certificate, server_identity
+from fleet.home import Home
 from fleet.settings import Settings
 from fleet.tls.contexts import ContextSource, server_context
 

@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 
+from fleet.authorities import authority_chain, load_issuer, operators_authority
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
-from fleet.home import Home, authority_chain, load_issuer, operators_authority
+from fleet.home import Home
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts

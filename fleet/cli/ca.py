@@ -7,11 +7,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.authorities import authority_chain
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option
 from fleet.cli.output import output_option, print_rows
 from fleet.cli.output_file import write_file
-from fleet.home import authority_chain, open_home
+from fleet.home import open_home
 
 
 @click.group()

@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 from cryptography import x509
 
+from fleet.authorities import authority_chain, server_identity
 from fleet.cli.errors import EXIT_FAILED, attempting
 from fleet.cli.home import home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.home import Home, authority_chain, server_identity
+from fleet.home import Home
 from fleet.services import forecast as service
 from fleet.services.forecast import Authority, Forecast
 
