@@ -49,7 +49,7 @@ class Link(Protocol):
 class Authority(Protocol):
     """An EST server that knows us as a registration authority."""
 
-    def cacerts(self) -> list[x509.Certificate]: ...
+    def cacerts(self, label: str | None = None) -> list[x509.Certificate]: ...
     def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate: ...
 
 
@@ -186,7 +186,7 @@ class Run:
     def _enrolled(self, csr: Csr) -> Delivery:
         job = self._job
         # First the chain: nothing is issued that could not be used.
-        authorities = self._authority.cacerts()
+        authorities = self._authority.cacerts(job.model or None)
         certificate = self._authority.simpleenroll(csr.der, job.model or None)
         anchors = tuple(each for each in authorities if each.issuer == each.subject)
         chain = check_certificate(

@@ -15,8 +15,8 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.domain.errors import Invalid, Refused
-from fleet.home import Home, certificate_in, settings_of, sync
-from fleet.settings import Settings, SettingsError
+from fleet.home import Home, certificate_in, fleet_name, sync
+from fleet.settings import Settings
 from fleet.tls.contexts import ServerIdentity
 
 
@@ -70,18 +70,11 @@ def operators_authority(home: Home, now: datetime) -> x509.Certificate:
         fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
         if not home.operators_certificate.exists():
             home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
-            _write_operators_authority(home, _fleet_name(home), now)
+            _write_operators_authority(home, fleet_name(home), now)
             sync(home.operators_certificate.parent)
     finally:
         os.close(handle)
     return certificate_in(home.operators_certificate)
-
-
-def _fleet_name(home: Home) -> str:
-    try:
-        return settings_of(home).name
-    except SettingsError as error:
-        raise Invalid("bad-settings", str(error)) from error
 
 
 def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
@@ -108,18 +101,20 @@ def server_identity(home: Home) -> ServerIdentity:
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
     """Issue the server certificate anew when it should be, for the same key, and say why; "" when it need not be.
 
-    It need be when a third of its life is left, or when `fleet.toml` names other hosts than it does. The file is
-    replaced whole: who reads it finds the old chain or the new one.
+    It need be when a third of its life is left, when `fleet.toml` names other hosts than it does, or when another CA
+    signs by now. The file is replaced whole: who reads it finds the old chain or the new one.
     """
     current = x509.load_pem_x509_certificates(home.server_chain.read_bytes())[0]
+    issuing = certificate_in(home.issuing_certificate)
     life = current.not_valid_after_utc - current.not_valid_before_utc
     if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
         why = "fleet.toml names other hosts"
     elif current.not_valid_after_utc - now < life / 3:
         why = f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
+    elif current.issuer != issuing.subject:
+        why = "its issuing CA signs no more"
     else:
         return ""
-    issuing = certificate_in(home.issuing_certificate)
     renewed, _ = issue_server_certificate(
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )

@@ -5,6 +5,8 @@
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
       ca/issuing.pem      signs devices, stations and the server; issuing.key
       ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/former/          issuing CAs that signed before a rollover
+      ca/tenants/NAME/    the same for a tenant: an issuing CA of its own, perhaps a root of its own
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
@@ -44,6 +46,14 @@ class Home:
     @property
     def settings_file(self) -> Path:
         return self.path / "fleet.toml"
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "ca"
+
+    @property
+    def tenants(self) -> Path:
+        return self.path / "ca" / "tenants"
 
     @property
     def root_certificate(self) -> Path:
@@ -121,7 +131,7 @@ def open_home(path: Path) -> Home:
 
 def _must_be_ours(home: Home) -> None:
     # Whoever can put a file into ca/ says whom devices believe; into archive/, what the registry may forget.
-    folders = (home.root_certificate.parent, home.server_chain.parent, home.revocations.parent, home.archive)
+    folders = (home.ca, home.tenants, home.server_chain.parent, home.revocations.parent, home.archive)
     for place in (home.path, home.settings_file, *filter(Path.exists, folders)):
         found = place.stat()
         if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
@@ -137,6 +147,14 @@ def _must_be_ours(home: Home) -> None:
 def settings_of(home: Home) -> Settings:
     """Raises: SettingsError."""
     return read_settings(home.settings_file)
+
+
+def fleet_name(home: Home) -> str:
+    """Raises: Invalid (`bad-settings`)."""
+    try:
+        return settings_of(home).name
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error)) from error
 
 
 def revocation_log(home: Home) -> RevocationLog:

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
 
-from fleet.authorities import authority_chain, operators_authority, renew_server_certificate, server_identity
+from fleet.authorities import operators_authority, renew_server_certificate, server_identity
 from fleet.domain.errors import FleetError
 from fleet.home import Home
+from fleet.live_authorities import LiveAuthorities, client_anchors
 from fleet.settings import Settings
+from fleet.tenants import Authorities, read_authorities
 from fleet.tls.contexts import ContextSource, server_context
 
 log = logging.getLogger("fleet")
@@ -38,20 +40,30 @@ class Contexts:
     clock: Clock
 
     @classmethod
-    def of(cls, home: Home, clock: Clock) -> "Contexts":
+    def of(cls, home: Home, clock: Clock, authorities: Authorities | None = None) -> "Contexts":
+        """`authorities`: whom they believe, when that has been read already."""
+        anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
+        identity = server_identity(home)
+
         def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
-            anchors = (*authority_chain(home), *more_anchors)
+            believed = (*anchors, *more_anchors)
             return ContextSource(
-                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
+                server_context(identity, believed, require_client=require_client, clock=clock, tenants=tenants)
             )
 
         operators = operators_authority(home, clock())
         return cls(source(require_client=True), source(), source(operators), clock)
 
-    def reload(self, home: Home) -> None:
+    def follow(self, authorities: LiveAuthorities, home: Home) -> None:
+        """Whom they believe is as `authorities` stand when a connection begins."""
+        authorities.changed = lambda: self.reload(home, authorities.current)
+        for source in (self.required, self.optional, self.http):
+            source.look = authorities.look
+
+    def reload(self, home: Home, authorities: Authorities | None = None) -> None:
         """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
-            fresh = Contexts.of(home, self.clock)
+            fresh = Contexts.of(home, self.clock, authorities)
         except (FleetError, OSError, ValueError) as error:
             log.error("event=reload outcome=failed kept=old reason=%s", error)
             return

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 
-from fleet.authorities import authority_chain, load_issuer, operators_authority
+from fleet.authorities import operators_authority
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
 from fleet.home import Home
 from fleet.lasting import lasting
+from fleet.live_authorities import LiveAuthorities
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
@@ -100,14 +101,20 @@ class Worker:
     endpoints: Endpoints
     home: Home
     contexts: Contexts
+    authorities: LiveAuthorities
     feed: asyncio.Task[None]
 
     async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return when told to stop; a reload shows new connections the server certificate as it is on disk.
+        """Return when told to stop; a reload shows new connections the server certificate, and believes the CAs, as
+        they are on disk.
 
         Raises: what a part that must live for ever died of.
         """
-        await told.until_stop(lambda: self.contexts.reload(self.home), (self.feed, *watched))
+        await told.until_stop(self._reload, (self.feed, *watched))
+
+    def _reload(self) -> None:
+        self.authorities.reread()
+        self.contexts.reload(self.home)
 
 
 @asynccontextmanager
@@ -126,7 +133,9 @@ async def working(
     """
     place = place or Place()
     async with AsyncExitStack() as parts:
+        authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock)
+        contexts.follow(authorities, home)
         gateway = Gateway(
             registry,
             upstream,
@@ -136,7 +145,7 @@ async def working(
         )
         feed = await parts.enter_async_context(_following(gateway))
         listeners: dict[str, Listener] = {}
-        est = build_est_server(registry, load_issuer(home), authority_chain(home), clock=clock)
+        est = build_est_server(registry, authorities, authorities, clock=clock)
 
         def status() -> dict[str, object]:
             tls = {name: asdict(listener.stats) for name, listener in listeners.items()}
@@ -149,7 +158,13 @@ async def working(
                 "sessions": gateway.sessions,
             }
 
-        admin = build_admin_server(registry, status, operators=operators_authority(home, clock()), clock=clock)
+        admin = build_admin_server(
+            registry,
+            status,
+            operators=operators_authority(home, clock()),
+            tenants=authorities.names,
+            clock=clock,
+        )
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -170,7 +185,7 @@ async def working(
         # What stands now stands for good: the collector need not walk it again with every generation.
         gc.collect()
         gc.freeze()
-        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, authorities, feed)
 
 
 @asynccontextmanager

@@ -57,13 +57,17 @@ def create_root(name: str, now: datetime) -> Certified:
     )
 
 
-def create_issuing(name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime) -> Certified:
+def create_issuing(
+    name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime, *, generation: int = 1
+) -> Certified:
     """An issuing CA for the fleet called `name`, signed by `root`, and its new key. No CA may stand below it.
+
+    From the second `generation` on, its name holds that number: CAs with keys of their own have names of their own.
 
     Raises: Invalid (`bad-name`).
     """
     return _sign(
-        subject=_common_name(f"{name} Issuing CA"),
+        subject=_common_name(f"{name} Issuing CA" + (f" {generation}" if generation > 1 else "")),
         key=generate_key(),
         issuer=root.subject,
         issuer_key=root_key,

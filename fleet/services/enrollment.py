@@ -25,11 +25,12 @@ from fleet.domain.changes import (
     MoveDevice,
     Write,
 )
-from fleet.domain.credential import USABLE, Credential, Token
+from fleet.domain.credential import USABLE, Credential, Station, Token
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.grants import RenewalGrant, StationGrant, TokenGrant
+from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, Registry
 from fleet.services.identity import NOBODY, identify, shown_by
@@ -60,7 +61,8 @@ async def enroll(
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
-    `label` names the model, and is needed only from a station that provisions several and for a device that is new.
+    `label` names the model or its tenant, and is needed only from a station that provisions several models and for a
+    device that is new.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
@@ -191,13 +193,9 @@ class _Attempt:
                 case TokenGrant(token=token) if token.model is not None:
                     pass  # the facts hold the token's model
                 case StationGrant(station=station) if self.label or len(station.models) == 1:
-                    model = await self.registry.model(self.label or station.models[0])
+                    model = await self.station_model(station)
                 case StationGrant():
-                    raise Refused(
-                        "model-not-named",
-                        "The station provisions several models, and the device is new.",
-                        "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
-                    )
+                    raise _model_not_named()
                 case _:
                     raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
         if model is None:
@@ -205,9 +203,20 @@ class _Attempt:
         self.check_label(model)
         return model
 
+    async def station_model(self, station: Station) -> Model | None:
+        """The one that the label names; under a tenant's label, the station's only model of this tenant."""
+        model = await self.registry.model(self.label or station.models[0])
+        if model is not None:
+            return model
+        own = [await self.registry.model(name) for name in station.models]
+        found = [each for each in own if each is not None and each.rules.tenant == self.label]
+        if len(found) > 1:
+            raise _model_not_named()
+        return found[0] if found else None
+
     def check_label(self, model: Model) -> None:
-        if self.label is not None and self.label != model.name:
-            raise Refused("not-your-model", "The label in the path is not the device's model.")
+        if self.label is not None and not leads_to(self.label, model.name, model.rules):
+            raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
 
     async def settle(self, application: Application) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
@@ -228,6 +237,14 @@ class _Attempt:
 
     def entry(self, outcome: str, **detail: str) -> AuditEntry:
         return AuditEntry(self.now, self.actor, self.action, self.subject, outcome, self.peer.address, detail)
+
+
+def _model_not_named() -> Refused:
+    return Refused(
+        "model-not-named",
+        "The station provisions several models, and the device is new.",
+        "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
+    )
 
 
 def _parts(password: str) -> tuple[str, str]:

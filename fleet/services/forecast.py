@@ -23,9 +23,11 @@ class Authority:
     """A certificate of the fleet's own."""
 
     role: str
-    """"root", "issuing" or "server"."""
+    """"root", "issuing" or "server"; of a tenant, "issuing of NAME"."""
     subject: str
     not_after: datetime
+    tenant: str = ""
+    """Whose certificates it cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +119,23 @@ def _ending(authorities: Sequence[Authority], now: datetime, until: datetime) ->
 
 
 def _cutting(authorities: Sequence[Authority], models: Sequence[Model], now: datetime) -> list[Warned]:
-    cas = [each for each in authorities if each.role != "server"]
-    if not cas or not models:
-        return []
-    first = min(cas, key=lambda each: each.not_after)
-    cut = sorted(model.name for model in models if first.not_after < now + model.certificate_lifetime)
-    if not cut or first.not_after <= now:
-        return []
-    days = (first.not_after - now).days
-    message = (
-        f"Certificates of {_listed(cut)} are cut already: the {first.role} CA has {days} days left, fewer than "
-        "their lifetime. From now on all of them end on its last day."
-    )
-    return [Warned("authority-cuts-certificates", message)]
+    warnings = []
+    for tenant in sorted({model.rules.tenant for model in models}):
+        cas = [each for each in authorities if each.role != "server" and each.tenant == tenant]
+        if not cas:
+            continue
+        first = min(cas, key=lambda each: each.not_after)
+        own = [model for model in models if model.rules.tenant == tenant]
+        cut = sorted(model.name for model in own if first.not_after < now + model.certificate_lifetime)
+        if not cut or first.not_after <= now:
+            continue
+        days = (first.not_after - now).days
+        message = (
+            f"Certificates of {_listed(cut)} are cut already: the {first.role} CA has {days} days left, fewer than "
+            "their lifetime. From now on all of them end on its last day."
+        )
+        warnings.append(Warned("authority-cuts-certificates", message))
+    return warnings
 
 
 def _listed(names: list[str]) -> str:

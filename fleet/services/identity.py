@@ -31,12 +31,13 @@ async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts
     certificate usable. An operator's certificate is as good as unknown.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
-    `certificate-superseded`, `certificate-revoked`, `device-suspended` and the like.
+    `certificate-superseded`, `certificate-revoked`, `other-tenant`, `device-suspended` and the like.
     """
     facts = await _recorded(registry, peer)
     if facts.device is None and facts.station is None:
         raise _unknown()
     _must_be_usable(facts.credential, now)
+    _must_be_of_its_tenant(facts, peer)
     if facts.device is not None and facts.device.state not in _IN_SERVICE:
         raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
     return facts
@@ -69,6 +70,15 @@ async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
 def _unknown() -> Unauthenticated:
     # It may well chain to our CA: what we have no record of opens nothing.
     return Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
+
+
+def _must_be_of_its_tenant(facts: HolderFacts, peer: Peer) -> None:
+    """What is recorded was signed by whom it says. This holds when the record is wrong: a tenant's CA speaks for its
+    own models' devices, and never for a station.
+    """
+    believed = facts.model.rules.signers if facts.model is not None else ("",)
+    if peer.tenant not in believed:
+        raise Refused("other-tenant", "The certificate presented was signed by the CA of another tenant.")
 
 
 def _must_be_usable(credential: Credential, now: datetime) -> None:

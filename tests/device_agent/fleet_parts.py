@@ -35,6 +35,7 @@ from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from tests.free_ports import free_ports
+from tests.standing_tenants import StandingTenants
 
 DEADLINE_SECONDS = 30.0
 HOSTS = ("localhost", "127.0.0.1")
@@ -128,7 +129,7 @@ class EstHouse:
             chain = (authority.root, authority.issuing)
             identity = ServerIdentity((authority.server, authority.issuing), authority.server_key)
             context = server_context(identity, chain, require_client=False, clock=_now)
-            est = build_est_server(self.registry, authority.issuer, chain, clock=self.clock)
+            est = build_est_server(self.registry, authority.issuer, StandingTenants(chain), clock=self.clock)
             return await listen(est, "127.0.0.1", self.port, contexts=ContextSource(context))
 
         self._listener = self.call(start())

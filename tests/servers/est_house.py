@@ -27,6 +27,7 @@ from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.csr import build_csr, names_of_certificate
 from fleet.wire.est import decode_body, decode_certs_only, encode_body
+from tests.standing_tenants import StandingTenants
 
 COMMON_NAME = "2.5.4.3"
 DEADLINE_SECONDS = 20.0
@@ -297,13 +298,13 @@ async def open_house(
         return ContextSource(server_context(identity, anchors, require_client=False, clock=house.clock))
 
     contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
-    house.servers["est"] = build_est_server(
-        registry, house.issuer, [root[0], issuing[0]], clock=house.clock, limits=limits
-    )
+    tenants = StandingTenants((root[0], issuing[0]))
+    house.servers["est"] = build_est_server(registry, house.issuer, tenants, clock=house.clock, limits=limits)
     house.servers["admin"] = build_admin_server(
         registry,
         lambda: {"est": {"200": 1}},
         operators=operators_ca[0],
+        tenants=lambda: ("acme",),
         clock=house.clock,
         limits=limits,
         heartbeat_seconds=heartbeat_seconds,

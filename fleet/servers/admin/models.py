@@ -29,7 +29,8 @@ async def get_model(parts: Parts, call: Call) -> Reply:
 async def create_model(parts: Parts, call: Call) -> Reply:
     model = changed_model(Model(call.body["name"]), call.body)
     reply = _created(model)
-    await inventory.add_model(answering(parts.registry, call.once, lambda _: reply), model, act=call.act)
+    registry = answering(parts.registry, call.once, lambda _: reply)
+    await inventory.add_model(registry, model, act=call.act, tenants=parts.tenants())
     return reply
 
 
@@ -47,7 +48,7 @@ async def patch_model(parts: Parts, call: Call) -> Reply:
 async def _changed(parts: Parts, call: Call, old: Model, new: Model) -> Reply:
     """The revision that was read goes with the write: the registry decides who came first."""
     demand_match(call, old.revision, f"Model {old.name}")
-    await inventory.set_model(parts.registry, new, act=call.act)
+    await inventory.set_model(parts.registry, new, act=call.act, tenants=parts.tenants())
     return _reply(await _found(parts, call.operator, new.name))
 
 

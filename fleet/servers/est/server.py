@@ -1,6 +1,7 @@
 """EST's handlers: decode, ask, encode. Whatever is not named here is refused."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
-from fleet.domain.ports import Issuer, Registry
+from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.servers.est.paths import Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
@@ -30,23 +31,22 @@ CERTS_HEADERS = {"Content-Type": CERTS_ONLY, "Content-Transfer-Encoding": "base6
 def build_est_server(
     registry: Registry,
     issuer: Issuer,
-    authority: Sequence[x509.Certificate],
+    tenants: Tenants,
     *,
     clock: Clock,
     limits: HttpLimits | None = None,
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3).
+    `tenants`: whose CAs cacerts hands out (RFC 7030, 4.1.3).
     """
-    handlers = _Handlers(registry, issuer, authority, clock)
+    handlers = _Handlers(registry, issuer, tenants, clock)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits())
 
 
 class _Handlers:
-    def __init__(self, registry: Registry, issuer: Issuer, authority: Sequence[x509.Certificate], clock: Clock) -> None:
-        self._registry, self._issuer, self._clock = registry, issuer, clock
-        self._cacerts = encode_certs_only(authority)
+    def __init__(self, registry: Registry, issuer: Issuer, tenants: Tenants, clock: Clock) -> None:
+        self._registry, self._issuer, self._tenants, self._clock = registry, issuer, tenants, clock
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
             "simpleenroll": self.simpleenroll,
@@ -59,8 +59,22 @@ class _Handlers:
         return await self._operations[asked.operation](exchange, asked)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.1. One CA serves every label, and nobody learns from this which models exist."""
-        return certs_only(exchange, self._cacerts)
+        """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
+
+        A label that leads nowhere is answered like one that leads to a model of the fleet's own: asking tells nobody
+        which models exist, but those of a tenant, whose CA is no secret.
+        """
+        chain = self._tenants.chain_der(await self._tenant_of(asked.label))
+        return certs_only(exchange, _cacerts(chain or self._tenants.chain_der("") or ()))
+
+    async def _tenant_of(self, label: str | None) -> str:
+        names = self._tenants.names()
+        if not label or not names:
+            return ""
+        if label in names:
+            return label
+        model = await self._registry.model(label)
+        return model.rules.tenant if model is not None else ""
 
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
@@ -83,6 +97,11 @@ class _Handlers:
             self._registry, self._issuer, exchange.peer, request, asked.label, current, self._clock()
         )
         return issued(exchange, credential)
+
+
+@functools.lru_cache(maxsize=256)
+def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
+    return encode_certs_only([x509.load_der_x509_certificate(each) for each in chain_der])
 
 
 async def read_request(exchange: Exchange) -> EnrollmentRequest:
