@@ -20,7 +20,7 @@ from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.home import Home
-from fleet.issuing_folder import Authority
+from fleet.issuing_folder import CERTIFICATE, KEY, Authority
 from fleet.tenants import Authorities, read_authorities
 
 log = logging.getLogger("fleet")
@@ -122,16 +122,17 @@ class LiveAuthorities:
 
     def _seen(self) -> _Stamp:
         """When what we read from was last changed: the folders, and those that were not whole."""
-        folders = (self._home.ca, self._home.tenants, *(self._home.tenants / name for name in self._troubled))
-        return tuple(_changed(folder) for folder in folders)
+        troubled = [self._home.tenants / name for name in self._troubled]
+        files = [folder / name for folder in troubled for name in (CERTIFICATE, KEY)]
+        return tuple(_changed(path) for path in (self._home.ca, self._home.tenants, *troubled, *files))
 
 
-def _changed(folder: Path) -> tuple[int, int]:
+def _changed(path: Path) -> tuple[int, int]:
     try:
-        found = folder.stat()
+        found = path.stat()
     except OSError:
         return 0, 0
-    return found.st_mtime_ns, found.st_ino
+    return found.st_ctime_ns, found.st_ino  # ctime: what `cp -p` and `touch -d` cannot set back
 
 
 def _is_fresh(stamp: _Stamp) -> bool:

@@ -56,7 +56,8 @@ class TestModels:
         assert patched["profile"] == {**made["profile"], "binding": True}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
-        assert {name: replaced[name] for name in rules_json(DEFAULT_RULES)} == rules_json(DEFAULT_RULES)
+        moved = {**rules_json(DEFAULT_RULES), "former_tenants": ["acme"]}
+        assert {name: replaced[name] for name in moved} == moved
 
     async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
         for body, code in (
