@@ -52,8 +52,9 @@ async def still_in_use(registry: Registry, issuer_name_der: bytes, now: datetime
 
 
 def _ended_at(moment: datetime) -> Credential:
-    """The place before every certificate that ends at `moment` or later."""
-    return Credential(b"", "", CredentialKind.DEVICE, "", b"", moment, moment, CredentialState.ISSUED, moment, b"")
+    """The place before every certificate that ends after `moment`."""
+    last = b"\xff" * 32  # what ends at this very moment is over
+    return Credential(last, "", CredentialKind.DEVICE, "", b"", moment, moment, CredentialState.ISSUED, moment, b"")
 
 
 def _noted(action: str, subject: str, act: Act, detail: dict[str, str]) -> Change:

@@ -60,17 +60,23 @@ class _Handlers:
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
+        Without a label: those of the device whose certificate is presented, or the fleet's own.
 
         A label that leads nowhere is answered like one that leads to a model of the fleet's own: asking tells nobody
         which models exist, but those of a tenant, whose CA is no secret.
         """
-        chain = self._tenants.chain_der(await self._tenant_of(asked.label))
+        chain = self._tenants.chain_der(await self._tenant_of(exchange, asked.label))
         return certs_only(exchange, _cacerts(chain or self._tenants.chain_der("") or ()))
 
-    async def _tenant_of(self, label: str | None) -> str:
+    async def _tenant_of(self, exchange: Exchange, label: str | None) -> str:
         names = self._tenants.names()
-        if not label or not names:
+        if not names:
             return ""
+        if label is None:
+            # A device whose model has moved to a tenant asks as it always did, and renews under another CA.
+            peer = exchange.peer
+            facts = await self._registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
+            return facts.model.rules.tenant if facts is not None and facts.model is not None else ""
         if label in names:
             return label
         model = await self._registry.model(label)
