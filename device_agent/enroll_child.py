@@ -7,6 +7,7 @@ goes as one JSON object to stdout: a token is never in an argument list or an en
 
 import signal
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
-from device_agent.certificate_checks import check_certificate, facts_of
+from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, spki_der
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
@@ -77,12 +78,15 @@ def perform(job: Job, now: datetime) -> Identity:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be signed: the next attempt makes another
             raise
+        anchors = _load_certificates(config.ca_file)
+        if not find_chain(certificate, intermediates, anchors, now)[1]:
+            intermediates = _chain_for_us(config, job, certificate, store.key_file(slot), now)
         chain = check_certificate(
             certificate,
             spki_der=spki_der(key),
             device_id=config.device_id,
             intermediates=intermediates,
-            anchors=_load_certificates(config.ca_file),
+            anchors=anchors,
             now=now,
         )
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
@@ -101,6 +105,29 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         patience_seconds=job.deadline_seconds / 2,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
+
+
+def _chain_for_us(
+    config: AgentConfig, job: Job, certificate: x509.Certificate, key_file: Path, now: datetime
+) -> list[x509.Certificate]:
+    """What the server hands out to whom it has just issued `certificate`: it may have several CAs, and told us of
+    another before it knew who asks. [] when it tells nothing: the check that follows says what is missing.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(certificate.public_bytes(Encoding.PEM))
+        file.flush()
+        try:
+            client = EstClient(
+                config.est_url,
+                config.ca_file,
+                certificate=(file.name, key_file),
+                timeout_seconds=min(30.0, job.deadline_seconds),
+                patience_seconds=0,
+                check_time=clock_is_credible(now, lifetime_of(certificate)),
+            )
+            return client.cacerts()
+        except AgentError:
+            return []
 
 
 def _csr_like(key: PrivateKey, current: Identity) -> bytes:

@@ -5,10 +5,10 @@ process on this machine. What cannot be read leaves in place what was there befo
 """
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -44,7 +44,7 @@ class LiveAuthorities:
         self.changed: Callable[[], None] = lambda: None
         """Called when they are others than before."""
         self._complaint = ""
-        self._troubled: tuple[str, ...] = ()
+        self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
         self._read(self._seen())
 
@@ -108,7 +108,7 @@ class LiveAuthorities:
         self._current, self._signers = current, signers
         self._stamp = None if _is_fresh(stamp) else stamp
         broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
-        self._troubled = tuple(broken)
+        self._watched = _watched(self._home, broken)
         if broken:
             self._complain("event=ca.read outcome=damaged " + " ".join(f"{n}={why!r}" for n, why in broken.items()))
         else:
@@ -122,14 +122,18 @@ class LiveAuthorities:
 
     def _seen(self) -> _Stamp:
         """When what we read from was last changed: the folders, and those that were not whole."""
-        troubled = [self._home.tenants / name for name in self._troubled]
-        files = [folder / name for folder in troubled for name in (CERTIFICATE, KEY)]
-        return tuple(_changed(path) for path in (self._home.ca, self._home.tenants, *troubled, *files))
+        return tuple(_changed(path) for path in self._watched)
 
 
-def _changed(path: Path) -> tuple[int, int]:
+def _watched(home: Home, troubled: Iterable[str]) -> tuple[str, ...]:
+    # As texts: a Path takes longer to make than its file to look at.
+    parts = (home.tenants / name / part for name in troubled for part in ("", CERTIFICATE, KEY))
+    return tuple(map(str, (home.ca, home.tenants, *parts)))
+
+
+def _changed(path: str) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116
     except OSError:
         return 0, 0
     return found.st_ctime_ns, found.st_ino  # ctime: what `cp -p` and `touch -d` cannot set back

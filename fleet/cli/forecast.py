@@ -77,8 +77,8 @@ def authorities_of(home: Home) -> list[Authority]:
     found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
     for name, tenant in read_authorities(home).tenants.items():
         if tenant.root != root:
-            found.append(_authority(f"root of {name}", tenant.root, name))
-        found.append(_authority(f"issuing of {name}", tenant.issuing, name))
+            found.append(_authority("root", tenant.root, name))
+        found.append(_authority("issuing", tenant.issuing, name))
     return found
 
 
