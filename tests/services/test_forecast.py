@@ -101,7 +101,7 @@ async def test_a_tenants_ca_cuts_the_certificates_of_its_own_models(registry: Sq
     for name, tenant in (("own", ""), ("a-cam", "a"), ("b-cam", "b")):
         model = Model(name, 90 * DAY, rules=ModelRules(tenant))
         await inventory.add_model(registry, model, act=Act("operator", NOW), tenants=("a", "b"))
-    seen = await look(registry, ROOT, ISSUING, of_a)
+    seen = await look(registry, ROOT, ISSUING, of_a, weeks=20)
     messages = {warning.code: warning.message for warning in seen.warnings}
     cut = messages["authority-cuts-certificates"]
     assert "Certificates of model a-cam are cut already: the issuing CA of a has 60 days left" in cut
