@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent.certificate_checks import check_certificate
+from device_agent.certificate_checks import check_certificate, is_root
 from device_agent.errors import EstError
 from firmware_tools.errors import LedgerError, StationError, Stopped
 from firmware_tools.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
@@ -188,7 +188,7 @@ class Run:
         # First the chain: nothing is issued that could not be used.
         authorities = self._authority.cacerts(job.model or None)
         certificate = self._authority.simpleenroll(csr.der, job.model or None)
-        anchors = tuple(each for each in authorities if each.issuer == each.subject)
+        anchors = tuple(each for each in authorities if is_root(each))
         chain = check_certificate(
             certificate,
             spki_der=csr.spki_der,

@@ -16,6 +16,7 @@ from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.domain.errors import Invalid, Refused
 from fleet.home import Home, certificate_in, fleet_name, sync
+from fleet.issuing_folder import root_in
 from fleet.settings import Settings
 from fleet.tls.contexts import ServerIdentity
 
@@ -119,7 +120,9 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )
     fresh = home.server_chain.with_suffix(".new")
-    fresh.write_bytes(renewed.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
+    links = root_in(home.ca).new_with_old  # who trusts a former root is led to this one
+    chain = (renewed, issuing, *links)
+    fresh.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
     sync(fresh)
     fresh.replace(home.server_chain)
     sync(home.server_chain.parent)

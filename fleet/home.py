@@ -5,6 +5,7 @@
       ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
       ca/issuing.pem      signs devices, stations and the server; issuing.key
       ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/fleet.id         the first root's fingerprint, once there is a second root; ca/roots/ what was before it
       ca/former/          issuing CAs that signed before a rollover
       ca/tenants/NAME/    the same for a tenant: an issuing CA of its own, perhaps a root of its own
       ca/audit.pub        checks the signed heads of the audit; audit.key signs them
@@ -54,6 +55,10 @@ class Home:
     @property
     def tenants(self) -> Path:
         return self.path / "ca" / "tenants"
+
+    @property
+    def fleet_id(self) -> Path:
+        return self.path / "ca" / "fleet.id"
 
     @property
     def root_certificate(self) -> Path:
@@ -163,8 +168,20 @@ def revocation_log(home: Home) -> RevocationLog:
 
 
 def fleet_fingerprint(home: Home) -> str:
-    """How a fleet is told from any other: the SHA-256 of its root certificate, in hex."""
+    """How a fleet is told from any other: the SHA-256 of its first root certificate, in hex."""
+    if home.fleet_id.exists():
+        return home.fleet_id.read_text("ascii").strip()
     return certificate_in(home.root_certificate).fingerprint(hashes.SHA256()).hex()
+
+
+def keep_fleet_fingerprint(home: Home) -> None:
+    """Whatever becomes of the root, the fleet is to be told from others as it is now."""
+    if not home.fleet_id.exists():
+        fresh = home.fleet_id.with_suffix(".new")
+        fresh.write_text(fleet_fingerprint(home) + "\n", "ascii")
+        sync(fresh)
+        fresh.rename(home.fleet_id)
+        sync(home.ca)
 
 
 def place_of_registry(home: Home) -> Place:

@@ -3,6 +3,8 @@
     FOLDER/issuing.pem, issuing.key      signs
     FOLDER/root.pem, root.key            the root above it; a tenant without has the fleet's
     FOLDER/former/FINGERPRINT.pem, .key  signed before a rollover, and signs no more; believed until forgotten
+    FOLDER/roots/N-root.pem, .key        the Nth root, before it was rolled over; beside it N-new-with-old.pem and
+                                         N-old-with-new.pem, which lead from one to the other (RFC 7030, 4.1.3)
     FOLDER/issuing.next/                 a rollover that has been decided; whoever finds it finishes it
 
 A rollover is decided by one rename. From there every step can be done again: a process that is killed leaves what the
@@ -15,19 +17,20 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import Certified
+from fleet.ca.authority import Certified, NewRoot
 from fleet.ca.keys import write_key
 from fleet.domain.errors import Invalid, NotFound, Unavailable
 from fleet.home import certificate_in, sync, sync_tree
 
-NEXT, FORMER = "issuing.next", "former"
+NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
+OLD, NEW_WITH_OLD, OLD_WITH_NEW = "root", "new-with-old", "old-with-new"
 CERTIFICATE, KEY = "issuing.pem", "issuing.key"
 FORMER_MAX = 8  # each is one more CA that every door believes
 
@@ -42,6 +45,17 @@ class Authority:
     former: tuple[x509.Certificate, ...]
     """Issuing CAs that sign no more, whose certificates may still be in use."""
     key_file: Path
+    former_roots: tuple[x509.Certificate, ...] = ()
+    """Newest first, as are those below."""
+    new_with_old: tuple[x509.Certificate, ...] = ()
+    """Lead who trusts a former root to what its successor signs: part of what a server shows."""
+    old_with_new: tuple[x509.Certificate, ...] = ()
+    """Lead who trusts a root to what the one before it signed."""
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """What cacerts hands out."""
+        return (self.root, *self.issuers, *self.new_with_old, *self.old_with_new, *self.former_roots)
 
     @property
     def issuers(self) -> tuple[x509.Certificate, ...]:
@@ -65,8 +79,9 @@ def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator
         os.close(handle)
 
 
-def read_authority(folder: Path, tenant: str, root: x509.Certificate | None, top: Path, *, wait: bool) -> Authority:
-    """What is in `folder`; `root` when it has none of its own. `top` is the folder that is locked for a change.
+def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Path, *, wait: bool) -> Authority:
+    """What is in `folder`; below the root of `fleets` when it has none of its own. `top` is the folder that is locked
+    for a change.
 
     A rollover that was cut off is finished first.
 
@@ -76,19 +91,31 @@ def read_authority(folder: Path, tenant: str, root: x509.Certificate | None, top
     if (folder / NEXT).exists():
         with locked(top, wait=wait):
             finish_rollover(folder)
-    own_root = folder / "root.pem"
     former = sorted(map(certificate_in, (folder / FORMER).glob("*.pem")), key=lambda each: each.not_valid_before_utc)
-    return Authority(
+    above = root_in(folder) if fleets is None or (folder / "root.pem").exists() else fleets
+    return replace(
+        above,
         tenant=tenant,
-        root=certificate_in(own_root) if root is None or own_root.exists() else root,
         issuing=certificate_in(folder / CERTIFICATE),
         former=tuple(reversed(former)),
         key_file=folder / KEY,
     )
 
 
-def roll_over(folder: Path, new: Certified) -> None:
-    """`new` signs from now on. What signed before is kept, key and all, and signs no more.
+def root_in(folder: Path) -> Authority:
+    """The root in `folder` with those before it, and nothing below it yet."""
+
+    def kept(name: str) -> tuple[x509.Certificate, ...]:
+        files = sorted((folder / ROOTS).glob(f"*-{name}.pem"), key=lambda file: -int(file.name.partition("-")[0]))
+        return tuple(map(certificate_in, files))
+
+    root = certificate_in(folder / "root.pem")
+    return Authority("", root, root, (), folder / KEY, kept(OLD), kept(NEW_WITH_OLD), kept(OLD_WITH_NEW))
+
+
+def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None:
+    """`new` signs from now on, below the new `root` when there is one. What signed before is kept, key and all, and
+    signs no more.
 
     The folder is locked by who calls.
 
@@ -107,10 +134,25 @@ def roll_over(folder: Path, new: Certified) -> None:
     write_key(building / KEY, key)
     for name in (CERTIFICATE, KEY):
         _copy(folder / name, building / f"former.{name}")
+    if root is not None:
+        _write_root(folder, building, root)
     sync_tree(building)
     building.rename(folder / NEXT)
     sync(folder)
     finish_rollover(folder)
+
+
+def _write_root(folder: Path, building: Path, root: NewRoot) -> None:
+    number = len(list((folder / ROOTS).glob(f"*-{OLD}.pem"))) + 1
+    certificate, key = root.certified
+    (building / "root.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    write_key(building / "root.key", key)
+    roots = building / ROOTS
+    roots.mkdir(mode=0o700)
+    for suffix in (".pem", ".key"):
+        _copy(folder / f"root{suffix}", roots / f"{number}-{OLD}{suffix}")
+    for name, link in ((NEW_WITH_OLD, root.new_with_old), (OLD_WITH_NEW, root.old_with_new)):
+        (roots / f"{number}-{name}.pem").write_bytes(link.public_bytes(Encoding.PEM))
 
 
 def finish_rollover(folder: Path) -> None:
@@ -126,8 +168,14 @@ def finish_rollover(folder: Path) -> None:
     for kept, source in ((f"{name}.key", KEY), (f"{name}.pem", CERTIFICATE)):
         _copy(decided / f"former.{source}", former / kept)
     sync(former)
-    for file in (KEY, CERTIFICATE):
-        _copy(decided / file, folder / file)
+    if (decided / ROOTS).exists():
+        (folder / ROOTS).mkdir(mode=0o700, exist_ok=True)
+        for kept_root in sorted((decided / ROOTS).iterdir()):
+            _copy(kept_root, folder / ROOTS / kept_root.name)
+        sync(folder / ROOTS)
+    for file in ("root.key", "root.pem", KEY, CERTIFICATE):
+        if (decided / file).exists():
+            _copy(decided / file, folder / file)
     sync(folder)
     done = folder / f".issuing.done.{secrets.token_hex(6)}"
     decided.rename(done)

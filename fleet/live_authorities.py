@@ -42,7 +42,7 @@ class LiveAuthorities:
         self._home = home
         self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
-        """Called when they are others than before."""
+        """Called when they, or what the server shows, are others than before."""
         self._complaint = ""
         self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
@@ -58,13 +58,13 @@ class LiveAuthorities:
         stamp = self._seen()
         if stamp == self._stamp:
             return
-        before = self._current
+        before = self._current, self._server
         try:
             self._read(stamp)
         except _TROUBLE as error:
             self._complain(f"event=ca.read outcome=failed kept=old reason={str(error)!r}")
             return
-        if self._current != before:
+        if (self._current, self._server) != before:
             log.info("event=ca.read outcome=ok tenants=%d", len(self._current.tenants))
             self.changed()
 
@@ -84,7 +84,7 @@ class LiveAuthorities:
         found = self.current.of(tenant)
         if found is None:
             return None
-        chain = [found.root, *found.issuers]
+        chain = list(found.chain)
         if found.root != self._current.own.root:
             chain.append(self._current.own.root)  # by which a client knows the server
         return tuple(each.public_bytes(Encoding.DER) for each in chain)
@@ -105,7 +105,7 @@ class LiveAuthorities:
                 signers[name] = _signer(authority)
             except _TROUBLE as error:
                 signers[name] = error
-        self._current, self._signers = current, signers
+        self._current, self._signers, self._server = current, signers, stamp[0]
         self._stamp = None if _is_fresh(stamp) else stamp
         broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
         self._watched = _watched(self._home, broken)
@@ -128,7 +128,7 @@ class LiveAuthorities:
 def _watched(home: Home, troubled: Iterable[str]) -> tuple[str, ...]:
     # As texts: a Path takes longer to make than its file to look at.
     parts = (home.tenants / name / part for name in troubled for part in ("", CERTIFICATE, KEY))
-    return tuple(map(str, (home.ca, home.tenants, *parts)))
+    return tuple(map(str, (home.server_chain, home.ca, home.tenants, *parts)))
 
 
 def _changed(path: str) -> tuple[int, int]:

@@ -16,12 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root
+from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.ca.keys import load_key, write_key
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.labels import must_be_a_label
-from fleet.home import Home, fleet_name, sync, sync_tree
+from fleet.home import Home, fleet_name, keep_fleet_fingerprint, sync, sync_tree
 from fleet.issuing_folder import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
 
 TENANTS_MAX = 200  # every door names each one's CA to every client that connects: 60 bytes of a handshake each
@@ -51,7 +51,7 @@ def read_authorities(home: Home, *, wait: bool = True) -> Authorities:
     broken: dict[str, str] = {}
     for name in sorted(tenant_names(home)):
         try:
-            tenants[name] = read_authority(home.tenants / name, name, own.root, home.ca, wait=wait)
+            tenants[name] = read_authority(home.tenants / name, name, own, home.ca, wait=wait)
         except (OSError, ValueError) as error:
             broken[name] = str(error)
     return Authorities(own, tenants, broken)
@@ -138,20 +138,29 @@ def found_tenant(home: Home, name: str) -> Authority:
     return found.tenants[name]
 
 
-def new_issuing_key(home: Home, tenant: str, now: datetime) -> Authority:
-    """Make a new issuing CA for `tenant` ("": the fleet's own) under the same root, and have it sign from now on.
+def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = False) -> Authority:
+    """Make a new issuing CA for `tenant` ("": the fleet's own) under the same root, and have it sign from now on. With
+    `root_too`, under a new key of the root.
 
-    Raises: NotFound (`no-such-tenant`). Invalid: `bad-name`, `bad-key`, `too-many-former`. Refused (`root-key-away`).
-    OSError.
+    Raises: NotFound (`no-such-tenant`). Invalid: `bad-name`, `bad-key`, `too-many-former`, `not-its-root`,
+    `issuer-expired`. Refused (`root-key-away`). OSError.
     """
     old = authority_of(home, tenant)
     folder = old.key_file.parent
     has_own_root = (folder / "root.pem").exists()
     root_key = _key_of_root(folder / "root.key" if has_own_root else home.root_key)
     name = f"{fleet_name(home)} {tenant}" if tenant else fleet_name(home)
+    if root_too and not has_own_root:
+        text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
+        raise Invalid("not-its-root", text, "Roll over the fleet's: fleet ca rollover --root")
     with locked(home.ca):
-        old = read_authority(folder, tenant, old.root, home.ca, wait=False)
-        roll_over(folder, create_issuing(name, old.root, root_key, now, generation=_generation(old) + 1))
+        old = read_authority(folder, tenant, read_authorities(home, wait=False).own, home.ca, wait=False)
+        new_root = succeed_root(old.root, root_key, now) if root_too else None
+        root, key = new_root.certified if new_root is not None else (old.root, root_key)
+        issuing = create_issuing(name, root, key, now, generation=_generation(old) + 1)
+        if new_root is not None and not tenant:
+            keep_fleet_fingerprint(home)
+        roll_over(folder, issuing, new_root)
     _tell_of_it(home)
     return authority_of(home, tenant)
 

@@ -1,6 +1,7 @@
 """Tenants' CAs in a home: made whole, rolled over whole, whatever cuts the process off."""
 
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.authorities import load_issuer, operators_authority, renew_server_certificate, server_identity
 from fleet.ca.keys import load_key
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
-from fleet.home import Home, open_home
+from fleet.home import Home, fleet_fingerprint, open_home
 from fleet.issuing_folder import FORMER_MAX, Authority, fingerprint, locked
 from fleet.live_authorities import LiveAuthorities, client_anchors
 from fleet.new_home import create_home
@@ -193,6 +194,63 @@ async def test_the_ca_that_signs_cannot_be_forgotten(home: Home) -> None:
         forget_former(home, "", fingerprint(authority_of(home, "").issuing))
 
 
+# The root
+
+
+async def test_a_root_is_rolled_over_under_its_name_and_the_fleet_stays_the_same(home: Home) -> None:
+    before, identity = authority_of(home, ""), fleet_fingerprint(home)
+    for number in (1, 2):
+        old = authority_of(home, "")
+        after = new_issuing_key(home, "", NOW + timedelta(days=number), root_too=True)
+        assert after.root.subject == old.root.subject
+        assert after.root.public_key() != old.root.public_key()
+        assert after.former_roots[0] == old.root
+        after.issuing.verify_directly_issued_by(after.root)
+        after.new_with_old[0].verify_directly_issued_by(old.root)
+        after.old_with_new[0].verify_directly_issued_by(after.root)
+        assert after.new_with_old[0].public_key() == after.root.public_key()
+        assert after.old_with_new[0].public_key() == old.root.public_key()
+    assert after.former_roots[-1] == before.root
+    assert fleet_fingerprint(home) == identity
+    assert load_key(home.root_key).public_key() == after.root.public_key()
+
+
+async def test_each_root_leads_to_what_the_other_signed(home: Home, tmp_path: Path) -> None:
+    add(home, "x")
+    before, tenant = authority_of(home, ""), authority_of(home, "x")
+    after = new_issuing_key(home, "", NOW, root_too=True)
+    renew_server_certificate(home, SETTINGS, NOW)
+    shown = server_identity(home).certificate_chain
+    late = add(home, "y")
+    for root in (before.root, after.root):
+        (tmp_path / "root.pem").write_bytes(pem(root))
+        chains = (
+            (shown[0], shown[1:]),
+            (before.issuing, after.chain),
+            (after.issuing, after.chain),
+            (tenant.issuing, authority_of(home, "x").chain),
+            (late.issuing, authority_of(home, "y").chain),
+        )
+        for leaf, chain in chains:
+            (tmp_path / "leaf.pem").write_bytes(pem(leaf))
+            (tmp_path / "chain.pem").write_bytes(pem(*(each for each in chain if each not in after.former_roots)))
+            code, _, errors = await run(
+                *("openssl", "verify", "-x509_strict", "-attime", str(int(NOW.timestamp()))),
+                *("-CAfile", tmp_path / "root.pem", "-untrusted", tmp_path / "chain.pem", tmp_path / "leaf.pem"),
+            )
+            assert code == 0, (subject(leaf), root.serial_number, errors)
+
+
+async def test_a_tenant_below_the_fleets_root_has_none_to_roll_over(home: Home) -> None:
+    add(home, "x")
+    with pytest.raises(Invalid) as refused:
+        new_issuing_key(home, "x", NOW, root_too=True)
+    assert refused.value.code == "not-its-root"
+    own = add(home, "y", own_root=True)
+    assert new_issuing_key(home, "y", NOW, root_too=True).former_roots == (own.root,)
+    assert authority_of(home, "").former_roots == ()
+
+
 # Whatever cuts it off
 
 
@@ -222,26 +280,32 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("tenant", ["", "x"])
-async def test_a_rollover_that_is_killed_anywhere_has_happened_or_has_not(home: Home, tenant: str) -> None:
+@pytest.mark.parametrize(("tenant", "root_too"), [("", False), ("x", False), ("", True)])
+async def test_a_rollover_that_is_killed_anywhere_has_happened_or_has_not(
+    home: Home, tmp_path: Path, tenant: str, root_too: bool
+) -> None:
     add(home, "x")
-    outcomes, step = set(), 0
+    outcomes, step, identity = set(), 0, fleet_fingerprint(home)
     before = authority_of(home, tenant)
-    while killed_at(step, lambda: new_issuing_key(home, tenant, NOW)):
-        after = authority_of(home, tenant)
+    while True:
+        copy = Home(Path(shutil.copytree(home.path, tmp_path / f"copy-{step}")))
+        killed = killed_at(step, partial(new_issuing_key, copy, tenant, NOW, root_too=root_too))
+        after = authority_of(copy, tenant)
         assert load_key(after.key_file).public_key() == after.issuing.public_key()
-        happened = after != before
+        after.issuing.verify_directly_issued_by(after.root)
+        assert fleet_fingerprint(copy) == identity
+        happened = after.issuing != before.issuing
+        assert (after.root != before.root) is (happened and root_too)
+        assert after.former == ((before.issuing,) if happened else ())
+        assert after.former_roots == ((before.root,) if happened and root_too else ())
+        assert LiveAuthorities(copy).current.of(tenant) == after
+        assert not list(copy.ca.rglob("issuing.next"))
         outcomes.add(happened)
-        if happened:
-            assert before.issuing in after.former
-            for each in after.former:
-                forget_former(home, tenant, fingerprint(each))
-            before = authority_of(home, tenant)
-        LiveAuthorities(home)
+        if not killed:
+            break
         step += 1
     assert outcomes == {True, False}
     assert step > 20
-    assert not list(home.ca.rglob("issuing.next"))
 
 
 async def test_a_tenant_whose_making_is_killed_anywhere_is_there_whole_or_not_at_all(home: Home) -> None:

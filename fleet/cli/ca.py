@@ -42,10 +42,11 @@ def show(home: Path, output: str) -> None:
 
 def _rows(home: Home) -> list[tuple[object, ...]]:
     found = read_authorities(home)
-    rows = [_row("root", found.own.root, "")]
+    rows: list[tuple[object, ...]] = []
     for each in found.all:
-        if each.root != found.own.root:
+        if not each.tenant or each.root != found.own.root:
             rows.append(_row("root", each.root, each.tenant))
+            rows += [_row("former root", root, each.tenant) for root in each.former_roots]
         rows.append(_row("issuing", each.issuing, each.tenant))
         rows += [_row("former", former, each.tenant) for former in each.former]
     if home.operators_certificate.exists():
@@ -87,13 +88,18 @@ def export(home: Path, tenant: str, whole: bool, force: bool, out: Path) -> None
 @ca.command()
 @home_option
 @_tenant
+@click.option("--root", "root_too", is_flag=True, help="Under a new key of the root, too.")
 @output_option
-def rollover(home: Path, tenant: str, output: str) -> None:
+def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
     """Make a new issuing CA under the same root, and sign with it from now on.
 
     Certificates of the one before stay good, and are renewed under the new one; its key signs no more. EST's cacerts
     hands out both. A fleet that is served follows at once, on this machine; on other nodes: copy HOME/ca and
     HOME/server there, and send the server SIGHUP. The root's key must be in the home for as long as this takes.
+
+    With --root the root gets a new key under its name. Devices that trust the old root and devices that trust the new
+    one both know the server and are known: cacerts hands out, and the server shows, what leads from one to the other
+    (RFC 7030, 4.1.3). Give the new root to devices before the old one ends.
 
     When the last certificate of the one before has ended: fleet ca forget SHA256
     """
@@ -102,8 +108,9 @@ def rollover(home: Path, tenant: str, output: str) -> None:
         async with opened(home) as fleet:
             now = utc_now()
             before = fingerprint(authority_of(fleet.home, tenant).issuing)
-            await announce_rollover(fleet.registry, tenant, sha256=before, act=Act(OPERATOR, now))
-            made = new_issuing_key(fleet.home, tenant, now)
+            act = Act(OPERATOR, now)
+            await announce_rollover(fleet.registry, tenant, sha256=before, root_too=root_too, act=act)
+            made = new_issuing_key(fleet.home, tenant, now, root_too=root_too)
             if not tenant:
                 renew_server_certificate(fleet.home, settings_of(fleet.home), now)
             return made, before

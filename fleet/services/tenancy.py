@@ -25,9 +25,12 @@ async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_roo
     await registry.commit(_noted("tenant.add", f"tenant {name}", act, detail))
 
 
-async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:
-    """Write down that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256."""
-    await registry.commit(_noted("ca.rollover", _ca_of(tenant), act, {"ends": sha256}))
+async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, root_too: bool, act: Act) -> None:
+    """Write down that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256, and
+    perhaps a new root above it.
+    """
+    detail = {"ends": sha256, **({"root": "new"} if root_too else {})}
+    await registry.commit(_noted("ca.rollover", _ca_of(tenant), act, detail))
 
 
 async def announce_forgetting(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:
