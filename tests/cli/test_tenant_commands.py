@@ -106,7 +106,7 @@ def test_a_damaged_tenant_is_told_of(home: Path) -> None:
 def test_a_backup_holds_the_tenants(home: Path, tmp_path: Path) -> None:
     fleet(home, "tenant", "add", "apart", "--own-root")
     fleet(home, "ca", "rollover", "--tenant", "apart")
-    fleet(home, "ca", "rollover")
+    fleet(home, "ca", "rollover", "--root")
     fleet(home, "model", "add", "cam", "--tenant", "apart")
     file = tmp_path / "fleet.backup"
     password = tmp_path / "password"

@@ -133,6 +133,34 @@ def test_a_rollover_under_load_of_two_workers(served: Served, tmp_path: Path) ->
     assert "former" not in {row["role"] for row in shown(home, "ca", "show")}
 
 
+def test_a_root_is_rolled_over_and_devices_that_trust_either_go_on(served: Served, tmp_path: Path) -> None:
+    home = served.home
+    fleet(home, "tenant", "add", "acme2")
+    fleet(home, "model", "add", "cam", "--tenant", "acme2")
+    (tmp_path / "old.pem").write_bytes(served.ca_file.read_bytes())
+    olds = [
+        Agent(served, tmp_path, name, model, ca=str(tmp_path / "old.pem"))
+        for name, model in (("d-1", "default"), ("cam-1", "cam"))
+    ]
+    fleet(home, "ca", "rollover", "--root")
+    assert (tmp_path / "old.pem").read_bytes() != served.ca_file.read_bytes()
+    news = [Agent(served, tmp_path, name, model) for name, model in (("d-2", "default"), ("cam-2", "cam"))]
+    for agent in (*olds, *news):
+        assert agent.connects()
+        agent.renew()
+        assert agent.connects()
+    # By way of the certificate between the roots for who trusts the old one, and for the tenant's CA, which it signed.
+    leaf = ["acme Issuing CA 2", "acme Root CA"]
+    assert [agent.chain for agent in olds] == [[*leaf, "acme Root CA"], ["acme acme2 Issuing CA", "acme Root CA"]]
+    assert [agent.chain for agent in news] == [leaf, ["acme acme2 Issuing CA", "acme Root CA", "acme Root CA"]]
+    roles = [row["role"] for row in shown(home, "ca", "show")]
+    assert roles == ["root", "former root", "issuing", "former", "issuing", "operators"]
+    again = shown(home, "ca", "rollover")  # and it goes on as before, below the new root
+    assert again["issuing"] == "CN=acme Issuing CA 3"
+    for agent in (*olds, *news):
+        assert agent.connects()
+
+
 def test_a_former_ca_whose_certificates_are_in_use_is_kept(served: Served, tmp_path: Path) -> None:
     home = served.home
     agent = Agent(served, tmp_path, "d-1", "default")
