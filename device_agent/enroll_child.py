@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, spki_der
+from device_agent.durable import write_durably
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import EstClient
 from device_agent.identity_store import Identity, IdentityStore
+from device_agent.new_roots import new_roots
 from device_agent.renewal import clock_is_credible
 from fleet.wire.csr import build_csr, names_of_certificate
 
@@ -89,6 +91,10 @@ def perform(job: Job, now: datetime) -> Identity:
             anchors=anchors,
             now=now,
         )
+        fresh = new_roots(anchors, intermediates, now)
+        if fresh and config.ca_file.parent == job.home:  # a file elsewhere is somebody else's to change
+            pem = b"".join(each.public_bytes(Encoding.PEM) for each in (*anchors, *fresh))
+            write_durably(config.ca_file, pem)
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
         return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
 

@@ -149,6 +149,10 @@ def test_a_root_is_rolled_over_and_devices_that_trust_either_go_on(served: Serve
         assert agent.connects()
         agent.renew()
         assert agent.connects()
+    for agent in (*olds, *news):  # who trusted the old root trusts both by now: the old one has said so itself
+        known = x509.load_pem_x509_certificates((agent.home / "ca.pem").read_bytes())
+        assert len(known) == (2 if agent in olds else 1)
+        assert known[-1] == x509.load_pem_x509_certificate(served.ca_file.read_bytes())
     # By way of the certificate between the roots for who trusts the old one, and for the tenant's CA, which it signed.
     leaf = ["acme Issuing CA 2", "acme Root CA"]
     assert [agent.chain for agent in olds] == [[*leaf, "acme Root CA"], ["acme acme2 Issuing CA", "acme Root CA"]]
