@@ -7,6 +7,7 @@ goes as one JSON object to stdout: a token is never in an argument list or an en
 
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -16,12 +17,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
-from device_agent.certificate_checks import check_certificate, facts_of
+from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, fingerprint, spki_der
+from device_agent.durable import write_durably
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import BoundCsr, EstClient
 from device_agent.identity_store import Identity, IdentityStore
+from device_agent.new_roots import new_roots
 from device_agent.renewal import clock_is_credible
 from fleet.wire.csr import build_csr, names_of_certificate
 
@@ -82,14 +85,21 @@ def perform(job: Job, now: datetime) -> Identity:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be signed: the next attempt makes another
             raise
+        anchors = _load_certificates(config.ca_file)
+        if not find_chain(certificate, intermediates, anchors, now)[1]:
+            intermediates = _chain_for_us(config, job, certificate, store.key_file(slot), now)
         chain = check_certificate(
             certificate,
             spki_der=spki_der(key),
             device_id=config.device_id,
             intermediates=intermediates,
-            anchors=_load_certificates(config.ca_file),
+            anchors=anchors,
             now=now,
         )
+        fresh = new_roots(anchors, intermediates, now)
+        if fresh and config.ca_file.parent == job.home:  # a file elsewhere is somebody else's to change
+            pem = b"".join(each.public_bytes(Encoding.PEM) for each in (*anchors, *fresh))
+            write_durably(config.ca_file, pem)
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
         return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
 
@@ -122,6 +132,29 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         patience_seconds=job.deadline_seconds / 2 if job.token or job.operation == "reenroll" else 0.0,
         check_time=clock_is_credible(now, current.lifetime if current else None),
     )
+
+
+def _chain_for_us(
+    config: AgentConfig, job: Job, certificate: x509.Certificate, key_file: Path, now: datetime
+) -> list[x509.Certificate]:
+    """What the server hands out to whom it has just issued `certificate`: it may have several CAs, and told us of
+    another before it knew who asks. [] when it tells nothing: the check that follows says what is missing.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(certificate.public_bytes(Encoding.PEM))
+        file.flush()
+        try:
+            client = EstClient(
+                config.est_url,
+                config.ca_file,
+                certificate=(file.name, key_file),
+                timeout_seconds=min(30.0, job.deadline_seconds),
+                patience_seconds=0,
+                check_time=clock_is_credible(now, lifetime_of(certificate)),
+            )
+            return client.cacerts()
+        except AgentError:
+            return []
 
 
 def _asked(

@@ -8,7 +8,7 @@ here is stored, shown and changed everywhere.
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ WEBHOOK_URL_SIZE_MAX = 512
 TEMPLATE_SIZE_MAX = 200
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
+FORMER_TENANTS_MAX = 16  # each is one more CA that could speak for the model's devices
 
 
 class AdmissionPath(enum.StrEnum):
@@ -115,9 +116,16 @@ class RenewalRules:
 class ModelRules:
     tenant: str = ""
     """Whose issuing CA signs; "" for the fleet's own."""
+    former_tenants: tuple[str, ...] = ()
+    """Whose signed before the model was moved: their certificates are good until renewed, or until this is emptied."""
     admission: AdmissionRules = field(default=AdmissionRules())
     profile: ProfileRules = field(default=ProfileRules())
     renewal: RenewalRules = field(default=RenewalRules())
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Tenants whose CA may have signed the certificate of a device."""
+        return (self.tenant, *self.former_tenants)
 
 
 DEFAULT_RULES = ModelRules()
@@ -134,7 +142,7 @@ _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 def rules_json(rules: ModelRules) -> dict[str, Any]:
     """`rules` as JSON's own types: everything, defaults too. Durations are whole seconds, `…_seconds`."""
-    shown: dict[str, Any] = {"tenant": rules.tenant}
+    shown: dict[str, Any] = {"tenant": rules.tenant, "former_tenants": list(rules.former_tenants)}
     for group in _GROUPS:
         shown[group] = {}
         for field_ in fields(getattr(rules, group)):
@@ -162,6 +170,8 @@ def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelR
     for name, value in given.items():
         if name == "tenant" and isinstance(value, str):
             changed[name] = value
+        elif name == "former_tenants":
+            changed[name] = _value(name, tuple[str, ...], value)
         elif name in _GROUPS and isinstance(value, Mapping):
             changed[name] = _group(name, value, getattr(old, name))
         else:
@@ -201,7 +211,7 @@ def _moment(text: Any) -> datetime:
 def _known() -> str:
     """The names of all rules, for an error's advice."""
     shown = rules_json(DEFAULT_RULES)
-    return ", ".join(("tenant", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
+    return ", ".join(("tenant", "former_tenants", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
 
 
 def _group(group: str, given: Mapping[str, Any], old: Any) -> Any:
@@ -238,13 +248,23 @@ def _value(name: str, kind: Any, value: Any) -> Any:
     raise Invalid("bad-rule", f"{str(value)[:80]!r} is no value for {name}.")
 
 
+def moved(rules: ModelRules, before: str) -> ModelRules:
+    """`rules` of a model whose certificates `before` signed until now."""
+    former = dict.fromkeys((*rules.former_tenants, before))
+    former.pop(rules.tenant, None)
+    return replace(rules, former_tenants=tuple(former))
+
+
 def checked_rules(rules: ModelRules) -> ModelRules:
     """`rules` themselves, when devices can live by them.
 
     Raises: Invalid (`bad-rule`, `bad-name`).
     """
-    if rules.tenant and not _NAME.fullmatch(rules.tenant):
-        raise Invalid("bad-rule", f"{rules.tenant[:80]!r} is not a name for a tenant.")
+    for name in rules.signers:
+        if name and not _NAME.fullmatch(name):
+            raise Invalid("bad-rule", f"{name[:80]!r} is not a name for a tenant.")
+    if len(rules.former_tenants) > FORMER_TENANTS_MAX:
+        raise Invalid("bad-rule", f"A model has at most {FORMER_TENANTS_MAX} former tenants.", "End them first.")
     _check_admission(rules.admission)
     _check_profile(rules.profile)
     if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:

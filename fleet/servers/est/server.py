@@ -1,7 +1,8 @@
 """EST's handlers: decode, ask, encode. Whatever is not named here is refused."""
 
+import functools
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
-from fleet.domain.ports import Issuer, Registry
+from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
@@ -43,7 +44,7 @@ CSRATTRS_HEADERS = {"Content-Type": CSRATTRS, "Content-Transfer-Encoding": "base
 def build_est_server(
     registry: Registry,
     issuer: Issuer,
-    authority: Sequence[x509.Certificate],
+    tenants: Tenants,
     *,
     sealer: Callable[[], Sealer],
     clock: Clock,
@@ -54,11 +55,11 @@ def build_est_server(
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3). `sealer`: who
-    signs for keys that are made here and sealed for a device (4.4.2). `waiting`: how many requests may wait for an
-    operator, and how long. `authoriser` asks the models' webhooks.
+    `tenants`: whose CAs cacerts hands out (RFC 7030, 4.1.3). `sealer`: who signs for keys that are made here and sealed
+    for a device (4.4.2). `waiting`: how many requests may wait for an operator, and how long. `authoriser` asks the
+    models' webhooks.
     """
-    handlers = _Handlers(registry, issuer, authority, sealer, clock, waiting, authoriser)
+    handlers = _Handlers(registry, issuer, tenants, sealer, clock, waiting, authoriser)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of)
 
 
@@ -67,15 +68,14 @@ class _Handlers:
         self,
         registry: Registry,
         issuer: Issuer,
-        authority: Sequence[x509.Certificate],
+        tenants: Tenants,
         sealer: Callable[[], Sealer],
         clock: Clock,
         waiting: WaitingLimits,
         authoriser: Authoriser | None,
     ) -> None:
         self._registry, self._issuer, self._sealer, self._clock = registry, issuer, sealer, clock
-        self._waiting, self._authoriser = waiting, authoriser
-        self._cacerts = encode_certs_only(authority)
+        self._tenants, self._waiting, self._authoriser = tenants, waiting, authoriser
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
             "simpleenroll": self.simpleenroll,
@@ -91,8 +91,28 @@ class _Handlers:
         return await self._operations[asked.operation](exchange, asked)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.1. One CA serves every label, and nobody learns from this which models exist."""
-        return certs_only(exchange, self._cacerts)
+        """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
+        Without a label: those of the device whose certificate is presented, or the fleet's own.
+
+        A label that leads nowhere is answered like one that leads to a model of the fleet's own: asking tells nobody
+        which models exist, but those of a tenant, whose CA is no secret.
+        """
+        chain = self._tenants.chain_der(await self._tenant_of(exchange, asked.label))
+        return certs_only(exchange, _cacerts(chain or self._tenants.chain_der("") or ()))
+
+    async def _tenant_of(self, exchange: Exchange, label: str | None) -> str:
+        names = self._tenants.names()
+        if not names:
+            return ""
+        if label is None:
+            # A device whose model has moved to a tenant asks as it always did, and renews under another CA.
+            peer = exchange.peer
+            facts = await self._registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
+            return facts.model.rules.tenant if facts is not None and facts.model is not None else ""
+        if label in names:
+            return label
+        model = await self._registry.model(label)
+        return model.rules.tenant if model is not None else ""
 
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
@@ -181,6 +201,11 @@ class _Handlers:
 
 def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@functools.lru_cache(maxsize=256)
+def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
+    return encode_certs_only([x509.load_der_x509_certificate(each) for each in chain_der])
 
 
 async def read_csr(exchange: Exchange) -> Csr:
