@@ -137,7 +137,7 @@ def test_each_rule_stops_what_breaks_it(
 
 def test_every_rule_but_the_san_has_been_broken_above() -> None:
     assert {rule for rule, _ in WRONG} == {lint.__name__ for lint in lints.LINTS} - {
-        "alt_names_are_the_hardware_serial"
+        "alt_names_are_the_profiles"
     }
 
 
@@ -148,7 +148,7 @@ def test_the_san_holds_the_hardware_serial_and_no_other(
     lints.check(x509.load_der_x509_certificate(issuer.issue(known, now).der), known, issuing[0])
     subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, "SN1"))
     wrong = replace(right, subject=subject, more=((SAN, False),))
-    with pytest.raises(lints.LintFailed, match="alt_names_are_the_hardware_serial"):
+    with pytest.raises(lints.LintFailed, match="alt_names_are_the_profiles"):
         lints.check(wrong.sign(issuing[1]), known, issuing[0])
 
 
