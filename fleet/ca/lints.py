@@ -185,10 +185,10 @@ def _text(name: x509.GeneralName) -> str:
         case x509.UniformResourceIdentifier():
             return f"URI {name.value}"
         case x509.OtherName() if name.type_id.dotted_string == "1.3.6.1.5.5.7.8.4":
-            # hwType has 19 octets of content, so all lengths are of one octet: what follows the type is the serial.
-            length = len(name.value) - len(_HARDWARE_TYPE) - 4
-            head = bytes((0x30, len(name.value) - 2)) + _HARDWARE_TYPE + bytes((0x04, length))
-            return f"HW {name.value[len(head) :].decode('latin-1')}" if name.value.startswith(head) else "?"
+            serial = name.value[len(_HARDWARE_TYPE) + 4 :]
+            content = _HARDWARE_TYPE + bytes((0x04, min(len(serial), 0x7F))) + serial
+            known = len(serial) <= 64 and name.value == bytes((0x30, len(content))) + content
+            return f"HW {serial.decode('latin-1')}" if known else "?"
         case _:
             return "?"
 
