@@ -50,7 +50,7 @@ def roca_prime(bits: int) -> int:
             return prime
 
 
-P = next_prime(secrets.randbits(1024) | 3 << 1022)
+P, Q = (next_prime(secrets.randbits(1022) | top << 1022) for top in (3, 3))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ P = next_prime(secrets.randbits(1024) | 3 << 1022)
         (P * P, "too close"),
         (P * next_prime(P + 2), "too close"),
         (P * next_prime(P + (1 << 400)), "too close"),
-        (next_prime(1 << 2040) * 251, "small factor"),
-        (next_prime(1 << 2036) * 4093, "small factor"),
+        (P * Q * 251, "small factor"),
+        (P * Q * 4093, "small factor"),
         ((1 << 2047) + 2, "small factor"),
         (roca_prime(1030) * roca_prime(1030), "CVE-2017-15361"),
     ],
