@@ -31,7 +31,9 @@ def check_dns_template(template: str) -> None:
 def check_uri_template(template: str) -> None:
     """Raises: Invalid (`bad-rule`)."""
     if not _is_uri(_sample(template)):
-        what = f"{template[:80]!r} is not a URI; one with // needs a host with a dot, or an address (RFC 5280, 4.2.1.6)."
+        what = (
+            f"{template[:80]!r} is not a URI; one with // needs a host with a dot, or an address (RFC 5280, 4.2.1.6)."
+        )
         raise Invalid("bad-rule", what, "For instance: https://example.com/devices/{id} or urn:example:{id}")
 
 

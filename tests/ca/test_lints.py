@@ -222,9 +222,9 @@ def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, 
     server = replace(permit, profile=replace(permit.profile, extended_key_usages=("clientAuth", "serverAuth")))
     with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
         lints.check(
-            replace(
-                right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
-            ).sign(issuing[1]),
+            replace(right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)).sign(
+                issuing[1]
+            ),
             server,
             issuing[0],
         )
