@@ -112,7 +112,7 @@ def info(
     tail: bytes = b"",
 ) -> bytes:
     """A CertificationRequestInfo."""
-    content = encode_element(der.CONTEXT_0, b"".join(attributes))
+    content = encode_element(der.CONTEXT_0, b"".join(sorted(attributes)))  # X.690, 11.6
     return sequence(version, name, key_info or spki(key.public_key()), content, tail)
 
 
@@ -533,7 +533,9 @@ def mutations(key: Key) -> Iterator[tuple[str, bytes]]:
     usage = extension(EKU, sequence(encode_oid(USAGES["serverAuth"])))
     attributes = (requested(names, usage, EXTENSIONS["CA:TRUE"]), attribute("1.3.6.1.4.1.99999.3", text(UTF8, "evil")))
     name = subject(rdn(O, "evil"), rdn(CN, NAME))
-    for path, changed in _changed(info(key, *attributes, name=name)):
+    whole = info(key, *attributes, name=name)
+    yield "as it is", signed(key, whole)
+    for path, changed in _changed(whole):
         yield f"info{path}", signed(key, changed)
     for path, changed in _changed(plain(key)):
         yield f"request{path}", changed

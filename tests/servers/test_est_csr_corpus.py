@@ -121,7 +121,7 @@ async def test_every_place_in_the_tree(house: House, caplog: pytest.LogCaptureFi
     token = await house.token(model="cam", uses=9999)
     client = KeptAlive(house, None)
     statuses: Counter[int] = Counter()
-    seen = set()
+    seen, taken = set(), []
     for what, csr in mutations(key):
         if csr in seen:
             continue
@@ -132,11 +132,13 @@ async def test_every_place_in_the_tree(house: House, caplog: pytest.LogCaptureFi
             if NAME not in {d.id for d in await house.registry.devices()}:
                 pytest.fail(f"{what}: another device")
             must_hold_nothing_but(key, answer)
+            taken.append(what)
         else:
             assert answer.status in (400, 403, 413), (what, answer.text)
             must_be_one_sentence(answer)
     client.close()
-    print(f"\n{len(seen)} trees: {dict(statuses)}")
+    print(f"\n{len(seen)} trees: {dict(statuses)}; taken: {taken}")
+    assert taken[0] == "as it is"  # so it is the change that the others are refused for
     assert statuses[400] > 300
     must_be_clean(caplog, [token.partition(".")[2]])
 
