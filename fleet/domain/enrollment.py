@@ -72,7 +72,7 @@ def key_is_allowed(a: Application) -> None:
     if a.request.key_type not in a.model.key_types:
         raise Invalid(
             "key-not-allowed",
-            f"A {a.request.key_type} key is not allowed for model {a.model.name}.",
+            f"Keys of type {a.request.key_type} are not allowed for model {a.model.name}.",
             f"Use one of: {', '.join(a.model.key_types)}.",
         )
 

@@ -1,4 +1,4 @@
-"""A model's profile over real EST: what a CSR may choose, what a renewal gets after a change, which names are refused."""
+"""A model's profile over real EST: what a CSR may choose, what a renewal gets after a change, what is refused."""
 
 import base64
 from collections.abc import AsyncIterator
