@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from fleet.domain.errors import Invalid
-from fleet.domain.name_templates import TEMPLATE_SIZE_MAX, check_dns_template, check_uri_template
+from fleet.domain.name_templates import check_dns_template, check_uri_template
 
 GRACE_MAX = timedelta(days=3650)
 WEBHOOK_URL_SIZE_MAX = 512
