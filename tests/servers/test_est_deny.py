@@ -159,7 +159,7 @@ async def test_only_what_is_named_is_let_in(house: House) -> None:
     device = kinds["own certificate"][0]
     assert device is not None
     assert (await house.reenroll(renewal_csr(device), device)).status == 200  # cam-1 has been seen in use
-    names = [d.id for d in await house.registry.devices()]
+    names = [str(d.id) for d in await house.registry.devices()]
     before = {name: len(await house.registry.credentials(name)) for name in names}
     tally = Tally()
     for who, (identity, headers) in kinds.items():
