@@ -20,13 +20,14 @@ from device_agent.agent_config import AgentConfig, read_config
 from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, fingerprint, spki_der
 from device_agent.durable import write_durably
-from device_agent.enrollment import Job, Outcome
+from device_agent.enrollment import KEY_TYPES, Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import BoundCsr, EstClient
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.new_roots import new_roots
 from device_agent.renewal import clock_is_credible
-from fleet.wire.csr import build_csr, names_of_certificate
+from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
+from fleet.wire.errors import WireError
 
 LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
 
@@ -66,7 +67,8 @@ def perform(job: Job, now: datetime) -> Identity:
         current, waiting = store.current(), store.candidate()
         if job.operation == "reenroll" and waiting is not None and waiting.facts.fingerprint != job.replaces:
             return waiting  # enrolled by somebody else a moment ago, and not tried yet: never thrown away
-        slot, key = candidate_key(store, job.key_type)
+        renewed = current if job.operation == "reenroll" else None
+        slot, key = candidate_key(store, job.key_type if renewed is None else _key_type_like(renewed, job.key_type))
         client = _client(config, job, current, now)
         # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
         intermediates = client.cacerts()
@@ -176,6 +178,15 @@ def _csr_like(key: PrivateKey, current: Identity) -> BoundCsr:
     # RFC 7030, 4.2.2: the subject and subjectAltName of the request must be those of the current certificate.
     subject, alt_names = names_of_certificate(_load_certificates(current.certificate_file)[0])
     return partial(build_csr, key, subject, alt_names)
+
+
+def _key_type_like(current: Identity, otherwise: str) -> str:
+    """The kind of key that the current certificate is for: what its model allowed then, it most likely allows now."""
+    try:
+        key_type = key_type_of(_load_certificates(current.certificate_file)[0].public_key())
+    except WireError:
+        return otherwise  # a key that came from elsewhere
+    return key_type if key_type in KEY_TYPES else otherwise
 
 
 def _load_certificates(path: Path) -> list[x509.Certificate]:

@@ -14,11 +14,11 @@ from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from fleet.domain.errors import Invalid
+from fleet.domain.name_templates import check_dns_template, check_uri_template
 
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
-TEMPLATE_SIZE_MAX = 200
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
 FORMER_TENANTS_MAX = 16  # each is one more CA that could speak for the model's devices
@@ -136,7 +136,6 @@ _GROUPS: dict[str, type[AdmissionRules | ProfileRules | RenewalRules]] = {
     "renewal": RenewalRules,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
@@ -300,32 +299,9 @@ def _check_profile(rules: ProfileRules) -> None:
     name = rules.organisation
     if name and (not _ORGANISATION.fullmatch(name) or name.strip() != name):
         raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
-    if rules.dns_name and not _is_dns_name(_filled(rules.dns_name)):
-        what = f"{rules.dns_name[:80]!r} is not a DNS name."
-        raise Invalid("bad-rule", what, "For instance: {id}.devices.example.com")
+    if rules.dns_name:
+        check_dns_template(rules.dns_name)
     if len(rules.uris) > URI_NAMES_MAX:
         raise Invalid("bad-rule", f"A certificate takes at most {URI_NAMES_MAX} URIs.")
     for uri in rules.uris:
-        if not _is_uri(_filled(uri)):
-            raise Invalid("bad-rule", f"{uri[:80]!r} is not a URI.", "For instance: urn:example:{id}")
-
-
-def _is_dns_name(text: str) -> bool:
-    return len(text) <= 253 and "." in text and all(_DNS_LABEL.fullmatch(label) for label in text.split("."))
-
-
-def _is_uri(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    written = text.isascii() and text.isprintable() and " " not in text
-    return written and bool(parts.scheme) and bool(parts.netloc or parts.path)
-
-
-def _filled(template: str) -> str:
-    """Raises: Invalid (`bad-rule`)."""
-    filled = template.replace("{id}", "x").replace("{model}", "x")
-    if "{" in filled or "}" in filled or len(template) > TEMPLATE_SIZE_MAX:
-        raise Invalid("bad-rule", f"{template[:80]!r} holds braces other than {{id}} and {{model}}, or is too long.")
-    return filled
+        check_uri_template(uri)

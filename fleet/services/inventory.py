@@ -42,6 +42,7 @@ from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
 from fleet.domain.model_rules import checked_rules, moved, rules_json
+from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
@@ -73,7 +74,8 @@ def _change(
 def checked_model(model: Model) -> Model:
     """`model` itself, when devices can live by it.
 
-    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`.
+    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`,
+    `bad-rule`.
     """
     plain_name(model.name, "model")
     if not LIFETIME_MIN <= model.certificate_lifetime <= LIFETIME_MAX:
@@ -91,6 +93,7 @@ def checked_model(model: Model) -> Model:
                 message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
                 raise Invalid("bad-topic-filter", message)
     checked_rules(model.rules)
+    check_model_name(model.name, model.rules.profile.dns_name, model.rules.profile.uris)
     return model
 
 

@@ -8,12 +8,12 @@ from fleet.domain.model_rules import (
     GRACE_MAX,
     ORGANISATION_SIZE_MAX,
     SPREAD_MAX,
-    TEMPLATE_SIZE_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
     AdmissionPath,
     RenewalKey,
 )
+from fleet.domain.name_templates import TEMPLATE_SIZE_MAX
 
 Schema = dict[str, Any]
 

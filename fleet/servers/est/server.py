@@ -19,14 +19,16 @@ from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
-from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
+from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.authorising import Authoriser
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
 from fleet.services.evidence import strangers_may_ask
 from fleet.services.renewal import renewal_window
+from fleet.services.unread import record_unread
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
+from fleet.wire.errors import WireError
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, encode_certs_only, is_pkcs10
 from fleet.wire.key_package import Sealer
 
@@ -120,7 +122,7 @@ class _Handlers:
         shows_nothing = credentials is None and exchange.peer.fingerprint is None
         if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
-        request = request_of(await read_csr(exchange), exchange.peer)
+        request = request_of(await self.csr(exchange, "device.enroll"), exchange.peer)
         credential = await enroll(
             self._registry,
             self._issuer,
@@ -139,7 +141,7 @@ class _Handlers:
         current = names_presented(exchange)
         if current is None:
             raise Unauthenticated("no-certificate", "Renewing takes the device's current certificate.")
-        request = request_of(await read_csr(exchange), exchange.peer)
+        request = request_of(await self.csr(exchange, "device.reenroll"), exchange.peer)
         credential = await reenroll(
             self._registry, self._issuer, exchange.peer, request, asked.label, current, self._clock()
         )
@@ -150,7 +152,7 @@ class _Handlers:
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
         if credentials is None and exchange.peer.fingerprint is None:
             raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
-        csr = await read_csr(exchange)
+        csr = await self.csr(exchange, "device.serverkeygen")
         maker = ServerKeyMaker(csr, exchange.peer, self._sealer)
         request = request_of(csr, exchange.peer)
         current = names_presented(exchange)
@@ -172,6 +174,14 @@ class _Handlers:
         certificates = encode_certs_only([x509.load_der_x509_certificate(credential.der)])
         content_type, body = multipart(*maker.key_part(wrap=wrap), encode_body(certificates, wrap=wrap))
         return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    async def csr(self, exchange: Exchange, action: str) -> Csr:
+        """The CSR in the body, verified; one that is no good is in the audit when this raises."""
+        try:
+            return await read_csr(exchange)
+        except WireError as error:
+            await record_unread(self._registry, exchange.peer, action, WIRE_CODES[type(error)], self._clock())
+            raise
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
