@@ -6,6 +6,7 @@
      ├─ Refused           we know who asks, and the answer is no
      ├─ NotFound          what was named does not exist
      ├─ Conflict          it exists already, or somebody changed it first
+     ├─ TooMany           others have asked for more than there is room for: ask again
      └─ Unavailable       try again later: nothing was done
 
 `code` is for programs and never changes; the message is one plain sentence for people; `advice` says what to do next.
@@ -41,6 +42,14 @@ class NotFound(FleetError):
 
 class Conflict(FleetError):
     """It exists already, or somebody changed it first."""
+
+
+class TooMany(FleetError):
+    """There is no room for one more."""
+
+    def __init__(self, code: str, message: str, advice: str = "", *, retry_after_seconds: int) -> None:
+        super().__init__(code, message, advice)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(FleetError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from aiohttp import HttpVersion10, web
 from multidict import CIMultiDict
 
-from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
+from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, TooMany, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
 from fleet.servers.line_limit import LineLimit
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
@@ -28,6 +28,7 @@ HTTP_STATUS: dict[type[Exception], int] = {
     Refused: 403,
     NotFound: 404,
     Conflict: 409,
+    TooMany: 429,
     Unavailable: 503,
 }
 """The one map from what went wrong to a status; the nearest class counts."""
@@ -214,6 +215,8 @@ class HttpServer:
             exchange.code, message = "internal", "The server failed; it has been logged."
             self._log.error("event=%s code=internal", exchange.event, exc_info=error)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+        if isinstance(error, TooMany):
+            headers = {"Retry-After": str(error.retry_after_seconds)}
         return self.render(status, exchange.code, message, headers)
 
     def _note(self, exchange: Exchange, status: int, started: float) -> None:

@@ -11,30 +11,43 @@ from typing import Any, assert_never
 
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.changes import (
+    AddAnchor,
     AddAnswer,
+    AddClaim,
     AddCredential,
     AddDevice,
     AddModel,
     AddOperator,
     AddStation,
     AddToken,
+    BindIdevid,
     Change,
+    CountTakeover,
+    DropAnchor,
     DropAnswers,
     DropAudit,
     DropCredentials,
     DropEvents,
     EndCredentials,
     EndUnused,
+    ListDevices,
     MarkUsed,
     MoveDevice,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
     RevokeCredentials,
     RevokeToken,
     SetModel,
+    SetStation,
+    SpendClaim,
+    SpendStation,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
+from fleet.storage import postgres_admission as admission
 from fleet.storage import rows
 from fleet.storage.postgres_statements import NUMBER_OF
 
@@ -102,6 +115,10 @@ def steps_of(write: Write) -> Iterator[Step]:
         case AddAnswer(answer=answer):
             used = Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
             yield Step("add_answer", rows.answer_row(answer), used)
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            yield from (Step(*each) for each in admission.steps_of(write))
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            yield from (Step(*each) for each in admission.steps_of(write))
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
         case _:
@@ -182,6 +199,10 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"operator {operator.name}",)
         case AddAnswer(answer=answer):
             return (f"answer {answer.key} {answer.actor}",)
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            return admission.names_of(write)
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            return admission.names_of(write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             return ("the clean-up",)
         case _:

@@ -11,7 +11,9 @@ from typing import assert_never
 
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, leaf_of
 from fleet.domain.changes import (
+    AddAnchor,
     AddAnswer,
+    AddClaim,
     AddCredential,
     AddDevice,
     AddModel,
@@ -19,24 +21,34 @@ from fleet.domain.changes import (
     AddStation,
     AddToken,
     AuditRow,
+    BindIdevid,
     Change,
+    CountTakeover,
+    DropAnchor,
     DropAnswers,
     DropAudit,
     DropCredentials,
     DropEvents,
     EndCredentials,
     EndUnused,
+    ListDevices,
     MarkUsed,
     MoveDevice,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
     RevokeCredentials,
     RevokeToken,
     SetModel,
+    SetStation,
+    SpendClaim,
+    SpendStation,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict
-from fleet.storage import rows
+from fleet.storage import rows, sqlite_admission
 
 
 def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO NOTHING") -> str:
@@ -165,6 +177,10 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case AddAnswer(answer=answer):
             if not db.execute(ADD_ANSWER, rows.answer_row(answer)).rowcount:
                 raise Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            sqlite_admission.apply(db, write)
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            sqlite_admission.apply(db, write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             _drop(db, write)
         case _:

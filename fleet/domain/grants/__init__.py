@@ -4,8 +4,11 @@ To add one: a frozen class with what `fleet.domain.application.Grant` asks for, 
 finder that turns what a client shows into it.
 """
 
+from fleet.domain.grants.claim import ClaimGrant
+from fleet.domain.grants.idevid import IdevidGrant
+from fleet.domain.grants.manifest import ManifestGrant
 from fleet.domain.grants.renewal import RenewalGrant
 from fleet.domain.grants.station import StationGrant
 from fleet.domain.grants.token import TokenGrant
 
-__all__ = ["RenewalGrant", "StationGrant", "TokenGrant"]
+__all__ = ["ClaimGrant", "IdevidGrant", "ManifestGrant", "RenewalGrant", "StationGrant", "TokenGrant"]
