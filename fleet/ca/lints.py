@@ -23,6 +23,7 @@ _EXTENDED_KEY_USAGES = {
     CredentialKind.DEVICE: [_CLIENT_AUTH],
     CredentialKind.STATION: [_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"],
     CredentialKind.OPERATOR: [_CLIENT_AUTH],
+    CredentialKind.CLAIM: [_CLIENT_AUTH],
 }
 
 

@@ -26,7 +26,8 @@ async def model_to_ask_for(
         if credentials is not None:
             return await _of_token(registry, credentials)
         if peer.fingerprint is not None:
-            return (await identify(registry, peer, now)).model
+            facts = await identify(registry, peer, now, opens_to_claims=True)
+            return await registry.model(facts.claim.model) if facts.claim is not None else facts.model
     except Unavailable:
         raise
     except FleetError:

@@ -23,16 +23,22 @@ from fleet.domain.changes import (
     MoveDevice,
     Write,
 )
+from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.grants import RenewalGrant
+from fleet.domain.idevid import MakerReader
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
+from fleet.services.claims import misused
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NOBODY, identify, shown_by
 from fleet.services.refusals import refusals_of
+
+CHEAP = ("token ", "claim ", "idevid ", "manifest ")
+"""Actors whose right stays known when it has ended, so that they can be refused for ever."""
 
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
 
@@ -45,14 +51,17 @@ async def enroll(
     request: EnrollmentRequest,
     label: str | None,
     now: datetime,
+    *,
+    read_maker: MakerReader | None = None,
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
     `label` names the model, and is needed only from a station that provisions several and for a device that is new.
+    `read_maker` reads a maker's certificate; without, none is taken.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
-    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll")
+    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll", read_maker=read_maker)
     return await attempt.run(lambda: attempt.first(credentials))
 
 
@@ -85,6 +94,8 @@ async def enroll_with_new_key(
     current_names: Names | None,
     key_maker: KeyMaker,
     now: datetime,
+    *,
+    read_maker: MakerReader | None = None,
 ) -> Credential:
     """A certificate, first or next, for a key that `key_maker` makes once `request` has passed every check (RFC 7030,
     4.4); durable when this returns.
@@ -95,7 +106,17 @@ async def enroll_with_new_key(
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
     wanting = replace(request, wants_key=True)
-    attempt = _Attempt(registry, issuer, peer, wanting, label, now, action="device.serverkeygen", key_maker=key_maker)
+    attempt = _Attempt(
+        registry,
+        issuer,
+        peer,
+        wanting,
+        label,
+        now,
+        action="device.serverkeygen",
+        key_maker=key_maker,
+        read_maker=read_maker,
+    )
     return await attempt.run(lambda: attempt.first_or_renewal(credentials, current_names))
 
 
@@ -111,6 +132,9 @@ class _Attempt:
     now: datetime
     action: str
     key_maker: KeyMaker | None = None
+    read_maker: MakerReader | None = None
+    claim: Claim | None = None
+    """The one whose certificate was presented."""
     actor: str = NOBODY
     subject: str = "device ?"
 
@@ -132,12 +156,14 @@ class _Attempt:
     async def record(self, refusal: FleetError) -> None:
         """The refusal stands, row written or not. Who can be refused at no cost fills one row a minute."""
         try:
+            if self.claim is not None:
+                await misused(self.registry, self.claim, refusal.code, self.peer, self.now)
             detail: dict[str, str] = {}
             cheap = self.actor == NOBODY  # refused before we knew who asks
             if cheap:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            elif self.actor.startswith("token "):
-                cheap = True  # a token that has ended is still known
+            elif self.actor.startswith(CHEAP):
+                cheap = True
             entry = self.entry(refusal.code, **detail)
             row = refusals_of(self.registry).row(entry) if cheap else entry
             if row is not None:
@@ -152,8 +178,11 @@ class _Attempt:
         very device.
         """
         holder = self.holder()
-        evidence = await evidence_of(self.registry, self.peer, credentials, self.request, holder, self.label, self.now)
+        evidence = await evidence_of(
+            self.registry, self.peer, credentials, self.request, holder, self.label, self.now, self.read_maker
+        )
         shown = evidence.presented
+        self.claim = shown.claim if shown is not None else None
         grant = await grant_of(evidence)
         if grant is not None:
             self.actor = str(grant)

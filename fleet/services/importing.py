@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind, ListDevices
-from fleet.domain.device import Device, DeviceState, device_id
+from fleet.domain.device import Device, DeviceState, Tags, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow
 from fleet.domain.ports import Registry
-from fleet.domain.tags import Tags, checked_groups, checked_tags
+from fleet.domain.tags import checked_groups, checked_tags
 
 ROWS_AT_ONCE = 500  # in one Change: some 20 ms for which others wait
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
@@ -159,9 +159,9 @@ class Importer:
             "last": listed[-1].device.id,
             "rows_sha256": digests.hexdigest(),
         }
-        entry = AuditEntry(now, self.actor, ACTION, "manifest", "ok", detail=detail)
+        audit = AuditEntry(now, self.actor, ACTION, "manifest", "ok", detail=detail)
         event = Event(EventKind.DEVICES_IMPORTED, self.bulk, str(len(listed)))
-        return Change(entry, (ListDevices(tuple(listed)),), (event,))
+        return Change(audit, (ListDevices(tuple(listed)),), (event,))
 
 
 class _Known:
@@ -188,7 +188,7 @@ class _Known:
         holder = self._serials.get((row.model, row.hardware_serial))
         if holder is not None:
             raise Conflict("serial-taken", f"The hardware serial is that of {holder}, of the same model.")
-        holder = self._keys.get(row.key_sha256)
+        holder = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
         if holder is not None:
             raise Conflict("key-taken", f"The key is that of {holder}.")
         return False

@@ -13,11 +13,13 @@ from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Issuer, Registry
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
+from fleet.servers.est.maker_certificate import maker_certificate
 from fleet.servers.est.paths import Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
+from fleet.services.evidence import strangers_may_ask
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, encode_certs_only, is_pkcs10
@@ -82,11 +84,19 @@ class _Handlers:
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
-        if credentials is None and exchange.peer.fingerprint is None:
+        shows_nothing = credentials is None and exchange.peer.fingerprint is None
+        if shows_nothing and not await strangers_may_ask(self._registry, asked.label):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         request = request_of(await read_csr(exchange), exchange.peer)
         credential = await enroll(
-            self._registry, self._issuer, exchange.peer, credentials, request, asked.label, self._clock()
+            self._registry,
+            self._issuer,
+            exchange.peer,
+            credentials,
+            request,
+            asked.label,
+            self._clock(),
+            read_maker=maker_certificate,
         )
         return issued(exchange, credential)
 
@@ -112,7 +122,16 @@ class _Handlers:
         current = names_presented(exchange)
         now = self._clock()
         credential = await enroll_with_new_key(
-            self._registry, self._issuer, exchange.peer, credentials, request, asked.label, current, maker, now
+            self._registry,
+            self._issuer,
+            exchange.peer,
+            credentials,
+            request,
+            asked.label,
+            current,
+            maker,
+            now,
+            read_maker=maker_certificate,
         )
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)
