@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
@@ -28,29 +28,40 @@ def utc_now() -> datetime:
 @dataclass(frozen=True, slots=True)
 class Contexts:
     """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
-    operators' CA is believed by the HTTP API alone.
+    operators' CA is believed by the HTTP API alone, and makers' CAs by EST alone.
     """
 
     required: ContextSource
     optional: ContextSource
     http: ContextSource
     clock: Clock
+    makers: list[Certificate] = field(default_factory=list)
 
     @classmethod
-    def of(cls, home: Home, clock: Clock) -> "Contexts":
-        def source(*more_anchors: Certificate, require_client: bool = False) -> ContextSource:
+    def of(cls, home: Home, clock: Clock, makers: Sequence[Certificate] = ()) -> "Contexts":
+        def source(
+            *more_anchors: Certificate, require_client: bool = False, makers: Sequence[Certificate] = ()
+        ) -> ContextSource:
             anchors = (*authority_chain(home), *more_anchors)
             return ContextSource(
-                server_context(server_identity(home), anchors, require_client=require_client, clock=clock)
+                server_context(
+                    server_identity(home), anchors, require_client=require_client, clock=clock, makers=makers
+                )
             )
 
         operators = operators_authority(home, clock())
-        return cls(source(require_client=True), source(), source(operators), clock)
+        return cls(source(require_client=True), source(makers=makers), source(operators), clock, list(makers))
+
+    def believe_makers(self, home: Home, makers: Sequence[Certificate]) -> None:
+        """EST believes these makers' CAs and no others, from the next connection on."""
+        if list(makers) != self.makers:
+            self.makers[:] = makers
+            self.reload(home)
 
     def reload(self, home: Home) -> None:
         """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
-            fresh = Contexts.of(home, self.clock)
+            fresh = Contexts.of(home, self.clock, self.makers)
         except (FleetError, OSError, ValueError) as error:
             log.error("event=reload outcome=failed kept=old reason=%s", error)
             return

@@ -12,12 +12,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.doors import NAMES, at, open_door
 from fleet.home import Home, authority_chain, key_sealer, load_issuer, operators_authority
 from fleet.lasting import lasting
+from fleet.maker_anchors import follow_makers, makers_of
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
@@ -99,14 +101,15 @@ class Worker:
     endpoints: Endpoints
     home: Home
     contexts: Contexts
-    feed: asyncio.Task[None]
+    living: tuple[asyncio.Task[None], ...]
+    """Parts that must live for ever."""
 
     async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
         """Return when told to stop; a reload shows new connections the server certificate as it is on disk.
 
         Raises: what a part that must live for ever died of.
         """
-        await told.until_stop(lambda: self.contexts.reload(self.home), (self.feed, *watched))
+        await told.until_stop(lambda: self.contexts.reload(self.home), (*self.living, *watched))
 
 
 @asynccontextmanager
@@ -125,7 +128,7 @@ async def working(
     """
     place = place or Place()
     async with AsyncExitStack() as parts:
-        contexts = Contexts.of(home, clock)
+        contexts = Contexts.of(home, clock, await makers_of(registry))
         gateway = Gateway(
             registry,
             upstream,
@@ -134,6 +137,8 @@ async def working(
             purges=not place.shares,
         )
         feed = await parts.enter_async_context(_following(gateway))
+        following = follow_makers(registry, partial(contexts.believe_makers, home))
+        makers = await parts.enter_async_context(lasting(following, "the look at makers' CAs"))
         listeners: dict[str, Listener] = {}
         est = build_est_server(
             registry, load_issuer(home), authority_chain(home), sealer=lambda: key_sealer(home), clock=clock
@@ -171,7 +176,7 @@ async def working(
         # What stands now stands for good: the collector need not walk it again with every generation.
         gc.collect()
         gc.freeze()
-        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, (feed, makers))
 
 
 @asynccontextmanager

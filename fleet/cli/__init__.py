@@ -14,6 +14,8 @@ COMMANDS = {
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "claim": ("fleet.cli.claim", "Claim certificates, shared by a batch of new devices."),
+    "anchor": ("fleet.cli.anchor", "Makers' CAs (IEEE 802.1AR), and whom they vouch for."),
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),

@@ -1,4 +1,4 @@
-"""Makers' CAs: whose certificates may earn a first one of ours. That a file holds such a CA, `fleet.ca.maker` checks."""
+"""Makers' CAs: whose certificates may earn a first one of ours. `fleet.ca.maker` checks that a file holds such a CA."""
 
 import hashlib
 from collections.abc import Sequence

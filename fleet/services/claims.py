@@ -11,6 +11,7 @@ Quarantine is in the registry before the refusal is told, and holds on every nod
 """
 
 import hashlib
+from contextlib import suppress
 from datetime import datetime
 
 from fleet.domain.access import Act
@@ -165,10 +166,8 @@ async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: 
     else:
         entry = _entry("claim.takeover", claim.name, act, refusal=code, count=str(claim.takeovers + 1))
         events = ()
-    try:
+    with suppress(Conflict):  # somebody else has just quarantined or revoked it
         await registry.commit(Change(entry, writes, events))
-    except Conflict:
-        pass  # somebody else has just quarantined or revoked it
 
 
 def _entry(action: str, name: str, act: Act, **detail: str) -> AuditEntry:

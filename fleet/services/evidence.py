@@ -146,7 +146,7 @@ async def _maker_of(
 
     Raises: Invalid (`bad-idevid`).
     """
-    if read_maker is None or peer.certificate_der is None or len(peer.chain_der) < 2:  # noqa: PLR2004  leaf and CA
+    if read_maker is None or peer.certificate_der is None or len(peer.chain_der) < 2:
         return None
     for anchor in await registry.anchors():
         if anchor.der == peer.chain_der[-1]:

@@ -27,9 +27,7 @@ async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]
     return f"{facts.credential.kind} {facts.credential.holder}", {"serial": facts.credential.serial}
 
 
-async def identify(
-    registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False
-) -> HolderFacts:
+async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False) -> HolderFacts:
     """Which device or station presented the certificate of `peer`, by its fingerprint. The holder is in service, the
     certificate usable. An operator's certificate is as good as unknown. One door `opens_to_claims`: a claim that is
     shown at any other is in quarantine when this raises.

@@ -1,4 +1,4 @@
-"""What it means when a write about manifest, claims, makers' CAs or quotas finds otherwise: the same on every engine."""
+"""What it means when a write about manifest, claims, makers' CAs or quotas finds otherwise: on every engine the same."""
 
 from fleet.domain.errors import Conflict
 

@@ -25,12 +25,11 @@ from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import admission_rows
+from fleet.storage import admission_rows, rows
 from fleet.storage import postgres_admission as admission
 from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
-from fleet.storage import rows
 from fleet.storage.hop import Batches
 from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener

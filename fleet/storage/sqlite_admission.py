@@ -138,7 +138,9 @@ CLAIM = _select("claim", columns.CLAIM_COLUMNS, "WHERE name = ?")
 CLAIMS = _select("claim", columns.CLAIM_COLUMNS, "ORDER BY name")
 ANCHORS = _select("anchor", columns.ANCHOR_COLUMNS, "ORDER BY name")
 ENTRY_OF_DEVICE = _select("manifest", columns.MANIFEST_COLUMNS, "WHERE device_id = ?")
-ENTRY_OF_SERIAL = _select("manifest", columns.MANIFEST_COLUMNS, "WHERE model = ? AND hardware_serial = ? AND hardware_serial <> ''")  # noqa: E501  fmt: skip
+ENTRY_OF_SERIAL = _select(
+    "manifest", columns.MANIFEST_COLUMNS, "WHERE model = ? AND hardware_serial = ? AND hardware_serial <> ''"
+)
 ENTRY_OF_KEY = _select("manifest", columns.MANIFEST_COLUMNS, "WHERE key_sha256 = ?")
 HAS_DEVICE = "SELECT 1 FROM device WHERE id = ?"
 BINDINGS = _select("idevid", columns.IDEVID_COLUMNS, "WHERE key_sha256 = ? OR device_id = ? ORDER BY device_id")

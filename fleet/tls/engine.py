@@ -91,8 +91,15 @@ def _pointer(context: SSL.Context) -> Any:
     return context._context
 
 
-def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes], str]) -> None:
-    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it.
+def verify_clients(
+    context: SSL.Context,
+    mode: int,
+    objection: Callable[[bytes], str],
+    other_objection: Callable[[bytes], str],
+    others: frozenset[int],
+) -> None:
+    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it;
+    that of a chain which ends at one of `others`, anchors by their address in the engine, to `other_objection`.
 
     What the engine or `objection` holds against a certificate is left as the connection's app data, a str; an accepted
     leaf's DER is left there too, as bytes. The callback does without pyOpenSSL's own, which makes objects of every
@@ -108,7 +115,8 @@ def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes],
             complaint = verify_error_text(lib.X509_STORE_CTX_get_error(store_context))
         else:
             leaf_der = _der_of(lib.X509_STORE_CTX_get_current_cert(store_context))
-            complaint = objection(leaf_der)
+            is_other = bool(others) and _anchor_address(store_context) in others
+            complaint = (other_objection if is_other else objection)(leaf_der)
         ssl = lib.X509_STORE_CTX_get_ex_data(store_context, lib.SSL_get_ex_data_X509_STORE_CTX_idx())
         SSL.Connection._reverse_mapping[ssl].set_app_data(complaint or leaf_der)
         if complaint and engine_says:
@@ -120,6 +128,18 @@ def verify_clients(context: SSL.Context, mode: int, objection: Callable[[bytes],
     callback = ffi.callback("int (*)(int, X509_STORE_CTX *)", verify, error=0)
     context.set_app_data(callback)  # lives as long as the connections that hold the context
     lib.SSL_CTX_set_verify(_pointer(context), mode, callback)
+
+
+def _anchor_address(store_context: Any) -> int:
+    """Address in the engine of the certificate at the end of the chain that is being verified; 0 for none."""
+    chain = lib.X509_STORE_CTX_get1_chain(store_context)
+    if chain == ffi.NULL:
+        return 0
+    certificates = [lib.sk_X509_value(chain, index) for index in range(lib.sk_X509_num(chain))]
+    for certificate in certificates:
+        lib.X509_free(certificate)  # each was counted once more for us; the verification still holds them
+    lib.sk_X509_free(chain)
+    return int(ffi.cast("uintptr_t", certificates[-1])) if certificates else 0
 
 
 def add_anchor(context: SSL.Context, anchor: x509.Certificate) -> tuple[int, bytes]:

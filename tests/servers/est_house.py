@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -105,6 +105,8 @@ class House:
     servers: dict[str, HttpServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     now: datetime | None = None
+    believing: Callable[[Sequence[x509.Certificate]], None] = lambda makers: None
+    """Have EST believe these makers' CAs from the next connection on."""
 
     def clock(self) -> datetime:
         return self.now or datetime.now(UTC)
@@ -297,6 +299,11 @@ async def open_house(
     def believing(*anchors: x509.Certificate) -> ContextSource:
         return ContextSource(server_context(identity, anchors, require_client=False, clock=house.clock))
 
+    def believe_makers(makers: Sequence[x509.Certificate]) -> None:
+        fresh = server_context(identity, [issuing[0]], require_client=False, clock=house.clock, makers=makers)
+        contexts["est"].swap(fresh)
+
+    house.believing = believe_makers
     contexts = {"est": believing(issuing[0]), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
         registry,
