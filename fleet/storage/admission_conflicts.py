@@ -1,4 +1,4 @@
-"""What it means when a write about manifest, claims, makers' CAs or quotas finds otherwise: on every engine the same."""
+"""What it means when a write about manifest, claims, makers' CAs or quotas finds otherwise, on every engine."""
 
 from fleet.domain.errors import Conflict
 

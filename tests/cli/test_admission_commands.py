@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -58,7 +57,7 @@ class TestClaim:
         assert bundle.private_key.public_key() == key.public_key()
         assert bundle.certificates == (certificate, issuing)
         for secret in (made["key"], made["pkcs12"]):
-            assert stat.S_IMODE(os.stat(secret).st_mode) == 0o600
+            assert stat.S_IMODE(Path(secret).stat().st_mode) == 0o600
         [row] = done(fleet(home, "claim", "list", "-o", "json"))
         assert (row["name"], row["state"], row["uses"], row["quota"]) == ("batch-7", "open", 0, 5)
         assert audit(home, "claim.create")[0]["detail"]["quota"] == "5"
@@ -152,7 +151,7 @@ def test_a_stations_quota(home: Path, tmp_path: Path) -> None:
     [row] = done(fleet(home, "station", "list", "-o", "json"))
     assert (row["quota"], row["used_today"]) == (20, 0)
     assert done(fleet(home, "station", "set", "line-1", "--quota", "0", "-o", "json"))["quota"] is None
-    assert "20" in str(audit(home, "station.set")[0]["detail"]["quota"])
+    assert audit(home, "station.set")[0]["detail"] == {"before": "quota=20", "after": "quota=0"}
     assert fleet(home, "station", "set", "nonesuch", "--quota", "1").exit_code == 1
     assert fleet(home, "station", "set", "line-1", "--quota", "-1").exit_code == 2
 

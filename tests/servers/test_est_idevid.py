@@ -16,8 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.credential import CredentialState
-from fleet.domain.manifest import ManifestRow
 from fleet.domain.device import DeviceId
+from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
@@ -142,7 +142,9 @@ async def test_what_tls_refuses(yard: Yard) -> None:
         "expired": yard.device("SN1", ends=now - timedelta(hours=1)),
         "not yet": yard.device("SN1", begins=now + timedelta(days=1)),
         "path length": long.below("One too many").device(yard.folder, "SN1"),
-        "a device that issues": Maker(yard.device("SN9").certificate, yard.device("SN9").key).device(yard.folder, "SN1"),
+        "a device that issues": Maker(yard.device("SN9").certificate, yard.device("SN9").key).device(
+            yard.folder, "SN1"
+        ),
     }
     for what, shown in refused.items():
         assert (await is_refused_in_tls(yard, shown)).startswith("bad-certificate"), what
