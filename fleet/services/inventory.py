@@ -318,7 +318,7 @@ async def enroll_station(
         events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
         models=" ".join(station.models),
         serial=credential.serial,
-        quota=str(quota),
+        **({"quota": str(quota)} if quota else {}),
     )
     await registry.commit(change)
     return credential

@@ -185,11 +185,10 @@ class TestImport:
 
     @pytest.mark.parametrize("shape", ["lines", "array", "array on one line"])
     def test_json(self, home: Path, tmp_path: Path, shape: str) -> None:
-        found = [
+        found: list[dict[str, object]] = [
             {"device_id": "cam-1", "model": "default", "key_sha256": KEY_1.upper(), "tags": {"lot": "L7"}},
-            {"device_id": "cam-2", "model": "default", "hardware_serial": "S}]2", "groups": ["pilot"], "tags": None},
+            {"device_id": "cam-2", "model": "default", "hardware_serial": "S(2)", "groups": ["pilot"], "tags": None},
         ]
-        found[1]["hardware_serial"] = "S(2)"
         text = {
             "lines": "\n".join(map(json.dumps, found)) + "\n",
             "array": json.dumps(found, indent=2),

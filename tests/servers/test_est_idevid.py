@@ -123,7 +123,12 @@ async def test_chains_with_intermediates_are_verified(yard: Yard) -> None:
 
 
 async def test_leaves_as_makers_make_them(yard: Yard) -> None:
-    for number, given in enumerate(({"usage": None}, {"usages": [ExtendedKeyUsageOID.CLIENT_AUTH]}, {"ca": False})):
+    leaves: tuple[dict[str, object], ...] = (
+        {"usage": None},
+        {"usages": [ExtendedKeyUsageOID.CLIENT_AUTH]},
+        {"ca": False},
+    )
+    for number, given in enumerate(leaves):
         await yard.expect(f"cam-{number}", f"SN{number}")
         assert await yard.verdict(f"cam-{number}", yard.device(f"SN{number}", **given)) == (200, "")
 
@@ -133,6 +138,8 @@ async def test_what_tls_refuses(yard: Yard) -> None:
     now = datetime.now(UTC)
     long = new_maker("Short", path_length=0)
     await yard.believe("short", maker=long)
+    device = yard.device("SN9")
+    issuing = Maker(device.certificate, device.key, (device.certificate,))
     refused = {
         "a stranger": new_maker().device(yard.folder, "SN1"),
         "an impostor": new_maker("Acme Devices CA").device(yard.folder, "SN1"),
@@ -142,9 +149,7 @@ async def test_what_tls_refuses(yard: Yard) -> None:
         "expired": yard.device("SN1", ends=now - timedelta(hours=1)),
         "not yet": yard.device("SN1", begins=now + timedelta(days=1)),
         "path length": long.below("One too many").device(yard.folder, "SN1"),
-        "a device that issues": Maker(yard.device("SN9").certificate, yard.device("SN9").key).device(
-            yard.folder, "SN1"
-        ),
+        "a device that issues": issuing.device(yard.folder, "SN1"),
     }
     for what, shown in refused.items():
         assert (await is_refused_in_tls(yard, shown)).startswith("bad-certificate"), what
@@ -186,7 +191,8 @@ async def test_any_of_this_ca(yard: Yard) -> None:
     assert await yard.verdict("of-my-choice", shown) == (403, "not-your-identity")
     assert await yard.verdict("SN1", shown) == (200, "")
     device = await yard.house.registry.device("SN1")
-    assert device is not None and device.model == "cam"
+    assert device is not None
+    assert device.model == "cam"
     # The manifest still goes before the maker's word.
     await yard.expect("cam-2", "SN2")
     assert await yard.verdict("SN2", yard.device("SN2")) == (403, "not-your-identity")
@@ -308,4 +314,5 @@ async def test_a_token_goes_before_it(yard: Yard) -> None:
     answer = await yard.house.enroll(csr_for("cam-9"), basic(token), identity=yard.device("SN1"))
     assert answer.status == 200
     [held] = await yard.house.registry.credentials("cam-9")
-    assert held.grant.startswith("token ") and held.state is CredentialState.ISSUED
+    assert held.grant.startswith("token ")
+    assert held.state is CredentialState.ISSUED

@@ -13,7 +13,7 @@ from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.device import DeviceId
 from fleet.domain.manifest import ManifestRow
-from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ProfileRules
+from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, AdmissionRules, ProfileRules
 from fleet.services import inventory, revocation
 from fleet.services.importing import Importer, Numbered
 from tests.servers.est_house import House, Key, basic, csr_for, open_house, renewal_csr
@@ -28,7 +28,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield house
 
 
-async def admits(house: House, *paths: AdmissionPath, profile: ProfileRules = ProfileRules()) -> None:
+async def admits(house: House, *paths: AdmissionPath, profile: ProfileRules = DEFAULT_RULES.profile) -> None:
     old = await house.registry.model("cam")
     assert old is not None
     rules = replace(old.rules, admission=AdmissionRules(paths=paths), profile=profile)
@@ -163,7 +163,8 @@ class TestStationQuota:
         house.now = noon + timedelta(days=2)
         assert (await house.enroll(csr_for("new-2"), identity=station)).status == 200
         found = await house.registry.station("line-1")
-        assert found is not None and found.used_on(house.clock()) == 1
+        assert found is not None
+        assert found.used_on(house.clock()) == 1
 
     async def test_more_when_it_is_allowed_more(self, house: House) -> None:
         station = await house.station("line-1", ("cam",))

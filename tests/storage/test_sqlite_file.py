@@ -196,7 +196,8 @@ async def test_a_registry_from_before_claims_takes_them(db_path: Path, monkeypat
     await registry.commit(change(AddCredential(claimed)))
     assert await registry.credentials("b") == [claimed]
     station = await registry.station("line-1")
-    assert station is not None and station.quota == 0
+    assert station is not None
+    assert station.quota == 0
     await registry.close()
     with closing(sqlite3.connect(db_path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
