@@ -74,6 +74,9 @@ STATEMENTS = {
     "devices_are_ours": f"""
         SELECT 1 WHERE jsonb_array_length($1::text::jsonb) = (SELECT count(*) FROM {_ROWS}
             JOIN device d ON d.id = r->>0 AND d.model = r->>1 AND d.created_at = (r->>3)::bigint)""",  # noqa: S608
+    "tags_are_ours": f"""
+        SELECT 1 WHERE jsonb_array_length($1::text::jsonb) = (SELECT count(*) FROM {_ROWS}
+            JOIN device_tag t ON t.key = r->>0 AND t.value = r->>1 AND t.device_id = r->>2)""",  # noqa: S608
     "entries_are_ours": f"""
         SELECT 1 WHERE jsonb_array_length($1::text::jsonb) = (SELECT count(*) FROM {_ROWS}
             JOIN manifest m ON m.device_id = r->>0 AND m.row_sha256 = decode(r->>4, 'hex'))""",  # noqa: S608
@@ -123,6 +126,7 @@ def steps_of(write: AdmissionWrite) -> Steps:
             tags = [row for each in listed for row in rows.tag_rows(each.device)]
             if tags:
                 yield "list_tags", (_json(tags),), None
+                yield "tags_are_ours", (_json(tags),), taken
         case AddClaim(claim=claim):
             yield "add_claim", columns.claim_row(claim), conflicts.claim_exists(claim.name)
         case SpendClaim(name=name):

@@ -1,5 +1,6 @@
 """What every registry promises of manifest, claims, makers' CAs and quotas, whatever engine it stands on."""
 
+import asyncio
 import hashlib
 import os
 from dataclasses import replace
@@ -26,6 +27,7 @@ from fleet.domain.changes import (
 from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import DeviceFilter, DeviceId, Model
+from fleet.domain.errors import Conflict
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts
 from fleet.domain.ports import HolderFacts, Registry
@@ -71,6 +73,24 @@ class TestManifest:
         # A serial is its model's own; to have none is nobody's.
         await registry.commit(change(ListDevices((listed("c", "S1", model="other"), listed("e", "", b"e" * 32)))))
         await registry.commit(change(ListDevices((listed("f", "", b"f" * 32),))))
+
+    async def test_whole_or_not_at_all_beside_one_that_fails(self, registry: Registry) -> None:
+        """Both in one transaction of the registry's, which has to undo and do again."""
+        await registry.commit(change(AddDevice(device("taken"))))
+        for number in range(5):
+            brought = listed(f"new-{number}", f"S{number}")
+            tagged = replace(brought, device=replace(brought.device, tags=(("lot", f"L{number}"),)))
+            outcomes = await asyncio.gather(
+                registry.commit(change(ListDevices((tagged,)))),
+                registry.commit(change(AddDevice(device(f"beside-{number}")), AddDevice(device("taken")))),
+                return_exceptions=True,
+            )
+            assert isinstance(outcomes[1], Conflict)
+            assert outcomes[0] is None
+            assert await registry.device(f"beside-{number}") is None
+            assert await registry.devices(DeviceFilter(tags=(("lot", f"L{number}"),))) == [tagged.device]
+            facts = await registry.manifest_facts([tagged.device.id], [], [])
+            assert facts.entries == (tagged.entry,)
 
     async def test_no_model_no_device(self, registry: Registry) -> None:
         assert await refused(registry, ListDevices((listed("a", "S1", model="nonesuch"),))) == "no-such-model"
