@@ -49,7 +49,7 @@ def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> No
     The same row again changes nothing, so an import that was cut off is resumed by running it again. A row that says
     something else than it did, or takes the serial or key of another, is refused.
 
-    Exit code 1 when a row was refused or not read.
+    It works at the home itself, served or not. Exit code 1 when a row was refused or not read.
 
     \b
     Examples:

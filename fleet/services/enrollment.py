@@ -28,7 +28,7 @@ from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceId, DeviceState, Model, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Refused, Unauthenticated, Unavailable
-from fleet.domain.grants import RenewalGrant
+from fleet.domain.grants import ClaimGrant, RenewalGrant
 from fleet.domain.idevid import MakerReader
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
@@ -134,7 +134,7 @@ class _Attempt:
     key_maker: KeyMaker | None = None
     read_maker: MakerReader | None = None
     claim: Claim | None = None
-    """The one whose certificate was presented."""
+    """The one by whose right it is made."""
     actor: str = NOBODY
     subject: str = "device ?"
 
@@ -182,10 +182,10 @@ class _Attempt:
             self.registry, self.peer, credentials, self.request, holder, self.label, self.now, self.read_maker
         )
         shown = evidence.presented
-        self.claim = shown.claim if shown is not None else None
         grant = await grant_of(evidence)
         if grant is not None:
             self.actor = str(grant)
+            self.claim = grant.claim if isinstance(grant, ClaimGrant) else None
             if shown is not None and shown.device is not None and shown.device.id != holder:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif shown is None:

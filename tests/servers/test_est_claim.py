@@ -252,3 +252,7 @@ async def test_a_token_beside_it_is_what_counts(batch: Batch) -> None:
     answer = await batch.house.enroll(csr_for("cam-1"), basic(token), identity=batch.shown)
     assert answer.status == 200
     assert (await batch.claim()).uses == 0
+    other = await batch.house.token(model="pump")
+    answer = await batch.house.enroll(csr_for("cam-1"), basic(other), identity=batch.shown)
+    assert (answer.status, answer.code) == (403, "not-your-model")
+    assert (await batch.claim()).quarantined_at is None  # it is the token that was misused
