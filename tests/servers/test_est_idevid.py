@@ -21,6 +21,7 @@ from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
+from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker
 
@@ -97,7 +98,9 @@ async def test_a_listed_device_enrolls_and_renews(yard: Yard, version: ssl.TLSVe
     shown, key = yard.device("SN1"), generate_key()
     context = yard.house.client_context(shown)
     context.minimum_version = context.maximum_version = version
-    answer = await yard.house.post("simpleenroll", csr_for("cam-1", key), identity=shown)
+    headers = {"Content-Type": "application/pkcs10"}
+    path = "/.well-known/est/simpleenroll"
+    answer = await yard.house.send("POST", path, encode_body(csr_for("cam-1", key)), headers, context=context)
     assert answer.status == 200, answer.text
     [certificate] = answer.certificates
     assert certificate.public_key() == key.public_key()
