@@ -21,6 +21,7 @@ from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
+from fleet.services.bulk import Tally
 from fleet.services.renewal import Progress
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -38,6 +39,31 @@ class Held:
     not_after: datetime
     sha256: bytes
     """Of its DER."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An act on every device of a filter."""
+
+    text: str
+    """The filter as it was written."""
+    where: DeviceFilter
+    """And as it was understood."""
+    act: str
+    """One of MOVES, or "tag"."""
+    retag: Retag | None
+    """With "tag"."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Went:
+    """How an act on many devices went."""
+
+    bulk: str
+    """What ties its audit rows together."""
+    tally: Tally
+    is_interrupted: bool
 
 
 class Desk(Protocol):
@@ -66,6 +92,17 @@ class Desk(Protocol):
     def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device: ...
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         """`verb` is one of MOVES."""
+        ...
+
+    def all_devices(self, where: DeviceFilter) -> list[Device]: ...
+    def count_devices(self, order: Order) -> int:
+        """How many `order` is for."""
+        ...
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        """Do it to the `count` devices that it is for, and tell `heard` how far it has come. SIGINT and SIGTERM stop it
+        where nothing is left half done.
+        """
         ...
 
     def tokens(self) -> list[Token]: ...

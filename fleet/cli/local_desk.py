@@ -6,7 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.cli.desk import Held
+from fleet.cli import local_bulk
+from fleet.cli.desk import Held, Order, Went
 from fleet.cli.home import OPERATOR, OpenHome, opened, run, utc_now
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, RequestFilter
@@ -18,6 +19,7 @@ from fleet.domain.tags import Retag
 from fleet.home import settings_of, waiting_limits
 from fleet.services import approvals, inventory, renewal, revocation, tagging
 from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.bulk import Tally
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
 
@@ -100,6 +102,15 @@ class LocalDesk:
 
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         return self._at(lambda fleet: _MOVES[verb](fleet.registry, id_text, act=_act(), reason=reason))
+
+    def all_devices(self, where: DeviceFilter) -> list[Device]:
+        return run(local_bulk.devices_of(self.path, where))
+
+    def count_devices(self, order: Order) -> int:
+        return run(local_bulk.count_of(self.path, order.where))
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        return run(local_bulk.carried_out(self.path, order, count, heard))
 
     def tokens(self) -> list[Token]:
         return self._at(lambda fleet: fleet.registry.tokens())

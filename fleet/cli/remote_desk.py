@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fleet.cli.desk import Held
+from fleet.cli import remote_bulk
+from fleet.cli.desk import Held, Order, Went
 from fleet.cli.https import Api
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, AuditRow
@@ -23,13 +24,14 @@ from fleet.domain.device import (
     Model,
     Place,
     device_id,
-    place_of,
     plain_name,
 )
+from fleet.domain.device_filter import place_text
 from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.bulk import Tally
 from fleet.services.inventory import checked_model
 from fleet.services.renewal import Progress
 
@@ -80,11 +82,9 @@ class RemoteDesk:
 
     def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
         query = [("limit", str(min(limit, PAGE_MAX))), *_query(where)]
-        if after.id and after.expires_at is None:
-            query.append(("after", after.id))
+        if after.id:
+            query.append(("after", place_text(after)))
         found = (_device(each) for each in self._api.items(f"/v1/devices?{urlencode(query)}"))
-        if after.expires_at is not None:  # the API's own cursors go on from there, but this one came from a person
-            found = (each for each in found if _key(place_of(each, where)) > _key(after))
         return list(itertools.islice(found, limit))
 
     def device(self, id_text: str) -> tuple[Device, list[Held]]:
@@ -116,6 +116,16 @@ class RemoteDesk:
         path = f"{_device_path(id_text)}/{verb}"
         with _named("device", id_text):
             return _device(self._api.ask("POST", path, {"reason": reason})[0])
+
+    def all_devices(self, where: DeviceFilter) -> list[Device]:
+        query = urlencode([("limit", str(PAGE_MAX)), *_query(where)])
+        return [_device(each) for each in self._api.items(f"/v1/devices?{query}")]
+
+    def count_devices(self, order: Order) -> int:
+        return remote_bulk.count_of(self._api, order)
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        return remote_bulk.carried_out(self._api, order, count, heard)
 
     def tokens(self) -> list[Token]:
         return [_token(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]
@@ -193,11 +203,6 @@ def _query(where: DeviceFilter) -> list[tuple[str, str]]:
         ("expires_before", where.expires_before.isoformat() if where.expires_before else None),
     )
     return [*((name, value) for name, value in named if value is not None), *(("tag", ":".join(t)) for t in where.tags)]
-
-
-def _key(place: Place) -> tuple[datetime, str]:
-    assert place.expires_at is not None  # noqa: S101  pages by expiry hold only devices that have one
-    return place.expires_at, place.id
 
 
 def _time(text: str) -> datetime:

@@ -70,6 +70,19 @@ device revoke cam:2 -o json
 device resume cam:2
 device retire cam:2
 device retire cam-9
+device suspend --filter lot=L7 --dry-run
+device suspend --filter lot=L7 --dry-run -o json
+device suspend --filter lot=L7 --count 7
+device suspend --filter lot=L7
+device suspend --filter lot
+device suspend --filter lot=L7 --reason leaks --count 1
+device suspend --filter lot=L7 --yes -o json
+device suspend --filter lot=none --yes
+device resume --filter state=suspended --yes
+device tag --filter model=cam site=Oslo --group recall --reason moved --yes
+device tag --filter group=recall --remove site --ungroup recall --yes -o json
+device tag --filter expires<30d lot=x --yes
+device retire --filter model=pump --yes
 token create --device cam-1
 token create --model cam --uses 3 --ttl 7d -o json
 token create --device cam-9

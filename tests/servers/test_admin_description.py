@@ -75,6 +75,7 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         "create_device": {"id": "cam-9", "model": "cam", "tags": {"site": "essen"}, "groups": ["a"]},
         "patch_device": {"tags": {"site": "essen"}, "groups": ["a"]},
         "create_token": {"model": "cam"},
+        "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }
     stranger = house.client(None)
     for route in ROUTES:

@@ -47,6 +47,7 @@ MAY: dict[str, frozenset[str]] = {
     "resume_device": frozenset({"operator", "admin", "held"}),
     "revoke_device": frozenset({"operator", "admin", "held"}),
     "retire_device": frozenset({"operator", "admin", "held"}),
+    "act_in_bulk": frozenset({"operator", "admin", "held"}),
     "list_device_credentials": OPERATORS,
     "get_credential": OPERATORS,
     "list_tokens": OPERATORS,
@@ -71,6 +72,7 @@ BODIES: dict[str, object] = {
     "create_device": {"id": "cam-9", "model": "cam"},
     "patch_device": {"groups": ["a"]},
     "create_token": {"model": "cam"},
+    "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
 

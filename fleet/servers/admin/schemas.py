@@ -6,6 +6,7 @@ from fleet.domain.access import Role
 from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
+from fleet.domain.device_filter import FILTER_MAX
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
 from fleet.servers.admin.rule_schemas import CAMPAIGN, RULES
@@ -188,6 +189,51 @@ COMPONENTS: dict[str, Schema] = {
         required=(),
         minProperties=1,
         description="A merge patch (RFC 7396): a tag that is null goes, one that is not named stays.",
+    ),
+    "BulkAct": _object(
+        {
+            "filter": {
+                "type": "string",
+                "maxLength": FILTER_MAX,
+                "description": "As in the commands: model=cam2 and lot=L7 and state=active and expires<30d",
+            },
+            "act": {"type": "string", "enum": ["suspend", "resume", "revoke", "retire", "tag"]},
+            "tags": {
+                **_TAGS,
+                "additionalProperties": {**_TAGS["additionalProperties"], "type": ["string", "null"]},
+                "description": "With the act tag: tags to set; one that is null is removed.",
+            },
+            "join": {**_GROUPS, "description": "With the act tag: groups to put the devices into."},
+            "leave": {**_GROUPS, "description": "With the act tag: groups to take them out of."},
+            "reason": REASON,
+            "dry_run": {"type": "boolean", "description": "Say how many there are, and change nothing."},
+            "expected": {**COUNT, "maximum": SEQ_MAX, "description": "How many there must be, for the first step."},
+            "cursor": {**CURSOR, "description": "For each further step: the `next` of the one before."},
+        },
+        required=("filter", "act"),
+    ),
+    "BulkStep": _object(
+        {
+            "bulk": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{12}$",
+                "description": "What ties its audit rows together.",
+            },
+            "matched": {**COUNT, "description": "Devices that the whole act is for."},
+            "done": {**COUNT, "description": "In this step."},
+            "skipped": {
+                "type": "object",
+                "additionalProperties": COUNT,
+                "description": "In this step, by code: devices to which there was nothing to do.",
+            },
+            "failed": {
+                "type": "array",
+                "items": _object({"id": DEVICE_ID, "code": TEXT, "why": TEXT}),
+                "description": "In this step: devices that somebody changed first, or that the registry failed on.",
+            },
+            "next": {"type": ["string", "null"], "description": "The cursor of the next step; null when it is done."},
+        },
+        description="How a step of an act on many devices went.",
     ),
     "Reason": _object({"reason": REASON}, required=()),
     "Credential": _object(

@@ -10,7 +10,7 @@ from fleet.domain.access import Permission
 from fleet.domain.approval import RequestState
 from fleet.domain.device import DeviceState
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
-from fleet.servers.admin import approvals, devices, events, models, records, tokens
+from fleet.servers.admin import approvals, bulk, devices, events, models, records, tokens
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
@@ -28,7 +28,17 @@ from fleet.servers.admin.routes import (
     listing,
     post,
 )
-from fleet.servers.admin.schemas import CURSOR, DEVICE_ID, LIMIT_PARAMETER, NAME, SEQ, TIME, Schema, ref
+from fleet.servers.admin.schemas import (
+    CURSOR,
+    DEVICE_ID,
+    DEVICE_ID_PATTERN,
+    LIMIT_PARAMETER,
+    NAME,
+    SEQ,
+    TIME,
+    Schema,
+    ref,
+)
 
 _PAGING: dict[str, Schema] = {"limit": LIMIT_PARAMETER, "cursor": CURSOR}
 _DEVICE_FILTERS: dict[str, Schema] = {
@@ -41,7 +51,11 @@ _DEVICE_FILTERS: dict[str, Schema] = {
         "description": "KEY:VALUE; may be repeated, and then all of them count.",
     },
     "group": NAME,
-    "after": {**DEVICE_ID, "description": "Begin behind this id; not with expires_before."},
+    "after": {
+        "type": "string",
+        "pattern": f"^([0-9T:.+Z-]{{20,40}}/)?{DEVICE_ID_PATTERN[1:]}",
+        "description": "Begin behind this id; with expires_before, behind this TIME/ID.",
+    },
     "expires_before": {**TIME, "description": "Devices whose newest certificate ends before then, soonest first."},
 }
 
@@ -224,6 +238,16 @@ ROUTES: tuple[Route, ...] = (
     _move("resume", devices.resume_device, "Let a suspended device in again."),
     _move("revoke", devices.revoke_device, "Put a device out for good, its certificates with it."),
     _move("retire", devices.retire_device, "Take a device out of service in good order, for good."),
+    post(
+        "act_in_bulk",
+        "/v1/bulk",
+        Permission.DEVICE_WRITE,
+        bulk.act_in_bulk,
+        summary="Act on every device of a filter: dry run, then step by step, the first confirmed by their number.",
+        takes=ref("BulkAct"),
+        gives=ref("BulkStep"),
+        is_one_change=False,
+    ),
     # Certificates
     listing(
         "list_device_credentials",
