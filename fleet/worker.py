@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
+from fleet.admin_authorities import authorities_for_admin
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
@@ -23,7 +24,6 @@ from fleet.home import (
     key_sealer,
     load_issuer,
     load_webhook_signer,
-    operators_authority,
     waiting_limits,
 )
 from fleet.lasting import lasting
@@ -173,7 +173,7 @@ async def working(
         admin = build_admin_server(
             registry,
             status,
-            operators=operators_authority(home, clock()),
+            authorities=authorities_for_admin(home, clock()),
             clock=clock,
             # Operators page through long lists; their certificates are few and named.
             rates=rates_of(replace(settings, requests_per_credential_per_second=0)),

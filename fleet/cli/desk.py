@@ -15,13 +15,18 @@ from typing import Any, Protocol, TypeVar
 import click
 from click.core import ParameterSource
 
+from fleet.ca.shown import CaCertificate
+from fleet.cli.issued import Issued, Newest
+from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter
+from fleet.domain.audit_proof import Proof
 from fleet.domain.changes import AuditRow
-from fleet.domain.credential import CredentialState, Token
+from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
 from fleet.services.bulk import Tally
+from fleet.services.forecast import Forecast
 from fleet.services.renewal import Progress
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -102,6 +107,32 @@ class Desk(Protocol):
     def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
         """Do it to the `count` devices that it is for, and tell `heard` how far it has come. SIGINT and SIGTERM stop it
         where nothing is left half done.
+        """
+        ...
+
+    def stations(self) -> list[tuple[Station, Newest | None]]: ...
+    def add_station(self, name: str, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta) -> Issued:
+        """With a certificate for the key that the request was made with."""
+        ...
+
+    def revoke_station(self, name: str, reason: str) -> None: ...
+    def operators(self) -> list[tuple[Operator, Newest | None]]: ...
+    def operator(self, name: str) -> tuple[Operator, Newest | None]: ...
+    def add_operator(
+        self, name: str, role: Role, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta
+    ) -> Issued: ...
+    def revoke_operator(self, name: str, reason: str) -> None: ...
+    def authorities(self) -> list[CaCertificate]:
+        """The fleet's CAs, the root first."""
+        ...
+
+    def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
+        """What ends in the next `weeks`."""
+        ...
+
+    def prove(self, what: int | str) -> Proof:
+        """That a row is in the audit: by its number, or the one that recorded the issue of the certificate with this
+        serial number, lower-case hex.
         """
         ...
 

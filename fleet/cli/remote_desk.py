@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fleet.cli import remote_bulk
+from fleet.ca.shown import CaCertificate
+from fleet.cli import remote_bulk, remote_holders
 from fleet.cli.desk import Held, Order, Went
 from fleet.cli.https import Api
+from fleet.cli.issued import Issued, Newest
+from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
+from fleet.domain.audit_proof import Proof, check_path, read_proof
 from fleet.domain.changes import AuditEntry, AuditRow
-from fleet.domain.credential import CredentialState, Token
+from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import (
     Device,
     DeviceFilter,
@@ -32,6 +37,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.bulk import Tally
+from fleet.services.forecast import Forecast, Warned, Week
 from fleet.services.inventory import checked_model
 from fleet.services.renewal import Progress
 
@@ -126,6 +132,54 @@ class RemoteDesk:
 
     def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
         return remote_bulk.carried_out(self._api, order, count, heard)
+
+    def stations(self) -> list[tuple[Station, Newest | None]]:
+        return remote_holders.stations_of(self._api)
+
+    def add_station(self, name: str, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta) -> Issued:
+        return remote_holders.add_station(self._api, name, models, csr_der, lifetime)
+
+    def revoke_station(self, name: str, reason: str) -> None:
+        with _named("station", repr(name[:80])):
+            remote_holders.revoke_station(self._api, name, reason)
+
+    def operators(self) -> list[tuple[Operator, Newest | None]]:
+        return remote_holders.operators_of(self._api)
+
+    def operator(self, name: str) -> tuple[Operator, Newest | None]:
+        with _named("operator", repr(name[:80])):
+            return remote_holders.operator_of(self._api, name)
+
+    def add_operator(
+        self, name: str, role: Role, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta
+    ) -> Issued:
+        return remote_holders.add_operator(self._api, name, role, models, csr_der, lifetime)
+
+    def revoke_operator(self, name: str, reason: str) -> None:
+        with _named("operator", repr(name[:80])):
+            remote_holders.revoke_operator(self._api, name, reason)
+
+    def authorities(self) -> list[CaCertificate]:
+        return remote_holders.authorities_of(self._api)
+
+    def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
+        found, _ = self._api.ask("GET", f"/v1/forecast?weeks={weeks}&cliff_percent={cliff_percent}")
+        return Forecast(
+            found["devices"],
+            found["overdue"],
+            tuple(
+                Week(_time(f"{w['week']}T00:00:00Z"), w["devices"], w["tokens"], tuple(w["authorities"]))
+                for w in found["weeks"]
+            ),
+            tuple(Warned(each["code"], each["message"]) for each in found["warnings"]),
+        )
+
+    def prove(self, what: int | str) -> Proof:
+        query = f"seq={what}" if isinstance(what, int) else f"serial={what}"
+        found, _ = self._api.ask("GET", f"/v1/audit/proof?{query}")
+        proof = read_proof(json.dumps(found).encode("ascii"))
+        check_path(proof)
+        return proof
 
     def tokens(self) -> list[Token]:
         return [_token(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]

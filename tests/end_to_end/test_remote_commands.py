@@ -20,7 +20,7 @@ Said = tuple[int, str, str]
 
 # What differs from run to run: times, and what is drawn by lot.
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
-DRAWN = re.compile(r"\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
+DRAWN = re.compile(r"\b[0-9a-f]{36,40}\b|\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
 
 COMMANDS = """
 model list
@@ -162,6 +162,105 @@ def test_every_command_says_the_same(afar: Afar, home: Path, tmp_path: Path) -> 
         if words.startswith("request"):  # likewise
             there = (there[0], there[1].replace("operator bob", "operator"), there[2])
         assert there == at_home, words
+
+
+HOLDERS = """
+ca show
+ca show -o json
+ca export -
+ca export --chain -
+station list
+station add line-1 --model default --out {out}
+station add line-1 --model default --out {out}
+station add line-1 --model default --out {out}/2
+station add line-2 --model pump --out {out}/2
+station add a/b --model default --out {out}/2
+station add line-3 --model default --days 7 --out {out}/3 -o json
+station list
+station list -o json
+station revoke line-1 --reason stolen
+station revoke line-1
+station revoke nobody
+station revoke a/b
+operator add carol --role factory --model default --out {out} --password-file {password}
+operator add carol --role viewer --out {out}/2 --password-file {password}
+operator add dan --role factory --out {out}/2 --password-file {password}
+operator add erin --role viewer --model pump --out {out}/2 --password-file {password}
+operator add a/b --role viewer --out {out}/2 --password-file {password}
+operator show carol
+operator show carol -o json
+operator show nobody
+operator show a/b
+operator list
+operator revoke carol -o json
+operator revoke carol
+operator revoke nobody
+audit list --limit 6
+""".strip().splitlines()
+
+
+def test_stations_operators_and_cas_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
+    for template in HOLDERS:
+        heard = []
+        for side, environment in (("far", afar.environment()), ("near", {"FLEET_HOME": str(copy)})):
+            out = str(tmp_path / side)
+            words = template.format(out=out, password=tmp_path / "password")
+            code, output, complaint = said(words, environment)
+            heard.append((code, output.replace(out, "OUT").split(), complaint.replace(out, "OUT")))
+        if template.startswith("audit"):
+            output = " ".join(heard[0][1]).replace("operator bob", "operator").replace("127.0.0.1", "-")
+            heard[0] = (heard[0][0], output.split(), heard[0][2])
+        assert heard[0] == heard[1], template
+
+
+def test_a_key_made_afar_opens_its_doors(afar: Afar, tmp_path: Path) -> None:
+    """A station's and an operator's, and neither is on the server; each is closed again by revoking it."""
+    out = tmp_path / "far"
+    there = afar.environment()
+    assert said(f"station add line-1 --model default --out {out}", there)[0] == 0
+    words = f"operator add carol --role viewer --out {out} --password-file {tmp_path / 'password'}"
+    assert said(words, there)[0] == 0
+    for name in ("station", "carol"):
+        assert (out / f"{name}.key").stat().st_mode & 0o777 == 0o600
+    station = {**there, "FLEET_CERT": str(out / "station.pem"), "FLEET_CA": str(out / "ca.pem")}
+    assert "does not open this path" in said("model list", station)[2]
+    assert "uptime" in said("status", station)[1]
+    carol = {**there, "FLEET_CERT": str(out / "carol.pem"), "FLEET_CA": str(out / "ca.pem")}
+    assert said("model list", carol)[0] == 0
+    assert "does not have the permission operator.write" in said(words.replace("carol", "dan"), carol)[2]
+    assert not (out / "dan.key").exists()
+    assert said("operator revoke carol", there)[0] == 0
+    assert "is revoked" in said("model list", carol)[2]
+    assert said("station revoke line-1", there)[0] == 0
+    assert "is revoked" in said("status", station)[2]
+
+
+def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    """A proof is of a row, and whoever asks for it gets a head of its own time: the row is what must be the same."""
+    for word in ("--weeks 4", "--weeks 30 --cliff 12.5 -o json", "--check", "--weeks 520 --check"):
+        there = said(f"forecast {word}", afar.environment())
+        assert there == said(f"forecast {word}", {"FLEET_HOME": str(home)}), word
+        assert there[0] in (0, 1)
+    serial = json.loads(said_exactly("operator show bob -o json", afar.environment()))["serial"]
+    for what in ("1", serial):
+        proof = tmp_path / f"{what}.json"
+        there = json.loads(said_exactly(f"audit prove {what}", afar.environment()))
+        here = json.loads(said_exactly(f"audit prove {what}", {"FLEET_HOME": str(home)}))
+        assert (there["seq"], there["entry"], there["leaf"]) == (here["seq"], here["entry"], here["leaf"])
+        assert said(f"audit prove {what} --out {proof}", afar.environment())[0] == 0
+        key = home / "ca" / "audit.pub"
+        assert said(f"audit check-proof {proof} --key {key}", {})[0] == 0
+    for what in ("99999", "0xabc", "abcdefg"):
+        there = said(f"audit prove {what}", afar.environment())
+        assert there == said(f"audit prove {what}", {"FLEET_HOME": str(home)})
+        assert there[0] in (1, 2)
+
+
+def said_exactly(words: str, environment: dict[str, str]) -> str:
+    done = CliRunner().invoke(main, words.split(), env=environment)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_status(afar: Afar, home: Path) -> None:

@@ -10,6 +10,7 @@ from fleet.domain.access import Act, Operator
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.credential import Credential
 from fleet.domain.ports import Registry
+from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.http import Exchange
 
@@ -24,6 +25,7 @@ class Parts:
     registry: Registry
     status: Callable[[], Json]
     clock: Clock
+    authorities: Authorities
     operators_der: bytes
     """The operators' CA, DER: an operator's chain ends here, and nobody else's does."""
     heartbeat_seconds: float

@@ -40,6 +40,8 @@ PATH_PARAMETERS = {
     "serial": SERIAL_PATTERN,
     "token": TOKEN_ID_PATTERN,
     "request": REQUEST_ID_PATTERN,
+    "station": NAME_PATTERN,
+    "operator": NAME_PATTERN,
 }
 """Every parameter that may stand in a template, and what it looks like: a segment that does not, names nothing."""
 

@@ -10,7 +10,15 @@ from fleet.domain.device_filter import FILTER_MAX
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
 from fleet.servers.admin.rule_schemas import CAMPAIGN, RULES
-from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
+from fleet.services.inventory import (
+    STATION_LIFETIME,
+    STATION_MODELS_MAX,
+    TOKEN_TTL,
+    TOKEN_TTL_MAX,
+    TOKEN_TTL_MIN,
+    TOKEN_USES_MAX,
+)
+from fleet.services.operators import OPERATOR_MODELS_MAX
 from fleet.services.revocation import REASON_MAX
 
 Schema = dict[str, Any]
@@ -18,6 +26,7 @@ Schema = dict[str, Any]
 LIMIT_MAX = 1000  # rows of a page: about 300 KiB of devices
 LIMIT = 100
 CURSOR_SIZE_MAX = 512
+CSR_TEXT_MAX = 32 * 1024  # twice the largest that is read
 SEQ_MAX = 2**53 - 1  # what every JSON reader can count to
 
 # Spelled so that Python and ECMAScript read them alike.
@@ -106,7 +115,24 @@ _CERTIFICATE: dict[str, Schema] = {
         "enum": [*(state.value for state in CredentialState), None],
         "description": "State of its newest certificate.",
     },
+    "serial": {**SERIAL, "type": ["string", "null"], "description": "Its serial number."},
     "not_after": MAYBE_TIME,
+}
+_ROLE: Schema = {"type": "string", "enum": [role.value for role in Role]}
+_HELD_TO: Schema = {**NAMES, "description": "What it is held to; empty for all."}
+_STATION: dict[str, Schema] = {"name": NAME, "models": NAMES, "created_at": TIME, **_CERTIFICATE}
+_OPERATOR: dict[str, Schema] = {"name": NAME, "role": _ROLE, "models": _HELD_TO, "created_at": TIME, **_CERTIFICATE}
+_REQUEST: dict[str, Schema] = {
+    "csr": {
+        "type": "string",
+        "maxLength": CSR_TEXT_MAX,
+        "description": "A certificate request (PKCS #10) in PEM, whose subject is CN=NAME. The key stays where it is.",
+    },
+    "lifetime_seconds": {**_LIFETIME, "default": int(STATION_LIFETIME.total_seconds())},
+}
+_SIGNED: dict[str, Schema] = {
+    "chain": {"type": "string", "description": "Its certificate, and the CA that has signed it: PEM."},
+    "root": {"type": "string", "description": "The root by which it knows the server: PEM."},
 }
 
 COMPONENTS: dict[str, Schema] = {
@@ -317,16 +343,54 @@ COMPONENTS: dict[str, Schema] = {
         },
         description="A key that asks for a first certificate and waits for an operator.",
     ),
-    "Station": _object({"name": NAME, "models": NAMES, "created_at": TIME, **_CERTIFICATE}),
-    "Operator": _object(
-        {
-            "name": NAME,
-            "role": {"type": "string", "enum": [role.value for role in Role]},
-            "models": {**NAMES, "description": "What it is held to; empty for all."},
-            "created_at": TIME,
-            **_CERTIFICATE,
-        }
+    "Station": _object(_STATION),
+    "NewStation": _object(
+        {"name": NAME, "models": {**NAMES, "minItems": 1, "maxItems": STATION_MODELS_MAX}, **_REQUEST},
+        required=("name", "models", "csr"),
     ),
+    "AddedStation": _object({**_STATION, **_SIGNED}),
+    "Operator": _object(_OPERATOR),
+    "NewOperator": _object(
+        {"name": NAME, "role": _ROLE, "models": {**_HELD_TO, "maxItems": OPERATOR_MODELS_MAX}, **_REQUEST},
+        required=("name", "role", "csr"),
+    ),
+    "AddedOperator": _object({**_OPERATOR, **_SIGNED}),
+    "Authority": _object(
+        {
+            "role": {"type": "string", "description": "root, issuing and the like."},
+            "subject": TEXT,
+            "not_after": TIME,
+            "sha256": {**SHA256, "description": "Of the certificate's DER."},
+            "pem": TEXT,
+        },
+        description="One of the fleet's CAs.",
+    ),
+    "Forecast": _object(
+        {
+            "devices": {**COUNT, "description": "In service with a certificate, valid or not."},
+            "overdue": {**COUNT, "description": "Of them, those whose newest certificate ended before this week."},
+            "weeks": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "week": {"type": "string", "format": "date", "description": "Its Monday."},
+                        "devices": COUNT,
+                        "tokens": COUNT,
+                        "authorities": {"type": "array", "items": TEXT, "description": "CAs that end in it, by role."},
+                    }
+                ),
+            },
+            "warnings": {"type": "array", "items": _object({"code": TEXT, "message": TEXT})},
+        },
+        description="What ends when, by week from this one on, and what to prepare for.",
+    ),
+    "Proof": {
+        "type": "object",
+        "properties": {"version": {"type": "integer"}, "seq": SEQ, "path": {"type": "array", "items": SHA256}},
+        "required": ["version", "seq", "entry", "leaf", "index", "size", "path", "head"],
+        "description": "The row, its path through the audit's tree (RFC 9162), and the signed head: "
+        "`fleet audit check-proof` checks it with the public key alone.",
+    },
     "AuditRow": _object(
         {
             "seq": SEQ,
@@ -341,6 +405,6 @@ COMPONENTS: dict[str, Schema] = {
         }
     ),
 }
-for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator"):
+for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator", "Authority"):
     COMPONENTS[f"{_of}Page"] = page_of(_of)
 COMPONENTS["AuditPage"] = page_of("AuditRow", last={**SEQ, "description": "The newest row's sequence."})

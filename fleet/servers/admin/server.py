@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
@@ -20,6 +19,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
 from fleet.domain.rates import Rates
 from fleet.servers.admin import conditions
+from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.callers import admit
 from fleet.servers.admin.idempotency import Once, once_of
 from fleet.servers.admin.parts import Call, Caller, Clock, Parts
@@ -41,7 +41,7 @@ def build_admin_server(
     registry: Registry,
     status: Callable[[], Json],
     *,
-    operators: x509.Certificate,
+    authorities: Authorities,
     clock: Clock,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
@@ -50,11 +50,13 @@ def build_admin_server(
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `status`: the counters of every part, ready for JSON, read anew at each request. `operators`: their CA.
+    `status`: the counters of every part, ready for JSON, read anew at each request.
     `waiting`: how long a decided request is remembered.
     """
-    anchor = operators.public_bytes(Encoding.DER)
-    handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock(), waiting=waiting))
+    anchor = authorities.operators.public_bytes(Encoding.DER)
+    handlers = _Handlers(
+        Parts(registry, status, clock, authorities, anchor, heartbeat_seconds, clock(), waiting=waiting)
+    )
     return HttpServer("admin", handlers.handle, problem, limits or HttpLimits(), rates)
 
 

@@ -145,6 +145,7 @@ def operator_json(o: Operator, newest: Credential | None) -> Json:
 def _certificate(newest: Credential | None) -> Json:
     return {
         "certificate": newest.state.value if newest else None,
+        "serial": newest.serial if newest else None,
         "not_after": _maybe(newest.not_after if newest else None),
     }
 

@@ -10,7 +10,7 @@ from fleet.domain.access import Permission
 from fleet.domain.approval import RequestState
 from fleet.domain.device import DeviceState
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
-from fleet.servers.admin import approvals, bulk, devices, events, models, records, tokens
+from fleet.servers.admin import approvals, bulk, devices, events, holders, insight, models, records, tokens
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
@@ -35,10 +35,12 @@ from fleet.servers.admin.schemas import (
     LIMIT_PARAMETER,
     NAME,
     SEQ,
+    SERIAL,
     TIME,
     Schema,
     ref,
 )
+from fleet.services.forecast import CLIFF_PERCENT
 
 _PAGING: dict[str, Schema] = {"limit": LIMIT_PARAMETER, "cursor": CURSOR}
 _DEVICE_FILTERS: dict[str, Schema] = {
@@ -333,6 +335,27 @@ ROUTES: tuple[Route, ...] = (
         summary="Factory stations, by name.",
         query=_PAGING,
     ),
+    post(
+        "create_station",
+        "/v1/stations",
+        Permission.STATION_WRITE,
+        holders.create_station,
+        summary="Add a factory station: a certificate for the key that its request was made with.",
+        takes=ref("NewStation"),
+        gives=ref("AddedStation"),
+        status=201,
+        finds=True,
+    ),
+    post(
+        "revoke_station",
+        "/v1/stations/{station}/revoke",
+        Permission.STATION_WRITE,
+        holders.revoke_station,
+        summary="Revoke a station's certificates; devices that it provisioned stay.",
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Station"),
+    ),
     listing(
         "list_operators",
         "/v1/operators",
@@ -342,6 +365,43 @@ ROUTES: tuple[Route, ...] = (
         summary="Operators, by name.",
         query=_PAGING,
     ),
+    get(
+        "get_operator",
+        "/v1/operators/{operator}",
+        Permission.OPERATOR_READ,
+        holders.get_operator,
+        summary="One operator.",
+        gives=ref("Operator"),
+    ),
+    post(
+        "create_operator",
+        "/v1/operators",
+        Permission.OPERATOR_WRITE,
+        holders.create_operator,
+        summary="Add an operator, with a certificate for the key of its request. Nobody gives what it has not.",
+        takes=ref("NewOperator"),
+        gives=ref("AddedOperator"),
+        status=201,
+        finds=True,
+    ),
+    post(
+        "revoke_operator",
+        "/v1/operators/{operator}/revoke",
+        Permission.OPERATOR_WRITE,
+        holders.revoke_operator,
+        summary="Revoke an operator's certificates; its streams of events end.",
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Operator"),
+    ),
+    get(
+        "list_authorities",
+        "/v1/authorities",
+        Door.OPERATOR,
+        holders.list_authorities,
+        summary="The fleet's CAs: the root that devices trust, and what signs for them.",
+        gives=ref("AuthorityPage"),
+    ),
     listing(
         "list_audit",
         "/v1/audit",
@@ -350,6 +410,28 @@ ROUTES: tuple[Route, ...] = (
         "AuditPage",
         summary="Who did what, oldest first.",
         query={"after": {**SEQ, "description": "Rows behind this sequence."}, **_PAGING},
+    ),
+    get(
+        "prove_row",
+        "/v1/audit/proof",
+        Permission.AUDIT_READ,
+        insight.prove_row,
+        summary="A proof that a row is in the audit: seq, or the row of the issue of serial.",
+        gives=ref("Proof"),
+        query={"seq": {**SEQ, "minimum": 1}, "serial": SERIAL},
+        finds=True,
+    ),
+    get(
+        "get_forecast",
+        "/v1/forecast",
+        Permission.STATUS_READ,
+        insight.get_forecast,
+        summary="What ends when: certificates, tokens and CAs by week, and what to prepare for.",
+        gives=ref("Forecast"),
+        query={
+            "weeks": {"type": "integer", "minimum": 1, "maximum": 520, "default": insight.WEEKS},
+            "cliff_percent": {"type": "number", "minimum": 1, "maximum": 100, "default": CLIFF_PERCENT},
+        },
     ),
     get(
         "follow_events",

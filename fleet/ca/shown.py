@@ -1,0 +1,14 @@
+"""A CA's certificate, with what it is for."""
+
+from dataclasses import dataclass
+
+from cryptography import x509
+
+
+@dataclass(frozen=True, slots=True)
+class CaCertificate:
+    """One of the fleet's CAs."""
+
+    role: str
+    """"root", "issuing"."""
+    certificate: x509.Certificate
