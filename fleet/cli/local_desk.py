@@ -189,7 +189,7 @@ class LocalDesk:
 
     def status(self) -> dict[str, Any]:
         async def work(fleet: OpenHome) -> dict[str, Any]:
-            return {"registry": await overview(fleet.registry, utc_now())}
+            return {"registry": await overview(fleet.registry, utc_now(), counts_devices=True)}
 
         return self._at(work)
 

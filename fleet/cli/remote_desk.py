@@ -213,7 +213,7 @@ class RemoteDesk:
         return asyncio.run(rows_of(_RemoteAudit(self._api), where, after, limit))
 
     def status(self) -> dict[str, Any]:
-        value, _ = self._api.ask("GET", "/v1/status")
+        value, _ = self._api.ask("GET", "/v1/status?devices=count")
         return dict(value)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
@@ -24,6 +25,7 @@ def retention() -> None:
 
 
 @retention.command(name="run")
+@at_home_only("archives are files in the home; a server does this every day by itself")
 @home_option
 @click.option("--dry-run", is_flag=True, help="Say what is due, and leave it.")
 @output_option
@@ -52,6 +54,7 @@ def run_(home: Path, dry_run: bool, output: str) -> None:
 
 
 @retention.command()
+@at_home_only("archives are files in the home; a server does this every day by itself")
 @home_option
 @output_option
 def check(home: Path, output: str) -> None:

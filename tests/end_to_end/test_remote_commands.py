@@ -108,6 +108,22 @@ audit list --after 5 --limit 4
 """.strip().splitlines()
 
 
+AT_HOME = """
+init elsewhere
+serve
+backup take b.fleet
+restore b.fleet elsewhere
+db status
+db migrate
+retention run
+retention check
+audit seal
+audit export
+audit verify
+webhook key
+""".strip().splitlines()
+
+
 @dataclass(frozen=True)
 class Afar:
     """A served home, and an operator's files by which it is reached."""
@@ -249,7 +265,7 @@ def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Pat
         here = json.loads(said_exactly(f"audit prove {what}", {"FLEET_HOME": str(home)}))
         assert (there["seq"], there["entry"], there["leaf"]) == (here["seq"], here["entry"], here["leaf"])
         assert said(f"audit prove {what} --out {proof}", afar.environment())[0] == 0
-        key = home / "ca" / "audit.pub"
+        key = shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
         assert said(f"audit check-proof {proof} --key {key}", {})[0] == 0
     for what in ("99999", "0xabc", "abcdefg"):
         there = said(f"audit prove {what}", afar.environment())
@@ -270,6 +286,12 @@ def test_status(afar: Afar, home: Path) -> None:
     assert (here["registry"]["models"], here["registry"]["operators"]) == (1, 2)
     assert there["uptime_seconds"] > 0
     assert "tls" in there
+    assert here["registry"]["devices"] == 0
+    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+        lines = [line.split() for line in said("status", environment)[1].splitlines()]
+        assert lines[0] == ["PART", "WHAT", "VALUE"]
+        assert ["registry", "devices", "0"] in lines
+        assert all(len(line) >= 3 for line in lines), lines
     assert said("status", afar.environment())[0] == 0
 
 
@@ -298,6 +320,23 @@ def test_what_is_wrong_with_the_way_there(afar: Afar, changes: dict[str, str | N
     assert (found, "Traceback" in complaint) == (code, False), complaint
     assert says in complaint
     assert len(complaint.splitlines()) == 1 or code == 2
+
+
+@pytest.mark.parametrize("words", AT_HOME)
+def test_what_works_at_the_home_alone_says_so(words: str) -> None:
+    code, _, complaint = said(f"{words} --url https://localhost:1 --cert bob.pem --ca ca.pem", {})
+    assert code == 2
+    text = " ".join(complaint.split())
+    assert "works at the home itself and not over --url: " in text, complaint
+    assert "Run it on the machine that has the home." in text
+
+
+def test_nothing_found_in_the_audit_gives_a_hint(afar: Afar, home: Path) -> None:
+    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+        code, output, complaint = said("audit list --action device", environment)
+        assert (code, len(output.splitlines())) == (0, 1)
+        assert "a * at its end stands for any rest" in complaint
+        assert "behind row 9000" in said("audit list --after 9000", environment)[2]
 
 
 def test_the_command_line_counts_before_the_environment(afar: Afar, home: Path) -> None:

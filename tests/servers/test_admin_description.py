@@ -102,7 +102,9 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         judge(
             document,
             route,
-            await admin.send(route.method, f"{path.partition('?')[0]}?colour=red", body, {"If-Match": "*"}),
+            await admin.send(
+                route.method, f"{route.template.format(**parameters)}?colour=red", body, {"If-Match": "*"}
+            ),
         )
         judge(document, route, await admin.send(route.method, path, body, {"If-Match": "*", "Accept": "text/csv"}))
         judge(document, route, await stranger.send(route.method, path, body))

@@ -118,6 +118,13 @@ ROUTES: tuple[Route, ...] = (
         records.status,
         summary="Uptime and counters.",
         gives=ref("Status"),
+        query={
+            "devices": {
+                "type": "string",
+                "enum": [records.COUNT_DEVICES],
+                "description": "Count the devices, too: it looks at each of them. For operators.",
+            }
+        },
         for_stations=True,
     ),
     get(
