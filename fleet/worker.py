@@ -34,6 +34,7 @@ from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.watched import WatchedUpstream, is_somebody_elses
 from fleet.settings import Address, Settings
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
@@ -136,6 +137,10 @@ async def working(
     place = place or Place()
     async with AsyncExitStack() as parts:
         contexts = Contexts.of(home, clock)
+        watched = WatchedUpstream(upstream, clock=clock) if is_somebody_elses(upstream) else None
+        if watched is not None:
+            upstream = watched
+            await parts.enter_async_context(lasting(watched.run(), "the watch on the broker"))
         gateway = Gateway(
             registry,
             upstream,
@@ -168,6 +173,7 @@ async def working(
                 "est": est.counters,
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
+                "upstream": {"broker": upstream.describe()} if watched is None else watched.status(),
             }
 
         admin = build_admin_server(

@@ -287,6 +287,7 @@ def test_status(afar: Afar, home: Path) -> None:
     assert there["uptime_seconds"] > 0
     assert "tls" in there
     assert here["registry"]["devices"] == 0
+    assert "broker" in there["upstream"]
     for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
         lines = [line.split() for line in said("status", environment)[1].splitlines()]
         assert lines[0] == ["PART", "WHAT", "VALUE"]
