@@ -28,6 +28,7 @@ from fleet.home import (
 )
 from fleet.lasting import lasting
 from fleet.premises import Endpoints
+from fleet.retaining import policy_of
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
@@ -180,6 +181,7 @@ async def working(
             registry,
             status,
             authorities=authorities_for_admin(home, clock()),
+            retention=policy_of(settings),
             clock=clock,
             # Operators page through long lists; their certificates are few and named.
             rates=rates_of(replace(settings, requests_per_credential_per_second=0)),

@@ -80,7 +80,7 @@ def main() -> None:
 
     FLEET_HOME stands in for --home. From afar, these take --url, --cert and --ca in its place, and say the same: model,
     device (one, or many by --filter), token, request, station, operator, renewal, forecast, status, audit list and
-    prove, ca show and export. The rest works at the home itself.
+    prove, ca show and export, retention status. The rest works at the home itself.
 
     Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
     """

@@ -28,6 +28,7 @@ from fleet.services.audit_search import RowFilter
 from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast
 from fleet.services.renewal import Progress
+from fleet.services.retention_status import RetentionStatus
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -128,6 +129,10 @@ class Desk(Protocol):
 
     def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
         """What ends in the next `weeks`."""
+        ...
+
+    def retention(self) -> RetentionStatus:
+        """What the registry keeps, and for how long."""
         ...
 
     def prove(self, what: int | str) -> Proof:

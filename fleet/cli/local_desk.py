@@ -21,6 +21,7 @@ from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
 from fleet.domain.tags import Retag
 from fleet.home import open_home, settings_of, waiting_limits
+from fleet.retaining import policy_of
 from fleet.services import approvals, inventory, renewal, revocation, tagging
 from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.audit_search import RowFilter, rows_of
@@ -28,6 +29,7 @@ from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast, forecast
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
+from fleet.services.retention_status import RetentionStatus, retention_status
 
 _Result = TypeVar("_Result")
 
@@ -148,6 +150,12 @@ class LocalDesk:
         async def work(fleet: OpenHome) -> Forecast:
             own = forecasted_authorities(fleet.home)
             return await forecast(fleet.registry, own, now=utc_now(), weeks=weeks, cliff_percent=cliff_percent)
+
+        return self._at(work)
+
+    def retention(self) -> RetentionStatus:
+        async def work(fleet: OpenHome) -> RetentionStatus:
+            return await retention_status(fleet.registry, policy_of(settings_of(fleet.home)))
 
         return self._at(work)
 

@@ -40,6 +40,8 @@ from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast, Warned, Week
 from fleet.services.inventory import checked_model
 from fleet.services.renewal import Progress
+from fleet.services.retention import Policy
+from fleet.services.retention_status import RetentionStatus
 
 PAGE_MAX = 1000
 NEWEST = 2**53 - 1  # behind every row that there will ever be
@@ -173,6 +175,11 @@ class RemoteDesk:
             ),
             tuple(Warned(each["code"], each["message"]) for each in found["warnings"]),
         )
+
+    def retention(self) -> RetentionStatus:
+        v, _ = self._api.ask("GET", "/v1/retention")
+        policy = Policy(v["events_days"], v["audit_days"], v["expired_credentials_days"])
+        return RetentionStatus(policy, v["first_event"], v["last_event"], v["first_audit"], v["last_audit"])
 
     def prove(self, what: int | str) -> Proof:
         query = f"seq={what}" if isinstance(what, int) else f"serial={what}"

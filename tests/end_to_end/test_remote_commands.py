@@ -211,6 +211,8 @@ operator list
 operator revoke carol -o json
 operator revoke carol
 operator revoke nobody
+retention status
+retention status -o json
 audit list --limit 6
 """.strip().splitlines()
 

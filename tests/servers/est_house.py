@@ -27,6 +27,7 @@ from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import inventory, operators
 from fleet.services.authorising import Authoriser
 from fleet.services.forecast import Authority
+from fleet.services.retention import Policy
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
@@ -321,6 +322,7 @@ async def open_house(
     house.servers["admin"] = build_admin_server(
         registry,
         lambda: {"est": {"200": 1}},
+        retention=Policy(30, 365, 90),
         authorities=Authorities(
             operators=operators_ca[0],
             stations_issuer=lambda: house.issuer,

@@ -66,6 +66,7 @@ MAY: dict[str, frozenset[str]] = {
     "list_authorities": OPERATORS,
     "list_operators": frozenset({"viewer", "operator", "admin"}),
     "prove_row": frozenset({"viewer", "operator", "admin"}),
+    "get_retention": frozenset({"viewer", "operator", "admin"}),
     "get_forecast": frozenset({"viewer", "operator", "admin"}),
     "list_audit": frozenset({"viewer", "operator", "admin"}),
     "follow_events": OPERATORS - {"factory"},

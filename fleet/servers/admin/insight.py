@@ -1,12 +1,16 @@
 """The routes that look at the whole: what ends when, and proofs from the audit."""
 
+from dataclasses import asdict
+
 from fleet.domain.audit_proof import proof_text
 from fleet.domain.errors import Invalid
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.forecast import CLIFF_PERCENT, forecast
+from fleet.services.retention_status import retention_status
 
+_KEPT = ("first_event", "last_event", "first_audit", "last_audit")
 WEEKS = 26
 
 
@@ -34,6 +38,11 @@ async def get_forecast(parts: Parts, call: Call) -> Reply:
             "warnings": [{"code": each.code, "message": each.message} for each in seen.warnings],
         }
     )
+
+
+async def get_retention(parts: Parts, call: Call) -> Reply:
+    seen = await retention_status(parts.registry, parts.retention)
+    return Reply({**asdict(seen.policy), **{name: getattr(seen, name) for name in _KEPT}})
 
 
 async def prove_row(parts: Parts, call: Call) -> Reply:

@@ -13,6 +13,7 @@ from fleet.domain.ports import Registry
 from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.http import Exchange
+from fleet.services.retention import Policy
 
 Clock = Callable[[], datetime]
 Json = Mapping[str, Any]
@@ -26,6 +27,7 @@ class Parts:
     status: Callable[[], Json]
     clock: Clock
     authorities: Authorities
+    retention: Policy
     operators_der: bytes
     """The operators' CA, DER: an operator's chain ends here, and nobody else's does."""
     heartbeat_seconds: float

@@ -384,6 +384,18 @@ COMPONENTS: dict[str, Schema] = {
         },
         description="What ends when, by week from this one on, and what to prepare for.",
     ),
+    "Retention": _object(
+        {
+            "events_days": {**COUNT, "description": "Kept for so many days; 0: for ever."},
+            "audit_days": COUNT,
+            "expired_credentials_days": COUNT,
+            "first_event": {**SEQ, "description": "The oldest that is kept; 0: there is none."},
+            "last_event": SEQ,
+            "first_audit": SEQ,
+            "last_audit": SEQ,
+        },
+        description="For how long the registry keeps things, and what there is now.",
+    ),
     "Proof": {
         "type": "object",
         "properties": {"version": {"type": "integer"}, "seq": SEQ, "path": {"type": "array", "items": SHA256}},

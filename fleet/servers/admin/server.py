@@ -28,6 +28,7 @@ from fleet.servers.admin.requests import acceptable, read_body, read_query
 from fleet.servers.admin.routes import Condition, Route, find
 from fleet.servers.admin.table import ROUTES
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
+from fleet.services.retention import Policy
 
 Json = Mapping[str, object]
 
@@ -42,6 +43,7 @@ def build_admin_server(
     status: Callable[[], Json],
     *,
     authorities: Authorities,
+    retention: Policy,
     clock: Clock,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
@@ -50,12 +52,13 @@ def build_admin_server(
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `status`: the counters of every part, ready for JSON, read anew at each request.
+    `status`: the counters of every part, ready for JSON, read anew at each request. `retention`: for
+    how long things are kept.
     `waiting`: how long a decided request is remembered.
     """
     anchor = authorities.operators.public_bytes(Encoding.DER)
     handlers = _Handlers(
-        Parts(registry, status, clock, authorities, anchor, heartbeat_seconds, clock(), waiting=waiting)
+        Parts(registry, status, clock, authorities, retention, anchor, heartbeat_seconds, clock(), waiting=waiting)
     )
     return HttpServer("admin", handlers.handle, problem, limits or HttpLimits(), rates)
 

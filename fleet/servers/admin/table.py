@@ -441,6 +441,14 @@ ROUTES: tuple[Route, ...] = (
         },
     ),
     get(
+        "get_retention",
+        "/v1/retention",
+        Permission.STATUS_READ,
+        insight.get_retention,
+        summary="For how long the registry keeps things, and what there is now.",
+        gives=ref("Retention"),
+    ),
+    get(
         "follow_events",
         "/v1/events",
         Permission.EVENT_READ,
