@@ -1,19 +1,27 @@
 """The same commands at a home and from afar: what they print, what they refuse, and how they end, is the same."""
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fleet.cli import main
+from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.storage.engines import open_engine
 from tests.serving import Served, asked_to_wait, fleet
 
 Said = tuple[int, str, str]
@@ -252,6 +260,50 @@ def test_a_key_made_afar_opens_its_doors(afar: Afar, tmp_path: Path) -> None:
     assert "is revoked" in said("model list", carol)[2]
     assert said("station revoke line-1", there)[0] == 0
     assert "is revoked" in said("status", station)[2]
+
+
+def test_without_the_operators_key_the_server_adds_no_operator(afar: Afar, home: Path, tmp_path: Path) -> None:
+    (home / "ca" / "operators.key").rename(tmp_path / "away.key")
+    words = f"operator add carol --role viewer --out {tmp_path / 'far'} --password-file {tmp_path / 'password'}"
+    code, _, complaint = said(words, afar.environment())
+    assert code == 1
+    assert "the key of the operators' CA is not on this server" in complaint
+    assert not (tmp_path / "far" / "carol.key").exists()
+    assert "carol" not in said("operator list", afar.environment())[1]
+    (tmp_path / "away.key").rename(home / "ca" / "operators.key")
+    assert said(words, afar.environment())[0] == 0
+
+
+def test_ctrl_c_ends_an_act_on_many_between_two_steps(afar: Afar, home: Path) -> None:
+    """And running it again does the rest."""
+    asyncio.run(filled(home, 3000))
+    words = ["device", "suspend", "--filter", "state=active", "--yes", "-o", "json"]
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("FLEET_")} | afar.environment()
+    command = [sys.executable, "-m", "fleet", *words]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "0 of 3000\n"
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        result = json.loads(process.stdout.read())
+        assert process.wait() == 1, told
+    assert result["interrupted"]
+    assert 0 < result["done"] < 3000
+    assert result["done"] % 500 == 0
+    assert f"{result['done']} of 3000. Run it again for the rest." in told
+    again = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert (again["done"], again["failed"]) == (3000 - result["done"], [])
+
+
+async def filled(home: Path, count: int) -> None:
+    registry = await open_engine(home / "registry.db", create=False)
+    device = Device(DeviceId(""), "default", DeviceState.ACTIVE, datetime.now(UTC))
+    writes = tuple(AddDevice(replace(device, id=DeviceId(f"d{n:04}"))) for n in range(count))
+    await registry.commit(Change(AuditEntry(device.created_at, "test", "prepare", "", "ok"), writes))
+    await registry.close()
 
 
 def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
