@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.authorities import renew_server_certificate
 from fleet.ca.shown import CaCertificate
+from fleet.cli.at_home import at_home_only
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
