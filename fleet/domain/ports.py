@@ -12,6 +12,7 @@ from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
 from fleet.domain.enrollment import IssuePermit
+from fleet.domain.lease import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,10 @@ class Registry(AuditReader, Protocol):
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         """How many requests are pending at `now`: in all, for `model`, and from `network`."""
+        ...
+
+    async def lease(self, name: str) -> Lease | None:
+        """As it was last taken, expired or not."""
         ...
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...

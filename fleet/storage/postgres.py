@@ -22,6 +22,7 @@ from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.lease import Lease
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
@@ -243,6 +244,10 @@ class PostgresRegistry:
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         in_all, for_model, from_network = await self._fetch_one(reads.PENDING, rows.micros(now), model, network)
         return in_all, for_model, from_network
+
+    async def lease(self, name: str) -> Lease | None:
+        row = await self._fetch_one(reads.LEASE, name)
+        return rows.lease_of(row) if row else None
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         row = await self._fetch_one(reads.ANSWER, actor, key)

@@ -38,6 +38,7 @@ from fleet.domain.changes import (
     SetModel,
     SpendToken,
     TagDevice,
+    TakeLease,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
@@ -112,6 +113,9 @@ def steps_of(write: Write) -> Iterator[Step]:
             yield from _requesting(write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
+        case TakeLease(lease=lease, now=now, by_force=by_force):
+            held = rows.lease_held(lease)
+            yield Step("take_lease", (*rows.lease_row(lease), rows.micros(now), int(by_force)), held)
         case _:
             assert_never(write)
 
@@ -221,6 +225,8 @@ def names_of(write: Write) -> tuple[str, ...]:
             return ("the requests",)  # counted all together, and those for one device id decided together
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             return ("the clean-up",)
+        case TakeLease(lease=lease):
+            return (f"lease {lease.name}",)
         case _:
             assert_never(write)
 

@@ -21,6 +21,7 @@ from fleet.domain.changes import Answer, AuditRow, Change, Event
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.lease import Lease
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
@@ -213,6 +214,9 @@ class SqliteRegistry:
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         return await self._ask(lambda db: waiting.count_pending(db, now, model, network))
+
+    async def lease(self, name: str) -> Lease | None:
+        return await self._ask(lambda db: reads.lease(db, name))
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         return await self._ask(lambda db: reads.answer(db, actor, key))
