@@ -163,8 +163,17 @@ async def _pour_out(session: Session, db: sqlite3.Connection, progress: Progress
         db.execute(f"DELETE FROM {_quoted(table.name)}")  # noqa: S608  what a migration has put there is in the other, too
         await _pour_table_out(session, db, table, progress)
     for _, sql in indices:
-        await asyncio.to_thread(db.execute, sql)
+        await asyncio.to_thread(_make_index, db, sql)
     db.execute("COMMIT")
+
+
+def _put(db: sqlite3.Connection, insert: str, found: Sequence[Any]) -> None:
+    # Closed in here: a cursor let go of later, in another thread, would reset the statement while it runs again.
+    db.executemany(insert, [tuple(row) for row in found]).close()
+
+
+def _make_index(db: sqlite3.Connection, sql: str) -> None:
+    db.execute(sql).close()
 
 
 async def _pour_table_out(session: Session, db: sqlite3.Connection, table: Table, progress: Progress) -> None:
@@ -178,7 +187,7 @@ async def _pour_table_out(session: Session, db: sqlite3.Connection, table: Table
     )
     done = 0
     while found := await cursor.fetch(ROWS_AT_ONCE, timeout=SECONDS_MAX):
-        await asyncio.to_thread(db.executemany, insert, [tuple(row) for row in found])
+        await asyncio.to_thread(_put, db, insert, found)
         done += len(found)
         if done % TELL_EVERY < ROWS_AT_ONCE:
             progress(table.name, done)

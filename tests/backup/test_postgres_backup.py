@@ -23,6 +23,7 @@ from fleet.new_home import create_home
 from fleet.services import revocation
 from fleet.services.remembering import catch_up
 from fleet.settings import Database, Settings
+from fleet.storage import postgres_copy
 from fleet.storage.engines import Engine, open_engine
 from fleet.storage.postgres_copy import OF_THE_SERVER, copy_out, must_agree, tables_of
 from fleet.storage.postgres_session import connect
@@ -150,8 +151,14 @@ async def test_both_schemas_hold_the_same_tables(home: Home, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("into", ["postgres", "sqlite"])
 async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
-    into: str, home: Home, registry: Engine, place: Callable[[], Database], tmp_path: Path
+    into: str,
+    home: Home,
+    registry: Engine,
+    place: Callable[[], Database],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(postgres_copy, "ROWS_AT_ONCE", 7)  # many batches a table
     done, warm = asyncio.Event(), asyncio.Event()
     enrolled = 0
 
