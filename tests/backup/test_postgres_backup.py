@@ -380,3 +380,31 @@ async def test_killed_in_the_middle_of_a_restore(
     await session.execute("DROP SCHEMA fleet CASCADE")
     await session.close()
     await restore(tmp_path / "b", path, home.revocations, target)
+
+
+CERTIFICATES = """
+    INSERT INTO credential (fingerprint, serial, kind, holder, key_sha256, not_before, not_after, state, issued_at, der,
+        earned_by)
+    SELECT sha256(i::text::bytea), substr(sha256(i::text::bytea), 1, 20), 'device', 'd' || i, sha256(i::text::bytea),
+        0, i, 'active', 0, sha256(i::text::bytea), ''
+    FROM generate_series(1, $1) i"""
+
+
+async def test_a_large_table_comes_in_many_batches(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_copy, "ROWS_AT_ONCE", 200)
+    url = parse_database_url(url_of(settings_of(home).database))
+    session = await connect(url, "test")
+    count = 30_000
+    await session.execute(CERTIFICATES, count)
+    await session.close()
+    told: list[int] = []
+    await copy_out(url, tmp_path / "copy.db", lambda table, rows: told.append(rows) if table == "credential" else None)
+    assert told[-1] == count
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
+        assert db.execute("SELECT count(*), sum(not_after) FROM credential").fetchone() == (
+            count,
+            count * (count + 1) // 2,
+        )
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        indices = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert {"credential_by_holder", "credential_by_key", "device_by_expiry"} <= indices
