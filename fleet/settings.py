@@ -321,7 +321,7 @@ failure_backoff_seconds_max = {failure_backoff_seconds_max}
 
 [retention]
 # Days after which the registry lets go of what it no longer needs: a file in archive/ holds it then. 0: never.
-# Events: gateways have heard them long since.
+# Events: gateways have heard them long since. Of several nodes on one database, one archives for all of them.
 events_days = {events_days}
 # Audit rows, once they are sealed: `fleet retention check` verifies them in the archive too.
 audit_days = {audit_days}

@@ -3,6 +3,7 @@ for, and never with a right in it that has been taken away since.
 """
 
 import asyncio
+import os
 import secrets
 import shutil
 import tempfile
@@ -13,19 +14,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fleet.backup.archive import Manifest, Member, read_archive
+from fleet.backup.database_setting import name_database
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
 from fleet.backup.taking import REGISTRY, is_ours_to_save
+from fleet.database_url import DatabaseUrl
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.ports import Registry
-from fleet.home import Home, fleet_fingerprint, must_be_free, open_home, revocation_log, settings_of, sync, sync_tree
+from fleet.home import (
+    DATABASE_VARIABLE,
+    Home,
+    fleet_fingerprint,
+    must_be_free,
+    open_home,
+    place_for,
+    revocation_log,
+    settings_of,
+    sync,
+    sync_tree,
+)
 from fleet.services.reapplying import Reapplied, reapply, suspend_all
-from fleet.settings import SettingsError
-from fleet.storage.engines import open_engine
+from fleet.settings import Database, SettingsError
+from fleet.storage.engines import Progress, load_file, must_be_loadable, open_engine
 from fleet.storage.revocation_log import Mark, events_behind, new_lineage
 from fleet.storage.sqlite_copy import check_copy
+
+IN_THE_HOME = Database()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +144,20 @@ async def restore_backup(
     passphrase: bytes | None,
     revocations: Path | None,
     act: Act,
+    database: Database = IN_THE_HOME,
+    progress: Progress = lambda _table, _rows: None,
 ) -> Restored:
-    """Make the home `path`, which must be new or empty, of the backup `file`.
+    """Make the home `path`, which must be new or empty, of the backup `file`. Its registry comes to where `database`
+    says, whichever engine it was saved from: into the home, or into a PostgreSQL database that is empty.
 
     `revocations` is the log of the home that was lost: what it has noted behind the backup holds here too. None says
     that it is not to be had: every device that could connect is suspended then.
 
-    Raises: as `check_backup`; Conflict (`home-exists`); Refused: `revocations-incomplete`, `revocations-of-another`.
+    Raises: as `check_backup`; Conflict: `home-exists`, `registry-exists`; Refused: `revocations-incomplete`,
+    `revocations-of-another`, `database-in-environment`; what `place_for` raises; Unavailable.
     """
     must_be_free(path)
+    server = await _server(Home(path), database)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
     try:
@@ -145,14 +166,36 @@ async def restore_backup(
         building.run.mkdir(mode=0o700)
         open_home(building.path)
         restored = await _brought_up(building, manifest, events, revocations, act)
+        name_database(building.settings_file, database)
         await asyncio.to_thread(sync_tree, building.path)
         must_be_free(path)
+        if server is not None:
+            # Last, and in one transaction: cut short before its end, the database is as empty as it was.
+            await load_file(building.registry, server, progress)
+            for left in building.path.glob("registry.*"):
+                left.unlink()
+            sync(building.path)
         building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
     except BaseException:
         shutil.rmtree(building.path, ignore_errors=True)
         raise
     sync(path.parent)
     return restored
+
+
+async def _server(home: Home, database: Database) -> DatabaseUrl | None:
+    """Where the registry is to go when it is not to be in the home."""
+    if os.environ.get(DATABASE_VARIABLE):
+        raise Refused(
+            "database-in-environment",
+            f"{DATABASE_VARIABLE} is set, and the new home would be served with that database, not with its own.",
+            "Unset it, and say with --database or --database-file where the registry is to go.",
+        )
+    place = place_for(home, database)
+    if isinstance(place, Path):
+        return None
+    await must_be_loadable(place)  # now, rather than after an hour of reading
+    return place
 
 
 def _events(revocations: Path | None, manifest: Manifest) -> tuple[Event, ...] | None:

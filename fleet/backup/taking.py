@@ -19,14 +19,14 @@ from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
 from fleet.backup.envelope import COST, Sealing
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
-from fleet.domain.errors import Invalid, Unavailable
+from fleet.domain.errors import Invalid
 from fleet.domain.ports import Registry
-from fleet.home import Home, fleet_fingerprint, revocation_log, sync
+from fleet.home import Home, fleet_fingerprint, place_of_registry, revocation_log, sync
 from fleet.issuing_folder import locked
 from fleet.services.remembering import catch_up
+from fleet.storage.engines import Progress, copy_to_file
 from fleet.storage.revocation_log import Mark
-from fleet.storage.sqlite import SqliteRegistry
-from fleet.storage.sqlite_copy import copy_registry, facts_of
+from fleet.storage.sqlite_copy import facts_of
 
 REGISTRY = "registry.db"
 LEFT_OUT = frozenset({"run", "archive"})
@@ -54,20 +54,6 @@ def is_ours_to_save(name: str) -> bool:
     )
 
 
-def local_registry(registry: Registry) -> Path:
-    """The file of `registry`, when it is one.
-
-    Raises: Unavailable (`backup-elsewhere`): it lives in a database server.
-    """
-    if not isinstance(registry, SqliteRegistry):
-        raise Unavailable(
-            "backup-elsewhere",
-            "The registry lives in a database server, which has its own backups.",
-            "Take it with pg_dump --format=custom, and copy the home's files beside it.",
-        )
-    return registry.path
-
-
 async def save_home(
     home: Home,
     registry: Registry,
@@ -76,22 +62,29 @@ async def save_home(
     passphrase: bytes | None,
     act: Act,
     cost: int = COST,
+    progress: Progress = lambda _table, _rows: None,
 ) -> Taken:
     """Write a backup of `home` to the new file `file`, 0600, durable, and say so in the audit: it holds every key.
 
+    The registry, on either engine, is in it as one SQLite file.
+
     Without a passphrase anybody who has the file has the fleet's keys. `cost` is the log2 of scrypt's N.
 
-    Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`; Unavailable (`backup-elsewhere`); Refused
+    Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`, `registry-differs`; Unavailable; Refused
     (`registry-went-back`); OSError.
     """
-    path = local_registry(registry)
     _must_be_new(file)
     log = revocation_log(home)
     await catch_up(registry, log)
     detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
-    taken = await asyncio.to_thread(take_backup, home, path, file, mark, passphrase, act.now, cost)
+    home.run.mkdir(mode=0o700, exist_ok=True)
+    # In the home, which is as secret as what is copied: the backup may go to a disk that is not.
+    with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
+        copy = Path(folder) / REGISTRY
+        await copy_to_file(place_of_registry(home), copy, progress)
+        taken = await asyncio.to_thread(take_backup, home, copy, file, mark, passphrase, act.now, cost)
     await catch_up(registry, log)
     log.vouch(
         taken.manifest.event_seq
@@ -105,25 +98,20 @@ def _must_be_new(file: Path) -> None:
 
 
 def take_backup(
-    home: Home, registry: Path, file: Path, mark: Mark, passphrase: bytes | None, now: datetime, cost: int
+    home: Home, copy: Path, file: Path, mark: Mark, passphrase: bytes | None, now: datetime, cost: int
 ) -> Taken:
-    """Write a backup of `home` and of the registry's file `registry` to the new file `file`, 0600, durable.
+    """Write a backup of `home`, with the registry's copy `copy`, to the new file `file`, 0600, durable.
 
     `mark` says which lineage the registry's event numbers are of. Blocks; run it in a thread.
 
     Raises: FileExistsError; Invalid (`home-changed`); OSError.
     """
-    home.run.mkdir(mode=0o700, exist_ok=True)
-    # In the home, which is as secret as what is copied: the backup may go to a disk that is not.
-    with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
-        copy = Path(folder) / REGISTRY
-        copy_registry(registry, copy)
-        with locked(home.ca, shared=True):  # a key and its certificate are of one moment
-            files, left_out = _files(home)
-        manifest = _manifest(home, copy, files, mark, now)
-        with _beside(file) as out:
-            _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), passphrase, cost)
-            size = out.tell()
+    with locked(home.ca, shared=True):  # a key and its certificate are of one moment
+        files, left_out = _files(home)
+    manifest = _manifest(home, copy, files, mark, now)
+    with _beside(file) as out:
+        _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), passphrase, cost)
+        size = out.tell()
     return Taken(manifest, size, left_out)
 
 

@@ -9,14 +9,17 @@ from fleet.backup.archive import Manifest
 from fleet.backup.restoring import Restored, check_backup, needs_passphrase, restore_backup
 from fleet.backup.taking import Taken, save_home
 from fleet.cli.at_home import at_home_only
+from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource
 from fleet.domain.access import Act
+from fleet.settings import Database, parse_database
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20
+PROGRESS_ROWS_MIN = 100_000  # of a table: below that it is done before anybody wonders
 
 password_file = click.option("--password-file", metavar="FILE", help="The passphrase: the first line of FILE.")
 password_env = click.option("--password-env", metavar="VARIABLE", help="The passphrase: in this environment variable.")
@@ -55,6 +58,10 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
     Settings, CAs, keys and the registry go into FILE, sealed with a passphrase. The server may run; nothing waits for
     it. Archives of retention (HOME/archive) are left out: they never change, and any copying will do.
 
+    A registry in PostgreSQL is read in one transaction, as it is at one moment, and may be restored into SQLite as
+    well; HOME/run needs room for it as one SQLite file. On several nodes, any one takes it: keep that node's
+    state/revocations.jsonl for the restore.
+
     \b
     Examples:
       fleet backup fleet-1.backup --password-file backup.pass
@@ -67,7 +74,12 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
     async def work() -> Taken:
         async with opened(home) as fleet:
             return await save_home(
-                fleet.home, fleet.registry, file, passphrase=passphrase, act=Act(OPERATOR, utc_now())
+                fleet.home,
+                fleet.registry,
+                file,
+                passphrase=passphrase,
+                act=Act(OPERATOR, utc_now()),
+                progress=_tell,
             )
 
     with attempting(f"saving '{home}' into '{file}'"):
@@ -112,6 +124,18 @@ def check(file: Path, password_file: str | None, password_env: str | None, outpu
     is_flag=True,
     help="That file is lost as well: every device is suspended, for you to resume those that you trust.",
 )
+@click.option(
+    "--database",
+    type=Checked("URL", parse_database),
+    help="Restore the registry into this empty PostgreSQL database, postgresql://USER@HOST[:PORT]/DATABASE; "
+    "whichever engine it was saved from. Without, it comes into HOME as SQLite.",
+)
+@click.option(
+    "--database-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A file, mode 600, that holds that URL; this one may hold a password.",
+)
 @password_file
 @password_env
 @output_option
@@ -120,6 +144,8 @@ def restore(
     home: Path,
     revocations: Path | None,
     none_kept: bool,
+    database: Database | None,
+    database_file: Path | None,
     password_file: str | None,
     password_env: str | None,
     output: str,
@@ -129,13 +155,23 @@ def restore(
     Certificates issued after the backup are not known to it and are refused; their devices come back with a new token
     (fleet token create --device ID). Tokens that were open in the backup are revoked: they may have been used since.
 
+    A backup of either engine is restored into either: with --database, a fleet moves from SQLite to PostgreSQL, and
+    without, back. The new home's fleet.toml says where its registry is; FLEET_DATABASE must not be set.
+
     \b
-    Example:
+    Examples:
       fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass
+      fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass \
+        --database postgresql://fleet@db.acme.example/fleet
     """
     attempted = f"restoring '{file}' into '{home}'"
     if revocations is not None and none_kept:
         raise click.UsageError("Give --revocations or --no-revocations-after-backup, not both.")
+    if database is not None and database_file is not None:
+        raise click.UsageError("Give --database or --database-file, not both.")
+    if database_file is not None:
+        database = Database(file=str(database_file.absolute()))
+    database = database or Database()
     with attempting(attempted):
         file.stat()  # a wrong path is said before what a restore needs
     if revocations is None and not none_kept:
@@ -153,9 +189,16 @@ def restore(
                 passphrase=_passphrase(file, password_file, password_env),
                 revocations=revocations,
                 act=Act(OPERATOR, utc_now()),
+                database=database,
+                progress=_tell,
             )
         )
-    _print_restored(done, home, output, none_kept)
+    _print_restored(done, home, database, output, none_kept)
+
+
+def _tell(table: str, rows: int) -> None:
+    if rows >= PROGRESS_ROWS_MIN:
+        click.echo(f"{table}: {rows} rows copied", err=True)
 
 
 def _passphrase(file: Path, password_file: str | None, password_env: str | None) -> bytes | None:
@@ -175,11 +218,12 @@ def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:
     print_value({**value, **more}, output)
 
 
-def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) -> None:
+def _print_restored(done: Restored, home: Path, database: Database, output: str, none_kept: bool) -> None:
     again = done.reapplied
     is_json = output == "json"
     value = {
         "home": str(home),
+        "database": str(database),
         "backup_of": done.manifest.taken_at,
         "restore": done.restore,
         "devices_out_again": again.devices,

@@ -41,20 +41,31 @@ def status(desk: Desk, output: str) -> None:
 @at_home_only("archives are files in the home; a server does this every day by itself")
 @home_option
 @click.option("--dry-run", is_flag=True, help="Say what is due, and leave it.")
+@click.option("--take-over", is_flag=True, help="Archive here from now on, though another node does: it is gone.")
 @output_option
-def run_(home: Path, dry_run: bool, output: str) -> None:
+def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
     """Archive what is due.
 
     It moves from the registry into files in HOME/archive. Look first: fleet retention run --dry-run
 
     Events: from the second run on, for it goes by when they were first seen. Audit: once it is sealed, by whole blocks
     of 256 rows. Certificates: never one that has not ended, nor the last one of a device in service.
+
+    Of several nodes on one database, one archives; another takes over when that has not done so for three days.
     """
 
     async def work() -> Report:
         async with opened(home) as fleet:
             settings = settings_of(fleet.home)
-            return await retain(fleet.home, fleet.registry, settings, actor=OPERATOR, now=utc_now(), is_dry=dry_run)
+            return await retain(
+                fleet.home,
+                fleet.registry,
+                settings,
+                actor=OPERATOR,
+                now=utc_now(),
+                is_dry=dry_run,
+                by_force=take_over,
+            )
 
     attempted = f"archiving what is due in '{home}'"
     with attempting(attempted):

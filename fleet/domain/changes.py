@@ -13,6 +13,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
 from fleet.domain.manifest import ListedDevice
 
 ANSWER_KEPT = timedelta(hours=24)  # whoever repeats a request, because its answer was lost, does so within minutes
@@ -328,6 +329,17 @@ class DropEvents:
     upto: int
 
 
+@dataclass(frozen=True, slots=True)
+class TakeLease:
+    """`lease` is its owner's from now on, or still is. Conflict when another owner's has not expired at `now`, unless
+    it is taken `by_force`.
+    """
+
+    lease: Lease
+    now: datetime
+    by_force: bool = False
+
+
 Write = (
     AddModel
     | SetModel
@@ -366,6 +378,7 @@ Write = (
     | DropCredentials
     | DropAudit
     | DropEvents
+    | TakeLease
 )
 
 

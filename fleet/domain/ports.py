@@ -14,6 +14,7 @@ from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
 
 
@@ -154,6 +155,10 @@ class Registry(AuditReader, Protocol):
 
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
         """Those of this key, and of this device."""
+        ...
+
+    async def lease(self, name: str) -> Lease | None:
+        """As it was last taken, expired or not."""
         ...
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...

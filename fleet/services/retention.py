@@ -23,10 +23,13 @@ from fleet.domain.changes import (
     DropCredentials,
     DropEvents,
     DropRequests,
+    TakeLease,
     Write,
 )
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import DeviceState
+from fleet.domain.errors import Conflict
+from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
 from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
 from fleet.storage.archive import Archive, Line
@@ -36,6 +39,8 @@ EVENTS_AT_ONCE = 5_000  # in one file, and dropped in one Change
 BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows
 CREDENTIALS_AT_ONCE = 500
 ACTION = "retention.drop"
+LEASE = "retention"
+LEASE_TIME = timedelta(days=3)  # a node that has missed two daily runs is given up
 
 _GONE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
@@ -47,6 +52,11 @@ class Policy:
     events_days: int
     audit_days: int
     expired_credentials_days: int
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is ever archived."""
+        return not (self.events_days or self.audit_days or self.expired_credentials_days)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ class Report:
 
 
 class Retention:
-    """One run of it; the archive is held meanwhile."""
+    """One run of it; the archive is held meanwhile, and with `lease`, which is ours, every drop depends on that."""
 
     def __init__(
         self,
@@ -71,6 +81,7 @@ class Retention:
         *,
         actor: str,
         is_dry: bool = False,
+        lease: Lease | None = None,
     ) -> None:
         self._registry = registry
         self._archive = archive
@@ -78,6 +89,7 @@ class Retention:
         self._policy = policy
         self._actor = actor
         self._is_dry = is_dry
+        self._lease = lease
         self._report = Report()
 
     async def run(self, *, noted: int, now: datetime) -> Report:
@@ -125,6 +137,8 @@ class Retention:
         await asyncio.to_thread(self._archive.settle, name)
 
     async def _drop(self, writes: tuple[Write, ...], what: str, now: datetime) -> None:
+        if self._lease is not None:  # a node that slept until another took over drops nothing behind its back
+            writes = (TakeLease(self._lease, now), *writes)
         await self._registry.commit(Change(AuditEntry(now, self._actor, ACTION, what, "ok"), writes))
 
     async def _first_audit(self) -> int:
@@ -226,3 +240,25 @@ def credential_line(c: Credential) -> Line:
         "grant": c.grant,
         "der": c.der.hex(),
     }
+
+
+async def take_lease(registry: Registry, owner: str, *, actor: str, now: datetime, by_force: bool = False) -> Lease:
+    """Have the node `owner` retain for LEASE_TIME from `now` on, and no other; it is taken anew before each run.
+
+    Raises: Conflict (`retention-elsewhere`): another node does. Unavailable.
+    """
+    lease = Lease(LEASE, owner, now + LEASE_TIME)
+    try:
+        await registry.commit(
+            Change(AuditEntry(now, actor, "retention.claim", owner, "ok"), (TakeLease(lease, now, by_force),))
+        )
+    except Conflict as error:
+        held = await registry.lease(LEASE)
+        if error.code != "lease-held" or held is None:
+            raise
+        raise Conflict(
+            "retention-elsewhere",
+            f"{held.owner} archives for this fleet, until {held.expires_at:%Y-%m-%d %H:%M} UTC at least.",
+            "Run it there. If that node is gone for good: fleet retention run --take-over",
+        ) from error
+    return lease

@@ -3,6 +3,8 @@
 A registry's place is a file's Path (SQLite) or a DatabaseUrl (PostgreSQL).
 """
 
+import asyncio
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,12 @@ from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
 from fleet.storage import sqlite_file
 from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite_copy import copy_registry
 
 Place = Path | DatabaseUrl
+
+Progress = Callable[[str, int], None]
+"""Called with a table's name and how many of its rows have been copied so far."""
 
 COUNT_SECONDS_MAX = 60.0  # of one table, which is walked
 _COUNTS = {
@@ -57,6 +63,36 @@ async def open_engine(place: Place, *, create: bool = True) -> Engine:
     from fleet.storage.postgres import PostgresRegistry  # whoever stays with SQLite carries no driver
 
     return await PostgresRegistry.open(place, create=create)
+
+
+async def copy_to_file(place: Place, target: Path, progress: Progress) -> None:
+    """Copy the registry at `place`, which may be in use, as it is at one moment to the new SQLite file `target`, 0600.
+
+    Raises: FileExistsError; FleetError; OSError or sqlite3.Error: the disk said no.
+    """
+    if isinstance(place, Path):
+        await asyncio.to_thread(copy_registry, place, target)
+        return
+    from fleet.storage.postgres_copy import copy_out
+
+    await copy_out(place, target, progress)
+
+
+async def must_be_loadable(place: DatabaseUrl) -> None:
+    """Raises: Conflict (`registry-exists`): the database is not empty. FleetError."""
+    from fleet.storage import postgres_copy
+
+    await postgres_copy.must_be_loadable(place)
+
+
+async def load_file(source: Path, place: DatabaseUrl, progress: Progress) -> None:
+    """Make a registry of the SQLite file `source` in the empty database at `place`: all of it, or nothing.
+
+    Raises: Conflict (`registry-exists`). FleetError.
+    """
+    from fleet.storage.postgres_copy import copy_in
+
+    await copy_in(source, place, progress)
 
 
 async def status_of(place: Place) -> Status:

@@ -24,6 +24,7 @@ from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import admission_rows, request_rows, rows
@@ -269,6 +270,10 @@ class PostgresRegistry:
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
         found = await self._fetch(admission.BINDINGS, key_sha256, device_id)
         return [admission_rows.idevid_of(row) for row in found]
+
+    async def lease(self, name: str) -> Lease | None:
+        row = await self._fetch_one(reads.LEASE, name)
+        return rows.lease_of(row) if row else None
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         row = await self._fetch_one(reads.ANSWER, actor, key)

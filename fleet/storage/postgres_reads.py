@@ -26,6 +26,7 @@ STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
 OPERATOR = _select("operator", rows.OPERATOR_COLUMNS, "WHERE name = $1")
 OPERATORS = _select("operator", rows.OPERATOR_COLUMNS, "ORDER BY name")
 ANSWER = _select("answer", rows.ANSWER_COLUMNS, "WHERE actor = $1 AND key = $2")
+LEASE = _select("lease", rows.LEASE_COLUMNS, "WHERE name = $1")
 REQUEST = f"{request_rows.SELECT} WHERE id = $1"
 PENDING = request_rows.counting("$")
 CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = $1")

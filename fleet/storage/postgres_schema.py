@@ -50,7 +50,7 @@ async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
             f"There is no registry in {url.shown}.",
             f"Make a home with: fleet init HOME --database {url}",
         )
-    _must_be_known(schema, url)
+    must_be_known(schema, url)
     if schema.have == schema.newest:
         return
     try:
@@ -77,14 +77,15 @@ async def _apply(session: Session, url: DatabaseUrl) -> None:
         "CREATE TABLE IF NOT EXISTS migration (number int PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
     )
     schema = await schema_of(session)  # again: another node may have been at it while we waited
-    _must_be_known(schema, url)
+    must_be_known(schema, url)
     for number, sql in migrations():
         if number > schema.have:
             await session.execute(sql, timeout=SECONDS_MAX)
             await session.execute("INSERT INTO migration (number) VALUES ($1)", number)
 
 
-def _must_be_known(schema: Schema, url: DatabaseUrl) -> None:
+def must_be_known(schema: Schema, url: DatabaseUrl) -> None:
+    """Raises: Invalid (`registry-newer`)."""
     if schema.have > schema.newest:
         raise Invalid(
             "registry-newer",

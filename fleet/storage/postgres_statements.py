@@ -115,6 +115,10 @@ STATEMENTS: dict[str, str] = {
         UPDATE approval_request SET state = 'issued', revision = revision + 1
         WHERE id = $1::text AND state = 'approved'""",
     "drop_requests": "DELETE FROM approval_request WHERE expires_at <= $1::bigint",
+    "take_lease": """
+        INSERT INTO lease (name, owner, expires_at) VALUES ($1::text, $2::text, $3::bigint)
+        ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
+        WHERE lease.owner = excluded.owner OR lease.expires_at <= $4::bigint OR $5::bigint = 1""",
     "drop_answers": "DELETE FROM answer WHERE at < $1::bigint",
     "drop_audit": """
         DELETE FROM audit WHERE seq <= $1::bigint AND $1::bigint < (SELECT max(seq) FROM audit)

@@ -50,6 +50,7 @@ from fleet.domain.changes import (
     SpendStation,
     SpendToken,
     TagDevice,
+    TakeLease,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
@@ -129,6 +130,9 @@ def steps_of(write: Write) -> Iterator[Step]:
             yield from (Step(*each) for each in admission.steps_of(write))
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
+        case TakeLease(lease=lease, now=now, by_force=by_force):
+            held = rows.lease_held(lease)
+            yield Step("take_lease", (*rows.lease_row(lease), rows.micros(now), int(by_force)), held)
         case _:
             assert_never(write)
 
@@ -242,6 +246,8 @@ def names_of(write: Write) -> tuple[str, ...]:
             return admission.names_of(write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             return ("the clean-up",)
+        case TakeLease(lease=lease):
+            return (f"lease {lease.name}",)
         case _:
             assert_never(write)
 

@@ -14,7 +14,8 @@ from fleet.domain.audit_log import TreeHead
 from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.lease import Lease
 from fleet.domain.merkle import HASH_SIZE
 from fleet.domain.model_rules import rules_json, rules_of
 
@@ -57,6 +58,7 @@ TOKEN_COLUMNS = (
     "expires_at",
     "revoked_at",
 )
+LEASE_COLUMNS = ("name", "owner", "expires_at")
 STATION_COLUMNS = ("name", "models", "created_at", "quota", "day", "used")
 OPERATOR_COLUMNS = ("name", "role", "models", "created_at")
 ANSWER_COLUMNS = ("actor", "key", "request_sha256", "status", "body", "at")
@@ -290,3 +292,15 @@ def head_of(row: Row) -> TreeHead:
 
 def event_of(row: Row) -> Event:
     return Event(kind=row[1], subject=row[2], detail=row[3], seq=row[0])
+
+
+def lease_row(lease: Lease) -> Row:
+    return (lease.name, lease.owner, micros(lease.expires_at))
+
+
+def lease_of(row: Row) -> Lease:
+    return Lease(row[0], row[1], moment(row[2]))
+
+
+def lease_held(lease: Lease) -> Conflict:
+    return Conflict("lease-held", f"Another than {lease.owner} holds the lease of {lease.name}.")

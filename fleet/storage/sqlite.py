@@ -23,6 +23,7 @@ from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import sqlite_admission as admission
@@ -238,6 +239,9 @@ class SqliteRegistry:
 
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
         return await self._ask(lambda db: admission.idevid_bindings(db, key_sha256, device_id))
+
+    async def lease(self, name: str) -> Lease | None:
+        return await self._ask(lambda db: reads.lease(db, name))
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         return await self._ask(lambda db: reads.answer(db, actor, key))

@@ -8,6 +8,7 @@ from fleet.domain.access import Operator
 from fleet.domain.changes import Answer
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, Model
+from fleet.domain.lease import Lease
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import rows, sqlite_admission
 
@@ -39,6 +40,7 @@ STATIONS = _select("station", rows.STATION_COLUMNS, "ORDER BY name")
 OPERATOR = _select("operator", rows.OPERATOR_COLUMNS, "WHERE name = ?")
 OPERATORS = _select("operator", rows.OPERATOR_COLUMNS, "ORDER BY name")
 ANSWER = _select("answer", rows.ANSWER_COLUMNS, "WHERE actor = ? AND key = ?")
+LEASE = _select("lease", rows.LEASE_COLUMNS, "WHERE name = ?")
 CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = ?")
 
 _DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
@@ -101,6 +103,11 @@ def operators(db: sqlite3.Connection) -> list[Operator]:
 def answer(db: sqlite3.Connection, actor: str, key: str) -> Answer | None:
     row = db.execute(ANSWER, (actor, key)).fetchone()
     return rows.answer_of(row) if row else None
+
+
+def lease(db: sqlite3.Connection, name: str) -> Lease | None:
+    row = db.execute(LEASE, (name,)).fetchone()
+    return rows.lease_of(row) if row else None
 
 
 def credential(db: sqlite3.Connection, serial: str) -> Credential | None:

@@ -48,6 +48,7 @@ from fleet.domain.changes import (
     SpendStation,
     SpendToken,
     TagDevice,
+    TakeLease,
     Write,
 )
 from fleet.domain.errors import Conflict
@@ -108,6 +109,10 @@ DROP_CREDENTIAL = "DELETE FROM credential WHERE fingerprint = ? AND not_after <=
 DROP_AUDIT = """
     DELETE FROM audit WHERE seq <= ?1 AND ?1 < (SELECT max(seq) FROM audit)
     AND ?1 <= (SELECT max(size) FROM audit_head)"""
+TAKE_LEASE = """
+    INSERT INTO lease (name, owner, expires_at) VALUES (?1, ?2, ?3)
+    ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
+    WHERE lease.owner = excluded.owner OR lease.expires_at <= ?4 OR ?5"""
 DROP_EVENTS = "DELETE FROM event WHERE seq <= ? AND seq < (SELECT max(seq) FROM event)"
 LARGEST_HEAD = "SELECT max(size) FROM audit_head"
 ADD_HEAD = _insert("audit_head", rows.HEAD_COLUMNS, ending="")
@@ -186,6 +191,9 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
             sqlite_admission.apply(db, write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             _drop(db, write)
+        case TakeLease(lease=lease, now=now, by_force=by_force):
+            if not db.execute(TAKE_LEASE, (*rows.lease_row(lease), rows.micros(now), by_force)).rowcount:
+                raise rows.lease_held(lease)
         case _:
             assert_never(write)
 

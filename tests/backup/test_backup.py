@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.authorities import load_issuer
 from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
-from fleet.backup.taking import local_registry, save_home
+from fleet.backup.taking import save_home
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
@@ -25,7 +25,7 @@ from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddReque
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
-from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
+from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
 from fleet.home import Home, open_registry, revocation_log
@@ -185,14 +185,6 @@ class TestTaking:
         with pytest.raises(OSError, match="No space"):
             await save(home, registry, tmp_path / "other")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.backup", "home"]
-
-    async def test_a_registry_elsewhere_has_its_own_backups(self) -> None:
-        class Elsewhere:
-            """No SqliteRegistry."""
-
-        with pytest.raises(Unavailable, match="database server") as caught:
-            local_registry(Elsewhere())  # type: ignore[arg-type]
-        assert "pg_dump" in caught.value.advice
 
     async def test_plain_is_a_tar_file(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await save(home, registry, tmp_path / "b.tar", None)

@@ -1,0 +1,49 @@
+"""A restored home says where its registry is now; everything else in its fleet.toml stays as it was written."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from fleet.domain.errors import Invalid
+from fleet.settings import Database, SettingsError, parse_settings, read_settings
+
+_TABLE = re.compile(r"^[ \t]*\[[ \t]*registry[ \t]*\][^\n]*\n?", re.MULTILINE)
+_SETTING = re.compile(r"^[ \t]*database[ \t]*=[^\n]*$", re.MULTILINE)
+_NEXT_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
+
+def name_database(file: Path, database: Database) -> None:
+    """Have the settings in `file` name `database`. A file that does so already is left alone.
+
+    Raises: Invalid (`bad-settings`): its line cannot be found. SettingsError, OSError.
+    """
+    settings = read_settings(file)
+    if settings.database == database:
+        return
+    text = with_database(file.read_text("utf-8"), database)
+    try:
+        is_done = parse_settings(text, file) == replace(settings, database=database)
+    except SettingsError:
+        is_done = False
+    if not is_done:
+        raise Invalid(
+            "bad-settings",
+            "The backup's fleet.toml says where the registry is in a way that cannot be changed here.",
+            'Write it as one line, database = "…", below [registry], and take the backup again.',
+        )
+    file.write_text(text, "utf-8")
+
+
+def with_database(text: str, database: Database) -> str:
+    """`text`, a fleet.toml, with the line `database = …` changed or, where there is none, put in."""
+    value = str(database).replace("\\", "\\\\").replace('"', '\\"')
+    line = f'database = "{value}"'
+    table = _TABLE.search(text)
+    if table is None:
+        return f"{text.rstrip()}\n\n[registry]\n{line}\n"
+    following = _NEXT_TABLE.search(text, table.end())
+    end = following.start() if following else len(text)
+    found = _SETTING.search(text, table.end(), end)
+    if found is None:
+        return f"{text[: table.end()].rstrip()}\n{line}\n{text[table.end() :]}"
+    return text[: found.start()] + line + text[found.end() :]
