@@ -70,7 +70,7 @@ async def _waits(url: DatabaseUrl) -> bool:
         waiting = """
             SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock'"""
-        while not await looking.fetchval(waiting):
+        while not await looking.fetchval(waiting):  # noqa: ASYNC110  it happens in the server
             await asyncio.sleep(0.01)
         return True
     finally:
