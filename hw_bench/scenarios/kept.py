@@ -36,7 +36,8 @@ class Kept:
             there, count = str(note["engine"]), int(note["devices"])
             fleet, sizes = FilledFleet(count, bytes.fromhex(note["der"])), Sizes(**note["sizes"])
         except FileNotFoundError:
-            return self._make()
+            self._make()
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BenchError(f"{self._note} cannot be read: {error!r}.") from error
         if (there, count) != (engine, devices):

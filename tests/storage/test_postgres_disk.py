@@ -8,7 +8,7 @@ import pytest
 
 from fleet.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, TagDevice
-from fleet.domain.device import DeviceFilter
+from fleet.domain.device import DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict
 from fleet.storage import postgres_schema, rows
 from fleet.storage.postgres import PostgresRegistry
@@ -161,13 +161,13 @@ async def test_tags_of_any_text_leave_with_their_device_alone(postgres_url: Data
         odd = (("lot", 'quote " and \\'), ("é", "😀 \n\t"), ("", "a key that a group has"))
         for id_ in ("cam-1", "cam-2"):
             await registry.commit(change(AddDevice(replace(device(id_), tags=odd, groups=("pilot", "[]")))))
-        await registry.commit(change(TagDevice("cam-1", (("lot", "L2"),), (), 1)))
+        await registry.commit(change(TagDevice(DeviceId("cam-1"), (("lot", "L2"),), (), 1)))
         found = await looking.fetch("SELECT key, value FROM device_tag WHERE device_id = 'cam-1'")
         assert [tuple(row) for row in found] == [("lot", "L2")]
         assert await looking.fetchval("SELECT count(*) FROM device_tag WHERE device_id = 'cam-2'") == 5
         # One who comes too late changes nothing.
         with pytest.raises(Conflict):
-            await registry.commit(change(TagDevice("cam-2", (), (), 7)))
+            await registry.commit(change(TagDevice(DeviceId("cam-2"), (), (), 7)))
         assert await looking.fetchval("SELECT count(*) FROM device_tag WHERE device_id = 'cam-2'") == 5
     finally:
         await registry.close()
