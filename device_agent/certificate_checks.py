@@ -127,10 +127,12 @@ def find_chain(
     """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached."""
     chain: list[x509.Certificate] = []
     below = certificate
+    # A root leads nowhere further. Another certificate of its name may: what an old root signed for a new one.
+    between = [each for each in intermediates if not is_root(each)]
     for _ in range(CHAIN_LENGTH_MAX):
-        if any(_issued(anchor, below, now) for anchor in anchors):
+        if any(has_issued(anchor, below, now) for anchor in anchors):
             return tuple(chain), True
-        issuer = next((each for each in intermediates if each not in chain and _issued(each, below, now)), None)
+        issuer = next((each for each in between if each not in chain and has_issued(each, below, now)), None)
         if issuer is None:
             break
         chain.append(issuer)
@@ -138,7 +140,17 @@ def find_chain(
     return tuple(chain), False
 
 
-def _issued(issuer: x509.Certificate, certificate: x509.Certificate, now: datetime) -> bool:
+def is_root(certificate: x509.Certificate) -> bool:
+    """Whether it is signed by its own key."""
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def has_issued(issuer: x509.Certificate, certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether `issuer`, a CA that has not ended, has signed `certificate`."""
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         certificate.verify_directly_issued_by(issuer)

@@ -103,7 +103,13 @@ def cli(context: click.Context, home: Path | None) -> None:
 
 @cli.command()
 @click.option("--device-id", required=True, help="What the fleet's registry calls this device.")
-@click.option("--est", "est_url", required=True, metavar="URL", help="The enrollment server: https://HOST:PORT.")
+@click.option(
+    "--est",
+    "est_url",
+    required=True,
+    metavar="URL",
+    help="The enrollment server: https://HOST:PORT[/.well-known/est/LABEL].",
+)
 @click.option("--mqtt", required=True, metavar="HOST:PORT", help="The fleet's MQTT gateway.")
 @click.option(
     "--ca",

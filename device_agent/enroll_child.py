@@ -7,6 +7,7 @@ goes as one JSON object to stdout: a token is never in an argument list or an en
 
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -16,14 +17,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
-from device_agent.certificate_checks import check_certificate, facts_of
+from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
 from device_agent.device_key import PrivateKey, candidate_key, device_subject, fingerprint, spki_der
-from device_agent.enrollment import Job, Outcome
+from device_agent.durable import write_durably
+from device_agent.enrollment import KEY_TYPES, Job, Outcome
 from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
 from device_agent.est_client import BoundCsr, EstClient
 from device_agent.identity_store import Identity, IdentityStore
+from device_agent.new_roots import new_roots
 from device_agent.renewal import clock_is_credible
-from fleet.wire.csr import build_csr, names_of_certificate
+from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
+from fleet.wire.errors import WireError
 
 LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
 
@@ -63,7 +67,8 @@ def perform(job: Job, now: datetime) -> Identity:
         current, waiting = store.current(), store.candidate()
         if job.operation == "reenroll" and waiting is not None and waiting.facts.fingerprint != job.replaces:
             return waiting  # enrolled by somebody else a moment ago, and not tried yet: never thrown away
-        slot, key = candidate_key(store, job.key_type)
+        renewed = current if job.operation == "reenroll" else None
+        slot, key = candidate_key(store, job.key_type if renewed is None else _key_type_like(renewed, job.key_type))
         client = _client(config, job, current, now)
         # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
         intermediates = client.cacerts()
@@ -82,14 +87,21 @@ def perform(job: Job, now: datetime) -> Identity:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be signed: the next attempt makes another
             raise
+        anchors = _load_certificates(config.ca_file)
+        if not find_chain(certificate, intermediates, anchors, now)[1]:
+            intermediates = _chain_for_us(config, job, certificate, store.key_file(slot), now)
         chain = check_certificate(
             certificate,
             spki_der=spki_der(key),
             device_id=config.device_id,
             intermediates=intermediates,
-            anchors=_load_certificates(config.ca_file),
+            anchors=anchors,
             now=now,
         )
+        fresh = new_roots(anchors, intermediates, now)
+        if fresh and config.ca_file.parent == job.home:  # a file elsewhere is somebody else's to change
+            pem = b"".join(each.public_bytes(Encoding.PEM) for each in (*anchors, *fresh))
+            write_durably(config.ca_file, pem)
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
         return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
 
@@ -124,6 +136,29 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
     )
 
 
+def _chain_for_us(
+    config: AgentConfig, job: Job, certificate: x509.Certificate, key_file: Path, now: datetime
+) -> list[x509.Certificate]:
+    """What the server hands out to whom it has just issued `certificate`: it may have several CAs, and told us of
+    another before it knew who asks. [] when it tells nothing: the check that follows says what is missing.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(certificate.public_bytes(Encoding.PEM))
+        file.flush()
+        try:
+            client = EstClient(
+                config.est_url,
+                config.ca_file,
+                certificate=(file.name, key_file),
+                timeout_seconds=min(30.0, job.deadline_seconds),
+                patience_seconds=0,
+                check_time=clock_is_credible(now, lifetime_of(certificate)),
+            )
+            return client.cacerts()
+        except AgentError:
+            return []
+
+
 def _asked(
     client: EstClient, operation: Callable[[bytes | BoundCsr], x509.Certificate], csr: BoundCsr
 ) -> x509.Certificate:
@@ -143,6 +178,15 @@ def _csr_like(key: PrivateKey, current: Identity) -> BoundCsr:
     # RFC 7030, 4.2.2: the subject and subjectAltName of the request must be those of the current certificate.
     subject, alt_names = names_of_certificate(_load_certificates(current.certificate_file)[0])
     return partial(build_csr, key, subject, alt_names)
+
+
+def _key_type_like(current: Identity, otherwise: str) -> str:
+    """The kind of key that the current certificate is for: what its model allowed then, it most likely allows now."""
+    try:
+        key_type = key_type_of(_load_certificates(current.certificate_file)[0].public_key())
+    except WireError:
+        return otherwise  # a key that came from elsewhere
+    return key_type if key_type in KEY_TYPES else otherwise
 
 
 def _load_certificates(path: Path) -> list[x509.Certificate]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -46,7 +46,8 @@ class _Answer:
 class EstClient:
     """One server and one proof of who asks: a client certificate, or user and password, or neither (cacerts only).
 
-    `url` is `https://HOST:PORT`, with or without `/.well-known/est`. `certificate` is (PEM chain, PEM key). `basic` is
+    `url` is `https://HOST:PORT`, with or without `/.well-known/est`, behind which a label may stand: it is put before
+    every operation that is called without one. `certificate` is (PEM chain, PEM key). `basic` is
     (device id, token); an id that HTTP's Basic cannot carry is left out of it.
     `timeout_seconds` bounds each network step; `patience_seconds` bounds all the waiting that 202, 429 and 503 ask for.
     `check_time=False` ignores the dates (only) of the server's certificate: for a clock that is not set yet.
@@ -67,7 +68,7 @@ class EstClient:
         check_time: bool = True,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._host, self._port = parse_est_url(url)
+        self._host, self._port, self._label = parse_est_url(url)
         self._ca_file = Path(ca_file)
         self._certificate = (Path(certificate[0]), Path(certificate[1])) if certificate else None
         self._basic = basic
@@ -77,12 +78,14 @@ class EstClient:
         self._pause = pause
         self._context()  # a bad file is an error here, not in the middle of an enrollment
 
-    def cacerts(self) -> list[x509.Certificate]:
+    def cacerts(self, label: str | None = None) -> list[x509.Certificate]:
         """The CA certificates that the server hands out: root and chain, in no promised order. RFC 7030, 4.1.
+
+        `label` is the path segment of 3.2.2.
 
         Raises: EstError.
         """
-        return _certificates(self._ask("GET", "cacerts", None, None))
+        return _certificates(self._ask("GET", "cacerts", None, label))
 
     def csrattrs(self, label: str | None = None) -> CsrAttributes:
         """What the server wants to see in a CSR; nothing in particular when it does not say. RFC 7030, 4.5.
@@ -153,6 +156,7 @@ class EstClient:
         label: str | None,
         wanted: tuple[int, ...] = (200,),
     ) -> _Answer:
+        label = label or self._label
         path = est.WELL_KNOWN + (f"/{quote(label, safe='')}" if label else "") + f"/{operation}"
         waited_seconds = 0.0
         while True:
@@ -230,12 +234,12 @@ def _binding(connection: http.client.HTTPSConnection) -> str:
     return base64.b64encode(binding).decode()
 
 
-def parse_est_url(url: str) -> tuple[str, int]:
-    """Host and port of an EST server's URL.
+def parse_est_url(url: str) -> tuple[str, int, str]:
+    """Host, port and label of an EST server's URL; without a label "".
 
     Raises: BadConfig.
     """
-    advice = "Write it as https://HOST:PORT."
+    advice = "Write it as https://HOST:PORT, or https://HOST:PORT/.well-known/est/LABEL."
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 443
@@ -243,9 +247,12 @@ def parse_est_url(url: str) -> tuple[str, int]:
         raise BadConfig(f"{url!r} is not an EST server's URL: {error}.", advice) from error
     if parts.scheme != "https" or not host or parts.username or parts.query or parts.fragment:
         raise BadConfig(f"{url!r} is not an EST server's URL.", advice)
-    if parts.path.rstrip("/") not in ("", est.WELL_KNOWN):
+    path = parts.path.rstrip("/")
+    label = path.removeprefix(f"{est.WELL_KNOWN}/") if path.startswith(f"{est.WELL_KNOWN}/") else ""
+    # RFC 7030, 3.2.2: a label is never equal to an operation.
+    if (path not in ("", est.WELL_KNOWN) and not label) or "/" in label or label in est.OPERATIONS:
         raise BadConfig(f"{url!r} has a path that EST does not use.", advice)
-    return host, port
+    return host, port, unquote(label)
 
 
 def _basic_credentials(user: str, password: str) -> str:

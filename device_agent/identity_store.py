@@ -119,6 +119,10 @@ class IdentityStore:
             return None
         return _read_capped(directory / _KEY)
 
+    def key_file(self, slot: str) -> Path:
+        """Where the key of `slot` is."""
+        return self._home / slot / _KEY
+
     def clear(self, slot: str) -> None:
         """Empty `slot`. Its meta.json goes first: from then on the slot counts as empty.
 

@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent.certificate_checks import check_certificate
+from device_agent.certificate_checks import check_certificate, is_root
 from device_agent.errors import EstError
 from firmware_tools.errors import LedgerError, StationError, Stopped
 from firmware_tools.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
@@ -49,7 +49,7 @@ class Link(Protocol):
 class Authority(Protocol):
     """An EST server that knows us as a registration authority."""
 
-    def cacerts(self) -> list[x509.Certificate]: ...
+    def cacerts(self, label: str | None = None) -> list[x509.Certificate]: ...
     def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate: ...
 
 
@@ -186,9 +186,9 @@ class Run:
     def _enrolled(self, csr: Csr) -> Delivery:
         job = self._job
         # First the chain: nothing is issued that could not be used.
-        authorities = self._authority.cacerts()
+        authorities = self._authority.cacerts(job.model or None)
         certificate = self._authority.simpleenroll(csr.der, job.model or None)
-        anchors = tuple(each for each in authorities if each.issuer == each.subject)
+        anchors = tuple(each for each in authorities if is_root(each))
         chain = check_certificate(
             certificate,
             spki_der=csr.spki_der,

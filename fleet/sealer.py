@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
+from fleet.authorities import audit_signer
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
-from fleet.home import Home, audit_signer
+from fleet.home import Home
 from fleet.lasting import lasting
 from fleet.services.sealing import seal
 

@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
 
+from fleet.authorities import operators_authority, renew_server_certificate, server_identity
 from fleet.domain.errors import FleetError
-from fleet.home import Home, authority_chain, operators_authority, renew_server_certificate, server_identity
+from fleet.home import Home
+from fleet.live_authorities import LiveAuthorities, client_anchors
 from fleet.settings import Settings
+from fleet.tenants import Authorities, read_authorities
 from fleet.tls.contexts import ContextSource, server_context
 
 log = logging.getLogger("fleet")
@@ -37,7 +40,9 @@ class Contexts:
     clock: Clock
 
     @classmethod
-    def of(cls, home: Home, clock: Clock) -> "Contexts":
+    def of(cls, home: Home, clock: Clock, authorities: Authorities | None = None) -> "Contexts":
+        """`authorities`: whom they believe, when that has been read already."""
+        anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
         identity = server_identity(home)
 
         def source(
@@ -46,20 +51,27 @@ class Contexts:
             return ContextSource(
                 server_context(
                     identity,
-                    (*authority_chain(home), *more_anchors),
+                    (*anchors, *more_anchors),
                     require_client=require_client,
                     clock=clock,
                     expired_leaf=expired_leaf,
+                    tenants=tenants,
                 )
             )
 
         operators = operators_authority(home, clock())
         return cls(source(require_client=True), source(expired_leaf=True), source(operators), clock)
 
-    def reload(self, home: Home) -> None:
+    def follow(self, authorities: LiveAuthorities, home: Home) -> None:
+        """Whom they believe is as `authorities` stand when a connection begins."""
+        authorities.changed = lambda: self.reload(home, authorities.current)
+        for source in (self.mqtt, self.est, self.http):
+            source.look = authorities.look
+
+    def reload(self, home: Home, authorities: Authorities | None = None) -> None:
         """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
-            fresh = Contexts.of(home, self.clock)
+            fresh = Contexts.of(home, self.clock, authorities)
         except (FleetError, OSError, ValueError) as error:
             log.error("event=reload outcome=failed kept=old reason=%s", error)
             return

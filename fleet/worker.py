@@ -13,20 +13,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
+from fleet.authorities import key_sealer, load_webhook_signer, operators_authority
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
 from fleet.doors import NAMES, at, open_door
-from fleet.home import (
-    Home,
-    authority_chain,
-    key_sealer,
-    load_issuer,
-    load_webhook_signer,
-    operators_authority,
-    waiting_limits,
-)
+from fleet.home import Home, waiting_limits
 from fleet.lasting import lasting
+from fleet.live_authorities import LiveAuthorities
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
@@ -109,14 +103,20 @@ class Worker:
     endpoints: Endpoints
     home: Home
     contexts: Contexts
+    authorities: LiveAuthorities
     feed: asyncio.Task[None]
 
     async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return when told to stop; a reload shows new connections the server certificate as it is on disk.
+        """Return when told to stop; a reload shows new connections the server certificate, and believes the CAs, as
+        they are on disk.
 
         Raises: what a part that must live for ever died of.
         """
-        await told.until_stop(lambda: self.contexts.reload(self.home), (self.feed, *watched))
+        await told.until_stop(self._reload, (self.feed, *watched))
+
+    def _reload(self) -> None:
+        self.authorities.reread()
+        self.contexts.reload(self.home)
 
 
 @asynccontextmanager
@@ -135,7 +135,9 @@ async def working(
     """
     place = place or Place()
     async with AsyncExitStack() as parts:
+        authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock)
+        contexts.follow(authorities, home)
         gateway = Gateway(
             registry,
             upstream,
@@ -150,8 +152,8 @@ async def working(
         parts.push_async_callback(webhooks.close)
         est = build_est_server(
             registry,
-            load_issuer(home),
-            authority_chain(home),
+            authorities,
+            authorities,
             sealer=lambda: key_sealer(home),
             clock=clock,
             rates=rates_of(settings),
@@ -174,6 +176,7 @@ async def working(
             registry,
             status,
             operators=operators_authority(home, clock()),
+            tenants=authorities.names,
             clock=clock,
             # Operators page through long lists; their certificates are few and named.
             rates=rates_of(replace(settings, requests_per_credential_per_second=0)),
@@ -199,7 +202,7 @@ async def working(
         # What stands now stands for good: the collector need not walk it again with every generation.
         gc.collect()
         gc.freeze()
-        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, feed)
+        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, authorities, feed)
 
 
 def rates_of(settings: Settings) -> Rates:

@@ -9,21 +9,18 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fleet.ca.authority import SERVER_LIFETIME, names_of_server
-from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
-from fleet.home import (
-    Home,
+from fleet.authorities import (
     audit_signer,
     authority_chain,
-    create_home,
     load_operators_issuer,
-    open_home,
-    open_registry,
     operators_authority,
     renew_server_certificate,
     server_identity,
-    settings_of,
 )
+from fleet.ca.authority import SERVER_LIFETIME, names_of_server
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.home import Home, open_home, open_registry, settings_of
+from fleet.new_home import create_home
 from fleet.settings import Settings
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet.authorities import audit_signer
 from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.errors import Unavailable
-from fleet.home import Home, audit_signer, create_home
+from fleet.home import Home
+from fleet.new_home import create_home
 from fleet.sealer import FAILURES_A_LINE, keep_sealed, sealing
 from fleet.services.audit_verification import verify
 from fleet.settings import Settings

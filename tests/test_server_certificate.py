@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet import server_certificate
-from fleet.home import Home, create_home, server_identity
+from fleet.authorities import server_identity
+from fleet.home import Home
+from fleet.new_home import create_home
 from fleet.server_certificate import Contexts, renew_daily, renew_if_due
 from fleet.settings import Settings
 

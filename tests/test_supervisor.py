@@ -15,7 +15,7 @@ import pytest
 from fleet.channel import LINE_SIZE_MAX, Channel, Orders
 from fleet.domain.errors import Unavailable
 from fleet.doors import reserved
-from fleet.home import create_home
+from fleet.new_home import create_home
 from fleet.settings import Address, Settings, parse_broker, render
 from fleet.supervisor import (
     EARLY_DEATHS_FREE,

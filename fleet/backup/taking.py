@@ -22,6 +22,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.ports import Registry
 from fleet.home import Home, fleet_fingerprint, revocation_log, sync
+from fleet.issuing_folder import locked
 from fleet.services.remembering import catch_up
 from fleet.storage.revocation_log import Mark
 from fleet.storage.sqlite import SqliteRegistry
@@ -117,7 +118,8 @@ def take_backup(
     with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
         copy = Path(folder) / REGISTRY
         copy_registry(registry, copy)
-        files, left_out = _files(home)
+        with locked(home.ca, shared=True):  # a key and its certificate are of one moment
+            files, left_out = _files(home)
         manifest = _manifest(home, copy, files, mark, now)
         with _beside(file) as out:
             _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), passphrase, cost)

@@ -5,9 +5,11 @@ root CA (kept offline if you like)  ->  issuing CA (signs devices and stations)
 operators' CA, of its own           ->  people and programs that use the admin API
 """
 
+import functools
 import hashlib
 import ipaddress
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -57,13 +59,57 @@ def create_root(name: str, now: datetime) -> Certified:
     )
 
 
-def create_issuing(name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime) -> Certified:
+@dataclass(frozen=True, slots=True)
+class NewRoot:
+    """What takes the place of a root (RFC 4210, 4.4; RFC 7030, 4.1.3)."""
+
+    certified: Certified
+    """New with new: the new root itself."""
+    new_with_old: x509.Certificate
+    """Leads who trusts the old root to what the new one signs."""
+    old_with_new: x509.Certificate
+    """Leads who trusts the new root to what the old one has signed."""
+
+
+def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now: datetime) -> NewRoot:
+    """A new key for the root `old`, under the same name. It is the name that makes the certificates between them count
+    for nothing in a path's length (RFC 5280, 4.2.1.9: self-issued).
+
+    Raises: Invalid (`issuer-expired`).
+    """
+    key = generate_key()
+    new, _ = _sign(
+        subject=old.subject,
+        key=key,
+        issuer=old.subject,
+        issuer_key=key,
+        validity=(now - CLOCK_SKEW, now + ROOT_LIFETIME),
+        extensions=_authority_extensions(path_length=1),
+    )
+    until = _within(old, now, ROOT_LIFETIME)
+    between = functools.partial(
+        _sign,
+        subject=old.subject,
+        issuer=old.subject,
+        validity=(max(until[0], new.not_valid_before_utc), until[1]),
+        extensions=_authority_extensions(path_length=1),
+    )
+    new_with_old, _ = between(key=key, issuer_key=old_key)
+    old_with_new, _ = between(key=old_key, issuer_key=key)
+    return NewRoot((new, key), new_with_old, old_with_new)
+
+
+def create_issuing(
+    name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime, *, generation: int = 1
+) -> Certified:
     """An issuing CA for the fleet called `name`, signed by `root`, and its new key. No CA may stand below it.
+
+    From the second `generation` on, its name holds that number: CAs with keys of their own have names of their own.
 
     Raises: Invalid (`bad-name`).
     """
     return _sign(
-        subject=_common_name(f"{name} Issuing CA"),
+        subject=_common_name(f"{name} Issuing CA" + (f" {generation}" if generation > 1 else "")),
         key=generate_key(),
         issuer=root.subject,
         issuer_key=root_key,

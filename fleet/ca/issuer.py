@@ -46,15 +46,17 @@ class LocalIssuer:
             raise Invalid("bad-issuer", "The issuing key is not P-256.")
         self.certificate = certificate
         self._key = private_key
-        self._templates = {kind: _template(certificate, kind) for kind in kinds}
+        self._kinds = frozenset(kinds)
+        self._common = _common_extensions(certificate)
+        self._templates: dict[tuple[str, ...], Template] = {}
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
         """A new certificate, in state ISSUED, checked against its profile before it is returned.
 
-        Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`. LintFailed: a fault of ours, the
-        certificate is dropped.
+        Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`, `name-impossible`. LintFailed: a fault
+        of ours, the certificate is dropped.
         """
-        if permit.kind not in self._templates:
+        if permit.kind not in self._kinds:
             raise Refused("wrong-issuer", f"This CA signs nothing for {permit.kind} {permit.holder}.")
         profile = PROFILES[permit.kind]
         start, end = validity(permit, self.certificate)
@@ -65,7 +67,7 @@ class LocalIssuer:
         alt_names = profile.alt_names(permit)
         if alt_names is not None:
             extensions += raw_extension(_SAN, alt_names, critical=False)
-        tbs = self._templates[permit.kind].fill(
+        tbs = self._template(profile.extended_key_usages(permit)).fill(
             serial=serial,
             not_before=start,
             not_after=end,
@@ -89,9 +91,18 @@ class LocalIssuer:
             grant=permit.grant,
         )
 
+    def _template(self, usages: tuple[str, ...]) -> Template:
+        """The one for these extended key usages. There are at most as many as sets of them: it stays small."""
+        template = self._templates.get(usages)
+        if template is None:
+            purposes = x509.ExtendedKeyUsage([x509.ObjectIdentifier(oid) for oid in usages])
+            extensions = self._common + extension(purposes, critical=False)
+            template = self._templates[usages] = Template(self.certificate.subject.public_bytes(), extensions)
+        return template
 
-def _template(issuer: x509.Certificate, kind: CredentialKind) -> Template:
-    """Everything that all certificates of one kind have in common, encoded once."""
+
+def _common_extensions(issuer: x509.Certificate) -> bytes:
+    """Those that every certificate under `issuer` has alike, encoded once."""
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
@@ -101,14 +112,11 @@ def _template(issuer: x509.Certificate, kind: CredentialKind) -> Template:
     if not constraints.ca or not usage.key_cert_sign:
         raise Invalid("bad-issuer", "The issuing certificate may not sign certificates.")
     authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    return Template(
-        issuer=issuer.subject.public_bytes(),
-        extensions=b"".join(
-            (
-                extension(END_ENTITY, critical=True),
-                extension(SIGNS_ONLY, critical=True),
-                extension(PROFILES[kind].extended_key_usage, critical=False),
-                extension(authority, critical=False),
-            )
-        ),
+    return b"".join(
+        (
+            extension(END_ENTITY, critical=True),
+            # For every kind of key: all that TLS with forward secrecy asks of any, RSA too.
+            extension(SIGNS_ONLY, critical=True),
+            extension(authority, critical=False),
+        )
     )

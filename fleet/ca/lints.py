@@ -6,10 +6,12 @@ that its key and its certificate belong together, and a client checks every one.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
@@ -19,11 +21,28 @@ from fleet.domain.enrollment import IssuePermit
 BACKDATING_MAX = timedelta(minutes=5)
 
 _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
-_EXTENDED_KEY_USAGES = {
-    CredentialKind.DEVICE: [_CLIENT_AUTH],
-    CredentialKind.STATION: [_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"],
-    CredentialKind.OPERATOR: [_CLIENT_AUTH],
+_OF_PEOPLE_AND_STATIONS = {
+    CredentialKind.STATION: {_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"},
+    CredentialKind.OPERATOR: {_CLIENT_AUTH},
 }
+# Whatever a profile may come to allow: none of these makes a device a server, a signer of code or a responder.
+_OF_DEVICES = {
+    "clientAuth": _CLIENT_AUTH,
+    "emailProtection": "1.3.6.1.5.5.7.3.4",
+    "eapOverLAN": "1.3.6.1.5.5.7.3.14",
+    "ipsecIKE": "1.3.6.1.5.5.7.3.17",
+    "documentSigning": "1.3.6.1.5.5.7.3.36",
+}
+_SIGNING_KEYS = (
+    ed25519.Ed25519PublicKey,
+    ed448.Ed448PublicKey,
+    mldsa.MLDSA44PublicKey,
+    mldsa.MLDSA65PublicKey,
+    mldsa.MLDSA87PublicKey,
+)
+_HARDWARE_TYPE = bytes.fromhex("06146981dda6deb1b7c1cab8bfa5f2f284d2c793a445")  # as ca/README.md tells
+_HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_SERIAL_NUMBER = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 
 class LintFailed(Exception):
@@ -37,6 +56,17 @@ def key_is_the_permitted_one(c: x509.Certificate, permit: IssuePermit, issuer: x
     # Loading the key proves as well that an EC point lies on its curve.
     spki = c.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return spki == permit.spki_der and hashlib.sha256(spki).digest() == permit.key_sha256
+
+
+def key_is_strong(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
+    match c.public_key():
+        case ec.EllipticCurvePublicKey(curve=curve):
+            return curve.name in ("secp256r1", "secp384r1", "secp521r1")
+        case rsa.RSAPublicKey(key_size=bits) as key:
+            numbers = key.public_numbers()
+            return 2048 <= bits <= 8192 and numbers.n % 2 == 1 and numbers.e % 2 == 1 and numbers.e >= 65537
+        case key:
+            return isinstance(key, _SIGNING_KEYS)
 
 
 def serial_is_20_positive_octets(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
@@ -64,10 +94,25 @@ def validity_is_permitted(c: x509.Certificate, permit: IssuePermit, issuer: x509
 
 def subject_is_the_holder(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     want = [(NameOID.COMMON_NAME, permit.holder)]
+    if permit.profile.organisation and permit.kind is CredentialKind.DEVICE:
+        want.insert(0, (NameOID.ORGANIZATION_NAME, permit.profile.organisation))
     if permit.hardware_serial:
         want.append((NameOID.SERIAL_NUMBER, permit.hardware_serial))
     # RFC 5280, 4.1.2.4; a relative name of several attributes would read differently in different programs.
     return all(len(rdn) == 1 for rdn in c.subject.rdns) and [(a.oid, a.value) for a in c.subject] == want
+
+
+def subject_is_plain_text(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
+    """Whatever the registry has let in: no control character, no mark that turns text around, nothing too long."""
+    for attribute in c.subject:
+        value = attribute.value
+        if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
+            return False
+        if attribute.oid == NameOID.COMMON_NAME and not _HOLDER.fullmatch(value):
+            return False
+        if attribute.oid == NameOID.SERIAL_NUMBER and not _SERIAL_NUMBER.fullmatch(value):
+            return False
+    return True
 
 
 def extensions_are_exact(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
@@ -80,7 +125,7 @@ def extensions_are_exact(c: x509.Certificate, permit: IssuePermit, issuer: x509.
         (ExtensionOID.AUTHORITY_KEY_IDENTIFIER, False),
         (ExtensionOID.SUBJECT_KEY_IDENTIFIER, False),
     }
-    if permit.hardware_serial:
+    if _expected_alt_names(permit):
         want.add((ExtensionOID.SUBJECT_ALTERNATIVE_NAME, False))
     return found == want
 
@@ -97,7 +142,12 @@ def is_no_authority(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certi
 
 def is_for_clients_only(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     usage = c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    return [oid.dotted_string for oid in usage] == _EXTENDED_KEY_USAGES[permit.kind]
+    found = [oid.dotted_string for oid in usage]
+    if permit.kind is CredentialKind.DEVICE:
+        want = {_OF_DEVICES[name] for name in permit.profile.extended_key_usages if name in _OF_DEVICES}
+    else:
+        want = _OF_PEOPLE_AND_STATIONS[permit.kind]
+    return _CLIENT_AUTH in found and len(found) == len(want) and set(found) == want
 
 
 def key_identifiers_agree(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
@@ -107,33 +157,58 @@ def key_identifiers_agree(c: x509.Certificate, permit: IssuePermit, issuer: x509
     return own == permit.key_sha256[:20] and above == x509.AuthorityKeyIdentifier(issuers, None, None)
 
 
-def alt_names_are_the_hardware_serial(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    if not permit.hardware_serial:
+def alt_names_are_the_profiles(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
+    want = _expected_alt_names(permit)
+    if not want:
         return True  # `extensions_are_exact` has seen that there is no SAN
-    names = list(c.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    serial = permit.hardware_serial.encode("ascii")
-    return (
-        len(names) == 1
-        and isinstance(names[0], x509.OtherName)
-        and names[0].type_id.dotted_string == "1.3.6.1.5.5.7.8.4"
-        and names[0].value.endswith(bytes((0x04, len(serial))) + serial)
-    )
+    names = c.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [_text(name) for name in names] == want
+
+
+def _expected_alt_names(permit: IssuePermit) -> list[str]:
+    if permit.kind is not CredentialKind.DEVICE:
+        return []
+    profile = permit.profile
+    own = {"{id}": permit.holder, "{model}": permit.model}
+    templates = [f"DNS {profile.dns_name}"] if profile.dns_name else []
+    templates += [f"URI {uri}" for uri in profile.uris]
+    want = [re.sub(r"\{id\}|\{model\}", lambda mark: own[mark.group()], template) for template in templates]
+    if profile.hardware_module_name and permit.hardware_serial:
+        want.insert(0, f"HW {permit.hardware_serial}")
+    return want
+
+
+def _text(name: x509.GeneralName) -> str:
+    match name:
+        case x509.DNSName():
+            return f"DNS {name.value}"
+        case x509.UniformResourceIdentifier():
+            return f"URI {name.value}"
+        case x509.OtherName() if name.type_id.dotted_string == "1.3.6.1.5.5.7.8.4":
+            serial = name.value[len(_HARDWARE_TYPE) + 4 :]
+            content = _HARDWARE_TYPE + bytes((0x04, min(len(serial), 0x7F))) + serial
+            known = len(serial) <= 64 and name.value == bytes((0x30, len(content))) + content
+            return f"HW {serial.decode('latin-1')}" if known else "?"
+        case _:
+            return "?"
 
 
 Lint = Callable[[x509.Certificate, IssuePermit, x509.Certificate], bool]
 
 LINTS: tuple[Lint, ...] = (
     key_is_the_permitted_one,
+    key_is_strong,
     serial_is_20_positive_octets,
     issuer_is_ours,
     signature_is_strong,
     validity_is_permitted,
     subject_is_the_holder,
+    subject_is_plain_text,
     extensions_are_exact,
     is_no_authority,
     is_for_clients_only,
     key_identifiers_agree,
-    alt_names_are_the_hardware_serial,
+    alt_names_are_the_profiles,
 )
 
 

@@ -1,7 +1,7 @@
-"""What each kind of certificate looks like: everything in it that does not come from the permit.
+"""What each kind of certificate looks like.
 
-The holder's names come from the registry by way of the permit, never from a CSR: a request contributes its public
-key and nothing else.
+The holder's names and, for a device, its model's profile come from the registry by way of the permit, never from a CSR:
+a request contributes its public key and nothing else.
 """
 
 import os
@@ -14,18 +14,20 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.ca import tbs
+from fleet.domain import name_templates
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Refused
-from fleet.wire.der import encode_oid
-from fleet.wire.names import alt_name
+from fleet.domain.model_rules import EXTENDED_KEY_USAGES
+from fleet.wire.der import OCTET_STRING, SEQUENCE, encode_element, encode_oid
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far a device's or station's certificate is dated back. Gateways of one fleet may differ by some seconds, and a
 certificate is used the moment it arrives; five minutes cover that and claim nothing about an older past.
 """
 
-CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string
+CMC_RA = "1.3.6.1.5.5.7.3.28"
 """id-kp-cmcRA (RFC 6402, 2.10): the holder acts as a registration authority (RFC 7030, 3.7)."""
 
 HARDWARE_TYPE = "2.25.147080829574024803150161196647687967301"
@@ -35,9 +37,15 @@ survives a change of the CA, and RFC 7030's rule that names stay the same on re-
 
 KEY_IDENTIFIER_SIZE = 20  # RFC 5280, 4.2.1.2 leaves the method open; 20 octets is what every reader expects
 
+_ORGANISATION = encode_oid(NameOID.ORGANIZATION_NAME.dotted_string)
 _COMMON_NAME = encode_oid(NameOID.COMMON_NAME.dotted_string)
 _SERIAL_NUMBER = encode_oid(NameOID.SERIAL_NUMBER.dotted_string)
 # X.520: serialNumber is a PrintableString of at most 64 characters.
+# RFC 4108, 5: the otherName's type, and the first part of its value.
+_HW_MODULE_NAME = encode_oid("1.3.6.1.5.5.7.8.4")
+_HARDWARE_TYPE = encode_oid(HARDWARE_TYPE)
+# RFC 5280, 4.2.1.6: the tags of a GeneralName's choices.
+_OTHER_NAME, _OTHER_NAME_VALUE, _DNS_NAME, _URI = 0xA0, 0xA0, 0x82, 0x86
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 SIGNS_ONLY = x509.KeyUsage(
@@ -81,36 +89,56 @@ def new_serial() -> int:
 class Profile:
     """The shape of one kind of end-entity certificate. Names are given as DER."""
 
-    extended_key_usage: x509.ExtendedKeyUsage
+    extended_key_usages: Callable[[IssuePermit], tuple[str, ...]]
+    """Dotted OIDs. There are few different ones: they tell the templates of one kind apart."""
     subject: Callable[[IssuePermit], bytes]
     alt_names: Callable[[IssuePermit], bytes | None]
+    """Value of the SAN. It is never critical: the subject is never empty (RFC 5280, 4.2.1.6)."""
+
+
+def device_usages(permit: IssuePermit) -> tuple[str, ...]:
+    """The profile's, in one order, so that one set of them is one template."""
+    return tuple(oid for name, oid in EXTENDED_KEY_USAGES.items() if name in permit.profile.extended_key_usages)
 
 
 def device_subject(permit: IssuePermit) -> bytes:
-    """CN = device id; serialNumber = the maker's serial number, when it is known.
+    """O = the profile's, if it has one; CN = device id; serialNumber = the maker's serial number, when it is known.
 
     Raises: Refused (`bad-hardware-serial`) when that number cannot stand in a certificate.
     """
-    if not permit.hardware_serial:
-        return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
-    if not _PRINTABLE.fullmatch(permit.hardware_serial):
-        raise Refused(
-            "bad-hardware-serial",
-            f"The hardware serial of {permit.holder} cannot stand in a certificate.",
-            "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
-        )
-    return tbs.name(
-        (_COMMON_NAME, tbs.UTF8_STRING, permit.holder),
-        (_SERIAL_NUMBER, tbs.PRINTABLE_STRING, permit.hardware_serial),
-    )
+    attributes = [(_COMMON_NAME, tbs.UTF8_STRING, permit.holder)]
+    if permit.profile.organisation:
+        attributes.insert(0, (_ORGANISATION, tbs.UTF8_STRING, permit.profile.organisation))
+    if permit.hardware_serial:
+        if not _PRINTABLE.fullmatch(permit.hardware_serial):
+            raise Refused(
+                "bad-hardware-serial",
+                f"The hardware serial of {permit.holder} cannot stand in a certificate.",
+                "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
+            )
+        attributes.append((_SERIAL_NUMBER, tbs.PRINTABLE_STRING, permit.hardware_serial))
+    return tbs.name(*attributes)
 
 
 def device_alt_names(permit: IssuePermit) -> bytes | None:
-    """hwModuleName with the maker's serial number (RFC 4108, 5; IEEE 802.1AR, 8.10.4); None when that is not known."""
-    if not permit.hardware_serial:
-        return None
-    serial = permit.hardware_serial.encode("ascii")  # device_subject has refused anything else
-    return x509.SubjectAlternativeName([alt_name(f"HW:{HARDWARE_TYPE}:{serial.hex()}")]).public_bytes()
+    """Those that the profile asks for: hwModuleName with the maker's serial number, when that is known (RFC 4108, 5;
+    IEEE 802.1AR, 8.10.4), a DNS name, URIs; None when that leaves none.
+
+    Raises: Refused (`name-impossible`).
+    """
+    profile = permit.profile
+    names = b""
+    if profile.hardware_module_name and permit.hardware_serial:
+        serial = permit.hardware_serial.encode("ascii")  # device_subject has refused anything else
+        value = encode_element(SEQUENCE, _HARDWARE_TYPE + encode_element(OCTET_STRING, serial))
+        names += encode_element(_OTHER_NAME, _HW_MODULE_NAME + encode_element(_OTHER_NAME_VALUE, value))
+    if profile.dns_name:
+        name = name_templates.dns_name(profile.dns_name, permit.holder, permit.model)
+        names += encode_element(_DNS_NAME, name.encode("ascii"))
+    for template in profile.uris:
+        uri = name_templates.uri(template, permit.holder, permit.model)
+        names += encode_element(_URI, uri.encode("ascii"))
+    return encode_element(SEQUENCE, names) if names else None
 
 
 def name_subject(permit: IssuePermit) -> bytes:
@@ -125,17 +153,17 @@ def no_alt_names(permit: IssuePermit) -> None:
 
 PROFILES: dict[CredentialKind, Profile] = {
     CredentialKind.DEVICE: Profile(
-        extended_key_usage=x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
+        extended_key_usages=device_usages,
         subject=device_subject,
         alt_names=device_alt_names,
     ),
     CredentialKind.STATION: Profile(
-        extended_key_usage=x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, CMC_RA]),
+        extended_key_usages=lambda permit: (CLIENT_AUTH, CMC_RA),
         subject=name_subject,
         alt_names=no_alt_names,
     ),
     CredentialKind.OPERATOR: Profile(
-        extended_key_usage=x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
+        extended_key_usages=lambda permit: (CLIENT_AUTH,),
         subject=name_subject,
         alt_names=no_alt_names,
     ),

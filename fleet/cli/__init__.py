@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": ("fleet.cli.demo", "Watch a whole fleet live for a few seconds, on this machine."),
     "model": ("fleet.cli.model", "Kinds of devices: certificates and topics."),
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
+    "tenant": ("fleet.cli.tenant", "Tenants: models whose certificates an issuing CA of their own signs."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "request": ("fleet.cli.request", "Devices that wait for approval: list, approve, deny."),
     "webhook": ("fleet.cli.webhook", "Webhooks that have a say before a first certificate: their key."),

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import click
 
+from fleet.authorities import audit_signer
 from fleet.cli.audit_proof import check_proof, prove_
 from fleet.cli.audit_verify import verify_
 from fleet.cli.desk import Desk, fleet_option
@@ -18,7 +19,6 @@ from fleet.cli.output_file import new_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
 from fleet.domain.ports import AuditReader
-from fleet.home import audit_signer
 from fleet.services.audit_search import RowFilter
 from fleet.services.sealing import seal
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import click
 from cryptography import x509
 
+from fleet.authorities import authority_chain, server_identity
 from fleet.cli.errors import EXIT_FAILED, attempting
 from fleet.cli.home import home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.home import Home, authority_chain, server_identity
+from fleet.home import Home
 from fleet.services import forecast as service
 from fleet.services.forecast import Authority, Forecast
+from fleet.tenants import read_authorities
 
 COLUMNS = ("week", "devices", "tokens", "authorities")
 
@@ -72,8 +74,13 @@ def authorities_of(home: Home) -> list[Authority]:
     """The certificates of the home's own, as a forecast looks at them."""
     root, issuing = authority_chain(home)
     leaf = server_identity(home).certificate_chain[0]
-    return [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
+    found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
+    for name, tenant in read_authorities(home).tenants.items():
+        if tenant.root != root:
+            found.append(_authority("root", tenant.root, name))
+        found.append(_authority("issuing", tenant.issuing, name))
+    return found
 
 
-def _authority(role: str, certificate: x509.Certificate) -> Authority:
-    return Authority(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
+def _authority(role: str, certificate: x509.Certificate, tenant: str = "") -> Authority:
+    return Authority(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc, tenant)

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from fleet.authorities import load_issuer
 from fleet.ca.issuer import LocalIssuer
-from fleet.home import Home, load_issuer, open_home, open_registry, revocation_log
+from fleet.home import Home, open_home, open_registry, revocation_log
 from fleet.services.remembering import catch_up
 from fleet.storage.engines import Engine
 

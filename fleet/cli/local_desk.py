@@ -1,7 +1,6 @@
 """The desk at a home itself: the services on its registry, as whoever may read its files."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from fleet.services import approvals, inventory, renewal, revocation, tagging
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
+from fleet.tenants import tenant_names
 
 _Result = TypeVar("_Result")
 
@@ -55,13 +55,15 @@ class LocalDesk:
         return self._at(lambda fleet: _found_model(fleet, name))
 
     def add_model(self, model: Model) -> None:
-        self._at(lambda fleet: inventory.add_model(fleet.registry, model, act=_act()))
+        async def work(fleet: OpenHome) -> None:
+            await inventory.add_model(fleet.registry, model, act=_act(), tenants=tenant_names(fleet.home))
+
+        self._at(work)
 
     def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
         async def work(fleet: OpenHome) -> Model:
             new = change(await _found_model(fleet, name))
-            await inventory.set_model(fleet.registry, new, act=_act())
-            return replace(new, revision=new.revision + 1)
+            return await inventory.set_model(fleet.registry, new, act=_act(), tenants=tenant_names(fleet.home))
 
         return self._at(work)
 

@@ -158,6 +158,8 @@ def _shown_whole(m: Model, output: str) -> dict[str, object]:
     usual = rules_json(DEFAULT_RULES)
     if rules["tenant"]:
         shown["tenant"] = rules["tenant"]
+    if rules["former_tenants"]:
+        shown["former_tenants"] = [name or "the fleet's own" for name in rules["former_tenants"]]
     for group in ("admission", "profile", "renewal"):
         for name, value in rules[group].items():
             if value != usual[group][name] or name == "paths":

@@ -13,6 +13,7 @@ from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, Renewal
 # parameter -> where its value stands in fleet.domain.model_rules.rules_json
 _PLACES: dict[str, tuple[str, ...]] = {
     "tenant": ("tenant",),
+    "former_tenants": ("former_tenants",),
     "admit": ("admission", "paths"),
     "any_idevid": ("admission", "any_idevid"),
     "webhook": ("admission", "webhook"),
@@ -30,6 +31,14 @@ _PLACES: dict[str, tuple[str, ...]] = {
 
 _OPTIONS = (
     click.option("--tenant", metavar="NAME", help="Whose issuing CA signs its certificates; '' for the fleet's own."),
+    click.option(
+        "--end-former-tenants",
+        "former_tenants",
+        flag_value=[],
+        default=None,
+        type=click.UNPROCESSED,
+        help="Refuse from now on what the tenants before signed; without, it is good until renewed or expired.",
+    ),
     click.option(
         "--admit",
         multiple=True,

@@ -10,6 +10,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.authorities import authority_chain, load_operators_issuer
 from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
@@ -21,7 +22,7 @@ from fleet.domain.access import Act, Role
 from fleet.domain.credential import Credential
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict, NotFound
-from fleet.home import authority_chain, load_operators_issuer, open_home
+from fleet.home import open_home
 from fleet.services import operators
 from fleet.wire.encodings import Bundle, Form, write
 

@@ -8,6 +8,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.authorities import authority_chain
 from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
@@ -16,7 +17,7 @@ from fleet.cli.output_file import write_file
 from fleet.domain.access import Act
 from fleet.domain.credential import Credential, CredentialKind, Station
 from fleet.domain.errors import Conflict
-from fleet.home import authority_chain, open_home
+from fleet.home import open_home
 from fleet.services import inventory, revocation
 
 CERTIFICATE, KEY, CA = "station.pem", "station.key", "ca.pem"

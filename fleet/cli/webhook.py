@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from fleet.authorities import load_webhook_signer
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option
 from fleet.cli.output import output_option, print_value
-from fleet.home import load_webhook_signer, open_home
+from fleet.home import open_home
 from fleet.webhook.signing import ALGORITHM, TAG
 
 

@@ -54,6 +54,8 @@ class EnrollmentRequest:
     """Whether it binds itself to the TLS connection that it came on (RFC 7030, 3.5); None: it does not try to."""
     wants_key: bool = False
     """Whether the server is to make the key (RFC 7030, 4.4); `spki_der` is then the request's own until it has."""
+    extended_key_usages: tuple[str, ...] | None = None
+    """Dotted OIDs that it asks for; None when it does not. They count only where the model says so."""
 
 
 class Grant(Protocol):

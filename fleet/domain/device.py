@@ -15,7 +15,7 @@ DeviceId = NewType("DeviceId", str)
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519", "ML-DSA-44", "ML-DSA-65")
 """Every kind of public key that a model may allow."""
 
 LIFETIME_MIN = timedelta(minutes=1)

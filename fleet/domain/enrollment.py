@@ -7,7 +7,7 @@ An Application holds every fact a check may look at; checks never fetch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.access import Operator
@@ -16,7 +16,7 @@ from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant
-from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ProfileRules, RenewalKey
+from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,23 @@ def key_is_allowed(a: Application) -> None:
     if a.request.key_type not in a.model.key_types:
         raise Invalid(
             "key-not-allowed",
-            f"A {a.request.key_type} key is not allowed for model {a.model.name}.",
+            f"Keys of type {a.request.key_type} are not allowed for model {a.model.name}.",
             f"Use one of: {', '.join(a.model.key_types)}.",
+        )
+
+
+def usages_are_allowed(a: Application) -> None:
+    """Where the model lets a CSR choose, it chooses among what the model gives; where not, what it asks is not read."""
+    profile = a.model.rules.profile
+    if not profile.csr_extended_key_usages:
+        return
+    given = {EXTENDED_KEY_USAGES[name] for name in profile.extended_key_usages}
+    beyond = [oid for oid in a.request.extended_key_usages or () if oid not in given]
+    if beyond:
+        raise Invalid(
+            "usage-not-allowed",
+            f"Model {a.model.name} gives its devices no extended key usage {beyond[0]}.",
+            f"Ask for some of: {', '.join(profile.extended_key_usages)}; or for none, to get all.",
         )
 
 
@@ -161,6 +176,7 @@ CHECKS: tuple[Check, ...] = (
     key_is_renewed_by_the_rule,
     keygen_is_open,
     key_is_allowed,
+    usages_are_allowed,
     key_is_not_revoked,
     key_is_its_own,
     word_is_given,
@@ -185,9 +201,18 @@ def permit_enrollment(application: Application) -> IssuePermit:
         not_after=application.now + application.model.certificate_lifetime,
         grant=str(application.grant),
         model=application.model.name,
-        profile=application.model.rules.profile,
+        profile=_profile(application),
         tenant=application.model.rules.tenant,
     )
+
+
+def _profile(a: Application) -> ProfileRules:
+    """The model's, with no more extended key usages than a CSR that may choose has asked for, and clientAuth."""
+    profile, asked = a.model.rules.profile, a.request.extended_key_usages
+    if not profile.csr_extended_key_usages or asked is None:
+        return profile
+    chosen = tuple(n for n in profile.extended_key_usages if n == "clientAuth" or EXTENDED_KEY_USAGES[n] in asked)
+    return replace(profile, extended_key_usages=chosen)
 
 
 def new_device(application: Application) -> Device:

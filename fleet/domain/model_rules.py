@@ -8,19 +8,20 @@ here is stored, shown and changed everywhere.
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from fleet.domain.errors import Invalid
+from fleet.domain.name_templates import check_dns_template, check_uri_template
 
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
-TEMPLATE_SIZE_MAX = 200
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
+FORMER_TENANTS_MAX = 16  # each is one more CA that could speak for the model's devices
 
 
 class AdmissionPath(enum.StrEnum):
@@ -115,9 +116,16 @@ class RenewalRules:
 class ModelRules:
     tenant: str = ""
     """Whose issuing CA signs; "" for the fleet's own."""
+    former_tenants: tuple[str, ...] = ()
+    """Whose signed before the model was moved: their certificates are good until renewed, or until this is emptied."""
     admission: AdmissionRules = field(default=AdmissionRules())
     profile: ProfileRules = field(default=ProfileRules())
     renewal: RenewalRules = field(default=RenewalRules())
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Tenants whose CA may have signed the certificate of a device."""
+        return (self.tenant, *self.former_tenants)
 
 
 DEFAULT_RULES = ModelRules()
@@ -128,13 +136,12 @@ _GROUPS: dict[str, type[AdmissionRules | ProfileRules | RenewalRules]] = {
     "renewal": RenewalRules,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
 def rules_json(rules: ModelRules) -> dict[str, Any]:
     """`rules` as JSON's own types: everything, defaults too. Durations are whole seconds, `…_seconds`."""
-    shown: dict[str, Any] = {"tenant": rules.tenant}
+    shown: dict[str, Any] = {"tenant": rules.tenant, "former_tenants": list(rules.former_tenants)}
     for group in _GROUPS:
         shown[group] = {}
         for field_ in fields(getattr(rules, group)):
@@ -162,6 +169,8 @@ def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelR
     for name, value in given.items():
         if name == "tenant" and isinstance(value, str):
             changed[name] = value
+        elif name == "former_tenants":
+            changed[name] = _value(name, tuple[str, ...], value)
         elif name in _GROUPS and isinstance(value, Mapping):
             changed[name] = _group(name, value, getattr(old, name))
         else:
@@ -201,7 +210,7 @@ def _moment(text: Any) -> datetime:
 def _known() -> str:
     """The names of all rules, for an error's advice."""
     shown = rules_json(DEFAULT_RULES)
-    return ", ".join(("tenant", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
+    return ", ".join(("tenant", "former_tenants", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
 
 
 def _group(group: str, given: Mapping[str, Any], old: Any) -> Any:
@@ -238,13 +247,23 @@ def _value(name: str, kind: Any, value: Any) -> Any:
     raise Invalid("bad-rule", f"{str(value)[:80]!r} is no value for {name}.")
 
 
+def moved(rules: ModelRules, before: str) -> ModelRules:
+    """`rules` of a model whose certificates `before` signed until now."""
+    former = dict.fromkeys((*rules.former_tenants, before))
+    former.pop(rules.tenant, None)
+    return replace(rules, former_tenants=tuple(former))
+
+
 def checked_rules(rules: ModelRules) -> ModelRules:
     """`rules` themselves, when devices can live by them.
 
     Raises: Invalid (`bad-rule`, `bad-name`).
     """
-    if rules.tenant and not _NAME.fullmatch(rules.tenant):
-        raise Invalid("bad-rule", f"{rules.tenant[:80]!r} is not a name for a tenant.")
+    for name in rules.signers:
+        if name and not _NAME.fullmatch(name):
+            raise Invalid("bad-rule", f"{name[:80]!r} is not a name for a tenant.")
+    if len(rules.former_tenants) > FORMER_TENANTS_MAX:
+        raise Invalid("bad-rule", f"A model has at most {FORMER_TENANTS_MAX} former tenants.", "End them first.")
     _check_admission(rules.admission)
     _check_profile(rules.profile)
     if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:
@@ -280,32 +299,9 @@ def _check_profile(rules: ProfileRules) -> None:
     name = rules.organisation
     if name and (not _ORGANISATION.fullmatch(name) or name.strip() != name):
         raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
-    if rules.dns_name and not _is_dns_name(_filled(rules.dns_name)):
-        what = f"{rules.dns_name[:80]!r} is not a DNS name."
-        raise Invalid("bad-rule", what, "For instance: {id}.devices.example.com")
+    if rules.dns_name:
+        check_dns_template(rules.dns_name)
     if len(rules.uris) > URI_NAMES_MAX:
         raise Invalid("bad-rule", f"A certificate takes at most {URI_NAMES_MAX} URIs.")
     for uri in rules.uris:
-        if not _is_uri(_filled(uri)):
-            raise Invalid("bad-rule", f"{uri[:80]!r} is not a URI.", "For instance: urn:example:{id}")
-
-
-def _is_dns_name(text: str) -> bool:
-    return len(text) <= 253 and "." in text and all(_DNS_LABEL.fullmatch(label) for label in text.split("."))
-
-
-def _is_uri(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    written = text.isascii() and text.isprintable() and " " not in text
-    return written and bool(parts.scheme) and bool(parts.netloc or parts.path)
-
-
-def _filled(template: str) -> str:
-    """Raises: Invalid (`bad-rule`)."""
-    filled = template.replace("{id}", "x").replace("{model}", "x")
-    if "{" in filled or "}" in filled or len(template) > TEMPLATE_SIZE_MAX:
-        raise Invalid("bad-rule", f"{template[:80]!r} holds braces other than {{id}} and {{model}}, or is too long.")
-    return filled
+        check_uri_template(uri)

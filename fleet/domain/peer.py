@@ -19,6 +19,8 @@ class Peer:
     """The verified chain, leaf first, trust anchor last; empty when there is no certificate."""
     fingerprint: bytes | None = None
     """SHA-256 of `certificate_der`, 32 bytes."""
+    tenant: str | None = ""
+    """Whose issuing CA signed the leaf, "" for the fleet's own; None: one that the door believes, but nobody's."""
     tls_version: str = ""
     """"TLSv1.3" or "TLSv1.2"."""
     cipher: str = ""

@@ -200,6 +200,20 @@ class KeyMaker(Protocol):
         ...
 
 
+class Tenants(Protocol):
+    """Whoever has an issuing CA, and what its devices need to know it by."""
+
+    def names(self) -> frozenset[str]:
+        """Every tenant's; the fleet's own CA has no name."""
+        ...
+
+    def chain_der(self, tenant: str) -> tuple[bytes, ...] | None:
+        """Root first, then the issuing CA, then those before it whose certificates are still in use; for "" the fleet's
+        own. None: there is no such tenant.
+        """
+        ...
+
+
 class HeadSigner(Protocol):
     """Signs the heads of the audit's tree, with one key."""
 
@@ -213,4 +227,14 @@ class HeadSigner(Protocol):
         ...
 
 
-__all__ = ["AuditReader", "DeviceId", "EnrollmentFacts", "HeadSigner", "HolderFacts", "Issuer", "KeyMaker", "Registry"]
+__all__ = [
+    "AuditReader",
+    "DeviceId",
+    "EnrollmentFacts",
+    "HeadSigner",
+    "HolderFacts",
+    "Issuer",
+    "KeyMaker",
+    "Registry",
+    "Tenants",
+]

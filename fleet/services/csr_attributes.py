@@ -4,6 +4,7 @@ from datetime import datetime
 
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.services.evidence import BasicCredentials, token_parts, verified_token
@@ -13,25 +14,31 @@ from fleet.services.identity import identify
 async def model_to_ask_for(
     registry: Registry, peer: Peer, credentials: BasicCredentials | None, label: str | None, now: datetime
 ) -> Model | None:
-    """The model that `label` names; without one, the model that a token is for, or that of the device whose certificate
-    `peer` presented; None when nothing of this says anything.
+    """The model that `label` names; without one, or under a tenant's, the model that a token is for, or that of the
+    device whose certificate `peer` presented; None when nothing of this says anything.
 
     Nobody is refused: RFC 7030, 4.5 wants this answered before a client can prove itself.
 
     Raises: Unavailable.
     """
-    if label is not None:
-        return await registry.model(label)
+    named = await registry.model(label) if label is not None else None
+    if named is not None:
+        return named
     try:
-        if credentials is not None:
-            return await _of_token(registry, credentials)
-        if peer.fingerprint is not None:
-            return (await identify(registry, peer, now)).model
+        shown = await _shown(registry, peer, credentials, now)
     except Unavailable:
         raise
     except FleetError:
-        pass
-    return None
+        return None
+    if label is not None and shown is not None and not leads_to(label, shown.name, shown.rules):
+        return None
+    return shown
+
+
+async def _shown(registry: Registry, peer: Peer, credentials: BasicCredentials | None, now: datetime) -> Model | None:
+    if credentials is not None:
+        return await _of_token(registry, credentials)
+    return (await identify(registry, peer, now)).model if peer.fingerprint is not None else None
 
 
 async def _of_token(registry: Registry, credentials: BasicCredentials) -> Model | None:

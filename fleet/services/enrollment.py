@@ -31,6 +31,7 @@ from fleet.domain.device import DeviceId, DeviceState, Model, Tags, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, RenewalGrant
+from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.services.approvals import wait
@@ -56,9 +57,9 @@ async def enroll(
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
-    `label` names the model, and is needed only from a station that provisions several and for a device that is new and
-    shows nothing. `waiting`: how many may wait for an operator, and how long. `authoriser` asks the webhook of
-    a model that has one; without it, such a model's devices get none.
+    `label` names the model or its tenant, and is needed only from a station that provisions several models and for a
+    device that is new and shows nothing. `waiting`: how many may wait for an operator, and how long. `authoriser` asks
+    the webhook of a model that has one; without it, such a model's devices get none.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable. Pending: an operator has yet to say yes. TooMany.
     """
@@ -249,8 +250,8 @@ class _Attempt:
         return model
 
     def check_label(self, model: Model) -> None:
-        if self.label is not None and self.label != model.name:
-            raise Refused("not-your-model", "The label in the path is not the device's model.")
+        if self.label is not None and not leads_to(self.label, model.name, model.rules):
+            raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
 
     async def settle(self, application: Application) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""

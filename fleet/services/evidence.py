@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from fleet.domain.application import EnrollmentRequest, Grant
 from fleet.domain.approval import ApprovalRequest, request_id
-from fleet.domain.credential import Token
+from fleet.domain.credential import Station, Token
 from fleet.domain.device import DeviceId, Model
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.grants import ApprovalGrant, StationGrant, TokenGrant
@@ -48,7 +48,7 @@ class Evidence:
     holder: DeviceId
     """The device that the request names."""
     label: str | None
-    """The label in the path; it names a model."""
+    """The label in the path; it names a model or a tenant."""
     facts: EnrollmentFacts
     presented: HolderFacts | None
     """Whose the certificate is that was presented, by live state; None when there was none."""
@@ -101,7 +101,8 @@ async def by_station(evidence: Evidence) -> Grant | None:
     shown = evidence.presented
     if shown is None or shown.station is None:
         return None
-    return StationGrant(shown.station, evidence.label or "", shown.credential)
+    named = await _model_named(evidence, shown.station)
+    return StationGrant(shown.station, named, shown.credential)
 
 
 async def by_approval(evidence: Evidence) -> Grant | None:
@@ -143,6 +144,20 @@ OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL})
 _Lets = tuple[datetime, bool]
 _LETS: WeakKeyDictionary[Registry, _Lets] = WeakKeyDictionary()
 LETS_SECONDS = 1  # anybody can have all models looked through, as often as a link carries it
+
+
+async def _model_named(evidence: Evidence, station: Station) -> str:
+    """What the label says: a model, or under a tenant's label the station's only model of this tenant. "" when it says
+    nothing, or several.
+    """
+    label = evidence.label
+    if label is None or label in station.models:
+        return label or ""
+    own = [await evidence.registry.model(name) for name in station.models]
+    found = [each.name for each in own if each is not None and each.rules.tenant == label]
+    if not found:
+        return label  # nobody's, or a model that is not the station's: the checks say which
+    return found[0] if len(found) == 1 else ""
 
 
 async def strangers_may_ask(registry: Registry, label: str | None, now: datetime) -> bool:

@@ -26,6 +26,12 @@ class Authority:
     """"root", "issuing" or "server"."""
     subject: str
     not_after: datetime
+    tenant: str = ""
+    """Whose certificates it cuts; "" for the fleet's own."""
+
+    @property
+    def of_whom(self) -> str:
+        return f" of {self.tenant}" if self.tenant else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class Week:
     devices: int = 0
     tokens: int = 0
     authorities: tuple[str, ...] = ()
-    """Roles."""
+    """Roles, and whose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ async def forecast(
             start,
             devices.get(start, 0),
             sum(start <= t.expires_at < start + WEEK and t.expires_at > now for t in open_tokens),
-            tuple(a.role for a in authorities if start <= a.not_after < start + WEEK),
+            tuple(a.role + a.of_whom for a in authorities if start <= a.not_after < start + WEEK),
         )
         for start in (monday + n * WEEK for n in range(weeks))
     )
@@ -108,7 +114,8 @@ def _ending(authorities: Sequence[Authority], now: datetime, until: datetime) ->
             message = f"The {each.role} certificate {each.subject} ended on {each.not_after:%Y-%m-%d}."
             warnings.append(Warned("authority-ended" if is_ca else "server-ended", message))
         elif is_ca and each.not_after < until:
-            message = f"The {each.role} CA {each.subject} ends on {each.not_after:%Y-%m-%d}, and all it signed with it."
+            what = f"The {each.role} CA{each.of_whom} {each.subject}"
+            message = f"{what} ends on {each.not_after:%Y-%m-%d}, and all it signed with it."
             warnings.append(Warned("authority-ends", message))
         elif not is_ca and each.not_after < now + SERVER_WARNING:
             message = f"The server certificate ends on {each.not_after:%Y-%m-%d}; it should have been renewed by now."
@@ -117,19 +124,23 @@ def _ending(authorities: Sequence[Authority], now: datetime, until: datetime) ->
 
 
 def _cutting(authorities: Sequence[Authority], models: Sequence[Model], now: datetime) -> list[Warned]:
-    cas = [each for each in authorities if each.role != "server"]
-    if not cas or not models:
-        return []
-    first = min(cas, key=lambda each: each.not_after)
-    cut = sorted(model.name for model in models if first.not_after < now + model.certificate_lifetime)
-    if not cut or first.not_after <= now:
-        return []
-    days = (first.not_after - now).days
-    message = (
-        f"Certificates of {_listed(cut)} are cut already: the {first.role} CA has {days} days left, fewer than "
-        "their lifetime. From now on all of them end on its last day."
-    )
-    return [Warned("authority-cuts-certificates", message)]
+    warnings = []
+    for tenant in sorted({model.rules.tenant for model in models}):
+        cas = [each for each in authorities if each.role != "server" and each.tenant == tenant]
+        if not cas:
+            continue
+        first = min(cas, key=lambda each: each.not_after)
+        own = [model for model in models if model.rules.tenant == tenant]
+        cut = sorted(model.name for model in own if first.not_after < now + model.certificate_lifetime)
+        if not cut or first.not_after <= now:
+            continue
+        days = (first.not_after - now).days
+        message = (
+            f"Certificates of {_listed(cut)} are cut already: the {first.role} CA{first.of_whom} has {days} days left, "
+            "fewer than their lifetime. From now on all of them end on its last day."
+        )
+        warnings.append(Warned("authority-cuts-certificates", message))
+    return warnings
 
 
 def _listed(names: list[str]) -> str:

@@ -33,12 +33,13 @@ async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts
     certificate usable. An operator's certificate is as good as unknown.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
-    `certificate-superseded`, `certificate-revoked`, `device-suspended` and the like.
+    `certificate-superseded`, `certificate-revoked`, `other-tenant`, `device-suspended` and the like.
     """
     facts = await _recorded(registry, peer)
     if facts.device is None and facts.station is None:
         raise _unknown()
     _must_be_usable(facts.credential, now)
+    _must_be_of_its_tenant(facts, peer)
     if facts.device is not None:
         _must_be_in_service(facts.device)
     return facts
@@ -54,6 +55,7 @@ async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) ->
     if facts.device is None or facts.model is None:
         return await identify(registry, peer, now)
     _must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
+    _must_be_of_its_tenant(facts, peer)
     _must_be_in_service(facts.device)
     return facts
 
@@ -90,6 +92,15 @@ def _unknown() -> Unauthenticated:
 def _must_be_in_service(device: Device) -> None:
     if device.state not in _IN_SERVICE:
         raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
+
+
+def _must_be_of_its_tenant(facts: HolderFacts, peer: Peer) -> None:
+    """What is recorded was signed by whom it says. This holds when the record is wrong: a tenant's CA speaks for its
+    own models' devices, and never for a station.
+    """
+    believed = facts.model.rules.signers if facts.model is not None else ("",)
+    if peer.tenant not in believed:
+        raise Refused("other-tenant", "The certificate presented was signed by the CA of another tenant.")
 
 
 def _must_be_usable(credential: Credential, now: datetime, grace: timedelta = NO_GRACE) -> None:

@@ -7,7 +7,8 @@ whence and when. Conflicts are the registry's own: two who add the same name at 
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
@@ -39,7 +40,9 @@ from fleet.domain.device import (
 )
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
-from fleet.domain.model_rules import checked_rules, rules_json
+from fleet.domain.labels import must_be_a_label, must_be_no_tenant
+from fleet.domain.model_rules import checked_rules, moved, rules_json
+from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
@@ -71,7 +74,8 @@ def _change(
 def checked_model(model: Model) -> Model:
     """`model` itself, when devices can live by it.
 
-    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`.
+    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`,
+    `bad-rule`.
     """
     plain_name(model.name, "model")
     if not LIFETIME_MIN <= model.certificate_lifetime <= LIFETIME_MAX:
@@ -89,29 +93,47 @@ def checked_model(model: Model) -> Model:
                 message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
                 raise Invalid("bad-topic-filter", message)
     checked_rules(model.rules)
+    check_model_name(model.name, model.rules.profile.dns_name, model.rules.profile.uris)
     return model
 
 
-async def add_model(registry: Registry, model: Model, *, act: Act) -> None:
-    """Bring in a model.
+async def add_model(registry: Registry, model: Model, *, act: Act, tenants: Collection[str] = ()) -> None:
+    """Bring in a model. `tenants`: names of those that have an issuing CA.
 
-    Raises: Invalid: see `checked_model`. Conflict (`model-exists`).
+    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict: `model-exists`, `name-taken`.
     """
     write = AddModel(checked_model(model))
+    must_be_a_label(model.name, "model")
+    must_be_no_tenant(model.name, tenants)
+    _must_have_a_ca(model, tenants)
     await registry.commit(_change("model.add", f"model {model.name}", (write,), act=act))
 
 
-async def set_model(registry: Registry, model: Model, *, act: Act) -> None:
-    """Put `model` in place of the one of its name. Live sessions are held to its topics from now on.
+async def set_model(registry: Registry, model: Model, *, act: Act, tenants: Collection[str] = ()) -> Model:
+    """Put `model` in place of the one of its name, and return it as it is then. Live sessions are held to it from now
+    on. One that moves to another tenant keeps the one before among its former tenants.
 
-    Raises: Invalid: see `checked_model`. Conflict (`no-such-model`).
+    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict (`no-such-model`).
     """
-    write = SetModel(checked_model(model))
     old = await registry.model(model.name)  # of the same revision, or the commit is a Conflict
+    if old is not None and old.rules.tenant != model.rules.tenant:
+        _must_have_a_ca(model, tenants)
+        model = replace(model, rules=moved(model.rules, old.rules.tenant))
+    write = SetModel(checked_model(model))
     changed = differences(_fields(old or model), _fields(model))
     events = (Event(EventKind.MODEL_CHANGED, model.name),)
     subject = f"model {model.name}"
     await registry.commit(_change("model.set", subject, (write,), act=act, events=events, **changed))
+    return replace(model, revision=model.revision + 1)
+
+
+def _must_have_a_ca(model: Model, tenants: Collection[str]) -> None:
+    if model.rules.tenant and model.rules.tenant not in tenants:
+        raise Refused(
+            "no-such-tenant",
+            f"There is no tenant {model.rules.tenant}.",
+            f"Make its issuing CA first, in the fleet's home: fleet tenant add {model.rules.tenant}",
+        )
 
 
 def _fields(model: Model) -> dict[str, object]:
@@ -127,7 +149,8 @@ def _fields(model: Model) -> dict[str, object]:
 
 def _rule_fields(model: Model) -> dict[str, object]:
     shown = rules_json(model.rules)
-    return {"tenant": shown.pop("tenant"), **{f"{g}.{name}": v for g in shown for name, v in shown[g].items()}}
+    own = {"tenant": shown.pop("tenant"), "former_tenants": shown.pop("former_tenants")}
+    return {**own, **{f"{g}.{name}": v for g in shown for name, v in shown[g].items()}}
 
 
 async def known_model(registry: Registry, name: str) -> Model:

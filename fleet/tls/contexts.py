@@ -62,18 +62,26 @@ class TlsContext:
     require_client: bool
     anchors: Mapping[int, bytes]
     """DER of each anchor, by its address in the engine."""
+    tenants: Mapping[bytes, str] | None
+    """Whose each issuing CA is, by its DER; None when all are the fleet's own."""
 
 
 class ContextSource:
-    """Holds the context for the next connection. Swapping it is the whole of a certificate rotation."""
+    """Holds the context for the next connection. Swapping it is the whole of a certificate rotation.
 
-    __slots__ = ("_current",)
+    `look`, when given, is called before each connection: it may swap.
+    """
 
-    def __init__(self, context: TlsContext) -> None:
+    __slots__ = ("_current", "look")
+
+    def __init__(self, context: TlsContext, look: Callable[[], None] | None = None) -> None:
         self._current = context
+        self.look = look
 
     @property
     def current(self) -> TlsContext:
+        if self.look is not None:
+            self.look()
         return self._current
 
     def swap(self, new: TlsContext) -> None:
@@ -88,13 +96,15 @@ def server_context(
     require_client: bool,
     clock: Clock,
     expired_leaf: bool = False,
+    tenants: Mapping[bytes, str] | None = None,
 ) -> TlsContext:
     """A fresh context for `identity`, which believes clients whose chain ends at one of `client_anchors`.
 
     Every anchor is trusted for itself, self-signed or not: giving the issuing CA beside its root ends each chain at the
     issuing CA and saves a signature check on every handshake. With `require_client` false, a client may come without
     a certificate; one that it does present must pass all the same. With `expired_leaf`, a client whose certificate has
-    expired is let in, for an application that asks for the time itself.
+    expired is let in, for an application that asks for the time itself. `tenants` tells by the DER of an issuing CA
+    whose it is, which becomes a peer's `tenant`; without, all are the fleet's own.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
@@ -113,7 +123,7 @@ def server_context(
     _forbid_resumption(context)
     _present(context, identity)
     anchors = _believe(context, client_anchors, require_client=require_client, expired_leaf=expired_leaf)
-    return TlsContext(context, clock, require_client, anchors)
+    return TlsContext(context, clock, require_client, anchors, tenants)
 
 
 def _forbid_resumption(context: SSL.Context) -> None:

@@ -14,8 +14,13 @@ EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266, 4.2
 EXPORTER_SIZE = 32
 
 
-def peer_of(connection: SSL.Connection, address: str, anchors: Mapping[int, bytes]) -> Peer:
-    """The proved facts of `connection`, whose handshake has just finished. `anchors`: its context's."""
+def peer_of(
+    connection: SSL.Connection,
+    address: str,
+    anchors: Mapping[int, bytes],
+    tenants: Mapping[bytes, str] | None = None,
+) -> Peer:
+    """The proved facts of `connection`, whose handshake has just finished. `anchors`, `tenants`: its context's."""
     chain = engine.verified_chain_der(connection, anchors)
     version, cipher, group = engine.agreed_on(connection)
     binding_type, binding = _BINDINGS[version]
@@ -24,6 +29,7 @@ def peer_of(connection: SSL.Connection, address: str, anchors: Mapping[int, byte
         certificate_der=chain[0] if chain else None,
         chain_der=chain,
         fingerprint=hashlib.sha256(chain[0]).digest() if chain else None,
+        tenant=_signer(chain, tenants),
         tls_version=version,
         cipher=cipher,
         group=group,
@@ -31,6 +37,13 @@ def peer_of(connection: SSL.Connection, address: str, anchors: Mapping[int, byte
         # Weakly: whoever remembers a peer must not keep the engine's 30 KB with it.
         read_channel_binding=partial(_while_it_lives, binding, ref(connection)),
     )
+
+
+def _signer(chain: tuple[bytes, ...], tenants: Mapping[bytes, str] | None) -> str | None:
+    """By the CA right above the leaf, as it was verified: whatever a client sends along cannot stand in for it."""
+    if tenants is None or not chain:
+        return ""
+    return tenants.get(chain[1]) if len(chain) > 1 else None
 
 
 def _while_it_lives(binding: Callable[[SSL.Connection], bytes], connection: ref[SSL.Connection]) -> bytes:

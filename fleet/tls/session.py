@@ -29,7 +29,7 @@ class TlsSession:
     """The server's side of one connection. After it has raised, only `outgoing` may be called."""
 
     __slots__ = ("_address", "_anchors", "_connection", "_from_engine", "_handshake_size", "_into_engine", "_scratch",
-                 "_ssl", "closed_by_peer", "peer")  # fmt: skip
+                 "_ssl", "_tenants", "closed_by_peer", "peer")  # fmt: skip
 
     def __init__(self, context: TlsContext, address: str, scratch: Scratch | None = None) -> None:
         """`scratch` may be shared by all sessions of one thread."""
@@ -38,7 +38,7 @@ class TlsSession:
         self.closed_by_peer = False
         """The peer has said close_notify: nothing more will come from it."""
         self._address = address
-        self._anchors = context.anchors
+        self._anchors, self._tenants = context.anchors, context.tenants
         self._scratch = scratch or Scratch()
         self._handshake_size = 0
         self._connection = SSL.Connection(context.engine_context)
@@ -86,7 +86,7 @@ class TlsSession:
             return False
         # From here on: gives an idle connection's record buffers back; 16,000 idle devices would hold 0.5 GB of them.
         lib.SSL_set_mode(self._ssl, lib.SSL_MODE_RELEASE_BUFFERS)
-        self.peer = peer_of(self._connection, self._address, self._anchors)
+        self.peer = peer_of(self._connection, self._address, self._anchors, self._tenants)
         return True
 
     def _handshake_failure(self, error: SSL.Error) -> HandshakeFailed:

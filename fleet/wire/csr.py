@@ -23,6 +23,7 @@ from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, We
 from fleet.wire.names import AltNames, Subject, alt_name, alt_name_values, names_of_certificate, subject_name
 from fleet.wire.names import subject_values as _subject_values
 from fleet.wire.parsing import library_errors
+from fleet.wire.rsa_modulus import modulus_weakness
 
 __all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "names_of_certificate"]
 
@@ -88,6 +89,8 @@ class Csr:
     challenge_password: str | None = field(default=None, repr=False)
     """RFC 7030, 3.5 carries the channel binding here. Never shown or logged."""
     sealing: KeySealing | None = None
+    extended_key_usages: tuple[str, ...] | None = None
+    """Dotted OIDs of the extension that it asks for, in order; None when it does not."""
 
 
 def decode_csr(data: bytes) -> Csr:
@@ -121,6 +124,7 @@ def decode_csr(data: bytes) -> Csr:
         key_sha256=hashlib.sha256(spki_der).digest(),
         challenge_password=challenge,
         sealing=_sealing(attributes),
+        extended_key_usages=_extended_key_usages(extensions),
     )
 
 
@@ -141,9 +145,12 @@ def key_type_of(public_key: CertificatePublicKeyTypes) -> str:
                 raise WeakKey(f"An RSA key of {bits} bits is too short; use {RSA_BITS_MIN} or more.")
             if bits > RSA_BITS_MAX:
                 raise Unsupported(f"An RSA key of {bits} bits is too long; use at most {RSA_BITS_MAX}.")
-            exponent = public_key.public_numbers().e
+            numbers = public_key.public_numbers()
+            exponent = numbers.e
             if not RSA_EXPONENT_MIN <= exponent <= RSA_EXPONENT_MAX or exponent % 2 == 0:
                 raise WeakKey("The RSA key's public exponent is out of bounds; use 65537.")
+            if (weakness := modulus_weakness(numbers.n)) is not None:
+                raise WeakKey(f"The RSA key can be broken: {weakness}. Make a new one with another generator.")
             return "RSA-2048+"
         case ed25519.Ed25519PublicKey():
             return "Ed25519"
@@ -156,6 +163,13 @@ def key_type_of(public_key: CertificatePublicKeyTypes) -> str:
             if name is None:
                 raise Unsupported("Keys of this kind can't sign and are not taken; use an EC key on P-256.")
             return name
+
+
+def _extended_key_usages(extensions: x509.Extensions) -> tuple[str, ...] | None:
+    for extension in extensions:
+        if isinstance(extension.value, x509.ExtendedKeyUsage):
+            return tuple(usage.dotted_string for usage in extension.value)
+    return None
 
 
 def _check_shape(subject: x509.Name, attributes: list[x509.Attribute]) -> None:

@@ -93,11 +93,11 @@ def _usage_extension(oids: Iterable[str]) -> bytes:
 
 
 def _template(wanted: CsrAttributes) -> bytes:
-    """CertificationRequestInfoTemplate: a CN that the client fills in, O as it stands, the kind of key, extensions."""
+    """CertificationRequestInfoTemplate: O as it stands, a CN that the client fills in, the kind of key, extensions."""
     names = [der.encode_oid(COMMON_NAME)]
     if wanted.organisation:
         text = der.encode_element(0x0C, wanted.organisation.encode())
-        names.append(der.encode_oid(ORGANISATION) + text)
+        names.insert(0, der.encode_oid(ORGANISATION) + text)
     rdns = (der.encode_element(der.SET, der.encode_element(der.SEQUENCE, name)) for name in names)
     content = b"\x02\x01\x00" + der.encode_element(der.SEQUENCE, b"".join(rdns))
     if wanted.key_types:

@@ -84,7 +84,10 @@ def alt_name_text(name: x509.GeneralName) -> str:
     text_of = _TEXT_OF.get(type(name))
     if text_of is None:
         raise Unsupported("The subjectAltName holds a type of name that is not taken here.")
-    return _shown_safely(text_of(name))
+    text = text_of(name)
+    if type(name) in _IA5 and not text.isascii():
+        raise Malformed("A DNS name, URI or e-mail address in the subjectAltName is not ASCII; use its xn-- form.")
+    return _shown_safely(text)
 
 
 def _other_text(name: x509.OtherName) -> str:
@@ -101,6 +104,9 @@ def _hardware_text(value: bytes) -> str:
     kind, serial = parts
     return f"HW:{der.dotted_oid(kind.content)}:{serial.content.hex()}"
 
+
+_IA5 = frozenset({x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name})
+"""RFC 5280, 4.2.1.6: their text is an IA5String. The library reads UTF-8 there."""
 
 # By type, not by `match`: these classes are abstract bases, whose isinstance costs ten times a look into a dict.
 _TEXT_OF: dict[type[x509.GeneralName], Callable[[Any], str]] = {

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.authorities import load_issuer
 from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.home import load_issuer, open_registry, place_of_registry
+from fleet.home import open_registry, place_of_registry
 from fleet.services.admission import admit
 from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, Said, Sizes, fill
 from hw_bench.drivers.fill_postgres import fill_postgres

@@ -24,7 +24,8 @@ from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
-from fleet.home import Home, create_home, open_registry, revocation_log
+from fleet.home import Home, open_registry, revocation_log
+from fleet.new_home import create_home
 from fleet.services import approvals, inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -5,7 +6,8 @@ from datetime import datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -13,9 +15,10 @@ from fleet.ca import lints
 from fleet.ca.authority import Certified
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.ca.profiles import END_ENTITY, SIGNS_CERTIFICATES, SIGNS_ONLY
+from fleet.ca.profiles import END_ENTITY, HARDWARE_TYPE, SIGNS_CERTIFICATES, SIGNS_ONLY
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
+from fleet.wire.names import alt_name
 
 Extension = tuple[x509.ExtensionType, bool]
 
@@ -135,21 +138,96 @@ def test_each_rule_stops_what_breaks_it(
         lints.check(spoil(right).sign(issuing[1]), permit, issuing[0])
 
 
-def test_every_rule_but_the_san_has_been_broken_above() -> None:
+def test_every_other_rule_is_broken_below() -> None:
     assert {rule for rule, _ in WRONG} == {lint.__name__ for lint in lints.LINTS} - {
-        "alt_names_are_the_hardware_serial"
+        "alt_names_are_the_profiles",
+        "key_is_strong",
+        "subject_is_plain_text",
     }
 
 
-def test_the_san_holds_the_hardware_serial_and_no_other(
+@pytest.mark.parametrize(
+    "key",
+    [
+        rsa.generate_private_key(65537, 1024),  # noqa: S505  the very point
+        rsa.generate_private_key(3, 2048),
+        ec.generate_private_key(ec.SECP224R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+        dsa.generate_private_key(2048),
+    ],
+    ids=["RSA-1024", "RSA-e3", "P-224", "secp256k1", "DSA"],
+)
+def test_a_weak_key_stays_here_even_when_it_was_permitted(
+    right: Draft, permit: IssuePermit, issuing: Certified, key: CertificateIssuerPrivateKeyTypes
+) -> None:
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = hashlib.sha256(spki).digest()
+    permitted = replace(permit, spki_der=spki, key_sha256=digest)
+    draft = replace(right, spki=spki, own=(x509.SubjectKeyIdentifier(digest[:20]), False))
+    with pytest.raises(lints.LintFailed, match="key_is_strong"):
+        lints.check(draft.sign(issuing[1]), permitted, issuing[0])
+
+
+@pytest.mark.parametrize("holder", ["cam\u202e7", "cam 7", "cam/7", "-cam"])
+def test_a_name_out_of_the_charset_stays_here_even_when_it_was_permitted(
+    right: Draft, permit: IssuePermit, issuing: Certified, holder: str
+) -> None:
+    draft = replace(right, subject=name((NameOID.COMMON_NAME, holder)))
+    with pytest.raises(lints.LintFailed, match="subject_is_plain_text"):
+        lints.check(draft.sign(issuing[1]), replace(permit, holder=holder), issuing[0])
+
+
+HARDWARE = alt_name(f"HW:{HARDWARE_TYPE}:{b'SN1'.hex()}")
+NAMES = [HARDWARE, x509.DNSName("cam-7.example.com"), x509.UniformResourceIdentifier("urn:example:cam:cam-7")]
+ELSE = [
+    NAMES[:2],
+    NAMES[1:],
+    [*NAMES[:2], x509.UniformResourceIdentifier("urn:example:cam:cam-8")],
+    [NAMES[0], x509.DNSName("cam-8.example.com"), NAMES[2]],
+    [alt_name(f"HW:{HARDWARE_TYPE}:{b'SN2'.hex()}"), *NAMES[1:]],
+    [alt_name(f"HW:1.3.6.1.4.1.99999:{b'SN1'.hex()}"), *NAMES[1:]],
+    [*NAMES, x509.DNSName("localhost")],
+    [*NAMES, x509.RFC822Name("a@b.c")],
+    [NAMES[1], NAMES[0], NAMES[2]],
+]
+
+
+def test_the_san_holds_what_the_profile_says_and_nothing_else(
     right: Draft, permit: IssuePermit, issuing: Certified, issuer: LocalIssuer, now: datetime
 ) -> None:
-    known = replace(permit, hardware_serial="SN1")
+    profile = replace(permit.profile, dns_name="{id}.example.com", uris=("urn:example:{model}:{id}",))
+    known = replace(permit, hardware_serial="SN1", model="cam", profile=profile)
     lints.check(x509.load_der_x509_certificate(issuer.issue(known, now).der), known, issuing[0])
     subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, "SN1"))
-    wrong = replace(right, subject=subject, more=((SAN, False),))
-    with pytest.raises(lints.LintFailed, match="alt_names_are_the_hardware_serial"):
-        lints.check(wrong.sign(issuing[1]), known, issuing[0])
+    whole = replace(right, subject=subject, more=((x509.SubjectAlternativeName(NAMES), False),))
+    lints.check(whole.sign(issuing[1]), known, issuing[0])
+    for names in ELSE:
+        wrong = replace(whole, more=((x509.SubjectAlternativeName(names), False),))
+        with pytest.raises(lints.LintFailed, match="alt_names_are_the_profiles"):
+            lints.check(wrong.sign(issuing[1]), known, issuing[0])
+    critical = replace(whole, more=((x509.SubjectAlternativeName(NAMES), True),))
+    with pytest.raises(lints.LintFailed, match="extensions_are_exact"):
+        lints.check(critical.sign(issuing[1]), known, issuing[0])
+
+
+def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
+    mail = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.4")
+    both = replace(permit, profile=replace(permit.profile, extended_key_usages=("clientAuth", "emailProtection")))
+    draft = replace(right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, mail))
+    lints.check(draft.sign(issuing[1]), both, issuing[0])
+    for certificate, permitted in ((draft, permit), (right, both)):
+        with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
+            lints.check(certificate.sign(issuing[1]), permitted, issuing[0])
+    # A profile that came to say so all the same would still make no server of a device.
+    server = replace(permit, profile=replace(permit.profile, extended_key_usages=("clientAuth", "serverAuth")))
+    with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
+        lints.check(
+            replace(right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)).sign(
+                issuing[1]
+            ),
+            server,
+            issuing[0],
+        )
 
 
 def test_a_device_is_no_station(right: Draft, permit: IssuePermit, issuing: Certified) -> None:

@@ -63,13 +63,17 @@ class TestModel:
         assert "30d" in fleet("model", "list").stdout
 
     def test_rules(self, fleet: Fleet) -> None:
+        fleet("tenant", "add", "acme")
         options = ("--admit", "claim", "--admit", "token", "--grace", "7d", "--uri", "urn:x:{id}", "--binding")
         added = parsed(fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
         assert added["admission"]["paths"] == ["claim", "token"]
         assert (added["renewal"]["grace_seconds"], added["profile"]["binding"]) == (604_800, True)
         changed = parsed(fleet("model", "set", "cam2", "--no-binding", "--tenant", "", "-o", "json"))
-        assert changed == {**added, "tenant": "", "profile": {**added["profile"], "binding": False}}
+        profile = {**added["profile"], "binding": False}
+        assert changed == {**added, "tenant": "", "former_tenants": ["acme"], "profile": profile}
+        ended = parsed(fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
+        assert ended == {**changed, "former_tenants": []}
         table = fleet("model", "show", "cam2").stdout
         assert "admission paths:" in table
         assert "claim" in table

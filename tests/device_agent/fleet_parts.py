@@ -37,6 +37,7 @@ from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.key_package import Sealer
 from tests.free_ports import free_ports
+from tests.standing_tenants import StandingTenants
 
 DEADLINE_SECONDS = 30.0
 HOSTS = ("localhost", "127.0.0.1")
@@ -134,7 +135,7 @@ class EstHouse:
             est = build_est_server(
                 self.registry,
                 authority.issuer,
-                chain,
+                StandingTenants(chain),
                 sealer=lambda: Sealer(authority.server, authority.server_key),
                 clock=self.clock,
                 waiting=self._waiting,

@@ -101,6 +101,9 @@ def test_the_host_name_is_checked(authority: Authority) -> None:
         "https://h:x",
         "https://user:pw@h",
         "https://h/elsewhere",
+        "https://h/elsewhere/.well-known/est/acme",
+        "https://h/.well-known/est/cacerts",
+        "https://h/.well-known/est/acme/cacerts",
         "https://h/?q",
         "https://h/#f",
         "https://[::1",
@@ -114,13 +117,15 @@ def test_urls_that_cannot_be_right(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://h", ("h", 443)),
-        ("https://h:8443/", ("h", 8443)),
-        ("https://h/.well-known/est", ("h", 443)),
-        ("https://[::1]:1/.well-known/est/", ("::1", 1)),
+        ("https://h", ("h", 443, "")),
+        ("https://h:8443/", ("h", 8443, "")),
+        ("https://h/.well-known/est", ("h", 443, "")),
+        ("https://[::1]:1/.well-known/est/", ("::1", 1, "")),
+        ("https://h/.well-known/est/acme", ("h", 443, "acme")),
+        ("https://h:1/.well-known/est/a%2Fb/", ("h", 1, "a/b")),
     ],
 )
-def test_urls_that_are_right(url: str, expected: tuple[str, int]) -> None:
+def test_urls_that_are_right(url: str, expected: tuple[str, int, str]) -> None:
     assert parse_est_url(url) == expected
 
 

@@ -18,6 +18,7 @@ from fleet.domain.model_rules import (
     RenewalKey,
     RenewalRules,
     checked_rules,
+    moved,
     rules_json,
     rules_of,
 )
@@ -25,6 +26,7 @@ from fleet.domain.model_rules import (
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 EVERYTHING = ModelRules(
     tenant="acme",
+    former_tenants=("", "emca"),
     admission=AdmissionRules((AdmissionPath.CLAIM, AdmissionPath.IDEVID), True, "https://hook.example/fleet"),
     profile=ProfileRules(
         extended_key_usages=("clientAuth", "eapOverLAN"),
@@ -113,3 +115,20 @@ def test_what_no_device_could_live_by_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as refused:
         checked_rules(rules_of(given))
     assert refused.value.code == "bad-rule"
+
+
+def test_a_move_keeps_whose_certificates_are_still_about() -> None:
+    first = moved(ModelRules("a"), "")
+    assert first.signers == ("a", "")
+    second = moved(replace(first, tenant="b"), "a")
+    assert second.signers == ("b", "", "a")
+    back = moved(replace(second, tenant="a"), "b")
+    assert back.signers == ("a", "", "b")
+
+
+@pytest.mark.parametrize("former", [("a/b",), ("..",), tuple(f"t{n}" for n in range(17))])
+def test_former_tenants_are_names_and_not_many(former: tuple[str, ...]) -> None:
+    with pytest.raises(Invalid):
+        checked_rules(ModelRules("a", former))
+    with pytest.raises(Invalid):
+        rules_of({"former_tenants": [1]})

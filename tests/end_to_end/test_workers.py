@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from device_agent.est_client import EstClient
-from fleet.home import Home, renew_server_certificate, settings_of
+from fleet.authorities import renew_server_certificate
+from fleet.home import Home, settings_of
 from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311

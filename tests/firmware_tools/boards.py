@@ -59,7 +59,7 @@ class LocalAuthority:
         self.root = self._sign("root", "root", self._root_key.public_key(), self._root_key, ca=True)
         self.issuing = self._sign("issuing", "root", self._issuing_key.public_key(), self._root_key, ca=True)
 
-    def cacerts(self) -> list[x509.Certificate]:
+    def cacerts(self, label: str | None = None) -> list[x509.Certificate]:
         return [self.issuing, self.root]
 
     def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate:

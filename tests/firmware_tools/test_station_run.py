@@ -231,7 +231,7 @@ def test_a_certificate_that_has_expired(bench: Bench) -> None:
 
 def test_ctrl_c(bench: Bench) -> None:
     class Interrupted(LocalAuthority):
-        def cacerts(self) -> list[x509.Certificate]:
+        def cacerts(self, label: str | None = None) -> list[x509.Certificate]:
             raise KeyboardInterrupt
 
     bench.authority = Interrupted()

@@ -30,6 +30,7 @@ from fleet.tls.listener import Listener, listen
 from fleet.wire.csr import build_csr, names_of_certificate
 from fleet.wire.est import decode_body, decode_certs_only, encode_body
 from fleet.wire.key_package import Sealer
+from tests.standing_tenants import StandingTenants
 
 COMMON_NAME = "2.5.4.3"
 DEADLINE_SECONDS = 20.0
@@ -308,7 +309,7 @@ async def open_house(
     house.servers["est"] = build_est_server(
         registry,
         house.issuer,
-        [root[0], issuing[0]],
+        StandingTenants((root[0], issuing[0])),
         sealer=lambda: Sealer(server_certificate, server_key),
         clock=house.clock,
         limits=limits,
@@ -319,6 +320,7 @@ async def open_house(
         registry,
         lambda: {"est": {"200": 1}},
         operators=operators_ca[0],
+        tenants=lambda: ("acme",),
         clock=house.clock,
         limits=limits,
         heartbeat_seconds=heartbeat_seconds,

@@ -56,7 +56,36 @@ class TestModels:
         assert patched["profile"] == {**made["profile"], "binding": True}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
-        assert {name: replaced[name] for name in rules_json(DEFAULT_RULES)} == rules_json(DEFAULT_RULES)
+        moved = {**rules_json(DEFAULT_RULES), "former_tenants": ["acme"]}
+        assert {name: replaced[name] for name in moved} == moved
+
+    async def test_a_tenant_is_one_that_has_a_ca_and_its_name_is_taken(self, admin: Client) -> None:
+        for method, path, body, expected in (
+            ("POST", "/v1/models", {"name": "valve", "tenant": "nobody"}, (403, "no-such-tenant")),
+            ("POST", "/v1/models", {"name": "acme"}, (409, "name-taken")),
+            ("POST", "/v1/models", {"name": "cacerts"}, (400, "bad-name")),
+            ("PATCH", "/v1/models/cam", {"tenant": "nobody"}, (403, "no-such-tenant")),
+            ("PATCH", "/v1/models/cam", {"former_tenants": ["a b"]}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"former_tenants": "acme"}, (400, "bad-request")),
+        ):
+            status, problem = await admin.ask(method, path, body, {"If-Match": "*"} if method == "PATCH" else None)
+            assert (status, problem["code"]) == expected, body
+
+    async def test_who_is_held_to_models_moves_none_of_them_to_another_tenant(
+        self, house: AdminHouse, admin: Client
+    ) -> None:
+        held = await house.operator("held", Role.ADMIN, ("cam",))
+        for body in ({"tenant": "acme"}, {"former_tenants": ["acme"]}):
+            for method in ("PATCH", "PUT"):
+                status, problem = await held.ask(method, "/v1/models/cam", body, {"If-Match": "*"})
+                assert (status, problem["code"]) == (403, "held-to-models")
+        assert (await held.ask("PATCH", "/v1/models/cam", {"retain": True}, {"If-Match": "*"}))[0] == 200
+        _, moved = await admin.ask("PATCH", "/v1/models/cam", {"tenant": "acme"}, {"If-Match": "*"})
+        assert (moved["tenant"], moved["former_tenants"]) == ("acme", [""])
+        _, ended = await held.ask("PATCH", "/v1/models/cam", {"former_tenants": []}, {"If-Match": "*"})
+        assert (ended["tenant"], ended["former_tenants"]) == ("acme", [])
+        status, problem = await held.ask("PATCH", "/v1/models/cam", {"tenant": ""}, {"If-Match": "*"})
+        assert (status, problem["code"]) == (403, "held-to-models")
 
     async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
         for body, code in (

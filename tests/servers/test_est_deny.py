@@ -4,66 +4,154 @@ The table below names each combination that is let in; everything else that can 
 that says so, without a trace in the registry.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
+from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
-from fleet.services import revocation
+from fleet.domain.device import Model
+from fleet.domain.model_rules import rules_of
+from fleet.services import inventory, revocation
 from fleet.wire.est import OPERATIONS, encode_body
+from tests.ca.certificate_kinds import permit_for
 from tests.servers.est_house import House, Identity, KeptAlive, basic, csr_for, open_house, renewal_csr
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
-LABELS = ("", "cam/", "pump/")
-CONTENT_TYPES = ("application/pkcs10", "application/json", None)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND")
+LABELS = ("", "cam/", "pump/", "nonesuch/")
+OPERATION_PATHS = tuple(f"/.well-known/est/{label}{operation}" for label, operation in product(LABELS, OPERATIONS))
+ODD_PATHS = (
+    "/",
+    "/simpleenroll",
+    "/.well-known/est",
+    "/.well-known/est/",
+    "/.well-known/est/cam",
+    "/.well-known/est/simpleenroll/",
+    "/.well-known/est//simpleenroll",
+    "/.well-known/est/cam/cam/simpleenroll",
+    "/.well-known/est/simpleenroll/simpleenroll",
+    "/.well-known/est/cacerts/simplereenroll",
+    "/.well-known/est/SimpleEnroll",
+    "/.well-known/est/%73impleenroll",
+    "/.well-known/est/c%61m/simpleenroll",
+    "/.well-known/est/../est/simpleenroll",
+    "/.well-known/EST/simpleenroll",
+    "/.well-known/est/revoke",
+    "/v1/devices",
+    "/healthz",
+)
+CONTENT_TYPES = ("application/pkcs10", "application/json", "application/pkcs7-mime", None)
+ASKED = (
+    *product(OPERATION_PATHS, METHODS, CONTENT_TYPES),
+    *product(ODD_PATHS, METHODS, CONTENT_TYPES[:1]),  # where there is nothing, nothing reads it
+)
+"""(path, method, content type) of every request that is made with every kind of credential."""
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with open_house(tmp_path) as house:
+        await inventory.add_model(house.registry, KEYGEN, act=Act("test", house.clock()))
         yield house
 
 
-async def credentials(house: House) -> dict[str, tuple[Identity | None, dict[str, str]]]:
+KEYGEN = Model("keygen", rules=rules_of({"profile": {"server_keygen": True}}))
+"""A model that opens serverkeygen: cam does not, and so nothing below may make a key for it."""
+
+Shown = tuple[Identity | None, dict[str, str]]
+
+
+async def credentials(house: House) -> dict[str, Shown]:
     """Every kind of proof that a client can bring, as (certificate, headers)."""
+    now, registry = house.clock(), house.registry
+    act = Act("test", now)
     device, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
     revoked, suspended = await house.enrolled("cam-3"), await house.enrolled("cam-4")
-    await revocation.revoke(house.registry, "cam-3", act=Act("test", house.clock()))
-    await revocation.suspend(house.registry, "cam-4", act=Act("test", house.clock()))
-    token = basic(await house.token("cam-1", uses=99))
+    await revocation.revoke(registry, "cam-3", act=act)
+    await revocation.suspend(registry, "cam-4", act=act)
+    retired = await house.enrolled("cam-5")
+    await revocation.retire(registry, "cam-5", act=act)
+    token = basic(await house.token("cam-1", uses=9999))
+    ended, text = await inventory.create_token(registry, device="cam-1", act=act)
+    await inventory.revoke_token(registry, ended.id, act=act)
+    house.now = now - timedelta(hours=9)
+    expired = basic(await house.token("cam-1"))
+    house.now = None
+    spent = await house.token("cam-2")
+    assert (await house.enroll(csr_for("cam-2"), basic(spent))).status == 200
+    station = await house.station("line-1", ("cam",))
+    gone = await house.station("line-3", ("cam",))
+    await revocation.revoke_station(registry, "line-3", act=act)
+    nobodys = unrecorded(house)
     return {
         "nothing": (None, {}),
         "wrong token": (None, basic("aaaa.bbbb")),
+        "empty token": (None, basic("")),
         "token": (None, token),
+        "token as Bearer": (None, {"Authorization": token["Authorization"].replace("Basic", "Bearer")}),
+        "token of another device": (None, basic(await house.token("cam-2", uses=9999))),
+        "token of another model": (None, basic(await house.token(model="pump", uses=9999))),
+        "token of the model": (None, basic(await house.token(model="cam", uses=9999))),
+        "revoked token": (None, basic(text)),
+        "expired token": (None, expired),
+        "spent token": (None, basic(spent)),
         "own certificate": (device, {}),
         "own certificate and token": (device, token),
+        "own certificate and wrong token": (device, basic("aaaa.bbbb")),
         "other certificate": (other, {}),
         "other certificate and token": (other, token),
         "revoked certificate": (revoked, {}),
         "revoked certificate and token": (revoked, token),
+        "suspended certificate": (suspended, {}),
         "suspended certificate and token": (suspended, token),
-        "station": (await house.station("line-1", ("cam",)), {}),
+        "retired certificate and token": (retired, token),
+        "certificate of ours that nobody recorded": (nobodys, {}),
+        "station": (station, {}),
+        "station and wrong token": (station, basic("aaaa.bbbb")),
         "station of another model": (await house.station("line-2", ("pump",)), {}),
+        "revoked station": (gone, {}),
     }
 
 
-ALLOWED = {
-    *(("GET", f"{label}{operation}") for label in LABELS for operation in ("cacerts", "csrattrs")),
-}
-"""Open to anybody, whatever else is sent."""
+def unrecorded(house: House) -> Identity:
+    """Signed by our CA in cam-1's name, and in no registry: as whoever stole the CA's key would make it."""
+    key = generate_key()
+    der = house.issuer.issue(replace(permit_for(key, house.clock()), holder="cam-1"), house.clock()).der
+    return house.identity(x509.load_der_x509_certificate(der), key)
 
-OWN = ("own certificate", "own certificate and token")
+
+OPEN = {f"/.well-known/est/{label}{operation}" for label in LABELS for operation in ("cacerts", "csrattrs")}
+"""By GET, to anybody, whatever else is sent."""
+
+OURS = ("", "cam/")
 ALLOWED_FOR = {
-    *(("simpleenroll", label, who) for label in ("", "cam/") for who in ("token", OWN[1])),
     *(
-        ("simplereenroll", label, who)
-        for label in ("", "cam/")
-        for who in ("own certificate", "own certificate and token")
+        (f"/.well-known/est/{label}simpleenroll", who)
+        for label in OURS
+        for who in ("token", "own certificate and token")
+    ),
+    *(
+        (f"/.well-known/est/{label}simplereenroll", who)
+        for label in OURS
+        for who in ("own certificate", "own certificate and token", "own certificate and wrong token")
     ),
 }
-"""As POST of application/pkcs10, for the device cam-1. Not the station: cam-1 has been seen in use."""
+"""As POST of application/pkcs10, for the device cam-1. Not the station, nor the model's token: cam-1 has been seen in
+use. A renewal looks at the certificate alone, whatever stands beside it.
+"""
+
+
+@dataclass
+class Tally:
+    asked: int = 0
+    let_in: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
 
 
 async def test_only_what_is_named_is_let_in(house: House) -> None:
@@ -71,34 +159,47 @@ async def test_only_what_is_named_is_let_in(house: House) -> None:
     device = kinds["own certificate"][0]
     assert device is not None
     assert (await house.reenroll(renewal_csr(device), device)).status == 200  # cam-1 has been seen in use
-    before = {name: len(await house.registry.credentials(name)) for name in ("cam-1", "cam-2", "cam-3", "cam-4")}
-    let_in = 0
-    stale = encode_body(csr_for("cam-1"))
+    names = [str(d.id) for d in await house.registry.devices()]
+    before = {name: len(await house.registry.credentials(name)) for name in names}
+    tally = Tally()
     for who, (identity, headers) in kinds.items():
         client = KeptAlive(house, identity)
-        for method, label, operation in product(METHODS, LABELS, OPERATIONS):
-            for content_type in CONTENT_TYPES if method == "POST" else CONTENT_TYPES[:1]:
-                typed = {"Content-Type": content_type, **headers} if content_type else headers
-                path = f"/.well-known/est/{label}{operation}"
-                asked = (who, method, path, content_type)
-                enrolls = method == "POST" and content_type == "application/pkcs10"
-                # A new key each time, so that none is answered with what another has earned.
-                body = encode_body(csr_for("cam-1")) if enrolls else stale
-                answer = await client.send(method, path, body, typed)
-                if (method, f"{label}{operation}") in ALLOWED:
-                    assert answer.status in ((200,) if operation == "cacerts" else (200, 204)), asked
-                elif enrolls and (operation, label, who) in ALLOWED_FOR:
-                    assert answer.status == 200, (asked, answer.text)
-                    let_in += 1
-                else:
-                    assert answer.status in (400, 401, 403, 404, 405, 415, 501), asked
-                    if operation in ("simpleenroll", "simplereenroll", "serverkeygen") and enrolls:
-                        assert answer.status in (401, 403), asked
+        for asked in ASKED:
+            await must_be_as_named(client, headers, who, asked, tally)
         client.close()
-    after = {name: len(await house.registry.credentials(name)) for name in before}
-    assert after == {**before, "cam-1": before["cam-1"] + let_in}
-    assert let_in == len(ALLOWED_FOR)
-    assert len(await house.registry.devices()) == 4
+    after = {name: len(await house.registry.credentials(name)) for name in names}
+    assert after == {**before, "cam-1": before["cam-1"] + tally.let_in}
+    assert tally.let_in == len(ALLOWED_FOR)
+    assert tally.asked == len(kinds) * len(ASKED)
+    assert [d.id for d in await house.registry.devices()] == names
+    print(f"\n{tally.asked} requests, {tally.let_in} certificates: {dict(sorted(tally.statuses.items()))}")
+
+
+STALE = encode_body(csr_for("cam-1"))
+
+
+async def must_be_as_named(
+    client: KeptAlive, headers: dict[str, str], who: str, asked: tuple[str, str, str | None], tally: Tally
+) -> None:
+    path, method, content_type = asked
+    typed = {"Content-Type": content_type, **headers} if content_type else headers
+    enrolls = method == "POST" and content_type == "application/pkcs10" and path in OPERATION_PATHS
+    # A new key each time, so that none is answered with what another has earned.
+    body = encode_body(csr_for("cam-1")) if enrolls else STALE
+    answer = await client.send(method, path, body, typed)
+    tally.asked += 1
+    tally.statuses[answer.status] += 1
+    if method == "GET" and path in OPEN:
+        assert answer.status in ((200,) if path.endswith("cacerts") else (200, 204)), (who, asked)
+    elif enrolls and (path, who) in ALLOWED_FOR:
+        assert answer.status == 200, (who, asked, answer.text)
+        tally.let_in += 1
+    else:
+        assert answer.status in (400, 401, 403, 404, 405, 415, 501), (who, asked, answer.status)
+        if enrolls and path.rpartition("/")[2] in ("simpleenroll", "simplereenroll", "serverkeygen"):
+            assert answer.status in (401, 403), (who, asked, answer.text)
+        if path in ODD_PATHS and method != "CONNECT":  # what follows CONNECT is no path
+            assert answer.status == 404, (who, asked, answer.status)
 
 
 async def test_the_admin_listener_serves_nothing_of_est_and_the_other_way_round(house: House) -> None:

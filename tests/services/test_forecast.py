@@ -10,6 +10,7 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.model_rules import ModelRules
 from fleet.services import inventory
 from fleet.services.forecast import Authority, Forecast, Week, forecast
 from fleet.storage.sqlite import SqliteRegistry
@@ -93,6 +94,19 @@ async def test_it_names_the_models_whose_certificates_are_cut(registry: SqliteRe
         await inventory.add_model(registry, Model(name, days * DAY), act=Act("operator", NOW))
     (warning,) = (await look(registry, ROOT, replace(ISSUING, not_after=NOW + 60 * DAY))).warnings
     assert "models a, b, c and 1 more are cut already: the issuing CA has 60 days left" in warning.message
+
+
+async def test_a_tenants_ca_cuts_the_certificates_of_its_own_models(registry: SqliteRegistry) -> None:
+    of_a = Authority("issuing", "CN=a", NOW + 60 * DAY, tenant="a")
+    for name, tenant in (("own", ""), ("a-cam", "a"), ("b-cam", "b")):
+        model = Model(name, 90 * DAY, rules=ModelRules(tenant))
+        await inventory.add_model(registry, model, act=Act("operator", NOW), tenants=("a", "b"))
+    seen = await look(registry, ROOT, ISSUING, of_a, weeks=20)
+    messages = {warning.code: warning.message for warning in seen.warnings}
+    cut = messages["authority-cuts-certificates"]
+    assert "Certificates of model a-cam are cut already: the issuing CA of a has 60 days left" in cut
+    assert messages["authority-ends"].startswith("The issuing CA of a CN=a ends on ")
+    assert [role for week in seen.weeks for role in week.authorities] == ["issuing of a"]
 
 
 async def test_a_cliff(registry: SqliteRegistry) -> None:

@@ -2,8 +2,15 @@ import hashlib
 from datetime import datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
+from fleet.ca.authority import create_issuing, create_root
+from fleet.ca.issuer import LocalIssuer
+from fleet.ca.keys import generate_key
+from fleet.domain.credential import CredentialKind
+from fleet.domain.enrollment import IssuePermit
 from fleet.tls import engine
 from fleet.tls.contexts import ContextSource, ServerIdentity, TlsContext, server_context
 from fleet.tls.errors import HandshakeFailed, Refusal
@@ -270,3 +277,70 @@ def test_a_certificate_and_an_anchor_are_needed() -> None:
         server_context(ServerIdentity((), pki().server.key), pki().anchors, require_client=True, clock=lambda: NOW)
     with pytest.raises(ValueError, match="anchor"):
         server_context(pki().identity, [], require_client=False, clock=lambda: NOW)
+
+
+# Whose CA signed
+
+
+def devices_of(*names: str) -> tuple[list[Pair], list[Pair]]:
+    """Issuing CAs of these names below the root of one fleet, and a device of each."""
+    root = create_root("Acme", NOW - DAY)
+    cas = [Pair(*create_issuing(name, *root, NOW - DAY)) for name in names]
+    return cas, [_device(ca) for ca in cas]
+
+
+def _device(ca: Pair) -> Pair:
+    key = generate_key()
+    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    digest = hashlib.sha256(spki).digest()
+    permit = IssuePermit(CredentialKind.DEVICE, "d-1", "", spki, digest, NOW - DAY, NOW + DAY, "test")
+    return Pair(x509.load_der_x509_certificate(LocalIssuer(ca.certificate, ca.key).issue(permit, NOW).der), key)
+
+
+def test_the_ca_right_above_the_leaf_says_whose_it_is() -> None:
+    cas, devices = devices_of("one", "two", "three")
+    anchors = [ca.certificate for ca in cas]
+    tenants = {cas[0].der: "", cas[1].der: "b"}
+    context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+    for device, expected in zip(devices, ("", "b", None), strict=True):
+        peer = attempt(context, MemoryClient(client_context(device))).peer
+        assert peer is not None
+        assert peer.tenant == expected
+
+
+def test_a_client_names_no_tenant_by_what_it_sends_along() -> None:
+    cas, devices = devices_of("one", "two")
+    tenants = {cas[0].der: "a", cas[1].der: "b"}
+    anchors = [ca.certificate for ca in cas]
+    context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+    peer = attempt(context, MemoryClient(client_context(devices[0], chain=(cas[1], cas[0])))).peer
+    assert peer is not None
+    assert peer.tenant == "a"
+
+
+def test_two_cas_of_one_name_are_told_apart_by_their_keys() -> None:
+    cas, devices = devices_of("same", "same")
+    assert cas[0].certificate.subject == cas[1].certificate.subject
+    for first, second in ((0, 1), (1, 0)):
+        anchors = [cas[first].certificate, cas[second].certificate]
+        tenants = {cas[0].der: "a", cas[1].der: "b"}
+        context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+        for device, expected in zip(devices, ("a", "b"), strict=True):
+            peer = attempt(context, MemoryClient(client_context(device))).peer
+            assert peer is not None
+            assert peer.tenant == expected
+
+
+def test_without_tenants_all_are_the_fleets_own() -> None:
+    peer = attempt(pki().context(), MemoryClient(client_context(pki().good))).peer
+    assert peer is not None
+    assert peer.tenant == ""
+
+
+def test_a_source_looks_before_each_connection() -> None:
+    looks = iter(range(9))
+    first, second = pki().context(), pki().context()
+    source = ContextSource(first)
+    source.look = lambda: source.swap(second) if next(looks) else None
+    assert source.current is first
+    assert source.current is second

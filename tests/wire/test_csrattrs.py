@@ -62,7 +62,7 @@ def test_the_template_is_rfc_9908s() -> None:
     [template] = parts_of(encode_csrattrs(WHOLE))["1.2.840.113549.1.9.16.2.61"]
     version, subject, key, attributes = inside(template)
     assert core.Integer.load(version).native == 0
-    common_name, organisation = (inside(inside(rdn)[0]) for rdn in inside(subject))
+    organisation, common_name = (inside(inside(rdn)[0]) for rdn in inside(subject))
     assert [oid_of(part) for part in common_name] == ["2.5.4.3"]  # no value: the client fills it in
     assert core.UTF8String.load(organisation[1]).native == "Acme"
     assert key[0] == 0xA0

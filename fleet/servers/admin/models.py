@@ -2,7 +2,7 @@
 
 from fleet.domain.access import Operator
 from fleet.domain.device import Model
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import NotFound, Refused
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering
@@ -34,7 +34,8 @@ async def get_renewal(parts: Parts, call: Call) -> Reply:
 async def create_model(parts: Parts, call: Call) -> Reply:
     model = changed_model(Model(call.body["name"]), call.body)
     reply = _created(model)
-    await inventory.add_model(answering(parts.registry, call.once, lambda _: reply), model, act=call.act)
+    registry = answering(parts.registry, call.once, lambda _: reply)
+    await inventory.add_model(registry, model, act=call.act, tenants=parts.tenants())
     return reply
 
 
@@ -52,7 +53,10 @@ async def patch_model(parts: Parts, call: Call) -> Reply:
 async def _changed(parts: Parts, call: Call, old: Model, new: Model) -> Reply:
     """The revision that was read goes with the write: the registry decides who came first."""
     demand_match(call, old.revision, f"Model {old.name}")
-    await inventory.set_model(parts.registry, new, act=call.act)
+    if call.operator.models and set(new.rules.signers) - set(old.rules.signers):
+        # A tenant's own people would reach another tenant's CA by it.
+        raise Refused("held-to-models", "Whose CA signs concerns the whole fleet, and this operator is held to models.")
+    await inventory.set_model(parts.registry, new, act=call.act, tenants=parts.tenants())
     return _reply(await _found(parts, call.operator, new.name))
 
 

@@ -1,7 +1,7 @@
 """What a handler is given: what stands as long as the server, and one request."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,8 @@ class Parts:
     registry: Registry
     status: Callable[[], Json]
     clock: Clock
+    tenants: Callable[[], Collection[str]]
+    """Names of those that have an issuing CA."""
     operators_der: bytes
     """The operators' CA, DER: an operator's chain ends here, and nobody else's does."""
     heartbeat_seconds: float

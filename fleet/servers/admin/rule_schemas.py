@@ -4,15 +4,16 @@ from typing import Any
 
 from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
+    FORMER_TENANTS_MAX,
     GRACE_MAX,
     ORGANISATION_SIZE_MAX,
     SPREAD_MAX,
-    TEMPLATE_SIZE_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
     AdmissionPath,
     RenewalKey,
 )
+from fleet.domain.name_templates import TEMPLATE_SIZE_MAX
 
 Schema = dict[str, Any]
 
@@ -51,6 +52,12 @@ RULES: dict[str, Schema] = {
         "type": "string",
         "pattern": "^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
         "description": "Whose issuing CA signs; empty for the fleet's own.",
+    },
+    "former_tenants": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$"},
+        "maxItems": FORMER_TENANTS_MAX,
+        "description": "Tenants whose certificates are still good for its devices; a move adds the one before.",
     },
     "admission": _group(
         {

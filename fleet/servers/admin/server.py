@@ -6,7 +6,7 @@ Answers are JSON; refusals are problem+json (RFC 9457) with the stable code besi
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -43,6 +43,7 @@ def build_admin_server(
     *,
     operators: x509.Certificate,
     clock: Clock,
+    tenants: Callable[[], Collection[str]] = frozenset,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
@@ -51,11 +52,11 @@ def build_admin_server(
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
     `status`: the counters of every part, ready for JSON, read anew at each request. `operators`: their CA.
-    `waiting`: how long a decided request is remembered.
+    `tenants`: names of those that have an issuing CA, likewise. `waiting`: how long a decided request is remembered.
     """
     anchor = operators.public_bytes(Encoding.DER)
-    handlers = _Handlers(Parts(registry, status, clock, anchor, heartbeat_seconds, clock(), waiting=waiting))
-    return HttpServer("admin", handlers.handle, problem, limits or HttpLimits(), rates)
+    parts = Parts(registry, status, clock, tenants, anchor, heartbeat_seconds, clock(), waiting=waiting)
+    return HttpServer("admin", _Handlers(parts).handle, problem, limits or HttpLimits(), rates)
 
 
 class _Handlers:

@@ -56,6 +56,7 @@ def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
         spki_der=csr.spki_der,
         key_sha256=csr.key_sha256,
         is_bound=_is_bound(csr, peer),
+        extended_key_usages=csr.extended_key_usages,
     )
 
 

@@ -1,7 +1,8 @@
 """EST's handlers: decode, ask, encode. Whatever is not named here is refused."""
 
+import functools
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -13,19 +14,21 @@ from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
-from fleet.domain.ports import Issuer, Registry
+from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
-from fleet.servers.http import Exchange, HttpLimits, HttpRefused, HttpServer, answer
+from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.authorising import Authoriser
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
 from fleet.services.evidence import strangers_may_ask
 from fleet.services.renewal import renewal_window
+from fleet.services.unread import record_unread
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
+from fleet.wire.errors import WireError
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, encode_certs_only, is_pkcs10
 from fleet.wire.key_package import Sealer
 
@@ -43,7 +46,7 @@ CSRATTRS_HEADERS = {"Content-Type": CSRATTRS, "Content-Transfer-Encoding": "base
 def build_est_server(
     registry: Registry,
     issuer: Issuer,
-    authority: Sequence[x509.Certificate],
+    tenants: Tenants,
     *,
     sealer: Callable[[], Sealer],
     clock: Clock,
@@ -54,11 +57,11 @@ def build_est_server(
 ) -> EstServer:
     """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `authority`: what cacerts answers, root first, then every certificate below it (RFC 7030, 4.1.3). `sealer`: who
-    signs for keys that are made here and sealed for a device (4.4.2). `waiting`: how many requests may wait for an
-    operator, and how long. `authoriser` asks the models' webhooks.
+    `tenants`: whose CAs cacerts hands out (RFC 7030, 4.1.3). `sealer`: who signs for keys that are made here and sealed
+    for a device (4.4.2). `waiting`: how many requests may wait for an operator, and how long. `authoriser` asks the
+    models' webhooks.
     """
-    handlers = _Handlers(registry, issuer, authority, sealer, clock, waiting, authoriser)
+    handlers = _Handlers(registry, issuer, tenants, sealer, clock, waiting, authoriser)
     return HttpServer("est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of)
 
 
@@ -67,15 +70,14 @@ class _Handlers:
         self,
         registry: Registry,
         issuer: Issuer,
-        authority: Sequence[x509.Certificate],
+        tenants: Tenants,
         sealer: Callable[[], Sealer],
         clock: Clock,
         waiting: WaitingLimits,
         authoriser: Authoriser | None,
     ) -> None:
         self._registry, self._issuer, self._sealer, self._clock = registry, issuer, sealer, clock
-        self._waiting, self._authoriser = waiting, authoriser
-        self._cacerts = encode_certs_only(authority)
+        self._tenants, self._waiting, self._authoriser = tenants, waiting, authoriser
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
             "simpleenroll": self.simpleenroll,
@@ -91,8 +93,28 @@ class _Handlers:
         return await self._operations[asked.operation](exchange, asked)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.1. One CA serves every label, and nobody learns from this which models exist."""
-        return certs_only(exchange, self._cacerts)
+        """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
+        Without a label: those of the device whose certificate is presented, or the fleet's own.
+
+        A label that leads nowhere is answered like one that leads to a model of the fleet's own: asking tells nobody
+        which models exist, but those of a tenant, whose CA is no secret.
+        """
+        chain = self._tenants.chain_der(await self._tenant_of(exchange, asked.label))
+        return certs_only(exchange, _cacerts(chain or self._tenants.chain_der("") or ()))
+
+    async def _tenant_of(self, exchange: Exchange, label: str | None) -> str:
+        names = self._tenants.names()
+        if not names:
+            return ""
+        if label is None:
+            # A device whose model has moved to a tenant asks as it always did, and renews under another CA.
+            peer = exchange.peer
+            facts = await self._registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
+            return facts.model.rules.tenant if facts is not None and facts.model is not None else ""
+        if label in names:
+            return label
+        model = await self._registry.model(label)
+        return model.rules.tenant if model is not None else ""
 
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
@@ -100,7 +122,7 @@ class _Handlers:
         shows_nothing = credentials is None and exchange.peer.fingerprint is None
         if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
-        request = request_of(await read_csr(exchange), exchange.peer)
+        request = request_of(await self.csr(exchange, "device.enroll"), exchange.peer)
         credential = await enroll(
             self._registry,
             self._issuer,
@@ -119,7 +141,7 @@ class _Handlers:
         current = names_presented(exchange)
         if current is None:
             raise Unauthenticated("no-certificate", "Renewing takes the device's current certificate.")
-        request = request_of(await read_csr(exchange), exchange.peer)
+        request = request_of(await self.csr(exchange, "device.reenroll"), exchange.peer)
         credential = await reenroll(
             self._registry, self._issuer, exchange.peer, request, asked.label, current, self._clock()
         )
@@ -130,7 +152,7 @@ class _Handlers:
         credentials = basic_credentials(exchange.request.headers.get("Authorization"))
         if credentials is None and exchange.peer.fingerprint is None:
             raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
-        csr = await read_csr(exchange)
+        csr = await self.csr(exchange, "device.serverkeygen")
         maker = ServerKeyMaker(csr, exchange.peer, self._sealer)
         request = request_of(csr, exchange.peer)
         current = names_presented(exchange)
@@ -152,6 +174,14 @@ class _Handlers:
         certificates = encode_certs_only([x509.load_der_x509_certificate(credential.der)])
         content_type, body = multipart(*maker.key_part(wrap=wrap), encode_body(certificates, wrap=wrap))
         return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    async def csr(self, exchange: Exchange, action: str) -> Csr:
+        """The CSR in the body, verified; one that is no good is in the audit when this raises."""
+        try:
+            return await read_csr(exchange)
+        except WireError as error:
+            await record_unread(self._registry, exchange.peer, action, WIRE_CODES[type(error)], self._clock())
+            raise
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
@@ -181,6 +211,11 @@ class _Handlers:
 
 def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@functools.lru_cache(maxsize=256)
+def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
+    return encode_certs_only([x509.load_der_x509_certificate(each) for each in chain_der])
 
 
 async def read_csr(exchange: Exchange) -> Csr:

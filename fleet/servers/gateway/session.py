@@ -213,6 +213,9 @@ class Session(asyncio.Protocol):
         """The device's model is now `model`: judge by it; end when the session holds what is no longer allowed."""
         if self._relay is None or self.admission is None or self.connect is None or self.phase is not Phase.LIVE:
             return
+        if self.peer.tenant not in model.rules.signers:
+            self.end(endings.CREDENTIAL_ENDED)
+            return
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy)
         will = self.connect.will

@@ -1,0 +1,133 @@
+"""Names for certificates, made from a model's templates in which {id} and {model} stand for the device's own.
+
+Names of two devices must never be one: whoever may bring in devices of a model could choose an id that makes another's
+name of it. DNS does not tell upper from lower case and gives dots a meaning, so what is filled into a host takes
+lower-case letters, digits and dashes alone.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from urllib.parse import SplitResult, urlsplit
+
+from fleet.domain.errors import Invalid, Refused
+
+TEMPLATE_SIZE_MAX = 200
+DNS_NAME_SIZE_MAX = 253
+
+_DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_HOST_FILLING = re.compile(r"[a-z0-9-]+")
+# RFC 3986: scheme, colon, and what it calls reserved, unreserved and percent-encoded.
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:([A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+")
+
+
+def check_dns_template(template: str) -> None:
+    """Raises: Invalid (`bad-rule`)."""
+    if not _is_dns_name(_sample(template)):
+        what = f"{template[:80]!r} is not a DNS name."
+        raise Invalid("bad-rule", what, "For instance: {id}.devices.example.com")
+
+
+def check_uri_template(template: str) -> None:
+    """Raises: Invalid (`bad-rule`)."""
+    if not _is_uri(_sample(template)):
+        what = (
+            f"{template[:80]!r} is not a URI; one with // needs a host with a dot, or an address (RFC 5280, 4.2.1.6)."
+        )
+        raise Invalid("bad-rule", what, "For instance: https://example.com/devices/{id} or urn:example:{id}")
+
+
+def check_model_name(model: str, dns_template: str, uri_templates: Sequence[str]) -> None:
+    """Whether the name of a model can stand where its own templates want it: better said now than to its devices.
+
+    Raises: Invalid (`bad-rule`).
+    """
+    try:
+        if dns_template:
+            dns_name(dns_template, "x", model)
+        for template in uri_templates:
+            uri(template, "x", model)
+    except Refused as refused:
+        raise Invalid("bad-rule", f"The name of model {model} cannot stand in a host.", refused.advice) from None
+
+
+def dns_name(template: str, device: str, model: str) -> str:
+    """The DNS name of `device`.
+
+    Raises: Refused (`name-impossible`) when its id or its model's name cannot stand there.
+    """
+    name = _filled(template, device, model)
+    if not _fits_host(template, device, model) or not _is_dns_name(name):
+        raise _impossible(device, template, "a DNS name")
+    return name
+
+
+def uri(template: str, device: str, model: str) -> str:
+    """The URI of `device`.
+
+    Raises: Refused (`name-impossible`) when its id or its model's name cannot stand there.
+    """
+    name = _filled(template, device, model)
+    parts = _split(template)
+    host = parts.netloc if parts is not None else ""
+    if not _fits_host(host, device, model) or not _is_uri(name):
+        raise _impossible(device, template, "a URI's host")
+    return name
+
+
+def _impossible(device: str, template: str, where: str) -> Refused:
+    return Refused(
+        "name-impossible",
+        f"The id of device {device} or the name of its model cannot stand in {where} as its model's {template!r} asks.",
+        "There they take lower-case letters, digits and dashes, and at most 63 of them.",
+    )
+
+
+def _filled(template: str, device: str, model: str) -> str:
+    return template.replace("{id}", device).replace("{model}", model)
+
+
+def _fits_host(host: str, device: str, model: str) -> bool:
+    """Whether what stands for {id} and {model} in `host` cannot be taken for anything else."""
+    fillings = [value for mark, value in (("{id}", device), ("{model}", model)) if mark in host]
+    return all(_HOST_FILLING.fullmatch(value) for value in fillings)
+
+
+def _sample(template: str) -> str:
+    """Raises: Invalid (`bad-rule`)."""
+    sample = _filled(template, "x", "x")
+    if "{" in sample or "}" in sample or len(template) > TEMPLATE_SIZE_MAX:
+        raise Invalid("bad-rule", f"{template[:80]!r} holds braces other than {{id}} and {{model}}, or is too long.")
+    return sample
+
+
+def _is_dns_name(text: str) -> bool:
+    labels = text.split(".")
+    return len(text) <= DNS_NAME_SIZE_MAX and len(labels) > 1 and all(_DNS_LABEL.fullmatch(label) for label in labels)
+
+
+def _is_uri(text: str) -> bool:
+    """RFC 5280, 4.2.1.6: absolute, and an authority includes a fully qualified domain name or an IP address."""
+    parts = _split(text)
+    if parts is None or not _URI.fullmatch(text):
+        return False
+    if not text.partition(":")[2].startswith("//"):
+        return True
+    return "@" not in parts.netloc and _is_host(parts.hostname or "")
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _is_dns_name(text)
+    return True
+
+
+def _split(text: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # read late, and refused late
+    except ValueError:
+        return None
+    return parts
