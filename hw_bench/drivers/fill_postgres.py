@@ -14,10 +14,13 @@ from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 TAG_COLUMNS = ("key", "value", "device_id")
 DEVICE_TABLES = ("device", "device_tag", "credential")
 # Tables with their indices and what stands beside them. Between two readings nothing else is written.
-# Exclusions by hash take as much room whether they are built before or after, and are built faster.
-EXCLUSIONS = """
-    SELECT conrelid::regclass::text AS name, conname, pg_get_constraintdef(oid) AS meaning
-    FROM pg_constraint WHERE contype = 'x' AND connamespace = $1::regnamespace"""
+# Random pages of them would be most of the work of a fill, and they take as much room when they are built at its end.
+HASH_INDICES = """
+    SELECT i.indrelid::regclass::text AS name, c.relname AS index, x.conname AS constraint,
+        coalesce(pg_get_constraintdef(x.oid), pg_get_indexdef(c.oid)) AS meaning
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+    LEFT JOIN pg_constraint x ON x.conindid = c.oid AND x.contype = 'x'
+    WHERE a.amname = 'hash' AND c.relnamespace = $1::regnamespace ORDER BY index"""
 SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
 
 
@@ -29,9 +32,13 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
     async with _session(url) as db:
         await _copy(db, "model", rows.MODEL_COLUMNS, (rows.model_row(Model(f"model-{n}")) for n in range(MODELS)))
         before = await _octets(db, *DEVICE_TABLES)
-        exclusions = await db.fetch(EXCLUSIONS, SCHEMA)
-        for one in exclusions:
-            await db.execute(f"ALTER TABLE {one['name']} DROP CONSTRAINT {one['conname']}")
+        indices = await db.fetch(HASH_INDICES, SCHEMA)
+        for one in indices:
+            await db.execute(
+                f"ALTER TABLE {one['name']} DROP CONSTRAINT {one['constraint']}"
+                if one["constraint"]
+                else f"DROP INDEX {one['index']}"
+            )
         for portion in portions(fleet.count):
             devices = [fleet.device(number) for number in portion]
             async with db.transaction():
@@ -41,8 +48,13 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
                 credentials = (rows.credential_row(fleet.credential(number)) for number in portion)
                 await _copy(db, "credential", rows.CREDENTIAL_COLUMNS, credentials)
             said(portion.stop)
-        for one in exclusions:
-            await db.execute(f"ALTER TABLE {one['name']} ADD CONSTRAINT {one['conname']} {one['meaning']}")
+        await db.execute("ANALYZE")  # a hash index is laid out for as many rows as its table is thought to have
+        for one in indices:
+            await db.execute(
+                f"ALTER TABLE {one['name']} ADD CONSTRAINT {one['constraint']} {one['meaning']}"
+                if one["constraint"]
+                else one["meaning"]
+            )
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")

@@ -26,6 +26,7 @@ SELECT seq, not_before, not_after, issued_at, der, fingerprint, serial, kind, ho
 FROM credential_before ORDER BY seq;
 SELECT setval('credential_seq_seq', last_value, is_called) FROM credential_before_seq_seq;
 DROP TABLE credential_before;
+ANALYZE credential; -- a hash index is laid out for as many rows as the table is thought to have
 
 -- Hashes and serials are only ever looked up whole. A hash index holds four octets of each; a B-tree holds all of
 -- it, on pages that random keys leave a third empty. An exclusion by equality is what UNIQUE is, kept by such an index.
