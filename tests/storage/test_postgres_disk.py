@@ -17,11 +17,14 @@ from tests.postgres_server import PostgresServer
 from tests.storage.samples import MODEL, change, credential, device
 
 BEFORE = next(n for n, sql in postgres_schema.migrations() if "EXCLUDE USING hash" in sql) - 1
+CONSTRAINTS = """
+    SELECT conname FROM pg_constraint
+    WHERE conrelid IN ('credential'::regclass, 'device'::regclass, 'device_tag'::regclass) ORDER BY conname"""
 INSERT = f"""
     INSERT INTO credential ({rows.columns(rows.CREDENTIAL_COLUMNS)})
     VALUES ({", ".join(f"${n}" for n in range(1, len(rows.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
 COLUMNS = """
-    SELECT table_name, column_name, data_type FROM information_schema.columns
+    SELECT table_name, column_name, data_type, is_nullable, is_identity FROM information_schema.columns
     WHERE table_schema = 'fleet' AND table_name IN ('credential', 'device', 'device_tag')"""
 
 
@@ -123,11 +126,18 @@ async def test_a_filled_registry_from_before_is_brought_over(
     await writing.copy_records_to_table(
         "credential", schema_name=SCHEMA, columns=rows.CREDENTIAL_COLUMNS, records=map(rows.credential_row, held)
     )
+    # The newest of all is forgotten: its place in the order is not given away again.
+    await writing.execute("DELETE FROM credential WHERE fingerprint = $1", held.pop().fingerprint)
+    seqs = await writing.fetch("SELECT seq, fingerprint FROM credential ORDER BY seq")
     columns_before = sorted(map(tuple, await writing.fetch(COLUMNS)))
+    constraints_before = await writing.fetch(CONSTRAINTS)
     monkeypatch.setattr(postgres_schema, "migrations", lambda: every)
     new = await PostgresRegistry.open(url, create=False)
     try:
-        assert sorted(map(tuple, await writing.fetch(COLUMNS))) >= columns_before
+        assert sorted(map(tuple, await writing.fetch(COLUMNS))) == columns_before
+        # By the same names, for later migrations to change them by.
+        assert await writing.fetch(CONSTRAINTS) == constraints_before
+        assert await writing.fetch("SELECT seq, fingerprint FROM credential ORDER BY seq") == seqs
         for n in range(100):
             assert await new.credentials(f"cam-{n}") == held[n::100]
         for one in held:
@@ -137,7 +147,7 @@ async def test_a_filled_registry_from_before_is_brought_over(
             assert facts.credential == one
             used = await new.enrollment_facts(one.holder, "", one.key_sha256)
             assert [use.holder for use in used.key_uses] == [one.holder]
-            assert len(used.credentials) == 3
+            assert len(used.credentials) == (2 if one.holder == "cam-99" else 3)
         assert len(await new.devices(DeviceFilter(tags=(("lot", "L1"),)))) == 33
         # What was had is still had, and what is added goes behind it.
         for clash in (replace(credential("cam-1"), serial=held[0].serial), held[0]):
@@ -147,6 +157,16 @@ async def test_a_filled_registry_from_before_is_brought_over(
         latest = credential("cam-0")
         await new.commit(change(AddCredential(latest)))
         assert (await new.credentials("cam-0"))[-1] == latest
+        assert await writing.fetchval("SELECT max(seq) FROM credential") > seqs[-1]["seq"] + 1
+        for column, wrong in (
+            ("fingerprint", b"short"),
+            ("serial", b""),
+            ("kind", "stranger"),
+            ("key_sha256", b"short"),
+            ("state", "lost"),
+        ):
+            with pytest.raises(asyncpg.CheckViolationError, match=f"credential_{column}_check"):
+                await writing.execute(f"UPDATE credential SET {column} = $1 WHERE holder = 'cam-0'", wrong)  # noqa: S608
     finally:
         await new.close()
         await writing.close()
