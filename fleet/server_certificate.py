@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
@@ -31,22 +31,29 @@ def utc_now() -> datetime:
 @dataclass(frozen=True, slots=True)
 class Contexts:
     """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
-    operators' CA is believed by the HTTP API alone. EST alone lets an expired one in: its models may grant a grace.
+    operators' CA is believed by the HTTP API alone, and makers' CAs by EST alone. EST alone lets an expired one in: its
+    models may grant a grace.
     """
 
     mqtt: ContextSource
     est: ContextSource
     http: ContextSource
     clock: Clock
+    makers: list[Certificate] = field(default_factory=list)
 
     @classmethod
-    def of(cls, home: Home, clock: Clock, authorities: Authorities | None = None) -> "Contexts":
+    def of(
+        cls, home: Home, clock: Clock, authorities: Authorities | None = None, makers: Sequence[Certificate] = ()
+    ) -> "Contexts":
         """`authorities`: whom they believe, when that has been read already."""
         anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
         identity = server_identity(home)
 
         def source(
-            *more_anchors: Certificate, require_client: bool = False, expired_leaf: bool = False
+            *more_anchors: Certificate,
+            require_client: bool = False,
+            expired_leaf: bool = False,
+            makers: Sequence[Certificate] = (),
         ) -> ContextSource:
             return ContextSource(
                 server_context(
@@ -56,11 +63,19 @@ class Contexts:
                     clock=clock,
                     expired_leaf=expired_leaf,
                     tenants=tenants,
+                    makers=makers,
                 )
             )
 
         operators = operators_authority(home, clock())
-        return cls(source(require_client=True), source(expired_leaf=True), source(operators), clock)
+        est = source(expired_leaf=True, makers=makers)
+        return cls(source(require_client=True), est, source(operators), clock, list(makers))
+
+    def believe_makers(self, home: Home, makers: Sequence[Certificate]) -> None:
+        """EST believes these makers' CAs and no others, from the next connection on."""
+        if list(makers) != self.makers:
+            self.makers[:] = makers
+            self.reload(home)
 
     def follow(self, authorities: LiveAuthorities, home: Home) -> None:
         """Whom they believe is as `authorities` stand when a connection begins."""
@@ -71,7 +86,7 @@ class Contexts:
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
         """All or none: a certificate that cannot be used leaves the old one in place."""
         try:
-            fresh = Contexts.of(home, self.clock, authorities)
+            fresh = Contexts.of(home, self.clock, authorities, self.makers)
         except (FleetError, OSError, ValueError) as error:
             log.error("event=reload outcome=failed kept=old reason=%s", error)
             return

@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from fleet.authorities import key_sealer, load_webhook_signer, operators_authority
 from fleet.domain.errors import Unavailable
@@ -21,6 +22,7 @@ from fleet.doors import NAMES, at, open_door
 from fleet.home import Home, waiting_limits
 from fleet.lasting import lasting
 from fleet.live_authorities import LiveAuthorities
+from fleet.maker_anchors import follow_makers, makers_of
 from fleet.premises import Endpoints
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
@@ -104,7 +106,8 @@ class Worker:
     home: Home
     contexts: Contexts
     authorities: LiveAuthorities
-    feed: asyncio.Task[None]
+    living: tuple[asyncio.Task[None], ...]
+    """Parts that must live for ever."""
 
     async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
         """Return when told to stop; a reload shows new connections the server certificate, and believes the CAs, as
@@ -112,7 +115,7 @@ class Worker:
 
         Raises: what a part that must live for ever died of.
         """
-        await told.until_stop(self._reload, (self.feed, *watched))
+        await told.until_stop(self._reload, (*self.living, *watched))
 
     def _reload(self) -> None:
         self.authorities.reread()
@@ -136,7 +139,7 @@ async def working(
     place = place or Place()
     async with AsyncExitStack() as parts:
         authorities = LiveAuthorities(home)
-        contexts = Contexts.of(home, clock)
+        contexts = Contexts.of(home, clock, makers=await makers_of(registry))
         contexts.follow(authorities, home)
         gateway = Gateway(
             registry,
@@ -146,6 +149,8 @@ async def working(
             purges=not place.shares,
         )
         feed = await parts.enter_async_context(_following(gateway))
+        following = follow_makers(registry, partial(contexts.believe_makers, home))
+        makers = await parts.enter_async_context(lasting(following, "the look at makers' CAs"))
         listeners: dict[str, Listener] = {}
         waiting = waiting_limits(settings)
         webhooks = _webhooks(home, settings)
@@ -202,7 +207,7 @@ async def working(
         # What stands now stands for good: the collector need not walk it again with every generation.
         gc.collect()
         gc.freeze()
-        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, authorities, feed)
+        yield Worker(Endpoints.of(home, at(settings, bound)), home, contexts, authorities, (feed, makers))
 
 
 def rates_of(settings: Settings) -> Rates:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet import server_certificate
 from fleet.authorities import server_identity
@@ -13,6 +14,7 @@ from fleet.home import Home
 from fleet.new_home import create_home
 from fleet.server_certificate import Contexts, renew_daily, renew_if_due
 from fleet.settings import Settings
+from tests.servers.makers import new_maker
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=300)  # less than a third of its life is left
@@ -47,6 +49,24 @@ async def test_what_stands_in_the_way_is_logged_and_serving_goes_on(
     home.issuing_key.unlink()
     assert not renew_if_due(home, Settings(), lambda: LATER)
     assert "outcome=not-renewed" in caplog.text
+
+
+async def test_makers_are_believed_by_est_alone(tmp_path: Path) -> None:
+    home = await new_home(tmp_path)
+    maker = new_maker().certificate
+    contexts = Contexts.of(home, lambda: NOW)
+    before = contexts.est.current
+    contexts.believe_makers(home, [])
+    assert contexts.est.current is before  # nothing has changed
+    contexts.believe_makers(home, [maker])
+    der = maker.public_bytes(Encoding.DER)
+    assert der in contexts.est.current.anchors.values()
+    assert der not in contexts.mqtt.current.anchors.values()
+    assert der not in contexts.http.current.anchors.values()
+    contexts.reload(home)  # for another reason
+    assert der in contexts.est.current.anchors.values()
+    contexts.believe_makers(home, [])
+    assert der not in contexts.est.current.anchors.values()
 
 
 async def test_a_reload_swaps_both_contexts_or_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ _ALGORITHM = ec.ECDSA(hashes.SHA256())
 _SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
 _SAN = encode_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
 
-FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION})
+FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION, CredentialKind.CLAIM})
 """What the fleet's issuing CA signs."""
 OPERATORS = frozenset({CredentialKind.OPERATOR})
 """What the operators' CA signs. Neither CA signs for the doors of the other."""

@@ -24,6 +24,7 @@ _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 _OF_PEOPLE_AND_STATIONS = {
     CredentialKind.STATION: {_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"},
     CredentialKind.OPERATOR: {_CLIENT_AUTH},
+    CredentialKind.CLAIM: {_CLIENT_AUTH},
 }
 # Whatever a profile may come to allow: none of these makes a device a server, a signer of code or a responder.
 _OF_DEVICES = {

@@ -142,12 +142,12 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
 
 
 def name_subject(permit: IssuePermit) -> bytes:
-    """CN = the station's or operator's name."""
+    """CN = the station's, claim's or operator's name."""
     return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
 
 
 def no_alt_names(permit: IssuePermit) -> None:
-    """A station or operator is looked up by its certificate's fingerprint; it needs no further name."""
+    """A station, claim or operator is looked up by its certificate's fingerprint; it needs no further name."""
     return
 
 
@@ -159,6 +159,11 @@ PROFILES: dict[CredentialKind, Profile] = {
     ),
     CredentialKind.STATION: Profile(
         extended_key_usages=lambda permit: (CLIENT_AUTH, CMC_RA),
+        subject=name_subject,
+        alt_names=no_alt_names,
+    ),
+    CredentialKind.CLAIM: Profile(
+        extended_key_usages=lambda permit: (CLIENT_AUTH,),
         subject=name_subject,
         alt_names=no_alt_names,
     ),

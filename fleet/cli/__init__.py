@@ -17,6 +17,8 @@ COMMANDS = {
     "request": ("fleet.cli.request", "Devices that wait for approval: list, approve, deny."),
     "webhook": ("fleet.cli.webhook", "Webhooks that have a say before a first certificate: their key."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
+    "claim": ("fleet.cli.claim", "Claim certificates, shared by a batch of new devices."),
+    "anchor": ("fleet.cli.anchor", "Makers' CAs (IEEE 802.1AR), and whom they vouch for."),
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
     "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),

@@ -186,6 +186,8 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         "unknown": again.unknown if is_json else len(again.unknown),
         "barred": again.barred if is_json else len(again.barred),
         "resumed_since": again.resumed if is_json else len(again.resumed),
+        "claims_quarantined": again.claims,
+        "anchors_removed_again": again.anchors,
         "stations": done.stations,
         "operators": done.operators,
     }
@@ -198,11 +200,14 @@ def _print_restored(done: Restored, home: Path, output: str, none_kept: bool) ->
         _names("Not known to the backup, and put out since; do not register them again", again.barred)
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
+    if again.claims:
+        _names("Claims in quarantine, for they may have been used since; look at each, and release it", again.claims)
     if none_kept:
         click.echo(
             f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
-            "that was revoked since can enroll devices again, an operator that was can use the API: before you serve, "
+            "that was revoked since can enroll devices again, an operator that was can use the API, a maker's CA "
+            "that was removed is believed (fleet anchor list): before you serve, "
             "look at each of those named above, and revoke whom you do not trust.",
             err=True,
         )

@@ -4,6 +4,7 @@ import click
 
 from fleet.cli.bulk import Many, act_by_filter, new_move, new_tagging, one_or_many
 from fleet.cli.desk import Desk, fleet_option
+from fleet.cli.device_import import import_
 from fleet.cli.errors import attempting
 from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
@@ -17,6 +18,9 @@ COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at"
 @click.group()
 def device() -> None:
     """Devices: register them, look them up, tag them, suspend and revoke them."""
+
+
+device.add_command(import_)
 
 
 @device.command()

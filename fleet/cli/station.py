@@ -28,14 +28,24 @@ def station() -> None:
     """Factory stations: registration authorities for the models that they build."""
 
 
+_quota = click.option(
+    "--quota",
+    type=click.IntRange(0, inventory.STATION_QUOTA_MAX),
+    default=0,
+    show_default=True,
+    help="How many certificates it may earn a day (UTC); 0: as many as it likes.",
+)
+
+
 @station.command()
 @home_option
 @click.argument("name")
 @click.option("--model", "models", multiple=True, required=True, help="A model that it provisions; may be repeated.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Life of its certificate.")
+@_quota
 @output_option
-def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, output: str) -> None:
+def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
     """Add the station NAME and write what it needs into a folder.
 
     \b
@@ -48,11 +58,12 @@ def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, ou
       fleet station add line-1 --model pump --out ./station
     """
     with attempting(f"adding station '{name}'"):
-        credential = _make_files(home, name, models, out, timedelta(days=days))
+        credential = _make_files(home, name, models, out, timedelta(days=days), quota)
     print_value(
         {
             "name": name,
             "models": models,
+            "quota": quota or None,
             "serial": credential.serial,
             "not_after": credential.not_after,
             "certificate": str(out / CERTIFICATE),
@@ -63,7 +74,9 @@ def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, ou
     )
 
 
-def _make_files(home: Path, name: str, models: tuple[str, ...], out: Path, lifetime: timedelta) -> Credential:
+def _make_files(
+    home: Path, name: str, models: tuple[str, ...], out: Path, lifetime: timedelta, quota: int
+) -> Credential:
     root, issuing = authority_chain(open_home(home))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (CERTIFICATE, KEY, CA):
@@ -76,7 +89,14 @@ def _make_files(home: Path, name: str, models: tuple[str, ...], out: Path, lifet
     async def work() -> Credential:
         async with opened(home) as fleet:
             return await inventory.enroll_station(
-                fleet.registry, fleet.issuer(), name, models, spki, lifetime=lifetime, act=Act(OPERATOR, utc_now())
+                fleet.registry,
+                fleet.issuer(),
+                name,
+                models,
+                spki,
+                lifetime=lifetime,
+                quota=quota,
+                act=Act(OPERATOR, utc_now()),
             )
 
     try:
@@ -115,8 +135,43 @@ def list_(home: Path, output: str) -> None:
 
     with attempting("listing the stations"):
         found = run(work())
-    rows = [(s.name, s.models, c.state if c else None, c.not_after if c else None, s.created_at) for s, c in found]
-    print_rows(("name", "models", "certificate", "not_after", "created_at"), rows, output)
+    now = utc_now()
+    rows = [
+        (
+            s.name,
+            s.models,
+            c.state if c else None,
+            c.not_after if c else None,
+            s.quota or None,
+            s.used_on(now) if s.quota else None,
+            s.created_at,
+        )
+        for s, c in found
+    ]
+    print_rows(("name", "models", "certificate", "not_after", "quota", "used_today", "created_at"), rows, output)
+
+
+@station.command(name="set")
+@home_option
+@click.argument("name")
+@_quota
+@output_option
+def set_(home: Path, name: str, quota: int, output: str) -> None:
+    """Change how many certificates the station NAME may earn a day.
+
+    
+    Example:
+      fleet station set line-1 --quota 2000
+    """
+
+    async def work() -> Station:
+        async with opened(home) as fleet:
+            return await inventory.set_station_quota(fleet.registry, name, quota, act=Act(OPERATOR, utc_now()))
+
+    with attempting(f"changing station '{name}'"):
+        changed = run(work())
+    value = {"name": name, "quota": changed.quota or None, "used_today": changed.used_on(utc_now())}
+    print_value(value, output)
 
 
 @station.command()

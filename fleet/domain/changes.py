@@ -9,8 +9,11 @@ from datetime import datetime, timedelta
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
+from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.manifest import ListedDevice
 
 ANSWER_KEPT = timedelta(hours=24)  # whoever repeats a request, because its answer was lost, does so within minutes
 
@@ -136,6 +139,99 @@ class AddStation:
 
 
 @dataclass(frozen=True, slots=True)
+class SetStation:
+    """What it may earn on a day becomes `quota`. Conflict when there is no such station."""
+
+    name: str
+    quota: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendStation:
+    """One certificate more on `day`. Conflict when the station's quota for that day has been reached."""
+
+    name: str
+    day: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListDevices:
+    """All of these are registered, each with its entry in the manifest. Conflict when one of them is there already, or
+    has the serial or the key of another.
+    """
+
+    listed: tuple[ListedDevice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddClaim:
+    """Conflict when the name is taken."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class SpendClaim:
+    """One use. Conflict when the claim is revoked or in quarantine, or has no use left."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountTakeover:
+    """One identity more that the claim asked for and that has an owner."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineClaim:
+    """Conflict when it is in quarantine already, or revoked."""
+
+    name: str
+    at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseClaim:
+    """Out of quarantine, its takeovers forgotten. Conflict when it is not in quarantine, or revoked."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeClaim:
+    """Conflict when it does not exist or is revoked already."""
+
+    name: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AddAnchor:
+    """Conflict when the name is taken, or the certificate."""
+
+    anchor: Anchor
+
+
+@dataclass(frozen=True, slots=True)
+class DropAnchor:
+    """Conflict when there is none of this name. What was enrolled by it stays, and stays bound."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BindIdevid:
+    """The key is that device's from now on. Conflict when it is another's already, or the device has another; and when
+    the anchor is there no more.
+    """
+
+    binding: IdevidBinding
+
+
+@dataclass(frozen=True, slots=True)
 class AddOperator:
     """Conflict when the name is taken."""
 
@@ -246,6 +342,18 @@ Write = (
     | SpendToken
     | RevokeToken
     | AddStation
+    | SetStation
+    | SpendStation
+    | ListDevices
+    | AddClaim
+    | SpendClaim
+    | CountTakeover
+    | QuarantineClaim
+    | ReleaseClaim
+    | RevokeClaim
+    | AddAnchor
+    | DropAnchor
+    | BindIdevid
     | TagDevice
     | AddOperator
     | AddAnswer
@@ -318,6 +426,12 @@ class EventKind:
     """subject: request id; detail: the device id it asks for. Somebody has to say yes or no."""
     REQUEST_DECIDED = "request.decided"
     """subject: request id; detail: "approved" or "denied"."""
+    DEVICES_IMPORTED = "devices.imported"
+    """subject: what ties the rows of one import together; detail: how many devices were registered."""
+    CLAIM_STATE = "claim.state"
+    """subject: claim's name; detail: "created", "quarantined", "released" or "revoked"."""
+    ANCHOR_CHANGED = "anchor.changed"
+    """subject: name of a maker's CA; detail: "added" or "removed"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ class CredentialKind(enum.StrEnum):
     DEVICE = "device"
     STATION = "station"
     OPERATOR = "operator"
+    CLAIM = "claim"
 
 
 class CredentialState(enum.StrEnum):
@@ -29,7 +30,7 @@ USABLE = frozenset({CredentialState.ISSUED, CredentialState.ACTIVE})
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """One issued certificate. `holder` is the device id, or the station's or operator's name."""
+    """One issued certificate. `holder` is the device id, or the station's, operator's or claim's name."""
 
     fingerprint: bytes
     """SHA-256 of `der`, 32 bytes: the primary key."""
@@ -84,6 +85,14 @@ def token_state(token: Token, now: datetime) -> str:
     return "used up" if token.uses >= token.uses_max else "open"
 
 
+DAY_SECONDS = 86_400
+
+
+def day_of(now: datetime) -> int:
+    """The day, in UTC, of `now`: days since 1970."""
+    return int(now.timestamp()) // DAY_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """A factory station: a registration authority for the models named, and for nothing else."""
@@ -91,3 +100,13 @@ class Station:
     name: str
     models: tuple[str, ...]
     created_at: datetime
+    quota: int = 0
+    """How many certificates it may earn on a day (UTC); 0: as many as it likes."""
+    day: int = 0
+    """The last day on which it was counted, in days since 1970."""
+    used: int = 0
+    """On that day."""
+
+    def used_on(self, now: datetime) -> int:
+        """What it has earned on the day of `now`; it is counted only while there is a quota."""
+        return self.used if self.day == day_of(now) else 0

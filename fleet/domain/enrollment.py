@@ -21,7 +21,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, Admissi
 
 @dataclass(frozen=True, slots=True)
 class IssuePermit:
-    """Leave to issue one certificate. Only `permit_enrollment`, `permit_station` and `permit_operator` make one."""
+    """Leave to issue one certificate. Only the functions `permit_…` make one."""
 
     kind: CredentialKind
     holder: str
@@ -237,6 +237,14 @@ def permit_operator(
 ) -> IssuePermit:
     """Leave to issue an operator's certificate: somebody with the home in hand has asked for it."""
     return _permit_by_hand(CredentialKind.OPERATOR, operator.name, spki_der, key_sha256, not_after, now)
+
+
+def permit_claim(
+    name: str, model: str, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
+) -> IssuePermit:
+    """Leave to issue the certificate of the claim `name`: somebody with the home in hand has asked for it."""
+    permit = _permit_by_hand(CredentialKind.CLAIM, name, spki_der, key_sha256, not_after, now)
+    return replace(permit, model=model)
 
 
 def _permit_by_hand(

@@ -1,6 +1,6 @@
 """What the services need from below, in their own words. `storage` and `ca` provide it; tests may too."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -9,9 +9,12 @@ from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
+from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
 from fleet.domain.enrollment import IssuePermit
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.manifest import ManifestFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class HolderFacts:
     """Set for a station's certificate."""
     operator: Operator | None = None
     """Set for an operator's certificate."""
+    claim: Claim | None = None
+    """Set for a claim certificate."""
 
 
 class AuditReader(Protocol):
@@ -136,6 +141,19 @@ class Registry(AuditReader, Protocol):
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         """How many requests are pending at `now`: in all, for `model`, and from `network`."""
+        ...
+
+    async def claim(self, name: str) -> Claim | None: ...
+    async def claims(self) -> list[Claim]: ...
+    async def anchors(self) -> list[Anchor]: ...
+    async def manifest_facts(
+        self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
+    ) -> ManifestFacts:
+        """What the registry holds under these device ids, (model, hardware serial) and SHA-256 of keys."""
+        ...
+
+    async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
+        """Those of this key, and of this device."""
         ...
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...

@@ -38,7 +38,10 @@ async def model_to_ask_for(
 async def _shown(registry: Registry, peer: Peer, credentials: BasicCredentials | None, now: datetime) -> Model | None:
     if credentials is not None:
         return await _of_token(registry, credentials)
-    return (await identify(registry, peer, now)).model if peer.fingerprint is not None else None
+    if peer.fingerprint is None:
+        return None
+    facts = await identify(registry, peer, now, opens_to_claims=True)
+    return await registry.model(facts.claim.model) if facts.claim is not None else facts.model
 
 
 async def _of_token(registry: Registry, credentials: BasicCredentials) -> Model | None:

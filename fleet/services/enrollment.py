@@ -26,19 +26,25 @@ from fleet.domain.changes import (
     TagDevice,
     Write,
 )
+from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import DeviceId, DeviceState, Model, Tags, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
-from fleet.domain.grants import ApprovalGrant, RenewalGrant
+from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
+from fleet.domain.idevid import MakerReader
 from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.services.approvals import wait
 from fleet.services.authorising import Authoriser, allowed, question_of, tags_with, verdict_of
+from fleet.services.claims import misused
 from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
+
+CHEAP = ("token ", "request ", "claim ", "idevid ", "manifest ")
+"""Actors whose right stays known when it has ended, so that they can be refused for ever."""
 
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
 
@@ -54,16 +60,18 @@ async def enroll(
     *,
     waiting: WaitingLimits = DEFAULT_WAITING,
     authoriser: Authoriser | None = None,
+    read_maker: MakerReader | None = None,
 ) -> Credential:
     """A first certificate for the device that `request` names; durable when this returns.
 
     `label` names the model or its tenant, and is needed only from a station that provisions several models and for a
     device that is new and shows nothing. `waiting`: how many may wait for an operator, and how long. `authoriser` asks
-    the webhook of a model that has one; without it, such a model's devices get none.
+    the webhook of a model that has one; without it, such a model's devices get none. `read_maker` reads a maker's
+    certificate; without, none is taken.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable. Pending: an operator has yet to say yes. TooMany.
     """
-    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll")
+    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll", read_maker=read_maker)
     attempt.waiting, attempt.authoriser = waiting, authoriser
     return await attempt.run(lambda: attempt.first(credentials))
 
@@ -100,6 +108,7 @@ async def enroll_with_new_key(
     now: datetime,
     *,
     authoriser: Authoriser | None = None,
+    read_maker: MakerReader | None = None,
 ) -> Credential:
     """A certificate, first or next, for a key that `key_maker` makes once `request` has passed every check (RFC 7030,
     4.4); durable when this returns.
@@ -120,6 +129,7 @@ async def enroll_with_new_key(
         action="device.serverkeygen",
         key_maker=key_maker,
         authoriser=authoriser,
+        read_maker=read_maker,
     )
     return await attempt.run(lambda: attempt.first_or_renewal(credentials, current_names))
 
@@ -136,6 +146,9 @@ class _Attempt:
     now: datetime
     action: str
     key_maker: KeyMaker | None = None
+    read_maker: MakerReader | None = None
+    claim: Claim | None = None
+    """The one by whose right it is made."""
     actor: str = NOBODY
     subject: str = "device ?"
     waiting: WaitingLimits = DEFAULT_WAITING
@@ -168,12 +181,14 @@ class _Attempt:
     async def record(self, refusal: FleetError) -> None:
         """The refusal stands, row written or not. Who can be refused at no cost fills one row a minute."""
         try:
+            if self.claim is not None:
+                await misused(self.registry, self.claim, refusal.code, self.peer, self.now)
             detail: dict[str, str] = {}
             cheap = self.actor == NOBODY  # refused before we knew who asks
             if cheap:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            elif self.actor.startswith(("token ", "request ")):
-                cheap = True  # a token that has ended is still known, and so is a request that was denied
+            elif self.actor.startswith(CHEAP):
+                cheap = True
             entry = self.entry(refusal.code, **detail)
             row = refusals_of(self.registry).row(entry) if cheap else entry
             if row is not None:
@@ -188,12 +203,15 @@ class _Attempt:
         very device.
         """
         holder = self.holder()
-        evidence = await evidence_of(self.registry, self.peer, credentials, self.request, holder, self.label, self.now)
+        evidence = await evidence_of(
+            self.registry, self.peer, credentials, self.request, holder, self.label, self.now, self.read_maker
+        )
         shown = evidence.presented
         grant = await grant_of(evidence)
         if grant is not None:
             if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key that has just been made is nobody
                 self.actor = str(grant)
+            self.claim = grant.claim if isinstance(grant, ClaimGrant) else None
             if shown is not None and shown.device is not None and shown.device.id != holder:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif shown is None:

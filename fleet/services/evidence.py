@@ -6,7 +6,7 @@ is asked about. To add a path: its Grant in `fleet.domain.grants`, and its finde
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
@@ -15,8 +15,10 @@ from fleet.domain.application import EnrollmentRequest, Grant
 from fleet.domain.approval import ApprovalRequest, request_id
 from fleet.domain.credential import Station, Token
 from fleet.domain.device import DeviceId, Model
-from fleet.domain.errors import Unauthenticated
-from fleet.domain.grants import ApprovalGrant, StationGrant, TokenGrant
+from fleet.domain.errors import Refused, Unauthenticated
+from fleet.domain.grants import ApprovalGrant, ClaimGrant, IdevidGrant, ManifestGrant, StationGrant, TokenGrant
+from fleet.domain.idevid import Anchor, MakerCertificate, MakerReader
+from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
@@ -53,6 +55,8 @@ class Evidence:
     presented: HolderFacts | None
     """Whose the certificate is that was presented, by live state; None when there was none."""
     now: datetime
+    maker: tuple[Anchor, MakerCertificate] | None = None
+    """The maker's certificate that was presented in place of one of ours, and the CA that it ends at."""
 
 
 Finder = Callable[[Evidence], Awaitable[Grant | None]]
@@ -66,15 +70,24 @@ async def evidence_of(
     holder: DeviceId,
     label: str | None,
     now: datetime,
+    read_maker: MakerReader | None = None,
 ) -> Evidence:
-    """Everything that the finders look at. A certificate must be good, whatever comes beside it.
+    """Everything that the finders look at. A certificate must be good, whatever comes beside it: ours, or with
+    `read_maker` that of a maker whose CA is believed.
 
     Raises: Unauthenticated, Refused, as `identify` does. Unavailable.
     """
-    presented = await identify(registry, peer, now) if peer.fingerprint else None
+    presented, maker = None, None
+    if peer.fingerprint is not None:
+        try:
+            presented = await identify(registry, peer, now, opens_to_claims=True)
+        except Unauthenticated:
+            maker = await _maker_of(registry, peer, read_maker)
+            if maker is None:
+                raise
     token_id, _ = token_parts(credentials.password) if credentials else (None, "")
     facts = await registry.enrollment_facts(holder, token_id, request.key_sha256)
-    return Evidence(registry, peer, credentials, request, holder, label, facts, presented, now)
+    return Evidence(registry, peer, credentials, request, holder, label, facts, presented, now, maker)
 
 
 async def grant_of(evidence: Evidence) -> Grant | None:
@@ -105,12 +118,61 @@ async def by_station(evidence: Evidence) -> Grant | None:
     return StationGrant(shown.station, named, shown.credential)
 
 
+async def by_claim(evidence: Evidence) -> Grant | None:
+    shown = evidence.presented
+    if shown is None or shown.claim is None:
+        return None
+    return ClaimGrant(shown.claim, shown.credential)
+
+
+async def by_idevid(evidence: Evidence) -> Grant | None:
+    """A maker's certificate, with the one device on the manifest that has its serial."""
+    if evidence.maker is None:
+        return None
+    anchor, certificate = evidence.maker
+    models = (evidence.label,) if evidence.label in anchor.models else anchor.models
+    entries = await _entries(evidence.registry, models, certificate)
+    if len(entries) > 1:
+        raise Refused("idevid-ambiguous", "The maker's certificate could be that of several devices on the manifest.")
+    bindings = await evidence.registry.idevid_bindings(certificate.key_sha256, evidence.holder)
+    model = models[0] if len(models) == 1 else ""
+    return IdevidGrant(anchor, certificate, entries[0] if entries else None, tuple(bindings), model)
+
+
+async def _entries(registry: Registry, models: Sequence[str], certificate: MakerCertificate) -> list[ManifestEntry]:
+    serials = [(model, serial) for model in models for serial in certificate.serials]
+    return list((await registry.manifest_facts((), serials, ())).entries)
+
+
+async def _maker_of(
+    registry: Registry, peer: Peer, read_maker: MakerReader | None
+) -> tuple[Anchor, MakerCertificate] | None:
+    """By the live registry: a CA that was removed since the connection began is believed no more.
+
+    Raises: Invalid (`bad-idevid`).
+    """
+    if read_maker is None or peer.certificate_der is None or len(peer.chain_der) < 2:
+        return None
+    for anchor in await registry.anchors():
+        if anchor.der == peer.chain_der[-1]:
+            return anchor, read_maker(peer.certificate_der)
+    return None
+
+
+async def by_manifest(evidence: Evidence) -> Grant | None:
+    """Whoever shows nothing may be known by the key of its request: the CSR's signature is the proof of it."""
+    if evidence.credentials is not None or evidence.presented is not None:
+        return None
+    facts = await evidence.registry.manifest_facts((), (), (evidence.request.key_sha256,))
+    return ManifestGrant(facts.entries[0]) if facts.entries else None
+
+
 async def by_approval(evidence: Evidence) -> Grant | None:
     """Whoever shows nothing may ask for an operator's word, at a model that lets it: the device's own, or the one that
     the label names for a new device.
     """
     e = evidence
-    if e.credentials is not None or e.presented is not None:
+    if e.credentials is not None or e.presented is not None or e.maker is not None:
         return None
     model = e.facts.model if e.facts.device is not None else await e.registry.model(e.label) if e.label else None
     if model is None or AdmissionPath.APPROVAL not in model.rules.admission.paths:
@@ -135,9 +197,9 @@ async def by_approval(evidence: Evidence) -> Grant | None:
     return ApprovalGrant(asked, is_new=True)
 
 
-FINDERS: tuple[Finder, ...] = (by_token, by_station, by_approval)
+FINDERS: tuple[Finder, ...] = (by_token, by_station, by_claim, by_idevid, by_manifest, by_approval)
 
-OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL})
+OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL, AdmissionPath.MANIFEST})
 """Paths on which a client shows neither a token nor a certificate."""
 
 

@@ -8,6 +8,7 @@ from fleet.domain.device import Device, DeviceState
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
+from fleet.services.claims import misused
 
 NOBODY = "nobody"
 """The actor of what a stranger did."""
@@ -28,15 +29,20 @@ async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]
     return f"{facts.credential.kind} {facts.credential.holder}", {"serial": facts.credential.serial}
 
 
-async def identify(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:
+async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False) -> HolderFacts:
     """Which device or station presented the certificate of `peer`, by its fingerprint. The holder is in service, the
-    certificate usable. An operator's certificate is as good as unknown.
+    certificate usable. An operator's certificate is as good as unknown. One door `opens_to_claims`: a claim that is
+    shown at any other is in quarantine when this raises.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
-    `certificate-superseded`, `certificate-revoked`, `other-tenant`, `device-suspended` and the like.
+    `certificate-superseded`, `certificate-revoked`, `other-tenant`, `claim-only-enrolls`, `device-suspended` and the
+    like.
     """
     facts = await _recorded(registry, peer)
-    if facts.device is None and facts.station is None:
+    if facts.claim is not None and not opens_to_claims:
+        await misused(registry, facts.claim, "claim-only-enrolls", peer, now)
+        raise Refused("claim-only-enrolls", "A claim certificate enrolls new devices, and opens nothing else.")
+    if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
     _must_be_usable(facts.credential, now)
     _must_be_of_its_tenant(facts, peer)
@@ -69,6 +75,8 @@ async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tu
     `certificate-revoked` and the like.
     """
     facts = await _recorded(registry, peer)
+    if facts.claim is not None:
+        await misused(registry, facts.claim, "claim-only-enrolls", peer, now)
     if facts.operator is None:
         raise _unknown()
     _must_be_usable(facts.credential, now)

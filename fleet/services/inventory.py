@@ -24,6 +24,7 @@ from fleet.domain.changes import (
     EventKind,
     RevokeToken,
     SetModel,
+    SetStation,
     Write,
 )
 from fleet.domain.credential import Credential, Station, Token
@@ -53,6 +54,7 @@ TOKEN_TTL_MIN = timedelta(seconds=1)
 TOKEN_TTL_MAX = timedelta(days=90)  # a token that nobody used for a quarter has been forgotten somewhere
 TOKEN_TTL = timedelta(hours=1)
 STATION_MODELS_MAX = 64
+STATION_QUOTA_MAX = 1_000_000
 STATION_LIFETIME = timedelta(days=365)
 
 # It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
@@ -272,7 +274,13 @@ def _state(token: Token, now: datetime) -> str:
     return "expired" if token.expires_at <= now else f"open, {token.uses} of {token.uses_max} uses"
 
 
-async def _new_station(registry: Registry, name: str, models: Sequence[str], now: datetime) -> Station:
+def _checked_quota(quota: int) -> int:
+    if not 0 <= quota <= STATION_QUOTA_MAX:
+        raise Invalid("bad-quota", f"A station earns 1 to {STATION_QUOTA_MAX} certificates a day, or 0 for no limit.")
+    return quota
+
+
+async def _new_station(registry: Registry, name: str, models: Sequence[str], quota: int, now: datetime) -> Station:
     plain_name(name, "station")
     if not 1 <= len(models) <= STATION_MODELS_MAX:
         raise Invalid("bad-station-models", f"A station provisions 1 to {STATION_MODELS_MAX} models.")
@@ -280,15 +288,16 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], now
         await known_model(registry, model)
     if await registry.station(name) is not None:
         raise Conflict("station-exists", f"Station {name} exists already.", "Choose another name.")
-    return Station(name, tuple(dict.fromkeys(models)), now)
+    return Station(name, tuple(dict.fromkeys(models)), now, _checked_quota(quota))
 
 
-async def add_station(registry: Registry, name: str, models: Sequence[str], *, act: Act) -> Station:
+async def add_station(registry: Registry, name: str, models: Sequence[str], *, quota: int = 0, act: Act) -> Station:
     """Record a factory station without a certificate.
 
-    Raises: Invalid: `bad-name`, `bad-station-models`. NotFound (`no-such-model`). Conflict (`station-exists`).
+    Raises: Invalid: `bad-name`, `bad-station-models`, `bad-quota`. NotFound (`no-such-model`). Conflict
+    (`station-exists`).
     """
-    station = await _new_station(registry, name, models, act.now)
+    station = await _new_station(registry, name, models, quota, act.now)
     change = _change(
         "station.add",
         f"station {name}",
@@ -308,17 +317,19 @@ async def enroll_station(
     spki_der: bytes,
     *,
     lifetime: timedelta = STATION_LIFETIME,
+    quota: int = 0,
     act: Act,
 ) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
-    `spki_der` is the station's public key, a DER SubjectPublicKeyInfo.
+    `spki_der` is the station's public key, a DER SubjectPublicKeyInfo; `quota` how many certificates it may earn a day,
+    0 for no limit.
 
     Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
     """
     if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    station = await _new_station(registry, name, models, act.now)
+    station = await _new_station(registry, name, models, quota, act.now)
     permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), act.now + lifetime, act.now)
     credential = issuer.issue(permit, act.now)
     change = _change(
@@ -329,6 +340,21 @@ async def enroll_station(
         events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
         models=" ".join(station.models),
         serial=credential.serial,
+        **({"quota": str(quota)} if quota else {}),
     )
     await registry.commit(change)
     return credential
+
+
+async def set_station_quota(registry: Registry, name: str, quota: int, *, act: Act) -> Station:
+    """From now on the station may earn `quota` certificates a day (UTC); 0: as many as it likes.
+
+    Raises: Invalid (`bad-quota`). NotFound (`no-such-station`).
+    """
+    station = await registry.station(name)
+    if station is None:
+        raise NotFound("no-such-station", f"There is no station {name[:80]!r}.", "See: fleet station list")
+    write = SetStation(name, _checked_quota(quota))
+    changed = differences({"quota": station.quota}, {"quota": quota})
+    await registry.commit(_change("station.set", f"station {name}", (write,), act=act, **changed))
+    return replace(station, quota=quota)

@@ -11,17 +11,22 @@ from dataclasses import dataclass, replace
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
+from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
+from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import act_on_many
+from fleet.services.claims import quarantine_claim, revoke_claim
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import moving
 
 RESTORE_TAG = "restore"
 """The tag of devices that a restore has suspended: its value ties them together."""
+
+AS_BEFORE = "as before the restore"
 
 _OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
 _IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
@@ -46,6 +51,10 @@ class Reapplied:
     """Likewise, but suspended, revoked or retired since: no record keeps them out, so nobody should register them."""
     resumed: tuple[str, ...] = ()
     """Devices that were resumed since the backup, and stay suspended."""
+    claims: tuple[str, ...] = ()
+    """Open in the backup, and in quarantine now."""
+    anchors: tuple[str, ...] = ()
+    """Makers' CAs of the backup that were removed since, and are so again."""
 
 
 async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
@@ -64,12 +73,14 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
             (barred if state in _OUT else unknown).append(device_id)
         elif state in _OUT and state in NEXT[device.state]:
             verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
-            reason = "as before the restore"
-            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=reason))
+            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=AS_BEFORE))
             devices += 1
         elif state in _IN and device.state is DeviceState.SUSPENDED:
             resumed.append(device_id)
     ended = await _end_certificates(registry, events, act)
+    anchors = await _remove_anchors(registry, events, act)
+    await _revoke_claims(registry, events, act)
+    claims = await _quarantine_open_claims(registry, act)
     tokens = await _revoke_open_tokens(registry, act)
     return Reapplied(
         devices,
@@ -79,7 +90,33 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
         tuple(sorted(unknown)),
         tuple(sorted(barred)),
         resumed=tuple(sorted(resumed)),
+        claims=claims,
+        anchors=anchors,
     )
+
+
+async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:
+    """Makers' CAs that were removed since; one that was added again since is to be looked at, and added again."""
+    removed = {e.subject for e in events if e.kind == EventKind.ANCHOR_CHANGED and e.detail == "removed"}
+    found = tuple(anchor.name for anchor in await registry.anchors() if anchor.name in removed)
+    for name in found:
+        await remove_anchor(registry, name, act=act, reason=AS_BEFORE)
+    return found
+
+
+async def _revoke_claims(registry: Registry, events: Sequence[Event], act: Act) -> None:
+    revoked = {e.subject for e in events if e.kind == EventKind.CLAIM_STATE and e.detail == "revoked"}
+    for claim in await registry.claims():
+        if claim.name in revoked and claim.revoked_at is None:
+            await revoke_claim(registry, claim.name, act=act, reason=AS_BEFORE)
+
+
+async def _quarantine_open_claims(registry: Registry, act: Act) -> tuple[str, ...]:
+    """How often each was used since the backup, nobody knows: an operator looks, and lets it go."""
+    found = tuple(claim.name for claim in await registry.claims() if claim_state(claim, act.now) == "open")
+    for name in found:
+        await quarantine_claim(registry, name, act=act, reason="restored: its uses since the backup are not known")
+    return found
 
 
 async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
@@ -168,4 +205,6 @@ async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplie
             outcome.must_be_done()
             devices += 1
     tokens = await _revoke_open_tokens(registry, act)
-    return Reapplied(devices=devices, tokens=tokens, requests=await _deny_approved_requests(registry, act))
+    claims = await _quarantine_open_claims(registry, act)
+    requests = await _deny_approved_requests(registry, act)
+    return Reapplied(devices=devices, tokens=tokens, requests=requests, claims=claims)

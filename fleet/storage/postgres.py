@@ -19,14 +19,18 @@ from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
+from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import admission_rows, request_rows, rows
+from fleet.storage import postgres_admission as admission
 from fleet.storage import postgres_lists as lists
 from fleet.storage import postgres_logs as logs
 from fleet.storage import postgres_reads as reads
-from fleet.storage import request_rows, rows
 from fleet.storage.hop import Batches, Take
 from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.postgres_feed import Listener
@@ -243,6 +247,28 @@ class PostgresRegistry:
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         in_all, for_model, from_network = await self._fetch_one(reads.PENDING, rows.micros(now), model, network)
         return in_all, for_model, from_network
+
+    async def claim(self, name: str) -> Claim | None:
+        row = await self._fetch_one(admission.CLAIM, name)
+        return admission_rows.claim_of(row) if row else None
+
+    async def claims(self) -> list[Claim]:
+        return [admission_rows.claim_of(row) for row in await self._fetch(admission.CLAIMS)]
+
+    async def anchors(self) -> list[Anchor]:
+        return [admission_rows.anchor_of(row) for row in await self._fetch(admission.ANCHORS)]
+
+    async def manifest_facts(
+        self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
+    ) -> ManifestFacts:
+        parameters = admission.manifest_parameters(device_ids, serials, keys)
+        entries = await self._fetch(admission.ENTRIES, *parameters)
+        known = await self._fetch(admission.DEVICES, parameters[0])
+        return ManifestFacts(tuple(map(admission_rows.manifest_of, entries)), frozenset(row[0] for row in known))
+
+    async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
+        found = await self._fetch(admission.BINDINGS, key_sha256, device_id)
+        return [admission_rows.idevid_of(row) for row in found]
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         row = await self._fetch_one(reads.ANSWER, actor, key)

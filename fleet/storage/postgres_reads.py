@@ -6,7 +6,7 @@ from typing import Any
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import request_rows, rows
+from fleet.storage import admission_rows, request_rows, rows
 
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
 
@@ -48,12 +48,14 @@ ENROLLMENT = f"""
             UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = $3) AS used)"""  # noqa: S608
 HOLDER = f"""
     SELECT {rows.columns(rows.CREDENTIAL_COLUMNS, "c")}, {_DEVICE_AND_MODEL},
-        {rows.columns(rows.STATION_COLUMNS, "s")}, {rows.columns(rows.OPERATOR_COLUMNS, "o")}
+        {rows.columns(rows.STATION_COLUMNS, "s")}, {rows.columns(rows.OPERATOR_COLUMNS, "o")},
+        {rows.columns(admission_rows.CLAIM_COLUMNS, "k")}
     FROM credential c
     LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
     LEFT JOIN model m ON m.name = d.model
     LEFT JOIN station s ON c.kind = 'station' AND s.name = c.holder
     LEFT JOIN operator o ON c.kind = 'operator' AND o.name = c.holder
+    LEFT JOIN claim k ON c.kind = 'claim' AND k.name = c.holder
     WHERE c.fingerprint = $1"""  # noqa: S608
 
 
@@ -85,10 +87,12 @@ def holder_facts(row: Any) -> HolderFacts:
     credential = rows.credential_of(next_(rows.CREDENTIAL_COLUMNS))
     device, model = next_(rows.DEVICE_COLUMNS), next_(rows.MODEL_COLUMNS)
     station, operator = next_(rows.STATION_COLUMNS), next_(rows.OPERATOR_COLUMNS)
+    claim = next_(admission_rows.CLAIM_COLUMNS)
     return HolderFacts(
         credential=credential,
         device=rows.device_of(device) if device[0] is not None else None,
         model=_model(model),
         station=rows.station_of(station) if station[0] is not None else None,
         operator=rows.operator_of(operator) if operator[0] is not None else None,
+        claim=admission_rows.claim_of(claim) if claim[0] is not None else None,
     )

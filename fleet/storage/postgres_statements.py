@@ -6,13 +6,14 @@ different versions may share a database: each brings its own functions.
 
 import re
 
-from fleet.storage import request_rows, rows
+from fleet.storage import postgres_admission, request_rows, rows
 
 SEQUENCE_LOCK = "1179399217, 1"  # "FLT1": held by whoever numbers audit rows and events, until its COMMIT
 
 _BYTES = frozenset({"fingerprint", "serial", "key_sha256", "der", "secret_sha256", "request_sha256"})
 _NUMBERS = frozenset(
     {"lifetime", "retain", "revision", "created_at", "not_before", "not_after", "issued_at", "expires_at"}
+    | {"quota", "day", "used"}
     | {"uses_max", "uses", "revoked_at", "status", "at"}
     | {"first_seen", "last_seen", "asked", "decided_at"}
 )
@@ -125,6 +126,7 @@ STATEMENTS: dict[str, str] = {
     "drop_audit": """
         DELETE FROM audit WHERE seq <= $1::bigint AND $1::bigint < (SELECT max(seq) FROM audit)
             AND $1::bigint <= (SELECT max(size) FROM audit_head) AND $1::bigint % $2::bigint = 0""",
+    **postgres_admission.STATEMENTS,
     "drop_events": "DELETE FROM event WHERE seq <= $1::bigint AND seq < (SELECT max(seq) FROM event)",
 }
 """By name. Each parameter carries its type: text, bigint or bytea."""

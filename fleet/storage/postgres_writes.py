@@ -12,7 +12,9 @@ from typing import Any, assert_never
 from fleet.domain.approval import DECIDED_FROM, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.changes import (
+    AddAnchor,
     AddAnswer,
+    AddClaim,
     AddCredential,
     AddDevice,
     AddModel,
@@ -20,9 +22,12 @@ from fleet.domain.changes import (
     AddRequest,
     AddStation,
     AddToken,
+    BindIdevid,
     Change,
     CollectRequest,
+    CountTakeover,
     DecideRequest,
+    DropAnchor,
     DropAnswers,
     DropAudit,
     DropCredentials,
@@ -30,17 +35,25 @@ from fleet.domain.changes import (
     DropRequests,
     EndCredentials,
     EndUnused,
+    ListDevices,
     MarkUsed,
     MoveDevice,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
     RevokeCredentials,
     RevokeToken,
     SeeRequest,
     SetModel,
+    SetStation,
+    SpendClaim,
+    SpendStation,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
+from fleet.storage import postgres_admission as admission
 from fleet.storage import request_rows, rows
 from fleet.storage.postgres_statements import NUMBER_OF
 
@@ -110,6 +123,10 @@ def steps_of(write: Write) -> Iterator[Step]:
             yield Step("add_answer", rows.answer_row(answer), used)
         case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
             yield from _requesting(write)
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            yield from (Step(*each) for each in admission.steps_of(write))
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            yield from (Step(*each) for each in admission.steps_of(write))
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
         case _:
@@ -219,6 +236,10 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"answer {answer.key} {answer.actor}",)
         case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
             return ("the requests",)  # counted all together, and those for one device id decided together
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            return admission.names_of(write)
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            return admission.names_of(write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             return ("the clean-up",)
         case _:

@@ -26,8 +26,11 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
 
-NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED})
-_ENDS = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
+NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE, EventKind.ANCHOR_CHANGED})
+_ENDS = frozenset(
+    {DeviceState.SUSPENDED.value, DeviceState.REVOKED.value, DeviceState.RETIRED.value, "quarantined", "removed"}
+)
+"""Details of those events by which a right ends."""
 LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
 MARK_EVERY = 1_000  # events that are passed over before that is worth a line
 _LINEAGE = re.compile(r"[0-9a-f]{32}")

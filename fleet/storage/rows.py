@@ -57,7 +57,7 @@ TOKEN_COLUMNS = (
     "expires_at",
     "revoked_at",
 )
-STATION_COLUMNS = ("name", "models", "created_at")
+STATION_COLUMNS = ("name", "models", "created_at", "quota", "day", "used")
 OPERATOR_COLUMNS = ("name", "role", "models", "created_at")
 ANSWER_COLUMNS = ("actor", "key", "request_sha256", "status", "body", "at")
 AUDIT_COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail", "leaf")
@@ -225,11 +225,18 @@ def token_of(row: Row) -> Token:
 
 
 def station_row(station: Station) -> Row:
-    return (station.name, listing(station.models), micros(station.created_at))
+    return (
+        station.name,
+        listing(station.models),
+        micros(station.created_at),
+        station.quota,
+        station.day,
+        station.used,
+    )
 
 
 def station_of(row: Row) -> Station:
-    return Station(row[0], tuple(json.loads(row[1])), moment(row[2]))
+    return Station(row[0], tuple(json.loads(row[1])), moment(row[2]), row[3], row[4], row[5])
 
 
 def operator_row(operator: Operator) -> Row:

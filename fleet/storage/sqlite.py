@@ -18,10 +18,14 @@ from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import Answer, AuditRow, Change, Event
+from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
+from fleet.storage import sqlite_admission as admission
 from fleet.storage import sqlite_lists as lists
 from fleet.storage import sqlite_logs as logs
 from fleet.storage import sqlite_reads as reads
@@ -213,6 +217,27 @@ class SqliteRegistry:
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         return await self._ask(lambda db: waiting.count_pending(db, now, model, network))
+
+    async def claim(self, name: str) -> Claim | None:
+        return await self._ask(lambda db: admission.claim(db, name))
+
+    async def claims(self) -> list[Claim]:
+        return await self._ask_list(admission.claims)
+
+    async def anchors(self) -> list[Anchor]:
+        return await self._ask(admission.anchors)
+
+    async def manifest_facts(
+        self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
+    ) -> ManifestFacts:
+        def look(db: sqlite3.Connection) -> ManifestFacts:
+            return admission.manifest_facts(db, device_ids, serials, keys)
+
+        # An import asks about hundreds: enrollments don't wait for that.
+        return await (self._ask(look) if len(device_ids) <= 1 else self._ask_list(look))
+
+    async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
+        return await self._ask(lambda db: admission.idevid_bindings(db, key_sha256, device_id))
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         return await self._ask(lambda db: reads.answer(db, actor, key))

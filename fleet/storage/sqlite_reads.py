@@ -9,7 +9,7 @@ from fleet.domain.changes import Answer
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import rows
+from fleet.storage import rows, sqlite_admission
 
 T = TypeVar("T")
 Query = Callable[[sqlite3.Connection], T]
@@ -142,6 +142,8 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
         return HolderFacts(credential, None, None, station(db, credential.holder))
     if credential.kind is CredentialKind.OPERATOR:
         return HolderFacts(credential, None, None, None, operator(db, credential.holder))
+    if credential.kind is CredentialKind.CLAIM:
+        return HolderFacts(credential, None, None, None, claim=sqlite_admission.claim(db, credential.holder))
     rest = row[_CREDENTIAL_END:]
     if rest[0] is None:
         return HolderFacts(credential, None, None, None)

@@ -11,7 +11,9 @@ from typing import assert_never
 
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed
 from fleet.domain.changes import (
+    AddAnchor,
     AddAnswer,
+    AddClaim,
     AddCredential,
     AddDevice,
     AddModel,
@@ -19,8 +21,11 @@ from fleet.domain.changes import (
     AddRequest,
     AddStation,
     AddToken,
+    BindIdevid,
     CollectRequest,
+    CountTakeover,
     DecideRequest,
+    DropAnchor,
     DropAnswers,
     DropAudit,
     DropCredentials,
@@ -28,18 +33,25 @@ from fleet.domain.changes import (
     DropRequests,
     EndCredentials,
     EndUnused,
+    ListDevices,
     MarkUsed,
     MoveDevice,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
     RevokeCredentials,
     RevokeToken,
     SeeRequest,
     SetModel,
+    SetStation,
+    SpendClaim,
+    SpendStation,
     SpendToken,
     TagDevice,
     Write,
 )
 from fleet.domain.errors import Conflict
-from fleet.storage import rows, sqlite_requests
+from fleet.storage import rows, sqlite_admission, sqlite_requests
 
 
 def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO NOTHING") -> str:
@@ -168,6 +180,10 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
                 raise Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
         case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
             sqlite_requests.apply(db, write)
+        case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
+            sqlite_admission.apply(db, write)
+        case AddClaim() | SpendClaim() | CountTakeover() | QuarantineClaim() | ReleaseClaim() | RevokeClaim():
+            sqlite_admission.apply(db, write)
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             _drop(db, write)
         case _:

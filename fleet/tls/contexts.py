@@ -13,7 +13,7 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from OpenSSL import SSL
 
 from fleet.tls import engine
@@ -97,6 +97,7 @@ def server_context(
     clock: Clock,
     expired_leaf: bool = False,
     tenants: Mapping[bytes, str] | None = None,
+    makers: Sequence[x509.Certificate] = (),
 ) -> TlsContext:
     """A fresh context for `identity`, which believes clients whose chain ends at one of `client_anchors`.
 
@@ -104,7 +105,8 @@ def server_context(
     issuing CA and saves a signature check on every handshake. With `require_client` false, a client may come without
     a certificate; one that it does present must pass all the same. With `expired_leaf`, a client whose certificate has
     expired is let in, for an application that asks for the time itself. `tenants` tells by the DER of an issuing CA
-    whose it is, which becomes a peer's `tenant`; without, all are the fleet's own.
+    whose it is, which becomes a peer's `tenant`; without, all are the fleet's own. `makers` are believed as well, for
+    certificates as makers of devices issue them (IEEE 802.1AR), and those never when they have expired.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
@@ -122,7 +124,7 @@ def server_context(
     context.set_options(OPTIONS)
     _forbid_resumption(context)
     _present(context, identity)
-    anchors = _believe(context, client_anchors, require_client=require_client, expired_leaf=expired_leaf)
+    anchors = _believe(context, client_anchors, makers, require_client=require_client, expired_leaf=expired_leaf)
     return TlsContext(context, clock, require_client, anchors, tenants)
 
 
@@ -148,15 +150,41 @@ def _present(context: SSL.Context, identity: ServerIdentity) -> None:
 
 
 def _believe(
-    context: SSL.Context, anchors: Sequence[x509.Certificate], *, require_client: bool, expired_leaf: bool
+    context: SSL.Context,
+    anchors: Sequence[x509.Certificate],
+    makers: Sequence[x509.Certificate],
+    *,
+    require_client: bool,
+    expired_leaf: bool,
 ) -> Mapping[int, bytes]:
-    # Each once: of two alike the store would hold the first only.
+    # Each once: of two alike the store would hold the first only. One that is ours is never a maker's as well.
     known = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(anchors))
+    theirs = dict(engine.add_anchor(context, maker) for maker in dict.fromkeys(makers) if maker not in anchors)
     engine.trust_each_anchor(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
-    engine.verify_clients(context, mode, _objection, expired_leaf=expired_leaf)
-    return known
+    engine.verify_clients(context, mode, _objection, _objection_to_makers, frozenset(theirs), expired_leaf=expired_leaf)
+    return known | theirs
+
+
+@functools.lru_cache(maxsize=LEAVES_REMEMBERED)
+def _objection_to_makers(leaf_der: bytes) -> str:
+    """What we hold against a maker's leaf that the engine has accepted; "" when nothing.
+
+    IEEE 802.1AR, 8.10 asks for no extended key usage, and few makers put one in; where there is one, the engine has
+    seen that it allows a client. A key usage, where there is one, must allow signing: that is how TLS proves the key.
+    """
+    try:
+        extensions = x509.load_der_x509_certificate(leaf_der).extensions
+        found = {extension.oid: extension.value for extension in extensions}
+    except (x509.DuplicateExtension, ValueError):  # ValueError: an extension that is not DER
+        return "the certificate's extensions cannot be read"
+    usage, constraints = found.get(ExtensionOID.KEY_USAGE), found.get(ExtensionOID.BASIC_CONSTRAINTS)
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        return "key usage does not hold digitalSignature"
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        return "a CA is no device"
+    return ""
 
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)

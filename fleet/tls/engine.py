@@ -92,9 +92,16 @@ def _pointer(context: SSL.Context) -> Any:
 
 
 def verify_clients(
-    context: SSL.Context, mode: int, objection: Callable[[bytes], str], *, expired_leaf: bool = False
+    context: SSL.Context,
+    mode: int,
+    objection: Callable[[bytes], str],
+    other_objection: Callable[[bytes], str],
+    others: frozenset[int],
+    *,
+    expired_leaf: bool = False,
 ) -> None:
-    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it.
+    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it;
+    that of a chain which ends at one of `others`, anchors by their address in the engine, to `other_objection`.
 
     With `expired_leaf`, a leaf that is good but for its notAfter is let in too.
 
@@ -105,8 +112,7 @@ def verify_clients(
 
     def verify(engine_says: int, store_context: Any) -> int:
         at_leaf = lib.X509_STORE_CTX_get_error_depth(store_context) == 0
-        says_expired = lib.X509_STORE_CTX_get_error(store_context) == lib.X509_V_ERR_CERT_HAS_EXPIRED
-        if not engine_says and says_expired and at_leaf and expired_leaf:
+        if not engine_says and at_leaf and expired_leaf and _is_only_late(store_context, others):
             # Its signature has been checked by now, and what else there is to check still comes.
             lib.X509_STORE_CTX_set_error(store_context, lib.X509_V_OK)
             return 1
@@ -117,7 +123,8 @@ def verify_clients(
             complaint = verify_error_text(lib.X509_STORE_CTX_get_error(store_context))
         else:
             leaf_der = _der_of(lib.X509_STORE_CTX_get_current_cert(store_context))
-            complaint = objection(leaf_der)
+            is_other = bool(others) and _anchor_address(store_context) in others
+            complaint = (other_objection if is_other else objection)(leaf_der)
         ssl = lib.X509_STORE_CTX_get_ex_data(store_context, lib.SSL_get_ex_data_X509_STORE_CTX_idx())
         SSL.Connection._reverse_mapping[ssl].set_app_data(complaint or leaf_der)
         if complaint and engine_says:
@@ -129,6 +136,25 @@ def verify_clients(
     callback = ffi.callback("int (*)(int, X509_STORE_CTX *)", verify, error=0)
     context.set_app_data(callback)  # lives as long as the connections that hold the context
     lib.SSL_CTX_set_verify(_pointer(context), mode, callback)
+
+
+def _is_only_late(store_context: Any, others: frozenset[int]) -> bool:
+    """Whether what the engine holds against a leaf is its notAfter, and the leaf is none of a chain to `others`."""
+    if lib.X509_STORE_CTX_get_error(store_context) != lib.X509_V_ERR_CERT_HAS_EXPIRED:
+        return False
+    return _anchor_address(store_context) not in others
+
+
+def _anchor_address(store_context: Any) -> int:
+    """Address in the engine of the certificate at the end of the chain that is being verified; 0 for none."""
+    chain = lib.X509_STORE_CTX_get1_chain(store_context)
+    if chain == ffi.NULL:
+        return 0
+    certificates = [lib.sk_X509_value(chain, index) for index in range(lib.sk_X509_num(chain))]
+    for certificate in certificates:
+        lib.X509_free(certificate)  # each was counted once more for us; the verification still holds them
+    lib.sk_X509_free(chain)
+    return int(ffi.cast("uintptr_t", certificates[-1])) if certificates else 0
 
 
 def add_anchor(context: SSL.Context, anchor: x509.Certificate) -> tuple[int, bytes]:

@@ -12,13 +12,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.authorities import load_issuer
 from fleet.backup import taking
 from fleet.backup.restoring import Restored, check_backup, restore_backup
 from fleet.backup.taking import local_registry, save_home
+from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
 from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation, AuditEntry, Change
+from fleet.domain.claim import claim_state
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
@@ -26,7 +30,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
 from fleet.home import Home, open_registry, revocation_log
 from fleet.new_home import create_home
-from fleet.services import approvals, inventory, revocation
+from fleet.services import anchors, approvals, claims, inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
@@ -316,6 +320,35 @@ class TestRestoring:
         (row,) = [row for row in await opened.audit() if row.entry.action == "registry.restore"]
         assert (row.entry.detail["devices"], row.entry.detail["tokens"]) == ("2", "1")
         await opened.close()
+
+    async def test_claims_and_makers_that_were_put_out_since_stay_out(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        act, issuer = Act("operator", NOW), load_issuer(home)
+        for name in ("used", "revoked", "shut"):
+            spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            end = NOW + timedelta(days=1)
+            await claims.enroll_claim(registry, issuer, name, "default", 5, spki, expires_at=end, act=act)
+        for name in ("gone", "kept"):
+            await anchors.add_anchor(registry, name, ("default",), name.encode(), act=act)
+        log = revocation_log(home)
+        await catch_up(registry, log)
+        await save(home, registry, tmp_path / "b")
+        await claims.revoke_claim(registry, "revoked", act=act)
+        await claims.quarantine_claim(registry, "shut", act=act)
+        await anchors.remove_anchor(registry, "gone", act=act)
+        await catch_up(registry, log)
+        done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        assert (done.reapplied.claims, done.reapplied.anchors) == (("shut", "used"), ("gone",))
+        opened = await open_registry(Home(tmp_path / "home2"))
+        states = {claim.name: claim_state(claim, NOW) for claim in await opened.claims()}
+        assert states == {"used": "quarantined", "revoked": "revoked", "shut": "quarantined"}
+        assert [anchor.name for anchor in await opened.anchors()] == ["kept"]
+        (held,) = await opened.credentials("revoked")
+        assert held.state is CredentialState.REVOKED
+        await opened.close()
+        done = await restore(tmp_path / "b", tmp_path / "home3", None)
+        assert done.reapplied.claims == ("revoked", "shut", "used")
 
     async def test_what_was_superseded_since_stays_so_and_what_was_issued_since_is_unknown(
         self, home: Home, registry: Engine, tmp_path: Path

@@ -78,6 +78,14 @@ def test_a_station_is_a_registration_authority(issuer: LocalIssuer, permit: Issu
     assert certificate.subject.rfc4514_string() == "CN=line-1"
 
 
+def test_a_claim_is_a_client_and_nothing_more(issuer: LocalIssuer, permit: IssuePermit, now: datetime) -> None:
+    claim = replace(permit, kind=CredentialKind.CLAIM, holder="batch-1", hardware_serial="")
+    certificate = x509.load_der_x509_certificate(issuer.issue(claim, now).der)
+    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert [oid.dotted_string for oid in usages] == ["1.3.6.1.5.5.7.3.2"]
+    assert certificate.subject.rfc4514_string() == "CN=batch-1"
+
+
 def test_each_ca_signs_for_its_own_doors_alone(issuer: LocalIssuer, permit: IssuePermit, now: datetime) -> None:
     bob = replace(permit, kind=CredentialKind.OPERATOR, holder="bob", hardware_serial="")
     operators = LocalIssuer(*create_operators("Acme", now), OPERATORS)
@@ -90,6 +98,7 @@ def test_each_ca_signs_for_its_own_doors_alone(issuer: LocalIssuer, permit: Issu
         (issuer, bob),
         (operators, permit),
         (operators, replace(bob, kind=CredentialKind.STATION)),
+        (operators, replace(bob, kind=CredentialKind.CLAIM)),
     ):
         with pytest.raises(Refused, match="signs nothing for"):
             wrong.issue(refused, now)

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -108,6 +108,8 @@ class House:
     servers: dict[str, HttpServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     now: datetime | None = None
+    believing: Callable[[Sequence[x509.Certificate]], None] = lambda makers: None
+    """Have EST believe these makers' CAs from the next connection on."""
 
     def clock(self) -> datetime:
         return self.now or datetime.now(UTC)
@@ -305,6 +307,13 @@ async def open_house(
         context = server_context(identity, anchors, require_client=False, clock=house.clock, expired_leaf=expired_leaf)
         return ContextSource(context)
 
+    def believe_makers(makers: Sequence[x509.Certificate]) -> None:
+        fresh = server_context(
+            identity, [issuing[0]], require_client=False, clock=house.clock, makers=makers, expired_leaf=True
+        )
+        contexts["est"].swap(fresh)
+
+    house.believing = believe_makers
     contexts = {"est": believing(issuing[0], expired_leaf=True), "admin": believing(issuing[0], operators_ca[0])}
     house.servers["est"] = build_est_server(
         registry,

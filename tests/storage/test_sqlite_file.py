@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddModel
-from fleet.domain.credential import CredentialState
+from fleet.domain.changes import AddCredential, AddModel
+from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.storage import rows, sqlite_file
+from fleet.storage import rows, sqlite_file, sqlite_writes
 from fleet.storage.sqlite import SqliteRegistry
 from tests.storage.samples import MODEL, change, credential
 
@@ -176,3 +176,35 @@ async def test_what_the_first_schema_held_is_all_there_in_the_newest(db_path: Pa
         assert (await registry.audit())[0].entry.detail == {"a": "é"}
     finally:
         await registry.close()
+
+
+async def test_a_registry_from_before_claims_takes_them(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule about kinds is changed in place: rows, indices and other connections stay as they are."""
+    known = sqlite_file.migrations()
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: known[:3])
+    old = sqlite_file.connect_writer(db_path, sqlite_file.WriteLock(db_path.with_suffix(".lock")), True)
+    old.execute(ADD_MODEL_BEFORE)
+    old.execute(sqlite_writes.ADD_CREDENTIAL, rows.credential_row(credential("cam-7")))
+    old.execute("INSERT INTO station (name, models, created_at) VALUES ('line-1', '[\"cam2\"]', 0)")
+    with pytest.raises(sqlite3.IntegrityError):
+        old.execute(sqlite_writes.ADD_CREDENTIAL, rows.credential_row(credential("b", kind=CredentialKind.CLAIM)))
+    old.close()
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: known)
+    registry = await SqliteRegistry.open(db_path)
+    assert [c.holder for c in await registry.credentials("cam-7")] == ["cam-7"]
+    claimed = credential("b", kind=CredentialKind.CLAIM)
+    await registry.commit(change(AddCredential(claimed)))
+    assert await registry.credentials("b") == [claimed]
+    station = await registry.station("line-1")
+    assert station is not None
+    assert station.quota == 0
+    await registry.close()
+    with closing(sqlite3.connect(db_path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        with pytest.raises(sqlite3.IntegrityError):
+            db.execute("UPDATE credential SET kind = 'nonesuch'")
+
+
+ADD_MODEL_BEFORE = (
+    "INSERT INTO model (name, lifetime, key_types, publish, subscribe, retain) VALUES ('cam2', 1, '[]', '[]', '[]', 0)"
+)

@@ -5,8 +5,19 @@ finder that turns what a client shows into it.
 """
 
 from fleet.domain.grants.approval import ApprovalGrant
+from fleet.domain.grants.claim import ClaimGrant
+from fleet.domain.grants.idevid import IdevidGrant
+from fleet.domain.grants.manifest import ManifestGrant
 from fleet.domain.grants.renewal import RenewalGrant
 from fleet.domain.grants.station import StationGrant
 from fleet.domain.grants.token import TokenGrant
 
-__all__ = ["ApprovalGrant", "RenewalGrant", "StationGrant", "TokenGrant"]
+__all__ = [
+    "ApprovalGrant",
+    "ClaimGrant",
+    "IdevidGrant",
+    "ManifestGrant",
+    "RenewalGrant",
+    "StationGrant",
+    "TokenGrant",
+]

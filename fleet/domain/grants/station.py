@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.application import Application
-from fleet.domain.changes import MarkUsed, Write
-from fleet.domain.credential import Credential, Station
-from fleet.domain.errors import Refused
+from fleet.domain.application import Application, earned_before
+from fleet.domain.changes import MarkUsed, SpendStation, Write
+from fleet.domain.credential import DAY_SECONDS, Credential, Station, day_of
+from fleet.domain.errors import Refused, TooMany
 from fleet.domain.model_rules import AdmissionPath
 
 
@@ -36,6 +36,13 @@ class StationGrant:
 
     def must_be_valid(self, a: Application) -> None:
         """Who identified the station has checked its certificate."""
+        if self.station.quota and self.station.used_on(a.now) >= self.station.quota and earned_before(a) is None:
+            raise TooMany(
+                "station-quota",
+                f"Station {self.station.name} has had its {self.station.quota} certificates of this day (UTC).",
+                f"Wait for the next day, or allow more: fleet station set {self.station.name} --quota N",
+                retry_after_seconds=DAY_SECONDS - int(a.now.timestamp()) % DAY_SECONDS,
+            )
 
     def must_cover_device(self, a: Application) -> None:
         if a.model.name not in self.station.models:
@@ -46,4 +53,6 @@ class StationGrant:
         return a.is_in_the_field() or any(c.grant != str(self) for c in a.credentials)
 
     def writes(self, a: Application) -> tuple[Write, ...]:
-        return (MarkUsed(self.credential.fingerprint),)  # a Conflict when it has been revoked since we looked
+        used = MarkUsed(self.credential.fingerprint)  # a Conflict when it has been revoked since we looked
+        # Counted only where it matters: without a quota, nobody waits for the station's row.
+        return (used, SpendStation(self.station.name, day_of(a.now))) if self.station.quota else (used,)

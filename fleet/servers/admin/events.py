@@ -159,6 +159,11 @@ class _Stream:
         if event.kind in (EventKind.REQUEST_PENDING, EventKind.REQUEST_DECIDED):
             request = await registry.request(event.subject)
             return request is not None and operator.sees(request.model)
+        if event.kind == EventKind.CLAIM_STATE:
+            claim = await registry.claim(event.subject)
+            return claim is not None and operator.sees(claim.model)
+        if event.kind in (EventKind.ANCHOR_CHANGED, EventKind.DEVICES_IMPORTED):
+            return False  # of many models at once
         if event.kind in (EventKind.CREDENTIAL_ISSUED, EventKind.CREDENTIAL_ENDED) and event.detail:
             facts = await registry.holder_facts(bytes.fromhex(event.detail))
             if facts is None or facts.credential.kind is not CredentialKind.DEVICE:

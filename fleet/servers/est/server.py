@@ -17,6 +17,7 @@ from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
+from fleet.servers.est.maker_certificate import maker_certificate
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, HttpServer, answer
@@ -133,6 +134,7 @@ class _Handlers:
             self._clock(),
             waiting=self._waiting,
             authoriser=self._authoriser,
+            read_maker=maker_certificate,
         )
         return issued(exchange, credential)
 
@@ -168,6 +170,7 @@ class _Handlers:
             maker,
             now,
             authoriser=self._authoriser,
+            read_maker=maker_certificate,
         )
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)

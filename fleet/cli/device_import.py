@@ -1,0 +1,213 @@
+"""`fleet device import`: a manifest of devices, however long, from a file or a pipe."""
+
+import asyncio
+import csv
+import io
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from fleet.cli.errors import EXIT_FAILED, CliError, attempting
+from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.manifest_files import Items, rows_of
+from fleet.cli.output import output_option, print_value
+from fleet.domain.errors import FleetError
+from fleet.services.bulk import new_bulk_id
+from fleet.services.importing import ROWS_AT_ONCE, Counts, Importer, Numbered, RowRefused
+
+PROGRESS_EVERY_SECONDS = 2.0
+REFUSED_SHOWN_MAX = 20
+ERROR_COLUMNS = ("line", "device_id", "code", "message")
+
+
+@click.command(name="import")
+@home_option
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--errors",
+    "errors_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where rows that were refused are listed, as CSV; FILE.errors when nothing is said.",
+)
+@output_option
+def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> None:
+    """Register the devices of the manifest FILE, or of standard input when FILE is -.
+
+    FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
+    hardware_serial, by which its maker's certificate is known, or a key_sha256, the SHA-256 of its public key's DER, by
+    which a device enrolls with no other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups (pilot;canary).
+
+    Each row stands for itself: one that is refused is listed in the errors file, and keeps no other from being taken.
+    The same row again changes nothing, so an import that was cut off is resumed by running it again. A row that says
+    something else than it did, or takes the serial or key of another, is refused.
+
+    It works at the home itself, served or not. Exit code 1 when a row was refused or not read.
+
+    \b
+    Examples:
+      fleet device import lot-7.csv
+      zcat fleet.jsonl.gz | fleet device import - --errors refused.csv
+    """
+    is_pipe = str(file) == "-"
+    if errors_file is None and not is_pipe:
+        errors_file = file.with_name(f"{file.name}.errors")
+    work = _Import(home, errors_file)
+    name = "standard input" if is_pipe else f"'{file}'"
+    started = time.monotonic()
+    with attempting(f"importing {name}"), ExitStack() as opening:
+        if is_pipe:
+            source: TextIO = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="")
+        else:
+            source = opening.enter_context(file.open(encoding="utf-8", newline=""))
+        run(work.go(source, name))
+    _report(work, name, time.monotonic() - started, output)
+
+
+@dataclass(slots=True)
+class _Import:
+    """One run, and how far it has come."""
+
+    home: Path
+    errors_file: Path | None
+    counts: Counts = field(default_factory=Counts)
+    bulk: str = field(default_factory=new_bulk_id)
+    first_refused: list[RowRefused] = field(default_factory=list)
+    problem: FleetError | None = None
+    """Why it could not go on."""
+    is_interrupted: bool = False
+    _shown_at: float = 0.0
+
+    async def go(self, source: TextIO, name: str) -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with ExitStack() as closing:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.set)
+                closing.callback(loop.remove_signal_handler, number)
+            errors = closing.enter_context(_Errors(self.errors_file))
+            async with opened(self.home) as fleet:
+                importer = Importer(fleet.registry, OPERATOR, utc_now, self.bulk, self.counts)
+                try:
+                    await self._take_all(importer, rows_of(source, name), errors, stop)
+                except FleetError as problem:
+                    self.problem = problem
+
+    async def _take_all(self, importer: Importer, items: Items, errors: "_Errors", stop: asyncio.Event) -> None:
+        chunk = await asyncio.to_thread(_next_chunk, items)
+        while not chunk.is_empty and not stop.is_set():
+            # The next rows are read while these are written.
+            reading = asyncio.create_task(asyncio.to_thread(_next_chunk, items))
+            try:
+                refused = [*chunk.refused, *await importer.take(chunk.rows)]
+            finally:
+                following = await reading
+            self.counts.refused += len(chunk.refused)
+            for each in sorted(refused, key=lambda one: one.line):
+                errors.add(each)
+                if len(self.first_refused) < REFUSED_SHOWN_MAX:
+                    self.first_refused.append(each)
+            self._show()
+            if chunk.problem is not None:
+                raise chunk.problem
+            chunk = following
+        if chunk.problem is not None:
+            raise chunk.problem
+        self.is_interrupted = not chunk.is_empty
+
+    def _show(self) -> None:
+        if time.monotonic() - self._shown_at >= PROGRESS_EVERY_SECONDS:
+            self._shown_at = time.monotonic()
+            click.echo(_progress(self.counts), err=True)
+
+
+def _progress(counts: Counts) -> str:
+    return f"{counts.seen} rows: {counts.added} added, {counts.unchanged} unchanged, {counts.refused} refused"
+
+
+@dataclass(slots=True)
+class _Chunk:
+    rows: list[Numbered] = field(default_factory=list)
+    refused: list[RowRefused] = field(default_factory=list)
+    problem: FleetError | None = None
+    """Why nothing more can be read."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rows and not self.refused
+
+
+def _next_chunk(items: Iterator[Numbered | RowRefused]) -> _Chunk:
+    chunk = _Chunk()
+    try:
+        for item in items:
+            if isinstance(item, Numbered):
+                chunk.rows.append(item)
+            else:
+                chunk.refused.append(item)
+            if len(chunk.rows) + len(chunk.refused) == ROWS_AT_ONCE:
+                break
+    except FleetError as problem:
+        chunk.problem = problem
+    return chunk
+
+
+class _Errors:
+    """The errors file: there when a row was refused, whole when the run has ended, and of this run alone."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "_Errors":
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)  # of an earlier run: its lines have been seen to, or come again
+        return self
+
+    def add(self, refused: RowRefused) -> None:
+        if self._path is None:
+            return
+        if self._file is None:
+            self._file = self._path.open("x", encoding="utf-8", newline="")
+            csv.writer(self._file).writerow(ERROR_COLUMNS)
+        shown = "".join(c if c.isprintable() else "?" for c in refused.device_id)
+        csv.writer(self._file).writerow((refused.line, shown, refused.code, refused.message))
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _report(work: _Import, name: str, seconds: float, output: str) -> None:
+    counts = work.counts
+    if work.errors_file is None or output == "table":
+        for each in work.first_refused:
+            click.echo(f"Line {each.line}: {each.device_id or '?'}: {each.message} ({each.code})", err=True)
+        if counts.refused > len(work.first_refused):
+            click.echo(f"And {counts.refused - len(work.first_refused)} more.", err=True)
+    value: dict[str, object] = {
+        "bulk": work.bulk,
+        "rows": counts.seen,
+        "added": counts.added,
+        "unchanged": counts.unchanged,
+        "refused": counts.refused,
+        "errors_file": str(work.errors_file) if work.errors_file is not None and counts.refused else None,
+        "interrupted": work.is_interrupted,
+        "seconds": round(seconds, 1),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print_value(value, output)
+    if work.problem is not None:
+        advice = work.problem.advice or "What was taken stays; put that right and run it again"
+        raise CliError(f"importing {name}", work.problem.message, advice)
+    if work.is_interrupted:
+        click.echo("Interrupted. What was taken stays; run it again for the rest.", err=True)
+    if work.is_interrupted or counts.refused:
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,52 @@
+"""By a claim certificate, which a whole batch shares."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application, earned_before
+from fleet.domain.changes import MarkUsed, SpendClaim, Write
+from fleet.domain.claim import Claim
+from fleet.domain.credential import Credential
+from fleet.domain.errors import Refused
+from fleet.domain.model_rules import AdmissionPath
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimGrant:
+    claim: Claim
+    credential: Credential
+    """The claim's certificate."""
+
+    path = AdmissionPath.CLAIM
+    replaces = None
+
+    def __str__(self) -> str:
+        return f"claim {self.claim.name}"
+
+    def model_of_newcomer(self) -> str:
+        return self.claim.model
+
+    def must_be_valid(self, a: Application) -> None:
+        claim = self.claim
+        if claim.revoked_at is not None:
+            raise Refused("claim-revoked", f"The claim {claim.name} has been revoked.")
+        if claim.quarantined_at is not None:
+            raise Refused(
+                "claim-quarantined",
+                f"The claim {claim.name} is in quarantine.",
+                f"An operator has to look, and let it go: fleet claim release {claim.name}",
+            )
+        if a.now >= claim.expires_at:
+            raise Refused("claim-expired", f"The claim {claim.name} has expired.")
+        if claim.uses >= claim.quota and earned_before(a) is None:
+            raise Refused("claim-used-up", f"The claim {claim.name} has been used up.")
+
+    def must_cover_device(self, a: Application) -> None:
+        if a.model.name != self.claim.model:
+            raise Refused("not-your-model", f"The claim {self.claim.name} is for another model.")
+
+    def would_take_over(self, a: Application) -> bool:
+        """Every device of the batch has this certificate: only the key of the request tells them apart."""
+        return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        return (SpendClaim(self.claim.name), MarkUsed(self.credential.fingerprint))

@@ -1,0 +1,75 @@
+"""By the certificate that the device's maker gave it (IEEE 802.1AR), shown and proved in the TLS handshake."""
+
+from dataclasses import dataclass
+
+from fleet.domain.application import Application
+from fleet.domain.changes import BindIdevid, Write
+from fleet.domain.device import DeviceId
+from fleet.domain.errors import Refused
+from fleet.domain.idevid import Anchor, IdevidBinding, MakerCertificate
+from fleet.domain.manifest import ManifestEntry
+from fleet.domain.model_rules import AdmissionPath
+
+
+@dataclass(frozen=True, slots=True)
+class IdevidGrant:
+    anchor: Anchor
+    certificate: MakerCertificate
+    entry: ManifestEntry | None
+    """The one manifest entry that has its serial, among those of the anchor's models; None when there is none."""
+    bindings: tuple[IdevidBinding, ...]
+    """Of this certificate's key, and of the device that is asked for."""
+    model: str
+    """The model named in the request, or the anchor's only one; "" when it could be several."""
+
+    path = AdmissionPath.IDEVID
+    replaces = None
+
+    def __str__(self) -> str:
+        return f"idevid {self.anchor.name} {self.certificate.key_sha256.hex()[:16]}"
+
+    def model_of_newcomer(self) -> str:
+        if self.entry is not None:
+            return self.entry.model
+        if not self.model:
+            raise Refused(
+                "model-not-named",
+                "The maker's CA stands for several models, and the device is new.",
+                "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
+            )
+        return self.model
+
+    def must_be_valid(self, a: Application) -> None:
+        """TLS has verified the chain and its times; that the anchor still stands, the registry sees to."""
+
+    def must_cover_device(self, a: Application) -> None:
+        if a.request.wants_key:
+            raise Refused("idevid-only-enrolls", "A maker's certificate earns a certificate for the device's own key.")
+        if a.model.name not in self.anchor.models:
+            raise Refused("not-your-model", f"The maker's CA {self.anchor.name} does not stand for this model.")
+        if self.entry is None and not a.model.rules.admission.any_idevid:
+            raise Refused(
+                "not-on-manifest",
+                "The serial of the maker's certificate is not on the manifest.",
+                "List it: fleet device import FILE",
+            )
+        # The name is never the device's to choose: it is the manifest's, or the maker's.
+        named = (self.entry.device_id,) if self.entry is not None else self.certificate.serials
+        if a.request.names.common_name() not in named:
+            raise Refused("not-your-identity", "The maker's certificate is that of another device.")
+        for binding in self.bindings:
+            if binding.device_id != a.request.names.common_name():
+                raise Refused("idevid-bound", "This maker's certificate has enrolled another device already.")
+            if binding.key_sha256 != self.certificate.key_sha256:
+                raise Refused("idevid-of-another", "This device has enrolled by another maker's certificate.")
+
+    def would_take_over(self, a: Application) -> bool:
+        """A device that has enrolled by this very certificate may do so again: so it comes back from a reset."""
+        if self.bindings:
+            return False
+        return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
+
+    def writes(self, a: Application) -> tuple[Write, ...]:
+        c = self.certificate
+        device = DeviceId(a.request.names.common_name())
+        return (BindIdevid(IdevidBinding(c.key_sha256, device, c.fingerprint, self.anchor.name, a.now)),)

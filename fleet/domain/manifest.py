@@ -1,0 +1,77 @@
+"""The manifest: devices that are expected, and by what each may prove itself: its key, its hardware serial, or both."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from fleet.domain.device import Device, DeviceId, Tags
+from fleet.domain.errors import Invalid
+
+KEY_HASH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One row of an imported file, checked."""
+
+    device_id: DeviceId
+    model: str
+    hardware_serial: str = ""
+    key_sha256: bytes | None = None
+    """SHA-256 of the DER SubjectPublicKeyInfo of the device's key."""
+    tags: Tags = ()
+    groups: tuple[str, ...] = ()
+
+    def digest(self) -> bytes:
+        """What tells this row from any other that names the device; tags and groups that change later don't."""
+        key = self.key_sha256.hex() if self.key_sha256 is not None else None
+        values = (self.device_id, self.model, self.hardware_serial, key, self.tags, self.groups)
+        return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """What the registry keeps of a row."""
+
+    device_id: DeviceId
+    model: str
+    hardware_serial: str
+    """"" for none; unique among the entries of a model."""
+    key_sha256: bytes | None
+    """None for none; unique among all."""
+    row_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDevice:
+    """A device as it is registered by the manifest, with its entry."""
+
+    device: Device
+    entry: ManifestEntry
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFacts:
+    """What stands in the way of some rows, or is there already."""
+
+    entries: tuple[ManifestEntry, ...]
+    """Those that have one of the device ids, serials or keys that were asked about."""
+    devices: frozenset[str]
+    """Ids, of those asked about, that are registered, whether by the manifest or not."""
+
+
+def key_hash(text: str) -> bytes | None:
+    """The key hash that 64 hex digits spell; None for "".
+
+    Raises: Invalid (`bad-key-hash`).
+    """
+    if not text:
+        return None
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != KEY_HASH_SIZE or len(text) != 2 * KEY_HASH_SIZE:
+        message = "A key hash is the SHA-256 of the key's DER SubjectPublicKeyInfo: 64 hex digits."
+        raise Invalid("bad-key-hash", message, "openssl pkey -pubin -in KEY.pem -outform DER | openssl sha256")
+    return value

@@ -1,0 +1,52 @@
+"""Makers' CAs: whose certificates may earn a first one of ours. `fleet.ca.maker` checks that a file holds such a CA."""
+
+import hashlib
+from collections.abc import Sequence
+
+from fleet.domain.access import Act
+from fleet.domain.changes import AddAnchor, AuditEntry, Change, DropAnchor, Event, EventKind, Write
+from fleet.domain.device import plain_name
+from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.idevid import Anchor
+from fleet.domain.ports import Registry
+
+ANCHORS_MAX = 256  # each is named to every client in the handshake
+MODELS_MAX = 64
+
+
+async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: bytes, *, act: Act) -> Anchor:
+    """Believe certificates under the maker's CA `der`, for `models`, from now on.
+
+    Raises: Invalid: `bad-name`, `bad-anchor-models`, `too-many-anchors`. NotFound (`no-such-model`). Conflict
+    (`anchor-exists`).
+    """
+    plain_name(name, "maker's CA")
+    if not 1 <= len(models) <= MODELS_MAX:
+        raise Invalid("bad-anchor-models", f"A maker's CA stands for 1 to {MODELS_MAX} models.")
+    for model in models:
+        if await registry.model(model) is None:
+            raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
+    if len(await registry.anchors()) >= ANCHORS_MAX:
+        raise Invalid("too-many-anchors", f"There are {ANCHORS_MAX} makers' CAs already.", "Remove one first.")
+    fingerprint = hashlib.sha256(der).digest()
+    anchor = Anchor(name, tuple(dict.fromkeys(models)), fingerprint, der, act.now)
+    detail = {"models": " ".join(anchor.models), "sha256": fingerprint.hex()}
+    await registry.commit(_change("add", "added", name, AddAnchor(anchor), act, detail))
+    return anchor
+
+
+async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+    """Believe it no more. Devices that have enrolled by it stay, each bound to its maker's certificate.
+
+    Raises: NotFound (`no-such-anchor`).
+    """
+    found = [anchor for anchor in await registry.anchors() if anchor.name == name]
+    if not found:
+        raise NotFound("no-such-anchor", f"There is no anchor {name[:80]!r}.", "See: fleet anchor list")
+    detail = {"sha256": found[0].fingerprint.hex(), **({"reason": reason} if reason else {})}
+    await registry.commit(_change("remove", "removed", name, DropAnchor(name), act, detail))
+
+
+def _change(verb: str, done: str, name: str, write: Write, act: Act, detail: dict[str, str]) -> Change:
+    entry = AuditEntry(act.now, act.actor, f"anchor.{verb}", f"anchor {name}", "ok", act.address, detail)
+    return Change(entry, (write,), (Event(EventKind.ANCHOR_CHANGED, name, done),))

@@ -1,0 +1,174 @@
+"""Claim certificates: made, shut, let go again; and what becomes of one that is misused.
+
+| what it did | what comes of it |
+| --- | --- |
+| shown to the MQTT gateway, to simplereenroll, or to the HTTP API | quarantine |
+| asked for a device of another model, or under another's label | quarantine |
+| asked for an identity that has an owner | refused; more than TAKEOVERS_MAX times: quarantine |
+| expired, used up, a bad CSR | refused |
+
+Quarantine is in the registry before the refusal is told, and holds on every node until an operator lets the claim go.
+"""
+
+import hashlib
+from contextlib import suppress
+from datetime import datetime
+
+from fleet.domain.access import Act
+from fleet.domain.changes import (
+    AddClaim,
+    AddCredential,
+    AuditEntry,
+    Change,
+    CountTakeover,
+    Event,
+    EventKind,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
+    RevokeCredentials,
+    Write,
+)
+from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
+from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
+from fleet.domain.enrollment import permit_claim
+from fleet.domain.errors import Conflict, Invalid, NotFound
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Issuer, Registry
+from fleet.services.differences import differences
+from fleet.services.revocation import checked_reason
+
+QUOTA_MAX = 1_000_000
+
+WATCH = "watch"
+"""The actor of a quarantine that nobody has ordered."""
+
+
+async def enroll_claim(
+    registry: Registry,
+    issuer: Issuer,
+    name: str,
+    model: str,
+    quota: int,
+    spki_der: bytes,
+    *,
+    expires_at: datetime,
+    act: Act,
+) -> tuple[Claim, Credential]:
+    """Record a claim together with a certificate for its key: both, or neither.
+
+    `spki_der` is the claim's public key, a DER SubjectPublicKeyInfo.
+
+    Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
+    `key-taken`). Refused: the issuer cannot sign that long.
+    """
+    plain_name(name, "claim")
+    if not 1 <= quota <= QUOTA_MAX:
+        raise Invalid("bad-quota", f"A claim earns 1 to {QUOTA_MAX} certificates.")
+    if not LIFETIME_MIN <= expires_at - act.now <= LIFETIME_MAX:
+        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    if await registry.model(model) is None:
+        raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
+    if await registry.claim(name) is not None:
+        raise Conflict("claim-exists", f"Claim {name} exists already.", "Choose another name.")
+    permit = permit_claim(name, model, spki_der, hashlib.sha256(spki_der).digest(), expires_at, act.now)
+    credential = issuer.issue(permit, act.now)
+    claim = Claim(name, model, quota, 0, act.now, credential.not_after)
+    entry = _entry(
+        "claim.create", name, act, model=model, quota=str(quota), serial=credential.serial,
+        expires=credential.not_after.isoformat(),
+    )  # fmt: skip
+    events = (
+        Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),
+        Event(EventKind.CLAIM_STATE, name, "created"),
+    )
+    await registry.commit(Change(entry, (AddClaim(claim), AddCredential(credential)), events))
+    return claim, credential
+
+
+async def known_claim(registry: Registry, name: str) -> Claim:
+    """Raises: NotFound (`no-such-claim`)."""
+    claim = await registry.claim(name)
+    if claim is None:
+        raise NotFound("no-such-claim", f"There is no claim {name[:80]!r}.", "See: fleet claim list")
+    return claim
+
+
+async def revoke_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+    """No further use, for good: its certificate is revoked. Devices that it has enrolled stay.
+
+    Raises: NotFound (`no-such-claim`). Conflict (`claim-gone`): revoked already. Invalid (`bad-reason`).
+    """
+    claim = await known_claim(registry, name)
+    held = [c for c in await registry.credentials(name) if c.kind is CredentialKind.CLAIM]
+    # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
+    ended = [Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held]
+    writes: tuple[Write, ...] = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name))
+    await _move(registry, claim, "revoke", "revoked", writes, act, reason, *ended)
+
+
+async def quarantine_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+    """No further use, until it is let go.
+
+    Raises: NotFound (`no-such-claim`). Conflict (`claim-not-open`). Invalid (`bad-reason`).
+    """
+    claim = await known_claim(registry, name)
+    write = QuarantineClaim(name, act.now, checked_reason(reason) or "an operator's word")
+    await _move(registry, claim, "quarantine", "quarantined", (write,), act, reason)
+
+
+async def release_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+    """It may be used again, as far as its quota and its end let it.
+
+    Raises: NotFound (`no-such-claim`). Conflict (`claim-not-quarantined`). Invalid (`bad-reason`).
+    """
+    claim = await known_claim(registry, name)
+    await _move(registry, claim, "release", "released", (ReleaseClaim(name),), act, reason)
+
+
+async def _move(
+    registry: Registry,
+    claim: Claim,
+    verb: str,
+    to: str,
+    writes: tuple[Write, ...],
+    act: Act,
+    reason: str,
+    *events: Event,
+) -> None:
+    detail = {"reason": checked_reason(reason)} if reason else {}
+    changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
+    entry = _entry(f"claim.{verb}", claim.name, act, **detail, **changed)
+    await registry.commit(Change(entry, writes, (*events, Event(EventKind.CLAIM_STATE, claim.name, to))))
+
+
+async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: datetime) -> None:
+    """Hold against `claim` that it was refused with `code`; durable when this returns. Most refusals are no misuse.
+
+    Raises: Unavailable.
+    """
+    if claim.quarantined_at is not None or claim.revoked_at is not None:
+        return
+    writes: tuple[Write, ...] = ()
+    reason = MISUSE.get(code, "")
+    if code in TAKEOVERS:
+        writes = (CountTakeover(claim.name),)
+        if claim.takeovers >= TAKEOVERS_MAX:
+            reason = f"it asked more than {TAKEOVERS_MAX} times for an identity that has an owner"
+    if not reason and not writes:
+        return
+    act = Act(WATCH, now, peer.address)
+    if reason:
+        writes = (*writes, QuarantineClaim(claim.name, now, reason))
+        entry = _entry("claim.quarantine", claim.name, act, reason=reason, refusal=code)
+        events: tuple[Event, ...] = (Event(EventKind.CLAIM_STATE, claim.name, "quarantined"),)
+    else:
+        entry = _entry("claim.takeover", claim.name, act, refusal=code, count=str(claim.takeovers + 1))
+        events = ()
+    with suppress(Conflict):  # somebody else has just quarantined or revoked it
+        await registry.commit(Change(entry, writes, events))
+
+
+def _entry(action: str, name: str, act: Act, **detail: str) -> AuditEntry:
+    return AuditEntry(act.now, act.actor, action, f"claim {name}", "ok", act.address, detail)

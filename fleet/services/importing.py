@@ -1,0 +1,202 @@
+"""Bringing in a manifest: many rows in one Change, each judged by itself; the same file again changes nothing.
+
+    importer = Importer(registry, act, bulk=new_bulk_id())
+    for chunk in chunks:
+        for refused in await importer.take(chunk): ...
+
+Whatever was taken is durable, and a row that was taken before is known by its digest: so an import that was cut off is
+resumed by running it again.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind, ListDevices
+from fleet.domain.device import Device, DeviceState, Tags, device_id
+from fleet.domain.errors import Conflict, FleetError, Invalid
+from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow
+from fleet.domain.ports import Registry
+from fleet.domain.tags import checked_groups, checked_tags
+
+ROWS_AT_ONCE = 1000  # in one Change: some 50 ms for which others wait
+LOOKS_MAX = 4  # each further look means that somebody else's commit came between
+ACTION = "device.import"
+
+_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")  # as in fleet.services.inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A row and where it stands."""
+
+    line: int
+    row: ManifestRow
+
+
+@dataclass(frozen=True, slots=True)
+class RowRefused:
+    """A row that was not taken."""
+
+    line: int
+    device_id: str
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Counts:
+    added: int = 0
+    unchanged: int = 0
+    """Taken by an earlier run, or twice in the file."""
+    refused: int = 0
+
+    @property
+    def seen(self) -> int:
+        return self.added + self.unchanged + self.refused
+
+
+def checked_row(
+    id_text: str, model: str, hardware_serial: str, key_sha256: bytes | None, tags: Tags, groups: Sequence[str]
+) -> ManifestRow:
+    """Raises: Invalid: `bad-device-id`, `bad-hardware-serial`, `no-proof`, what `checked_tags` and `checked_groups`
+    raise.
+    """
+    if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
+        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
+        raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
+    if not hardware_serial and key_sha256 is None:
+        raise Invalid("no-proof", "The row has neither a hardware serial nor a key's hash to know the device by.")
+    return ManifestRow(
+        device_id(id_text), model, hardware_serial, key_sha256, checked_tags(tags), checked_groups(groups)
+    )
+
+
+@dataclass(slots=True)
+class Importer:
+    """Takes the rows of one import, chunk by chunk. Nothing of it grows with their number."""
+
+    registry: Registry
+    actor: str
+    clock: Callable[[], datetime]
+    bulk: str
+    """Ties the audit rows together."""
+    counts: Counts = field(default_factory=Counts)
+    _models: dict[str, bool] = field(default_factory=dict)
+
+    async def take(self, chunk: Sequence[Numbered]) -> list[RowRefused]:
+        """Register the devices of `chunk` that are new, in one Change, durable when this returns; who was refused.
+
+        Raises: Unavailable.
+        """
+        for _ in range(LOOKS_MAX):
+            new, unchanged, refused = await self._judged(chunk)
+            try:
+                if new:
+                    await self.registry.commit(self._change(new))
+            except Conflict:
+                continue  # somebody has registered one of them meanwhile: the next look shows which
+            return self._counted(len(new), unchanged, refused)
+        # Somebody works at the same devices all the time. One by one, each row meets its own conflict.
+        if len(chunk) > 1:
+            return [each for one in chunk for each in await self.take((one,))]
+        [one] = chunk
+        clash = RowRefused(one.line, one.row.device_id, "changed-meanwhile", "The device is being changed by others.")
+        return self._counted(0, 0, [clash])
+
+    def _counted(self, added: int, unchanged: int, refused: list[RowRefused]) -> list[RowRefused]:
+        self.counts.added += added
+        self.counts.unchanged += unchanged
+        self.counts.refused += len(refused)
+        return refused
+
+    async def _judged(self, chunk: Sequence[Numbered]) -> tuple[list[Numbered], int, list[RowRefused]]:
+        facts = await self.registry.manifest_facts(
+            [each.row.device_id for each in chunk],
+            [(each.row.model, each.row.hardware_serial) for each in chunk if each.row.hardware_serial],
+            [each.row.key_sha256 for each in chunk if each.row.key_sha256 is not None],
+        )
+        known = _Known(facts)
+        new: list[Numbered] = []
+        refused: list[RowRefused] = []
+        for each in chunk:
+            try:
+                if not await self._has_model(each.row.model):
+                    message = f"There is no model {each.row.model[:80]!r}."
+                    raise Invalid("no-such-model", message, "Add it: fleet model add.")
+                if known.has(each.row):
+                    continue
+                known.add(each.row)
+                new.append(each)
+            except FleetError as error:
+                message = f"{error.message} {error.advice}".rstrip()
+                refused.append(RowRefused(each.line, each.row.device_id, error.code, message))
+        return new, len(chunk) - len(new) - len(refused), refused
+
+    async def _has_model(self, name: str) -> bool:
+        if name not in self._models:
+            self._models[name] = await self.registry.model(name) is not None
+        return self._models[name]
+
+    def _change(self, new: Sequence[Numbered]) -> Change:
+        now = self.clock()
+        digests = hashlib.sha256()
+        listed = []
+        for each in sorted(new, key=lambda numbered: numbered.row.device_id):  # two importers don't lock each other out
+            row, digest = each.row, each.row.digest()
+            digests.update(digest)
+            state = DeviceState.REGISTERED
+            device = Device(row.device_id, row.model, state, now, row.hardware_serial, tags=row.tags, groups=row.groups)
+            entry = ManifestEntry(row.device_id, row.model, row.hardware_serial, row.key_sha256, digest)
+            listed.append(ListedDevice(device, entry))
+        detail = {
+            "bulk": self.bulk,
+            "devices": str(len(listed)),
+            "lines": f"{new[0].line}-{new[-1].line}",
+            "first": listed[0].device.id,
+            "last": listed[-1].device.id,
+            "rows_sha256": digests.hexdigest(),
+        }
+        audit = AuditEntry(now, self.actor, ACTION, "manifest", "ok", detail=detail)
+        event = Event(EventKind.DEVICES_IMPORTED, self.bulk, str(len(listed)))
+        return Change(audit, (ListDevices(tuple(listed)),), (event,))
+
+
+class _Known:
+    """What is registered, with the rows of a chunk as they are judged."""
+
+    def __init__(self, facts: ManifestFacts) -> None:
+        self._digests = {entry.device_id: entry.row_sha256 for entry in facts.entries}
+        self._serials = {(e.model, e.hardware_serial): e.device_id for e in facts.entries if e.hardware_serial}
+        self._keys = {e.key_sha256: e.device_id for e in facts.entries if e.key_sha256 is not None}
+        self._devices = set(facts.devices)
+
+    def has(self, row: ManifestRow) -> bool:
+        """Whether `row` was taken before.
+
+        Raises: Conflict: `device-exists`, `row-differs`, `serial-taken`, `key-taken`.
+        """
+        digest = self._digests.get(row.device_id)
+        if digest == row.digest():
+            return True
+        if digest is not None:
+            raise Conflict("row-differs", f"Device {row.device_id} was imported with other values.")
+        if row.device_id in self._devices:
+            raise Conflict("device-exists", f"Device {row.device_id} is registered already, and not by an import.")
+        holder = self._serials.get((row.model, row.hardware_serial))
+        if holder is not None:
+            raise Conflict("serial-taken", f"The hardware serial is that of {holder}, of the same model.")
+        holder = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
+        if holder is not None:
+            raise Conflict("key-taken", f"The key is that of {holder}.")
+        return False
+
+    def add(self, row: ManifestRow) -> None:
+        self._digests[row.device_id] = row.digest()
+        self._devices.add(row.device_id)
+        if row.hardware_serial:
+            self._serials[row.model, row.hardware_serial] = row.device_id
+        if row.key_sha256 is not None:
+            self._keys[row.key_sha256] = row.device_id
