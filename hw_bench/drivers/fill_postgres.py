@@ -12,15 +12,9 @@ from fleet.storage.postgres_session import SCHEMA, Session
 from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 
 TAG_COLUMNS = ("key", "value", "device_id")
+# Indices grow with the rows, as in life: one that is built afterwards is smaller than it will ever be again.
 DEVICE_TABLES = ("device", "device_tag", "credential")
 # Tables with their indices and what stands beside them. Between two readings nothing else is written.
-# Random pages of them would be most of the work of a fill, and they take as much room when they are built at its end.
-HASH_INDICES = """
-    SELECT i.indrelid::regclass::text AS name, c.relname AS index, x.conname AS constraint,
-        coalesce(pg_get_constraintdef(x.oid), pg_get_indexdef(c.oid)) AS meaning
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-    LEFT JOIN pg_constraint x ON x.conindid = c.oid AND x.contype = 'x'
-    WHERE a.amname = 'hash' AND c.relnamespace = $1::regnamespace ORDER BY index"""
 SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
 
 
@@ -32,13 +26,6 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
     async with _session(url) as db:
         await _copy(db, "model", rows.MODEL_COLUMNS, (rows.model_row(Model(f"model-{n}")) for n in range(MODELS)))
         before = await _octets(db, *DEVICE_TABLES)
-        indices = await db.fetch(HASH_INDICES, SCHEMA)
-        for one in indices:
-            await db.execute(
-                f"ALTER TABLE {one['name']} DROP CONSTRAINT {one['constraint']}"
-                if one["constraint"]
-                else f"DROP INDEX {one['index']}"
-            )
         for portion in portions(fleet.count):
             devices = [fleet.device(number) for number in portion]
             async with db.transaction():
@@ -48,13 +35,6 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
                 credentials = (rows.credential_row(fleet.credential(number)) for number in portion)
                 await _copy(db, "credential", rows.CREDENTIAL_COLUMNS, credentials)
             said(portion.stop)
-        await db.execute("ANALYZE")  # a hash index is laid out for as many rows as its table is thought to have
-        for one in indices:
-            await db.execute(
-                f"ALTER TABLE {one['name']} ADD CONSTRAINT {one['constraint']} {one['meaning']}"
-                if one["constraint"]
-                else one["meaning"]
-            )
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")
@@ -71,7 +51,7 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
 @asynccontextmanager
 async def _session(url: DatabaseUrl) -> AsyncIterator[Session]:
     # Of use only when it is whole: no commit need be on disk before the checkpoint at the end.
-    settings = {"search_path": SCHEMA, "synchronous_commit": "off", "maintenance_work_mem": "1GB"}
+    settings = {"search_path": SCHEMA, "synchronous_commit": "off"}
     session = await asyncpg.connect(url.dsn, server_settings=settings)
     try:
         yield session

@@ -34,7 +34,7 @@ ANALYZE credential; -- a hash index is laid out for as many rows as the table is
 ALTER TABLE credential
     ADD CONSTRAINT credential_fingerprint_check CHECK (length(fingerprint) = 32),
     ADD CONSTRAINT credential_serial_check CHECK (length(serial) BETWEEN 1 AND 20),
-    ADD CONSTRAINT credential_kind_check CHECK (kind IN ('device', 'station', 'operator')),
+    ADD CONSTRAINT credential_kind_check CHECK (kind IN ('device', 'station', 'operator', 'claim')),
     ADD CONSTRAINT credential_key_sha256_check CHECK (length(key_sha256) = 32),
     ADD CONSTRAINT credential_state_check CHECK (state IN ('issued', 'active', 'superseded', 'revoked')),
     ADD CONSTRAINT credential_fingerprint_key EXCLUDE USING hash (fingerprint WITH =) WITH (fillfactor = 90),
