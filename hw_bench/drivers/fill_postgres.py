@@ -13,11 +13,8 @@ from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 
 TAG_COLUMNS = ("key", "value", "device_id")
 DEVICE_TABLES = ("device", "device_tag", "credential")
+# Indices grow with the rows, as a fleet's do: built afterwards they would be smaller than they will be in life.
 # Tables with their indices and what stands beside them. Between two readings nothing else is written.
-# Exclusions by hash take as much room whether they are built before or after, and are built faster.
-EXCLUSIONS = """
-    SELECT conrelid::regclass::text AS name, conname, pg_get_constraintdef(oid) AS meaning
-    FROM pg_constraint WHERE contype = 'x' AND connamespace = $1::regnamespace"""
 SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
 
 
@@ -29,9 +26,6 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
     async with _session(url) as db:
         await _copy(db, "model", rows.MODEL_COLUMNS, (rows.model_row(Model(f"model-{n}")) for n in range(MODELS)))
         before = await _octets(db, *DEVICE_TABLES)
-        exclusions = await db.fetch(EXCLUSIONS, SCHEMA)
-        for one in exclusions:
-            await db.execute(f"ALTER TABLE {one['name']} DROP CONSTRAINT {one['conname']}")
         for portion in portions(fleet.count):
             devices = [fleet.device(number) for number in portion]
             async with db.transaction():
@@ -41,8 +35,6 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
                 credentials = (rows.credential_row(fleet.credential(number)) for number in portion)
                 await _copy(db, "credential", rows.CREDENTIAL_COLUMNS, credentials)
             said(portion.stop)
-        for one in exclusions:
-            await db.execute(f"ALTER TABLE {one['name']} ADD CONSTRAINT {one['conname']} {one['meaning']}")
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")
@@ -59,7 +51,7 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
 @asynccontextmanager
 async def _session(url: DatabaseUrl) -> AsyncIterator[Session]:
     # Of use only when it is whole: no commit need be on disk before the checkpoint at the end.
-    settings = {"search_path": SCHEMA, "synchronous_commit": "off", "maintenance_work_mem": "1GB"}
+    settings = {"search_path": SCHEMA, "synchronous_commit": "off"}
     session = await asyncpg.connect(url.dsn, server_settings=settings)
     try:
         yield session
