@@ -21,8 +21,11 @@ INSERT = f"""
     INSERT INTO credential ({rows.columns(rows.CREDENTIAL_COLUMNS)})
     VALUES ({", ".join(f"${n}" for n in range(1, len(rows.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
 COLUMNS = """
-    SELECT table_name, column_name, data_type FROM information_schema.columns
+    SELECT table_name, column_name, data_type, collation_name, is_nullable, is_identity FROM information_schema.columns
     WHERE table_schema = 'fleet' AND table_name IN ('credential', 'device', 'device_tag')"""
+CHECKS = """
+    SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE contype IN ('c', 'f') AND connamespace = 'fleet'::regnamespace"""
 
 
 async def session(url: DatabaseUrl) -> asyncpg.Connection:
@@ -123,11 +126,14 @@ async def test_a_filled_registry_from_before_is_brought_over(
     await writing.copy_records_to_table(
         "credential", schema_name=SCHEMA, columns=rows.CREDENTIAL_COLUMNS, records=map(rows.credential_row, held)
     )
-    columns_before = sorted(map(tuple, await writing.fetch(COLUMNS)))
+    before = {tuple(row) for asked in (COLUMNS, CHECKS) for row in await writing.fetch(asked)}
     monkeypatch.setattr(postgres_schema, "migrations", lambda: every)
     new = await PostgresRegistry.open(url, create=False)
     try:
-        assert sorted(map(tuple, await writing.fetch(COLUMNS))) >= columns_before
+        after = {tuple(row) for asked in (COLUMNS, CHECKS) for row in await writing.fetch(asked)}
+        assert before - after == set()
+        with pytest.raises(asyncpg.CheckViolationError):
+            await writing.execute("UPDATE credential SET state = 'lost'")
         for n in range(100):
             assert await new.credentials(f"cam-{n}") == held[n::100]
         for one in held:
