@@ -18,13 +18,13 @@ from tests.storage.samples import MODEL, change, credential, device
 
 BEFORE = next(n for n, sql in postgres_schema.migrations() if "EXCLUDE USING hash" in sql) - 1
 CONSTRAINTS = """
-    SELECT conname FROM pg_constraint
-    WHERE conrelid IN ('credential'::regclass, 'device'::regclass, 'device_tag'::regclass) ORDER BY conname"""
+    SELECT conrelid::regclass::text, conname, CASE WHEN contype IN ('c', 'f') THEN pg_get_constraintdef(oid) END
+    FROM pg_constraint WHERE connamespace = 'fleet'::regnamespace ORDER BY 1, 2"""
 INSERT = f"""
     INSERT INTO credential ({rows.columns(rows.CREDENTIAL_COLUMNS)})
     VALUES ({", ".join(f"${n}" for n in range(1, len(rows.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
 COLUMNS = """
-    SELECT table_name, column_name, data_type, is_nullable, is_identity FROM information_schema.columns
+    SELECT table_name, column_name, data_type, collation_name, is_nullable, is_identity FROM information_schema.columns
     WHERE table_schema = 'fleet' AND table_name IN ('credential', 'device', 'device_tag')"""
 
 
