@@ -30,13 +30,15 @@ READS_MAX = 64  # packets handled before the loop looks at its other business
 MQTT_5, MQTT_3 = 5, 4  # the protocol levels in CONNECT
 
 # MQTT 5.0, 3.2.2.2: what paho calls the answers that will stay the same until a person has changed something.
+_ASK = "ask the fleet's operator to look at it with `fleet device show`"
 _REFUSALS = {
-    0x85: "client identifier not valid",
-    0x86: "bad user name or password",
-    0x87: "not authorized",
-    0x8A: "banned",
-    0x8C: "bad authentication method",
+    0x85: f"the gateway knows this certificate under another device id: {_ASK}",
+    0x86: f"the gateway takes this identity for no good one: {_ASK}",
+    0x87: f"the gateway does not let this certificate in: {_ASK}; should it have ended, enroll again with a new token",
+    0x8A: f"this device has been suspended, revoked or retired: {_ASK}; once it is resumed it connects by itself",
+    0x8C: f"the gateway does not take this way to log in: {_ASK}",
 }
+"""What a refusal means and what to do next, in words."""
 _TAKEN_OVER = 0x8E  # somebody else connects with our identity: retrying at once would only throw each other out
 _BAD_VERSION = 0x84
 
@@ -280,4 +282,6 @@ def _explained_text(text: str) -> tuple[Setback, str]:
 def _explained_connack(code: ReasonCode) -> tuple[Setback, str]:
     if code.value == _BAD_VERSION:
         return Setback.PROTOCOL, f"CONNACK: {code}"
-    return (Setback.REFUSED if code.value in _REFUSALS else Setback.NETWORK), f"CONNACK: {code}"
+    if code.value not in _REFUSALS:
+        return Setback.NETWORK, f"CONNACK: {code}"
+    return Setback.REFUSED, f"{_REFUSALS[code.value]} (CONNACK: {code})"

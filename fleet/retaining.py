@@ -22,6 +22,11 @@ FIRST_SECONDS = 600.0  # after the start: a server that is restarted every day g
 EVERY_SECONDS = 86_400.0
 
 
+def policy_of(settings: Settings) -> Policy:
+    """For how long things are kept."""
+    return Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
+
+
 async def retain(
     home: Home, registry: Registry, settings: Settings, *, actor: str, now: datetime, is_dry: bool = False
 ) -> Report:
@@ -29,7 +34,7 @@ async def retain(
 
     Raises: Conflict (`archive-in-use`); what Retention.run raises.
     """
-    policy = Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
+    policy = policy_of(settings)
     log = revocation_log(home)
     noted = await catch_up(registry, log)
     with Archive(home.archive).held() as archive:

@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from fleet.authorities import key_sealer, load_webhook_signer, operators_authority
+from fleet.admin_authorities import authorities_for_admin
+from fleet.authorities import key_sealer, load_webhook_signer
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
@@ -24,12 +25,14 @@ from fleet.lasting import lasting
 from fleet.live_authorities import LiveAuthorities
 from fleet.maker_anchors import follow_makers, makers_of
 from fleet.premises import Endpoints
+from fleet.retaining import policy_of
 from fleet.server_certificate import Clock, Contexts
 from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.watched import WatchedUpstream, is_somebody_elses
 from fleet.settings import Address, Settings
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
@@ -141,6 +144,10 @@ async def working(
         authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock, makers=await makers_of(registry))
         contexts.follow(authorities, home)
+        watched = WatchedUpstream(upstream, clock=clock) if is_somebody_elses(upstream) else None
+        if watched is not None:
+            upstream = watched
+            await parts.enter_async_context(lasting(watched.run(), "the watch on the broker"))
         gateway = Gateway(
             registry,
             upstream,
@@ -175,13 +182,15 @@ async def working(
                 "est": est.counters,
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
+                "upstream": {"broker": upstream.describe()} if watched is None else watched.status(),
             }
 
         admin = build_admin_server(
             registry,
             status,
-            operators=operators_authority(home, clock()),
+            authorities=replace(authorities_for_admin(home, clock()), stations_issuer=lambda: authorities),
             tenants=authorities.names,
+            retention=policy_of(settings),
             clock=clock,
             # Operators page through long lists; their certificates are few and named.
             rates=rates_of(replace(settings, requests_per_credential_per_second=0)),

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import click
 
 from fleet.authorities import audit_signer
+from fleet.cli.at_home import at_home_only
 from fleet.cli.audit_proof import check_proof, prove_
 from fleet.cli.audit_verify import verify_
 from fleet.cli.desk import Desk, fleet_option
@@ -80,9 +81,19 @@ def list_(
         for r in found
     ]
     print_rows(COLUMNS, rows, output)
+    if not rows:
+        click.echo(_why_none(where, after), err=True)
+
+
+def _why_none(where: RowFilter, after: int | None) -> str:
+    if where == RowFilter():
+        return f"There is no row behind row {after}." if after else "There is no row yet."
+    hint = "What is looked for is matched whole: a * at its end stands for any rest, as in 'device.*'."
+    return f"No row{f' behind row {after}' if after else ''} is as you say. {hint}"
 
 
 @audit.command(name="seal")
+@at_home_only("a server seals its own audit each second")
 @home_option
 @output_option
 def seal_(home: Path, output: str) -> None:
@@ -108,6 +119,7 @@ def seal_(home: Path, output: str) -> None:
 
 
 @audit.command()
+@at_home_only("an export holds the whole audit with its signed heads")
 @home_option
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what came behind this row.")
 @click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")

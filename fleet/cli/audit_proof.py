@@ -6,25 +6,22 @@ from pathlib import Path
 import click
 
 from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, check_head, read_head_key
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import OpenHome, home_option, opened, run
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.audit_proof import PROOF_SIZE_MAX, Proof, check_path, proof_text, read_proof
-from fleet.domain.errors import NotFound
-from fleet.services.audit_proving import prove
-from fleet.services.audit_search import row_of_issue
 
 _SEQ = re.compile(r"[0-9]{1,18}")
 _SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
 
 
 @click.command(name="prove")
-@home_option
+@fleet_option
 @click.argument("what", metavar="SEQ|SERIAL")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A new file for it.")
 @output_option
-def prove_(home: Path, what: str, out: Path | None, output: str) -> None:
+def prove_(desk: Desk, what: str, out: Path | None, output: str) -> None:
     """Prove that a row is in the audit.
 
     It is row SEQ, or the row that recorded the issue of the certificate SERIAL. The proof is a JSON text, printed or
@@ -39,13 +36,8 @@ def prove_(home: Path, what: str, out: Path | None, output: str) -> None:
     if not _SEQ.fullmatch(what) and not _SERIAL.fullmatch(what):
         raise click.UsageError("Give a row's number, or a certificate's serial number in hex.")
 
-    async def work() -> Proof:
-        async with opened(home) as fleet:
-            seq = int(what) if _SEQ.fullmatch(what) else await _seq_of_issue(fleet, what)
-            return await prove(fleet.registry, seq)
-
     with attempting(f"proving {'row' if _SEQ.fullmatch(what) else 'the issue of'} {what}"):
-        proof = run(work())
+        proof = desk.prove(int(what) if _SEQ.fullmatch(what) else _serial(what))
         text = proof_text(proof)
         if out is not None:
             write_file(out, text.encode("ascii"), secret=True)
@@ -53,20 +45,6 @@ def prove_(home: Path, what: str, out: Path | None, output: str) -> None:
         click.echo(text, nl=False)
         return
     print_value({"file": str(out), "seq": proof.seq, "head": _head_text(proof)}, output)
-
-
-async def _seq_of_issue(fleet: OpenHome, text: str) -> int:
-    serial = text.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"
-    credential = await fleet.registry.credential(serial)
-    if credential is None:
-        advice = "If it was issued and archived since, find its row with: fleet audit list --subject 'device ID'"
-        raise NotFound("no-such-certificate", f"There is no certificate {serial[:60]} in the registry.", advice)
-    row = await row_of_issue(fleet.registry, credential)
-    if row is None:
-        subject = f"{credential.kind} {credential.holder}"
-        message = f"No row that is kept records the issue of certificate {serial} to {subject}."
-        raise NotFound("no-such-row", message, f"Look through: fleet audit list --subject '{subject}'")
-    return row.seq
 
 
 @click.command(name="check-proof")
@@ -115,6 +93,10 @@ def check_proof(file: Path, key_file: Path, output: str) -> None:
         },
         output,
     )
+
+
+def _serial(text: str) -> str:
+    return text.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"
 
 
 def _head_text(proof: Proof) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, read_head_key
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import opened, run
 from fleet.cli.output import output_option, print_value
@@ -38,6 +39,7 @@ class Head(click.ParamType[Noted]):
 
 
 @click.command(name="verify")
+@at_home_only("whoever verifies reads every row itself, from the home or with --file from a copy of its registry")
 @click.option(
     "--home", type=click.Path(path_type=Path), envvar="FLEET_HOME", show_envvar=True, help="The fleet's home."
 )

@@ -8,6 +8,7 @@ import click
 from fleet.backup.archive import Manifest
 from fleet.backup.restoring import Restored, check_backup, needs_passphrase, restore_backup
 from fleet.backup.taking import Taken, save_home
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
@@ -41,6 +42,7 @@ def backup() -> None:
 
 
 @backup.command()
+@at_home_only("a backup holds the fleet's keys, and they travel nowhere")
 @home_option
 @click.argument("file", type=_FILE)
 @password_file
@@ -96,6 +98,7 @@ def check(file: Path, password_file: str | None, password_env: str | None, outpu
 
 
 @click.command()
+@at_home_only("a home is made in a folder of this machine")
 @click.argument("file", type=_FILE)
 @click.argument("home", type=click.Path(path_type=Path))
 @click.option(

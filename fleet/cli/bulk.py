@@ -1,26 +1,23 @@
 """Acts on one device or on every device of a filter: the options, the confirmation, the progress, the summary."""
 
-import asyncio
 import functools
-import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-from fleet.cli.desk import Desk, fleet_option
+from fleet.cli.desk import Desk, Order, Went, fleet_option
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.home import OPERATOR, opened, run, utc_now
-from fleet.cli.local_desk import LocalDesk
+from fleet.cli.home import utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.device import Device, DeviceFilter
+from fleet.domain.device import Device
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.tags import Retag
-from fleet.services.bulk import Deed, Move, Tagging, Tally, act_on_many, matching, new_bulk_id
+from fleet.services.bulk import Tally, new_bulk_id
+from fleet.services.revocation import checked_reason
 
 PROGRESS_EVERY_SECONDS = 0.5
 FAILURES_SHOWN_MAX = 20
@@ -38,13 +35,6 @@ class Many:
     is_confirmed: bool
     count: int | None
     is_dry: bool
-
-    @property
-    def home(self) -> Path:
-        """Raises: click.UsageError: it is a fleet from afar."""
-        if not isinstance(self.desk, LocalDesk):
-            raise click.UsageError("--filter works at the home itself: give --home in place of --url, or a DEVICE_ID.")
-        return self.desk.path
 
 
 def one_or_many(command: Callable[..., None]) -> Callable[..., object]:
@@ -87,7 +77,7 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
         "text",
         metavar="FILTER",
         help="Every device of which all is true: 'model=cam2 and lot=L7 and state=active and group=pilot and "
-        "expires<30d'. Other keys are tags. At the home itself, not with --url.",
+        "expires<30d'. Other keys are tags.",
     ),
     click.option("--yes", is_flag=True, help="With --filter: do not ask, however many they are."),
     click.option(
@@ -97,43 +87,42 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
 )
 
 
-def new_move(verb: str, reason: str) -> Move:
-    """`verb` as whoever works at the home does it. Raises: Invalid (`bad-reason`)."""
-    return Move(verb, OPERATOR, reason, new_bulk_id(), utc_now)
-
-
-def new_tagging(retag: Retag, reason: str) -> Tagging:
-    """`retag` as whoever works at the home does it. Raises: Invalid (`bad-reason`)."""
-    return Tagging(retag, OPERATOR, reason, new_bulk_id(), utc_now)
-
-
-def act_by_filter(many: Many, doing: str, deed: Move | Tagging) -> None:
-    """Do `deed` to every device of the filter, once it has been confirmed. Exit 1 when it failed on any."""
+def act_by_filter(many: Many, doing: str, act: str, retag: Retag | None = None) -> None:
+    """Do `act` to every device of the filter, once it has been confirmed. Exit 1 when it failed on any."""
     assert many.text is not None  # noqa: S101  one_or_many has seen to it
-    home = many.home
     with attempting(f"{doing} devices"):
-        where = parse_filter(many.text, utc_now())
+        checked_reason(many.reason)
+        order = Order(many.text, parse_filter(many.text, utc_now()), act, retag, many.reason)
         if many.is_dry:
-            _list(many, run(_devices(home, where)))
+            _list(many, many.desk.all_devices(order.where))
             return
-        count = run(_count(home, where))
+        count = many.desk.count_devices(order)
         _confirm(many, doing, count)
         if count == 0:
             click.echo("No device matches.", err=True)
-        tally, interrupted = run(_work(home, where, deed, count)) if count else (Tally(), False)
-    _report(many, doing, deed.bulk, count, tally, interrupted)
-    if tally.failed or interrupted:
+            went = Went(new_bulk_id(), Tally(), is_interrupted=False)
+        else:
+            progress = _Progress(count)
+            went = many.desk.act_on_many(order, count, progress.heard)
+            progress.last(went.tally)
+    _report(many, doing, count, went)
+    if went.tally.failed or went.is_interrupted:
         sys.exit(EXIT_FAILED)
 
 
-async def _devices(home: Path, where: DeviceFilter) -> list[Device]:
-    async with opened(home) as fleet:
-        return [device async for device in matching(fleet.registry, where)]
+class _Progress:
+    """A line on standard error now and then, the first at once."""
 
+    def __init__(self, count: int) -> None:
+        self._count, self._shown = count, 0.0
 
-async def _count(home: Path, where: DeviceFilter) -> int:
-    async with opened(home) as fleet:
-        return await fleet.registry.count_devices(where)
+    def heard(self, tally: Tally) -> None:
+        if time.monotonic() - self._shown >= PROGRESS_EVERY_SECONDS:
+            self.last(tally)
+
+    def last(self, tally: Tally) -> None:
+        self._shown = time.monotonic()
+        click.echo(f"{tally.seen} of {self._count}", err=True)
 
 
 def _list(many: Many, devices: list[Device]) -> None:
@@ -158,44 +147,23 @@ def _confirm(many: Many, doing: str, count: int) -> None:
         raise CliError(f"{doing} devices", f"{typed[:20]!r} is not {count}; nothing was changed")
 
 
-async def _work(home: Path, where: DeviceFilter, deed: Deed, count: int) -> tuple[Tally, bool]:
-    """How it went, and whether Ctrl-C or SIGTERM cut it short: then what was under way has been finished."""
-    stop, tally = asyncio.Event(), Tally()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        shown = time.monotonic()
-        click.echo(f"0 of {count}", err=True)
-        async with opened(home) as fleet:
-            async for outcome in act_on_many(fleet.registry, where, deed, at_most=count, stop=stop):
-                tally.count(outcome)
-                if time.monotonic() - shown >= PROGRESS_EVERY_SECONDS:
-                    shown = time.monotonic()
-                    click.echo(f"{tally.seen} of {count}", err=True)
-        click.echo(f"{tally.seen} of {count}", err=True)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-    return tally, stop.is_set() and tally.seen < count
-
-
-def _report(many: Many, doing: str, bulk: str, count: int, tally: Tally, interrupted: bool) -> None:
+def _report(many: Many, doing: str, count: int, went: Went) -> None:
+    tally = went.tally
     for outcome in tally.failed[:FAILURES_SHOWN_MAX]:
         click.echo(f"Not done: {outcome.device_id}: {outcome.why}", err=True)
     if len(tally.failed) > FAILURES_SHOWN_MAX:
         click.echo(f"Not done: {len(tally.failed) - FAILURES_SHOWN_MAX} more; -o json lists them all.", err=True)
     failed: list[object] = [{"id": o.device_id, "code": o.code, "why": o.why} for o in tally.failed]
     value: dict[str, object] = {
-        "bulk": bulk,
+        "bulk": went.bulk,
         "matched": count,
         "done": tally.done,
         "skipped": tally.skipped,
         "failed": failed if many.output == "json" else len(failed),
-        "interrupted": interrupted,
+        "interrupted": went.is_interrupted,
     }
     print_value(value, many.output)
-    if interrupted:
+    if went.is_interrupted:
         click.echo(f"Interrupted while {doing}: {tally.seen} of {count}. Run it again for the rest.", err=True)
     elif tally.failed:
         click.echo("Look at those again: they were changed meanwhile, or the registry failed. Run it again.", err=True)

@@ -8,18 +8,22 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.authorities import renew_server_certificate
+from fleet.ca.shown import CaCertificate
+from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.access import Act
-from fleet.domain.errors import Refused
-from fleet.home import Home, certificate_in, open_home, settings_of
+from fleet.domain.errors import NotFound, Refused
+from fleet.home import settings_of
 from fleet.issuing_folder import Authority, fingerprint
 from fleet.services.tenancy import announce_forgetting, announce_rollover, still_in_use
-from fleet.tenants import authority_of, forget_former, former_of, new_issuing_key, read_authorities
+from fleet.tenants import authority_of, forget_former, former_of, new_issuing_key
 
 _tenant = click.option("--tenant", default="", metavar="NAME", help="Of this tenant, in place of the fleet's own.")
+_SIGNS = "the keys of CAs stay in the home"
 
 
 @click.group()
@@ -28,44 +32,29 @@ def ca() -> None:
 
 
 @ca.command()
-@home_option
+@fleet_option
 @output_option
-def show(home: Path, output: str) -> None:
+def show(desk: Desk, output: str) -> None:
     """List the CAs with their validity and fingerprints.
 
     A former CA signs no more; its certificates are still believed.
     """
-    with attempting(f"reading the CAs of '{home}'"):
-        rows = _rows(open_home(home))
+    with attempting("reading the CAs"):
+        found = [(each.role, each.certificate, each.tenant or None) for each in desk.authorities()]
+    rows = [
+        (role, c.subject.rfc4514_string(), c.not_valid_after_utc, c.fingerprint(hashes.SHA256()), tenant)
+        for role, c, tenant in found
+    ]
     print_rows(("role", "subject", "not_after", "sha256", "tenant"), rows, output)
 
 
-def _rows(home: Home) -> list[tuple[object, ...]]:
-    found = read_authorities(home)
-    rows: list[tuple[object, ...]] = []
-    for each in found.all:
-        if not each.tenant or each.root != found.own.root:
-            rows.append(_row("root", each.root, each.tenant))
-            rows += [_row("former root", root, each.tenant) for root in each.former_roots]
-        rows.append(_row("issuing", each.issuing, each.tenant))
-        rows += [_row("former", former, each.tenant) for former in each.former]
-    if home.operators_certificate.exists():
-        rows.append(_row("operators", certificate_in(home.operators_certificate), ""))
-    return rows
-
-
-def _row(role: str, certificate: x509.Certificate, tenant: str) -> tuple[object, ...]:
-    name = certificate.subject.rfc4514_string()
-    return role, name, certificate.not_valid_after_utc, certificate.fingerprint(hashes.SHA256()), tenant or None
-
-
 @ca.command()
-@home_option
+@fleet_option
 @_tenant
 @click.option("--chain", "whole", is_flag=True, help="The issuing CA too, after the root.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
-def export(home: Path, tenant: str, whole: bool, force: bool, out: Path) -> None:
+def export(desk: Desk, tenant: str, whole: bool, force: bool, out: Path) -> None:
     """Write out the root certificate.
 
     It is what devices trust, as PEM, to OUT (default: standard output). For a tenant with a root of its own, that is
@@ -73,11 +62,8 @@ def export(home: Path, tenant: str, whole: bool, force: bool, out: Path) -> None
 
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """
-    with attempting(f"exporting the CA of '{home}'"):
-        place = open_home(home)
-        found = authority_of(place, tenant)
-        shown = dict.fromkeys((found.root, certificate_in(place.root_certificate)))
-        chain = [*shown, *(found.issuers if whole else ())]
+    with attempting("exporting the CA"):
+        chain = _chain(desk.authorities(), tenant, whole=whole)
         pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
         if str(out) == "-":
             click.echo(pem, nl=False)
@@ -85,7 +71,21 @@ def export(home: Path, tenant: str, whole: bool, force: bool, out: Path) -> None
             write_file(out, pem, secret=False, force=force)
 
 
+def _chain(found: list[CaCertificate], tenant: str, *, whole: bool) -> list[x509.Certificate]:
+    """What devices of `tenant` trust, and with `whole` what signs for them.
+
+    Raises: NotFound (`no-such-tenant`).
+    """
+    signers = [each.certificate for each in found if each.tenant == tenant and each.role in ("issuing", "former")]
+    if not signers:
+        raise NotFound("no-such-tenant", f"There is no tenant {tenant[:80]!r}.", "See: fleet tenant list")
+    roots = [each.certificate for each in found if each.tenant == tenant and each.role == "root"]
+    roots += [each.certificate for each in found if not each.tenant and each.role == "root"]
+    return [*dict.fromkeys(roots), *(signers if whole else ())]
+
+
 @ca.command()
+@at_home_only(_SIGNS)
 @home_option
 @_tenant
 @click.option("--root", "root_too", is_flag=True, help="Under a new key of the root, too.")
@@ -129,6 +129,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
 
 @ca.command()
+@at_home_only(_SIGNS)
 @home_option
 @_tenant
 @click.argument("sha256")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option, run
 from fleet.cli.output import output_option, print_value
@@ -17,6 +18,7 @@ def db() -> None:
 
 
 @db.command()
+@at_home_only("it works on the database itself")
 @home_option
 @output_option
 def status(home: Path, output: str) -> None:
@@ -27,6 +29,7 @@ def status(home: Path, output: str) -> None:
 
 
 @db.command()
+@at_home_only("it works on the database itself")
 @home_option
 @output_option
 def migrate(home: Path, output: str) -> None:

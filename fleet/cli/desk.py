@@ -15,13 +15,20 @@ from typing import Any, Protocol, TypeVar
 import click
 from click.core import ParameterSource
 
+from fleet.ca.shown import CaCertificate
+from fleet.cli.issued import Issued, Newest
+from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter
+from fleet.domain.audit_proof import Proof
 from fleet.domain.changes import AuditRow
-from fleet.domain.credential import CredentialState, Token
+from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
+from fleet.services.bulk import Tally
+from fleet.services.forecast import Forecast
 from fleet.services.renewal import Progress
+from fleet.services.retention_status import RetentionStatus
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -38,6 +45,31 @@ class Held:
     not_after: datetime
     sha256: bytes
     """Of its DER."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An act on every device of a filter."""
+
+    text: str
+    """The filter as it was written."""
+    where: DeviceFilter
+    """And as it was understood."""
+    act: str
+    """One of MOVES, or "tag"."""
+    retag: Retag | None
+    """With "tag"."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Went:
+    """How an act on many devices went."""
+
+    bulk: str
+    """What ties its audit rows together."""
+    tally: Tally
+    is_interrupted: bool
 
 
 class Desk(Protocol):
@@ -66,6 +98,49 @@ class Desk(Protocol):
     def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device: ...
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         """`verb` is one of MOVES."""
+        ...
+
+    def all_devices(self, where: DeviceFilter) -> list[Device]: ...
+    def count_devices(self, order: Order) -> int:
+        """How many `order` is for."""
+        ...
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        """Do it to the `count` devices that it is for, and tell `heard` how far it has come. SIGINT and SIGTERM stop it
+        where nothing is left half done.
+        """
+        ...
+
+    def stations(self) -> list[tuple[Station, Newest | None]]: ...
+    def add_station(
+        self, name: str, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta, quota: int
+    ) -> Issued:
+        """With a certificate for the key that the request was made with."""
+        ...
+
+    def revoke_station(self, name: str, reason: str) -> None: ...
+    def operators(self) -> list[tuple[Operator, Newest | None]]: ...
+    def operator(self, name: str) -> tuple[Operator, Newest | None]: ...
+    def add_operator(
+        self, name: str, role: Role, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta
+    ) -> Issued: ...
+    def revoke_operator(self, name: str, reason: str) -> None: ...
+    def authorities(self) -> list[CaCertificate]:
+        """The fleet's CAs, the root first."""
+        ...
+
+    def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
+        """What ends in the next `weeks`."""
+        ...
+
+    def retention(self) -> RetentionStatus:
+        """What the registry keeps, and for how long."""
+        ...
+
+    def prove(self, what: int | str) -> Proof:
+        """That a row is in the audit: by its number, or the one that recorded the issue of the certificate with this
+        serial number, lower-case hex.
+        """
         ...
 
     def tokens(self) -> list[Token]: ...

@@ -2,7 +2,7 @@
 
 import click
 
-from fleet.cli.bulk import Many, act_by_filter, new_move, new_tagging, one_or_many
+from fleet.cli.bulk import Many, act_by_filter, one_or_many
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.device_import import import_
 from fleet.cli.errors import attempting
@@ -198,9 +198,7 @@ def retire(device_id: str | None, many: Many) -> None:
 
 def _move(verb: str, doing: str, device_id: str | None, many: Many) -> None:
     if device_id is None:
-        with attempting(f"{doing} devices"):
-            deed = new_move(verb, many.reason)
-        act_by_filter(many, doing, deed)
+        act_by_filter(many, doing, verb)
         return
     with attempting(f"{doing} device '{device_id}'"):
         moved = many.desk.move_device(verb, device_id, many.reason)
@@ -234,9 +232,8 @@ def tag(
     what = f"device '{device_id}'" if device_id is not None else "devices"
     with attempting(f"tagging {what}"):
         retag = Retag(tuple(map(parse_tag, pairs)), remove, join, leave)
-        deed = new_tagging(retag, many.reason)
     if device_id is None:
-        act_by_filter(many, "tagging", deed)
+        act_by_filter(many, "tagging", "tag", retag)
         return
     with attempting(f"tagging {what}"):
         tagged = many.desk.tag_device(device_id, retag, many.reason)

@@ -1,25 +1,19 @@
 """`fleet forecast`: what ends when."""
 
 import sys
-from pathlib import Path
 
 import click
-from cryptography import x509
 
-from fleet.authorities import authority_chain, server_identity
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import EXIT_FAILED, attempting
-from fleet.cli.home import home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.home import Home
 from fleet.services import forecast as service
-from fleet.services.forecast import Authority, Forecast
-from fleet.tenants import read_authorities
 
 COLUMNS = ("week", "devices", "tokens", "authorities")
 
 
 @click.command()
-@home_option
+@fleet_option
 @click.option("--weeks", type=click.IntRange(1, 520), default=26, show_default=True, help="How far to look.")
 @click.option(
     "--cliff",
@@ -31,7 +25,7 @@ COLUMNS = ("week", "devices", "tokens", "authorities")
 )
 @click.option("--check", is_flag=True, help="Exit 1 when there is a warning: for cron.")
 @output_option
-def forecast(home: Path, weeks: int, cliff: float, check: bool, output: str) -> None:
+def forecast(desk: Desk, weeks: int, cliff: float, check: bool, output: str) -> None:
     """Show, week by week, how many devices' certificates and tokens end, and which of the fleet's own.
 
     \b
@@ -43,13 +37,8 @@ def forecast(home: Path, weeks: int, cliff: float, check: bool, output: str) -> 
     within the weeks shown, and one whose remaining life is shorter than a model's certificates, which it cuts.
     """
 
-    async def work() -> Forecast:
-        async with opened(home) as fleet:
-            own = authorities_of(fleet.home)
-            return await service.forecast(fleet.registry, own, now=utc_now(), weeks=weeks, cliff_percent=cliff)
-
-    with attempting(f"forecasting '{home}'"):
-        seen = run(work())
+    with attempting("forecasting"):
+        seen = desk.forecast(weeks, cliff)
     rows = [(f"{week.monday:%Y-%m-%d}", week.devices, week.tokens, week.authorities) for week in seen.weeks]
     if output == "json":
         print_value(
@@ -68,19 +57,3 @@ def forecast(home: Path, weeks: int, cliff: float, check: bool, output: str) -> 
             click.echo(f"Warning: {warning.message}", err=True)
     if check and seen.warnings:
         sys.exit(EXIT_FAILED)
-
-
-def authorities_of(home: Home) -> list[Authority]:
-    """The certificates of the home's own, as a forecast looks at them."""
-    root, issuing = authority_chain(home)
-    leaf = server_identity(home).certificate_chain[0]
-    found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
-    for name, tenant in read_authorities(home).tenants.items():
-        if tenant.root != root:
-            found.append(_authority("root", tenant.root, name))
-        found.append(_authority("issuing", tenant.issuing, name))
-    return found
-
-
-def _authority(role: str, certificate: x509.Certificate, tenant: str = "") -> Authority:
-    return Authority(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc, tenant)

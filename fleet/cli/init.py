@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.at_home import at_home_only
 from fleet.cli.checked import Checked
 from fleet.cli.errors import attempting
 from fleet.cli.home import run, utc_now
@@ -16,6 +17,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @click.command()
+@at_home_only("a home is made in a folder of this machine")
 @click.argument("home", type=click.Path(path_type=Path), envvar="FLEET_HOME")
 @click.option("--name", default="fleet", show_default=True, help="The fleet's name, shown in its CAs' subjects.")
 @click.option(

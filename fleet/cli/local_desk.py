@@ -5,20 +5,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.cli.desk import Held
+from fleet.admin_authorities import forecasted_authorities, shown_authorities
+from fleet.ca.shown import CaCertificate
+from fleet.cli import local_bulk, local_holders
+from fleet.cli.desk import Held, Order, Went
 from fleet.cli.home import OPERATOR, OpenHome, opened, run, utc_now
-from fleet.domain.access import Act
+from fleet.cli.issued import Issued, Newest
+from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter
+from fleet.domain.audit_proof import Proof
 from fleet.domain.changes import AuditRow
-from fleet.domain.credential import CredentialKind, Token
+from fleet.domain.credential import CredentialKind, Station, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
 from fleet.domain.tags import Retag
-from fleet.home import settings_of, waiting_limits
+from fleet.home import open_home, settings_of, waiting_limits
+from fleet.retaining import policy_of
 from fleet.services import approvals, inventory, renewal, revocation, tagging
+from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.bulk import Tally
+from fleet.services.forecast import Forecast, forecast
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
+from fleet.services.retention_status import RetentionStatus, retention_status
 from fleet.tenants import tenant_names
 
 _Result = TypeVar("_Result")
@@ -103,6 +113,63 @@ class LocalDesk:
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         return self._at(lambda fleet: _MOVES[verb](fleet.registry, id_text, act=_act(), reason=reason))
 
+    def all_devices(self, where: DeviceFilter) -> list[Device]:
+        return run(local_bulk.devices_of(self.path, where))
+
+    def count_devices(self, order: Order) -> int:
+        return run(local_bulk.count_of(self.path, order.where))
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        return run(local_bulk.carried_out(self.path, order, count, heard))
+
+    def stations(self) -> list[tuple[Station, Newest | None]]:
+        return self._at(local_holders.stations_of)
+
+    def add_station(
+        self, name: str, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta, quota: int
+    ) -> Issued:
+        return self._at(lambda fleet: local_holders.add_station(fleet, name, models, csr_der, lifetime, quota))
+
+    def revoke_station(self, name: str, reason: str) -> None:
+        self._at(lambda fleet: local_holders.revoke_station(fleet, name, reason))
+
+    def operators(self) -> list[tuple[Operator, Newest | None]]:
+        return self._at(local_holders.operators_of)
+
+    def operator(self, name: str) -> tuple[Operator, Newest | None]:
+        return self._at(lambda fleet: local_holders.operator_of(fleet, name))
+
+    def add_operator(
+        self, name: str, role: Role, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta
+    ) -> Issued:
+        return self._at(lambda fleet: local_holders.add_operator(fleet, name, role, models, csr_der, lifetime))
+
+    def revoke_operator(self, name: str, reason: str) -> None:
+        self._at(lambda fleet: local_holders.revoke_operator(fleet, name, reason))
+
+    def authorities(self) -> list[CaCertificate]:
+        return shown_authorities(open_home(self.path))
+
+    def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
+        async def work(fleet: OpenHome) -> Forecast:
+            own = forecasted_authorities(fleet.home)
+            return await forecast(fleet.registry, own, now=utc_now(), weeks=weeks, cliff_percent=cliff_percent)
+
+        return self._at(work)
+
+    def retention(self) -> RetentionStatus:
+        async def work(fleet: OpenHome) -> RetentionStatus:
+            return await retention_status(fleet.registry, policy_of(settings_of(fleet.home)))
+
+        return self._at(work)
+
+    def prove(self, what: int | str) -> Proof:
+        async def work(fleet: OpenHome) -> Proof:
+            seq = what if isinstance(what, int) else await seq_of_issue(fleet.registry, what)
+            return await prove(fleet.registry, seq)
+
+        return self._at(work)
+
     def tokens(self) -> list[Token]:
         return self._at(lambda fleet: fleet.registry.tokens())
 
@@ -134,7 +201,7 @@ class LocalDesk:
 
     def status(self) -> dict[str, Any]:
         async def work(fleet: OpenHome) -> dict[str, Any]:
-            return {"registry": await overview(fleet.registry, utc_now())}
+            return {"registry": await overview(fleet.registry, utc_now(), counts_devices=True)}
 
         return self._at(work)
 

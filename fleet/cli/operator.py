@@ -7,28 +7,22 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.authorities import authority_chain, load_operators_issuer
 from fleet.ca.keys import generate_key, write_key
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.issued import Issued, Newest, request_for
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.cli.passwords import PasswordSource
 from fleet.domain import access
-from fleet.domain.access import Act, Role
-from fleet.domain.credential import Credential
+from fleet.domain.access import Role
 from fleet.domain.device import plain_name
-from fleet.domain.errors import Conflict, NotFound
-from fleet.home import open_home
-from fleet.services import operators
+from fleet.domain.errors import Conflict
 from fleet.wire.encodings import Bundle, Form, write
 
 COLUMNS = ("name", "role", "models", "certificate", "not_after", "created_at")
-
-Found = tuple[access.Operator, list[Credential]]
 
 
 @click.group()
@@ -61,7 +55,7 @@ class Files:
 
 
 @operator.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
 @click.option("--model", "models", multiple=True, help="Hold it to this model; may be repeated. Without: all models.")
@@ -71,7 +65,7 @@ class Files:
 @click.option("--password-env", metavar="VARIABLE", help="Environment variable that holds it.")
 @output_option
 def add(
-    home: Path,
+    desk: Desk,
     name: str,
     role: str,
     models: tuple[str, ...],
@@ -85,7 +79,7 @@ def add(
 
     \b
     NAME.pem  its certificate and the operators' CA
-    NAME.key  its key, made here and kept nowhere else; mode 0600
+    NAME.key  its key, made on this machine and kept nowhere else; mode 0600
     NAME.p12  both of them under a password, for browsers and Windows
     ca.pem    the root by which it knows the server
 
@@ -104,14 +98,14 @@ def add(
     files = Files(out, name)
     password = PasswordSource(f"'{files.pkcs12}'", "password", password_file, password_env).given_or_asked(confirm=True)
     with attempting(f"adding operator '{name}'"):
-        credential = _make_files(home, files, Role(role), models, timedelta(days=days), password)
+        issued = _make_files(desk, files, Role(role), models, timedelta(days=days), password)
     print_value(
         {
             "name": name,
             "role": role,
             "models": models or ("*",),
-            "serial": credential.serial,
-            "not_after": credential.not_after,
+            "serial": issued.serial,
+            "not_after": issued.not_after,
             "certificate": str(files.certificate),
             "key": str(files.key),
             "pkcs12": str(files.pkcs12),
@@ -125,45 +119,34 @@ def add(
 
 
 def _make_files(
-    home: Path, files: Files, role: Role, models: tuple[str, ...], lifetime: timedelta, password: bytes
-) -> Credential:
-    root = authority_chain(open_home(home))[0].public_bytes(Encoding.PEM)
+    desk: Desk, files: Files, role: Role, models: tuple[str, ...], lifetime: timedelta, password: bytes
+) -> Issued:
+    plain_name(files.name, "person or program")  # before it is part of a path
+    found = next(each.certificate for each in desk.authorities() if each.role == "root")
+    root = found.public_bytes(Encoding.PEM)
     _must_be_free(files, root)
     key = generate_key()
-    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-    async def work() -> tuple[Credential, x509.Certificate]:
-        async with opened(home) as fleet:
-            act = Act(OPERATOR, utc_now())
-            issuer = load_operators_issuer(fleet.home, act.now)
-            made = await operators.enroll_operator(
-                fleet.registry, issuer, files.name, role, models, spki, lifetime=lifetime, act=act
-            )
-            return made, issuer.certificate
-
     write_key(files.key, key)
     try:
-        credential, authority = run(work())
+        issued = desk.add_operator(files.name, role, models, request_for(files.name, key), lifetime)
     except BaseException:
         files.key.unlink()  # it would open nothing
         raise
-    chain = (x509.load_der_x509_certificate(credential.der), authority)
     try:
         if not files.authority.exists():
             write_file(files.authority, root, secret=False)
-        write_file(files.certificate, b"".join(c.public_bytes(Encoding.PEM) for c in chain), secret=False)
-        write_file(files.pkcs12, write(Bundle(chain, private_key=key), Form.P12, password), secret=True)
+        write_file(files.certificate, b"".join(c.public_bytes(Encoding.PEM) for c in issued.chain), secret=False)
+        write_file(files.pkcs12, write(Bundle(issued.chain, private_key=key), Form.P12, password), secret=True)
     except OSError as error:
         raise CliError(
             f"writing the files of operator '{files.name}'",
             f"it is registered, but {error.strerror} ({error.filename})",
             f"Run `fleet operator revoke {files.name}` and add an operator of another name",
         ) from error
-    return credential
+    return issued
 
 
 def _must_be_free(files: Files, root: bytes) -> None:
-    plain_name(files.name, "person or program")  # before it is part of a path
     files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (files.certificate, files.key, files.pkcs12):
         if os.path.lexists(file) or file == files.authority:  # a link that leads nowhere yet is somebody's plan
@@ -174,64 +157,47 @@ def _must_be_free(files: Files, root: bytes) -> None:
 
 
 @operator.command(name="list")
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the operators, with roles and certificates."""
 
-    async def work() -> list[Found]:
-        async with opened(home) as fleet:
-            known = await fleet.registry.operators()
-            return [(each, await operators.held_by_operator(fleet.registry, each.name)) for each in known]
-
     with attempting("listing the operators"):
-        found = run(work())
-    print_rows(COLUMNS, [tuple(_shown(each, held).values()) for each, held in found], output)
+        found = desk.operators()
+    print_rows(COLUMNS, [tuple(_shown(*each).values()) for each in found], output)
 
 
 @operator.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @output_option
-def show(home: Path, name: str, output: str) -> None:
+def show(desk: Desk, name: str, output: str) -> None:
     """Show an operator: role, rights, certificate."""
 
-    async def work() -> Found:
-        async with opened(home) as fleet:
-            found = await fleet.registry.operator(name)
-            if found is None:
-                raise NotFound("no-such-operator", f"There is no operator {name!r}.", "See: fleet operator list")
-            return found, await operators.held_by_operator(fleet.registry, name)
-
     with attempting(f"showing operator '{name}'"):
-        found, held = run(work())
+        found, newest = desk.operator(name)
     permitted = access.PERMISSIONS[found.role] - (access.FLEET_WIDE if found.models else frozenset())
-    value = {**_shown(found, held), "permissions": sorted(permitted), "serial": held[-1].serial if held else None}
+    value = {**_shown(found, newest), "permissions": sorted(permitted), "serial": newest.serial if newest else None}
     print_value(value, output)
 
 
 @operator.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
 @output_option
-def revoke(home: Path, name: str, reason: str, output: str) -> None:
+def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
     """Revoke an operator's certificate.
 
     The admin API refuses NAME from now on, and its streams of events end.
     """
 
-    async def work() -> None:
-        async with opened(home) as fleet:
-            await operators.revoke_operator(fleet.registry, name, act=Act(OPERATOR, utc_now()), reason=reason)
-
     with attempting(f"revoking operator '{name}'"):
-        run(work())
+        desk.revoke_operator(name, reason)
     print_value({"name": name, "certificate": "revoked"}, output)
 
 
-def _shown(known: access.Operator, held: list[Credential]) -> dict[str, object]:
-    newest = held[-1] if held else None
+def _shown(known: access.Operator, newest: Newest | None) -> dict[str, object]:
     return {
         "name": known.name,
         "role": known.role,

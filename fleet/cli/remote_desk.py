@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -10,11 +11,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fleet.cli.desk import Held
+from fleet.ca.shown import CaCertificate
+from fleet.cli import remote_bulk, remote_holders
+from fleet.cli.desk import Held, Order, Went
 from fleet.cli.https import Api
+from fleet.cli.issued import Issued, Newest
+from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
+from fleet.domain.audit_proof import Proof, check_path, read_proof
 from fleet.domain.changes import AuditEntry, AuditRow
-from fleet.domain.credential import CredentialState, Token
+from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import (
     Device,
     DeviceFilter,
@@ -23,15 +29,19 @@ from fleet.domain.device import (
     Model,
     Place,
     device_id,
-    place_of,
     plain_name,
 )
+from fleet.domain.device_filter import place_text
 from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
+from fleet.services.bulk import Tally
+from fleet.services.forecast import Forecast, Warned, Week
 from fleet.services.inventory import checked_model
 from fleet.services.renewal import Progress
+from fleet.services.retention import Policy
+from fleet.services.retention_status import RetentionStatus
 
 PAGE_MAX = 1000
 NEWEST = 2**53 - 1  # behind every row that there will ever be
@@ -80,11 +90,9 @@ class RemoteDesk:
 
     def devices(self, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
         query = [("limit", str(min(limit, PAGE_MAX))), *_query(where)]
-        if after.id and after.expires_at is None:
-            query.append(("after", after.id))
+        if after.id:
+            query.append(("after", place_text(after)))
         found = (_device(each) for each in self._api.items(f"/v1/devices?{urlencode(query)}"))
-        if after.expires_at is not None:  # the API's own cursors go on from there, but this one came from a person
-            found = (each for each in found if _key(place_of(each, where)) > _key(after))
         return list(itertools.islice(found, limit))
 
     def device(self, id_text: str) -> tuple[Device, list[Held]]:
@@ -116,6 +124,71 @@ class RemoteDesk:
         path = f"{_device_path(id_text)}/{verb}"
         with _named("device", id_text):
             return _device(self._api.ask("POST", path, {"reason": reason})[0])
+
+    def all_devices(self, where: DeviceFilter) -> list[Device]:
+        query = urlencode([("limit", str(PAGE_MAX)), *_query(where)])
+        return [_device(each) for each in self._api.items(f"/v1/devices?{query}")]
+
+    def count_devices(self, order: Order) -> int:
+        return remote_bulk.count_of(self._api, order)
+
+    def act_on_many(self, order: Order, count: int, heard: Callable[[Tally], None]) -> Went:
+        return remote_bulk.carried_out(self._api, order, count, heard)
+
+    def stations(self) -> list[tuple[Station, Newest | None]]:
+        return remote_holders.stations_of(self._api)
+
+    def add_station(
+        self, name: str, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta, quota: int
+    ) -> Issued:
+        return remote_holders.add_station(self._api, name, models, csr_der, lifetime, quota)
+
+    def revoke_station(self, name: str, reason: str) -> None:
+        with _named("station", repr(name[:80])):
+            remote_holders.revoke_station(self._api, name, reason)
+
+    def operators(self) -> list[tuple[Operator, Newest | None]]:
+        return remote_holders.operators_of(self._api)
+
+    def operator(self, name: str) -> tuple[Operator, Newest | None]:
+        with _named("operator", repr(name[:80])):
+            return remote_holders.operator_of(self._api, name)
+
+    def add_operator(
+        self, name: str, role: Role, models: tuple[str, ...], csr_der: bytes, lifetime: timedelta
+    ) -> Issued:
+        return remote_holders.add_operator(self._api, name, role, models, csr_der, lifetime)
+
+    def revoke_operator(self, name: str, reason: str) -> None:
+        with _named("operator", repr(name[:80])):
+            remote_holders.revoke_operator(self._api, name, reason)
+
+    def authorities(self) -> list[CaCertificate]:
+        return remote_holders.authorities_of(self._api)
+
+    def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
+        found, _ = self._api.ask("GET", f"/v1/forecast?weeks={weeks}&cliff_percent={cliff_percent}")
+        return Forecast(
+            found["devices"],
+            found["overdue"],
+            tuple(
+                Week(_time(f"{w['week']}T00:00:00Z"), w["devices"], w["tokens"], tuple(w["authorities"]))
+                for w in found["weeks"]
+            ),
+            tuple(Warned(each["code"], each["message"]) for each in found["warnings"]),
+        )
+
+    def retention(self) -> RetentionStatus:
+        v, _ = self._api.ask("GET", "/v1/retention")
+        policy = Policy(v["events_days"], v["audit_days"], v["expired_credentials_days"])
+        return RetentionStatus(policy, v["first_event"], v["last_event"], v["first_audit"], v["last_audit"])
+
+    def prove(self, what: int | str) -> Proof:
+        query = f"seq={what}" if isinstance(what, int) else f"serial={what}"
+        found, _ = self._api.ask("GET", f"/v1/audit/proof?{query}")
+        proof = read_proof(json.dumps(found).encode("ascii"))
+        check_path(proof)
+        return proof
 
     def tokens(self) -> list[Token]:
         return [_token(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]
@@ -149,7 +222,7 @@ class RemoteDesk:
         return asyncio.run(rows_of(_RemoteAudit(self._api), where, after, limit))
 
     def status(self) -> dict[str, Any]:
-        value, _ = self._api.ask("GET", "/v1/status")
+        value, _ = self._api.ask("GET", "/v1/status?devices=count")
         return dict(value)
 
 
@@ -193,11 +266,6 @@ def _query(where: DeviceFilter) -> list[tuple[str, str]]:
         ("expires_before", where.expires_before.isoformat() if where.expires_before else None),
     )
     return [*((name, value) for name, value in named if value is not None), *(("tag", ":".join(t)) for t in where.tags)]
-
-
-def _key(place: Place) -> tuple[datetime, str]:
-    assert place.expires_at is not None  # noqa: S101  pages by expiry hold only devices that have one
-    return place.expires_at, place.id
 
 
 def _time(text: str) -> datetime:

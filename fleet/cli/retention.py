@@ -1,9 +1,12 @@
 """`fleet retention`: letting go of what the registry no longer needs, and checking what has been archived."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
@@ -23,7 +26,19 @@ def retention() -> None:
     """What the registry keeps, and for how long: [retention] in fleet.toml. `fleet serve` does it every day."""
 
 
+@retention.command()
+@fleet_option
+@output_option
+def status(desk: Desk, output: str) -> None:
+    """Show for how long things are kept (0 days: for ever), and from which to which number there are any."""
+    with attempting("asking what is kept"):
+        seen = desk.retention()
+    value = {**asdict(seen.policy), "first_event": seen.first_event, "last_event": seen.last_event}
+    print_value({**value, "first_audit": seen.first_audit, "last_audit": seen.last_audit}, output)
+
+
 @retention.command(name="run")
+@at_home_only("archives are files in the home; a server does this every day by itself")
 @home_option
 @click.option("--dry-run", is_flag=True, help="Say what is due, and leave it.")
 @output_option
@@ -52,6 +67,7 @@ def run_(home: Path, dry_run: bool, output: str) -> None:
 
 
 @retention.command()
+@at_home_only("archives are files in the home; a server does this every day by itself")
 @home_option
 @output_option
 def check(home: Path, output: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fleet.app import serve_until_told
+from fleet.cli.at_home import at_home_only
 from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
@@ -18,6 +19,7 @@ ADDRESS = Checked("A:P", parse_address)
 
 
 @click.command()
+@at_home_only("it is what --url reaches")
 @home_option
 @click.option("--est", type=ADDRESS, help="Where EST listens, instead of fleet.toml's. Port 0: any free one.")
 @click.option("--mqtt", type=ADDRESS, help="Where the MQTT gateway listens.")

@@ -5,20 +5,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.authorities import authority_chain
 from fleet.ca.keys import generate_key, write_key
+from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.issued import Issued, request_for
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.access import Act
-from fleet.domain.credential import Credential, CredentialKind, Station
+from fleet.domain.credential import Station
+from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict
-from fleet.home import open_home
-from fleet.services import inventory, revocation
+from fleet.services import inventory
 
 CERTIFICATE, KEY, CA = "station.pem", "station.key", "ca.pem"
 
@@ -38,19 +39,19 @@ _quota = click.option(
 
 
 @station.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--model", "models", multiple=True, required=True, help="A model that it provisions; may be repeated.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Life of its certificate.")
 @_quota
 @output_option
-def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
+def add(desk: Desk, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
     """Add the station NAME and write what it needs into a folder.
 
     \b
     station.pem  its certificate and the issuing CA
-    station.key  its key, made here and kept nowhere else; mode 0600
+    station.key  its key, made on this machine and kept nowhere else; mode 0600
     ca.pem       the root that it trusts
 
     \b
@@ -58,14 +59,14 @@ def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, qu
       fleet station add line-1 --model pump --out ./station
     """
     with attempting(f"adding station '{name}'"):
-        credential = _make_files(home, name, models, out, timedelta(days=days), quota)
+        issued = _make_files(desk, name, models, out, timedelta(days=days), quota)
     print_value(
         {
             "name": name,
             "models": models,
             "quota": quota or None,
-            "serial": credential.serial,
-            "not_after": credential.not_after,
+            "serial": issued.serial,
+            "not_after": issued.not_after,
             "certificate": str(out / CERTIFICATE),
             "key": str(out / KEY),
             "ca_file": str(out / CA),
@@ -74,40 +75,23 @@ def add(home: Path, name: str, models: tuple[str, ...], out: Path, days: int, qu
     )
 
 
-def _make_files(
-    home: Path, name: str, models: tuple[str, ...], out: Path, lifetime: timedelta, quota: int
-) -> Credential:
-    root, issuing = authority_chain(open_home(home))
+def _make_files(desk: Desk, name: str, models: tuple[str, ...], out: Path, lifetime: timedelta, quota: int) -> Issued:
+    plain_name(name, "station")
+    root = next(each.certificate for each in desk.authorities() if each.role == "root")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (CERTIFICATE, KEY, CA):
         if os.path.lexists(out / file):  # a link that leads nowhere yet is somebody's plan
             raise Conflict("file-exists", f"{out / file} exists; nothing was changed.", "Name another folder.")
     key = generate_key()
     write_key(out / KEY, key)
-    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-    async def work() -> Credential:
-        async with opened(home) as fleet:
-            return await inventory.enroll_station(
-                fleet.registry,
-                fleet.issuer(),
-                name,
-                models,
-                spki,
-                lifetime=lifetime,
-                quota=quota,
-                act=Act(OPERATOR, utc_now()),
-            )
-
     try:
-        credential = run(work())
+        issued = desk.add_station(name, models, request_for(name, key), lifetime, quota)
     except BaseException:
         (out / KEY).unlink()  # it would open nothing
         raise
-    leaf = x509.load_der_x509_certificate(credential.der)
     try:
         write_file(out / CA, root.public_bytes(Encoding.PEM), secret=False)
-        chain = leaf.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM)
+        chain = b"".join(each.public_bytes(Encoding.PEM) for each in issued.chain)
         write_file(out / CERTIFICATE, chain, secret=False)
     except OSError as error:
         raise CliError(
@@ -115,26 +99,17 @@ def _make_files(
             f"it is registered, but {error.strerror} ({error.filename})",
             f"Run `fleet station revoke {name}` and add a station of another name",
         ) from error
-    return credential
+    return issued
 
 
 @station.command(name="list")
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the stations with the state of their certificates."""
 
-    async def work() -> list[tuple[Station, Credential | None]]:
-        async with opened(home) as fleet:
-            found = []
-            for known in await fleet.registry.stations():
-                credentials = await fleet.registry.credentials(known.name)
-                own = [c for c in credentials if c.kind is CredentialKind.STATION]
-                found.append((known, own[-1] if own else None))
-            return found
-
     with attempting("listing the stations"):
-        found = run(work())
+        found = desk.stations()
     now = utc_now()
     rows = [
         (
@@ -152,6 +127,7 @@ def list_(home: Path, output: str) -> None:
 
 
 @station.command(name="set")
+@at_home_only("a quota is the home's to change")
 @home_option
 @click.argument("name")
 @_quota
@@ -159,7 +135,7 @@ def list_(home: Path, output: str) -> None:
 def set_(home: Path, name: str, quota: int, output: str) -> None:
     """Change how many certificates the station NAME may earn a day.
 
-    
+    \b
     Example:
       fleet station set line-1 --quota 2000
     """
@@ -175,17 +151,13 @@ def set_(home: Path, name: str, quota: int, output: str) -> None:
 
 
 @station.command()
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
 @output_option
-def revoke(home: Path, name: str, reason: str, output: str) -> None:
+def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
     """Revoke the certificate of the station NAME. Devices that it provisioned stay; revoke them by themselves."""
 
-    async def work() -> None:
-        async with opened(home) as fleet:
-            await revocation.revoke_station(fleet.registry, name, act=Act(OPERATOR, utc_now()), reason=reason)
-
     with attempting(f"revoking station '{name}'"):
-        run(work())
+        desk.revoke_station(name, reason)
     print_value({"name": name, "certificate": "revoked"}, output)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fleet.authorities import load_webhook_signer
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option
 from fleet.cli.output import output_option, print_value
@@ -21,6 +22,7 @@ def webhook() -> None:
 
 
 @webhook.command()
+@at_home_only("the key is read from the home")
 @home_option
 @output_option
 def key(home: Path, output: str) -> None:

@@ -48,7 +48,11 @@ class Permission(enum.StrEnum):
     TOKEN_CREATE = "token.create"  # noqa: S105
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     STATION_READ = "station.read"
+    STATION_WRITE = "station.write"
+    """Add and revoke stations."""
     OPERATOR_READ = "operator.read"
+    OPERATOR_WRITE = "operator.write"
+    """Add and revoke operators; nobody gives what it does not have."""
     REQUEST_READ = "request.read"
     REQUEST_DECIDE = "request.decide"
     """Approve and deny what waits for an operator."""
@@ -83,7 +87,13 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
 }
 
 FLEET_WIDE = frozenset(
-    {Permission.MODEL_CREATE, Permission.OPERATOR_READ, Permission.AUDIT_READ, Permission.STATUS_READ}
+    {
+        Permission.MODEL_CREATE,
+        Permission.OPERATOR_READ,
+        Permission.OPERATOR_WRITE,
+        Permission.AUDIT_READ,
+        Permission.STATUS_READ,
+    }
 )
 """What cannot be had for some models only: closed to an operator who is held to models."""
 
@@ -121,3 +131,17 @@ def demand_model(operator: Operator, model: str) -> None:
     """
     if not operator.sees(model):
         raise Refused("held-to-models", f"This operator is held to other models than {model[:80]!r}.")
+
+
+def demand_grantable(operator: Operator, role: Role, models: tuple[str, ...]) -> None:
+    """Let `operator` make another one of `role`, held to `models`: nobody gives what it does not have itself.
+
+    Raises: Refused: `more-than-yours`, `held-to-models`.
+    """
+    more = sorted(PERMISSIONS[role] - PERMISSIONS[operator.role])
+    if more:
+        raise Refused("more-than-yours", f"The role {role} has the permission {more[0]}, and yours has not.")
+    if operator.models and not models:
+        raise Refused("more-than-yours", "You are held to models: name those that the new operator is held to.")
+    for model in models:
+        demand_model(operator, model)

@@ -40,6 +40,10 @@ class Names:
             )
         return found[0]
 
+    def serial_numbers(self) -> tuple[str, ...]:
+        """The serialNumber attributes of the subject: of the hardware, not of a certificate."""
+        return tuple(value for oid, value in self.subject if oid == SERIAL_NUMBER)
+
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentRequest:

@@ -6,6 +6,7 @@
 An Application holds every fact a check may look at; checks never fetch.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from fleet.domain.application import Application
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Pending, Refused
-from fleet.domain.grants import ApprovalGrant, RenewalGrant
+from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 
 
@@ -105,6 +106,26 @@ def key_is_its_own(a: Application) -> None:
         raise Refused("key-in-use", "This key belongs to another device or station.", "Make a new key.")
 
 
+def hardware_is_as_known(a: Application) -> None:
+    """A station has held the board: it may name its serial number, once and well-formed, and not another than known."""
+    if not isinstance(a.grant, StationGrant):
+        return
+    named = a.request.names.serial_numbers()
+    if len(named) > 1 or not all(_HARDWARE_SERIAL.fullmatch(each) for each in named):
+        raise Invalid(
+            "bad-hardware-serial",
+            "The serialNumber in the request's subject is none: it may stand there once, with at most 64 characters.",
+            "Use letters, digits, spaces and '()+,-./:=? (an X.520 PrintableString).",
+        )
+    known = a.device.hardware_serial if a.device is not None else ""
+    if named and known and named[0] != known:
+        raise Refused(
+            "not-this-hardware",
+            f"Device {a.request.names.common_name()} is registered with another serial number than the request's.",
+            "Look which board it is: fleet device show",
+        )
+
+
 def path_is_open(a: Application) -> None:
     """A model chooses the ways in which its devices may come in; a renewal is open to all."""
     if a.grant.path is not None and a.grant.path not in a.model.rules.admission.paths:
@@ -162,6 +183,9 @@ def word_is_given(a: Application) -> None:
         raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
 
 
+# X.520: serialNumber is a PrintableString of at most 64 characters.
+_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
+
 Check = Callable[[Application], None]
 
 CHECKS: tuple[Check, ...] = (
@@ -172,6 +196,7 @@ CHECKS: tuple[Check, ...] = (
     grant_covers_device,
     device_is_in_service,
     identity_is_free,
+    hardware_is_as_known,
     names_are_unchanged,
     key_is_renewed_by_the_rule,
     keygen_is_open,
@@ -194,7 +219,7 @@ def permit_enrollment(application: Application) -> IssuePermit:
     return IssuePermit(
         kind=CredentialKind.DEVICE,
         holder=holder,
-        hardware_serial=application.device.hardware_serial if application.device else "",
+        hardware_serial=_hardware_serial(application),
         spki_der=application.request.spki_der,
         key_sha256=application.request.key_sha256,
         not_before=application.now,
@@ -222,7 +247,15 @@ def new_device(application: Application) -> Device:
         model=application.model.name,
         state=DeviceState.REGISTERED,
         created_at=application.now,
+        hardware_serial=_hardware_serial(application),
     )
+
+
+def _hardware_serial(a: Application) -> str:
+    """The device's, or that of a new one for which its station vouches."""
+    if a.device is not None:
+        return a.device.hardware_serial
+    return next(iter(a.request.names.serial_numbers()), "") if isinstance(a.grant, StationGrant) else ""
 
 
 def permit_station(

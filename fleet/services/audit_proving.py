@@ -2,8 +2,26 @@
 
 from fleet.domain.audit_proof import Proof, check_path
 from fleet.domain.errors import Invalid, NotFound, Unavailable
-from fleet.domain.ports import AuditReader
+from fleet.domain.ports import AuditReader, Registry
+from fleet.services.audit_search import row_of_issue
 from fleet.services.audit_tree import path_of
+
+
+async def seq_of_issue(registry: Registry, serial: str) -> int:
+    """The row that recorded the issue of the certificate `serial`, lower-case hex.
+
+    Raises: NotFound: `no-such-certificate`, `no-such-row`.
+    """
+    credential = await registry.credential(serial)
+    if credential is None:
+        advice = "If it was issued and archived since, find its row with: fleet audit list --subject 'device ID'"
+        raise NotFound("no-such-certificate", f"There is no certificate {serial[:60]} in the registry.", advice)
+    row = await row_of_issue(registry, credential)
+    if row is None:
+        subject = f"{credential.kind} {credential.holder}"
+        message = f"No row that is kept records the issue of certificate {serial} to {subject}."
+        raise NotFound("no-such-row", message, f"Look through: fleet audit list --subject '{subject}'")
+    return row.seq
 
 
 async def prove(reader: AuditReader, seq: int) -> Proof:

@@ -55,6 +55,7 @@ class Move:
     reason: str
     bulk: str
     clock: Callable[[], datetime]
+    address: str = ""
 
     def __post_init__(self) -> None:
         """Raises: Invalid (`bad-reason`)."""
@@ -66,7 +67,7 @@ class Move:
             device,
             to,
             f"device.{self.verb}",
-            act=Act(self.actor, self.clock()),
+            act=Act(self.actor, self.clock(), self.address),
             reason=self.reason,
             revision=device.revision,
             bulk=self.bulk,
@@ -82,6 +83,7 @@ class Tagging:
     reason: str
     bulk: str
     clock: Callable[[], datetime]
+    address: str = ""
 
     def __post_init__(self) -> None:
         """Raises: Invalid (`bad-reason`)."""
@@ -89,7 +91,9 @@ class Tagging:
 
     async def change(self, registry: Registry, device: Device) -> Change:
         detail = {"reason": self.reason} if self.reason else {}
-        change, _ = tagging(device, self.retag, act=Act(self.actor, self.clock()), bulk=self.bulk, **detail)
+        change, _ = tagging(
+            device, self.retag, act=Act(self.actor, self.clock(), self.address), bulk=self.bulk, **detail
+        )
         return change
 
 
@@ -156,7 +160,7 @@ async def act_on_many(
         async for device in matching(registry, where):
             if stop.is_set() or begun == at_most:
                 break
-            running.add(asyncio.create_task(_one(registry, device, deed)))
+            running.add(asyncio.create_task(act_on_one(registry, device, deed)))
             begun += 1
             if len(running) >= WINDOW:
                 ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -171,7 +175,8 @@ async def act_on_many(
             await asyncio.wait(running)
 
 
-async def _one(registry: Registry, device: Device, deed: Deed) -> Outcome:
+async def act_on_one(registry: Registry, device: Device, deed: Deed) -> Outcome:
+    """Do `deed` to `device`, as it was seen."""
     try:
         change = await deed.change(registry, device)
     except FleetError as error:  # a Conflict here says that there is nothing to do

@@ -5,11 +5,13 @@ from datetime import datetime
 from fleet.domain.ports import Registry
 
 
-async def overview(registry: Registry, now: datetime) -> dict[str, int]:
+async def overview(registry: Registry, now: datetime, *, counts_devices: bool = False) -> dict[str, int]:
     """How many models, stations and operators there are, how many requests wait for an operator, and how far audit and
-    events have come.
+    events have come. How many devices there are, only with `counts_devices`: it looks at each of them.
     """
+    devices = {"devices": await registry.count_devices()} if counts_devices else {}
     return {
+        **devices,
         "models": len(await registry.models()),
         "stations": len(await registry.stations()),
         "operators": len(await registry.operators()),

@@ -154,6 +154,21 @@ def test_what_a_refusal_means(
         assert event.reached
 
 
+def test_a_refusal_says_what_it_means_and_what_to_do(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver]
+) -> None:
+    for answer, says in (
+        (b"\x20\x03\x00\x8a\x00", ("suspended, revoked or retired", "once it is resumed", "(CONNACK: Banned)")),
+        (b"\x20\x03\x00\x87\x00", ("does not let this certificate in", "enroll again", "(CONNACK: Not authorized)")),
+        (b"\x20\x03\x00\x88\x00", ("CONNACK: Server unavailable",)),
+    ):
+        with mqtt_server(authority, answer) as port:
+            event = drive(port, context).next_event()
+        assert isinstance(event, Lost)
+        for words in says:
+            assert words in event.reason, event.reason
+
+
 @pytest.mark.parametrize(
     ("packet", "setback"),
     [

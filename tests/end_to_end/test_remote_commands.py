@@ -1,26 +1,34 @@
 """The same commands at a home and from afar: what they print, what they refuse, and how they end, is the same."""
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fleet.cli import main
+from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.storage.engines import open_engine
 from tests.serving import Served, asked_to_wait, fleet
 
 Said = tuple[int, str, str]
 
 # What differs from run to run: times, and what is drawn by lot.
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
-DRAWN = re.compile(r"\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
+DRAWN = re.compile(r"\b[0-9a-f]{36,40}\b|\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
 
 COMMANDS = """
 model list
@@ -70,6 +78,19 @@ device revoke cam:2 -o json
 device resume cam:2
 device retire cam:2
 device retire cam-9
+device suspend --filter lot=L7 --dry-run
+device suspend --filter lot=L7 --dry-run -o json
+device suspend --filter lot=L7 --count 7
+device suspend --filter lot=L7
+device suspend --filter lot
+device suspend --filter lot=L7 --reason leaks --count 1
+device suspend --filter lot=L7 --yes -o json
+device suspend --filter lot=none --yes
+device resume --filter state=suspended --yes
+device tag --filter model=cam site=Oslo --group recall --reason moved --yes
+device tag --filter group=recall --remove site --ungroup recall --yes -o json
+device tag --filter expires<30d lot=x --yes
+device retire --filter model=pump --yes
 token create --device cam-1
 token create --model cam --uses 3 --ttl 7d -o json
 token create --device cam-9
@@ -92,6 +113,22 @@ request deny {request}
 request deny nobody
 request list --limit 1
 audit list --after 5 --limit 4
+""".strip().splitlines()
+
+
+AT_HOME = """
+init elsewhere
+serve
+backup take b.fleet
+restore b.fleet elsewhere
+db status
+db migrate
+retention run
+retention check
+audit seal
+audit export
+audit verify
+webhook key
 """.strip().splitlines()
 
 
@@ -151,6 +188,151 @@ def test_every_command_says_the_same(afar: Afar, home: Path, tmp_path: Path) -> 
         assert there == at_home, words
 
 
+HOLDERS = """
+ca show
+ca show -o json
+ca export -
+ca export --chain -
+station list
+station add line-1 --model default --out {out}
+station add line-1 --model default --out {out}
+station add line-1 --model default --out {out}/2
+station add line-2 --model pump --out {out}/2
+station add a/b --model default --out {out}/2
+station add line-3 --model default --days 7 --out {out}/3 -o json
+station list
+station list -o json
+station revoke line-1 --reason stolen
+station revoke line-1
+station revoke nobody
+station revoke a/b
+operator add carol --role factory --model default --out {out} --password-file {password}
+operator add carol --role viewer --out {out}/2 --password-file {password}
+operator add dan --role factory --out {out}/2 --password-file {password}
+operator add erin --role viewer --model pump --out {out}/2 --password-file {password}
+operator add a/b --role viewer --out {out}/2 --password-file {password}
+operator show carol
+operator show carol -o json
+operator show nobody
+operator show a/b
+operator list
+operator revoke carol -o json
+operator revoke carol
+operator revoke nobody
+retention status
+retention status -o json
+audit list --limit 6
+""".strip().splitlines()
+
+
+def test_stations_operators_and_cas_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
+    for template in HOLDERS:
+        heard = []
+        for side, environment in (("far", afar.environment()), ("near", {"FLEET_HOME": str(copy)})):
+            out = str(tmp_path / side)
+            words = template.format(out=out, password=tmp_path / "password")
+            code, output, complaint = said(words, environment)
+            heard.append((code, output.replace(out, "OUT").split(), complaint.replace(out, "OUT")))
+        if template.startswith("audit"):
+            output = " ".join(heard[0][1]).replace("operator bob", "operator").replace("127.0.0.1", "-")
+            heard[0] = (heard[0][0], output.split(), heard[0][2])
+        assert heard[0] == heard[1], template
+
+
+def test_a_key_made_afar_opens_its_doors(afar: Afar, tmp_path: Path) -> None:
+    """A station's and an operator's, and neither is on the server; each is closed again by revoking it."""
+    out = tmp_path / "far"
+    there = afar.environment()
+    assert said(f"station add line-1 --model default --out {out}", there)[0] == 0
+    words = f"operator add carol --role viewer --out {out} --password-file {tmp_path / 'password'}"
+    assert said(words, there)[0] == 0
+    for name in ("station", "carol"):
+        assert (out / f"{name}.key").stat().st_mode & 0o777 == 0o600
+    station = {**there, "FLEET_CERT": str(out / "station.pem"), "FLEET_CA": str(out / "ca.pem")}
+    assert "does not open this path" in said("model list", station)[2]
+    assert "uptime" in said("status", station)[1]
+    carol = {**there, "FLEET_CERT": str(out / "carol.pem"), "FLEET_CA": str(out / "ca.pem")}
+    assert said("model list", carol)[0] == 0
+    assert "does not have the permission operator.write" in said(words.replace("carol", "dan"), carol)[2]
+    assert not (out / "dan.key").exists()
+    assert said("operator revoke carol", there)[0] == 0
+    assert "is revoked" in said("model list", carol)[2]
+    assert said("station revoke line-1", there)[0] == 0
+    assert "is revoked" in said("status", station)[2]
+
+
+def test_without_the_operators_key_the_server_adds_no_operator(afar: Afar, home: Path, tmp_path: Path) -> None:
+    (home / "ca" / "operators.key").rename(tmp_path / "away.key")
+    words = f"operator add carol --role viewer --out {tmp_path / 'far'} --password-file {tmp_path / 'password'}"
+    code, _, complaint = said(words, afar.environment())
+    assert code == 1
+    assert "the key of the operators' CA is not on this server" in complaint
+    assert not (tmp_path / "far" / "carol.key").exists()
+    assert "carol" not in said("operator list", afar.environment())[1]
+    (tmp_path / "away.key").rename(home / "ca" / "operators.key")
+    assert said(words, afar.environment())[0] == 0
+
+
+def test_ctrl_c_ends_an_act_on_many_between_two_steps(afar: Afar, home: Path) -> None:
+    """And running it again does the rest."""
+    asyncio.run(filled(home, 3000))
+    words = ["device", "suspend", "--filter", "state=active", "--yes", "-o", "json"]
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("FLEET_")} | afar.environment()
+    command = [sys.executable, "-m", "fleet", *words]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "0 of 3000\n"
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        result = json.loads(process.stdout.read())
+        assert process.wait() == 1, told
+    assert result["interrupted"]
+    assert 0 < result["done"] < 3000
+    assert result["done"] % 500 == 0
+    assert f"{result['done']} of 3000. Run it again for the rest." in told
+    again = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert (again["done"], again["failed"]) == (3000 - result["done"], [])
+
+
+async def filled(home: Path, count: int) -> None:
+    registry = await open_engine(home / "registry.db", create=False)
+    device = Device(DeviceId(""), "default", DeviceState.ACTIVE, datetime.now(UTC))
+    writes = tuple(AddDevice(replace(device, id=DeviceId(f"d{n:04}"))) for n in range(count))
+    await registry.commit(Change(AuditEntry(device.created_at, "test", "prepare", "", "ok"), writes))
+    await registry.close()
+
+
+def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    """A proof is of a row, and whoever asks for it gets a head of its own time: the row is what must be the same."""
+    for word in ("--weeks 4", "--weeks 30 --cliff 12.5 -o json", "--check", "--weeks 520 --check"):
+        there = said(f"forecast {word}", afar.environment())
+        assert there == said(f"forecast {word}", {"FLEET_HOME": str(home)}), word
+        assert there[0] in (0, 1)
+    serial = json.loads(said_exactly("operator show bob -o json", afar.environment()))["serial"]
+    for what in ("1", serial):
+        proof = tmp_path / f"{what}.json"
+        there = json.loads(said_exactly(f"audit prove {what}", afar.environment()))
+        here = json.loads(said_exactly(f"audit prove {what}", {"FLEET_HOME": str(home)}))
+        assert (there["seq"], there["entry"], there["leaf"]) == (here["seq"], here["entry"], here["leaf"])
+        assert said(f"audit prove {what} --out {proof}", afar.environment())[0] == 0
+        key = shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
+        assert said(f"audit check-proof {proof} --key {key}", {})[0] == 0
+    for what in ("99999", "0xabc", "abcdefg"):
+        there = said(f"audit prove {what}", afar.environment())
+        assert there == said(f"audit prove {what}", {"FLEET_HOME": str(home)})
+        assert there[0] in (1, 2)
+
+
+def said_exactly(words: str, environment: dict[str, str]) -> str:
+    done = CliRunner().invoke(main, words.split(), env=environment)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def test_status(afar: Afar, home: Path) -> None:
     there = json.loads(said("status -o json", afar.environment())[1])
     here = json.loads(said("status -o json", {"FLEET_HOME": str(home)})[1])
@@ -158,6 +340,13 @@ def test_status(afar: Afar, home: Path) -> None:
     assert (here["registry"]["models"], here["registry"]["operators"]) == (1, 2)
     assert there["uptime_seconds"] > 0
     assert "tls" in there
+    assert here["registry"]["devices"] == 0
+    assert "broker" in there["upstream"]
+    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+        lines = [line.split() for line in said("status", environment)[1].splitlines()]
+        assert lines[0] == ["PART", "WHAT", "VALUE"]
+        assert ["registry", "devices", "0"] in lines
+        assert all(len(line) >= 3 for line in lines), lines
     assert said("status", afar.environment())[0] == 0
 
 
@@ -186,6 +375,23 @@ def test_what_is_wrong_with_the_way_there(afar: Afar, changes: dict[str, str | N
     assert (found, "Traceback" in complaint) == (code, False), complaint
     assert says in complaint
     assert len(complaint.splitlines()) == 1 or code == 2
+
+
+@pytest.mark.parametrize("words", AT_HOME)
+def test_what_works_at_the_home_alone_says_so(words: str) -> None:
+    code, _, complaint = said(f"{words} --url https://localhost:1 --cert bob.pem --ca ca.pem", {})
+    assert code == 2
+    text = " ".join(complaint.split())
+    assert "works at the home itself and not over --url: " in text, complaint
+    assert "Run it on the machine that has the home." in text
+
+
+def test_nothing_found_in_the_audit_gives_a_hint(afar: Afar, home: Path) -> None:
+    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+        code, output, complaint = said("audit list --action device", environment)
+        assert (code, len(output.splitlines())) == (0, 1)
+        assert "a * at its end stands for any rest" in complaint
+        assert "behind row 9000" in said("audit list --after 9000", environment)[2]
 
 
 def test_the_command_line_counts_before_the_environment(afar: Afar, home: Path) -> None:

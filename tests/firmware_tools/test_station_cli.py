@@ -99,7 +99,7 @@ def test_from_a_blank_board_to_a_device_of_the_fleet(factory: Factory, tmp_path:
     assert row["station"] == "line-1"
     assert factory.rows()[-1] == row
     shown = factory.device("cli-1")
-    assert (shown["model"], shown["state"]) == ("pump", "active")
+    assert (shown["model"], shown["state"], shown["hardware_serial"]) == ("pump", "active", "SN-1")
     assert row["fingerprint"] in json.dumps(shown)
     config = read_config(tmp_path / "home")
     assert (config.est_url, config.mqtt_host, config.mqtt_port) == (factory.serving.est, "mqtt.example", 8884)
@@ -107,6 +107,7 @@ def test_from_a_blank_board_to_a_device_of_the_fleet(factory: Factory, tmp_path:
     [leaf, issuing] = x509.load_pem_x509_certificates((tmp_path / "home" / "current" / "cert.pem").read_bytes())
     assert leaf.fingerprint(hashes.SHA256()).hex() == row["fingerprint"]
     leaf.verify_directly_issued_by(issuing)
+    assert [each.value for each in leaf.subject] == ["cli-1", "SN-1"]
     steps = [line.split()[2] for line in done.stderr.splitlines()]
     assert steps == ["hello", "hello", "csr", "enroll", "write", "write", "install", "prove", "finish"]
     assert "PRIVATE" not in done.stdout + done.stderr + factory.ledger.read_text()

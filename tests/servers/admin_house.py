@@ -9,12 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
 from fleet.domain.changes import AddRequest, AuditEntry, Change, Event, EventKind
 from fleet.domain.device import DeviceId
 from fleet.services.operators import revoke_operator
-from tests.servers.est_house import Answer, House, Identity, KeptAlive, open_house
+from tests.servers.est_house import Answer, House, Identity, KeptAlive, Key, csr_for, open_house
 
 LIFE = timedelta(minutes=5)
 
@@ -50,6 +53,11 @@ class Client:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def csr_text(name: str, key: Key | None = None) -> str:
+    """A certificate request for `name`, PEM."""
+    return x509.load_der_x509_csr(csr_for(name, key)).public_bytes(Encoding.PEM).decode()
 
 
 @dataclass

@@ -16,14 +16,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fleet.ca.authority import Certified, create_issuing, create_operators, create_root, issue_server_certificate
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
+from fleet.ca.shown import CaCertificate
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.admin import build_admin_server
+from fleet.servers.admin.authorities import Authorities
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import inventory, operators
 from fleet.services.authorising import Authoriser
+from fleet.services.forecast import Authority
+from fleet.services.retention import Policy
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
@@ -328,8 +332,15 @@ async def open_house(
     house.servers["admin"] = build_admin_server(
         registry,
         lambda: {"est": {"200": 1}},
-        operators=operators_ca[0],
         tenants=lambda: ("acme",),
+        retention=Policy(30, 365, 90),
+        authorities=Authorities(
+            operators=operators_ca[0],
+            stations_issuer=lambda: house.issuer,
+            operators_issuer=lambda _: house.operators_issuer,
+            shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
+            forecasted=lambda: [Authority("root", "CN=root", root[0].not_valid_after_utc)],
+        ),
         clock=house.clock,
         limits=limits,
         heartbeat_seconds=heartbeat_seconds,

@@ -8,6 +8,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from fleet.ca.head_signer import LocalHeadSigner
+from fleet.ca.keys import generate_key
 from fleet.domain.device import Model
 from fleet.servers.admin.routes import JSON, Route
 from fleet.servers.admin.schema_check import check
@@ -15,7 +17,8 @@ from fleet.servers.admin.schemas import COMPONENTS, ref
 from fleet.servers.admin.shapes import model_json
 from fleet.servers.admin.table import ROUTES
 from fleet.servers.http import HttpRefused
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from fleet.services.sealing import seal
+from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
 from tests.servers.est_house import Answer
 
 
@@ -67,7 +70,11 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
     token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
     serial = f"{house.device.certificate.serial_number:x}"
     good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await house.waiting()).id}
+    await house.operator("alice")
+    await seal(house.house.registry, LocalHeadSigner(generate_key()), house.house.clock())
+    good |= {"station": "line-1", "operator": "alice"}
     missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
+    missing |= {"station": "nobody", "operator": "nobody"}
     bodies: dict[str, object] = {
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},
@@ -75,6 +82,9 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         "create_device": {"id": "cam-9", "model": "cam", "tags": {"site": "essen"}, "groups": ["a"]},
         "patch_device": {"tags": {"site": "essen"}, "groups": ["a"]},
         "create_token": {"model": "cam"},
+        "create_station": {"name": "line-9", "models": ["cam"], "csr": csr_text("line-9")},
+        "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
+        "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }
     stranger = house.client(None)
     for route in ROUTES:
@@ -83,11 +93,14 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         body = bodies.get(route.name)
         for parameters in (good, missing):
             path = route.template.format(**parameters)
+            if route.name == "prove_row":
+                path += "?seq=1" if parameters is good else "?serial=abc"
             answer = await admin.send(route.method, path, body, {"If-Match": "*"})
             judge(document, route, answer)
             if parameters == good:
                 assert answer.status == route.status or route.name.startswith(("resume", "retire")), route.name
-        judge(document, route, await admin.send(route.method, f"{path}?colour=red", body, {"If-Match": "*"}))
+        unknown = f"{route.template.format(**parameters)}?colour=red"
+        judge(document, route, await admin.send(route.method, unknown, body, {"If-Match": "*"}))
         judge(document, route, await admin.send(route.method, path, body, {"If-Match": "*", "Accept": "text/csv"}))
         judge(document, route, await stranger.send(route.method, path, body))
         if route.takes is not None:

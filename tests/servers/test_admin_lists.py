@@ -169,7 +169,13 @@ class TestFilters:
         found = await pages(admin, "/v1/devices?after=cam-1&limit=1")
         assert [d["id"] for page in found for d in page] == ["cam-2", "pump-1"]
         both = "after=cam-1&expires_before=2999-01-01T00:00:00Z"
-        assert (await admin.ask("GET", f"/v1/devices?{both}"))[1]["code"] == "bad-request"
+        assert (await admin.ask("GET", f"/v1/devices?{both}"))[1]["code"] == "bad-place"
+        ending = "expires_before=2999-01-01T00:00:00Z"
+        (soonest,) = (await admin.get(f"/v1/devices?{ending}"))["items"]
+        for place, expected in ((f"{soonest['expires_at']}/cam-0", ["cam-1"]), (f"{soonest['expires_at']}/cam-1", [])):
+            found = (await admin.get(f"/v1/devices?{ending}&after={place}"))["items"]
+            assert [d["id"] for d in found] == expected
+        assert (await admin.ask("GET", f"/v1/devices?after={soonest['expires_at']}/cam-1"))[1]["code"] == "bad-place"
 
     async def test_the_audit_from_behind_a_row(self, admin: Client) -> None:
         page = await admin.get("/v1/audit?after=2&limit=2")

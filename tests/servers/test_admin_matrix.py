@@ -20,7 +20,7 @@ from fleet.domain.enrollment import IssuePermit, permit_operator
 from fleet.domain.errors import Refused
 from fleet.servers.admin.routes import Door, Route
 from fleet.servers.admin.table import ROUTES
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
 from tests.servers.est_house import Identity, Key
 
 EVERYBODY = frozenset({"nobody", "device", "station", "viewer", "operator", "admin", "factory", "held"})
@@ -47,6 +47,7 @@ MAY: dict[str, frozenset[str]] = {
     "resume_device": frozenset({"operator", "admin", "held"}),
     "revoke_device": frozenset({"operator", "admin", "held"}),
     "retire_device": frozenset({"operator", "admin", "held"}),
+    "act_in_bulk": frozenset({"operator", "admin", "held"}),
     "list_device_credentials": OPERATORS,
     "get_credential": OPERATORS,
     "list_tokens": OPERATORS,
@@ -57,13 +58,23 @@ MAY: dict[str, frozenset[str]] = {
     "approve_request": frozenset({"operator", "admin", "held"}),
     "deny_request": frozenset({"operator", "admin", "held"}),
     "list_stations": OPERATORS - {"factory"},
+    "create_station": frozenset({"admin", "held"}),
+    "revoke_station": frozenset({"admin", "held"}),
+    "get_operator": frozenset({"viewer", "operator", "admin"}),
+    "create_operator": frozenset({"admin"}),
+    "revoke_operator": frozenset({"admin"}),
+    "list_authorities": OPERATORS,
     "list_operators": frozenset({"viewer", "operator", "admin"}),
+    "prove_row": frozenset({"viewer", "operator", "admin"}),
+    "get_retention": frozenset({"viewer", "operator", "admin"}),
+    "get_forecast": frozenset({"viewer", "operator", "admin"}),
     "list_audit": frozenset({"viewer", "operator", "admin"}),
     "follow_events": OPERATORS - {"factory"},
 }
 
 # A request that is well-formed, so that whoever is let in gets an answer of another kind than 401 and 403.
 PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000", "request": "0" * 16}
+PARAMETERS |= {"station": "line-1", "operator": "nobody"}
 BODIES: dict[str, object] = {
     "create_model": {"name": "valve"},
     "replace_model": {},
@@ -71,8 +82,12 @@ BODIES: dict[str, object] = {
     "create_device": {"id": "cam-9", "model": "cam"},
     "patch_device": {"groups": ["a"]},
     "create_token": {"model": "cam"},
+    "create_station": {"name": "line-9", "models": ["cam"], "csr": csr_text("line-9")},
+    "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
+    "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
+OTHERS |= {"station": "line-2", "operator": "nobody"}
 
 
 @pytest.fixture
@@ -83,6 +98,8 @@ async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
 
 async def status_of(client: Client, route: Route, parameters: dict[str, str] = PARAMETERS) -> int:
     path = route.template.format(**parameters)
+    if route.name == "prove_row":
+        path += "?seq=999999"
     if route.streams:
         path += "?after=999999"  # 410 for whoever is let in, and no stream to wait for
     answer = await client.send(route.method, path, BODIES.get(route.name), {"If-Match": "*"})
@@ -195,7 +212,7 @@ async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
     """Single ones answer 404, like what does not exist; what is to be made under it answers 403."""
     held = await house.operator("held", Role.ADMIN, ("cam",))
     for route in ROUTES:
-        if route.path_parameters and route.path_parameters[0] in ("id", "name"):
+        if route.path_parameters and route.path_parameters[0] in ("id", "name", "station"):
             assert await status_of(held, route, OTHERS) == 404, route.name
     for model in ("pump", "no-such-model"):
         assert await held.ask("POST", "/v1/devices", {"id": "x-1", "model": model}) == (

@@ -38,6 +38,7 @@ from fleet.domain.peer import Peer
 from fleet.services.enrollment import enroll, reenroll
 from fleet.services.evidence import BasicCredentials
 from fleet.storage.sqlite import SqliteRegistry
+from fleet.wire.names import names_of_certificate
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 STRANGER = Peer(address="192.0.2.7")
@@ -391,6 +392,48 @@ async def test_a_station_provisions_known_and_new_devices_of_its_model(house: Ho
     assert device is not None
     assert device.model == "cam"
     assert (await house.last_audit()).entry.actor == "station line-1"
+
+
+def with_serials(common_name: str, *serials: str) -> EnrollmentRequest:
+    plain = request_for(common_name)
+    subject = (("2.5.4.3", common_name), *(("2.5.4.5", each) for each in serials))
+    return replace(plain, names=Names(subject))
+
+
+async def test_a_station_vouches_for_the_serial_number_of_a_new_device(house: House) -> None:
+    """It is in the registry and in the certificate; the renewal, which must repeat the names, has it too."""
+    station = await house.station("cam")
+    made = await house.enroll(with_serials("cam-2", "SN 0815"), peer=station)
+    device = await house.registry.device("cam-2")
+    assert device is not None
+    assert device.hardware_serial == "SN 0815"
+    subject, alt_names = names_of_certificate(x509.load_der_x509_certificate(made.der))
+    assert dict(subject) == {"2.5.4.3": "cam-2", "2.5.4.5": "SN 0815"}
+    assert [each.partition(":")[0] for each in alt_names] == ["HW"]
+    again = await house.enroll(with_serials("cam-2", "SN 0815"), peer=station)
+    assert names_of_certificate(x509.load_der_x509_certificate(again.der)) == (subject, alt_names)
+
+
+async def test_nobody_else_vouches_for_a_serial_number(house: House) -> None:
+    await house.token(device_id=None, model="cam")
+    await house.enroll(with_serials("cam-2", "SN 0815"), token_text())
+    device = await house.registry.device("cam-2")
+    assert device is not None
+    assert device.hardware_serial == ""
+
+
+async def test_a_station_may_not_name_another_serial_number_than_is_known(house: House) -> None:
+    station = await house.station("cam")
+    await house.enroll(with_serials("cam-2", "SN 0815"), peer=station)
+    with pytest.raises(Refused) as refused:
+        await house.enroll(with_serials("cam-2", "SN 4711"), peer=station)
+    assert refused.value.code == "not-this-hardware"
+    assert (await house.last_audit()).entry.outcome == "not-this-hardware"
+    for serials in (("SN 1", "SN 2"), ("Köln",), ("x" * 65,), ("",)):
+        with pytest.raises(Invalid) as invalid:
+            await house.enroll(with_serials("cam-3", *serials), peer=station)
+        assert invalid.value.code == "bad-hardware-serial"
+    assert await house.registry.device("cam-3") is None
 
 
 async def test_a_station_of_several_models_names_one_for_a_new_device(house: House) -> None:

@@ -35,19 +35,41 @@ def place(call: Call, *kinds: type | tuple[type, ...]) -> list[Any] | None:
         return None
     try:
         values: list[Any]
-        query, *values = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+        query, *values = unpacked(text)
         if query != _query_digest(call) or len(values) != len(kinds):
             raise ValueError("another query's")
         if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
             raise TypeError("of another kind")
         if not all(value.isprintable() for value in values if isinstance(value, str)):
             raise ValueError("what no key of ours holds, and not every registry can be asked for")
-    except (ValueError, TypeError, RecursionError):
-        raise _bad_cursor() from None
+    except (ValueError, TypeError):
+        raise bad_cursor() from None
     return values
 
 
-def _bad_cursor() -> HttpRefused:
+def packed(values: list[Any]) -> str:
+    """A cursor that holds `values`."""
+    cursor = base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).rstrip(b"=").decode()
+    assert len(cursor) <= CURSOR_SIZE_MAX  # noqa: S101  a device id and a few numbers
+    return cursor
+
+
+def unpacked(text: str) -> list[Any]:
+    """The values in a cursor, whoever made it up.
+
+    Raises: ValueError, TypeError.
+    """
+    try:
+        values = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(values, list):
+        raise TypeError("no list")
+    return values
+
+
+def bad_cursor() -> HttpRefused:
+    """It was made up, or comes from another query."""
     return HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
 
 
@@ -55,9 +77,7 @@ def paged(call: Call, items: list[dict[str, Any]], following: Sequence[Any] | No
     """A page, and where the next one begins: behind the place `following`, None when this is the last."""
     if following is None:
         return Reply({"items": items, "next": None, **more})
-    values = [_query_digest(call), *following]
-    cursor = base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).rstrip(b"=").decode()
-    assert len(cursor) <= CURSOR_SIZE_MAX  # noqa: S101  a device id and a number
+    cursor = packed([_query_digest(call), *following])
     query = {**{name: call.query[name] for name in sorted(call.query) if name != "cursor"}, "cursor": cursor}
     address = f"{call.exchange.request.rel_url.raw_path}?{_encoded(query)}"
     return Reply({"items": items, "next": address, **more}, headers={"Link": f'<{address}>; rel="next"'})
@@ -72,7 +92,7 @@ def page_of_all(call: Call, found: Sequence[Value], key: Callable[[Value], str])
     if values is not None:
         start = next((n for n, each in enumerate(found, 1) if key(each) == values[0]), -1)
         if start < 0:
-            raise _bad_cursor()
+            raise bad_cursor()
     end = start + page_limit(call)
     return found[start:end], end < len(found)
 

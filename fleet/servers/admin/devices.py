@@ -8,7 +8,8 @@ from urllib.parse import quote
 from fleet.domain.access import Operator, demand_model
 from fleet.domain.changes import AddDevice, Change, MoveDevice
 from fleet.domain.credential import CredentialKind
-from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import NotFound
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place
@@ -66,9 +67,7 @@ def _tag(text: str) -> tuple[str, str]:
 def _after(call: Call, where: DeviceFilter) -> Place:
     values = place(call, str, (str, type(None)))
     if values is None:
-        if "after" in call.query and where.expires_before is not None:
-            raise HttpRefused(400, "bad-request", "after goes by id, and expires_before by time: give one of them.")
-        return Place(call.query["after"]) if "after" in call.query else FIRST_PLACE
+        return parse_place(call.query.get("after", ""), where)
     expires_at = instant(values[1] or "")
     if (values[1] is None) != (where.expires_before is None) or (values[1] is None) != (expires_at is None):
         raise HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")

@@ -10,8 +10,10 @@ from fleet.domain.access import Act, Operator
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.credential import Credential
 from fleet.domain.ports import Registry
+from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.http import Exchange
+from fleet.services.retention import Policy
 
 Clock = Callable[[], datetime]
 Json = Mapping[str, Any]
@@ -26,6 +28,8 @@ class Parts:
     clock: Clock
     tenants: Callable[[], Collection[str]]
     """Names of those that have an issuing CA."""
+    authorities: Authorities
+    retention: Policy
     operators_der: bytes
     """The operators' CA, DER: an operator's chain ends here, and nobody else's does."""
     heartbeat_seconds: float

@@ -15,6 +15,8 @@ from fleet.servers.admin.routes import DER, PEM
 from fleet.servers.admin.shapes import audit_json, credential_json, moment, operator_json, station_json
 from fleet.services.overview import overview
 
+COUNT_DEVICES = "count"
+
 
 async def health(parts: Parts, call: Call) -> Reply:
     await parts.registry.last_event()
@@ -41,7 +43,9 @@ async def status(parts: Parts, call: Call) -> Reply:
     uptime = (call.now - parts.started).total_seconds()
     if call.caller is None or call.caller.operator is None:
         return Reply({"uptime_seconds": uptime, **parts.status()})
-    return Reply({"uptime_seconds": uptime, "registry": await overview(parts.registry, call.now), **parts.status()})
+    counts = call.query.get("devices") == COUNT_DEVICES
+    held = await overview(parts.registry, call.now, counts_devices=counts)
+    return Reply({"uptime_seconds": uptime, "registry": held, **parts.status()})
 
 
 async def get_credential(parts: Parts, call: Call) -> Reply:

@@ -40,6 +40,8 @@ PATH_PARAMETERS = {
     "serial": SERIAL_PATTERN,
     "token": TOKEN_ID_PATTERN,
     "request": REQUEST_ID_PATTERN,
+    "station": NAME_PATTERN,
+    "operator": NAME_PATTERN,
 }
 """Every parameter that may stand in a template, and what it looks like: a segment that does not, names nothing."""
 
@@ -91,11 +93,13 @@ class Route:
     for_stations: bool = False
     """Open to a factory station in service, too."""
     streams: bool = False
+    is_one_change: bool = True
+    """Whether what it does is one change, with which the answer can be kept."""
 
     @property
     def is_idempotent_by_key(self) -> bool:
         """Whether it takes an Idempotency-Key."""
-        return self.method == "POST"
+        return self.method == "POST" and self.is_one_change
 
     @property
     def path_parameters(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})", re.I
 )
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?")
 _WITHIN = "#/components/schemas/"
 
 
@@ -27,6 +28,8 @@ def check(value: Any, schema: Schema, where: str) -> None:
     schema = resolved(schema)
     kinds = schema.get("type", ())
     kind = _kind_of(value)
+    if kind == "integer" and kinds == "number":
+        kind = "number"
     if kinds and kind not in (kinds if isinstance(kinds, list) else (kinds,)):
         wanted = " or ".join(kinds) if isinstance(kinds, list) else kinds
         raise _bad(f"{where} must be of type {wanted}.")
@@ -52,6 +55,10 @@ def of_text(text: str, schema: Schema, where: str) -> Any:
         if not _INTEGER.fullmatch(text):
             raise _bad(f"{where} must be a whole number.")
         value = int(text)
+    elif schema.get("type") == "number":
+        if not _NUMBER.fullmatch(text):
+            raise _bad(f"{where} must be a number.")
+        value = float(text)
     check(value, schema, where)
     return value
 

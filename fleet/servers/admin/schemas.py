@@ -6,10 +6,20 @@ from fleet.domain.access import Role
 from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import KEY_TYPES, LIFETIME_MAX, LIFETIME_MIN, DeviceState
+from fleet.domain.device_filter import FILTER_MAX
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
 from fleet.servers.admin.rule_schemas import CAMPAIGN, RULES
-from fleet.services.inventory import TOKEN_TTL, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKEN_USES_MAX
+from fleet.services.inventory import (
+    STATION_LIFETIME,
+    STATION_MODELS_MAX,
+    STATION_QUOTA_MAX,
+    TOKEN_TTL,
+    TOKEN_TTL_MAX,
+    TOKEN_TTL_MIN,
+    TOKEN_USES_MAX,
+)
+from fleet.services.operators import OPERATOR_MODELS_MAX
 from fleet.services.revocation import REASON_MAX
 
 Schema = dict[str, Any]
@@ -17,6 +27,7 @@ Schema = dict[str, Any]
 LIMIT_MAX = 1000  # rows of a page: about 300 KiB of devices
 LIMIT = 100
 CURSOR_SIZE_MAX = 512
+CSR_TEXT_MAX = 32 * 1024  # twice the largest that is read
 SEQ_MAX = 2**53 - 1  # what every JSON reader can count to
 
 # Spelled so that Python and ECMAScript read them alike.
@@ -105,7 +116,38 @@ _CERTIFICATE: dict[str, Schema] = {
         "enum": [*(state.value for state in CredentialState), None],
         "description": "State of its newest certificate.",
     },
+    "serial": {**SERIAL, "type": ["string", "null"], "description": "Its serial number."},
     "not_after": MAYBE_TIME,
+}
+_ROLE: Schema = {"type": "string", "enum": [role.value for role in Role]}
+_HELD_TO: Schema = {**NAMES, "description": "What it is held to; empty for all."}
+_QUOTA: Schema = {
+    "type": "integer",
+    "minimum": 0,
+    "maximum": STATION_QUOTA_MAX,
+    "description": "Certificates that it may earn a day (UTC); 0: as many as it likes.",
+}
+_STATION: dict[str, Schema] = {
+    "name": NAME,
+    "models": NAMES,
+    "quota": _QUOTA,
+    "day": {**COUNT, "description": "The last on which it was counted, in days since 1970-01-01."},
+    "used": {**COUNT, "description": "What it earned on that day."},
+    "created_at": TIME,
+    **_CERTIFICATE,
+}
+_OPERATOR: dict[str, Schema] = {"name": NAME, "role": _ROLE, "models": _HELD_TO, "created_at": TIME, **_CERTIFICATE}
+_REQUEST: dict[str, Schema] = {
+    "csr": {
+        "type": "string",
+        "maxLength": CSR_TEXT_MAX,
+        "description": "A certificate request (PKCS #10) in PEM, whose subject is CN=NAME. The key stays where it is.",
+    },
+    "lifetime_seconds": {**_LIFETIME, "default": int(STATION_LIFETIME.total_seconds())},
+}
+_SIGNED: dict[str, Schema] = {
+    "chain": {"type": "string", "description": "Its certificate, and the CA that has signed it: PEM."},
+    "root": {"type": "string", "description": "The root by which it knows the server: PEM."},
 }
 
 COMPONENTS: dict[str, Schema] = {
@@ -189,6 +231,51 @@ COMPONENTS: dict[str, Schema] = {
         minProperties=1,
         description="A merge patch (RFC 7396): a tag that is null goes, one that is not named stays.",
     ),
+    "BulkAct": _object(
+        {
+            "filter": {
+                "type": "string",
+                "maxLength": FILTER_MAX,
+                "description": "As in the commands: model=cam2 and lot=L7 and state=active and expires<30d",
+            },
+            "act": {"type": "string", "enum": ["suspend", "resume", "revoke", "retire", "tag"]},
+            "tags": {
+                **_TAGS,
+                "additionalProperties": {**_TAGS["additionalProperties"], "type": ["string", "null"]},
+                "description": "With the act tag: tags to set; one that is null is removed.",
+            },
+            "join": {**_GROUPS, "description": "With the act tag: groups to put the devices into."},
+            "leave": {**_GROUPS, "description": "With the act tag: groups to take them out of."},
+            "reason": REASON,
+            "dry_run": {"type": "boolean", "description": "Say how many there are, and change nothing."},
+            "expected": {**COUNT, "maximum": SEQ_MAX, "description": "How many there must be, for the first step."},
+            "cursor": {**CURSOR, "description": "For each further step: the `next` of the one before."},
+        },
+        required=("filter", "act"),
+    ),
+    "BulkStep": _object(
+        {
+            "bulk": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{12}$",
+                "description": "What ties its audit rows together.",
+            },
+            "matched": {**COUNT, "description": "Devices that the whole act is for."},
+            "done": {**COUNT, "description": "In this step."},
+            "skipped": {
+                "type": "object",
+                "additionalProperties": COUNT,
+                "description": "In this step, by code: devices to which there was nothing to do.",
+            },
+            "failed": {
+                "type": "array",
+                "items": _object({"id": DEVICE_ID, "code": TEXT, "why": TEXT}),
+                "description": "In this step: devices that somebody changed first, or that the registry failed on.",
+            },
+            "next": {"type": ["string", "null"], "description": "The cursor of the next step; null when it is done."},
+        },
+        description="How a step of an act on many devices went.",
+    ),
     "Reason": _object({"reason": REASON}, required=()),
     "Credential": _object(
         {
@@ -271,16 +358,67 @@ COMPONENTS: dict[str, Schema] = {
         },
         description="A key that asks for a first certificate and waits for an operator.",
     ),
-    "Station": _object({"name": NAME, "models": NAMES, "created_at": TIME, **_CERTIFICATE}),
-    "Operator": _object(
-        {
-            "name": NAME,
-            "role": {"type": "string", "enum": [role.value for role in Role]},
-            "models": {**NAMES, "description": "What it is held to; empty for all."},
-            "created_at": TIME,
-            **_CERTIFICATE,
-        }
+    "Station": _object(_STATION),
+    "NewStation": _object(
+        {"name": NAME, "models": {**NAMES, "minItems": 1, "maxItems": STATION_MODELS_MAX}, "quota": _QUOTA, **_REQUEST},
+        required=("name", "models", "csr"),
     ),
+    "AddedStation": _object({**_STATION, **_SIGNED}),
+    "Operator": _object(_OPERATOR),
+    "NewOperator": _object(
+        {"name": NAME, "role": _ROLE, "models": {**_HELD_TO, "maxItems": OPERATOR_MODELS_MAX}, **_REQUEST},
+        required=("name", "role", "csr"),
+    ),
+    "AddedOperator": _object({**_OPERATOR, **_SIGNED}),
+    "Authority": _object(
+        {
+            "role": {"type": "string", "description": "root, issuing and the like."},
+            "subject": TEXT,
+            "not_after": TIME,
+            "sha256": {**SHA256, "description": "Of the certificate's DER."},
+            "tenant": {"type": "string", "description": "Whose it is; empty for the fleet's own."},
+            "pem": TEXT,
+        },
+        description="One of the fleet's CAs.",
+    ),
+    "Forecast": _object(
+        {
+            "devices": {**COUNT, "description": "In service with a certificate, valid or not."},
+            "overdue": {**COUNT, "description": "Of them, those whose newest certificate ended before this week."},
+            "weeks": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "week": {"type": "string", "format": "date", "description": "Its Monday."},
+                        "devices": COUNT,
+                        "tokens": COUNT,
+                        "authorities": {"type": "array", "items": TEXT, "description": "CAs that end in it, by role."},
+                    }
+                ),
+            },
+            "warnings": {"type": "array", "items": _object({"code": TEXT, "message": TEXT})},
+        },
+        description="What ends when, by week from this one on, and what to prepare for.",
+    ),
+    "Retention": _object(
+        {
+            "events_days": {**COUNT, "description": "Kept for so many days; 0: for ever."},
+            "audit_days": COUNT,
+            "expired_credentials_days": COUNT,
+            "first_event": {**SEQ, "description": "The oldest that is kept; 0: there is none."},
+            "last_event": SEQ,
+            "first_audit": SEQ,
+            "last_audit": SEQ,
+        },
+        description="For how long the registry keeps things, and what there is now.",
+    ),
+    "Proof": {
+        "type": "object",
+        "properties": {"version": {"type": "integer"}, "seq": SEQ, "path": {"type": "array", "items": SHA256}},
+        "required": ["version", "seq", "entry", "leaf", "index", "size", "path", "head"],
+        "description": "The row, its path through the audit's tree (RFC 9162), and the signed head: "
+        "`fleet audit check-proof` checks it with the public key alone.",
+    },
     "AuditRow": _object(
         {
             "seq": SEQ,
@@ -295,6 +433,6 @@ COMPONENTS: dict[str, Schema] = {
         }
     ),
 }
-for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator"):
+for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator", "Authority"):
     COMPONENTS[f"{_of}Page"] = page_of(_of)
 COMPONENTS["AuditPage"] = page_of("AuditRow", last={**SEQ, "description": "The newest row's sequence."})

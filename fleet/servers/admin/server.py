@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
@@ -20,6 +19,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
 from fleet.domain.rates import Rates
 from fleet.servers.admin import conditions
+from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.callers import admit
 from fleet.servers.admin.idempotency import Once, once_of
 from fleet.servers.admin.parts import Call, Caller, Clock, Parts
@@ -28,6 +28,7 @@ from fleet.servers.admin.requests import acceptable, read_body, read_query
 from fleet.servers.admin.routes import Condition, Route, find
 from fleet.servers.admin.table import ROUTES
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
+from fleet.services.retention import Policy
 
 Json = Mapping[str, object]
 
@@ -41,7 +42,8 @@ def build_admin_server(
     registry: Registry,
     status: Callable[[], Json],
     *,
-    operators: x509.Certificate,
+    authorities: Authorities,
+    retention: Policy,
     clock: Clock,
     tenants: Callable[[], Collection[str]] = frozenset,
     limits: HttpLimits | None = None,
@@ -51,11 +53,14 @@ def build_admin_server(
 ) -> AdminServer:
     """An admin server, to be given to `fleet.tls.listener.listen` as its protocol factory.
 
-    `status`: the counters of every part, ready for JSON, read anew at each request. `operators`: their CA.
-    `tenants`: names of those that have an issuing CA, likewise. `waiting`: how long a decided request is remembered.
+    `status`: the counters of every part, ready for JSON, read anew at each request. `tenants`: names of those that have
+    an issuing CA, likewise. `retention`: for how long things are kept. `waiting`: how long a decided request is
+    remembered.
     """
-    anchor = operators.public_bytes(Encoding.DER)
-    parts = Parts(registry, status, clock, tenants, anchor, heartbeat_seconds, clock(), waiting=waiting)
+    anchor = authorities.operators.public_bytes(Encoding.DER)
+    parts = Parts(
+        registry, status, clock, tenants, authorities, retention, anchor, heartbeat_seconds, clock(), waiting=waiting
+    )
     return HttpServer("admin", _Handlers(parts).handle, problem, limits or HttpLimits(), rates)
 
 

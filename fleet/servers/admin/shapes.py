@@ -129,7 +129,15 @@ def request_json(r: ApprovalRequest) -> Json:
 
 
 def station_json(s: Station, newest: Credential | None) -> Json:
-    return {"name": s.name, "models": list(s.models), "created_at": moment(s.created_at), **_certificate(newest)}
+    return {
+        "name": s.name,
+        "models": list(s.models),
+        "quota": s.quota,
+        "day": s.day,
+        "used": s.used,
+        "created_at": moment(s.created_at),
+        **_certificate(newest),
+    }
 
 
 def operator_json(o: Operator, newest: Credential | None) -> Json:
@@ -145,6 +153,7 @@ def operator_json(o: Operator, newest: Credential | None) -> Json:
 def _certificate(newest: Credential | None) -> Json:
     return {
         "certificate": newest.state.value if newest else None,
+        "serial": newest.serial if newest else None,
         "not_after": _maybe(newest.not_after if newest else None),
     }
 

@@ -10,7 +10,7 @@ from fleet.domain.access import Permission
 from fleet.domain.approval import RequestState
 from fleet.domain.device import DeviceState
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
-from fleet.servers.admin import approvals, devices, events, models, records, tokens
+from fleet.servers.admin import approvals, bulk, devices, events, holders, insight, models, records, tokens
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
@@ -28,7 +28,19 @@ from fleet.servers.admin.routes import (
     listing,
     post,
 )
-from fleet.servers.admin.schemas import CURSOR, DEVICE_ID, LIMIT_PARAMETER, NAME, SEQ, TIME, Schema, ref
+from fleet.servers.admin.schemas import (
+    CURSOR,
+    DEVICE_ID,
+    DEVICE_ID_PATTERN,
+    LIMIT_PARAMETER,
+    NAME,
+    SEQ,
+    SERIAL,
+    TIME,
+    Schema,
+    ref,
+)
+from fleet.services.forecast import CLIFF_PERCENT
 
 _PAGING: dict[str, Schema] = {"limit": LIMIT_PARAMETER, "cursor": CURSOR}
 _DEVICE_FILTERS: dict[str, Schema] = {
@@ -41,7 +53,11 @@ _DEVICE_FILTERS: dict[str, Schema] = {
         "description": "KEY:VALUE; may be repeated, and then all of them count.",
     },
     "group": NAME,
-    "after": {**DEVICE_ID, "description": "Begin behind this id; not with expires_before."},
+    "after": {
+        "type": "string",
+        "pattern": f"^([0-9T:.+Z-]{{20,40}}/)?{DEVICE_ID_PATTERN[1:]}",
+        "description": "Begin behind this id; with expires_before, behind this TIME/ID.",
+    },
     "expires_before": {**TIME, "description": "Devices whose newest certificate ends before then, soonest first."},
 }
 
@@ -102,6 +118,13 @@ ROUTES: tuple[Route, ...] = (
         records.status,
         summary="Uptime and counters.",
         gives=ref("Status"),
+        query={
+            "devices": {
+                "type": "string",
+                "enum": [records.COUNT_DEVICES],
+                "description": "Count the devices, too: it looks at each of them. For operators.",
+            }
+        },
         for_stations=True,
     ),
     get(
@@ -224,6 +247,16 @@ ROUTES: tuple[Route, ...] = (
     _move("resume", devices.resume_device, "Let a suspended device in again."),
     _move("revoke", devices.revoke_device, "Put a device out for good, its certificates with it."),
     _move("retire", devices.retire_device, "Take a device out of service in good order, for good."),
+    post(
+        "act_in_bulk",
+        "/v1/bulk",
+        Permission.DEVICE_WRITE,
+        bulk.act_in_bulk,
+        summary="Act on every device of a filter: dry run, then step by step, the first confirmed by their number.",
+        takes=ref("BulkAct"),
+        gives=ref("BulkStep"),
+        is_one_change=False,
+    ),
     # Certificates
     listing(
         "list_device_credentials",
@@ -309,6 +342,27 @@ ROUTES: tuple[Route, ...] = (
         summary="Factory stations, by name.",
         query=_PAGING,
     ),
+    post(
+        "create_station",
+        "/v1/stations",
+        Permission.STATION_WRITE,
+        holders.create_station,
+        summary="Add a factory station: a certificate for the key that its request was made with.",
+        takes=ref("NewStation"),
+        gives=ref("AddedStation"),
+        status=201,
+        finds=True,
+    ),
+    post(
+        "revoke_station",
+        "/v1/stations/{station}/revoke",
+        Permission.STATION_WRITE,
+        holders.revoke_station,
+        summary="Revoke a station's certificates; devices that it provisioned stay.",
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Station"),
+    ),
     listing(
         "list_operators",
         "/v1/operators",
@@ -318,6 +372,43 @@ ROUTES: tuple[Route, ...] = (
         summary="Operators, by name.",
         query=_PAGING,
     ),
+    get(
+        "get_operator",
+        "/v1/operators/{operator}",
+        Permission.OPERATOR_READ,
+        holders.get_operator,
+        summary="One operator.",
+        gives=ref("Operator"),
+    ),
+    post(
+        "create_operator",
+        "/v1/operators",
+        Permission.OPERATOR_WRITE,
+        holders.create_operator,
+        summary="Add an operator, with a certificate for the key of its request. Nobody gives what it has not.",
+        takes=ref("NewOperator"),
+        gives=ref("AddedOperator"),
+        status=201,
+        finds=True,
+    ),
+    post(
+        "revoke_operator",
+        "/v1/operators/{operator}/revoke",
+        Permission.OPERATOR_WRITE,
+        holders.revoke_operator,
+        summary="Revoke an operator's certificates; its streams of events end.",
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Operator"),
+    ),
+    get(
+        "list_authorities",
+        "/v1/authorities",
+        Door.OPERATOR,
+        holders.list_authorities,
+        summary="The fleet's CAs: the root that devices trust, and what signs for them.",
+        gives=ref("AuthorityPage"),
+    ),
     listing(
         "list_audit",
         "/v1/audit",
@@ -326,6 +417,36 @@ ROUTES: tuple[Route, ...] = (
         "AuditPage",
         summary="Who did what, oldest first.",
         query={"after": {**SEQ, "description": "Rows behind this sequence."}, **_PAGING},
+    ),
+    get(
+        "prove_row",
+        "/v1/audit/proof",
+        Permission.AUDIT_READ,
+        insight.prove_row,
+        summary="A proof that a row is in the audit: seq, or the row of the issue of serial.",
+        gives=ref("Proof"),
+        query={"seq": {**SEQ, "minimum": 1}, "serial": SERIAL},
+        finds=True,
+    ),
+    get(
+        "get_forecast",
+        "/v1/forecast",
+        Permission.STATUS_READ,
+        insight.get_forecast,
+        summary="What ends when: certificates, tokens and CAs by week, and what to prepare for.",
+        gives=ref("Forecast"),
+        query={
+            "weeks": {"type": "integer", "minimum": 1, "maximum": 520, "default": insight.WEEKS},
+            "cliff_percent": {"type": "number", "minimum": 1, "maximum": 100, "default": CLIFF_PERCENT},
+        },
+    ),
+    get(
+        "get_retention",
+        "/v1/retention",
+        Permission.STATUS_READ,
+        insight.get_retention,
+        summary="For how long the registry keeps things, and what there is now.",
+        gives=ref("Retention"),
     ),
     get(
         "follow_events",

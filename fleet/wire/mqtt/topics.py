@@ -25,8 +25,12 @@ def is_topic_filter(text: str) -> bool:
         # [MQTT-4.8.2-1], [MQTT-4.8.2-2] a group of one character at least, without wildcards, and a filter after it
         if not group or "+" in group or "#" in group:
             return False
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # half a surrogate: what a command line could not read as UTF-8 comes out so
+        return False
     # [MQTT-4.7.3-1], [MQTT-4.7.3-3]
-    if not text or len(text.encode()) > FIELD_SIZE_MAX:
+    if not 1 <= size <= FIELD_SIZE_MAX:
         return False
     levels = text.split("/")
     # [MQTT-4.7.1-1] (5.0), [MQTT-4.7.1-2] (3.1.1): # alone in its level, and last

@@ -1,0 +1,25 @@
+"""The fleet's CAs as the API uses them: what it shows of them, and who signs for stations and operators."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+
+from fleet.ca.shown import CaCertificate
+from fleet.domain.ports import Issuer
+from fleet.services.forecast import Authority
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """What a home has, read anew at each call: it may have been replaced."""
+
+    operators: x509.Certificate
+    """The operators' CA: an operator's chain ends here, and nobody else's does."""
+    stations_issuer: Callable[[], Issuer]
+    operators_issuer: Callable[[datetime], Issuer]
+    """Its key is read when it is needed, and not held. Raises: Unavailable: it is kept elsewhere."""
+    shown: Callable[[], Sequence[CaCertificate]]
+    """The root that everybody trusts first."""
+    forecasted: Callable[[], Sequence[Authority]]

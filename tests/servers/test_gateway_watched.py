@@ -1,0 +1,82 @@
+"""A broker of somebody else's that goes away and comes back."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from fleet.servers.gateway.upstream import AddressUpstream
+from fleet.servers.gateway.watched import WatchedUpstream
+from tests.free_ports import free_port
+
+
+class Clock:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+async def listening(port: int) -> asyncio.Server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    return await asyncio.start_server(serve, "127.0.0.1", port)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  what is waited for tells nobody
+            await asyncio.sleep(0.01)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().split(" is=")[0] for record in caplog.records if record.name == "fleet.broker"]
+
+
+async def test_it_is_told_once_when_it_is_away_and_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    port, clock = free_port(), Clock()
+    upstream = WatchedUpstream(AddressUpstream("127.0.0.1", port), clock=clock, again_seconds=0.02)
+    assert upstream.status()["reachable"] is None
+    watch = asyncio.create_task(upstream.run())
+    try:
+        await until(lambda: upstream.status()["reachable"] is False)
+        await asyncio.sleep(0.2)  # tried again and again
+        away = "event=upstream outcome=unreachable"
+        assert lines(caplog) == [away]
+        assert f"mqtt://127.0.0.1:{port}" in caplog.text
+        clock.now = datetime(2030, 1, 1, 1, tzinfo=UTC)
+        server = await listening(port)
+        await until(lambda: upstream.status()["reachable"] is True)
+        assert upstream.status()["since"] == "2030-01-01T01:00:00Z"
+        back = "event=upstream outcome=reachable-again"
+        assert lines(caplog) == [away, back]
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0.1)
+        assert upstream.status()["reachable"] is True  # nobody has asked for it
+        with pytest.raises(OSError, match="Connect"):
+            await upstream.connect(asyncio.Protocol)  # as a session does
+        assert lines(caplog) == [away, back, away]
+        server = await listening(port)
+        await until(lambda: upstream.status()["reachable"] is True)
+        server.close()
+        assert lines(caplog) == [away, back, away, back]
+    finally:
+        watch.cancel()
+
+
+async def test_one_that_is_there_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    server = await listening(0)
+    port = server.sockets[0].getsockname()[1]
+    upstream = WatchedUpstream(AddressUpstream("127.0.0.1", port), clock=Clock())
+    watch = asyncio.create_task(upstream.run())
+    await until(lambda: upstream.status()["reachable"] is True)
+    watch.cancel()
+    server.close()
+    assert lines(caplog) == []
