@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -24,6 +25,7 @@ OWN_OPTIONS = {
     "kills": ("crash",),
     "seed": ("crash",),
     "sessions": ("revocation",),
+    "keep": ("registry",),
     "database": ("workers", "revocation", "registry", "crash"),
 }
 """Option -> the scenarios that it is for."""
@@ -98,6 +100,12 @@ def list_scenarios(output: str) -> None:
     help="Of workers, revocation, registry and crash: sqlite, or postgres, a cluster of the run's own.  [default: "
     "sqlite; of revocation, postgres if it is installed]",
 )
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Of registry: leave what was filled in DIR, a new folder; or measure again what an earlier run left there.",
+)
 @output_option
 @click.pass_context
 def run(
@@ -110,6 +118,7 @@ def run(
     seed: int | None,
     sessions: int | None,
     database: str | None,
+    keep: Path | None,
     output: str,
 ) -> None:
     """Measure NAME and report. Progress goes to stderr.
@@ -120,9 +129,11 @@ def run(
     \b
     hw-bench run handshakes --seconds 1 --rounds 1
     hw-bench run registry --devices 1000000 --database postgres
+    hw-bench run registry --devices 1000000 --keep /var/tmp/million
     hw-bench run crash --kills 1000 --seed 7
     """
-    own = {"devices": devices, "kills": kills, "seed": seed, "sessions": sessions, "database": database}
+    own: dict[str, object] = {"devices": devices, "kills": kills, "seed": seed, "sessions": sessions}
+    own |= {"database": database, "keep": keep}
     for option, value in own.items():
         if value is not None and name not in OWN_OPTIONS[option]:
             raise click.UsageError(f"--{option} is for {', '.join(OWN_OPTIONS[option])}, not for {name}.")
@@ -134,6 +145,7 @@ def run(
         seed,
         database or _PLAN.database,
         sessions or _PLAN.sessions,
+        keep.resolve() if keep else None,
     )
     try:
         report = SCENARIOS[name].run(plan, lambda text: click.echo(text, err=True))

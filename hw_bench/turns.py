@@ -39,6 +39,8 @@ class Plan:
     """The registry's engine; empty for the scenario's own choice."""
     sessions: int = 50
     """Devices that are connected, and revoked."""
+    keep: Path | None = None
+    """Where a filled registry stays, or is already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ PENDING = request_rows.counting("$")
 CREDENTIAL = _select("credential", rows.CREDENTIAL_COLUMNS, "WHERE serial = $1")
 
 # The index holds each state's in order of seq: however many there are, no more than these are looked at.
-_NEWEST = "SELECT seq FROM credential WHERE holder = $1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"
+_NEWEST = """SELECT * FROM credential
+            WHERE holder = $1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"""
 _HELD = " UNION ALL ".join(f"({_NEWEST.format(state, HELD_MAX)})" for state in ("issued", "active", "revoked"))
 _DEVICE_AND_MODEL = f"{rows.columns(rows.DEVICE_COLUMNS, 'd')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
 _TOKEN_AND_MODEL = f"{rows.columns(rows.TOKEN_COLUMNS, 't')}, {rows.columns(rows.MODEL_COLUMNS, 'm')}"
@@ -42,7 +43,7 @@ ENROLLMENT = f"""
     SELECT
         (SELECT ROW({_DEVICE_AND_MODEL}) FROM device d JOIN model m ON m.name = d.model WHERE d.id = $1),
         (SELECT ROW({_TOKEN_AND_MODEL}) FROM token t LEFT JOIN model m ON m.name = t.model WHERE t.id = $2),
-        ARRAY(SELECT ROW({rows.columns(rows.CREDENTIAL_COLUMNS)}) FROM credential WHERE seq IN ({_HELD}) ORDER BY seq),
+        ARRAY(SELECT ROW({rows.columns(rows.CREDENTIAL_COLUMNS)}) FROM ({_HELD}) AS held ORDER BY seq),
         ARRAY(SELECT ROW(kind, holder, state) FROM
             (SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = $3
             UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = $3) AS used)"""  # noqa: S608

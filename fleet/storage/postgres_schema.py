@@ -10,7 +10,7 @@ from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.postgres_session import SCHEMA, Session, first_line
 
 MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held by whoever changes the schema
-SECONDS_MAX = 600.0  # for another node's migration, and for ours: it may have to rewrite a large table
+SECONDS_MAX = 3600.0  # for another node's migration, and for ours: it may have to rewrite a large table
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,14 @@ STATEMENTS: dict[str, str] = {
         UPDATE device SET tags = $2::text, groups = $3::text, revision = revision + 1
         WHERE id = $1::text AND revision = $4::bigint""",
     "add_tag": _insert("device_tag", ("key", "value", "device_id")),
-    "drop_tags": "DELETE FROM device_tag WHERE device_id = $1::text",
+    # Found by what the device's row says, before that is changed: a tag's row needs no index by its device.
+    "drop_tags": """
+        DELETE FROM device_tag USING (
+            SELECT tag->>0 AS key, tag->>1 AS value
+            FROM device, jsonb_array_elements(tags::jsonb) AS tag WHERE id = $1::text
+            UNION ALL SELECT '', name
+            FROM device, jsonb_array_elements_text(groups::jsonb) AS name WHERE id = $1::text) AS old
+        WHERE device_tag.key = old.key AND device_tag.value = old.value AND device_tag.device_id = $1::text""",
     "key_is_free": """
         SELECT 1 WHERE NOT EXISTS (
             SELECT 1 FROM credential WHERE key_sha256 = $1::bytea

@@ -155,8 +155,8 @@ def _tagging(write: TagDevice) -> Iterator[Step]:
     id_ = write.device_id
     yield Step("has_device", (id_,), Conflict("no-such-device", f"There is no device {id_}."))
     tags, groups = rows.listing(write.tags), rows.listing(write.groups)
-    yield Step("tag_device", (id_, tags, groups, write.revision), changed_meanwhile(f"Device {id_}"))
     yield Step("drop_tags", (id_,))
+    yield Step("tag_device", (id_, tags, groups, write.revision), changed_meanwhile(f"Device {id_}"))
     for key, value in (*write.tags, *(("", group) for group in write.groups)):
         yield Step("add_tag", (key, value, id_))
 

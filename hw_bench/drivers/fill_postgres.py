@@ -13,6 +13,7 @@ from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 
 TAG_COLUMNS = ("key", "value", "device_id")
 DEVICE_TABLES = ("device", "device_tag", "credential")
+# Indices grow with the rows, as a fleet's do: built afterwards they would be smaller than they will be in life.
 # Tables with their indices and what stands beside them. Between two readings nothing else is written.
 SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
 

@@ -78,12 +78,16 @@ class Embedded:
 
 
 class Throwaway:
-    """PostgreSQL: a cluster of the run's own on disk, where a commit is an fsync; a database in it for each home."""
+    """PostgreSQL: a cluster of the run's own on disk, where a commit is an fsync; a database in it for each home.
+
+    With `kept`, a folder, the cluster stands in there and stays; a later one goes on with it.
+    """
 
     name = POSTGRES
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Path | None = None) -> None:
         self._end = contextlib.ExitStack()
+        self._kept = kept
         self._cluster: postgres.Cluster | None = None
 
     @property
@@ -101,9 +105,21 @@ class Throwaway:
             binaries = postgres.programs()
             if binaries is None:
                 raise BenchError(f"{postgres.missing()}.")
-            self._cluster = postgres.Cluster(binaries, self._end.enter_context(postgres.new_folder()), ON_DISK + ROOMY)
-            self._end.callback(self._cluster.stop, "immediate")
-            self._cluster.make()
+            if self._kept is None:
+                folder = self._end.enter_context(postgres.new_folder())
+            else:
+                self._kept.mkdir(exist_ok=True)
+                postgres.hand_over(folder := self._kept)
+            self._cluster = postgres.Cluster(binaries, folder, ON_DISK + ROOMY)
+            self._end.callback(self._cluster.stop, "immediate" if self._kept is None else "fast")
+            port = folder / "port"  # homes know it: a kept cluster is found where it was
+            if port.exists():
+                self._cluster.port = int(port.read_text())
+            else:
+                self._cluster.make()
+            self._cluster.start()
+            port.write_text(str(self._cluster.port))
+            return
         self._cluster.start()
 
     def home(self, path: Path) -> FleetHome:
@@ -126,10 +142,13 @@ class Throwaway:
         self._end.close()
 
 
-def engine_of(name: str) -> Engine:
-    """The engine that `name` names; SQLite when it is empty. Raises: BenchError."""
+def engine_of(name: str, kept: Path | None = None) -> Engine:
+    """The engine that `name` names; SQLite when it is empty. What it has of its own stays in `kept`, if given.
+
+    Raises: BenchError.
+    """
     if name in ("", SQLITE):
         return Embedded()
     if name == POSTGRES:
-        return Throwaway()
+        return Throwaway(kept)
     raise BenchError(f"{name!r} is no engine that can be started here; known are {SQLITE} and {POSTGRES}.")

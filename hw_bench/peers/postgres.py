@@ -10,6 +10,7 @@ import itertools
 import os
 import pwd
 import random
+import secrets
 import select
 import shutil
 import signal
@@ -80,7 +81,6 @@ class Cluster:
         self.log = folder / "log"
         self.port = 0
         self._options = (*COMMON, *options)
-        self._numbers = itertools.count(1)
 
     def _call(self, program: str, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -173,7 +173,7 @@ class Cluster:
 
     def make_database(self, template: str = "template1") -> str:
         """A new database of the cluster, by its name."""
-        name = f"t{next(self._numbers)}"
+        name = f"t{secrets.token_hex(6)}"  # a kept cluster has those of earlier runs
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
@@ -182,15 +182,20 @@ class Cluster:
         self.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def hand_over(folder: Path) -> None:
+    """Let PostgreSQL's own user have `folder`, and everybody its sockets."""
+    if user := _as_its_user():
+        os.chown(folder, user["user"], user["group"])
+    folder.chmod(0o711)
+
+
 @contextlib.contextmanager
 def new_folder(inside: Path | None = None) -> Iterator[Path]:
     """A folder that a cluster can live in, by default where temporary files are; gone at the end."""
     # Short, for a socket's path in it, and open to PostgreSQL's own user, as a run's private folder is not.
     folder = Path(tempfile.mkdtemp(prefix="fleet-pg-", dir=inside))
     try:
-        if user := _as_its_user():
-            os.chown(folder, user["user"], user["group"])
-        folder.chmod(0o711)
+        hand_over(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

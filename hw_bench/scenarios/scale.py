@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import secrets
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,7 @@ from hw_bench.processes import on_cores
 from hw_bench.report import Figure, Report
 from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
 from hw_bench.scenarios.enroll import Enroll, token_login
+from hw_bench.scenarios.kept import Kept
 from hw_bench.turns import Contender, Plan, Progress, take_turns
 
 PAGE_SIZE = 100
@@ -63,19 +65,20 @@ class Scale:
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
             ground = stack.enter_context(ground_for())
-            engine = engine_of(plan.database)
+            kept = Kept(plan.keep or ground.folder / "filled")
+            engine = engine_of(plan.database, kept.engine if plan.keep else None)
+            found = kept.begin(engine.name, plan.devices)
             stack.callback(engine.stop)
             with on_cores(*ground.server_cores):  # it is a part of the server
                 engine.start()
-            homes = {name: engine.home(ground.folder / name) for name in (FULL, EMPTY)}
-            fleet = FilledFleet(plan.devices, _certificate(homes[FULL]))
-            began = time.monotonic()
-
-            def said(count: int) -> None:
-                if count % 500_000 == 0 or count == plan.devices:
-                    progress(f"{count:,} of {plan.devices:,} devices, {time.monotonic() - began:.0f} s")
-
-            sizes = _fill(homes[FULL], fleet, said)
+            full = FleetHome(kept.home) if found else engine.home(kept.home)
+            homes = {FULL: full, EMPTY: engine.home(ground.folder / EMPTY)}
+            if found:
+                fleet, sizes = found
+            else:
+                fleet = FilledFleet(plan.devices, _certificate(full))
+                sizes = _filled(full, fleet, progress)
+                kept.done(engine.name, fleet, sizes)
             progress("looking up and listing")
             figures = asyncio.run(self._asked(homes[FULL], fleet))
             contenders = [self._contender(name, home, engine, ground, stack) for name, home in homes.items()]
@@ -105,7 +108,8 @@ class Scale:
     def _contender(
         self, name: str, home: FleetHome, engine: Engine, ground: Ground, stack: contextlib.ExitStack
     ) -> Contender:
-        crew = stack.enter_context(self.enroll.crew(name, token_login(home), ground))
+        ids = f"{name}-{secrets.token_hex(4)}"  # a kept registry has those of earlier runs
+        crew = stack.enter_context(self.enroll.crew(ids, token_login(home), ground))
         served = stack.enter_context(serve(home, ground))
         return self.enroll.contender(name, crew, served.with_others(engine.pids))
 
@@ -133,6 +137,16 @@ class Scale:
             now = fleet.expires_at(number) - timedelta(days=1)
             times.append(await _timed(partial(admit, registry, peer, fleet.device_id(number), now)))
         return Figure("admission look-up, p99", _percentile_99(times), "ms", at_most=LOOKUP_MS_MAX)
+
+
+def _filled(home: FleetHome, fleet: FilledFleet, progress: Progress) -> Sizes:
+    began = time.monotonic()
+
+    def said(count: int) -> None:
+        if count % 500_000 == 0 or count == fleet.count:
+            progress(f"{count:,} of {fleet.count:,} devices, {time.monotonic() - began:.0f} s")
+
+    return _fill(home, fleet, said)
 
 
 def _fill(home: FleetHome, fleet: FilledFleet, said: Said) -> Sizes:

@@ -32,9 +32,17 @@ def test_list_for_programs() -> None:
 def test_help() -> None:
     result = CliRunner().invoke(main, ["run", "--help"])
     assert result.exit_code == 0
-    assert {"--seconds", "--rounds", "--devices", "--kills", "--seed", "--sessions", "--database", "--output"} <= set(
-        result.stdout.replace(",", " ").split()
-    )
+    assert {
+        "--seconds",
+        "--rounds",
+        "--devices",
+        "--kills",
+        "--seed",
+        "--sessions",
+        "--database",
+        "--keep",
+        "--output",
+    } <= set(result.stdout.replace(",", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,11 @@ def test_help() -> None:
     [["run", "nothing"], ["run", "handshakes", "--seconds", "0"], ["run", "handshakes", "--rounds", "0"], ["run"]]
     + [["run", "enroll", *words] for words in (["--kills", "5"], ["--seed", "1"], ["--database", "sqlite"])]
     + [["run", "crash", *words] for words in (["--kills", "0"], ["--seed", "-1"], ["--devices", "1000"])]
-    + [["run", "revocation", "--sessions", "1"], ["run", "registry", "--sessions", "2"]],
+    + [
+        ["run", "revocation", "--sessions", "1"],
+        ["run", "registry", "--sessions", "2"],
+        ["run", "enroll", "--keep", "x"],
+    ],
 )
 def test_used_wrongly(words: list[str]) -> None:
     result = CliRunner().invoke(main, words)

@@ -1,12 +1,14 @@
 """Each scenario in miniature, from the first process to the report."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Turn, lines
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
@@ -123,6 +125,37 @@ def test_registry(database: str) -> None:
     assert any(f"the registry is {database} on" in check for check in report.checks)
     text = "\n".join(lines(report))
     assert "goal: at least 0.85" in text
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=NEEDS_POSTGRES)])
+def test_a_kept_registry_is_measured_again_and_not_filled(database: str, tmp_path: Path) -> None:
+    scenario = Scale(enroll=Enroll(drivers=1, at_once=4), lookups=50, pages=2)
+    with tempfile.TemporaryDirectory(prefix="hw-keep-") as folder:  # short, and in what PostgreSQL's user may enter
+        Path(folder).chmod(0o711)
+        plan = replace(TINY, devices=1000, database=database, keep=Path(folder) / "kept")
+        said: list[str] = []
+        first, second = (scenario.run(plan, said.append) for _ in range(2))
+        assert sum("1,000 of 1,000 devices" in line for line in said) == 1
+        assert [figure.value for figure in second.figures[:3]] == [figure.value for figure in first.figures[:3]]
+        for report in (first, second):
+            assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
+        with pytest.raises(BenchError, match=f"holds 1,000 devices in {database}, not 2,000 in {database}"):
+            scenario.run(replace(plan, devices=2000), said.append)
+        other = replace(plan, database="postgres" if database == "sqlite" else "sqlite")
+        with pytest.raises(BenchError, match="holds 1,000 devices"):
+            scenario.run(other, said.append)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    with pytest.raises(BenchError, match=r"holds no registry that was filled to its end\. Name a new folder"):
+        Scale().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
+    (tmp_path / "filled.json").write_text('{"engine": "sqlite"}')
+    with pytest.raises(BenchError, match=r"filled\.json cannot be read: KeyError"):
+        Scale().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
+    with pytest.raises(BenchError, match="cannot be used"):
+        Scale().run(replace(TINY, devices=1000, keep=tmp_path / "no" / "where"), lambda text: None)
+    assert (tmp_path / "letter").read_text() == "dear"
 
 
 def test_a_figure_and_its_goal() -> None:
