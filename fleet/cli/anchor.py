@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.authorities import operators_authority
 from fleet.ca.maker import read_maker_ca
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
@@ -19,6 +20,8 @@ from fleet.services import anchors
 from fleet.services.revocation import checked_reason
 from fleet.tenants import read_authorities
 
+_WHY = "whom the EST door believes is the home's to say"
+
 COLUMNS = ("name", "models", "subject", "not_after", "sha256", "created_at")
 
 
@@ -28,6 +31,7 @@ def anchor() -> None:
 
 
 @anchor.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @click.option(
@@ -69,6 +73,7 @@ def add(home: Path, name: str, file: Path, models: tuple[str, ...], output: str)
 
 
 @anchor.command(name="list")
+@at_home_only(_WHY)
 @home_option
 @output_option
 def list_(home: Path, output: str) -> None:
@@ -84,6 +89,7 @@ def list_(home: Path, output: str) -> None:
 
 
 @anchor.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")

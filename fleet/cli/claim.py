@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.authorities import authority_chain
 from fleet.ca.keys import generate_key, write_key
+from fleet.cli.at_home import at_home_only
 from fleet.cli.durations import DURATION
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, OpenHome, home_option, opened, run, utc_now
@@ -29,6 +30,8 @@ from fleet.services import claims
 from fleet.wire.csr import decode_csr
 from fleet.wire.encodings import Bundle, Form, write
 
+_WHY = "a claim's key and its CA are the home's"
+
 CERTIFICATE, KEY, PKCS12, CA = "claim.pem", "claim.key", "claim.p12", "ca.pem"
 COLUMNS = ("name", "model", "state", "uses", "quota", "takeovers", "expires_at", "why")
 
@@ -39,6 +42,7 @@ def claim() -> None:
 
 
 @claim.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @click.option("--model", required=True, help="The model of its devices.")
@@ -174,6 +178,7 @@ def _make_files(
 
 
 @claim.command(name="list")
+@at_home_only(_WHY)
 @home_option
 @output_option
 def list_(home: Path, output: str) -> None:
@@ -194,6 +199,7 @@ def list_(home: Path, output: str) -> None:
 
 
 @claim.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @output_option
@@ -243,6 +249,7 @@ _reason = click.option("--reason", default="", metavar="TEXT", help="Why, for th
 
 
 @claim.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @_reason
@@ -256,6 +263,7 @@ def revoke(home: Path, name: str, reason: str, output: str) -> None:
 
 
 @claim.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @_reason
@@ -269,6 +277,7 @@ def quarantine(home: Path, name: str, reason: str, output: str) -> None:
 
 
 @claim.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @_reason

@@ -15,6 +15,7 @@ from typing import TextIO
 
 import click
 
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.manifest_files import Items, rows_of
@@ -23,12 +24,15 @@ from fleet.domain.errors import FleetError
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import ROWS_AT_ONCE, Counts, Importer, Numbered, RowRefused
 
+_WHY = "a manifest is read where the registry is"
+
 PROGRESS_EVERY_SECONDS = 2.0
 REFUSED_SHOWN_MAX = 20
 ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
 
 @click.command(name="import")
+@at_home_only(_WHY)
 @home_option
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(

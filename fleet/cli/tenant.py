@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
@@ -13,6 +14,8 @@ from fleet.home import open_home
 from fleet.issuing_folder import Authority, fingerprint
 from fleet.services.tenancy import announce_tenant
 from fleet.tenants import Authorities, found_tenant, new_tenant, read_authorities
+
+_WHY = "a tenant is a CA, and the keys of CAs stay in the home"
 
 
 @click.group()
@@ -25,6 +28,7 @@ def tenant() -> None:
 
 
 @tenant.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @click.option("--own-root", is_flag=True, help="Under a root of its own, in place of the fleet's.")
@@ -56,6 +60,7 @@ def add(home: Path, name: str, own_root: bool, output: str) -> None:
 
 
 @tenant.command(name="list")
+@at_home_only(_WHY)
 @home_option
 @output_option
 def list_(home: Path, output: str) -> None:
@@ -82,6 +87,7 @@ def list_(home: Path, output: str) -> None:
 
 
 @tenant.command()
+@at_home_only(_WHY)
 @home_option
 @click.argument("name")
 @output_option

@@ -129,6 +129,22 @@ audit seal
 audit export
 audit verify
 webhook key
+ca rollover
+ca forget ab
+station set line-1 --quota 1
+tenant add acme
+tenant list
+tenant show acme
+claim create c --model default --quota 1 --out x
+claim list
+claim show c
+claim revoke c
+claim quarantine c
+claim release c
+anchor add a --cert x.pem --model default
+anchor list
+anchor remove a
+device import x.csv
 """.strip().splitlines()
 
 
