@@ -11,6 +11,7 @@ import pytest
 from fleet.ca.keys import generate_key
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
+from hw_bench.peers.home import unlimited
 from tests.servers.est_house import Identity
 from tests.servers.makers import new_maker
 from tests.serving import ANY_PORTS, Served, fleet
@@ -22,6 +23,7 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 @pytest.fixture
 def pair(home: Path, tmp_path: Path) -> Iterator[Served]:
+    unlimited(home / "fleet.toml")  # one and the same certificate is refused again and again
     serving = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", "2")).start()
     yield serving
     serving.stop()
