@@ -156,6 +156,9 @@ CredentialOf = Callable[[Exchange], Hashable | None]
 """By what a request shows who asks, before anybody has looked whether that is true; None when it shows nothing."""
 
 
+NoteHurry = Callable[[Exchange], Awaitable[None]]
+
+
 def certificate_shown(exchange: Exchange) -> Hashable | None:
     """The fingerprint of the client's certificate."""
     return exchange.peer.fingerprint
@@ -175,6 +178,8 @@ class HttpServer:
     rates: Rates | None = None
     """None: everybody may ask as often as they like."""
     credential_of: CredentialOf = certificate_shown
+    note_hurry: NoteHurry | None = None
+    """Told of each request that came too soon, before it is answered."""
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status class and code, for instance "200", "403 device-suspended"."""
     draining: bool = False
@@ -225,7 +230,7 @@ class HttpServer:
         credential = self.credential_of(exchange) if self.rates is not None else None
         try:
             if self.rates is not None:
-                must_not_hurry(self.rates, exchange.peer.address, credential)
+                await self._must_not_hurry(self.rates, exchange, credential)
             if exchange.request.version < HttpVersion10:  # the parser takes a line without a version for 0.9
                 raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
@@ -237,6 +242,14 @@ class HttpServer:
             response.force_close()
         self._note(exchange, response.status, started)
         return response
+
+    async def _must_not_hurry(self, rates: Rates, exchange: Exchange, credential: Hashable | None) -> None:
+        try:
+            must_not_hurry(rates, exchange.peer.address, credential)
+        except HttpRefused:
+            if self.note_hurry is not None:
+                await self.note_hurry(exchange)
+            raise
 
     def _refusal(self, exchange: Exchange, error: Exception) -> web.Response:
         if isinstance(error, HttpRefused):

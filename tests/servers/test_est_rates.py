@@ -32,6 +32,8 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(house: 
     assert {(answer.status, answer.code) for answer in late} == {(429, "too-many-requests")}
     assert int(late[0].header("Retry-After") or "") >= 1
     assert house.servers["est"].counters["429 too-many-requests"] == len(late)
+    rows = [row.entry for row in await house.registry.audit() if row.entry.outcome == "too-many-requests"]
+    assert [(row.actor, row.action, row.address) for row in rows] == [("nobody", "est.request", "127.0.0.1")]
 
 
 async def test_a_refused_token_waits_and_its_neighbours_do_not(house: House) -> None:
@@ -52,6 +54,8 @@ async def test_a_revoked_device_that_knocks_and_knocks(house: House) -> None:
     codes = [(await house.reenroll(renewal_csr(device), device)).code for _ in range(5)]
     assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"] * 2
     assert (await house.reenroll(renewal_csr(other), other)).status == 200
+    rows = [row.entry for row in await house.registry.audit() if row.entry.outcome == "too-many-requests"]
+    assert [(row.actor, row.action) for row in rows] == [("device cam-1", "est.request")]
 
 
 async def test_connections_of_one_address_are_counted_before_anything_is_spent_on_them(house: House) -> None:

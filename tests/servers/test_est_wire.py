@@ -423,3 +423,36 @@ async def test_a_client_that_asks_and_never_reads_is_put_out(tmp_path: Path) -> 
                     await asyncio.wait({gone, asyncio.ensure_future(writer.drain())}, return_when="FIRST_COMPLETED")
             await gone
         writer.transport.abort()
+
+
+EMPTY = {"Authorization": "Basic Og=="}  # a colon: neither name nor password
+
+
+@pytest.mark.parametrize(
+    ("operation", "headers", "body", "status", "code"),
+    [
+        ("simpleenroll", {}, b"AA==", 401, "no-credentials"),
+        ("simpleenroll", {"Authorization": "Bearer x"}, b"AA==", 401, "bad-authorization"),
+        ("serverkeygen", {}, b"AA==", 401, "no-credentials"),
+        ("simplereenroll", {}, b"AA==", 401, "no-certificate"),
+        (
+            "simpleenroll",
+            {"Authorization": "Basic Og==", "Content-Type": "text/plain"},
+            b"AA==",
+            415,
+            "bad-content-type",
+        ),
+        ("simpleenroll", EMPTY, b"A" * 70_000, 413, "too-large"),
+    ],
+)
+async def test_what_is_refused_before_anything_is_read_is_in_the_audit(
+    house: House, operation: str, headers: dict[str, str], body: bytes, status: int, code: str
+) -> None:
+    headers = {"Content-Type": "application/pkcs10", **headers}
+    answer = await house.send("POST", f"/.well-known/est/{operation}", body, headers)
+    assert (answer.status, answer.code) == (status, code)
+    entry = (await house.registry.audit())[-1].entry
+    action = {"simpleenroll": "device.enroll", "simplereenroll": "device.reenroll"}.get(
+        operation, "device.serverkeygen"
+    )
+    assert (entry.actor, entry.action, entry.outcome, entry.address) == ("nobody", action, code, "127.0.0.1")

@@ -10,6 +10,7 @@ from cryptography import x509
 
 from fleet.domain.application import Names
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
+from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
@@ -24,7 +25,8 @@ from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, Ht
 from fleet.services.authorising import Authoriser
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
-from fleet.services.evidence import strangers_may_ask
+from fleet.services.evidence import BasicCredentials, strangers_may_ask
+from fleet.services.refusals import Refusals
 from fleet.services.renewal import renewal_window
 from fleet.services.unread import record_unread
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
@@ -37,6 +39,7 @@ Clock = Callable[[], datetime]
 
 EstServer = HttpServer
 
+HURRY, TOO_MANY = "est.request", "too-many-requests"
 PLAIN = "text/plain; charset=utf-8"
 # RFC 8951 receivers ignore Content-Transfer-Encoding; BouncyCastle takes the body for DER without it.
 RENEWAL_INFO_SECONDS = 6 * 3600  # between two questions of one client: a campaign is heard of within that time
@@ -63,7 +66,9 @@ def build_est_server(
     models' webhooks.
     """
     handlers = _Handlers(registry, issuer, tenants, sealer, clock, waiting, authoriser)
-    return HttpServer("est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of)
+    return HttpServer(
+        "est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of, note_hurry=handlers.hurried
+    )
 
 
 class _Handlers:
@@ -79,6 +84,7 @@ class _Handlers:
     ) -> None:
         self._registry, self._issuer, self._sealer, self._clock = registry, issuer, sealer, clock
         self._tenants, self._waiting, self._authoriser = tenants, waiting, authoriser
+        self._hurried = Refusals()
         self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
             "simpleenroll": self.simpleenroll,
@@ -119,10 +125,11 @@ class _Handlers:
 
     async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.2.1."""
-        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+        credentials = await self.basic(exchange, "device.enroll")
         shows_nothing = credentials is None and exchange.peer.fingerprint is None
         if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
-            raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
+            message = "A token or a station's certificate is needed."
+            raise await self.nothing(exchange, "device.enroll", "no-credentials", message)
         request = request_of(await self.csr(exchange, "device.enroll"), exchange.peer)
         credential = await enroll(
             self._registry,
@@ -142,7 +149,8 @@ class _Handlers:
         """RFC 7030, 4.2.2."""
         current = names_presented(exchange)
         if current is None:
-            raise Unauthenticated("no-certificate", "Renewing takes the device's current certificate.")
+            message = "Renewing takes the device's current certificate."
+            raise await self.nothing(exchange, "device.reenroll", "no-certificate", message)
         request = request_of(await self.csr(exchange, "device.reenroll"), exchange.peer)
         credential = await reenroll(
             self._registry, self._issuer, exchange.peer, request, asked.label, current, self._clock()
@@ -151,9 +159,10 @@ class _Handlers:
 
     async def serverkeygen(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.4: as simpleenroll and simplereenroll, for a key of the kind of the CSR's own, made here."""
-        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+        credentials = await self.basic(exchange, "device.serverkeygen")
         if credentials is None and exchange.peer.fingerprint is None:
-            raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
+            message = "A token or a certificate is needed."
+            raise await self.nothing(exchange, "device.serverkeygen", "no-credentials", message)
         csr = await self.csr(exchange, "device.serverkeygen")
         maker = ServerKeyMaker(csr, exchange.peer, self._sealer)
         request = request_of(csr, exchange.peer)
@@ -183,8 +192,35 @@ class _Handlers:
         try:
             return await read_csr(exchange)
         except WireError as error:
-            await record_unread(self._registry, exchange.peer, action, WIRE_CODES[type(error)], self._clock())
+            await self.unread(exchange, action, WIRE_CODES[type(error)])
             raise
+        except HttpRefused as error:  # too large, too slow, of another type
+            await self.unread(exchange, action, error.code)
+            raise
+
+    async def basic(self, exchange: Exchange, action: str) -> BasicCredentials | None:
+        """What HTTP Basic carries; a header that is no good is in the audit when this raises."""
+        try:
+            return basic_credentials(exchange.request.headers.get("Authorization"))
+        except Unauthenticated as error:
+            await self.unread(exchange, action, error.code)
+            raise
+
+    async def nothing(self, exchange: Exchange, action: str, code: str, message: str) -> Unauthenticated:
+        """To be raised when nothing was shown that could be a right; it is in the audit then."""
+        await self.unread(exchange, action, code)
+        return Unauthenticated(code, message)
+
+    async def unread(self, exchange: Exchange, action: str, code: str) -> None:
+        await record_unread(self._registry, exchange.peer, action, code, self._clock())
+
+    async def hurried(self, exchange: Exchange) -> None:
+        """A row a minute for who asks too often; the others cost no look into the registry."""
+        peer = exchange.peer
+        who = peer.fingerprint.hex() if peer.fingerprint else "nobody"
+        entry = AuditEntry(self._clock(), who, HURRY, "", TOO_MANY, peer.address)
+        if self._hurried.row(entry) is not None:
+            await record_unread(self._registry, peer, HURRY, TOO_MANY, entry.at)
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
