@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from fleet.domain.audit_log import leaf_of
@@ -23,7 +23,6 @@ from fleet.storage.sqlite_writes import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, A
 PORTION = 20_000  # devices a transaction
 CACHE_KIB = 6 * 1024 * 1024  # the indices of ten million devices stay at hand while they are built
 
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 LIFETIME = timedelta(days=90)
 MODELS = 50
 LOTS = 1000
@@ -42,6 +41,8 @@ class FilledFleet:
     count: int
     der: bytes
     """A certificate as the fleet's CA makes them; each device's has its number in place of some octets of it."""
+    enrolled_by: datetime
+    """When the last of them has enrolled, in whole seconds; how long a server keeps things depends on their age."""
 
     def device_id(self, number: int) -> DeviceId:
         return DeviceId(f"dev-{number:08d}")
@@ -58,15 +59,18 @@ class FilledFleet:
     def fingerprint(self, number: int) -> bytes:
         return hashlib.sha256(self.certificate(number)).digest()
 
+    def issued_at(self, number: int) -> datetime:
+        return self.enrolled_by - ENROLLED_EVERY * (self.count - number)
+
     def expires_at(self, number: int) -> datetime:
-        return BEGIN + ENROLLED_EVERY * number + LIFETIME
+        return self.issued_at(number) + LIFETIME
 
     def device(self, number: int) -> Device:
         return Device(
             id=self.device_id(number),
             model=self.model(number),
             state=DeviceState.SUSPENDED if number % SUSPENDED_EVERY == 0 else DeviceState.ACTIVE,
-            created_at=BEGIN + ENROLLED_EVERY * number,
+            created_at=self.issued_at(number),
             expires_at=self.expires_at(number),
             tags=(("lot", self.lot(number)),),
             groups=("pilot",) if number % PILOT_EVERY == 0 else (),
@@ -74,7 +78,7 @@ class FilledFleet:
 
     def credential(self, number: int) -> Credential:
         der = self.certificate(number)
-        issued_at = BEGIN + ENROLLED_EVERY * number
+        issued_at = self.issued_at(number)
         return Credential(
             fingerprint=hashlib.sha256(der).digest(),
             serial=f"{int.from_bytes(hashlib.sha256(b'serial' + der).digest()[:20]) >> 1:x}",
@@ -91,7 +95,7 @@ class FilledFleet:
 
     def audit(self, number: int, seq: int) -> AuditRow:
         entry = AuditEntry(
-            at=BEGIN + ENROLLED_EVERY * number,
+            at=self.issued_at(number),
             actor="token 0123456789ab",
             action="device.enroll",
             subject=f"device {self.device_id(number)}",

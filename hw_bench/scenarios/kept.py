@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hw_bench.drivers.fill import FilledFleet, Sizes
@@ -34,7 +35,8 @@ class Kept:
         try:
             note = json.loads(self._note.read_text("utf-8"))
             there, count = str(note["engine"]), int(note["devices"])
-            fleet, sizes = FilledFleet(count, bytes.fromhex(note["der"])), Sizes(**note["sizes"])
+            enrolled_by = datetime.fromtimestamp(note["enrolled_by"], UTC)
+            fleet, sizes = FilledFleet(count, bytes.fromhex(note["der"]), enrolled_by), Sizes(**note["sizes"])
         except FileNotFoundError:
             self._make()
             return None
@@ -57,5 +59,11 @@ class Kept:
 
     def done(self, engine: str, fleet: FilledFleet, sizes: Sizes) -> None:
         """From here on it can be measured again."""
-        note = {"engine": engine, "devices": fleet.count, "der": fleet.der.hex(), "sizes": asdict(sizes)}
+        note = {
+            "engine": engine,
+            "devices": fleet.count,
+            "der": fleet.der.hex(),
+            "enrolled_by": int(fleet.enrolled_by.timestamp()),
+            "sizes": asdict(sizes),
+        }
         self._note.write_text(json.dumps(note), "utf-8")

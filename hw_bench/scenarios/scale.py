@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.authorities import load_issuer
+from fleet.authorities import audit_signer, load_issuer
 from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import DeviceFilter, DeviceState, Place
@@ -24,6 +24,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.home import open_registry, place_of_registry
 from fleet.services.admission import admit
+from fleet.services.sealing import seal
 from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, Said, Sizes, fill
 from hw_bench.drivers.fill_postgres import fill_postgres
 from hw_bench.peers.contract import Ground
@@ -76,8 +77,8 @@ class Scale:
             if found:
                 fleet, sizes = found
             else:
-                fleet = FilledFleet(plan.devices, _certificate(full))
-                sizes = _filled(full, fleet, progress)
+                fleet = FilledFleet(plan.devices, _certificate(full), datetime.now(UTC).replace(microsecond=0))
+                sizes = filled(full, fleet, progress)
                 kept.done(engine.name, fleet, sizes)
             progress("looking up and listing")
             figures = asyncio.run(self._asked(homes[FULL], fleet))
@@ -139,19 +140,33 @@ class Scale:
         return Figure("admission look-up, p99", _percentile_99(times), "ms", at_most=LOOKUP_MS_MAX)
 
 
-def _filled(home: FleetHome, fleet: FilledFleet, progress: Progress) -> Sizes:
+def filled(home: FleetHome, fleet: FilledFleet, progress: Progress) -> Sizes:
+    """Put `fleet` into the home's registry, its audit sealed: a server does so each second, and would go on with all of
+    it while it is measured. Raises: sqlite3.Error, asyncpg.PostgresError, OSError, FleetError.
+    """
     began = time.monotonic()
 
     def said(count: int) -> None:
         if count % 500_000 == 0 or count == fleet.count:
             progress(f"{count:,} of {fleet.count:,} devices, {time.monotonic() - began:.0f} s")
 
-    return _fill(home, fleet, said)
+    sizes = _fill(home, fleet, said)
+    progress("sealing the audit")
+    asyncio.run(_seal(home))
+    return sizes
 
 
 def _fill(home: FleetHome, fleet: FilledFleet, said: Said) -> Sizes:
     place = place_of_registry(home.files)
     return fill(place, fleet, said) if isinstance(place, Path) else asyncio.run(fill_postgres(place, fleet, said))
+
+
+async def _seal(home: FleetHome) -> None:
+    registry = await open_registry(home.files)
+    try:
+        await seal(registry, audit_signer(home.files), datetime.now(UTC))
+    finally:
+        await registry.close()
 
 
 def _certificate(home: FleetHome) -> bytes:

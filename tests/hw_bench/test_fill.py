@@ -1,6 +1,7 @@
 """The same fleet in either engine: row for row."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.database_url import parse_database_url
@@ -13,7 +14,7 @@ from hw_bench.drivers.fill_postgres import fill_postgres
 from tests.postgres_server import PostgresServer
 
 COUNT = 1100  # two of the group pilot
-FLEET = FilledFleet(COUNT, bytes(range(200)))
+FLEET = FilledFleet(COUNT, bytes(range(200)), datetime(2026, 11, 1, tzinfo=UTC))
 Contents = tuple[list[Device], list[Credential], list[AuditRow], list[Device]]
 
 

@@ -1,13 +1,18 @@
 """Each scenario in miniature, from the first process to the report."""
 
+import asyncio
 import json
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet.home import open_registry
+from hw_bench.drivers.fill import FilledFleet
+from hw_bench.peers.engine import Embedded
 from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Turn, lines
 from hw_bench.scenarios.contract import Scenario, file_system
@@ -16,7 +21,7 @@ from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.registry import SCENARIOS
 from hw_bench.scenarios.revocation import Revocation
-from hw_bench.scenarios.scale import Scale
+from hw_bench.scenarios.scale import Scale, filled
 from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
 from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES
@@ -144,6 +149,24 @@ def test_a_kept_registry_is_measured_again_and_not_filled(database: str, tmp_pat
         other = replace(plan, database="postgres" if database == "sqlite" else "sqlite")
         with pytest.raises(BenchError, match="holds 1,000 devices"):
             scenario.run(other, said.append)
+
+
+def test_a_server_of_a_filled_registry_has_no_old_audit_to_seal(tmp_path: Path) -> None:
+    home = Embedded().home(tmp_path / "full")
+    fleet = FilledFleet(1000, bytes(range(200)), datetime(2026, 11, 1, tzinfo=UTC))
+    filled(home, fleet, lambda text: None)
+
+    async def sizes() -> tuple[int, int]:
+        registry = await open_registry(home.files)
+        try:
+            sealed = await registry.last_sealed()
+            return await registry.last_audit(), sealed.head.size if sealed else 0
+        finally:
+            await registry.close()
+
+    rows, sealed = asyncio.run(sizes())
+    assert rows == sealed
+    assert rows > fleet.count
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
