@@ -236,7 +236,7 @@ def _sign(
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
-        .serial_number(new_serial())
+        .serial_number(new_serial(validity[0]))
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
         .add_extension(x509.SubjectKeyIdentifier(key_identifier(spki_sha256(key.public_key()))), critical=False)

@@ -60,7 +60,7 @@ class LocalIssuer:
             raise Refused("wrong-issuer", f"This CA signs nothing for {permit.kind} {permit.holder}.")
         profile = PROFILES[permit.kind]
         start, end = validity(permit, self.certificate)
-        serial = new_serial()
+        serial = new_serial(now)
         subject = profile.subject(permit)
         identifier = encode_element(OCTET_STRING, key_identifier(permit.key_sha256))
         extensions = raw_extension(_SKI, identifier, critical=False)

@@ -1,7 +1,7 @@
 """A registry as it stands after a fleet has enrolled: rows as enrollments leave them, written straight to the file.
 
 Every row follows from its device's number alone, so that a measurement can name any device, fingerprint or serial
-without keeping ten million of them. Keys fall on random pages of their indices, as real ones do.
+without keeping ten million of them. Fingerprints and keys fall on random pages of their indices, as real ones do.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from fleet.ca.profiles import SERIAL_CHANCE_SIZE, serial_number
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
@@ -81,7 +82,7 @@ class FilledFleet:
         issued_at = self.issued_at(number)
         return Credential(
             fingerprint=hashlib.sha256(der).digest(),
-            serial=f"{int.from_bytes(hashlib.sha256(b'serial' + der).digest()[:20]) >> 1:x}",
+            serial=f"{serial_number(issued_at, hashlib.sha256(b'serial' + der).digest()[:SERIAL_CHANCE_SIZE]):x}",
             kind=CredentialKind.DEVICE,
             holder=self.device_id(number),
             key_sha256=hashlib.sha256(b"key" + der).digest(),

@@ -108,6 +108,15 @@ def test_serials_are_random_and_use_all_twenty_octets(issuer: LocalIssuer, permi
     serials = {issuer.issue(permit, now).serial for _ in range(100)}
     assert len(serials) == 100
     assert {len(serial) for serial in serials} == {40}
+    assert len({serial[:12] for serial in serials}) == 1
+    assert len({serial[12:20] for serial in serials}) == 100
+
+
+def test_a_later_serial_is_a_larger_one(issuer: LocalIssuer, permit: IssuePermit, now: datetime) -> None:
+    """So that new ones stand at the end of an index."""
+    moments = [now + timedelta(seconds=n) for n in (0, 1, 59, 3600)]
+    serials = [issuer.issue(replace(permit, not_after=at + timedelta(days=1)), at).serial for at in moments]
+    assert serials == sorted(serials)
     assert {serial[0] for serial in serials} <= set("4567")
 
 
