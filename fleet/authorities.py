@@ -38,7 +38,7 @@ def audit_signer(home: Home) -> LocalHeadSigner:
         raise Refused(
             "audit-key-lost",
             f"{home.audit_key} is gone, and {home.audit_public_key} is there.",
-            "Put the key back. If it is lost, rename audit.pub and keep it: `fleet audit verify --key` takes both.",
+            "Put the key back. If it is lost, rename audit.pub and keep it: `audit verify --public-key` takes both.",
         )
     signer = LocalHeadSigner(load_or_make_key(home.audit_key))
     pem = signer.public_key.pem()

@@ -119,12 +119,11 @@ def seal_(home: Path, output: str) -> None:
 
 
 @audit.command()
-@at_home_only("an export holds the whole audit with its signed heads")
-@home_option
+@fleet_option
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what came behind this row.")
 @click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")
 @output_option
-def export(home: Path, after: int, file: Path | None, output: str) -> None:
+def export(desk: Desk, after: int, file: Path | None, output: str) -> None:
     """Write out the audit as JSON lines.
 
     One row a line, and behind the rows the signed heads over them. Without --file it goes to standard output. A line is
@@ -136,14 +135,14 @@ def export(home: Path, after: int, file: Path | None, output: str) -> None:
     """
 
     async def work(out: BinaryIO) -> dict[str, int]:
-        async with opened(home) as fleet:
+        async with desk.audit_reader() as reader:
             counts = {"rows": 0, "heads": 0}
-            async for kind, line in _lines(fleet.registry, after):
+            async for kind, line in _lines(reader, after):
                 out.write(line)
                 counts[kind] += 1
             return counts
 
-    with attempting(f"exporting the audit of '{home}'"):
+    with attempting("exporting the audit"):
         if file is None:
             run(work(sys.stdout.buffer))
             sys.stdout.buffer.flush()

@@ -50,7 +50,7 @@ def prove_(desk: Desk, what: str, out: Path | None, output: str) -> None:
 @click.command(name="check-proof")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--key",
+    "--public-key",
     "key_file",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
@@ -67,7 +67,7 @@ def check_proof(file: Path, key_file: Path, output: str) -> None:
 
     \b
     Example:
-      fleet audit check-proof row-17.json --key audit.pub
+      fleet audit check-proof row-17.json --public-key audit.pub
     """
     with attempting(f"reading the public key '{key_file}'"), key_file.open("rb") as opened_file:
         key = read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))

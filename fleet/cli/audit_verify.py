@@ -2,18 +2,21 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import click
 
-from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, read_head_key
-from fleet.cli.at_home import at_home_only
+from fleet.ca.head_signer import HeadKey
+from fleet.cli.desk import Desk, fleet_or_copy_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import opened, run
+from fleet.cli.head_keys import head_key_in
+from fleet.cli.home import run
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.errors import Invalid
+from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify
 from fleet.storage.sqlite_audit import audit_of_copy
 
@@ -39,19 +42,16 @@ class Head(click.ParamType[Noted]):
 
 
 @click.command(name="verify")
-@at_home_only("whoever verifies reads every row itself, from the home or with --file from a copy of its registry")
-@click.option(
-    "--home", type=click.Path(path_type=Path), envvar="FLEET_HOME", show_envvar=True, help="The fleet's home."
-)
+@fleet_or_copy_option
 @click.option("--file", "copy", type=click.Path(path_type=Path), metavar="DB", help="Verify this copy of a registry.")
 @click.option(
-    "--key",
+    "--public-key",
     "key_files",
     type=click.Path(path_type=Path, dir_okay=False),
     multiple=True,
     metavar="PUB",
     help="A public key that heads may be signed by: a copy of ca/audit.pub. May be repeated. "
-    "With --home, its own is taken too.",
+    "With --home, its own is taken too; from afar it is yours to bring: who holds the rows must not vouch for the key.",
 )
 @click.option("--head", type=Head(), help="A head noted earlier, which must still hold.")
 @click.option("--since-head", type=Head(), help="Read only what came after this head, noted when it was verified.")
@@ -64,7 +64,7 @@ class Head(click.ParamType[Noted]):
 @click.option("--whole", is_flag=True, help="With --state: read everything, and hold it against FILE as well.")
 @output_option
 def verify_(
-    home: Path | None,
+    desk: Desk | None,
     copy: Path | None,
     key_files: tuple[Path, ...],
     head: Noted | None,
@@ -85,42 +85,43 @@ def verify_(
     \b
     Examples:
       fleet audit verify --state /var/lib/auditor/fleet.json
-      fleet audit verify --file backup.db --key audit.pub
+      fleet audit verify --file backup.db --public-key audit.pub
+      fleet audit verify --url https://fleet.example:8444 --cert bob.pem --public-key audit.pub --state bob.json
     """
-    if copy is None and home is None:
-        raise click.UsageError("Give --home (or FLEET_HOME), or --file.")
     if since_head is not None and state is not None:
         raise click.UsageError("Give one of --since-head and --state.")
     if whole and (state is None or head is not None):
         raise click.UsageError("--whole needs --state, and no --head.")
-    with attempting(f"verifying the audit of '{copy or home}'"):
+    with attempting(f"verifying the audit of '{copy}'" if copy is not None else "verifying the audit"):
         remembered = _read_state(state) if state is not None else None
         since, noted = (None, remembered) if whole else (since_head or remembered, head)
-        keys = [_read_key(file) for file in key_files]
-        if copy is not None:
-            verified = run(_verify_copy(copy, keys, since, noted))
-        else:
-            verified = run(_verify_home(Path(home or ""), keys, since, noted))
+        given = [head_key_in(file) for file in key_files]
+        own = desk.audit_keys() if desk is not None else None
+        keys = [*(own or ()), *given] if given or own is not None else None
+        verified = run(_verify(_reader(desk, copy), keys, since, noted))
         if state is not None and verified.head is not None:
             write_file(state, _state_of(verified.noted), secret=False, force=True)
-    print_value(_shown(verified, signed=copy is None or bool(keys)), output)
+    print_value(_shown(verified, signed=keys is not None), output)
 
 
-async def _verify_home(home: Path, keys: Sequence[HeadKey], since: Noted | None, noted: Noted | None) -> Verified:
-    async with opened(home) as fleet:
-        public = fleet.home.audit_public_key
-        own = [_read_key(public)] if public.exists() else []
-        return await verify(fleet.registry, (*own, *keys), since=since, noted=noted)
+@asynccontextmanager
+async def _reader(desk: Desk | None, copy: Path | None) -> AsyncIterator[AuditReader]:
+    if desk is not None:
+        async with desk.audit_reader() as reader:
+            yield reader
+    elif copy is not None:
+        with audit_of_copy(copy) as kept:
+            yield kept
 
 
-async def _verify_copy(copy: Path, keys: Sequence[HeadKey], since: Noted | None, noted: Noted | None) -> Verified:
-    with audit_of_copy(copy) as reader:
-        return await verify(reader, keys or None, since=since, noted=noted)
-
-
-def _read_key(file: Path) -> HeadKey:
-    with file.open("rb") as opened_file, attempting(f"reading the public key '{file}'"):
-        return read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
+async def _verify(
+    opening: AbstractAsyncContextManager[AuditReader],
+    keys: Sequence[HeadKey] | None,
+    since: Noted | None,
+    noted: Noted | None,
+) -> Verified:
+    async with opening as reader:
+        return await verify(reader, keys, since=since, noted=noted)
 
 
 def _shown(v: Verified, *, signed: bool) -> dict[str, object]:
@@ -134,7 +135,7 @@ def _shown(v: Verified, *, signed: bool) -> dict[str, object]:
         "sealed_at": v.head.at if v.head is not None else None,
         "read_from": v.first_row,
         "heads_checked": v.heads,
-        "signatures": "verified" if signed else "not verified: give --key",
+        "signatures": "verified" if signed else "not verified: give --public-key",
         "archived": v.archived or None,
     }
 

@@ -2,35 +2,29 @@
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.authorities import authority_chain
 from fleet.ca.keys import generate_key, write_key
-from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.durations import DURATION
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import OPERATOR, OpenHome, home_option, opened, run, utc_now
+from fleet.cli.home import utc_now
+from fleet.cli.issued import Issued, request_for
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.cli.passwords import PasswordSource
-from fleet.domain.access import Act
 from fleet.domain.claim import Claim, claim_state
-from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict
-from fleet.home import open_home
 from fleet.services import claims
 from fleet.wire.csr import decode_csr
 from fleet.wire.encodings import Bundle, Form, write
-
-_WHY = "a claim's key and its CA are the home's"
 
 CERTIFICATE, KEY, PKCS12, CA = "claim.pem", "claim.key", "claim.p12", "ca.pem"
 COLUMNS = ("name", "model", "state", "uses", "quota", "takeovers", "expires_at", "why")
@@ -42,8 +36,7 @@ def claim() -> None:
 
 
 @claim.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @click.option("--model", required=True, help="The model of its devices.")
 @click.option(
@@ -62,7 +55,7 @@ def claim() -> None:
 @click.option("--password-env", metavar="VARIABLE", help="Environment variable that holds it.")
 @output_option
 def create(
-    home: Path,
+    desk: Desk,
     name: str,
     model: str,
     quota: int,
@@ -97,17 +90,17 @@ def create(
         source = PasswordSource(f"'{out / PKCS12}'", "password", password_file, password_env)
         password = source.given_or_asked(confirm=True)
     with attempting(f"making claim '{name}'"):
-        spki = _spki_of(csr_file) if csr_file is not None else None
-        made, credential = _make_files(home, name, model, quota, expires, out, spki, password)
+        request = _request_in(csr_file) if csr_file is not None else None
+        made, issued = _make_files(desk, name, model, quota, expires, out, request, password)
     print_value(
         {
             "name": name,
             "model": model,
             "quota": quota,
             "expires_at": made.expires_at,
-            "serial": credential.serial,
+            "serial": issued.serial,
             "certificate": str(out / CERTIFICATE),
-            "key": str(out / KEY) if spki is None else None,
+            "key": str(out / KEY) if request is None else None,
             "pkcs12": str(out / PKCS12) if p12 else None,
             "ca_file": str(out / CA),
         },
@@ -115,81 +108,66 @@ def create(
     )
 
 
-def _spki_of(csr_file: Path) -> bytes:
-    """Raises: WireError."""
+def _request_in(csr_file: Path) -> bytes:
+    """The certificate request in `csr_file`, DER. Raises: WireError."""
     data = csr_file.read_bytes()
     if data.lstrip().startswith(b"-----BEGIN"):
         try:
             data = x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)
         except ValueError:
             raise CliError(f"reading '{csr_file}'", "it holds no certificate request") from None
-    return decode_csr(data).spki_der
+    decode_csr(data)
+    return data
 
 
 def _make_files(
-    home: Path,
+    desk: Desk,
     name: str,
     model: str,
     quota: int,
     expires: timedelta,
     out: Path,
-    spki: bytes | None,
+    request: bytes | None,
     password: bytes | None,
-) -> tuple[Claim, Credential]:
+) -> tuple[Claim, Issued]:
     plain_name(name, "claim")
-    root, issuing = authority_chain(open_home(home))
+    root = next(each.certificate for each in desk.authorities() if each.role == "root")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (CERTIFICATE, KEY, PKCS12, CA):
         if os.path.lexists(out / file):  # a link that leads nowhere yet is somebody's plan
             raise Conflict("file-exists", f"{out / file} exists; nothing was changed.", "Name another folder.")
     key: ec.EllipticCurvePrivateKey | None = None
-    if spki is None:
+    if request is None:
         key = generate_key()
         write_key(out / KEY, key)
-        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-    async def work(public: bytes) -> tuple[Claim, Credential]:
-        async with opened(home) as fleet:
-            now = utc_now()
-            return await claims.enroll_claim(
-                fleet.registry, fleet.issuer(), name, model, quota, public, expires_at=now + expires,
-                act=Act(OPERATOR, now),
-            )  # fmt: skip
-
+        request = request_for(name, key)
     try:
-        made, credential = run(work(spki))
+        made, issued = desk.add_claim(name, model, quota, request, expires)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             (out / KEY).unlink()  # it would open nothing
         raise
-    chain = (x509.load_der_x509_certificate(credential.der), issuing)
     try:
         write_file(out / CA, root.public_bytes(Encoding.PEM), secret=False)
-        write_file(out / CERTIFICATE, b"".join(c.public_bytes(Encoding.PEM) for c in chain), secret=False)
+        write_file(out / CERTIFICATE, b"".join(c.public_bytes(Encoding.PEM) for c in issued.chain), secret=False)
         if key is not None and password is not None:
-            write_file(out / PKCS12, write(Bundle(chain, private_key=key), Form.P12, password), secret=True)
+            write_file(out / PKCS12, write(Bundle(issued.chain, private_key=key), Form.P12, password), secret=True)
     except OSError as error:
         raise CliError(
             f"writing the files of claim '{name}'",
             f"it is made, but {error.strerror} ({error.filename})",
             f"Run `fleet claim revoke {name}` and make a claim of another name",
         ) from error
-    return made, credential
+    return made, issued
 
 
 @claim.command(name="list")
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the claims: what each is good for, and why one is in quarantine."""
-
-    async def work() -> list[Claim]:
-        async with opened(home) as fleet:
-            return await fleet.registry.claims()
-
     with attempting("listing the claims"):
-        found = run(work())
+        found = desk.claims()
     now = utc_now()
     rows = [
         (c.name, c.model, claim_state(c, now), c.uses, c.quota, c.takeovers, c.expires_at, c.quarantine_reason or None)
@@ -199,20 +177,13 @@ def list_(home: Path, output: str) -> None:
 
 
 @claim.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @output_option
-def show(home: Path, name: str, output: str) -> None:
+def show(desk: Desk, name: str, output: str) -> None:
     """Show the claim NAME with its certificate."""
-
-    async def work() -> tuple[Claim, list[Credential]]:
-        async with opened(home) as fleet:
-            return await claims.known_claim(fleet.registry, name), await fleet.registry.credentials(name)
-
     with attempting(f"showing claim '{name}'"):
-        found, credentials = run(work())
-    held = [c for c in credentials if c.kind is CredentialKind.CLAIM]
+        found, held = desk.claim(name)
     print_value(
         {
             "name": found.name,
@@ -226,22 +197,23 @@ def show(home: Path, name: str, output: str) -> None:
             "quarantined_at": found.quarantined_at,
             "why": found.quarantine_reason or None,
             "revoked_at": found.revoked_at,
-            "certificates": [{"serial": c.serial, "state": c.state, "sha256": c.fingerprint} for c in held],
+            "certificates": [{"serial": c.serial, "state": c.state, "sha256": c.sha256} for c in held],
         },
         output,
     )
 
 
-_Deed = Callable[[OpenHome, Act], Awaitable[None]]
+_DOING = {
+    "revoke": ("revoking", "revoked"),
+    "quarantine": ("quarantining", "quarantined"),
+    "release": ("releasing", "open"),
+}
 
 
-def _act(home: Path, name: str, doing: str, state: str, deed: _Deed, output: str) -> None:
-    async def work() -> None:
-        async with opened(home) as fleet:
-            await deed(fleet, Act(OPERATOR, utc_now()))
-
+def _move(desk: Desk, verb: str, name: str, reason: str, output: str) -> None:
+    doing, state = _DOING[verb]
     with attempting(f"{doing} claim '{name}'"):
-        run(work())
+        desk.move_claim(verb, name, reason)
     print_value({"name": name, "state": state}, output)
 
 
@@ -249,42 +221,30 @@ _reason = click.option("--reason", default="", metavar="TEXT", help="Why, for th
 
 
 @claim.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @_reason
 @output_option
-def revoke(home: Path, name: str, reason: str, output: str) -> None:
+def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
     """Revoke the claim NAME, for good. Devices that it has enrolled stay; revoke them by themselves."""
-    _act(
-        home, name, "revoking", "revoked",
-        lambda fleet, act: claims.revoke_claim(fleet.registry, name, act=act, reason=reason), output,
-    )  # fmt: skip
+    _move(desk, "revoke", name, reason, output)
 
 
 @claim.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @_reason
 @output_option
-def quarantine(home: Path, name: str, reason: str, output: str) -> None:
+def quarantine(desk: Desk, name: str, reason: str, output: str) -> None:
     """Let the claim NAME enroll nobody until it is released."""
-    _act(
-        home, name, "quarantining", "quarantined",
-        lambda fleet, act: claims.quarantine_claim(fleet.registry, name, act=act, reason=reason), output,
-    )  # fmt: skip
+    _move(desk, "quarantine", name, reason, output)
 
 
 @claim.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @_reason
 @output_option
-def release(home: Path, name: str, reason: str, output: str) -> None:
+def release(desk: Desk, name: str, reason: str, output: str) -> None:
     """Let the claim NAME out of quarantine. Look into the audit first: fleet audit list --subject 'claim NAME'."""
-    _act(
-        home, name, "releasing", "open",
-        lambda fleet, act: claims.release_claim(fleet.registry, name, act=act, reason=reason), output,
-    )  # fmt: skip
+    _move(desk, "release", name, reason, output)

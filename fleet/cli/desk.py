@@ -6,7 +6,8 @@ def list_models(desk: Desk, output: str) -> None:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,22 +16,30 @@ from typing import Any, Protocol, TypeVar
 import click
 from click.core import ParameterSource
 
+from fleet.ca.head_signer import HeadKey
 from fleet.ca.shown import CaCertificate
 from fleet.cli.issued import Issued, Newest
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.audit_proof import Proof
 from fleet.domain.changes import AuditRow
+from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
+from fleet.domain.idevid import Anchor
+from fleet.domain.ports import AuditReader
 from fleet.domain.tags import Retag
 from fleet.services.audit_search import RowFilter
 from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast
+from fleet.services.importing import Counts, Numbered, RowRefused
 from fleet.services.renewal import Progress
 from fleet.services.retention_status import RetentionStatus
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+
+Taking = Callable[[Sequence[Numbered]], Awaitable[list[RowRefused]]]
+"""Takes some rows, durably when it returns, and counts them; who was refused. Raises: FleetError."""
 
 MOVES = ("suspend", "resume", "revoke", "retire")
 
@@ -118,7 +127,27 @@ class Desk(Protocol):
         """With a certificate for the key that the request was made with."""
         ...
 
+    def set_station_quota(self, name: str, quota: int) -> Station: ...
     def revoke_station(self, name: str, reason: str) -> None: ...
+    def claims(self) -> list[Claim]: ...
+    def claim(self, name: str) -> tuple[Claim, list[Held]]:
+        """The claim with its certificate."""
+        ...
+
+    def add_claim(self, name: str, model: str, quota: int, csr_der: bytes, lifetime: timedelta) -> tuple[Claim, Issued]:
+        """With a certificate for the key that the request was made with."""
+        ...
+
+    def move_claim(self, verb: str, name: str, reason: str) -> None:
+        """`verb` is "revoke", "quarantine" or "release"."""
+        ...
+
+    def anchors(self) -> list[Anchor]: ...
+    def add_anchor(self, name: str, models: tuple[str, ...], data: bytes) -> Anchor:
+        """`data`: the maker's CA, PEM or DER."""
+        ...
+
+    def remove_anchor(self, name: str, reason: str) -> None: ...
     def operators(self) -> list[tuple[Operator, Newest | None]]: ...
     def operator(self, name: str) -> tuple[Operator, Newest | None]: ...
     def add_operator(
@@ -127,6 +156,10 @@ class Desk(Protocol):
     def revoke_operator(self, name: str, reason: str) -> None: ...
     def authorities(self) -> list[CaCertificate]:
         """The fleet's CAs, the root first."""
+        ...
+
+    def broken_tenants(self) -> dict[str, str]:
+        """Tenants whose CA cannot be read, each with the reason, as far as this place can see."""
         ...
 
     def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
@@ -162,6 +195,18 @@ class Desk(Protocol):
         """At most `limit` rows that `where` means behind `after`; without it, the newest ones; in order."""
         ...
 
+    def audit_reader(self) -> AbstractAsyncContextManager[AuditReader]:
+        """The audit, with its signed heads and the hashes that are kept."""
+        ...
+
+    def audit_keys(self) -> list[HeadKey] | None:
+        """Keys that its heads are signed by; None where this place cannot vouch for any."""
+        ...
+
+    def importing(self, bulk: str, counts: Counts) -> AbstractAsyncContextManager[Taking]:
+        """What takes the rows of a manifest and tells who was refused; `bulk` ties the audit rows together."""
+        ...
+
     def status(self) -> dict[str, Any]:
         """What is in the registry; from afar, the server's counters too."""
         ...
@@ -179,12 +224,27 @@ _OPTIONS: tuple[tuple[str, click.ParamType[Any] | None, str], ...] = (
 
 def fleet_option(command: _Command) -> Callable[..., object]:
     """Give a command `--home`, or `--url` with `--cert`, `--key` and `--ca`; it gets a Desk as `desk`."""
+    return _with_options(command, _desk)
 
+
+def fleet_or_copy_option(command: _Command) -> Callable[..., object]:
+    """The same beside an option that gets the command a `copy` to work on: with that, `desk` is None."""
+
+    def desk_unless_copied(*given: Any, copy: Path | None) -> Desk | None:
+        return None if copy is not None else _desk(*given)
+
+    return _with_options(command, desk_unless_copied, passing=("copy",))
+
+
+def _with_options(
+    command: Callable[..., object], desk_of: Callable[..., Desk | None], passing: tuple[str, ...] = ()
+) -> Callable[..., object]:
     @functools.wraps(command)
     def with_desk(
         home: Path | None, url: str | None, cert: Path | None, key: Path | None, ca: Path | None, **given: Any
     ) -> object:
-        return command(desk=_desk(home, url, cert, key, ca), **given)
+        desk = desk_of(home, url, cert, key, ca, **{name: given[name] for name in passing})
+        return command(desk=desk, **given)
 
     wrapped: Callable[..., object] = with_desk
     for name, kind, help_text in reversed(_OPTIONS):

@@ -15,16 +15,14 @@ from typing import TextIO
 
 import click
 
-from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, Taking, fleet_option
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.home import run
 from fleet.cli.manifest_files import Items, rows_of
 from fleet.cli.output import output_option, print_value
 from fleet.domain.errors import FleetError
 from fleet.services.bulk import new_bulk_id
-from fleet.services.importing import ROWS_AT_ONCE, Counts, Importer, Numbered, RowRefused
-
-_WHY = "a manifest is read where the registry is"
+from fleet.services.importing import ROWS_AT_ONCE, Counts, Numbered, RowRefused
 
 PROGRESS_EVERY_SECONDS = 2.0
 REFUSED_SHOWN_MAX = 20
@@ -32,8 +30,7 @@ ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
 
 @click.command(name="import")
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--errors",
@@ -42,7 +39,7 @@ ERROR_COLUMNS = ("line", "device_id", "code", "message")
     help="Where rows that were refused are listed, as CSV; FILE.errors when nothing is said.",
 )
 @output_option
-def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> None:
+def import_(desk: Desk, file: Path, errors_file: Path | None, output: str) -> None:
     """Register the devices of the manifest FILE, or of standard input when FILE is -.
 
     FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
@@ -53,7 +50,7 @@ def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> No
     The same row again changes nothing, so an import that was cut off is resumed by running it again. A row that says
     something else than it did, or takes the serial or key of another, is refused.
 
-    It works at the home itself, served or not. Exit code 1 when a row was refused or not read.
+    At the home itself it works whether that is served or not. Exit code 1 when a row was refused or not read.
 
     \b
     Examples:
@@ -63,7 +60,7 @@ def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> No
     is_pipe = str(file) == "-"
     if errors_file is None and not is_pipe:
         errors_file = file.with_name(f"{file.name}.errors")
-    work = _Import(home, errors_file)
+    work = _Import(desk, errors_file)
     name = "standard input" if is_pipe else f"'{file}'"
     started = time.monotonic()
     with attempting(f"importing {name}"), ExitStack() as opening:
@@ -79,7 +76,7 @@ def import_(home: Path, file: Path, errors_file: Path | None, output: str) -> No
 class _Import:
     """One run, and how far it has come."""
 
-    home: Path
+    desk: Desk
     errors_file: Path | None
     counts: Counts = field(default_factory=Counts)
     bulk: str = field(default_factory=new_bulk_id)
@@ -97,20 +94,19 @@ class _Import:
                 loop.add_signal_handler(number, stop.set)
                 closing.callback(loop.remove_signal_handler, number)
             errors = closing.enter_context(_Errors(self.errors_file))
-            async with opened(self.home) as fleet:
-                importer = Importer(fleet.registry, OPERATOR, utc_now, self.bulk, self.counts)
+            async with self.desk.importing(self.bulk, self.counts) as take:
                 try:
-                    await self._take_all(importer, rows_of(source, name), errors, stop)
+                    await self._take_all(take, rows_of(source, name), errors, stop)
                 except FleetError as problem:
                     self.problem = problem
 
-    async def _take_all(self, importer: Importer, items: Items, errors: "_Errors", stop: asyncio.Event) -> None:
+    async def _take_all(self, take: Taking, items: Items, errors: "_Errors", stop: asyncio.Event) -> None:
         chunk = await asyncio.to_thread(_next_chunk, items)
         while not chunk.is_empty and not stop.is_set():
             # The next rows are read while these are written.
             reading = asyncio.create_task(asyncio.to_thread(_next_chunk, items))
             try:
-                refused = [*chunk.refused, *await importer.take(chunk.rows)]
+                refused = [*chunk.refused, *await take(chunk.rows)]
             finally:
                 following = await reading
             self.counts.refused += len(chunk.refused)

@@ -1,23 +1,29 @@
 """The desk at a home itself: the services on its registry, as whoever may read its files."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fleet.admin_authorities import forecasted_authorities, shown_authorities
+from fleet.ca.head_signer import HeadKey
 from fleet.ca.shown import CaCertificate
-from fleet.cli import local_bulk, local_holders
-from fleet.cli.desk import Held, Order, Went
+from fleet.cli import local_admission, local_bulk, local_holders
+from fleet.cli.desk import Held, Order, Taking, Went
+from fleet.cli.head_keys import head_key_in
 from fleet.cli.home import OPERATOR, OpenHome, opened, run, utc_now
 from fleet.cli.issued import Issued, Newest
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.audit_proof import Proof
 from fleet.domain.changes import AuditRow
+from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialKind, Station, Token
 from fleet.domain.device import Device, DeviceFilter, Model, Place
 from fleet.domain.errors import NotFound
+from fleet.domain.idevid import Anchor
+from fleet.domain.ports import AuditReader
 from fleet.domain.tags import Retag
 from fleet.home import open_home, settings_of, waiting_limits
 from fleet.retaining import policy_of
@@ -26,10 +32,11 @@ from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast, forecast
+from fleet.services.importing import Counts, Importer
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
 from fleet.services.retention_status import RetentionStatus, retention_status
-from fleet.tenants import tenant_names
+from fleet.tenants import read_authorities, tenant_names
 
 _Result = TypeVar("_Result")
 
@@ -130,8 +137,32 @@ class LocalDesk:
     ) -> Issued:
         return self._at(lambda fleet: local_holders.add_station(fleet, name, models, csr_der, lifetime, quota))
 
+    def set_station_quota(self, name: str, quota: int) -> Station:
+        return self._at(lambda fleet: inventory.set_station_quota(fleet.registry, name, quota, act=_act()))
+
     def revoke_station(self, name: str, reason: str) -> None:
         self._at(lambda fleet: local_holders.revoke_station(fleet, name, reason))
+
+    def claims(self) -> list[Claim]:
+        return self._at(lambda fleet: fleet.registry.claims())
+
+    def claim(self, name: str) -> tuple[Claim, list[Held]]:
+        return self._at(lambda fleet: local_admission.claim_of(fleet, name))
+
+    def add_claim(self, name: str, model: str, quota: int, csr_der: bytes, lifetime: timedelta) -> tuple[Claim, Issued]:
+        return self._at(lambda fleet: local_admission.add_claim(fleet, name, model, quota, csr_der, lifetime))
+
+    def move_claim(self, verb: str, name: str, reason: str) -> None:
+        self._at(lambda fleet: local_admission.move_claim(fleet, verb, name, reason))
+
+    def anchors(self) -> list[Anchor]:
+        return self._at(lambda fleet: fleet.registry.anchors())
+
+    def add_anchor(self, name: str, models: tuple[str, ...], data: bytes) -> Anchor:
+        return self._at(lambda fleet: local_admission.add_anchor(fleet, name, models, data))
+
+    def remove_anchor(self, name: str, reason: str) -> None:
+        self._at(lambda fleet: local_admission.remove_anchor(fleet, name, reason))
 
     def operators(self) -> list[tuple[Operator, Newest | None]]:
         return self._at(local_holders.operators_of)
@@ -149,6 +180,9 @@ class LocalDesk:
 
     def authorities(self) -> list[CaCertificate]:
         return shown_authorities(open_home(self.path))
+
+    def broken_tenants(self) -> dict[str, str]:
+        return dict(read_authorities(open_home(self.path)).broken)
 
     def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
         async def work(fleet: OpenHome) -> Forecast:
@@ -198,6 +232,20 @@ class LocalDesk:
 
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
         return self._at(lambda fleet: rows_of(fleet.registry, where, after, limit))
+
+    @asynccontextmanager
+    async def audit_reader(self) -> AsyncIterator[AuditReader]:
+        async with opened(self.path) as fleet:
+            yield fleet.registry
+
+    def audit_keys(self) -> list[HeadKey] | None:
+        public = open_home(self.path).audit_public_key
+        return [head_key_in(public)] if public.exists() else []
+
+    @asynccontextmanager
+    async def importing(self, bulk: str, counts: Counts) -> AsyncIterator[Taking]:
+        async with opened(self.path) as fleet:
+            yield Importer(fleet.registry, OPERATOR, utc_now, bulk, counts=counts).take
 
     def status(self) -> dict[str, Any]:
         async def work(fleet: OpenHome) -> dict[str, Any]:

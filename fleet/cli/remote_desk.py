@@ -4,22 +4,26 @@ import asyncio
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from fleet.ca.head_signer import HeadKey
 from fleet.ca.shown import CaCertificate
-from fleet.cli import remote_bulk, remote_holders
-from fleet.cli.desk import Held, Order, Went
+from fleet.cli import remote_admission, remote_bulk, remote_holders
+from fleet.cli.desk import Held, Order, Taking, Went
 from fleet.cli.https import Api
 from fleet.cli.issued import Issued, Newest
+from fleet.cli.remote_admission import RemoteImporter
+from fleet.cli.remote_audit import RemoteAudit
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
 from fleet.domain.audit_proof import Proof, check_path, read_proof
-from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.changes import AuditRow
+from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialState, Station, Token
 from fleet.domain.device import (
     Device,
@@ -33,18 +37,20 @@ from fleet.domain.device import (
 )
 from fleet.domain.device_filter import place_text
 from fleet.domain.errors import NotFound
+from fleet.domain.idevid import Anchor
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
+from fleet.domain.ports import AuditReader
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
 from fleet.services.bulk import Tally
 from fleet.services.forecast import Forecast, Warned, Week
+from fleet.services.importing import Counts
 from fleet.services.inventory import checked_model
 from fleet.services.renewal import Progress
 from fleet.services.retention import Policy
 from fleet.services.retention_status import RetentionStatus
 
 PAGE_MAX = 1000
-NEWEST = 2**53 - 1  # behind every row that there will ever be
 
 Json = Mapping[str, Any]
 
@@ -143,9 +149,38 @@ class RemoteDesk:
     ) -> Issued:
         return remote_holders.add_station(self._api, name, models, csr_der, lifetime, quota)
 
+    def set_station_quota(self, name: str, quota: int) -> Station:
+        with _named("station", repr(name[:80])):
+            return remote_holders.set_station_quota(self._api, name, quota)
+
     def revoke_station(self, name: str, reason: str) -> None:
         with _named("station", repr(name[:80])):
             remote_holders.revoke_station(self._api, name, reason)
+
+    def claims(self) -> list[Claim]:
+        return remote_admission.claims_of(self._api)
+
+    def claim(self, name: str) -> tuple[Claim, list[Held]]:
+        with _named("claim", repr(name[:80])):
+            found, held = remote_admission.claim_of(self._api, name)
+        return found, [_held(each) for each in held]
+
+    def add_claim(self, name: str, model: str, quota: int, csr_der: bytes, lifetime: timedelta) -> tuple[Claim, Issued]:
+        return remote_admission.add_claim(self._api, name, model, quota, csr_der, lifetime)
+
+    def move_claim(self, verb: str, name: str, reason: str) -> None:
+        with _named("claim", repr(name[:80])):
+            remote_admission.move_claim(self._api, verb, name, reason)
+
+    def anchors(self) -> list[Anchor]:
+        return remote_admission.anchors_of(self._api)
+
+    def add_anchor(self, name: str, models: tuple[str, ...], data: bytes) -> Anchor:
+        return remote_admission.add_anchor(self._api, name, models, data)
+
+    def remove_anchor(self, name: str, reason: str) -> None:
+        with _named("anchor", repr(name[:80])):
+            remote_admission.remove_anchor(self._api, name, reason)
 
     def operators(self) -> list[tuple[Operator, Newest | None]]:
         return remote_holders.operators_of(self._api)
@@ -165,6 +200,9 @@ class RemoteDesk:
 
     def authorities(self) -> list[CaCertificate]:
         return remote_holders.authorities_of(self._api)
+
+    def broken_tenants(self) -> dict[str, str]:
+        return {}  # the server's log tells of them
 
     def forecast(self, weeks: int, cliff_percent: float) -> Forecast:
         found, _ = self._api.ask("GET", f"/v1/forecast?weeks={weeks}&cliff_percent={cliff_percent}")
@@ -219,26 +257,22 @@ class RemoteDesk:
             return _request(self._api.ask("POST", path, {"reason": reason})[0])
 
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
-        return asyncio.run(rows_of(_RemoteAudit(self._api), where, after, limit))
+        return asyncio.run(rows_of(RemoteAudit(self._api), where, after, limit))
+
+    @asynccontextmanager
+    async def audit_reader(self) -> AsyncIterator[AuditReader]:
+        yield RemoteAudit(self._api)
+
+    def audit_keys(self) -> list[HeadKey] | None:
+        return None  # whoever holds the rows must not vouch for the key as well
+
+    @asynccontextmanager
+    async def importing(self, bulk: str, counts: Counts) -> AsyncIterator[Taking]:
+        yield RemoteImporter(self._api, bulk, counts).take
 
     def status(self) -> dict[str, Any]:
         value, _ = self._api.ask("GET", "/v1/status?devices=count")
         return dict(value)
-
-
-class _RemoteAudit:
-    """The audit as a reader that asks the API page by page."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-
-    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        rows = self._api.items(f"/v1/audit?after={after}&limit={min(limit, PAGE_MAX)}")
-        return [_row(each) for each in itertools.islice(rows, limit)]
-
-    async def last_audit(self) -> int:
-        newest, _ = self._api.ask("GET", f"/v1/audit?after={NEWEST}&limit=1")
-        return int(newest["last"])
 
 
 @contextmanager
@@ -358,16 +392,3 @@ def _request(value: Json) -> ApprovalRequest:
         reason=value["reason"],
         revision=value["revision"],
     )
-
-
-def _row(value: Json) -> AuditRow:
-    entry = AuditEntry(
-        at=_time(value["at"]),
-        actor=value["actor"],
-        action=value["action"],
-        subject=value["subject"],
-        outcome=value["outcome"],
-        address=value["address"],
-        detail=value["detail"],
-    )
-    return AuditRow(value["seq"], entry, bytes.fromhex(value["leaf"]))

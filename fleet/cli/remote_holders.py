@@ -36,6 +36,10 @@ def add_station(
     return _issued(api.ask("POST", "/v1/stations", body)[0])
 
 
+def set_station_quota(api: Api, name: str, quota: int) -> Station:
+    return _station(api.ask("PATCH", f"/v1/stations/{quote(name, safe='')}", {"quota": quota})[0])
+
+
 def revoke_station(api: Api, name: str, reason: str) -> None:
     api.ask("POST", f"/v1/stations/{quote(name, safe='')}/revoke", {"reason": reason})
 

@@ -8,15 +8,12 @@ import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.keys import generate_key, write_key
-from fleet.cli.at_home import at_home_only
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.home import utc_now
 from fleet.cli.issued import Issued, request_for
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
-from fleet.domain.access import Act
-from fleet.domain.credential import Station
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict
 from fleet.services import inventory
@@ -127,25 +124,19 @@ def list_(desk: Desk, output: str) -> None:
 
 
 @station.command(name="set")
-@at_home_only("a quota is the home's to change")
-@home_option
+@fleet_option
 @click.argument("name")
 @_quota
 @output_option
-def set_(home: Path, name: str, quota: int, output: str) -> None:
+def set_(desk: Desk, name: str, quota: int, output: str) -> None:
     """Change how many certificates the station NAME may earn a day.
 
     \b
     Example:
       fleet station set line-1 --quota 2000
     """
-
-    async def work() -> Station:
-        async with opened(home) as fleet:
-            return await inventory.set_station_quota(fleet.registry, name, quota, act=Act(OPERATOR, utc_now()))
-
     with attempting(f"changing station '{name}'"):
-        changed = run(work())
+        changed = desk.set_station_quota(name, quota)
     value = {"name": name, "quota": changed.quota or None, "used_today": changed.used_on(utc_now())}
     print_value(value, output)
 

@@ -1,19 +1,23 @@
 """`fleet tenant`: whose issuing CA signs which models' certificates."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from cryptography import x509
 
+from fleet.ca.shown import CaCertificate
 from fleet.cli.at_home import at_home_only
+from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.access import Act
-from fleet.domain.device import Model
-from fleet.home import open_home
+from fleet.domain.errors import Invalid, NotFound
 from fleet.issuing_folder import Authority, fingerprint
 from fleet.services.tenancy import announce_tenant
-from fleet.tenants import Authorities, found_tenant, new_tenant, read_authorities
+from fleet.tenants import new_tenant
 
 _WHY = "a tenant is a CA, and the keys of CAs stay in the home"
 
@@ -56,57 +60,75 @@ def add(home: Path, name: str, own_root: bool, output: str) -> None:
 
     with attempting(f"adding tenant '{name}'"):
         made = run(work())
-    print_value(_shown(made, own_root), output)
+    print_value(_Tenant(name, made.root, own_root, made.issuing, made.former).shown(), output)
 
 
 @tenant.command(name="list")
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @output_option
-def list_(home: Path, output: str) -> None:
+def list_(desk: Desk, output: str) -> None:
     """List the tenants with their models."""
-
-    async def work() -> tuple[Authorities, list[Model]]:
-        async with opened(home) as fleet:
-            return read_authorities(fleet.home), await fleet.registry.models()
-
     with attempting("listing the tenants"):
-        found, models = run(work())
+        found, models = _tenants(desk.authorities()), desk.models()
+        broken = desk.broken_tenants()
     rows = [
         (
-            name,
-            [model.name for model in models if model.rules.tenant == name],
-            "own" if each.root != found.own.root else "the fleet's",
+            each.name,
+            [model.name for model in models if model.rules.tenant == each.name],
+            "own" if each.has_own_root else "the fleet's",
             each.issuing.not_valid_after_utc,
         )
-        for name, each in found.tenants.items()
+        for each in found
     ]
     print_rows(("name", "models", "root", "not_after"), rows, output)
-    for name, reason in found.broken.items():
+    for name, reason in broken.items():
         click.echo(f"Warning: the CA of tenant {name} cannot be read: {reason}", err=True)
 
 
 @tenant.command()
-@at_home_only(_WHY)
-@home_option
+@fleet_option
 @click.argument("name")
 @output_option
-def show(home: Path, name: str, output: str) -> None:
+def show(desk: Desk, name: str, output: str) -> None:
     """Show the tenant NAME and its CA."""
     with attempting(f"showing tenant '{name}'"):
-        place = open_home(home)
-        found = found_tenant(place, name)
-        own_root = found.root != read_authorities(place).own.root
-    print_value(_shown(found, own_root), output)
+        found = next((each for each in _tenants(desk.authorities()) if each.name == name), None)
+        broken = desk.broken_tenants()
+        if name in broken:
+            raise Invalid("tenant-damaged", f"The CA of tenant {name} cannot be read: {broken[name]}.")
+        if found is None:
+            raise NotFound("no-such-tenant", f"There is no tenant {name[:80]!r}.", "See: fleet tenant list")
+    print_value(found.shown(), output)
 
 
-def _shown(found: Authority, own_root: bool) -> dict[str, object]:
-    return {
-        "name": found.tenant,
-        "root": found.root.subject.rfc4514_string(),
-        "own_root": own_root,
-        "issuing": found.issuing.subject.rfc4514_string(),
-        "not_after": found.issuing.not_valid_after_utc,
-        "sha256": fingerprint(found.issuing),
-        "former": [fingerprint(each) for each in found.former],
-    }
+@dataclass(frozen=True, slots=True)
+class _Tenant:
+    name: str
+    root: x509.Certificate
+    has_own_root: bool
+    issuing: x509.Certificate
+    former: tuple[x509.Certificate, ...]
+
+    def shown(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "root": self.root.subject.rfc4514_string(),
+            "own_root": self.has_own_root,
+            "issuing": self.issuing.subject.rfc4514_string(),
+            "not_after": self.issuing.not_valid_after_utc,
+            "sha256": fingerprint(self.issuing),
+            "former": [fingerprint(each) for each in self.former],
+        }
+
+
+def _tenants(shown: Sequence[CaCertificate]) -> list[_Tenant]:
+    """Those that have a CA among `shown`, by name."""
+
+    def of(role: str, tenant: str) -> tuple[x509.Certificate, ...]:
+        return tuple(each.certificate for each in shown if (each.role, each.tenant) == (role, tenant))
+
+    def tenant_of(name: str) -> _Tenant:
+        own = of("root", name)
+        return _Tenant(name, (own or of("root", ""))[0], bool(own), of("issuing", name)[0], of("former", name))
+
+    return [tenant_of(name) for name in sorted({each.tenant for each in shown if each.tenant})]

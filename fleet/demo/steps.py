@@ -67,7 +67,7 @@ def factory(stage: Stage) -> Facts:
     )
     stage.wait_for_file(line, board)
     words = ["--port", str(line), "--est", stage.ready()["est"], "--mqtt", devices.mqtt_address(stage)]
-    words += ["--cert", str(kit / "station.pem"), "--key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
+    words += ["--cert", str(kit / "station.pem"), "--public-key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
     words += ["--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")]
     row = stage.call(STATION, "provision", *words, "-o", "json").json()
     expect(board.process.wait(PATIENCE_SECONDS) == 0, "the emulated board did not end well")
@@ -171,9 +171,9 @@ def audit(stage: Stage) -> Facts:
     proof = stage.root / "proof.json"
     public_key = str(Home(stage.home).audit_public_key)
     stage.call(FLEET, "audit", "prove", "1", "--out", str(proof))  # the server has sealed it long ago
-    proved = stage.call(FLEET, "audit", "check-proof", str(proof), "--key", public_key, "-o", "json").json()
+    proved = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, "-o", "json").json()
     proof.write_text(proof.read_text().replace(proved["actor"], "nobody"))
-    refused = stage.call(FLEET, "audit", "check-proof", str(proof), "--key", public_key, expect=1)
+    refused = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, expect=1)
     copy = stage.root / "tampered.db"
     # Only to read: a second connection that may write or checkpoint must hold the registry's lock.
     live = f"file:{quote(str(stage.home / 'registry.db'))}?mode=ro"
@@ -182,7 +182,7 @@ def audit(stage: Stage) -> Facts:
     content = bytearray(copy.read_bytes())
     content[content.index(b"device.revoke")] ^= 1
     copy.write_bytes(content)
-    found = stage.call(FLEET, "audit", "verify", "--file", str(copy), "--key", public_key, expect=1)
+    found = stage.call(FLEET, "audit", "verify", "--file", str(copy), "--public-key", public_key, expect=1)
     return {
         "rows": verified["rows"],
         "sealed": verified["sealed"],

@@ -26,7 +26,7 @@ class Role(enum.StrEnum):
     VIEWER = "viewer"
     """Reads everything, changes nothing."""
     OPERATOR = "operator"
-    """Runs the fleet day by day: devices, tokens, tags, requests."""
+    """Runs the fleet day by day: devices, tokens, claims, tags, requests."""
     ADMIN = "admin"
     """Everything, models, stations and other operators included."""
     FACTORY = "factory"
@@ -49,7 +49,13 @@ class Permission(enum.StrEnum):
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     STATION_READ = "station.read"
     STATION_WRITE = "station.write"
-    """Add and revoke stations."""
+    """Add, change and revoke stations."""
+    CLAIM_READ = "claim.read"
+    CLAIM_WRITE = "claim.write"
+    """Make, quarantine, release and revoke claims."""
+    ANCHOR_READ = "anchor.read"
+    ANCHOR_WRITE = "anchor.write"
+    """Believe a maker's CA, and believe it no more."""
     OPERATOR_READ = "operator.read"
     OPERATOR_WRITE = "operator.write"
     """Add and revoke operators; nobody gives what it does not have."""
@@ -71,6 +77,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
         Permission.DEVICE_WRITE,
         Permission.TOKEN_CREATE,
         Permission.TOKEN_REVOKE,
+        Permission.CLAIM_WRITE,
         Permission.REQUEST_DECIDE,
     },
     Role.ADMIN: frozenset(Permission),
@@ -89,6 +96,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
 FLEET_WIDE = frozenset(
     {
         Permission.MODEL_CREATE,
+        Permission.ANCHOR_WRITE,
         Permission.OPERATOR_READ,
         Permission.OPERATOR_WRITE,
         Permission.AUDIT_READ,

@@ -12,6 +12,7 @@ Quarantine is in the registry before the refusal is told, and holds on every nod
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from fleet.domain.access import Act
@@ -40,6 +41,9 @@ from fleet.services.differences import differences
 from fleet.services.revocation import checked_reason
 
 QUOTA_MAX = 1_000_000
+
+BY_WORD = "an operator's word"
+"""Why a claim is in quarantine, when an operator has put it there and said no more."""
 
 WATCH = "watch"
 """The actor of a quarantine that nobody has ordered."""
@@ -95,6 +99,21 @@ async def known_claim(registry: Registry, name: str) -> Claim:
     return claim
 
 
+def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
+    """What `claim` becomes by `verb`: one of MOVES.
+
+    Raises: Invalid (`bad-reason`).
+    """
+    match verb:
+        case "revoke":
+            return replace(claim, revoked_at=now)
+        case "quarantine":
+            why = checked_reason(reason) or BY_WORD
+            return replace(claim, quarantined_at=now, quarantine_reason=why)
+        case _:
+            return replace(claim, quarantined_at=None, quarantine_reason="", takeovers=0)
+
+
 async def revoke_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
     """No further use, for good: its certificate is revoked. Devices that it has enrolled stay.
 
@@ -114,7 +133,7 @@ async def quarantine_claim(registry: Registry, name: str, *, act: Act, reason: s
     Raises: NotFound (`no-such-claim`). Conflict (`claim-not-open`). Invalid (`bad-reason`).
     """
     claim = await known_claim(registry, name)
-    write = QuarantineClaim(name, act.now, checked_reason(reason) or "an operator's word")
+    write = QuarantineClaim(name, act.now, checked_reason(reason) or BY_WORD)
     await _move(registry, claim, "quarantine", "quarantined", (write,), act, reason)
 
 
@@ -141,6 +160,9 @@ async def _move(
     changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
     entry = _entry(f"claim.{verb}", claim.name, act, **detail, **changed)
     await registry.commit(Change(entry, writes, (*events, Event(EventKind.CLAIM_STATE, claim.name, to))))
+
+
+MOVES = {"revoke": revoke_claim, "quarantine": quarantine_claim, "release": release_claim}
 
 
 async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: datetime) -> None:

@@ -83,7 +83,11 @@ class Importer:
     clock: Callable[[], datetime]
     bulk: str
     """Ties the audit rows together."""
+    address: str = ""
+    """Whence the rows come, "" at the console."""
     counts: Counts = field(default_factory=Counts)
+    sees: Callable[[str], bool] = lambda model: True
+    """Whether what belongs to a model may be named in a refusal."""
     _models: dict[str, bool] = field(default_factory=dict)
 
     async def take(self, chunk: Sequence[Numbered]) -> list[RowRefused]:
@@ -118,7 +122,7 @@ class Importer:
             [(each.row.model, each.row.hardware_serial) for each in chunk if each.row.hardware_serial],
             [each.row.key_sha256 for each in chunk if each.row.key_sha256 is not None],
         )
-        known = _Known(facts)
+        known = _Known(facts, self.sees)
         new: list[Numbered] = []
         refused: list[RowRefused] = []
         for each in chunk:
@@ -159,7 +163,7 @@ class Importer:
             "last": listed[-1].device.id,
             "rows_sha256": digests.hexdigest(),
         }
-        audit = AuditEntry(now, self.actor, ACTION, "manifest", "ok", detail=detail)
+        audit = AuditEntry(now, self.actor, ACTION, "manifest", "ok", self.address, detail)
         event = Event(EventKind.DEVICES_IMPORTED, self.bulk, str(len(listed)))
         return Change(audit, (ListDevices(tuple(listed)),), (event,))
 
@@ -167,10 +171,14 @@ class Importer:
 class _Known:
     """What is registered, with the rows of a chunk as they are judged."""
 
-    def __init__(self, facts: ManifestFacts) -> None:
+    def __init__(self, facts: ManifestFacts, sees: Callable[[str], bool]) -> None:
         self._digests = {entry.device_id: entry.row_sha256 for entry in facts.entries}
         self._serials = {(e.model, e.hardware_serial): e.device_id for e in facts.entries if e.hardware_serial}
-        self._keys = {e.key_sha256: e.device_id for e in facts.entries if e.key_sha256 is not None}
+        self._keys: dict[bytes, str] = {
+            e.key_sha256: e.device_id if sees(e.model) else "another device"
+            for e in facts.entries
+            if e.key_sha256 is not None
+        }
         self._devices = set(facts.devices)
 
     def has(self, row: ManifestRow) -> bool:
@@ -188,9 +196,9 @@ class _Known:
         holder = self._serials.get((row.model, row.hardware_serial))
         if holder is not None:
             raise Conflict("serial-taken", f"The hardware serial is that of {holder}, of the same model.")
-        holder = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
-        if holder is not None:
-            raise Conflict("key-taken", f"The key is that of {holder}.")
+        keeper = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
+        if keeper is not None:
+            raise Conflict("key-taken", f"The key is that of {keeper}.")
         return False
 
     def add(self, row: ManifestRow) -> None:

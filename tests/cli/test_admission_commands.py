@@ -103,7 +103,7 @@ class TestClaim:
 
 class TestAnchor:
     def add(self, home: Path, file: Path, name: str = "acme", model: str = "default") -> Result:
-        return fleet(home, "anchor", "add", name, "--cert", file, "--model", model, "-o", "json")
+        return fleet(home, "anchor", "add", name, file, "--model", model, "-o", "json")
 
     def test_comes_and_goes(self, home: Path, tmp_path: Path) -> None:
         maker, file = new_maker(), tmp_path / "acme.pem"

@@ -100,7 +100,7 @@ class TestSealAndVerify:
         fleet("audit", "seal")
         (home / "ca" / "audit.pub").rename(home / "old.pub")
         assert "names another key" in fleet("audit", "verify", expect=1).stderr
-        fleet("audit", "verify", "--key", str(home / "old.pub"))
+        fleet("audit", "verify", "--public-key", str(home / "old.pub"))
 
     def test_a_copy_with_nothing_but_the_key(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
         fleet("audit", "seal")
@@ -108,11 +108,11 @@ class TestSealAndVerify:
         shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
         shutil.rmtree(home)
         words = ("audit", "verify", "--file", str(tmp_path / "copy.db"))
-        signed = parsed(fleet(*words, "--key", str(tmp_path / "audit.pub"), "-o", "json", env={}))
+        signed = parsed(fleet(*words, "--public-key", str(tmp_path / "audit.pub"), "-o", "json", env={}))
         unsigned = parsed(fleet(*words, "-o", "json", env={}))
-        assert (signed["signatures"], unsigned["signatures"]) == ("verified", "not verified: give --key")
+        assert (signed["signatures"], unsigned["signatures"]) == ("verified", "not verified: give --public-key")
         (tmp_path / "audit.pub").write_text("hello")
-        refused = fleet(*words, "--key", str(tmp_path / "audit.pub"), expect=1, env={})
+        refused = fleet(*words, "--public-key", str(tmp_path / "audit.pub"), expect=1, env={})
         assert "holds no public key in PEM. Give the home's ca/audit.pub" in refused.stderr
 
     def test_since_a_head(self, fleet: Fleet) -> None:
@@ -204,7 +204,7 @@ class TestProof:
         assert (made["file"], made["seq"]) == (str(file), 3)
         assert fleet("audit", "prove", "3").stdout == file.read_text()
         assert read_proof(file.read_bytes()).entry.subject == "device d1"
-        checked = parsed(fleet("audit", "check-proof", str(file), "--key", key, "-o", "json", env={}))
+        checked = parsed(fleet("audit", "check-proof", str(file), "--public-key", key, "-o", "json", env={}))
         assert (checked["ok"], checked["seq"], checked["action"], checked["subject"]) == (
             True,
             3,
@@ -242,7 +242,7 @@ class TestProof:
 
         def refused(content: str, by: str = key) -> str:
             file.write_text(content)
-            done = fleet("audit", "check-proof", str(file), "--key", by, expect=1)
+            done = fleet("audit", "check-proof", str(file), "--public-key", by, expect=1)
             assert len(done.stderr.splitlines()) == 1
             assert done.stdout == ""
             return done.stderr
@@ -254,7 +254,7 @@ class TestProof:
         assert "names another key" in refused(text, str(other / "ca" / "audit.pub"))
         at = json.loads(text)["head"]["at"]
         assert "does not verify" in refused(text.replace(at, "2020" + at[4:]))
-        missing = fleet("audit", "check-proof", str(tmp_path / "none"), "--key", key, expect=1)
+        missing = fleet("audit", "check-proof", str(tmp_path / "none"), "--public-key", key, expect=1)
         assert "no such file" in missing.stderr
         assert fleet("audit", "check-proof", str(file), expect=2)
 

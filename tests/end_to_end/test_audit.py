@@ -50,7 +50,7 @@ def test_an_auditor_with_the_key_and_nothing_else(served: Served, tmp_path: Path
     shutil.copy(served.home / "ca" / "audit.pub", desk)
     served.stop()
     shutil.rmtree(served.home)
-    words = ("audit", "check-proof", str(proof), "--key", str(desk / "audit.pub"))
+    words = ("audit", "check-proof", str(proof), "--public-key", str(desk / "audit.pub"))
     assert json.loads(program("fleet", *words, "-o", "json").stdout)["action"] == "model.add"
     proof.write_text(proof.read_text().replace("model.add", "model.set"))
     assert "does not hold" in program("fleet", *words, expect=1).stderr

@@ -58,7 +58,7 @@ def test_every_worker_follows(pair: Served, tmp_path: Path) -> None:
     fleet(pair.home, "model", "set", "default", "--admit", "token", "--admit", "idevid")
     fleet(pair.home, "device", "import", str(tmp_path / "m.csv"))
     assert ask(pair, shown, "cam-1") == "000"
-    fleet(pair.home, "anchor", "add", "acme", "--cert", str(tmp_path / "acme.pem"), "--model", "default")
+    fleet(pair.home, "anchor", "add", "acme", str(tmp_path / "acme.pem"), "--model", "default")
     settles_on(pair, stranger, "cam-1", "403")
     assert ask(pair, shown, "cam-1") == "200"
     fleet(pair.home, "anchor", "remove", "acme")

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.ca.keys import generate_key
 from fleet.cli import main
+from fleet.cli.issued import request_for
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.storage.engines import open_engine
+from tests.servers.makers import new_maker
 from tests.serving import Served, asked_to_wait, fleet
 
 Said = tuple[int, str, str]
@@ -126,25 +131,10 @@ db migrate
 retention run
 retention check
 audit seal
-audit export
-audit verify
 webhook key
 ca rollover
 ca forget ab
-station set line-1 --quota 1
 tenant add acme
-tenant list
-tenant show acme
-claim create c --model default --quota 1 --out x
-claim list
-claim show c
-claim revoke c
-claim quarantine c
-claim release c
-anchor add a --cert x.pem --model default
-anchor list
-anchor remove a
-device import x.csv
 """.strip().splitlines()
 
 
@@ -216,6 +206,9 @@ station add line-1 --model default --out {out}/2
 station add line-2 --model pump --out {out}/2
 station add a/b --model default --out {out}/2
 station add line-3 --model default --days 7 --out {out}/3 -o json
+station set line-1 --quota 20
+station set line-1 --quota 20 -o json
+station set nobody --quota 1
 station list
 station list -o json
 station revoke line-1 --reason stolen
@@ -237,23 +230,114 @@ operator revoke carol
 operator revoke nobody
 retention status
 retention status -o json
-audit list --limit 6
+claim create lot-7 --model default --quota 2 --expires 30d --out {out}/claim
+claim create lot-7 --model default --quota 2 --expires 30d --out {out}/claim
+claim create lot-7 --model default --quota 2 --expires 30d --out {out}/claim2
+claim create lot-8 --model pump --quota 2 --expires 30d --out {out}/claim2
+claim create a/b --model default --quota 2 --expires 30d --out {out}/claim2
+claim create lot-8 --model default --quota 2 --expires 3d --out {out}/claim3 --csr {csr} -o json
+claim create lot-9 --model default --quota 2 --expires 3d --out {out}/claim4 --csr {csr} -o json
+claim list
+claim list -o json
+claim show lot-7
+claim show lot-7 -o json
+claim show nobody
+claim release lot-7
+claim quarantine lot-7 --reason odd -o json
+claim quarantine lot-7
+claim show lot-7
+claim release lot-7
+claim revoke lot-7 --reason over
+claim revoke lot-7
+claim quarantine lot-7
+claim revoke nobody
+claim list
+anchor add acme {maker} --model default
+anchor add acme {maker} --model default
+anchor add other {maker} --model default
+anchor add other {maker} --model pump
+anchor add other {csr} --model default
+anchor add other nowhere.pem --model default
+anchor add other {root} --model default
+anchor list
+anchor list -o json
+anchor remove acme --reason over
+anchor remove acme
+anchor remove a/b
+tenant list
+tenant list -o json
+tenant show acme
+tenant show acme -o json
+tenant show nobody
+device import {manifest}
+device import {manifest} -o json
+device import {csr}
+device import nowhere.csv
+device list
+device show m-1
+audit list --limit 8
+audit list --action claim.* --limit 20
 """.strip().splitlines()
 
 
+MANIFEST = """device_id,model,hardware_serial,key_sha256,tags,groups
+m-1,default,SN-1,,lot=L7;site=Oslo,pilot
+m-2,default,,{key},,
+m-3,pump,SN-3,,,
+m/4,default,SN-4,,,
+m-5,default,SN-1,,,
+m-6,default,,{key},,
+""".format(key="ab" * 32)
+
+
 def test_stations_operators_and_cas_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / file for name, file in (("maker", "maker.pem"), ("csr", "k.csr"), ("manifest", "m.csv"))}
+    files["maker"].write_bytes(new_maker().pem)
+    files["csr"].write_bytes(request_for("whoever", generate_key()))
+    files["manifest"].write_text(MANIFEST)
+    files["root"] = shutil.copy(home / "ca" / "root.pem", tmp_path / "root.pem")
+    fleet(home, "tenant", "add", "acme", "--own-root")
     copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
     for template in HOLDERS:
         heard = []
         for side, environment in (("far", afar.environment()), ("near", {"FLEET_HOME": str(copy)})):
             out = str(tmp_path / side)
-            words = template.format(out=out, password=tmp_path / "password")
+            words = template.format(out=out, password=tmp_path / "password", **files)
             code, output, complaint = said(words, environment)
             heard.append((code, output.replace(out, "OUT").split(), complaint.replace(out, "OUT")))
         if template.startswith("audit"):
             output = " ".join(heard[0][1]).replace("operator bob", "operator").replace("127.0.0.1", "-")
             heard[0] = (heard[0][0], output.split(), heard[0][2])
         assert heard[0] == heard[1], template
+
+
+def test_the_audit_is_exported_and_verified_from_afar(afar: Afar, home: Path, tmp_path: Path) -> None:
+    """Row for row the same; the key of its heads is the auditor's own to bring."""
+    here, there = {"FLEET_HOME": str(home)}, afar.environment()
+    asyncio.run(written(home, 300))  # a block, and more
+    assert said("audit seal", here)[0] == 0
+    exported = [said_exactly("audit export --after 3", environment) for environment in (there, here)]
+    rows = [[line for line in text.splitlines() if '"seq"' in line] for text in exported]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) >= 300
+    key = shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
+    state = tmp_path / "state.json"
+    whole = json.loads(said_exactly(f"audit verify --public-key {key} --state {state} -o json", there))
+    assert (whole["ok"], whole["read_from"], whole["signatures"]) == (True, 1, "verified")
+    assert whole["rows"] == whole["sealed"] > 300
+    assert said("model add one-more --lifetime 30d", here)[0] == 0
+    assert said("audit seal", here)[0] == 0
+    since = json.loads(said_exactly(f"audit verify --public-key {key} --state {state} -o json", there))
+    assert (since["read_from"], since["rows"]) == (whole["rows"] + 1, whole["rows"] + 1)
+    assert json.loads(said_exactly("audit verify -o json", there))["signatures"] == "not verified: give --public-key"
+    other = tmp_path / "other.pub"
+    other.write_bytes(generate_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    code, _, complaint = said(f"audit verify --public-key {other}", there)
+    assert (code, "key" in complaint) == (1, True)
+    with sqlite3.connect(home / "registry.db") as db:  # somebody with the server's files edits a row
+        db.execute("UPDATE audit SET actor = 'nobody' WHERE seq = 7")
+    code, _, complaint = said(f"audit verify --public-key {key}", there)
+    assert (code, "row 7 has been changed" in complaint) == (1, True), complaint
 
 
 def test_a_key_made_afar_opens_its_doors(afar: Afar, tmp_path: Path) -> None:
@@ -314,6 +398,14 @@ def test_ctrl_c_ends_an_act_on_many_between_two_steps(afar: Afar, home: Path) ->
     assert (again["done"], again["failed"]) == (3000 - result["done"], [])
 
 
+async def written(home: Path, count: int) -> None:
+    """So many rows of audit."""
+    registry = await open_engine(home / "registry.db", create=False)
+    for number in range(count):
+        await registry.commit(Change(AuditEntry(datetime.now(UTC), "test", "prepare", f"row {number}", "ok")))
+    await registry.close()
+
+
 async def filled(home: Path, count: int) -> None:
     registry = await open_engine(home / "registry.db", create=False)
     device = Device(DeviceId(""), "default", DeviceState.ACTIVE, datetime.now(UTC))
@@ -336,7 +428,7 @@ def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Pat
         assert (there["seq"], there["entry"], there["leaf"]) == (here["seq"], here["entry"], here["leaf"])
         assert said(f"audit prove {what} --out {proof}", afar.environment())[0] == 0
         key = shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
-        assert said(f"audit check-proof {proof} --key {key}", {})[0] == 0
+        assert said(f"audit check-proof {proof} --public-key {key}", {})[0] == 0
     for what in ("99999", "0xabc", "abcdefg"):
         there = said(f"audit prove {what}", afar.environment())
         assert there == said(f"audit prove {what}", {"FLEET_HOME": str(home)})

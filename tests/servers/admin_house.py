@@ -62,7 +62,9 @@ def csr_text(name: str, key: Key | None = None) -> str:
 
 @dataclass
 class AdminHouse:
-    """Models cam and pump; devices cam-1 (enrolled), cam-2, pump-1; stations line-1 (cam) and line-2 (pump)."""
+    """Models cam and pump; devices cam-1 (enrolled), cam-2, pump-1; stations line-1 (cam), line-2 (pump);
+    claims lot-1 (cam), lot-2 (pump).
+    """
 
     house: House
     device: Identity
@@ -110,6 +112,8 @@ async def open_admin_house(folder: Path, **options: Any) -> AsyncIterator[AdminH
         await house.device("pump-1", "pump")
         station = await house.station("line-1")
         await house.station("line-2", ("pump",))
+        await house.claim("lot-1", "cam")
+        await house.claim("lot-2", "pump")
         opened = AdminHouse(house, device, station, {})
         try:
             yield opened

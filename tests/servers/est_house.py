@@ -24,7 +24,7 @@ from fleet.servers.admin import build_admin_server
 from fleet.servers.admin.authorities import Authorities
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
-from fleet.services import inventory, operators
+from fleet.services import claims, inventory, operators
 from fleet.services.authorising import Authoriser
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
@@ -146,6 +146,21 @@ class House:
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         credential = await inventory.enroll_station(
             self.registry, self.issuer, name, models, spki, act=Act("test", self.clock())
+        )
+        return self.identity(x509.load_der_x509_certificate(credential.der), key)
+
+    async def claim(self, name: str = "lot-1", model: str = "cam", quota: int = 5) -> Identity:
+        key, now = generate_key(), self.clock()
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        _, credential = await claims.enroll_claim(
+            self.registry,
+            self.issuer,
+            name,
+            model,
+            quota,
+            spki,
+            expires_at=now + timedelta(days=30),
+            act=Act("test", now),
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
 

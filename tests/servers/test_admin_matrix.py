@@ -22,6 +22,7 @@ from fleet.servers.admin.routes import Door, Route
 from fleet.servers.admin.table import ROUTES
 from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
 from tests.servers.est_house import Identity, Key
+from tests.servers.makers import new_maker
 
 EVERYBODY = frozenset({"nobody", "device", "station", "viewer", "operator", "admin", "factory", "held"})
 HOLDERS = EVERYBODY - {"nobody"}
@@ -53,11 +54,23 @@ MAY: dict[str, frozenset[str]] = {
     "list_tokens": OPERATORS,
     "create_token": frozenset({"operator", "admin", "factory", "held"}),
     "revoke_token": frozenset({"operator", "admin", "held"}),
+    "list_claims": OPERATORS - {"factory"},
+    "get_claim": OPERATORS - {"factory"},
+    "list_claim_credentials": OPERATORS - {"factory"},
+    "create_claim": frozenset({"operator", "admin", "held"}),
+    "revoke_claim": frozenset({"operator", "admin", "held"}),
+    "quarantine_claim": frozenset({"operator", "admin", "held"}),
+    "release_claim": frozenset({"operator", "admin", "held"}),
+    "list_anchors": OPERATORS - {"factory"},
+    "create_anchor": frozenset({"admin"}),
+    "remove_anchor": frozenset({"admin"}),
+    "import_devices": frozenset({"operator", "admin", "factory", "held"}),
     "list_requests": OPERATORS - {"factory"},
     "get_request": OPERATORS - {"factory"},
     "approve_request": frozenset({"operator", "admin", "held"}),
     "deny_request": frozenset({"operator", "admin", "held"}),
     "list_stations": OPERATORS - {"factory"},
+    "patch_station": frozenset({"admin", "held"}),
     "create_station": frozenset({"admin", "held"}),
     "revoke_station": frozenset({"admin", "held"}),
     "get_operator": frozenset({"viewer", "operator", "admin"}),
@@ -65,6 +78,9 @@ MAY: dict[str, frozenset[str]] = {
     "revoke_operator": frozenset({"admin"}),
     "list_authorities": OPERATORS,
     "list_operators": frozenset({"viewer", "operator", "admin"}),
+    "list_heads": frozenset({"viewer", "operator", "admin"}),
+    "get_sealed": frozenset({"viewer", "operator", "admin"}),
+    "get_hashes": frozenset({"viewer", "operator", "admin"}),
     "prove_row": frozenset({"viewer", "operator", "admin"}),
     "get_retention": frozenset({"viewer", "operator", "admin"}),
     "get_forecast": frozenset({"viewer", "operator", "admin"}),
@@ -74,7 +90,8 @@ MAY: dict[str, frozenset[str]] = {
 
 # A request that is well-formed, so that whoever is let in gets an answer of another kind than 401 and 403.
 PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000", "request": "0" * 16}
-PARAMETERS |= {"station": "line-1", "operator": "nobody"}
+PARAMETERS |= {"station": "line-1", "operator": "nobody", "claim": "lot-1", "anchor": "nobody"}
+MAKER = new_maker().pem.decode()
 BODIES: dict[str, object] = {
     "create_model": {"name": "valve"},
     "replace_model": {},
@@ -83,11 +100,15 @@ BODIES: dict[str, object] = {
     "patch_device": {"groups": ["a"]},
     "create_token": {"model": "cam"},
     "create_station": {"name": "line-9", "models": ["cam"], "csr": csr_text("line-9")},
+    "patch_station": {"quota": 7},
+    "create_claim": {"name": "lot-9", "model": "cam", "quota": 1, "lifetime_seconds": 3600, "csr": csr_text("lot-9")},
+    "create_anchor": {"name": "acme", "models": ["cam"], "certificate": MAKER},
+    "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
     "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
-OTHERS |= {"station": "line-2", "operator": "nobody"}
+OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody"}
 
 
 @pytest.fixture
@@ -212,7 +233,7 @@ async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
     """Single ones answer 404, like what does not exist; what is to be made under it answers 403."""
     held = await house.operator("held", Role.ADMIN, ("cam",))
     for route in ROUTES:
-        if route.path_parameters and route.path_parameters[0] in ("id", "name", "station"):
+        if route.path_parameters and route.path_parameters[0] in ("id", "name", "station", "claim"):
             assert await status_of(held, route, OTHERS) == 404, route.name
     for model in ("pump", "no-such-model"):
         assert await held.ask("POST", "/v1/devices", {"id": "x-1", "model": model}) == (
@@ -244,6 +265,9 @@ async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
     for model in ("cam", "pump"):
         await admin.ask("POST", "/v1/tokens", {"model": model})
     asked = [(await house.waiting("new-1")).id, (await house.waiting("new-2", "k2", "pump")).id]
+    for name, models in (("acme", ["cam", "pump"]), ("acme-cam", ["cam"])):
+        body = {"name": name, "models": models, "certificate": new_maker().pem.decode()}
+        assert (await admin.ask("POST", "/v1/anchors", body))[0] == 201
     for device in ("cam-2", "pump-1"):
         await admin.ask("POST", "/v1/tokens", {"device": device})
     expected: dict[str, tuple[set[str], set[str]]] = {
@@ -253,6 +277,8 @@ async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
         "/v1/requests": ({asked[0]}, set(asked)),
         "/v1/requests?model=pump": (set(), {asked[1]}),
         "/v1/stations": ({"line-1"}, {"line-1", "line-2"}),
+        "/v1/claims": ({"lot-1"}, {"lot-1", "lot-2"}),
+        "/v1/anchors": ({"acme-cam"}, {"acme", "acme-cam"}),
     }
     for path, (of_held, of_all) in expected.items():
         for client, wanted in ((held, of_held), (both, of_all), (admin, of_all)):

@@ -1,12 +1,9 @@
-"""The routes that look at the whole: what ends when, and proofs from the audit."""
+"""The routes that look at the whole: what ends when, and what is kept for how long."""
 
 from dataclasses import asdict
 
-from fleet.domain.audit_proof import proof_text
-from fleet.domain.errors import Invalid
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
-from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.forecast import CLIFF_PERCENT, forecast
 from fleet.services.retention_status import retention_status
 
@@ -43,13 +40,3 @@ async def get_forecast(parts: Parts, call: Call) -> Reply:
 async def get_retention(parts: Parts, call: Call) -> Reply:
     seen = await retention_status(parts.registry, parts.retention)
     return Reply({**asdict(seen.policy), **{name: getattr(seen, name) for name in _KEPT}})
-
-
-async def prove_row(parts: Parts, call: Call) -> Reply:
-    """Row `seq`, or the row that recorded the issue of certificate `serial`."""
-    seq, serial = call.query.get("seq"), call.query.get("serial")
-    if (seq is None) == (serial is None):
-        raise Invalid("bad-request", "Give seq or serial, one of the two.")
-    if seq is None:
-        seq = await seq_of_issue(parts.registry, serial or "")
-    return Reply(raw=proof_text(await prove(parts.registry, seq)).encode("ascii"))

@@ -1,6 +1,4 @@
-"""The routes of what is on record: certificates, stations, operators, the audit; and of the server itself."""
-
-from typing import Any
+"""The routes of what is on record: certificates, stations, operators; and of the server itself."""
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -8,11 +6,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import NotFound
-from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place
+from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.routes import DER, PEM
-from fleet.servers.admin.shapes import audit_json, credential_json, moment, operator_json, station_json
+from fleet.servers.admin.shapes import credential_json, moment, operator_json, station_json
+from fleet.servers.admin.signing import newest_of
 from fleet.services.overview import overview
 
 COUNT_DEVICES = "count"
@@ -73,25 +72,11 @@ async def list_stations(parts: Parts, call: Call) -> Reply:
     """An operator who is held to models sees stations that build those and nothing else."""
     found = [s for s in await parts.registry.stations() if all(call.operator.sees(model) for model in s.models)]
     page, more = page_of_all(call, found, lambda station: station.name)
-    items = [station_json(each, await _newest(parts, each.name, CredentialKind.STATION)) for each in page]
+    items = [station_json(each, await newest_of(parts, each.name, CredentialKind.STATION)) for each in page]
     return paged(call, items, [page[-1].name] if more else None)
 
 
 async def list_operators(parts: Parts, call: Call) -> Reply:
     page, more = page_of_all(call, await parts.registry.operators(), lambda operator: operator.name)
-    items = [operator_json(each, await _newest(parts, each.name, CredentialKind.OPERATOR)) for each in page]
+    items = [operator_json(each, await newest_of(parts, each.name, CredentialKind.OPERATOR)) for each in page]
     return paged(call, items, [page[-1].name] if more else None)
-
-
-async def _newest(parts: Parts, holder: str, kind: CredentialKind) -> Credential | None:
-    return next((c for c in reversed(await parts.registry.credentials(holder)) if c.kind is kind), None)
-
-
-async def list_audit(parts: Parts, call: Call) -> Reply:
-    """Oldest first, from behind `after`."""
-    values: list[Any] | None = place(call, int)
-    after, limit = values[0] if values else call.query.get("after", 0), page_limit(call)
-    last = await parts.registry.last_audit()
-    rows = await parts.registry.audit(after=max(0, min(after, last)), limit=limit)
-    following = [rows[-1].seq] if rows and rows[-1].seq < last else None
-    return paged(call, [audit_json(row) for row in rows], following, last=last)

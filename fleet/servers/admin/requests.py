@@ -11,8 +11,6 @@ from fleet.servers.admin.schemas import Schema
 from fleet.servers.admin.strict_json import decode
 from fleet.servers.http import Exchange, HttpRefused
 
-BODY_SIZE_MAX = 192 * 1024  # a model with 128 filters of 1024 characters
-
 
 def acceptable(accept: Sequence[str], offered: Sequence[str]) -> str:
     """The media type of `offered` that the client likes best (RFC 9110, 12.5.1); the first one when it does not say.
@@ -75,7 +73,7 @@ async def read_body(exchange: Exchange, route: Route) -> tuple[bytes, Any]:
 
     Raises: HttpRefused: 400, 408, 413, 415.
     """
-    raw = await exchange.body(BODY_SIZE_MAX if route.takes is not None else 0)
+    raw = await exchange.body(route.body_size_max if route.takes is not None else 0)
     if route.takes is None:
         return raw, None
     if not raw and not route.needs_body:

@@ -34,6 +34,8 @@ PEM = "application/x-pem-file"
 DER = "application/pkix-cert"  # RFC 2585, 4.1
 EVENT_STREAM = "text/event-stream"
 
+BODY_SIZE_MAX = 192 * 1024  # a model with 128 filters of 1024 characters
+
 PATH_PARAMETERS = {
     "id": DEVICE_ID_PATTERN,
     "name": NAME_PATTERN,
@@ -42,6 +44,8 @@ PATH_PARAMETERS = {
     "request": REQUEST_ID_PATTERN,
     "station": NAME_PATTERN,
     "operator": NAME_PATTERN,
+    "claim": NAME_PATTERN,
+    "anchor": NAME_PATTERN,
 }
 """Every parameter that may stand in a template, and what it looks like: a segment that does not, names nothing."""
 
@@ -93,6 +97,7 @@ class Route:
     for_stations: bool = False
     """Open to a factory station in service, too."""
     streams: bool = False
+    body_size_max: int = BODY_SIZE_MAX
     is_one_change: bool = True
     """Whether what it does is one change, with which the answer can be kept."""
 

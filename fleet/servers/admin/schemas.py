@@ -10,6 +10,8 @@ from fleet.domain.device_filter import FILTER_MAX
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
 from fleet.servers.admin.rule_schemas import CAMPAIGN, RULES
+from fleet.services.anchors import MODELS_MAX as ANCHOR_MODELS_MAX
+from fleet.services.claims import QUOTA_MAX as CLAIM_QUOTA_MAX
 from fleet.services.inventory import (
     STATION_LIFETIME,
     STATION_MODELS_MAX,
@@ -28,6 +30,9 @@ LIMIT_MAX = 1000  # rows of a page: about 300 KiB of devices
 LIMIT = 100
 CURSOR_SIZE_MAX = 512
 CSR_TEXT_MAX = 32 * 1024  # twice the largest that is read
+ANCHOR_TEXT_MAX = 64 * 1024
+MANIFEST_ROWS_MAX = 500  # some 25 ms for which others wait
+MANIFEST_SIZE_MAX = 1024 * 1024
 SEQ_MAX = 2**53 - 1  # what every JSON reader can count to
 
 # Spelled so that Python and ECMAScript read them alike.
@@ -148,6 +153,36 @@ _REQUEST: dict[str, Schema] = {
 _SIGNED: dict[str, Schema] = {
     "chain": {"type": "string", "description": "Its certificate, and the CA that has signed it: PEM."},
     "root": {"type": "string", "description": "The root by which it knows the server: PEM."},
+}
+
+_HEAD: dict[str, Schema] = {
+    "size": {**SEQ, "description": "Rows that it covers."},
+    "root": SHA256,
+    "at": TIME,
+    "key_id": SHA256,
+    "signature": {"type": "string", "pattern": "^([0-9a-f]{2})+$"},
+}
+_CLAIM: dict[str, Schema] = {
+    "name": NAME,
+    "model": NAME,
+    "state": {"type": "string", "enum": ["open", "used up", "expired", "quarantined", "revoked"]},
+    "quota": {**COUNT, "description": "How many devices it may enroll."},
+    "uses": COUNT,
+    "takeovers": {**COUNT, "description": "How often it asked for an identity that has an owner."},
+    "created_at": TIME,
+    "expires_at": TIME,
+    "quarantined_at": MAYBE_TIME,
+    "quarantine_reason": TEXT,
+    "revoked_at": MAYBE_TIME,
+}
+_MANIFEST_ROW: dict[str, Schema] = {
+    "line": {**SEQ, "description": "Where it stands, for the refusals; its place in the request when nothing is said."},
+    "device_id": {"type": "string", "maxLength": 256},
+    "model": {"type": "string", "maxLength": 256},
+    "hardware_serial": {"type": "string", "maxLength": 256},
+    "key_sha256": {"type": "string", "maxLength": 256, "description": "Of the DER SubjectPublicKeyInfo, hex."},
+    "tags": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 1024}, "maxProperties": 256},
+    "groups": {"type": "array", "items": {"type": "string", "maxLength": 256}, "maxItems": 256},
 }
 
 COMPONENTS: dict[str, Schema] = {
@@ -364,6 +399,67 @@ COMPONENTS: dict[str, Schema] = {
         required=("name", "models", "csr"),
     ),
     "AddedStation": _object({**_STATION, **_SIGNED}),
+    "StationChanges": _object({"quota": _QUOTA}, description="A merge patch (RFC 7396)."),
+    "Claim": _object(_CLAIM),
+    "NewClaim": _object(
+        {
+            "name": NAME,
+            "model": NAME,
+            "quota": {"type": "integer", "minimum": 1, "maximum": CLAIM_QUOTA_MAX},
+            "lifetime_seconds": {**_LIFETIME, "description": "How long it lives."},
+            "csr": {
+                "type": "string",
+                "maxLength": CSR_TEXT_MAX,
+                "description": "A certificate request (PKCS #10) in PEM; nothing of it counts but the key.",
+            },
+        }
+    ),
+    "AddedClaim": _object({**_CLAIM, **_SIGNED}),
+    "Anchor": _object(
+        {
+            "name": NAME,
+            "models": NAMES,
+            "subject": TEXT,
+            "not_after": TIME,
+            "sha256": {**SHA256, "description": "Of the certificate's DER."},
+            "created_at": TIME,
+            "pem": TEXT,
+        },
+        description="A maker's CA.",
+    ),
+    "NewAnchor": _object(
+        {
+            "name": NAME,
+            "models": {**NAMES, "minItems": 1, "maxItems": ANCHOR_MODELS_MAX},
+            "certificate": {"type": "string", "maxLength": ANCHOR_TEXT_MAX, "description": "One CA, PEM."},
+        }
+    ),
+    "RemovedAnchor": _object({"name": NAME}),
+    "ManifestPart": _object(
+        {
+            "bulk": {"type": "string", "pattern": "^[0-9a-f]{12}$", "description": "Ties the audit rows together."},
+            "rows": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MANIFEST_ROWS_MAX,
+                "items": _object(_MANIFEST_ROW, required=("device_id", "model")),
+            },
+        },
+        required=("rows",),
+        description="Rows of a manifest. Each stands for itself, and the same again changes nothing.",
+    ),
+    "ManifestTaken": _object(
+        {
+            "bulk": {"type": "string", "pattern": "^[0-9a-f]{12}$"},
+            "added": COUNT,
+            "unchanged": {**COUNT, "description": "Taken before."},
+            "refused": {
+                "type": "array",
+                "items": _object({"line": SEQ, "device_id": TEXT, "code": TEXT, "message": TEXT}),
+            },
+        },
+        description="What became of the rows.",
+    ),
     "Operator": _object(_OPERATOR),
     "NewOperator": _object(
         {"name": NAME, "role": _ROLE, "models": {**_HELD_TO, "maxItems": OPERATOR_MODELS_MAX}, **_REQUEST},
@@ -419,6 +515,17 @@ COMPONENTS: dict[str, Schema] = {
         "description": "The row, its path through the audit's tree (RFC 9162), and the signed head: "
         "`fleet audit check-proof` checks it with the public key alone.",
     },
+    "TreeHead": _object(_HEAD, description="A head of the audit's tree (RFC 9162), signed."),
+    "Sealed": _object(
+        {
+            "head": _object(_HEAD, type=["object", "null"]),
+            "frontier": _object(
+                {"size": SEQ, "hashes": {"type": "string", "pattern": "^([0-9a-f]{64})*$"}}, type=["object", "null"]
+            ),
+        },
+        description="The newest head, and the hashes of the perfect subtrees of its rows; null before the first.",
+    ),
+    "Hashes": _object({"hashes": {"type": "array", "items": SHA256}}),
     "AuditRow": _object(
         {
             "seq": SEQ,
@@ -433,6 +540,7 @@ COMPONENTS: dict[str, Schema] = {
         }
     ),
 }
-for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Operator", "Authority"):
+for _of in ("Model", "Device", "Credential", "Token", "Request", "Station", "Claim", "Anchor", "Operator", "Authority"):
     COMPONENTS[f"{_of}Page"] = page_of(_of)
+COMPONENTS["TreeHeadPage"] = page_of("TreeHead")
 COMPONENTS["AuditPage"] = page_of("AuditRow", last={**SEQ, "description": "The newest row's sequence."})

@@ -5,11 +5,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest
 from fleet.domain.changes import AuditRow, Event
+from fleet.domain.claim import Claim, claim_state
 from fleet.domain.credential import Credential, Station, Token, token_state
 from fleet.domain.device import Device, Model
+from fleet.domain.idevid import Anchor
 from fleet.domain.model_rules import rules_json, rules_of
 from fleet.services.renewal import Progress
 
@@ -137,6 +142,35 @@ def station_json(s: Station, newest: Credential | None) -> Json:
         "used": s.used,
         "created_at": moment(s.created_at),
         **_certificate(newest),
+    }
+
+
+def claim_json(c: Claim, now: datetime) -> Json:
+    return {
+        "name": c.name,
+        "model": c.model,
+        "state": claim_state(c, now),
+        "quota": c.quota,
+        "uses": c.uses,
+        "takeovers": c.takeovers,
+        "created_at": moment(c.created_at),
+        "expires_at": moment(c.expires_at),
+        "quarantined_at": _maybe(c.quarantined_at),
+        "quarantine_reason": c.quarantine_reason,
+        "revoked_at": _maybe(c.revoked_at),
+    }
+
+
+def anchor_json(a: Anchor) -> Json:
+    certificate = x509.load_der_x509_certificate(a.der)
+    return {
+        "name": a.name,
+        "models": list(a.models),
+        "subject": certificate.subject.rfc4514_string(),
+        "not_after": moment(certificate.not_valid_after_utc),
+        "sha256": a.fingerprint.hex(),
+        "created_at": moment(a.created_at),
+        "pem": certificate.public_bytes(Encoding.PEM).decode(),
     }
 
 

@@ -10,7 +10,21 @@ from fleet.domain.access import Permission
 from fleet.domain.approval import RequestState
 from fleet.domain.device import DeviceState
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
-from fleet.servers.admin import approvals, bulk, devices, events, holders, insight, models, records, tokens
+from fleet.servers.admin import (
+    anchors,
+    approvals,
+    audit,
+    bulk,
+    claims,
+    devices,
+    events,
+    holders,
+    insight,
+    manifest,
+    models,
+    records,
+    tokens,
+)
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
@@ -33,6 +47,7 @@ from fleet.servers.admin.schemas import (
     DEVICE_ID,
     DEVICE_ID_PATTERN,
     LIMIT_PARAMETER,
+    MANIFEST_SIZE_MAX,
     NAME,
     SEQ,
     SERIAL,
@@ -83,6 +98,19 @@ def _move(verb: str, handle: Handler, summary: str) -> Route:
         gives=ref("Device"),
         has_etag=True,
         condition=Condition.OPTIONAL,
+    )
+
+
+def _claim_move(verb: str, handle: Handler, summary: str) -> Route:
+    return post(
+        f"{verb}_claim",
+        f"/v1/claims/{{claim}}/{verb}",
+        Permission.CLAIM_WRITE,
+        handle,
+        summary=summary,
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("Claim"),
     )
 
 
@@ -257,6 +285,17 @@ ROUTES: tuple[Route, ...] = (
         gives=ref("BulkStep"),
         is_one_change=False,
     ),
+    post(
+        "import_devices",
+        "/v1/manifest",
+        Permission.DEVICE_CREATE,
+        manifest.import_devices,
+        summary="Register the devices of a manifest, some rows at a time; the same rows again change nothing.",
+        takes=ref("ManifestPart"),
+        gives=ref("ManifestTaken"),
+        body_size_max=MANIFEST_SIZE_MAX,
+        is_one_change=False,
+    ),
     # Certificates
     listing(
         "list_device_credentials",
@@ -306,6 +345,77 @@ ROUTES: tuple[Route, ...] = (
         summary="No further use of a token.",
         gives=ref("Token"),
     ),
+    # Claims and makers' CAs
+    listing(
+        "list_claims",
+        "/v1/claims",
+        Permission.CLAIM_READ,
+        claims.list_claims,
+        "ClaimPage",
+        summary="Claim certificates, by name.",
+        query=_PAGING,
+    ),
+    post(
+        "create_claim",
+        "/v1/claims",
+        Permission.CLAIM_WRITE,
+        claims.create_claim,
+        summary="Make a claim: a certificate for the key that its request was made with.",
+        takes=ref("NewClaim"),
+        gives=ref("AddedClaim"),
+        status=201,
+        finds=True,
+    ),
+    get(
+        "get_claim",
+        "/v1/claims/{claim}",
+        Permission.CLAIM_READ,
+        claims.get_claim,
+        summary="One claim.",
+        gives=ref("Claim"),
+    ),
+    listing(
+        "list_claim_credentials",
+        "/v1/claims/{claim}/credentials",
+        Permission.CLAIM_READ,
+        claims.list_claim_credentials,
+        "CredentialPage",
+        summary="A claim's certificate.",
+        query=_PAGING,
+    ),
+    _claim_move("revoke", claims.revoke_claim, "No further use of a claim, for good; devices that it enrolled stay."),
+    _claim_move("quarantine", claims.quarantine_claim, "No further use of a claim until it is released."),
+    _claim_move("release", claims.release_claim, "Let a claim out of quarantine."),
+    listing(
+        "list_anchors",
+        "/v1/anchors",
+        Permission.ANCHOR_READ,
+        anchors.list_anchors,
+        "AnchorPage",
+        summary="Makers' CAs that are believed, by name.",
+        query=_PAGING,
+    ),
+    post(
+        "create_anchor",
+        "/v1/anchors",
+        Permission.ANCHOR_WRITE,
+        anchors.create_anchor,
+        summary="Believe a maker's CA, for some models.",
+        takes=ref("NewAnchor"),
+        gives=ref("Anchor"),
+        status=201,
+        finds=True,
+    ),
+    post(
+        "remove_anchor",
+        "/v1/anchors/{anchor}/remove",
+        Permission.ANCHOR_WRITE,
+        anchors.remove_anchor,
+        summary="Believe a maker's CA no more; devices that have enrolled by it stay.",
+        takes=ref("Reason"),
+        needs_body=False,
+        gives=ref("RemovedAnchor"),
+    ),
     # Requests that wait for an operator
     listing(
         "list_requests",
@@ -352,6 +462,17 @@ ROUTES: tuple[Route, ...] = (
         gives=ref("AddedStation"),
         status=201,
         finds=True,
+    ),
+    Route(
+        "patch_station",
+        "PATCH",
+        "/v1/stations/{station}",
+        Permission.STATION_WRITE,
+        holders.patch_station,
+        summary="Change how many certificates a station may earn a day.",
+        takes=ref("StationChanges"),
+        gives=ref("Station"),
+        takes_types=(MERGE_PATCH, JSON),
     ),
     post(
         "revoke_station",
@@ -413,16 +534,46 @@ ROUTES: tuple[Route, ...] = (
         "list_audit",
         "/v1/audit",
         Permission.AUDIT_READ,
-        records.list_audit,
+        audit.list_audit,
         "AuditPage",
         summary="Who did what, oldest first.",
         query={"after": {**SEQ, "description": "Rows behind this sequence."}, **_PAGING},
+    ),
+    listing(
+        "list_heads",
+        "/v1/audit/heads",
+        Permission.AUDIT_READ,
+        audit.list_heads,
+        "TreeHeadPage",
+        summary="Signed heads of the audit's tree, smallest first.",
+        query={"after": {**SEQ, "description": "Heads of more rows than these."}, **_PAGING},
+    ),
+    get(
+        "get_sealed",
+        "/v1/audit/sealed",
+        Permission.AUDIT_READ,
+        audit.get_sealed,
+        summary="The newest signed head, and what it takes to go on from it.",
+        gives=ref("Sealed"),
+    ),
+    get(
+        "get_hashes",
+        "/v1/audit/hashes",
+        Permission.AUDIT_READ,
+        audit.get_hashes,
+        summary="Hashes of the audit's tree: of rows, or of perfect subtrees of 2^level rows.",
+        gives=ref("Hashes"),
+        query={
+            "level": {"type": "integer", "enum": list(audit.LEVELS), "default": 0},
+            "first": {**SEQ, "description": "The number of the first one, from 0."},
+            "count": {"type": "integer", "minimum": 1, "maximum": audit.HASHES_MAX, "default": audit.HASHES_MAX},
+        },
     ),
     get(
         "prove_row",
         "/v1/audit/proof",
         Permission.AUDIT_READ,
-        insight.prove_row,
+        audit.prove_row,
         summary="A proof that a row is in the audit: seq, or the row of the issue of serial.",
         gives=ref("Proof"),
         query={"seq": {**SEQ, "minimum": 1}, "serial": SERIAL},

@@ -1,0 +1,112 @@
+"""The audit from afar, page by page: to be searched, exported, and verified without believing the server."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from fleet.cli.https import Api
+from fleet.domain.audit_log import Sealed, TreeHead
+from fleet.domain.changes import AuditEntry, AuditRow
+from fleet.domain.errors import Unavailable
+from fleet.domain.merkle import Frontier
+
+PAGE_MAX = 1000
+HASHES_MAX = 1024  # at once: whoever has asked for one of them mostly asks for the next
+HASHES_KEPT_MAX = 65_536
+NEWEST = 2**53 - 1  # behind every row that there will ever be
+
+Json = Mapping[str, Any]
+Made = TypeVar("Made")
+
+
+class RemoteAudit:
+    """An AuditReader that asks the API. What it tells is for whoever verifies to check.
+
+    Each call raises FleetError; Unavailable (`bad-answer`) when an answer holds something else than was asked for.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._hashes: dict[tuple[int, int], bytes] = {}
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        """Rows in order, from behind `after`; the API tells of none before row 1."""
+        rows: list[AuditRow] = []
+        after = max(0, after)
+        while len(rows) < limit:
+            page = await self._ask(f"/v1/audit?after={after}&limit={min(limit - len(rows), PAGE_MAX)}")
+            new = _made(lambda value: [_row(each) for each in value["items"]], page)
+            rows += new
+            if not new or page.get("next") is None:
+                break
+            after = new[-1].seq
+        return rows
+
+    async def last_audit(self) -> int:
+        return _made(lambda value: int(value["last"]), await self._ask(f"/v1/audit?after={NEWEST}&limit=1"))
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        page = await self._ask(f"/v1/audit/heads?after={max(0, after)}&limit={min(limit, PAGE_MAX)}")
+        return _made(lambda value: [_head(each) for each in value["items"]], page)
+
+    async def last_sealed(self) -> Sealed | None:
+        return _made(_sealed, await self._ask("/v1/audit/sealed"))
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        """A page of them is asked for at once and remembered: they never change."""
+        wanted = [(level, index) for index in range(first, first + count)]
+        if not all(each in self._hashes for each in wanted):
+            if len(self._hashes) > HASHES_KEPT_MAX:
+                self._hashes.clear()
+            at_once = HASHES_MAX if count == 1 else min(count, HASHES_MAX)
+            told = await self._ask(f"/v1/audit/hashes?level={level}&first={first}&count={at_once}")
+            found = _made(lambda value: [bytes.fromhex(each) for each in value["hashes"]], told)
+            self._hashes.update({(level, first + n): each for n, each in enumerate(found)})
+        hashes: list[bytes] = []
+        for each in wanted:
+            if each not in self._hashes:
+                break
+            hashes.append(self._hashes[each])
+        return hashes
+
+    async def _ask(self, path: str) -> Any:
+        return (await asyncio.to_thread(self._api.ask, "GET", path))[0]
+
+
+def _made(make: Callable[[Any], Made], value: Any) -> Made:
+    try:
+        return make(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = "What the server answers about the audit cannot be read."
+        raise Unavailable("bad-answer", message, "Check the address.") from error
+
+
+def _row(value: Json) -> AuditRow:
+    entry = AuditEntry(
+        at=datetime.fromisoformat(value["at"]),
+        actor=value["actor"],
+        action=value["action"],
+        subject=value["subject"],
+        outcome=value["outcome"],
+        address=value["address"],
+        detail=value["detail"],
+    )
+    return AuditRow(value["seq"], entry, bytes.fromhex(value["leaf"]))
+
+
+def _head(value: Json) -> TreeHead:
+    return TreeHead(
+        value["size"],
+        bytes.fromhex(value["root"]),
+        datetime.fromisoformat(value["at"]),
+        bytes.fromhex(value["key_id"]),
+        bytes.fromhex(value["signature"]),
+    )
+
+
+def _sealed(value: Json) -> Sealed | None:
+    if value["head"] is None:
+        return None
+    frontier = value["frontier"]
+    return Sealed(_head(value["head"]), Frontier.unpacked(frontier["size"], bytes.fromhex(frontier["hashes"])))
