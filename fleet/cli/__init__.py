@@ -81,9 +81,9 @@ def main() -> None:
       fleet serve --home HOME              serve it
       fleet token create --device cam-7    a one-time token for a device
 
-    FLEET_HOME stands in for --home. From afar, commands take --url, --cert and --ca in its place, and say the same. What
-    works on the home's own files does so at the home alone, and says so: init, serve, db, backup, restore, retention
-    run, audit seal, and whatever makes or ends the key of a CA.
+    FLEET_HOME stands in for --home. From afar, commands take --url, --cert and --ca in its place, and say the same.
+    What works on the home's own files does so at the home alone, and says so: init, serve, db, backup, restore,
+    retention run, audit seal, and whatever makes or ends the key of a CA.
 
     Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
     """

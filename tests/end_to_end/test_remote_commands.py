@@ -295,7 +295,7 @@ def test_stations_operators_and_cas_are_the_same(afar: Afar, home: Path, tmp_pat
     files["maker"].write_bytes(new_maker().pem)
     files["csr"].write_bytes(request_for("whoever", generate_key()))
     files["manifest"].write_text(MANIFEST)
-    files["root"] = shutil.copy(home / "ca" / "root.pem", tmp_path / "root.pem")
+    files["root"] = Path(shutil.copy(home / "ca" / "root.pem", tmp_path / "root.pem"))
     fleet(home, "tenant", "add", "acme", "--own-root")
     copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
     for template in HOLDERS:
