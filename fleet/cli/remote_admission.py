@@ -4,7 +4,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.cli.https import Api
 from fleet.cli.issued import Issued
+from fleet.cli.told import anchor_from, claim_from
 from fleet.domain.claim import Claim
 from fleet.domain.device import plain_name
 from fleet.domain.idevid import Anchor
@@ -26,13 +27,13 @@ Json = Mapping[str, Any]
 
 
 def claims_of(api: Api) -> list[Claim]:
-    return [_claim(value) for value in api.items(f"/v1/claims?{_PAGE}")]
+    return [claim_from(value) for value in api.items(f"/v1/claims?{_PAGE}")]
 
 
 def claim_of(api: Api, name: str) -> tuple[Claim, list[Json]]:
     """The claim, and its certificates as the API tells them."""
     path = f"/v1/claims/{quote(name, safe='')}"
-    return _claim(api.ask("GET", path)[0]), list(api.items(f"{path}/credentials?{_PAGE}"))
+    return claim_from(api.ask("GET", path)[0]), list(api.items(f"{path}/credentials?{_PAGE}"))
 
 
 def add_claim(api: Api, name: str, model: str, quota: int, csr_der: bytes, lifetime: timedelta) -> tuple[Claim, Issued]:
@@ -44,7 +45,7 @@ def add_claim(api: Api, name: str, model: str, quota: int, csr_der: bytes, lifet
         "lifetime_seconds": int(lifetime.total_seconds()),
     }
     made = api.ask("POST", "/v1/claims", body)[0]
-    return _claim(made), Issued(tuple(x509.load_pem_x509_certificates(made["chain"].encode())))
+    return claim_from(made), Issued(tuple(x509.load_pem_x509_certificates(made["chain"].encode())))
 
 
 def move_claim(api: Api, verb: str, name: str, reason: str) -> None:
@@ -52,13 +53,13 @@ def move_claim(api: Api, verb: str, name: str, reason: str) -> None:
 
 
 def anchors_of(api: Api) -> list[Anchor]:
-    return [_anchor(value) for value in api.items(f"/v1/anchors?{_PAGE}")]
+    return [anchor_from(value) for value in api.items(f"/v1/anchors?{_PAGE}")]
 
 
 def add_anchor(api: Api, name: str, models: tuple[str, ...], data: bytes) -> Anchor:
     text = data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)
     body = {"name": plain_name(name, "maker's CA"), "models": list(models), "certificate": text}
-    return _anchor(api.ask("POST", "/v1/anchors", body)[0])
+    return anchor_from(api.ask("POST", "/v1/anchors", body)[0])
 
 
 def remove_anchor(api: Api, name: str, reason: str) -> None:
@@ -112,31 +113,3 @@ def _row(each: Numbered) -> Json:
         "tags": dict(row.tags),
         "groups": list(row.groups),
     }
-
-
-def _claim(v: Json) -> Claim:
-    return Claim(
-        name=v["name"],
-        model=v["model"],
-        quota=v["quota"],
-        uses=v["uses"],
-        created_at=_time(v["created_at"]),
-        expires_at=_time(v["expires_at"]),
-        takeovers=v["takeovers"],
-        quarantined_at=_maybe(v["quarantined_at"]),
-        quarantine_reason=v["quarantine_reason"],
-        revoked_at=_maybe(v["revoked_at"]),
-    )
-
-
-def _anchor(v: Json) -> Anchor:
-    der = x509.load_pem_x509_certificate(v["pem"].encode()).public_bytes(Encoding.DER)
-    return Anchor(v["name"], tuple(v["models"]), bytes.fromhex(v["sha256"]), der, _time(v["created_at"]))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _maybe(text: str | None) -> datetime | None:
-    return None if text is None else _time(text)

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,17 +19,16 @@ from fleet.cli.https import Api
 from fleet.cli.issued import Issued, Newest
 from fleet.cli.remote_admission import RemoteImporter
 from fleet.cli.remote_audit import RemoteAudit
+from fleet.cli.told import device_from, held_from, model_body, model_from, request_from, time_from, token_from
 from fleet.domain.access import Operator, Role
-from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
+from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.audit_proof import Proof, check_path, read_proof
 from fleet.domain.changes import AuditRow
 from fleet.domain.claim import Claim
-from fleet.domain.credential import CredentialState, Station, Token
+from fleet.domain.credential import Station, Token
 from fleet.domain.device import (
     Device,
     DeviceFilter,
-    DeviceId,
-    DeviceState,
     Model,
     Place,
     device_id,
@@ -38,7 +37,7 @@ from fleet.domain.device import (
 from fleet.domain.device_filter import place_text
 from fleet.domain.errors import NotFound
 from fleet.domain.idevid import Anchor
-from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
+from fleet.domain.model_rules import rules_of
 from fleet.domain.ports import AuditReader
 from fleet.domain.tags import Retag, checked_groups
 from fleet.services.audit_search import RowFilter, rows_of
@@ -73,20 +72,20 @@ class RemoteDesk:
         return self._opened
 
     def models(self) -> list[Model]:
-        return [_model(each) for each in self._api.items(f"/v1/models?limit={PAGE_MAX}")]
+        return [model_from(each) for each in self._api.items(f"/v1/models?limit={PAGE_MAX}")]
 
     def model(self, name: str) -> Model:
         with _named("model", repr(name[:80])):
-            return _model(self._api.ask("GET", _model_path(name))[0])
+            return model_from(self._api.ask("GET", _model_path(name))[0])
 
     def add_model(self, model: Model) -> None:
-        self._api.ask("POST", "/v1/models", {"name": checked_model(model).name, **_changes(model)})
+        self._api.ask("POST", "/v1/models", {"name": checked_model(model).name, **model_body(model)})
 
     def change_model(self, name: str, change: Callable[[Model], Model]) -> Model:
         path = _model_path(name)
         with _named("model", repr(name[:80])):
             found, etag = self._api.ask("GET", path)
-        return _model(self._api.ask("PATCH", path, _changes(change(_model(found))), {"If-Match": etag})[0])
+        return model_from(self._api.ask("PATCH", path, model_body(change(model_from(found))), {"If-Match": etag})[0])
 
     def renewal_progress(self, model: str) -> Progress:
         with _named("model", repr(model[:80])):
@@ -98,14 +97,14 @@ class RemoteDesk:
         query = [("limit", str(min(limit, PAGE_MAX))), *_query(where)]
         if after.id:
             query.append(("after", place_text(after)))
-        found = (_device(each) for each in self._api.items(f"/v1/devices?{urlencode(query)}"))
+        found = (device_from(each) for each in self._api.items(f"/v1/devices?{urlencode(query)}"))
         return list(itertools.islice(found, limit))
 
     def device(self, id_text: str) -> tuple[Device, list[Held]]:
         path = f"/v1/devices/{quote(id_text, safe='')}"
         with _named("device", repr(id_text)):
             found, _ = self._api.ask("GET", path)
-        return _device(found), [_held(each) for each in self._api.items(f"{path}/credentials?limit={PAGE_MAX}")]
+        return device_from(found), [held_from(each) for each in self._api.items(f"{path}/credentials?limit={PAGE_MAX}")]
 
     def add_device(self, id_text: str, model: str, hardware_serial: str, labels: Retag | None = None) -> Device:
         tags, groups = (labels.tags, labels.join) if labels is not None else ((), ())
@@ -116,24 +115,24 @@ class RemoteDesk:
             "tags": dict(tags),
             "groups": checked_groups(groups),
         }
-        return _device(self._api.ask("POST", "/v1/devices", body)[0])
+        return device_from(self._api.ask("POST", "/v1/devices", body)[0])
 
     def tag_device(self, id_text: str, retag: Retag, reason: str) -> Device:
         path = _device_path(id_text)
         with _named("device", id_text):
             found, etag = self._api.ask("GET", path)
-        tags, groups = retag.applied(_device(found))
+        tags, groups = retag.applied(device_from(found))
         changes = {"tags": {**dict.fromkeys(found["tags"]), **dict(tags)}, "groups": list(groups), "reason": reason}
-        return _device(self._api.ask("PATCH", path, changes, {"If-Match": etag})[0])
+        return device_from(self._api.ask("PATCH", path, changes, {"If-Match": etag})[0])
 
     def move_device(self, verb: str, id_text: str, reason: str) -> Device:
         path = f"{_device_path(id_text)}/{verb}"
         with _named("device", id_text):
-            return _device(self._api.ask("POST", path, {"reason": reason})[0])
+            return device_from(self._api.ask("POST", path, {"reason": reason})[0])
 
     def all_devices(self, where: DeviceFilter) -> list[Device]:
         query = urlencode([("limit", str(PAGE_MAX)), *_query(where)])
-        return [_device(each) for each in self._api.items(f"/v1/devices?{query}")]
+        return [device_from(each) for each in self._api.items(f"/v1/devices?{query}")]
 
     def count_devices(self, order: Order) -> int:
         return remote_bulk.count_of(self._api, order)
@@ -163,7 +162,7 @@ class RemoteDesk:
     def claim(self, name: str) -> tuple[Claim, list[Held]]:
         with _named("claim", repr(name[:80])):
             found, held = remote_admission.claim_of(self._api, name)
-        return found, [_held(each) for each in held]
+        return found, [held_from(each) for each in held]
 
     def add_claim(self, name: str, model: str, quota: int, csr_der: bytes, lifetime: timedelta) -> tuple[Claim, Issued]:
         return remote_admission.add_claim(self._api, name, model, quota, csr_der, lifetime)
@@ -210,7 +209,7 @@ class RemoteDesk:
             found["devices"],
             found["overdue"],
             tuple(
-                Week(_time(f"{w['week']}T00:00:00Z"), w["devices"], w["tokens"], tuple(w["authorities"]))
+                Week(time_from(f"{w['week']}T00:00:00Z"), w["devices"], w["tokens"], tuple(w["authorities"]))
                 for w in found["weeks"]
             ),
             tuple(Warned(each["code"], each["message"]) for each in found["warnings"]),
@@ -229,13 +228,13 @@ class RemoteDesk:
         return proof
 
     def tokens(self) -> list[Token]:
-        return [_token(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]
+        return [token_from(each) for each in self._api.items(f"/v1/tokens?limit={PAGE_MAX}")]
 
     def create_token(self, device: str | None, model: str | None, uses: int, ttl: timedelta) -> tuple[Token, str]:
         scope = {"device": device_id(device)} if device is not None else {"model": model}
         body = {**scope, "uses": uses, "ttl_seconds": int(ttl.total_seconds())}
         made, _ = self._api.ask("POST", "/v1/tokens", body)
-        return _token(made), made["token"]
+        return token_from(made), made["token"]
 
     def revoke_token(self, token_id: str) -> None:
         with _named("token", repr(token_id[:80])):
@@ -244,17 +243,17 @@ class RemoteDesk:
     def requests(self, where: RequestFilter, after: str, limit: int) -> list[ApprovalRequest]:
         named = (("state", where.state), ("model", where.model), ("device", where.device_id))
         query = [("limit", str(PAGE_MAX)), *((name, str(value)) for name, value in named if value is not None)]
-        found = (_request(each) for each in self._api.items(f"/v1/requests?{urlencode(query)}"))
+        found = (request_from(each) for each in self._api.items(f"/v1/requests?{urlencode(query)}"))
         return list(itertools.islice((each for each in found if each.id > after), limit))
 
     def request(self, request_id: str) -> ApprovalRequest:
         with _named("request", repr(request_id[:80])):
-            return _request(self._api.ask("GET", f"/v1/requests/{quote(request_id, safe='')}")[0])
+            return request_from(self._api.ask("GET", f"/v1/requests/{quote(request_id, safe='')}")[0])
 
     def decide_request(self, verb: str, request_id: str, reason: str) -> ApprovalRequest:
         path = f"/v1/requests/{quote(request_id, safe='')}/{verb}"
         with _named("request", repr(request_id[:80])):
-            return _request(self._api.ask("POST", path, {"reason": reason})[0])
+            return request_from(self._api.ask("POST", path, {"reason": reason})[0])
 
     def audit(self, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
         return asyncio.run(rows_of(RemoteAudit(self._api), where, after, limit))
@@ -300,95 +299,3 @@ def _query(where: DeviceFilter) -> list[tuple[str, str]]:
         ("expires_before", where.expires_before.isoformat() if where.expires_before else None),
     )
     return [*((name, value) for name, value in named if value is not None), *(("tag", ":".join(t)) for t in where.tags)]
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _maybe(text: str | None) -> datetime | None:
-    return None if text is None else _time(text)
-
-
-def _changes(model: Model) -> dict[str, Any]:
-    return {
-        "lifetime_seconds": int(model.certificate_lifetime.total_seconds()),
-        "key_types": list(model.key_types),
-        "publish": list(model.publish),
-        "subscribe": list(model.subscribe),
-        "retain": model.retain,
-        **rules_json(model.rules),
-    }
-
-
-def _model(value: Json) -> Model:
-    return Model(
-        name=value["name"],
-        certificate_lifetime=timedelta(seconds=value["lifetime_seconds"]),
-        key_types=tuple(value["key_types"]),
-        publish=tuple(value["publish"]),
-        subscribe=tuple(value["subscribe"]),
-        retain=value["retain"],
-        rules=rules_of({name: value[name] for name in rules_json(DEFAULT_RULES) if name in value}),
-        revision=value["revision"],
-    )
-
-
-def _device(value: Json) -> Device:
-    return Device(
-        id=DeviceId(value["id"]),
-        model=value["model"],
-        state=DeviceState(value["state"]),
-        created_at=_time(value["created_at"]),
-        hardware_serial=value["hardware_serial"],
-        expires_at=_maybe(value["expires_at"]),
-        tags=tuple(sorted(value["tags"].items())),
-        groups=tuple(value["groups"]),
-        revision=value["revision"],
-    )
-
-
-def _held(value: Json) -> Held:
-    return Held(
-        serial=value["serial"],
-        state=CredentialState(value["state"]),
-        not_before=_time(value["not_before"]),
-        not_after=_time(value["not_after"]),
-        sha256=bytes.fromhex(value["sha256"]),
-    )
-
-
-def _token(value: Json) -> Token:
-    return Token(
-        id=value["id"],
-        secret_sha256=b"",  # not told
-        device_id=None if value["device"] is None else DeviceId(value["device"]),
-        model=value["model"],
-        uses_max=value["uses_max"],
-        uses=value["uses"],
-        created_at=_time(value["created_at"]),
-        expires_at=_time(value["expires_at"]),
-        revoked_at=_maybe(value["revoked_at"]),
-    )
-
-
-def _request(value: Json) -> ApprovalRequest:
-    return ApprovalRequest(
-        id=value["id"],
-        device_id=DeviceId(value["device"]),
-        model=value["model"],
-        key_sha256=bytes.fromhex(value["key_sha256"]),
-        key_type=value["key_type"],
-        facts=value["facts"],
-        address=value["address"],
-        network="",  # not told
-        first_seen=_time(value["first_seen"]),
-        last_seen=_time(value["last_seen"]),
-        expires_at=_time(value["expires_at"]),
-        asked=value["asked"],
-        state=RequestState(value["state"]),
-        decided_by=value["decided_by"],
-        decided_at=_maybe(value["decided_at"]),
-        reason=value["reason"],
-        revision=value["revision"],
-    )

@@ -1,7 +1,7 @@
 """Stations, operators and CAs from afar: a key is made here, and its certificate request is all that travels."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.shown import CaCertificate
 from fleet.cli.https import Api
 from fleet.cli.issued import Issued, Newest
+from fleet.cli.told import time_from
 from fleet.domain.access import Operator, Role
 from fleet.domain.credential import CredentialState, Station
 from fleet.domain.device import plain_name
@@ -26,7 +27,7 @@ def stations_of(api: Api) -> list[tuple[Station, Newest | None]]:
 
 
 def _station(v: Json) -> Station:
-    return Station(v["name"], tuple(v["models"]), _time(v["created_at"]), v["quota"], v["day"], v["used"])
+    return Station(v["name"], tuple(v["models"]), time_from(v["created_at"]), v["quota"], v["day"], v["used"])
 
 
 def add_station(
@@ -79,14 +80,10 @@ def _issued(value: Json) -> Issued:
 
 def _operator(value: Json) -> tuple[Operator, Newest | None]:
     models = tuple(value["models"])
-    return Operator(value["name"], Role(value["role"]), _time(value["created_at"]), models), _newest(value)
+    return Operator(value["name"], Role(value["role"]), time_from(value["created_at"]), models), _newest(value)
 
 
 def _newest(value: Json) -> Newest | None:
     if value["serial"] is None:
         return None
-    return Newest(value["serial"], CredentialState(value["certificate"]), _time(value["not_after"]))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    return Newest(value["serial"], CredentialState(value["certificate"]), time_from(value["not_after"]))
