@@ -33,6 +33,7 @@ Said = tuple[int, str, str]
 
 # What differs from run to run: times, and what is drawn by lot.
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
+TOOK = re.compile(r"""(seconds|peak.rss.mb)("?: *)[0-9.]+""")
 DRAWN = re.compile(r"\b[0-9a-f]{36,40}\b|\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
 
 COMMANDS = """
@@ -170,7 +171,7 @@ def said(words: str, environment: dict[str, str]) -> Said:
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
 
     def same(text: str) -> str:
-        return DRAWN.sub("DRAWN", TIMES.sub("TIME", text))
+        return TOOK.sub(r"\1\2TOOK", DRAWN.sub("DRAWN", TIMES.sub("TIME", text)))
 
     return done.exit_code, same(done.stdout), same(done.stderr)
 
