@@ -93,13 +93,11 @@ class Route:
     for_stations: bool = False
     """Open to a factory station in service, too."""
     streams: bool = False
-    is_one_change: bool = True
-    """Whether what it does is one change, with which the answer can be kept."""
 
     @property
     def is_idempotent_by_key(self) -> bool:
         """Whether it takes an Idempotency-Key."""
-        return self.method == "POST" and self.is_one_change
+        return self.method == "POST"
 
     @property
     def path_parameters(self) -> tuple[str, ...]:
