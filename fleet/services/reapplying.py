@@ -5,13 +5,12 @@ enrolled, renewed or resumed after the backup comes with a new token, or is resu
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
-from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
+from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, Event, EventKind, TagDevice
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState, Model, device_id
@@ -22,10 +21,9 @@ from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import act_on_many
 from fleet.services.claims import quarantine_claim, revoke_claim
+from fleet.services.ending import end_certificates
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import moving
-
-Each = TypeVar("Each")
 
 RESTORE_TAG = "restore"
 """The tag of devices that a restore has suspended: its value ties them together."""
@@ -37,7 +35,7 @@ AS_BEFORE = "as before the restore"
 
 _OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
 _IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
-CHUNK = 500  # certificates ended, or devices barred, in one Change
+CHUNK = 500  # devices barred in one Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,9 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
         model = Model(BARRED_MODEL, publish=(), subscribe=(), rules=rules)
         entry = AuditEntry(act.now, act.actor, "model.add", f"model {BARRED_MODEL}", "ok", detail={"reason": AS_BEFORE})
         await registry.commit(Change(entry, (AddModel(model),)))
-    for ids in _chunks(sorted(barred)):
+    everybody = sorted(barred)
+    for start in range(0, len(everybody), CHUNK):
+        ids = everybody[start : start + CHUNK]
         detail = {"count": str(len(ids)), "reason": AS_BEFORE}
         entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
         devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
@@ -157,18 +157,8 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
             is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
             if credential.state in USABLE and (is_whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
-    for chunk in _chunks(tuple(fresh)):
-        entry = AuditEntry(
-            act.now, act.actor, "credential.end", "certificates", "ok", detail={"count": str(len(chunk))}
-        )
-        told = tuple(Event(EventKind.CREDENTIAL_ENDED, fresh[each], each.hex()) for each in chunk)
-        await registry.commit(Change(entry, (EndCredentials(chunk),), told))
+    await end_certificates(registry, fresh, act=act)
     return len(fresh)
-
-
-def _chunks(all_of_them: Sequence[Each]) -> Iterator[tuple[Each, ...]]:
-    for start in range(0, len(all_of_them), CHUNK):
-        yield tuple(all_of_them[start : start + CHUNK])
 
 
 async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
