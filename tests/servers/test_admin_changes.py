@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Role
+from fleet.domain.changes import AuditEntry, Change, MarkUsed
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 from tests.servers.admin_house import AdminHouse, Client, open_admin_house
 
@@ -304,3 +305,17 @@ async def test_a_factory_makes_devices_and_tokens(house: AdminHouse) -> None:
     assert (await line.ask("POST", "/v1/tokens", {"device": "cam-9"}))[0] == 201
     assert {d["id"] for d in (await line.get("/v1/devices"))["items"]} == {"cam-1", "cam-2", "cam-9"}
     assert (await line.ask("POST", "/v1/devices/cam-9/revoke"))[1]["code"] == "role-not-enough"
+
+
+async def test_a_factorys_token_takes_over_no_device_that_is_in_the_field(house: AdminHouse) -> None:
+    line = await house.operator("line-1", Role.FACTORY, ("cam",))
+    token, registry = {"device": "cam-1"}, house.house.registry
+    assert (await line.ask("POST", "/v1/tokens", token))[0] == 201  # enrolled, and its certificate never used
+    (held,) = await registry.credentials("cam-1")
+    entry = AuditEntry(house.house.clock(), "device cam-1", "credential.first-use", "device cam-1", "ok")
+    await registry.commit(Change(entry, (MarkUsed(held.fingerprint),)))
+    status, problem = await line.ask("POST", "/v1/tokens", token)
+    assert (status, problem["code"]) == (403, "already-enrolled")
+    assert (await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[0] == 201
+    operator = await house.operator("carol", Role.OPERATOR, ("cam",))
+    assert (await operator.ask("POST", "/v1/tokens", token))[0] == 201
