@@ -88,6 +88,30 @@ class TestModels:
         status, problem = await held.ask("PATCH", "/v1/models/cam", {"tenant": ""}, {"If-Match": "*"})
         assert (status, problem["code"]) == (403, "held-to-models")
 
+    async def test_who_is_held_to_models_gives_them_no_topics_or_names_of_others(
+        self, house: AdminHouse, admin: Client
+    ) -> None:
+        held, any_one = await house.operator("held", Role.ADMIN, ("cam",)), {"If-Match": "*"}
+        old = await admin.get("/v1/models/cam")
+        assert (old["publish"], old["subscribe"]) == (["devices/{id}/up/#"], ["devices/{id}/down/#"])
+        kept = {"publish": old["publish"], "subscribe": old["subscribe"]}
+        for body in (
+            {"subscribe": ["devices/#"]},
+            {"subscribe": ["devices/+/down/#"]},
+            {"publish": ["devices/{id}/up/#", "devices/pump-1/down/#"]},
+            {"publish": ["#"]},
+            {"publish": ["{id}/#"]},
+            {**kept, "profile": {"dns_name": "{id}.pumps.example.com"}},
+            {**kept, "profile": {"uris": ["urn:pump:{id}"]}},
+        ):
+            for method in ("PATCH", "PUT"):
+                status, problem = await held.ask(method, "/v1/models/cam", body, any_one)
+                assert (status, problem["code"]) == (403, "held-to-models"), body
+        narrow = {"publish": ["devices/{id}/up/a", "devices/{id}/up/+/b"], "subscribe": []}
+        assert (await held.ask("PATCH", "/v1/models/cam", narrow, any_one))[0] == 200
+        assert (await held.ask("PUT", "/v1/models/cam", {}, any_one))[0] == 403  # back to what it had
+        assert (await admin.ask("PATCH", "/v1/models/cam", {"subscribe": ["devices/#"]}, any_one))[0] == 200
+
     async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
         for body, code in (
             ({"name": "valve", "publish": ["a/#/b"]}, "bad-topic-filter"),
