@@ -93,11 +93,13 @@ class Route:
     for_stations: bool = False
     """Open to a factory station in service, too."""
     streams: bool = False
+    is_one_change: bool = True
+    """Whether its answer can be kept: with its one change, or behind the last of them. Else no key is taken."""
 
     @property
     def is_idempotent_by_key(self) -> bool:
         """Whether it takes an Idempotency-Key."""
-        return self.method == "POST"
+        return self.method == "POST" and self.is_one_change
 
     @property
     def path_parameters(self) -> tuple[str, ...]:
