@@ -244,7 +244,7 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
     if again.barred:
-        _names("Not known to the backup, and put out since; do not register them again", again.barred)
+        _names("Not known to the backup, put out since; they stay out, under the model restore-barred", again.barred)
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if again.claims:

@@ -19,7 +19,7 @@ from fleet.domain.access import Act
 from fleet.domain.errors import NotFound, Refused
 from fleet.home import settings_of
 from fleet.issuing_folder import Authority, fingerprint
-from fleet.services.tenancy import announce_forgetting, announce_rollover, still_in_use
+from fleet.services.tenancy import announce_forgetting, announce_rollover, end_what_is_in_use, still_in_use
 from fleet.tenants import authority_of, forget_former, former_of, new_issuing_key
 
 _tenant = click.option("--tenant", default="", metavar="NAME", help="Of this tenant, in place of the fleet's own.")
@@ -133,7 +133,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 @home_option
 @_tenant
 @click.argument("sha256")
-@click.option("--force", is_flag=True, help="Even when certificates of it are in use: they open nothing any more.")
+@click.option("--force", is_flag=True, help="Even when certificates of it are in use: they end now.")
 @output_option
 def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> None:
     """Believe a former issuing CA no more, and remove its key.
@@ -141,7 +141,7 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     SHA256 is its fingerprint, as `fleet ca show` prints it. It is refused while a certificate of that CA is good.
     """
 
-    async def work() -> x509.Certificate:
+    async def work() -> tuple[x509.Certificate, int]:
         async with opened(home) as fleet:
             now = utc_now()
             former = former_of(fleet.home, tenant, wanted)
@@ -152,10 +152,14 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
                     f"A certificate of it is good until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
                     "Wait until all have been renewed, or use --force.",
                 )
-            await announce_forgetting(fleet.registry, tenant, sha256=wanted, act=Act(OPERATOR, now))
-            return forget_former(fleet.home, tenant, wanted)
+            act, name = Act(OPERATOR, now), former.subject.public_bytes()
+            await announce_forgetting(fleet.registry, tenant, sha256=wanted, act=act)
+            # Before its belief ends: connections that were made while it was believed live on their certificate alone.
+            ended = await end_what_is_in_use(fleet.registry, name, sha256=wanted, act=act) if force else 0
+            return forget_former(fleet.home, tenant, wanted), ended
 
     wanted = sha256.lower().replace(":", "")
     with attempting("forgetting a former CA"):
-        gone = run(work())
-    print_value({"subject": gone.subject.rfc4514_string(), "sha256": wanted, "state": "forgotten"}, output)
+        gone, ended = run(work())
+    value = {"subject": gone.subject.rfc4514_string(), "sha256": wanted, "state": "forgotten"}
+    print_value({**value, "certificates_ended": ended}, output)

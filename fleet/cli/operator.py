@@ -87,7 +87,7 @@ def add(
     Roles:
       viewer    reads everything
       operator  runs devices: registers, tags, suspends, revokes, makes tokens
-      factory   registers devices of its models and makes tokens for them
+      factory   registers devices of its models and makes tokens for new ones
       admin     everything
 
     \b

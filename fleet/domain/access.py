@@ -30,7 +30,9 @@ class Role(enum.StrEnum):
     ADMIN = "admin"
     """Everything, models, stations and other operators included."""
     FACTORY = "factory"
-    """Registers devices of its models, makes tokens for them, and sees those. It is always held to models."""
+    """Registers devices of its models, makes tokens for those that have not been in the field, and sees them. It is
+    always held to models.
+    """
 
 
 class Permission(enum.StrEnum):

@@ -4,6 +4,7 @@ An Application holds every fact that a check may look at: checks never fetch. By
 each kind of grant is a file of `fleet.domain.grants`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -116,15 +117,20 @@ class Application:
 
     def is_in_the_field(self) -> bool:
         """Whether the device has been seen with a certificate of its own."""
-        if any(c.state is not CredentialState.ISSUED for c in self.credentials):
-            return True
-        # One whose certificates have all been archived had some, and so has been out there.
-        return self.device is not None and self.device.expires_at is not None and not self.credentials
+        return is_in_the_field(self.device, self.credentials)
 
     def earned_unused(self) -> list[Credential]:
         """What this very grant has earned before and nobody has used, oldest first."""
         grant = str(self.grant)
         return [c for c in self.credentials if c.state is CredentialState.ISSUED and c.grant == grant]
+
+
+def is_in_the_field(device: Device | None, credentials: Sequence[Credential]) -> bool:
+    """Whether `device`, whose certificates these are, has been seen with one of them."""
+    if any(c.state is not CredentialState.ISSUED for c in credentials):
+        return True
+    # One whose certificates have all been archived had some, and so has been out there.
+    return device is not None and device.expires_at is not None and not credentials
 
 
 def earned_before(a: Application) -> Credential | None:

@@ -108,5 +108,7 @@ class Station:
     """On that day."""
 
     def used_on(self, now: datetime) -> int:
-        """What it has earned on the day of `now`; it is counted only while there is a quota."""
-        return self.used if self.day == day_of(now) else 0
+        """What it has earned on the day of `now`, or on the next one, in which another node's clock may be already; it
+        is counted only while there is a quota.
+        """
+        return self.used if self.day - day_of(now) in (0, 1) else 0

@@ -5,6 +5,7 @@ policy's filters covers everything that the asked filter could ever match: grant
 fit at delivery would hide a refusal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.domain.device import Device, Model
@@ -61,6 +62,11 @@ def covers(outer: str, inner: str) -> bool:
             return False
     # "a/#" within "a/b": have is longer; "a" within "a/#" has ended in the loop above.
     return len(have) == len(want)
+
+
+def widened(old: Sequence[str], new: Sequence[str]) -> str:
+    """The first filter of `new`, templates like those of `old`, that none of these covers; "" when there is none."""
+    return next((each for each in new if not any(covers(outer, each) for outer in old)), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
+from fleet.domain.application import is_in_the_field
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -27,7 +28,7 @@ from fleet.domain.changes import (
     SetStation,
     Write,
 )
-from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.credential import Credential, CredentialKind, Station, Token
 from fleet.domain.device import (
     KEY_TYPES,
     LIFETIME_MAX,
@@ -207,14 +208,16 @@ async def create_token(
     model: str | None = None,
     uses: int = 1,
     ttl: timedelta = TOKEN_TTL,
+    takes_over: bool = True,
     act: Act,
 ) -> tuple[Token, str]:
-    """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET".
+    """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET". Unless it
+    `takes_over`, for no device that has been seen in the field: who holds the token would take its place.
 
     The text exists only in this answer: the registry keeps the SHA-256 of the secret.
 
     Raises: Invalid: `bad-token-scope`, `bad-token-uses`, `bad-token-ttl`. NotFound: `no-such-device`,
-    `no-such-model`. Refused (`device-revoked`, `device-retired`): it could never be used.
+    `no-such-model`. Refused: `device-revoked`, `device-retired`: it could never be used; `already-enrolled`.
     """
     if (device is None) == (model is None):
         raise Invalid("bad-token-scope", "A token is for one device or for one model, and not for both.")
@@ -225,6 +228,8 @@ async def create_token(
     if model is not None:
         await known_model(registry, model)
     known = await _enrollable(registry, device) if device is not None else None
+    if known is not None and not takes_over:
+        await _must_be_new(registry, known)
     secret = secrets.token_urlsafe(32)
     token = Token(
         id=secrets.token_hex(6),
@@ -251,6 +256,16 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
         message = f"Device {device.id} is {device.state}, and that is for good."
         raise Refused(f"device-{device.state}", message, "Register the hardware under a new id.")
     return device
+
+
+async def _must_be_new(registry: Registry, device: Device) -> None:
+    held = [c for c in await registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
+    if is_in_the_field(device, held):
+        raise Refused(
+            "already-enrolled",
+            f"Device {device.id} is in the field, and its token would let another one take its place.",
+            "Have it made by an operator who may change devices.",
+        )
 
 
 async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:

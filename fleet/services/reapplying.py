@@ -5,32 +5,37 @@ enrolled, renewed or resumed after the backup comes with a new token, or is resu
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
-from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind, TagDevice
+from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, Event, EventKind, TagDevice
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState
+from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState, Model, device_id
+from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
 from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import act_on_many
 from fleet.services.claims import quarantine_claim, revoke_claim
+from fleet.services.ending import end_certificates
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import moving
 
 RESTORE_TAG = "restore"
 """The tag of devices that a restore has suspended: its value ties them together."""
 
+BARRED_MODEL = "restore-barred"
+"""The model of devices that were put out since and that the backup does not know: it has no topics, and no way in."""
+
 AS_BEFORE = "as before the restore"
 
 _OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
 _IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
-CHUNK = 500  # certificates ended in one Change
+CHUNK = 500  # devices barred in one Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Reapplied:
     unknown: tuple[str, ...] = ()
     """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
     barred: tuple[str, ...] = ()
-    """Likewise, but suspended, revoked or retired since: no record keeps them out, so nobody should register them."""
+    """Likewise, but suspended, revoked or retired since: now they are so by a record under BARRED_MODEL."""
     resumed: tuple[str, ...] = ()
     """Devices that were resumed since the backup, and stay suspended."""
     claims: tuple[str, ...] = ()
@@ -65,18 +70,21 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
     devices = 0
     unknown: list[str] = []
-    barred: list[str] = []
+    barred: dict[str, DeviceState] = {}
     resumed: list[str] = []
-    for device_id, state in states.items():
-        device = await registry.device(device_id)
-        if device is None:
-            (barred if state in _OUT else unknown).append(device_id)
+    for id_, state in states.items():
+        device = await registry.device(id_)
+        if device is None and state in _OUT:
+            barred[id_] = state
+        elif device is None:
+            unknown.append(id_)
         elif state in _OUT and state in NEXT[device.state]:
             verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
             await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=AS_BEFORE))
             devices += 1
         elif state in _IN and device.state is DeviceState.SUSPENDED:
-            resumed.append(device_id)
+            resumed.append(id_)
+    await _bar(registry, barred, act)
     ended = await _end_certificates(registry, events, act)
     anchors = await _remove_anchors(registry, events, act)
     await _revoke_claims(registry, events, act)
@@ -93,6 +101,25 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
         claims=claims,
         anchors=anchors,
     )
+
+
+async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) -> None:
+    """Give each a record that keeps it out. Without one it is new to every way in, and some ask nobody: who was revoked
+    would enroll again by its maker's certificate.
+    """
+    if barred and await registry.model(BARRED_MODEL) is None:
+        rules = replace(DEFAULT_RULES, admission=replace(DEFAULT_RULES.admission, paths=()))
+        model = Model(BARRED_MODEL, publish=(), subscribe=(), rules=rules)
+        entry = AuditEntry(act.now, act.actor, "model.add", f"model {BARRED_MODEL}", "ok", detail={"reason": AS_BEFORE})
+        await registry.commit(Change(entry, (AddModel(model),)))
+    everybody = sorted(barred)
+    for start in range(0, len(everybody), CHUNK):
+        ids = everybody[start : start + CHUNK]
+        detail = {"count": str(len(ids)), "reason": AS_BEFORE}
+        entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
+        devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
+        told = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
+        await registry.commit(Change(entry, tuple(map(AddDevice, devices)), told))
 
 
 async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:
@@ -130,18 +157,8 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
             is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
             if credential.state in USABLE and (is_whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
-    for chunk in _chunks(tuple(fresh)):
-        entry = AuditEntry(
-            act.now, act.actor, "credential.end", "certificates", "ok", detail={"count": str(len(chunk))}
-        )
-        told = tuple(Event(EventKind.CREDENTIAL_ENDED, fresh[each], each.hex()) for each in chunk)
-        await registry.commit(Change(entry, (EndCredentials(chunk),), told))
+    await end_certificates(registry, fresh, act=act)
     return len(fresh)
-
-
-def _chunks(fingerprints: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:
-    for start in range(0, len(fingerprints), CHUNK):
-        yield fingerprints[start : start + CHUNK]
 
 
 async def _revoke_open_tokens(registry: Registry, act: Act) -> int:

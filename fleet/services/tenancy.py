@@ -1,5 +1,6 @@
 """What the audit says of the fleet's CAs, and what stands against a tenant's name."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from fleet.domain.access import Act
@@ -7,6 +8,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
+from fleet.services.ending import end_certificates
 
 PAGE = 1000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
@@ -42,15 +44,30 @@ async def still_in_use(registry: Registry, issuer_name_der: bytes, now: datetime
     """A certificate that opens a door and whose issuer has this name; None when there is none. Looks at every one that
     has not ended yet.
     """
+    async for credential in _in_use(registry, issuer_name_der, now):
+        return credential
+    return None
+
+
+async def end_what_is_in_use(registry: Registry, issuer_name_der: bytes, *, sha256: str, act: Act) -> int:
+    """End every certificate that opens a door and whose issuer, of this SHA-256 in hex, has this name: on every node
+    whatever stands on one ends with it. How many they were.
+    """
+    holders = {c.fingerprint: c.holder async for c in _in_use(registry, issuer_name_der, act.now)}
+    await end_certificates(registry, holders, act=act, issuer=sha256)
+    return len(holders)
+
+
+async def _in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> AsyncIterator[Credential]:
     after = _ended_at(now)
     while True:
         page = await registry.expired_credentials(_END_OF_TIME, PAGE, after=after)
         for credential in page:
-            # The name stands in it as it is. A false find, in some other field, would only keep a CA a while longer.
+            # The name stands in it as it is: a sequence of its own length, which no device's own name has.
             if credential.state in USABLE and issuer_name_der in credential.der:
-                return credential
+                yield credential
         if len(page) < PAGE:
-            return None
+            return
         after = page[-1]
 
 

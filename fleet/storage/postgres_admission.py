@@ -102,9 +102,12 @@ STATEMENTS = {
     "bind_idevid": _insert("idevid", columns.IDEVID_COLUMNS),
     "is_bound": "SELECT 1 FROM idevid WHERE key_sha256 = $1::bytea AND device_id = $2::text",
     "set_station": "UPDATE station SET quota = $2::bigint WHERE name = $1::text",
+    # A node whose clock is still in the day before counts in the later one: two that disagree at midnight are no way
+    # round.
     "spend_station": """
-        UPDATE station SET used = CASE WHEN day = $2::bigint THEN used + 1 ELSE 1 END, day = $2::bigint
-        WHERE name = $1::text AND (quota = 0 OR day <> $2::bigint OR used < quota)""",
+        UPDATE station SET used = CASE WHEN day IN ($2::bigint, $2::bigint + 1) THEN used + 1 ELSE 1 END,
+            day = CASE WHEN day = $2::bigint + 1 THEN day ELSE $2::bigint END
+        WHERE name = $1::text AND (quota = 0 OR day NOT IN ($2::bigint, $2::bigint + 1) OR used < quota)""",
 }
 
 Steps = Iterator[tuple[str, tuple[Any, ...], Conflict | None]]

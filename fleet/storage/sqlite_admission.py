@@ -68,9 +68,11 @@ HAS_ANCHOR = "SELECT 1 FROM anchor WHERE name = ?"
 BIND_IDEVID = _insert("idevid", columns.IDEVID_COLUMNS, " ON CONFLICT DO NOTHING")
 IS_BOUND = "SELECT 1 FROM idevid WHERE key_sha256 = ? AND device_id = ?"
 SET_STATION = "UPDATE station SET quota = ? WHERE name = ?"
+# A node whose clock is still in the day before counts in the later one: two that disagree at midnight are no way round.
 SPEND_STATION = """
-    UPDATE station SET used = CASE WHEN day = ?2 THEN used + 1 ELSE 1 END, day = ?2
-    WHERE name = ?1 AND (quota = 0 OR day <> ?2 OR used < quota)"""
+    UPDATE station SET used = CASE WHEN day IN (?2, ?2 + 1) THEN used + 1 ELSE 1 END,
+        day = CASE WHEN day = ?2 + 1 THEN day ELSE ?2 END
+    WHERE name = ?1 AND (quota = 0 OR day NOT IN (?2, ?2 + 1) OR used < quota)"""
 
 
 def apply(db: sqlite3.Connection, write: AdmissionWrite) -> None:

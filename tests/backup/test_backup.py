@@ -302,6 +302,9 @@ class TestRestoring:
         opened = await open_registry(Home(tmp_path / "home2"))
         codes = [await door(opened, name) for name in ("cam-7", "cam-8", "cam-9", "cam-10")]
         assert codes == ["certificate-revoked", "device-suspended", "device-suspended", "certificate-unknown"]
+        out = await opened.device(DeviceId("cam-10"))
+        assert out is not None
+        assert out.state is DeviceState.REVOKED
         with pytest.raises(Refused) as caught:
             await identify(opened, Peer("192.0.2.1", certificate_der=b"", fingerprint=station.fingerprint), NOW)
         assert caught.value.code == "certificate-superseded"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
-from fleet.domain.topic_policy import TopicPolicy, check_filter, covers, is_well_formed, matches, policy_of
+from fleet.domain.topic_policy import TopicPolicy, check_filter, covers, is_well_formed, matches, policy_of, widened
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS", "+"])
 FILTERS = st.builds(
@@ -129,3 +129,12 @@ def test_what_is_no_filter_for_a_policy(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         check_filter(text)
     assert caught.value.code == "bad-topic-filter"
+
+
+def test_widened_names_the_first_filter_that_is_not_within_the_old_ones() -> None:
+    old = ("devices/{id}/up/#", "all/+/news")
+    for new in ((), old, ("devices/{id}/up",), ("devices/{id}/up/+/x", "all/de/news")):
+        assert widened(old, new) == ""
+    for beyond in ("#", "devices/+/up/#", "devices/{model}/up/#", "all/#", "all/+/+", "$SYS/#", "devices/{id}"):
+        assert widened(old, (*old, beyond, "x")) == beyond
+    assert widened((), ("a",)) == "a"

@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def device(served: Served, tmp_path: Path) -> Iterator[LiveDevice]:
 
 def mqtt_answer(served: Served, pair: tuple[Path, Path], client_id: str) -> int:
     """The return code of CONNACK (MQTT 3.1.1, 3.2.2.3) for a connection with this certificate."""
+    with mqtt_connected(served, pair, client_id) as (_, code):
+        return code
+
+
+@contextmanager
+def mqtt_connected(served: Served, pair: tuple[Path, Path], client_id: str) -> Iterator[tuple[ssl.SSLSocket, int]]:
+    """A connection with this certificate, and the return code of its CONNACK."""
     host, port = served.address("mqtt")
     context = ssl.create_default_context(cafile=served.ca_file)
     context.load_cert_chain(*pair)
@@ -72,7 +80,7 @@ def mqtt_answer(served: Served, pair: tuple[Path, Path], client_id: str) -> int:
         tls.sendall(b"\x10" + bytes((len(body),)) + body)
         answer = tls.recv(4)
         assert answer[:1] == b"\x20"
-        return answer[3]
+        yield tls, answer[3]
 
 
 def renewal_with(served: Served, pair: tuple[Path, Path]) -> EstClient:

@@ -1,15 +1,18 @@
 """Tenants and rollovers at a served fleet, as its engineer and its devices meet them: two workers, real agents."""
 
+import http.client
 import json
+import ssl
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 
-from tests.end_to_end.test_device_life import mqtt_answer
+from tests.end_to_end.test_device_life import mqtt_answer, mqtt_connected
 from tests.serving import ANY_PORTS, Served, fleet, program
 
 
@@ -53,6 +56,25 @@ class Agent:
     def connects(self) -> bool:
         """At both workers, as the kernel spreads them."""
         return {mqtt_answer(self.served, self.pair, self.name) for _ in range(6)} == {0}
+
+
+@contextmanager
+def keeping_alive(served: Served, pair: tuple[Path, Path]) -> Iterator[http.client.HTTPSConnection]:
+    """A connection to the HTTP API with the device's certificate, made once."""
+    context = ssl.create_default_context(cafile=served.ca_file)
+    context.load_cert_chain(*pair)
+    host, port = served.address("http")
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=20)
+    yield connection
+    connection.close()
+
+
+def status_of(connection: http.client.HTTPSConnection) -> int:
+    """What whoever holds the connection's certificate is answered."""
+    connection.request("GET", "/v1/whoami")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
 
 
 def shown(home: Path, *words: str) -> Any:
@@ -172,7 +194,11 @@ def test_a_former_ca_whose_certificates_are_in_use_is_kept(served: Served, tmp_p
     refused = program("fleet", "ca", "forget", former, home=home, expect=1)
     assert "that of device d-1" in refused.stderr
     assert agent.connects()
-    fleet(home, "ca", "forget", former.upper(), "--force")
+    with mqtt_connected(served, agent.pair, "d-1") as (session, code), keeping_alive(served, agent.pair) as est:
+        assert (code, status_of(est)) == (0, 200)
+        fleet(home, "ca", "forget", former.upper(), "--force")
+        assert session.recv(1) == b""  # within the timeout of the connection
+        assert status_of(est) == 403
     assert "former" not in {row["role"] for row in shown(home, "ca", "show")}
     actions = [row["action"] for row in shown(home, "audit", "list")]
     assert actions.count("ca.forget") == 1

@@ -1,13 +1,16 @@
 """Two `fleet serve` on one PostgreSQL: whichever node is asked, there is one fleet."""
 
+import http.client
 import json
 import shutil
 import socket
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +117,67 @@ def test_nodes_outlive_a_restart_of_the_database(
     assert first.stop() == 0
     own_server.stop()
     assert second.stop() == 0  # in good time, though its database is gone
+
+
+class Bob:
+    """An admin of the fleet, on one connection to each node."""
+
+    def __init__(self, nodes: list[Served], folder: Path) -> None:
+        (folder / "password").write_text("correct horse battery staple")
+        fleet(
+            nodes[0].home, "operator", "add", "bob", "--role", "admin", "--out", str(folder / "operators"),
+            "--password-file", str(folder / "password"),
+        )  # fmt: skip
+        self.pair = folder / "operators" / "bob.pem", folder / "operators" / "bob.key"
+        self.connections = [self.connection(node) for node in nodes]
+
+    def connection(self, node: Served) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=node.ca_file)
+        context.load_cert_chain(*self.pair)
+        host, port = node.address("http")
+        return http.client.HTTPSConnection(host, port, context=context, timeout=PATIENCE_SECONDS)
+
+    def ask(self, number: int, path: str, body: object = None, key: str = "") -> tuple[int, Any]:
+        """The answer of that node."""
+        connection = self.connections[number]
+        headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
+        text = json.dumps(body) if body is not None else None
+        connection.request("POST" if text else "GET", path, text, headers if text else {})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    def ask_both(self, path: str, body: object, key: str) -> list[tuple[int, Any]]:
+        """At once."""
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda number: self.ask(number, path, body, key), range(2)))
+
+
+def test_one_key_at_both_nodes_is_one_change(nodes: list[Served], tmp_path: Path) -> None:
+    bob = Bob(nodes, tmp_path)
+    for n in range(20):
+        one, two = bob.ask_both("/v1/devices", {"id": f"cam-{n}", "model": "default"}, f"add-{n}")
+        assert one == two
+        assert one[0] == 201
+        one, two = bob.ask_both("/v1/tokens", {"device": f"cam-{n}"}, f"token-{n}")
+        assert (one[0], one[1]["id"]) == (two[0], two[1]["id"]) == (201, one[1]["id"])
+        assert ("token" in one[1]) is not ("token" in two[1])
+    act = {"filter": "model=default and state=registered", "act": "suspend", "expected": 20}
+    one, two = bob.ask_both("/v1/bulk", act, "all")
+    assert one == two
+    assert one[0] == 200
+    listed = json.loads(fleet(nodes[1].home, "device", "list", "-o", "json"))
+    assert {row["state"] for row in listed} == {"suspended"}
+
+
+def test_an_operator_revoked_at_one_node_is_out_at_the_other(nodes: list[Served], tmp_path: Path) -> None:
+    bob = Bob(nodes, tmp_path)
+    assert [bob.ask(number, "/v1/models")[0] for number in range(2)] == [200, 200]
+    stream = bob.connection(nodes[1])
+    stream.request("GET", "/v1/events")
+    following = stream.getresponse()
+    assert following.status == 200
+    fleet(nodes[0].home, "operator", "revoke", "bob")
+    begun = time.monotonic()
+    following.read()  # to its end
+    assert time.monotonic() - begun < 5  # long before the next heartbeat
+    assert [bob.ask(number, "/v1/models")[0] for number in range(2)] == [403, 403]

@@ -1,8 +1,10 @@
 """Acts on many devices over the API."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from fleet.domain.access import Role
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.servers.admin.cursors import packed, unpacked
 from tests.servers.admin_house import AdminHouse, Client, open_admin_house
 
 SUSPEND = {"filter": "lot=L7", "act": "suspend"}
@@ -36,6 +39,13 @@ async def fill(house: AdminHouse, count: int, model: str = "cam") -> None:
         for n in range(count)
     )
     await house.house.registry.commit(Change(AuditEntry(now, "test", "prepare", "", "ok"), writes))
+
+
+def edited(cursor: str, at: int, value: object) -> str:
+    """The cursor with another value in one place."""
+    values = unpacked(cursor)
+    values[at] = value
+    return packed(values)
 
 
 async def suspended(house: AdminHouse) -> int:
@@ -106,6 +116,37 @@ async def test_a_step_sent_twice_harms_nothing(house: AdminHouse, admin: Client)
     assert (one["next"], two["next"], await suspended(house)) == (None, None, 600)
 
 
+async def test_the_first_step_sent_again_with_its_key_is_told_how_it_went(house: AdminHouse, admin: Client) -> None:
+    """Without the key its number would not match any more, and nobody would know what became of it."""
+    await fill(house, 3)
+    key, body = {"Idempotency-Key": "k"}, {"filter": "lot=L7 and state=active", "act": "suspend", "expected": 3}
+    first = await admin.ask("POST", "/v1/bulk", body, key)
+    assert (first[0], first[1]["done"]) == (200, 3)
+    rows = await house.house.registry.last_audit()
+    assert await admin.ask("POST", "/v1/bulk", body, key) == first
+    assert await house.house.registry.last_audit() == rows
+    assert (await admin.ask("POST", "/v1/bulk", {**body, "expected": 2}, key))[1]["code"] == "idempotency-key-reused"
+    assert (await admin.ask("POST", "/v1/bulk", body))[1]["code"] == "count-differs"
+    # another operator's key is another key, and what was refused leaves it free
+    other = await house.operator("carol", Role.OPERATOR, ("cam",))
+    assert (await other.ask("POST", "/v1/bulk", body, key))[1]["code"] == "count-differs"
+    assert (await other.ask("POST", "/v1/bulk", {**body, "expected": 0}, key))[0] == 200
+    entries = [row.entry for row in await house.house.registry.audit(limit=100)]
+    (row,) = [entry for entry in entries if entry.subject == f"bulk {first[1]['bulk']}"]
+    assert (row.actor, row.action, row.detail) == ("operator bob", "bulk.step", {"act": "suspend", "done": "3"})
+
+
+async def test_a_step_sent_twice_at_once_with_its_key_is_answered_alike(house: AdminHouse) -> None:
+    await fill(house, 300)
+    identity = await house.house.operator("bob")
+    clients = [house.client(identity) for _ in range(2)]
+    key, body = {"Idempotency-Key": "k"}, {**SUSPEND, "expected": 300}
+    one, two = await asyncio.gather(*(client.ask("POST", "/v1/bulk", body, key) for client in clients))
+    assert one == two
+    assert one[0] == 200
+    assert await suspended(house) == 300
+
+
 async def test_tags_and_groups(house: AdminHouse, admin: Client) -> None:
     await fill(house, 3)
     body = {"filter": "lot=L7", "act": "tag", "tags": {"lot": None, "site": "Köln Süd"}, "join": ["recall"]}
@@ -146,6 +187,7 @@ async def test_what_is_wrong_changes_nothing(house: AdminHouse, admin: Client) -
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
     cursor = first["next"]
     before = await house.house.registry.last_audit()
+    made_up = [(at, value) for at in (3, 4, 5) for value in (inf, nan, 600.0, -1, "1")] + [(6, 5), (7, 1)]
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"filter": "lot", "act": "suspend", "expected": 1}, "bad-filter"),
         ({"filter": "", "act": "suspend", "expected": 1}, "bad-filter"),
@@ -158,6 +200,7 @@ async def test_what_is_wrong_changes_nothing(house: AdminHouse, admin: Client) -
         ({"filter": "lot=L7", "act": "suspend", "expected": -1}, "bad-request"),
         ({**SUSPEND, "cursor": "e30"}, "bad-cursor"),
         ({**SUSPEND, "cursor": cursor[:-4]}, "bad-cursor"),
+        *(({**SUSPEND, "cursor": edited(cursor, at, value)}, "bad-cursor") for at, value in made_up),
         ({**SUSPEND, "act": "revoke", "cursor": cursor}, "bad-cursor"),
         ({**SUSPEND, "filter": "lot=L8", "cursor": cursor}, "bad-cursor"),
     )

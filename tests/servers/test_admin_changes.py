@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Role
+from fleet.domain.changes import AuditEntry, Change, MarkUsed
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 from tests.servers.admin_house import AdminHouse, Client, open_admin_house
 
@@ -86,6 +87,30 @@ class TestModels:
         assert (ended["tenant"], ended["former_tenants"]) == ("acme", [])
         status, problem = await held.ask("PATCH", "/v1/models/cam", {"tenant": ""}, {"If-Match": "*"})
         assert (status, problem["code"]) == (403, "held-to-models")
+
+    async def test_who_is_held_to_models_gives_them_no_topics_or_names_of_others(
+        self, house: AdminHouse, admin: Client
+    ) -> None:
+        held, any_one = await house.operator("held", Role.ADMIN, ("cam",)), {"If-Match": "*"}
+        old = await admin.get("/v1/models/cam")
+        assert (old["publish"], old["subscribe"]) == (["devices/{id}/up/#"], ["devices/{id}/down/#"])
+        kept = {"publish": old["publish"], "subscribe": old["subscribe"]}
+        for body in (
+            {"subscribe": ["devices/#"]},
+            {"subscribe": ["devices/+/down/#"]},
+            {"publish": ["devices/{id}/up/#", "devices/pump-1/down/#"]},
+            {"publish": ["#"]},
+            {"publish": ["{id}/#"]},
+            {**kept, "profile": {"dns_name": "{id}.pumps.example.com"}},
+            {**kept, "profile": {"uris": ["urn:pump:{id}"]}},
+        ):
+            for method in ("PATCH", "PUT"):
+                status, problem = await held.ask(method, "/v1/models/cam", body, any_one)
+                assert (status, problem["code"]) == (403, "held-to-models"), body
+        narrow = {"publish": ["devices/{id}/up/a", "devices/{id}/up/+/b"], "subscribe": []}
+        assert (await held.ask("PATCH", "/v1/models/cam", narrow, any_one))[0] == 200
+        assert (await held.ask("PUT", "/v1/models/cam", {}, any_one))[0] == 403  # back to what it had
+        assert (await admin.ask("PATCH", "/v1/models/cam", {"subscribe": ["devices/#"]}, any_one))[0] == 200
 
     async def test_one_that_no_device_can_live_by(self, admin: Client) -> None:
         for body, code in (
@@ -304,3 +329,17 @@ async def test_a_factory_makes_devices_and_tokens(house: AdminHouse) -> None:
     assert (await line.ask("POST", "/v1/tokens", {"device": "cam-9"}))[0] == 201
     assert {d["id"] for d in (await line.get("/v1/devices"))["items"]} == {"cam-1", "cam-2", "cam-9"}
     assert (await line.ask("POST", "/v1/devices/cam-9/revoke"))[1]["code"] == "role-not-enough"
+
+
+async def test_a_factorys_token_takes_over_no_device_that_is_in_the_field(house: AdminHouse) -> None:
+    line = await house.operator("line-1", Role.FACTORY, ("cam",))
+    token, registry = {"device": "cam-1"}, house.house.registry
+    assert (await line.ask("POST", "/v1/tokens", token))[0] == 201  # enrolled, and its certificate never used
+    (held,) = await registry.credentials("cam-1")
+    entry = AuditEntry(house.house.clock(), "device cam-1", "credential.first-use", "device cam-1", "ok")
+    await registry.commit(Change(entry, (MarkUsed(held.fingerprint),)))
+    status, problem = await line.ask("POST", "/v1/tokens", token)
+    assert (status, problem["code"]) == (403, "already-enrolled")
+    assert (await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[0] == 201
+    operator = await house.operator("carol", Role.OPERATOR, ("cam",))
+    assert (await operator.ask("POST", "/v1/tokens", token))[0] == 201

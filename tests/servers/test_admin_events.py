@@ -135,18 +135,19 @@ async def test_a_heartbeat_moves_the_reader_on(house: AdminHouse) -> None:
 async def test_held_to_a_model_hears_of_it_alone(house: AdminHouse) -> None:
     held = await house.house.operator("held", Role.VIEWER, ("pump",))
     admin = await house.operator("admin")
-    stream = await follow(house, held, "?after=0")
+    stream = await follow(house, held, f"?after={await house.house.registry.last_event()}")
     await suspend(house, "cam-2")
     for model in ("cam", "pump"):
         assert (await admin.ask("PATCH", f"/v1/models/{model}", {"retain": True}, {"If-Match": "*"}))[0] == 200
     await house.house.enrolled("cam-9")
     await suspend(house, "pump-1")
+    await house.house.device("pump-2", "pump")
     seen = [await stream.event() for _ in range(3)]
     stream.writer.close()
     assert [(e["kind"], e["subject"], e["detail"]) for e in seen if e] == [
-        ("device.state", "pump-1", "registered"),
         ("model.changed", "pump", ""),
         ("device.state", "pump-1", "suspended"),
+        ("device.state", "pump-2", "registered"),
     ]
 
 

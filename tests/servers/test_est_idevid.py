@@ -15,12 +15,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
+from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import DeviceId
+from fleet.domain.device import DeviceFilter, DeviceId
+from fleet.domain.errors import Conflict
 from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
+from fleet.services.reapplying import BARRED_MODEL, reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker
@@ -200,6 +203,27 @@ async def test_any_of_this_ca(yard: Yard) -> None:
     await yard.expect("cam-2", "SN2")
     assert await yard.verdict("SN2", yard.device("SN2")) == (403, "not-your-identity")
     assert await yard.verdict("cam-2", yard.device("SN2")) == (200, "")
+
+
+async def test_who_was_put_out_after_the_backup_that_the_registry_came_from(yard: Yard) -> None:
+    """The backup does not know the device, and nobody is asked before a maker's certificate earns one of ours."""
+    await yard.rules("cam", any_idevid=True)
+    since = [
+        Event(EventKind.DEVICE_STATE, "SN1", "active", 1),
+        Event(EventKind.DEVICE_STATE, "SN1", "revoked", 2),
+        Event(EventKind.DEVICE_STATE, "SN2", "suspended", 3),
+        Event(EventKind.DEVICE_STATE, "SN3", "active", 4),
+    ]
+    done = await reapply(yard.house.registry, since, act=yard.act)
+    assert (done.barred, done.unknown) == (("SN1", "SN2"), ("SN3",))
+    assert await yard.verdict("SN1", yard.device("SN1")) == (403, "path-not-open")
+    assert await yard.verdict("SN2", yard.device("SN2")) == (403, "path-not-open")
+    assert await yard.verdict("SN1", yard.device("SN1"), label="cam") == (403, "not-your-model")
+    assert await yard.verdict("SN3", yard.device("SN3")) == (200, "")
+    states = [d.state.value for d in await yard.house.registry.devices(DeviceFilter(model=BARRED_MODEL))]
+    assert states == ["revoked", "suspended"]
+    with pytest.raises(Conflict):
+        await inventory.add_device(yard.house.registry, "SN1", "cam", act=yard.act)
 
 
 async def test_a_ca_of_several_models_wants_one_named(yard: Yard) -> None:

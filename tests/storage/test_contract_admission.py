@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from fleet.domain.changes import (
     AddAnchor,
@@ -183,6 +183,20 @@ class TestStationQuota:
         assert await registry.station("line-1") == replace(station("line-1"), quota=2, day=20_000, used=2)
         await registry.commit(change(SpendStation("line-1", 20_001)))
         assert await registry.station("line-1") == replace(station("line-1"), quota=2, day=20_001, used=1)
+
+    async def test_a_clock_that_is_still_in_the_day_before_counts_in_the_later_one(self, registry: Registry) -> None:
+        """On another node, or set back: two that disagree at midnight are no way round the quota."""
+        await registry.commit(change(AddStation(replace(station("line-1"), quota=2))))
+        for day in (20_001, 20_000):
+            await registry.commit(change(SpendStation("line-1", day)))
+        for day in (20_000, 20_001, 20_000):
+            assert await refused(registry, SpendStation("line-1", day)) == "station-spent"
+        held = await registry.station("line-1")
+        assert held == replace(station("line-1"), quota=2, day=20_001, used=2)
+        start = datetime(1970, 1, 1, tzinfo=UTC)
+        used = [held.used_on(start + timedelta(days=day)) for day in range(19_999, 20_003)]
+        assert used == [0, 2, 2, 0]
+        await registry.commit(change(SpendStation("line-1", 19_999)))  # a clock that was far ahead and is right again
 
     async def test_it_can_be_changed(self, registry: Registry) -> None:
         await registry.commit(change(AddStation(station("line-1"))))

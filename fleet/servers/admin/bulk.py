@@ -5,7 +5,8 @@
     cursor, from the step before  the next step, until `next` is null
 
 Between steps the server keeps nothing: the cursor says where the next begins, and holds no right of its own. Each
-device is changed by itself, and only as it was seen; a step that is sent again finds nothing to do.
+device is changed by itself, and only as it was seen; a step that is sent again finds nothing to do. With an idempotency
+key it is told once more how the step went, too.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from fleet.domain.changes import AuditEntry
 from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Conflict, Invalid
@@ -49,6 +51,15 @@ class Going:
 
 
 async def act_in_bulk(parts: Parts, call: Call) -> Reply:
+    reply = await _step(parts, call)
+    if call.once is not None and not call.body.get("dry_run", False):
+        done, act = {"act": call.body["act"], "done": str(reply.body["done"])}, call.act
+        entry = AuditEntry(act.now, act.actor, "bulk.step", f"bulk {reply.body['bulk']}", "ok", act.address, done)
+        await call.once.keep(parts.registry, reply, entry)
+    return reply
+
+
+async def _step(parts: Parts, call: Call) -> Reply:
     body = call.body
     going = _resumed(call)
     at = going.at if going is not None else call.now
@@ -137,15 +148,16 @@ def _resumed(call: Call) -> Going | None:
     try:
         digest, bulk, at_text, matched, left, number, device, expires = unpacked(text)
         at, expires_at = instant(at_text), instant(expires) if expires is not None else None
-        is_ours = digest == _digest(call) and _BULK.fullmatch(bulk) and 0 < left <= matched < 2**53 and number >= 0
-        if at is None or not is_ours or (expires is None) != (expires_at is None):
+        counts = all(isinstance(count, int) for count in (matched, left, number))  # Infinity is none
+        is_ours = digest == _digest(call) and counts and _BULK.fullmatch(bulk) and 0 < left <= matched < 2**53
+        if at is None or not is_ours or number < 0 or (expires is None) != (expires_at is None):
             raise ValueError("another act's")
         if not isinstance(device, str) or (device and not re.fullmatch(DEVICE_ID_PATTERN, device)):
             raise ValueError("no device")
         by_expiry = parse_filter(call.body["filter"], at).expires_before is not None
         if device and by_expiry is not (expires_at is not None):
             raise ValueError("the other order")
-        return Going(bulk, at, int(matched), int(left), StepPlace(int(number), Place(device, expires_at)))
+        return Going(bulk, at, matched, left, StepPlace(number, Place(device, expires_at)))
     except (ValueError, TypeError):
         raise bad_cursor() from None
 

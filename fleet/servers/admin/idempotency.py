@@ -2,6 +2,7 @@
 
 The answer is written in the same transaction as the change, so there is never the one without the other; of two that
 come at once, one is done and both are answered alike. A refused request leaves nothing: its key may be used again.
+What makes many changes keeps its answer behind the last of them.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 from multidict import MultiMapping
 
-from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, Change, DropAnswers
+from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, AuditEntry, Change, DropAnswers, Write
 from fleet.domain.ports import Registry
 from fleet.servers.admin.reply import Reply
 from fleet.servers.http import HttpRefused
@@ -51,6 +52,16 @@ class Once:
         kept = {"body": reply.body, "headers": dict(reply.headers), "etag": reply.etag}
         return Answer(self.actor, self.key, self.request_sha256, reply.status, json.dumps(kept), self.now)
 
+    async def keep(self, registry: Registry, reply: Reply, audit: AuditEntry) -> None:
+        """Keep the answer to what was many changes, once they have been made.
+
+        Raises: Conflict (`idempotency-key-used`): the same request, sent twice at once, has been answered meanwhile.
+        """
+        await registry.commit(Change(audit, self.writes(reply)))
+
+    def writes(self, reply: Reply) -> tuple[Write, ...]:
+        return DropAnswers(self.now - ANSWER_KEPT), AddAnswer(self.answered(reply))
+
 
 def once_of(headers: MultiMapping[str], actor: str, target: str, body: bytes, now: datetime) -> Once | None:
     """The key that came with a POST to `target`, if one did.
@@ -77,9 +88,8 @@ class _Answering:
         return getattr(self._registry, name)
 
     async def commit(self, change: Change) -> None:
-        answer = self._once.answered(self._reply_of(change))
         # First of all: of two alike at once, the second must hear that it has been answered, not that it came late.
-        first = (DropAnswers(self._once.now - ANSWER_KEPT), AddAnswer(answer))
+        first = self._once.writes(self._reply_of(change))
         await self._registry.commit(replace(change, writes=(*first, *change.writes)))
 
 

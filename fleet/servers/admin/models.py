@@ -3,6 +3,7 @@
 from fleet.domain.access import Operator
 from fleet.domain.device import Model
 from fleet.domain.errors import NotFound, Refused
+from fleet.domain.topic_policy import widened
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering
@@ -10,6 +11,8 @@ from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.shapes import changed_model, model_json, progress_json
 from fleet.services import inventory, renewal
+
+_CONCERNS_ALL = "concerns the whole fleet, and this operator is held to models."
 
 
 async def list_models(parts: Parts, call: Call) -> Reply:
@@ -53,11 +56,32 @@ async def patch_model(parts: Parts, call: Call) -> Reply:
 async def _changed(parts: Parts, call: Call, old: Model, new: Model) -> Reply:
     """The revision that was read goes with the write: the registry decides who came first."""
     demand_match(call, old.revision, f"Model {old.name}")
-    if call.operator.models and set(new.rules.signers) - set(old.rules.signers):
-        # A tenant's own people would reach another tenant's CA by it.
-        raise Refused("held-to-models", "Whose CA signs concerns the whole fleet, and this operator is held to models.")
+    if call.operator.models:
+        _must_stay_its_own(old, new)
     await inventory.set_model(parts.registry, new, act=call.act, tenants=parts.tenants())
     return _reply(await _found(parts, call.operator, new.name))
+
+
+def _must_stay_its_own(old: Model, new: Model) -> None:
+    """What an operator who is held to models may make of one of them: nothing that reaches what is others'.
+
+    Raises: Refused (`held-to-models`).
+    """
+    if set(new.rules.signers) - set(old.rules.signers):
+        # A tenant's own people would reach another tenant's CA by it.
+        raise Refused("held-to-models", f"Whose CA signs {_CONCERNS_ALL}")
+    # Topics are one space: devices of the model would read, or speak for, those of other models.
+    if beyond := widened(old.publish, new.publish) or widened(old.subscribe, new.subscribe):
+        what = f"{beyond[:80]!r} is wider than the topics of model {old.name}, and that {_CONCERNS_ALL}"
+        raise Refused("held-to-models", what, "Narrow its topics, or have them widened by who is not held to models.")
+    # And so are names: a device of the model would bear that of another's.
+    if set(_name_templates(new)) - set(_name_templates(old)):
+        raise Refused("held-to-models", f"What DNS names and URIs a certificate holds {_CONCERNS_ALL}")
+
+
+def _name_templates(model: Model) -> tuple[str, ...]:
+    profile = model.rules.profile
+    return tuple(filter(None, (profile.dns_name, *profile.uris)))
 
 
 async def _found(parts: Parts, operator: Operator, name: str) -> Model:

@@ -99,7 +99,7 @@ class Route:
     streams: bool = False
     body_size_max: int = BODY_SIZE_MAX
     is_one_change: bool = True
-    """Whether what it does is one change, with which the answer can be kept."""
+    """Whether its answer can be kept: with its one change, or behind the last of them. Else no key is taken."""
 
     @property
     def is_idempotent_by_key(self) -> bool:

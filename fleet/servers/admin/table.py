@@ -283,7 +283,6 @@ ROUTES: tuple[Route, ...] = (
         summary="Act on every device of a filter: dry run, then step by step, the first confirmed by their number.",
         takes=ref("BulkAct"),
         gives=ref("BulkStep"),
-        is_one_change=False,
     ),
     post(
         "import_devices",

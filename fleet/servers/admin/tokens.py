@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from fleet.domain.access import Operator, demand_model
+from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
 from fleet.domain.changes import AddToken, Change
 from fleet.domain.credential import Token
 from fleet.domain.errors import NotFound
@@ -56,6 +56,8 @@ async def create_token(parts: Parts, call: Call) -> Reply:
         model=model,
         uses=int(body.get("uses", 1)),
         ttl=timedelta(seconds=int(body.get("ttl_seconds", inventory.TOKEN_TTL.total_seconds()))),
+        # Who may not change devices makes tokens for new ones alone.
+        takes_over=Permission.DEVICE_WRITE in PERMISSIONS[call.operator.role],
         act=call.act,
     )
     return _created(token, call, {"token": text})

@@ -1,0 +1,31 @@
+"""Many certificates ended at once, whoever holds them; live sessions that stand on one end with it."""
+
+from collections.abc import Mapping
+
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind
+from fleet.domain.ports import Registry
+
+CHUNK = 500  # in one Change
+
+
+async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, act: Act, **detail: str) -> None:
+    """End the certificates that `holders` names by their fingerprints, with whom each belongs to. `detail` goes into
+    the audit.
+
+    Raises: Unavailable.
+    """
+    fingerprints = tuple(holders)
+    for start in range(0, len(fingerprints), CHUNK):
+        chunk = fingerprints[start : start + CHUNK]
+        told = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
+        entry = AuditEntry(
+            act.now,
+            act.actor,
+            "credential.end",
+            "certificates",
+            "ok",
+            act.address,
+            {"count": str(len(chunk)), **detail},
+        )
+        await registry.commit(Change(entry, (EndCredentials(chunk),), told))
