@@ -66,6 +66,7 @@ class Clients:
         self._address, self._model, self._tokens = address, model, tokens
         self._context = client_context("", "", "TLSv1.3")
         self._problems: list[str] = []
+        self._heard = "nothing"
         self._stopping = threading.Event()
         self._news = threading.Condition()
         self._threads = [threading.Thread(target=self._live, args=(number,), daemon=True) for number in range(count)]
@@ -87,7 +88,7 @@ class Clients:
         if self._problems:
             raise BenchError(self._problems[0])
         if not enough:
-            raise BenchError(f"No client got a certificate within {PATIENCE_SECONDS:.0f} s.")
+            raise BenchError(f"No client got a certificate within {PATIENCE_SECONDS:.0f} s. Last heard: {self._heard}.")
 
     def pause(self, seconds: float) -> None:
         """Let them go on for so long."""
@@ -116,6 +117,7 @@ class Clients:
                 token = self._tokens.current(spent=token)
             elif status in (0, 503):
                 self.unanswered += 1
+                self._heard = f"{status} {answer[:200].decode(errors='replace').strip()}" if status else "no answer"
                 self._stopping.wait(PAUSE_SECONDS)
             else:
                 raise BenchError(f"{device} was answered {status}: {answer[:200].decode(errors='replace').strip()}")

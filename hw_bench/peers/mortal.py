@@ -22,6 +22,7 @@ from hw_bench.processes import BenchError, handle_of, running, wait_until
 WORKER_PROGRAM = b"fleet.worker_process"
 ORPHAN_SECONDS_MAX = 10.0  # from the supervisor's death to that of the last of its family; the broker saves its state
 PORTS = range(20_000, 32_000)
+LAST_LINES = 5
 LISTENERS = ("est", "mqtt", "http")
 
 
@@ -109,6 +110,11 @@ class MortalServe:
         """SIGTERM, and the exit code."""
         self._life.close()
         return self.supervisor.returncode
+
+    def last_words(self) -> str:
+        """What its log ends with."""
+        lines = self._logs[-1].read_text("utf-8", "replace").splitlines() if self._logs else []
+        return " | ".join(lines[-LAST_LINES:]) or "nothing"
 
     def restart_milliseconds(self) -> list[int]:
         """From each worker's death to its successor listening, as the supervisor logged it."""

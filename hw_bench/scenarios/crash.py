@@ -69,9 +69,12 @@ class Crash:
             serve = stack.enter_context(MortalServe(home, ground.folder, self.workers, cores.all))
             tokens = Tokens(lambda: new_tokens(home))
             with Clients(serve.est, MODEL, self.clients, tokens) as clients:
-                killed = _kill(plan.kills, chance, engine, serve, clients, progress)
-                # It has recovered from the last one too: not all of these can have been under way before.
-                clients.wait_for(len(clients.received) + self.clients + 1)
+                try:
+                    killed = _kill(plan.kills, chance, engine, serve, clients, progress)
+                    # It has recovered from the last one too: not all of these can have been under way before.
+                    clients.wait_for(len(clients.received) + self.clients + 1)
+                except BenchError as error:
+                    raise BenchError(f"{error} The server's log ends with: {serve.last_words()}.") from error
             if code := serve.stop():
                 raise BenchError(f"fleet serve ended with exit code {code} when it was told to stop.")
             progress("holding every certificate, token and event against the registry")
