@@ -166,11 +166,11 @@ def names_are_unchanged(a: Application) -> None:
 
 
 def key_is_renewed_by_the_rule(a: Application) -> None:
-    """A model may want a new key each time, or the one in the secure element for ever."""
+    """A model may want a new key each time, or the one in the secure element for ever. One that is made here is new."""
     replaced = a.grant.replaces
     if replaced is None:
         return
-    same = a.request.key_sha256 == replaced.key_sha256
+    same = not a.request.wants_key and a.request.key_sha256 == replaced.key_sha256
     if same and a.model.rules.renewal.key is RenewalKey.NEW:
         raise Refused("key-not-new", f"Devices of model {a.model.name} renew with a new key.", "Make a new key.")
     if not same and a.model.rules.renewal.key is RenewalKey.SAME:

@@ -114,7 +114,7 @@ async def enroll_with_new_key(
     4.4); durable when this returns.
 
     `current_names` are the names in the certificate that `peer` presented, if it presented one. A request that comes
-    again gets another key: the first is nowhere to be found.
+    again gets another key, if its right goes that far: the first is nowhere to be found.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
@@ -246,9 +246,9 @@ class _Attempt:
         return self.application(grant, facts, presented.model)
 
     def application(self, grant: Grant, facts: EnrollmentFacts, model: Model) -> Application:
-        return Application(
-            self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=facts.key_uses
-        )
+        # RFC 7030, 4.4.1: whose key has signed a request for another key says nothing; nobody has one yet to be made.
+        uses = () if self.request.wants_key else facts.key_uses
+        return Application(self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=uses)
 
     def holder(self) -> DeviceId:
         holder = device_id(self.request.names.common_name())
@@ -280,7 +280,7 @@ class _Attempt:
         if self.key_maker is not None:
             spki_der, key_sha256 = await self.key_maker.make(application.request.key_type)
             request = replace(application.request, spki_der=spki_der, key_sha256=key_sha256)
-            application = replace(application, request=request, key_uses=())  # nobody has a key that is new
+            application = replace(application, request=request)
             permit = permit_enrollment(application)
         earned = earned_before(application)
         if earned is not None:
