@@ -203,7 +203,7 @@ OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL, AdmissionPath.MANIFEST})
 """Paths on which a client shows neither a token nor a certificate."""
 
 
-_Lets = tuple[datetime, bool]
+_Lets = tuple[datetime, frozenset[str]]
 _LETS: WeakKeyDictionary[Registry, _Lets] = WeakKeyDictionary()
 LETS_SECONDS = 1  # anybody can have all models looked through, as often as a link carries it
 
@@ -224,15 +224,17 @@ async def _model_named(evidence: Evidence, station: Station) -> str:
 
 async def strangers_may_ask(registry: Registry, label: str | None, now: datetime) -> bool:
     """Whether reading the request of a client that shows nothing is worth the while: the model that `label` names lets
-    such in; without a label, some model does, or did a second ago.
+    such in; under a tenant's label, some model of the tenant does, and without a label, some model of all, or did a
+    second ago.
     """
-    if label is not None:
-        named = await registry.model(label)
-        return named is not None and _lets_strangers(named)
+    named = await registry.model(label) if label is not None else None
+    if named is not None:
+        return _lets_strangers(named)
     known = _LETS.get(registry)
     if known is None or abs(now - known[0]) >= timedelta(seconds=LETS_SECONDS):
-        known = _LETS[registry] = (now, any(map(_lets_strangers, await registry.models())))
-    return known[1]
+        tenants = frozenset(each.rules.tenant for each in await registry.models() if _lets_strangers(each))
+        known = _LETS[registry] = (now, tenants)
+    return label in known[1] if label is not None else bool(known[1])
 
 
 def _lets_strangers(model: Model) -> bool:
