@@ -1,5 +1,6 @@
 """Where two parts of the EST door meet: what each does alone, it does beside the others."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from fleet.domain.access import Act
 from fleet.domain.device import DeviceId, Model
 from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import rules_of
-from fleet.services import inventory
+from fleet.domain.rates import RateLimits, Rates
+from fleet.services import inventory, revocation
 from fleet.services.importing import Importer, Numbered
-from tests.servers.est_house import House, Identity, Key, basic, csr_for, open_house, renewal_csr
+from fleet.wire.est import encode_body
+from tests.servers.est_house import Answer, House, Identity, Key, basic, csr_for, open_house, renewal_csr
 from tests.servers.test_est_keygen import pair_of
 
 EST = "/.well-known/est"
@@ -80,3 +83,43 @@ async def test_a_station_signs_for_a_device_that_has_no_key(house: House) -> Non
     key, certificate = pair_of(answer)
     assert certificate.public_key() == key.public_key() != station.key.public_key()
     assert (await house.enroll(csr_for("p-2", station.key), identity=station)).code == "key-in-use"
+
+
+# Who asks too often
+
+
+async def test_what_is_answered_to_anybody_ends_no_waiting(house: House) -> None:
+    device = await house.enrolled("cam-1")
+    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()), reason="test")
+    house.servers["est"].rates = Rates(RateLimits(failures_max=3))
+    fingerprint = hashlib.sha256(device.certificate.public_bytes(Encoding.DER)).hexdigest()
+    codes = []
+    for path in ("cacerts", "csrattrs", "cam/csrattrs", f"renewal-info/{fingerprint}"):
+        codes.append((await house.reenroll(renewal_csr(device), device)).code)
+        await house.send("GET", f"{EST}/{path}", identity=device)
+    assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"]
+
+
+async def test_a_device_that_is_refused_keeps_no_other_of_its_batch_waiting(house: House) -> None:
+    lot = await house.claim()
+    house.servers["est"].rates = Rates(RateLimits(failures_max=3))
+    codes = [(await house.post("serverkeygen", csr_for("cam-1"), identity=lot)).code for _ in range(4)]
+    assert codes == ["path-not-open"] * 3 + ["too-many-requests"]
+    assert (await enroll_from("127.0.0.2", house, lot)).code == "path-not-open"
+
+
+async def enroll_from(address: str, house: House, identity: Identity) -> Answer:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1",
+        house.port,
+        ssl=house.client_context(identity),
+        server_hostname="localhost",
+        local_addr=(address, 0),
+    )
+    body = encode_body(csr_for("cam-2"))
+    head = f"POST {EST}/simpleenroll HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Type: application/pkcs10\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    answer = Answer(await reader.read())
+    writer.close()
+    return answer
