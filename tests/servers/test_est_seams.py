@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.keys import generate_key
@@ -17,6 +18,7 @@ from fleet.domain.model_rules import rules_of
 from fleet.domain.rates import RateLimits, Rates
 from fleet.services import inventory, revocation
 from fleet.services.importing import Importer, Numbered
+from fleet.wire.csr import build_csr, names_of_certificate
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, Key, basic, csr_for, open_house, renewal_csr
 from tests.servers.test_est_keygen import pair_of
@@ -123,3 +125,32 @@ async def enroll_from(address: str, house: House, identity: Identity) -> Answer:
     answer = Answer(await reader.read())
     writer.close()
     return answer
+
+
+# The audit, and who can be answered for ever
+
+
+async def test_a_device_fills_one_row_a_minute_with_what_it_is_refused(house: House) -> None:
+    """A 400 has nobody wait: a valid certificate could fill the disk, twenty rows a second."""
+    device = await house.enrolled("cam-1")
+    wrong = build_csr(ed25519.Ed25519PrivateKey.generate(), *names_of_certificate(device.certificate))
+    for _ in range(4):
+        assert (await house.reenroll(wrong, device)).code == "key-not-allowed"
+    assert (await rows(house)).count(("device cam-1", "key-not-allowed")) == 1
+
+
+async def test_a_certificate_that_is_fetched_again_and_again_fills_one_row_a_minute(house: House) -> None:
+    await model(house, "m-cam", admission={"paths": ["manifest"]})
+    key = await listed(house, "m-1", "m-cam")
+    got = [await house.enroll(csr_for("m-1", key)) for _ in range(5)]
+    assert {answer.status for answer in got} == {200}
+    assert len({answer.body for answer in got}) == 1
+    assert (await rows(house)).count(("manifest m-1", "ok")) == 2  # its issue, and that it was asked for again
+
+
+async def test_each_device_that_comes_again_by_what_it_shares_has_its_row(house: House) -> None:
+    token = await house.token(model="cam", uses=2)
+    for csr in (csr_for("cam-1"), csr_for("cam-2")):
+        assert {(await house.enroll(csr, basic(token))).status for _ in range(3)} == {200}
+    entries = [row.entry for row in await house.registry.audit()]
+    assert [e.subject for e in entries if "repeated" in e.detail] == ["device cam-1", "device cam-2"]
