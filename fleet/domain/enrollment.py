@@ -188,12 +188,14 @@ _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 Check = Callable[[Application], None]
 
+# What a right is for stands before the rules of the model it is tried on: a claim that tries another model's device is
+# misused, whatever that model would have said to it.
 CHECKS: tuple[Check, ...] = (
+    grant_is_valid,
+    grant_covers_device,
     binding_is_to_this_connection,
     binding_is_there,
     path_is_open,
-    grant_is_valid,
-    grant_covers_device,
     device_is_in_service,
     identity_is_free,
     hardware_is_as_known,
