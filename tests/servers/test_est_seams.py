@@ -87,6 +87,39 @@ async def test_a_station_signs_for_a_device_that_has_no_key(house: House) -> Non
     assert (await house.enroll(csr_for("p-2", station.key), identity=station)).code == "key-in-use"
 
 
+# A device whose key the manifest lists, and rights that many share
+
+
+async def test_a_claim_does_not_take_a_device_whose_key_is_listed(house: House) -> None:
+    """Everybody has the claim; only the device has the key."""
+    await model(house, "m-cam", admission={"paths": ["manifest", "claim"]}, profile={"server_keygen": True})
+    key = await listed(house, "m-1", "m-cam")
+    lot = await house.claim("lot-1", "m-cam")
+    assert (await house.enroll(csr_for("m-1"), identity=lot)).code == "not-your-key"
+    assert (await house.post("serverkeygen", csr_for("m-1", key), identity=lot)).code == "not-your-key"
+    claim = await house.registry.claim("lot-1")
+    assert claim is not None
+    assert (claim.uses, claim.takeovers) == (0, 2)
+    assert (await house.enroll(csr_for("m-1", key), identity=lot)).status == 200  # it has both
+
+
+async def test_a_models_token_does_not_either_and_the_devices_own_does(house: House) -> None:
+    await model(house, "m-cam", admission={"paths": ["manifest", "token"]})
+    key = await listed(house, "m-1", "m-cam")
+    for_all, its_own = basic(await house.token(model="m-cam", uses=2)), basic(await house.token("m-1"))
+    assert (await house.enroll(csr_for("m-1"), for_all)).code == "not-your-key"
+    assert (await house.enroll(csr_for("m-1", key), for_all)).status == 200
+    assert (await house.enroll(csr_for("m-1"), its_own)).status == 200
+
+
+async def test_nobody_waits_for_a_device_whose_key_is_listed(house: House) -> None:
+    await model(house, "m-cam", admission={"paths": ["manifest", "approval"]})
+    key = await listed(house, "m-1", "m-cam")
+    assert (await house.enroll(csr_for("m-1"))).code == "not-your-key"
+    assert await house.registry.requests(now=house.clock()) == []
+    assert (await house.enroll(csr_for("m-1", key))).status == 200
+
+
 # Who asks too often
 
 
