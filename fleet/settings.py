@@ -344,7 +344,7 @@ approval_ask_again_seconds = {approval_ask_again_seconds}
 webhook_ca = {webhook_ca}
 # A webhook that takes longer has not said yes.
 webhook_seconds_max = {webhook_seconds_max}
-# Questions under way at once, of each worker; beyond that, devices are told to come again.
+# Questions to one URL under way at once, of each worker; beyond that, devices are told to come again.
 webhook_at_once_max = {webhook_at_once_max}
 """
 

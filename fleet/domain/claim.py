@@ -15,7 +15,7 @@ MISUSE = {
 }
 """Code of a refusal: why that alone puts a claim into quarantine."""
 
-TAKEOVERS = frozenset({"already-enrolled", "device-suspended", "device-revoked", "device-retired"})
+TAKEOVERS = frozenset({"already-enrolled", "not-your-key", "device-suspended", "device-revoked", "device-retired"})
 """Codes of refusals that say that it asked for an identity that has an owner: one too many of these does."""
 
 

@@ -166,11 +166,11 @@ def names_are_unchanged(a: Application) -> None:
 
 
 def key_is_renewed_by_the_rule(a: Application) -> None:
-    """A model may want a new key each time, or the one in the secure element for ever."""
+    """A model may want a new key each time, or the one in the secure element for ever. One that is made here is new."""
     replaced = a.grant.replaces
     if replaced is None:
         return
-    same = a.request.key_sha256 == replaced.key_sha256
+    same = not a.request.wants_key and a.request.key_sha256 == replaced.key_sha256
     if same and a.model.rules.renewal.key is RenewalKey.NEW:
         raise Refused("key-not-new", f"Devices of model {a.model.name} renew with a new key.", "Make a new key.")
     if not same and a.model.rules.renewal.key is RenewalKey.SAME:
@@ -188,12 +188,14 @@ _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 Check = Callable[[Application], None]
 
+# What a right is for stands before the rules of the model it is tried on: a claim that tries another model's device is
+# misused, whatever that model would have said to it.
 CHECKS: tuple[Check, ...] = (
+    grant_is_valid,
+    grant_covers_device,
     binding_is_to_this_connection,
     binding_is_there,
     path_is_open,
-    grant_is_valid,
-    grant_covers_device,
     device_is_in_service,
     identity_is_free,
     hardware_is_as_known,

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 from fleet.domain.device import Device, DeviceId, Tags
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Invalid, Refused
 
 KEY_HASH_SIZE = 32
 
@@ -40,6 +40,19 @@ class ManifestEntry:
     key_sha256: bytes | None
     """None for none; unique among all."""
     row_sha256: bytes
+
+
+def must_be_the_listed_key(entry: ManifestEntry | None, key_sha256: bytes) -> None:
+    """`entry` is the device's, when the manifest has one. Of a right that many share, none reaches past a listed key.
+
+    Raises: Refused (`not-your-key`).
+    """
+    if entry is not None and entry.key_sha256 is not None and entry.key_sha256 != key_sha256:
+        raise Refused(
+            "not-your-key",
+            "The manifest lists another key for this device.",
+            "Make a token for this very device to enroll it with a new key.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class RateLimits:
     address_per_second: float = 100.0
     """Requests from one address (of IPv6, one /64): a fleet behind one NAT."""
     credential_per_second: float = 20.0
-    """Requests with one certificate, or with one token from one address: a station at full speed does ten."""
+    """Requests with one certificate or one token from one address: a station at full speed does ten."""
     failures_max: int = 5
     """Refusals (401, 403) in a row of one credential, before it has to wait."""
     backoff_seconds_max: float = 300.0

@@ -98,6 +98,8 @@ class Exchange:
     device: str = "-"
     serial: str = "-"
     code: str = "ok"
+    is_open: bool = False
+    """Whether anybody is answered: a success says nothing for what the client has shown."""
 
     async def body(self, size_max: int) -> bytes:
         """The whole body, at most `size_max` bytes.
@@ -236,7 +238,7 @@ class HttpServer:
             response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
-        if self.rates is not None:
+        if self.rates is not None and not exchange.is_open:
             self.rates.answered(credential, response.status, time.monotonic())
         if self.draining:
             response.force_close()

@@ -43,8 +43,10 @@ from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
 
-CHEAP = ("token ", "request ", "claim ", "idevid ", "manifest ")
-"""Actors whose right stays known when it has ended, so that they can be refused for ever."""
+CHEAP = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
+"""Actors who can ask for ever and be refused, or be given what they have: their right stays known when it has ended, or
+is theirs for good.
+"""
 
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
 
@@ -114,7 +116,7 @@ async def enroll_with_new_key(
     4.4); durable when this returns.
 
     `current_names` are the names in the certificate that `peer` presented, if it presented one. A request that comes
-    again gets another key: the first is nowhere to be found.
+    again gets another key, if its right goes that far: the first is nowhere to be found.
 
     Raises: Unauthenticated, Invalid, Refused, Unavailable.
     """
@@ -184,17 +186,22 @@ class _Attempt:
             if self.claim is not None:
                 await misused(self.registry, self.claim, refusal.code, self.peer, self.now)
             detail: dict[str, str] = {}
-            cheap = self.actor == NOBODY  # refused before we knew who asks
-            if cheap:
+            unknown = self.actor == NOBODY  # refused before we knew who asks
+            if unknown:
                 self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            elif self.actor.startswith(CHEAP):
-                cheap = True
-            entry = self.entry(refusal.code, **detail)
-            row = refusals_of(self.registry).row(entry) if cheap else entry
-            if row is not None:
-                await self.registry.commit(Change(row))
+            await self.write_down(self.entry(refusal.code, **detail), cheap=unknown)
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
+
+    async def write_down(self, entry: AuditEntry, *, cheap: bool = False) -> None:
+        """Nothing but a row has come of this attempt. Who can do that again at no cost fills one a minute.
+
+        Raises: Unavailable.
+        """
+        cheap = cheap or self.actor.startswith(CHEAP)
+        row = refusals_of(self.registry).row(entry) if cheap else entry
+        if row is not None:
+            await self.registry.commit(Change(row))
 
     async def first(self, credentials: BasicCredentials | None) -> Application:
         """The facts of a first enrollment.
@@ -246,9 +253,9 @@ class _Attempt:
         return self.application(grant, facts, presented.model)
 
     def application(self, grant: Grant, facts: EnrollmentFacts, model: Model) -> Application:
-        return Application(
-            self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=facts.key_uses
-        )
+        # RFC 7030, 4.4.1: whose key has signed a request for another key says nothing; nobody has one yet to be made.
+        uses = () if self.request.wants_key else facts.key_uses
+        return Application(self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=uses)
 
     def holder(self) -> DeviceId:
         holder = device_id(self.request.names.common_name())
@@ -280,11 +287,11 @@ class _Attempt:
         if self.key_maker is not None:
             spki_der, key_sha256 = await self.key_maker.make(application.request.key_type)
             request = replace(application.request, spki_der=spki_der, key_sha256=key_sha256)
-            application = replace(application, request=request, key_uses=())  # nobody has a key that is new
+            application = replace(application, request=request)
             permit = permit_enrollment(application)
         earned = earned_before(application)
         if earned is not None:
-            await self.registry.commit(Change(self.entry("ok", serial=earned.serial, repeated="yes")))
+            await self.write_down(self.entry("ok", serial=earned.serial, repeated="yes"))
             return earned
         tags = await self.authorised(application)
         credential = self.issuer.issue(permit, self.now)

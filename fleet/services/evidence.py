@@ -107,7 +107,9 @@ async def by_token(evidence: Evidence) -> Grant | None:
     if evidence.credentials is None:
         return None
     _, secret = token_parts(evidence.credentials.password)
-    return TokenGrant(verified_token(evidence.facts.token, secret), evidence.credentials.username)
+    token = verified_token(evidence.facts.token, secret)
+    listed = await _listed(evidence) if token.device_id is None else None
+    return TokenGrant(token, evidence.credentials.username, listed)
 
 
 async def by_station(evidence: Evidence) -> Grant | None:
@@ -122,7 +124,7 @@ async def by_claim(evidence: Evidence) -> Grant | None:
     shown = evidence.presented
     if shown is None or shown.claim is None:
         return None
-    return ClaimGrant(shown.claim, shown.credential)
+    return ClaimGrant(shown.claim, shown.credential, await _listed(evidence))
 
 
 async def by_idevid(evidence: Evidence) -> Grant | None:
@@ -159,6 +161,14 @@ async def _maker_of(
     return None
 
 
+async def _listed(evidence: Evidence) -> ManifestEntry | None:
+    """What the manifest says of the device that the request names; whatever it lists is registered."""
+    if evidence.facts.device is None:
+        return None
+    facts = await evidence.registry.manifest_facts((evidence.holder,), (), ())
+    return next(iter(facts.entries), None)
+
+
 async def by_manifest(evidence: Evidence) -> Grant | None:
     """Whoever shows nothing may be known by the key of its request: the CSR's signature is the proof of it."""
     if evidence.credentials is not None or evidence.presented is not None:
@@ -180,7 +190,7 @@ async def by_approval(evidence: Evidence) -> Grant | None:
     id_ = request_id(e.holder, e.request.key_sha256)
     known = await e.registry.request(id_)
     if known is not None and known.expires_at > e.now:
-        return ApprovalGrant(known)
+        return ApprovalGrant(known, listed=await _listed(evidence))
     asked = ApprovalRequest(
         id=id_,
         device_id=e.holder,
@@ -194,7 +204,7 @@ async def by_approval(evidence: Evidence) -> Grant | None:
         last_seen=e.now,
         expires_at=e.now,  # put off when it begins to wait
     )
-    return ApprovalGrant(asked, is_new=True)
+    return ApprovalGrant(asked, is_new=True, listed=await _listed(evidence))
 
 
 FINDERS: tuple[Finder, ...] = (by_token, by_station, by_claim, by_idevid, by_manifest, by_approval)
@@ -203,7 +213,7 @@ OPEN_TO_STRANGERS = frozenset({AdmissionPath.APPROVAL, AdmissionPath.MANIFEST})
 """Paths on which a client shows neither a token nor a certificate."""
 
 
-_Lets = tuple[datetime, bool]
+_Lets = tuple[datetime, frozenset[str]]
 _LETS: WeakKeyDictionary[Registry, _Lets] = WeakKeyDictionary()
 LETS_SECONDS = 1  # anybody can have all models looked through, as often as a link carries it
 
@@ -224,15 +234,17 @@ async def _model_named(evidence: Evidence, station: Station) -> str:
 
 async def strangers_may_ask(registry: Registry, label: str | None, now: datetime) -> bool:
     """Whether reading the request of a client that shows nothing is worth the while: the model that `label` names lets
-    such in; without a label, some model does, or did a second ago.
+    such in; under a tenant's label, some model of the tenant does, and without a label, some model of all, or did a
+    second ago.
     """
-    if label is not None:
-        named = await registry.model(label)
-        return named is not None and _lets_strangers(named)
+    named = await registry.model(label) if label is not None else None
+    if named is not None:
+        return _lets_strangers(named)
     known = _LETS.get(registry)
     if known is None or abs(now - known[0]) >= timedelta(seconds=LETS_SECONDS):
-        known = _LETS[registry] = (now, any(map(_lets_strangers, await registry.models())))
-    return known[1]
+        tenants = frozenset(each.rules.tenant for each in await registry.models() if _lets_strangers(each))
+        known = _LETS[registry] = (now, tenants)
+    return label in known[1] if label is not None else bool(known[1])
 
 
 def _lets_strangers(model: Model) -> bool:

@@ -1,4 +1,5 @@
-"""Refusals that come again and again: one audit row a minute for each kind, with the number of those left out.
+"""What comes again and again and changes nothing, refusals above all: one audit row a minute for each kind, with the
+number of those left out.
 
 Whoever holds nothing can be refused as often as a link carries it; each row is an fsync and stays for ever. Logs and
 counters know every refusal; the audit has to know that, whence and since when.
@@ -50,6 +51,8 @@ class Refusals:
 
     def _kind(self, entry: AuditEntry) -> _Kind:
         whence = network_of(entry.address) if entry.actor == "nobody" else ""
+        # What is given again is told by its device: each has had to earn it first. To be refused for, any name will do.
+        whence = entry.subject if entry.outcome == "ok" else whence
         kind = (entry.actor, entry.action, entry.outcome, whence)
         if kind in self._written or len(self._written) < self._kinds_max:
             return kind

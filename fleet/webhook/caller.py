@@ -6,6 +6,7 @@ and no proxy used, the answer is cut at a size and a time, and nothing of it but
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_questi
 from fleet.webhook.signing import CONTENT_TYPE, Signer
 
 SECONDS_MAX = 5.0
-AT_ONCE_MAX = 64  # of one process: with a webhook that takes its five seconds, a dozen a second still get through
+AT_ONCE_MAX = 64  # of one URL: when it takes its five seconds, a dozen a second still get through
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class CallLimits:
     seconds_max: float = SECONDS_MAX
     """For everything: name, connection, handshake, answer."""
     at_once_max: int = AT_ONCE_MAX
-    """Beyond that nobody waits: who asks is told to come again."""
+    """Of one URL: one that hangs holds up no other. Beyond that nobody waits: who asks is told to come again."""
 
 
 DEFAULT_CALL_LIMITS = CallLimits()
@@ -52,19 +53,21 @@ class Webhooks:
         self._context = context
         self._limits = limits
         self._session: aiohttp.ClientSession | None = None
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()
+        """By URL."""
 
     async def ask(self, url: str, question: Question) -> Verdict:
-        if self._under_way >= self._limits.at_once_max:
+        if self._under_way[url] >= self._limits.at_once_max:
             raise Unreachable("too many are being asked already")
-        self._under_way += 1
+        self._under_way[url] += 1
         try:
             async with asyncio.timeout(self._limits.seconds_max):
                 return await _explained(self._answer(url, question))
         except TimeoutError:
             raise Unreachable(f"it did not answer within {self._limits.seconds_max:g} s") from None
         finally:
-            self._under_way -= 1
+            self._under_way[url] -= 1
+            self._under_way += Counter()  # forgets what has come to nothing
 
     async def close(self) -> None:
         if self._session is not None:
@@ -97,7 +100,7 @@ class Webhooks:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # A connection each: a POST on one that the webhook has just closed is lost, and is not sent again.
-                connector=aiohttp.TCPConnector(ssl=self._context, limit=self._limits.at_once_max, force_close=True),
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=0, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,  # no proxy out of the environment, and no .netrc

@@ -192,8 +192,10 @@ async def test_under_another_models_label(batch: Batch) -> None:
     await batch.is_quarantined("another model")
 
 
-async def test_for_a_device_of_another_model(batch: Batch) -> None:
-    await admits(batch.house, "pump", AdmissionPath.CLAIM)
+@pytest.mark.parametrize("path", [AdmissionPath.CLAIM, AdmissionPath.TOKEN])
+async def test_for_a_device_of_another_model(batch: Batch, path: AdmissionPath) -> None:
+    """Whatever that model lets in."""
+    await admits(batch.house, "pump", path)
     await batch.house.device("pump-1", "pump")
     assert await batch.verdict("pump-1") == (403, "not-your-model")
     await batch.is_quarantined("another model")

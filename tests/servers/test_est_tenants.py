@@ -21,8 +21,8 @@ from fleet.domain.device import DeviceState, Model
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
-from fleet.domain.model_rules import ModelRules
-from fleet.services import inventory
+from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
+from fleet.services import approvals, inventory
 from fleet.tenants import authority_of
 from fleet.wire import est
 from fleet.wire.est import decode_body
@@ -190,6 +190,25 @@ async def recorded(house: Tenants, identity: Identity, holder: str, kind: Creden
 
 async def refusals(house: Tenants) -> set[str]:
     return {row.entry.outcome for row in await house.registry.audit()} - {"ok"}
+
+
+async def test_a_registered_device_may_ask_for_an_operators_word_under_its_tenants_label(house: Tenants) -> None:
+    """It shows nothing, and is heard under the label of its own tenant as under its model's; under no other."""
+    admission = AdmissionRules((AdmissionPath.APPROVAL,))
+    await house.set_model("a-cam", ModelRules(tenant="a", admission=admission))
+    await house.device("a-1", "a-cam")
+    key = generate_key()
+    csr = csr_for("a-1", key)
+    assert verdict(await house.enroll(csr, label="b")) == (401, "no-credentials")
+    assert verdict(await house.enroll(csr, label="a-pump")) == (401, "no-credentials")
+    assert verdict(await house.enroll(csr, label="a")) == (202, "approval-pending")
+    (waiting,) = await house.registry.requests(now=house.clock())
+    await approvals.approve(house.registry, waiting.id, act=Act("operator", house.clock()))
+    answer = await house.enroll(csr, label="a")
+    assert issuer_of(house.identity(answer.certificates[0], key)) == "CN=Fleet a Issuing CA"
+    # Heard because of another of its models, and told the same as everywhere.
+    await house.device("a-2", "a-pump")
+    assert verdict(await house.enroll(csr_for("a-2"), label="a")) == (401, "no-credentials")
 
 
 async def test_a_stolen_ca_forges_for_nobody(house: Tenants) -> None:

@@ -6,6 +6,7 @@ from fleet.domain.application import Application, earned_before
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.changes import CollectRequest, Write
 from fleet.domain.errors import Refused
+from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 
 
@@ -14,6 +15,8 @@ class ApprovalGrant:
     request: ApprovalRequest
     is_new: bool = False
     """Whether the registry does not hold it yet."""
+    listed: ManifestEntry | None = None
+    """What the manifest says of the device that is asked for."""
 
     path = AdmissionPath.APPROVAL
     replaces = None
@@ -40,6 +43,7 @@ class ApprovalGrant:
             raise Refused("not-your-identity", "The request is for another device or another key.")
         if self.request.model != a.model.name:
             raise Refused("not-your-model", "The request was for another model.")
+        must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: Application) -> bool:
         """Whoever approves looks at a request, and not at who has the name: taking over takes a token."""

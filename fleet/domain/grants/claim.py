@@ -7,6 +7,7 @@ from fleet.domain.changes import MarkUsed, SpendClaim, Write
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Refused
+from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 
 
@@ -15,6 +16,8 @@ class ClaimGrant:
     claim: Claim
     credential: Credential
     """The claim's certificate."""
+    listed: ManifestEntry | None = None
+    """What the manifest says of the device that is asked for."""
 
     path = AdmissionPath.CLAIM
     replaces = None
@@ -43,6 +46,7 @@ class ClaimGrant:
     def must_cover_device(self, a: Application) -> None:
         if a.model.name != self.claim.model:
             raise Refused("not-your-model", f"The claim {self.claim.name} is for another model.")
+        must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: Application) -> bool:
         """Every device of the batch has this certificate: only the key of the request tells them apart."""

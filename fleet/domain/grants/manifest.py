@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fleet.domain.application import Application
 from fleet.domain.changes import Write
 from fleet.domain.errors import Refused
-from fleet.domain.manifest import ManifestEntry
+from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 
 
@@ -29,8 +29,7 @@ class ManifestGrant:
     def must_cover_device(self, a: Application) -> None:
         if self.entry.device_id != a.request.names.common_name() or self.entry.model != a.model.name:
             raise Refused("not-your-identity", "The manifest lists this key for another device.")
-        if self.entry.key_sha256 != a.request.key_sha256:
-            raise Refused("not-your-key", "The manifest lists another key for this device.")
+        must_be_the_listed_key(self.entry, a.request.key_sha256)
 
     def would_take_over(self, a: Application) -> bool:
         """The listed key again is the same device again; once it has moved on to another key, that one renews."""

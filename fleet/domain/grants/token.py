@@ -6,6 +6,7 @@ from fleet.domain.application import Application, earned_before
 from fleet.domain.changes import SpendToken, Write
 from fleet.domain.credential import Token
 from fleet.domain.errors import Refused
+from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 
 
@@ -14,6 +15,8 @@ class TokenGrant:
     token: Token
     username: str
     """The HTTP Basic user name sent with it."""
+    listed: ManifestEntry | None = None
+    """What the manifest says of the device that is asked for."""
 
     path = AdmissionPath.TOKEN
     replaces = None
@@ -42,6 +45,8 @@ class TokenGrant:
             raise Refused("not-your-identity", "The token was made for another device.")
         if self.token.model is not None and self.token.model != a.model.name:
             raise Refused("not-your-model", "The token was made for another model.")
+        if self.token.device_id is None:
+            must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: Application) -> bool:
         """A token made for this very device never does: so an operator lets a reflashed board back in. The same key

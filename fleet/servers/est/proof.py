@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.errors import Unauthenticated
-from fleet.domain.peer import Peer
+from fleet.domain.peer import Peer, source_of
 from fleet.servers.http import Exchange
 from fleet.services.evidence import BasicCredentials, token_parts
 from fleet.wire.csr import Csr
@@ -36,16 +36,17 @@ def basic_credentials(authorization: str | None) -> BasicCredentials | None:
 
 
 def credential_of(exchange: Exchange) -> Hashable | None:
-    """What a request shows, true or not: its certificate, or its token, from this address alone. So nobody who tries
-    out another's token can keep that one waiting.
+    """What a request shows, true or not: its certificate, or its token, from this neighbour alone. So nobody who tries
+    out another's token can keep that one waiting, and no device of a batch the others that share its claim.
     """
+    source = source_of(exchange.peer.address)
     if exchange.peer.fingerprint is not None:
-        return exchange.peer.fingerprint
+        return source, exchange.peer.fingerprint
     try:
         shown = basic_credentials(exchange.request.headers.get("Authorization"))
     except Unauthenticated:
         return None
-    return (exchange.peer.address, token_parts(shown.password)[0]) if shown is not None else None
+    return (source, token_parts(shown.password)[0]) if shown is not None else None
 
 
 def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:

@@ -19,7 +19,7 @@ from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.maker_certificate import maker_certificate
-from fleet.servers.est.paths import RENEWAL_INFO, Route, route
+from fleet.servers.est.paths import OPEN, RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, HttpServer, answer
 from fleet.services.authorising import Authoriser
@@ -96,7 +96,7 @@ class _Handlers:
 
     async def handle(self, exchange: Exchange) -> web.Response:
         asked = route(exchange.request.method, exchange.request.rel_url.raw_path)
-        exchange.event = f"est.{asked.operation}"
+        exchange.event, exchange.is_open = f"est.{asked.operation}", asked.operation in OPEN
         return await self._operations[asked.operation](exchange, asked)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
