@@ -18,6 +18,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519", "ML-DSA-44", "ML-DSA-65")
 """Every kind of public key that a model may allow."""
 
+BARRED_MODEL = "restore-barred"
+"""Of devices that a registry knows of by this alone: they were put out after the backup that it was restored from."""
+
 LIFETIME_MIN = timedelta(minutes=1)
 LIFETIME_MAX = timedelta(days=3650)
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from fleet.domain.access import Operator
 from fleet.domain.application import Application
 from fleet.domain.credential import CredentialKind, CredentialState, Station
-from fleet.domain.device import Device, DeviceId, DeviceState, device_id
+from fleet.domain.device import BARRED_MODEL, Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
@@ -140,6 +140,16 @@ def grant_is_valid(a: Application) -> None:
     a.grant.must_be_valid(a)
 
 
+def device_is_not_barred(a: Application) -> None:
+    """Whatever right it comes with: of what it was before, nothing but its name is known."""
+    if a.model.name == BARRED_MODEL:
+        raise Refused(
+            "device-barred",
+            f"{a.request.names.common_name()} was put out after the backup that this registry was restored from.",
+            "Give the device another id, or find out why it was put out: fleet device show",
+        )
+
+
 def grant_covers_device(a: Application) -> None:
     a.grant.must_cover_device(a)
 
@@ -192,6 +202,7 @@ Check = Callable[[Application], None]
 # misused, whatever that model would have said to it.
 CHECKS: tuple[Check, ...] = (
     grant_is_valid,
+    device_is_not_barred,
     grant_covers_device,
     binding_is_to_this_connection,
     binding_is_there,

@@ -28,7 +28,7 @@ from fleet.domain.changes import (
 )
 from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
-from fleet.domain.device import DeviceId, DeviceState, Model, Tags, device_id
+from fleet.domain.device import BARRED_MODEL, DeviceId, DeviceState, Model, Tags, device_id
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
@@ -275,6 +275,9 @@ class _Attempt:
         return model
 
     def check_label(self, model: Model) -> None:
+        """Of what a barred device was, nobody knows the label."""
+        if model.name == BARRED_MODEL:
+            return
         if self.label is not None and not leads_to(self.label, model.name, model.rules):
             raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
 

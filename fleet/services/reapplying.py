@@ -13,7 +13,7 @@ from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, Event, EventKind, TagDevice
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.device import NEXT, Device, DeviceFilter, DeviceState, Model, device_id
+from fleet.domain.device import BARRED_MODEL, NEXT, Device, DeviceFilter, DeviceState, Model, device_id
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
@@ -27,9 +27,6 @@ from fleet.services.revocation import moving
 
 RESTORE_TAG = "restore"
 """The tag of devices that a restore has suspended: its value ties them together."""
-
-BARRED_MODEL = "restore-barred"
-"""The model of devices that were put out since and that the backup does not know: it has no topics, and no way in."""
 
 AS_BEFORE = "as before the restore"
 

@@ -12,13 +12,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
-from fleet.domain.changes import EventKind
+from fleet.domain.changes import Event, EventKind
 from fleet.domain.claim import TAKEOVERS_MAX, Claim
 from fleet.domain.errors import Refused
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.domain.peer import Peer
 from fleet.services import claims, inventory, revocation
 from fleet.services.admission import admit
+from fleet.services.reapplying import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 
@@ -109,6 +110,16 @@ async def test_many_at_once_are_no_more_than_its_quota(batch: Batch) -> None:
 async def test_a_registered_device_that_waits_for_its_first(batch: Batch) -> None:
     await batch.house.device("cam-1", serial="SN1")
     assert await batch.verdict("cam-1") == (200, "")
+
+
+async def test_a_device_that_a_restore_has_barred_is_no_fault_of_the_claim(batch: Batch) -> None:
+    """It asks in good faith: what it was put out for, and as what, only the lost registry knew."""
+    since = [Event(EventKind.DEVICE_STATE, "new-1", "active", 1), Event(EventKind.DEVICE_STATE, "new-1", "revoked", 2)]
+    await reapply(batch.house.registry, since, act=Act("test", batch.house.clock()))
+    for label in ("", "cam"):
+        assert await batch.verdict("new-1", label=label) == (403, "device-barred")
+    assert (await batch.claim()).quarantined_at is None
+    assert await batch.verdict("new-2") == (200, "")
 
 
 async def test_a_lost_answer_costs_no_second_use(batch: Batch) -> None:

@@ -17,13 +17,13 @@ from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import DeviceFilter, DeviceId
+from fleet.domain.device import BARRED_MODEL, DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict
 from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
-from fleet.services.reapplying import BARRED_MODEL, reapply
+from fleet.services.reapplying import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker
@@ -216,9 +216,9 @@ async def test_who_was_put_out_after_the_backup_that_the_registry_came_from(yard
     ]
     done = await reapply(yard.house.registry, since, act=yard.act)
     assert (done.barred, done.unknown) == (("SN1", "SN2"), ("SN3",))
-    assert await yard.verdict("SN1", yard.device("SN1")) == (403, "path-not-open")
-    assert await yard.verdict("SN2", yard.device("SN2")) == (403, "path-not-open")
-    assert await yard.verdict("SN1", yard.device("SN1"), label="cam") == (403, "not-your-model")
+    assert await yard.verdict("SN1", yard.device("SN1")) == (403, "device-barred")
+    assert await yard.verdict("SN2", yard.device("SN2")) == (403, "device-barred")
+    assert await yard.verdict("SN1", yard.device("SN1"), label="cam") == (403, "device-barred")
     assert await yard.verdict("SN3", yard.device("SN3")) == (200, "")
     states = [d.state.value for d in await yard.house.registry.devices(DeviceFilter(model=BARRED_MODEL))]
     assert states == ["revoked", "suspended"]
