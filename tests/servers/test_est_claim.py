@@ -115,7 +115,8 @@ async def test_a_registered_device_that_waits_for_its_first(batch: Batch) -> Non
 async def test_a_device_that_a_restore_has_barred_is_no_fault_of_the_claim(batch: Batch) -> None:
     """It asks in good faith: what it was put out for, and as what, only the lost registry knew."""
     since = [Event(EventKind.DEVICE_STATE, "new-1", "active", 1), Event(EventKind.DEVICE_STATE, "new-1", "revoked", 2)]
-    await reapply(batch.house.registry, since, act=Act("test", batch.house.clock()))
+    await reapply(batch.house.registry, since, act=batch.act)
+    await claims.release_claim(batch.house.registry, "batch-1", act=batch.act)  # an operator has looked
     for label in ("", "cam"):
         assert await batch.verdict("new-1", label=label) == (403, "device-barred")
     assert (await batch.claim()).quarantined_at is None
