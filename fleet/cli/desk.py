@@ -231,7 +231,13 @@ def fleet_or_copy_option(command: _Command) -> Callable[..., object]:
     """The same beside an option that gets the command a `copy` to work on: with that, `desk` is None."""
 
     def desk_unless_copied(*given: Any, copy: Path | None) -> Desk | None:
-        return None if copy is not None else _desk(*given)
+        if copy is None:
+            return _desk(*given)
+        context = click.get_current_context()
+        for name in ("url", "cert", "key", "ca"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} is for a served fleet, and a copy is read here.")
+        return None
 
     return _with_options(command, desk_unless_copied, passing=("copy",))
 

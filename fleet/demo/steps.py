@@ -67,7 +67,7 @@ def factory(stage: Stage) -> Facts:
     )
     stage.wait_for_file(line, board)
     words = ["--port", str(line), "--est", stage.ready()["est"], "--mqtt", devices.mqtt_address(stage)]
-    words += ["--cert", str(kit / "station.pem"), "--public-key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
+    words += ["--cert", str(kit / "station.pem"), "--key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
     words += ["--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")]
     row = stage.call(STATION, "provision", *words, "-o", "json").json()
     expect(board.process.wait(PATIENCE_SECONDS) == 0, "the emulated board did not end well")

@@ -291,8 +291,10 @@ class TestAudit:
         verified = parsed(fleet("audit", "verify", "-o", "json"))
         assert (verified["ok"], verified["rows"]) == (True, 3)
         copy = Path(shutil.copy(home / "registry.db", tmp_path / "copy.db"))
-        key = ("--key", str(home / "ca" / "audit.pub"))
+        key = ("--public-key", str(home / "ca" / "audit.pub"))
         assert parsed(fleet("audit", "verify", "--file", str(copy), *key, "-o", "json")) == verified
+        mistaken = fleet("audit", "verify", "--file", str(copy), "--key", key[1], expect=2)
+        assert "--key is for a served fleet" in mistaken.stderr
         content = bytearray(copy.read_bytes())
         content[content.index(b"device.revoke")] ^= 1
         copy.write_bytes(content)
