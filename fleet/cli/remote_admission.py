@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.cli.https import Api
 from fleet.cli.issued import Issued
-from fleet.cli.told import anchor_from, claim_from
+from fleet.cli.told import anchor_from, claim_from, read_as
 from fleet.domain.claim import Claim
 from fleet.domain.device import plain_name
 from fleet.domain.idevid import Anchor
@@ -80,11 +80,17 @@ class RemoteImporter:
         for part in _parts(chunk):
             body = {"bulk": self._bulk, "rows": part}
             told, _ = await asyncio.to_thread(self._api.ask, "POST", "/v1/manifest", body)
-            self._counts.added += told["added"]
-            self._counts.unchanged += told["unchanged"]
-            self._counts.refused += len(told["refused"])
-            refused += [RowRefused(v["line"], v["device_id"], v["code"], v["message"]) for v in told["refused"]]
+            added, unchanged, out = read_as(_taken, told)
+            self._counts.added += added
+            self._counts.unchanged += unchanged
+            self._counts.refused += len(out)
+            refused += out
         return refused
+
+
+def _taken(value: Json) -> tuple[int, int, list[RowRefused]]:
+    out = [RowRefused(v["line"], v["device_id"], v["code"], v["message"]) for v in value["refused"]]
+    return int(value["added"]), int(value["unchanged"]), out
 
 
 def _parts(chunk: Sequence[Numbered]) -> Iterator[list[Json]]:

@@ -1,11 +1,13 @@
 """The audit from afar, page by page: to be searched, exported, and verified without believing the server."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any
 
 from fleet.cli.https import Api
+from fleet.cli.told import read_as
 from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Unavailable
@@ -17,7 +19,6 @@ HASHES_KEPT_MAX = 65_536
 NEWEST = 2**53 - 1  # behind every row that there will ever be
 
 Json = Mapping[str, Any]
-Made = TypeVar("Made")
 
 
 class RemoteAudit:
@@ -36,22 +37,28 @@ class RemoteAudit:
         after = max(0, after)
         while len(rows) < limit:
             page = await self._ask(f"/v1/audit?after={after}&limit={min(limit - len(rows), PAGE_MAX)}")
-            new = _made(lambda value: [_row(each) for each in value["items"]], page)
+            new = read_as(lambda value: [_row(each) for each in value["items"]], page)
             rows += new
             if not new or page.get("next") is None:
                 break
+            if new[-1].seq <= after:
+                raise _stuck()
             after = new[-1].seq
         return rows
 
     async def last_audit(self) -> int:
-        return _made(lambda value: int(value["last"]), await self._ask(f"/v1/audit?after={NEWEST}&limit=1"))
+        return read_as(lambda value: int(value["last"]), await self._ask(f"/v1/audit?after={NEWEST}&limit=1"))
 
     async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
         page = await self._ask(f"/v1/audit/heads?after={max(0, after)}&limit={min(limit, PAGE_MAX)}")
-        return _made(lambda value: [_head(each) for each in value["items"]], page)
+        heads = read_as(lambda value: [_head(each) for each in value["items"]], page)
+        sizes = [after, *(head.size for head in heads)]
+        if any(size >= following for size, following in pairwise(sizes)):
+            raise _stuck()
+        return heads
 
     async def last_sealed(self) -> Sealed | None:
-        return _made(_sealed, await self._ask("/v1/audit/sealed"))
+        return read_as(_sealed, await self._ask("/v1/audit/sealed"))
 
     async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
         """A page of them is asked for at once and remembered: they never change."""
@@ -61,7 +68,7 @@ class RemoteAudit:
                 self._hashes.clear()
             at_once = HASHES_MAX if count == 1 else min(count, HASHES_MAX)
             told = await self._ask(f"/v1/audit/hashes?level={level}&first={first}&count={at_once}")
-            found = _made(lambda value: [bytes.fromhex(each) for each in value["hashes"]], told)
+            found = read_as(lambda value: [bytes.fromhex(each) for each in value["hashes"]], told)
             self._hashes.update({(level, first + n): each for n, each in enumerate(found)})
         hashes: list[bytes] = []
         for each in wanted:
@@ -74,12 +81,8 @@ class RemoteAudit:
         return (await asyncio.to_thread(self._api.ask, "GET", path))[0]
 
 
-def _made(make: Callable[[Any], Made], value: Any) -> Made:
-    try:
-        return make(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = "What the server answers about the audit cannot be read."
-        raise Unavailable("bad-answer", message, "Check the address.") from error
+def _stuck() -> Unavailable:
+    return Unavailable("bad-answer", "The server tells the audit out of order, or twice.", "Check the address.")
 
 
 def _row(value: Json) -> AuditRow:

@@ -1,8 +1,8 @@
 """What the API tells, as values of the domain; and what of a model is told to it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -12,10 +12,23 @@ from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialState, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.errors import Unavailable
 from fleet.domain.idevid import Anchor
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json, rules_of
 
 Json = Mapping[str, Any]
+Made = TypeVar("Made")
+
+
+def read_as(make: Callable[[Any], Made], value: Any) -> Made:
+    """What `make` makes of an answer.
+
+    Raises: Unavailable (`bad-answer`): it holds something else than was asked for.
+    """
+    try:
+        return make(value)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Unavailable("bad-answer", "What the server answers cannot be read.", "Check the address.") from error
 
 
 def time_from(text: str) -> datetime:

@@ -149,6 +149,8 @@ class _Verification:
         for noted in [each for each in self.noted if each.size < self.start]:
             await self._look_back(noted)
         self._meet(self.tree.size, self.tree.root())
+        if self.sealed is not None and self.sealed_size <= self.tree.size:
+            self._check_root(self.sealed.head, await tree_at(self.reader, self.sealed_size))
 
     async def _begin_after(self, since: Noted) -> None:
         if since.size > self.newest:
@@ -207,7 +209,8 @@ class _Verification:
         while self.tree.size < self.newest:
             leaves = list(sound_leaves(await self._page(), self.tree.size))
             while leaves:
-                stops = [each.size - self.tree.size for each in (head, *self.noted) if each is not None]
+                marks = (head, *self.noted, self.sealed.head if self.sealed is not None else None)
+                stops = [each.size - self.tree.size for each in marks if each is not None]
                 count = min([len(leaves), *(stop for stop in stops if stop > 0)])
                 self.tree, nodes = grown(self.tree, leaves[:count])
                 self.nodes += nodes
@@ -217,6 +220,8 @@ class _Verification:
                     await self._check_nodes()
                     self.heads.add(head)
                     head = await anext(heads, None)
+                if self.sealed is not None and self.tree.size == self.sealed_size:
+                    self._check_root(self.sealed.head, self.tree)  # whether it is among those that are listed or not
                 self._meet(self.tree.size, self.tree.root())
 
     async def _page(self) -> list[AuditRow]:
@@ -263,6 +268,8 @@ class _Verification:
             await self._no_stray_nodes(0)
             return
         head, frontier = self.sealed.head, self.sealed.frontier
+        if self.keys is not None:
+            check_head(head, self.keys)
         if head.size < frontier.size <= self.newest:
             raise _broken("audit-head-removed", f"a head of {frontier.size} rows was there and is gone.")
         if frontier.size != head.size or frontier.root() != head.root:
