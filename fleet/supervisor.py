@@ -19,10 +19,10 @@ from fleet.domain.errors import FleetError, Unavailable
 from fleet.doors import reserved
 from fleet.premises import Endpoints, Premises
 from fleet.servers.gateway.brokers import shared_socket
-from fleet.servers.gateway.feed import Feed
-from fleet.servers.gateway.journal import Journal
+from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.purge import Purges
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.settings import Settings, render
 from fleet.worker import Told
 
@@ -182,8 +182,8 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._teaching = asyncio.Lock()
-        self._purges = Purges(ground.upstream, Journal(), after_seconds=PURGE_AFTER_SECONDS)
-        self._feed = Feed(ground.registry, self._purges.hear, Limits().feed_silence_seconds_max)
+        self._purges = SessionPurger(ground.upstream, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
+        self._feed = EventFollower(ground.registry, self._purges.hear, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's feed")
 
     async def start(self) -> None:

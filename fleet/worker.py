@@ -31,8 +31,8 @@ from fleet.servers.admin import build_admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.upstream import Upstream
-from fleet.servers.gateway.watched import WatchedUpstream, is_somebody_elses
 from fleet.settings import Address, Settings
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
@@ -144,7 +144,7 @@ async def working(
         authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock, makers=await makers_of(registry))
         contexts.follow(authorities, home)
-        watched = WatchedUpstream(upstream, clock=clock) if is_somebody_elses(upstream) else None
+        watched = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
         if watched is not None:
             upstream = watched
             await parts.enter_async_context(lasting(watched.run(), "the watch on the broker"))

@@ -19,8 +19,8 @@ from fleet.domain.errors import FleetError
 from fleet.home import Home, open_registry
 from fleet.lasting import lasting
 from fleet.server_certificate import utc_now
+from fleet.servers.gateway.broker_process import die_with_parent
 from fleet.servers.gateway.brokers import start_upstream
-from fleet.servers.gateway.child import end_with_parent
 from fleet.servers.gateway.upstream import SharedUpstream, Upstream
 from fleet.settings import Settings, parse_settings
 from fleet.worker import LOG_FORMAT, Place, Told, loop_factory, working
@@ -110,7 +110,7 @@ async def _upstream(orders: Orders, settings: Settings, home: Home, supervisor: 
 
 
 def main(descriptor: int) -> int:
-    end_with_parent(os.getppid(), signal.SIGKILL)  # the channel tells too, but only who still listens to it
+    die_with_parent(os.getppid(), signal.SIGKILL)  # the channel tells too, but only who still listens to it
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 

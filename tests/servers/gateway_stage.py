@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway.endings import Ending, SessionOver
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.relay import Relay
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connack, encode_connack
@@ -54,8 +54,8 @@ class Stage:
     def suback(self, *codes: int, packet_id: int = 1) -> bytes:
         return encode_suback(Suback(packet_id, codes), self.version)
 
-    def ends(self, data: bytes, *, from_broker: bool = False) -> Ending:
-        with pytest.raises(SessionOver) as caught:
+    def ends(self, data: bytes, *, from_broker: bool = False) -> CloseReason:
+        with pytest.raises(CloseSession) as caught:
             (self.relay.from_broker if from_broker else self.relay.from_device)(data)
         return caught.value.ending
 

@@ -13,12 +13,12 @@ import pytest
 
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
-from fleet.servers.gateway import child
+from fleet.servers.gateway import broker_process
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.mosquitto import Mosquitto, access_text, config_text, mosquitto_program
 from fleet.servers.gateway.private_socket import private_directory
-from fleet.servers.gateway.purge import purge_session
+from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
 from fleet.settings import parse_broker
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -182,7 +182,7 @@ async def test_a_program_that_does_not_start(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "READY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(broker_process, "READY_SECONDS_MAX", 0.2)
     script = tmp_path / "mute"
     script.write_text("#!/bin/sh\necho $$ > pid\nexec sleep 60\n")
     script.chmod(0o755)
@@ -194,7 +194,7 @@ async def test_a_program_that_does_not_answer(tmp_path: Path, monkeypatch: pytes
 @needs_mosquitto
 async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert PROGRAM is not None
-    monkeypatch.setattr(child, "PREDECESSOR_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(broker_process, "PREDECESSOR_SECONDS_MAX", 0.1)
     broker = await Mosquitto.start(PROGRAM, tmp_path / "run", ())
     with pytest.raises(OSError, match="Another broker"):
         await Mosquitto.start(PROGRAM, tmp_path / "run", ())

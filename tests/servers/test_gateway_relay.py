@@ -3,9 +3,9 @@
 import pytest
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway import endings
-from fleet.servers.gateway.endings import Ending
-from fleet.servers.gateway.sieve import INJECTED_MAX
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason
+from fleet.servers.gateway.packet_filter import INJECTED_MAX
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -67,7 +67,7 @@ def test_pending_subscribes_are_bounded() -> None:
     for packet_id in range(1, 65):
         stage.relay.from_device(stage.subscribe("#", "down/a", packet_id=packet_id))
     stage.relay.from_device(stage.subscribe("#", "down/a", packet_id=1))
-    assert stage.ends(stage.subscribe("#", "down/a", packet_id=99)) is endings.QUOTA
+    assert stage.ends(stage.subscribe("#", "down/a", packet_id=99)) is close_reasons.QUOTA
 
 
 def test_filters_held_are_bounded() -> None:
@@ -108,7 +108,7 @@ def test_connack_loses_its_aliases_and_learns_our_cap() -> None:
     (packet,) = PacketReader().feed(bytes(stage.to_device))
     expected = ((Property.RECEIVE_MAXIMUM, 20), (Property.MAXIMUM_PACKET_SIZE, SIZE_MAX))
     assert decode_connack(packet.body, V5) == Connack(True, 0, expected)
-    assert stage.ends(encode_connack(Connack(False, 0), V5), from_broker=True) is endings.PROTOCOL_ERROR
+    assert stage.ends(encode_connack(Connack(False, 0), V5), from_broker=True) is close_reasons.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, 0x87)])
@@ -117,7 +117,7 @@ def test_the_broker_may_refuse(version: int, code: int) -> None:
     refused = encode_connack(Connack(False, code), version)
     stage.relay.from_broker(refused)
     assert stage.to_device == refused
-    assert stage.relay.farewell is endings.BROKER_REFUSED
+    assert stage.relay.farewell is close_reasons.BROKER_REFUSED
 
 
 @VERSIONS
@@ -154,14 +154,14 @@ def test_a_disconnect_of_the_broker_is_its_last_word() -> None:
     stage = Stage(V5)
     stage.relay.from_broker(acks.disconnect(V5, Reason.SESSION_TAKEN_OVER) + stage.publish("down/a"))
     assert stage.to_device == b"\xe0\x01\x8e"
-    assert stage.relay.farewell is endings.BROKER_CLOSED
-    stage.relay.take_leave(endings.BROKER_CLOSED)
+    assert stage.relay.farewell is close_reasons.BROKER_CLOSED
+    stage.relay.take_leave(close_reasons.BROKER_CLOSED)
     assert stage.to_device == b"\xe0\x01\x8e"
 
 
 @pytest.mark.parametrize("first", [0x10, 0x82, 0xA2, 0xC0, 0xF0, 0x00])
 def test_what_a_broker_must_not_send(first: int) -> None:
-    assert Stage(V5).ends(bytes((first, 0)), from_broker=True) is endings.PROTOCOL_ERROR
+    assert Stage(V5).ends(bytes((first, 0)), from_broker=True) is close_reasons.PROTOCOL_ERROR
 
 
 # Packets of our own
@@ -181,18 +181,18 @@ def test_an_answer_never_lands_within_another_packet() -> None:
 def test_answers_that_wait_are_bounded() -> None:
     stage = Stage(V5)
     stage.relay.from_broker(stage.publish("down/a", payload=bytes(100_000))[:70_000])
-    assert stage.ends(stage.publish("other", 1) * (INJECTED_MAX + 1)) is endings.QUOTA
+    assert stage.ends(stage.publish("other", 1) * (INJECTED_MAX + 1)) is close_reasons.QUOTA
 
 
 @pytest.mark.parametrize(
     ("ending", "broker", "device"),
     [
-        (endings.DEVICE_ENDED, b"\xe0\x00", b"\xe0\x01\x98"),
-        (endings.CERTIFICATE_EXPIRED, b"", b"\xe0\x01\xa0"),
-        (endings.CLIENT_GONE, b"", b""),
+        (close_reasons.DEVICE_ENDED, b"\xe0\x00", b"\xe0\x01\x98"),
+        (close_reasons.CERTIFICATE_EXPIRED, b"", b"\xe0\x01\xa0"),
+        (close_reasons.CLIENT_GONE, b"", b""),
     ],
 )
-def test_taking_leave_of_both(ending: Ending, broker: bytes, device: bytes) -> None:
+def test_taking_leave_of_both(ending: CloseReason, broker: bytes, device: bytes) -> None:
     stage = Stage(V5)
     stage.relay.take_leave(ending)
     assert (bytes(stage.to_broker), bytes(stage.to_device)) == (broker, device)
@@ -208,7 +208,7 @@ def test_no_leave_is_taken_within_a_packet() -> None:
     stage = Stage(V5)
     stage.relay.from_device(stage.publish("up/a", payload=bytes(100_000))[:70_000])
     stage.relay.from_broker(stage.publish("down/a", payload=bytes(100_000))[:70_000])
-    stage.relay.take_leave(endings.DEVICE_ENDED)
+    stage.relay.take_leave(close_reasons.DEVICE_ENDED)
     assert len(stage.to_broker) == len(stage.to_device) == 70_000
 
 

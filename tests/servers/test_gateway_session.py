@@ -12,8 +12,8 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway import session as session_module
-from fleet.servers.gateway.journal import Journal
-from fleet.servers.gateway.purge import Purges
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -141,7 +141,7 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
 
 async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
     broker = FakeBroker()
-    patient, prompt = Purges(broker, Journal(), after_seconds=3600), Purges(broker, Journal())
+    patient, prompt = SessionPurger(broker, OutcomeLog(), after_seconds=3600), SessionPurger(broker, OutcomeLog())
     for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
         await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
         await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.child import Child
+from fleet.servers.gateway.broker_process import BrokerProcess
 from fleet.servers.gateway.private_socket import connect_unix, private_directory
 from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
 
@@ -25,7 +25,7 @@ class Embedded:
         # The modules that we run on, wherever we were started, and none that happen to lie in a directory.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = (sys.executable, "-P", "-m", PROGRAM, str(self.socket))
-        self.child = Child("amqtt", argv, run_dir, self.socket, lambda line: None, env)
+        self.child = BrokerProcess("amqtt", argv, run_dir, self.socket, lambda line: None, env)
 
     @classmethod
     async def start(cls, run_dir: Path) -> "Embedded":

@@ -15,16 +15,16 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.gateway import endings
-from fleet.servers.gateway.ended import Ended
-from fleet.servers.gateway.feed import Feed
-from fleet.servers.gateway.grounds import Grounds
-from fleet.servers.gateway.journal import Journal
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.admission import open_session
+from fleet.servers.gateway.context import SessionContext
+from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.opening import open_session
-from fleet.servers.gateway.purge import Purges
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.session import Phase, Session
-from fleet.servers.gateway.table import LiveTable
+from fleet.servers.gateway.session_purge import SessionPurger
+from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.mqtt.codes import Reason
 from fleet.wire.mqtt.connect import Connect
@@ -50,23 +50,23 @@ class Gateway:
     ) -> None:
         self._registry = registry
         self._limits = limits or Limits()
-        self._journal = Journal()
-        self._table: LiveTable[Session] = LiveTable()
+        self._journal = OutcomeLog()
+        self._table: SessionRegistry[Session] = SessionRegistry()
         self._upstream = upstream
-        self._feed = Feed(registry, self._hear, self._limits.feed_silence_seconds_max, self._judge_anew)
-        self._ended = Ended()
-        self._grounds = Grounds(
+        self._feed = EventFollower(registry, self._hear, self._limits.feed_silence_seconds_max, self._judge_anew)
+        self._ended = RevokedCache()
+        self._context = SessionContext(
             upstream, clock, self._limits, self._journal, self._table, self._open, self._ended, self._prepare
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._purges = Purges(upstream, self._journal) if purges else None
+        self._purges = SessionPurger(upstream, self._journal) if purges else None
         self._applying = asyncio.Lock()  # first come, first served: the later model stays
         self._setting = asyncio.Lock()
         self._prepared: frozenset[str] = frozenset()
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
-        return Session(self._grounds, peer)
+        return Session(self._context, peer)
 
     async def run(self) -> None:
         """Follow the registry until cancelled. The sessions rely on it: run it before anything listens."""
@@ -79,7 +79,7 @@ class Gateway:
     async def close(self) -> None:
         """End every session, telling those of 5.0 why; what it was still doing is cancelled."""
         for session in self._table:
-            session.end(endings.SHUTTING_DOWN)
+            session.end(close_reasons.SHUTTING_DOWN)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -113,7 +113,7 @@ class Gateway:
             # Nobody new while we could not hear of their revocation.
             session.refuse("feed-down", Reason.SERVER_UNAVAILABLE)
             return
-        self._start(open_session(self._grounds, self._registry, session))
+        self._start(open_session(self._context, self._registry, session))
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -140,19 +140,19 @@ class Gateway:
     def _judge_anew(self) -> None:
         """What happened to whom is not to be known any more: everybody proves themselves again."""
         for session in self._table:
-            session.end(endings.EVENTS_MISSED)
+            session.end(close_reasons.EVENTS_MISSED)
 
     def _device_moved(self, device_id: str, state: str) -> None:
         if state == DeviceState.ACTIVE:
             return
         for session in self._table.of_device(device_id):
-            session.end(endings.DEVICE_ENDED)
+            session.end(close_reasons.DEVICE_ENDED)
 
     def _credential_ended(self, holder: str, fingerprint: str) -> None:
         table = self._table
         ended = table.of_fingerprint(bytes.fromhex(fingerprint)) if fingerprint else table.of_device(holder)
         for session in ended:
-            session.end(endings.CREDENTIAL_ENDED)
+            session.end(close_reasons.CREDENTIAL_ENDED)
 
     async def _model_changed(self, name: str) -> None:
         # Whoever is being admitted now may have been judged by the old model: they ask again.

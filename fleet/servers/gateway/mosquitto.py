@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.child import Child
+from fleet.servers.gateway.broker_process import BrokerProcess
 from fleet.servers.gateway.private_socket import connect_unix, private_directory
 from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
 from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
@@ -74,7 +74,7 @@ class Mosquitto:
         self._reloaded = asyncio.Event()
         self._access = ""
         self.socket = run_dir / SOCKET
-        self.child = Child("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._heard)
+        self.child = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._heard)
 
     @classmethod
     async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":

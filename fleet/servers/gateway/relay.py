@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway import endings
-from fleet.servers.gateway.endings import Ending, SessionOver
-from fleet.servers.gateway.sieve import DOWNBOUND, UPBOUND, Sieve
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.packet_filter import DOWNBOUND, UPBOUND, PacketFilter
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -28,7 +28,7 @@ Note = Callable[[str, str, str], None]
 
 
 class Relay:
-    """Sans-IO. Raises out of `from_device` and `from_broker`: SessionOver, WireError."""
+    """Sans-IO. Raises out of `from_device` and `from_broker`: CloseSession, WireError."""
 
     def __init__(
         self, version: int, policy: TopicPolicy, to_broker: Write, to_device: Write, note: Note, size_max: int
@@ -38,14 +38,14 @@ class Relay:
         self.note = note
         self.connack: Connack | None = None
         """What the broker said to CONNECT, once it has."""
-        self.farewell: Ending | None = None
+        self.farewell: CloseReason | None = None
         """Set when the packet that was just let through is the last one."""
         self.answers = 0
         """Packets of our own so far, to either side."""
         self.subscriptions = Subscriptions(version)
         self.size_max = size_max
-        self.up = Sieve(UPBOUND, version, _FromDevice(self), to_broker, size_max)
-        self.down = Sieve(DOWNBOUND, version, _FromBroker(self), to_device, size_max)
+        self.up = PacketFilter(UPBOUND, version, _FromDevice(self), to_broker, size_max)
+        self.down = PacketFilter(DOWNBOUND, version, _FromBroker(self), to_device, size_max)
 
     def from_device(self, data: bytes) -> None:
         self.up.feed(data)
@@ -60,9 +60,9 @@ class Relay:
         self.down.forget_topics()
         return self.subscriptions.fit(policy)
 
-    def take_leave(self, ending: Ending) -> None:
+    def take_leave(self, ending: CloseReason) -> None:
         """Say to each side what it should hear of `ending`, if it can still be said; then let nothing through."""
-        if not ending.will and self.farewell is not endings.CLIENT_DISCONNECTED and self.up.between_packets:
+        if not ending.will and self.farewell is not close_reasons.CLIENT_DISCONNECTED and self.up.between_packets:
             # 3.14.4: on DISCONNECT the broker drops the will
             self.up.inject(acks.disconnect(self.version))
         told = self.connack is not None and self.farewell is None and self.down.between_packets
@@ -90,7 +90,7 @@ class _FromDevice:
         relay.note("mqtt.publish", "refused", topic)
         if relay.version != V5:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge, or close. An acknowledgement would be a lie.
-            raise SessionOver(endings.PUBLISH_REFUSED)
+            raise CloseSession(close_reasons.PUBLISH_REFUSED)
         if qos:
             # MQTT 5.0, 3.4.2.1 and 3.5.2.1
             first = acks.PUBACK if qos == 1 else acks.PUBREC
@@ -112,7 +112,7 @@ class _FromDevice:
                 relay.subscriptions.left(body)
             case PacketType.DISCONNECT:
                 # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it
-                relay.farewell = endings.CLIENT_DISCONNECTED
+                relay.farewell = close_reasons.CLIENT_DISCONNECTED
                 relay.up.stop()
         return None
 
@@ -146,17 +146,17 @@ class _FromBroker:
             case PacketType.SUBACK:
                 return relay.subscriptions.answered(body)
             case PacketType.DISCONNECT:
-                relay.farewell = endings.BROKER_CLOSED
+                relay.farewell = close_reasons.BROKER_CLOSED
                 relay.down.stop()
         return None
 
     def _greet(self, body: bytes) -> bytes | None:
         relay = self._relay
         if relay.connack is not None:
-            raise SessionOver(endings.PROTOCOL_ERROR)
+            raise CloseSession(close_reasons.PROTOCOL_ERROR)
         relay.connack = connack = decode_connack(body, relay.version)
         if connack.code:
-            relay.farewell = endings.BROKER_REFUSED
+            relay.farewell = close_reasons.BROKER_REFUSED
             return None
         if relay.version != V5:
             return None

@@ -1,4 +1,4 @@
-"""One device's connection: CONNECT first, then a relay to the broker, until one of many endings.
+"""One device's connection: CONNECT first, then a relay to the broker, until one of many close reasons.
 
     WAITING --CONNECT--> OPENING --admitted, broker connected--> LIVE --> ENDED
 
@@ -14,11 +14,11 @@ from dataclasses import replace
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
-from fleet.servers.gateway import endings
-from fleet.servers.gateway.endings import Ending, SessionOver
-from fleet.servers.gateway.grounds import Grounds
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.context import SessionContext
+from fleet.servers.gateway.flow_control import FlowControlledTransport, clog, unclog
 from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.tap import Tap, clog, unclog
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -40,20 +40,20 @@ class Phase(enum.Enum):
 class Session(asyncio.Protocol):
     """A protocol for the TLS listener; `peer` is what the handshake has proved."""
 
-    def __init__(self, grounds: Grounds, peer: Peer) -> None:
+    def __init__(self, context: SessionContext, peer: Peer) -> None:
         self.peer = peer
         self.phase = Phase.WAITING
         self.connect: Connect | None = None
         self.admission: Admission | None = None
         self.stale = False
         """A model has changed while this session was being admitted: its policy must be asked for again."""
-        self._grounds = grounds
+        self._context = context
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._reader = PacketReader(CONNECT_SIZE_MAX)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._device: Tap | None = None
-        self._broker: Tap | None = None
+        self._device: FlowControlledTransport | None = None
+        self._broker: FlowControlledTransport | None = None
         self._relay: Relay | None = None
 
     @property
@@ -64,14 +64,14 @@ class Session(asyncio.Protocol):
     # The device's side: this is the protocol of its transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._device = Tap(transport)
-        table, limits = self._grounds.table, self._grounds.limits
+        self._device = FlowControlledTransport(transport)
+        table, limits = self._context.table, self._context.limits
         mine = table.of_fingerprint(self.peer.fingerprint) if self.peer.fingerprint else ()
         if len(table) >= limits.sessions_max or len(mine) >= limits.per_certificate_max:
-            self.end(endings.TOO_MANY_SESSIONS)
+            self.end(close_reasons.TOO_MANY_SESSIONS)
             return
         table.add(self, self.peer.fingerprint)
-        self._set_timer("deadline", self._grounds.limits.connect_seconds_max, self.end, endings.CONNECT_TIMEOUT)
+        self._set_timer("deadline", self._context.limits.connect_seconds_max, self.end, close_reasons.CONNECT_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
         relay = self._relay
@@ -88,21 +88,21 @@ class Session(asyncio.Protocol):
             elif self.phase is not Phase.ENDED:
                 self._reader.feed(data)  # it had been read when reading was stopped, and waits behind CONNECT
                 if self._reader.held > EARLY_SIZE_MAX:
-                    raise SessionOver(endings.TOO_LARGE)
-        except SessionOver as over:
+                    raise CloseSession(close_reasons.TOO_LARGE)
+        except CloseSession as over:
             self.end(over.ending)
         except TooLarge:
-            self.end(endings.TOO_LARGE)
+            self.end(close_reasons.TOO_LARGE)
         except WireError:
-            self.end(endings.MALFORMED)
+            self.end(close_reasons.MALFORMED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(endings.CLIENT_GONE)
+        self.end(close_reasons.CLIENT_GONE)
 
     def pause_writing(self) -> None:
         """The device does not take what we write: stop reading what would be written to it."""
         clog(self._device, self._broker)
-        self._set_timer("stuck", self._grounds.limits.stuck_seconds_max, self.end, endings.TOO_SLOW)
+        self._set_timer("stuck", self._context.limits.stuck_seconds_max, self.end, close_reasons.TOO_SLOW)
 
     def resume_writing(self) -> None:
         unclog(self._device, self._broker)
@@ -115,7 +115,7 @@ class Session(asyncio.Protocol):
     def _await_connect(self, data: bytes) -> None:
         # [MQTT-3.1.0-1] the first packet must be CONNECT; nothing else is waited for to its end
         if not self._reader.held and data[:1] != bytes((CONNECT,)):
-            raise SessionOver(endings.NOT_CONNECT)
+            raise CloseSession(close_reasons.NOT_CONNECT)
         packet = next(self._reader.feed(data), None)
         if packet is None:
             return
@@ -133,16 +133,16 @@ class Session(asyncio.Protocol):
         self.phase = Phase.OPENING
         if self._device is not None:
             self._device.stop("opening")
-        self._grounds.table.claim(self, connect.client_id)
-        seconds = self._grounds.limits.open_seconds_max
+        self._context.table.claim(self, connect.client_id)
+        seconds = self._context.limits.open_seconds_max
         self._set_timer("deadline", seconds, self.refuse, "open-timeout", Reason.SERVER_UNAVAILABLE)
         if value_of(connect.properties, Property.AUTHENTICATION_METHOD) is not None:
             # MQTT 5.0, 4.12: a method that the server does not support. The certificate has proved it all already.
             self.refuse("auth-method", Reason.BAD_AUTHENTICATION_METHOD)
-        elif connect.version == V5 and not self._grounds.upstream.speaks_v5:
+        elif connect.version == V5 and not self._context.upstream.speaks_v5:
             self.refuse("unsupported-version", Reason.UNSUPPORTED_PROTOCOL_VERSION)
         else:
-            self._grounds.open(self, connect)
+            self._context.open(self, connect)
 
     def refuse(self, code: str, reason: Reason, version: int | None = None) -> None:
         """Answer CONNECT with `reason` and end. Does nothing when it has ended already."""
@@ -150,9 +150,9 @@ class Session(asyncio.Protocol):
             return
         self._device.write(refusal(reason, version or (self.connect.version if self.connect else V311)))
         self._note("mqtt.connect", code)
-        self.end(endings.REFUSED)
+        self.end(close_reasons.REFUSED)
 
-    def go_live(self, admission: Admission, broker: Tap) -> None:
+    def go_live(self, admission: Admission, broker: FlowControlledTransport) -> None:
         """Join the two sides: CONNECT goes to the broker. The device is not read until CONNACK has come back:
         [MQTT-3.2.0-1] nothing that it asks may be answered before that.
         """
@@ -161,7 +161,7 @@ class Session(asyncio.Protocol):
         self.admission = admission
         self.phase = Phase.LIVE
         self._broker = broker
-        size_max = self._grounds.limits.packet_size_max
+        size_max = self._context.limits.packet_size_max
         version = self.connect.version
         self._relay = Relay(version, admission.policy, broker.write, self._device.write, self._note, size_max)
         broker.write(encode_connect(_identified(self.connect, admission)))
@@ -176,8 +176,8 @@ class Session(asyncio.Protocol):
         answers, greeted = relay.answers, relay.connack is not None
         try:
             relay.from_broker(data)
-        except (SessionOver, WireError):
-            self.end(endings.BROKER_BROKE_PROTOCOL)
+        except (CloseSession, WireError):
+            self.end(close_reasons.BROKER_BROKE_PROTOCOL)
             return
         if relay.answers != answers and self._broker is not None:
             self._broker.hold_if_clogged()
@@ -189,7 +189,7 @@ class Session(asyncio.Protocol):
     def broker_gone(self) -> None:
         if self._relay is not None and self._relay.connack is None:
             self.refuse("broker-lost", Reason.SERVER_UNAVAILABLE)
-        self.end(endings.BROKER_LOST)
+        self.end(close_reasons.BROKER_LOST)
 
     def broker_slow(self) -> None:
         clog(self._broker, self._device)
@@ -214,35 +214,35 @@ class Session(asyncio.Protocol):
         if self._relay is None or self.admission is None or self.connect is None or self.phase is not Phase.LIVE:
             return
         if self.peer.tenant not in model.rules.signers:
-            self.end(endings.CREDENTIAL_ENDED)
+            self.end(close_reasons.CREDENTIAL_ENDED)
             return
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy)
         will = self.connect.will
         will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
         if not self._relay.set_policy(policy) or not will_allowed:
-            self.end(endings.POLICY_CHANGED)
+            self.end(close_reasons.POLICY_CHANGED)
 
     def _watch_expiry(self) -> None:
         """End with the certificate's notAfter."""
         if self.admission is None or self.phase is not Phase.LIVE:
             return
-        left = (self.admission.credential.not_after - self._grounds.clock()).total_seconds()
+        left = (self.admission.credential.not_after - self._context.clock()).total_seconds()
         if left <= 0:
-            self.end(endings.CERTIFICATE_EXPIRED)
+            self.end(close_reasons.CERTIFICATE_EXPIRED)
         else:
             self._set_timer("expiry", min(left, EXPIRY_CHECK_SECONDS_MAX), self._watch_expiry)
 
     # The end.
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: CloseReason) -> None:
         """Close both sides, each with what it should hear. Safe to call twice: the first ending counts."""
         if self.phase is Phase.ENDED:
             return
         self.phase = Phase.ENDED
         for timer in self._timers.values():
             timer.cancel()
-        self._grounds.table.remove(self, self.peer.fingerprint, self.claimed)
+        self._context.table.remove(self, self.peer.fingerprint, self.claimed)
         greeted = False
         if self._relay is not None:
             self._relay.take_leave(ending)
@@ -251,8 +251,8 @@ class Session(asyncio.Protocol):
             self._device.write(refusal(ending.connack, self.connect.version))
         for side in (self._device, self._broker):
             if side is not None:
-                side.close(self._grounds.limits.linger_seconds_max)
-        if ending is not endings.REFUSED:
+                side.close(self._context.limits.linger_seconds_max)
+        if ending is not close_reasons.REFUSED:
             self._note("mqtt.session", ending.name)
 
     def _set_timer(self, name: str, seconds: float, callback: Callable[..., object], *args: object) -> None:
@@ -265,7 +265,7 @@ class Session(asyncio.Protocol):
     def _note(self, event: str, code: str, topic: str = "") -> None:
         serial = self.admission.credential.serial if self.admission else ""
         now = self._loop.time()
-        self._grounds.journal.note(
+        self._context.journal.note(
             event, code, now, device=self.claimed, serial=serial, address=self.peer.address, topic=topic,
             ms=round((now - self._began) * 1000),
         )  # fmt: skip
@@ -276,10 +276,10 @@ class Link(asyncio.Protocol):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.tap: Tap | None = None
+        self.tap: FlowControlledTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.tap = Tap(transport)
+        self.tap = FlowControlledTransport(transport)
 
     def data_received(self, data: bytes) -> None:
         self._session.from_broker(data)

@@ -7,7 +7,7 @@ its SUBACK gets the refusals put back in their places before the device sees it.
 from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway.endings import QUOTA, SessionOver
+from fleet.servers.gateway.close_reasons import QUOTA, CloseSession
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -50,7 +50,7 @@ class Subscriptions:
     def ask(self, body: bytes, policy: TopicPolicy) -> Ruling:
         """Rule on a SUBSCRIBE.
 
-        Raises: WireError; SessionOver: too many wait for their SUBACK.
+        Raises: WireError; CloseSession: too many wait for their SUBACK.
         """
         asked = decode_subscribe(body, self._version)
         codes = tuple(self._code(subscription, policy) for subscription in asked.subscriptions)
@@ -63,7 +63,7 @@ class Subscriptions:
         if not kept:
             return Ruling(b"", encode_suback(Suback(asked.packet_id, codes), self._version), refused)
         if len(self._pending) >= PENDING_MAX:
-            raise SessionOver(QUOTA)
+            raise CloseSession(QUOTA)
         self._pending[asked.packet_id] = codes
         return Ruling(encode_subscribe(replace(asked, subscriptions=kept), self._version), None, refused)
 

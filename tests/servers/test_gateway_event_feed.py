@@ -11,8 +11,8 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, DropEvents, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.servers.gateway import Limits
-from fleet.servers.gateway import feed as feed_module
-from fleet.servers.gateway.feed import Feed
+from fleet.servers.gateway import event_feed as feed_module
+from fleet.servers.gateway.event_feed import EventFollower
 from fleet.services import revocation
 from fleet.storage.sqlite import SqliteRegistry
 from fleet.wire.mqtt import acks
@@ -62,7 +62,7 @@ def heard() -> list[str]:
 
 
 @pytest.fixture
-async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Feed]:
+async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EventFollower]:
     monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(feed_module, "RETRY_SECONDS_MIN", 0.01)
 
@@ -73,7 +73,7 @@ async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPa
         heard.append(event.subject)
 
     await tell(registry, "before")
-    made = Feed(registry, hear, silence_max=0.0)
+    made = EventFollower(registry, hear, silence_max=0.0)
     run = asyncio.create_task(made.run())
     await asyncio.wait_for(made.started(), PATIENCE)
     yield made
@@ -82,14 +82,14 @@ async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPa
         await run
 
 
-async def test_it_hears_what_comes_after_its_start(registry: Fragile, feed: Feed, heard: list[str]) -> None:
+async def test_it_hears_what_comes_after_its_start(registry: Fragile, feed: EventFollower, heard: list[str]) -> None:
     await tell(registry, "a", "b")
     await tell(registry, "c")
     await until(lambda: heard == ["a", "b", "c"])
     assert feed.reliable()
 
 
-async def test_it_goes_on_where_it_broke(registry: Fragile, feed: Feed, heard: list[str]) -> None:
+async def test_it_goes_on_where_it_broke(registry: Fragile, feed: EventFollower, heard: list[str]) -> None:
     await tell(registry, "a")
     await until(lambda: heard == ["a"])
     registry.broken = True
@@ -103,7 +103,7 @@ async def test_it_goes_on_where_it_broke(registry: Fragile, feed: Feed, heard: l
 
 
 async def test_an_outage_is_logged_with_its_reason_and_no_traceback(
-    registry: Fragile, feed: Feed, caplog: pytest.LogCaptureFixture
+    registry: Fragile, feed: EventFollower, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry.broken = True
     await tell(registry, "a")
@@ -115,13 +115,13 @@ async def test_an_outage_is_logged_with_its_reason_and_no_traceback(
     assert all("reason=" in record.getMessage() and record.exc_info is None for record in broken)
 
 
-async def test_what_could_not_be_heard_is_heard_again(registry: Fragile, feed: Feed, heard: list[str]) -> None:
+async def test_what_could_not_be_heard_is_heard_again(registry: Fragile, feed: EventFollower, heard: list[str]) -> None:
     await tell(registry, "a", "poison", "b")
     await until(lambda: heard == ["a", "poison", "poison", "b"])
     assert feed.failures == 1
 
 
-async def test_a_silent_feed_is_found_out(registry: Fragile, feed: Feed, heard: list[str]) -> None:
+async def test_a_silent_feed_is_found_out(registry: Fragile, feed: EventFollower, heard: list[str]) -> None:
     registry.silent = True
     await tell(registry, "a")
     await until(lambda: not feed.reliable())
@@ -143,7 +143,7 @@ async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
         heard.append(event.subject)
 
     await tell(registry, "before")
-    made = Feed(registry, hear, silence_max=0.0, missed=lambda: missed.append(len(heard)))
+    made = EventFollower(registry, hear, silence_max=0.0, missed=lambda: missed.append(len(heard)))
     run = asyncio.create_task(made.run())
     await asyncio.wait_for(made.started(), PATIENCE)
     registry.broken = True
@@ -184,7 +184,7 @@ async def test_a_feed_that_has_not_started_is_not_relied_on(registry: Fragile) -
     async def hear(event: Event) -> None:
         raise AssertionError(event)
 
-    assert not Feed(registry, hear, silence_max=10).reliable()
+    assert not EventFollower(registry, hear, silence_max=10).reliable()
 
 
 async def test_nobody_new_comes_in_while_the_feed_is_down(

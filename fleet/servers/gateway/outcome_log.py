@@ -15,7 +15,7 @@ log = logging.getLogger("fleet.gateway")
 TEXT_MAX = 80  # of anything that a peer chose
 
 
-class Journal:
+class OutcomeLog:
     """Counters and log lines. `monotonic` is the loop's time in seconds."""
 
     def __init__(self) -> None:

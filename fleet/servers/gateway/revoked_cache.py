@@ -16,7 +16,7 @@ K = TypeVar("K")
 _FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
-class Ended:
+class RevokedCache:
     """Devices that were revoked or retired, and certificates that were revoked or superseded."""
 
     def __init__(self, ended_max: int = ENDED_MAX) -> None:

@@ -1,6 +1,6 @@
 """A broker of somebody else's, watched: whether it can be reached, told once when that changes.
 
-    upstream = WatchedUpstream(AddressUpstream(host, port), clock=clock)
+    upstream = MonitoredUpstream(AddressUpstream(host, port), clock=clock)
     async with lasting(upstream.run(), "the watch on the broker"): ...
 
 It is tried once at the start. From then on the sessions' own connections tell; only while it is away it is tried again,
@@ -20,7 +20,7 @@ log = logging.getLogger("fleet.broker")
 AGAIN_SECONDS = 5.0  # an agent that was refused tries again in seconds, too
 
 
-class WatchedUpstream:
+class MonitoredUpstream:
     """`upstream`, and what is known of whether it can be reached. Implements Upstream."""
 
     def __init__(
@@ -111,6 +111,6 @@ class _Visit(asyncio.Protocol):
             self._transport.close()
 
 
-def is_somebody_elses(upstream: Upstream) -> bool:
+def is_external(upstream: Upstream) -> bool:
     """Whether nobody but its owner sees to it that it runs."""
     return isinstance(upstream, AddressUpstream | SocketUpstream)

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from fleet.servers.gateway.journal import Journal
-from fleet.servers.gateway.table import LiveTable
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.line_limit import LINES_PER_SECOND_MAX
 
 
@@ -16,7 +16,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_one_line_for_each_outcome(lines: pytest.LogCaptureFixture) -> None:
-    journal = Journal()
+    journal = OutcomeLog()
     journal.note("mqtt.connect", "ok", 1.0, device="cam-7", serial="5d", topic="", ms=3)
     assert lines.messages == ["event=mqtt.connect device=cam-7 serial=5d ms=3 code=ok"]
     assert journal.counts == {"mqtt.connect.ok": 1}
@@ -24,7 +24,7 @@ def test_one_line_for_each_outcome(lines: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("text", ["a b", "x\nevent=forged", 'q"', "a=b", "\x1b[2J", "\u2028", "\ud800"])
 def test_a_peers_text_stays_one_word(lines: pytest.LogCaptureFixture, text: str) -> None:
-    Journal().note("mqtt.publish", "refused", 1.0, topic=text)
+    OutcomeLog().note("mqtt.publish", "refused", 1.0, topic=text)
     (line,) = lines.messages
     assert line.isascii()
     assert line.isprintable()
@@ -32,12 +32,12 @@ def test_a_peers_text_stays_one_word(lines: pytest.LogCaptureFixture, text: str)
 
 
 def test_long_text_is_cut(lines: pytest.LogCaptureFixture) -> None:
-    Journal().note("mqtt.publish", "refused", 1.0, topic="x" * 100_000)
+    OutcomeLog().note("mqtt.publish", "refused", 1.0, topic="x" * 100_000)
     assert len(lines.messages[0]) < 200
 
 
 def test_a_flood_is_counted_and_not_written(lines: pytest.LogCaptureFixture) -> None:
-    journal = Journal()
+    journal = OutcomeLog()
     for _ in range(1000):
         journal.note("mqtt.connect", "device-suspended", 7.5)
     journal.note("mqtt.connect", "ok", 8.0)
@@ -47,7 +47,7 @@ def test_a_flood_is_counted_and_not_written(lines: pytest.LogCaptureFixture) -> 
 
 
 def test_the_live_table() -> None:
-    table: LiveTable[str] = LiveTable()
+    table: SessionRegistry[str] = SessionRegistry()
     table.add("s1", b"f1")
     table.add("s2", b"f1")
     table.add("s3", None)

@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-class Child:
+class BrokerProcess:
     """`argv` runs in `directory` and listens on the Unix socket `socket` there."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Child:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(lock,),
-                preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # in the child, before its program
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # in the child, before its program
             )
         finally:
             os.close(lock)  # the child's copy keeps it locked
@@ -175,7 +175,7 @@ class Child:
             await process.wait()
 
 
-def end_with_parent(parent: int, number: signal.Signals) -> None:
+def die_with_parent(parent: int, number: signal.Signals) -> None:
     """Have the kernel send us `number` when `parent`, who has started us, dies; end at once when it has died meanwhile.
 
     Does nothing where the kernel can't: on anything but Linux.

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from fleet.servers.gateway.monitored_upstream import MonitoredUpstream
 from fleet.servers.gateway.upstream import AddressUpstream
-from fleet.servers.gateway.watched import WatchedUpstream
 from tests.free_ports import free_port
 
 
@@ -40,7 +40,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_it_is_told_once_when_it_is_away_and_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     port, clock = free_port(), Clock()
-    upstream = WatchedUpstream(AddressUpstream("127.0.0.1", port), clock=clock, again_seconds=0.02)
+    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=clock, again_seconds=0.02)
     assert upstream.status()["reachable"] is None
     watch = asyncio.create_task(upstream.run())
     try:
@@ -74,7 +74,7 @@ async def test_one_that_is_there_is_not_mentioned(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.WARNING)
     server = await listening(0)
     port = server.sockets[0].getsockname()[1]
-    upstream = WatchedUpstream(AddressUpstream("127.0.0.1", port), clock=Clock())
+    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=Clock())
     watch = asyncio.create_task(upstream.run())
     await until(lambda: upstream.status()["reachable"] is True)
     watch.cancel()

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 S = TypeVar("S")
 
 
-class LiveTable(Generic[S]):
+class SessionRegistry(Generic[S]):
     """A session is entered under the client id that it claims before anybody asks whether it may: an event about
     that device then always finds it, however it races with the answer.
     """

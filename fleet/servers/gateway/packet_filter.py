@@ -1,6 +1,6 @@
 """One direction of a session: original bytes go through, every packet's head is read, what is refused stays behind.
 
-    sieve = Sieve(UPBOUND, version, handler, write)
+    sieve = PacketFilter(UPBOUND, version, handler, write)
     sieve.feed(data)        # writes the longest runs of allowed bytes, each in one go
     sieve.inject(packet)    # a packet of our own, between two others, never inside one
 
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from fleet.servers.gateway.endings import ALIAS, PROTOCOL_ERROR, QUOTA, TOO_LARGE, SessionOver
+from fleet.servers.gateway.close_reasons import ALIAS, PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import Fields
@@ -62,7 +62,7 @@ DOWNBOUND = _table(
 
 
 class Handler(Protocol):
-    """Who answers for the packets. Each method may raise SessionOver or a WireError: what came before goes through."""
+    """Who answers for the packets. Each method may raise CloseSession or a WireError: what came before goes through."""
 
     def topic_allowed(self, topic: str) -> bool: ...
 
@@ -77,7 +77,7 @@ class Handler(Protocol):
         ...
 
 
-class Sieve:
+class PacketFilter:
     """Bytes of one direction. After `stop` it swallows everything."""
 
     __slots__ = (
@@ -118,19 +118,19 @@ class Sieve:
     def inject(self, packet: bytes) -> None:
         """Write `packet` where one packet has ended and the next has not begun.
 
-        Raises: SessionOver: too many wait already.
+        Raises: CloseSession: too many wait already.
         """
         if self.between_packets:
             self._write(packet)
         elif len(self._injected) < INJECTED_MAX:
             self._injected.append(packet)
         else:
-            raise SessionOver(QUOTA)
+            raise CloseSession(QUOTA)
 
     def feed(self, data: bytes) -> None:
         """Take what the one side has sent, write what the other may have.
 
-        Raises: WireError, SessionOver: this session is over; everything before the offending packet was written.
+        Raises: WireError, CloseSession: this session is over; everything before the offending packet was written.
         """
         if self._stopped:
             return
@@ -168,7 +168,7 @@ class Sieve:
             while pos < end:
                 kind = kinds[data[pos]]
                 if kind == _ILLEGAL:
-                    raise SessionOver(PROTOCOL_ERROR)
+                    raise CloseSession(PROTOCOL_ERROR)
                 body = pos + 2
                 if body > end:
                     need = 2
@@ -181,7 +181,7 @@ class Sieve:
                         break
                     size, body = head
                     if size > (self._size_max if kind <= _PUBLISH_RETAINED else HOLD_SIZE_MAX):
-                        raise SessionOver(TOO_LARGE)
+                        raise CloseSession(TOO_LARGE)
                 stop = body + size
                 if stop > end:
                     need = self._judge_partial(data, pos, body, stop)
@@ -242,7 +242,7 @@ class Sieve:
         if known is None:
             if not topic:
                 # MQTT 5.0, 3.3.2.1: an empty topic needs an alias, and there are none: CONNACK allowed 0 of them
-                raise SessionOver(PROTOCOL_ERROR)
+                raise CloseSession(PROTOCOL_ERROR)
             known = self._handler.topic_allowed(topic_name(topic))
             if len(topic) <= TOPIC_SIZE_MAX:
                 if len(self._topics) >= TOPICS_MAX:
@@ -276,7 +276,7 @@ class Sieve:
         except Malformed:
             # Not all of the head is here. No more than three fields' worth of it is waited for.
             if have >= HEAD_SIZE_MAX:
-                raise SessionOver(TOO_LARGE) from None
+                raise CloseSession(TOO_LARGE) from None
             return HEAD_SIZE_MAX if size > HEAD_SIZE_MAX else size
         if self._v5:
             _no_alias(data, after, fields.pos)
@@ -288,7 +288,7 @@ class Sieve:
 def _no_alias(data: bytes, pos: int, stop: int) -> None:
     """Refuse a topic alias in the properties at `pos`. Their other rules are the broker's to judge.
 
-    Raises: SessionOver, Malformed.
+    Raises: CloseSession, Malformed.
     """
     fields = Fields(data, pos, stop)
     size = fields.varint()
@@ -297,4 +297,4 @@ def _no_alias(data: bytes, pos: int, stop: int) -> None:
         return
     if value_of(decode_properties(Fields(data, pos, stop)), Property.TOPIC_ALIAS) is not None:
         # [MQTT-3.3.2-9] an alias greater than the maximum, which is 0, must not be sent
-        raise SessionOver(ALIAS)
+        raise CloseSession(ALIAS)

@@ -21,7 +21,7 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
 CHECK_SECONDS = 2.0
 
 
-class Feed:
+class EventFollower:
     """One follower. `hear` is awaited for each event in order; one that raises is heard again. `missed` is told that
     anything may have changed.
     """

@@ -7,7 +7,7 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.ports import HolderFacts
-from fleet.servers.gateway.ended import Ended
+from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.services import revocation
 from fleet.services.admission import Admission
 from fleet.storage.sqlite import SqliteRegistry
@@ -53,7 +53,7 @@ async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by:
 async def test_it_is_bounded(tmp_path: Path) -> None:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
     held = await populate(registry, "cam-1", "cam-2", "cam-3")
-    ended = Ended(ended_max=2)
+    ended = RevokedCache(ended_max=2)
     admissions = {}
     for one in held:
         facts = await registry.holder_facts(one.fingerprint)

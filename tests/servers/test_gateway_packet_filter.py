@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway import endings
-from fleet.servers.gateway.endings import Ending, SessionOver
-from fleet.servers.gateway.sieve import HEAD_SIZE_MAX, HOLD_SIZE_MAX, TOPICS_MAX
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.packet_filter import HEAD_SIZE_MAX, HOLD_SIZE_MAX, TOPICS_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -56,7 +56,7 @@ def test_what_is_allowed_goes_through_as_it_came(version: int, size: int) -> Non
         stage.relay.from_device(chunk)
     assert stage.to_broker == stream
     assert not stage.to_device
-    assert stage.relay.farewell is endings.CLIENT_DISCONNECTED
+    assert stage.relay.farewell is close_reasons.CLIENT_DISCONNECTED
 
 
 @VERSIONS
@@ -139,7 +139,7 @@ def test_a_refused_publish_of_311_ends_the_session(topic: str) -> None:
     for qos in (0, 1, 2):
         stage = Stage(V311, TopicPolicy(("up/+",), ()))
         good = stage.publish("up/a")
-        assert stage.ends(good + stage.publish(topic, qos) + good) is endings.PUBLISH_REFUSED
+        assert stage.ends(good + stage.publish(topic, qos) + good) is close_reasons.PUBLISH_REFUSED
         assert stage.to_broker == good
         assert not stage.to_device
         assert stage.notes == [("mqtt.publish", "refused", topic)]
@@ -178,7 +178,7 @@ def test_the_answers_remembered_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"\x00\x00", endings.PROTOCOL_ERROR),  # no topic
+        (b"\x00\x00", close_reasons.PROTOCOL_ERROR),  # no topic
         (b"\x00\x04up/#", None),
         (b"\x00\x04up/\xff", None),
         (b"\x00\x04up/\x00", None),
@@ -187,7 +187,7 @@ def test_the_answers_remembered_are_bounded() -> None:
         (b"", None),
     ],
 )
-def test_topics_that_are_none(body: bytes, expected: Ending | None) -> None:
+def test_topics_that_are_none(body: bytes, expected: CloseReason | None) -> None:
     for version, qos in itertools.product((V311, V5), (0, 2)):
         stage = Stage(version)
         packet = encode_packet(
@@ -214,17 +214,17 @@ def test_an_alias_ends_the_session() -> None:
     for topic in (b"up/a", b""):
         stage = Stage(V5)
         stage.relay.from_device(stage.publish("up/a"))
-        assert stage.ends(with_properties(b"\x03\x23\x00\x01", topic)) is endings.ALIAS
+        assert stage.ends(with_properties(b"\x03\x23\x00\x01", topic)) is close_reasons.ALIAS
 
 
 def test_an_alias_in_a_long_publish_ends_the_session() -> None:
     packet = with_properties(b"\x03\x23\x00\x01", payload=bytes(100_000))
     for size in (1000, 1 << 20):
         stage = Stage(V5)
-        with pytest.raises(SessionOver) as caught:
+        with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
                 stage.relay.from_device(chunk)
-        assert caught.value.ending is endings.ALIAS
+        assert caught.value.ending is close_reasons.ALIAS
 
 
 def test_other_properties_go_through() -> None:
@@ -245,11 +245,11 @@ def test_a_head_that_never_ends() -> None:
     # Properties of 250 KB: no more than HEAD_SIZE_MAX of them is held.
     packet = with_properties(b"\x90\xa1\x0f" + bytes(250_000))
     stage = Stage(V5)
-    with pytest.raises(SessionOver) as caught:
+    with pytest.raises(CloseSession) as caught:
         for chunk in chunks(packet, 5000):
             stage.relay.from_device(chunk)
             assert len(stage.relay.up._held) <= HEAD_SIZE_MAX
-    assert caught.value.ending is endings.TOO_LARGE
+    assert caught.value.ending is close_reasons.TOO_LARGE
     assert not stage.to_broker
 
 
@@ -261,7 +261,7 @@ def test_a_head_that_never_ends() -> None:
 def test_packets_that_end_the_session_at_their_first_byte(version: int, first: int) -> None:
     stage = Stage(version)
     good = stage.publish("up/a")
-    assert stage.ends(good + bytes((first,))) is endings.PROTOCOL_ERROR
+    assert stage.ends(good + bytes((first,))) is close_reasons.PROTOCOL_ERROR
     assert stage.to_broker == good
     stage.relay.from_device(good)
     assert stage.to_broker == good  # nothing goes through any more
@@ -270,7 +270,7 @@ def test_packets_that_end_the_session_at_their_first_byte(version: int, first: i
 @VERSIONS
 def test_a_second_connect(version: int) -> None:
     stage = Stage(version)
-    assert stage.ends(encode_connect(Connect(version, "cam"))) is endings.PROTOCOL_ERROR
+    assert stage.ends(encode_connect(Connect(version, "cam"))) is close_reasons.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
@@ -282,10 +282,10 @@ def test_sizes_over_the_caps(size: int) -> None:
         b"\x30\xff\xff\xff\x7f",
     ):
         stage = Stage(V311)
-        with pytest.raises(SessionOver) as caught:
+        with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
                 stage.relay.from_device(chunk)
-        assert caught.value.ending is endings.TOO_LARGE
+        assert caught.value.ending is close_reasons.TOO_LARGE
         assert not stage.to_broker
 
 
@@ -304,7 +304,7 @@ def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
     for part in parts:
         try:
             stage.relay.from_device(part)
-        except (SessionOver, WireError):
+        except (CloseSession, WireError):
             break
 
 
@@ -315,7 +315,7 @@ def test_a_damaged_stream_never_lets_a_forbidden_topic_through(version: int, dat
     stream = bytearray(stage.publish("up/a", 1) + stage.publish("up/a") + acks.PINGREQ + stage.publish("up/a", 2))
     for _ in range(data.draw(st.integers(1, 3))):
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
-    with suppress(SessionOver, WireError):
+    with suppress(CloseSession, WireError):
         stage.relay.from_device(bytes(stream))
     for packet in PacketReader().feed(bytes(stage.to_broker)):
         if packet.first >> 4 == 3:

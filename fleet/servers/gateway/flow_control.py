@@ -4,7 +4,7 @@ import asyncio
 from typing import cast
 
 
-class Tap:
+class FlowControlledTransport:
     __slots__ = ("_reasons", "_transport", "clogged", "write")
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
@@ -38,7 +38,7 @@ class Tap:
         asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)
 
 
-def clog(slow: Tap | None, source: Tap | None) -> None:
+def clog(slow: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
     """`slow` does not take what it is written: stop reading `source`, where that comes from."""
     if slow is not None:
         slow.clogged = True
@@ -46,7 +46,7 @@ def clog(slow: Tap | None, source: Tap | None) -> None:
         source.stop("the other side is slow")
 
 
-def unclog(slow: Tap | None, source: Tap | None) -> None:
+def unclog(slow: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
     if slow is not None:
         slow.clogged = False
         slow.go_on("does not read our answers")

@@ -5,7 +5,7 @@ from typing import cast
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
-from fleet.servers.gateway.journal import Journal
+from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt.acks import disconnect
@@ -18,14 +18,14 @@ PURGES_MAX = 8  # at a time: a whole model may be retired at once
 GONE_FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
-class Purges:
-    """Purges whom the feed reports gone for good, `after_seconds` after it has.
+class SessionPurger:
+    """Purges the broker sessions of devices that the feed reports revoked or retired, `after_seconds` after it has.
 
     A purge takes over the device's session at the broker, which then publishes its will: whoever holds the session must
     have signed it off before. Within one process that has happened by then; others need a moment to hear.
     """
 
-    def __init__(self, upstream: Upstream, journal: Journal, *, after_seconds: float = 0.0) -> None:
+    def __init__(self, upstream: Upstream, journal: OutcomeLog, *, after_seconds: float = 0.0) -> None:
         self._upstream = upstream
         self._journal = journal
         self._after_seconds = after_seconds

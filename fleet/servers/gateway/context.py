@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from fleet.servers.gateway.ended import Ended
-from fleet.servers.gateway.journal import Journal
 from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.table import LiveTable
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.revoked_cache import RevokedCache
+from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.mqtt.connect import Connect
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class SessionContext:
     upstream: Upstream
     clock: Callable[[], datetime]
     limits: Limits
-    journal: Journal
-    table: "LiveTable[Session]"
+    journal: OutcomeLog
+    table: "SessionRegistry[Session]"
     open: "Callable[[Session, Connect], None]"
     """Start to admit a session; it goes live or is refused later."""
-    ended: Ended
+    ended: RevokedCache
     prepare: Callable[[str], Awaitable[None]]
     """See to it that the broker knows the model of this name."""
