@@ -34,7 +34,7 @@ from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.settings import Database, Settings, SettingsError, parse_database, read_settings
 from fleet.storage.engines import Engine, Place, open_engine
-from fleet.storage.revocation_log import RevocationLog
+from fleet.storage.journals.revocations import RevocationLog
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
 """In the environment: goes before fleet.toml."""

@@ -15,8 +15,8 @@ from fleet.services.remembering import catch_up
 from fleet.services.retention import Policy, Report, Retention, take_lease
 from fleet.services.spent_revocations import trim_spent
 from fleet.settings import Settings
-from fleet.storage.archive import Archive
-from fleet.storage.event_marks import EventMarks
+from fleet.storage.journals.archive import Archive
+from fleet.storage.journals.event_marks import EventMarks
 
 logger = logging.getLogger("fleet.retention")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet.database_url import parse_database_url
-from fleet.storage.postgres import PostgresRegistry
+from fleet.storage.postgres.registry import PostgresRegistry
 from hw_bench.peers.postgres import PASSWORD, USER, Cluster, new_folder, programs
 
 __all__ = ["PASSWORD", "USER", "PostgresServer", "programs", "running_postgres"]

@@ -21,7 +21,7 @@ from fleet.home import Home, certificate_in, open_registry
 from fleet.new_home import create_home
 from fleet.services import inventory
 from fleet.settings import Address, Settings
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tenants import new_tenant, tenant_names
 from fleet.tls.listener import Listener
 from fleet.wire.mqtt.codes import V5

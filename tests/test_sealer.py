@@ -16,7 +16,7 @@ from fleet.new_home import create_home
 from fleet.sealer import FAILURES_A_LINE, keep_sealed, sealing
 from fleet.services.audit_verification import verify
 from fleet.settings import Settings
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import fill
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -38,8 +38,8 @@ from fleet.home import (
 from fleet.services.reapplying import Reapplied, reapply, suspend_all
 from fleet.settings import Database, SettingsError
 from fleet.storage.engines import Progress, load_file, must_be_loadable, open_engine
-from fleet.storage.revocation_log import Mark, events_behind, new_lineage
-from fleet.storage.sqlite_copy import check_copy
+from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
+from fleet.storage.sqlite.snapshot import check_copy
 
 IN_THE_HOME = Database()
 

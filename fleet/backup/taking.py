@@ -25,8 +25,8 @@ from fleet.home import Home, fleet_fingerprint, place_of_registry, revocation_lo
 from fleet.issuing_folder import locked
 from fleet.services.remembering import catch_up
 from fleet.storage.engines import Progress, copy_to_file
-from fleet.storage.revocation_log import Mark
-from fleet.storage.sqlite_copy import facts_of
+from fleet.storage.journals.revocations import Mark
+from fleet.storage.sqlite.snapshot import facts_of
 
 REGISTRY = "registry.db"
 LEFT_OUT = frozenset({"run", "archive"})

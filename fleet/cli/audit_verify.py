@@ -18,7 +18,7 @@ from fleet.cli.output_file import write_file
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify
-from fleet.storage.sqlite_audit import audit_of_copy
+from fleet.storage.sqlite.audit_reader import audit_of_copy
 
 STATE_SIZE_MAX = 4_096
 STATE_VERSION = 1

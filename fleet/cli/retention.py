@@ -16,7 +16,7 @@ from fleet.retaining import retain
 from fleet.services.archived_audit import check_archived
 from fleet.services.retention import Report
 from fleet.settings import SettingsError
-from fleet.storage.archive import Archive
+from fleet.storage.journals.archive import Archive
 
 COLUMNS = ("file", "rows", "head")
 

@@ -15,7 +15,7 @@ from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY, inclusion_path, node_hash, root_from_path
 from fleet.domain.ports import Registry
-from fleet.storage.archive import Line, read_lines
+from fleet.storage.journals.archive import Line, read_lines
 
 LEVEL = NODE_LEVELS[0]
 BLOCK = 1 << LEVEL

@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
 from fleet.lasting import lasting
-from fleet.storage.revocation_log import Mark, RevocationLog
+from fleet.storage.journals.revocations import Mark, RevocationLog
 
 logger = logging.getLogger("fleet.revocations")
 

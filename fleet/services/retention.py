@@ -32,8 +32,8 @@ from fleet.domain.errors import Conflict
 from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
 from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
-from fleet.storage.archive import Archive, Line
-from fleet.storage.event_marks import EventMarks
+from fleet.storage.journals.archive import Archive, Line
+from fleet.storage.journals.event_marks import EventMarks
 
 EVENTS_AT_ONCE = 5_000  # in one file, and dropped in one Change
 BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows

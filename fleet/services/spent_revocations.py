@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 from fleet.domain.credential import USABLE
 from fleet.domain.ports import Registry
-from fleet.storage.event_marks import EventMarks
-from fleet.storage.revocation_log import RevocationLog, read_segments
+from fleet.storage.journals.event_marks import EventMarks
+from fleet.storage.journals.revocations import RevocationLog, read_segments
 
 KEPT = timedelta(days=90)  # as long as events are kept where nothing else is said
 HOLDERS_AT_ONCE = 10_000  # looked up in one run: the rest has its turn the next day

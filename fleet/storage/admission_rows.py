@@ -8,7 +8,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.device import DeviceId
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ManifestEntry
-from fleet.storage.rows import Row, listing, micros, moment
+from fleet.storage.mapping import Row, listing, micros, moment
 
 MANIFEST_COLUMNS = ("device_id", "model", "hardware_serial", "key_sha256", "row_sha256")
 CLAIM_COLUMNS = (

@@ -13,9 +13,9 @@ from typing import Protocol
 from fleet.database_url import DatabaseUrl
 from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
-from fleet.storage import sqlite_file
-from fleet.storage.sqlite import SqliteRegistry
-from fleet.storage.sqlite_copy import copy_registry
+from fleet.storage.sqlite import connection as sqlite_file
+from fleet.storage.sqlite.registry import SqliteRegistry
+from fleet.storage.sqlite.snapshot import copy_registry
 
 Place = Path | DatabaseUrl
 
@@ -60,7 +60,7 @@ async def open_engine(place: Place, *, create: bool = True) -> Engine:
     """
     if isinstance(place, Path):
         return await SqliteRegistry.open(place, create=create)
-    from fleet.storage.postgres import PostgresRegistry  # whoever stays with SQLite carries no driver
+    from fleet.storage.postgres.registry import PostgresRegistry  # whoever stays with SQLite carries no driver
 
     return await PostgresRegistry.open(place, create=create)
 
@@ -73,14 +73,14 @@ async def copy_to_file(place: Place, target: Path, progress: Progress) -> None:
     if isinstance(place, Path):
         await asyncio.to_thread(copy_registry, place, target)
         return
-    from fleet.storage.postgres_copy import copy_out
+    from fleet.storage.postgres.transfer import copy_out
 
     await copy_out(place, target, progress)
 
 
 async def must_be_loadable(place: DatabaseUrl) -> None:
     """Raises: Conflict (`registry-exists`): the database is not empty. FleetError."""
-    from fleet.storage import postgres_copy
+    from fleet.storage.postgres import transfer as postgres_copy
 
     await postgres_copy.must_be_loadable(place)
 
@@ -90,7 +90,7 @@ async def load_file(source: Path, place: DatabaseUrl, progress: Progress) -> Non
 
     Raises: Conflict (`registry-exists`). FleetError.
     """
-    from fleet.storage.postgres_copy import copy_in
+    from fleet.storage.postgres.transfer import copy_in
 
     await copy_in(source, place, progress)
 
@@ -117,8 +117,8 @@ def _sqlite_status(path: Path) -> Status:
 
 
 async def _postgres_status(url: DatabaseUrl) -> Status:
-    from fleet.storage.postgres_schema import schema_of
-    from fleet.storage.postgres_session import connect, unavailable
+    from fleet.storage.postgres.migrations import schema_of
+    from fleet.storage.postgres.session import connect, unavailable
 
     session = await connect(url, "status")
     try:

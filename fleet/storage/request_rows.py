@@ -7,7 +7,7 @@ from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
 from fleet.domain.changes import DecideRequest
 from fleet.domain.device import DeviceId
 from fleet.domain.errors import Conflict
-from fleet.storage.rows import Row, columns, micros, moment
+from fleet.storage.mapping import Row, columns, micros, moment
 
 COLUMNS = (
     "id",

@@ -7,8 +7,8 @@ import asyncpg
 
 from fleet.database_url import DatabaseUrl
 from fleet.domain.device import Model
-from fleet.storage import rows
-from fleet.storage.postgres_session import SCHEMA, Session
+from fleet.storage import mapping
+from fleet.storage.postgres.session import SCHEMA, Session
 from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 
 TAG_COLUMNS = ("key", "value", "device_id")
@@ -24,23 +24,23 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
     Raises: asyncpg.PostgresError, OSError.
     """
     async with _session(url) as db:
-        await _copy(db, "model", rows.MODEL_COLUMNS, (rows.model_row(Model(f"model-{n}")) for n in range(MODELS)))
+        await _copy(db, "model", mapping.MODEL_COLUMNS, (mapping.model_row(Model(f"model-{n}")) for n in range(MODELS)))
         before = await _octets(db, *DEVICE_TABLES)
         for portion in portions(fleet.count):
             devices = [fleet.device(number) for number in portion]
             async with db.transaction():
-                await _copy(db, "device", rows.DEVICE_COLUMNS, map(rows.device_row, devices))
-                tags = (row for device in devices for row in rows.tag_rows(device))
+                await _copy(db, "device", mapping.DEVICE_COLUMNS, map(mapping.device_row, devices))
+                tags = (row for device in devices for row in mapping.tag_rows(device))
                 await _copy(db, "device_tag", TAG_COLUMNS, tags)
-                credentials = (rows.credential_row(fleet.credential(number)) for number in portion)
-                await _copy(db, "credential", rows.CREDENTIAL_COLUMNS, credentials)
+                credentials = (mapping.credential_row(fleet.credential(number)) for number in portion)
+                await _copy(db, "credential", mapping.CREDENTIAL_COLUMNS, credentials)
             said(portion.stop)
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")
         for portion in portions(fleet.count):
-            found = (rows.audit_row(fleet.audit(number, last + 1 + number)) for number in portion)
-            await _copy(db, "audit", rows.AUDIT_COLUMNS, found)
+            found = (mapping.audit_row(fleet.audit(number, last + 1 + number)) for number in portion)
+            await _copy(db, "audit", mapping.AUDIT_COLUMNS, found)
         audit = await _octets(db, "audit")
         # What autovacuum and the checkpointer would do at some time while others measure.
         await db.execute("VACUUM ANALYZE")
@@ -59,7 +59,7 @@ async def _session(url: DatabaseUrl) -> AsyncIterator[Session]:
         await session.close()
 
 
-async def _copy(db: Session, table: str, columns: tuple[str, ...], records: Iterable[rows.Row]) -> None:
+async def _copy(db: Session, table: str, columns: tuple[str, ...], records: Iterable[mapping.Row]) -> None:
     await db.copy_records_to_table(table, schema_name=SCHEMA, columns=columns, records=records)
 
 

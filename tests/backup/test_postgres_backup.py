@@ -23,11 +23,11 @@ from fleet.new_home import create_home
 from fleet.services import revocation
 from fleet.services.remembering import catch_up
 from fleet.settings import Database, Settings
-from fleet.storage import postgres_copy
 from fleet.storage.engines import Engine, open_engine
-from fleet.storage.postgres_copy import OF_THE_SERVER, copy_out, must_agree, tables_of
-from fleet.storage.postgres_session import connect
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.postgres import transfer as postgres_copy
+from fleet.storage.postgres.session import connect
+from fleet.storage.postgres.transfer import OF_THE_SERVER, copy_out, must_agree, tables_of
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.backup.test_backup import COST, NOW, PASSPHRASE, door, enroll, save
 from tests.postgres_server import PostgresServer
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from fleet.cli import main
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 Fleet = Callable[..., Result]
 NOW = datetime.now(UTC)

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from fleet.cli import main
 from fleet.settings import read_settings
-from fleet.storage import sqlite_file
+from fleet.storage.sqlite import connection as sqlite_file
 from tests.postgres_server import PASSWORD, PostgresServer
 
 Fleet = Callable[..., Result]

@@ -32,7 +32,7 @@ from fleet.domain.device import Model
 from fleet.servers.est import build_est_server
 from fleet.services import inventory
 from fleet.services.revocation import suspend
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.key_package import Sealer

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent.errors import AgentError
 from device_agent.est_client import EstClient
 from fleet.domain.device import Place
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
 from hw_bench.peers.home import unlimited
 from tests.serving import Served, fleet

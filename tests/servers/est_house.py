@@ -28,7 +28,7 @@ from fleet.services import claims, inventory, operators
 from fleet.services.authorising import Authoriser
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.csr import build_csr, names_of_certificate

@@ -20,7 +20,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.peer import Peer
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway.upstream import Factory
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V311, PacketType
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish

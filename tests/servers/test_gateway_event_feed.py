@@ -14,7 +14,7 @@ from fleet.servers.gateway import Limits
 from fleet.servers.gateway import event_feed as feed_module
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.services import revocation
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect

@@ -10,7 +10,7 @@ from fleet.domain.ports import HolderFacts
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.services import revocation
 from fleet.services.admission import Admission
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.gateway_house import credential, house, now, operator, populate, refused

@@ -13,8 +13,8 @@ from fleet.domain.audit_log import TreeHead, leaf_of
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.ports import Registry
 from fleet.services.sealing import seal
-from fleet.storage import rows as columns
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage import mapping as columns
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 SIGNER = LocalHeadSigner(generate_key())

@@ -31,7 +31,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
 from fleet.services import revocation
 from fleet.services.admission import CONNECT, FIRST_USE, Will, admit
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MODEL = Model("cam2")

@@ -22,7 +22,7 @@ from fleet.domain.peer import Peer
 from fleet.services import approvals
 from fleet.services.enrollment import enroll
 from fleet.services.evidence import strangers_may_ask
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.test_enrollment import NOW, STRANGER, House, request_for, token_text
 
 OPEN = ModelRules(admission=AdmissionRules((AdmissionPath.TOKEN, AdmissionPath.APPROVAL)))

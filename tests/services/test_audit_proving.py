@@ -15,8 +15,8 @@ from fleet.domain.errors import FleetError
 from fleet.domain.merkle import EMPTY, inclusion_path
 from fleet.services.audit_proving import prove
 from fleet.services.audit_tree import path_of, subtree_hash, tree_at
-from fleet.storage.sqlite import SqliteRegistry
-from fleet.storage.sqlite_audit import audit_of_copy
+from fleet.storage.sqlite.audit_reader import audit_of_copy
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import KEYS, edit, entry, fill, fill_and_seal, make_file
 
 ROWS = 1_300

@@ -12,7 +12,7 @@ from fleet.domain.changes import AuditEntry, AuditRow, Change, DropAudit
 from fleet.domain.credential import Credential
 from fleet.services import audit_search
 from fleet.services.audit_search import RowFilter, newest_rows, row_of_issue, rows_after
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import NOW, entry, fill, fill_and_seal
 from tests.storage.samples import credential
 

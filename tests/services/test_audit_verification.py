@@ -15,8 +15,8 @@ from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY
 from fleet.services.audit_verification import Noted, Verified, verify
 from fleet.services.sealing import seal
-from fleet.storage.sqlite import SqliteRegistry
-from fleet.storage.sqlite_audit import audit_of_copy
+from fleet.storage.sqlite.audit_reader import audit_of_copy
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import KEYS, LEAF, NOW, SIGNER, edit, entry, fill, fill_and_seal, make_file
 
 SIZES = (100, 300, 600, 650)

@@ -22,7 +22,7 @@ from fleet.services import approvals
 from fleet.services.authorising import Authoriser
 from fleet.services.enrollment import enroll
 from fleet.services.evidence import BasicCredentials
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.test_enrollment import NOW, STRANGER, House, peer_of, request_for, token_text
 
 URL = "https://hooks.example/enroll"

@@ -15,7 +15,7 @@ from fleet.domain.errors import Conflict, Invalid, NotFound, Unavailable
 from fleet.domain.tags import TAGS_MAX, Retag
 from fleet.services import bulk, inventory, revocation
 from fleet.services.tagging import tag_device
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ACTIVE = DeviceFilter(state=DeviceState.ACTIVE)

@@ -37,7 +37,7 @@ from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services.enrollment import enroll, reenroll
 from fleet.services.evidence import BasicCredentials
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.names import names_of_certificate
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -13,7 +13,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
 from fleet.services import inventory
 from fleet.services.forecast import Authority, Forecast, Week, forecast
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
 MONDAY = datetime(2026, 3, 2, tzinfo=UTC)

@@ -14,7 +14,7 @@ from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.manifest import ManifestRow, key_hash
 from fleet.services import inventory
 from fleet.services.importing import ROWS_AT_ONCE, Importer, Numbered, checked_row
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -19,7 +19,7 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 from fleet.services import inventory, revocation
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 CAM = Model("cam2")

@@ -21,7 +21,7 @@ from fleet.domain.peer import Peer
 from fleet.services import inventory
 from fleet.services.identity import identify, identify_operator
 from fleet.services.operators import enroll_operator, held_by_operator, revoke_operator
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ACT = Act("operator alice", NOW, "192.0.2.1")

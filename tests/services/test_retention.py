@@ -32,9 +32,9 @@ from fleet.domain.merkle import EMPTY
 from fleet.services import inventory
 from fleet.services.archived_audit import BLOCK, check_archived
 from fleet.services.retention import Policy, Report, Retention
-from fleet.storage.archive import Archive, read_lines
-from fleet.storage.event_marks import EventMarks
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.journals.archive import Archive, read_lines
+from fleet.storage.journals.event_marks import EventMarks
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

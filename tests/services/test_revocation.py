@@ -14,7 +14,7 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound
 from fleet.services import inventory, revocation
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 CAM_7 = DeviceId("cam-7")

@@ -14,7 +14,7 @@ from fleet.domain.merkle import EMPTY
 from fleet.services import sealing
 from fleet.services.audit_verification import verify
 from fleet.services.sealing import seal
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import KEYS, NOW, SIGNER, edit, fill, fill_and_seal
 
 

@@ -12,9 +12,9 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.services.remembering import catch_up
 from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
-from fleet.storage.event_marks import EventMarks
-from fleet.storage.revocation_log import RevocationLog, read_segments
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.journals.event_marks import EventMarks
+from fleet.storage.journals.revocations import RevocationLog, read_segments
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry
 
 DAY = timedelta(days=1)

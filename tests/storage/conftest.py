@@ -7,8 +7,8 @@ import pytest
 from fleet.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.ports import Registry
-from fleet.storage.postgres import PostgresRegistry
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.postgres.registry import PostgresRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.postgres_server import PostgresServer
 from tests.storage.samples import MODEL, change
 

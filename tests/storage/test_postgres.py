@@ -25,9 +25,13 @@ from fleet.domain.changes import (
 )
 from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Place
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
-from fleet.storage import postgres_commit, postgres_lists, postgres_logs, postgres_reads, postgres_session
-from fleet.storage.postgres import COMMIT_BATCH_MAX, PostgresRegistry
-from fleet.storage.postgres_statements import SEQUENCE_LOCK, STATEMENTS
+from fleet.storage.postgres import listings as postgres_lists
+from fleet.storage.postgres import logs as postgres_logs
+from fleet.storage.postgres import reads as postgres_reads
+from fleet.storage.postgres import session as postgres_session
+from fleet.storage.postgres import writer as postgres_commit
+from fleet.storage.postgres.registry import COMMIT_BATCH_MAX, PostgresRegistry
+from fleet.storage.postgres.statements import SEQUENCE_LOCK, STATEMENTS
 from tests.storage.samples import MODEL, NOW, change, credential, device, token
 
 DEADLINE_SECONDS = 30.0

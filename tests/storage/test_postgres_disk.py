@@ -10,9 +10,10 @@ from fleet.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, TagDevice
 from fleet.domain.device import DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict
-from fleet.storage import postgres_schema, rows
-from fleet.storage.postgres import PostgresRegistry
-from fleet.storage.postgres_session import SCHEMA
+from fleet.storage import mapping
+from fleet.storage.postgres import migrations as postgres_schema
+from fleet.storage.postgres.registry import PostgresRegistry
+from fleet.storage.postgres.session import SCHEMA
 from tests.postgres_server import PostgresServer
 from tests.storage.samples import MODEL, change, credential, device
 
@@ -21,8 +22,8 @@ CONSTRAINTS = """
     SELECT conrelid::regclass::text, conname, CASE WHEN contype IN ('c', 'f') THEN pg_get_constraintdef(oid) END
     FROM pg_constraint WHERE connamespace = 'fleet'::regnamespace ORDER BY 1, 2"""
 INSERT = f"""
-    INSERT INTO credential ({rows.columns(rows.CREDENTIAL_COLUMNS)})
-    VALUES ({", ".join(f"${n}" for n in range(1, len(rows.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
+    INSERT INTO credential ({mapping.columns(mapping.CREDENTIAL_COLUMNS)})
+    VALUES ({", ".join(f"${n}" for n in range(1, len(mapping.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
 COLUMNS = """
     SELECT table_name, column_name, data_type, collation_name, is_nullable, is_identity FROM information_schema.columns
     WHERE table_schema = 'fleet' AND table_name IN ('credential', 'device', 'device_tag')"""
@@ -43,8 +44,8 @@ async def test_two_sessions_cannot_both_have_a_fingerprint_or_a_serial(postgres_
         ):
             begun = one.transaction()
             await begun.start()
-            await one.execute(INSERT, *rows.credential_row(first))
-            second = asyncio.create_task(other.execute(INSERT, *rows.credential_row(clash)))
+            await one.execute(INSERT, *mapping.credential_row(first))
+            second = asyncio.create_task(other.execute(INSERT, *mapping.credential_row(clash)))
             # It waits for the first's end: neither of them knows yet who has it.
             assert await asyncio.wait_for(_waits(postgres_url), 10)
             assert not second.done()
@@ -55,8 +56,8 @@ async def test_two_sessions_cannot_both_have_a_fingerprint_or_a_serial(postgres_
             await one.execute("DELETE FROM credential")
             begun = one.transaction()
             await begun.start()
-            await one.execute(INSERT, *rows.credential_row(first))
-            second = asyncio.create_task(other.execute(INSERT, *rows.credential_row(clash)))
+            await one.execute(INSERT, *mapping.credential_row(first))
+            second = asyncio.create_task(other.execute(INSERT, *mapping.credential_row(clash)))
             assert await asyncio.wait_for(_waits(postgres_url), 10)
             await begun.rollback()
             assert await second == "INSERT 0 1"
@@ -115,16 +116,16 @@ async def test_a_filled_registry_from_before_is_brought_over(
         " VALUES ('cam2', 1, '[]', '[]', '[]', 0, 1)"
     )
     await writing.copy_records_to_table(
-        "device", schema_name=SCHEMA, columns=rows.DEVICE_COLUMNS, records=map(rows.device_row, tagged)
+        "device", schema_name=SCHEMA, columns=mapping.DEVICE_COLUMNS, records=map(mapping.device_row, tagged)
     )
     await writing.copy_records_to_table(
         "device_tag",
         schema_name=SCHEMA,
         columns=("key", "value", "device_id"),
-        records=[row for one in tagged for row in rows.tag_rows(one)],
+        records=[row for one in tagged for row in mapping.tag_rows(one)],
     )
     await writing.copy_records_to_table(
-        "credential", schema_name=SCHEMA, columns=rows.CREDENTIAL_COLUMNS, records=map(rows.credential_row, held)
+        "credential", schema_name=SCHEMA, columns=mapping.CREDENTIAL_COLUMNS, records=map(mapping.credential_row, held)
     )
     # The newest of all is forgotten: its place in the order is not given away again.
     await writing.execute("DELETE FROM credential WHERE fingerprint = $1", held.pop().fingerprint)

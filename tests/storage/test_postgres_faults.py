@@ -14,9 +14,9 @@ from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import EMPTY
-from fleet.storage import postgres_commit
-from fleet.storage.postgres import PostgresRegistry
-from fleet.storage.postgres_statements import SEQUENCE_LOCK
+from fleet.storage.postgres import writer as postgres_commit
+from fleet.storage.postgres.registry import PostgresRegistry
+from fleet.storage.postgres.statements import SEQUENCE_LOCK
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.storage.postgres_proxy import Proxy
 from tests.storage.samples import MODEL, change, device

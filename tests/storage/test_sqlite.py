@@ -13,8 +13,14 @@ import pytest
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Change, Event
 from fleet.domain.errors import Conflict, Unavailable
-from fleet.storage import sqlite, sqlite_batch, sqlite_file, sqlite_lists, sqlite_logs, sqlite_reads, sqlite_writes
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite import connection as sqlite_file
+from fleet.storage.sqlite import listings as sqlite_lists
+from fleet.storage.sqlite import logs as sqlite_logs
+from fleet.storage.sqlite import reads as sqlite_reads
+from fleet.storage.sqlite import registry as sqlite
+from fleet.storage.sqlite import transaction as sqlite_batch
+from fleet.storage.sqlite import writes as sqlite_writes
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
 DEADLINE_SECONDS = 20.0
@@ -76,7 +82,7 @@ import asyncio, pathlib, resource, sys
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice
 from fleet.domain.errors import Conflict, Unavailable
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import change, device
 
 async def main():

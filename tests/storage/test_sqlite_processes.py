@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Event
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
 DEADLINE_SECONDS = 30.0

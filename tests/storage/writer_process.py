@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fleet.domain.changes import AddDevice, AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, device_id
-from fleet.storage.sqlite import SqliteRegistry
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 AT_ONCE = 8

@@ -21,10 +21,10 @@ from fleet.database_url import DatabaseUrl
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Unavailable
-from fleet.storage import rows
-from fleet.storage.postgres_session import DRIVER_ERRORS, Session, connect, connection_lost, unavailable
-from fleet.storage.postgres_statements import FUNCTIONS
-from fleet.storage.postgres_writes import Prepared, prepared
+from fleet.storage import mapping
+from fleet.storage.postgres.session import DRIVER_ERRORS, Session, connect, connection_lost, unavailable
+from fleet.storage.postgres.statements import FUNCTIONS
+from fleet.storage.postgres.writes import Prepared, prepared
 
 TRIES_MAX = 3
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 2.0
@@ -45,9 +45,10 @@ _EVENTS_AT = len(_AUDIT_TYPES) + 1
 _MARK_AT = _EVENTS_AT + len(_EVENT_TYPES)
 RECORD = f"""
     WITH audits AS (
-        INSERT INTO audit ({rows.columns(rows.AUDIT_COLUMNS)}) SELECT * FROM unnest({_unnest(_AUDIT_TYPES, 1)})
+        INSERT INTO audit ({mapping.columns(mapping.AUDIT_COLUMNS)}) SELECT * FROM unnest({_unnest(_AUDIT_TYPES, 1)})
     ), events AS (
-        INSERT INTO event ({rows.columns(rows.EVENT_COLUMNS)}) SELECT * FROM unnest({_unnest(_EVENT_TYPES, _EVENTS_AT)})
+        INSERT INTO event ({mapping.columns(mapping.EVENT_COLUMNS)})
+        SELECT * FROM unnest({_unnest(_EVENT_TYPES, _EVENTS_AT)})
     ), mark AS (
         INSERT INTO writer (id, batch) VALUES (${_MARK_AT}::bytea, ${_MARK_AT + 1}::bytea)
         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen = now()
@@ -225,7 +226,7 @@ async def record(session: Session, held: Sequence[Change], writer: bytes, mark: 
     """Wait for our turn, then number and store the audit rows and events of `held`."""
     turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
     entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
-    audits = [rows.audit_row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
+    audits = [mapping.audit_row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
     numbered = enumerate((event for change in held for event in change.events), turn["event_seq"] + 1)
     events = [(seq, event.kind, event.subject, event.detail) for seq, event in numbered]
     await session.fetch(
@@ -233,7 +234,7 @@ async def record(session: Session, held: Sequence[Change], writer: bytes, mark: 
     )
 
 
-def _columns(found: Sequence[rows.Row], count: int) -> list[list[Any]]:
+def _columns(found: Sequence[mapping.Row], count: int) -> list[list[Any]]:
     return [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in range(count)]
 
 

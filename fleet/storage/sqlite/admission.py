@@ -22,9 +22,8 @@ from fleet.domain.claim import Claim
 from fleet.domain.errors import Conflict
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ManifestEntry, ManifestFacts
-from fleet.storage import admission_conflicts as conflicts
 from fleet.storage import admission_rows as columns
-from fleet.storage import rows
+from fleet.storage import conflicts, mapping
 
 AdmissionWrite = (
     ListDevices
@@ -44,10 +43,10 @@ AdmissionWrite = (
 
 def _insert(table: str, names: tuple[str, ...], ending: str = "") -> str:
     marks = ", ".join("?" * len(names))
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({marks}){ending}"  # noqa: S608  our own constants
+    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES ({marks}){ending}"  # noqa: S608  our own constants
 
 
-LIST_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
+LIST_DEVICE = _insert("device", mapping.DEVICE_COLUMNS)
 LIST_TAG = _insert("device_tag", ("key", "value", "device_id"))
 LIST_ENTRY = _insert("manifest", columns.MANIFEST_COLUMNS)
 ADD_CLAIM = _insert("claim", columns.CLAIM_COLUMNS, " ON CONFLICT DO NOTHING")
@@ -92,11 +91,11 @@ def apply(db: sqlite3.Connection, write: AdmissionWrite) -> None:
         case CountTakeover(name=name):
             db.execute(COUNT_TAKEOVER, (name,))
         case QuarantineClaim(name=name, at=at, reason=reason):
-            must_change(QUARANTINE_CLAIM, (rows.micros(at), reason, name), conflicts.claim_not_open(name))
+            must_change(QUARANTINE_CLAIM, (mapping.micros(at), reason, name), conflicts.claim_not_open(name))
         case ReleaseClaim(name=name):
             must_change(RELEASE_CLAIM, (name,), conflicts.claim_not_quarantined(name))
         case RevokeClaim(name=name, at=at):
-            must_change(REVOKE_CLAIM, (rows.micros(at), name), conflicts.claim_gone(name))
+            must_change(REVOKE_CLAIM, (mapping.micros(at), name), conflicts.claim_gone(name))
         case AddAnchor(anchor=anchor):
             must_change(ADD_ANCHOR, columns.anchor_row(anchor), conflicts.anchor_exists(anchor.name))
         case DropAnchor(name=name):
@@ -113,9 +112,9 @@ def apply(db: sqlite3.Connection, write: AdmissionWrite) -> None:
 
 def _list_devices(db: sqlite3.Connection, write: ListDevices) -> None:
     try:
-        db.executemany(LIST_DEVICE, (rows.device_row(each.device) for each in write.listed))
+        db.executemany(LIST_DEVICE, (mapping.device_row(each.device) for each in write.listed))
         db.executemany(LIST_ENTRY, (columns.manifest_row(each.entry) for each in write.listed))
-        db.executemany(LIST_TAG, (row for each in write.listed for row in rows.tag_rows(each.device)))
+        db.executemany(LIST_TAG, (row for each in write.listed for row in mapping.tag_rows(each.device)))
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE):
             raise conflicts.listed_already() from error
@@ -133,7 +132,7 @@ def _bind(db: sqlite3.Connection, binding: IdevidBinding) -> None:
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
-    return f"SELECT {rows.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
+    return f"SELECT {mapping.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
 
 
 CLAIM = _select("claim", columns.CLAIM_COLUMNS, "WHERE name = ?")

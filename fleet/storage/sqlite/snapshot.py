@@ -14,16 +14,16 @@ from urllib.parse import quote
 from fleet.domain.audit_log import NODE_LEVELS, sound_leaves
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import EMPTY, Frontier
-from fleet.storage import rows
-from fleet.storage.sqlite_file import APPLICATION_ID, connect_reader
+from fleet.storage import mapping
+from fleet.storage.sqlite.connection import APPLICATION_ID, connect_reader
 
 STEP_PAGES = 1_024  # 4 MiB at a time: between steps other threads have the interpreter
 
-_ROWS = f"SELECT {rows.columns(rows.AUDIT_COLUMNS)} FROM audit ORDER BY seq"  # noqa: S608  our own constants
+_ROWS = f"SELECT {mapping.columns(mapping.AUDIT_COLUMNS)} FROM audit ORDER BY seq"  # noqa: S608  our own constants
 _LEAVES = "SELECT leaf FROM audit ORDER BY seq"
 _FIRST_ROW = "SELECT min(seq) FROM audit"
 _NODES = "SELECT hash FROM audit_node WHERE level = ? AND idx < ? ORDER BY idx"
-_HEADS = f"SELECT {rows.columns(rows.HEAD_COLUMNS)} FROM audit_head ORDER BY size"  # noqa: S608
+_HEADS = f"SELECT {mapping.columns(mapping.HEAD_COLUMNS)} FROM audit_head ORDER BY size"  # noqa: S608
 _LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 _PLANTED = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
 _UNIT = NODE_LEVELS[0]
@@ -76,8 +76,8 @@ def check_copy(copy: Path) -> CopyFacts:
         if complaint != "ok":
             raise Invalid("not-a-registry", f"The registry in it is damaged: {complaint}.")
         tree = _forgotten(db)
-        heads = {head.size: head.root for head in map(rows.head_of, db.execute(_HEADS))}
-        for leaf in sound_leaves(map(rows.audit_of, db.execute(_ROWS)), after=tree.size):
+        heads = {head.size: head.root for head in map(mapping.head_of, db.execute(_HEADS))}
+        for leaf in sound_leaves(map(mapping.audit_of, db.execute(_ROWS)), after=tree.size):
             tree = tree.appended((leaf,))
             signed = heads.pop(tree.size, None)
             if signed is not None and signed != tree.root():

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.storage import rows
+from fleet.storage import mapping
 
 APPLICATION_ID = 0x464C5431  # "FLT1", in the file's header: another program's database is refused
 SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
@@ -181,12 +181,12 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def _audit_leaf(seq: int, *columns: Any) -> bytes:
-    return leaf_of(rows.audit_of((seq, *columns, b"")).entry, seq)
+    return leaf_of(mapping.audit_of((seq, *columns, b"")).entry, seq)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     db.create_function("audit_leaf", 8, _audit_leaf, deterministic=True)
-    db.create_function("serial_octets", 1, rows.serial_octets, deterministic=True)
+    db.create_function("serial_octets", 1, mapping.serial_octets, deterministic=True)
     have = db.execute("PRAGMA user_version").fetchone()[0]
     steps = migrations()
     newest = steps[-1][0]

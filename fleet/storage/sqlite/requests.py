@@ -7,8 +7,8 @@ from fleet.domain.approval import DECIDED_FROM, ApprovalRequest, RequestFilter, 
 from fleet.domain.changes import AddRequest, CollectRequest, DecideRequest, DropRequests, SeeRequest
 from fleet.domain.errors import Conflict
 from fleet.storage import request_rows as rows
-from fleet.storage.rows import columns, micros
-from fleet.storage.sqlite_lists import bounded
+from fleet.storage.mapping import columns, micros
+from fleet.storage.sqlite.listings import bounded
 
 _MARKS = ", ".join(f"?{number}" for number in range(1, len(rows.COLUMNS) + 1))
 _PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"

@@ -27,16 +27,13 @@ from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import admission_rows, request_rows, rows
-from fleet.storage import postgres_admission as admission
-from fleet.storage import postgres_lists as lists
-from fleet.storage import postgres_logs as logs
-from fleet.storage import postgres_reads as reads
-from fleet.storage.hop import Batches, Take
-from fleet.storage.postgres_commit import CLOSE_SECONDS_MAX, Writer
-from fleet.storage.postgres_feed import Listener
-from fleet.storage.postgres_schema import migrate
-from fleet.storage.postgres_session import (
+from fleet.storage import admission_rows, mapping, request_rows
+from fleet.storage.batching import Batches, Take
+from fleet.storage.postgres import admission, logs, reads
+from fleet.storage.postgres import listings as lists
+from fleet.storage.postgres.listener import Listener
+from fleet.storage.postgres.migrations import migrate
+from fleet.storage.postgres.session import (
     DRIVER_ERRORS,
     WAIT_SECONDS_MAX,
     Session,
@@ -47,6 +44,7 @@ from fleet.storage.postgres_session import (
     session_arguments,
     unavailable,
 )
+from fleet.storage.postgres.writer import CLOSE_SECONDS_MAX, Writer
 
 COMMIT_BATCH_MAX = 256  # Changes in one transaction; each takes some two locks, of 6,400 in a server as it is installed
 COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
@@ -168,72 +166,72 @@ class PostgresRegistry:
 
     async def model(self, name: str) -> Model | None:
         row = await self._fetch_one(reads.MODEL, name)
-        return rows.model_of(*row) if row else None
+        return mapping.model_of(*row) if row else None
 
     async def models(self) -> list[Model]:
-        return [rows.model_of(*row) for row in await self._fetch(reads.MODELS)]
+        return [mapping.model_of(*row) for row in await self._fetch(reads.MODELS)]
 
     async def device(self, device_id: str) -> Device | None:
         row = await self._fetch_one(reads.DEVICE, device_id)
-        return rows.device_of(row) if row else None
+        return mapping.device_of(row) if row else None
 
     async def devices(
         self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """As the contract says, and never more than postgres_lists.LIST_MAX."""
+        """As the contract says, and never more than listings.LIST_MAX."""
         statement, parameters = lists.devices(where, after, limit)
-        return [rows.device_of(row) for row in await self._fetch(statement, *parameters)]
+        return [mapping.device_of(row) for row in await self._fetch(statement, *parameters)]
 
     async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
         statement, parameters = lists.count_devices(where)
         return await self._number(statement, *parameters)
 
     async def credentials(self, holder: str) -> list[Credential]:
-        return [rows.credential_of(row) for row in await self._fetch(reads.CREDENTIALS, holder)]
+        return [mapping.credential_of(row) for row in await self._fetch(reads.CREDENTIALS, holder)]
 
     async def credential(self, serial: str) -> Credential | None:
         try:
-            octets = rows.serial_octets(serial)
+            octets = mapping.serial_octets(serial)
         except ValueError:
             return None  # no certificate has such a serial
         row = await self._fetch_one(reads.CREDENTIAL, octets)
-        return rows.credential_of(row) if row else None
+        return mapping.credential_of(row) if row else None
 
     async def expired_credentials(
         self, before: datetime, limit: int = 1000, *, after: Credential | None = None
     ) -> list[Credential]:
-        place = (rows.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
-        found = await self._fetch(lists.EXPIRED, rows.micros(before), *place, lists.bounded(limit))
-        return [rows.credential_of(row) for row in found]
+        place = (mapping.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
+        found = await self._fetch(lists.EXPIRED, mapping.micros(before), *place, lists.bounded(limit))
+        return [mapping.credential_of(row) for row in found]
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
-        found = await self._fetch(lists.EXPIRIES, rows.micros(until))
+        found = await self._fetch(lists.EXPIRIES, mapping.micros(until))
         return [(lists.monday(week), count) for week, count in found]
 
     async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
-        [row] = await self._fetch(lists.RENEWALS, model, rows.micros(since))
+        [row] = await self._fetch(lists.RENEWALS, model, mapping.micros(since))
         return row[0], row[1]
 
     async def token(self, token_id: str) -> Token | None:
         row = await self._fetch_one(reads.TOKEN, token_id)
-        return rows.token_of(row) if row else None
+        return mapping.token_of(row) if row else None
 
     async def tokens(self) -> list[Token]:
-        return [rows.token_of(row) for row in await self._fetch(reads.TOKENS)]
+        return [mapping.token_of(row) for row in await self._fetch(reads.TOKENS)]
 
     async def station(self, name: str) -> Station | None:
         row = await self._fetch_one(reads.STATION, name)
-        return rows.station_of(row) if row else None
+        return mapping.station_of(row) if row else None
 
     async def stations(self) -> list[Station]:
-        return [rows.station_of(row) for row in await self._fetch(reads.STATIONS)]
+        return [mapping.station_of(row) for row in await self._fetch(reads.STATIONS)]
 
     async def operator(self, name: str) -> Operator | None:
         row = await self._fetch_one(reads.OPERATOR, name)
-        return rows.operator_of(row) if row else None
+        return mapping.operator_of(row) if row else None
 
     async def operators(self) -> list[Operator]:
-        return [rows.operator_of(row) for row in await self._fetch(reads.OPERATORS)]
+        return [mapping.operator_of(row) for row in await self._fetch(reads.OPERATORS)]
 
     async def request(self, request_id: str) -> ApprovalRequest | None:
         row = await self._fetch_one(reads.REQUEST, request_id)
@@ -246,7 +244,7 @@ class PostgresRegistry:
         return [request_rows.request_of(row) for row in await self._fetch(statement, *parameters)]
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
-        in_all, for_model, from_network = await self._fetch_one(reads.PENDING, rows.micros(now), model, network)
+        in_all, for_model, from_network = await self._fetch_one(reads.PENDING, mapping.micros(now), model, network)
         return in_all, for_model, from_network
 
     async def claim(self, name: str) -> Claim | None:
@@ -273,11 +271,11 @@ class PostgresRegistry:
 
     async def lease(self, name: str) -> Lease | None:
         row = await self._fetch_one(reads.LEASE, name)
-        return rows.lease_of(row) if row else None
+        return mapping.lease_of(row) if row else None
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         row = await self._fetch_one(reads.ANSWER, actor, key)
-        return rows.answer_of(row) if row else None
+        return mapping.answer_of(row) if row else None
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
         return reads.enrollment_facts(await self._fetch_one(reads.ENROLLMENT, device_id, token_id, key_sha256))
@@ -287,14 +285,14 @@ class PostgresRegistry:
         return reads.holder_facts(row) if row else None
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        """Rows in order, those with a sequence greater than `after`; never more than postgres_lists.LIST_MAX."""
-        return [rows.audit_of(row) for row in await self._fetch(logs.AUDIT, after, lists.bounded(limit))]
+        """Rows in order, those with a sequence greater than `after`; never more than listings.LIST_MAX."""
+        return [mapping.audit_of(row) for row in await self._fetch(logs.AUDIT, after, lists.bounded(limit))]
 
     async def last_audit(self) -> int:
         return await self._number(logs.LAST_AUDIT)
 
     async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
-        return [rows.head_of(row) for row in await self._fetch(logs.HEADS, after, lists.bounded(limit))]
+        return [mapping.head_of(row) for row in await self._fetch(logs.HEADS, after, lists.bounded(limit))]
 
     async def last_sealed(self) -> Sealed | None:
         return logs.sealed_of(await self._fetch_one(logs.LAST_SEALED))
@@ -331,7 +329,7 @@ class PostgresRegistry:
         await self._commits.put(change)
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
-        return [rows.event_of(row) for row in await self._fetch(logs.EVENTS, after, lists.bounded(limit))]
+        return [mapping.event_of(row) for row in await self._fetch(logs.EVENTS, after, lists.bounded(limit))]
 
     async def first_event(self) -> int:
         return await self._number(logs.FIRST_EVENT)

@@ -20,9 +20,9 @@ from typing import Any
 
 from fleet.database_url import DatabaseUrl
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
-from fleet.storage.postgres_schema import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
-from fleet.storage.postgres_session import SCHEMA, Session, connect, unavailable
-from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer
+from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
+from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable
+from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer
 
 Progress = Callable[[str, int], None]
 """Called with a table's name and how many of its rows have been copied so far."""

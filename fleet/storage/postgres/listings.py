@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fleet.domain.device import DeviceFilter, DeviceState, Place
-from fleet.storage import rows
+from fleet.storage import mapping
 
 LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 
@@ -12,9 +12,9 @@ LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 _NOT_ACTIVE = "d.state <> 'active'"
 _CAN_CONNECT = "d.expires_at IS NOT NULL AND d.state NOT IN ('revoked', 'retired')"
 
-_DEVICES = f"SELECT {rows.columns(rows.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
+_DEVICES = f"SELECT {mapping.columns(mapping.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
 EXPIRED = f"""
-    SELECT {rows.columns(rows.CREDENTIAL_COLUMNS)} FROM credential
+    SELECT {mapping.columns(mapping.CREDENTIAL_COLUMNS)} FROM credential
     WHERE not_after < $1 AND (not_after, fingerprint) > ($2, $3) ORDER BY not_after, fingerprint LIMIT $4"""  # noqa: S608
 _WEEK = 7 * 86_400 * 1_000_000  # microseconds
 _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into its week
@@ -61,9 +61,9 @@ def _meant(where: DeviceFilter, after: Place) -> tuple[str, list[str], list[Any]
     tags = [*(("", where.group),) * (where.group is not None), *where.tags]
     if where.expires_before is not None:
         source, order = "device d", "d.expires_at, d.id"
-        since = rows.micros(after.expires_at) if after.expires_at is not None else 0
+        since = mapping.micros(after.expires_at) if after.expires_at is not None else 0
         behind = f"(d.expires_at, d.id) > ({given(since)}, {given(after.id)})"
-        terms = [_CAN_CONNECT, behind, f"d.expires_at < {given(rows.micros(where.expires_before))}"]
+        terms = [_CAN_CONNECT, behind, f"d.expires_at < {given(mapping.micros(where.expires_before))}"]
     elif tags:
         (key, value), *tags = tags
         source, order = "device_tag t JOIN device d ON d.id = t.device_id", "t.device_id"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fleet.database_url import DatabaseUrl
-from fleet.storage.postgres_commit import CHANNEL
-from fleet.storage.postgres_session import DRIVER_ERRORS, Session, connect
+from fleet.storage.postgres.session import DRIVER_ERRORS, Session, connect
+from fleet.storage.postgres.writer import CHANNEL
 
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid, NotFound
-from fleet.storage import sqlite_logs as logs
+from fleet.storage.sqlite import logs
 
 T = TypeVar("T")
 

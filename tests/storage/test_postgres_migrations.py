@@ -9,9 +9,9 @@ from fleet.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.storage import postgres_schema
 from fleet.storage.engines import status_of
-from fleet.storage.postgres import PostgresRegistry
+from fleet.storage.postgres import migrations as postgres_schema
+from fleet.storage.postgres.registry import PostgresRegistry
 from tests.postgres_server import PASSWORD, PostgresServer
 from tests.storage.samples import change
 

@@ -6,7 +6,8 @@ different versions may share a database: each brings its own functions.
 
 import re
 
-from fleet.storage import postgres_admission, request_rows, rows
+from fleet.storage import mapping, request_rows
+from fleet.storage.postgres import admission as postgres_admission
 
 SEQUENCE_LOCK = "1179399217, 1"  # "FLT1": held by whoever numbers audit rows and events, until its COMMIT
 
@@ -20,7 +21,7 @@ _NUMBERS = frozenset(
 
 
 def _insert(table: str, names: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({_marks(names)}) ON CONFLICT DO NOTHING"  # noqa: S608
+    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES ({_marks(names)}) ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 def _marks(names: tuple[str, ...]) -> str:
@@ -31,13 +32,13 @@ def _marks(names: tuple[str, ...]) -> str:
 _PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"
 _UNUSED = "holder = $1::text AND kind = $2::text AND state = 'issued' AND earned_by = $3::text"
 STATEMENTS: dict[str, str] = {
-    "add_model": _insert("model", rows.MODEL_COLUMNS),
+    "add_model": _insert("model", mapping.MODEL_COLUMNS),
     "has_model": "SELECT 1 FROM model WHERE name = $1::text",
     "set_model": """
         UPDATE model SET lifetime = $2::bigint, key_types = $3::text, publish = $4::text, subscribe = $5::text,
             retain = $6::bigint, rules = $7::text, revision = revision + 1
         WHERE name = $1::text AND revision = $8::bigint""",
-    "add_device": _insert("device", rows.DEVICE_COLUMNS),
+    "add_device": _insert("device", mapping.DEVICE_COLUMNS),
     "has_device": "SELECT 1 FROM device WHERE id = $1::text",
     "device_may_move": "SELECT 1 FROM device WHERE id = $1::text AND state = ANY (string_to_array($2::text, ','))",
     "move_device": """
@@ -61,7 +62,7 @@ STATEMENTS: dict[str, str] = {
             SELECT 1 FROM credential WHERE key_sha256 = $1::bytea
             AND (holder <> $2::text OR kind <> $3::text OR state = 'revoked'))
         AND NOT EXISTS (SELECT 1 FROM revoked_key WHERE key_sha256 = $1::bytea)""",
-    "add_credential": _insert("credential", rows.CREDENTIAL_COLUMNS),
+    "add_credential": _insert("credential", mapping.CREDENTIAL_COLUMNS),
     "use_credential": """
         UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')""",
     "supersede_older": """
@@ -86,16 +87,16 @@ STATEMENTS: dict[str, str] = {
         SELECT key_sha256, kind, holder FROM credential WHERE fingerprint = $1::bytea AND state = 'revoked'
         ON CONFLICT DO NOTHING""",
     "drop_credential": "DELETE FROM credential WHERE fingerprint = $1::bytea",
-    "add_token": _insert("token", rows.TOKEN_COLUMNS),
+    "add_token": _insert("token", mapping.TOKEN_COLUMNS),
     "spend_token": """
         UPDATE token SET uses = uses + 1 WHERE id = $1::text AND revoked_at IS NULL AND uses < uses_max""",
     "revoke_token": "UPDATE token SET revoked_at = $2::bigint WHERE id = $1::text AND revoked_at IS NULL",
-    "add_station": _insert("station", rows.STATION_COLUMNS),
-    "add_operator": _insert("operator", rows.OPERATOR_COLUMNS),
-    "add_answer": _insert("answer", rows.ANSWER_COLUMNS),
+    "add_station": _insert("station", mapping.STATION_COLUMNS),
+    "add_operator": _insert("operator", mapping.OPERATOR_COLUMNS),
+    "add_answer": _insert("answer", mapping.ANSWER_COLUMNS),
     # Whoever adds one holds the lock of them all: the counts are exact.
     "add_request": f"""
-        INSERT INTO approval_request ({rows.columns(request_rows.COLUMNS)}) SELECT {_marks(request_rows.COLUMNS)}
+        INSERT INTO approval_request ({mapping.columns(request_rows.COLUMNS)}) SELECT {_marks(request_rows.COLUMNS)}
         WHERE {_PENDING}) < $18::bigint AND {_PENDING} AND model = $3::text) < $19::bigint
             AND {_PENDING} AND network = $8::text) < $20::bigint
         ON CONFLICT DO NOTHING""",

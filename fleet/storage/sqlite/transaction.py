@@ -13,8 +13,8 @@ from typing import TypeVar
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Conflict
-from fleet.storage import rows
-from fleet.storage.sqlite_writes import apply
+from fleet.storage import mapping
+from fleet.storage.sqlite.writes import apply
 
 T = TypeVar("T")
 
@@ -122,20 +122,20 @@ def _last_numbers(db: sqlite3.Connection) -> tuple[int, int]:
 def _record(db: sqlite3.Connection, changes: Sequence[Change], audit_seq: int, event_seq: int) -> None:
     """Audit rows and events of `changes`, numbered on from the last ones."""
     audits = [
-        rows.audit_row(AuditRow(seq, change.audit, leaf_of(change.audit, seq)))
+        mapping.audit_row(AuditRow(seq, change.audit, leaf_of(change.audit, seq)))
         for seq, change in enumerate(changes, audit_seq + 1)
     ]
     events = [event for change in changes for event in change.events]
-    insert_rows(db, "audit", rows.AUDIT_COLUMNS, audits)
+    insert_rows(db, "audit", mapping.AUDIT_COLUMNS, audits)
     insert_rows(
         db,
         "event",
-        rows.EVENT_COLUMNS,
+        mapping.EVENT_COLUMNS,
         [(seq, event.kind, event.subject, event.detail) for seq, event in enumerate(events, event_seq + 1)],
     )
 
 
-def insert_rows(db: sqlite3.Connection, table: str, names: tuple[str, ...], new: Sequence[rows.Row]) -> None:
+def insert_rows(db: sqlite3.Connection, table: str, names: tuple[str, ...], new: Sequence[mapping.Row]) -> None:
     """Many rows a statement, in powers of two, so that the statement cache holds a handful of texts."""
     done = 0
     while done < len(new):
@@ -148,4 +148,4 @@ def insert_rows(db: sqlite3.Connection, table: str, names: tuple[str, ...], new:
 @cache
 def _insert_many(table: str, names: tuple[str, ...], count: int) -> str:
     marks = f"({', '.join('?' * len(names))})"
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES {', '.join([marks] * count)}"  # noqa: S608  our own constants
+    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES {', '.join([marks] * count)}"  # noqa: S608  our own constants

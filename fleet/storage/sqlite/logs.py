@@ -6,22 +6,22 @@ from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Event
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import EMPTY, Frontier
-from fleet.storage import rows
-from fleet.storage.sqlite_lists import bounded
+from fleet.storage import mapping
+from fleet.storage.sqlite.listings import bounded
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
-    return f"SELECT {rows.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
+    return f"SELECT {mapping.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
 
 
-AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
+AUDIT = _select("audit", mapping.AUDIT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
 LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
 LEAVES = "SELECT seq - 1, leaf FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
 NODES = "SELECT idx, hash FROM audit_node WHERE level = ? AND idx >= ? ORDER BY idx LIMIT ?"
-HEADS = _select("audit_head", rows.HEAD_COLUMNS, "WHERE size > ? ORDER BY size LIMIT ?")
-LAST_HEAD = _select("audit_head", rows.HEAD_COLUMNS, "WHERE size = (SELECT max(size) FROM audit_head)")
+HEADS = _select("audit_head", mapping.HEAD_COLUMNS, "WHERE size > ? ORDER BY size LIMIT ?")
+LAST_HEAD = _select("audit_head", mapping.HEAD_COLUMNS, "WHERE size = (SELECT max(size) FROM audit_head)")
 FRONTIER = "SELECT size, hashes FROM audit_frontier WHERE one = 1"
-EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
+EVENTS = _select("event", mapping.EVENT_COLUMNS, "WHERE seq > ? ORDER BY seq LIMIT ?")
 FIRST_EVENT = "SELECT coalesce(min(seq), 0) FROM event"
 LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 
@@ -31,7 +31,7 @@ def audit(db: sqlite3.Connection, after: int, limit: int) -> list[AuditRow]:
     strict = db.text_factory
     db.text_factory = _any_text  # a byte that was flipped in the file is to be found by its leaf, not by a decoder
     try:
-        return [rows.audit_of(row) for row in db.execute(AUDIT, (after, bounded(limit)))]
+        return [mapping.audit_of(row) for row in db.execute(AUDIT, (after, bounded(limit)))]
     finally:
         db.text_factory = strict
 
@@ -45,7 +45,7 @@ def last_audit(db: sqlite3.Connection) -> int:
 
 
 def audit_heads(db: sqlite3.Connection, after: int, limit: int) -> list[TreeHead]:
-    return [rows.head_of(row) for row in db.execute(HEADS, (after, bounded(limit)))]
+    return [mapping.head_of(row) for row in db.execute(HEADS, (after, bounded(limit)))]
 
 
 def last_sealed(db: sqlite3.Connection) -> Sealed | None:
@@ -64,7 +64,7 @@ def last_sealed(db: sqlite3.Connection) -> Sealed | None:
         frontier = Frontier.unpacked(*kept)
     except (TypeError, ValueError):
         frontier = EMPTY
-    return Sealed(rows.head_of(head), frontier)
+    return Sealed(mapping.head_of(head), frontier)
 
 
 def audit_hashes(db: sqlite3.Connection, level: int, first: int, count: int) -> list[bytes]:
@@ -77,7 +77,7 @@ def audit_hashes(db: sqlite3.Connection, level: int, first: int, count: int) -> 
 
 
 def events(db: sqlite3.Connection, after: int, limit: int) -> list[Event]:
-    return [rows.event_of(row) for row in db.execute(EVENTS, (after, bounded(limit)))]
+    return [mapping.event_of(row) for row in db.execute(EVENTS, (after, bounded(limit)))]
 
 
 def first_event(db: sqlite3.Connection) -> int:

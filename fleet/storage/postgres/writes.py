@@ -54,9 +54,9 @@ from fleet.domain.changes import (
     Write,
 )
 from fleet.domain.errors import Conflict, Invalid
-from fleet.storage import postgres_admission as admission
-from fleet.storage import request_rows, rows
-from fleet.storage.postgres_statements import NUMBER_OF
+from fleet.storage import mapping, request_rows
+from fleet.storage.postgres import admission
+from fleet.storage.postgres.statements import NUMBER_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,15 @@ def steps_of(write: Write) -> Iterator[Step]:
     match write:
         case AddModel(model=model):
             taken = Conflict("model-exists", f"Model {model.name} exists already.", "Change it with: fleet model set.")
-            yield Step("add_model", rows.model_row(model), taken)
+            yield Step("add_model", mapping.model_row(model), taken)
         case SetModel(model=model):
             none = Conflict("no-such-model", f"There is no model {model.name}.", "Add it with: fleet model add.")
             yield Step("has_model", (model.name,), none)
-            yield Step("set_model", rows.model_row(model), changed_meanwhile(f"Model {model.name}"))
+            yield Step("set_model", mapping.model_row(model), changed_meanwhile(f"Model {model.name}"))
         case AddDevice(device=device):
             taken = Conflict("device-exists", f"Device {device.id} exists already.")
-            yield Step("add_device", rows.device_row(device), taken)
-            yield from (Step("add_tag", row) for row in rows.tag_rows(device))
+            yield Step("add_device", mapping.device_row(device), taken)
+            yield from (Step("add_tag", row) for row in mapping.tag_rows(device))
         case MoveDevice():
             yield from _moving(write)
         case TagDevice():
@@ -90,7 +90,7 @@ def steps_of(write: Write) -> Iterator[Step]:
             taken = Conflict("key-taken", "The key is another holder's, or was revoked.", "Make a new key.")
             yield Step("key_is_free", (credential.key_sha256, credential.holder, credential.kind.value), taken)
             known = Conflict("credential-exists", f"A certificate with serial {credential.serial} is recorded already.")
-            yield Step("add_credential", rows.credential_row(credential), known)
+            yield Step("add_credential", mapping.credential_row(credential), known)
         case MarkUsed(fingerprint=fingerprint):
             ended = Conflict("credential-ended", "The certificate is not usable any more.", "Enroll again.")
             yield Step("use_credential", (fingerprint,), ended)
@@ -106,22 +106,22 @@ def steps_of(write: Write) -> Iterator[Step]:
             yield Step("revoke_credentials", (holder, kind))
         case AddToken(token=token):
             taken = Conflict("token-exists", f"Token {token.id} exists already.")
-            yield Step("add_token", rows.token_row(token), taken)
+            yield Step("add_token", mapping.token_row(token), taken)
         case SpendToken(token_id=token_id):
             spent = Conflict("token-spent", "The token is revoked or has no use left.", "Ask for a new one.")
             yield Step("spend_token", (token_id,), spent)
         case RevokeToken(token_id=token_id, at=at):
             gone = Conflict("token-gone", f"Token {token_id} does not exist or is revoked already.")
-            yield Step("revoke_token", (token_id, rows.micros(at)), gone)
+            yield Step("revoke_token", (token_id, mapping.micros(at)), gone)
         case AddStation(station=station):
             taken = Conflict("station-exists", f"Station {station.name} exists already.", "Choose another name.")
-            yield Step("add_station", rows.station_row(station), taken)
+            yield Step("add_station", mapping.station_row(station), taken)
         case AddOperator(operator=operator):
             taken = Conflict("operator-exists", f"Operator {operator.name} exists already.", "Choose another name.")
-            yield Step("add_operator", rows.operator_row(operator), taken)
+            yield Step("add_operator", mapping.operator_row(operator), taken)
         case AddAnswer(answer=answer):
             used = Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
-            yield Step("add_answer", rows.answer_row(answer), used)
+            yield Step("add_answer", mapping.answer_row(answer), used)
         case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
             yield from _requesting(write)
         case ListDevices() | SetStation() | SpendStation() | AddAnchor() | DropAnchor() | BindIdevid():
@@ -131,8 +131,8 @@ def steps_of(write: Write) -> Iterator[Step]:
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             yield from _dropping(write)
         case TakeLease(lease=lease, now=now, by_force=by_force):
-            held = rows.lease_held(lease)
-            yield Step("take_lease", (*rows.lease_row(lease), rows.micros(now), int(by_force)), held)
+            held = mapping.lease_held(lease)
+            yield Step("take_lease", (*mapping.lease_row(lease), mapping.micros(now), int(by_force)), held)
         case _:
             assert_never(write)
 
@@ -147,14 +147,14 @@ def _moving(write: MoveDevice) -> Iterator[Step]:
     if write.revision is not None:
         yield Step("device_may_move", (id_, states), moved)
         moved = changed_meanwhile(f"Device {id_}")
-    expires_at = None if write.expires_at is None else rows.micros(write.expires_at)
+    expires_at = None if write.expires_at is None else mapping.micros(write.expires_at)
     yield Step("move_device", (to.value, expires_at, id_, write.revision, states), moved)
 
 
 def _tagging(write: TagDevice) -> Iterator[Step]:
     id_ = write.device_id
     yield Step("has_device", (id_,), Conflict("no-such-device", f"There is no device {id_}."))
-    tags, groups = rows.listing(write.tags), rows.listing(write.groups)
+    tags, groups = mapping.listing(write.tags), mapping.listing(write.groups)
     yield Step("drop_tags", (id_,))
     yield Step("tag_device", (id_, tags, groups, write.revision), changed_meanwhile(f"Device {id_}"))
     for key, value in (*write.tags, *(("", group) for group in write.groups)):
@@ -164,11 +164,11 @@ def _tagging(write: TagDevice) -> Iterator[Step]:
 def _dropping(write: DropAnswers | DropCredentials | DropAudit | DropEvents) -> Iterator[Step]:
     match write:
         case DropAnswers(before=before):
-            yield Step("drop_answers", (rows.micros(before),))
+            yield Step("drop_answers", (mapping.micros(before),))
         case DropCredentials(fingerprints=fingerprints, now=now):
             for fingerprint in fingerprints:
                 kept = Conflict("credential-kept", "A certificate that has not expired is not forgotten.")
-                yield Step("credential_has_ended", (fingerprint, rows.micros(now)), kept)
+                yield Step("credential_has_ended", (fingerprint, mapping.micros(now)), kept)
                 yield Step("keep_revoked_key", (fingerprint,))
                 yield Step("drop_credential", (fingerprint,))
         case DropAudit(upto=upto):
@@ -184,13 +184,13 @@ def _requesting(
     match write:
         case AddRequest(request=request, limits=limits):
             caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
-            yield Step("drop_requests", (rows.micros(request.first_seen),))
+            yield Step("drop_requests", (mapping.micros(request.first_seen),))
             parameters = (*request_rows.request_row(request), *caps)
             yield Step("add_request", parameters, request_rows.not_added(request))
         case SeeRequest(request_id=id_, asked=asked, at=at, address=address):
-            yield Step("see_request", (id_, asked, rows.micros(at), address))
+            yield Step("see_request", (id_, asked, mapping.micros(at), address))
         case DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
-            decided_at, expires_at = rows.micros(write.at), rows.micros(write.expires_at)
+            decided_at, expires_at = mapping.micros(write.at), mapping.micros(write.expires_at)
             states = ",".join(sorted(DECIDED_FROM[to]))
             if to is RequestState.APPROVED:
                 yield Step("no_other_is_approved", (id_, decided_at), request_rows.decided_already(write))
@@ -202,7 +202,7 @@ def _requesting(
         case CollectRequest(request_id=id_):
             yield Step("collect_request", (id_,), request_rows.not_collected(id_))
         case DropRequests(now=now):
-            yield Step("drop_requests", (rows.micros(now),))
+            yield Step("drop_requests", (mapping.micros(now),))
 
 
 def names_of(write: Write) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from fleet.domain.errors import Unavailable
-from fleet.storage.hop import QUIET_TURNS, Batches, Take
+from fleet.storage.batching import QUIET_TURNS, Batches, Take
 
 DEADLINE_SECONDS = 10.0
 

@@ -26,16 +26,14 @@ from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage import sqlite_admission as admission
-from fleet.storage import sqlite_lists as lists
-from fleet.storage import sqlite_logs as logs
-from fleet.storage import sqlite_reads as reads
-from fleet.storage import sqlite_requests as waiting
-from fleet.storage.hop import Batches, Take, Thread
-from fleet.storage.sqlite_batch import write_batch
-from fleet.storage.sqlite_file import WriteLock, close_writer, connect_reader, connect_writer, unavailable
-from fleet.storage.sqlite_reads import Query
-from fleet.storage.sqlite_writes import add_head
+from fleet.storage.batching import Batches, Take, Thread
+from fleet.storage.sqlite import admission, logs, reads
+from fleet.storage.sqlite import listings as lists
+from fleet.storage.sqlite import requests as waiting
+from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer, unavailable
+from fleet.storage.sqlite.reads import Query
+from fleet.storage.sqlite.transaction import write_batch
+from fleet.storage.sqlite.writes import add_head
 
 T = TypeVar("T")
 
@@ -167,7 +165,7 @@ class SqliteRegistry:
     async def devices(
         self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """As the contract says, and never more than sqlite_lists.LIST_MAX."""
+        """As the contract says, and never more than listings.LIST_MAX."""
         return await self._ask_list(lambda db: lists.devices(db, where, after, limit))
 
     async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
@@ -253,7 +251,7 @@ class SqliteRegistry:
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        """Rows in order, those with a sequence greater than `after`; never more than sqlite_lists.LIST_MAX at once."""
+        """Rows in order, those with a sequence greater than `after`; never more than listings.LIST_MAX at once."""
         return await self._ask_list(lambda db: logs.audit(db, after, limit))
 
     async def last_audit(self) -> int:

@@ -7,7 +7,14 @@ import pytest
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.errors import FleetError, Invalid, Refused, Unavailable
-from fleet.storage.revocation_log import MARK_EVERY, Mark, RevocationLog, events_behind, new_lineage, read_segments
+from fleet.storage.journals.revocations import (
+    MARK_EVERY,
+    Mark,
+    RevocationLog,
+    events_behind,
+    new_lineage,
+    read_segments,
+)
 
 FLEET = "ab" * 32
 

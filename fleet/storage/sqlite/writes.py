@@ -52,22 +52,24 @@ from fleet.domain.changes import (
     Write,
 )
 from fleet.domain.errors import Conflict
-from fleet.storage import rows, sqlite_admission, sqlite_requests
+from fleet.storage import mapping
+from fleet.storage.sqlite import admission as sqlite_admission
+from fleet.storage.sqlite import requests as sqlite_requests
 
 
 def _insert(table: str, names: tuple[str, ...], ending: str = " ON CONFLICT DO NOTHING") -> str:
     marks = ", ".join("?" * len(names))
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({marks}){ending}"  # noqa: S608  our own constants
+    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES ({marks}){ending}"  # noqa: S608  our own constants
 
 
-ADD_MODEL = _insert("model", rows.MODEL_COLUMNS)
+ADD_MODEL = _insert("model", mapping.MODEL_COLUMNS)
 SET_MODEL = """
     UPDATE model SET lifetime = ?2, key_types = ?3, publish = ?4, subscribe = ?5, retain = ?6, rules = ?7,
         revision = revision + 1
     WHERE name = ?1 AND revision = ?8"""
 HAS_MODEL = "SELECT 1 FROM model WHERE name = ?"
-ADD_DEVICE = _insert("device", rows.DEVICE_COLUMNS)
-ADD_CREDENTIAL = _insert("credential", rows.CREDENTIAL_COLUMNS)
+ADD_DEVICE = _insert("device", mapping.DEVICE_COLUMNS)
+ADD_CREDENTIAL = _insert("credential", mapping.CREDENTIAL_COLUMNS)
 KEY_TAKEN = """
     SELECT 1 FROM credential
     WHERE key_sha256 = ?1 AND (holder <> ?2 OR kind <> ?3 OR state = 'revoked')
@@ -83,10 +85,10 @@ SUPERSEDE_OLDER = """
       AND credential.state IN ('issued', 'active') AND credential.seq < used.seq"""
 END_CREDENTIAL = "UPDATE credential SET state = 'superseded' WHERE fingerprint = ? AND state IN ('issued', 'active')"
 REVOKE_CREDENTIALS = "UPDATE credential SET state = 'revoked' WHERE holder = ? AND kind = ? AND state <> 'revoked'"
-ADD_TOKEN = _insert("token", rows.TOKEN_COLUMNS)
+ADD_TOKEN = _insert("token", mapping.TOKEN_COLUMNS)
 SPEND_TOKEN = "UPDATE token SET uses = uses + 1 WHERE id = ? AND revoked_at IS NULL AND uses < uses_max"  # noqa: S105
 REVOKE_TOKEN = "UPDATE token SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"  # noqa: S105
-ADD_STATION = _insert("station", rows.STATION_COLUMNS)
+ADD_STATION = _insert("station", mapping.STATION_COLUMNS)
 # One text for each number of states, so that the statement cache holds a handful of them.
 MOVE_DEVICE = {
     n: f"""
@@ -95,11 +97,11 @@ MOVE_DEVICE = {
     for n in range(1, 6)
 }
 TAG_DEVICE = "UPDATE device SET tags = ?, groups = ?, revision = revision + 1 WHERE id = ? AND revision = ?"
-OLD_TAGS = f"SELECT {rows.columns(rows.DEVICE_COLUMNS)} FROM device WHERE id = ?"  # noqa: S608
+OLD_TAGS = f"SELECT {mapping.columns(mapping.DEVICE_COLUMNS)} FROM device WHERE id = ?"  # noqa: S608
 ADD_TAG = _insert("device_tag", ("key", "value", "device_id"))
 DROP_TAG = "DELETE FROM device_tag WHERE key = ? AND value = ? AND device_id = ?"
-ADD_OPERATOR = _insert("operator", rows.OPERATOR_COLUMNS)
-ADD_ANSWER = _insert("answer", rows.ANSWER_COLUMNS)
+ADD_OPERATOR = _insert("operator", mapping.OPERATOR_COLUMNS)
+ADD_ANSWER = _insert("answer", mapping.ANSWER_COLUMNS)
 DROP_ANSWERS = "DELETE FROM answer WHERE at < ?"
 KEEP_REVOKED_KEY = """
     INSERT INTO revoked_key (key_sha256, kind, holder)
@@ -115,7 +117,7 @@ TAKE_LEASE = """
     WHERE lease.owner = excluded.owner OR lease.expires_at <= ?4 OR ?5"""
 DROP_EVENTS = "DELETE FROM event WHERE seq <= ? AND seq < (SELECT max(seq) FROM event)"
 LARGEST_HEAD = "SELECT max(size) FROM audit_head"
-ADD_HEAD = _insert("audit_head", rows.HEAD_COLUMNS, ending="")
+ADD_HEAD = _insert("audit_head", mapping.HEAD_COLUMNS, ending="")
 ADD_NODE = _insert("audit_node", ("level", "idx", "hash"))  # a smaller head may have made it whole meanwhile
 SET_FRONTIER = "INSERT OR REPLACE INTO audit_frontier (one, size, hashes) VALUES (1, ?, ?)"
 
@@ -127,20 +129,20 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
     """
     match write:
         case AddModel(model=model):
-            if not db.execute(ADD_MODEL, rows.model_row(model)).rowcount:
+            if not db.execute(ADD_MODEL, mapping.model_row(model)).rowcount:
                 raise Conflict(
                     "model-exists", f"Model {model.name} exists already.", "Change it with: fleet model set."
                 )
         case SetModel(model=model):
-            if not db.execute(SET_MODEL, rows.model_row(model)).rowcount:
+            if not db.execute(SET_MODEL, mapping.model_row(model)).rowcount:
                 if not db.execute(HAS_MODEL, (model.name,)).fetchone():
                     raise Conflict("no-such-model", f"There is no model {model.name}.", "Add it with: fleet model add.")
                 raise changed_meanwhile(f"Model {model.name}")
         case AddDevice(device=device):
-            if not db.execute(ADD_DEVICE, rows.device_row(device)).rowcount:
+            if not db.execute(ADD_DEVICE, mapping.device_row(device)).rowcount:
                 raise Conflict("device-exists", f"Device {device.id} exists already.")
             if device.tags or device.groups:
-                db.executemany(ADD_TAG, rows.tag_rows(device))
+                db.executemany(ADD_TAG, mapping.tag_rows(device))
         case MoveDevice():
             _move_device(db, write)
         case TagDevice():
@@ -148,7 +150,7 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case AddCredential(credential=credential):
             if db.execute(KEY_TAKEN, (credential.key_sha256, credential.holder, credential.kind.value)).fetchone():
                 raise Conflict("key-taken", "The key is another holder's, or was revoked.", "Make a new key.")
-            if not db.execute(ADD_CREDENTIAL, rows.credential_row(credential)).rowcount:
+            if not db.execute(ADD_CREDENTIAL, mapping.credential_row(credential)).rowcount:
                 raise Conflict(
                     "credential-exists", f"A certificate with serial {credential.serial} is recorded already."
                 )
@@ -166,22 +168,22 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case RevokeCredentials(kind=kind, holder=holder):
             db.execute(REVOKE_CREDENTIALS, (holder, kind))
         case AddToken(token=token):
-            if not db.execute(ADD_TOKEN, rows.token_row(token)).rowcount:
+            if not db.execute(ADD_TOKEN, mapping.token_row(token)).rowcount:
                 raise Conflict("token-exists", f"Token {token.id} exists already.")
         case SpendToken(token_id=token_id):
             if not db.execute(SPEND_TOKEN, (token_id,)).rowcount:
                 raise Conflict("token-spent", "The token is revoked or has no use left.", "Ask for a new one.")
         case RevokeToken(token_id=token_id, at=at):
-            if not db.execute(REVOKE_TOKEN, (rows.micros(at), token_id)).rowcount:
+            if not db.execute(REVOKE_TOKEN, (mapping.micros(at), token_id)).rowcount:
                 raise Conflict("token-gone", f"Token {token_id} does not exist or is revoked already.")
         case AddStation(station=station):
-            if not db.execute(ADD_STATION, rows.station_row(station)).rowcount:
+            if not db.execute(ADD_STATION, mapping.station_row(station)).rowcount:
                 raise Conflict("station-exists", f"Station {station.name} exists already.", "Choose another name.")
         case AddOperator(operator=operator):
-            if not db.execute(ADD_OPERATOR, rows.operator_row(operator)).rowcount:
+            if not db.execute(ADD_OPERATOR, mapping.operator_row(operator)).rowcount:
                 raise Conflict("operator-exists", f"Operator {operator.name} exists already.", "Choose another name.")
         case AddAnswer(answer=answer):
-            if not db.execute(ADD_ANSWER, rows.answer_row(answer)).rowcount:
+            if not db.execute(ADD_ANSWER, mapping.answer_row(answer)).rowcount:
                 raise Conflict("idempotency-key-used", "The idempotency key has been used already.", "Take a new one.")
         case AddRequest() | SeeRequest() | DecideRequest() | CollectRequest() | DropRequests():
             sqlite_requests.apply(db, write)
@@ -192,8 +194,8 @@ def apply(db: sqlite3.Connection, write: Write) -> None:
         case DropAnswers() | DropCredentials() | DropAudit() | DropEvents():
             _drop(db, write)
         case TakeLease(lease=lease, now=now, by_force=by_force):
-            if not db.execute(TAKE_LEASE, (*rows.lease_row(lease), rows.micros(now), by_force)).rowcount:
-                raise rows.lease_held(lease)
+            if not db.execute(TAKE_LEASE, (*mapping.lease_row(lease), mapping.micros(now), by_force)).rowcount:
+                raise mapping.lease_held(lease)
         case _:
             assert_never(write)
 
@@ -203,13 +205,13 @@ def changed_meanwhile(what: str) -> Conflict:
 
 
 def _move_device(db: sqlite3.Connection, write: MoveDevice) -> None:
-    expires_at = None if write.expires_at is None else rows.micros(write.expires_at)
+    expires_at = None if write.expires_at is None else mapping.micros(write.expires_at)
     states = sorted(state.value for state in write.allowed)
     parameters = (write.to.value, expires_at, write.device_id, write.revision, *states)
     if states and db.execute(MOVE_DEVICE[len(states)], parameters).rowcount:
         return
     found = db.execute(OLD_TAGS, (write.device_id,)).fetchone()
-    if found is not None and rows.device_of(found).state in write.allowed:
+    if found is not None and mapping.device_of(found).state in write.allowed:
         raise changed_meanwhile(f"Device {write.device_id}")
     raise Conflict("device-moved", f"Device {write.device_id} is not in a state from which it can become {write.to}.")
 
@@ -218,23 +220,23 @@ def _tag_device(db: sqlite3.Connection, write: TagDevice) -> None:
     found = db.execute(OLD_TAGS, (write.device_id,)).fetchone()
     if found is None:
         raise Conflict("no-such-device", f"There is no device {write.device_id}.")
-    old = rows.device_of(found)
+    old = mapping.device_of(found)
     new = replace(old, tags=write.tags, groups=write.groups)
-    row = rows.device_row(new)
+    row = mapping.device_row(new)
     if not db.execute(TAG_DEVICE, (row[6], row[7], new.id, write.revision)).rowcount:
         raise changed_meanwhile(f"Device {new.id}")
-    db.executemany(DROP_TAG, rows.tag_rows(old))
-    db.executemany(ADD_TAG, rows.tag_rows(new))
+    db.executemany(DROP_TAG, mapping.tag_rows(old))
+    db.executemany(ADD_TAG, mapping.tag_rows(new))
 
 
 def _drop(db: sqlite3.Connection, write: DropAnswers | DropCredentials | DropAudit | DropEvents) -> None:
     match write:
         case DropAnswers(before=before):
-            db.execute(DROP_ANSWERS, (rows.micros(before),))
+            db.execute(DROP_ANSWERS, (mapping.micros(before),))
         case DropCredentials(fingerprints=fingerprints, now=now):
             for fingerprint in fingerprints:
                 db.execute(KEEP_REVOKED_KEY, (fingerprint,))
-                if not db.execute(DROP_CREDENTIAL, (fingerprint, rows.micros(now))).rowcount:
+                if not db.execute(DROP_CREDENTIAL, (fingerprint, mapping.micros(now))).rowcount:
                     raise Conflict("credential-kept", "A certificate that has not expired is not forgotten.")
         case DropAudit(upto=upto):
             if upto % (1 << NODE_LEVELS[0]) or not db.execute(DROP_AUDIT, (upto,)).rowcount:
@@ -253,7 +255,7 @@ def add_head(db: sqlite3.Connection, sealed: Sealed, nodes: Sequence[AuditNode])
         largest = db.execute(LARGEST_HEAD).fetchone()[0]
         if largest is not None and largest >= sealed.head.size:
             raise Conflict("sealed-already", f"The audit is sealed up to row {largest} already.")
-        db.execute(ADD_HEAD, rows.head_row(sealed.head))
+        db.execute(ADD_HEAD, mapping.head_row(sealed.head))
         db.executemany(ADD_NODE, [(node.level, node.index, node.hash) for node in nodes])
         db.execute(SET_FRONTIER, (sealed.frontier.size, sealed.frontier.packed()))
         db.execute("COMMIT")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceFilter, DeviceState, Place
-from fleet.storage import rows
+from fleet.storage import mapping
 
 LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 
@@ -14,9 +14,9 @@ LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
 _NOT_ACTIVE = "d.state <> 'active'"
 _CAN_CONNECT = "d.expires_at IS NOT NULL AND d.state NOT IN ('revoked', 'retired')"
 
-_DEVICES = f"SELECT {rows.columns(rows.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
+_DEVICES = f"SELECT {mapping.columns(mapping.DEVICE_COLUMNS, 'd')} FROM "  # noqa: S608  our own constants
 EXPIRED = f"""
-    SELECT {rows.columns(rows.CREDENTIAL_COLUMNS)} FROM credential
+    SELECT {mapping.columns(mapping.CREDENTIAL_COLUMNS)} FROM credential
     WHERE not_after < ? AND (not_after, fingerprint) > (?, ?) ORDER BY not_after, fingerprint LIMIT ?"""  # noqa: S608
 _WEEK = 7 * 86_400 * 1_000_000  # microseconds
 _MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into its week
@@ -43,7 +43,7 @@ def bounded(limit: int) -> int:
 def devices(db: sqlite3.Connection, where: DeviceFilter, after: Place, limit: int) -> list[Device]:
     source, terms, parameters, order = _meant(where, after)
     sql = f"{_DEVICES}{source} WHERE {' AND '.join(terms)} ORDER BY {order} LIMIT {bounded(limit)}"
-    return [rows.device_of(row) for row in db.execute(sql, parameters)]
+    return [mapping.device_of(row) for row in db.execute(sql, parameters)]
 
 
 def count_devices(db: sqlite3.Connection, where: DeviceFilter) -> int:
@@ -58,9 +58,9 @@ def _meant(where: DeviceFilter, after: Place) -> tuple[str, list[str], list[Any]
     tags = [*(("", where.group),) * (where.group is not None), *where.tags]
     if where.expires_before is not None:
         source, order = "device d", "d.expires_at, d.id"
-        since = rows.micros(after.expires_at) if after.expires_at is not None else 0
+        since = mapping.micros(after.expires_at) if after.expires_at is not None else 0
         terms = [_CAN_CONNECT, "(d.expires_at, d.id) > (?, ?)", "d.expires_at < ?"]
-        parameters: list[Any] = [since, after.id, rows.micros(where.expires_before)]
+        parameters: list[Any] = [since, after.id, mapping.micros(where.expires_before)]
     elif tags:
         (key, value), *tags = tags
         source, order = "device_tag t JOIN device d ON d.id = t.device_id", "t.device_id"
@@ -80,18 +80,18 @@ def _meant(where: DeviceFilter, after: Place) -> tuple[str, list[str], list[Any]
 
 
 def count_renewals(db: sqlite3.Connection, model: str, since: datetime) -> tuple[int, int]:
-    devices, renewed = db.execute(RENEWALS, (model, rows.micros(since))).fetchone()
+    devices, renewed = db.execute(RENEWALS, (model, mapping.micros(since))).fetchone()
     return devices, renewed
 
 
 def expired_credentials(
     db: sqlite3.Connection, before: datetime, limit: int, after: Credential | None
 ) -> list[Credential]:
-    place = (rows.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
-    found = db.execute(EXPIRED, (rows.micros(before), *place, bounded(limit)))
-    return [rows.credential_of(row) for row in found]
+    place = (mapping.micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
+    found = db.execute(EXPIRED, (mapping.micros(before), *place, bounded(limit)))
+    return [mapping.credential_of(row) for row in found]
 
 
 def expiries(db: sqlite3.Connection, until: datetime) -> list[tuple[datetime, int]]:
-    found = db.execute(EXPIRIES, (rows.micros(until),))
+    found = db.execute(EXPIRIES, (mapping.micros(until),))
     return [(_FIRST_MONDAY + timedelta(weeks=week), count) for week, count in found]

@@ -19,9 +19,8 @@ from fleet.domain.changes import (
     SpendStation,
 )
 from fleet.domain.errors import Conflict
-from fleet.storage import admission_conflicts as conflicts
 from fleet.storage import admission_rows as columns
-from fleet.storage import rows
+from fleet.storage import conflicts, mapping
 
 AdmissionWrite = (
     ListDevices
@@ -50,7 +49,7 @@ def _type(name: str) -> str:
 
 def _insert(table: str, names: tuple[str, ...]) -> str:
     marks = ", ".join(f"${number}::{_type(name)}" for number, name in enumerate(names, 1))
-    return f"INSERT INTO {table} ({rows.columns(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
+    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 _ROWS = "jsonb_array_elements($1::text::jsonb) AS r"
@@ -62,7 +61,7 @@ def _insert_all(table: str, names: tuple[str, ...]) -> str:
         f"decode(r->>{n}, 'hex')" if name in _BYTES else f"(r->>{n})::{_type(name)}" for n, name in enumerate(names)
     )
     return (
-        f"INSERT INTO {table} ({rows.columns(names)}) "  # noqa: S608
+        f"INSERT INTO {table} ({mapping.columns(names)}) "  # noqa: S608
         f"SELECT {cells} FROM {_ROWS} ON CONFLICT DO NOTHING"
     )
 
@@ -80,7 +79,7 @@ STATEMENTS = {
     "entries_are_ours": f"""
         SELECT 1 WHERE jsonb_array_length($1::text::jsonb) = (SELECT count(*) FROM {_ROWS}
             JOIN manifest m ON m.device_id = r->>0 AND m.row_sha256 = decode(r->>4, 'hex'))""",  # noqa: S608
-    "list_devices": _insert_all("device", rows.DEVICE_COLUMNS),
+    "list_devices": _insert_all("device", mapping.DEVICE_COLUMNS),
     "list_tags": _insert_all("device_tag", ("key", "value", "device_id")),
     "list_entries": _insert_all("manifest", columns.MANIFEST_COLUMNS),
     "add_claim": _insert("claim", columns.CLAIM_COLUMNS),
@@ -118,7 +117,7 @@ def steps_of(write: AdmissionWrite) -> Steps:
     match write:
         case ListDevices(listed=listed):
             taken = conflicts.listed_already()
-            devices = (_json(rows.device_row(each.device) for each in listed),)
+            devices = (_json(mapping.device_row(each.device) for each in listed),)
             entries = (_json(columns.manifest_row(each.entry) for each in listed),)
             yield "has_models", devices, conflicts.no_such_model()
             yield "devices_are_new", devices, taken
@@ -126,7 +125,7 @@ def steps_of(write: AdmissionWrite) -> Steps:
             yield "devices_are_ours", devices, taken
             yield "list_entries", entries, None
             yield "entries_are_ours", entries, taken
-            tags = [row for each in listed for row in rows.tag_rows(each.device)]
+            tags = [row for each in listed for row in mapping.tag_rows(each.device)]
             if tags:
                 yield "list_tags", (_json(tags),), None
                 yield "tags_are_ours", (_json(tags),), taken
@@ -137,11 +136,11 @@ def steps_of(write: AdmissionWrite) -> Steps:
         case CountTakeover(name=name):
             yield "count_takeover", (name,), None
         case QuarantineClaim(name=name, at=at, reason=reason):
-            yield "quarantine_claim", (name, rows.micros(at), reason), conflicts.claim_not_open(name)
+            yield "quarantine_claim", (name, mapping.micros(at), reason), conflicts.claim_not_open(name)
         case ReleaseClaim(name=name):
             yield "release_claim", (name,), conflicts.claim_not_quarantined(name)
         case RevokeClaim(name=name, at=at):
-            yield "revoke_claim", (name, rows.micros(at)), conflicts.claim_gone(name)
+            yield "revoke_claim", (name, mapping.micros(at)), conflicts.claim_gone(name)
         case AddAnchor(anchor=anchor):
             yield "add_anchor", columns.anchor_row(anchor), conflicts.anchor_exists(anchor.name)
         case DropAnchor(name=name):
@@ -159,7 +158,7 @@ def steps_of(write: AdmissionWrite) -> Steps:
 
 
 def names_of(write: AdmissionWrite) -> tuple[str, ...]:
-    """What `write` looks at before it decides: see `fleet.storage.postgres_writes.names_of`."""
+    """What `write` looks at before it decides: see `fleet.storage.postgres.writes.names_of`."""
     match write:
         case ListDevices():
             return ("the manifest",)
@@ -187,14 +186,14 @@ def _json(found: Any) -> str:
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
-    return f"SELECT {rows.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
+    return f"SELECT {mapping.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
 
 
 CLAIM = _select("claim", columns.CLAIM_COLUMNS, "WHERE name = $1")
 CLAIMS = _select("claim", columns.CLAIM_COLUMNS, "ORDER BY name")
 ANCHORS = _select("anchor", columns.ANCHOR_COLUMNS, "ORDER BY name")
 BINDINGS = _select("idevid", columns.IDEVID_COLUMNS, "WHERE key_sha256 = $1 OR device_id = $2 ORDER BY device_id")
-_ENTRY = f"SELECT {rows.columns(columns.MANIFEST_COLUMNS, 'm')} FROM manifest m"  # noqa: S608
+_ENTRY = f"SELECT {mapping.columns(columns.MANIFEST_COLUMNS, 'm')} FROM manifest m"  # noqa: S608
 ENTRIES = f"""
     {_ENTRY} WHERE m.device_id = ANY ($1::text[])
     UNION {_ENTRY} JOIN unnest($2::text[], $3::text[]) AS s (model, serial)

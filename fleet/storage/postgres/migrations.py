@@ -7,7 +7,7 @@ import asyncpg
 
 from fleet.database_url import DatabaseUrl
 from fleet.domain.errors import Invalid, NotFound
-from fleet.storage.postgres_session import SCHEMA, Session, first_line
+from fleet.storage.postgres.session import SCHEMA, Session, first_line
 
 MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held by whoever changes the schema
 SECONDS_MAX = 3600.0  # for another node's migration, and for ours: it may have to rewrite a large table

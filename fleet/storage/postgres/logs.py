@@ -6,33 +6,33 @@ from typing import Any
 from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
-from fleet.storage import rows
-from fleet.storage.postgres_session import Session
+from fleet.storage import mapping
+from fleet.storage.postgres.session import Session
 
 SEAL_LOCK = "1179399217, 3"  # "FLT1": held by whoever adds a head
 
 
 def _select(table: str, names: tuple[str, ...], rest: str) -> str:
-    return f"SELECT {rows.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
+    return f"SELECT {mapping.columns(names)} FROM {table} {rest}"  # noqa: S608  our own constants
 
 
-AUDIT = _select("audit", rows.AUDIT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
+AUDIT = _select("audit", mapping.AUDIT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
 LAST_AUDIT = "SELECT coalesce(max(seq), 0) FROM audit"
 LEAVES = "SELECT seq - 1, leaf FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2"
 NODES = "SELECT idx, hash FROM audit_node WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3"
-HEADS = _select("audit_head", rows.HEAD_COLUMNS, "WHERE size > $1 ORDER BY size LIMIT $2")
+HEADS = _select("audit_head", mapping.HEAD_COLUMNS, "WHERE size > $1 ORDER BY size LIMIT $2")
 # One statement, as a head and its frontier must be of one moment.
 LAST_SEALED = f"""
-    SELECT {rows.columns(rows.HEAD_COLUMNS, "h")}, f.size, f.hashes
+    SELECT {mapping.columns(mapping.HEAD_COLUMNS, "h")}, f.size, f.hashes
     FROM (VALUES (1)) AS here (one)
     LEFT JOIN (SELECT * FROM audit_head ORDER BY size DESC LIMIT 1) AS h ON true
     LEFT JOIN audit_frontier f ON f.one = 1"""  # noqa: S608  our own constants
 LARGEST_HEAD = "SELECT size, signature FROM audit_head ORDER BY size DESC LIMIT 1"
-EVENTS = _select("event", rows.EVENT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
+EVENTS = _select("event", mapping.EVENT_COLUMNS, "WHERE seq > $1 ORDER BY seq LIMIT $2")
 FIRST_EVENT = "SELECT coalesce(min(seq), 0) FROM event"
 LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
 
-ADD_HEAD = f"INSERT INTO audit_head ({rows.columns(rows.HEAD_COLUMNS)}) VALUES ($1, $2, $3, $4, $5)"  # noqa: S608
+ADD_HEAD = f"INSERT INTO audit_head ({mapping.columns(mapping.HEAD_COLUMNS)}) VALUES ($1, $2, $3, $4, $5)"  # noqa: S608
 ADD_NODES = """
     INSERT INTO audit_node (level, idx, hash) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[])
     ON CONFLICT DO NOTHING"""  # a smaller head may have made them whole meanwhile
@@ -57,7 +57,7 @@ def sealed_of(row: Any) -> Sealed | None:
         frontier = Frontier.unpacked(size, hashes)
     except (TypeError, ValueError):
         frontier = EMPTY
-    return Sealed(rows.head_of(tuple(head)), frontier)
+    return Sealed(mapping.head_of(tuple(head)), frontier)
 
 
 def unbroken(found: Sequence[Any], first: int) -> list[bytes]:
@@ -76,7 +76,7 @@ async def add_head(session: Session, sealed: Sealed, nodes: Sequence[AuditNode])
         largest = await session.fetchrow(LARGEST_HEAD)
         if largest is not None and largest["size"] >= head.size:
             raise Conflict("sealed-already", f"The audit is sealed up to row {largest['size']} already.")
-        await session.execute(ADD_HEAD, *rows.head_row(head))
+        await session.execute(ADD_HEAD, *mapping.head_row(head))
         levels, indices, hashes = ([getattr(n, name) for n in nodes] for name in ("level", "index", "hash"))
         await session.execute(ADD_NODES, levels, indices, hashes)
         await session.execute(SET_FRONTIER, sealed.frontier.size, sealed.frontier.packed())
