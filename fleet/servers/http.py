@@ -16,46 +16,11 @@ from dataclasses import dataclass, field
 from aiohttp import HttpVersion10, web
 from multidict import CIMultiDict
 
-from fleet.domain.errors import (
-    Conflict,
-    FleetError,
-    Invalid,
-    NotFound,
-    Pending,
-    Refused,
-    TooMany,
-    Unauthenticated,
-    Unavailable,
-)
 from fleet.domain.peer import Peer, source_of
 from fleet.domain.rates import Rates
 from fleet.servers.line_limit import LineLimit
-from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
+from fleet.servers.refusals import HttpRefused, refusal_of
 
-HTTP_STATUS: dict[type[Exception], int] = {
-    TooLarge: 413,
-    WireError: 400,
-    Invalid: 400,
-    Unauthenticated: 401,
-    Refused: 403,
-    NotFound: 404,
-    Conflict: 409,
-    Pending: 202,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""The one map from what went wrong to a status; the nearest class counts."""
-
-WIRE_CODES: dict[type[WireError], str] = {
-    TooLarge: "too-large",
-    Malformed: "malformed",
-    BadSignature: "bad-signature",
-    WeakKey: "weak-key",
-    Unsupported: "unsupported",
-}
-"""WireErrors carry no code of their own: what they mean depends on who reads. These are ours, and stable."""
-
-RETRY_AFTER_SECONDS = 10
 NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
 LAST_WORDS_SECONDS = 0.1  # for an answer that is being written when the time to drain is over
 
@@ -74,15 +39,6 @@ class HttpLimits:
     """For a client to take what is written to it, once it stands in the way of more."""
     linger_seconds_max: float = 2.0
     """For the rest of a body that nobody will read, so that the client sees our answer and no reset."""
-
-
-class HttpRefused(Exception):
-    """A request that is refused for its form, before anybody is asked."""
-
-    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.headers = dict(headers or {})
 
 
 @dataclass(slots=True)
@@ -254,24 +210,11 @@ class HttpServer:
             raise
 
     def _refusal(self, exchange: Exchange, error: Exception) -> web.Response:
-        if isinstance(error, HttpRefused):
-            exchange.code = error.code
-            return self.render(error.status, error.code, error.message, error.headers)
-        if isinstance(error, ConnectionError):
-            exchange.code = "gone"  # the answer goes nowhere; only the log line is read
-            return self.render(400, "gone", "The connection was lost.", {})
-        status = next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
-        if isinstance(error, FleetError):
-            exchange.code, message = error.code, f"{error.message} {error.advice}".rstrip()
-        elif isinstance(error, WireError):
-            exchange.code, message = WIRE_CODES[type(error)], str(error)
-        else:
-            exchange.code, message = "internal", "The server failed; it has been logged."
+        refusal = refusal_of(error)
+        exchange.code = refusal.code
+        if refusal.is_internal:
             self._log.error("event=%s code=internal", exchange.event, exc_info=error)
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
-        if isinstance(error, Pending | TooMany):
-            headers = {"Retry-After": str(error.retry_after_seconds)}
-        return self.render(status, exchange.code, message, headers)
+        return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
 
     def _note(self, exchange: Exchange, status: int, started: float) -> None:
         self.counters[str(status) if exchange.code == "ok" else f"{status} {exchange.code}"] += 1

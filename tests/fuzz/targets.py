@@ -17,7 +17,7 @@ from fleet.domain.model_rules import checked_rules, rules_json, rules_of
 from fleet.servers.admin import strict_json
 from fleet.servers.est.paths import route
 from fleet.servers.est.proof import basic_credentials
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.wire import der, encodings, est
 from fleet.wire.csr import decode_csr
 from fleet.wire.csrattrs import decode_csrattrs

@@ -16,7 +16,7 @@ from fleet.servers.admin.schema_check import check
 from fleet.servers.admin.schemas import COMPONENTS, ref
 from fleet.servers.admin.shapes import model_json
 from fleet.servers.admin.table import ROUTES
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.services.sealing import seal
 from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
 from tests.servers.est_house import Answer

@@ -7,7 +7,7 @@ from multidict import MultiMapping
 
 from fleet.domain.errors import FleetError
 from fleet.servers.admin.parts import Call
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _LIST = re.compile(rf"\s*{_TAG}\s*(?:,\s*{_TAG}\s*)*")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fleet.servers.admin.parts import Call
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.schemas import CURSOR_SIZE_MAX, LIMIT
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 Value = TypeVar("Value")
 

@@ -18,7 +18,7 @@ from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.schema_check import instant
 from fleet.servers.admin.shapes import credential_json, device_json, moment
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.services import inventory, revocation, tagging
 
 Move = Callable[..., Awaitable[Device]]

@@ -21,7 +21,7 @@ from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.routes import EVENT_STREAM
 from fleet.servers.admin.schemas import SEQ_MAX
 from fleet.servers.admin.shapes import event_json
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.services.identity import identify_operator
 
 STREAMS_MAX = 8  # of one operator: a dashboard has one, a program another

@@ -18,7 +18,7 @@ from multidict import MultiMapping
 from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, AuditEntry, Change, DropAnswers, Write
 from fleet.domain.ports import Registry
 from fleet.servers.admin.reply import Reply
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 HEADER = "Idempotency-Key"
 KEY_SIZE_MAX = 128

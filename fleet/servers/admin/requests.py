@@ -9,7 +9,8 @@ from fleet.servers.admin.routes import MERGE_PATCH, Route
 from fleet.servers.admin.schema_check import check, of_text
 from fleet.servers.admin.schemas import Schema
 from fleet.servers.admin.strict_json import decode
-from fleet.servers.http import Exchange, HttpRefused
+from fleet.servers.http import Exchange
+from fleet.servers.refusals import HttpRefused
 
 
 def acceptable(accept: Sequence[str], offered: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from fleet.servers.admin.schemas import (
     Schema,
     ref,
 )
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396

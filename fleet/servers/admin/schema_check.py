@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fleet.servers.admin.schemas import COMPONENTS, Schema
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})", re.I

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 
 DEPTH_MAX = 16  # our deepest body has three levels
 

@@ -13,7 +13,7 @@ from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.parts import Call, Parts
 from fleet.servers.admin.reply import Reply
 from fleet.servers.admin.shapes import token_json
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.services import inventory
 
 SHOWN_ONCE = "The token was shown once, in the first answer to this request. Revoke it if it was lost."

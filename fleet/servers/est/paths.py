@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from fleet.servers.http import HttpRefused
+from fleet.servers.refusals import HttpRefused
 from fleet.wire.est import OPERATIONS, WELL_KNOWN
 
 METHODS = {

@@ -21,7 +21,8 @@ from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.maker_certificate import maker_certificate
 from fleet.servers.est.paths import OPEN, RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
-from fleet.servers.http import WIRE_CODES, Exchange, HttpLimits, HttpRefused, HttpServer, answer
+from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
+from fleet.servers.refusals import WIRE_CODES, HttpRefused
 from fleet.services.authorising import Authoriser
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
