@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from fleet.database_url import parse_database_url
+from fleet.config.database_url import parse_database_url
 from fleet.storage.postgres.registry import PostgresRegistry
 from hw_bench.peers.postgres import PASSWORD, USER, Cluster, new_folder, programs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.ca.keys import generate_key
-from fleet.demo.stage import Running
+from fleet.demo.harness import Running
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 

@@ -12,22 +12,22 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.authorities import load_issuer, load_operators_issuer
 from fleet.ca.keys import generate_key, load_key
+from fleet.config.settings import Address, Settings
 from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.model_rules import ModelRules
-from fleet.home import Home, certificate_in, open_registry
-from fleet.new_home import create_home
+from fleet.home.creation import create_home
+from fleet.home.layout import Home, certificate_in, open_registry
+from fleet.home.pki import load_issuer, load_operators_issuer
+from fleet.home.tenants import new_tenant, tenant_names
+from fleet.runtime.worker import Worker, working
 from fleet.services import inventory
-from fleet.settings import Address, Settings
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.tenants import new_tenant, tenant_names
 from fleet.tls.listener import Listener
 from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import PacketReader
-from fleet.worker import Worker, working
 from tests.servers.est_house import House, Identity, basic, csr_for
 from tests.servers.gateway_house import BrokerSide, FakeBroker
 

@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from fleet.config.settings import Database, SettingsError, parse_settings, read_settings
 from fleet.domain.errors import Invalid
-from fleet.settings import Database, SettingsError, parse_settings, read_settings
 
 _TABLE = re.compile(r"^[ \t]*\[[ \t]*registry[ \t]*\][^\n]*\n?", re.MULTILINE)
 _SETTING = re.compile(r"^[ \t]*database[ \t]*=[^\n]*$", re.MULTILINE)

@@ -8,7 +8,6 @@ from typing import BinaryIO
 
 import click
 
-from fleet.authorities import audit_signer
 from fleet.cli.at_home import at_home_only
 from fleet.cli.audit_proof import check_proof, prove_
 from fleet.cli.audit_verify import verify_
@@ -20,6 +19,7 @@ from fleet.cli.output_file import new_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
 from fleet.domain.ports import AuditReader
+from fleet.home.pki import audit_signer
 from fleet.services.audit_search import RowFilter
 from fleet.services.sealing import seal
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import click
 
 from fleet.backup.archive import Manifest
-from fleet.backup.restoring import Restored, check_backup, needs_passphrase, restore_backup
-from fleet.backup.taking import Taken, save_home
+from fleet.backup.create import Taken, save_home
+from fleet.backup.restore import Restored, check_backup, needs_passphrase, restore_backup
 from fleet.cli.at_home import at_home_only
 from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource
+from fleet.config.settings import Database, parse_database
 from fleet.domain.access import Act
-from fleet.settings import Database, parse_database
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20

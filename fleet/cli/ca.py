@@ -7,8 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.authorities import renew_server_certificate
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli.at_home import at_home_only
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
@@ -17,10 +16,11 @@ from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.domain.access import Act
 from fleet.domain.errors import NotFound, Refused
-from fleet.home import settings_of
-from fleet.issuing_folder import Authority, fingerprint
+from fleet.home.ca_store import Authority, fingerprint
+from fleet.home.layout import settings_of
+from fleet.home.pki import renew_server_certificate
+from fleet.home.tenants import authority_of, forget_former, former_of, new_issuing_key
 from fleet.services.tenancy import announce_forgetting, announce_rollover, end_what_is_in_use, still_in_use
-from fleet.tenants import authority_of, forget_former, former_of, new_issuing_key
 
 _tenant = click.option("--tenant", default="", metavar="NAME", help="Of this tenant, in place of the fleet's own.")
 _SIGNS = "the keys of CAs stay in the home"

@@ -8,7 +8,7 @@ from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option, run
 from fleet.cli.output import output_option, print_value
-from fleet.home import open_home, open_registry, place_of_registry
+from fleet.home.layout import open_home, open_registry, place_of_registry
 from fleet.storage.engines import Status, status_of
 
 

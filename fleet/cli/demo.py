@@ -41,7 +41,7 @@ def demo(keep: bool, upstream: str, output: str) -> None:
       {"step": "publish", "ok": true, "seconds": 0.41, ...}
     """
     try:
-        from fleet.demo.stage import Stage, StepFailed
+        from fleet.demo.harness import Stage, StepFailed
         from fleet.demo.steps import STEPS
     except ModuleNotFoundError as error:
         raise CliError(

@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from fleet.ca.head_signer import HeadKey
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli.issued import Issued, Newest
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestFilter

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from fleet.authorities import load_issuer
 from fleet.ca.issuer import LocalIssuer
-from fleet.home import Home, open_home, open_registry, revocation_log
-from fleet.services.remembering import catch_up
+from fleet.home.layout import Home, open_home, open_registry, revocation_log
+from fleet.home.pki import load_issuer
+from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
 
 _Command = TypeVar("_Command", bound=Callable[..., object])

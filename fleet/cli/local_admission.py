@@ -5,9 +5,7 @@ from datetime import timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.admin_authorities import shown_authorities
-from fleet.authorities import authority_chain, operators_authority
-from fleet.ca.maker import read_maker_ca
+from fleet.ca.trust_anchor import read_maker_ca
 from fleet.cli.desk import Held
 from fleet.cli.home import OPERATOR, OpenHome, utc_now
 from fleet.cli.issued import Issued
@@ -15,6 +13,8 @@ from fleet.domain.access import Act
 from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialKind
 from fleet.domain.idevid import Anchor
+from fleet.home.ca_listing import shown_authorities
+from fleet.home.pki import authority_chain, operators_authority
 from fleet.services import anchors, claims
 from fleet.services.holders import demand_good_key
 from fleet.services.revocation import checked_reason

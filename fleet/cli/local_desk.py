@@ -6,9 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.admin_authorities import forecasted_authorities, shown_authorities
 from fleet.ca.head_signer import HeadKey
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli import local_admission, local_bulk, local_holders
 from fleet.cli.desk import Held, Order, Taking, Went
 from fleet.cli.head_keys import head_key_in
@@ -25,8 +24,10 @@ from fleet.domain.errors import NotFound
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import AuditReader
 from fleet.domain.tags import Retag
-from fleet.home import open_home, settings_of, waiting_limits
-from fleet.retaining import policy_of
+from fleet.home.ca_listing import forecasted_authorities, shown_authorities
+from fleet.home.layout import open_home, settings_of, waiting_limits
+from fleet.home.tenants import read_authorities, tenant_names
+from fleet.runtime.jobs.retention import policy_of
 from fleet.services import approvals, inventory, renewal, revocation, tagging
 from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.audit_search import RowFilter, rows_of
@@ -36,7 +37,6 @@ from fleet.services.importing import Counts, Importer
 from fleet.services.overview import overview
 from fleet.services.renewal import Progress
 from fleet.services.retention_status import RetentionStatus, retention_status
-from fleet.tenants import read_authorities, tenant_names
 
 _Result = TypeVar("_Result")
 

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from fleet.authorities import authority_chain, load_operators_issuer
 from fleet.cli.home import OPERATOR, OpenHome, utc_now
 from fleet.cli.issued import Issued, Newest
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.credential import CredentialKind, Station
 from fleet.domain.errors import NotFound
+from fleet.home.pki import authority_chain, load_operators_issuer
 from fleet.services import inventory, operators, revocation
 from fleet.wire.csr import decode_csr
 

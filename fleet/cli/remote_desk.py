@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from fleet.ca.head_signer import HeadKey
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli import remote_admission, remote_bulk, remote_holders
 from fleet.cli.desk import Held, Order, Taking, Went
 from fleet.cli.https import Api

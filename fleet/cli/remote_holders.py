@@ -8,7 +8,7 @@ from urllib.parse import quote
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli.https import Api
 from fleet.cli.issued import Issued, Newest
 from fleet.cli.told import time_from

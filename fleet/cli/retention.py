@@ -10,12 +10,12 @@ from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
+from fleet.config.settings import SettingsError
 from fleet.domain.audit_log import TreeHead
-from fleet.home import open_home, settings_of
-from fleet.retaining import retain
+from fleet.home.layout import open_home, settings_of
+from fleet.runtime.jobs.retention import retain
 from fleet.services.archived_audit import check_archived
 from fleet.services.retention import Report
-from fleet.settings import SettingsError
 from fleet.storage.journals.archive import Archive
 
 COLUMNS = ("file", "rows", "head")

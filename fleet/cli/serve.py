@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from fleet.app import serve_until_told
 from fleet.cli.at_home import at_home_only
 from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
-from fleet.home import open_home, settings_of
-from fleet.settings import Address, Broker, SettingsError, parse_address, parse_broker, parse_workers
-from fleet.worker import LOG_FORMAT
+from fleet.config.settings import Address, Broker, SettingsError, parse_address, parse_broker, parse_workers
+from fleet.home.layout import open_home, settings_of
+from fleet.runtime.serve import serve_until_told
+from fleet.runtime.worker import LOG_FORMAT
 
 ADDRESS = Checked("A:P", parse_address)
 

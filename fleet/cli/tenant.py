@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from cryptography import x509
 
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.cli.at_home import at_home_only
 from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
@@ -15,9 +15,9 @@ from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.domain.access import Act
 from fleet.domain.errors import Invalid, NotFound
-from fleet.issuing_folder import Authority, fingerprint
+from fleet.home.ca_store import Authority, fingerprint
+from fleet.home.tenants import new_tenant
 from fleet.services.tenancy import announce_tenant
-from fleet.tenants import new_tenant
 
 _WHY = "a tenant is a CA, and the keys of CAs stay in the home"
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from fleet.authorities import load_webhook_signer
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.home import home_option
 from fleet.cli.output import output_option, print_value
-from fleet.home import open_home
+from fleet.home.layout import open_home
+from fleet.home.pki import load_webhook_signer
 from fleet.webhook.signing import ALGORITHM, TAG
 
 

@@ -13,7 +13,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleet.demo.stage import AGENT, PATIENCE_SECONDS, Running, Stage, StepFailed
+from fleet.demo.harness import AGENT, PATIENCE_SECONDS, Running, Stage, StepFailed
 
 SECONDS_BETWEEN_MESSAGES = 0.01
 

@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 from fleet.demo import devices
-from fleet.demo.foreign import make_foreign_certificate
-from fleet.demo.stage import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
+from fleet.demo.foreign_ca import make_foreign_certificate
+from fleet.demo.harness import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
 from fleet.demo.subscriber import Subscriber
 from fleet.domain.access import Act
-from fleet.home import Home, open_registry
+from fleet.home.layout import Home, open_registry
 from fleet.services import revocation
 
 BOARD, CAMERA, METER = "board-1", "cam-7", "meter-3"

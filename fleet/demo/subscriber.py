@@ -11,7 +11,7 @@ from typing import Any, Self
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fleet.demo.stage import PATIENCE_SECONDS, StepFailed
+from fleet.demo.harness import PATIENCE_SECONDS, StepFailed
 
 BACKEND = "_backend"
 

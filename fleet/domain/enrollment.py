@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.access import Operator
-from fleet.domain.application import Application
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import BARRED_MODEL, Device, DeviceId, DeviceState, device_id
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
+from fleet.domain.issuance_context import Application
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 
 

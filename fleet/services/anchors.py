@@ -1,4 +1,4 @@
-"""Makers' CAs: whose certificates may earn a first one of ours. `fleet.ca.maker` checks that a file holds such a CA."""
+"""Trust anchors: device manufacturers' CAs (IEEE 802.1AR); `fleet.ca.trust_anchor` checks an imported one."""
 
 import hashlib
 from collections.abc import Sequence

@@ -7,7 +7,6 @@ again and again fills a row of the audit a minute and no more.
 from dataclasses import replace
 
 from fleet.domain.access import Act
-from fleet.domain.application import COMMON_NAME, SERIAL_NUMBER, Application, EnrollmentRequest
 from fleet.domain.approval import (
     DECIDED_FROM,
     DEFAULT_WAITING,
@@ -20,6 +19,7 @@ from fleet.domain.approval import (
 from fleet.domain.changes import AddRequest, AuditEntry, Change, DecideRequest, Event, EventKind, SeeRequest
 from fleet.domain.errors import Conflict, NotFound, Pending, TooMany
 from fleet.domain.grants import ApprovalGrant
+from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, Application, EnrollmentRequest
 from fleet.domain.ports import Registry
 from fleet.services.differences import differences
 from fleet.services.refusals import refusals_of

@@ -7,7 +7,7 @@ from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.services.evidence import BasicCredentials, token_parts, verified_token
+from fleet.services.credentials import BasicCredentials, token_parts, verified_token
 from fleet.services.identity import identify
 
 

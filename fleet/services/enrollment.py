@@ -1,6 +1,6 @@
 """First certificates and renewals: read the facts, ask the domain, sign, commit; only then does a certificate leave.
 
-    enroll      by what the client shows of itself: `fleet.services.evidence` makes a right of it
+    enroll      by what the client shows of itself: `fleet.services.credentials` makes a right of it
     reenroll    by the device's own current certificate, and by nothing else
 
 A request that comes again because the answer was lost gets the certificate it has earned already, never a second
@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
-from fleet.domain.authorisation import Verdict
+from fleet.domain.authorization import Verdict
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -33,13 +32,14 @@ from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
 from fleet.domain.idevid import MakerReader
+from fleet.domain.issuance_context import Application, EnrollmentRequest, Grant, Names, earned_before
 from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.services.approvals import wait
-from fleet.services.authorising import Authoriser, allowed, question_of, tags_with, verdict_of
+from fleet.services.authorization import Authoriser, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
-from fleet.services.evidence import BasicCredentials, evidence_of, grant_of
+from fleet.services.credentials import BasicCredentials, evidence_of, grant_of
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
 

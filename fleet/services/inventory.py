@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
-from fleet.domain.application import is_in_the_field
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -42,6 +41,7 @@ from fleet.domain.device import (
 )
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.issuance_context import is_in_the_field
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
 from fleet.domain.model_rules import checked_rules, moved, rules_json
 from fleet.domain.name_templates import check_model_name

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
 from fleet.storage.sqlite import connection as sqlite_file

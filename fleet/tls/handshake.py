@@ -7,8 +7,8 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
+from fleet.tls.quickack import Silent
 from fleet.tls.session import TlsSession
-from fleet.tls.silent import Silent
 from fleet.tls.transport import TlsTransport, Wire
 
 

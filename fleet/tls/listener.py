@@ -15,7 +15,7 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, HandshakeLimits
 from fleet.tls.handshake import Handshake
-from fleet.tls.silent import Silent
+from fleet.tls.quickack import Silent
 from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport
 
 __all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]

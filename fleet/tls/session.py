@@ -16,7 +16,7 @@ from fleet.domain.peer import Peer
 from fleet.tls.contexts import TlsContext
 from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, handshake, lib, set_verification_time, ssl_of
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
-from fleet.tls.peer_facts import peer_of
+from fleet.tls.peer_identity import peer_of
 
 # A client's certificates take most of it: the engine itself stops at 100 KB of them, real chains have 2 to 5 KB.
 HANDSHAKE_SIZE_MAX = 128 * 1024

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
-from fleet.domain.authorisation import Question, Verdict
+from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
 from fleet.webhook.signing import CONTENT_TYPE, Signer
@@ -46,7 +46,7 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Webhooks:
-    """A `fleet.services.authorising.Authoriser`. Made and closed inside one event loop."""
+    """A `fleet.services.authorization.Authoriser`. Made and closed inside one event loop."""
 
     def __init__(self, signer: Signer, context: ssl.SSLContext, *, limits: CallLimits = DEFAULT_CALL_LIMITS) -> None:
         self._signer = signer

@@ -4,7 +4,7 @@ import json
 from datetime import UTC
 from typing import Any
 
-from fleet.domain.authorisation import Question, Verdict
+from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.domain.tags import checked_tags
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL
 
-from fleet.domain.application import COMMON_NAME
+from fleet.domain.issuance_context import COMMON_NAME
 from fleet.wire.csr import build_csr
 from fleet.wire.errors import WireError
 from fleet.wire.est import PKCS10, WELL_KNOWN, decode_body, decode_certs_only, encode_body

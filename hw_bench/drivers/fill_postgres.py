@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.device import Model
 from fleet.storage import mapping
 from fleet.storage.postgres.session import SCHEMA, Session

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.est_client import EstClient
 from fleet.ca.keys import generate_key, write_key
-from fleet.domain.application import COMMON_NAME
-from fleet.home import Home
+from fleet.domain.issuance_context import COMMON_NAME
+from fleet.home.layout import Home
 from fleet.wire.csr import build_csr
 from hw_bench.certificates import Identity
 from hw_bench.peers.contract import Ground

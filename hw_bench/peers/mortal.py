@@ -19,7 +19,7 @@ from hw_bench.clock import PROC, process_time, process_tree
 from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError, handle_of, running, wait_until
 
-WORKER_PROGRAM = b"fleet.worker_process"
+WORKER_PROGRAM = b"fleet.runtime.worker_main"
 ORPHAN_SECONDS_MAX = 10.0  # from the supervisor's death to that of the last of its family; the broker saves its state
 PORTS = range(20_000, 32_000)
 LAST_LINES = 5

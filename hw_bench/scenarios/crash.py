@@ -19,7 +19,7 @@ from fleet.domain.credential import Credential, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, place_of
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from fleet.services.inventory import create_token
 from hw_bench.drivers.crash import PATIENCE_SECONDS, PAUSE_SECONDS, Clients, Received, Tokens
 from hw_bench.peers.engine import Engine, engine_of

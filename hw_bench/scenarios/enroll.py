@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.peers.contract import Ground
 from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from fleet.domain.access import Act
 from fleet.domain.ports import Registry
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from fleet.services.revocation import revoke
 from hw_bench.drivers.session import DeviceSession
 from hw_bench.peers import mosquitto, postgres

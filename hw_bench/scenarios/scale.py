@@ -15,14 +15,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.authorities import audit_signer, load_issuer
 from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.home import open_registry, place_of_registry
+from fleet.home.layout import open_registry, place_of_registry
+from fleet.home.pki import audit_signer, load_issuer
 from fleet.services.admission import admit
 from fleet.services.sealing import seal
 from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, Said, Sizes, fill

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.authorities import load_issuer
-from fleet.backup import taking
-from fleet.backup.restoring import Restored, check_backup, restore_backup
-from fleet.backup.taking import save_home
+from fleet.backup import create
+from fleet.backup.create import save_home
+from fleet.backup.restore import Restored, check_backup, restore_backup
 from fleet.ca.keys import generate_key
+from fleet.config.settings import Settings
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
 from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation, AuditEntry, Change
@@ -28,15 +28,16 @@ from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
-from fleet.home import Home, open_registry, revocation_log
-from fleet.new_home import create_home
+from fleet.home.creation import create_home
+from fleet.home.layout import Home, open_registry, revocation_log
+from fleet.home.pki import load_issuer
+from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.services import anchors, approvals, claims, inventory, revocation
 from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
-from fleet.services.remembering import catch_up, noting_revocations
+from fleet.services.revocation_journal import catch_up
 from fleet.services.tagging import tag_device
-from fleet.settings import Settings
 from fleet.storage.engines import Engine
 
 NOW = datetime.now(UTC)
@@ -181,7 +182,7 @@ class TestTaking:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(taking, "write_archive", full)
+        monkeypatch.setattr(create, "write_archive", full)
         with pytest.raises(OSError, match="No space"):
             await save(home, registry, tmp_path / "other")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.backup", "home"]
@@ -260,8 +261,8 @@ class TestRestoring:
         if not target.exists():
             target.write_bytes(b"x")
         with monkeypatch.context() as careless:
-            careless.setattr(taking, "is_ours_to_save", (name, "fleet.toml", "ca/root.pem").__contains__)
-            careless.setattr(taking, "LEFT_OUT", frozenset())
+            careless.setattr(create, "is_ours_to_save", (name, "fleet.toml", "ca/root.pem").__contains__)
+            careless.setattr(create, "LEFT_OUT", frozenset())
             await save(home, registry, tmp_path / "b")
         with pytest.raises(Invalid, match=f"holds {name}, which no backup does"):
             await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
@@ -275,7 +276,7 @@ class TestRestoring:
 
     async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         log = revocation_log(home)
-        async with noting_revocations(registry, log):
+        async with journaling_revocations(registry, log):
             await inventory.add_station(registry, "st1", ("default",), act=Act("operator", NOW))
             station = certificate("st1", kind=CredentialKind.STATION)
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(station),)))
@@ -473,7 +474,7 @@ class TestNoting:
                 noted.set()
 
         watched = Watched(home.revocations, log._fleet)
-        async with noting_revocations(registry, watched):
+        async with journaling_revocations(registry, watched):
             await revocation.revoke(other, "cam-7", act=Act("operator", NOW))
             assert await asyncio.to_thread(noted.wait, 15)
         await other.close()
@@ -498,6 +499,6 @@ class TestNoting:
             await catch_up(back, revocation_log(home))
         assert caught.value.code == "registry-went-back"
         with pytest.raises(Refused):
-            async with noting_revocations(back, revocation_log(home)):
+            async with journaling_revocations(back, revocation_log(home)):
                 pass
         await back.close()

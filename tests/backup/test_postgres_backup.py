@@ -13,16 +13,16 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fleet.backup.restoring import Restored, check_backup, restore_backup
-from fleet.backup.taking import save_home
-from fleet.database_url import parse_database_url
+from fleet.backup.create import save_home
+from fleet.backup.restore import Restored, check_backup, restore_backup
+from fleet.config.database_url import parse_database_url
+from fleet.config.settings import Database, Settings
 from fleet.domain.access import Act
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
-from fleet.home import Home, open_registry, revocation_log, settings_of
-from fleet.new_home import create_home
+from fleet.home.creation import create_home
+from fleet.home.layout import Home, open_registry, revocation_log, settings_of
 from fleet.services import revocation
-from fleet.services.remembering import catch_up
-from fleet.settings import Database, Settings
+from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, open_engine
 from fleet.storage.postgres import transfer as postgres_copy
 from fleet.storage.postgres.session import connect
@@ -343,9 +343,9 @@ KILLED = """
 import asyncio, os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from fleet.backup import restoring
+from fleet.backup import restore
 from fleet.domain.access import Act
-from fleet.settings import Database
+from fleet.config.settings import Database
 file, home, log, url, when = sys.argv[1:]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 def progress(table, rows):
@@ -353,9 +353,9 @@ def progress(table, rows):
 async def load(*words):
     await real(*words)
     die()
-real = restoring.load_file
-if when == "loaded": restoring.load_file = load
-asyncio.run(restoring.restore_backup(Path(file), Path(home), passphrase=b"correct horse", revocations=Path(log),
+real = restore.load_file
+if when == "loaded": restore.load_file = load
+asyncio.run(restore.restore_backup(Path(file), Path(home), passphrase=b"correct horse", revocations=Path(log),
     act=Act("operator", datetime.now(UTC)), database=Database(file=url), progress=progress))
 """
 

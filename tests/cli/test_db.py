@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fleet.cli import main
-from fleet.settings import read_settings
+from fleet.config.settings import read_settings
 from fleet.storage.sqlite import connection as sqlite_file
 from tests.postgres_server import PASSWORD, PostgresServer
 
@@ -88,7 +88,7 @@ class TestSqlite:
         assert (done["schema_before"], done["schema"]) == (newest, newest)
 
     def test_it_carries_no_driver_of_postgresql(self) -> None:
-        loads = "import sys, fleet.app, fleet.cli.db; sys.exit('asyncpg' in sys.modules)"
+        loads = "import sys, fleet.runtime.serve, fleet.cli.db; sys.exit('asyncpg' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
 
     def test_without_a_registry(self, fleet: Fleet, tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fleet.domain import enrollment
-from fleet.domain.application import Application, EnrollmentRequest, Grant, Names, earned_before
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_enrollment, permit_station
 from fleet.domain.errors import FleetError, Invalid
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant, TokenGrant
+from fleet.domain.issuance_context import Application, EnrollmentRequest, Grant, Names, earned_before
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

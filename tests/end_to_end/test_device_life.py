@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from device_agent.errors import EstRefused
 from device_agent.est_client import EstClient
-from fleet.demo.stage import AGENT, Running
+from fleet.demo.harness import AGENT, Running
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V311
 from tests.serving import Served, fleet, program, start

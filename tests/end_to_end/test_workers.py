@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from device_agent.est_client import EstClient
-from fleet.authorities import renew_server_certificate
-from fleet.home import Home, settings_of
+from fleet.home.layout import Home, settings_of
+from fleet.home.pki import renew_server_certificate
 from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311

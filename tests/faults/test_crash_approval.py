@@ -21,7 +21,7 @@ from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Conflict, Unavailable
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from fleet.services import approvals
 from fleet.wire.csr import build_csr
 from fleet.wire.est import decode_body, decode_certs_only, encode_body

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from device_agent.errors import EstBusy
 from device_agent.est_client import EstClient
 from fleet.domain.credential import Credential
-from fleet.home import Home, open_registry
+from fleet.home.layout import Home, open_registry
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 from hw_bench.clock import process_tree

@@ -12,7 +12,7 @@ import pytest
 
 from fleet.domain.access import Act
 from fleet.domain.device import Model
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from fleet.services.inventory import add_model
 from hw_bench.clock import process_tree
 from hw_bench.peers import postgres

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fleet.database_url import parse_database_url
+from fleet.config.database_url import parse_database_url
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import Credential
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, place_of

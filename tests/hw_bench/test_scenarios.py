@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from hw_bench.drivers.fill import FilledFleet
 from hw_bench.peers.engine import Embedded
 from hw_bench.processes import BenchError

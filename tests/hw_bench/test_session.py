@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.home import open_registry
+from fleet.home.layout import open_registry
 from fleet.services.revocation import revoke
 from hw_bench.certificates import Identity
 from hw_bench.drivers.session import DeviceSession

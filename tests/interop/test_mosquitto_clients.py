@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.demo.foreign import make_foreign_certificate
+from fleet.demo.foreign_ca import make_foreign_certificate
 from tests.serving import Served, fleet, program
 
 PATIENCE_SECONDS = 20

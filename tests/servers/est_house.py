@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fleet.ca.authority import Certified, create_issuing, create_operators, create_root, issue_server_certificate
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
@@ -25,7 +25,7 @@ from fleet.servers.admin.authorities import Authorities
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import claims, inventory, operators
-from fleet.services.authorising import Authoriser
+from fleet.services.authorization import Authoriser
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry

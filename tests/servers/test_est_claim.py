@@ -19,7 +19,7 @@ from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.domain.peer import Peer
 from fleet.services import claims, inventory, revocation
 from fleet.services.admission import admit
-from fleet.services.reapplying import reapply
+from fleet.services.restore_revocations import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 

@@ -23,7 +23,7 @@ from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
-from fleet.services.reapplying import reapply
+from fleet.services.restore_revocations import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.issuing_folder import fingerprint
+from fleet.home.ca_store import fingerprint
+from fleet.home.tenants import authority_of, forget_former, new_issuing_key
 from fleet.services import revocation
 from fleet.services.tenancy import still_in_use
-from fleet.tenants import authority_of, forget_former, new_issuing_key
 from tests.servers.est_house import Identity, renewal_csr, run
 from tests.servers.test_est_tenants import cacerts, forged, verdict
 from tests.tenant_house import Tenants, open_tenants, pem

@@ -22,8 +22,8 @@ from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
+from fleet.home.tenants import authority_of
 from fleet.services import approvals, inventory
-from fleet.tenants import authority_of
 from fleet.wire import est
 from fleet.wire.est import decode_body
 from tests.servers.est_house import Answer, Identity, basic, csr_for, renewal_csr, run

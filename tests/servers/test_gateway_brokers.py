@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.config.settings import parse_broker
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway import broker_process
@@ -20,7 +21,6 @@ from fleet.servers.gateway.mosquitto import Mosquitto, access_text, config_text,
 from fleet.servers.gateway.private_socket import private_directory
 from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
-from fleet.settings import parse_broker
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.gateway_house import MODEL, PATIENCE, Wire, house, populate, refused
@@ -207,7 +207,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from fleet.servers.gateway.brokers import start_upstream
-from fleet.settings import parse_broker
+from fleet.config.settings import parse_broker
 
 async def main():
     upstream = await start_upstream(parse_broker(sys.argv[1]), Path(sys.argv[2]), ())

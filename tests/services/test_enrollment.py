@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.changes import (
     AddCredential,
     AddDevice,
@@ -34,9 +33,10 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState,
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
+from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.peer import Peer
+from fleet.services.credentials import BasicCredentials
 from fleet.services.enrollment import enroll, reenroll
-from fleet.services.evidence import BasicCredentials
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.names import names_of_certificate
 

@@ -10,7 +10,7 @@ import pytest
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
-from fleet.services.remembering import catch_up
+from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
 from fleet.storage.journals.event_marks import EventMarks
 from fleet.storage.journals.revocations import RevocationLog, read_segments

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.database_url import DatabaseUrl, parse_database_url
+from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.ports import Registry
 from fleet.storage.postgres.registry import PostgresRegistry

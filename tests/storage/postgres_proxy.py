@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from urllib.parse import quote
 
-from fleet.database_url import DatabaseUrl, parse_database_url
+from fleet.config.database_url import DatabaseUrl, parse_database_url
 from tests.postgres_server import PASSWORD, USER, PostgresServer
 
 COMMIT = (b"\x0bCOMMIT\x00", b"\x0cCOMMIT;\x00")  # ends of a Query message that holds it alone

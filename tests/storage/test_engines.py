@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.database_url import parse_database_url
+from fleet.config.database_url import parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.errors import NotFound
 from fleet.storage.engines import Place, open_engine, status_of

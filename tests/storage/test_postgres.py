@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import (
     AddCredential,

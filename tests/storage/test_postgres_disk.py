@@ -6,7 +6,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from fleet.database_url import DatabaseUrl, parse_database_url
+from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddCredential, AddDevice, AddModel, TagDevice
 from fleet.domain.device import DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fleet.database_url import DatabaseUrl, parse_database_url
+from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import AddDevice, AddModel, Event
 from fleet.domain.errors import Unavailable

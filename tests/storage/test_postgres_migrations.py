@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fleet.database_url import DatabaseUrl, parse_database_url
+from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.changes import AddModel
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable

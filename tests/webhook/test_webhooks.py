@@ -16,7 +16,7 @@ from http_message_signatures import HTTPMessageVerifier, HTTPSignatureKeyResolve
 from http_message_signatures.algorithms import ECDSA_P256_SHA256
 
 from fleet.ca.keys import generate_key
-from fleet.domain.authorisation import Question, Verdict
+from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer

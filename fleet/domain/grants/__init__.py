@@ -1,7 +1,7 @@
 """The rights by which a certificate may be asked for, each in a file of its own.
 
-To add one: a frozen class with what `fleet.domain.application.Grant` asks for, and in `fleet.services.evidence` the
-finder that turns what a client shows into it.
+To add one: a frozen class that implements `fleet.domain.issuance_context.Grant`, and in `fleet.services.credentials`
+the authenticator that derives it from the client's credentials.
 """
 
 from fleet.domain.grants.approval import ApprovalGrant

@@ -2,7 +2,7 @@
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.maker import read_maker_ca
+from fleet.ca.trust_anchor import read_maker_ca
 from fleet.domain.changes import AddAnchor, Change
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.domain.ports import Issuer
 from fleet.services.forecast import Authority
 

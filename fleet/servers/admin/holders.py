@@ -6,7 +6,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 
-from fleet.ca.shown import CaCertificate
+from fleet.ca.view import CaCertificate
 from fleet.domain.access import Operator, Role, demand_grantable, demand_model
 from fleet.domain.changes import AddOperator, AddStation, Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station

@@ -5,11 +5,11 @@ import binascii
 import hmac
 from collections.abc import Hashable
 
-from fleet.domain.application import EnrollmentRequest, Names
 from fleet.domain.errors import Unauthenticated
+from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.peer import Peer, source_of
 from fleet.servers.http import Exchange
-from fleet.services.evidence import BasicCredentials, token_parts
+from fleet.services.credentials import BasicCredentials, token_parts
 from fleet.wire.csr import Csr
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="estrealm"'}

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from aiohttp import web
 from cryptography import x509
 
-from fleet.domain.application import Names
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
 from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
+from fleet.domain.issuance_context import Names
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Issuer, Registry, Tenants
 from fleet.domain.rates import Rates
@@ -23,13 +23,13 @@ from fleet.servers.est.paths import OPEN, RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
 from fleet.servers.refusals import WIRE_CODES, HttpRefused
-from fleet.services.authorising import Authoriser
+from fleet.services.audit_unreadable import record_unread
+from fleet.services.authorization import Authoriser
+from fleet.services.credentials import BasicCredentials, strangers_may_ask
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
-from fleet.services.evidence import BasicCredentials, strangers_may_ask
 from fleet.services.refusals import Refusals
 from fleet.services.renewal import renewal_window
-from fleet.services.unread import record_unread
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.errors import WireError

@@ -12,12 +12,12 @@ unix:PATH           the same on a Unix socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from fleet.config.settings import Broker, BrokerKind
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upstream
-from fleet.settings import Broker, BrokerKind
 
 
 async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model]) -> Upstream:

@@ -1,7 +1,7 @@
 """A broker of somebody else's, watched: whether it can be reached, told once when that changes.
 
     upstream = MonitoredUpstream(AddressUpstream(host, port), clock=clock)
-    async with lasting(upstream.run(), "the watch on the broker"): ...
+    async with background(upstream.run(), "the watch on the broker"): ...
 
 It is tried once at the start. From then on the sessions' own connections tell; only while it is away it is tried again,
 every few seconds. The gateway stays open meanwhile, and refuses each device with "server unavailable".

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.storage.postgres.session import DRIVER_ERRORS, Session, connect
 from fleet.storage.postgres.writer import CHANNEL
 

@@ -5,7 +5,7 @@ from importlib import resources
 
 import asyncpg
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.postgres.session import SCHEMA, Session, first_line
 

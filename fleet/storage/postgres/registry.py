@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead

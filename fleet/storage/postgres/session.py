@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
 
 Session = Any

@@ -18,7 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
 from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable

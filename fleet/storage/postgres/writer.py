@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncpg
 
-from fleet.database_url import DatabaseUrl
+from fleet.config.database_url import DatabaseUrl
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Unavailable

@@ -1,0 +1,189 @@
+"""Taking a backup of a home that is being served: one file, whole or not there.
+
+taken = await save_home(home, registry, Path("fleet.backup"), passphrase=b"…", act=act)
+"""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
+from fleet.backup.envelope import COST, Sealing
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.errors import Invalid
+from fleet.domain.ports import Registry
+from fleet.home.ca_store import locked
+from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_log, sync
+from fleet.services.revocation_journal import catch_up
+from fleet.storage.engines import Progress, copy_to_file
+from fleet.storage.journals.revocations import Mark
+from fleet.storage.sqlite.snapshot import facts_of
+
+REGISTRY = "registry.db"
+LEFT_OUT = frozenset({"run", "archive"})
+"""Folders of a home that stay where they are: sockets, and files that never change and may be copied by any means."""
+
+SMALL_FILE_MAX = 256 << 20  # of the home's other files: read at once, so that what is hashed is what is written
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A backup that has been written."""
+
+    manifest: Manifest
+    size: int
+    left_out: tuple[str, ...]
+    """Files of the home under names that a backup does not hold: links, hidden files, editors' leftovers."""
+
+
+def is_ours_to_save(name: str) -> bool:
+    """Whether a backup holds the home's file `name` (relative, with slashes) beside the registry itself."""
+    return not (
+        name.partition("/")[0] in LEFT_OUT
+        or name.startswith("registry.")  # what SQLite keeps beside it says what it holds
+        or name == "state/revocations.jsonl"  # a backup's own copy would always be too old
+    )
+
+
+async def save_home(
+    home: Home,
+    registry: Registry,
+    file: Path,
+    *,
+    passphrase: bytes | None,
+    act: Act,
+    cost: int = COST,
+    progress: Progress = lambda _table, _rows: None,
+) -> Taken:
+    """Write a backup of `home` to the new file `file`, 0600, durable, and say so in the audit: it holds every key.
+
+    The registry, on either engine, is in it as one SQLite file.
+
+    Without a passphrase anybody who has the file has the fleet's keys. `cost` is the log2 of scrypt's N.
+
+    Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`, `registry-differs`; Unavailable; Refused
+    (`registry-went-back`); OSError.
+    """
+    _must_be_new(file)
+    log = revocation_log(home)
+    await catch_up(registry, log)
+    detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
+    await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
+    mark = log.mark(newest=await registry.last_event())
+    home.run.mkdir(mode=0o700, exist_ok=True)
+    # In the home, which is as secret as what is copied: the backup may go to a disk that is not.
+    with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
+        copy = Path(folder) / REGISTRY
+        await copy_to_file(place_of_registry(home), copy, progress)
+        taken = await asyncio.to_thread(take_backup, home, copy, file, mark, passphrase, act.now, cost)
+    await catch_up(registry, log)
+    log.vouch(
+        taken.manifest.event_seq
+    )  # a copy of it from before now does not reach as far as the backup, and shows it
+    return taken
+
+
+def _must_be_new(file: Path) -> None:
+    if os.path.lexists(file):
+        raise FileExistsError(None, "the file is there already", str(file))
+
+
+def take_backup(
+    home: Home, copy: Path, file: Path, mark: Mark, passphrase: bytes | None, now: datetime, cost: int
+) -> Taken:
+    """Write a backup of `home`, with the registry's copy `copy`, to the new file `file`, 0600, durable.
+
+    `mark` says which lineage the registry's event numbers are of. Blocks; run it in a thread.
+
+    Raises: FileExistsError; Invalid (`home-changed`); OSError.
+    """
+    with locked(home.ca, shared=True):  # a key and its certificate are of one moment
+        files, left_out = _files(home)
+    manifest = _manifest(home, copy, files, mark, now)
+    with _beside(file) as out:
+        _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), passphrase, cost)
+        size = out.tell()
+    return Taken(manifest, size, left_out)
+
+
+def _write(
+    out: BinaryIO, manifest: Manifest, contents: Iterable[Iterable[bytes]], passphrase: bytes | None, cost: int
+) -> None:
+    if passphrase is None:
+        write_archive(out, manifest, contents)
+        return
+    sealing = Sealing(out, passphrase, cost=cost)
+    write_archive(sealing, manifest, contents)
+    sealing.finish()
+
+
+def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
+    """(name, bytes) of every file of the home but the registry's, and the names that no member can have."""
+    found: list[tuple[str, bytes]] = []
+    left_out: list[str] = []
+    for top, folders, names in os.walk(home.path):
+        if Path(top) == home.path:
+            folders[:] = [folder for folder in folders if folder not in LEFT_OUT]
+        folders.sort()
+        for name in sorted(names):
+            path = Path(top, name)
+            relative = path.relative_to(home.path).as_posix()
+            if not is_ours_to_save(relative):
+                continue
+            if path.is_symlink() or not path.is_file() or not is_name(relative):
+                left_out.append(relative)
+                continue
+            if path.stat().st_size > SMALL_FILE_MAX:
+                raise Invalid("file-too-large", f"{path} is larger than {SMALL_FILE_MAX >> 20} MiB.", "Move it away.")
+            found.append((relative, path.read_bytes()))
+    return found, tuple(left_out)
+
+
+def _manifest(home: Home, copy: Path, files: list[tuple[str, bytes]], mark: Mark, now: datetime) -> Manifest:
+    facts = facts_of(copy)
+    digest = hashlib.sha256()
+    for piece in _pieces(copy):
+        digest.update(piece)
+    registry = Member(REGISTRY, copy.stat().st_size, digest.hexdigest())
+    others = (Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files)
+    return Manifest(
+        taken_at=now,
+        fleet=fleet_fingerprint(home),
+        lineage=mark.lineage,
+        event_seq=facts.event_seq,
+        audit_rows=facts.audit_rows,
+        audit_root=facts.audit_root.hex(),
+        members=(registry, *others),
+    )
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[BinaryIO]:
+    """A new file, 0600, that takes the name `file` when the block ends well, and is gone when it does not."""
+    fresh = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(fresh, file)  # unlike a rename, it never overwrites
+        sync(file.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            fresh.unlink()

@@ -1,0 +1,247 @@
+"""Checking a backup, and making a home of it again: verified whole before anything stands where a home would be looked
+for, and never with a right in it that has been taken away since.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fleet.backup.archive import Manifest, Member, read_archive
+from fleet.backup.create import REGISTRY, is_ours_to_save
+from fleet.backup.database_setting import name_database
+from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
+from fleet.config.database_url import DatabaseUrl
+from fleet.config.settings import Database, SettingsError
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change, Event
+from fleet.domain.credential import USABLE, CredentialKind
+from fleet.domain.errors import Invalid, Refused
+from fleet.domain.ports import Registry
+from fleet.home.layout import (
+    DATABASE_VARIABLE,
+    Home,
+    fleet_fingerprint,
+    must_be_free,
+    open_home,
+    place_for,
+    revocation_log,
+    settings_of,
+    sync,
+    sync_tree,
+)
+from fleet.services.restore_revocations import Reapplied, reapply, suspend_all
+from fleet.storage.engines import Progress, load_file, must_be_loadable, open_engine
+from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
+from fleet.storage.sqlite.snapshot import check_copy
+
+IN_THE_HOME = Database()
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A home that has been made of a backup."""
+
+    manifest: Manifest
+    reapplied: Reapplied
+    restore: str
+    """What ties the audit rows of the restore together."""
+    stations: tuple[str, ...]
+    """Stations with a usable certificate: when revocations were not to be had, somebody has to look at each."""
+    operators: tuple[str, ...]
+    """Operators with one, likewise."""
+
+
+def needs_passphrase(file: Path) -> bool:
+    """Whether the backup is sealed. Raises: OSError."""
+    with file.open("rb") as opened:
+        return is_sealed(opened.read(HEADER))
+
+
+def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
+    """Read all of the backup `file`, hold every part to its manifest and the registry to its own rules.
+
+    Raises: Invalid: `not-a-backup`, `backup-damaged`, `backup-newer`, `not-a-registry`, `audit-…`. Refused
+    (`wrong-passphrase`, `not-sealed`). OSError.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleet-check.") as folder:
+        home = Home(Path(folder))
+        looked_into = (home.registry, home.settings_file, home.root_certificate)
+        return _unpacked(file, passphrase, home, keep=lambda target: target in looked_into)
+
+
+def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[Path], bool]) -> Manifest:
+    """Unpack into the empty folder of `home` what `keep` wants of it, and check what has come out."""
+
+    @contextmanager
+    def place(member: Member) -> Iterator[Sink]:
+        if member.name != REGISTRY and not is_ours_to_save(member.name):
+            raise Invalid("backup-damaged", f"The backup holds {member.name}, which no backup does.")
+        target = home.path.joinpath(*member.name.split("/"))  # archive.is_name has seen to it that it stays inside
+        if not keep(target):
+            yield _Nowhere()
+            return
+        for folder in reversed(target.relative_to(home.path).parents[:-1]):
+            (home.path / folder).mkdir(mode=0o700, exist_ok=True)
+        with target.open("xb") as sink:
+            target.chmod(0o600)
+            yield sink
+
+    with file.open("rb") as opened:
+        manifest = read_archive(_source(opened, passphrase), place)
+    _check_home(home, manifest)
+    return manifest
+
+
+class _Nowhere:
+    def write(self, data: bytes, /) -> None:
+        """Keys need not lie about while a backup is checked."""
+
+
+def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
+    sealed = is_sealed(opened.read(HEADER))
+    opened.seek(0)
+    if not sealed and passphrase is not None:
+        # Whoever may write where backups lie can put there a home of his own making; one that is sealed, he cannot.
+        raise Refused(
+            "not-sealed",
+            "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
+            "Find out who put it there. One that was made with --plain is taken without a passphrase.",
+        )
+    if not sealed:
+        return opened
+    if passphrase is None:
+        raise Invalid(
+            "passphrase-needed", "The backup is sealed with a passphrase.", "Give it with --password-file FILE."
+        )
+    return Opening(opened, passphrase)
+
+
+def _check_home(home: Home, manifest: Manifest) -> None:
+    try:
+        found = fleet_fingerprint(home)
+        settings_of(home)
+    except (OSError, ValueError, SettingsError) as error:
+        raise Invalid("backup-damaged", f"What the backup holds is no home: {error}.") from error
+    if not home.registry.is_file() or found != manifest.fleet:
+        raise Invalid("backup-damaged", "The backup's manifest is of another fleet than its files.")
+    facts = check_copy(home.registry)
+    said = (manifest.event_seq, manifest.audit_rows, manifest.audit_root)
+    if (facts.event_seq, facts.audit_rows, facts.audit_root.hex()) != said:
+        raise Invalid("backup-damaged", "The backup's registry is not the one that its manifest tells of.")
+
+
+async def restore_backup(
+    file: Path,
+    path: Path,
+    *,
+    passphrase: bytes | None,
+    revocations: Path | None,
+    act: Act,
+    database: Database = IN_THE_HOME,
+    progress: Progress = lambda _table, _rows: None,
+) -> Restored:
+    """Make the home `path`, which must be new or empty, of the backup `file`. Its registry comes to where `database`
+    says, whichever engine it was saved from: into the home, or into a PostgreSQL database that is empty.
+
+    `revocations` is the log of the home that was lost: what it has noted behind the backup holds here too. None says
+    that it is not to be had: every device that could connect is suspended then.
+
+    Raises: as `check_backup`; Conflict: `home-exists`, `registry-exists`; Refused: `revocations-incomplete`,
+    `revocations-of-another`, `database-in-environment`; what `place_for` raises; Unavailable.
+    """
+    must_be_free(path)
+    server = await _server(Home(path), database)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
+    try:
+        manifest = await asyncio.to_thread(_unpacked, file, passphrase, building, lambda _: True)
+        events = _events(revocations, manifest)
+        building.run.mkdir(mode=0o700)
+        open_home(building.path)
+        restored = await _brought_up(building, manifest, events, revocations, act)
+        name_database(building.settings_file, database)
+        await asyncio.to_thread(sync_tree, building.path)
+        must_be_free(path)
+        if server is not None:
+            # Last, and in one transaction: cut short before its end, the database is as empty as it was.
+            await load_file(building.registry, server, progress)
+            for left in building.path.glob("registry.*"):
+                left.unlink()
+            sync(building.path)
+        building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
+    except BaseException:
+        shutil.rmtree(building.path, ignore_errors=True)
+        raise
+    sync(path.parent)
+    return restored
+
+
+async def _server(home: Home, database: Database) -> DatabaseUrl | None:
+    """Where the registry is to go when it is not to be in the home."""
+    if os.environ.get(DATABASE_VARIABLE):
+        raise Refused(
+            "database-in-environment",
+            f"{DATABASE_VARIABLE} is set, and the new home would be served with that database, not with its own.",
+            "Unset it, and say with --database or --database-file where the registry is to go.",
+        )
+    place = place_for(home, database)
+    if isinstance(place, Path):
+        return None
+    await must_be_loadable(place)  # now, rather than after an hour of reading
+    return place
+
+
+def _events(revocations: Path | None, manifest: Manifest) -> tuple[Event, ...] | None:
+    if revocations is None:
+        return None
+    return events_behind(revocations, manifest.fleet, manifest.lineage, manifest.event_seq)
+
+
+async def _brought_up(
+    home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, act: Act
+) -> Restored:
+    restore = secrets.token_hex(6)
+    registry = await open_engine(home.registry, create=False)
+    try:
+        if events is not None:
+            done = await reapply(registry, events, act=act)
+        else:
+            done = await suspend_all(registry, restore, act=act)
+        detail = {
+            "backup_of": manifest.taken_at.isoformat(),
+            "event": str(manifest.event_seq),
+            "audit_rows": str(manifest.audit_rows),
+            "revocations": "none" if events is None else str(len(events)),
+            "devices": str(done.devices),
+            "certificates": str(done.certificates),
+            "tokens": str(done.tokens),
+            "requests": str(done.requests),
+            "bulk": restore,
+        }
+        await registry.commit(
+            Change(AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail))
+        )
+        stations = await _in_service(registry, CredentialKind.STATION, [s.name for s in await registry.stations()])
+        operators = await _in_service(registry, CredentialKind.OPERATOR, [o.name for o in await registry.operators()])
+        newest = await registry.last_event()
+    finally:
+        await registry.close()
+    if log is not None:  # with it, an older backup can be restored one day as well
+        home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(log, home.revocations)
+        home.revocations.chmod(0o600)
+    revocation_log(home).begin_again(Mark(new_lineage(), newest))
+    return Restored(manifest, done, restore, stations, operators)
+
+
+async def _in_service(registry: Registry, kind: CredentialKind, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that hold a usable certificate of `kind`."""
+    held = [(name, await registry.credentials(name)) for name in names]
+    return tuple(name for name, all_of_it in held if any(c.kind is kind and c.state in USABLE for c in all_of_it))

@@ -1,0 +1,1 @@
+"""The client of the admin API, over HTTPS or in process at a home."""

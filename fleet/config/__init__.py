@@ -1,0 +1,1 @@
+"""Settings of a home, read into frozen values, and the URL of its database."""

@@ -1,0 +1,71 @@
+"""The CAs of a home, for the admin API and for a forecast."""
+
+from datetime import datetime
+
+from cryptography import x509
+
+from fleet.ca.issuer import LocalIssuer
+from fleet.ca.view import CaCertificate
+from fleet.domain.errors import Unavailable
+from fleet.home.layout import Home, certificate_in
+from fleet.home.pki import (
+    authority_chain,
+    load_issuer,
+    load_operators_issuer,
+    operators_authority,
+    server_identity,
+)
+from fleet.home.tenants import read_authorities
+from fleet.servers.admin.authorities import Authorities
+from fleet.services.forecast import Authority
+
+
+def authorities_for_admin(home: Home, now: datetime) -> Authorities:
+    """Those of `home`."""
+    return Authorities(
+        operators=operators_authority(home, now),
+        stations_issuer=lambda: load_issuer(home),
+        operators_issuer=lambda at: _operators_issuer(home, at),
+        shown=lambda: shown_authorities(home),
+        forecasted=lambda: forecasted_authorities(home),
+    )
+
+
+def shown_authorities(home: Home) -> list[CaCertificate]:
+    """What devices trust, and what signs for them: the fleet's own root first."""
+    found = read_authorities(home)
+    shown: list[CaCertificate] = []
+    for each in found.all:
+        if not each.tenant or each.root != found.own.root:
+            shown.append(CaCertificate("root", each.root, each.tenant))
+            shown += [CaCertificate("former root", root, each.tenant) for root in each.former_roots]
+        shown.append(CaCertificate("issuing", each.issuing, each.tenant))
+        shown += [CaCertificate("former", former, each.tenant) for former in each.former]
+    if home.operators_certificate.exists():
+        shown.append(CaCertificate("operators", certificate_in(home.operators_certificate)))
+    return shown
+
+
+def forecasted_authorities(home: Home) -> list[Authority]:
+    """The certificates of the home's own, as a forecast looks at them."""
+    root, issuing = authority_chain(home)
+    leaf = server_identity(home).certificate_chain[0]
+    found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
+    for name, tenant in read_authorities(home).tenants.items():
+        if tenant.root != root:
+            found.append(_authority("root", tenant.root, name))
+        found.append(_authority("issuing", tenant.issuing, name))
+    return found
+
+
+def _authority(role: str, certificate: x509.Certificate, tenant: str = "") -> Authority:
+    return Authority(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc, tenant)
+
+
+def _operators_issuer(home: Home, now: datetime) -> LocalIssuer:
+    try:
+        return load_operators_issuer(home, now)
+    except FileNotFoundError as error:
+        message = "The key of the operators' CA is not on this server."
+        advice = "Add the operator at the home that holds it, with --home."
+        raise Unavailable("operators-ca-away", message, advice) from error

@@ -1,0 +1,57 @@
+"""A new home: made beside its place and moved there whole, so that it is there complete, or not at all."""
+
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from fleet.config.settings import Settings, render
+from fleet.domain.access import Act
+from fleet.domain.device import Model
+from fleet.domain.errors import Conflict
+from fleet.home.layout import Home, must_be_free, place_for, sync, sync_tree
+from fleet.home.pki import write_authorities
+from fleet.services.inventory import add_model
+from fleet.storage.engines import Place, open_engine
+
+
+async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
+    """Make a new home at `path`: settings, CAs, server certificate, registry with a model named "default".
+
+    Raises: Conflict (`home-exists`) when something stands at `path` already; nothing of it is touched.
+    """
+    must_be_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
+    try:
+        write_authorities(building, settings, now)
+        building.settings_file.write_text(render(settings))
+        building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
+        building.run.mkdir(mode=0o700)
+        await _make_registry(place_for(building, settings.database), now)
+        sync_tree(building.path)
+        must_be_free(path)
+        building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
+    except BaseException:
+        shutil.rmtree(building.path, ignore_errors=True)
+        raise
+    sync(path.parent)
+    return Home(path)
+
+
+async def _make_registry(place: Place, now: datetime) -> None:
+    """An empty registry with a model named "default".
+
+    Raises: Conflict (`registry-exists`) when there is one already: its fleet has other CAs.
+    """
+    registry = await open_engine(place)
+    try:
+        if await registry.last_audit():
+            raise Conflict(
+                "registry-exists",
+                f"There is a fleet's registry in {place} already; nothing was changed.",
+                "Name another database. For a second node of that fleet, copy its home.",
+            )
+        await add_model(registry, Model("default"), act=Act("operator", now))
+    finally:
+        await registry.close()

@@ -1,0 +1,285 @@
+"""A fleet's home: one folder with its settings, its CAs, its server identity and its registry.
+
+    HOME/
+      fleet.toml          settings, commented
+      ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
+      ca/issuing.pem      signs devices, stations and the server; issuing.key
+      ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
+      ca/webhook.key      signs what webhooks are asked; made when it is first needed
+      ca/fleet.id         the first root's fingerprint, once there is a second root; ca/roots/ what was before it
+      ca/former/          issuing CAs that signed before a rollover
+      ca/tenants/NAME/    the same for a tenant: an issuing CA of its own, perhaps a root of its own
+      ca/audit.pub        checks the signed heads of the audit; audit.key signs them
+      server/server.pem   the listeners' certificate with its chain; server.key
+      registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
+      state/              revocations.jsonl: what a restore of an older registry must not undo
+      archive/            what retention has taken out of the registry
+      run/                sockets and generated files of a running server; may be removed when none runs
+
+Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
+complete, or not at all.
+"""
+
+import os
+import shlex
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
+from fleet.config.settings import Database, Settings, SettingsError, parse_database, read_settings
+from fleet.domain.approval import WaitingLimits
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.storage.engines import Engine, Place, open_engine
+from fleet.storage.journals.revocations import RevocationLog
+
+DATABASE_VARIABLE = "FLEET_DATABASE"
+"""In the environment: goes before fleet.toml."""
+URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The paths of a home. Making one touches nothing."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "fleet.toml"
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "ca"
+
+    @property
+    def tenants(self) -> Path:
+        return self.path / "ca" / "tenants"
+
+    @property
+    def fleet_id(self) -> Path:
+        return self.path / "ca" / "fleet.id"
+
+    @property
+    def root_certificate(self) -> Path:
+        return self.path / "ca" / "root.pem"
+
+    @property
+    def root_key(self) -> Path:
+        return self.path / "ca" / "root.key"
+
+    @property
+    def issuing_certificate(self) -> Path:
+        return self.path / "ca" / "issuing.pem"
+
+    @property
+    def issuing_key(self) -> Path:
+        return self.path / "ca" / "issuing.key"
+
+    @property
+    def webhook_key(self) -> Path:
+        """Signs what webhooks are asked."""
+        return self.path / "ca" / "webhook.key"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.path / "ca" / "audit.key"
+
+    @property
+    def audit_public_key(self) -> Path:
+        return self.path / "ca" / "audit.pub"
+
+    @property
+    def operators_certificate(self) -> Path:
+        return self.path / "ca" / "operators.pem"
+
+    @property
+    def operators_key(self) -> Path:
+        return self.path / "ca" / "operators.key"
+
+    @property
+    def server_chain(self) -> Path:
+        return self.path / "server" / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.path / "server" / "server.key"
+
+    @property
+    def registry(self) -> Path:
+        return self.path / "registry.db"
+
+    @property
+    def revocations(self) -> Path:
+        return self.path / "state" / "revocations.jsonl"
+
+    @property
+    def event_marks(self) -> Path:
+        return self.path / "state" / "event-marks.jsonl"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+
+def open_home(path: Path) -> Home:
+    """The home at `path`.
+
+    Raises: NotFound (`no-home`) when there is none. Refused (`home-exposed`) when others could write to it, or into its
+    folders.
+    """
+    home = Home(path)
+    if not home.settings_file.is_file():
+        raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {shlex.quote(str(path))}")
+    _must_be_ours(home)
+    return home
+
+
+def _must_be_ours(home: Home) -> None:
+    # Whoever can put a file into ca/ says whom devices believe; into archive/, what the registry may forget.
+    folders = (home.ca, home.tenants, home.server_chain.parent, home.revocations.parent, home.archive)
+    for place in (home.path, home.settings_file, *filter(Path.exists, folders)):
+        found = place.stat()
+        if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
+            raise Refused(
+                "home-exposed",
+                f"{place} can be changed by others.",
+                "It must belong to who runs this, or to root, and be writable by nobody else.",
+            )
+    if home.run.is_symlink():
+        raise Refused("home-exposed", f"{home.run} is a link.", "Remove it; it is made anew as a folder.")
+
+
+def settings_of(home: Home) -> Settings:
+    """Raises: SettingsError."""
+    return read_settings(home.settings_file)
+
+
+def waiting_limits(settings: Settings) -> WaitingLimits:
+    """How many requests may wait for an operator, and how long."""
+    return WaitingLimits(
+        settings.approval_requests_max,
+        settings.approval_per_model_max,
+        settings.approval_per_address_max,
+        timedelta(days=settings.approval_days),
+        settings.approval_ask_again_seconds,
+    )
+
+
+def fleet_name(home: Home) -> str:
+    """Raises: Invalid (`bad-settings`)."""
+    try:
+        return settings_of(home).name
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error)) from error
+
+
+def revocation_log(home: Home) -> RevocationLog:
+    """The log that notes what the registry of `home` has revoked."""
+    return RevocationLog(home.revocations, fleet_fingerprint(home))
+
+
+def fleet_fingerprint(home: Home) -> str:
+    """How a fleet is told from any other: the SHA-256 of its first root certificate, in hex."""
+    if home.fleet_id.exists():
+        return home.fleet_id.read_text("ascii").strip()
+    return certificate_in(home.root_certificate).fingerprint(hashes.SHA256()).hex()
+
+
+def keep_fleet_fingerprint(home: Home) -> None:
+    """Whatever becomes of the root, the fleet is to be told from others as it is now."""
+    if not home.fleet_id.exists():
+        fresh = home.fleet_id.with_suffix(".new")
+        fresh.write_text(fleet_fingerprint(home) + "\n", "ascii")
+        sync(fresh)
+        fresh.rename(home.fleet_id)
+        sync(home.ca)
+
+
+def place_of_registry(home: Home) -> Place:
+    """Where the registry of `home` is: what FLEET_DATABASE says, or else fleet.toml.
+
+    Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
+    """
+    try:
+        return place_for(home, settings_of(home).database)
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error), "Mend that line") from error
+
+
+def place_for(home: Home, database: Database) -> Place:
+    said = os.environ.get(DATABASE_VARIABLE)
+    try:
+        if said and said.startswith(URL_STARTS):
+            return parse_database_url(said)  # with a password or without: an environment is its owner's own
+        if said:
+            database = parse_database(said)
+        if database.url:
+            return parse_database_url(database.url)
+    except ValueError as error:
+        raise Invalid("bad-database", f"The database of {DATABASE_VARIABLE} {error}.") from error
+    return _url_in(Path(database.file)) if database.file else home.registry
+
+
+def _url_in(file: Path) -> DatabaseUrl:
+    try:
+        mode, text = file.stat().st_mode, file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(
+            "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
+        ) from error
+    if mode & 0o077:
+        raise Invalid(
+            "database-file-exposed",
+            f"The file {file}, which holds the database's URL, is open to other users.",
+            f"Close it with: chmod 600 {shlex.quote(str(file))}",
+        )
+    try:
+        return parse_database_url(text.partition("\n")[0].strip())
+    except ValueError as error:
+        raise Invalid("bad-database", f"The first line of {file} {error}.") from error
+
+
+async def open_registry(home: Home) -> Engine:
+    """The registry of `home`, on the newest schema.
+
+    Raises: FleetError: with a sentence that says what is wrong with its place.
+    """
+    return await open_engine(place_of_registry(home), create=False)
+
+
+def must_be_free(path: Path) -> None:
+    """Raises: Conflict (`home-exists`): a home cannot be made at `path`."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise Conflict("home-exists", f"{path} is there already and is not a folder.", "Name another place.")
+    if path.is_dir() and any(path.iterdir()):
+        what = "a fleet home already" if Home(path).settings_file.exists() else "not empty"
+        raise Conflict("home-exists", f"{path} is {what}; nothing was changed.", "Name a new or empty folder.")
+
+
+def certificate_in(file: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(file.read_bytes())
+
+
+def sync_tree(top: Path) -> None:
+    """Make everything under `top` durable."""
+    for folder, _, files in os.walk(top):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """Make the file or folder `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

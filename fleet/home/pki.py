@@ -1,0 +1,168 @@
+"""The CAs and the server's certificate in a home: made, loaded, and the server's own renewed."""
+
+import fcntl
+import ipaddress
+import os
+import secrets
+from contextlib import suppress
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate, names_of_server
+from fleet.ca.head_signer import LocalHeadSigner
+from fleet.ca.issuer import OPERATORS, LocalIssuer
+from fleet.ca.keys import load_key, load_or_make_key, write_key
+from fleet.config.settings import Settings
+from fleet.domain.errors import Invalid, Refused
+from fleet.home.ca_store import root_in
+from fleet.home.layout import Home, certificate_in, fleet_name, sync
+from fleet.tls.contexts import ServerIdentity
+from fleet.webhook.signing import Signer
+from fleet.wire.key_package import Sealer
+
+
+def load_issuer(home: Home) -> LocalIssuer:
+    """The issuing CA of `home`, ready to sign."""
+    return LocalIssuer(certificate_in(home.issuing_certificate), load_key(home.issuing_key))
+
+
+def audit_signer(home: Home) -> LocalHeadSigner:
+    """The signer of the audit's heads. A home from before there were any gets its key now.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). Refused (`audit-key-lost`): heads signed by a key that is gone are still
+    there to be checked; a new one is not made in silence. OSError.
+    """
+    if home.audit_public_key.exists() and not home.audit_key.exists():
+        raise Refused(
+            "audit-key-lost",
+            f"{home.audit_key} is gone, and {home.audit_public_key} is there.",
+            "Put the key back. If it is lost, rename audit.pub and keep it: `audit verify --public-key` takes both.",
+        )
+    signer = LocalHeadSigner(load_or_make_key(home.audit_key))
+    pem = signer.public_key.pem()
+    if not home.audit_public_key.exists():
+        fresh = home.audit_public_key.with_name(f".audit.pub.{secrets.token_hex(6)}")
+        try:
+            fresh.write_bytes(pem)
+            sync(fresh)
+            with suppress(FileExistsError):
+                os.link(fresh, home.audit_public_key)
+        finally:
+            fresh.unlink(missing_ok=True)
+        sync(home.audit_public_key.parent)
+    if home.audit_public_key.read_bytes() != pem:
+        message = f"{home.audit_public_key} is not the public half of audit.key beside it."
+        raise Invalid("bad-key", message, "Find out who put which of them there.")
+    return signer
+
+
+def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
+    """The certificates that EST's cacerts hands out: the root first, then the issuing CA."""
+    return certificate_in(home.root_certificate), certificate_in(home.issuing_certificate)
+
+
+def operators_authority(home: Home, now: datetime) -> x509.Certificate:
+    """The operators' CA of `home`; a home that was made without one gets it now.
+
+    Raises: Invalid (`bad-settings`): it cannot be made, since nobody knows the fleet's name. OSError.
+    """
+    handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
+        if not home.operators_certificate.exists():
+            home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
+            _write_operators_authority(home, fleet_name(home), now)
+            sync(home.operators_certificate.parent)
+    finally:
+        os.close(handle)
+    return certificate_in(home.operators_certificate)
+
+
+def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
+    """The operators' CA of `home`, ready to sign for operators and nobody else; made when there is none yet."""
+    return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS)
+
+
+def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
+    """Key first, and the certificate in one step: where there is a certificate, there is its key."""
+    certificate, key = create_operators(name, now)
+    write_key(home.operators_key, key)
+    fresh = home.operators_certificate.with_suffix(".new")
+    fresh.write_bytes(certificate.public_bytes(Encoding.PEM))
+    sync(fresh)
+    fresh.rename(home.operators_certificate)
+
+
+def server_identity(home: Home) -> ServerIdentity:
+    """What the listeners show: leaf and chain without the root, and the key."""
+    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    return ServerIdentity(tuple(chain), load_key(home.server_key))
+
+
+def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
+    """Issue the server certificate anew when it should be, for the same key, and say why; "" when it need not be.
+
+    It need be when a third of its life is left, when `fleet.toml` names other hosts than it does, or when another CA
+    signs by now. The file is replaced whole: who reads it finds the old chain or the new one.
+    """
+    current = x509.load_pem_x509_certificates(home.server_chain.read_bytes())[0]
+    issuing = certificate_in(home.issuing_certificate)
+    life = current.not_valid_after_utc - current.not_valid_before_utc
+    if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
+        why = "fleet.toml names other hosts"
+    elif current.not_valid_after_utc - now < life / 3:
+        why = f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
+    elif current.issuer != issuing.subject:
+        why = "its issuing CA signs no more"
+    else:
+        return ""
+    renewed, _ = issue_server_certificate(
+        issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
+    )
+    fresh = home.server_chain.with_suffix(".new")
+    links = root_in(home.ca).new_with_old  # who trusts a former root is led to this one
+    chain = (renewed, issuing, *links)
+    fresh.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    sync(fresh)
+    fresh.replace(home.server_chain)
+    sync(home.server_chain.parent)
+    return why
+
+
+def _canonical(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
+
+
+def write_authorities(home: Home, settings: Settings, now: datetime) -> None:
+    for folder in (home.root_certificate.parent, home.server_chain.parent):
+        folder.mkdir(mode=0o700)
+    root, root_key = create_root(settings.name, now)
+    issuing, issuing_key = create_issuing(settings.name, root, root_key, now)
+    server, server_key = issue_server_certificate(issuing, issuing_key, settings.hosts, now)
+    home.root_certificate.write_bytes(root.public_bytes(Encoding.PEM))
+    home.issuing_certificate.write_bytes(issuing.public_bytes(Encoding.PEM))
+    home.server_chain.write_bytes(server.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM))
+    write_key(home.root_key, root_key)
+    write_key(home.issuing_key, issuing_key)
+    write_key(home.server_key, server_key)
+    audit_signer(home)
+    _write_operators_authority(home, settings.name, now)
+
+
+def key_sealer(home: Home) -> Sealer:
+    """Who signs for keys that the server makes for devices: the server itself (RFC 7030, 4.4.2)."""
+    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    return Sealer(chain[0], load_key(home.server_key))
+
+
+def load_webhook_signer(home: Home) -> Signer:
+    """Signs what webhooks are asked; its key is made when it is first needed.
+
+    Raises: Invalid (`bad-key`, `key-exposed`). OSError.
+    """
+    return Signer(load_or_make_key(home.webhook_key))

@@ -1,0 +1,157 @@
+"""The issuing CAs of a home that is served: looked at again whenever they are used and have changed on disk.
+
+A tenant that is added, or a CA that is rolled over, is there for the next request and the next connection of every
+process on this machine. What cannot be read leaves in place what was there before.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.issuer import FLEET, LocalIssuer
+from fleet.ca.issuers import TENANTS, TenantIssuers
+from fleet.ca.keys import load_key
+from fleet.domain.credential import Credential
+from fleet.domain.enrollment import IssuePermit
+from fleet.domain.errors import FleetError, Unavailable
+from fleet.home.ca_store import CERTIFICATE, KEY, Authority
+from fleet.home.layout import Home
+from fleet.home.tenants import Authorities, read_authorities
+
+log = logging.getLogger("fleet")
+
+FRESH_NS = 100_000_000
+"""A folder changed this short a time ago may change again without its time showing it: file systems count in ticks."""
+
+_Stamp = tuple[tuple[int, int], ...]
+_TROUBLE = (FleetError, OSError, ValueError)
+
+
+class LiveAuthorities:
+    """Every issuing CA of `home`; implements `fleet.domain.ports.Issuer` and `Tenants`.
+
+    Raises: OSError, ValueError, FleetError: the fleet's own cannot be read, or cannot sign.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._issuers = TenantIssuers(self._issuer_of)
+        self.changed: Callable[[], None] = lambda: None
+        """Called when they, or what the server shows, are others than before."""
+        self._complaint = ""
+        self._watched = _watched(home, ())
+        self._stamp: _Stamp | None = None
+        self._read(self._seen())
+
+    @property
+    def current(self) -> Authorities:
+        self.look()
+        return self._current
+
+    def look(self) -> None:
+        """Read them anew when they have changed. Costs some microseconds when they have not."""
+        stamp = self._seen()
+        if stamp == self._stamp:
+            return
+        before = self._current, self._server
+        try:
+            self._read(stamp)
+        except _TROUBLE as error:
+            self._complain(f"event=ca.read outcome=failed kept=old reason={str(error)!r}")
+            return
+        if (self._current, self._server) != before:
+            log.info("event=ca.read outcome=ok tenants=%d", len(self._current.tenants))
+            self.changed()
+
+    def reread(self) -> None:
+        """Look, whether they seem to have changed or not."""
+        self._stamp = None
+        self.look()
+
+    def issue(self, permit: IssuePermit, now: datetime) -> Credential:
+        self.look()
+        return self._issuers.issue(permit, now)
+
+    def names(self) -> frozenset[str]:
+        return frozenset((*self.current.tenants, *self.current.broken))
+
+    def chain_der(self, tenant: str) -> tuple[bytes, ...] | None:
+        found = self.current.of(tenant)
+        if found is None:
+            return None
+        chain = list(found.chain)
+        if found.root != self._current.own.root:
+            chain.append(self._current.own.root)  # by which a client knows the server
+        return tuple(each.public_bytes(Encoding.DER) for each in chain)
+
+    def _issuer_of(self, tenant: str) -> LocalIssuer | None:
+        if tenant in self._current.broken:
+            raise Unavailable("tenant-damaged", f"The CA of tenant {tenant} cannot be read here.", "See the log.")
+        found = self._signers.get(tenant)
+        if isinstance(found, Exception):
+            raise Unavailable("ca-cannot-sign", f"The CA of tenant {tenant} cannot sign here.", "See the log.")
+        return found
+
+    def _read(self, stamp: _Stamp) -> None:
+        current = read_authorities(self._home, wait=False)
+        signers: dict[str, LocalIssuer | Exception] = {"": _signer(current.own)}
+        for name, authority in current.tenants.items():
+            try:
+                signers[name] = _signer(authority)
+            except _TROUBLE as error:
+                signers[name] = error
+        self._current, self._signers, self._server = current, signers, stamp[0]
+        self._stamp = None if _is_fresh(stamp) else stamp
+        broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
+        self._watched = _watched(self._home, broken)
+        if broken:
+            self._complain("event=ca.read outcome=damaged " + " ".join(f"{n}={why!r}" for n, why in broken.items()))
+        else:
+            self._complaint = ""
+
+    def _complain(self, text: str) -> None:
+        """Once, however often it is asked."""
+        if text != self._complaint:
+            log.error("%s", text)
+            self._complaint = text
+
+    def _seen(self) -> _Stamp:
+        """When what we read from was last changed: the folders, and those that were not whole."""
+        return tuple(_changed(path) for path in self._watched)
+
+
+def _watched(home: Home, troubled: Iterable[str]) -> tuple[str, ...]:
+    # As texts: a Path takes longer to make than its file to look at.
+    parts = (home.tenants / name / part for name in troubled for part in ("", CERTIFICATE, KEY))
+    return tuple(map(str, (home.server_chain, home.ca, home.tenants, *parts)))
+
+
+def _changed(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return 0, 0
+    return found.st_ctime_ns, found.st_ino  # ctime: what `cp -p` and `touch -d` cannot set back
+
+
+def _is_fresh(stamp: _Stamp) -> bool:
+    now = time.time_ns()  # the clock that marks files, whatever a test's clock says
+    return any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
+
+
+def _signer(authority: Authority) -> LocalIssuer:
+    return LocalIssuer(authority.issuing, load_key(authority.key_file), TENANTS if authority.tenant else FLEET)
+
+
+def client_anchors(authorities: Authorities) -> tuple[list[x509.Certificate], dict[bytes, str]]:
+    """Whom a door believes, and whose each issuing CA is, by its DER.
+
+    A tenant's own root is not among them: what hangs on it hangs on its issuing CA.
+    """
+    tenants = {c.public_bytes(Encoding.DER): a.tenant for a in authorities.all for c in a.issuers}
+    return [authorities.own.root, *(c for a in authorities.all for c in a.issuers)], tenants

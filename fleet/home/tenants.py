@@ -1,0 +1,212 @@
+"""Tenants of a home: each a folder with an issuing CA of its own, there complete or not at all.
+
+ca/tenants/NAME/    what fleet/home/ca_store.py says
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.authority import create_issuing, create_root, succeed_root
+from fleet.ca.keys import load_key, write_key
+from fleet.domain.device import plain_name
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.labels import must_be_a_label
+from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
+from fleet.home.layout import Home, fleet_name, keep_fleet_fingerprint, sync, sync_tree
+
+TENANTS_MAX = 200  # every door names each one's CA to every client that connects: 60 bytes of a handshake each
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """Every issuing CA of a home, as it stands."""
+
+    own: Authority
+    tenants: Mapping[str, Authority]
+    broken: Mapping[str, str]
+    """Tenants whose CA cannot be read, and why: folders that somebody is still copying, for instance."""
+
+    @property
+    def all(self) -> tuple[Authority, ...]:
+        return (self.own, *self.tenants.values())
+
+    def of(self, tenant: str) -> Authority | None:
+        return self.tenants.get(tenant) if tenant else self.own
+
+
+def read_authorities(home: Home, *, wait: bool = True) -> Authorities:
+    """Raises: OSError, ValueError: the fleet's own cannot be read. Unavailable (`ca-busy`): as `read_authority`."""
+    own = read_authority(home.ca, "", None, home.ca, wait=wait)
+    tenants: dict[str, Authority] = {}
+    broken: dict[str, str] = {}
+    for name in sorted(tenant_names(home)):
+        try:
+            tenants[name] = read_authority(home.tenants / name, name, own, home.ca, wait=wait)
+        except (OSError, ValueError) as error:
+            broken[name] = str(error)
+    return Authorities(own, tenants, broken)
+
+
+def tenant_names(home: Home) -> frozenset[str]:
+    """Whoever has a folder, whole or not."""
+    try:
+        with os.scandir(home.tenants) as found:
+            return frozenset(each.name for each in found if each.is_dir() and _is_name(each.name))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(plain_name(text, "tenant"))
+    except Invalid:
+        return False
+
+
+@contextmanager
+def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Iterator[Authority]:
+    """An issuing CA for the new tenant `name`, signed by the fleet's root or, with `own_root`, by a root of its own.
+
+    It is made and durable when the block begins, and takes its place when the block ends well.
+
+    Raises: Invalid: `bad-name`, `too-many-tenants`, `bad-key`. Conflict: `tenant-exists`, `name-taken`. Refused
+    (`root-key-away`). OSError.
+    """
+    must_be_a_label(plain_name(name, "tenant"), "tenant")
+    fleet = fleet_name(home)
+    read_authorities(home)  # finishes what was cut off, for which it must be unlocked
+    with locked(home.ca):
+        home.tenants.mkdir(mode=0o700, exist_ok=True)
+        for left in home.tenants.glob(".*"):
+            shutil.rmtree(left)  # of one that was cut off
+        known = read_authorities(home, wait=False)
+        _must_be_new(home, name, known)
+        place = home.tenants / name
+        building = home.tenants / f".{name}.{secrets.token_hex(6)}"
+        building.mkdir(mode=0o700)
+        try:
+            root, root_key = known.own.root, None
+            if own_root:
+                root, root_key = create_root(f"{fleet} {name}", now)
+                (building / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
+                write_key(building / "root.key", root_key)
+            issuing, key = create_issuing(f"{fleet} {name}", root, root_key or _key_of_root(home.root_key), now)
+            _must_be_called_otherwise(issuing, known)
+            (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
+            write_key(building / KEY, key)
+            sync_tree(building)
+            yield Authority(name, root, issuing, (), place / KEY)
+            building.rename(place)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        sync(home.tenants)
+        sync(home.ca)
+
+
+def _must_be_new(home: Home, name: str, known: Authorities) -> None:
+    if name in tenant_names(home):
+        raise Conflict("tenant-exists", f"There is a tenant {name} already; nothing was changed.")
+    if len(known.tenants) >= TENANTS_MAX:
+        raise Invalid("too-many-tenants", f"A fleet has at most {TENANTS_MAX} tenants.", "Make a fleet of its own.")
+
+
+def _must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:
+    # RFC 5280, 4.1.2.6: a CA's name stands for one entity; who finds an issuer by name must find one.
+    if any(issuing.subject in (c.subject, a.root.subject) for a in known.all for c in a.issuers):
+        text = f"There is a CA called {issuing.subject.rfc4514_string()} already."
+        raise Conflict("name-taken", text, "Choose another name.")
+
+
+def found_tenant(home: Home, name: str) -> Authority:
+    """Raises: NotFound (`no-such-tenant`). Invalid (`tenant-damaged`)."""
+    found = read_authorities(home)
+    if name in found.broken:
+        raise Invalid("tenant-damaged", f"The CA of tenant {name} cannot be read: {found.broken[name]}.")
+    if name not in found.tenants:
+        raise NotFound("no-such-tenant", f"There is no tenant {name[:80]!r}.", "See: fleet tenant list")
+    return found.tenants[name]
+
+
+def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = False) -> Authority:
+    """Make a new issuing CA for `tenant` ("": the fleet's own) under the same root, and have it sign from now on. With
+    `root_too`, under a new key of the root.
+
+    Raises: NotFound (`no-such-tenant`). Invalid: `bad-name`, `bad-key`, `too-many-former`, `not-its-root`,
+    `issuer-expired`. Refused (`root-key-away`). OSError.
+    """
+    old = authority_of(home, tenant)
+    folder = old.key_file.parent
+    has_own_root = (folder / "root.pem").exists()
+    root_key = _key_of_root(folder / "root.key" if has_own_root else home.root_key)
+    name = f"{fleet_name(home)} {tenant}" if tenant else fleet_name(home)
+    if root_too and not has_own_root:
+        text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
+        raise Invalid("not-its-root", text, "Roll over the fleet's: fleet ca rollover --root")
+    with locked(home.ca):
+        old = read_authority(folder, tenant, read_authorities(home, wait=False).own, home.ca, wait=False)
+        new_root = succeed_root(old.root, root_key, now) if root_too else None
+        root, key = new_root.certified if new_root is not None else (old.root, root_key)
+        issuing = create_issuing(name, root, key, now, generation=_generation(old) + 1)
+        if new_root is not None and not tenant:
+            keep_fleet_fingerprint(home)
+        roll_over(folder, issuing, new_root)
+    _tell_of_it(home)
+    return authority_of(home, tenant)
+
+
+def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
+    """Believe a former issuing CA no more.
+
+    Raises: NotFound: `no-such-tenant`, `no-such-ca`.
+    """
+    folder = authority_of(home, tenant).key_file.parent
+    with locked(home.ca):
+        gone = forget(folder, sha256)
+    _tell_of_it(home)
+    return gone
+
+
+def former_of(home: Home, tenant: str, sha256: str) -> x509.Certificate:
+    """Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
+    for each in authority_of(home, tenant).former:
+        if fingerprint(each) == sha256:
+            return each
+    raise NotFound("no-such-ca", f"There is no former CA {sha256[:80]!r}.", "See: fleet ca show")
+
+
+def authority_of(home: Home, tenant: str) -> Authority:
+    """Raises: as `found_tenant`."""
+    return found_tenant(home, tenant) if tenant else read_authorities(home).own
+
+
+def _key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
+    if not file.exists():
+        raise Refused(
+            "root-key-away",
+            f"The root's key is not here: {file}.",
+            "An issuing CA is signed by its root: put the key back for as long as this command takes.",
+        )
+    return load_key(file)
+
+
+def _generation(authority: Authority) -> int:
+    """By the number behind the name: the first has none."""
+    names = (each.subject.rfc4514_string().rpartition(" CA")[2].strip() for each in authority.issuers)
+    return max(int(text) if text.isdecimal() else 1 for text in names)
+
+
+def _tell_of_it(home: Home) -> None:
+    """A process that serves looks at the times of these two folders."""
+    for folder in filter(Path.exists, (home.ca, home.tenants)):
+        os.utime(folder)

@@ -1,0 +1,1 @@
+"""The running service: start-up and shutdown, worker processes, listeners, background jobs."""

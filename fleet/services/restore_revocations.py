@@ -1,0 +1,224 @@
+"""What was revoked after a backup was taken holds in the registry restored from it; so does what cannot be known.
+
+Every right that was taken away meanwhile is taken away again. None that was given meanwhile is given again: whoever was
+enrolled, renewed or resumed after the backup comes with a new token, or is resumed by hand.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fleet.domain.access import Act
+from fleet.domain.approval import RequestFilter, RequestState
+from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, Event, EventKind, TagDevice
+from fleet.domain.claim import claim_state
+from fleet.domain.credential import USABLE, CredentialKind
+from fleet.domain.device import BARRED_MODEL, NEXT, Device, DeviceFilter, DeviceState, Model, device_id
+from fleet.domain.model_rules import DEFAULT_RULES
+from fleet.domain.ports import Registry
+from fleet.domain.tags import TAGS_MAX
+from fleet.services.anchors import remove_anchor
+from fleet.services.approvals import deny
+from fleet.services.bulk import act_on_many
+from fleet.services.claims import quarantine_claim, revoke_claim
+from fleet.services.end_credentials import end_certificates
+from fleet.services.inventory import revoke_token
+from fleet.services.revocation import moving
+
+RESTORE_TAG = "restore"
+"""The tag of devices that a restore has suspended: its value ties them together."""
+
+AS_BEFORE = "as before the restore"
+
+_OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
+_IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+CHUNK = 500  # devices barred in one Change
+
+
+@dataclass(frozen=True, slots=True)
+class Reapplied:
+    """What was done to a restored registry."""
+
+    devices: int = 0
+    """Suspended, revoked or retired again."""
+    certificates: int = 0
+    """Ended again, of those that the backup knows."""
+    tokens: int = 0
+    """Open in the backup, and revoked now: each may have been used since."""
+    requests: int = 0
+    """Approved in the backup and not come for, and denied now: likewise."""
+    unknown: tuple[str, ...] = ()
+    """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
+    barred: tuple[str, ...] = ()
+    """Likewise, but suspended, revoked or retired since: now they are so by a record under BARRED_MODEL."""
+    resumed: tuple[str, ...] = ()
+    """Devices that were resumed since the backup, and stay suspended."""
+    claims: tuple[str, ...] = ()
+    """Open in the backup, and in quarantine now."""
+    anchors: tuple[str, ...] = ()
+    """Makers' CAs of the backup that were removed since, and are so again."""
+
+
+async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
+    """Take away in `registry`, as a backup had it, what `events` say was taken away afterwards.
+
+    Raises: Conflict: somebody else works on the registry. Unavailable.
+    """
+    states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
+    devices = 0
+    unknown: list[str] = []
+    barred: dict[str, DeviceState] = {}
+    resumed: list[str] = []
+    for id_, state in states.items():
+        device = await registry.device(id_)
+        if device is None and state in _OUT:
+            barred[id_] = state
+        elif device is None:
+            unknown.append(id_)
+        elif state in _OUT and state in NEXT[device.state]:
+            verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
+            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=AS_BEFORE))
+            devices += 1
+        elif state in _IN and device.state is DeviceState.SUSPENDED:
+            resumed.append(id_)
+    await _bar(registry, barred, act)
+    ended = await _end_certificates(registry, events, act)
+    anchors = await _remove_anchors(registry, events, act)
+    await _revoke_claims(registry, events, act)
+    claims = await _quarantine_open_claims(registry, act)
+    tokens = await _revoke_open_tokens(registry, act)
+    return Reapplied(
+        devices,
+        ended,
+        tokens,
+        await _deny_approved_requests(registry, act),
+        tuple(sorted(unknown)),
+        tuple(sorted(barred)),
+        resumed=tuple(sorted(resumed)),
+        claims=claims,
+        anchors=anchors,
+    )
+
+
+async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) -> None:
+    """Give each a record that keeps it out. Without one it is new to every way in, and some ask nobody: who was revoked
+    would enroll again by its maker's certificate.
+    """
+    if barred and await registry.model(BARRED_MODEL) is None:
+        rules = replace(DEFAULT_RULES, admission=replace(DEFAULT_RULES.admission, paths=()))
+        model = Model(BARRED_MODEL, publish=(), subscribe=(), rules=rules)
+        entry = AuditEntry(act.now, act.actor, "model.add", f"model {BARRED_MODEL}", "ok", detail={"reason": AS_BEFORE})
+        await registry.commit(Change(entry, (AddModel(model),)))
+    everybody = sorted(barred)
+    for start in range(0, len(everybody), CHUNK):
+        ids = everybody[start : start + CHUNK]
+        detail = {"count": str(len(ids)), "reason": AS_BEFORE}
+        entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
+        devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
+        told = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
+        await registry.commit(Change(entry, tuple(map(AddDevice, devices)), told))
+
+
+async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:
+    """Makers' CAs that were removed since; one that was added again since is to be looked at, and added again."""
+    removed = {e.subject for e in events if e.kind == EventKind.ANCHOR_CHANGED and e.detail == "removed"}
+    found = tuple(anchor.name for anchor in await registry.anchors() if anchor.name in removed)
+    for name in found:
+        await remove_anchor(registry, name, act=act, reason=AS_BEFORE)
+    return found
+
+
+async def _revoke_claims(registry: Registry, events: Sequence[Event], act: Act) -> None:
+    revoked = {e.subject for e in events if e.kind == EventKind.CLAIM_STATE and e.detail == "revoked"}
+    for claim in await registry.claims():
+        if claim.name in revoked and claim.revoked_at is None:
+            await revoke_claim(registry, claim.name, act=act, reason=AS_BEFORE)
+
+
+async def _quarantine_open_claims(registry: Registry, act: Act) -> tuple[str, ...]:
+    """How often each was used since the backup, nobody knows: an operator looks, and lets it go."""
+    found = tuple(claim.name for claim in await registry.claims() if claim_state(claim, act.now) == "open")
+    for name in found:
+        await quarantine_claim(registry, name, act=act, reason="restored: its uses since the backup are not known")
+    return found
+
+
+async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
+    ending = [e for e in events if e.kind == EventKind.CREDENTIAL_ENDED]
+    whole = {e.subject for e in ending if not e.detail}
+    named = {bytes.fromhex(e.detail) for e in ending if e.detail}
+    fresh: dict[bytes, str] = {}
+    for holder in sorted({e.subject for e in ending}):
+        for credential in await registry.credentials(holder):
+            # Of a whole holder only devices are told; a station or an operator may bear a device's name.
+            is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
+            if credential.state in USABLE and (is_whole or credential.fingerprint in named):
+                fresh[credential.fingerprint] = holder
+    await end_certificates(registry, fresh, act=act)
+    return len(fresh)
+
+
+async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
+    still_open = [
+        t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max and t.expires_at > act.now
+    ]
+    for token in still_open:
+        await revoke_token(registry, token.id, act=act)
+    return len(still_open)
+
+
+async def _deny_approved_requests(registry: Registry, act: Act) -> int:
+    count, after = 0, ""
+    where = RequestFilter(state=RequestState.APPROVED)
+    while page := await registry.requests(where, now=act.now, after=after):
+        for request in page:
+            await deny(registry, request.id, act=act, reason="restored from a backup: it may have been used since")
+            count += 1
+        after = page[-1].id
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Suspends a device of which nobody can say whether it was revoked, and tags it with `restore`."""
+
+    restore: str
+    act: Act
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        reason = "restored without its revocations"
+        change = moving(
+            device,
+            DeviceState.SUSPENDED,
+            "device.suspend",
+            act=self.act,
+            reason=reason,
+            revision=device.revision,
+            bulk=self.restore,
+        )
+        tags = tuple(sorted({**dict(device.tags), RESTORE_TAG: self.restore}.items()))
+        if len(tags) > TAGS_MAX:
+            return change
+        label = TagDevice(device.id, tags, device.groups, device.revision + 1)
+        events = (*change.events, Event(EventKind.DEVICE_TAGGED, device.id))
+        return replace(change, writes=(*change.writes, label), events=events)
+
+
+async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplied:
+    """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens;
+    approvals that nobody came for are taken back.
+
+    Raises: FleetError: of the first device that could not be suspended.
+    """
+    devices = 0
+    doubt, never = _Doubt(restore, act), asyncio.Event()
+    for state in sorted(_IN):
+        where = DeviceFilter(state=state)
+        count = await registry.count_devices(where)
+        async for outcome in act_on_many(registry, where, doubt, at_most=count, stop=never):
+            outcome.must_be_done()
+            devices += 1
+    tokens = await _revoke_open_tokens(registry, act)
+    claims = await _quarantine_open_claims(registry, act)
+    requests = await _deny_approved_requests(registry, act)
+    return Reapplied(devices=devices, tokens=tokens, requests=requests, claims=claims)

@@ -1,0 +1,148 @@
+"""fleet.toml is read strictly: what is not understood starts nothing, and the error says where."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.config.settings import (
+    SETTINGS_SIZE_MAX,
+    Address,
+    Broker,
+    Settings,
+    SettingsError,
+    parse_address,
+    parse_broker,
+    parse_database,
+    read_settings,
+    render,
+)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "fleet.toml"
+    file.write_text(text)
+    return file
+
+
+def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
+    settings = Settings(
+        name='acme "north" \\ 1',
+        hosts=("localhost", "iot.example"),
+        est=Address("0.0.0.0", 1),
+        mqtt=Address("::1", 0),
+        http=Address("h", 65535),
+        database=parse_database("postgresql://u@h/d?sslmode=require"),
+        upstream=parse_broker("mqtt://b:1883"),
+        webhook_ca="hooks.pem",
+        **{name: value + 1 for name, value in numbers(Settings()).items()},
+    )
+    assert read_settings(written(tmp_path, render(settings))) == settings
+    default = Settings()
+    assert [each.name for each in fields(settings) if getattr(settings, each.name) == getattr(default, each.name)] == []
+
+
+def numbers(settings: Settings) -> dict[str, Any]:
+    return {each.name: getattr(settings, each.name) for each in fields(settings) if each.type in (int, float)}
+
+
+def test_the_template_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    assert read_settings(written(tmp_path, render(Settings()))) == read_settings(written(tmp_path, "")) == Settings()
+
+
+def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
+    file = written(tmp_path, '[listen]\nest = "0.0.0.0:9443"\n')
+    assert read_settings(file) == replace(Settings(), est=Address("0.0.0.0", 9443))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ('[fleet]\nname = "a"\n\n[listn]\nest = "h:1"\n', 4, "did you mean 'listen'"),
+        ('[listen]\nmqtt = "h:1"\nest = 8443\n', 3, "listen.est must be a text"),
+        ('[listen]\n# est = 1\nest = "nowhere"\n', 3, "listen.est 'nowhere' is not HOST:PORT"),
+        ('[listen]\nesst = "h:1"\n', 2, "did you mean 'est'"),
+        ("[fleet]\nhosts = []\n", 2, "fleet.hosts must be a list"),
+        ('[fleet]\nhosts = ["a", 1]\n', 2, "fleet.hosts must be a text"),
+        ('[fleet]\nname = "a\\u0000"\n', 2, "fleet.name must be a text"),
+        ("[limits]\nhalf_open_max = 0\n", 2, "limits.half_open_max must be a whole number from 1"),
+        ("[limits]\nhalf_open_max = true\n", 2, "limits.half_open_max must be a whole number"),
+        ("[limits]\nhandshake_seconds_max = nan\n", 2, "limits.handshake_seconds_max must be a number"),
+        ('[gateway]\nupstream = "http://x"\n', 2, "gateway.upstream 'http://x' is not auto"),
+        ("[serve]\nworkers = -1\n", 2, "serve.workers '-1' is not a whole number from 0 to 256"),
+        ('[serve]\nworkers = "all"\n', 2, "serve.workers 'all' is not a whole number"),
+        ("[serve]\nworkers = true\n", 2, "serve.workers must be a whole number"),
+        ("[serve]\nworkers = 1.5\n", 2, "serve.workers must be a whole number"),
+        ("[serve]\nworker = 2\n", 2, "did you mean 'workers'"),
+        ("[fleet\n", 1, "is not TOML"),
+        ('[fleet]\nname = "a"\nname = "b"\n', 3, "is not TOML"),
+        ('name = "a"\n', 1, "'name' is not a section"),
+        ('fleet = "a"\n', 1, "'fleet' is not a section"),
+    ],
+)
+def test_a_mistake_names_its_line_and_key(tmp_path: Path, text: str, line: int, says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings(written(tmp_path, text))
+    assert says in caught.value.problem
+    assert caught.value.line == line
+    assert str(caught.value).startswith(f"{tmp_path / 'fleet.toml'}, line {line}: ")
+
+
+def test_bytes_that_are_not_utf8_and_files_too_large_or_missing(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_settings(file)
+    file.write_bytes(b'[fleet]\nname = "\xff"\n')
+    with pytest.raises(SettingsError, match="line 2: is not UTF-8"):
+        read_settings(file)
+    file.write_bytes(b"#" * (SETTINGS_SIZE_MAX + 1))
+    with pytest.raises(SettingsError, match="is larger than"):
+        read_settings(file)
+
+
+def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path) -> None:
+    whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=2000))
+    for end in range(len(whole)):
+        try:
+            settings = read_settings(written(tmp_path, whole[:end]))
+        except SettingsError:
+            continue
+        assert settings.est in (Address("0.0.0.0", 18443), Settings().est)
+        assert settings.upstream == Broker()
+
+
+def test_as_many_workers_as_cores_has_a_name(tmp_path: Path) -> None:
+    for text, number in (('"auto"', 0), ("0", 0), ("8", 8), ('"2"', 2)):
+        assert read_settings(written(tmp_path, f"[serve]\nworkers = {text}\n")).workers == number
+
+
+@pytest.mark.parametrize("text", ["", "h", "h:", ":1", "h:65536", "h:1:2", "::1:80", "[::1]", "[h]:1", "h :1", "h:-1"])
+def test_an_address_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["localhost:0", "127.0.0.1:8443", "[::1]:8443", "iot.example:1"])
+def test_an_address_reads_and_prints_the_same(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+NO_UPSTREAMS = ["", "Auto", "auto:x", "mqtt:host", "mqtt://", "mqtt://h:", "mqtt://h:0", "mqtt://h:x", "mqtt://h:99999"]
+
+
+@pytest.mark.parametrize(
+    "text", [*NO_UPSTREAMS, "mqtt://a:b:1883", "mqtt://user@h:1883", "unix:", "mqtts://h", "tcp://h:1", "h:1"]
+)
+def test_an_upstream_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_broker(text)
+
+
+@pytest.mark.parametrize("text", ["auto", "mosquitto", "embedded", "mqtt://h:1", "mqtt://[::1]:1883", "unix:/a b"])
+def test_an_upstream_is_kept_as_it_is_written(text: str) -> None:
+    assert str(parse_broker(text)) == text
+
+
+def test_an_upstream_without_a_port_has_mqtts_own() -> None:
+    assert str(parse_broker("mqtt://h")) == "mqtt://h:1883"

@@ -1,0 +1,86 @@
+"""The server certificate is renewed while it serves, by one process, and everybody hears of it."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.config.settings import Settings
+from fleet.home.creation import create_home
+from fleet.home.layout import Home
+from fleet.home.pki import server_identity
+from fleet.runtime.jobs import server_certificate
+from fleet.runtime.jobs.server_certificate import Contexts, renew_daily, renew_if_due
+from tests.servers.makers import new_maker
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=300)  # less than a third of its life is left
+PATIENCE = 20.0
+
+
+async def new_home(folder: Path) -> Home:
+    return await create_home(folder / "home", Settings(), NOW)
+
+
+async def test_it_is_renewed_when_its_day_has_come_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_certificate, "RENEWAL_CHECK_SECONDS", 0)
+    home = await new_home(tmp_path)
+    first = server_identity(home).certificate_chain[0]
+    looked_at = iter([NOW, NOW])
+    renewed = asyncio.Event()
+    daily = asyncio.create_task(renew_daily(home, Settings(), lambda: next(looked_at, LATER), renewed.set))
+    await asyncio.wait_for(renewed.wait(), PATIENCE)
+    daily.cancel()
+    assert next(looked_at, None) is None  # two looks found nothing to do
+    second = server_identity(home).certificate_chain[0]
+    assert second.not_valid_after_utc > first.not_valid_after_utc
+    assert second.public_key() == first.public_key()
+
+
+async def test_what_stands_in_the_way_is_logged_and_serving_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = await new_home(tmp_path)
+    home.issuing_key.unlink()
+    assert not renew_if_due(home, Settings(), lambda: LATER)
+    assert "outcome=not-renewed" in caplog.text
+
+
+async def test_makers_are_believed_by_est_alone(tmp_path: Path) -> None:
+    home = await new_home(tmp_path)
+    maker = new_maker().certificate
+    contexts = Contexts.of(home, lambda: NOW)
+    before = contexts.est.current
+    contexts.believe_makers(home, [])
+    assert contexts.est.current is before  # nothing has changed
+    contexts.believe_makers(home, [maker])
+    der = maker.public_bytes(Encoding.DER)
+    assert der in contexts.est.current.anchors.values()
+    assert der not in contexts.mqtt.current.anchors.values()
+    assert der not in contexts.http.current.anchors.values()
+    contexts.reload(home)  # for another reason
+    assert der in contexts.est.current.anchors.values()
+    contexts.believe_makers(home, [])
+    assert der not in contexts.est.current.anchors.values()
+
+
+async def test_a_reload_swaps_both_contexts_or_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    home = await new_home(tmp_path)
+    contexts = Contexts.of(home, lambda: NOW)
+    before = contexts.mqtt.current, contexts.est.current
+    chain = home.server_chain.read_bytes()
+    home.server_chain.write_bytes(b"")
+    contexts.reload(home)
+    assert (contexts.mqtt.current, contexts.est.current) == before
+    assert "outcome=failed kept=old" in caplog.text
+    home.server_chain.write_bytes(chain)
+    contexts.reload(home)
+    assert contexts.mqtt.current is not before[0]
+    assert contexts.est.current is not before[1]
+    assert "event=reload outcome=ok" in caplog.text

@@ -1,0 +1,178 @@
+"""What a supervisor decides, and how it and its workers speak; that it works is in end_to_end/test_workers.py."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fleet.config.settings import Address, Settings, parse_broker, render
+from fleet.domain.errors import Unavailable
+from fleet.home.creation import create_home
+from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, Orders
+from fleet.runtime.listeners import reserved
+from fleet.runtime.supervisor import (
+    EARLY_DEATHS_FREE,
+    RESTART_SECONDS_MAX,
+    RESTART_SECONDS_MIN,
+    STEADY_SECONDS,
+    died_early,
+    restart_delay_seconds,
+)
+
+PATIENCE = 30.0
+ORDERS = Orders(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
+
+
+def test_first_deaths_are_made_good_at_once_and_many_in_a_row_ever_more_slowly() -> None:
+    delays = [restart_delay_seconds(deaths) for deaths in range(40)]
+    assert delays[: EARLY_DEATHS_FREE + 1] == [0.0] * (EARLY_DEATHS_FREE + 1)
+    waits = delays[EARLY_DEATHS_FREE + 1 :]
+    assert waits[:3] == [RESTART_SECONDS_MIN, 2 * RESTART_SECONDS_MIN, 4 * RESTART_SECONDS_MIN]
+    assert waits == sorted(waits)
+    assert waits[-1] == restart_delay_seconds(10**9) == RESTART_SECONDS_MAX
+
+
+@pytest.mark.parametrize(
+    ("code", "listened_seconds", "early"),
+    [
+        (1, None, True),
+        (-signal.SIGKILL, None, True),  # killed in its start again and again: whoever does it must not make us spin
+        (1, 0.0, True),
+        (-signal.SIGSEGV, STEADY_SECONDS / 2, True),
+        (1, STEADY_SECONDS, False),
+        (-signal.SIGKILL, 0.0, False),
+        (-signal.SIGTERM, 0.0, False),
+    ],
+)
+def test_which_deaths_count_against_the_next_start(code: int, listened_seconds: float | None, early: bool) -> None:
+    assert died_early(code, listened_seconds) is early
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[tuple[Channel, Channel]]:
+    ours, theirs = socket.socketpair()
+    channels = await Channel.on(ours), await Channel.on(theirs)
+    yield channels
+    for channel in channels:
+        channel.close()
+
+
+async def test_orders_arrive_as_they_were_given(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    orders = replace(ORDERS, settings="# ü\n" * 50_000)
+    ours.send(orders.as_message())
+    message = await theirs.next()
+    assert message is not None
+    assert Orders.of(message) == orders
+
+
+async def test_messages_arrive_in_order_until_the_other_side_is_gone(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    for number in range(3):
+        theirs.say("models", number=number)
+    theirs.close()
+    assert [message["number"] async for message in ours.hear()] == [0, 1, 2]
+    ours.say("models-set", number=0, problem="")  # lost, and no error
+
+
+async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    theirs._writer.write(b'{"say": "rea')
+    theirs.close()
+    assert await ours.next() is None
+
+
+async def test_a_message_without_end_is_the_end(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    theirs._writer.write(b"x" * (LINE_SIZE_MAX + 2))
+    assert await asyncio.wait_for(ours.next(), 20) is None
+
+
+async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives(tmp_path: Path) -> None:
+    home = await create_home(tmp_path / "home", Settings(), datetime.now(UTC))
+    ours, theirs = socket.socketpair()
+    with reserved(ports()) as settings:
+        argv = (sys.executable, "-m", "fleet.runtime.worker_main", str(theirs.fileno()))
+        process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
+        theirs.close()
+        channel = await Channel.on(ours)
+        external = replace(settings, upstream=parse_broker("unix:/nowhere"))
+        channel.send(Orders(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
+        async with asyncio.timeout(PATIENCE):
+            assert await channel.next() == {"say": "ready"}
+            for number in (signal.SIGINT, signal.SIGHUP):  # meant for a terminal's foreground, not for it
+                process.send_signal(number)
+            socket.create_connection(("127.0.0.1", settings.est.port), PATIENCE).close()
+            assert process.returncode is None
+            channel.close()
+            assert await process.wait() == 0
+
+
+async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(render(Settings()))
+    ours, theirs = socket.socketpair()
+    argv = (sys.executable, "-m", "fleet.runtime.worker_main", str(theirs.fileno()))
+    process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
+    theirs.close()
+    channel = await Channel.on(ours)
+    channel.send(Orders(1, str(tmp_path), render(Settings()), logging.ERROR, "", True).as_message())
+    async with asyncio.timeout(PATIENCE):
+        said = [message async for message in channel.hear()]
+        assert await process.wait() == 1
+    channel.close()
+    assert [(message["say"], message["code"]) for message in said] == [("failed", "no-registry")]
+
+
+def ports(http: int = 0) -> Settings:
+    """Any port of this machine for each listener."""
+    free = Address("127.0.0.1", 0)
+    return replace(Settings(), est=free, mqtt=free, http=Address("127.0.0.1", http))
+
+
+def sharing(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", port))
+    sock.listen()
+    return sock
+
+
+def test_any_port_is_chosen_once_and_shared_by_all_who_follow() -> None:
+    with reserved(ports()) as settings:
+        chosen = [settings.est.port, settings.mqtt.port, settings.http.port]
+        assert all(chosen)
+        assert len(set(chosen)) == 3
+        for port in chosen:
+            with sharing(port), sharing(port), pytest.raises(OSError, match="in use"), socket.socket() as stranger:
+                stranger.bind(("127.0.0.1", port))
+            with pytest.raises(ConnectionRefusedError):  # the reservation itself takes no connections
+                socket.create_connection(("127.0.0.1", port), 5)
+        assert (settings.workers, settings.hosts) == (Settings().workers, Settings().hosts)
+    with reserved(settings) as again:
+        assert again == settings
+
+
+def test_every_address_of_a_name_gets_the_same_port() -> None:
+    with reserved(replace(ports(), est=Address("localhost", 0))) as settings:
+        families = {found[0] for found in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        for family in families:
+            with socket.socket(family) as stranger, pytest.raises(OSError, match="in use"):
+                stranger.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", settings.est.port))
+
+
+def test_a_port_that_others_share_already_is_taken() -> None:
+    with sharing(0) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(Unavailable, match=f"he http listener cannot bind 127.0.0.1:{port}") as caught,
+            reserved(ports(http=port)),
+        ):
+            pass
+    assert caught.value.code == "cannot-listen"
