@@ -1,6 +1,7 @@
 """The CAs of a home, for the admin API and for a forecast."""
 
 from datetime import datetime
+from functools import cache
 
 from cryptography import x509
 
@@ -23,7 +24,7 @@ from fleet.services.forecast import Authority
 def authorities_for_admin(home: Home, now: datetime) -> Authorities:
     """Those of `home`."""
     return Authorities(
-        operators=operators_authority(home, now),
+        operators=cache(lambda: operators_authority(home, now)),
         stations_issuer=lambda: load_issuer(home),
         operators_issuer=lambda at: _operators_issuer(home, at),
         shown=lambda: shown_authorities(home),

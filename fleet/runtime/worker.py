@@ -28,7 +28,9 @@ from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Clock, Contexts
 from fleet.runtime.jobs.trust_anchors import follow_makers, makers_of
 from fleet.runtime.listeners import NAMES, at, open_door
-from fleet.servers.admin import build_admin_server
+from fleet.servers.admin.app import AdminApp
+from fleet.servers.admin.context import Context
+from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
@@ -185,17 +187,21 @@ async def working(
                 "upstream": {"broker": upstream.describe()} if watched is None else watched.status(),
             }
 
-        admin = build_admin_server(
+        authorities_now = authorities_for_admin(home, clock())
+        authorities_now.operators()  # a home that was made without one gets it now
+        context = Context(
             registry,
-            status,
-            authorities=replace(authorities_for_admin(home, clock()), stations_issuer=lambda: authorities),
+            replace(authorities_now, stations_issuer=lambda: authorities),
+            policy_of(settings),
+            clock,
+            status=status,
             tenants=authorities.names,
-            retention=policy_of(settings),
-            clock=clock,
-            # Operators page through long lists; their certificates are few and named.
-            rates=rates_of(replace(settings, requests_per_credential_per_second=0)),
             waiting=waiting,
+            started=clock(),
         )
+        # Operators page through long lists; their certificates are few and named.
+        unlimited = rates_of(replace(settings, requests_per_credential_per_second=0))
+        admin = admin_server(AdminApp(context), rates=unlimited)
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))

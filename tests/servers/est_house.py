@@ -20,8 +20,10 @@ from fleet.ca.view import CaCertificate
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
-from fleet.servers.admin import build_admin_server
+from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.authorities import Authorities
+from fleet.servers.admin.context import Context
+from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import claims, inventory, operators
@@ -344,22 +346,23 @@ async def open_house(
         waiting=waiting,
         authoriser=authoriser,
     )
-    house.servers["admin"] = build_admin_server(
+    context = Context(
         registry,
-        lambda: {"est": {"200": 1}},
-        tenants=lambda: ("acme",),
-        retention=Policy(30, 365, 90),
-        authorities=Authorities(
-            operators=operators_ca[0],
+        Authorities(
+            operators=lambda: operators_ca[0],
             stations_issuer=lambda: house.issuer,
             operators_issuer=lambda _: house.operators_issuer,
             shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
             forecasted=lambda: [Authority("root", "CN=root", root[0].not_valid_after_utc)],
         ),
-        clock=house.clock,
-        limits=limits,
+        Policy(30, 365, 90),
+        house.clock,
+        status=lambda: {"est": {"200": 1}},
+        tenants=lambda: ("acme",),
         heartbeat_seconds=heartbeat_seconds,
+        started=house.clock(),
     )
+    house.servers["admin"] = admin_server(AdminApp(context), limits)
     for name, server in house.servers.items():
         house.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts[name])
     try:

@@ -18,7 +18,7 @@ from fleet.domain.changes import AddCredential, AddOperator, AuditEntry, Change,
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit, permit_operator
 from fleet.domain.errors import Refused
-from fleet.servers.admin.routes import Door, Route
+from fleet.servers.admin.routes import AccessLevel, Route
 from fleet.servers.admin.table import ROUTES
 from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
 from tests.servers.est_house import Identity, Key
@@ -134,7 +134,7 @@ def test_every_route_is_in_the_matrix() -> None:
 
 def test_every_change_takes_a_permission() -> None:
     for route in ROUTES:
-        assert isinstance(route.access, Permission | Door)
+        assert isinstance(route.access, Permission | AccessLevel)
         if route.method != "GET":
             assert isinstance(route.access, Permission), route.name
 
@@ -172,7 +172,7 @@ async def test_whoever_is_out_is_out_everywhere(house: AdminHouse) -> None:
     for route in ROUTES:
         for who, (client, expected) in callers.items():
             status = await status_of(client, route)
-            assert status == (200 if route.access is Door.ANYBODY else expected), (route.name, who)
+            assert status == (200 if route.access is AccessLevel.ANYBODY else expected), (route.name, who)
 
 
 def permit_for(house: AdminHouse, name: str) -> tuple[IssuePermit, Key]:
@@ -200,7 +200,7 @@ async def test_an_operator_needs_the_chain_and_the_record(house: AdminHouse) -> 
     await record(house, AddOperator(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
     client = house.client(identity_of(house, as_device, key))
     for route in ROUTES:
-        assert await status_of(client, route) == (200 if route.access is Door.ANYBODY else 401), route.name
+        assert await status_of(client, route) == (200 if route.access is AccessLevel.ANYBODY else 401), route.name
 
 
 def forged(house: AdminHouse) -> Identity:
@@ -224,7 +224,7 @@ async def test_an_expired_operator_does_not_get_through_the_handshake(house: Adm
     assert (await early.ask("GET", "/v1/models"))[0] == 200
     house.house.now = house.house.clock() + timedelta(minutes=3)
     for route in ROUTES:  # the connection was opened in time: the registry's own check has to catch it
-        assert await status_of(early, route) == (200 if route.access is Door.ANYBODY else 403), route.name
+        assert await status_of(early, route) == (200 if route.access is AccessLevel.ANYBODY else 403), route.name
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await house.client(identity).ask("GET", "/v1/models")
 

@@ -4,37 +4,38 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.trust_anchor import read_maker_ca
 from fleet.domain.changes import AddAnchor, Change
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.shapes import anchor_json
 from fleet.services import anchors
 
 
-async def list_anchors(parts: Parts, call: Call) -> Reply:
+async def list_anchors(context: Context, call: Call) -> Result:
     """An operator who is held to models sees those that stand for these and nothing else."""
-    found = [a for a in await parts.registry.anchors() if all(call.operator.sees(model) for model in a.models)]
+    found = [a for a in await context.registry.anchors() if all(call.operator.sees(model) for model in a.models)]
     page, more = page_of_all(call, found, lambda anchor: anchor.name)
     return paged(call, [anchor_json(each) for each in page], [page[-1].name] if more else None)
 
 
-async def create_anchor(parts: Parts, call: Call) -> Reply:
+async def create_anchor(context: Context, call: Call) -> Result:
     body = call.body
-    own = [each.certificate for each in parts.authorities.shown()]
+    context.authorities.operators()  # made by now, so that it is told from makers' CAs
+    own = [each.certificate for each in context.authorities.shown()]
     found = read_maker_ca(body["certificate"].encode(), own, call.now)
 
-    def reply_of(change: Change) -> Reply:
-        return Reply(anchor_json(next(w.anchor for w in change.writes if isinstance(w, AddAnchor))), 201)
+    def reply_of(change: Change) -> Result:
+        return Result(anchor_json(next(w.anchor for w in change.writes if isinstance(w, AddAnchor))), 201)
 
-    keeping = answering(parts.registry, call.once, reply_of)
+    keeping = answering(context.registry, call.once, reply_of)
     der = found.public_bytes(Encoding.DER)
-    return Reply(anchor_json(await anchors.add_anchor(keeping, body["name"], body["models"], der, act=call.act)), 201)
+    return Result(anchor_json(await anchors.add_anchor(keeping, body["name"], body["models"], der, act=call.act)), 201)
 
 
-async def remove_anchor(parts: Parts, call: Call) -> Reply:
+async def remove_anchor(context: Context, call: Call) -> Result:
     name = call.path["anchor"]
-    reply = Reply({"name": name})
-    keeping = answering(parts.registry, call.once, lambda _: reply)
+    reply = Result({"name": name})
+    keeping = answering(context.registry, call.once, lambda _: reply)
     await anchors.remove_anchor(keeping, name, act=call.act, reason=(call.body or {}).get("reason", ""))
     return reply

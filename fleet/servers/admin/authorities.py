@@ -15,7 +15,7 @@ from fleet.services.forecast import Authority
 class Authorities:
     """What a home has, read anew at each call: it may have been replaced."""
 
-    operators: x509.Certificate
+    operators: Callable[[], x509.Certificate]
     """The operators' CA: an operator's chain ends here, and nobody else's does."""
     stations_issuer: Callable[[], Issuer]
     operators_issuer: Callable[[datetime], Issuer]

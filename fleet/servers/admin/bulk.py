@@ -23,9 +23,9 @@ from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.tags import Retag
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import bad_cursor, packed, unpacked
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.schema_check import instant
 from fleet.servers.admin.schemas import DEVICE_ID_PATTERN
 from fleet.servers.admin.shapes import moment
@@ -50,33 +50,33 @@ class Going:
     place: StepPlace
 
 
-async def act_in_bulk(parts: Parts, call: Call) -> Reply:
-    reply = await _step(parts, call)
+async def act_in_bulk(context: Context, call: Call) -> Result:
+    reply = await _step(context, call)
     if call.once is not None and not call.body.get("dry_run", False):
         done, act = {"act": call.body["act"], "done": str(reply.body["done"])}, call.act
         entry = AuditEntry(act.now, act.actor, "bulk.step", f"bulk {reply.body['bulk']}", "ok", act.address, done)
-        await call.once.keep(parts.registry, reply, entry)
+        await call.once.keep(context.registry, reply, entry)
     return reply
 
 
-async def _step(parts: Parts, call: Call) -> Reply:
+async def _step(context: Context, call: Call) -> Result:
     body = call.body
     going = _resumed(call)
     at = going.at if going is not None else call.now
     filters = _filters(call, parse_filter(body["filter"], at))
     if going is None:
-        matched = sum([await parts.registry.count_devices(where) for where in filters])
+        matched = sum([await context.registry.count_devices(where) for where in filters])
         going = Going(new_bulk_id(), at, matched, matched, FIRST)
-        deed = _deed(parts, call, going.bulk)
+        deed = _deed(context, call, going.bulk)
         if body.get("dry_run", False):
             return _reply(going, (), None)
         _must_be_confirmed(body.get("expected"), matched)
     else:
-        deed = _deed(parts, call, going.bulk)
+        deed = _deed(context, call, going.bulk)
     stop = asyncio.Event()
     timer = asyncio.get_running_loop().call_later(STEP_SECONDS_MAX, stop.set)
     try:
-        step = await one_step(parts.registry, filters, deed, going.place, at_most=going.left, stop=stop)
+        step = await one_step(context.registry, filters, deed, going.place, at_most=going.left, stop=stop)
     finally:
         timer.cancel()
     left = going.left - len(step.outcomes)
@@ -93,14 +93,14 @@ def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
     return tuple(replace(where, model=model) for model in call.operator.models) or (where,)
 
 
-def _deed(parts: Parts, call: Call, bulk: str) -> Move | Tagging:
+def _deed(context: Context, call: Call, bulk: str) -> Move | Tagging:
     """Raises: Invalid: `bad-reason`, `bad-bulk`; what a Retag raises."""
     body, act = call.body, call.act
     reason = body.get("reason", "")
     if body["act"] != "tag":
         if any(name in body for name in _LABELS):
             raise Invalid("bad-bulk", f"tags, join and leave go with the act tag, and not with {body['act']}.")
-        return Move(body["act"], act.actor, reason, bulk, parts.clock, act.address)
+        return Move(body["act"], act.actor, reason, bulk, context.clock, act.address)
     tags = body.get("tags", {})
     retag = Retag(
         tuple((key, value) for key, value in tags.items() if value is not None),
@@ -108,7 +108,7 @@ def _deed(parts: Parts, call: Call, bulk: str) -> Move | Tagging:
         tuple(body.get("join", ())),
         tuple(body.get("leave", ())),
     )
-    return Tagging(retag, act.actor, reason, bulk, parts.clock, act.address)
+    return Tagging(retag, act.actor, reason, bulk, context.clock, act.address)
 
 
 def _must_be_confirmed(expected: int | None, matched: int) -> None:
@@ -119,9 +119,9 @@ def _must_be_confirmed(expected: int | None, matched: int) -> None:
         raise Conflict("count-differs", f"{matched} match, not {int(expected)}; nothing was changed.")
 
 
-def _reply(going: Going, outcomes: tuple[Outcome, ...], following: str | None) -> Reply:
+def _reply(going: Going, outcomes: tuple[Outcome, ...], following: str | None) -> Result:
     skipped = Counter(o.code for o in outcomes if o.code != DONE and not o.is_failure)
-    return Reply(
+    return Result(
         {
             "bulk": going.bulk,
             "matched": going.matched,

@@ -3,10 +3,9 @@
 import hashlib
 import re
 
-from multidict import MultiMapping
-
 from fleet.domain.errors import FleetError
-from fleet.servers.admin.parts import Call
+from fleet.servers.admin.context import Call
+from fleet.servers.admin.messages import Headers
 from fleet.servers.refusals import HttpRefused
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
@@ -22,7 +21,7 @@ def content_etag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def if_match(headers: MultiMapping[str]) -> frozenset[str] | None:
+def if_match(headers: Headers) -> frozenset[str] | None:
     """The ETags of If-Match that a change may be for; None for any. A weak one never matches (RFC 9110, 13.1.1).
 
     Raises: HttpRefused: 400 `bad-etag`; 428 when the header is not there.
@@ -35,7 +34,7 @@ def if_match(headers: MultiMapping[str]) -> frozenset[str] | None:
     return frozenset(tag for weak, tag in _parsed(text) if not weak)
 
 
-def none_match(headers: MultiMapping[str], etag: str) -> bool:
+def none_match(headers: Headers, etag: str) -> bool:
     """Whether If-None-Match says that the client has `etag` already.
 
     Raises: HttpRefused: 400 `bad-etag`.
@@ -46,7 +45,7 @@ def none_match(headers: MultiMapping[str], etag: str) -> bool:
     return text.strip() == "*" or etag in {tag for _, tag in _parsed(text)}
 
 
-def _joined(headers: MultiMapping[str], name: str) -> str | None:
+def _joined(headers: Headers, name: str) -> str | None:
     """A list that comes on several lines is one list (RFC 9110, 5.3)."""
     return ", ".join(headers.getall(name)) if name in headers else None
 

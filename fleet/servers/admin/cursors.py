@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from fleet.servers.admin.parts import Call
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.context import Call
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.schemas import CURSOR_SIZE_MAX, LIMIT
 from fleet.servers.refusals import HttpRefused
 
@@ -73,14 +73,14 @@ def bad_cursor() -> HttpRefused:
     return HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
 
 
-def paged(call: Call, items: list[dict[str, Any]], following: Sequence[Any] | None, **more: object) -> Reply:
+def paged(call: Call, items: list[dict[str, Any]], following: Sequence[Any] | None, **more: object) -> Result:
     """A page, and where the next one begins: behind the place `following`, None when this is the last."""
     if following is None:
-        return Reply({"items": items, "next": None, **more})
+        return Result({"items": items, "next": None, **more})
     cursor = packed([_query_digest(call), *following])
     query = {**{name: call.query[name] for name in sorted(call.query) if name != "cursor"}, "cursor": cursor}
-    address = f"{call.exchange.request.rel_url.raw_path}?{_encoded(query)}"
-    return Reply({"items": items, "next": address, **more}, headers={"Link": f'<{address}>; rel="next"'})
+    address = f"{call.request.path}?{_encoded(query)}"
+    return Result({"items": items, "next": address, **more}, headers={"Link": f'<{address}>; rel="next"'})
 
 
 def page_of_all(call: Call, found: Sequence[Value], key: Callable[[Value], str]) -> tuple[Sequence[Value], bool]:
@@ -104,5 +104,5 @@ def _encoded(query: Mapping[str, Any]) -> str:
 
 def _query_digest(call: Call) -> str:
     filters = {name: value for name, value in call.query.items() if name not in _PAGING}
-    text = json.dumps([call.exchange.request.rel_url.raw_path, filters], sort_keys=True)
+    text = json.dumps([call.request.path, filters], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,10 +12,10 @@ from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import NotFound
 from fleet.servers.admin.conditions import demand_match
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.schema_check import instant
 from fleet.servers.admin.shapes import credential_json, device_json, moment
 from fleet.servers.refusals import HttpRefused
@@ -24,13 +24,13 @@ from fleet.services import inventory, revocation, tagging
 Move = Callable[..., Awaitable[Device]]
 
 
-async def list_devices(parts: Parts, call: Call) -> Reply:
+async def list_devices(context: Context, call: Call) -> Result:
     """Of an operator's models, each is asked for by itself: what belongs to others is never looked at."""
     where, limit = _filter(call), page_limit(call)
     after = _after(call, where)
     found: list[Device] = []
     for model in _models(call):
-        found += await parts.registry.devices(replace(where, model=model), after=after, limit=limit + 1)
+        found += await context.registry.devices(replace(where, model=model), after=after, limit=limit + 1)
     if where.expires_before is not None:
         found.sort(key=lambda device: (device.expires_at or where.expires_before, device.id))
     else:
@@ -78,18 +78,18 @@ def _text_of(after: Place) -> list[Any]:
     return [after.id, moment(after.expires_at) if after.expires_at is not None else None]
 
 
-async def get_device(parts: Parts, call: Call) -> Reply:
-    return _reply(await found_device(parts, call.operator, call.path["id"]))
+async def get_device(context: Context, call: Call) -> Result:
+    return _reply(await found_device(context, call.operator, call.path["id"]))
 
 
-async def create_device(parts: Parts, call: Call) -> Reply:
+async def create_device(context: Context, call: Call) -> Result:
     body = call.body
     demand_model(call.operator, body["model"])
 
-    def reply_of(change: Change) -> Reply:
+    def reply_of(change: Change) -> Result:
         return next(_created(write.device) for write in change.writes if isinstance(write, AddDevice))
 
-    registry = answering(parts.registry, call.once, reply_of)
+    registry = answering(context.registry, call.once, reply_of)
     added = await inventory.add_device(
         registry,
         body["id"],
@@ -102,70 +102,70 @@ async def create_device(parts: Parts, call: Call) -> Reply:
     return _created(added)
 
 
-async def patch_device(parts: Parts, call: Call) -> Reply:
+async def patch_device(context: Context, call: Call) -> Result:
     """RFC 7396: a tag that is null goes, one that is not named stays; groups are replaced whole. `reason` is for the
     audit, and no part of the device.
     """
-    device = await found_device(parts, call.operator, call.path["id"])
+    device = await found_device(context, call.operator, call.path["id"])
     demand_match(call, device.revision, f"Device {device.id}")
     tags: dict[str, str | None] = {**dict(device.tags), **call.body.get("tags", {})}
     left = [(key, value) for key, value in tags.items() if value is not None]
     groups, reason = call.body.get("groups", device.groups), call.body.get("reason", "")
-    return _reply(await tagging.label_device(parts.registry, device, left, groups, act=call.act, reason=reason))
+    return _reply(await tagging.label_device(context.registry, device, left, groups, act=call.act, reason=reason))
 
 
-async def suspend_device(parts: Parts, call: Call) -> Reply:
-    return await _move(parts, call, revocation.suspend)
+async def suspend_device(context: Context, call: Call) -> Result:
+    return await _move(context, call, revocation.suspend)
 
 
-async def resume_device(parts: Parts, call: Call) -> Reply:
-    return await _move(parts, call, revocation.resume)
+async def resume_device(context: Context, call: Call) -> Result:
+    return await _move(context, call, revocation.resume)
 
 
-async def revoke_device(parts: Parts, call: Call) -> Reply:
-    return await _move(parts, call, revocation.revoke)
+async def revoke_device(context: Context, call: Call) -> Result:
+    return await _move(context, call, revocation.revoke)
 
 
-async def retire_device(parts: Parts, call: Call) -> Reply:
-    return await _move(parts, call, revocation.retire)
+async def retire_device(context: Context, call: Call) -> Result:
+    return await _move(context, call, revocation.retire)
 
 
-async def _move(parts: Parts, call: Call, move: Move) -> Reply:
-    device = await found_device(parts, call.operator, call.path["id"])
+async def _move(context: Context, call: Call, move: Move) -> Result:
+    device = await found_device(context, call.operator, call.path["id"])
     demand_match(call, device.revision, f"Device {device.id}")
 
-    def reply_of(change: Change) -> Reply:
+    def reply_of(change: Change) -> Result:
         to = next(write.to for write in change.writes if isinstance(write, MoveDevice))
         return _reply(replace(device, state=to, revision=device.revision + 1))
 
-    registry = answering(parts.registry, call.once, reply_of)
+    registry = answering(context.registry, call.once, reply_of)
     revision = None if call.if_match is None else device.revision
     reason = (call.body or {}).get("reason", "")
     return _reply(await move(registry, device.id, act=call.act, reason=reason, revision=revision))
 
 
-async def list_device_credentials(parts: Parts, call: Call) -> Reply:
-    device = await found_device(parts, call.operator, call.path["id"])
-    held = [c for c in await parts.registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
+async def list_device_credentials(context: Context, call: Call) -> Result:
+    device = await found_device(context, call.operator, call.path["id"])
+    held = [c for c in await context.registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
     page, more = page_of_all(call, held, lambda c: c.serial)
     return paged(call, [credential_json(c) for c in page], [page[-1].serial] if more else None)
 
 
-async def found_device(parts: Parts, operator: Operator, device_id: str) -> Device:
+async def found_device(context: Context, operator: Operator, device_id: str) -> Device:
     """One that the operator may see: any other is as good as none.
 
     Raises: NotFound (`no-such-device`).
     """
-    device = await parts.registry.device(device_id)
+    device = await context.registry.device(device_id)
     if device is None or not operator.sees(device.model):
         raise NotFound("no-such-device", f"There is no device {device_id}.")
     return device
 
 
-def _reply(device: Device) -> Reply:
-    return Reply(device_json(device), etag=str(device.revision))
+def _reply(device: Device) -> Result:
+    return Result(device_json(device), etag=str(device.revision))
 
 
-def _created(device: Device) -> Reply:
+def _created(device: Device) -> Result:
     location = {"Location": f"/v1/devices/{quote(device.id, safe='')}"}
-    return Reply(device_json(device), 201, location, str(device.revision))
+    return Result(device_json(device), 201, location, str(device.revision))

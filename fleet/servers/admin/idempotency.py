@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
-from multidict import MultiMapping
-
 from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, AuditEntry, Change, DropAnswers, Write
 from fleet.domain.ports import Registry
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.messages import Headers
+from fleet.servers.admin.result import Result
 from fleet.servers.refusals import HttpRefused
 
 HEADER = "Idempotency-Key"
@@ -35,7 +34,7 @@ class Once:
     request_sha256: bytes
     now: datetime
 
-    async def replay(self, registry: Registry) -> Reply | None:
+    async def replay(self, registry: Registry) -> Result | None:
         """What this request was answered before; None when it is new.
 
         Raises: HttpRefused: 422: the key was used for another request.
@@ -46,29 +45,29 @@ class Once:
         if found.request_sha256 != self.request_sha256:
             raise HttpRefused(422, "idempotency-key-reused", "This idempotency key was used for another request.")
         kept = json.loads(found.body)
-        return Reply(kept["body"], found.status, kept["headers"], kept["etag"])
+        return Result(kept["body"], found.status, kept["headers"], kept["etag"])
 
-    def answered(self, reply: Reply) -> Answer:
+    def answered(self, reply: Result) -> Answer:
         kept = {"body": reply.body, "headers": dict(reply.headers), "etag": reply.etag}
         return Answer(self.actor, self.key, self.request_sha256, reply.status, json.dumps(kept), self.now)
 
-    async def keep(self, registry: Registry, reply: Reply, audit: AuditEntry) -> None:
+    async def keep(self, registry: Registry, reply: Result, audit: AuditEntry) -> None:
         """Keep the answer to what was many changes, once they have been made.
 
         Raises: Conflict (`idempotency-key-used`): the same request, sent twice at once, has been answered meanwhile.
         """
         await registry.commit(Change(audit, self.writes(reply)))
 
-    def writes(self, reply: Reply) -> tuple[Write, ...]:
+    def writes(self, reply: Result) -> tuple[Write, ...]:
         return DropAnswers(self.now - ANSWER_KEPT), AddAnswer(self.answered(reply))
 
 
-def once_of(headers: MultiMapping[str], actor: str, target: str, body: bytes, now: datetime) -> Once | None:
+def once_of(headers: Headers, actor: str, target: str, body: bytes, now: datetime) -> Once | None:
     """The key that came with a POST to `target`, if one did.
 
     Raises: HttpRefused: 400 `bad-idempotency-key`.
     """
-    keys = headers.getall(HEADER, [])
+    keys = headers.getall(HEADER)
     if not keys:
         return None
     key = keys[0]
@@ -81,7 +80,7 @@ def once_of(headers: MultiMapping[str], actor: str, target: str, body: bytes, no
 class _Answering:
     """A registry that keeps the answer to a request together with the change that the request made."""
 
-    def __init__(self, registry: Registry, once: Once, reply_of: Callable[[Change], Reply]) -> None:
+    def __init__(self, registry: Registry, once: Once, reply_of: Callable[[Change], Result]) -> None:
         self._registry, self._once, self._reply_of = registry, once, reply_of
 
     def __getattr__(self, name: str) -> Any:
@@ -93,7 +92,7 @@ class _Answering:
         await self._registry.commit(replace(change, writes=(*first, *change.writes)))
 
 
-def answering(registry: Registry, once: Once | None, reply_of: Callable[[Change], Reply]) -> Registry:
+def answering(registry: Registry, once: Once | None, reply_of: Callable[[Change], Result]) -> Registry:
     """The registry through which a request makes its one change. `reply_of` tells from that change what the answer
     will be, without any secret.
     """

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.result import Result
 from fleet.services.forecast import CLIFF_PERCENT, forecast
 from fleet.services.retention_status import retention_status
 
@@ -11,15 +11,15 @@ _KEPT = ("first_event", "last_event", "first_audit", "last_audit")
 WEEKS = 26
 
 
-async def get_forecast(parts: Parts, call: Call) -> Reply:
+async def get_forecast(context: Context, call: Call) -> Result:
     seen = await forecast(
-        parts.registry,
-        parts.authorities.forecasted(),
+        context.registry,
+        context.authorities.forecasted(),
         now=call.now,
         weeks=call.query.get("weeks", WEEKS),
         cliff_percent=float(call.query.get("cliff_percent", CLIFF_PERCENT)),
     )
-    return Reply(
+    return Result(
         {
             "devices": seen.devices,
             "overdue": seen.overdue,
@@ -37,6 +37,6 @@ async def get_forecast(parts: Parts, call: Call) -> Reply:
     )
 
 
-async def get_retention(parts: Parts, call: Call) -> Reply:
-    seen = await retention_status(parts.registry, parts.retention)
-    return Reply({**asdict(seen.policy), **{name: getattr(seen, name) for name in _KEPT}})
+async def get_retention(context: Context, call: Call) -> Result:
+    seen = await retention_status(context.registry, context.retention)
+    return Result({**asdict(seen.policy), **{name: getattr(seen, name) for name in _KEPT}})

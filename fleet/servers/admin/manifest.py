@@ -7,13 +7,13 @@ from typing import Any
 from fleet.domain.access import demand_model
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestRow, key_hash
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.result import Result
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import Importer, Numbered, RowRefused, checked_row
 
 
-async def import_devices(parts: Parts, call: Call) -> Reply:
+async def import_devices(context: Context, call: Call) -> Result:
     """Each row stands for itself; of other models than the operator's, none is taken."""
     rows: list[Numbered] = []
     refused: list[RowRefused] = []
@@ -26,9 +26,11 @@ async def import_devices(parts: Parts, call: Call) -> Reply:
             message = f"{error.message} {error.advice}".rstrip()
             refused.append(RowRefused(line, item["device_id"], error.code, message))
     bulk = call.body.get("bulk", "") or new_bulk_id()
-    importer = Importer(parts.registry, call.act.actor, parts.clock, bulk, call.act.address, sees=call.operator.sees)
+    importer = Importer(
+        context.registry, call.act.actor, context.clock, bulk, call.act.address, sees=call.operator.sees
+    )
     refused += await importer.take(rows)
-    return Reply(
+    return Result(
         {
             "bulk": bulk,
             "added": importer.counts.added,

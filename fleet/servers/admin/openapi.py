@@ -8,7 +8,7 @@ from fleet.domain.access import PERMISSIONS, Permission
 from fleet.domain.changes import ANSWER_KEPT
 from fleet.servers.admin.idempotency import HEADER as IDEMPOTENCY_KEY
 from fleet.servers.admin.idempotency import KEY_SIZE_MAX
-from fleet.servers.admin.routes import EVENT_STREAM, JSON, PATH_PARAMETERS, Condition, Door, Route
+from fleet.servers.admin.routes import EVENT_STREAM, JSON, PATH_PARAMETERS, AccessLevel, Condition, Route
 from fleet.servers.admin.schemas import COMPONENTS, SEQ_MAX, Schema, ref
 
 PROBLEM = "application/problem+json"
@@ -48,7 +48,7 @@ def _operation(route: Route) -> Json:
         "parameters": _parameters(route),
         "responses": _responses(route),
     }
-    if route.access is Door.ANYBODY:
+    if route.access is AccessLevel.ANYBODY:
         operation["security"] = []
     if route.takes is not None:
         content = {media_type: {"schema": route.takes} for media_type in route.takes_types}
@@ -57,7 +57,7 @@ def _operation(route: Route) -> Json:
 
 
 def _who_may(route: Route) -> str:
-    if isinstance(route.access, Door):
+    if isinstance(route.access, AccessLevel):
         return f"Open to {route.access.value}."
     roles = sorted(role.value for role, permitted in PERMISSIONS.items() if route.access in permitted)
     stations = " Factory stations may, too." if route.for_stations else ""
@@ -128,7 +128,7 @@ def _success(route: Route) -> Json:
 def _refusals(route: Route) -> set[int]:
     """Every status, other than success, that the route can answer with."""
     found = {400, 406, 408, 413, 429, 500, 503}
-    if route.access is not Door.ANYBODY:
+    if route.access is not AccessLevel.ANYBODY:
         found |= {401, 403}
     if route.path_parameters or route.finds:
         found.add(404)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote_plus
 
-from multidict import MultiMapping
-
+from fleet.servers.admin.messages import Request
 from fleet.servers.admin.routes import MERGE_PATCH, Route
 from fleet.servers.admin.schema_check import check, of_text
 from fleet.servers.admin.schemas import Schema
 from fleet.servers.admin.strict_json import decode
-from fleet.servers.http import Exchange
 from fleet.servers.refusals import HttpRefused
 
 
@@ -48,20 +47,24 @@ def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
     return 0.0
 
 
-def read_query(given: MultiMapping[str], known: Mapping[str, Schema]) -> dict[str, Any]:
+def read_query(target: str, known: Mapping[str, Schema]) -> dict[str, Any]:
     """The query's parameters as values.
 
     Raises: HttpRefused: 400 `bad-request`: one that is not known, repeated, or does not fit its schema.
     """
+    given: dict[str, list[str]] = {}
+    query = target.partition("?")[2]
+    for pair in query.split("&") if query else ():
+        name, _, text = pair.partition("=")
+        given.setdefault(unquote_plus(name), []).append(unquote_plus(text))
     values: dict[str, Any] = {}
-    for name in dict.fromkeys(given):
+    for name, texts in given.items():
         schema = known.get(name)
         if schema is None:
             raise HttpRefused(400, "bad-request", f"There is no parameter {name[:40]!r} here.")
-        texts = given.getall(name)
         if schema.get("type") == "array":
             check(texts, schema, name)
-            values[name] = list(texts)
+            values[name] = texts
         elif len(texts) > 1:
             raise HttpRefused(400, "bad-request", f"The parameter {name} is given twice.")
         else:
@@ -69,17 +72,17 @@ def read_query(given: MultiMapping[str], known: Mapping[str, Schema]) -> dict[st
     return values
 
 
-async def read_body(exchange: Exchange, route: Route) -> tuple[bytes, Any]:
+async def read_body(request: Request, route: Route) -> tuple[bytes, Any]:
     """The body, as it came and as a value that fits what the route takes; b"" and None when none came.
 
     Raises: HttpRefused: 400, 408, 413, 415.
     """
-    raw = await exchange.body(route.body_size_max if route.takes is not None else 0)
+    raw = await request.read_body(route.body_size_max if route.takes is not None else 0)
     if route.takes is None:
         return raw, None
     if not raw and not route.needs_body:
         return raw, None
-    media_type = exchange.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type not in route.takes_types:
         headers = {"Accept-Patch": MERGE_PATCH} if route.method == "PATCH" else {}
         raise HttpRefused(415, "bad-content-type", f"The body must be {' or '.join(route.takes_types)}.", headers)

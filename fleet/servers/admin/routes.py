@@ -12,11 +12,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from aiohttp import web
-
 from fleet.domain.access import Permission
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.schemas import (
     DEVICE_ID_PATTERN,
     NAME_PATTERN,
@@ -50,7 +48,7 @@ PATH_PARAMETERS = {
 """Every parameter that may stand in a template, and what it looks like: a segment that does not, names nothing."""
 
 
-class Door(enum.Enum):
+class AccessLevel(enum.Enum):
     """Who may, where no permission is asked for."""
 
     ANYBODY = "anybody"
@@ -66,7 +64,7 @@ class Condition(enum.Enum):
     REQUIRED = "required"
 
 
-Handler = Callable[[Parts, Call], Awaitable[Reply | web.StreamResponse]]
+Handler = Callable[[Context, Call], Awaitable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class Route:
     """In the log, and the operationId."""
     method: str
     template: str
-    access: Permission | Door
+    access: Permission | AccessLevel
     handle: Handler
     summary: str
     gives: Schema
@@ -111,11 +109,11 @@ class Route:
         return tuple(re.findall(r"\{(\w+)\}", self.template))
 
 
-def get(name: str, template: str, access: Permission | Door, handle: Handler, **more: Any) -> Route:
+def get(name: str, template: str, access: Permission | AccessLevel, handle: Handler, **more: Any) -> Route:
     return Route(name, "GET", template, access, handle, **more)
 
 
-def post(name: str, template: str, access: Permission | Door, handle: Handler, **more: Any) -> Route:
+def post(name: str, template: str, access: Permission | AccessLevel, handle: Handler, **more: Any) -> Route:
     return Route(name, "POST", template, access, handle, may_conflict=True, **more)
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.domain.changes import AddCredential, Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Invalid
-from fleet.servers.admin.parts import Parts
+from fleet.servers.admin.context import Context
 from fleet.services.holders import demand_good_key
 from fleet.wire.csr import Csr, decode_csr
 
@@ -50,13 +50,13 @@ def made_in(change: Change) -> Credential:
 
 
 def signed_json(
-    parts: Parts, credential: Credential, issuers: Sequence[x509.Certificate] | None = None
+    context: Context, credential: Credential, issuers: Sequence[x509.Certificate] | None = None
 ) -> dict[str, str]:
     """What goes back with `credential`: its chain, by whichever of `issuers` has signed it, and the root.
 
     `issuers` are the fleet's own CAs for devices unless others are given.
     """
-    shown = parts.authorities.shown()
+    shown = context.authorities.shown()
     if issuers is None:
         issuers = [each.certificate for each in shown if each.role != "root"]
     leaf = x509.load_der_x509_certificate(credential.der)
@@ -65,9 +65,9 @@ def signed_json(
     return {"chain": "".join(map(pem_of, chain)), "root": pem_of(root)}
 
 
-async def newest_of(parts: Parts, holder: str, kind: CredentialKind) -> Credential | None:
+async def newest_of(context: Context, holder: str, kind: CredentialKind) -> Credential | None:
     """The newest certificate of `holder`."""
-    return next((c for c in reversed(await parts.registry.credentials(holder)) if c.kind is kind), None)
+    return next((c for c in reversed(await context.registry.credentials(holder)) if c.kind is kind), None)
 
 
 def pem_of(certificate: x509.Certificate) -> str:

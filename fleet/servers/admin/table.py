@@ -25,17 +25,17 @@ from fleet.servers.admin import (
     records,
     tokens,
 )
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.openapi import description
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.routes import (
     DER,
     EVENT_STREAM,
     JSON,
     MERGE_PATCH,
     PEM,
+    AccessLevel,
     Condition,
-    Door,
     Handler,
     Route,
     get,
@@ -77,8 +77,8 @@ _DEVICE_FILTERS: dict[str, Schema] = {
 }
 
 
-async def openapi(parts: Parts, call: Call) -> Reply:
-    return Reply(_description())
+async def openapi(context: Context, call: Call) -> Result:
+    return Result(_description())
 
 
 @lru_cache(maxsize=1)
@@ -130,11 +130,11 @@ def _decision(verb: str, handle: Handler, summary: str) -> Route:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("health", "/healthz", Door.ANYBODY, records.health, summary="Whether it works.", gives=ref("Health")),
+    get("health", "/healthz", AccessLevel.ANYBODY, records.health, summary="Whether it works.", gives=ref("Health")),
     get(
         "whoami",
         "/v1/whoami",
-        Door.HOLDER,
+        AccessLevel.HOLDER,
         records.whoami,
         summary="Who the presented certificate says you are.",
         gives=ref("Whoami"),
@@ -158,7 +158,7 @@ ROUTES: tuple[Route, ...] = (
     get(
         "openapi",
         "/v1/openapi.json",
-        Door.OPERATOR,
+        AccessLevel.OPERATOR,
         openapi,
         summary="This description.",
         gives={"type": "object"},
@@ -524,7 +524,7 @@ ROUTES: tuple[Route, ...] = (
     get(
         "list_authorities",
         "/v1/authorities",
-        Door.OPERATOR,
+        AccessLevel.OPERATOR,
         holders.list_authorities,
         summary="The fleet's CAs: the root that devices trust, and what signs for them.",
         gives=ref("AuthorityPage"),

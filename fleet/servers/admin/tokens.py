@@ -7,11 +7,11 @@ from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
 from fleet.domain.changes import AddToken, Change
 from fleet.domain.credential import Token
 from fleet.domain.errors import NotFound
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_limit, paged, place
 from fleet.servers.admin.devices import found_device
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.parts import Call, Parts
-from fleet.servers.admin.reply import Reply
+from fleet.servers.admin.result import Result
 from fleet.servers.admin.shapes import token_json
 from fleet.servers.refusals import HttpRefused
 from fleet.services import inventory
@@ -19,9 +19,9 @@ from fleet.services import inventory
 SHOWN_ONCE = "The token was shown once, in the first answer to this request. Revoke it if it was lost."
 
 
-async def list_tokens(parts: Parts, call: Call) -> Reply:
+async def list_tokens(context: Context, call: Call) -> Result:
     """Newest first."""
-    known, limit = await parts.registry.tokens(), page_limit(call)
+    known, limit = await context.registry.tokens(), page_limit(call)
     values, start = place(call, str), 0
     if values is not None:
         start = next((n for n, token in enumerate(known, 1) if token.id == values[0]), -1)
@@ -30,7 +30,7 @@ async def list_tokens(parts: Parts, call: Call) -> Reply:
     page: list[Token] = []
     more = False  # that the caller may see: whether there are others is none of its business
     for token in known[start:]:
-        if await _may_see(parts, call.operator, token):
+        if await _may_see(context, call.operator, token):
             if more := len(page) == limit:
                 break
             page.append(token)
@@ -38,20 +38,20 @@ async def list_tokens(parts: Parts, call: Call) -> Reply:
     return paged(call, items, [page[-1].id] if more else None)
 
 
-async def create_token(parts: Parts, call: Call) -> Reply:
+async def create_token(context: Context, call: Call) -> Result:
     body = call.body
     device, model = body.get("device"), body.get("model")
     if model is not None:
         demand_model(call.operator, model)
     if device is not None and call.operator.models:
-        await found_device(parts, call.operator, device)
+        await found_device(context, call.operator, device)
 
-    def reply_of(change: Change) -> Reply:
+    def reply_of(change: Change) -> Result:
         made = next(write.token for write in change.writes if isinstance(write, AddToken))
         return _created(made, call, {"note": SHOWN_ONCE})
 
     token, text = await inventory.create_token(
-        answering(parts.registry, call.once, reply_of),
+        answering(context.registry, call.once, reply_of),
         device=device,
         model=model,
         uses=int(body.get("uses", 1)),
@@ -63,24 +63,24 @@ async def create_token(parts: Parts, call: Call) -> Reply:
     return _created(token, call, {"token": text})
 
 
-def _created(made: Token, call: Call, shown: dict[str, str]) -> Reply:
-    return Reply({**token_json(made, call.now), **shown}, 201)
+def _created(made: Token, call: Call, shown: dict[str, str]) -> Result:
+    return Result({**token_json(made, call.now), **shown}, 201)
 
 
-async def revoke_token(parts: Parts, call: Call) -> Reply:
-    token = await parts.registry.token(call.path["token"])
-    if token is None or not await _may_see(parts, call.operator, token):
+async def revoke_token(context: Context, call: Call) -> Result:
+    token = await context.registry.token(call.path["token"])
+    if token is None or not await _may_see(context, call.operator, token):
         raise NotFound("no-such-token", f"There is no token {call.path['token']}.")
-    reply = Reply(token_json(replace(token, revoked_at=call.now), call.now))
-    await inventory.revoke_token(answering(parts.registry, call.once, lambda _: reply), token.id, act=call.act)
+    reply = Result(token_json(replace(token, revoked_at=call.now), call.now))
+    await inventory.revoke_token(answering(context.registry, call.once, lambda _: reply), token.id, act=call.act)
     return reply
 
 
-async def _may_see(parts: Parts, operator: Operator, token: Token) -> bool:
+async def _may_see(context: Context, operator: Operator, token: Token) -> bool:
     """One for a model of the operator's, or for a device of one."""
     if not operator.models:
         return True
     if token.model is not None:
         return operator.sees(token.model)
-    device = await parts.registry.device(token.device_id or "")
+    device = await context.registry.device(token.device_id or "")
     return device is not None and operator.sees(device.model)

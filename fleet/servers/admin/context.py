@@ -1,60 +1,63 @@
-"""What a handler is given: what stands as long as the server, and one request."""
+"""What a handler is given: what lives as long as the server, and one request."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
-from fleet.domain.credential import Credential
 from fleet.domain.ports import Registry
 from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
-from fleet.servers.http import Exchange
+from fleet.servers.admin.messages import Caller, Request
 from fleet.services.retention import Policy
 
 Clock = Callable[[], datetime]
 Json = Mapping[str, Any]
 
+HEARTBEAT_SECONDS = 15.0  # half of what balancers give a silent connection at the least
+
+
+def utc_now() -> datetime:
+    """Current UTC time."""
+    return datetime.now(UTC)
+
+
+def _nothing() -> Json:
+    return {}
+
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What stands as long as the server does."""
+class Context:
+    """What lives as long as the server does."""
 
     registry: Registry
-    status: Callable[[], Json]
-    clock: Clock
-    tenants: Callable[[], Collection[str]]
-    """Names of those that have an issuing CA."""
     authorities: Authorities
     retention: Policy
-    operators_der: bytes
-    """The operators' CA, DER: an operator's chain ends here, and nobody else's does."""
-    heartbeat_seconds: float
-    started: datetime
-    streams: Counter[str] = field(default_factory=Counter)
-    """How many streams of events each operator has open."""
+    """How long records are kept."""
+    clock: Clock = utc_now
+    status: Callable[[], Json] = _nothing
+    """Counters of every part, ready for JSON, read anew at each request."""
+    tenants: Callable[[], Collection[str]] = frozenset
+    """Names of tenants that have an issuing CA, read anew at each request."""
     waiting: WaitingLimits = DEFAULT_WAITING
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Whose certificate was presented, in service at the time of the call."""
-
-    credential: Credential
-    operator: Operator | None
-    """None for a device or a station."""
+    """How long a decided request is kept."""
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    started: datetime = field(default_factory=utc_now)
+    streams: Counter[str] = field(default_factory=Counter)
+    """Open event streams by operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request that has been let in and is well-formed."""
+    """One request that is authorized and well-formed."""
 
-    exchange: Exchange
+    request: Request
     now: datetime
     caller: Caller | None
+    """None where no certificate is asked for."""
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Any = None
@@ -67,7 +70,7 @@ class Call:
 
     @property
     def operator(self) -> Operator:
-        """The operator who calls; there is one wherever a permission was asked for."""
+        """The operator who calls; there is one wherever a permission is asked for."""
         assert self.caller is not None  # noqa: S101
         assert self.caller.operator is not None  # noqa: S101
         return self.caller.operator
@@ -75,4 +78,5 @@ class Call:
     @property
     def act(self) -> Act:
         """What the audit will say of a change."""
-        return Act(f"operator {self.operator.name}", self.now, self.exchange.peer.address)
+        assert self.caller is not None  # noqa: S101
+        return Act(self.caller.actor, self.now, self.request.peer.address)

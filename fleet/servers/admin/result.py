@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fleet.servers.admin.messages import Stream
+
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Result:
     """An answer that is still a value: `body` as JSON, or `raw` in another media type."""
 
     body: Json = field(default_factory=dict)
@@ -18,3 +20,5 @@ class Reply:
     """Without quotes; "" for none of its own."""
     media_type: str = "application/json"
     raw: bytes | None = None
+    stream: Stream | None = None
+    """Written in place of a body."""

@@ -1,0 +1,128 @@
+"""The admin API without an HTTP library: from a Request to its Reply, by the table of routes.
+
+    route -> authorize -> negotiate -> read -> replay, if answered before -> handle -> 304, if unchanged
+
+Answers are JSON; refusals are problem+json (RFC 9457) with the stable code beside them.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+from fleet.domain.errors import FleetError
+from fleet.servers.admin import conditions
+from fleet.servers.admin.auth import authenticate, authorize
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.idempotency import Once, once_of
+from fleet.servers.admin.messages import Caller, Reply, Request
+from fleet.servers.admin.requests import acceptable, read_body, read_query
+from fleet.servers.admin.result import Result
+from fleet.servers.admin.routes import Condition, Route, find
+from fleet.servers.admin.table import ROUTES
+from fleet.servers.refusals import refusal_of
+
+PROBLEM = "application/problem+json"
+
+_log = logging.getLogger("fleet.servers.admin")
+
+
+class AdminApp:
+    """The admin API over one registry. A transport gives it requests, and writes its replies."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def dispatch(self, request: Request) -> Reply:
+        """The reply to `request`; a refusal is one, too."""
+        trace = _Trace()
+        try:
+            return await self._answered(request, trace)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.is_internal:
+                _log.error("event=%s code=internal", trace.event, exc_info=error)
+            body, headers = problem(refusal.status, refusal.code, refusal.message, refusal.headers)
+            return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.holder)
+
+    async def _answered(self, request: Request, trace: "_Trace") -> Reply:
+        route, path = find(ROUTES, request.method, request.path)
+        trace.event = f"admin.{route.name}"
+        caller = await authenticate(self._context, request, route)
+        if caller is not None:
+            trace.holder = caller.credential.holder if caller.credential is not None else "-"
+            await authorize(self._context, request, route, caller)
+        media_type = acceptable(request.headers.getall("Accept"), route.media_types)
+        now = self._context.clock()
+        query = read_query(request.target, route.query)
+        raw, body = await read_body(request, route)
+        once = _once(route, request, caller, raw, now)
+        if once is not None and (replayed := await once.replay(self._context.registry)) is not None:
+            return _reply(route, request, replayed, trace)
+        call = Call(request, now, caller, path, query, body, media_type, _if_match(route, request), once)
+        return _reply(route, request, await self._handled(route, call), trace)
+
+    async def _handled(self, route: Route, call: Call) -> Result:
+        try:
+            return await route.handle(self._context, call)
+        except FleetError as error:
+            # What was refused now may have been done a moment ago, for the same request sent twice at once.
+            replayed = await call.once.replay(self._context.registry) if call.once is not None else None
+            if replayed is not None:
+                return replayed
+            if conditions.is_stale(error) and route.condition is not Condition.NONE:
+                raise conditions.stale(error.message) from error
+            raise
+
+
+class _Trace:
+    """What the log will say of a request, as far as it is known."""
+
+    event = "http"
+    holder = "-"
+
+
+def _once(route: Route, request: Request, caller: Caller | None, raw: bytes, now: datetime) -> Once | None:
+    if not route.is_idempotent_by_key or caller is None or caller.operator is None:
+        return None
+    return once_of(request.headers, caller.actor, f"{request.method} {request.target}", raw, now)
+
+
+def _if_match(route: Route, request: Request) -> frozenset[str] | None:
+    headers = request.headers
+    if route.condition is Condition.NONE or (route.condition is Condition.OPTIONAL and "If-Match" not in headers):
+        return None
+    return conditions.if_match(headers)
+
+
+def _reply(route: Route, request: Request, result: Result, trace: _Trace) -> Reply:
+    content = _text(result.body) if result.raw is None else result.raw
+    headers = {"Content-Type": result.media_type, **result.headers}
+    if result.stream is not None:
+        headers["Cache-Control"] = "no-store"
+        return Reply(result.status, headers, b"", result.stream, "ok", trace.event, trace.holder)
+    headers["Cache-Control"] = "private, no-cache" if route.method == "GET" else "no-store"
+    status = result.status
+    if route.has_etag:
+        etag = result.etag or conditions.content_etag(content)
+        headers["ETag"] = f'"{etag}"'
+        if route.method == "GET" and conditions.none_match(request.headers, etag):
+            del headers["Content-Type"]
+            status, content = 304, b""
+    if len(route.media_types) > 1 and status != 304:
+        headers["Vary"] = "Accept"
+    return Reply(status, headers, content, None, "ok", trace.event, trace.holder)
+
+
+def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+    """A refusal as problem details (RFC 9457), and its headers; `type` is left out, which means about:blank."""
+    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": message, "code": code}
+    # RFC 9110, 11.6.1 wants a challenge with every 401; there is no scheme for "present a certificate".
+    challenge = {"WWW-Authenticate": "Certificate"} if status == 401 else {}
+    return _text(body), {"Content-Type": PROBLEM, **challenge, **headers}
+
+
+def _text(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, default=str) + "\n").encode()

@@ -1,0 +1,82 @@
+"""Authentication by client certificate, and authorization by permission.
+
+A certificate counts by the CA at the end of its chain and by the registry; both must agree. A transport that has
+authenticated its client by itself, in process at a home, says so in the request.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.domain.access import Permission, demand
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.credential import CredentialKind
+from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
+from fleet.servers.admin.context import Context
+from fleet.servers.admin.messages import Caller, Request
+from fleet.servers.admin.routes import AccessLevel, Route
+from fleet.services.identity import identify, identify_operator, shown_by
+from fleet.services.refusals import refusals_of
+
+
+async def authenticate(context: Context, request: Request, route: Route) -> Caller | None:
+    """The client that calls `route`; None where anybody may.
+
+    Raises: Unauthenticated, Refused: after an audit row is written, one a minute for each kind. Unavailable.
+    """
+    if route.access is AccessLevel.ANYBODY:
+        return None
+    if request.caller is not None:
+        return request.caller
+    async with _refusals_audited(context, request, route):
+        chain, now = request.peer.chain_der, context.clock()
+        if chain and chain[-1] == context.authorities.operators().public_bytes(Encoding.DER):
+            operator, credential = await identify_operator(context.registry, request.peer, now)
+            return Caller(f"operator {operator.name}", operator, credential)
+        credential = (await identify(context.registry, request.peer, now)).credential
+        return Caller(f"{credential.kind} {credential.holder}", None, credential)
+
+
+async def authorize(context: Context, request: Request, route: Route, caller: Caller) -> None:
+    """Return when `caller` may call `route`.
+
+    Raises: Unauthenticated, Refused: after an audit row is written, one a minute for each kind.
+    """
+    async with _refusals_audited(context, request, route):
+        credential = caller.credential
+        if route.access is AccessLevel.HOLDER:
+            if credential is None:
+                raise Unauthenticated("no-certificate", "A client certificate is needed.")
+            return
+        if route.for_stations and credential is not None and credential.kind is CredentialKind.STATION:
+            return
+        if caller.operator is None:
+            kind = credential.kind if credential is not None else "client"
+            raise Refused("not-for-you", f"A {kind}'s certificate does not open this path.")
+        if isinstance(route.access, Permission):
+            demand(caller.operator, route.access)
+
+
+@asynccontextmanager
+async def _refusals_audited(context: Context, request: Request, route: Route) -> AsyncIterator[None]:
+    try:
+        yield
+    except Unavailable:
+        raise
+    except FleetError as refusal:
+        await _audit_refusal(context, request, route, refusal)
+        raise
+
+
+async def _audit_refusal(context: Context, request: Request, route: Route, refusal: FleetError) -> None:
+    """The refusal is answered whether or not its row could be written: Unavailable must not hide it."""
+    try:
+        actor, detail = await shown_by(context.registry, request.peer)
+        subject = f"{route.method} {route.template}"
+        entry = AuditEntry(context.clock(), actor, "api.call", subject, refusal.code, request.peer.address, detail)
+        row = refusals_of(context.registry).row(entry)  # at most one audit row a minute for repeated refusals
+        if row is not None:
+            await context.registry.commit(Change(row))
+    except Unavailable as error:
+        refusal.add_note(f"The audit row could not be written: {error.message}")
