@@ -187,16 +187,16 @@ async def working(
                 "upstream": {"broker": upstream.describe()} if watched is None else watched.status(),
             }
 
-        authorities_now = authorities_for_admin(home, clock())
-        authorities_now.operators()  # a home that was made without one gets it now
+        own_authorities = replace(authorities_for_admin(home, clock()), stations_issuer=lambda: authorities)
+        own_authorities.operators()  # a home that was made without one gets it now
         context = Context(
             registry,
-            replace(authorities_now, stations_issuer=lambda: authorities),
-            policy_of(settings),
+            lambda: own_authorities,
+            lambda: policy_of(settings),
             clock,
             status=status,
             tenants=authorities.names,
-            waiting=waiting,
+            waiting=lambda: waiting,
             started=clock(),
         )
         # Operators page through long lists; their certificates are few and named.

@@ -348,14 +348,14 @@ async def open_house(
     )
     context = Context(
         registry,
-        Authorities(
+        lambda: Authorities(
             operators=lambda: operators_ca[0],
             stations_issuer=lambda: house.issuer,
             operators_issuer=lambda _: house.operators_issuer,
             shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
             forecasted=lambda: [Authority("root", "CN=root", root[0].not_valid_after_utc)],
         ),
-        Policy(30, 365, 90),
+        lambda: Policy(30, 365, 90),
         house.clock,
         status=lambda: {"est": {"200": 1}},
         tenants=lambda: ("acme",),

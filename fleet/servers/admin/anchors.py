@@ -21,8 +21,8 @@ async def list_anchors(context: Context, call: Call) -> Result:
 
 async def create_anchor(context: Context, call: Call) -> Result:
     body = call.body
-    context.authorities.operators()  # made by now, so that it is told from makers' CAs
-    own = [each.certificate for each in context.authorities.shown()]
+    context.authorities().operators()  # made by now, so that it is told from makers' CAs
+    own = [each.certificate for each in context.authorities().shown()]
     found = read_maker_ca(body["certificate"].encode(), own, call.now)
 
     def reply_of(change: Change) -> Result:

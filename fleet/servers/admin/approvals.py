@@ -78,7 +78,7 @@ async def _decide(context: Context, call: Call, decide: Decide) -> Result:
             act=call.act,
             reason=(call.body or {}).get("reason", ""),
             revision=None if call.if_match is None else request.revision,
-            limits=context.waiting,
+            limits=context.waiting(),
         )
     )
 

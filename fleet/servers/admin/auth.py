@@ -31,7 +31,7 @@ async def authenticate(context: Context, request: Request, route: Route) -> Call
         return request.caller
     async with _refusals_audited(context, request, route):
         chain, now = request.peer.chain_der, context.clock()
-        if chain and chain[-1] == context.authorities.operators().public_bytes(Encoding.DER):
+        if chain and chain[-1] == context.authorities().operators().public_bytes(Encoding.DER):
             operator, credential = await identify_operator(context.registry, request.peer, now)
             return Caller(f"operator {operator.name}", operator, credential)
         credential = (await identify(context.registry, request.peer, now)).credential

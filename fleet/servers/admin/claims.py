@@ -46,7 +46,7 @@ async def create_claim(context: Context, call: Call) -> Result:
 
     claim, credential = await claims.enroll_claim(
         answering(context.registry, call.once, reply_of),
-        context.authorities.stations_issuer(),
+        context.authorities().stations_issuer(),
         body["name"],
         body["model"],
         int(body["quota"]),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet.domain.access import Act, Operator
-from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
+from fleet.domain.approval import WaitingLimits
 from fleet.domain.ports import Registry
 from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
@@ -31,18 +31,18 @@ def _nothing() -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What lives as long as the server does."""
+    """What lives as long as the server does. What is behind a callable is read anew at each request."""
 
     registry: Registry
-    authorities: Authorities
-    retention: Policy
+    authorities: Callable[[], Authorities]
+    retention: Callable[[], Policy]
     """How long records are kept."""
     clock: Clock = utc_now
     status: Callable[[], Json] = _nothing
-    """Counters of every part, ready for JSON, read anew at each request."""
+    """Counters of every part, ready for JSON."""
     tenants: Callable[[], Collection[str]] = frozenset
-    """Names of tenants that have an issuing CA, read anew at each request."""
-    waiting: WaitingLimits = DEFAULT_WAITING
+    """Names of tenants that have an issuing CA."""
+    waiting: Callable[[], WaitingLimits] = WaitingLimits
     """How long a decided request is kept."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)

@@ -22,7 +22,7 @@ from fleet.wire.csr import Csr
 
 
 async def list_authorities(context: Context, call: Call) -> Result:
-    return Result({"items": [_authority_json(each) for each in context.authorities.shown()], "next": None})
+    return Result({"items": [_authority_json(each) for each in context.authorities().shown()], "next": None})
 
 
 def _authority_json(each: CaCertificate) -> dict[str, Any]:
@@ -50,7 +50,7 @@ async def create_station(context: Context, call: Call) -> Result:
 
     credential = await inventory.enroll_station(
         answering(context.registry, call.once, reply_of),
-        context.authorities.stations_issuer(),
+        context.authorities().stations_issuer(),
         body["name"],
         body["models"],
         csr.spki_der,
@@ -113,7 +113,7 @@ async def create_operator(context: Context, call: Call) -> Result:
 
     credential = await operators.enroll_operator(
         answering(context.registry, call.once, reply_of),
-        context.authorities.operators_issuer(call.now),
+        context.authorities().operators_issuer(call.now),
         body["name"],
         role,
         models,
@@ -125,7 +125,7 @@ async def create_operator(context: Context, call: Call) -> Result:
 
 
 def _created_operator(context: Context, operator: Operator, credential: Credential) -> Result:
-    signed = signed_json(context, credential, [context.authorities.operators()])
+    signed = signed_json(context, credential, [context.authorities().operators()])
     location = {"Location": f"/v1/operators/{operator.name}"}
     return Result({**operator_json(operator, credential), **signed}, 201, location)
 

@@ -14,7 +14,7 @@ WEEKS = 26
 async def get_forecast(context: Context, call: Call) -> Result:
     seen = await forecast(
         context.registry,
-        context.authorities.forecasted(),
+        context.authorities().forecasted(),
         now=call.now,
         weeks=call.query.get("weeks", WEEKS),
         cliff_percent=float(call.query.get("cliff_percent", CLIFF_PERCENT)),
@@ -38,5 +38,5 @@ async def get_forecast(context: Context, call: Call) -> Result:
 
 
 async def get_retention(context: Context, call: Call) -> Result:
-    seen = await retention_status(context.registry, context.retention)
+    seen = await retention_status(context.registry, context.retention())
     return Result({**asdict(seen.policy), **{name: getattr(seen, name) for name in _KEPT}})

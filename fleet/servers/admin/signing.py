@@ -56,7 +56,7 @@ def signed_json(
 
     `issuers` are the fleet's own CAs for devices unless others are given.
     """
-    shown = context.authorities.shown()
+    shown = context.authorities().shown()
     if issuers is None:
         issuers = [each.certificate for each in shown if each.role != "root"]
     leaf = x509.load_der_x509_certificate(credential.der)
