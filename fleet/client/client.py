@@ -1,0 +1,125 @@
+"""The one client of the admin API: JSON in and out, pages followed, refusals raised as the FleetErrors they were.
+
+    with Client(HttpsTransport(url, cert, key, ca)) as client:
+        for device in client.items("/v1/devices", state="active"):
+            ...
+
+Values are the API's own JSON; their schemas are at GET /v1/openapi.json.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from fleet.client.transport import Answer, Transport
+from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
+
+PAGE_MAX = 1000
+"""Rows in a page, at most."""
+
+Json = Mapping[str, Any]
+
+_ERRORS: dict[int, type[FleetError]] = {
+    400: Invalid,
+    401: Unauthenticated,
+    403: Refused,
+    404: NotFound,
+    409: Conflict,
+    412: Conflict,
+    422: Conflict,
+}
+
+
+class Client:
+    """The API behind a transport. Every call raises FleetError with the code that the API refused with, or Unavailable
+    (`cannot-reach`, `bad-answer`).
+    """
+
+    def __init__(self, transport: Transport, home: Path | None = None) -> None:
+        """`home`: the home folder behind the transport; None over HTTPS."""
+        self._transport = transport
+        self.home = home
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def ask(
+        self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[Any, str]:
+        """The JSON of the answer, and its ETag, "" without one."""
+        given = {"Accept": "application/json", **(headers or {})}
+        content = None
+        if body is not None:
+            content, given["Content-Type"] = json.dumps(body).encode(), "application/json"
+        answer = self._transport.send(method, path, given, content)
+        value = _json_of(answer, f"{method} {path.partition('?')[0]}")
+        if answer.status >= 400:
+            raise _refusal(answer.status, value)
+        return value, answer.headers.get("ETag") or ""
+
+    def get(self, path: str, **query: object) -> Any:
+        """`query`: None is left out, a list is repeated."""
+        return self.ask("GET", path + _query(query))[0]
+
+    def post(self, path: str, body: Json | None = None) -> Any:
+        return self.ask("POST", path, body)[0]
+
+    def patch(self, path: str, changes: Json, etag: str = "") -> Any:
+        """RFC 7396. With `etag`, only if nobody has changed it since: else Conflict."""
+        return self.ask("PATCH", path, changes, {"If-Match": etag} if etag else None)[0]
+
+    def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Any]:
+        """The items of the list at `path`, at most `limit`, page after page as they are consumed."""
+        return self.follow(path + _query({"limit": min(limit or PAGE_MAX, PAGE_MAX), **query}), limit)
+
+    def follow(self, path: str, limit: int | None = None) -> Iterator[Any]:
+        """The items of the page at `path`, as a query or a `next` named it, and of those after it."""
+        return islice(self._pages(path), limit)
+
+    def _pages(self, path: str) -> Iterator[Any]:
+        following: str | None = path
+        while following is not None:
+            page, _ = self.ask("GET", following)
+            if not isinstance(page, dict) or not isinstance(page.get("items"), list):
+                raise bad_answer(f"the answer to GET {path.partition('?')[0]} is not a page of a list")
+            yield from page["items"]
+            before, following = following, page.get("next")
+            if following == before:
+                raise bad_answer(f"the list {path.partition('?')[0]} repeats a page")
+
+
+def path_of(template: str, *names: str) -> str:
+    """`template` with each {} filled by one of `names`, as a single segment: path_of("/v1/devices/{}", id_text)."""
+    return template.format(*(quote(name, safe="") for name in names))
+
+
+def _query(query: Mapping[str, object]) -> str:
+    given = [(name, value) for name, value in query.items() if value is not None]
+    return f"?{urlencode(given, doseq=True)}" if given else ""
+
+
+def _json_of(answer: Answer, request: str) -> Any:
+    try:
+        return json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise bad_answer(f"the answer to {request} is not JSON") from None
+
+
+def _refusal(status: int, value: Any) -> FleetError:
+    if not isinstance(value, dict) or not isinstance(value.get("code"), str):
+        return bad_answer(f"it answered {status} without a code")
+    return _ERRORS.get(status, Unavailable)(value["code"], str(value.get("detail", "")))
+
+
+def bad_answer(what: str) -> Unavailable:
+    """An answer that holds something else than was asked for."""
+    return Unavailable("bad-answer", f"This does not look like an admin API: {what}.", "Check the address.")

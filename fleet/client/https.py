@@ -1,0 +1,212 @@
+"""HTTPS transport: one kept connection to a served fleet, under the operator's client certificate.
+
+A request has one deadline, from name resolution to the last byte of its answer. `http.client` alone has none: its
+timeout starts again with every byte received.
+"""
+
+import http.client
+import select
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from fleet.client.transport import Answer
+from fleet.domain.errors import Invalid, Unavailable
+
+DEADLINE_SECONDS = 30.0  # a bulk step works for at most ten
+ANSWER_SIZE_MAX = 64 * 1024 * 1024  # a page of a thousand rows has less than one MiB
+
+SAFE_METHODS = frozenset({"GET", "HEAD"})  # RFC 9110, 9.2.1: may be sent again when a kept connection was closed
+
+
+class HttpsTransport:
+    """The API at `url`, as the holder of the certificate in `cert`."""
+
+    def __init__(
+        self, url: str, cert: Path, key: Path | None, ca: Path | None, *, deadline_seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        """Files are read at the first request.
+
+        Raises: Invalid (`bad-url`).
+        """
+        self._host, self._port = host_and_port(url)
+        self._url = url
+        self._files = (cert, key, ca)
+        self._deadline_seconds = deadline_seconds
+        self._connection: _Connection | None = None
+        self._context: ssl.SSLContext | None = None
+
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        """Raises: Invalid (`bad-certificate`), Unavailable (`cannot-reach`, `bad-answer`). OSError: a file."""
+        if self._context is None:
+            self._context = tls_context(*self._files)
+        deadline = time.monotonic() + self._deadline_seconds
+        kept = self._connection
+        if kept is not None and not kept.is_open():
+            self._drop()
+            kept = None
+        try:
+            return self._exchange(method, target, headers, body, deadline)
+        except (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError) as error:
+            if kept is None or method not in SAFE_METHODS:
+                raise self._unreachable(error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        try:
+            return self._exchange(method, target, headers, body, deadline)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+
+    def close(self) -> None:
+        self._drop()
+
+    def _exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: float
+    ) -> Answer:
+        assert self._context is not None  # noqa: S101  `send` has made it
+        if self._connection is None:
+            self._connection = _Connection(self._host, self._port, self._context)
+        is_whole = False
+        try:
+            self._connection.deadline = deadline
+            self._connection.request(method, target, body, dict(headers))
+            response = self._connection.getresponse()
+            raw = response.read(ANSWER_SIZE_MAX + 1)
+            is_whole = response.isclosed() and not response.will_close
+        finally:
+            if not is_whole:
+                self._drop()
+        if len(raw) > ANSWER_SIZE_MAX:
+            message = f"{self._url} does not look like an admin API: its answer is too large."
+            raise Unavailable("bad-answer", message, "Check the address.")
+        return Answer(response.status, cast(Mapping[str, str], response.headers), raw)
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            message = f"{self._url} is not trusted: {error.verify_message}."
+            return Unavailable("cannot-reach", message, "Pass its root CA with --ca.")
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            reason = f"no whole answer within {self._deadline_seconds:g} s"
+        advice = "Check the address, that the server runs, and that your certificate is valid."
+        return Unavailable("cannot-reach", f"{self._url} cannot be reached: {reason}.", advice)
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Host and port in the address of an API.
+
+    Raises: Invalid (`bad-url`).
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # brackets that do not match, a port that is none
+        host, port, parts = None, None, urlsplit("")
+    strange = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme != "https" or not host or strange or not url.isascii() or port == 0:
+        raise Invalid("bad-url", f"{url[:200]!r} is not the address of an admin API.", "Write https://HOST:PORT")
+    return host, port or 443
+
+
+def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext:
+    """Raises: Invalid (`bad-certificate`). OSError."""
+    for file in filter(None, (cert, key, ca)):
+        file.open("rb").close()  # names a missing file in the error; the library does not
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.hostname_checks_common_name = False  # RFC 9525, 2: names are in the SAN
+        context.sslsocket_class = _Socket
+        beside = cert.with_suffix(".key")
+        context.load_cert_chain(cert, key or (beside if beside.is_file() else None), password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        message = f"{cert} with its key, or the root in {ca}, cannot be used."
+        advice = "Use PEM files: --cert, --key without a password, --ca."
+        raise Invalid("bad-certificate", message, advice) from error
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
+
+
+def _seconds_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Socket(ssl.SSLSocket):
+    """Gives each read and write what is left until `deadline`, on `time.monotonic()`."""
+
+    deadline = 0.0
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(_seconds_left(self.deadline))
+        return super().recv_into(buffer, nbytes, flags)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.settimeout(_seconds_left(self.deadline))
+        return super().send(data, flags)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """A connection whose every step, from resolution to the answer's last byte, ends at `deadline`."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, context=context)
+        self._tls = context
+        self._deadline = 0.0
+
+    @property
+    def deadline(self) -> float:
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, at: float) -> None:
+        self._deadline = at
+        if isinstance(self.sock, _Socket):
+            self.sock.deadline = at
+
+    def connect(self) -> None:
+        raw = self._connected()
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.settimeout(_seconds_left(self._deadline))
+            self.sock = self._tls.wrap_socket(raw, server_hostname=self.host)
+        except BaseException:
+            raw.close()
+            raise
+        self.deadline = self._deadline
+
+    def _connected(self) -> socket.socket:
+        """Each address in turn, all within the deadline."""
+        problem: OSError = ConnectionError("no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            raw = socket.socket(family, kind, protocol)
+            try:
+                raw.settimeout(_seconds_left(self._deadline))
+                raw.connect(address)
+            except OSError as error:
+                raw.close()
+                problem = error
+            else:
+                return raw
+        raise problem
+
+    def is_open(self) -> bool:
+        """Whether nothing has come in since the last answer: what comes unasked is the end of the connection."""
+        if self.sock is None:
+            return False
+        readable, _, _ = select.select([self.sock], [], [], 0)
+        return not readable

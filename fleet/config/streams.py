@@ -1,0 +1,149 @@
+"""Standard streams, and how a program ends, for all programs alike.
+
+    @click.group(cls=Program)
+    def main() -> None: ...
+
+    main()
+
+Run as a program, and not by a test runner, the group first makes its streams safe:
+
+- A closed stream (`>&-`, `<&-`) is replaced, so that no file that is opened later becomes standard output.
+- Text that the terminal's encoding cannot carry is escaped.
+- What cannot be written to standard output is an error, exit 1; a pipe that its reader has closed ends the program
+  silently with 141, as SIGPIPE would. What cannot be written to standard error is dropped.
+- Warnings of libraries are not shown, unless Python is told to (`-W`, PYTHONWARNINGS).
+- NO_COLOR turns colours off; `click.echo` does so wherever the output is not a terminal.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong use.
+"""
+
+import errno
+import io
+import os
+import sys
+import warnings
+from typing import Any, NoReturn
+
+import click
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that it has ended
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+class Program(click.Group):
+    """The group at the top of a program."""
+
+    def __call__(self, *args: Any, **settings: Any) -> NoReturn:
+        run(self)
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run `command` as this process's program and exit."""
+    output = prepare()
+    color = False if os.environ.get("NO_COLOR") else None
+    code = EXIT_FAILED
+    try:
+        result = command.main(standalone_mode=False, color=color)
+        code = result if isinstance(result, int) else 0  # an int is what Context.exit was given
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else (0 if error.code is None else EXIT_FAILED)
+        if isinstance(error.code, str):
+            click.echo(error.code, err=True)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        text = ascii(error.object[error.start : error.end][:40])
+        click.echo(f"Error: {text} in an argument is not valid UTF-8.", err=True)
+        code = EXIT_USAGE
+    except OSError as error:
+        code = _failed(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _failed(error)
+    sys.exit(EXIT_PIPE_CLOSED if isinstance(output.problem, BrokenPipeError) else code)
+
+
+def prepare() -> "_Output":
+    """Make the standard streams safe to use, and libraries silent. What writes standard output."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for descriptor in (STDIN, STDOUT, STDERR):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the lowest free number is this one
+            os.open(os.devnull, os.O_WRONLY if descriptor == STDERR else os.O_RDONLY)
+    if sys.stdin is None:
+        sys.stdin = open(STDIN, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    output = _Output(STDOUT, "wb", closefd=False)
+    sys.stdout = _text(output, sys.stdout)
+    sys.stderr = _text(_Complaints(STDERR, "wb", closefd=False), sys.stderr)
+    return output
+
+
+def os_problem(error: OSError) -> str:
+    """What went wrong, as the operating system says it, in lower case."""
+    if isinstance(error, FileNotFoundError) and error.filename is None and _is_without_directory():
+        return "the working directory has been deleted"
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def _failed(error: OSError) -> int:
+    if not isinstance(error, BrokenPipeError):
+        where = f" ({error.filename})" if error.filename is not None else ""
+        click.echo(f"Error: {os_problem(error)}{where}.", err=True)
+    return EXIT_FAILED
+
+
+def _is_without_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109  Path.cwd is the same call
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _text(raw: io.RawIOBase, before: Any) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(before, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=raw.isatty() or isinstance(raw, _Complaints),
+        write_through=bool(getattr(before, "write_through", False)),
+    )
+
+
+class _Output(io.FileIO):
+    """Standard output, named in its errors. After the first of them, what is still buffered is dropped."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        if self.problem is not None:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.problem = error
+            if isinstance(error, BrokenPipeError):
+                raise
+            problem = "it is closed" if error.errno == errno.EBADF else (error.strerror or "it cannot be written")
+            raise OSError(error.errno, f"standard output: {problem}") from error
+
+
+class _Complaints(io.FileIO):
+    """Standard error: what cannot be said is dropped."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
