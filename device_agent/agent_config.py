@@ -1,21 +1,18 @@
 """agent.toml: what one device knows about itself and its fleet. Frozen, read once, errors name the key."""
 
 import json
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_agent.durable import write_durably
-from device_agent.errors import BadConfig
+from device_agent.atomic_files import write_atomically
+from fleet.est_client.arguments import check_device_id
+from fleet.est_client.errors import BadConfig
 
 FILE_NAME = "agent.toml"
 CA_NAME = "ca.pem"
 FILE_SIZE_MAX = 64 * 1024  # bytes
-
-# The same rule as the registry's: no + # / $, space or NUL can reach a topic or a file name.
-_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 _NUMBERS = {
     # key: (default, least, most)
@@ -50,30 +47,6 @@ class AgentConfig:
     outbox_messages_max: int
 
 
-def check_device_id(text: str) -> str:
-    """`text` itself, when it is a device id.
-
-    Raises: BadConfig.
-    """
-    if not _DEVICE_ID.fullmatch(text):
-        raise BadConfig(
-            f"{text[:80]!r} is not a device id.",
-            "Use 1 to 64 letters, digits, dots, colons, dashes or underscores, starting with a letter or digit.",
-        )
-    return text
-
-
-def parse_host_port(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`, with or without `mqtts://`; the port may be left out: 8883.
-
-    Raises: BadConfig.
-    """
-    match = re.fullmatch(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
-    if not match or not 0 < int(match[2] or 8883) < 65536:
-        raise BadConfig(f"{text[:80]!r} is not an address of an MQTT server.", "Write it as HOST:PORT.")
-    return match[1].strip("[]"), int(match[2] or 8883)
-
-
 def write_config(
     home: Path, device_id: str, est_url: str, mqtt_host: str, mqtt_port: int, ca_pem: bytes, hardware_serial: str = ""
 ) -> Path:
@@ -86,7 +59,7 @@ def write_config(
     if path.exists():
         raise BadConfig(f"{home} is a device's home already.", "Choose another --home, or use the one that is there.")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_durably(home / CA_NAME, ca_pem)
+    write_atomically(home / CA_NAME, ca_pem)
     text = _TEMPLATE.format(
         device_id=json.dumps(check_device_id(device_id)),
         hardware_serial=json.dumps(hardware_serial),
@@ -96,7 +69,7 @@ def write_config(
         port=mqtt_port,
         **{key.replace(".", "_"): value[0] for key, value in _NUMBERS.items()},
     )
-    write_durably(path, text.encode())
+    write_atomically(path, text.encode())
     return path
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import click
 
-from device_agent.errors import AgentError, BadConfig, NotRunning, SendRefused
+from device_agent.errors import NotRunning, SendRefused
+from fleet.est_client.errors import BadConfig, ClientError
 
 # Kept out of this module, and out of memory until they are called. name: (module, what --help says of it)
-LAZY = {"emulate": ("device_agent.emulate", "Be a board on a serial port, to be provisioned by fleet-station.")}
+LAZY = {"emulate": ("device_agent.emulated.cli", "Be a board on a serial port, to be provisioned by fleet-station.")}
 TOKEN_SIZE_MAX = 4096  # bytes
 POLL_SECONDS = 0.05  # between two looks for an agent that is just starting
 
@@ -46,7 +47,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except AgentError as error:
+        except ClientError as error:
             raise click.ClickException(f"{error.message} {error.advice}".rstrip()) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(
@@ -122,9 +123,10 @@ def cli(context: click.Context, home: Path | None) -> None:
 @pass_home
 def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, hardware_serial: str) -> None:
     """Make the device's home. Refuses when there is one."""
-    from device_agent.agent_config import check_device_id, parse_host_port, write_config
-    from device_agent.client_tls import client_context
-    from device_agent.est_client import parse_est_url
+    from device_agent.agent_config import write_config
+    from fleet.est_client.arguments import check_device_id, parse_host_port
+    from fleet.est_client.tls import client_context
+    from fleet.est_client.url import parse_est_url
 
     parse_est_url(est_url)
     host, port = parse_host_port(mqtt)
@@ -164,7 +166,7 @@ def enroll(
     With --approval it prints a fingerprint of its key, for the operator to compare, and waits as long as it takes.
     Stop it and start it again as you like: it asks with the same key.
     """
-    from device_agent import enrolling
+    from device_agent import commands
     from device_agent.agent_config import read_config
 
     config = read_config(home)
@@ -173,7 +175,7 @@ def enroll(
     if model and not approval:
         raise click.UsageError("--model goes with --approval: a token knows its model.")
     token = "" if approval else _token(token_file, token_env)
-    identity = enrolling.enroll(
+    identity = commands.enroll(
         config,
         token,
         key_type,
@@ -245,10 +247,10 @@ def renew(home: Path) -> None:
 
     A running agent does it without losing a message; without one it is done here.
     """
-    from device_agent import enrolling
+    from device_agent import commands
     from device_agent.agent_config import read_config
 
-    identity = enrolling.renew(read_config(home))
+    identity = commands.renew(read_config(home))
     click.echo(f"Renewed until {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC, serial {identity.facts.serial}.")
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from device_agent.agent_config import AgentConfig
-from device_agent.client_tls import client_context
-from device_agent.core import Link, Setback, Which
-from device_agent.errors import AgentError
+from device_agent.core import Link, Role, Setback
 from device_agent.identity_store import Identity
 from device_agent.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
 from device_agent.outbox import WINDOW_MAX
 from device_agent.renewal import Backoff
+from fleet.est_client.errors import ClientError
+from fleet.est_client.tls import client_context
 
 CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
 STABLE_SECONDS = 30.0  # a connection that held this long starts the backoff anew
@@ -79,17 +79,17 @@ class Connection:
         self._up_since = 0.0
         self._version_refused = False
         self.state = Link.DOWN
-        self.uses: Which | None = None
+        self.uses: Role | None = None
         self.identity: Identity | None = None
         """Of the connection in use or being made."""
-        self.last_tried: Which | None = None
+        self.last_tried: Role | None = None
         self.connect_at = 0.0
         self.connecting_until = 0.0
         self.protocol = MQTT_5
         self.window = WINDOW_MAX
         self.packet_size_max: int | None = None
 
-    def connect(self, identity: Identity, which: Which, check_time: bool) -> None:
+    def connect(self, identity: Identity, which: Role, check_time: bool) -> None:
         """Start the connection in use. Its outcome comes as Up or Down.
 
         Raises: AgentError when the identity or the CA file cannot be loaded; `failed_to_start` is to be told then.
@@ -100,7 +100,7 @@ class Connection:
         self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
         self._link.open()
 
-    def failed_to_start(self, error: AgentError) -> Down:
+    def failed_to_start(self, error: ClientError) -> Down:
         """The identity could not even be loaded: counts as a failed attempt."""
         return self._down(Lost(Setback.NETWORK, error.message))
 
@@ -214,7 +214,7 @@ class Connection:
             self.last_tried = None  # the same identity again, in the other version
         else:
             # A refused candidate is followed by the current identity without the long wait: only both together say no.
-            slow = lost.setback is Setback.REFUSED and self.uses is Which.CURRENT
+            slow = lost.setback is Setback.REFUSED and self.uses is Role.CURRENT
             delay = (self._slow_retry if slow else self._retry).delay_seconds(self._failures, self._chance())
             self._failures += 1
         self.connect_at = self._monotonic() + delay

@@ -9,12 +9,12 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-from device_agent.renewal import Lifetime, clock_is_credible, has_expired
+from fleet.est_client.validity import Lifetime, clock_is_credible, has_expired
 
 TICK_SECONDS = 60.0  # the wall clock is looked at this often, so a jump of it is noticed
 
 
-class Which(enum.StrEnum):
+class Role(enum.StrEnum):
     CURRENT = "current"
     CANDIDATE = "candidate"
 
@@ -53,7 +53,7 @@ class View:
     current: Lifetime | None
     candidate: Lifetime | None
     link: Link
-    link_uses: Which | None
+    link_uses: Role | None
     """The identity of the connection that is up or being made."""
     phase: Phase
     in_flight: int
@@ -64,7 +64,7 @@ class View:
     renewal_forced: bool
     candidate_refused: bool
     """The server refused the candidate while the current identity was connected."""
-    last_tried: Which | None
+    last_tried: Role | None
     """The identity of the last connection attempt that failed, while down."""
     connect_at: float
     connecting_until: float
@@ -76,7 +76,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    which: Which
+    which: Role
     check_time: bool
     """False when our clock cannot be right: then the dates of the server's certificate say nothing."""
 
@@ -135,7 +135,7 @@ def decide(view: View, now: datetime, monotonic: float) -> Decision:
         return HangUp()
     if view.link is Link.DOWN and monotonic >= view.connect_at and (which := _identity_to_try(view, now)):
         return Connect(which, check_time)
-    if view.link is Link.UP and view.link_uses is Which.CANDIDATE and monotonic >= view.promote_at:
+    if view.link is Link.UP and view.link_uses is Role.CANDIDATE and monotonic >= view.promote_at:
         return Promote()
     if _may_prove(view, now) and monotonic >= view.prove_at:
         return Quiesce()
@@ -156,17 +156,17 @@ def _while_quiescing(view: View, monotonic: float, check_time: bool) -> Decision
     return Wait(view.quiescing_until - monotonic)
 
 
-def _identity_to_try(view: View, now: datetime) -> Which | None:
+def _identity_to_try(view: View, now: datetime) -> Role | None:
     """While down, the two identities take turns, the candidate first.
 
     The server drops the old certificate once it has seen the new one in use, and we may have died before we heard so:
     after any failure only trying tells which of the two it still accepts.
     """
     candidate = view.candidate is not None and not has_expired(view.candidate, now)
-    if candidate and (view.current is None or view.last_tried is not Which.CANDIDATE):
-        return Which.CANDIDATE
+    if candidate and (view.current is None or view.last_tried is not Role.CANDIDATE):
+        return Role.CANDIDATE
     if view.current is not None:
-        return Which.CURRENT  # expired or not: our clock may be wrong, and the server is the judge
+        return Role.CURRENT  # expired or not: our clock may be wrong, and the server is the judge
     return None
 
 
@@ -176,14 +176,14 @@ def _may_prove(view: View, now: datetime) -> bool:
         and not view.candidate_refused
         and not has_expired(view.candidate, now)
         and view.link is Link.UP
-        and view.link_uses is Which.CURRENT
+        and view.link_uses is Role.CURRENT
         and not view.renewing
     )
 
 
 def _may_renew(view: View, now: datetime) -> bool:
     """A renewal overwrites the candidate: only when there is none to lose."""
-    if view.renewing or view.current is None or view.link_uses is Which.CANDIDATE:
+    if view.renewing or view.current is None or view.link_uses is Role.CANDIDATE:
         return False
     return view.candidate is None or view.candidate_refused or has_expired(view.candidate, now)
 
@@ -194,7 +194,7 @@ def _seconds_to_next(view: View, now: datetime, monotonic: float) -> float:
         times.append(view.connect_at)
     if view.link is Link.CONNECTING:
         times.append(view.connecting_until)
-    if view.link is Link.UP and view.link_uses is Which.CANDIDATE:
+    if view.link is Link.UP and view.link_uses is Role.CANDIDATE:
         times.append(view.promote_at)
     if _may_prove(view, now):
         times.append(view.prove_at)

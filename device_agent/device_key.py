@@ -1,8 +1,11 @@
 """The device's key: made here, kept in a slot before anybody hears of it. Needs `cryptography`."""
 
 import hashlib
+from datetime import datetime
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from device_agent.errors import BadConfig, StoreDamaged
-from device_agent.identity_store import IdentityStore
+from device_agent.errors import StoreDamaged
+from device_agent.identity_store import CertificateInfo, IdentityStore
+from fleet.est_client.errors import BadConfig
 from fleet.wire.csr import key_type_of
 from fleet.wire.errors import WireError
 
@@ -106,3 +110,16 @@ def fingerprint(key: PrivateKey) -> str:
     """The first 8 octets of the public key's SHA-256, as the fleet's operators see them: "91ab-0c2d-77de-0b12"."""
     text = hashlib.sha256(spki_der(key)).hexdigest()[:16]
     return "-".join(text[n : n + 4] for n in range(0, 16, 4))
+
+
+def certificate_info(certificate: x509.Certificate, device_id: str, obtained_at: datetime) -> CertificateInfo:
+    """The record that the identity store keeps beside the certificate."""
+    return CertificateInfo(
+        device_id=device_id,
+        serial=f"{certificate.serial_number:x}",
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        issuer=certificate.issuer.rfc4514_string(),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+        obtained_at=obtained_at,
+    )

@@ -17,15 +17,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import AgentConfig, read_config
-from device_agent.certificate_checks import check_certificate, facts_of, find_chain, lifetime_of
-from device_agent.device_key import PrivateKey, candidate_key, device_subject, fingerprint, spki_der
-from device_agent.durable import write_durably
-from device_agent.enrollment import KEY_TYPES, Job, Outcome
-from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstRefused, NotEnrolled
-from device_agent.est_client import BoundCsr, EstClient
+from device_agent.atomic_files import write_atomically
+from device_agent.device_key import PrivateKey, candidate_key, certificate_info, device_subject, fingerprint, spki_der
+from device_agent.enrollment import Job, Outcome
+from device_agent.errors import NotEnrolled
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.new_roots import new_roots
-from device_agent.renewal import clock_is_credible
+from device_agent.root_rollover import new_roots
+from fleet.est_client.arguments import KEY_TYPES
+from fleet.est_client.certificate_checks import check_certificate, find_chain, lifetime_of
+from fleet.est_client.client import BoundCsr, EstClient, Policy
+from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstRefused
+from fleet.est_client.validity import clock_is_credible
 from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
 from fleet.wire.errors import WireError
 
@@ -48,7 +50,7 @@ def main() -> None:
             retry_after_seconds=error.retry_after_seconds if isinstance(error, EstBusy) else 0.0,
             pending=isinstance(error, EstBusy) and error.pending,
         )
-    except AgentError as error:
+    except ClientError as error:
         outcome = Outcome(ok=False, message=error.message, advice=error.advice)
     except OSError as error:
         outcome = Outcome(ok=False, message=f"The home cannot be written: {error}.", advice="Check the disk.")
@@ -101,9 +103,9 @@ def perform(job: Job, now: datetime) -> Identity:
         fresh = new_roots(anchors, intermediates, now)
         if fresh and config.ca_file.parent == job.home:  # a file elsewhere is somebody else's to change
             pem = b"".join(each.public_bytes(Encoding.PEM) for each in (*anchors, *fresh))
-            write_durably(config.ca_file, pem)
+            write_atomically(config.ca_file, pem)
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
-        return store.complete(slot, chain_pem, facts_of(certificate, config.device_id, now))
+        return store.complete(slot, chain_pem, certificate_info(certificate, config.device_id, now))
 
 
 def suggested(job: Job) -> Outcome:
@@ -112,7 +114,7 @@ def suggested(job: Job) -> Outcome:
     Raises: EstError, BadConfig.
     """
     config = read_config(job.home)
-    client = EstClient(config.est_url, config.ca_file, timeout_seconds=job.deadline_seconds / 3, patience_seconds=0)
+    client = EstClient(config.est_url, config.ca_file, policy=Policy(job.deadline_seconds / 3, patience_seconds=0))
     window, again_seconds = client.renewal_info(job.replaces)
     return Outcome(
         ok=True,
@@ -130,9 +132,11 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
         config.ca_file,
         certificate=current.files if job.operation == "reenroll" and current else None,
         basic=(config.device_id, job.token) if job.token else None,
-        timeout_seconds=min(30.0, job.deadline_seconds),
-        patience_seconds=job.deadline_seconds / 2 if job.token or job.operation == "reenroll" else 0.0,
-        check_time=clock_is_credible(now, current.lifetime if current else None),
+        policy=Policy(
+            timeout_seconds=min(30.0, job.deadline_seconds),
+            patience_seconds=job.deadline_seconds / 2 if job.token or job.operation == "reenroll" else 0.0,
+            check_time=clock_is_credible(now, current.lifetime if current else None),
+        ),
     )
 
 
@@ -150,12 +154,14 @@ def _chain_for_us(
                 config.est_url,
                 config.ca_file,
                 certificate=(file.name, key_file),
-                timeout_seconds=min(30.0, job.deadline_seconds),
-                patience_seconds=0,
-                check_time=clock_is_credible(now, lifetime_of(certificate)),
+                policy=Policy(
+                    timeout_seconds=min(30.0, job.deadline_seconds),
+                    patience_seconds=0,
+                    check_time=clock_is_credible(now, lifetime_of(certificate)),
+                ),
             )
             return client.cacerts()
-        except AgentError:
+        except ClientError:
             return []
 
 

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
+from fleet.est_client.arguments import KEY_TYPES
+
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
 DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
-
-KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
-"""What a device may make, by the names that the fleet's models use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from datetime import datetime
 from cryptography import x509
 
 from device_agent.agent_config import AgentConfig
-from device_agent.certificate_checks import check_certificate
 from device_agent.control import ask
 from device_agent.device_key import load_key, spki_der
-from device_agent.errors import AgentError, NotRunning
+from device_agent.errors import NotRunning
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.waiting import waiting_note
+from device_agent.pending_enrollment import pending_note
+from fleet.est_client.certificate_checks import check_certificate
+from fleet.est_client.errors import ClientError
 
 ASK_SECONDS_MAX = 5.0
 
@@ -82,7 +83,7 @@ def examine(config: AgentConfig, now: datetime) -> Health:
 
 def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | None, now: datetime) -> tuple[str, str]:
     command = f"device-agent --home {shlex.quote(str(config.home))}"
-    if current is None and candidate is None and (asked := waiting_note(config.home)):
+    if current is None and candidate is None and (asked := pending_note(config.home)):
         return WAITING, asked
     if current is None and candidate is None:
         return NOT_ENROLLED, f"There is no certificate yet. Run: {command} enroll."
@@ -110,7 +111,7 @@ def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
             anchors=x509.load_pem_x509_certificates(config.ca_file.read_bytes()),
             now=now,
         )
-    except AgentError as error:
+    except ClientError as error:
         return error.message
     except (ValueError, OSError) as error:
         return f"A file of the identity cannot be read: {error}."

@@ -20,9 +20,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from device_agent.durable import Step, held_lock, link_durably, no_step, sync_directory, write_durably
+from device_agent.atomic_files import (
+    Checkpoint,
+    held_lock,
+    no_checkpoint,
+    symlink_atomically,
+    sync_directory,
+    write_atomically,
+)
 from device_agent.errors import StoreDamaged
-from device_agent.renewal import Lifetime
+from fleet.est_client.validity import Lifetime
 
 SLOTS = ("slot-a", "slot-b")
 FILE_SIZE_MAX = 64 * 1024  # bytes; a chain with post-quantum keys is about 20 KB
@@ -31,7 +38,7 @@ _KEY, _CERTIFICATE, _META, _CURRENT, _LOCK = "key.pem", "cert.pem", "meta.json",
 
 
 @dataclass(frozen=True, slots=True)
-class CertificateFacts:
+class CertificateInfo:
     """What is noted about a certificate when it is stored. Dates aware, UTC; `serial` and `fingerprint` are hex."""
 
     device_id: str
@@ -51,7 +58,7 @@ class Identity:
 
     slot: str
     generation: int
-    facts: CertificateFacts
+    facts: CertificateInfo
     certificate_file: Path
     key_file: Path
 
@@ -68,7 +75,7 @@ class Identity:
 class IdentityStore:
     """The identities in one home. Holds nothing in memory: every question reads the files."""
 
-    def __init__(self, home: Path, step: Step = no_step) -> None:
+    def __init__(self, home: Path, step: Checkpoint = no_checkpoint) -> None:
         self._home = home
         self._step = step
 
@@ -148,9 +155,9 @@ class IdentityStore:
             directory.mkdir(mode=0o700)
             sync_directory(self._home)
             self._step("slot made")
-        write_durably(directory / _KEY, key_pem, self._step)
+        write_atomically(directory / _KEY, key_pem, self._step)
 
-    def complete(self, slot: str, chain_pem: bytes, facts: CertificateFacts) -> Identity:
+    def complete(self, slot: str, chain_pem: bytes, facts: CertificateInfo) -> Identity:
         """Store the certificate for the key in `slot`, which makes it a candidate.
 
         Raises: StoreDamaged when the slot cannot be read back; OSError.
@@ -159,7 +166,7 @@ class IdentityStore:
         key_pem = _read_capped(directory / _KEY)
         if key_pem is None:
             raise StoreDamaged(f"There is no key in {directory}.")
-        write_durably(directory / _CERTIFICATE, chain_pem, self._step)
+        write_atomically(directory / _CERTIFICATE, chain_pem, self._step)
         generations = [identity.generation for other in SLOTS if (identity := self._read(other))]
         meta = asdict(facts) | {
             "not_before": facts.not_before.isoformat(),
@@ -169,7 +176,7 @@ class IdentityStore:
             "key_file_sha256": hashlib.sha256(key_pem).hexdigest(),
             "certificate_file_sha256": hashlib.sha256(chain_pem).hexdigest(),
         }
-        write_durably(directory / _META, json.dumps(meta, indent=1).encode(), self._step)
+        write_atomically(directory / _META, json.dumps(meta, indent=1).encode(), self._step)
         identity = self._read(slot)
         if identity is None:
             raise StoreDamaged(f"What was written to {directory} cannot be read back.", "Check the disk.")
@@ -182,7 +189,7 @@ class IdentityStore:
         """
         if self._read(candidate.slot) != candidate:
             raise StoreDamaged(f"{candidate.slot} is not complete any more.")
-        link_durably(self._home / _CURRENT, candidate.slot, self._step)
+        symlink_atomically(self._home / _CURRENT, candidate.slot, self._step)
         self.clear(self.spare_slot())
 
     def _pair(self) -> tuple[Identity | None, Identity | None]:
@@ -214,7 +221,7 @@ class IdentityStore:
                 return None
             if tree["certificate_file_sha256"] != hashlib.sha256(certificate).hexdigest():
                 return None
-            facts = CertificateFacts(
+            facts = CertificateInfo(
                 device_id=str(tree["device_id"]),
                 serial=str(tree["serial"]),
                 fingerprint=str(tree["fingerprint"]),

@@ -20,8 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from device_agent.client_tls import is_refusal
 from device_agent.core import Setback
+from fleet.est_client.tls import is_refusal
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3

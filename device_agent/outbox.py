@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from device_agent.errors import BadConfig, SendRefused
+from device_agent.errors import SendRefused
+from fleet.est_client.errors import BadConfig
 
 PAYLOAD_SIZE_MAX = 256 * 1024  # bytes: what one message may hold
 QUEUE_SIZE_MAX = 4 * 1024 * 1024  # bytes of payload waiting: the process stays small through a long outage

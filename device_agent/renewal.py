@@ -4,34 +4,12 @@
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
-CLOCK_FLOOR = datetime(2020, 1, 1, tzinfo=UTC)  # a device with no battery-backed clock wakes up in 1970 or 2000
+from fleet.est_client.validity import Lifetime, clock_is_credible
 
 RENEW_AT_FRACTION = 2 / 3  # of the lifetime: a third is left for outages
 RENEW_WINDOW_FRACTION = 1 / 12  # of the lifetime: a fleet enrolled in one hour does not renew in one second
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetime:
-    """The validity of a certificate: both ends aware, UTC."""
-
-    not_before: datetime
-    not_after: datetime
-    obtained_at: datetime | None = None
-    """When it came to this device, as far as that is known. Issuers date certificates back, by minutes or a day: a
-    short-lived one would otherwise be due at the moment it arrives, and again, and again."""
-
-    @property
-    def begin(self) -> datetime:
-        """What its age is counted from."""
-        if self.obtained_at is not None and self.not_before <= self.obtained_at < self.not_after:
-            return self.obtained_at
-        return self.not_before
-
-    @property
-    def length(self) -> timedelta:
-        return self.not_after - self.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +24,6 @@ class Backoff:
         """The wait after failure number `attempt`, counted from 0."""
         # min() on the exponent: 2.0 ** 1100 does not fit a float, and a device may retry for years.
         return self.floor_seconds + share * min(self.cap_seconds, self.base_seconds * 2.0 ** min(attempt, 60))
-
-
-def clock_is_credible(now: datetime, lifetime: Lifetime | None) -> bool:
-    """Whether `now` can be the real time.
-
-    Before 2020, or before our own certificate was valid, the clock has not been set since boot. It then proves nothing:
-    neither that a certificate has expired nor that it has not.
-    """
-    return now >= CLOCK_FLOOR and (lifetime is None or now >= lifetime.not_before)
-
-
-def has_expired(lifetime: Lifetime, now: datetime) -> bool:
-    """Whether the certificate is over, as far as the clock can be believed."""
-    return clock_is_credible(now, lifetime) and now >= lifetime.not_after
 
 
 def renewal_due_at(lifetime: Lifetime, share: float, fraction: float = RENEW_AT_FRACTION) -> datetime:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from device_agent.enrollment import EnrollmentProcess, Job, Outcome
-from device_agent.renewal import Backoff, Lifetime, renewal_backoff
+from device_agent.renewal import Backoff, renewal_backoff
+from fleet.est_client.validity import Lifetime
 
 PROMOTE_RETRY_SECONDS = 10.0  # when the disk would not take the switch
 QUIESCING_SECONDS_MAX = 15.0  # for acknowledgements, before a candidate is proven

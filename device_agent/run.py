@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from device_agent.agent_config import read_config
-from device_agent.errors import AgentError
-from device_agent.feeding import Feed
-from device_agent.journal import Journal
-from device_agent.line_feed import LineFeed
+from device_agent.event_log import EventLog
+from device_agent.line_reader import LineReader
 from device_agent.outbox import topic_for
+from device_agent.publisher import Feed
+from fleet.est_client.errors import ClientError
 
 try:
     from device_agent.runner import Runner
@@ -36,9 +36,9 @@ def main() -> None:
         feed = None
         if options.publish is not None or options.stdin:
             topic = topic_for(options.publish, config.device_id) if options.publish is not None else None
-            feed = Feed(LineFeed(sys.stdin.fileno()), topic, options.qos, options.exit_at_eof)
-        code = Runner(config, Journal(), feed).run()
-    except (AgentError, OSError) as error:
+            feed = Feed(LineReader(sys.stdin.fileno()), topic, options.qos, options.exit_at_eof)
+        code = Runner(config, EventLog(), feed).run()
+    except (ClientError, OSError) as error:
         advice = getattr(error, "advice", "")
         print(f"Error: {error}{' ' + advice if advice else ''}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -11,22 +11,23 @@ from collections.abc import Callable
 
 from device_agent import core
 from device_agent.agent_config import AgentConfig
-from device_agent.answers import Answers
+from device_agent.atomic_files import held_lock
 from device_agent.connection import Connection, ConnectionEvent, Down, ProofFailed, Proven, Up
-from device_agent.core import Link, Phase, Setback, Which
-from device_agent.desk import Desk
-from device_agent.durable import held_lock
+from device_agent.control_handlers import ControlHandlers
+from device_agent.control_server import ControlServer
+from device_agent.core import Link, Phase, Role, Setback
 from device_agent.enrollment import Job, Outcome
 from device_agent.errors import AgentError, NotEnrolled
-from device_agent.feeding import Feed, publish_waiting, take_lines
+from device_agent.event_log import Clock, EventLog, system_clock
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.journal import Clock, Journal, system_clock
 from device_agent.mqtt_link import Acknowledged
 from device_agent.outbox import Outbox
-from device_agent.renewal import Lifetime
+from device_agent.publisher import Feed, publish_waiting, take_lines
+from device_agent.renewal_schedule import Schedule
 from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, Rotation, Told
-from device_agent.schedule import Schedule
-from device_agent.wakeup import RENEW_SIGNAL, STOP_SIGNALS, Wakeup
+from device_agent.signals import RENEW_SIGNAL, STOP_SIGNALS, Waker
+from fleet.est_client.errors import ClientError
+from fleet.est_client.validity import Lifetime
 
 LOCK_NAME = "agent.lock"
 DRAIN_SECONDS_MAX = 4.0  # for acknowledgements, after SIGTERM
@@ -44,7 +45,7 @@ class Runner:
     def __init__(
         self,
         config: AgentConfig,
-        journal: Journal,
+        journal: EventLog,
         feed: Feed | None = None,
         *,
         clock: Clock = system_clock,
@@ -60,7 +61,7 @@ class Runner:
         self._chance = chance
         self._store = IdentityStore(config.home)
         self.outbox = Outbox(config.outbox_messages_max)
-        self._wakeup = Wakeup()
+        self._wakeup = Waker()
         self.connection = Connection(config, self._wakeup.wake, monotonic, chance)
         self.rotation = Rotation(config.refused_retry_seconds, chance, monotonic)
         self.phase = Phase.SERVING
@@ -70,7 +71,7 @@ class Runner:
         self._look_at = 0.0  # when to look into the slots again
         self.last_error = ""
         self._stop_by: float | None = None
-        self._answers = Answers(self)
+        self._answers = ControlHandlers(self)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or the end of the feed. 0 when everything accepted was delivered, else 1.
@@ -102,7 +103,7 @@ class Runner:
                     "This device has no certificate yet.",
                     f"Run: device-agent --home {shlex.quote(str(self._config.home))} enroll.",
                 )
-            desk = Desk(self._config.home, self._answers.handlers())
+            desk = ControlServer(self._config.home, self._answers.handlers())
             self._journal.event("started", device=self.device_id, pid=os.getpid())
             try:
                 while not is_finished():
@@ -118,7 +119,7 @@ class Runner:
                 desk.close()
                 self._wakeup.close()
 
-    def _turn(self, desk: Desk, seconds: float) -> None:
+    def _turn(self, desk: ControlServer, seconds: float) -> None:
         if self._feed and self._stop_by is None:
             take_lines(self._feed, self.outbox, self.device_id, self._journal)
         if self.phase is Phase.SERVING:
@@ -142,7 +143,7 @@ class Runner:
         for event in self.connection.collect():
             self._after(event)
 
-    def _poll(self, desk: Desk, seconds: float) -> dict[int, int]:
+    def _poll(self, desk: ControlServer, seconds: float) -> dict[int, int]:
         # A new poll object each turn: with ten descriptors it costs nothing, and none of them can be stale.
         poll = select.poll()
         watched = desk.watched() | {self._wakeup.descriptor: select.POLLIN}
@@ -224,15 +225,15 @@ class Runner:
             case core.Wait():
                 pass
 
-    def _connect(self, which: Which, check_time: bool) -> None:
-        identity = self._candidate if which is Which.CANDIDATE else self._current
+    def _connect(self, which: Role, check_time: bool) -> None:
+        identity = self._candidate if which is Role.CANDIDATE else self._current
         if identity is None:
             return
         if not check_time:
             self._journal.event("clock-not-set", now=self._clock().isoformat(), note="dates are not checked")
         try:
             self.connection.connect(identity, which, check_time)
-        except AgentError as error:
+        except ClientError as error:
             self._after(self.connection.failed_to_start(error))
 
     def _prove(self, check_time: bool) -> None:
@@ -242,7 +243,7 @@ class Runner:
             return
         try:
             self.connection.prove(self._candidate, check_time)
-        except AgentError as error:
+        except ClientError as error:
             self._after(ProofFailed(Setback.NETWORK, error.message))
 
     def _abandon_proof(self) -> None:
@@ -263,12 +264,12 @@ class Runner:
         try:
             with self._store.lock():
                 self._store.promote(self._candidate)
-        except (AgentError, OSError) as error:
+        except (ClientError, OSError) as error:
             self.last_error = f"the switch to the new certificate was not stored: {error}"
             self._journal.event("promote-failed", reason=error)
             self.rotation.promote_at = self._monotonic() + PROMOTE_RETRY_SECONDS
             return
-        self.connection.uses = Which.CURRENT
+        self.connection.uses = Role.CURRENT
         self._share = self._chance()
         self._look_into_slots()
         self.rotation.succeeded()
@@ -296,7 +297,7 @@ class Runner:
                 self._went_down(event)
             case Proven():
                 self.phase = Phase.SERVING
-                self.connection.uses, self.connection.identity = Which.CANDIDATE, self._candidate
+                self.connection.uses, self.connection.identity = Role.CANDIDATE, self._candidate
                 self._came_up(session_present=True)
             case ProofFailed(setback=setback, reason=reason):
                 self.phase = Phase.SERVING
@@ -327,7 +328,7 @@ class Runner:
         self._journal.event(
             name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1)
         )
-        if self.connection.last_tried is Which.CANDIDATE and self._candidate is not None:
+        if self.connection.last_tried is Role.CANDIDATE and self._candidate is not None:
             self.rotation.tell(
                 f"The new certificate is stored, and could not be proven yet: {event.reason}.",
                 "It is tried again with the next connection.",

@@ -11,17 +11,16 @@ from urllib.parse import urlsplit
 import click
 from cryptography import x509
 
-from device_agent.agent_config import check_device_id, parse_host_port
-from device_agent.enrollment import KEY_TYPES
-from device_agent.errors import AgentError, BadConfig, EstBusy, EstError, EstUnreachable, EstUntrusted
-from device_agent.est_client import EstClient
-from firmware_tools.errors import LinkError, StationError, Stopped
-from firmware_tools.ledger import Ledger
-from firmware_tools.printing import plain, print_object, print_table
+from firmware_tools.station.errors import LinkError, StationError, Stopped
+from firmware_tools.station.ledger import Ledger
+from firmware_tools.station.printing import plain, print_object, print_table
+from fleet.est_client.arguments import KEY_TYPES, check_device_id, parse_host_port
+from fleet.est_client.client import EstClient
+from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstUnreachable, EstUntrusted
 
 try:
-    from firmware_tools.serial_link import BAUD_DEFAULT, SerialLink, ports
-    from firmware_tools.station import Job, Run, failure_code, station_name
+    from firmware_tools.station.run import Job, Run, failure_code, station_name
+    from firmware_tools.station.serial_link import BAUD_DEFAULT, SerialLink, ports
     from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
     from fleet.wire.serial.dialogue.events import Order, Timing
 except ModuleNotFoundError as error:
@@ -139,7 +138,7 @@ def provision(
         authority = EstClient(est_url, ca, certificate=(cert, key))
     except (BadConfig, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    except (AgentError, OSError) as error:
+    except (ClientError, OSError) as error:
         raise SystemExit(_complain(str(error), "", EXIT_REFUSED)) from error
     try:
         with SerialLink(port, baud) as link:

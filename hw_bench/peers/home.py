@@ -13,9 +13,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.est_client import EstClient
 from fleet.ca.keys import generate_key, write_key
 from fleet.domain.issuance_context import COMMON_NAME
+from fleet.est_client.client import EstClient
 from fleet.home.layout import Home
 from fleet.wire.csr import build_csr
 from hw_bench.certificates import Identity

@@ -18,6 +18,13 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def modules_of(folder: str) -> list[str]:
+    """The names of all modules in a package's folder."""
+    files = (PROJECT / folder).rglob("*.py")
+    names = (".".join(file.relative_to(PROJECT).with_suffix("").parts) for file in files)
+    return sorted(name.removesuffix(".__init__") for name in names)
+
+
 def test_contracts_hold() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
@@ -41,12 +48,38 @@ def test_the_package_root_is_empty() -> None:
     assert (PROJECT / "fleet" / "__init__.py").read_bytes() == b""
 
 
-@pytest.mark.parametrize("module", ["device_agent", "device_agent.cli", "fleet.wire.est", "fleet.wire.csr"])
-def test_the_device_side_loads_no_server(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "device_agent",
+        "device_agent.cli",
+        "device_agent.enroll_child",
+        "firmware_tools.station_cli",
+        "firmware_tools.cli",
+        "fleet.est_client.client",
+        "fleet.wire.csr",
+        "fleet.wire.est",
+    ],
+)
+def test_device_and_factory_load_wire_and_est_client_only(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert not {m for m in loaded if m.split(".")[0] in SERVER_MODULES}
-    ours = {m for m in loaded if m.startswith("fleet.") and not m.startswith("fleet.wire")}
-    assert ours <= {"fleet.config", "fleet.config.streams"}
+    assert {m.split(".")[1] for m in loaded if m.startswith("fleet.")} <= {"wire", "est_client"}
+    assert module.startswith("device_agent") or not {m for m in loaded if m.startswith("device_agent")}
+
+
+def test_the_est_client_imports_wire_alone() -> None:
+    loaded = modules_after("import " + ", ".join(modules_of("fleet/est_client")))
+    assert {m.split(".")[1] for m in loaded if m.startswith("fleet.")} == {"wire", "est_client"}
+
+
+def test_the_emulated_board_is_loaded_by_its_command_alone() -> None:
+    agent = [m for m in modules_of("device_agent") if not m.startswith("device_agent.emulated") and "__main__" not in m]
+    loaded = modules_after("import " + ", ".join(agent))
+    assert "device_agent.runner" in loaded
+    assert not {m for m in loaded if m.startswith(("device_agent.emulated", "fleet.wire.serial"))}
+    by_command = modules_after("from device_agent.cli import cli; cli.get_command(None, 'emulate')")
+    assert "device_agent.emulated.board" in by_command
 
 
 @pytest.mark.parametrize("module", ["fleet.cli", "fleet.cli.cert"])

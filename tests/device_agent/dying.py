@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from device_agent.identity_store import CertificateFacts, Identity, IdentityStore
+from device_agent.identity_store import CertificateInfo, Identity, IdentityStore
 
 BEGIN, END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
 
@@ -18,7 +18,7 @@ def put(store: IdentityStore, serial: str) -> Identity:
     slot = store.spare_slot()
     store.clear(slot)
     store.write_key(slot, f"the key {serial}".encode())
-    facts = CertificateFacts("cam-7", serial, f"fp-{serial}", "CN=test", BEGIN, END)
+    facts = CertificateInfo("cam-7", serial, f"fp-{serial}", "CN=test", BEGIN, END)
     return store.complete(slot, f"certificate {serial}".encode(), facts)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from device_agent.certificate_checks import facts_of
 from device_agent.cli import cli
+from device_agent.device_key import certificate_info
 from device_agent.identity_store import IdentityStore
 from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, key_pem, pem
 from tests.free_ports import free_port
@@ -146,7 +146,7 @@ def test_a_running_agent_recovers_when_an_expired_certificate_is_replaced(new_de
     store = IdentityStore(device.home)
     store.write_key("slot-a", key_pem(key))
     chain = pem(certificate, device.est.authority.issuing)
-    facts = facts_of(certificate, device.device_id, certificate.not_valid_before_utc)
+    facts = certificate_info(certificate, device.device_id, certificate.not_valid_before_utc)
     store.promote(store.complete("slot-a", chain, facts))
     assert device.status()["state"] == "expired"
     agent = device.run()

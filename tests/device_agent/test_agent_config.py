@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import check_device_id, parse_host_port, read_config, write_config
-from device_agent.errors import BadConfig
+from device_agent.agent_config import read_config, write_config
+from fleet.est_client.arguments import check_device_id, parse_host_port
+from fleet.est_client.errors import BadConfig
 
 CA = b"-----BEGIN CERTIFICATE-----\n"
 

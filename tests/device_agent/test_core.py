@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from device_agent import core
-from device_agent.core import Link, Phase, View, Which, decide
-from device_agent.renewal import Lifetime
+from device_agent.core import Link, Phase, Role, View, decide
+from fleet.est_client.validity import Lifetime
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 MONOTONIC = 1000.0
@@ -18,7 +18,7 @@ IDLE = View(
     current=GOOD,
     candidate=None,
     link=Link.UP,
-    link_uses=Which.CURRENT,
+    link_uses=Role.CURRENT,
     phase=Phase.SERVING,
     in_flight=0,
     renewing=False,
@@ -48,8 +48,8 @@ def test_nothing_to_do_is_a_tick() -> None:
 
 
 def test_down_connects_with_what_there_is() -> None:
-    assert ask(DOWN) == core.Connect(Which.CURRENT, check_time=True)
-    assert ask(replace(DOWN, current=None, candidate=GOOD)) == core.Connect(Which.CANDIDATE, check_time=True)
+    assert ask(DOWN) == core.Connect(Role.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=None, candidate=GOOD)) == core.Connect(Role.CANDIDATE, check_time=True)
     assert isinstance(ask(replace(DOWN, current=None)), core.Wait)
 
 
@@ -59,24 +59,24 @@ def test_down_waits_for_its_time() -> None:
 
 def test_the_candidate_comes_first_and_then_they_take_turns() -> None:
     both = replace(DOWN, candidate=GOOD)
-    assert ask(both) == core.Connect(Which.CANDIDATE, check_time=True)
-    assert ask(replace(both, last_tried=Which.CANDIDATE)) == core.Connect(Which.CURRENT, check_time=True)
-    assert ask(replace(both, last_tried=Which.CURRENT)) == core.Connect(Which.CANDIDATE, check_time=True)
+    assert ask(both) == core.Connect(Role.CANDIDATE, check_time=True)
+    assert ask(replace(both, last_tried=Role.CANDIDATE)) == core.Connect(Role.CURRENT, check_time=True)
+    assert ask(replace(both, last_tried=Role.CURRENT)) == core.Connect(Role.CANDIDATE, check_time=True)
 
 
 def test_an_only_candidate_is_tried_again_and_again() -> None:
-    view = replace(DOWN, current=None, candidate=GOOD, last_tried=Which.CANDIDATE)
-    assert ask(view) == core.Connect(Which.CANDIDATE, check_time=True)
+    view = replace(DOWN, current=None, candidate=GOOD, last_tried=Role.CANDIDATE)
+    assert ask(view) == core.Connect(Role.CANDIDATE, check_time=True)
 
 
 def test_an_expired_certificate_is_still_tried() -> None:
-    assert ask(replace(DOWN, current=OLD)) == core.Connect(Which.CURRENT, check_time=True)
-    assert ask(replace(DOWN, current=GOOD, candidate=OLD)) == core.Connect(Which.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=OLD)) == core.Connect(Role.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=GOOD, candidate=OLD)) == core.Connect(Role.CURRENT, check_time=True)
 
 
 @pytest.mark.parametrize("now", [datetime(1970, 1, 1, tzinfo=UTC), GOOD.not_before - timedelta(days=1)])
 def test_with_a_clock_that_is_not_set_dates_are_not_checked(now: datetime) -> None:
-    assert ask(DOWN, now) == core.Connect(Which.CURRENT, check_time=False)
+    assert ask(DOWN, now) == core.Connect(Role.CURRENT, check_time=False)
 
 
 def test_a_connection_that_takes_too_long_is_given_up() -> None:
@@ -151,7 +151,7 @@ def test_a_proof_without_an_answer_is_abandoned() -> None:
 
 
 def test_a_candidate_that_connected_is_promoted() -> None:
-    view = replace(IDLE, candidate=GOOD, link_uses=Which.CANDIDATE)
+    view = replace(IDLE, candidate=GOOD, link_uses=Role.CANDIDATE)
     assert ask(view) == core.Promote()
     assert ask(replace(view, promote_at=MONOTONIC + 2)) == core.Wait(2)
     assert ask(replace(view, renewal_due=True, promote_at=MONOTONIC + 2)) == core.Wait(2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import Busy, StoreDamaged
-from device_agent.identity_store import SLOTS, CertificateFacts, Identity, IdentityStore
+from device_agent.identity_store import SLOTS, CertificateInfo, Identity, IdentityStore
 from tests.device_agent.dying import BEGIN, END, put
 
 
@@ -78,7 +78,7 @@ def test_a_key_without_certificate_is_taken_up_again(home: Path) -> None:
     store = IdentityStore(home)
     store.write_key("slot-a", b"key")
     assert store.unfinished_key("slot-a") == b"key"
-    store.complete("slot-a", b"certificate", CertificateFacts("cam-7", "1", "fp", "CN=test", BEGIN, END))
+    store.complete("slot-a", b"certificate", CertificateInfo("cam-7", "1", "fp", "CN=test", BEGIN, END))
     assert store.unfinished_key("slot-a") is None
 
 

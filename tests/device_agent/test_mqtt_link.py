@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.client_tls import client_context
 from device_agent.core import Setback
 from device_agent.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, LinkEvent, Lost, MqttLink, Target
+from fleet.est_client.tls import client_context
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber
 from tests.device_agent.wild_servers import read_packet, tls_server
 from tests.free_ports import free_port
@@ -63,7 +63,7 @@ def context(authority: Authority) -> ssl.SSLContext:
 
 @contextmanager
 def mqtt_server(authority: Authority, *answers: bytes) -> Iterator[int]:
-    """Answers the packets of a connection one by one, then waits until the client leaves."""
+    """ControlHandlers the packets of a connection one by one, then waits until the client leaves."""
 
     def behave(stream: ssl.SSLSocket) -> None:
         for answer in answers:

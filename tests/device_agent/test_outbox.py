@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from device_agent.errors import BadConfig, SendRefused
-from device_agent.line_feed import LINE_SIZE_MAX, LineFeed
+from device_agent.errors import SendRefused
+from device_agent.line_reader import LINE_SIZE_MAX, LineReader
 from device_agent.outbox import PAYLOAD_SIZE_MAX, QUEUE_SIZE_MAX, Message, Outbox, topic_for
+from fleet.est_client.errors import BadConfig
 
 
 def message(text: str, qos: int = 1) -> Message:
@@ -103,15 +104,15 @@ def test_topics() -> None:
 # Lines
 
 
-def feed_of(data: bytes) -> LineFeed:
+def feed_of(data: bytes) -> LineReader:
     """A feed on a pipe with `data` in it (64 KB at most), closed at the other end."""
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
-    return LineFeed(reader)
+    return LineReader(reader)
 
 
-def lines_of(feed: LineFeed) -> list[bytes]:
+def lines_of(feed: LineReader) -> list[bytes]:
     lines: list[bytes] = []
     while not feed.at_end:
         feed.read()
@@ -139,7 +140,7 @@ def test_lines_cut_at_every_byte() -> None:
     data = b"one\r\ntwo\n\nthree"
     for cut in range(len(data) + 1):
         reader, writer = os.pipe()
-        feed = LineFeed(reader)
+        feed = LineReader(reader)
         os.write(writer, data[:cut])
         if cut:
             feed.read()
@@ -150,7 +151,7 @@ def test_lines_cut_at_every_byte() -> None:
 
 def test_a_line_without_end_is_dropped_and_the_next_is_read() -> None:
     reader, writer = os.pipe()
-    feed = LineFeed(reader)
+    feed = LineReader(reader)
     for _ in range(LINE_SIZE_MAX // 60_000 + 3):
         os.write(writer, b"x" * 60_000)
         feed.read()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from device_agent.enrollment import KEY_TYPES
 from fleet.domain.access import Act
 from fleet.domain.model_rules import rules_of
+from fleet.est_client.arguments import KEY_TYPES
 from fleet.services import inventory
 from fleet.wire.csr import key_type_of
 from tests.device_agent.fleet_parts import Device

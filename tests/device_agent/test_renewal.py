@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.renewal import (
-    Backoff,
-    Lifetime,
-    clock_is_credible,
-    has_expired,
-    renewal_backoff,
-    renewal_due_at,
-    renewal_is_due,
-)
+from device_agent.renewal import Backoff, renewal_backoff, renewal_due_at, renewal_is_due
+from fleet.est_client.validity import Lifetime, clock_is_credible, has_expired
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 MONTH = Lifetime(BEGIN, BEGIN + timedelta(days=30))

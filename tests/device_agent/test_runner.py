@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from device_agent.agent_config import read_config, write_config
-from device_agent.certificate_checks import facts_of
+from device_agent.device_key import certificate_info
 from device_agent.errors import NotEnrolled
+from device_agent.event_log import EventLog
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.journal import Journal
 from device_agent.runner import Runner
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
 from tests.device_agent.wild_servers import read_packet, tls_server
@@ -64,7 +64,7 @@ def put(store: IdentityStore, authority: Authority) -> Identity:
     slot = store.spare_slot()
     store.clear(slot)
     store.write_key(slot, key_pem(key))
-    facts = facts_of(certificate, "cam-7", certificate.not_valid_before_utc)
+    facts = certificate_info(certificate, "cam-7", certificate.not_valid_before_utc)
     return store.complete(slot, pem(certificate, authority.issuing), facts)
 
 
@@ -74,7 +74,7 @@ def run_until(home: Path, enough: Callable[[str], bool], **given: object) -> str
     timer = threading.Timer(DEADLINE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     try:
-        assert Runner(read_config(home), Journal(stream=log), **given).run() == 0  # type: ignore[arg-type]
+        assert Runner(read_config(home), EventLog(stream=log), **given).run() == 0  # type: ignore[arg-type]
     finally:
         timer.cancel()
     assert enough(log.getvalue()), log.getvalue()
@@ -183,4 +183,4 @@ def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Auth
 def test_nothing_to_run_with(authority: Authority, tmp_path: Path) -> None:
     home_at(tmp_path, authority, 1)
     with pytest.raises(NotEnrolled):
-        Runner(read_config(tmp_path / "a home"), Journal(stream=io.StringIO())).run()
+        Runner(read_config(tmp_path / "a home"), EventLog(stream=io.StringIO())).run()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.errors import EstRefused
-from device_agent.est_client import EstClient
 from fleet.demo.harness import AGENT, Running
+from fleet.est_client.client import EstClient, Policy
+from fleet.est_client.errors import EstRefused
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V311
 from tests.serving import Served, fleet, program, start
@@ -84,7 +84,7 @@ def mqtt_connected(served: Served, pair: tuple[Path, Path], client_id: str) -> I
 
 
 def renewal_with(served: Served, pair: tuple[Path, Path]) -> EstClient:
-    return EstClient(served.est, served.ca_file, certificate=pair, patience_seconds=0)
+    return EstClient(served.est, served.ca_file, certificate=pair, policy=Policy(patience_seconds=0))
 
 
 def csr_for(name: str) -> bytes:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from device_agent.errors import EstRefused
-from device_agent.est_client import EstClient
+from fleet.est_client.client import EstClient, Policy
+from fleet.est_client.errors import EstRefused
 from fleet.wire.mqtt.codes import V311
 from tests.end_to_end.test_device_life import DEVICE, LiveDevice, csr_for, mqtt_answer, renewal_with
 from tests.postgres_server import PASSWORD, PostgresServer, running_postgres
@@ -91,7 +91,7 @@ def test_a_token_is_spent_once_at_whichever_node(nodes: list[Served], tmp_path: 
     token = fleet(second.home, "token", "create", "--device", DEVICE).strip()
 
     def enroll(node: Served) -> None:
-        client = EstClient(node.est, node.ca_file, basic=(DEVICE, token), patience_seconds=0)
+        client = EstClient(node.est, node.ca_file, basic=(DEVICE, token), policy=Policy(patience_seconds=0))
         client.simpleenroll(csr_for(DEVICE))
 
     enroll(second)

@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from device_agent.est_client import EstClient
+from fleet.est_client.client import EstClient
 from fleet.home.layout import Home, settings_of
 from fleet.home.pki import renew_server_certificate
 from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.errors import EstBusy
-from device_agent.est_client import EstClient
 from fleet.domain.credential import Credential
+from fleet.est_client.client import EstClient, Policy
+from fleet.est_client.errors import EstBusy
 from fleet.home.layout import Home, open_registry
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
@@ -84,7 +84,7 @@ def csr(device: str) -> bytes:
 
 
 def est(served: Served, device: str, token: str) -> EstClient:
-    return EstClient(served.est, served.ca_file, basic=(device, token), patience_seconds=0)
+    return EstClient(served.est, served.ca_file, basic=(device, token), policy=Policy(patience_seconds=0))
 
 
 def answer(served: Served, token: str) -> tuple[int, str, bytes]:

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.errors import AgentError
-from device_agent.est_client import EstClient
 from fleet.domain.device import Place
+from fleet.est_client.client import EstClient, Policy
+from fleet.est_client.errors import EstError
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
 from hw_bench.peers.home import unlimited
@@ -46,9 +46,10 @@ class Enrolling:
             key = ec.generate_private_key(ec.SECP256R1())
             csr = build_csr(key, (("2.5.4.3", device),), ())
             try:
-                est = EstClient(self._served.est, self._served.ca_file, basic=(device, self._token), patience_seconds=0)
+                policy = Policy(patience_seconds=0)
+                est = EstClient(self._served.est, self._served.ca_file, basic=(device, self._token), policy=policy)
                 certificate = est.simpleenroll(csr)
-            except AgentError:
+            except EstError:
                 self.kept_out += 1
                 self.stopping.wait(0.01)  # the server is being restarted; the number is tried once only
             else:

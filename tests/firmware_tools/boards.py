@@ -47,7 +47,7 @@ def read_line(process: subprocess.Popen[bytes]) -> bytes:
 
 @dataclass
 class LocalAuthority:
-    """Answers as an EST server would: the same certificate for the same key."""
+    """ControlHandlers as an EST server would: the same certificate for the same key."""
 
     lifetime: timedelta = timedelta(days=30)
     issued: dict[bytes, x509.Certificate] = field(default_factory=dict)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from firmware_tools.errors import LedgerError
-from firmware_tools.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
+from firmware_tools.station.errors import LedgerError
+from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
 
 ROW = Row(PROVISIONED, "2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z", 1.5, "pump-7", "pump", "SN-1")
 

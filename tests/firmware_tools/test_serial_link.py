@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.pty_port import PtyPort, pty_port
-from firmware_tools.errors import LinkError
-from firmware_tools.serial_link import REOPEN_SECONDS, SerialLink, ports
+from device_agent.emulated.pty_port import PtyPort, pty_port
+from firmware_tools.station.errors import LinkError
+from firmware_tools.station.serial_link import REOPEN_SECONDS, SerialLink, ports
 from tests.firmware_tools.boards import DEADLINE_SECONDS
 
 

@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from device_agent.agent_config import read_config
-from device_agent.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
-from device_agent.pty_port import pty_port
+from device_agent.emulated.pty_port import pty_port
 from firmware_tools.station_cli import exit_code
+from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.messages import FailureCode
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board

@@ -9,10 +9,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
-from firmware_tools.errors import LedgerError, LinkError, StationError, Stopped
-from firmware_tools.ledger import FAILED, ISSUED, PROVISIONED, Ledger
-from firmware_tools.station import Job, Run, failure_code, station_name
+from firmware_tools.station.errors import LedgerError, LinkError, StationError, Stopped
+from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger
+from firmware_tools.station.run import Job, Run, failure_code, station_name
+from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.device import DeviceDialogue
 from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, NoAnswer

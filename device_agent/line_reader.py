@@ -1,0 +1,54 @@
+"""Lines of a descriptor, such as stdin, as messages to publish. Never blocks, never holds more than one long line."""
+
+import os
+
+from device_agent.outbox import PAYLOAD_SIZE_MAX, TOPIC_SIZE_MAX
+
+LINE_SIZE_MAX = PAYLOAD_SIZE_MAX + TOPIC_SIZE_MAX + 1  # bytes
+_READ_SIZE = 65536
+
+
+class LineReader:
+    """`read` when the descriptor is readable, then `take` lines for as long as there is room for them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.at_end = False
+        self.too_long = 0
+        """Lines dropped because they were longer than LINE_SIZE_MAX."""
+        self._buffer = b""
+        self._skipping = False
+
+    def read(self) -> None:
+        """Take in what is there. At the end of the input, an unfinished last line counts as a line."""
+        try:
+            data = os.read(self.descriptor, _READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # a terminal that hung up
+        if not data:
+            self.at_end = True
+            if self._buffer:
+                data = b"\n"
+        self._buffer += data
+        if self._skipping:
+            _, newline, rest = self._buffer.partition(b"\n")
+            self._buffer = rest
+            self._skipping = not newline
+        if b"\n" not in self._buffer and len(self._buffer) > LINE_SIZE_MAX:
+            self.too_long += 1
+            self._buffer = b""
+            self._skipping = not self.at_end
+
+    @property
+    def has_line(self) -> bool:
+        return b"\n" in self._buffer
+
+    def take(self) -> bytes | None:
+        """The oldest whole line without its end, or None when there is none."""
+        line, newline, rest = self._buffer.partition(b"\n")
+        if not newline:
+            return None
+        self._buffer = rest
+        return line.removesuffix(b"\r")

@@ -1,0 +1,92 @@
+"""When the current certificate is to be renewed: by its own lifetime, and sooner when the server says so.
+
+The server is asked every few hours, in a child process like an enrollment, whether it suggests a window (RFC 9773's
+idea, at EST's path). One that does not know the question, or cannot be reached, changes nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from device_agent.enrollment import EnrollmentProcess, Job, Outcome
+from device_agent.identity_store import Identity
+from device_agent.renewal import renewal_due_at, renewal_is_due
+from fleet.est_client.validity import clock_is_credible
+
+ASK_SECONDS = 6 * 3600.0  # when the server does not say
+ASK_SECONDS_MIN = 60.0
+ASK_SECONDS_MAX = 24 * 3600.0
+FIRST_FRACTION = 1 / 20  # of the lifetime: within that time from its start, an agent asks for the first time
+JITTER = 0.1  # of the time between two questions, to either side
+DEADLINE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Schedule:
+    """Mutable, and owned by the runner. Times are monotonic seconds, unless they are datetimes."""
+
+    home: Path
+    fraction: float
+    chance: Callable[[], float]
+    monotonic: Callable[[], float]
+    process: EnrollmentProcess | None = None
+    _process_until: float = 0.0
+    _ask_at: float | None = None
+    _share: float = 0.0
+    _suggested: dict[str, datetime] = field(default_factory=dict)
+    """By the fingerprint that was asked about; one entry."""
+
+    def __post_init__(self) -> None:
+        self._share = self.chance()
+
+    def due_at(self, identity: Identity) -> datetime:
+        own = renewal_due_at(identity.lifetime, self._share, self.fraction)
+        return min(own, self._suggested.get(identity.facts.fingerprint, own))
+
+    def is_due(self, identity: Identity, now: datetime) -> bool:
+        if renewal_is_due(identity.lifetime, now, self._share, self.fraction):
+            return True
+        return clock_is_credible(now, identity.lifetime) and now >= self.due_at(identity)
+
+    def ask_if_time(self, identity: Identity) -> None:
+        """Start asking the server about `identity`, when it is time to."""
+        now = self.monotonic()
+        if self._ask_at is None:
+            within = min(ASK_SECONDS, identity.lifetime.length.total_seconds() * FIRST_FRACTION)
+            self._ask_at = now + within * self.chance()
+        if self.process is not None or now < self._ask_at:
+            return
+        fingerprint = identity.facts.fingerprint
+        self.process = EnrollmentProcess(
+            Job(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS)
+        )
+        self._process_until = now + DEADLINE_SECONDS + 5
+
+    def read(self) -> str:
+        """What the server has said, when it is there; "" when there is nothing to tell."""
+        outcome = self.process.read() if self.process else None
+        if outcome is None and self.process and self.monotonic() >= self._process_until:
+            outcome = self.process.kill()
+        return self._heard(outcome) if outcome is not None else ""
+
+    def _heard(self, outcome: Outcome) -> str:
+        self.process = None
+        again = outcome.retry_after_seconds or ASK_SECONDS
+        again = min(ASK_SECONDS_MAX, max(ASK_SECONDS_MIN, again))
+        self._ask_at = self.monotonic() + again * (1 - JITTER + 2 * JITTER * self.chance())
+        if not outcome.ok or not outcome.window:
+            return ""
+        start, end = (datetime.fromisoformat(text) for text in outcome.window)
+        due = start + (end - start) * self.chance()
+        known = self._suggested.get(outcome.slot)
+        if known is not None and start <= known <= end:
+            return ""  # drawn before from the same window: drawing again would favour its beginning
+        self._suggested = {outcome.slot: due}
+        return f"{due:%Y-%m-%d %H:%M:%S} UTC"
+
+    def stop(self) -> None:
+        """End the child, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process = None

@@ -1,0 +1,39 @@
+"""Arguments of enrollment commands: device id, key type, MQTT address. Standard library only."""
+
+import re
+
+from fleet.est_client.errors import BadConfig
+
+KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+"""Key types that a device can generate, named as in the fleet's models."""
+
+MQTT_PORT_DEFAULT = 8883
+
+# The registry's rule: no + # / $, space or NUL can reach a topic or a file name.
+_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_HOST_PORT = re.compile(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
+
+
+def check_device_id(text: str) -> str:
+    """`text` itself, if it is a valid device id.
+
+    Raises: BadConfig.
+    """
+    if not _DEVICE_ID.fullmatch(text):
+        raise BadConfig(
+            f"{text[:80]!r} is not a device id.",
+            "Use 1 to 64 letters, digits, dots, colons, dashes or underscores, starting with a letter or digit.",
+        )
+    return text
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`, with or without `mqtts://`; the port defaults to 8883.
+
+    Raises: BadConfig.
+    """
+    match = _HOST_PORT.fullmatch(text)
+    port = int(match[2] or MQTT_PORT_DEFAULT) if match else 0
+    if not match or not 0 < port < 65536:
+        raise BadConfig(f"{text[:80]!r} is not the address of an MQTT server.", "Write it as HOST:PORT.")
+    return match[1].strip("[]"), port

@@ -1,0 +1,302 @@
+"""EST client (RFC 7030, RFC 8951): CA certificates, enrollment, re-enrollment. One connection for each request.
+
+On the standard library's http.client and ssl, so that a device and a factory station can both carry it. Nothing is
+read from a server whose certificate has not been verified, and no body is parsed before its size is known.
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from fleet.est_client import transport
+from fleet.est_client.errors import EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
+from fleet.est_client.tls import client_context, is_refusal
+from fleet.est_client.transport import Answer, Request
+from fleet.est_client.url import parse_est_url
+from fleet.wire import est
+from fleet.wire.csrattrs import CsrAttributes, decode_csrattrs
+from fleet.wire.errors import WireError
+
+REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
+RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202, 429 or 503 without Retry-After
+RETRY_AFTER_MIN_SECONDS = 1.0  # even for Retry-After: 0, so that no server is polled in a tight loop
+
+
+BoundCsr = Callable[[str | None], bytes]
+"""Builds the DER of a CSR with this challenge password in it, with the same key each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Time limits, and how strictly the server is verified."""
+
+    timeout_seconds: float = 30.0
+    """For one request: connect, handshake, request and answer."""
+    patience_seconds: float = 60.0
+    """For all the waiting that 202, 429 and 503 ask for."""
+    check_time: bool = True
+    """False ignores the dates (only) of the server's certificate: for a clock that is not set yet."""
+
+
+DEFAULT_POLICY = Policy()
+
+
+class EstClient:
+    """One server, and the credentials for it: a client certificate, or user and password, or neither (cacerts only).
+
+    `url` is `https://HOST:PORT`, with or without `/.well-known/est` and a label behind it; that label is used for each
+    operation that is called without one. `certificate` is (PEM chain, PEM key). `basic` is (device id, token); an id
+    that HTTP Basic cannot carry is left out of it.
+
+    Raises: BadConfig if the URL or the CA file is invalid; BadCredentials if the client certificate cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ca_file: Path | str,
+        certificate: tuple[Path | str, Path | str] | None = None,
+        basic: tuple[str, str] | None = None,
+        *,
+        policy: Policy = DEFAULT_POLICY,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._host, self._port, self._label = parse_est_url(url)
+        self._ca_file = Path(ca_file)
+        self._certificate = (Path(certificate[0]), Path(certificate[1])) if certificate else None
+        self._basic = basic
+        self._policy = policy
+        self._pause = pause
+        self._context()  # a bad file is an error here, not in the middle of an enrollment
+
+    def cacerts(self, label: str | None = None) -> list[x509.Certificate]:
+        """The server's CA certificates: root and chain, in no promised order. RFC 7030, 4.1.
+
+        `label` is the path segment of 3.2.2.
+
+        Raises: EstError.
+        """
+        return _certificates(self._ask("GET", "cacerts", None, label))
+
+    def csrattrs(self, label: str | None = None) -> CsrAttributes:
+        """The attributes that the server wants in a CSR; none if it does not say. RFC 7030, 4.5.
+
+        Raises: EstError.
+        """
+        answer = self._ask("GET", "csrattrs", None, label, (200, 204, 404))
+        if answer.status != 200:  # RFC 7030, 4.5.2: 204 and 404 both mean that there are none
+            return CsrAttributes()
+        try:
+            return decode_csrattrs(est.decode_body(answer.body))
+        except WireError as error:
+            raise EstBadAnswer(f"The server's CSR attributes cannot be read: {error}") from error
+
+    def renewal_info(self, fingerprint: str) -> tuple[tuple[datetime, datetime] | None, float]:
+        """Start and end of the window in which the server suggests to renew this certificate (None if it suggests
+        nothing), and the seconds until the next poll. Not in RFC 7030: what RFC 9773, 4.2 is to ACME.
+
+        Raises: EstError.
+        """
+        answer = self._ask("GET", f"renewal-info/{fingerprint}", None, None, (200, 400, 403, 404, 405, 501))
+        if answer.status != 200:
+            return None, 0.0  # another server, or one that does not know this certificate
+        try:
+            suggested = json.loads(answer.body)["suggestedWindow"]
+            start, end = (datetime.fromisoformat(suggested[name]).astimezone(UTC) for name in ("start", "end"))
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise EstBadAnswer("The server's renewal information cannot be read.") from error
+        if not start <= end:
+            raise EstBadAnswer("The server suggests a window that ends before it begins.")
+        return (start, end), _retry_after_seconds(answer)
+
+    def simpleenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
+        """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.
+
+        A BoundCsr is built for the connection that it is sent on.
+
+        Retries while the server answers 202, 429 or 503, within the policy's `patience_seconds`.
+
+        Raises: EstError.
+        """
+        return self._enroll("simpleenroll", csr, label)
+
+    def simplereenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
+        """The successor of the client certificate that we present. RFC 7030, 4.2.2.
+
+        Raises: EstError.
+        """
+        return self._enroll("simplereenroll", csr, label)
+
+    def _enroll(
+        self, operation: Literal["simpleenroll", "simplereenroll"], csr: bytes | BoundCsr, label: str | None
+    ) -> x509.Certificate:
+        certificates = _certificates(self._ask("POST", operation, csr, label))
+        # RFC 7030, 4.2.3: only the issued certificate. Some servers add the chain, so ours is found by its key.
+        public_key = x509.load_der_x509_csr(csr if isinstance(csr, bytes) else csr(None)).public_key()
+        for certificate in certificates:
+            with contextlib.suppress(ValueError, UnsupportedAlgorithm):  # a CA's key may be of a kind unknown here
+                if certificate.public_key() == public_key:
+                    return certificate
+        raise EstBadAnswer("The server's answer holds no certificate for the key that was sent.")
+
+    def _ask(
+        self,
+        method: str,
+        operation: str,
+        csr: bytes | BoundCsr | None,
+        label: str | None,
+        wanted: tuple[int, ...] = (200,),
+    ) -> Answer:
+        label = label or self._label
+        path = est.WELL_KNOWN + (f"/{quote(label, safe='')}" if label else "") + f"/{operation}"
+        waited_seconds = 0.0
+        while True:
+            answer = self._ask_once(method, path, csr)
+            if answer.status in wanted:
+                return answer
+            # RFC 7030, 4.2.3: 202 means later, with the same CSR. 429 and 503 mean later, too.
+            if answer.status not in (202, 429, 503):
+                raise _refusal(answer, operation)
+            wait_seconds = _retry_after_seconds(answer)
+            waited_seconds += wait_seconds
+            if waited_seconds > self._policy.patience_seconds:
+                reason = _reason(answer)
+                raise EstBusy(
+                    f"The EST server asks to retry after {wait_seconds:.0f} s{': ' if reason else '.'}{reason}",
+                    "Try again later: the same key will be used.",
+                    wait_seconds,
+                    pending=answer.status == 202,
+                )
+            self._pause(wait_seconds)
+
+    def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> Answer:
+        headers = {"Accept": "*/*", "Connection": "close"}
+        if csr is not None:
+            headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
+        if self._basic is not None and not path.endswith("/cacerts"):
+            headers["Authorization"] = _basic_credentials(*self._basic)
+
+        def body(stream: ssl.SSLSocket) -> bytes | None:
+            data = csr(_binding(stream)) if callable(csr) else csr
+            return None if data is None else est.encode_body(data)
+
+        # A fresh context for each connection, so that a rotated certificate is always the one presented.
+        context = self._context(bound=callable(csr))
+        request = Request(method, path, headers, body)
+        server = f"{self._host}:{self._port}"
+        try:
+            return transport.exchange(self._host, self._port, context, request, self._policy.timeout_seconds)
+        except transport.AnswerTooLarge:
+            raise EstBadAnswer(f"The server's answer is larger than {est.BODY_SIZE_MAX} bytes.") from None
+        except transport.AnswerCutOff:
+            raise EstUnreachable("The EST server closed the connection in the middle of its answer.") from None
+        except ssl.SSLError as error:
+            raise self._tls_failure(error) from error
+        except http.client.HTTPException as error:
+            raise EstBadAnswer(f"The server's answer is not HTTP: {type(error).__name__}.") from error
+        except TimeoutError as error:
+            raise EstUnreachable(
+                f"The EST server at {server} cannot be reached: it did not answer within "
+                f"{self._policy.timeout_seconds:g} s.",
+                "Check the network and the URL.",
+            ) from error
+        except OSError as error:
+            raise EstUnreachable(
+                f"The EST server at {server} cannot be reached: {error}.", "Check the network and the URL."
+            ) from error
+
+    def _tls_failure(self, error: ssl.SSLError) -> EstUntrusted | EstRefused | EstUnreachable:
+        server = f"{self._host}:{self._port}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return EstUntrusted(
+                f"The certificate of the EST server at {server} did not verify: {error.verify_message}.",
+                "Check the URL's host name, the CA file and this device's clock.",
+            )
+        if is_refusal(error) and self._certificate is None:
+            return EstRefused(
+                f"The server at {server} requires a client certificate: {error.reason}.",
+                "Is that the MQTT port? EST usually listens on 8443.",
+            )
+        if is_refusal(error):
+            return EstRefused(
+                f"The EST server refused our certificate in the handshake: {error.reason}.",
+                "It may be expired, revoked, or issued by another CA: enroll again with a new token.",
+            )
+        return EstUnreachable(f"TLS with {server} failed: {error.reason or error}.")
+
+    def _context(self, *, bound: bool = False) -> ssl.SSLContext:
+        # The ssl module cannot export TLS 1.3's channel binding (RFC 9266); it can for TLS 1.2.
+        newest = ssl.TLSVersion.TLSv1_2 if bound else ssl.TLSVersion.MAXIMUM_SUPPORTED
+        return client_context(self._ca_file, self._certificate, check_time=self._policy.check_time, newest=newest)
+
+
+def _binding(stream: ssl.SSLSocket) -> str:
+    binding = transport.channel_binding(stream)
+    if binding is None:
+        raise EstUnreachable("The connection to the EST server has no channel binding.")
+    return binding
+
+
+def _basic_credentials(user: str, password: str) -> str:
+    # RFC 7617, 2: a user-id with a colon is invalid. Ours may have one; the token alone names the device as well.
+    sent = "" if ":" in user else user
+    return "Basic " + base64.b64encode(f"{sent}:{password}".encode()).decode()
+
+
+def _retry_after_seconds(answer: Answer) -> float:
+    # RFC 9110, 10.2.3 also allows a date; a device may have no clock, so a date counts as the default delay.
+    text = answer.retry_after
+    if not text.strip().isascii() or not text.strip().isdigit():
+        return RETRY_AFTER_DEFAULT_SECONDS
+    return max(RETRY_AFTER_MIN_SECONDS, float(text))
+
+
+def _certificates(answer: Answer) -> list[x509.Certificate]:
+    # RFC 7030, 4.1.3 and 4.2.3
+    if not est.is_certs_only(answer.content_type):
+        raise EstBadAnswer(
+            f"The server answered with {answer.content_type[:80] or 'no content type'!r}, no certificates."
+        )
+    try:
+        return est.decode_certs_only(est.decode_body(answer.body))
+    except WireError as error:
+        raise EstBadAnswer(f"The server's answer cannot be read: {error}") from error
+
+
+_ADVICE = {
+    401: "Check the token: it may be mistyped.",
+    403: "Ask the fleet's operator about this device's state and token.",
+    404: "Check the EST URL.",
+    405: "Check the EST URL.",
+}
+
+
+def _reason(answer: Answer) -> str:
+    """The server's own sentence, "" if it sent none; no control characters, so that it cannot draw on a terminal."""
+    if answer.content_type.partition(";")[0].strip().lower() != "text/plain":
+        return ""
+    text = answer.body[: 4 * REASON_SIZE_MAX].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_SIZE_MAX]
+
+
+def _refusal(answer: Answer, operation: str) -> EstRefused | EstUnreachable | EstBadAnswer:
+    reason = _reason(answer)
+    message = f"The EST server refused {operation} ({answer.status}){': ' + reason if reason else '.'}"
+    if answer.status >= 500:
+        return EstUnreachable(message, "The server failed: try again later.")
+    if answer.status < 400:
+        return EstBadAnswer(message, "Check the EST URL: RFC 7030 defines no such answer.")
+    # A server that gives its reason gives its advice too.
+    return EstRefused(message, "" if reason else _ADVICE.get(answer.status, ""), answer.status)

@@ -1,0 +1,80 @@
+"""Errors of an EST client, as one tree.
+
+    ClientError
+     ├─ BadConfig           a URL, an address, a name, a setting or a CA file is invalid
+     ├─ BadCredentials      the client certificate and its key cannot be loaded
+     └─ EstError            an enrollment failed
+         ├─ EstUnreachable      no answer: the network, a timeout, a closed connection, a server error (5xx)
+         ├─ EstUntrusted        the server's certificate did not verify
+         ├─ EstRefused          the server refused (4xx): a retry with the same credentials fails again
+         ├─ EstBusy             the server asked to retry later than the client is willing to wait (202, 429, 503)
+         └─ EstBadAnswer        the answer violates RFC 7030, or the certificate is not for this client
+
+`message` is one sentence; `advice` is the next step, "" if there is none. Neither ever holds a token or a key.
+"""
+
+
+class ClientError(Exception):
+    """The root: the request was not carried out."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+
+class BadConfig(ClientError):
+    """A URL, an address, a name, a setting or a CA file is invalid."""
+
+
+class BadCredentials(ClientError):
+    """The client certificate and its key cannot be loaded."""
+
+
+class EstError(ClientError):
+    """An enrollment failed."""
+
+    code = "est-failed"
+    """Stable, for programs such as a factory's ledger."""
+
+
+class EstUnreachable(EstError):
+    """No answer: the network, a timeout, a closed connection, a server error (5xx)."""
+
+    code = "est-unreachable"
+
+
+class EstUntrusted(EstError):
+    """The server's certificate did not verify."""
+
+    code = "est-untrusted"
+
+
+class EstRefused(EstError):
+    """The server refused (4xx): a retry with the same credentials fails again."""
+
+    code = "est-refused"
+
+    def __init__(self, message: str, advice: str = "", status: int = 0) -> None:
+        super().__init__(message, advice)
+        self.status = status
+
+
+class EstBusy(EstError):
+    """The server asked to retry later than the client is willing to wait."""
+
+    code = "est-busy"
+
+    def __init__(
+        self, message: str, advice: str = "", retry_after_seconds: float = 0.0, *, pending: bool = False
+    ) -> None:
+        super().__init__(message, advice)
+        self.retry_after_seconds = retry_after_seconds
+        self.pending = pending
+        """The request was accepted (202) and awaits a manual decision."""
+
+
+class EstBadAnswer(EstError):
+    """The answer violates RFC 7030, or the certificate is not for this client."""
+
+    code = "est-bad-answer"
