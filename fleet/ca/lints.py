@@ -1,17 +1,19 @@
-"""What must hold for every certificate that we issued, checked on the finished bytes before they leave.
+"""Rules that every issued certificate must keep, checked on the finished bytes before the certificate is released.
 
-The rules are stated here once more, apart from the code that builds: a mistake would have to be made twice.
-The signature itself is not verified again: it costs three times what signing does, the issuer proves once at its start
-that its key and its certificate belong together, and a client checks every one.
+The rules are stated here once more, independently of the code that builds certificates: a mistake would have to be made
+twice. `assembly` applies them by comparing bytes, `check` by parsing. The signature itself is not verified again: that
+costs three times as much as signing, the issuer proves at start-up that its key and certificate belong together, and
+every client verifies it.
 """
 
 import hashlib
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
@@ -20,18 +22,20 @@ from fleet.domain.enrollment import IssuePermit
 
 BACKDATING_MAX = timedelta(minutes=5)
 
+BACKDATING_SLACK = BACKDATING_MAX + timedelta(seconds=1)  # whole seconds are rounded down
+
 _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
-_OF_PEOPLE_AND_STATIONS = {
-    CredentialKind.STATION: {_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"},
-    CredentialKind.OPERATOR: {_CLIENT_AUTH},
-    CredentialKind.CLAIM: {_CLIENT_AUTH},
+_OF_PEOPLE_AND_STATIONS: dict[CredentialKind, tuple[str, ...]] = {
+    CredentialKind.STATION: (_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"),
+    CredentialKind.OPERATOR: (_CLIENT_AUTH,),
+    CredentialKind.CLAIM: (_CLIENT_AUTH,),
 }
-# Whatever a profile may come to allow: none of these makes a device a server, a signer of code or a responder.
+# Whatever a profile may come to allow: none of these makes a device a server, a code signer or an OCSP responder.
 _OF_DEVICES = {
     "clientAuth": _CLIENT_AUTH,
     "emailProtection": "1.3.6.1.5.5.7.3.4",
-    "eapOverLAN": "1.3.6.1.5.5.7.3.14",
     "ipsecIKE": "1.3.6.1.5.5.7.3.17",
+    "eapOverLAN": "1.3.6.1.5.5.7.3.14",
     "documentSigning": "1.3.6.1.5.5.7.3.36",
 }
 _SIGNING_KEYS = (
@@ -41,33 +45,98 @@ _SIGNING_KEYS = (
     mldsa.MLDSA65PublicKey,
     mldsa.MLDSA87PublicKey,
 )
-_HARDWARE_TYPE = bytes.fromhex("06146981dda6deb1b7c1cab8bfa5f2f284d2c793a445")  # as ca/README.md tells
+HARDWARE_TYPE = bytes.fromhex("06146981dda6deb1b7c1cab8bfa5f2f284d2c793a445")
+"""DER of hwType in every hwModuleName, see ca/README.md."""
 _HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _SERIAL_NUMBER = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
+_PLACEHOLDER = re.compile(r"\{id\}|\{model\}")
 
 
 class LintFailed(Exception):
-    """A certificate that must not leave. Ours is the fault, so this is no answer to a client.
+    """A certificate that must not be released. The fault is ours, so this is never an answer to a client.
 
     The message names the rule that was broken and the holder.
     """
 
 
+def is_permitted_key(spki_der: bytes, permit: IssuePermit) -> bool:
+    return spki_der == permit.spki_der and hashlib.sha256(spki_der).digest() == permit.key_sha256
+
+
+def is_strong(key: PublicKeyTypes) -> bool:
+    match key:
+        case ec.EllipticCurvePublicKey(curve=curve):
+            return curve.name in ("secp256r1", "secp384r1", "secp521r1")
+        case rsa.RSAPublicKey(key_size=bits):
+            numbers = key.public_numbers()
+            return 2048 <= bits <= 8192 and numbers.n % 2 == 1 and numbers.e % 2 == 1 and numbers.e >= 65537
+        case _:
+            return isinstance(key, _SIGNING_KEYS)
+
+
+def is_permitted_validity(
+    validity: tuple[datetime, datetime], permit: IssuePermit, issuer_validity: tuple[datetime, datetime]
+) -> bool:
+    start, end = validity
+    return (
+        issuer_validity[0] <= start < end <= issuer_validity[1]
+        and permit.not_before - BACKDATING_SLACK <= start <= permit.not_before
+        and end <= permit.not_after
+    )
+
+
+def expected_subject(permit: IssuePermit) -> list[tuple[x509.ObjectIdentifier, str]]:
+    """The subject's attributes in order, each in an RDN of its own."""
+    subject = [(NameOID.COMMON_NAME, permit.holder)]
+    if permit.profile.organisation and permit.kind is CredentialKind.DEVICE:
+        subject.insert(0, (NameOID.ORGANIZATION_NAME, permit.profile.organisation))
+    if permit.hardware_serial:
+        subject.append((NameOID.SERIAL_NUMBER, permit.hardware_serial))
+    return subject
+
+
+def is_plain_subject(permit: IssuePermit) -> bool:
+    return all(_is_plain_text(oid, value) for oid, value in expected_subject(permit))
+
+
+def _is_plain_text(oid: x509.ObjectIdentifier, value: str | bytes) -> bool:
+    """Whatever the registry has accepted: no control character, no bidirectional mark, nothing too long."""
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
+        return False
+    if oid == NameOID.COMMON_NAME:
+        return _HOLDER.fullmatch(value) is not None
+    return oid != NameOID.SERIAL_NUMBER or _SERIAL_NUMBER.fullmatch(value) is not None
+
+
+def expected_usages(permit: IssuePermit) -> tuple[str, ...]:
+    """Dotted OIDs of the extended key usages, in order."""
+    if permit.kind is not CredentialKind.DEVICE:
+        return _OF_PEOPLE_AND_STATIONS[permit.kind]
+    return tuple(oid for name, oid in _OF_DEVICES.items() if name in permit.profile.extended_key_usages)
+
+
+def expected_alt_names(permit: IssuePermit) -> list[str]:
+    """The general names of the SAN in order, each as "TYPE value"; empty when there is no SAN."""
+    if permit.kind is not CredentialKind.DEVICE:
+        return []
+    profile = permit.profile
+    names = [f"DNS {profile.dns_name}"] if profile.dns_name else []
+    names += [f"URI {uri}" for uri in profile.uris]
+    if names:
+        own = {"{id}": permit.holder, "{model}": permit.model}
+        names = [_PLACEHOLDER.sub(lambda found: own[found.group()], template) for template in names]
+    if profile.hardware_module_name and permit.hardware_serial:
+        names.insert(0, f"HW {permit.hardware_serial}")
+    return names
+
+
 def key_is_the_permitted_one(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     # Loading the key proves as well that an EC point lies on its curve.
-    spki = c.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return spki == permit.spki_der and hashlib.sha256(spki).digest() == permit.key_sha256
+    return is_permitted_key(c.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), permit)
 
 
 def key_is_strong(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    match c.public_key():
-        case ec.EllipticCurvePublicKey(curve=curve):
-            return curve.name in ("secp256r1", "secp384r1", "secp521r1")
-        case rsa.RSAPublicKey(key_size=bits) as key:
-            numbers = key.public_numbers()
-            return 2048 <= bits <= 8192 and numbers.n % 2 == 1 and numbers.e % 2 == 1 and numbers.e >= 65537
-        case key:
-            return isinstance(key, _SIGNING_KEYS)
+    return is_strong(c.public_key())
 
 
 def serial_is_20_positive_octets(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
@@ -84,40 +153,26 @@ def signature_is_strong(c: x509.Certificate, permit: IssuePermit, issuer: x509.C
 
 
 def validity_is_permitted(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    start, end = c.not_valid_before_utc, c.not_valid_after_utc
-    slack = BACKDATING_MAX + timedelta(seconds=1)  # whole seconds are rounded down
-    return (
-        issuer.not_valid_before_utc <= start < end <= issuer.not_valid_after_utc
-        and permit.not_before - slack <= start <= permit.not_before
-        and end <= permit.not_after
-    )
+    own, above = (_validity(certificate) for certificate in (c, issuer))
+    return is_permitted_validity(own, permit, above)
+
+
+def _validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def subject_is_the_holder(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    want = [(NameOID.COMMON_NAME, permit.holder)]
-    if permit.profile.organisation and permit.kind is CredentialKind.DEVICE:
-        want.insert(0, (NameOID.ORGANIZATION_NAME, permit.profile.organisation))
-    if permit.hardware_serial:
-        want.append((NameOID.SERIAL_NUMBER, permit.hardware_serial))
-    # RFC 5280, 4.1.2.4; a relative name of several attributes would read differently in different programs.
-    return all(len(rdn) == 1 for rdn in c.subject.rdns) and [(a.oid, a.value) for a in c.subject] == want
+    # RFC 5280, 4.1.2.4; an RDN of several attributes would read differently in different programs.
+    is_flat = all(len(rdn) == 1 for rdn in c.subject.rdns)
+    return is_flat and [(a.oid, a.value) for a in c.subject] == expected_subject(permit)
 
 
 def subject_is_plain_text(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    """Whatever the registry has let in: no control character, no mark that turns text around, nothing too long."""
-    for attribute in c.subject:
-        value = attribute.value
-        if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
-            return False
-        if attribute.oid == NameOID.COMMON_NAME and not _HOLDER.fullmatch(value):
-            return False
-        if attribute.oid == NameOID.SERIAL_NUMBER and not _SERIAL_NUMBER.fullmatch(value):
-            return False
-    return True
+    return all(_is_plain_text(attribute.oid, attribute.value) for attribute in c.subject)
 
 
 def extensions_are_exact(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    """Nothing is missing, nothing has been added, nothing is critical that should not be."""
+    """No extension is missing, none was added, none is critical that should not be."""
     found = {(e.oid, e.critical) for e in c.extensions}
     want = {
         (ExtensionOID.BASIC_CONSTRAINTS, True),
@@ -126,7 +181,7 @@ def extensions_are_exact(c: x509.Certificate, permit: IssuePermit, issuer: x509.
         (ExtensionOID.AUTHORITY_KEY_IDENTIFIER, False),
         (ExtensionOID.SUBJECT_KEY_IDENTIFIER, False),
     }
-    if _expected_alt_names(permit):
+    if expected_alt_names(permit):
         want.add((ExtensionOID.SUBJECT_ALTERNATIVE_NAME, False))
     return found == want
 
@@ -143,12 +198,8 @@ def is_no_authority(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certi
 
 def is_for_clients_only(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     usage = c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    found = [oid.dotted_string for oid in usage]
-    if permit.kind is CredentialKind.DEVICE:
-        want = {_OF_DEVICES[name] for name in permit.profile.extended_key_usages if name in _OF_DEVICES}
-    else:
-        want = _OF_PEOPLE_AND_STATIONS[permit.kind]
-    return _CLIENT_AUTH in found and len(found) == len(want) and set(found) == want
+    found = sorted(oid.dotted_string for oid in usage)
+    return _CLIENT_AUTH in found and found == sorted(expected_usages(permit))
 
 
 def key_identifiers_agree(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
@@ -159,24 +210,11 @@ def key_identifiers_agree(c: x509.Certificate, permit: IssuePermit, issuer: x509
 
 
 def alt_names_are_the_profiles(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    want = _expected_alt_names(permit)
+    want = expected_alt_names(permit)
     if not want:
-        return True  # `extensions_are_exact` has seen that there is no SAN
+        return True  # `extensions_are_exact` has found no SAN
     names = c.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [_text(name) for name in names] == want
-
-
-def _expected_alt_names(permit: IssuePermit) -> list[str]:
-    if permit.kind is not CredentialKind.DEVICE:
-        return []
-    profile = permit.profile
-    own = {"{id}": permit.holder, "{model}": permit.model}
-    templates = [f"DNS {profile.dns_name}"] if profile.dns_name else []
-    templates += [f"URI {uri}" for uri in profile.uris]
-    want = [re.sub(r"\{id\}|\{model\}", lambda mark: own[mark.group()], template) for template in templates]
-    if profile.hardware_module_name and permit.hardware_serial:
-        want.insert(0, f"HW {permit.hardware_serial}")
-    return want
 
 
 def _text(name: x509.GeneralName) -> str:
@@ -186,8 +224,8 @@ def _text(name: x509.GeneralName) -> str:
         case x509.UniformResourceIdentifier():
             return f"URI {name.value}"
         case x509.OtherName() if name.type_id.dotted_string == "1.3.6.1.5.5.7.8.4":
-            serial = name.value[len(_HARDWARE_TYPE) + 4 :]
-            content = _HARDWARE_TYPE + bytes((0x04, min(len(serial), 0x7F))) + serial
+            serial = name.value[len(HARDWARE_TYPE) + 4 :]
+            content = HARDWARE_TYPE + bytes((0x04, min(len(serial), 0x7F))) + serial
             known = len(serial) <= 64 and name.value == bytes((0x30, len(content))) + content
             return f"HW {serial.decode('latin-1')}" if known else "?"
         case _:
@@ -214,9 +252,9 @@ LINTS: tuple[Lint, ...] = (
 
 
 def check(certificate: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> None:
-    """Hold `certificate`, parsed from its finished bytes, against `permit` and `issuer`.
+    """Check `certificate`, parsed from its finished bytes, against `permit` and `issuer`.
 
-    Raises: LintFailed naming the first rule that does not hold.
+    Raises: LintFailed naming the first rule that is broken.
     """
     for lint in LINTS:
         if not lint(certificate, permit, issuer):

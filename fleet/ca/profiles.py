@@ -183,19 +183,19 @@ PROFILES: dict[CredentialKind, Profile] = {
 }
 
 
-def validity(permit: IssuePermit, issuer: x509.Certificate) -> tuple[datetime, datetime]:
-    """notBefore and notAfter for `permit`, in whole seconds, within those of `issuer`.
+def validity(permit: IssuePermit, issuer_validity: tuple[datetime, datetime]) -> tuple[datetime, datetime]:
+    """notBefore and notAfter for `permit`, in whole seconds, within the issuer's own.
 
-    A certificate that outlived its issuer would fail on the day the issuer ends, whatever it says itself.
+    A certificate that outlives its issuer fails on the day the issuer expires, whatever its own notAfter says.
 
-    Raises: Refused (`issuer-expired`) when nothing of the issuer's own time is left.
+    Raises: Refused (`issuer-expired`): nothing of the issuer's lifetime is left.
     """
-    start = max(permit.not_before - CLOCK_SKEW, issuer.not_valid_before_utc).replace(microsecond=0)
-    end = min(permit.not_after, issuer.not_valid_after_utc).replace(microsecond=0)
+    start = max(permit.not_before - CLOCK_SKEW, issuer_validity[0]).replace(microsecond=0)
+    end = min(permit.not_after, issuer_validity[1]).replace(microsecond=0)
     if not permit.not_before < end:
         raise Refused(
             "issuer-expired",
-            "The issuing certificate ends before this one could begin.",
+            "The issuing certificate expires before this one could begin.",
             "Make a new issuing CA.",
         )
     return start, end

@@ -1,7 +1,7 @@
 """A certificate's bytes (RFC 5280, 4.1), put together from parts that are encoded already.
 
-The library's builder takes 90 µs for what is constant but for five fields; this takes 10. What comes out is parsed
-again by the library and held against every lint before it leaves, so a mistake here issues nothing.
+The library's builder takes 90 µs for what is constant but for five fields; this takes 10. The result is compared with
+an independent encoding before it is released (`assembly`), so a mistake here issues nothing.
 """
 
 from dataclasses import dataclass
@@ -66,9 +66,11 @@ def integer(value: int) -> bytes:
 
 def time(moment: datetime) -> bytes:
     """A Time, in whole seconds. RFC 5280, 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on."""
-    if moment.year < 2050:
-        return encode_element(UTC_TIME, moment.strftime("%y%m%d%H%M%SZ").encode("ascii"))
-    return encode_element(GENERALIZED_TIME, moment.strftime("%Y%m%d%H%M%SZ").encode("ascii"))
+    year, month, day, hour, minute, second = moment.utctimetuple()[:6]
+    rest = b"%02d%02d%02d%02d%02dZ" % (month, day, hour, minute, second)  # half the price of strftime
+    if year < 2050:
+        return encode_element(UTC_TIME, b"%02d" % (year % 100) + rest)
+    return encode_element(GENERALIZED_TIME, b"%04d" % year + rest)
 
 
 def name(*attributes: tuple[bytes, int, str]) -> bytes:

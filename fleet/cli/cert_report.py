@@ -143,7 +143,7 @@ def describe_key(public_key: PublicKeyTypes) -> str:
     """The kind of key, its size where the kind leaves it open, and why it would be refused, if it would."""
     size = f"RSA-{public_key.key_size}" if isinstance(public_key, rsa.RSAPublicKey) else ""
     try:
-        kind = key_type_of(public_key)  # type: ignore[arg-type] # any other kind ends in Unsupported
+        kind = key_type_of(public_key)  # any other kind ends in Unsupported
         return size or kind
     except WireError as error:
         kind = size or type(public_key).__name__.removesuffix("PublicKey")

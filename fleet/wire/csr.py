@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
-    CertificatePublicKeyTypes,
+    PublicKeyTypes,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
 from fleet.wire import der
@@ -24,6 +24,7 @@ from fleet.wire.names import AltNames, Subject, alt_name, alt_name_values, names
 from fleet.wire.names import subject_values as _subject_values
 from fleet.wire.parsing import library_errors
 from fleet.wire.rsa_modulus import modulus_weakness
+from fleet.wire.spki import load_spki
 
 __all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "names_of_certificate"]
 
@@ -44,7 +45,7 @@ _ML_DSA = {
     mldsa.MLDSA65PublicKey: "ML-DSA-65",
     mldsa.MLDSA87PublicKey: "ML-DSA-87",
 }
-_WEAK_HASHES = (hashes.MD5, hashes.SHA1)
+_WEAK_HASHES = ("md5", "sha1")
 
 _DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
 _ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
@@ -103,18 +104,19 @@ def decode_csr(data: bytes) -> Csr:
     with library_errors("certificate request"):
         request = x509.load_der_x509_csr(data)
         attributes = list(request.attributes)
-        public_key = request.public_key()
+        body = request.tbs_certrequest_bytes
+        spki_der = _spki_of(body)
+        public_key, is_canonical = load_spki(spki_der)
         subject = request.subject
         extensions = request.extensions
     key_type = key_type_of(public_key)
-    spki_der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if spki_der not in data:
+    if not is_canonical:
         # RFC 5480, 2.1.1: explicit curve parameters are forbidden; the library reads them where it knows the curve.
         raise Unsupported("The public key has explicit curve parameters or a compressed point; use a named curve.")
     _check_shape(subject, attributes)
     names = _subject_values(subject), alt_name_values(extensions)
     challenge = _challenge_password(attributes)
-    _verify(request, public_key)
+    _verify(request, body, public_key)
     return Csr(
         der=data,
         subject=names[0],
@@ -128,7 +130,15 @@ def decode_csr(data: bytes) -> Csr:
     )
 
 
-def key_type_of(public_key: CertificatePublicKeyTypes) -> str:
+def _spki_of(body: bytes) -> bytes:
+    """The SubjectPublicKeyInfo in a CertificationRequestInfo: version, subject, subjectPKInfo, attributes."""
+    whole = der.only_element(body, der.SEQUENCE)
+    version = der.read_element(body, whole.start, whole.stop)
+    subject = der.read_element(body, version.end, whole.stop)
+    return der.read_element(body, subject.end, whole.stop).whole
+
+
+def key_type_of(public_key: PublicKeyTypes) -> str:
     """The kind of `public_key`, by the names that Csr.key_type uses.
 
     Raises: WeakKey, Unsupported.
@@ -173,14 +183,14 @@ def _extended_key_usages(extensions: x509.Extensions) -> tuple[str, ...] | None:
 
 
 def _check_shape(subject: x509.Name, attributes: list[x509.Attribute]) -> None:
-    """What the library reads, but nobody here should have to reason about."""
-    if any(len(rdn) != 1 for rdn in subject.rdns):
-        # Two values in one RDN would compare equal to two RDNs once flattened.
-        raise Unsupported("The subject holds several values in one relative name; give each its own.")
+    """Refuses shapes that the library accepts and later checks would have to reason about."""
+    for rdn in subject.rdns:
+        if len(rdn) != 1:
+            # Two values in one RDN would compare equal to two RDNs once flattened.
+            raise Unsupported("The subject has an RDN with several attributes; give each attribute its own RDN.")
     if len(attributes) > ATTRIBUTES_MAX:
         raise TooLarge(f"The request holds {len(attributes)} attributes; at most {ATTRIBUTES_MAX} are taken.")
-    oids = {attribute.oid for attribute in attributes}
-    if len(oids) != len(attributes):
+    if len(attributes) > 1 and len({attribute.oid for attribute in attributes}) != len(attributes):
         raise Malformed("The request holds the same attribute twice.")
 
 
@@ -202,6 +212,8 @@ def _challenge_password(attributes: list[x509.Attribute]) -> str | None:
 
 
 def _sealing(attributes: list[x509.Attribute]) -> KeySealing | None:
+    if not attributes:
+        return None
     found = {attribute.oid.dotted_string: attribute for attribute in attributes}
     named = [oid for oid in (_DECRYPT_KEY, _ASYMMETRIC_DECRYPT_KEY) if oid in found]
     if not named:
@@ -222,15 +234,16 @@ def _sealing(attributes: list[x509.Attribute]) -> KeySealing | None:
     return KeySealing(identifier.value, named[0] == _ASYMMETRIC_DECRYPT_KEY, ciphers)
 
 
-def _verify(request: x509.CertificateSigningRequest, public_key: CertificatePublicKeyTypes) -> None:
+def _verify(request: x509.CertificateSigningRequest, body: bytes, public_key: PublicKeyTypes) -> None:
     with library_errors("certificate request"):
         algorithm = request.signature_algorithm_parameters
-        if isinstance(request.signature_hash_algorithm, _WEAK_HASHES):
+        hash_algorithm = request.signature_hash_algorithm
+        if hash_algorithm is not None and hash_algorithm.name in _WEAK_HASHES:
             raise Unsupported("The request is signed with MD5 or SHA-1; use SHA-256.")
-        if isinstance(public_key, ec.EllipticCurvePublicKey) and isinstance(algorithm, ec.ECDSA):
+        if isinstance(algorithm, ec.ECDSA) and isinstance(public_key, ec.EllipticCurvePublicKey):
             # A sixth of the whole cost cheaper than `is_signature_valid`, which reads the key a second time.
             try:
-                public_key.verify(request.signature, request.tbs_certrequest_bytes, algorithm)
+                public_key.verify(request.signature, body, algorithm)
             except InvalidSignature:
                 valid = False
             else:

@@ -50,10 +50,11 @@ def subject_values(name: x509.Name) -> Subject:
     Raises: TooLarge, Malformed.
     """
     values = []
-    for attribute in name:
-        value = attribute.value
-        text = value if isinstance(value, str) else f"#{value.hex()}"
-        values.append((attribute.oid.dotted_string, _shown_safely(text)))
+    for rdn in name.rdns:
+        for attribute in rdn:
+            value = attribute.value
+            text = value if isinstance(value, str) else f"#{value.hex()}"
+            values.append((attribute.oid.dotted_string, _shown_safely(text)))
     if len(values) > SUBJECT_ATTRIBUTES_MAX:
         raise TooLarge(f"The subject holds {len(values)} attributes; at most {SUBJECT_ATTRIBUTES_MAX} are taken.")
     return tuple(values)

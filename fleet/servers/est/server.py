@@ -33,8 +33,9 @@ from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.errors import WireError
-from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, encode_certs_only, is_pkcs10
+from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, is_pkcs10
 from fleet.wire.key_package import Sealer
+from fleet.wire.pkcs7 import join_signed_data
 
 Clock = Callable[[], datetime]
 
@@ -184,7 +185,7 @@ class _Handlers:
         )
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)
-        certificates = encode_certs_only([x509.load_der_x509_certificate(credential.der)])
+        certificates = join_signed_data((credential.der,))
         content_type, body = multipart(*maker.key_part(wrap=wrap), encode_body(certificates, wrap=wrap))
         return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
@@ -255,7 +256,7 @@ def _rfc3339(at: datetime) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
-    return encode_certs_only([x509.load_der_x509_certificate(each) for each in chain_der])
+    return join_signed_data(chain_der)
 
 
 async def read_csr(exchange: Exchange) -> Csr:
@@ -287,7 +288,7 @@ def names_presented(exchange: Exchange) -> Names | None:
 def issued(exchange: Exchange, credential: Credential) -> web.Response:
     """RFC 7030, 4.2.3: only the certificate issued."""
     exchange.serial = credential.serial
-    return certs_only(exchange, encode_certs_only([x509.load_der_x509_certificate(credential.der)]))
+    return certs_only(exchange, join_signed_data((credential.der,)))
 
 
 def certs_only(exchange: Exchange, message: bytes) -> web.Response:
