@@ -19,7 +19,7 @@ from fleet.wire.est import encode_body
 ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
 
-def fleet(home: Path, *words: str, expect: int = 0, give: str | None = None) -> str:
+def run_fleet(home: Path, *words: str, expect: int = 0, give: str | None = None) -> str:
     """What `fleet WORDS` prints, run as a person would run it with FLEET_HOME set."""
     return program("fleet", *words, home=home, expect=expect, give=give).stdout
 
@@ -123,7 +123,7 @@ class Served:
 
 def asked_to_wait(served: Served, home: Path, name: str, model: str = "default") -> str:
     """The id of a request by which the device `name`, which shows nothing, waits for an operator."""
-    fleet(home, "model", "set", model, *("--admit", "token"), *("--admit", "station"), *("--admit", "approval"))
+    run_fleet(home, "model", "set", model, *("--admit", "token"), *("--admit", "station"), *("--admit", "approval"))
     csr = build_csr(generate_key(), (("2.5.4.3", name),), ())
     asked = urllib.request.Request(
         f"{served.est}/.well-known/est/{model}/simpleenroll",
@@ -134,4 +134,4 @@ def asked_to_wait(served: Served, home: Path, name: str, model: str = "default")
     with urllib.request.urlopen(asked, timeout=30, context=context) as answer:
         assert answer.status == 202, answer.status
         assert int(answer.headers["Retry-After"]) > 0
-    return str(json.loads(fleet(home, "request", "list", "--device", name, "-o", "json"))[0]["id"])
+    return str(json.loads(run_fleet(home, "request", "list", "--device", name, "-o", "json"))[0]["id"])

@@ -1,4 +1,4 @@
-"""The house keeps its shape: import-linter's contracts, what a program loads, and what stands at the top."""
+"""The shape of the project: import-linter's contracts, what a program loads, and what stands at the top."""
 
 import subprocess
 import sys

@@ -24,7 +24,7 @@ from tests.servers.makers import new_maker
 KEY_1, KEY_2 = "11" * 32, "22" * 32
 
 
-def fleet(home: Path, *words: str | Path, stdin: bytes = b"") -> Result:
+def run_fleet(home: Path, *words: str | Path, stdin: bytes = b"") -> Result:
     return CliRunner().invoke(main, [*map(str, words), "--home", str(home)], input=stdin)
 
 
@@ -34,14 +34,14 @@ def done(result: Result) -> Any:
 
 
 def audit(home: Path, action: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = done(fleet(home, "audit", "list", "-o", "json", "--limit", "1000"))
+    found: list[dict[str, Any]] = done(run_fleet(home, "audit", "list", "-o", "json", "--limit", "1000"))
     return [row for row in found if row["action"] == action]
 
 
 class TestClaim:
     def create(self, home: Path, out: Path, *more: str | Path) -> Result:
         words = ("claim", "create", "batch-7", "--model", "default", "--quota", "5", "--expires", "12h", "--out", out)
-        return fleet(home, *words, "-o", "json", *more)
+        return run_fleet(home, *words, "-o", "json", *more)
 
     def test_its_files(self, home: Path, tmp_path: Path) -> None:
         password = tmp_path / "password"
@@ -58,7 +58,7 @@ class TestClaim:
         assert bundle.certificates == (certificate, issuing)
         for secret in (made["key"], made["pkcs12"]):
             assert stat.S_IMODE(Path(secret).stat().st_mode) == 0o600
-        [row] = done(fleet(home, "claim", "list", "-o", "json"))
+        [row] = done(run_fleet(home, "claim", "list", "-o", "json"))
         assert (row["name"], row["state"], row["uses"], row["quota"]) == ("batch-7", "open", 0, 5)
         assert audit(home, "claim.create")[0]["detail"]["quota"] == "5"
 
@@ -76,13 +76,13 @@ class TestClaim:
     def test_its_states(self, home: Path, tmp_path: Path) -> None:
         done(self.create(home, tmp_path / "claim"))
         for verb, state in (("quarantine", "quarantined"), ("release", "open"), ("revoke", "revoked")):
-            assert fleet(home, "claim", verb, "batch-7", "--reason", "a look").exit_code == 0
-            shown = done(fleet(home, "claim", "show", "batch-7", "-o", "json"))
+            assert run_fleet(home, "claim", verb, "batch-7", "--reason", "a look").exit_code == 0
+            shown = done(run_fleet(home, "claim", "show", "batch-7", "-o", "json"))
             assert shown["state"] == state
             assert audit(home, f"claim.{verb}")[0]["detail"]["reason"] == "a look"
         assert [c["state"] for c in shown["certificates"]] == ["revoked"]
         for verb in ("quarantine", "release", "revoke"):
-            again = fleet(home, "claim", verb, "batch-7")
+            again = run_fleet(home, "claim", verb, "batch-7")
             assert (again.exit_code, "revoked" in again.stderr) == (1, True)
 
     def test_refused_and_nothing_left(self, home: Path, tmp_path: Path) -> None:
@@ -93,29 +93,29 @@ class TestClaim:
         there = self.create(home, tmp_path / "claim")
         assert (there.exit_code, "nothing was changed" in there.stderr) == (1, True)
         words = ("claim", "create", "x", "--quota", "5", "--out", tmp_path / "x")
-        no_model = fleet(home, *words, "--model", "nonesuch", "--expires", "1d")
+        no_model = run_fleet(home, *words, "--model", "nonesuch", "--expires", "1d")
         assert (no_model.exit_code, "no model" in no_model.stderr) == (1, True)
-        too_long = fleet(home, *words, "--model", "default", "--expires", "9999d")
+        too_long = run_fleet(home, *words, "--model", "default", "--expires", "9999d")
         assert (too_long.exit_code, "3650" in too_long.stderr) == (1, True)
-        assert fleet(home, "claim", "show", "nonesuch").exit_code == 1
-        assert len(done(fleet(home, "claim", "list", "-o", "json"))) == 1
+        assert run_fleet(home, "claim", "show", "nonesuch").exit_code == 1
+        assert len(done(run_fleet(home, "claim", "list", "-o", "json"))) == 1
 
 
 class TestAnchor:
     def add(self, home: Path, file: Path, name: str = "acme", model: str = "default") -> Result:
-        return fleet(home, "anchor", "add", name, file, "--model", model, "-o", "json")
+        return run_fleet(home, "anchor", "add", name, file, "--model", model, "-o", "json")
 
     def test_comes_and_goes(self, home: Path, tmp_path: Path) -> None:
         maker, file = new_maker(), tmp_path / "acme.pem"
         file.write_bytes(maker.pem)
         added = done(self.add(home, file))
         assert (added["subject"], added["models"]) == ("CN=Acme Devices CA", ["default"])
-        assert [row["name"] for row in done(fleet(home, "anchor", "list", "-o", "json"))] == ["acme"]
+        assert [row["name"] for row in done(run_fleet(home, "anchor", "list", "-o", "json"))] == ["acme"]
         again = self.add(home, file, "other")
         assert (again.exit_code, "already" in again.stderr) == (1, True)
-        assert fleet(home, "anchor", "remove", "acme", "--reason", "sold").exit_code == 0
-        assert done(fleet(home, "anchor", "list", "-o", "json")) == []
-        assert fleet(home, "anchor", "remove", "acme").exit_code == 1
+        assert run_fleet(home, "anchor", "remove", "acme", "--reason", "sold").exit_code == 0
+        assert done(run_fleet(home, "anchor", "list", "-o", "json")) == []
+        assert run_fleet(home, "anchor", "remove", "acme").exit_code == 1
         assert audit(home, "anchor.add")[0]["detail"]["models"] == "default"
         assert audit(home, "anchor.remove")[0]["detail"]["reason"] == "sold"
         file.write_bytes(maker.certificate.public_bytes(Encoding.DER))
@@ -142,18 +142,18 @@ class TestAnchor:
         file.write_bytes(maker.pem)
         assert "no model" in self.add(home, file, model="nonesuch").stderr
         assert self.add(home, tmp_path / "missing").exit_code == 1
-        assert done(fleet(home, "anchor", "list", "-o", "json")) == []
+        assert done(run_fleet(home, "anchor", "list", "-o", "json")) == []
 
 
 def test_a_stations_quota(home: Path, tmp_path: Path) -> None:
     words = ("station", "add", "line-1", "--model", "default", "--out", tmp_path / "station", "--quota", "20")
-    assert done(fleet(home, *words, "-o", "json"))["quota"] == 20
-    [row] = done(fleet(home, "station", "list", "-o", "json"))
+    assert done(run_fleet(home, *words, "-o", "json"))["quota"] == 20
+    [row] = done(run_fleet(home, "station", "list", "-o", "json"))
     assert (row["quota"], row["used_today"]) == (20, 0)
-    assert done(fleet(home, "station", "set", "line-1", "--quota", "0", "-o", "json"))["quota"] is None
+    assert done(run_fleet(home, "station", "set", "line-1", "--quota", "0", "-o", "json"))["quota"] is None
     assert audit(home, "station.set")[0]["detail"] == {"before": "quota=20", "after": "quota=0"}
-    assert fleet(home, "station", "set", "nonesuch", "--quota", "1").exit_code == 1
-    assert fleet(home, "station", "set", "line-1", "--quota", "-1").exit_code == 2
+    assert run_fleet(home, "station", "set", "nonesuch", "--quota", "1").exit_code == 1
+    assert run_fleet(home, "station", "set", "line-1", "--quota", "-1").exit_code == 2
 
 
 HEADER = "device_id,model,hardware_serial,key_sha256,tags,groups\n"
@@ -163,7 +163,7 @@ class TestImport:
     def run(self, home: Path, tmp_path: Path, text: str, exit_code: int = 0, name: str = "m.csv") -> Any:
         file = tmp_path / name
         file.write_text(text)
-        result = fleet(home, "device", "import", file, "-o", "json")
+        result = run_fleet(home, "device", "import", file, "-o", "json")
         assert result.exit_code == exit_code, result.output
         return json.loads(result.stdout)
 
@@ -173,7 +173,7 @@ class TestImport:
     def test_csv(self, home: Path, tmp_path: Path) -> None:
         text = HEADER + f"cam-1,default,SN1,{KEY_1},lot=L7; site=Köln,pilot;canary\n\ncam-2,default,SN2,,,\r\n"
         assert self.counts(self.run(home, tmp_path, text)) == (2, 0, 0)
-        shown = done(fleet(home, "device", "show", "cam-1", "-o", "json"))
+        shown = done(run_fleet(home, "device", "show", "cam-1", "-o", "json"))
         assert (shown["state"], shown["hardware_serial"]) == ("registered", "SN1")
         assert (shown["tags"], shown["groups"]) == ({"lot": "L7", "site": "Köln"}, ["canary", "pilot"])
         assert not (tmp_path / "m.csv.errors").exists()
@@ -195,14 +195,14 @@ class TestImport:
             "array on one line": " " + json.dumps(found),
         }[shape]
         assert self.counts(self.run(home, tmp_path, text)) == (2, 0, 0)
-        assert done(fleet(home, "device", "show", "cam-2", "-o", "json"))["groups"] == ["pilot"]
+        assert done(run_fleet(home, "device", "show", "cam-2", "-o", "json"))["groups"] == ["pilot"]
         as_csv = HEADER + f"cam-1,default,,{KEY_1},lot=L7,\n"
         assert self.counts(self.run(home, tmp_path, as_csv)) == (0, 1, 0)  # it is the same row
 
     def test_from_a_pipe(self, home: Path, tmp_path: Path) -> None:
         errors = tmp_path / "refused.csv"
         stdin = (HEADER + "cam-1,default,SN1,,,\n,default,SN2,,,\n").encode()
-        result = fleet(home, "device", "import", "-", "--errors", errors, "-o", "json", stdin=stdin)
+        result = run_fleet(home, "device", "import", "-", "--errors", errors, "-o", "json", stdin=stdin)
         assert result.exit_code == 1
         assert self.counts(json.loads(result.stdout)) == (1, 0, 1)
         assert errors.exists()
@@ -212,14 +212,14 @@ class TestImport:
         assert self.counts(self.run(home, tmp_path, text)) == (2500, 0, 0)
         rows = len(audit(home, "device.import"))
         assert rows == 3
-        assert fleet(home, "device", "tag", "cam-7", "lot=L8").exit_code == 0
+        assert run_fleet(home, "device", "tag", "cam-7", "lot=L8").exit_code == 0
         assert self.counts(self.run(home, tmp_path, text)) == (0, 2500, 0)
         assert len(audit(home, "device.import")) == rows
-        assert done(fleet(home, "device", "show", "cam-7", "-o", "json"))["tags"] == {"lot": "L8"}
+        assert done(run_fleet(home, "device", "show", "cam-7", "-o", "json"))["tags"] == {"lot": "L8"}
         assert self.counts(self.run(home, tmp_path, text + "cam-new,default,SNX,,,\n")) == (1, 2500, 0)
 
     def test_each_bad_row_by_its_line(self, home: Path, tmp_path: Path) -> None:
-        assert fleet(home, "device", "add", "by-hand", "--model", "default").exit_code == 0
+        assert run_fleet(home, "device", "add", "by-hand", "--model", "default").exit_code == 0
         first = HEADER + f"cam-1,default,SN1,{KEY_1},lot=L7,\n"
         self.run(home, tmp_path, first)
         bad = {
@@ -244,7 +244,7 @@ class TestImport:
             found = list(csv.DictReader(file))
         assert [(row["line"], row["code"]) for row in found] == [(str(n), code) for n, code in enumerate(bad, 3)]
         assert all(row["message"].endswith((".", "?", "'()+,-./:=?", "sha256")) for row in found)
-        assert done(fleet(home, "device", "show", "cam-1", "-o", "json"))["hardware_serial"] == "SN1"
+        assert done(run_fleet(home, "device", "show", "cam-1", "-o", "json"))["hardware_serial"] == "SN1"
         self.run(home, tmp_path, HEADER + "good-1,default,G1,,,\n")
         assert not Path(value["errors_file"]).exists()  # of an earlier run
 
@@ -273,7 +273,7 @@ class TestImport:
     def test_files_that_cannot_be_read(self, home: Path, tmp_path: Path, text: str, why: str) -> None:
         file = tmp_path / "m"
         file.write_text(text)
-        result = fleet(home, "device", "import", file)
+        result = run_fleet(home, "device", "import", file)
         assert result.exit_code == 1
         assert why in result.stderr, result.stderr
         assert "Traceback" not in result.output
@@ -281,7 +281,7 @@ class TestImport:
     def test_not_text(self, home: Path, tmp_path: Path) -> None:
         file = tmp_path / "m"
         file.write_bytes(HEADER.encode() + b"cam-1,default,\xff\xfe,,,\n")
-        result = fleet(home, "device", "import", file)
+        result = run_fleet(home, "device", "import", file)
         assert (result.exit_code, "UTF-8" in result.stderr) == (1, True)
 
     def test_what_stands_before_an_unreadable_place_is_taken(self, home: Path, tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ class TestImport:
         running.wait()
         taken = sum(int(row["detail"]["devices"]) for row in audit(home, "device.import"))
         assert 0 < taken < count
-        value = done(fleet(home, "device", "import", file, "-o", "json"))
+        value = done(run_fleet(home, "device", "import", file, "-o", "json"))
         assert self.counts(value) == (count - taken, taken, 0)
         rows = audit(home, "device.import")
         assert sum(int(row["detail"]["devices"]) for row in rows) == count
-        assert done(fleet(home, "audit", "verify", "-o", "json"))["ok"] is True
+        assert done(run_fleet(home, "audit", "verify", "-o", "json"))["ok"] is True

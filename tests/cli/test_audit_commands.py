@@ -21,7 +21,7 @@ from fleet.cli import main
 from fleet.domain.audit_proof import read_proof
 from fleet.domain.merkle import EMPTY
 
-Fleet = Callable[..., Result]
+RunFleet = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def home(pristine: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fleet(home: Path) -> Fleet:
+def run_fleet(home: Path) -> RunFleet:
     """Run `fleet …` on the home, named by FLEET_HOME; `expect` is the exit code."""
 
     def run(*arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> Result:
@@ -69,13 +69,13 @@ def leaf_of_page(seq: int, entry: dict[str, Any]) -> bytes:
 
 
 class TestSealAndVerify:
-    def test_seal_once(self, fleet: Fleet) -> None:
-        before = parsed(fleet("audit", "verify", "-o", "json"))
+    def test_seal_once(self, run_fleet: RunFleet) -> None:
+        before = parsed(run_fleet("audit", "verify", "-o", "json"))
         assert (before["rows"], before["sealed"], before["unsealed"], before["sealed_head"]) == (4, 0, 4, None)
-        sealed = parsed(fleet("audit", "seal", "-o", "json"))
+        sealed = parsed(run_fleet("audit", "seal", "-o", "json"))
         assert (sealed["sealed"], sealed["new"], sealed["head"]) == (4, True, before["head"])
-        assert parsed(fleet("audit", "seal", "-o", "json")) == {**sealed, "new": False}
-        after = parsed(fleet("audit", "verify", "-o", "json"))
+        assert parsed(run_fleet("audit", "seal", "-o", "json")) == {**sealed, "new": False}
+        after = parsed(run_fleet("audit", "verify", "-o", "json"))
         assert after == {
             **before,
             "sealed": 4,
@@ -84,46 +84,47 @@ class TestSealAndVerify:
             "sealed_at": sealed["at"],
             "heads_checked": 1,
         }
-        fleet("device", "add", "d9", "--model", "default")
-        last = parsed(fleet("audit", "verify", "-o", "json"))
+        run_fleet("device", "add", "d9", "--model", "default")
+        last = parsed(run_fleet("audit", "verify", "-o", "json"))
         assert (last["rows"], last["sealed"], last["unsealed"]) == (5, 4, 1)
 
-    def test_an_older_home_gets_its_key_when_it_seals(self, fleet: Fleet, home: Path) -> None:
+    def test_an_older_home_gets_its_key_when_it_seals(self, run_fleet: RunFleet, home: Path) -> None:
         for file in ("audit.key", "audit.pub"):
             (home / "ca" / file).unlink()
-        assert parsed(fleet("audit", "verify", "-o", "json"))["rows"] == 4
-        fleet("audit", "seal")
+        assert parsed(run_fleet("audit", "verify", "-o", "json"))["rows"] == 4
+        run_fleet("audit", "seal")
         assert (home / "ca" / "audit.key").stat().st_mode & 0o777 == 0o600
-        fleet("audit", "verify")
+        run_fleet("audit", "verify")
 
-    def test_a_home_without_its_public_key_verifies_nothing_sealed(self, fleet: Fleet, home: Path) -> None:
-        fleet("audit", "seal")
+    def test_a_home_without_its_public_key_verifies_nothing_sealed(self, run_fleet: RunFleet, home: Path) -> None:
+        run_fleet("audit", "seal")
         (home / "ca" / "audit.pub").rename(home / "old.pub")
-        assert "names another key" in fleet("audit", "verify", expect=1).stderr
-        fleet("audit", "verify", "--public-key", str(home / "old.pub"))
+        assert "names another key" in run_fleet("audit", "verify", expect=1).stderr
+        run_fleet("audit", "verify", "--public-key", str(home / "old.pub"))
 
-    def test_a_copy_with_nothing_but_the_key(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
-        fleet("audit", "seal")
+    def test_a_copy_with_nothing_but_the_key(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+        run_fleet("audit", "seal")
         shutil.copy(home / "registry.db", tmp_path / "copy.db")
         shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
         shutil.rmtree(home)
         words = ("audit", "verify", "--file", str(tmp_path / "copy.db"))
-        signed = parsed(fleet(*words, "--public-key", str(tmp_path / "audit.pub"), "-o", "json", env={}))
-        unsigned = parsed(fleet(*words, "-o", "json", env={}))
+        signed = parsed(run_fleet(*words, "--public-key", str(tmp_path / "audit.pub"), "-o", "json", env={}))
+        unsigned = parsed(run_fleet(*words, "-o", "json", env={}))
         assert (signed["signatures"], unsigned["signatures"]) == ("verified", "not verified: give --public-key")
         (tmp_path / "audit.pub").write_text("hello")
-        refused = fleet(*words, "--public-key", str(tmp_path / "audit.pub"), expect=1, env={})
+        refused = run_fleet(*words, "--public-key", str(tmp_path / "audit.pub"), expect=1, env={})
         assert "holds no public key in PEM. Give the home's ca/audit.pub" in refused.stderr
 
-    def test_since_a_head(self, fleet: Fleet) -> None:
-        fleet("audit", "seal")
-        head = parsed(fleet("audit", "verify", "-o", "json"))["sealed_head"]
-        fleet("device", "add", "d9", "--model", "default")
-        since = parsed(fleet("audit", "verify", "--since-head", head, "-o", "json"))
+    def test_since_a_head(self, run_fleet: RunFleet) -> None:
+        run_fleet("audit", "seal")
+        head = parsed(run_fleet("audit", "verify", "-o", "json"))["sealed_head"]
+        run_fleet("device", "add", "d9", "--model", "default")
+        since = parsed(run_fleet("audit", "verify", "--since-head", head, "-o", "json"))
         assert (since["read_from"], since["rows"], since["heads_checked"]) == (5, 5, 0)
         wrong = head[:-1] + ("0" if head[-1] != "0" else "1")
         assert (
-            "its first 4 rows are not those noted" in fleet("audit", "verify", "--since-head", wrong, expect=1).stderr
+            "its first 4 rows are not those noted"
+            in run_fleet("audit", "verify", "--since-head", wrong, expect=1).stderr
         )
 
     @pytest.mark.parametrize(
@@ -136,39 +137,39 @@ class TestSealAndVerify:
             (("--whole", "--state", "s", "--head", "0:" + "00" * 32), "no --head"),
         ],
     )
-    def test_used_wrongly(self, fleet: Fleet, arguments: tuple[str, ...], says: str) -> None:
-        assert says in fleet("audit", "verify", *arguments, expect=2).stderr.replace("\n", " ")
+    def test_used_wrongly(self, run_fleet: RunFleet, arguments: tuple[str, ...], says: str) -> None:
+        assert says in run_fleet("audit", "verify", *arguments, expect=2).stderr.replace("\n", " ")
 
 
 class TestState:
-    def test_it_remembers_and_reads_only_what_came_after(self, fleet: Fleet, tmp_path: Path) -> None:
+    def test_it_remembers_and_reads_only_what_came_after(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         state = tmp_path / "state.json"
         words = ("audit", "verify", "--state", str(state), "-o", "json")
-        assert parsed(fleet(*words))["read_from"] == 1
+        assert parsed(run_fleet(*words))["read_from"] == 1
         assert not state.exists()  # there is no head to remember yet
-        fleet("audit", "seal")
-        assert parsed(fleet(*words))["read_from"] == 1
+        run_fleet("audit", "seal")
+        assert parsed(run_fleet(*words))["read_from"] == 1
         assert json.loads(state.read_text())["size"] == 4
-        fleet("device", "add", "d9", "--model", "default")
-        fleet("audit", "seal")
-        assert parsed(fleet(*words))["read_from"] == 5
+        run_fleet("device", "add", "d9", "--model", "default")
+        run_fleet("audit", "seal")
+        assert parsed(run_fleet(*words))["read_from"] == 5
         assert json.loads(state.read_text())["size"] == 5
         incremental = state.read_text()
-        whole = parsed(fleet(*words, "--whole"))
+        whole = parsed(run_fleet(*words, "--whole"))
         assert (whole["read_from"], whole["heads_checked"]) == (1, 2)
         assert state.read_text() == incremental
 
-    def test_what_does_not_hold_is_not_remembered(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
+    def test_what_does_not_hold_is_not_remembered(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
         state = tmp_path / "state.json"
         words = ("audit", "verify", "--state", str(state))
-        fleet("audit", "seal")
-        fleet(*words)
+        run_fleet("audit", "seal")
+        run_fleet(*words)
         before = state.read_text()
-        fleet("device", "add", "d9", "--model", "default")
-        fleet("audit", "seal")
+        run_fleet("device", "add", "d9", "--model", "default")
+        run_fleet("audit", "seal")
         edit(home, "DELETE FROM audit_head WHERE size = 4")
-        assert "the head of 4 rows, verified before, is gone" in fleet(*words, expect=1).stderr
-        whole = fleet(*words, "--whole", expect=1)
+        assert "the head of 4 rows, verified before, is gone" in run_fleet(*words, expect=1).stderr
+        whole = run_fleet(*words, "--whole", expect=1)
         assert "there are 0 heads up to row 4, and not the 1 that were verified before" in whole.stderr
         assert state.read_text() == before
 
@@ -176,10 +177,10 @@ class TestState:
         "text",
         ["", "{", "[]", "{}", '{"version": 1}', "[" * 4000, "x" * 10_000, "null"],
     )
-    def test_what_is_no_state(self, fleet: Fleet, tmp_path: Path, text: str) -> None:
+    def test_what_is_no_state(self, run_fleet: RunFleet, tmp_path: Path, text: str) -> None:
         state = tmp_path / "state.json"
         state.write_text(text)
-        done = fleet("audit", "verify", "--state", str(state), expect=1)
+        done = run_fleet("audit", "verify", "--state", str(state), expect=1)
         assert "is no state that this command has written" in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert state.read_text() == text
@@ -187,37 +188,37 @@ class TestState:
     @pytest.mark.parametrize(
         "change", [{"size": 0}, {"size": "4"}, {"size": True}, {"heads": -1}, {"root": "00"}, {"version": 2}]
     )
-    def test_a_state_that_was_edited(self, fleet: Fleet, tmp_path: Path, change: dict[str, object]) -> None:
-        fleet("audit", "seal")
+    def test_a_state_that_was_edited(self, run_fleet: RunFleet, tmp_path: Path, change: dict[str, object]) -> None:
+        run_fleet("audit", "seal")
         state = tmp_path / "state.json"
-        fleet("audit", "verify", "--state", str(state))
+        run_fleet("audit", "verify", "--state", str(state))
         state.write_text(json.dumps(json.loads(state.read_text()) | change))
-        assert "is no state" in fleet("audit", "verify", "--state", str(state), expect=1).stderr
+        assert "is no state" in run_fleet("audit", "verify", "--state", str(state), expect=1).stderr
 
 
 class TestProof:
-    def test_a_row(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
-        assert "fleet audit seal" in fleet("audit", "prove", "3", expect=1).stderr
-        fleet("audit", "seal")
+    def test_a_row(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+        assert "fleet audit seal" in run_fleet("audit", "prove", "3", expect=1).stderr
+        run_fleet("audit", "seal")
         file, key = tmp_path / "proof.json", str(home / "ca" / "audit.pub")
-        made = parsed(fleet("audit", "prove", "3", "--out", str(file), "-o", "json"))
+        made = parsed(run_fleet("audit", "prove", "3", "--out", str(file), "-o", "json"))
         assert (made["file"], made["seq"]) == (str(file), 3)
-        assert fleet("audit", "prove", "3").stdout == file.read_text()
+        assert run_fleet("audit", "prove", "3").stdout == file.read_text()
         assert read_proof(file.read_bytes()).entry.subject == "device d1"
-        checked = parsed(fleet("audit", "check-proof", str(file), "--public-key", key, "-o", "json", env={}))
+        checked = parsed(run_fleet("audit", "check-proof", str(file), "--public-key", key, "-o", "json", env={}))
         assert (checked["ok"], checked["seq"], checked["action"], checked["subject"]) == (
             True,
             3,
             "device.add",
             "device d1",
         )
-        assert checked["head"] == made["head"] == parsed(fleet("audit", "verify", "-o", "json"))["sealed_head"]
-        assert "file is there already" in fleet("audit", "prove", "3", "--out", str(file), expect=1).stderr
+        assert checked["head"] == made["head"] == parsed(run_fleet("audit", "verify", "-o", "json"))["sealed_head"]
+        assert "file is there already" in run_fleet("audit", "prove", "3", "--out", str(file), expect=1).stderr
 
-    def test_a_program_of_ones_own_checks_it(self, fleet: Fleet, home: Path) -> None:
+    def test_a_program_of_ones_own_checks_it(self, run_fleet: RunFleet, home: Path) -> None:
         """As fleet/AUDIT.md describes it, with nothing of ours."""
-        fleet("audit", "seal")
-        proof = json.loads(fleet("audit", "prove", "3").stdout)
+        run_fleet("audit", "seal")
+        proof = json.loads(run_fleet("audit", "prove", "3").stdout)
         assert proof["leaf"].encode() == leaf_of_page(proof["seq"], proof["entry"])
         node = hashlib.sha256(b"\0" + proof["leaf"].encode()).digest()
         assert (proof["index"], proof["size"]) == (2, 4)
@@ -232,17 +233,17 @@ class TestProof:
         assert isinstance(key, ec.EllipticCurvePublicKey)
         key.verify(bytes.fromhex(head["signature"]), signed, ec.ECDSA(hashes.SHA256()))
 
-    def test_what_does_not_hold(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
-        fleet("audit", "seal")
+    def test_what_does_not_hold(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+        run_fleet("audit", "seal")
         file, key = tmp_path / "proof.json", str(home / "ca" / "audit.pub")
-        fleet("audit", "prove", "3", "--out", str(file))
+        run_fleet("audit", "prove", "3", "--out", str(file))
         text = file.read_text()
         other = tmp_path / "other"
-        fleet("init", str(other))
+        run_fleet("init", str(other))
 
         def refused(content: str, by: str = key) -> str:
             file.write_text(content)
-            done = fleet("audit", "check-proof", str(file), "--public-key", by, expect=1)
+            done = run_fleet("audit", "check-proof", str(file), "--public-key", by, expect=1)
             assert len(done.stderr.splitlines()) == 1
             assert done.stdout == ""
             return done.stderr
@@ -254,18 +255,20 @@ class TestProof:
         assert "names another key" in refused(text, str(other / "ca" / "audit.pub"))
         at = json.loads(text)["head"]["at"]
         assert "does not verify" in refused(text.replace(at, "2020" + at[4:]))
-        missing = fleet("audit", "check-proof", str(tmp_path / "none"), "--public-key", key, expect=1)
+        missing = run_fleet("audit", "check-proof", str(tmp_path / "none"), "--public-key", key, expect=1)
         assert "no such file" in missing.stderr
-        assert fleet("audit", "check-proof", str(file), expect=2)
+        assert run_fleet("audit", "check-proof", str(file), expect=2)
 
-    def test_the_issue_of_a_certificate(self, fleet: Fleet, tmp_path: Path) -> None:
+    def test_the_issue_of_a_certificate(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         kit = tmp_path / "kit"
-        serial = parsed(fleet("station", "add", "st1", "--model", "default", "--out", str(kit), "-o", "json"))["serial"]
-        fleet("audit", "seal")
+        serial = parsed(run_fleet("station", "add", "st1", "--model", "default", "--out", str(kit), "-o", "json"))[
+            "serial"
+        ]
+        run_fleet("audit", "seal")
         leaf = x509.load_pem_x509_certificates((kit / "station.pem").read_bytes())[0]
         shown = ":".join(f"{leaf.serial_number:040X}"[at : at + 2] for at in range(0, 40, 2))  # as openssl does
         for text in (serial, f"0x{serial}", shown):
-            proof = read_proof(fleet("audit", "prove", text).stdout.encode("ascii"))
+            proof = read_proof(run_fleet("audit", "prove", text).stdout.encode("ascii"))
             assert (proof.seq, proof.entry.action, proof.entry.detail["serial"]) == (5, "station.add", serial)
 
     @pytest.mark.parametrize(
@@ -280,49 +283,49 @@ class TestProof:
             ("f" * 60, 2, "Give a row's number"),
         ],
     )
-    def test_what_there_is_not(self, fleet: Fleet, what: str, code: int, says: str) -> None:
-        fleet("audit", "seal")
-        assert says.lower() in fleet("audit", "prove", what, expect=code).stderr.lower()
+    def test_what_there_is_not(self, run_fleet: RunFleet, what: str, code: int, says: str) -> None:
+        run_fleet("audit", "seal")
+        assert says.lower() in run_fleet("audit", "prove", what, expect=code).stderr.lower()
 
-    def test_broken_ground(self, fleet: Fleet, home: Path) -> None:
-        fleet("audit", "seal")
+    def test_broken_ground(self, run_fleet: RunFleet, home: Path) -> None:
+        run_fleet("audit", "seal")
         edit(home, "UPDATE audit SET actor = 'nobody' WHERE seq = 3")
-        assert "See: fleet audit verify" in fleet("audit", "prove", "3", expect=1).stderr
+        assert "See: fleet audit verify" in run_fleet("audit", "prove", "3", expect=1).stderr
 
 
 class TestExport:
-    def test_every_row_with_its_leaf_and_then_the_heads(self, fleet: Fleet, tmp_path: Path) -> None:
-        fleet("audit", "seal")
-        fleet("device", "add", "d9", "--model", "default")
-        lines = [json.loads(line) for line in fleet("audit", "export").stdout.splitlines()]
+    def test_every_row_with_its_leaf_and_then_the_heads(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        run_fleet("audit", "seal")
+        run_fleet("device", "add", "d9", "--model", "default")
+        lines = [json.loads(line) for line in run_fleet("audit", "export").stdout.splitlines()]
         rows, heads = lines[:5], lines[5:]
         assert [row["seq"] for row in rows] == [1, 2, 3, 4, 5]
         root = EMPTY.appended(bytes.fromhex(row["leaf"]) for row in rows[:4]).root()
         assert [(h["head"]["size"], h["head"]["root"]) for h in heads] == [(4, root.hex())]
         file = tmp_path / "audit.jsonl"
-        made = parsed(fleet("audit", "export", "--after", "2", "--file", str(file), "-o", "json"))
+        made = parsed(run_fleet("audit", "export", "--after", "2", "--file", str(file), "-o", "json"))
         assert made == {"file": str(file), "rows": 3, "heads": 1}
         assert [json.loads(line) for line in file.read_text().splitlines()] == [*rows[2:], *heads]
         assert file.stat().st_mode & 0o077 == 0
-        assert "there already" in fleet("audit", "export", "--file", str(file), expect=1).stderr
+        assert "there already" in run_fleet("audit", "export", "--file", str(file), expect=1).stderr
 
-    def test_a_leaf_can_be_made_from_its_line(self, fleet: Fleet) -> None:
-        for line in fleet("audit", "export").stdout.splitlines():
+    def test_a_leaf_can_be_made_from_its_line(self, run_fleet: RunFleet) -> None:
+        for line in run_fleet("audit", "export").stdout.splitlines():
             row = json.loads(line)
             assert hashlib.sha256(b"\0" + leaf_of_page(row["seq"], row["entry"])).hexdigest() == row["leaf"]
 
-    def test_an_export_that_fails_leaves_no_file(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
+    def test_an_export_that_fails_leaves_no_file(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
         edit(home, "UPDATE audit SET detail = '[]' WHERE seq = 3")
-        fleet("audit", "export", "--file", str(tmp_path / "audit.jsonl"), expect=1)
+        run_fleet("audit", "export", "--file", str(tmp_path / "audit.jsonl"), expect=1)
         assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
 class TestList:
-    def test_filters(self, fleet: Fleet) -> None:
-        fleet("device", "revoke", "d1", "--reason", "lost")
+    def test_filters(self, run_fleet: RunFleet) -> None:
+        run_fleet("device", "revoke", "d1", "--reason", "lost")
 
         def seqs(*options: str) -> list[int]:
-            return [row["seq"] for row in parsed(fleet("audit", "list", "-o", "json", *options))]
+            return [row["seq"] for row in parsed(run_fleet("audit", "list", "-o", "json", *options))]
 
         assert seqs() == [1, 2, 3, 4, 5]
         assert seqs("--action", "device.add") == [2, 3, 4]
@@ -330,12 +333,12 @@ class TestList:
         assert seqs("--action", "device.add", "--limit", "2") == [3, 4]
         assert seqs("--action", "device.add", "--after", "0", "--limit", "2") == [2, 3]
         assert seqs("--outcome", "refused") == seqs("--actor", "nobody") == []
-        assert "device.revoke" in fleet("audit", "list", "--actor", "operator").stdout
-        (row,) = parsed(fleet("audit", "list", "-o", "json", "--action", "device.revoke"))
+        assert "device.revoke" in run_fleet("audit", "list", "--actor", "operator").stdout
+        (row,) = parsed(run_fleet("audit", "list", "-o", "json", "--action", "device.revoke"))
         assert row["detail"] == {"reason": "lost", "before": "state=registered", "after": "state=revoked"}
 
-    def test_a_row_with_bytes_that_are_no_text(self, fleet: Fleet, home: Path) -> None:
+    def test_a_row_with_bytes_that_are_no_text(self, run_fleet: RunFleet, home: Path) -> None:
         edit(home, "UPDATE audit SET actor = CAST(x'ff41' AS TEXT) WHERE seq = 3")
-        assert "row 3 has been changed" in fleet("audit", "verify", expect=1).stderr
-        fleet("audit", "list")
-        assert len(parsed(fleet("audit", "list", "-o", "json"))) == 4
+        assert "row 3 has been changed" in run_fleet("audit", "verify", expect=1).stderr
+        run_fleet("audit", "list")
+        assert len(parsed(run_fleet("audit", "list", "-o", "json"))) == 4

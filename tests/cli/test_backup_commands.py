@@ -11,47 +11,47 @@ from fleet.cli import main
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    fleet(tmp_path / "home", "init", str(tmp_path / "home"))
+    run_fleet(tmp_path / "home", "init", str(tmp_path / "home"))
     (tmp_path / "pass").write_text("correct horse\n")
     return tmp_path / "home"
 
 
-def fleet(home: Path, *words: str, expect: int = 0) -> Result:
+def run_fleet(home: Path, *words: str, expect: int = 0) -> Result:
     done = CliRunner().invoke(main, words, env={"FLEET_HOME": str(home), "PASS": "correct horse"})
     assert done.exit_code == expect, (words, done.stdout, done.stderr, done.exception)
     return done
 
 
 def test_save_check_restore(home: Path, tmp_path: Path) -> None:
-    fleet(home, "device", "add", "cam-7", "--model", "default")
+    run_fleet(home, "device", "add", "cam-7", "--model", "default")
     file, passphrase = str(tmp_path / "b"), ("--password-file", str(tmp_path / "pass"))
-    saved = json.loads(fleet(home, "backup", file, *passphrase, "-o", "json").stdout)
+    saved = json.loads(run_fleet(home, "backup", file, *passphrase, "-o", "json").stdout)
     assert (saved["sealed"], saved["audit_head"].split(":")[0]) == (True, "3")
-    checked = json.loads(fleet(home, "backup", "check", file, "--password-env", "PASS", "-o", "json").stdout)
+    checked = json.loads(run_fleet(home, "backup", "check", file, "--password-env", "PASS", "-o", "json").stdout)
     assert checked["ok"]
     assert {key: saved[key] for key in ("taken_at", "audit_head", "members")}.items() <= checked.items()
-    fleet(home, "device", "revoke", "cam-7")  # no server runs: the command itself notes it
-    fleet(home, "device", "add", "cam-8", "--model", "default")
-    fleet(home, "device", "add", "cam-9", "--model", "default")
-    fleet(home, "device", "revoke", "cam-9")
+    run_fleet(home, "device", "revoke", "cam-7")  # no server runs: the command itself notes it
+    run_fleet(home, "device", "add", "cam-8", "--model", "default")
+    run_fleet(home, "device", "add", "cam-9", "--model", "default")
+    run_fleet(home, "device", "revoke", "cam-9")
     second, log = tmp_path / "home2", str(home / "state" / "revocations.jsonl")
-    refused = fleet(home, "restore", file, str(second), *passphrase, expect=1)
+    refused = run_fleet(home, "restore", file, str(second), *passphrase, expect=1)
     assert "Give --revocations OLD_HOME/state/revocations.jsonl" in refused.stderr
-    done = fleet(home, "restore", file, str(second), *passphrase, "--revocations", log, "-o", "json")
+    done = run_fleet(home, "restore", file, str(second), *passphrase, "--revocations", log, "-o", "json")
     assert json.loads(done.stdout)["devices_out_again"] == 1
     assert "Not known to the backup; register them, and give each a token: cam-8\n" in done.stderr
     assert "they stay out, under the model restore-barred: cam-9\n" in done.stderr
-    assert json.loads(fleet(second, "device", "show", "cam-7", "-o", "json").stdout)["state"] == "revoked"
-    fleet(second, "audit", "verify", "--head", saved["audit_head"])
+    assert json.loads(run_fleet(second, "device", "show", "cam-7", "-o", "json").stdout)["state"] == "revoked"
+    run_fleet(second, "audit", "verify", "--head", saved["audit_head"])
 
 
 def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "b.tar")
-    assert "holds the fleet's private keys" in fleet(home, "backup", "take", file, "--plain").stderr
-    assert "sealed:" in fleet(home, "backup", "check", file).stdout
+    assert "holds the fleet's private keys" in run_fleet(home, "backup", "take", file, "--plain").stderr
+    assert "sealed:" in run_fleet(home, "backup", "check", file).stdout
     for words in (("backup", "check", file), ("restore", file, str(tmp_path / "h"), "--no-revocations-after-backup")):
-        assert "not sealed" in fleet(home, *words, "--password-env", "PASS", expect=1).stderr
-    done = fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
+        assert "not sealed" in run_fleet(home, *words, "--password-env", "PASS", expect=1).stderr
+    done = run_fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
     assert "Warning: devices suspended: 0." in done.stderr
 
 
@@ -70,10 +70,10 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     ],
 )
 def test_refused(home: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
-    assert says in fleet(home, *(word.format(tmp_path) for word in words), expect=code).stderr
+    assert says in run_fleet(home, *(word.format(tmp_path) for word in words), expect=code).stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "pass"]
 
 
 def test_help_shows_both_ways(home: Path) -> None:
-    assert "fleet backup check FILE" in fleet(home, "backup", "--help").stdout
-    assert "--plain" in fleet(home, "backup", "take", "--help").stdout
+    assert "fleet backup check FILE" in run_fleet(home, "backup", "--help").stdout
+    assert "--plain" in run_fleet(home, "backup", "take", "--help").stdout

@@ -20,12 +20,12 @@ from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.storage.sqlite.registry import SqliteRegistry
 
-Fleet = Callable[..., Result]
+RunFleet = Callable[..., Result]
 NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def fleet(home: Path) -> Fleet:
+def run_fleet(home: Path) -> RunFleet:
     """Run `fleet device …` on the home; `expect` is the exit code, `give` what is typed."""
 
     def run(*arguments: str, expect: int = 0, give: str = "") -> Result:
@@ -74,42 +74,44 @@ async def count(home: Path, where: DeviceFilter) -> int:
 SUSPENDED = DeviceFilter(state=DeviceState.SUSPENDED)
 
 
-def test_a_device_is_added_tagged_and_found(fleet: Fleet) -> None:
-    added = parsed(fleet("add", "cam-7", "--model", "default", "--tag", "lot=L7", "--group", "canary", "-o", "json"))
+def test_a_device_is_added_tagged_and_found(run_fleet: RunFleet) -> None:
+    added = parsed(
+        run_fleet("add", "cam-7", "--model", "default", "--tag", "lot=L7", "--group", "canary", "-o", "json")
+    )
     assert (added["tags"], added["groups"], added["expires_at"]) == ({"lot": "L7"}, ["canary"], None)
     words = ("tag", "cam-7", "lot=L8", "site=Köln Süd", "--group", "pilot", "--ungroup", "canary", "-o", "json")
-    tagged = parsed(fleet(*words))
+    tagged = parsed(run_fleet(*words))
     assert (tagged["tags"], tagged["groups"]) == ({"lot": "L8", "site": "Köln Süd"}, ["pilot"])
-    assert parsed(fleet("tag", "cam-7", "--remove", "lot", "-o", "json"))["tags"] == {"site": "Köln Süd"}
-    assert ids(fleet("list", "--tag", "site=Köln Süd", "--group", "pilot", "-o", "json")) == "cam-7"
-    assert ids(fleet("list", "--tag", "lot=L8", "-o", "json")) == ""
-    assert "site=Köln Süd" in fleet("list").stdout
+    assert parsed(run_fleet("tag", "cam-7", "--remove", "lot", "-o", "json"))["tags"] == {"site": "Köln Süd"}
+    assert ids(run_fleet("list", "--tag", "site=Köln Süd", "--group", "pilot", "-o", "json")) == "cam-7"
+    assert ids(run_fleet("list", "--tag", "lot=L8", "-o", "json")) == ""
+    assert "site=Köln Süd" in run_fleet("list").stdout
 
 
-def test_pages_by_expiry_go_on_where_they_ended(fleet: Fleet, home: Path) -> None:
+def test_pages_by_expiry_go_on_where_they_ended(run_fleet: RunFleet, home: Path) -> None:
     asyncio.run(fill(home, 7))
     found, after = [], ""
     while True:
-        page = fleet("list", "--expires-before", "30d", "--limit", "2", "--after", after, "-o", "json")
+        page = run_fleet("list", "--expires-before", "30d", "--limit", "2", "--after", after, "-o", "json")
         found += [d["id"] for d in parsed(page)]
         if "--after" not in page.stderr:
             break
         after = page.stderr.split("--after ")[1].strip()
     assert found == [f"d{n:04}" for n in (6, 5, 4, 3, 2, 1, 0)]
-    assert ids(fleet("list", "--expires-before", "90m", "-o", "json")) == "d0006"
-    assert "no place to go on from" in fleet("list", "--after", after, expect=1).stderr
+    assert ids(run_fleet("list", "--expires-before", "90m", "-o", "json")) == "d0006"
+    assert "no place to go on from" in run_fleet("list", "--after", after, expect=1).stderr
 
 
-def test_the_count_must_be_typed(fleet: Fleet, home: Path) -> None:
+def test_the_count_must_be_typed(run_fleet: RunFleet, home: Path) -> None:
     asyncio.run(fill(home, 10))
     lot = ("suspend", "--filter", "lot=L1 and state=active")
     for typed in ("yes\n", "6\n", ""):
-        refused = fleet(*lot, give=typed, expect=1)
+        refused = run_fleet(*lot, give=typed, expect=1)
         assert "nothing was changed" in refused.stderr
         assert "Suspending 5 devices of: lot=L1" in refused.stderr
-    assert "5 match, not 4" in fleet(*lot, "--count", "4", expect=1).stderr
+    assert "5 match, not 4" in run_fleet(*lot, "--count", "4", expect=1).stderr
     assert asyncio.run(count(home, SUSPENDED)) == 0
-    done = parsed(fleet(*lot, "--reason", "leaks", "-o", "json", give="5\n"))
+    done = parsed(run_fleet(*lot, "--reason", "leaks", "-o", "json", give="5\n"))
     assert {**done, "bulk": ""} == {
         "bulk": "",
         "matched": 5,
@@ -119,31 +121,31 @@ def test_the_count_must_be_typed(fleet: Fleet, home: Path) -> None:
         "interrupted": False,
     }
     assert asyncio.run(count(home, SUSPENDED)) == 5
-    assert parsed(fleet("resume", "--filter", "lot=L1", "--count", "5", "-o", "json"))["done"] == 5
-    assert parsed(fleet("resume", "--filter", "lot=L1", "--yes", "-o", "json"))["skipped"] == {
+    assert parsed(run_fleet("resume", "--filter", "lot=L1", "--count", "5", "-o", "json"))["done"] == 5
+    assert parsed(run_fleet("resume", "--filter", "lot=L1", "--yes", "-o", "json"))["skipped"] == {
         "device-not-suspended": 5
     }
-    again = parsed(shown := fleet("suspend", "--filter", "lot=L1", "--count", "5", "-o", "json"))
+    again = parsed(shown := run_fleet("suspend", "--filter", "lot=L1", "--count", "5", "-o", "json"))
     assert shown.stderr.splitlines()[-1] == "5 of 5"
-    nobody = fleet("suspend", "--filter", "lot=none", "--yes", "-o", "json")
+    nobody = run_fleet("suspend", "--filter", "lot=none", "--yes", "-o", "json")
     assert (nobody.stderr, parsed(nobody)["matched"]) == ("No device matches.\n", 0)
     assert again["bulk"] != done["bulk"]
 
 
-def test_dry_run_lists_and_changes_nothing(fleet: Fleet, home: Path) -> None:
+def test_dry_run_lists_and_changes_nothing(run_fleet: RunFleet, home: Path) -> None:
     asyncio.run(fill(home, 6))
-    dry = fleet("revoke", "--filter", "lot=L0", "--dry-run", "-o", "json")
+    dry = run_fleet("revoke", "--filter", "lot=L0", "--dry-run", "-o", "json")
     assert ids(dry) == "d0000 d0002 d0004"
     assert "3 devices match; nothing was changed" in dry.stderr
-    assert fleet("retire", "--filter", "lot=L9", "--dry-run").stdout.startswith("ID")
+    assert run_fleet("retire", "--filter", "lot=L9", "--dry-run").stdout.startswith("ID")
     assert asyncio.run(count(home, DeviceFilter(state=DeviceState.ACTIVE))) == 6
-    assert ids(fleet("list", "--filter", "lot=L0 and state=active", "-o", "json")) == ids(dry)
+    assert ids(run_fleet("list", "--filter", "lot=L0 and state=active", "-o", "json")) == ids(dry)
 
 
-def test_tags_by_filter(fleet: Fleet, home: Path) -> None:
+def test_tags_by_filter(run_fleet: RunFleet, home: Path) -> None:
     asyncio.run(fill(home, 6))
-    assert "done:" in fleet("tag", "--filter", "lot=L0", "site=Oslo", "--group", "recall", "--yes").stdout
-    assert ids(fleet("list", "--group", "recall", "--tag", "site=Oslo", "-o", "json")) == "d0000 d0002 d0004"
+    assert "done:" in run_fleet("tag", "--filter", "lot=L0", "site=Oslo", "--group", "recall", "--yes").stdout
+    assert ids(run_fleet("list", "--group", "recall", "--tag", "site=Oslo", "-o", "json")) == "d0000 d0002 d0004"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ def test_tags_by_filter(fleet: Fleet, home: Path) -> None:
         (("list", "--filter", "lot=L7", "--state", "active"), 2, "write the others into it"),
     ],
 )
-def test_refused(fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
-    assert says.lower() in fleet(*arguments, expect=code).stderr.lower()
+def test_refused(run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+    assert says.lower() in run_fleet(*arguments, expect=code).stderr.lower()
 
 
 def test_ctrl_c_finishes_what_was_begun_and_says_how_far_it_came(home: Path) -> None:

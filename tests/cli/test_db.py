@@ -20,11 +20,11 @@ from fleet.config.settings import read_settings
 from fleet.storage.sqlite import connection as sqlite_file
 from tests.postgres_server import PASSWORD, PostgresServer
 
-Fleet = Callable[..., Result]
+RunFleet = Callable[..., Result]
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def run_fleet(tmp_path: Path) -> RunFleet:
     """Run `fleet …` with the home named by FLEET_HOME; `expect` is the exit code."""
 
     def run(*arguments: str, expect: int = 0, **environment: str) -> Result:
@@ -55,10 +55,10 @@ def parsed(done: Result) -> Any:
 
 
 class TestSqlite:
-    def test_status(self, fleet: Fleet, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"))
+    def test_status(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"))
         newest = sqlite_file.migrations()[-1][0]
-        found = parsed(fleet("db", "status", "-o", "json"))
+        found = parsed(run_fleet("db", "status", "-o", "json"))
         assert found.pop("size_bytes") == (tmp_path / "home" / "registry.db").stat().st_size
         assert found == {
             "engine": "sqlite",
@@ -70,10 +70,10 @@ class TestSqlite:
             "audit_rows": 1,
             "events": 0,
         }
-        assert "newest schema:" in fleet("db", "status").stdout
+        assert "newest schema:" in run_fleet("db", "status").stdout
 
-    def test_migrate(self, fleet: Fleet, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"))
+    def test_migrate(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"))
         registry = tmp_path / "home" / "registry.db"
         registry.unlink()
         with closing(sqlite3.connect(registry, isolation_level=None)) as db:
@@ -81,110 +81,112 @@ class TestSqlite:
             db.executescript(sqlite_file.migrations()[0][1] + marks)
         registry.chmod(0o600)
         newest = sqlite_file.migrations()[-1][0]
-        assert parsed(fleet("db", "status", "-o", "json"))["schema"] == 1
-        done = parsed(fleet("db", "migrate", "-o", "json"))
+        assert parsed(run_fleet("db", "status", "-o", "json"))["schema"] == 1
+        done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert (done["schema_before"], done["schema"]) == (1, newest)
-        done = parsed(fleet("db", "migrate", "-o", "json"))
+        done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert (done["schema_before"], done["schema"]) == (newest, newest)
 
     def test_it_carries_no_driver_of_postgresql(self) -> None:
         loads = "import sys, fleet.runtime.serve, fleet.cli.db; sys.exit('asyncpg' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
 
-    def test_without_a_registry(self, fleet: Fleet, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"))
+    def test_without_a_registry(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"))
         (tmp_path / "home" / "registry.db").unlink()
         for command in ("status", "migrate"):
-            assert "there is no registry at" in fleet("db", command, expect=1).stderr
+            assert "there is no registry at" in run_fleet("db", command, expect=1).stderr
 
 
 class TestPostgres:
     def test_init_keeps_the_url_and_no_password(
-        self, fleet: Fleet, url: str, tmp_path: Path, postgres_server: PostgresServer
+        self, run_fleet: RunFleet, url: str, tmp_path: Path, postgres_server: PostgresServer
     ) -> None:
         home = tmp_path / "home"
-        assert parsed(fleet("init", str(home), "--database", url, "-o", "json"))["database"] == url
+        assert parsed(run_fleet("init", str(home), "--database", url, "-o", "json"))["database"] == url
         assert not (home / "registry.db").exists()
         assert str(read_settings(home / "fleet.toml").database) == url
         assert all(PASSWORD not in file.read_text() for file in home.rglob("*") if file.is_file())
-        assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["default"]
-        found = parsed(fleet("db", "status", "-o", "json"))
+        assert [m["name"] for m in parsed(run_fleet("model", "list", "-o", "json"))] == ["default"]
+        found = parsed(run_fleet("db", "status", "-o", "json"))
         assert (found["engine"], found["where"], found["audit_rows"]) == ("postgresql", url, 1)
-        done = parsed(fleet("db", "migrate", "-o", "json"))
+        done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert done["schema_before"] == done["schema"] == found["newest_schema"]
 
-    def test_a_password_in_argv_is_refused(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+    def test_a_password_in_argv_is_refused(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
         told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
-        done = fleet("init", str(tmp_path / "home"), "--database", told, expect=2)
+        done = run_fleet("init", str(tmp_path / "home"), "--database", told, expect=2)
         assert "holds a password" in done.stderr
         assert "PGPASSWORD" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
     def test_a_file_may_hold_it(
-        self, fleet: Fleet, postgres_server: PostgresServer, database: str, tmp_path: Path
+        self, run_fleet: RunFleet, postgres_server: PostgresServer, database: str, tmp_path: Path
     ) -> None:
         secret = tmp_path / "database url"
         told = postgres_server.tcp_url(database).replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
         secret.write_text(f"{told}\n")
         home = str(tmp_path / "home")
         secret.chmod(0o644)
-        assert "is open to other users" in fleet("init", home, "--database-file", str(secret), expect=1).stderr
+        assert "is open to other users" in run_fleet("init", home, "--database-file", str(secret), expect=1).stderr
         secret.chmod(0o600)
-        fleet("init", home, "--database-file", str(secret))
-        assert parsed(fleet("db", "status", "-o", "json"))["where"] == postgres_server.tcp_url(database)
+        run_fleet("init", home, "--database-file", str(secret))
+        assert parsed(run_fleet("db", "status", "-o", "json"))["where"] == postgres_server.tcp_url(database)
         assert str(read_settings(tmp_path / "home" / "fleet.toml").database) == f"file:{secret}"
         secret.write_text("not a url")
-        assert "The first line of" in fleet("model", "list", expect=1).stderr.replace("the first", "The first")
+        assert "The first line of" in run_fleet("model", "list", expect=1).stderr.replace("the first", "The first")
         secret.unlink()
-        assert "cannot be read" in fleet("model", "list", expect=1).stderr
+        assert "cannot be read" in run_fleet("model", "list", expect=1).stderr
 
-    def test_two_sources_are_one_too_many(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
+    def test_two_sources_are_one_too_many(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
         words = ("--database", url, "--database-file", str(tmp_path / "x"))
-        assert "not both" in fleet("init", str(tmp_path / "home"), *words, expect=2).stderr
+        assert "not both" in run_fleet("init", str(tmp_path / "home"), *words, expect=2).stderr
 
-    def test_a_database_has_one_fleet(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"), "--database", url)
-        done = fleet("init", str(tmp_path / "other"), "--database", url, expect=1)
+    def test_a_database_has_one_fleet(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"), "--database", url)
+        done = run_fleet("init", str(tmp_path / "other"), "--database", url, expect=1)
         assert "a fleet's registry in" in done.stderr
         assert "copy its home" in done.stderr
         assert not (tmp_path / "other").exists()
-        assert len(parsed(fleet("audit", "list", "-o", "json"))) == 1
+        assert len(parsed(run_fleet("audit", "list", "-o", "json"))) == 1
 
-    def test_the_environment_goes_before_fleet_toml(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"))
+    def test_the_environment_goes_before_fleet_toml(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"))
         told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
-        assert "there is no registry in" in fleet("db", "status", expect=1, FLEET_DATABASE=told).stderr
-        fleet("init", str(tmp_path / "home 2"), FLEET_DATABASE=told)
-        assert parsed(fleet("db", "status", "-o", "json", FLEET_DATABASE=told))["where"] == url
-        assert parsed(fleet("db", "status", "-o", "json"))["engine"] == "sqlite"
-        assert "FLEET_DATABASE" in fleet("db", "status", expect=1, FLEET_DATABASE="nonsense").stderr
+        assert "there is no registry in" in run_fleet("db", "status", expect=1, FLEET_DATABASE=told).stderr
+        run_fleet("init", str(tmp_path / "home 2"), FLEET_DATABASE=told)
+        assert parsed(run_fleet("db", "status", "-o", "json", FLEET_DATABASE=told))["where"] == url
+        assert parsed(run_fleet("db", "status", "-o", "json"))["engine"] == "sqlite"
+        assert "FLEET_DATABASE" in run_fleet("db", "status", expect=1, FLEET_DATABASE="nonsense").stderr
 
-    def test_a_server_that_is_gone_is_one_sentence(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"), "--database", url)
+    def test_a_server_that_is_gone_is_one_sentence(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
+        run_fleet("init", str(tmp_path / "home"), "--database", url)
         file = tmp_path / "home" / "fleet.toml"
         file.write_text(file.read_text().replace(url, "postgresql://fleet@127.0.0.1:1/fleet"))
         for command in (("device", "list"), ("db", "status"), ("audit", "verify")):
-            assert "cannot be reached" in fleet(*command, expect=1).stderr
+            assert "cannot be reached" in run_fleet(*command, expect=1).stderr
 
     def test_audit_verify_finds_what_was_changed(
-        self, fleet: Fleet, url: str, database: str, tmp_path: Path, postgres_server: PostgresServer
+        self, run_fleet: RunFleet, url: str, database: str, tmp_path: Path, postgres_server: PostgresServer
     ) -> None:
-        fleet("init", str(tmp_path / "home"), "--database", url)
+        run_fleet("init", str(tmp_path / "home"), "--database", url)
         for n in range(3):
-            fleet("device", "add", f"cam-{n}", "--model", "default")
-        head = parsed(fleet("audit", "verify", "-o", "json"))["head"]
+            run_fleet("device", "add", f"cam-{n}", "--model", "default")
+        head = parsed(run_fleet("audit", "verify", "-o", "json"))["head"]
         assert head.startswith("4:")
-        fleet("device", "add", "cam-9", "--model", "default")
-        assert parsed(fleet("audit", "verify", "--head", head, "-o", "json"))["rows"] == 5
-        fleet("audit", "verify", "--head", f"4:{'0' * 64}", expect=1)
+        run_fleet("device", "add", "cam-9", "--model", "default")
+        assert parsed(run_fleet("audit", "verify", "--head", head, "-o", "json"))["rows"] == 5
+        run_fleet("audit", "verify", "--head", f"4:{'0' * 64}", expect=1)
         postgres_server.run("UPDATE fleet.audit SET actor = 'nobody' WHERE seq = 3", database)
-        assert "row 3 has been changed" in fleet("audit", "verify", expect=1).stderr
+        assert "row 3 has been changed" in run_fleet("audit", "verify", expect=1).stderr
         postgres_server.run("DELETE FROM fleet.audit WHERE seq = 3", database)
-        assert "row 3 is missing" in fleet("audit", "verify", expect=1).stderr
+        assert "row 3 is missing" in run_fleet("audit", "verify", expect=1).stderr
 
-    def test_a_copied_home_is_another_node_of_the_same_fleet(self, fleet: Fleet, url: str, tmp_path: Path) -> None:
-        fleet("init", str(tmp_path / "home"), "--database", url)
+    def test_a_copied_home_is_another_node_of_the_same_fleet(
+        self, run_fleet: RunFleet, url: str, tmp_path: Path
+    ) -> None:
+        run_fleet("init", str(tmp_path / "home"), "--database", url)
         copy = Path(shutil.copytree(tmp_path / "home", tmp_path / "copy"))
-        fleet("device", "add", "cam-7", "--model", "default", FLEET_HOME=str(copy))
-        assert parsed(fleet("device", "show", "cam-7", "-o", "json"))["id"] == "cam-7"
+        run_fleet("device", "add", "cam-7", "--model", "default", FLEET_HOME=str(copy))
+        assert parsed(run_fleet("device", "show", "cam-7", "-o", "json"))["id"] == "cam-7"
         assert stat.S_IMODE((copy / "fleet.toml").stat().st_mode) == 0o600

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
 from fleet.cli import main
 
-Fleet = Callable[..., Result]
+RunFleet = Callable[..., Result]
 
 FILES = ["bob.key", "bob.p12", "bob.pem", "ca.pem"]
 
 
 @pytest.fixture
-def fleet(home: Path) -> Fleet:
+def run_fleet(home: Path) -> RunFleet:
     """Run `fleet operator …` on the home; `expect` is the exit code."""
 
     def run(*arguments: str, expect: int = 0) -> Result:
@@ -37,14 +37,16 @@ def parsed(done: Result) -> Any:
     return json.loads(done.stdout)
 
 
-def add(fleet: Fleet, out: Path, name: str = "bob", *options: str, role: str = "admin", expect: int = 0) -> Result:
+def add(
+    run_fleet: RunFleet, out: Path, name: str = "bob", *options: str, role: str = "admin", expect: int = 0
+) -> Result:
     words = ("add", name, "--role", role, "--out", str(out), "--password-env", "P12_PASSWORD", "-o", "json")
-    return fleet(*words, *options, expect=expect)
+    return run_fleet(*words, *options, expect=expect)
 
 
-def test_its_files(fleet: Fleet, home: Path, tmp_path: Path) -> None:
+def test_its_files(run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    added = parsed(add(fleet, out))
+    added = parsed(add(run_fleet, out))
     assert sorted(p.name for p in out.iterdir()) == FILES
     assert all((out / name).stat().st_mode & 0o077 == 0 for name in ("bob.key", "bob.p12"))
     assert (out / "ca.pem").read_bytes() == (home / "ca" / "root.pem").read_bytes()
@@ -60,20 +62,23 @@ def test_its_files(fleet: Fleet, home: Path, tmp_path: Path) -> None:
     assert [each.certificate for each in bundle.additional_certs] == [authority]
 
 
-def test_list_show_revoke(fleet: Fleet, tmp_path: Path) -> None:
-    add(fleet, tmp_path / "out")
-    add(fleet, tmp_path / "out", "line", "--model", "default", "--model", "default", role="factory")
-    bob, line = parsed(fleet("list", "-o", "json"))
+def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
+    add(run_fleet, tmp_path / "out")
+    add(run_fleet, tmp_path / "out", "line", "--model", "default", "--model", "default", role="factory")
+    bob, line = parsed(run_fleet("list", "-o", "json"))
     assert (bob["name"], bob["role"], bob["models"], bob["certificate"]) == ("bob", "admin", ["*"], "issued")
     assert (line["name"], line["role"], line["models"]) == ("line", "factory", ["default"])
-    shown = parsed(fleet("show", "line", "-o", "json"))
+    shown = parsed(run_fleet("show", "line", "-o", "json"))
     assert "token.create" in shown["permissions"]
     assert "device.write" not in shown["permissions"]
-    assert parsed(fleet("revoke", "bob", "--reason", "left", "-o", "json")) == {"name": "bob", "certificate": "revoked"}
-    assert parsed(fleet("list", "-o", "json"))[0]["certificate"] == "revoked"
-    assert "no certificate that is not revoked" in fleet("revoke", "bob", expect=1).stderr
-    assert "no operator" in fleet("revoke", "nobody", expect=1).stderr
-    assert "no operator" in fleet("show", "nobody", expect=1).stderr
+    assert parsed(run_fleet("revoke", "bob", "--reason", "left", "-o", "json")) == {
+        "name": "bob",
+        "certificate": "revoked",
+    }
+    assert parsed(run_fleet("list", "-o", "json"))[0]["certificate"] == "revoked"
+    assert "no certificate that is not revoked" in run_fleet("revoke", "bob", expect=1).stderr
+    assert "no operator" in run_fleet("revoke", "nobody", expect=1).stderr
+    assert "no operator" in run_fleet("show", "nobody", expect=1).stderr
     done = CliRunner().invoke(main, ["audit", "list", "-o", "json"], env={"FLEET_HOME": str(tmp_path / "home")})
     rows = [(row["actor"], row["action"], row["subject"]) for row in json.loads(done.stdout)]
     assert rows[1:] == [
@@ -93,46 +98,46 @@ def test_list_show_revoke(fleet: Fleet, tmp_path: Path) -> None:
     ],
 )
 def test_refused_and_nothing_left_behind(
-    fleet: Fleet, tmp_path: Path, name: str, role: str, options: tuple[str, ...], says: str
+    run_fleet: RunFleet, tmp_path: Path, name: str, role: str, options: tuple[str, ...], says: str
 ) -> None:
     out = tmp_path / "out"
-    assert says in add(fleet, out, name, *options, role=role, expect=1).stderr
+    assert says in add(run_fleet, out, name, *options, role=role, expect=1).stderr
     assert not out.exists() or list(out.iterdir()) == []
-    assert parsed(fleet("list", "-o", "json")) == []
+    assert parsed(run_fleet("list", "-o", "json")) == []
 
 
-def test_nothing_is_overwritten(fleet: Fleet, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(run_fleet: RunFleet, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    add(fleet, out)
+    add(run_fleet, out)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    assert "is taken" in add(fleet, out, expect=1).stderr
-    assert "exists already" in add(fleet, tmp_path / "other", expect=1).stderr
-    add(fleet, out, "alice")
+    assert "is taken" in add(run_fleet, out, expect=1).stderr
+    assert "exists already" in add(run_fleet, tmp_path / "other", expect=1).stderr
+    add(run_fleet, out, "alice")
     assert {p: p.read_bytes() for p in before} == before
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "ca.pem").write_text("another fleet's root")
-    assert "another fleet's" in add(fleet, tmp_path / "strange", "carol", expect=1).stderr
+    assert "another fleet's" in add(run_fleet, tmp_path / "strange", "carol", expect=1).stderr
 
 
 @pytest.mark.parametrize("name", ["bob.pem", "bob.key", "bob.p12"])
-def test_a_planted_link_is_not_followed(fleet: Fleet, tmp_path: Path, name: str) -> None:
+def test_a_planted_link_is_not_followed(run_fleet: RunFleet, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / name).symlink_to(tmp_path / "elsewhere")
-    assert "is taken" in add(fleet, out, expect=1).stderr
+    assert "is taken" in add(run_fleet, out, expect=1).stderr
     assert not (tmp_path / "elsewhere").exists()
-    assert parsed(fleet("list", "-o", "json")) == []
+    assert parsed(run_fleet("list", "-o", "json")) == []
 
 
-def test_a_password_comes_from_somewhere(fleet: Fleet, tmp_path: Path) -> None:
-    done = fleet("add", "bob", "--role", "admin", "--out", str(tmp_path / "out"), expect=1)
+def test_a_password_comes_from_somewhere(run_fleet: RunFleet, tmp_path: Path) -> None:
+    done = run_fleet("add", "bob", "--role", "admin", "--out", str(tmp_path / "out"), expect=1)
     assert "--password-file" in done.stderr
-    assert parsed(fleet("list", "-o", "json")) == []
+    assert parsed(run_fleet("list", "-o", "json")) == []
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_openssl_tells_the_two_cas_apart(fleet: Fleet, home: Path, tmp_path: Path) -> None:
-    add(fleet, tmp_path / "out")
+def test_openssl_tells_the_two_cas_apart(run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+    add(run_fleet, tmp_path / "out")
     certificate = str(tmp_path / "out" / "bob.pem")
     for authority, expected in (("operators.pem", 0), ("root.pem", 2)):
         trust = ["-CAfile", str(home / "ca" / authority)]

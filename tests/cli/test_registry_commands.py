@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fleet.cli import main
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 
-Fleet = Callable[..., Result]
+RunFleet = Callable[..., Result]
 
 
 @pytest.fixture
-def fleet(home: Path) -> Fleet:
+def run_fleet(home: Path) -> RunFleet:
     """Run `fleet …` on the home, named by FLEET_HOME; `expect` is the exit code."""
 
     def run(*arguments: str, expect: int = 0) -> Result:
@@ -40,8 +40,8 @@ def parsed(done: Result) -> Any:
 
 
 class TestModel:
-    def test_add_show_list_set(self, fleet: Fleet) -> None:
-        added = parsed(fleet("model", "add", "cam2", "--lifetime", "30d", "--publish", "a/{id}/#", "-o", "json"))
+    def test_add_show_list_set(self, run_fleet: RunFleet) -> None:
+        added = parsed(run_fleet("model", "add", "cam2", "--lifetime", "30d", "--publish", "a/{id}/#", "-o", "json"))
         assert added == {
             "name": "cam2",
             "lifetime": 30 * 86400,
@@ -51,35 +51,35 @@ class TestModel:
             "retain": False,
             **rules_json(DEFAULT_RULES),
         }
-        assert parsed(fleet("model", "show", "cam2", "-o", "json")) == added
-        changed = parsed(fleet("model", "set", "cam2", "--subscribe", "x", "--subscribe", "y", "-o", "json"))
+        assert parsed(run_fleet("model", "show", "cam2", "-o", "json")) == added
+        changed = parsed(run_fleet("model", "set", "cam2", "--subscribe", "x", "--subscribe", "y", "-o", "json"))
         assert changed == {**added, "subscribe": ["x", "y"]}
         retaining = {**changed, "retain": True}
-        assert parsed(fleet("model", "set", "cam2", "--retain", "-o", "json")) == retaining
-        assert parsed(fleet("model", "set", "cam2", "--lifetime", "30d", "-o", "json")) == retaining
-        assert parsed(fleet("model", "list", "-o", "json"))[0] == retaining
-        assert parsed(fleet("model", "set", "cam2", "--no-retain", "-o", "json")) == changed
-        assert [m["name"] for m in parsed(fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
-        assert "30d" in fleet("model", "list").stdout
+        assert parsed(run_fleet("model", "set", "cam2", "--retain", "-o", "json")) == retaining
+        assert parsed(run_fleet("model", "set", "cam2", "--lifetime", "30d", "-o", "json")) == retaining
+        assert parsed(run_fleet("model", "list", "-o", "json"))[0] == retaining
+        assert parsed(run_fleet("model", "set", "cam2", "--no-retain", "-o", "json")) == changed
+        assert [m["name"] for m in parsed(run_fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
+        assert "30d" in run_fleet("model", "list").stdout
 
-    def test_rules(self, fleet: Fleet) -> None:
-        fleet("tenant", "add", "acme")
+    def test_rules(self, run_fleet: RunFleet) -> None:
+        run_fleet("tenant", "add", "acme")
         options = ("--admit", "claim", "--admit", "token", "--grace", "7d", "--uri", "urn:x:{id}", "--binding")
-        added = parsed(fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
+        added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
         assert added["admission"]["paths"] == ["claim", "token"]
         assert (added["renewal"]["grace_seconds"], added["profile"]["binding"]) == (604_800, True)
-        changed = parsed(fleet("model", "set", "cam2", "--no-binding", "--tenant", "", "-o", "json"))
+        changed = parsed(run_fleet("model", "set", "cam2", "--no-binding", "--tenant", "", "-o", "json"))
         profile = {**added["profile"], "binding": False}
         assert changed == {**added, "tenant": "", "former_tenants": ["acme"], "profile": profile}
-        ended = parsed(fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
+        ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
-        table = fleet("model", "show", "cam2").stdout
+        table = run_fleet("model", "show", "cam2").stdout
         assert "admission paths:" in table
         assert "claim" in table
         assert "renewal grace seconds: 604800" in table
         assert "server keygen" not in table
-        refused = fleet("model", "set", "cam2", "--webhook", "http://x/", expect=1)
+        refused = run_fleet("model", "set", "cam2", "--webhook", "http://x/", expect=1)
         assert "A webhook is an https URL" in refused.stderr or "a webhook is an https URL" in refused.stderr
 
     @pytest.mark.parametrize(
@@ -96,40 +96,40 @@ class TestModel:
             (("show", "m"), 1, "there is no model 'm'"),
         ],
     )
-    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
-        assert says.lower() in fleet("model", *arguments, expect=code).stderr.lower()
-        assert len(parsed(fleet("model", "list", "-o", "json"))) == 1
+    def test_refused(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in run_fleet("model", *arguments, expect=code).stderr.lower()
+        assert len(parsed(run_fleet("model", "list", "-o", "json"))) == 1
 
 
 class TestDevice:
-    def test_a_life(self, fleet: Fleet) -> None:
-        added = parsed(fleet("device", "add", "cam-7", "--model", "default", "--serial", "SN 1", "-o", "json"))
+    def test_a_life(self, run_fleet: RunFleet) -> None:
+        added = parsed(run_fleet("device", "add", "cam-7", "--model", "default", "--serial", "SN 1", "-o", "json"))
         assert (added["id"], added["state"], added["hardware_serial"]) == ("cam-7", "registered", "SN 1")
-        assert parsed(fleet("device", "show", "cam-7", "-o", "json")) == {**added, "certificates": []}
+        assert parsed(run_fleet("device", "show", "cam-7", "-o", "json")) == {**added, "certificates": []}
         for command, state in (("suspend", "suspended"), ("resume", "registered"), ("revoke", "revoked")):
-            moved = parsed(fleet("device", command, "cam-7", "--reason", "why not", "-o", "json"))
+            moved = parsed(run_fleet("device", command, "cam-7", "--reason", "why not", "-o", "json"))
             assert moved == {**added, "state": state}
-        assert "revoked, not suspended" in fleet("device", "resume", "cam-7", expect=1).stderr
-        again = fleet("device", "add", "cam-7", "--model", "default", expect=1)
+        assert "revoked, not suspended" in run_fleet("device", "resume", "cam-7", expect=1).stderr
+        again = run_fleet("device", "add", "cam-7", "--model", "default", expect=1)
         assert "exists already" in again.stderr
-        assert "retired" in fleet("device", "retire", "cam-7").stdout
+        assert "retired" in run_fleet("device", "retire", "cam-7").stdout
 
-    def test_list(self, fleet: Fleet) -> None:
-        fleet("model", "add", "cam2")
+    def test_list(self, run_fleet: RunFleet) -> None:
+        run_fleet("model", "add", "cam2")
         for id_, model in (("a", "cam2"), ("b", "default"), ("c", "cam2")):
-            fleet("device", "add", id_, "--model", model)
-        fleet("device", "suspend", "c")
+            run_fleet("device", "add", id_, "--model", model)
+        run_fleet("device", "suspend", "c")
 
         def ids(*options: str) -> list[str]:
-            return [d["id"] for d in parsed(fleet("device", "list", "-o", "json", *options))]
+            return [d["id"] for d in parsed(run_fleet("device", "list", "-o", "json", *options))]
 
         assert ids() == ["a", "b", "c"]
         assert ids("--model", "cam2") == ["a", "c"]
         assert ids("--state", "suspended") == ["c"]
         assert ids("--after", "a") == ["b", "c"]
         assert ids("--limit", "2") == ["a", "b"]
-        assert "--after b" in fleet("device", "list", "--limit", "2").stderr
-        assert fleet("device", "list").stdout.splitlines()[0].split() == [
+        assert "--after b" in run_fleet("device", "list", "--limit", "2").stderr
+        assert run_fleet("device", "list").stdout.splitlines()[0].split() == [
             "ID",
             "MODEL",
             "STATE",
@@ -154,27 +154,27 @@ class TestDevice:
             (("list", "--state", "dead"), 2, "dead"),
         ],
     )
-    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
-        assert says.lower() in fleet("device", *arguments, expect=code).stderr.lower()
+    def test_refused(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in run_fleet("device", *arguments, expect=code).stderr.lower()
 
 
 class TestToken:
-    def test_it_stands_alone_on_stdout(self, fleet: Fleet) -> None:
-        fleet("device", "add", "cam-7", "--model", "default")
-        made = fleet("token", "create", "--device", "cam-7", "--ttl", "1h30m")
+    def test_it_stands_alone_on_stdout(self, run_fleet: RunFleet) -> None:
+        run_fleet("device", "add", "cam-7", "--model", "default")
+        made = run_fleet("token", "create", "--device", "cam-7", "--ttl", "1h30m")
         (text,) = made.stdout.splitlines()
         id_, _, secret = text.partition(".")
         assert len(secret) >= 43
         assert "good once within 1h30m" in made.stderr
         assert secret not in made.stderr
-        (listed,) = parsed(fleet("token", "list", "-o", "json"))
+        (listed,) = parsed(run_fleet("token", "list", "-o", "json"))
         assert (listed["id"], listed["device"], listed["model"], listed["state"]) == (id_, "cam-7", None, "open")
         for command in (("token", "list"), ("audit", "list"), ("audit", "list", "-o", "json")):
-            assert secret not in fleet(*command).output
+            assert secret not in run_fleet(*command).output
 
-    def test_into_a_file_of_its_own(self, fleet: Fleet, tmp_path: Path) -> None:
+    def test_into_a_file_of_its_own(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         out = tmp_path / "t"
-        made = fleet("token", "create", "--model", "default", "--out", str(out), "-o", "json")
+        made = run_fleet("token", "create", "--model", "default", "--out", str(out), "-o", "json")
         assert out.stat().st_mode & 0o777 == 0o600
         text = out.read_text().strip()
         assert text.startswith(parsed(made)["id"] + ".")
@@ -182,19 +182,19 @@ class TestToken:
         planted = tmp_path / "planted"
         planted.symlink_to(tmp_path / "elsewhere")
         for taken in (out, planted):
-            assert "exists" in fleet("token", "create", "--model", "default", "--out", str(taken), expect=2).stderr
-        assert len(parsed(fleet("token", "list", "-o", "json"))) == 1
+            assert "exists" in run_fleet("token", "create", "--model", "default", "--out", str(taken), expect=2).stderr
+        assert len(parsed(run_fleet("token", "list", "-o", "json"))) == 1
         assert not (tmp_path / "elsewhere").exists()
 
-    def test_json_and_revoke(self, fleet: Fleet) -> None:
+    def test_json_and_revoke(self, run_fleet: RunFleet) -> None:
         options = ("--model", "default", "--uses", "3", "--ttl", "7d", "-o", "json")
-        made = parsed(fleet("token", "create", *options))
+        made = parsed(run_fleet("token", "create", *options))
         assert sorted(made) == ["expires_at", "id", "token"]
         assert made["token"].startswith(made["id"] + ".")
-        assert parsed(fleet("token", "revoke", made["id"], "-o", "json")) == {"id": made["id"], "state": "revoked"}
-        (listed,) = parsed(fleet("token", "list", "-o", "json"))
+        assert parsed(run_fleet("token", "revoke", made["id"], "-o", "json")) == {"id": made["id"], "state": "revoked"}
+        (listed,) = parsed(run_fleet("token", "list", "-o", "json"))
         assert (listed["state"], listed["uses"], listed["uses_max"]) == ("revoked", 0, 3)
-        assert "revoked already" in fleet("token", "revoke", made["id"], expect=1).stderr
+        assert "revoked already" in run_fleet("token", "revoke", made["id"], expect=1).stderr
 
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),
@@ -210,14 +210,14 @@ class TestToken:
             (("revoke", "id.secret"), 2, "the part before the dot"),
         ],
     )
-    def test_refused(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
-        assert says.lower() in fleet("token", *arguments, expect=code).stderr.lower()
+    def test_refused(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says.lower() in run_fleet("token", *arguments, expect=code).stderr.lower()
 
 
 class TestStation:
-    def test_its_files(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
+    def test_its_files(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
         out = tmp_path / "st1"
-        added = parsed(fleet("station", "add", "st1", "--model", "default", "--out", str(out), "-o", "json"))
+        added = parsed(run_fleet("station", "add", "st1", "--model", "default", "--out", str(out), "-o", "json"))
         assert {p.name: p.stat().st_mode & 0o077 for p in out.iterdir() if p.name == "station.key"} == {
             "station.key": 0
         }
@@ -228,89 +228,89 @@ class TestStation:
         key = load_pem_private_key((out / "station.key").read_bytes(), None)
         assert leaf.public_key() == key.public_key()
         assert f"{leaf.serial_number:x}" == added["serial"]
-        (listed,) = parsed(fleet("station", "list", "-o", "json"))
+        (listed,) = parsed(run_fleet("station", "list", "-o", "json"))
         assert (listed["name"], listed["models"], listed["certificate"]) == ("st1", ["default"], "issued")
-        revoked = parsed(fleet("station", "revoke", "st1", "--reason", "sold", "-o", "json"))
+        revoked = parsed(run_fleet("station", "revoke", "st1", "--reason", "sold", "-o", "json"))
         assert revoked == {"name": "st1", "certificate": "revoked"}
-        assert "revoked" in fleet("station", "list").stdout
+        assert "revoked" in run_fleet("station", "list").stdout
 
     @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-    def test_openssl_accepts_its_chain(self, fleet: Fleet, tmp_path: Path) -> None:
+    def test_openssl_accepts_its_chain(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         out = tmp_path / "st1"
-        fleet("station", "add", "st1", "--model", "default", "--out", str(out), "--days", "3")
+        run_fleet("station", "add", "st1", "--model", "default", "--out", str(out), "--days", "3")
         pem = str(out / "station.pem")
         command = ["openssl", "verify", "-purpose", "sslclient", "-CAfile", str(out / "ca.pem"), "-untrusted", pem, pem]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("name", ["ca.pem", "station.pem", "station.key"])
-    def test_a_planted_link_is_not_followed(self, fleet: Fleet, tmp_path: Path, name: str) -> None:
+    def test_a_planted_link_is_not_followed(self, run_fleet: RunFleet, tmp_path: Path, name: str) -> None:
         out = tmp_path / "st"
         out.mkdir()
         (out / name).symlink_to(tmp_path / "elsewhere")
-        assert "exists" in fleet("station", "add", "st1", "--model", "default", "--out", str(out), expect=1).stderr
+        assert "exists" in run_fleet("station", "add", "st1", "--model", "default", "--out", str(out), expect=1).stderr
         assert not (tmp_path / "elsewhere").exists()
-        assert parsed(fleet("station", "list", "-o", "json")) == []
+        assert parsed(run_fleet("station", "list", "-o", "json")) == []
 
-    def test_nothing_is_overwritten_and_no_key_is_left_behind(self, fleet: Fleet, tmp_path: Path) -> None:
+    def test_nothing_is_overwritten_and_no_key_is_left_behind(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         out = tmp_path / "st"
-        fleet("station", "add", "st1", "--model", "default", "--out", str(out))
+        run_fleet("station", "add", "st1", "--model", "default", "--out", str(out))
         before = {p: p.read_bytes() for p in out.iterdir()}
-        assert "exists" in fleet("station", "add", "st2", "--model", "default", "--out", str(out), expect=1).stderr
+        assert "exists" in run_fleet("station", "add", "st2", "--model", "default", "--out", str(out), expect=1).stderr
         assert {p: p.read_bytes() for p in out.iterdir()} == before
         other = tmp_path / "other"
         assert (
             "exists already"
-            in fleet("station", "add", "st1", "--model", "default", "--out", str(other), expect=1).stderr
+            in run_fleet("station", "add", "st1", "--model", "default", "--out", str(other), expect=1).stderr
         )
-        assert "no model" in fleet("station", "add", "st3", "--model", "pump", "--out", str(other), expect=1).stderr
+        assert "no model" in run_fleet("station", "add", "st3", "--model", "pump", "--out", str(other), expect=1).stderr
         assert list(other.iterdir()) == []
-        assert len(parsed(fleet("station", "list", "-o", "json"))) == 1
-        assert "no station" in fleet("station", "revoke", "st9", expect=1).stderr
+        assert len(parsed(run_fleet("station", "list", "-o", "json"))) == 1
+        assert "no station" in run_fleet("station", "revoke", "st9", expect=1).stderr
 
 
 class TestAudit:
-    def test_list(self, fleet: Fleet) -> None:
+    def test_list(self, run_fleet: RunFleet) -> None:
         for n in range(5):
-            fleet("device", "add", f"d{n}", "--model", "default")
-        rows = parsed(fleet("audit", "list", "-o", "json"))
+            run_fleet("device", "add", f"d{n}", "--model", "default")
+        rows = parsed(run_fleet("audit", "list", "-o", "json"))
         assert [(r["seq"], r["actor"], r["action"]) for r in rows[-2:]] == [
             (5, "operator", "device.add"),
             (6, "operator", "device.add"),
         ]
         assert rows[-1]["subject"] == "device d4"
         assert rows[-1]["detail"] == {"model": "default"}
-        assert [r["seq"] for r in parsed(fleet("audit", "list", "-o", "json", "--limit", "2"))] == [5, 6]
-        after = parsed(fleet("audit", "list", "-o", "json", "--after", "1", "--limit", "2"))
+        assert [r["seq"] for r in parsed(run_fleet("audit", "list", "-o", "json", "--limit", "2"))] == [5, 6]
+        after = parsed(run_fleet("audit", "list", "-o", "json", "--after", "1", "--limit", "2"))
         assert [r["seq"] for r in after] == [2, 3]
-        assert "device d4" in fleet("audit", "list").stdout
+        assert "device d4" in run_fleet("audit", "list").stdout
 
-    def test_verify_the_home_and_a_copy(self, fleet: Fleet, home: Path, tmp_path: Path) -> None:
-        fleet("device", "add", "d1", "--model", "default")
-        fleet("device", "revoke", "d1", "--reason", "lost")
-        verified = parsed(fleet("audit", "verify", "-o", "json"))
+    def test_verify_the_home_and_a_copy(self, run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+        run_fleet("device", "add", "d1", "--model", "default")
+        run_fleet("device", "revoke", "d1", "--reason", "lost")
+        verified = parsed(run_fleet("audit", "verify", "-o", "json"))
         assert (verified["ok"], verified["rows"]) == (True, 3)
         copy = Path(shutil.copy(home / "registry.db", tmp_path / "copy.db"))
         key = ("--public-key", str(home / "ca" / "audit.pub"))
-        assert parsed(fleet("audit", "verify", "--file", str(copy), *key, "-o", "json")) == verified
-        mistaken = fleet("audit", "verify", "--file", str(copy), "--key", key[1], expect=2)
+        assert parsed(run_fleet("audit", "verify", "--file", str(copy), *key, "-o", "json")) == verified
+        mistaken = run_fleet("audit", "verify", "--file", str(copy), "--key", key[1], expect=2)
         assert "--key is for a served fleet" in mistaken.stderr
         content = bytearray(copy.read_bytes())
         content[content.index(b"device.revoke")] ^= 1
         copy.write_bytes(content)
-        assert "row 3 has been changed" in fleet("audit", "verify", "--file", str(copy), expect=1).stderr
-        fleet("audit", "verify")
+        assert "row 3 has been changed" in run_fleet("audit", "verify", "--file", str(copy), expect=1).stderr
+        run_fleet("audit", "verify")
 
-    def test_a_cut_tail_shows_against_a_noted_head(self, fleet: Fleet, home: Path) -> None:
-        fleet("device", "add", "d1", "--model", "default")
-        head = parsed(fleet("audit", "verify", "-o", "json"))["head"]
-        fleet("device", "add", "d2", "--model", "default")
-        fleet("audit", "verify", "--head", head)
+    def test_a_cut_tail_shows_against_a_noted_head(self, run_fleet: RunFleet, home: Path) -> None:
+        run_fleet("device", "add", "d1", "--model", "default")
+        head = parsed(run_fleet("audit", "verify", "-o", "json"))["head"]
+        run_fleet("device", "add", "d2", "--model", "default")
+        run_fleet("audit", "verify", "--head", head)
         with closing(sqlite3.connect(home / "registry.db", isolation_level=None)) as db:
             db.execute("DELETE FROM audit WHERE seq > 1")
-        fleet("audit", "verify")
-        assert "its first 2 rows are not those noted" in fleet("audit", "verify", "--head", head, expect=1).stderr
-        assert "--head" in fleet("audit", "verify", "--head", "2:abc", expect=2).stderr
+        run_fleet("audit", "verify")
+        assert "its first 2 rows are not those noted" in run_fleet("audit", "verify", "--head", head, expect=1).stderr
+        assert "--head" in run_fleet("audit", "verify", "--head", "2:abc", expect=2).stderr
 
     def test_needs_no_home_for_a_copy(self, home: Path) -> None:
         done = CliRunner().invoke(main, ["audit", "verify", "--file", str(home / "registry.db")])
@@ -357,18 +357,18 @@ def test_as_a_process_it_leaves_no_thread_and_no_trace_behind(home: Path, tmp_pa
 
 
 class TestRenewal:
-    def test_a_campaign_is_called_shown_and_ended(self, fleet: Fleet) -> None:
-        called = parsed(fleet("renewal", "campaign", "--model", "default", "--before", "now", "-o", "json"))
+    def test_a_campaign_is_called_shown_and_ended(self, run_fleet: RunFleet) -> None:
+        called = parsed(run_fleet("renewal", "campaign", "--model", "default", "--before", "now", "-o", "json"))
         assert called["before"] == called["start"]
         assert (called["devices"], called["renewed"]) == (0, 0)
-        assert parsed(fleet("renewal", "progress", "--model", "default", "-o", "json")) == called
-        assert parsed(fleet("renewal", "list", "-o", "json")) == [called]
-        model = parsed(fleet("model", "show", "default", "-o", "json"))
+        assert parsed(run_fleet("renewal", "progress", "--model", "default", "-o", "json")) == called
+        assert parsed(run_fleet("renewal", "list", "-o", "json")) == [called]
+        model = parsed(run_fleet("model", "show", "default", "-o", "json"))
         assert model["renewal"]["campaign"]["spread_seconds"] == 21_600
-        assert "renewal.campaign" in fleet("audit", "list").stdout
-        fleet("renewal", "stop", "--model", "default")
-        assert parsed(fleet("renewal", "list", "-o", "json")) == []
-        assert "none" in fleet("renewal", "progress", "--model", "default").stdout
+        assert "renewal.campaign" in run_fleet("audit", "list").stdout
+        run_fleet("renewal", "stop", "--model", "default")
+        assert parsed(run_fleet("renewal", "list", "-o", "json")) == []
+        assert "none" in run_fleet("renewal", "progress", "--model", "default").stdout
 
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),
@@ -379,5 +379,5 @@ class TestRenewal:
             (("--model", "default"), 2, "--before"),
         ],
     )
-    def test_refusals(self, fleet: Fleet, arguments: tuple[str, ...], code: int, says: str) -> None:
-        assert says in fleet("renewal", "campaign", *arguments, expect=code).stderr
+    def test_refusals(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
+        assert says in run_fleet("renewal", "campaign", *arguments, expect=code).stderr

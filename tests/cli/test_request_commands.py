@@ -49,7 +49,7 @@ def asked(home: Path) -> list[ApprovalRequest]:
     return requests
 
 
-def fleet(home: Path, *words: str, expect: int = 0) -> Result:
+def run_fleet(home: Path, *words: str, expect: int = 0) -> Result:
     done = CliRunner().invoke(main, [*words, "--home", str(home)])
     assert done.exit_code == expect, done.output
     return done
@@ -57,21 +57,21 @@ def fleet(home: Path, *words: str, expect: int = 0) -> Result:
 
 def test_listed_shown_approved_and_denied(home: Path, asked: list[ApprovalRequest]) -> None:
     one, other = asked
-    rows = json.loads(fleet(home, "request", "list", "-o", "json").stdout)
+    rows = json.loads(run_fleet(home, "request", "list", "-o", "json").stdout)
     assert [row["id"] for row in rows] == sorted(r.id for r in asked)
-    assert key_fingerprint(KEY) in fleet(home, "request", "list").stdout
-    assert one.id in fleet(home, "request", "list", "--limit", "1").stderr or other.id < one.id
-    shown = json.loads(fleet(home, "request", "show", one.id, "-o", "json").stdout)
+    assert key_fingerprint(KEY) in run_fleet(home, "request", "list").stdout
+    assert one.id in run_fleet(home, "request", "list", "--limit", "1").stderr or other.id < one.id
+    shown = json.loads(run_fleet(home, "request", "show", one.id, "-o", "json").stdout)
     assert (shown["device"], shown["fingerprint"], shown["facts"]) == ("cam-1", key_fingerprint(KEY), "CN=cam-1")
-    approved = json.loads(fleet(home, "request", "approve", one.id, "--reason", "seen it", "-o", "json").stdout)
+    approved = json.loads(run_fleet(home, "request", "approve", one.id, "--reason", "seen it", "-o", "json").stdout)
     assert (approved["state"], approved["decided_by"], approved["reason"]) == ("approved", "operator", "seen it")
-    assert "state:       denied" in fleet(home, "request", "deny", other.id).stdout
-    pending = fleet(home, "request", "list", "--state", "pending", "-o", "json")
+    assert "state:       denied" in run_fleet(home, "request", "deny", other.id).stdout
+    pending = run_fleet(home, "request", "list", "--state", "pending", "-o", "json")
     assert json.loads(pending.stdout) == []
-    assert [r["id"] for r in json.loads(fleet(home, "request", "list", "--device", "cam-2", "-o", "json").stdout)] == [
-        other.id
-    ]
-    audit = fleet(home, "audit", "list", "-o", "json").stdout
+    assert [
+        r["id"] for r in json.loads(run_fleet(home, "request", "list", "--device", "cam-2", "-o", "json").stdout)
+    ] == [other.id]
+    audit = run_fleet(home, "audit", "list", "-o", "json").stdout
     assert [row["action"] for row in json.loads(audit)][-2:] == ["request.approve", "request.deny"]
 
 
@@ -87,10 +87,10 @@ def test_listed_shown_approved_and_denied(home: Path, asked: list[ApprovalReques
     ],
 )
 def test_what_cannot_be_done_is_told(home: Path, words: tuple[str, ...], code: int, says: str) -> None:
-    assert says in fleet(home, "request", *words, expect=code).stderr.lower()
+    assert says in run_fleet(home, "request", *words, expect=code).stderr.lower()
 
 
 def test_a_reason_is_one_line(home: Path, asked: list[ApprovalRequest]) -> None:
-    done = fleet(home, "request", "approve", asked[0].id, "--reason", "two\nlines", expect=1)
+    done = run_fleet(home, "request", "approve", asked[0].id, "--reason", "two\nlines", expect=1)
     assert "one line" in done.stderr
     assert "approving request" in done.stderr

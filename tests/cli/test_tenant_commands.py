@@ -11,14 +11,14 @@ from cryptography import x509
 from fleet.cli import main
 
 
-def fleet(home: Path, *words: str, expect: int = 0) -> Result:
+def run_fleet(home: Path, *words: str, expect: int = 0) -> Result:
     done = CliRunner().invoke(main, words, env={"FLEET_HOME": str(home)})
     assert done.exit_code == expect, (done.stdout, done.stderr, done.exception)
     return done
 
 
 def parsed(home: Path, *words: str) -> Any:
-    return json.loads(fleet(home, *words, "-o", "json").stdout)
+    return json.loads(run_fleet(home, *words, "-o", "json").stdout)
 
 
 def test_add_list_show(home: Path) -> None:
@@ -26,20 +26,20 @@ def test_add_list_show(home: Path) -> None:
     assert made == parsed(home, "tenant", "show", "acme")
     assert (made["name"], made["own_root"], made["former"]) == ("acme", False, [])
     assert parsed(home, "tenant", "add", "apart", "--own-root")["root"] == "CN=fleet apart Root CA"
-    fleet(home, "model", "add", "cam", "--tenant", "acme")
+    run_fleet(home, "model", "add", "cam", "--tenant", "acme")
     found = {row["name"]: row for row in parsed(home, "tenant", "list")}
     assert (found["acme"]["models"], found["acme"]["root"]) == (["cam"], "the fleet's")
     assert (found["apart"]["models"], found["apart"]["root"]) == ([], "own")
-    assert "acme" in fleet(home, "tenant", "list").stdout
-    assert "tenant:" in fleet(home, "model", "show", "cam").stdout
+    assert "acme" in run_fleet(home, "tenant", "list").stdout
+    assert "tenant:" in run_fleet(home, "model", "show", "cam").stdout
     rows = [(row["role"], row["tenant"]) for row in parsed(home, "ca", "show")]
     tenants = [("issuing", "acme"), ("root", "apart"), ("issuing", "apart")]
     assert rows == [("root", None), ("issuing", None), *tenants, ("operators", None)]
 
 
 def test_refusals_are_one_sentence(home: Path) -> None:
-    fleet(home, "tenant", "add", "acme")
-    fleet(home, "model", "add", "cam")
+    run_fleet(home, "tenant", "add", "acme")
+    run_fleet(home, "model", "add", "cam")
     for words, sentence in (
         (("tenant", "add", "acme"), "there is a tenant acme already"),
         (("tenant", "add", "cam"), "there is a model cam"),
@@ -53,7 +53,7 @@ def test_refusals_are_one_sentence(home: Path) -> None:
         (("ca", "export", "--tenant", "nobody"), "there is no tenant 'nobody'"),
         (("ca", "forget", "00"), "there is no former CA '00'"),
     ):
-        refused = fleet(home, *words, expect=1)
+        refused = run_fleet(home, *words, expect=1)
         assert sentence in refused.stderr.lower().replace("est", "EST").replace(" ca ", " CA "), refused.stderr
         assert refused.stderr.count("\n") == 1
     assert [row["name"] for row in parsed(home, "tenant", "list")] == ["acme"]
@@ -63,8 +63,8 @@ def test_refusals_are_one_sentence(home: Path) -> None:
 
 def test_every_act_is_in_the_audit_and_what_was_refused_is_not_there(home: Path) -> None:
     made = parsed(home, "tenant", "add", "acme")
-    fleet(home, "ca", "rollover", "--tenant", "acme")
-    fleet(home, "ca", "forget", "--tenant", "acme", made["sha256"])
+    run_fleet(home, "ca", "rollover", "--tenant", "acme")
+    run_fleet(home, "ca", "forget", "--tenant", "acme", made["sha256"])
     rows = {row["action"]: row for row in parsed(home, "audit", "list")}
     assert rows["tenant.add"]["subject"] == "tenant acme"
     assert rows["tenant.add"]["detail"] == {"sha256": made["sha256"], "root": "the fleet's"}
@@ -75,16 +75,16 @@ def test_every_act_is_in_the_audit_and_what_was_refused_is_not_there(home: Path)
 def test_the_root_may_be_offline(home: Path) -> None:
     (home / "ca" / "root.key").rename(home / "root.key.away")
     for words in (("tenant", "add", "acme"), ("ca", "rollover")):
-        assert "the root's key is not here" in fleet(home, *words, expect=1).stderr
+        assert "the root's key is not here" in run_fleet(home, *words, expect=1).stderr
     assert {row["role"] for row in parsed(home, "ca", "show")} == {"root", "issuing", "operators"}
 
 
 def test_export_writes_what_devices_trust(home: Path, tmp_path: Path) -> None:
-    fleet(home, "tenant", "add", "acme")
-    fleet(home, "tenant", "add", "apart", "--own-root")
+    run_fleet(home, "tenant", "add", "acme")
+    run_fleet(home, "tenant", "add", "apart", "--own-root")
 
     def exported(*words: str) -> list[str]:
-        pem = fleet(home, "ca", "export", *words).stdout_bytes
+        pem = run_fleet(home, "ca", "export", *words).stdout_bytes
         found = x509.load_pem_x509_certificates(pem)
         return [each.subject.rfc4514_string().removeprefix("CN=fleet ") for each in found]
 
@@ -92,41 +92,41 @@ def test_export_writes_what_devices_trust(home: Path, tmp_path: Path) -> None:
     assert exported("--chain") == ["Root CA", "Issuing CA"]
     assert exported("--tenant", "acme", "--chain") == ["Root CA", "acme Issuing CA"]
     assert exported("--tenant", "apart") == ["apart Root CA", "Root CA"]
-    fleet(home, "ca", "rollover", "--tenant", "acme")
+    run_fleet(home, "ca", "rollover", "--tenant", "acme")
     assert exported("--tenant", "acme", "--chain") == ["Root CA", "acme Issuing CA 2", "acme Issuing CA"]
 
 
 def test_a_damaged_tenant_is_told_of(home: Path) -> None:
-    fleet(home, "tenant", "add", "acme")
+    run_fleet(home, "tenant", "add", "acme")
     (home / "ca" / "tenants" / "acme" / "issuing.pem").write_text("nonsense")
-    assert "cannot be read" in fleet(home, "tenant", "list").stderr
-    assert "cannot be read" in fleet(home, "tenant", "show", "acme", expect=1).stderr
+    assert "cannot be read" in run_fleet(home, "tenant", "list").stderr
+    assert "cannot be read" in run_fleet(home, "tenant", "show", "acme", expect=1).stderr
 
 
 def test_a_backup_holds_the_tenants(home: Path, tmp_path: Path) -> None:
-    fleet(home, "tenant", "add", "apart", "--own-root")
-    fleet(home, "ca", "rollover", "--tenant", "apart")
-    fleet(home, "ca", "rollover", "--root")
-    fleet(home, "model", "add", "cam", "--tenant", "apart")
+    run_fleet(home, "tenant", "add", "apart", "--own-root")
+    run_fleet(home, "ca", "rollover", "--tenant", "apart")
+    run_fleet(home, "ca", "rollover", "--root")
+    run_fleet(home, "model", "add", "cam", "--tenant", "apart")
     file = tmp_path / "fleet.backup"
     password = tmp_path / "password"
     password.write_text("a long passphrase\n")
-    fleet(home, "backup", str(file), "--password-file", str(password))
+    run_fleet(home, "backup", str(file), "--password-file", str(password))
     other = tmp_path / "restored"
     words = ("--password-file", str(password), "--no-revocations-after-backup")
-    fleet(home, "restore", str(file), str(other), *words)
+    run_fleet(home, "restore", str(file), str(other), *words)
     assert parsed(other, "ca", "show") == parsed(home, "ca", "show")
     assert parsed(other, "tenant", "list") == parsed(home, "tenant", "list")
     before = sorted(path.relative_to(home) for path in (home / "ca").rglob("*"))
     assert sorted(path.relative_to(other) for path in (other / "ca").rglob("*")) == before
     for key in (other / "ca").rglob("*.key"):
         assert key.stat().st_mode & 0o777 == 0o600
-    fleet(other, "ca", "rollover", "--tenant", "apart")
+    run_fleet(other, "ca", "rollover", "--tenant", "apart")
 
 
 def test_a_forecast_knows_the_tenants(home: Path) -> None:
-    fleet(home, "tenant", "add", "acme")
-    fleet(home, "model", "add", "old", "--tenant", "acme", "--lifetime", "3650d")
+    run_fleet(home, "tenant", "add", "acme")
+    run_fleet(home, "model", "add", "old", "--tenant", "acme", "--lifetime", "3650d")
     (warning,) = [w for w in parsed(home, "forecast")["warnings"] if w["code"] == "authority-cuts-certificates"]
     assert "the issuing CA of acme has" in warning["message"]
     assert "model old" in warning["message"]
@@ -134,6 +134,6 @@ def test_a_forecast_knows_the_tenants(home: Path) -> None:
 
 def test_a_tenants_home_can_be_copied_to_another_node(home: Path, tmp_path: Path) -> None:
     node = Path(shutil.copytree(home, tmp_path / "node"))
-    fleet(home, "tenant", "add", "acme")
+    run_fleet(home, "tenant", "add", "acme")
     shutil.copytree(home / "ca", node / "ca", dirs_exist_ok=True)
     assert parsed(node, "ca", "show") == parsed(home, "ca", "show")

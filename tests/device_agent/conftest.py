@@ -9,7 +9,7 @@ from tests.device_agent.fleet_parts import (
     Authority,
     Broker,
     Device,
-    EstHouse,
+    EstServer,
     Subscriber,
     device_id_for,
     have_mosquitto,
@@ -22,14 +22,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="session")
-def shared_est(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EstHouse]:
-    house = EstHouse(authority, tmp_path_factory.mktemp("est") / "registry.db")
-    yield house
-    house.close()
+def shared_est(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EstServer]:
+    server = EstServer(authority, tmp_path_factory.mktemp("est") / "registry.db")
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def est(shared_est: EstHouse) -> Iterator[EstHouse]:
+def est(shared_est: EstServer) -> Iterator[EstServer]:
     yield shared_est
     shared_est.shift -= shared_est.shift
     shared_est.shut()
@@ -59,7 +59,7 @@ def subscriber(broker: Broker) -> Iterator[Subscriber]:
 
 @pytest.fixture
 def new_device(
-    est: EstHouse, broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
+    est: EstServer, broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Callable[[], Device]]:
     """A maker of devices that are not initialised yet, each with an id of its own."""
     devices: list[Device] = []

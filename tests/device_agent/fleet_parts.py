@@ -100,7 +100,7 @@ class Authority:
         return self.folder / name
 
 
-class EstHouse:
+class EstServer:
     """EST on the real registry and the real TLS listener, in a thread with an event loop of its own."""
 
     def __init__(self, authority: Authority, database: Path, waiting: WaitingLimits = DEFAULT_WAITING) -> None:
@@ -268,7 +268,7 @@ class Subscriber:
 class Device:
     """One device's home, and the agent's commands on it, run as a person would run them."""
 
-    def __init__(self, home: Path, est: EstHouse, mqtt_port: int, device_id: str = "cam-7") -> None:
+    def __init__(self, home: Path, est: EstServer, mqtt_port: int, device_id: str = "cam-7") -> None:
         self.home = home
         self.device_id = device_id
         self.est = est

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from device_agent.cli import cli
 from device_agent.device_key import certificate_info
 from device_agent.identity_store import IdentityStore
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for, key_pem, pem
+from tests.device_agent.fleet_parts import Authority, Device, EstServer, device_id_for, key_pem, pem
 from tests.free_ports import free_port
 
 
 @pytest.fixture
-def lone(est: EstHouse, tmp_path: Path, request: pytest.FixtureRequest) -> Device:
+def lone(est: EstServer, tmp_path: Path, request: pytest.FixtureRequest) -> Device:
     """A device with a real EST server, and no broker."""
     return Device(tmp_path / "a home", est, free_port(), device_id_for(request.node.name))
 
@@ -156,7 +156,7 @@ def test_a_running_agent_recovers_when_an_expired_certificate_is_replaced(new_de
     assert device.status()["healthy"]
 
 
-def test_a_device_id_may_hold_colons(est: EstHouse, tmp_path: Path) -> None:
+def test_a_device_id_may_hold_colons(est: EstServer, tmp_path: Path) -> None:
     device = Device(tmp_path / "a home", est, free_port(), "02:00:5e:10:00:01").enrolled()
     assert device.status()["healthy"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from tests.device_agent.fleet_parts import Broker, Device, EstHouse, Subscriber
+from tests.device_agent.fleet_parts import Broker, Device, EstServer, Subscriber
 
 
 def backdate(device: Device) -> None:
@@ -75,7 +75,7 @@ def test_renew_talks_to_the_running_agent(device: Device) -> None:
     assert agent.stop() == 0
 
 
-def test_it_renews_by_itself_when_it_is_time(new_device: Callable[[], Device], est: EstHouse) -> None:
+def test_it_renews_by_itself_when_it_is_time(new_device: Callable[[], Device], est: EstServer) -> None:
     device = new_device()
     est.shift = timedelta(minutes=-50)
     device.enrolled(certificate_lifetime=timedelta(hours=1))
@@ -96,7 +96,7 @@ def test_a_short_lived_certificate_is_not_renewed_as_it_arrives(new_device: Call
     assert sum("renewing" in line for line in agent.lines) == 1
 
 
-def test_without_est_a_renewal_fails_and_harms_nothing(device: Device, est: EstHouse) -> None:
+def test_without_est_a_renewal_fails_and_harms_nothing(device: Device, est: EstServer) -> None:
     agent = device.run()
     agent.wait_for("connected")
     before = device.status()
@@ -133,7 +133,7 @@ def test_renew_without_agent_and_broker_keeps_both(device: Device, broker: Broke
     assert device.status()["serial"] != before
 
 
-def test_a_suspended_device_keeps_its_identity(device: Device, est: EstHouse) -> None:
+def test_a_suspended_device_keeps_its_identity(device: Device, est: EstServer) -> None:
     est.suspend(device.device_id)
     before = device.status()
     failed = device.call("renew", expect=1)
@@ -199,7 +199,7 @@ def test_send_waits_in_vain_and_says_so(device: Device, broker: Broker) -> None:
         broker.start()
 
 
-def test_a_long_home_path_has_a_socket_too(est: EstHouse, broker: Broker, tmp_path: Path) -> None:
+def test_a_long_home_path_has_a_socket_too(est: EstServer, broker: Broker, tmp_path: Path) -> None:
     folder = tmp_path / ("a folder with a long name " * 4) / ("and another one " * 5)
     folder.mkdir(parents=True)
     device = Device(folder / "home", est, broker.port, "long-path").enrolled()
@@ -221,7 +221,7 @@ def test_the_home_is_private(device: Device) -> None:
     assert device.home.stat().st_mode & 0o777 == 0o700
 
 
-def test_nothing_secret_is_logged_or_shown(new_device: Callable[[], Device], est: EstHouse) -> None:
+def test_nothing_secret_is_logged_or_shown(new_device: Callable[[], Device], est: EstServer) -> None:
     device = new_device().init()
     token = est.token(device.device_id)
     shown = device.call("enroll", give=token)

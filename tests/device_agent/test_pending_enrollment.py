@@ -19,7 +19,7 @@ from fleet.domain.approval import ApprovalRequest, WaitingLimits, key_fingerprin
 from fleet.domain.device import Model
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.services import approvals, inventory
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse, device_id_for
+from tests.device_agent.fleet_parts import Authority, Device, EstServer, device_id_for
 from tests.free_ports import free_port
 
 PENDING = Outcome(ok=False, message="Waiting for approval.", retry_after_seconds=30, pending=True)
@@ -74,26 +74,26 @@ class TestAskUntilDecided:
 
 
 @pytest.fixture
-def patient(tmp_path: Path) -> Iterator[EstHouse]:
+def patient(tmp_path: Path) -> Iterator[EstServer]:
     """An EST server that has a device that waits come again after a second, and the model cam that lets it wait."""
-    house = EstHouse(Authority(tmp_path / "ca"), tmp_path / "registry.db", WaitingLimits(ask_again_seconds=1))
+    server = EstServer(Authority(tmp_path / "ca"), tmp_path / "registry.db", WaitingLimits(ask_again_seconds=1))
     rules = ModelRules(admission=AdmissionRules((AdmissionPath.APPROVAL,)))
-    house.call(inventory.add_model(house.registry, Model("cam", rules=rules), act=Act("test", house.clock())))
-    yield house
-    house.close()
+    server.call(inventory.add_model(server.registry, Model("cam", rules=rules), act=Act("test", server.clock())))
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def lone(patient: EstHouse, tmp_path: Path, request: pytest.FixtureRequest) -> Device:
+def lone(patient: EstServer, tmp_path: Path, request: pytest.FixtureRequest) -> Device:
     device = Device(tmp_path / "a home", patient, free_port(), device_id_for(request.node.name))
     device.init()
     return device
 
 
-def request_of(house: EstHouse) -> ApprovalRequest:
+def request_of(server: EstServer) -> ApprovalRequest:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        found = house.call(house.registry.requests(now=house.clock()))
+        found = server.call(server.registry.requests(now=server.clock()))
         if found:
             return found[0]
         time.sleep(0.05)
@@ -106,7 +106,7 @@ def enrolling(device: Device) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_asked_approved_and_enrolled(lone: Device, patient: EstHouse) -> None:
+def test_asked_approved_and_enrolled(lone: Device, patient: EstServer) -> None:
     process = enrolling(lone)
     request = request_of(patient)
     deadline = time.monotonic() + 30
@@ -122,7 +122,7 @@ def test_asked_approved_and_enrolled(lone: Device, patient: EstHouse) -> None:
     assert len(patient.call(patient.registry.credentials(lone.device_id))) == 1
 
 
-def test_denied(lone: Device, patient: EstHouse) -> None:
+def test_denied(lone: Device, patient: EstServer) -> None:
     process = enrolling(lone)
     patient.call(approvals.deny(patient.registry, request_of(patient).id, act=Act("operator", patient.clock())))
     assert "An operator has denied this request" in process.communicate(timeout=60)[1]
@@ -130,7 +130,7 @@ def test_denied(lone: Device, patient: EstHouse) -> None:
     assert lone.status()["state"] == "not enrolled"
 
 
-def test_a_model_that_lets_nobody_wait(lone: Device, patient: EstHouse) -> None:
+def test_a_model_that_lets_nobody_wait(lone: Device, patient: EstServer) -> None:
     patient.call(inventory.add_model(patient.registry, Model("pump"), act=Act("test", patient.clock())))
     told = lone.call("enroll", "--approval", "--model", "pump", expect=1)
     assert "token or a station" in told.stderr

@@ -16,7 +16,7 @@ from fleet.domain.access import Act
 from fleet.est_client.client import EstClient
 from fleet.est_client.errors import EstBadAnswer
 from fleet.services import inventory, renewal
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse
+from tests.device_agent.fleet_parts import Authority, Device, EstServer
 from tests.device_agent.wild_servers import answers, http, tls_server
 
 DEADLINE_SECONDS = 20.0
@@ -54,7 +54,7 @@ def current(device: Device) -> Identity:
     return identity
 
 
-def call_campaign(est: EstHouse, device: Device) -> None:
+def call_campaign(est: EstServer, device: Device) -> None:
     """Now, for every certificate so far, at once."""
 
     async def call() -> None:
@@ -68,7 +68,7 @@ def call_campaign(est: EstHouse, device: Device) -> None:
     est.call(call())
 
 
-def test_a_campaign_is_heard_and_heeded(device: Device, est: EstHouse) -> None:
+def test_a_campaign_is_heard_and_heeded(device: Device, est: EstServer) -> None:
     identity = current(device)
     schedule, clock = schedule_of(device.home)
     now = datetime.now(UTC)
@@ -89,7 +89,7 @@ def test_a_campaign_is_heard_and_heeded(device: Device, est: EstHouse) -> None:
     assert not schedule.is_due(identity, before_boot)
 
 
-def test_an_agent_renews_for_a_campaign(device: Device, est: EstHouse) -> None:
+def test_an_agent_renews_for_a_campaign(device: Device, est: EstServer) -> None:
     call_campaign(est, device)
     text = (device.home / "agent.toml").read_text()
     assert "at_fraction" in text
@@ -103,7 +103,7 @@ def test_an_agent_renews_for_a_campaign(device: Device, est: EstHouse) -> None:
     assert not schedule.is_due(current(device), datetime.now(UTC))
 
 
-def test_a_server_that_cannot_be_reached_changes_nothing(device: Device, est: EstHouse) -> None:
+def test_a_server_that_cannot_be_reached_changes_nothing(device: Device, est: EstServer) -> None:
     identity = current(device)
     schedule, clock = schedule_of(device.home)
     due = schedule.due_at(identity)

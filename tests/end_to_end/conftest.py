@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Served, fleet
+from tests.serving import Served, run_fleet
 
 
 @pytest.fixture(scope="session")
 def pristine_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home") / "a home"
-    fleet(home, "init", str(home), "--name", "acme")
+    run_fleet(home, "init", str(home), "--name", "acme")
     return home
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fleet.servers.admin.table import ROUTES
 from hw_bench.peers.home import unlimited
-from tests.serving import Served, asked_to_wait, fleet
+from tests.serving import Served, asked_to_wait, run_fleet
 
 SECONDS_MAX = 120  # far more than it takes: it stops by the number of examples
 EXAMPLES_MAX = 8  # for each operation and each of several phases
@@ -36,14 +36,14 @@ def operator(home: Path, tmp_path: Path) -> Path:
     unlimited(home / "fleet.toml")
     (tmp_path / "password").write_text("secret\n")
     words = ("operator", "add", "bob", "--role", "admin", "--password-file", str(tmp_path / "password"))
-    fleet(home, *words, "--out", str(tmp_path / "operator"))
+    run_fleet(home, *words, "--out", str(tmp_path / "operator"))
     return tmp_path / "operator"
 
 
 def test_requests_made_up_from_the_description(home: Path, operator: Path, served: Served, tmp_path: Path) -> None:
-    fleet(home, "device", "add", "cam-7", "--model", "default")
-    token = json.loads(fleet(home, "token", "create", "--device", "cam-7", "-o", "json"))["id"]
-    serial = json.loads(fleet(home, "operator", "show", "bob", "-o", "json"))["serial"]
+    run_fleet(home, "device", "add", "cam-7", "--model", "default")
+    token = json.loads(run_fleet(home, "token", "create", "--device", "cam-7", "-o", "json"))["id"]
+    serial = json.loads(run_fleet(home, "operator", "show", "bob", "-o", "json"))["serial"]
     configuration = tmp_path / "schemathesis.toml"
     request = asked_to_wait(served, home, "new-1")
     configuration.write_text(CONFIGURATION.format(serial=serial, token=token, request=request))

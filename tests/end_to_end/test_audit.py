@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.serving import Served, fleet, program
+from tests.serving import Served, program, run_fleet
 
 DEADLINE_SECONDS = 30.0
 
 
 def verified(home: Path) -> Any:
-    return json.loads(fleet(home, "audit", "verify", "-o", "json"))
+    return json.loads(run_fleet(home, "audit", "verify", "-o", "json"))
 
 
 def test_a_running_server_seals_what_others_write(served: Served) -> None:
-    fleet(served.home, "device", "add", "cam-7", "--model", "default")
+    run_fleet(served.home, "device", "add", "cam-7", "--model", "default")
     deadline = time.monotonic() + DEADLINE_SECONDS
     while (found := verified(served.home))["unsealed"]:
         assert time.monotonic() < deadline, found
@@ -26,18 +26,18 @@ def test_a_running_server_seals_what_others_write(served: Served) -> None:
 
 def test_what_came_in_last_is_sealed_when_it_stops(served: Served) -> None:
     for number in range(5):
-        fleet(served.home, "device", "add", f"cam-{number}", "--model", "default")
+        run_fleet(served.home, "device", "add", f"cam-{number}", "--model", "default")
     assert served.stop() == 0
     found = verified(served.home)
     assert (found["rows"], found["unsealed"]) == (6, 0)
 
 
 def test_one_that_was_killed_leaves_sound_heads_and_the_next_one_goes_on(served: Served) -> None:
-    fleet(served.home, "device", "add", "cam-7", "--model", "default")
+    run_fleet(served.home, "device", "add", "cam-7", "--model", "default")
     served.kill()
     verified(served.home)
     served.start()
-    fleet(served.home, "device", "add", "cam-8", "--model", "default")
+    run_fleet(served.home, "device", "add", "cam-8", "--model", "default")
     assert served.stop() == 0
     assert verified(served.home)["unsealed"] == 0
 
@@ -45,8 +45,8 @@ def test_one_that_was_killed_leaves_sound_heads_and_the_next_one_goes_on(served:
 def test_an_auditor_with_the_key_and_nothing_else(served: Served, tmp_path: Path) -> None:
     proof, desk = tmp_path / "proof.json", tmp_path / "desk"
     desk.mkdir()
-    fleet(served.home, "audit", "seal")  # beside the server: whoever is first
-    fleet(served.home, "audit", "prove", "1", "--out", str(proof))
+    run_fleet(served.home, "audit", "seal")  # beside the server: whoever is first
+    run_fleet(served.home, "audit", "prove", "1", "--out", str(proof))
     shutil.copy(served.home / "ca" / "audit.pub", desk)
     served.stop()
     shutil.rmtree(served.home)

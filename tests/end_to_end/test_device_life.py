@@ -18,7 +18,7 @@ from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import EstRefused
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V311
-from tests.serving import Served, fleet, program, start
+from tests.serving import Served, program, run_fleet, start
 
 DEVICE = "cam-7"
 
@@ -29,8 +29,8 @@ class LiveDevice:
     def __init__(self, served: Served, folder: Path, name: str = DEVICE) -> None:
         self.served, self.name, self.home = served, name, folder / name
         host, port = served.address("mqtt")
-        fleet(served.home, "device", "add", name, "--model", "default")
-        token = fleet(served.home, "token", "create", "--device", name)
+        run_fleet(served.home, "device", "add", name, "--model", "default")
+        token = run_fleet(served.home, "token", "create", "--device", name)
         words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
         self.call("init", *words)
         self.call("enroll", give=token)
@@ -107,7 +107,9 @@ def test_the_old_certificate_is_worth_nothing_once_the_new_one_has_been_used(
 
 
 def credentials(served: Served) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads(fleet(served.home, "device", "show", DEVICE, "-o", "json"))["certificates"]
+    found: list[dict[str, str]] = json.loads(run_fleet(served.home, "device", "show", DEVICE, "-o", "json"))[
+        "certificates"
+    ]
     return found
 
 
@@ -123,20 +125,20 @@ def test_another_devices_certificate_renews_nobody_else(served: Served, device: 
 
 def test_a_suspended_device_is_cut_and_comes_back_when_resumed(served: Served, device: LiveDevice) -> None:
     agent = device.run()
-    fleet(served.home, "device", "suspend", DEVICE, "--reason", "test")
+    run_fleet(served.home, "device", "suspend", DEVICE, "--reason", "test")
     seen = len(agent.lines)
     agent.wait_for(lambda line: "setback=refused" in line, "that it is refused")
-    fleet(served.home, "device", "resume", DEVICE)
+    run_fleet(served.home, "device", "resume", DEVICE)
     agent.wait_for(lambda line: " connected " in line, "that it is back", since=seen)
     assert device.call("status").count("enrolled")
 
 
 def test_a_revoked_device_stays_out_and_cannot_be_added_again(served: Served, device: LiveDevice) -> None:
     agent = device.run()
-    fleet(served.home, "device", "revoke", DEVICE, "--reason", "lost")
+    run_fleet(served.home, "device", "revoke", DEVICE, "--reason", "lost")
     agent.wait_for(lambda line: "setback=refused" in line, "that it is refused")
-    fleet(served.home, "device", "add", DEVICE, "--model", "default", expect=1)
-    fleet(served.home, "device", "resume", DEVICE, expect=1)
+    run_fleet(served.home, "device", "add", DEVICE, "--model", "default", expect=1)
+    run_fleet(served.home, "device", "resume", DEVICE, expect=1)
     device.call("renew", expect=1)
     assert mqtt_answer(served, device.pair(), DEVICE) == 5
 

@@ -12,9 +12,9 @@ from fleet.ca.keys import generate_key
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 from hw_bench.peers.home import unlimited
-from tests.servers.est_house import Identity
+from tests.servers.est_fixtures import Identity
 from tests.servers.makers import new_maker
-from tests.serving import ANY_PORTS, Served, fleet
+from tests.serving import ANY_PORTS, Served, run_fleet
 
 PATIENCE_SECONDS = 20.0
 IN_A_ROW = 24  # at workers that the kernel's dice choose: that one of two was never asked has a chance of 2^-23
@@ -55,11 +55,11 @@ def test_every_worker_follows(pair: Served, tmp_path: Path) -> None:
     shown, stranger = maker.device(tmp_path, "SN1"), maker.device(tmp_path, "SN2")
     (tmp_path / "acme.pem").write_bytes(maker.pem)
     (tmp_path / "m.csv").write_text("device_id,model,hardware_serial\ncam-1,default,SN1\n")
-    fleet(pair.home, "model", "set", "default", "--admit", "token", "--admit", "idevid")
-    fleet(pair.home, "device", "import", str(tmp_path / "m.csv"))
+    run_fleet(pair.home, "model", "set", "default", "--admit", "token", "--admit", "idevid")
+    run_fleet(pair.home, "device", "import", str(tmp_path / "m.csv"))
     assert ask(pair, shown, "cam-1") == "000"
-    fleet(pair.home, "anchor", "add", "acme", str(tmp_path / "acme.pem"), "--model", "default")
+    run_fleet(pair.home, "anchor", "add", "acme", str(tmp_path / "acme.pem"), "--model", "default")
     settles_on(pair, stranger, "cam-1", "403")
     assert ask(pair, shown, "cam-1") == "200"
-    fleet(pair.home, "anchor", "remove", "acme")
+    run_fleet(pair.home, "anchor", "remove", "acme")
     settles_on(pair, shown, "cam-1", "000")

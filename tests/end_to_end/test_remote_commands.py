@@ -27,7 +27,7 @@ from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.storage.engines import open_engine
 from tests.servers.makers import new_maker
-from tests.serving import Served, asked_to_wait, fleet
+from tests.serving import Served, asked_to_wait, run_fleet
 
 Said = tuple[int, str, str]
 
@@ -160,7 +160,7 @@ def afar(home: Path, tmp_path: Path, served: Served) -> Afar:
     password.write_text("secret\n")
     for name, role in (("bob", "admin"), ("eve", "viewer")):
         words = ("operator", "add", name, "--role", role, "--password-file", str(password))
-        fleet(home, *words, "--out", str(tmp_path / "files"))
+        run_fleet(home, *words, "--out", str(tmp_path / "files"))
     return Afar(served, tmp_path / "files")
 
 
@@ -297,7 +297,7 @@ def test_stations_operators_and_cas_are_the_same(afar: Afar, home: Path, tmp_pat
     files["csr"].write_bytes(request_for("whoever", generate_key()))
     files["manifest"].write_text(MANIFEST)
     files["root"] = Path(shutil.copy(home / "ca" / "root.pem", tmp_path / "root.pem"))
-    fleet(home, "tenant", "add", "acme", "--own-root")
+    run_fleet(home, "tenant", "add", "acme", "--own-root")
     copy = shutil.copytree(home, tmp_path / "here", ignore=shutil.ignore_patterns("*.sock"))
     for template in HOLDERS:
         heard = []
@@ -511,7 +511,7 @@ def test_the_command_line_counts_before_the_environment(afar: Afar, home: Path) 
 
 
 def test_a_revoked_operator_is_told_so(afar: Afar, home: Path) -> None:
-    fleet(home, "operator", "revoke", "bob")
+    run_fleet(home, "operator", "revoke", "bob")
     code, _, complaint = said("model list", afar.environment())
     assert code == 1
     assert "the certificate presented is revoked" in complaint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.test_device_life import LiveDevice, mqtt_answer
-from tests.serving import Served, fleet, program
+from tests.serving import Served, program, run_fleet
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_the_restored_server_lets_in_whom_the_lost_one_did(
 ) -> None:
     revoked, spared = LiveDevice(served, tmp_path, "cam-7"), LiveDevice(served, tmp_path, "cam-8")
     backup, passphrase = str(tmp_path / "fleet.backup"), ("--password-file", str(password_file))
-    fleet(served.home, "backup", backup, *passphrase)  # while it is served
-    fleet(served.home, "device", "revoke", "cam-7", "--reason", "lost")
+    run_fleet(served.home, "backup", backup, *passphrase)  # while it is served
+    run_fleet(served.home, "device", "revoke", "cam-7", "--reason", "lost")
     late = LiveDevice(served, tmp_path, "cam-9")
     assert [mqtt_answer(served, each.pair(), each.name) for each in (revoked, spared, late)] == [5, 0, 0]
     served.kill()
@@ -43,17 +43,21 @@ def test_the_restored_server_lets_in_whom_the_lost_one_did(
     shutil.rmtree(served.home)
 
     restored = json.loads(
-        fleet(second.home, "restore", backup, str(second.home), *passphrase, "--revocations", str(log), "-o", "json")
+        run_fleet(
+            second.home, "restore", backup, str(second.home), *passphrase, "--revocations", str(log), "-o", "json"
+        )
     )
     assert (restored["devices_out_again"], restored["unknown"]) == (1, ["cam-9"])
     second.start()
     assert [mqtt_answer(second, each.pair(), each.name) for each in (revoked, spared, late)] == [5, 0, 5]
-    codes = {row["subject"]: row["outcome"] for row in json.loads(fleet(second.home, "audit", "list", "-o", "json"))}
+    codes = {
+        row["subject"]: row["outcome"] for row in json.loads(run_fleet(second.home, "audit", "list", "-o", "json"))
+    }
     assert (codes["device cam-7"], codes["device cam-9"]) == ("certificate-revoked", "certificate-unknown")
-    fleet(second.home, "audit", "verify")
+    run_fleet(second.home, "audit", "verify")
 
-    fleet(second.home, "device", "add", "cam-9", "--model", "default")
-    late.call("enroll", "--again", give=fleet(second.home, "token", "create", "--device", "cam-9"))
+    run_fleet(second.home, "device", "add", "cam-9", "--model", "default")
+    late.call("enroll", "--again", give=run_fleet(second.home, "token", "create", "--device", "cam-9"))
     late.run()
     late.stop()
 
@@ -64,7 +68,7 @@ def test_a_registry_that_was_put_back_by_hand_is_not_served(served: Served, tmp_
     served.stop()
     old = tmp_path / "old.db"
     shutil.copy(served.home / "registry.db", old)
-    fleet(served.home, "device", "revoke", "cam-7")
+    run_fleet(served.home, "device", "revoke", "cam-7")
     for left in served.home.glob("registry.db*"):
         left.unlink()
     shutil.copy(old, served.home / "registry.db")

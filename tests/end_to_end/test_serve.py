@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ANY_PORTS, Served, fleet, program
+from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 
 def tree_of(folder: Path) -> dict[str, str]:
@@ -165,7 +165,7 @@ def test_sighup_shows_a_new_server_certificate_and_keeps_the_old_one_when_it_is_
 ) -> None:
     before = server_serial(served)
     other = tmp_path / "other"
-    fleet(other, "init", str(other))
+    run_fleet(other, "init", str(other))
     chain, key = served.home / "server" / "server.pem", served.home / "server" / "server.key"
 
     good_key = key.read_bytes()
@@ -193,7 +193,7 @@ def test_sighup_shows_a_new_server_certificate_and_keeps_the_old_one_when_it_is_
 
 
 def test_the_log_holds_one_line_a_request_and_no_secret(served: Served) -> None:
-    token = fleet(served.home, "token", "create", "--model", "default").strip()
+    token = run_fleet(served.home, "token", "create", "--model", "default").strip()
     curl_like = ssl.create_default_context(cafile=served.ca_file)
     request = urllib.request.Request(
         f"{served.est}/.well-known/est/simpleenroll",
@@ -206,4 +206,4 @@ def test_the_log_holds_one_line_a_request_and_no_secret(served: Served) -> None:
     log = served.log
     assert log.count("event=est.simpleenroll") == 1
     assert token not in log
-    assert token.split(".")[1] not in log + json.dumps(fleet(served.home, "audit", "list", "-o", "json"))
+    assert token.split(".")[1] not in log + json.dumps(run_fleet(served.home, "audit", "list", "-o", "json"))

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tests.end_to_end.test_device_life import mqtt_answer, mqtt_connected
-from tests.serving import ANY_PORTS, Served, fleet, program
+from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ class Agent:
     def __init__(self, served: Served, folder: Path, name: str, model: str, *, label: str = "", ca: str = "") -> None:
         self.name, self.home, self.served = name, folder / name, served
         host, port = served.address("mqtt")
-        fleet(served.home, "device", "add", name, "--model", model)
-        token = fleet(served.home, "token", "create", "--device", name)
+        run_fleet(served.home, "device", "add", name, "--model", model)
+        token = run_fleet(served.home, "token", "create", "--device", name)
         est = f"{served.est}/.well-known/est/{label}" if label else served.est
         ca_file = ca or str(served.ca_file)
         self.call("init", "--device-id", name, "--est", est, "--mqtt", f"{host}:{port}", "--ca", ca_file)
@@ -78,14 +78,14 @@ def status_of(connection: http.client.HTTPSConnection) -> int:
 
 
 def shown(home: Path, *words: str) -> Any:
-    return json.loads(fleet(home, *words, "-o", "json"))
+    return json.loads(run_fleet(home, *words, "-o", "json"))
 
 
 def test_a_tenant_comes_while_the_fleet_is_served(served: Served, tmp_path: Path) -> None:
     home = served.home
     made = shown(home, "tenant", "add", "acme2")
     assert made["issuing"] == "CN=acme acme2 Issuing CA"
-    fleet(home, "model", "add", "cam", "--tenant", "acme2")
+    run_fleet(home, "model", "add", "cam", "--tenant", "acme2")
     assert shown(home, "tenant", "list")[0]["models"] == ["cam"]
     # With a label, and without: then it is told of the CA when it has shown who it is.
     for name, label in (("cam-1", "acme2"), ("cam-2", "cam"), ("cam-3", "")):
@@ -101,8 +101,8 @@ def test_a_tenant_comes_while_the_fleet_is_served(served: Served, tmp_path: Path
 def test_a_tenant_with_a_root_of_its_own(served: Served, tmp_path: Path) -> None:
     home = served.home
     shown(home, "tenant", "add", "apart", "--own-root")
-    fleet(home, "model", "add", "cam", "--tenant", "apart")
-    fleet(home, "ca", "export", "--tenant", "apart", str(tmp_path / "apart.pem"))
+    run_fleet(home, "model", "add", "cam", "--tenant", "apart")
+    run_fleet(home, "ca", "export", "--tenant", "apart", str(tmp_path / "apart.pem"))
     agent = Agent(served, tmp_path, "cam-1", "cam", ca=str(tmp_path / "apart.pem"))
     assert agent.chain == ["acme apart Issuing CA", "acme apart Root CA"]
     assert agent.connects()
@@ -112,9 +112,9 @@ def test_a_tenant_with_a_root_of_its_own(served: Served, tmp_path: Path) -> None
 
 def test_a_fleet_becomes_tenants_without_touching_its_devices(served: Served, tmp_path: Path) -> None:
     home = served.home
-    fleet(home, "model", "add", "cam")
+    run_fleet(home, "model", "add", "cam")
     agent, late = (Agent(served, tmp_path, name, "cam") for name in ("cam-1", "cam-2"))
-    fleet(home, "tenant", "add", "new")
+    run_fleet(home, "tenant", "add", "new")
     moved = shown(home, "model", "set", "cam", "--tenant", "new")
     assert (moved["tenant"], moved["former_tenants"]) == ("new", [""])
     assert agent.connects()
@@ -122,7 +122,7 @@ def test_a_fleet_becomes_tenants_without_touching_its_devices(served: Served, tm
     assert agent.chain == ["acme new Issuing CA", "acme Root CA"]
     assert agent.connects()
     assert late.connects()
-    fleet(home, "model", "set", "cam", "--end-former-tenants")
+    run_fleet(home, "model", "set", "cam", "--end-former-tenants")
     assert not late.connects()
     assert agent.connects()
 
@@ -150,21 +150,21 @@ def test_a_rollover_under_load_of_two_workers(served: Served, tmp_path: Path) ->
         timeout=60,
     )
     assert "i:CN = acme Issuing CA 2" in shows.stdout  # the server's own certificate is of the new CA too
-    fleet(home, "ca", "forget", after["former"])  # its last certificate was superseded by the renewal
+    run_fleet(home, "ca", "forget", after["former"])  # its last certificate was superseded by the renewal
     assert agent.connects()
     assert "former" not in {row["role"] for row in shown(home, "ca", "show")}
 
 
 def test_a_root_is_rolled_over_and_devices_that_trust_either_go_on(served: Served, tmp_path: Path) -> None:
     home = served.home
-    fleet(home, "tenant", "add", "acme2")
-    fleet(home, "model", "add", "cam", "--tenant", "acme2")
+    run_fleet(home, "tenant", "add", "acme2")
+    run_fleet(home, "model", "add", "cam", "--tenant", "acme2")
     (tmp_path / "old.pem").write_bytes(served.ca_file.read_bytes())
     olds = [
         Agent(served, tmp_path, name, model, ca=str(tmp_path / "old.pem"))
         for name, model in (("d-1", "default"), ("cam-1", "cam"))
     ]
-    fleet(home, "ca", "rollover", "--root")
+    run_fleet(home, "ca", "rollover", "--root")
     assert (tmp_path / "old.pem").read_bytes() != served.ca_file.read_bytes()
     news = [Agent(served, tmp_path, name, model) for name, model in (("d-2", "default"), ("cam-2", "cam"))]
     for agent in (*olds, *news):
@@ -196,7 +196,7 @@ def test_a_former_ca_whose_certificates_are_in_use_is_kept(served: Served, tmp_p
     assert agent.connects()
     with mqtt_connected(served, agent.pair, "d-1") as (session, code), keeping_alive(served, agent.pair) as est:
         assert (code, status_of(est)) == (0, 200)
-        fleet(home, "ca", "forget", former.upper(), "--force")
+        run_fleet(home, "ca", "forget", former.upper(), "--force")
         assert session.recv(1) == b""  # within the timeout of the connection
         assert status_of(est) == 403
     assert "former" not in {row["role"] for row in shown(home, "ca", "show")}

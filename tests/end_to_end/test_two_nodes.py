@@ -19,7 +19,7 @@ from fleet.est_client.errors import EstRefused
 from fleet.wire.mqtt.codes import V311
 from tests.end_to_end.test_device_life import DEVICE, LiveDevice, csr_for, mqtt_answer, renewal_with
 from tests.postgres_server import PASSWORD, PostgresServer, running_postgres
-from tests.serving import Served, fleet
+from tests.serving import Served, run_fleet
 
 PATIENCE_SECONDS = 30.0
 
@@ -36,7 +36,7 @@ def nodes(own_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.Monkey
     """Two nodes: two homes with the same CAs and the same database."""
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     home = tmp_path / "node 0"
-    fleet(home, "init", str(home), "--database", own_server.tcp_url(own_server.make_database()))
+    run_fleet(home, "init", str(home), "--database", own_server.tcp_url(own_server.make_database()))
     shutil.copytree(home, tmp_path / "node 1")
     served = [Served(tmp_path / f"node {n}", tmp_path / f"ready {n}.json").start() for n in range(2)]
     yield served
@@ -74,21 +74,21 @@ def test_a_revocation_on_one_node_cuts_the_session_on_the_other(nodes: list[Serv
     device = LiveDevice(first, tmp_path)  # enrolled at the first node
     with session(second, device) as tls:
         begun = time.monotonic()
-        fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
+        run_fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
         assert ends(tls)
         print(f"from the start of `fleet device revoke` to the cut: {time.monotonic() - begun:.2f} s")
     assert mqtt_answer(second, device.pair(), DEVICE) == 5  # not authorised
     assert mqtt_answer(first, device.pair(), DEVICE) == 5
     with pytest.raises(EstRefused):
         renewal_with(second, device.pair()).simplereenroll(csr_for(DEVICE))
-    verified = [json.loads(fleet(node.home, "audit", "verify", "-o", "json")) for node in nodes]
+    verified = [json.loads(run_fleet(node.home, "audit", "verify", "-o", "json")) for node in nodes]
     assert verified[0]["rows"] <= verified[1]["rows"]
 
 
 def test_a_token_is_spent_once_at_whichever_node(nodes: list[Served], tmp_path: Path) -> None:
     first, second = nodes
-    fleet(first.home, "device", "add", DEVICE, "--model", "default")
-    token = fleet(second.home, "token", "create", "--device", DEVICE).strip()
+    run_fleet(first.home, "device", "add", DEVICE, "--model", "default")
+    token = run_fleet(second.home, "token", "create", "--device", DEVICE).strip()
 
     def enroll(node: Served) -> None:
         client = EstClient(node.est, node.ca_file, basic=(DEVICE, token), policy=Policy(patience_seconds=0))
@@ -98,7 +98,7 @@ def test_a_token_is_spent_once_at_whichever_node(nodes: list[Served], tmp_path: 
     for node in nodes:
         with pytest.raises(EstRefused):
             enroll(node)
-    shown = json.loads(fleet(first.home, "device", "show", DEVICE, "-o", "json"))
+    shown = json.loads(run_fleet(first.home, "device", "show", DEVICE, "-o", "json"))
     assert len(shown["certificates"]) == 1
 
 
@@ -112,7 +112,7 @@ def test_nodes_outlive_a_restart_of_the_database(
         first.wait_for_line("event=feed.broken")
         assert mqtt_answer(first, device.pair(), DEVICE) != 0  # nobody is let in while nobody can be asked
         own_server.start()
-        fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
+        run_fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
         assert ends(tls)  # though the node had lost its feed meanwhile
     assert first.stop() == 0
     own_server.stop()
@@ -124,7 +124,7 @@ class Bob:
 
     def __init__(self, nodes: list[Served], folder: Path) -> None:
         (folder / "password").write_text("correct horse battery staple")
-        fleet(
+        run_fleet(
             nodes[0].home, "operator", "add", "bob", "--role", "admin", "--out", str(folder / "operators"),
             "--password-file", str(folder / "password"),
         )  # fmt: skip
@@ -165,7 +165,7 @@ def test_one_key_at_both_nodes_is_one_change(nodes: list[Served], tmp_path: Path
     one, two = bob.ask_both("/v1/bulk", act, "all")
     assert one == two
     assert one[0] == 200
-    listed = json.loads(fleet(nodes[1].home, "device", "list", "-o", "json"))
+    listed = json.loads(run_fleet(nodes[1].home, "device", "list", "-o", "json"))
     assert {row["state"] for row in listed} == {"suspended"}
 
 
@@ -176,7 +176,7 @@ def test_an_operator_revoked_at_one_node_is_out_at_the_other(nodes: list[Served]
     stream.request("GET", "/v1/events")
     following = stream.getresponse()
     assert following.status == 200
-    fleet(nodes[0].home, "operator", "revoke", "bob")
+    run_fleet(nodes[0].home, "operator", "revoke", "bob")
     begun = time.monotonic()
     following.read()  # to its end
     assert time.monotonic() - begun < 5  # long before the next heartbeat

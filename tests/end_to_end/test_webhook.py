@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ANY_PORTS, Served, fleet, program
+from tests.serving import ANY_PORTS, Served, program, run_fleet
 from tests.webhook.hooks import Hook, http, serving
 
 
@@ -41,14 +41,14 @@ def set_ca(home: Path, text: str) -> None:
 def test_asked_by_a_served_home(home: Path, hook: Hook, tmp_path: Path) -> None:
     (home / "hooks.pem").write_bytes(hook.ca_file.read_bytes())
     set_ca(home, "hooks.pem")
-    fleet(home, "model", "set", "default", "--webhook", hook.url)
+    run_fleet(home, "model", "set", "default", "--webhook", hook.url)
     served = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", "2")).start()
     try:
         device = tmp_path / "cam-7"
         words = ("init", "--device-id", "cam-7", "--est", served.est, "--mqtt", "localhost:1", "--ca")
         program("device_agent", "--home", str(device), *words, str(served.ca_file))
-        fleet(home, "device", "add", "cam-7", "--model", "default")
-        token = fleet(home, "token", "create", "--device", "cam-7")
+        run_fleet(home, "device", "add", "cam-7", "--model", "default")
+        token = run_fleet(home, "token", "create", "--device", "cam-7")
         hook.answer = http({"allow": False, "reason": "not on the list"})
         told = program("device_agent", "--home", str(device), "enroll", expect=1, give=token)
         assert "webhook-denied" in told.stderr
@@ -57,10 +57,10 @@ def test_asked_by_a_served_home(home: Path, hook: Hook, tmp_path: Path) -> None:
     finally:
         served.stop()
     assert [json.loads(asked.body)["device"] for asked in hook.asked] == ["cam-7", "cam-7"]
-    keyid = json.loads(fleet(home, "webhook", "key", "-o", "json"))["keyid"]
+    keyid = json.loads(run_fleet(home, "webhook", "key", "-o", "json"))["keyid"]
     assert all(f'keyid="{keyid}"' in asked.headers["signature-input"] for asked in hook.asked)
-    assert json.loads(fleet(home, "device", "show", "cam-7", "-o", "json"))["tags"] == {"site": "Oslo East"}
-    rows = json.loads(fleet(home, "audit", "list", "-o", "json"))
+    assert json.loads(run_fleet(home, "device", "show", "cam-7", "-o", "json"))["tags"] == {"site": "Oslo East"}
+    rows = json.loads(run_fleet(home, "audit", "list", "-o", "json"))
     denied = [row for row in rows if row["outcome"] == "webhook-denied"]
     assert [row["detail"]["webhook_reason"] for row in denied] == ["not on the list"]
 

@@ -29,7 +29,7 @@ from hw_bench.clock import process_tree
 from tests.end_to_end import test_serve
 from tests.end_to_end.test_serve import healthz, server_serial
 from tests.servers.paho_client import Paho
-from tests.serving import ANY_PORTS, Served, fleet, program
+from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 TWO = (*ANY_PORTS, "--workers", "2")
 TRIES_MAX = 60  # at a worker that the kernel's dice choose: 2^-60 is never
@@ -74,7 +74,7 @@ class Street:
 
     def __init__(self, served: Served, folder: Path, stack: contextlib.AsyncExitStack, model: str = "default") -> None:
         self.served, self._folder, self._stack = served, folder, stack
-        self._token = fleet(served.home, "token", "create", "--model", model, "--uses", "1000").strip()
+        self._token = run_fleet(served.home, "token", "create", "--model", model, "--uses", "1000").strip()
 
     def enroll(self, name: str) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -144,7 +144,7 @@ def test_both_listen_before_the_ready_file_is_there_and_sigterm_ends_all(pair: S
 
 def test_status_tells_which_worker_answers(pair: Served, tmp_path: Path) -> None:
     station = tmp_path / "station"
-    fleet(pair.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
+    run_fleet(pair.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
     context = ssl.create_default_context(cafile=pair.ca_file)
     context.load_cert_chain(station / "station.pem", station / "station.key")
     seen = {}
@@ -241,7 +241,7 @@ def test_a_port_that_is_taken_is_named_once(home: Path) -> None:
 
 def test_two_fleets_never_share_a_port(pair: Served, pristine_home: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    fleet(other, "init", str(other))
+    run_fleet(other, "init", str(other))
     address = "{}:{}".format(*pair.address("est"))
     for workers in ("1", "2"):
         words = [*ANY_PORTS, "--est", address, "--workers", workers]
@@ -327,7 +327,7 @@ async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(str
             break
     backend = await street.backend("devices/#")
     for client, identity in at.values():
-        await asyncio.to_thread(fleet, street.served.home, "device", "revoke", identity.name)
+        await asyncio.to_thread(run_fleet, street.served.home, "device", "revoke", identity.name)
         assert await client.got(client.disconnected) == (0x98 if version == V5 else 0x80)
         assert await street.client(identity, version).connect(*street.served.address("mqtt")) >= 0x80
     for _, identity in at.values():
@@ -340,7 +340,7 @@ async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(str
 async def test_a_model_made_later_is_known_to_the_broker_whichever_worker_meets_it(
     pair: Served, tmp_path: Path
 ) -> None:
-    await asyncio.to_thread(fleet, pair.home, "model", "add", "meter", "--publish", "meters/{id}/#")
+    await asyncio.to_thread(run_fleet, pair.home, "model", "add", "meter", "--publish", "meters/{id}/#")
     async with contextlib.AsyncExitStack() as stack:
         street = await asyncio.to_thread(Street, pair, tmp_path, stack, "meter")
         backend = await street.backend("meters/#")

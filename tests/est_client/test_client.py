@@ -16,7 +16,7 @@ from fleet.est_client.url import parse_est_url
 from fleet.wire.csr import build_csr
 from fleet.wire.csrattrs import CsrAttributes
 from fleet.wire.est import CERTS_ONLY, decode_body, encode_body, encode_certs_only
-from tests.device_agent.fleet_parts import Authority, Device, EstHouse, key_pem, pem
+from tests.device_agent.fleet_parts import Authority, Device, EstServer, key_pem, pem
 from tests.device_agent.wild_servers import answers, http, read_request, tls_server
 from tests.free_ports import free_port
 
@@ -38,12 +38,12 @@ def client(authority: Authority, port: int, **given: object) -> EstClient:
 # The real server
 
 
-def test_cacerts_hands_out_the_chain(est: EstHouse, authority: Authority) -> None:
+def test_cacerts_hands_out_the_chain(est: EstServer, authority: Authority) -> None:
     assert set(EstClient(est.url, authority.ca_file).cacerts()) == {authority.root, authority.issuing}
 
 
 def test_a_token_buys_a_certificate_and_the_certificate_its_successor(
-    est: EstHouse, authority: Authority, tmp_path: Path
+    est: EstServer, authority: Authority, tmp_path: Path
 ) -> None:
     key, successor = generate_key(), generate_key()
     asking = EstClient(est.url, authority.ca_file, basic=("pump-1", est.token("pump-1")))
@@ -58,7 +58,7 @@ def test_a_token_buys_a_certificate_and_the_certificate_its_successor(
     assert renewed.serial_number != certificate.serial_number
 
 
-def test_a_label_is_one_path_segment(est: EstHouse, authority: Authority) -> None:
+def test_a_label_is_one_path_segment(est: EstServer, authority: Authority) -> None:
     token = est.token("pump-2")
     asking = EstClient(est.url, authority.ca_file, basic=("pump-2", token))
     assert asking.simpleenroll(csr_of("pump-2"), label="of-pump-2").subject.rfc4514_string() == "CN=pump-2"
@@ -66,7 +66,7 @@ def test_a_label_is_one_path_segment(est: EstHouse, authority: Authority) -> Non
 
 @pytest.mark.parametrize(("basic", "status"), [(None, 401), (("pump-3", "abcdefabcdef.wrong"), 401)])
 def test_without_a_right_it_is_refused_with_the_servers_words(
-    est: EstHouse, authority: Authority, basic: tuple[str, str] | None, status: int
+    est: EstServer, authority: Authority, basic: tuple[str, str] | None, status: int
 ) -> None:
     with pytest.raises(EstRefused) as caught:
         EstClient(est.url, authority.ca_file, basic=basic).simpleenroll(csr_of("pump-3"))
@@ -76,7 +76,7 @@ def test_without_a_right_it_is_refused_with_the_servers_words(
     assert "wrong" not in str(caught.value)
 
 
-def test_no_certificate_of_another_ca_is_believed(est: EstHouse, tmp_path: Path) -> None:
+def test_no_certificate_of_another_ca_is_believed(est: EstServer, tmp_path: Path) -> None:
     with pytest.raises(EstUntrusted, match="did not verify"):
         EstClient(est.url, Authority(tmp_path, "other").ca_file).cacerts()
 
@@ -223,7 +223,7 @@ def test_the_request_is_what_rfc_7030_says(authority: Authority) -> None:
     assert decode_body(body) == csr
 
 
-def test_an_id_with_a_colon_is_no_user_name(est: EstHouse, authority: Authority) -> None:
+def test_an_id_with_a_colon_is_no_user_name(est: EstServer, authority: Authority) -> None:
     """RFC 7617, 2: it would end at the colon."""
     seen: list[bytes] = []
 
@@ -296,7 +296,7 @@ def test_dates_alone_can_be_ignored(tmp_path: Path) -> None:
 # CSR attributes, and requests bound to their connection
 
 
-def test_csrattrs_tell_what_the_model_wants(est: EstHouse, authority: Authority) -> None:
+def test_csrattrs_tell_what_the_model_wants(est: EstServer, authority: Authority) -> None:
     token = est.token("pump-8", key_types=("Ed25519",), rules=BOUND)
     asking = EstClient(est.url, authority.ca_file, basic=("pump-8", token))
     assert asking.csrattrs() == CsrAttributes(("Ed25519",), ("1.3.6.1.5.5.7.3.2",), binding=True)
@@ -304,7 +304,7 @@ def test_csrattrs_tell_what_the_model_wants(est: EstHouse, authority: Authority)
     assert EstClient(est.url, authority.ca_file).csrattrs() == CsrAttributes()
 
 
-def test_a_bound_request_is_made_for_its_connection(est: EstHouse, authority: Authority) -> None:
+def test_a_bound_request_is_made_for_its_connection(est: EstServer, authority: Authority) -> None:
     key = generate_key()
     asking = EstClient(est.url, authority.ca_file, basic=("pump-9", est.token("pump-9", rules=BOUND)))
     with pytest.raises(EstRefused) as refused:

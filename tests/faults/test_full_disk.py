@@ -26,7 +26,7 @@ from fleet.home.layout import Home, open_registry
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 from hw_bench.clock import process_tree
-from tests.serving import ANY_PORTS, Served, fleet
+from tests.serving import ANY_PORTS, Served, run_fleet
 
 FSYNC_FAILS = """
 #define _GNU_SOURCE
@@ -46,7 +46,7 @@ int fdatasync(int fd) { return ruled("fdatasync", fd); }
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    fleet(tmp_path / "home", "init", str(tmp_path / "home"))
+    run_fleet(tmp_path / "home", "init", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -136,7 +136,7 @@ def test_an_fsync_that_fails(home: Path, tmp_path: Path, workers: str, monkeypat
 
 
 def nothing_is_issued_until_it_is_over(served: Served, trouble: AbstractContextManager[None]) -> None:
-    token = fleet(served.home, "token", "create", "--model", "default", "--uses", "100").strip()
+    token = run_fleet(served.home, "token", "create", "--model", "default", "--uses", "100").strip()
     est(served, "cam-before", token).simpleenroll(csr("cam-before"))
     kept = csr("cam-during")
     with trouble:
@@ -151,8 +151,8 @@ def nothing_is_issued_until_it_is_over(served: Served, trouble: AbstractContextM
         assert issued(served.home, "cam-raw", "cam-during") == []
     certificate = est(served, "cam-during", token).simpleenroll(kept)
     assert [f"{certificate.serial_number:x}"] == [one.serial for one in issued(served.home, "cam-raw", "cam-during")]
-    (row,) = json.loads(fleet(served.home, "token", "list", "-o", "json"))
+    (row,) = json.loads(run_fleet(served.home, "token", "list", "-o", "json"))
     assert int(row["uses"]) == 2
-    fleet(served.home, "audit", "verify")
+    run_fleet(served.home, "audit", "verify")
     assert "event=worker.ended" not in served.log
     assert served.stop() == 0

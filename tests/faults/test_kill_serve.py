@@ -18,7 +18,7 @@ from fleet.est_client.errors import EstError
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
 from hw_bench.peers.home import unlimited
-from tests.serving import Served, fleet
+from tests.serving import Served, run_fleet
 
 KILLS = 6
 RECEIVED_BEFORE_A_KILL = 15
@@ -71,7 +71,7 @@ class Enrolling:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     home = tmp_path / "home"
-    fleet(home, "init", str(home))
+    run_fleet(home, "init", str(home))
     unlimited(home / "fleet.toml")  # all load comes from one address
     serving = Served(home, tmp_path / "ready.json").start()
     serving.stay_on_these_ports()
@@ -95,7 +95,7 @@ async def registry_of(home: Path) -> tuple[dict[str, set[bytes]], int]:
 
 
 def test_every_certificate_that_was_received_is_in_the_registry(served: Served) -> None:
-    token = fleet(served.home, "token", "create", "--model", "default", "--uses", "10000").strip()
+    token = run_fleet(served.home, "token", "create", "--model", "default", "--uses", "10000").strip()
     clients = Enrolling(served, token)
     try:
         for _ in range(KILLS):
@@ -110,8 +110,8 @@ def test_every_certificate_that_was_received_is_in_the_registry(served: Served) 
     known, issued = asyncio.run(registry_of(served.home))
     lost = [device for device, der in clients.received if hashlib.sha256(der).digest() not in known.get(device, set())]
     assert lost == []
-    token_row = next(t for t in json.loads(fleet(served.home, "token", "list", "-o", "json")))
+    token_row = next(t for t in json.loads(run_fleet(served.home, "token", "list", "-o", "json")))
     assert int(token_row["uses"]) == issued >= len(clients.received)
-    fleet(served.home, "audit", "verify")
+    run_fleet(served.home, "audit", "verify")
     assert not list(served.home.glob("*.tmp"))
     shutil.rmtree(served.home)

@@ -21,7 +21,7 @@ from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused,
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.messages import FailureCode
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board
-from tests.serving import Served, fleet
+from tests.serving import Served, run_fleet
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Factory:
         return done
 
     def device(self, name: str) -> dict[str, Any]:
-        return dict(json.loads(fleet(self.serving.home, "device", "show", name, "-o", "json")))
+        return dict(json.loads(run_fleet(self.serving.home, "device", "show", name, "-o", "json")))
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.ledger.read_text().splitlines()]
@@ -68,9 +68,9 @@ class Factory:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("factory") / "home"
-    fleet(home, "init", str(home), "--name", "acme")
-    fleet(home, "model", "add", "pump")
-    fleet(home, "model", "add", "valve")
+    run_fleet(home, "init", str(home), "--name", "acme")
+    run_fleet(home, "model", "add", "pump")
+    run_fleet(home, "model", "add", "valve")
     serving = Served(home, home.parent / "ready.json").start()
     yield serving
     serving.stop()
@@ -79,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def station(served: Served) -> Path:
     folder = served.home.parent / "station"
-    fleet(served.home, "station", "add", "line-1", "--model", "pump", "--model", "valve", "--out", str(folder))
+    run_fleet(served.home, "station", "add", "line-1", "--model", "pump", "--model", "valve", "--out", str(folder))
     return folder
 
 
@@ -171,8 +171,8 @@ def test_refusals_of_the_authority_exit_1(factory: Factory, tmp_path: Path) -> N
         done = factory.run("--port", port, "--device-id", "cli-3", "--model", "default", "-o", "json", expect=1)
         assert "Error: est-refused" in done.stderr
         assert json.loads(done.stdout)["code"] == "est-refused"
-        fleet(factory.serving.home, "device", "add", "cli-4", "--model", "pump")
-        fleet(factory.serving.home, "device", "suspend", "cli-4")
+        run_fleet(factory.serving.home, "device", "add", "cli-4", "--model", "pump")
+        run_fleet(factory.serving.home, "device", "suspend", "cli-4")
         assert "suspended" in factory.run("--port", port, "--device-id", "cli-4", expect=1).stderr
     assert not (tmp_path / "home" / "agent.toml").exists()
 
@@ -204,7 +204,7 @@ def test_no_authority_exits_4(factory: Factory, tmp_path: Path) -> None:
     with board(tmp_path / "home", port):
         assert "est-unreachable" in factory.run("--port", port, *words, est=nobody, expect=4).stderr
         stranger = tmp_path / "other"
-        fleet(stranger, "init", str(stranger))
+        run_fleet(stranger, "init", str(stranger))
         done = factory.run("--port", port, *words, ca=stranger / "ca" / "root.pem", expect=4)
         assert "est-untrusted" in done.stderr
         factory.run("--port", port, *words)  # and nothing is lost

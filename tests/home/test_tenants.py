@@ -32,8 +32,8 @@ from fleet.home.tenants import (
     read_authorities,
     tenant_names,
 )
-from tests.servers.est_house import run
-from tests.tenant_house import pem
+from tests.servers.est_fixtures import run
+from tests.tenant_fixtures import pem
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(name="Acme")

@@ -25,7 +25,7 @@ END_SECONDS_MAX = 30.0
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[tuple[Served, list[Identity]]]:
+def served_devices() -> Iterator[tuple[Served, list[Identity]]]:
     """A served home, and four devices of it."""
     with ground_for() as ground:
         home = make_home(ground)
@@ -41,8 +41,8 @@ async def revoke_device(home: FleetHome, name: str) -> None:
         await registry.close()
 
 
-def test_a_revocation_ends_one_session_and_no_other(fleet: tuple[Served, list[Identity]]) -> None:
-    served, (lost, kept, *_) = fleet
+def test_a_revocation_ends_one_session_and_no_other(served_devices: tuple[Served, list[Identity]]) -> None:
+    served, (lost, kept, *_) = served_devices
     ending, staying = (DeviceSession(device, served.mqtt, TLS) for device in (lost, kept))
     assert ending.silent
     assert not ending.wait_for_end(0.0)
@@ -56,8 +56,8 @@ def test_a_revocation_ends_one_session_and_no_other(fleet: tuple[Served, list[Id
         session.close()
 
 
-def test_a_session_that_ended_by_itself_proves_nothing(fleet: tuple[Served, list[Identity]]) -> None:
-    served, (_, _, third, _) = fleet
+def test_a_session_that_ended_by_itself_proves_nothing(served_devices: tuple[Served, list[Identity]]) -> None:
+    served, (_, _, third, _) = served_devices
     session = DeviceSession(third, served.mqtt, TLS)
     asyncio.run(revoke_device(served.home, third.name))
     assert session.wait_for_end(END_SECONDS_MAX)
@@ -67,9 +67,9 @@ def test_a_session_that_ended_by_itself_proves_nothing(fleet: tuple[Served, list
 
 
 def test_a_session_that_outlives_its_device_is_found(
-    fleet: tuple[Served, list[Identity]], monkeypatch: pytest.MonkeyPatch
+    served_devices: tuple[Served, list[Identity]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served, (_, kept, _, fourth) = fleet
+    served, (_, kept, _, fourth) = served_devices
     monkeypatch.setattr(revocation, "END_SECONDS_MAX", 0.1)
     session = DeviceSession(kept, served.mqtt, TLS)
     session.name = fourth.name  # the one is revoked, the other watched
@@ -78,7 +78,7 @@ def test_a_session_that_outlives_its_device_is_found(
     session.close()
 
 
-def test_a_stranger_is_not_let_in(fleet: tuple[Served, list[Identity]], tmp_path: Path) -> None:
-    served, (_, kept, *_) = fleet
+def test_a_stranger_is_not_let_in(served_devices: tuple[Served, list[Identity]], tmp_path: Path) -> None:
+    served, (_, kept, *_) = served_devices
     with pytest.raises(ConnectionError, match="stranger was not let in"):
         DeviceSession(replace(kept, name="stranger"), served.mqtt, TLS)

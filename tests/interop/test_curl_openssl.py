@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.servers.est_house import House, open_house, run
+from tests.servers.est_fixtures import EstHarness, open_est, run
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
@@ -20,9 +20,9 @@ TLS = {"1.2": ("--tlsv1.2", "--tls-max", "1.2"), "1.3": ("--tlsv1.3",)}
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        yield est
 
 
 async def done(*command: str | Path, stdin: bytes = b"") -> bytes:
@@ -31,11 +31,11 @@ async def done(*command: str | Path, stdin: bytes = b"") -> bytes:
     return output
 
 
-async def curl(house: House, operation: str, *words: str | Path, body: bytes = b"") -> tuple[int, bytes]:
+async def curl(est: EstHarness, operation: str, *words: str | Path, body: bytes = b"") -> tuple[int, bytes]:
     """Status and body."""
-    out = house.folder / "answer"
-    wanted = ("--silent", "--show-error", "--cacert", house.ca_file, "--output", out, "--write-out", "%{http_code}")
-    url = f"{house.url}/.well-known/est/{operation}"
+    out = est.folder / "answer"
+    wanted = ("--silent", "--show-error", "--cacert", est.ca_file, "--output", out, "--write-out", "%{http_code}")
+    url = f"{est.url}/.well-known/est/{operation}"
     status = await done("curl", *wanted, *words, url, stdin=body)
     return int(status), out.read_bytes()
 
@@ -50,52 +50,52 @@ POST = ("--header", "Content-Type: application/pkcs10", "--data-binary", "@-")
 
 
 @pytest.mark.parametrize("version", TLS)
-async def test_the_whole_life_of_a_certificate(house: House, tmp_path: Path, version: str) -> None:
-    status, message = await curl(house, "cacerts", *TLS[version])
+async def test_the_whole_life_of_a_certificate(est: EstHarness, tmp_path: Path, version: str) -> None:
+    status, message = await curl(est, "cacerts", *TLS[version])
     assert status == 200
-    assert set(await certificates(message)) == {house.root[0], house.issuing[0]}
+    assert set(await certificates(message)) == {est.root[0], est.issuing[0]}
 
-    await house.device("cam-1")
+    await est.device("cam-1")
     key, cert = tmp_path / "device.key", tmp_path / "device.pem"
     csr = await done("openssl", "req", "-new", *NEW_KEY, "-keyout", key)
-    (tmp_path / "netrc").write_text(f"machine localhost login cam-1 password {await house.token('cam-1')}\n")
+    (tmp_path / "netrc").write_text(f"machine localhost login cam-1 password {await est.token('cam-1')}\n")
     proof = ("--netrc-file", tmp_path / "netrc")  # not --user: argv can be read by all
-    status, message = await curl(house, "cam/simpleenroll", *TLS[version], *proof, *POST, body=base64.b64encode(csr))
+    status, message = await curl(est, "cam/simpleenroll", *TLS[version], *proof, *POST, body=base64.b64encode(csr))
     assert status == 200, message
     [first] = await certificates(message)
     cert.write_bytes(await done("openssl", "pkcs7", "-inform", "DER", "-print_certs", stdin=base64.b64decode(message)))
 
     csr = await done("openssl", "req", "-new", *NEW_KEY, "-keyout", tmp_path / "next.key")
     mutual = ("--cert", cert, "--key", key)
-    status, message = await curl(house, "simplereenroll", *TLS[version], *mutual, *POST, body=base64.encodebytes(csr))
+    status, message = await curl(est, "simplereenroll", *TLS[version], *mutual, *POST, body=base64.encodebytes(csr))
     assert status == 200, message
     [second] = await certificates(message)
     assert second.subject == first.subject
-    (tmp_path / "issuing.pem").write_bytes(house.issuing[0].public_bytes(Encoding.PEM))
-    verify = ("-x509_strict", "-purpose", "sslclient", "-CAfile", house.ca_file, "-untrusted", tmp_path / "issuing.pem")
+    (tmp_path / "issuing.pem").write_bytes(est.issuing[0].public_bytes(Encoding.PEM))
+    verify = ("-x509_strict", "-purpose", "sslclient", "-CAfile", est.ca_file, "-untrusted", tmp_path / "issuing.pem")
     await done("openssl", "verify", *verify, cert)
 
 
-async def test_curl_is_told_why_not(house: House) -> None:
-    assert await curl(house, "simpleenroll", *POST, body=b"MAA=") == (
+async def test_curl_is_told_why_not(est: EstHarness) -> None:
+    assert await curl(est, "simpleenroll", *POST, body=b"MAA=") == (
         401,
         b"A token or a station's certificate is needed. (no-credentials)\n",
     )
-    status, said = await curl(house, "simpleenroll", "--user", "cam-1:no.token", *POST, body=b"not base64")
+    status, said = await curl(est, "simpleenroll", "--user", "cam-1:no.token", *POST, body=b"not base64")
     assert (status, said) == (400, b"The body is not base64. (malformed)\n")
 
 
-async def test_tls_1_1_is_not_spoken(house: House) -> None:
-    code, _, _ = await run("curl", "--silent", "--cacert", house.ca_file, "--tls-max", "1.1", f"{house.url}/healthz")
+async def test_tls_1_1_is_not_spoken(est: EstHarness) -> None:
+    code, _, _ = await run("curl", "--silent", "--cacert", est.ca_file, "--tls-max", "1.1", f"{est.url}/healthz")
     assert code != 0
 
 
-async def test_s_client_speaking_http_1_0_is_answered_in_http_1_0(house: House) -> None:
+async def test_s_client_speaking_http_1_0_is_answered_in_http_1_0(est: EstHarness) -> None:
     words = (
         "-connect",
-        f"127.0.0.1:{house.port}",
+        f"127.0.0.1:{est.port}",
         "-CAfile",
-        house.ca_file,
+        est.ca_file,
         "-verify_return_error",
         "-quiet",
         "-ign_eof",

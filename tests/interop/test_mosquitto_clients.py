@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.demo.foreign_ca import make_foreign_certificate
-from tests.serving import Served, fleet, program
+from tests.serving import Served, program, run_fleet
 
 PATIENCE_SECONDS = 20
 
@@ -23,7 +23,7 @@ def needs(*names: str) -> None:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("fleet")
-    fleet(folder / "home", "init", str(folder / "home"))
+    run_fleet(folder / "home", "init", str(folder / "home"))
     serving = Served(folder / "home", folder / "ready.json").start()
     yield serving
     serving.stop()
@@ -35,8 +35,8 @@ class Device:
     def __init__(self, served: Served, name: str, folder: Path) -> None:
         self.name, self.served, self.home = name, served, folder / name
         host, port = served.address("mqtt")
-        fleet(served.home, "device", "add", name, "--model", "default")
-        token = fleet(served.home, "token", "create", "--device", name)
+        run_fleet(served.home, "device", "add", name, "--model", "default")
+        token = run_fleet(served.home, "token", "create", "--device", name)
         words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
         program("device_agent", "--home", str(self.home), "init", *words)
         program("device_agent", "--home", str(self.home), "enroll", give=token)
@@ -150,7 +150,7 @@ def test_a_revoked_device_is_out_and_stays_out(served: Served, device: Device) -
     for line in subscribing.stdout:
         if "SUBACK" in line or "Subscribed" in line:
             break
-    fleet(served.home, "device", "revoke", device.name, "--reason", "test")
+    run_fleet(served.home, "device", "revoke", device.name, "--reason", "test")
     said, _ = subscribing.communicate(timeout=PATIENCE_SECONDS)
     assert "DISCONNECT (152)" in said  # MQTT 5.0, 3.14.2.1: 0x98, administrative action
     assert device.publish(f"devices/{device.name}/up/t", "still here").returncode != 0

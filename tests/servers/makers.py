@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fleet.wire.names import alt_name
-from tests.servers.est_house import Identity
+from tests.servers.est_fixtures import Identity
 
 Key = ec.EllipticCurvePrivateKey
 NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # IEEE 802.1AR, 8.7: 99991231235959Z

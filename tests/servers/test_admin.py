@@ -7,37 +7,37 @@ import pytest
 
 from fleet.domain.access import Act
 from fleet.services import revocation
-from tests.servers.est_house import House, Identity, KeptAlive, basic, open_house
+from tests.servers.est_fixtures import EstHarness, Identity, KeptAlive, basic, open_est
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        yield est
 
 
-async def get(house: House, path: str, identity: Identity | None = None) -> tuple[int, dict[str, object]]:
-    answer = await house.send("GET", path, server="admin", identity=identity)
+async def get(est: EstHarness, path: str, identity: Identity | None = None) -> tuple[int, dict[str, object]]:
+    answer = await est.send("GET", path, server="admin", identity=identity)
     kind = "application/json" if answer.status == 200 else "application/problem+json"
     assert answer.header("Content-Type") == kind
     return answer.status, json.loads(answer.body)
 
 
-async def test_health_is_open(house: House) -> None:
-    assert await get(house, "/healthz") == (200, {"status": "ok"})
+async def test_health_is_open(est: EstHarness) -> None:
+    assert await get(est, "/healthz") == (200, {"status": "ok"})
 
 
-async def test_health_says_when_the_registry_is_gone(house: House) -> None:
-    await house.registry.close()
-    status, problem = await get(house, "/healthz")
+async def test_health_says_when_the_registry_is_gone(est: EstHarness) -> None:
+    await est.registry.close()
+    status, problem = await get(est, "/healthz")
     assert status == 503
     assert problem["status"] == 503
 
 
-async def test_a_device_and_a_station_learn_who_they_are(house: House) -> None:
-    device, station = await house.enrolled("cam-1"), await house.station("line-1")
+async def test_a_device_and_a_station_learn_who_they_are(est: EstHarness) -> None:
+    device, station = await est.enrolled("cam-1"), await est.station("line-1")
     for identity, holder, kind in ((device, "cam-1", "device"), (station, "line-1", "station")):
-        assert await get(house, "/v1/whoami", identity) == (
+        assert await get(est, "/v1/whoami", identity) == (
             200,
             {
                 "holder": holder,
@@ -49,16 +49,16 @@ async def test_a_device_and_a_station_learn_who_they_are(house: House) -> None:
         )
 
 
-async def test_status_is_for_stations(house: House) -> None:
-    status, counters = await get(house, "/v1/status", await house.station())
+async def test_status_is_for_stations(est: EstHarness) -> None:
+    status, counters = await get(est, "/v1/status", await est.station())
     assert status == 200
     assert counters.pop("uptime_seconds") >= 0  # type: ignore[operator]
     assert counters == {"est": {"200": 1}}
-    assert (await get(house, "/v1/status", await house.enrolled()))[1]["code"] == "not-for-you"
+    assert (await get(est, "/v1/status", await est.enrolled()))[1]["code"] == "not-for-you"
 
 
-async def test_a_refusal_is_a_problem_with_a_code(house: House) -> None:
-    assert await get(house, "/v1/whoami") == (
+async def test_a_refusal_is_a_problem_with_a_code(est: EstHarness) -> None:
+    assert await get(est, "/v1/whoami") == (
         401,
         {
             "title": "Unauthorized",
@@ -67,9 +67,9 @@ async def test_a_refusal_is_a_problem_with_a_code(house: House) -> None:
             "code": "no-certificate",
         },
     )
-    device = await house.enrolled()
-    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()))
-    status, problem = await get(house, "/v1/whoami", device)
+    device = await est.enrolled()
+    await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()))
+    status, problem = await get(est, "/v1/whoami", device)
     assert (status, problem["code"]) == (403, "certificate-revoked")
 
 
@@ -90,18 +90,18 @@ OPEN = {("GET", "/healthz", who) for who in ("nobody", "token", "device", "revok
 OPEN |= {("GET", "/v1/whoami", "device"), ("GET", "/v1/whoami", "station"), ("GET", "/v1/status", "station")}
 
 
-async def test_only_what_is_named_is_let_in(house: House) -> None:
-    revoked = await house.enrolled("cam-2")
-    await revocation.revoke(house.registry, "cam-2", act=Act("test", house.clock()))
+async def test_only_what_is_named_is_let_in(est: EstHarness) -> None:
+    revoked = await est.enrolled("cam-2")
+    await revocation.revoke(est.registry, "cam-2", act=Act("test", est.clock()))
     kinds: dict[str, tuple[Identity | None, dict[str, str]]] = {
         "nobody": (None, {}),
-        "token": (None, basic(await house.token(model="cam"))),
-        "device": (await house.enrolled("cam-1"), {}),
+        "token": (None, basic(await est.token(model="cam"))),
+        "device": (await est.enrolled("cam-1"), {}),
         "revoked": (revoked, {}),
-        "station": (await house.station(), {}),
+        "station": (await est.station(), {}),
     }
     for who, (identity, headers) in kinds.items():
-        client = KeptAlive(house, identity, "admin")
+        client = KeptAlive(est, identity, "admin")
         for method, path in product(METHODS, PATHS):
             answer = await client.send(method, path, headers=headers)
             if (method, path, who) in OPEN:

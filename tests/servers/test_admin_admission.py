@@ -14,19 +14,19 @@ from fleet.domain.access import Role
 from fleet.domain.manifest import ManifestFacts
 from fleet.servers.admin.schemas import MANIFEST_ROWS_MAX
 from fleet.services.sealing import seal
-from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 from tests.servers.makers import new_maker
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
 def claim(name: str = "lot-9", **more: Any) -> dict[str, Any]:
@@ -43,12 +43,12 @@ async def imported(client: Client, *rows: dict[str, Any]) -> Any:
     return told
 
 
-async def test_a_claim_has_a_certificate_for_its_own_key(house: AdminHouse, admin: Client) -> None:
+async def test_a_claim_has_a_certificate_for_its_own_key(api: AdminHarness, admin: Client) -> None:
     key = generate_key()
     status, told = await admin.ask("POST", "/v1/claims", claim(csr=csr_text("whoever", key)))
     assert (status, told["state"], told["quota"], told["uses"]) == (201, "open", 2, 0)
     leaf, issuer = x509.load_pem_x509_certificates(told["chain"].encode())
-    assert (leaf.public_key(), issuer) == (key.public_key(), house.house.issuing[0])
+    assert (leaf.public_key(), issuer) == (key.public_key(), api.est.issuing[0])
     assert "whoever" not in leaf.subject.rfc4514_string()
     held = (await admin.get("/v1/claims/lot-9/credentials"))["items"]
     assert [each["serial"] for each in held] == [f"{leaf.serial_number:x}"]
@@ -60,7 +60,7 @@ async def test_a_claim_has_a_certificate_for_its_own_key(house: AdminHouse, admi
     assert gone["state"] == "revoked"
     assert await admin.get("/v1/claims/lot-9") == gone
     assert (await admin.ask("POST", "/v1/claims/lot-9/release"))[1]["code"] == "claim-not-quarantined"
-    rows = [each.entry for each in await house.house.registry.audit() if each.entry.subject == "claim lot-9"]
+    rows = [each.entry for each in await api.est.registry.audit() if each.entry.subject == "claim lot-9"]
     assert [(e.actor, e.address, e.action) for e in rows] == [
         ("operator bob", "127.0.0.1", f"claim.{verb}") for verb in ("create", "quarantine", "release", "revoke")
     ]
@@ -83,8 +83,8 @@ async def test_the_same_request_sent_twice_is_answered_alike(admin: Client) -> N
         assert (await admin.ask("POST", path, body))[0] in (404, 409), path
 
 
-async def test_of_ones_own_models_alone(house: AdminHouse, admin: Client) -> None:
-    held = await house.operator("held", Role.ADMIN, ("cam",))
+async def test_of_ones_own_models_alone(api: AdminHarness, admin: Client) -> None:
+    held = await api.operator("held", Role.ADMIN, ("cam",))
     assert (await held.ask("POST", "/v1/claims", claim(model="pump")))[1]["code"] == "held-to-models"
     assert (await held.ask("POST", "/v1/claims", claim()))[0] == 201
     for path in ("", "/credentials"):
@@ -104,22 +104,22 @@ async def test_of_ones_own_models_alone(house: AdminHouse, admin: Client) -> Non
     assert (await admin.ask("GET", "/v1/devices/m-2"))[0] == 404
 
 
-async def test_the_same_rows_again_change_nothing(house: AdminHouse, admin: Client) -> None:
+async def test_the_same_rows_again_change_nothing(api: AdminHarness, admin: Client) -> None:
     rows = [row(f"m-{n}", tags={"lot": "L7"}, groups=["pilot"]) for n in range(MANIFEST_ROWS_MAX)]
     assert (await imported(admin, *rows))["added"] == MANIFEST_ROWS_MAX
     again = await imported(admin, *rows, *())
     assert (again["added"], again["unchanged"], again["refused"]) == (0, MANIFEST_ROWS_MAX, [])
     differs = await imported(admin, row("m-1", hardware_serial="other"), row("m/5"), row("m-9000", key_sha256="zz"))
     assert [each["code"] for each in differs["refused"]] == ["row-differs", "bad-device-id", "bad-key-hash"]
-    entries = [each.entry for each in await house.house.registry.audit() if each.entry.action == "device.import"]
+    entries = [each.entry for each in await api.est.registry.audit() if each.entry.action == "device.import"]
     assert [(e.actor, e.address, e.detail["bulk"]) for e in entries] == [
         ("operator bob", "127.0.0.1", "0123456789ab"),
     ]
-    facts: ManifestFacts = await house.house.registry.manifest_facts(["m-7"], (), ())
+    facts: ManifestFacts = await api.est.registry.manifest_facts(["m-7"], (), ())
     assert [entry.hardware_serial for entry in facts.entries] == ["SN m-7"]
 
 
-async def test_what_is_wrong_brings_nothing_in(house: AdminHouse, admin: Client) -> None:
+async def test_what_is_wrong_brings_nothing_in(api: AdminHarness, admin: Client) -> None:
     maker, ours = new_maker().pem.decode(), (await admin.get("/v1/authorities"))["items"][0]["pem"]
     wrong: tuple[tuple[str, dict[str, Any], int], ...] = (
         ("/v1/claims", claim(csr="nonsense"), 400),
@@ -146,9 +146,9 @@ async def test_what_is_wrong_brings_nothing_in(house: AdminHouse, admin: Client)
         assert status == expected, (path, body, told)
     for quota in (-1, "7", None, 2.5):
         assert (await admin.ask("PATCH", "/v1/stations/line-1", {"quota": quota}))[0] == 400
-    assert {each.name for each in await house.house.registry.claims()} == {"lot-1", "lot-2"}
-    assert await house.house.registry.anchors() == []
-    assert len(await house.house.registry.devices()) == 3
+    assert {each.name for each in await api.est.registry.claims()} == {"lot-1", "lot-2"}
+    assert await api.est.registry.anchors() == []
+    assert len(await api.est.registry.devices()) == 3
 
 
 async def test_a_body_that_is_too_large_is_not_read(admin: Client) -> None:
@@ -164,14 +164,14 @@ async def test_a_stations_quota(admin: Client) -> None:
     assert line == told
 
 
-async def test_heads_and_hashes(house: AdminHouse, admin: Client) -> None:
+async def test_heads_and_hashes(api: AdminHarness, admin: Client) -> None:
     assert await admin.get("/v1/audit/sealed") == {"head": None, "frontier": None}
     assert (await admin.get("/v1/audit/heads"))["items"] == []
     signer = LocalHeadSigner(generate_key())
     sizes = []
     for number in range(3):
-        await house.house.device(f"more-{number}")
-        head = await seal(house.house.registry, signer, house.house.clock())
+        await api.est.device(f"more-{number}")
+        head = await seal(api.est.registry, signer, api.est.clock())
         assert head is not None
         sizes.append(head.size)
     first = await admin.get("/v1/audit/heads?limit=2")

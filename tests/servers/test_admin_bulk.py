@@ -14,31 +14,31 @@ from fleet.domain.access import Role
 from fleet.domain.changes import AddDevice, AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.servers.admin.cursors import packed, unpacked
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 SUSPEND = {"filter": "lot=L7", "act": "suspend"}
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
-async def fill(house: AdminHouse, count: int, model: str = "cam") -> None:
+async def fill(api: AdminHarness, count: int, model: str = "cam") -> None:
     """Active devices of lot L7, the first to end the last by id."""
-    now = house.house.clock()
+    now = api.est.clock()
     device = Device(DeviceId(""), model, DeviceState.ACTIVE, now, tags=(("lot", "L7"),))
     writes = tuple(
         AddDevice(replace(device, id=DeviceId(f"{model}:{n:04}"), expires_at=now + timedelta(hours=count - n)))
         for n in range(count)
     )
-    await house.house.registry.commit(Change(AuditEntry(now, "test", "prepare", "", "ok"), writes))
+    await api.est.registry.commit(Change(AuditEntry(now, "test", "prepare", "", "ok"), writes))
 
 
 def edited(cursor: str, at: int, value: object) -> str:
@@ -48,8 +48,8 @@ def edited(cursor: str, at: int, value: object) -> str:
     return packed(values)
 
 
-async def suspended(house: AdminHouse) -> int:
-    return await house.house.registry.count_devices(DeviceFilter(state=DeviceState.SUSPENDED))
+async def suspended(api: AdminHarness) -> int:
+    return await api.est.registry.count_devices(DeviceFilter(state=DeviceState.SUSPENDED))
 
 
 async def steps(client: Client, body: dict[str, Any], expected: int) -> list[dict[str, Any]]:
@@ -65,90 +65,90 @@ async def steps(client: Client, body: dict[str, Any], expected: int) -> list[dic
         given = {"cursor": step["next"]}
 
 
-async def test_a_dry_run_counts_and_changes_nothing(house: AdminHouse, admin: Client) -> None:
-    await fill(house, 3)
+async def test_a_dry_run_counts_and_changes_nothing(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 3)
     status, told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "dry_run": True, "expected": 99})
     assert (status, told["matched"], told["done"], told["next"]) == (200, 3, 0, None)
-    assert await suspended(house) == 0
+    assert await suspended(api) == 0
 
 
-async def test_it_is_confirmed_by_the_number(house: AdminHouse, admin: Client) -> None:
-    await fill(house, 3)
+async def test_it_is_confirmed_by_the_number(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 3)
     assert (await admin.ask("POST", "/v1/bulk", SUSPEND))[1]["code"] == "count-needed"
     status, told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 2})
     assert (status, told["code"], told["detail"]) == (409, "count-differs", "3 match, not 2; nothing was changed.")
-    assert await suspended(house) == 0
+    assert await suspended(api) == 0
 
 
 @pytest.mark.parametrize("text", ["lot=L7", "lot=L7 and expires<400w"])
-async def test_step_by_step_until_all_are_done(house: AdminHouse, admin: Client, text: str) -> None:
-    await fill(house, 1203)
+async def test_step_by_step_until_all_are_done(api: AdminHarness, admin: Client, text: str) -> None:
+    await fill(api, 1203)
     found = await steps(admin, {"filter": text, "act": "revoke", "reason": "lot L7 leaks"}, 1203)
     assert [step["done"] for step in found] == [500, 500, 203]
     assert {step["matched"] for step in found} == {1203}
     assert len({step["bulk"] for step in found}) == 1
-    left = await house.house.registry.count_devices(DeviceFilter(tags=(("lot", "L7"),), state=DeviceState.ACTIVE))
+    left = await api.est.registry.count_devices(DeviceFilter(tags=(("lot", "L7"),), state=DeviceState.ACTIVE))
     assert left == 0
-    rows = [r.entry for r in await house.house.registry.audit(limit=5000) if r.entry.action == "device.revoke"]
+    rows = [r.entry for r in await api.est.registry.audit(limit=5000) if r.entry.action == "device.revoke"]
     assert len(rows) == 1203
     assert {(e.actor, e.address, e.outcome) for e in rows} == {("operator bob", "127.0.0.1", "ok")}
     detail = {"reason": "lot L7 leaks", "bulk": found[0]["bulk"], "before": "state=active", "after": "state=revoked"}
     assert rows[0].detail == detail
 
 
-async def test_again_there_is_nothing_to_do(house: AdminHouse, admin: Client) -> None:
-    await fill(house, 3)
+async def test_again_there_is_nothing_to_do(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 3)
     assert (await steps(admin, SUSPEND, 3))[0]["done"] == 3
     (again,) = await steps(admin, SUSPEND, 3)
     assert (again["done"], again["skipped"], again["failed"]) == (0, {"device-suspended": 3}, [])
-    assert await suspended(house) == 3
+    assert await suspended(api) == 3
 
 
-async def test_a_step_sent_twice_harms_nothing(house: AdminHouse, admin: Client) -> None:
+async def test_a_step_sent_twice_harms_nothing(api: AdminHarness, admin: Client) -> None:
     """And what came in meanwhile is left alone: it was not counted."""
-    await fill(house, 600)
+    await fill(api, 600)
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
-    await fill(house, 20, "pump")
+    await fill(api, 20, "pump")
     body = {**SUSPEND, "cursor": first["next"]}
     _, one = await admin.ask("POST", "/v1/bulk", body)
     _, two = await admin.ask("POST", "/v1/bulk", body)
     assert (one["done"], two["done"], two["skipped"]) == (100, 0, {"device-suspended": 100})
-    assert (one["next"], two["next"], await suspended(house)) == (None, None, 600)
+    assert (one["next"], two["next"], await suspended(api)) == (None, None, 600)
 
 
-async def test_the_first_step_sent_again_with_its_key_is_told_how_it_went(house: AdminHouse, admin: Client) -> None:
+async def test_the_first_step_sent_again_with_its_key_is_told_how_it_went(api: AdminHarness, admin: Client) -> None:
     """Without the key its number would not match any more, and nobody would know what became of it."""
-    await fill(house, 3)
+    await fill(api, 3)
     key, body = {"Idempotency-Key": "k"}, {"filter": "lot=L7 and state=active", "act": "suspend", "expected": 3}
     first = await admin.ask("POST", "/v1/bulk", body, key)
     assert (first[0], first[1]["done"]) == (200, 3)
-    rows = await house.house.registry.last_audit()
+    rows = await api.est.registry.last_audit()
     assert await admin.ask("POST", "/v1/bulk", body, key) == first
-    assert await house.house.registry.last_audit() == rows
+    assert await api.est.registry.last_audit() == rows
     assert (await admin.ask("POST", "/v1/bulk", {**body, "expected": 2}, key))[1]["code"] == "idempotency-key-reused"
     assert (await admin.ask("POST", "/v1/bulk", body))[1]["code"] == "count-differs"
     # another operator's key is another key, and what was refused leaves it free
-    other = await house.operator("carol", Role.OPERATOR, ("cam",))
+    other = await api.operator("carol", Role.OPERATOR, ("cam",))
     assert (await other.ask("POST", "/v1/bulk", body, key))[1]["code"] == "count-differs"
     assert (await other.ask("POST", "/v1/bulk", {**body, "expected": 0}, key))[0] == 200
-    entries = [row.entry for row in await house.house.registry.audit(limit=100)]
+    entries = [row.entry for row in await api.est.registry.audit(limit=100)]
     (row,) = [entry for entry in entries if entry.subject == f"bulk {first[1]['bulk']}"]
     assert (row.actor, row.action, row.detail) == ("operator bob", "bulk.step", {"act": "suspend", "done": "3"})
 
 
-async def test_a_step_sent_twice_at_once_with_its_key_is_answered_alike(house: AdminHouse) -> None:
-    await fill(house, 300)
-    identity = await house.house.operator("bob")
-    clients = [house.client(identity) for _ in range(2)]
+async def test_a_step_sent_twice_at_once_with_its_key_is_answered_alike(api: AdminHarness) -> None:
+    await fill(api, 300)
+    identity = await api.est.operator("bob")
+    clients = [api.client(identity) for _ in range(2)]
     key, body = {"Idempotency-Key": "k"}, {**SUSPEND, "expected": 300}
     one, two = await asyncio.gather(*(client.ask("POST", "/v1/bulk", body, key) for client in clients))
     assert one == two
     assert one[0] == 200
-    assert await suspended(house) == 300
+    assert await suspended(api) == 300
 
 
-async def test_tags_and_groups(house: AdminHouse, admin: Client) -> None:
-    await fill(house, 3)
+async def test_tags_and_groups(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 3)
     body = {"filter": "lot=L7", "act": "tag", "tags": {"lot": None, "site": "Köln Süd"}, "join": ["recall"]}
     assert (await steps(admin, body, 3))[0]["done"] == 3
     found = await admin.get("/v1/devices?group=recall")
@@ -156,37 +156,37 @@ async def test_tags_and_groups(house: AdminHouse, admin: Client) -> None:
     assert (await steps(admin, {"filter": "group=recall", "act": "tag", "leave": ["recall"]}, 3))[0]["done"] == 3
 
 
-async def test_of_ones_own_models_alone(house: AdminHouse, admin: Client) -> None:
+async def test_of_ones_own_models_alone(api: AdminHarness, admin: Client) -> None:
     for model in ("cam", "pump"):
-        await fill(house, 700, model)
-    held = await house.operator("held", Role.OPERATOR, ("cam",))
-    both = await house.operator("both", Role.OPERATOR, ("pump", "cam"))
+        await fill(api, 700, model)
+    held = await api.operator("held", Role.OPERATOR, ("cam",))
+    both = await api.operator("both", Role.OPERATOR, ("pump", "cam"))
     assert (await steps(held, {**SUSPEND, "filter": "model=pump and lot=L7"}, 0))[0]["matched"] == 0
     assert sum(step["done"] for step in await steps(held, SUSPEND, 700)) == 700
-    assert await house.house.registry.count_devices(DeviceFilter(model="pump", state=DeviceState.SUSPENDED)) == 0
+    assert await api.est.registry.count_devices(DeviceFilter(model="pump", state=DeviceState.SUSPENDED)) == 0
     found = await steps(both, {**SUSPEND, "act": "resume"}, 1400)
     assert sum(step["done"] for step in found) == 700
     assert sum(step["skipped"].get("device-not-suspended", 0) for step in found) == 700
-    assert await suspended(house) == 0
+    assert await suspended(api) == 0
 
 
-async def test_a_cursor_gives_no_right(house: AdminHouse, admin: Client) -> None:
+async def test_a_cursor_gives_no_right(api: AdminHarness, admin: Client) -> None:
     """Neither to others' devices, nor to whoever may not act."""
-    await fill(house, 600, "pump")
+    await fill(api, 600, "pump")
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
     body = {**SUSPEND, "cursor": first["next"]}
-    held = await house.operator("held", Role.OPERATOR, ("cam",))
-    viewer = await house.operator("eve", Role.VIEWER)
+    held = await api.operator("held", Role.OPERATOR, ("cam",))
+    viewer = await api.operator("eve", Role.VIEWER)
     assert (await held.ask("POST", "/v1/bulk", body))[1]["done"] == 0
     assert (await viewer.ask("POST", "/v1/bulk", body))[0] == 403
-    assert await suspended(house) == 500
+    assert await suspended(api) == 500
 
 
-async def test_what_is_wrong_changes_nothing(house: AdminHouse, admin: Client) -> None:
-    await fill(house, 600)
+async def test_what_is_wrong_changes_nothing(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 600)
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
     cursor = first["next"]
-    before = await house.house.registry.last_audit()
+    before = await api.est.registry.last_audit()
     made_up = [(at, value) for at in (3, 4, 5) for value in (inf, nan, 600.0, -1, "1")] + [(6, 5), (7, 1)]
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"filter": "lot", "act": "suspend", "expected": 1}, "bad-filter"),
@@ -208,4 +208,4 @@ async def test_what_is_wrong_changes_nothing(house: AdminHouse, admin: Client) -
         status, told = await admin.ask("POST", "/v1/bulk", body)
         assert told["code"] == code, (body, told)
         assert 400 <= status < 500
-    assert await house.house.registry.last_audit() == before
+    assert await api.est.registry.last_audit() == before

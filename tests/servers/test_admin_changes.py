@@ -11,34 +11,34 @@ import pytest
 from fleet.domain.access import Role
 from fleet.domain.changes import AuditEntry, Change, MarkUsed
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
-async def last_entry(house: AdminHouse) -> tuple[str, str, str, str, str]:
+async def last_entry(api: AdminHarness) -> tuple[str, str, str, str, str]:
     """The newest audit row: actor, action, subject, outcome, address."""
-    (row,) = await house.house.registry.audit(after=await house.house.registry.last_audit() - 1)
+    (row,) = await api.est.registry.audit(after=await api.est.registry.last_audit() - 1)
     e = row.entry
     return e.actor, e.action, e.subject, e.outcome, e.address
 
 
 class TestModels:
-    async def test_a_models_life(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_models_life(self, api: AdminHarness, admin: Client) -> None:
         new = {"name": "valve", "lifetime_seconds": 3600, "publish": ["up/{id}"], "subscribe": [], "retain": True}
         status, made = await admin.ask("POST", "/v1/models", new)
         assert status == 201
         assert made == {**new, "key_types": ["EC-P256", "EC-P384"], **rules_json(DEFAULT_RULES), "revision": 1}
-        assert await last_entry(house) == ("operator bob", "model.add", "model valve", "ok", "127.0.0.1")
+        assert await last_entry(api) == ("operator bob", "model.add", "model valve", "ok", "127.0.0.1")
         patched = await admin.send("PATCH", "/v1/models/valve", {"retain": False}, {"If-Match": '"1"'})
         assert (patched.status, patched.header("ETag")) == (200, '"2"')
         assert json.loads(patched.body) == {**made, "retain": False, "revision": 2}
@@ -73,9 +73,9 @@ class TestModels:
             assert (status, problem["code"]) == expected, body
 
     async def test_who_is_held_to_models_moves_none_of_them_to_another_tenant(
-        self, house: AdminHouse, admin: Client
+        self, api: AdminHarness, admin: Client
     ) -> None:
-        held = await house.operator("held", Role.ADMIN, ("cam",))
+        held = await api.operator("held", Role.ADMIN, ("cam",))
         for body in ({"tenant": "acme"}, {"former_tenants": ["acme"]}):
             for method in ("PATCH", "PUT"):
                 status, problem = await held.ask(method, "/v1/models/cam", body, {"If-Match": "*"})
@@ -89,9 +89,9 @@ class TestModels:
         assert (status, problem["code"]) == (403, "held-to-models")
 
     async def test_who_is_held_to_models_gives_them_no_topics_or_names_of_others(
-        self, house: AdminHouse, admin: Client
+        self, api: AdminHarness, admin: Client
     ) -> None:
-        held, any_one = await house.operator("held", Role.ADMIN, ("cam",)), {"If-Match": "*"}
+        held, any_one = await api.operator("held", Role.ADMIN, ("cam",)), {"If-Match": "*"}
         old = await admin.get("/v1/models/cam")
         assert (old["publish"], old["subscribe"]) == (["devices/{id}/up/#"], ["devices/{id}/down/#"])
         kept = {"publish": old["publish"], "subscribe": old["subscribe"]}
@@ -142,8 +142,8 @@ class TestConditions:
             on_two_lines = {"If-Match": f'"9"\r\nIf-Match: {etag}'}
             assert (await admin.ask(method, path, body, on_two_lines))[0] == 200
 
-    async def test_the_registry_decides_a_race(self, house: AdminHouse) -> None:
-        clients = [await house.operator(f"bob-{n}") for n in range(4)]
+    async def test_the_registry_decides_a_race(self, api: AdminHarness) -> None:
+        clients = [await api.operator(f"bob-{n}") for n in range(4)]
         changes = [
             client.ask("PATCH", "/v1/devices/cam-2", {"tags": {"n": str(n)}}, {"If-Match": '"1"'})
             for n, client in enumerate(clients)
@@ -158,8 +158,8 @@ class TestConditions:
         assert (await admin.ask("POST", path, headers={"If-Match": '"9"'}))[0] == 412
         assert (await admin.ask("POST", path, headers={"If-Match": '"1"'}))[0] == 200
 
-    async def test_what_is_known_is_not_sent_again(self, house: AdminHouse, admin: Client) -> None:
-        serial = f"{house.device.certificate.serial_number:x}"
+    async def test_what_is_known_is_not_sent_again(self, api: AdminHarness, admin: Client) -> None:
+        serial = f"{api.device.certificate.serial_number:x}"
         for path in ("/v1/devices/cam-2", "/v1/models/cam", f"/v1/credentials/{serial}", "/v1/openapi.json"):
             etag = (await admin.send("GET", path)).header("ETag")
             assert etag
@@ -170,7 +170,7 @@ class TestConditions:
 
 
 class TestDevices:
-    async def test_a_devices_life(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_devices_life(self, api: AdminHarness, admin: Client) -> None:
         made = await admin.send("POST", "/v1/devices", {"id": "cam:9", "model": "cam", "hardware_serial": "SN 9"})
         assert (made.status, made.header("Location"), made.header("ETag")) == (201, "/v1/devices/cam%3A9", '"1"')
         for path in ("/v1/devices/cam:9", "/v1/devices/cam%3A9"):
@@ -179,7 +179,7 @@ class TestDevices:
             status, moved = await admin.ask("POST", f"/v1/devices/cam:9/{verb}", {"reason": "odd traffic"})
             assert (status, moved["state"]) == (200, state)
             expected = ("operator bob", f"device.{verb}", "device cam:9", "ok", "127.0.0.1")
-            assert await last_entry(house) == expected
+            assert await last_entry(api) == expected
         assert (await admin.ask("POST", "/v1/devices/cam:9/resume"))[1]["code"] == "device-not-suspended"
         assert (await admin.ask("POST", "/v1/devices/cam:9/retire"))[1]["state"] == "retired"
 
@@ -194,7 +194,7 @@ class TestDevices:
         assert await patch({"groups": ["b", "a"]}) == ({"site": "essen", "floor": "2"}, ["a", "b"])
         assert await patch({"tags": {"floor": None, "x": None}, "groups": []}) == ({"site": "essen"}, [])
 
-    async def test_one_that_is_labelled_from_the_start(self, house: AdminHouse, admin: Client) -> None:
+    async def test_one_that_is_labelled_from_the_start(self, api: AdminHarness, admin: Client) -> None:
         new = {"id": "cam-9", "model": "cam", "tags": {"site": "essen", "lot": "L7"}, "groups": ["b", "a", "b"]}
         status, made = await admin.ask("POST", "/v1/devices", new)
         assert (status, made["tags"], made["groups"]) == (201, new["tags"], ["a", "b"])
@@ -204,19 +204,19 @@ class TestDevices:
             assert (status, problem["code"]) == (400, code)
         assert (await admin.ask("GET", "/v1/devices/cam-8"))[0] == 404
 
-    async def test_labels_that_it_has_already_change_nothing(self, house: AdminHouse, admin: Client) -> None:
+    async def test_labels_that_it_has_already_change_nothing(self, api: AdminHarness, admin: Client) -> None:
         body = {"tags": {"lot": "L7"}, "reason": "recounted"}
         status, tagged = await admin.ask("PATCH", "/v1/devices/cam-2", body, {"If-Match": '"1"'})
         assert (status, tagged["revision"]) == (200, 2)
-        newest = await house.house.registry.last_audit()
-        (row,) = await house.house.registry.audit(after=newest - 1)
+        newest = await api.est.registry.last_audit()
+        (row,) = await api.est.registry.audit(after=newest - 1)
         assert row.entry.detail == {
             "before": "tags=",
             "after": 'tags={"lot": "L7"}',
             "reason": "recounted",
         }
         assert (await admin.ask("PATCH", "/v1/devices/cam-2", body, {"If-Match": '"2"'}))[1] == tagged
-        assert await house.house.registry.last_audit() == newest
+        assert await api.est.registry.last_audit() == newest
 
     async def test_tags_have_limits(self, admin: Client) -> None:
         for tags, code in (
@@ -231,7 +231,7 @@ class TestDevices:
 
 
 class TestIdempotency:
-    async def test_the_same_request_gets_the_same_answer(self, house: AdminHouse, admin: Client) -> None:
+    async def test_the_same_request_gets_the_same_answer(self, api: AdminHarness, admin: Client) -> None:
         requests = (
             ("/v1/models", {"name": "valve"}),
             ("/v1/devices", {"id": "cam-9", "model": "cam"}),
@@ -241,24 +241,24 @@ class TestIdempotency:
         for n, (path, body) in enumerate(requests):
             key = {"Idempotency-Key": f"key-{n}"}
             first = await admin.send("POST", path, body, key)
-            rows = await house.house.registry.last_audit()
+            rows = await api.est.registry.last_audit()
             again = await admin.send("POST", path, body, key)
             assert first.status in (200, 201)
             for name in ("Content-Type", "ETag", "Location"):
                 assert again.header(name) == first.header(name)
             assert (again.status, again.body) == (first.status, first.body)
-            assert await house.house.registry.last_audit() == rows
+            assert await api.est.registry.last_audit() == rows
 
-    async def test_the_same_key_for_another_request(self, house: AdminHouse, admin: Client) -> None:
+    async def test_the_same_key_for_another_request(self, api: AdminHarness, admin: Client) -> None:
         key = {"Idempotency-Key": "k"}
         assert (await admin.ask("POST", "/v1/devices", {"id": "cam-9", "model": "cam"}, key))[0] == 201
         for path, body in (("/v1/devices", {"id": "cam-8", "model": "cam"}), ("/v1/tokens", {"model": "cam"})):
             status, problem = await admin.ask("POST", path, body, key)
             assert (status, problem["code"]) == (422, "idempotency-key-reused")
-        other = await house.operator("alice")
+        other = await api.operator("alice")
         assert (await other.ask("POST", "/v1/devices", {"id": "cam-8", "model": "cam"}, key))[0] == 201
 
-    async def test_a_tokens_secret_is_kept_nowhere(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_tokens_secret_is_kept_nowhere(self, api: AdminHarness, admin: Client) -> None:
         key = {"Idempotency-Key": "k"}
         status, first = await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key)
         secret = first.pop("token").partition(".")[2]
@@ -267,17 +267,17 @@ class TestIdempotency:
         status, again = await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key)
         assert "shown once" in again.pop("note")
         assert (status, again) == (201, first)
-        kept = await house.house.registry.answer("operator bob", "k")
+        kept = await api.est.registry.answer("operator bob", "k")
         assert kept is not None
         assert secret not in kept.body
-        rows = await house.house.registry.audit()
+        rows = await api.est.registry.audit()
         assert secret not in str(rows)
 
-    async def test_two_at_once_are_done_once(self, house: AdminHouse) -> None:
-        identity = await house.house.operator("bob")
-        clients = [house.client(identity) for _ in range(6)]
+    async def test_two_at_once_are_done_once(self, api: AdminHarness) -> None:
+        identity = await api.est.operator("bob")
+        clients = [api.client(identity) for _ in range(6)]
         key = {"Idempotency-Key": "k"}
-        before = await house.house.registry.last_audit()
+        before = await api.est.registry.last_audit()
         answers = await asyncio.gather(*(c.ask("POST", "/v1/tokens", {"model": "cam"}, key) for c in clients))
         assert {status for status, _ in answers} == {201}
         assert len({value["id"] for _, value in answers}) == 1
@@ -286,7 +286,7 @@ class TestIdempotency:
             *(c.ask("POST", "/v1/devices/cam-2/revoke", headers={"Idempotency-Key": "m"}) for c in clients)
         )
         assert {(status, value["state"]) for status, value in moves} == {(200, "revoked")}
-        assert await house.house.registry.last_audit() == before + 2
+        assert await api.est.registry.last_audit() == before + 2
 
     async def test_a_refused_request_leaves_its_key_free(self, admin: Client) -> None:
         key = {"Idempotency-Key": "k"}
@@ -294,13 +294,13 @@ class TestIdempotency:
         await admin.ask("POST", "/v1/models", {"name": "valve"})
         assert (await admin.ask("POST", "/v1/devices", {"id": "cam-9", "model": "valve"}, key))[0] == 201
 
-    async def test_a_day_later_it_is_forgotten(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_day_later_it_is_forgotten(self, api: AdminHarness, admin: Client) -> None:
         key = {"Idempotency-Key": "k"}
         assert (await admin.ask("POST", "/v1/tokens", {"model": "cam"}, key))[0] == 201
-        house.house.now = house.house.clock() + timedelta(hours=24, seconds=1)
-        later = house.client(await house.house.operator("alice"))
+        api.est.now = api.est.clock() + timedelta(hours=24, seconds=1)
+        later = api.client(await api.est.operator("alice"))
         assert (await later.ask("POST", "/v1/tokens", {"model": "cam"}, {"Idempotency-Key": "l"}))[0] == 201
-        assert await house.house.registry.answer("operator bob", "k") is None
+        assert await api.est.registry.answer("operator bob", "k") is None
         assert (await admin.ask("POST", "/v1/tokens", {"device": "cam-2"}, key))[0] == 201
 
     async def test_a_key_has_a_form(self, admin: Client) -> None:
@@ -309,7 +309,7 @@ class TestIdempotency:
             assert (status, problem["code"]) == (400, "bad-idempotency-key")
 
 
-async def test_a_tokens_life(house: AdminHouse, admin: Client) -> None:
+async def test_a_tokens_life(api: AdminHarness, admin: Client) -> None:
     status, made = await admin.ask("POST", "/v1/tokens", {"model": "cam", "uses": 3, "ttl_seconds": 60})
     assert (status, made["uses_max"], made["state"]) == (201, 3, "open")
     assert made["token"].startswith(f"{made['id']}.")
@@ -317,29 +317,29 @@ async def test_a_tokens_life(house: AdminHouse, admin: Client) -> None:
     assert "token" not in listed
     status, revoked = await admin.ask("POST", f"/v1/tokens/{made['id']}/revoke")
     assert (status, revoked["state"]) == (200, "revoked")
-    assert await last_entry(house) == ("operator bob", "token.revoke", f"token {made['id']}", "ok", "127.0.0.1")
+    assert await last_entry(api) == ("operator bob", "token.revoke", f"token {made['id']}", "ok", "127.0.0.1")
     assert (await admin.ask("POST", f"/v1/tokens/{made['id']}/revoke"))[1]["code"] == "token-gone"
     for body in ({}, {"model": "cam", "device": "cam-1"}, {"model": "cam", "uses": 0}, {"model": "cam", "uses": True}):
         assert (await admin.ask("POST", "/v1/tokens", body))[0] == 400
 
 
-async def test_a_factory_makes_devices_and_tokens(house: AdminHouse) -> None:
-    line = await house.operator("line-1", Role.FACTORY, ("cam",))
+async def test_a_factory_makes_devices_and_tokens(api: AdminHarness) -> None:
+    line = await api.operator("line-1", Role.FACTORY, ("cam",))
     assert (await line.ask("POST", "/v1/devices", {"id": "cam-9", "model": "cam"}))[0] == 201
     assert (await line.ask("POST", "/v1/tokens", {"device": "cam-9"}))[0] == 201
     assert {d["id"] for d in (await line.get("/v1/devices"))["items"]} == {"cam-1", "cam-2", "cam-9"}
     assert (await line.ask("POST", "/v1/devices/cam-9/revoke"))[1]["code"] == "role-not-enough"
 
 
-async def test_a_factorys_token_takes_over_no_device_that_is_in_the_field(house: AdminHouse) -> None:
-    line = await house.operator("line-1", Role.FACTORY, ("cam",))
-    token, registry = {"device": "cam-1"}, house.house.registry
+async def test_a_factorys_token_takes_over_no_device_that_is_in_the_field(api: AdminHarness) -> None:
+    line = await api.operator("line-1", Role.FACTORY, ("cam",))
+    token, registry = {"device": "cam-1"}, api.est.registry
     assert (await line.ask("POST", "/v1/tokens", token))[0] == 201  # enrolled, and its certificate never used
     (held,) = await registry.credentials("cam-1")
-    entry = AuditEntry(house.house.clock(), "device cam-1", "credential.first-use", "device cam-1", "ok")
+    entry = AuditEntry(api.est.clock(), "device cam-1", "credential.first-use", "device cam-1", "ok")
     await registry.commit(Change(entry, (MarkUsed(held.fingerprint),)))
     status, problem = await line.ask("POST", "/v1/tokens", token)
     assert (status, problem["code"]) == (403, "already-enrolled")
     assert (await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[0] == 201
-    operator = await house.operator("carol", Role.OPERATOR, ("cam",))
+    operator = await api.operator("carol", Role.OPERATOR, ("cam",))
     assert (await operator.ask("POST", "/v1/tokens", token))[0] == 201

@@ -18,8 +18,8 @@ from fleet.servers.admin.shapes import model_json
 from fleet.servers.admin.table import ROUTES
 from fleet.servers.refusals import HttpRefused
 from fleet.services.sealing import seal
-from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
-from tests.servers.est_house import Answer
+from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
+from tests.servers.est_fixtures import Answer
 from tests.servers.makers import new_maker
 
 CONFLICTS = {"resume_device", "retire_device", "quarantine_claim", "release_claim"}
@@ -27,14 +27,14 @@ CONFLICTS = {"resume_device", "retire_device", "quarantine_claim", "release_clai
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
 def validator(schema: dict[str, Any]) -> Any:
@@ -68,14 +68,14 @@ async def test_it_names_every_route(admin: Client) -> None:
         jsonschema_rs.meta.validate(schema)
 
 
-async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> None:
+async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> None:
     """A good request and a bad one to every route, and a stranger's."""
     document = await admin.get("/v1/openapi.json")
     token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
-    serial = f"{house.device.certificate.serial_number:x}"
-    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await house.waiting()).id}
-    await house.operator("alice")
-    await seal(house.house.registry, LocalHeadSigner(generate_key()), house.house.clock())
+    serial = f"{api.device.certificate.serial_number:x}"
+    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await api.waiting()).id}
+    await api.operator("alice")
+    await seal(api.est.registry, LocalHeadSigner(generate_key()), api.est.clock())
     good |= {"station": "line-1", "operator": "alice", "claim": "lot-1", "anchor": "acme-2"}
     maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
     assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201
@@ -102,7 +102,7 @@ async def test_answers_are_as_described(house: AdminHouse, admin: Client) -> Non
         "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
         "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }
-    stranger = house.client(None)
+    stranger = api.client(None)
     for route in ROUTES:
         if route.streams:
             continue

@@ -16,14 +16,14 @@ from fleet.domain.changes import AuditEntry, Change, DropEvents, Event
 from fleet.servers.admin.events import STREAMS_MAX
 from fleet.servers.http import HttpLimits
 from fleet.services import revocation
-from tests.servers.admin_house import AdminHouse, open_admin_house
-from tests.servers.est_house import DEADLINE_SECONDS, Answer, Identity
+from tests.servers.admin_fixtures import AdminHarness, open_admin
+from tests.servers.est_fixtures import DEADLINE_SECONDS, Answer, Identity
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path, heartbeat_seconds=0.05) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path, heartbeat_seconds=0.05) as api:
+        yield api
 
 
 @dataclass
@@ -64,9 +64,9 @@ class Reader:
 
 
 async def follow(
-    house: AdminHouse, identity: Identity, query: str = "", headers: dict[str, str] | None = None
+    api: AdminHarness, identity: Identity, query: str = "", headers: dict[str, str] | None = None
 ) -> Reader:
-    reader, writer = await house.house.connect(identity, "admin")
+    reader, writer = await api.est.connect(identity, "admin")
     lines = [f"GET /v1/events{query} HTTP/1.1", "Host: localhost", *(f"{k}: {v}" for k, v in (headers or {}).items())]
     writer.write("\r\n".join([*lines, "", ""]).encode())
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -76,21 +76,21 @@ async def follow(
     return Reader(reader, writer, head)
 
 
-async def suspend(house: AdminHouse, device: str = "cam-2") -> None:
-    await revocation.suspend(house.house.registry, device, act=Act("test", house.house.clock()))
+async def suspend(api: AdminHarness, device: str = "cam-2") -> None:
+    await revocation.suspend(api.est.registry, device, act=Act("test", api.est.clock()))
 
 
-async def resume(house: AdminHouse, device: str = "cam-2") -> None:
-    await revocation.resume(house.house.registry, device, act=Act("test", house.house.clock()))
+async def resume(api: AdminHarness, device: str = "cam-2") -> None:
+    await revocation.resume(api.est.registry, device, act=Act("test", api.est.clock()))
 
 
-async def test_live_from_now_on(house: AdminHouse) -> None:
-    bob = await house.house.operator("bob")
-    stream = await follow(house, bob)
+async def test_live_from_now_on(api: AdminHarness) -> None:
+    bob = await api.est.operator("bob")
+    stream = await follow(api, bob)
     assert stream.head.header("Content-Type") == "text/event-stream"
     await stream.block()
-    assert stream.last_id == await house.house.registry.last_event()
-    await suspend(house)
+    assert stream.last_id == await api.est.registry.last_event()
+    await suspend(api)
     event = await stream.event()
     assert event is not None
     assert {k: v for k, v in event.items() if k != "seq"} == {
@@ -101,14 +101,14 @@ async def test_live_from_now_on(house: AdminHouse) -> None:
     stream.writer.close()
 
 
-async def test_resumed_without_a_gap(house: AdminHouse) -> None:
-    bob = await house.house.operator("bob")
-    known = await house.house.registry.events()
-    stream = await follow(house, bob, "?after=0")
+async def test_resumed_without_a_gap(api: AdminHarness) -> None:
+    bob = await api.est.operator("bob")
+    known = await api.est.registry.events()
+    stream = await follow(api, bob, "?after=0")
     seen = [await stream.event() for _ in known[:3]]
     stream.writer.close()
-    await suspend(house)
-    again = await follow(house, bob, "?after=0", {"Last-Event-ID": str(stream.last_id)})
+    await suspend(api)
+    again = await follow(api, bob, "?after=0", {"Last-Event-ID": str(stream.last_id)})
     seen += [await again.event() for _ in known[3:]]
     newest = await again.event()
     again.writer.close()
@@ -117,13 +117,13 @@ async def test_resumed_without_a_gap(house: AdminHouse) -> None:
     assert newest["detail"] == "suspended"
 
 
-async def test_a_heartbeat_moves_the_reader_on(house: AdminHouse) -> None:
+async def test_a_heartbeat_moves_the_reader_on(api: AdminHarness) -> None:
     """What the reader may not see must not make it come back to a place that is not kept any more."""
-    held = await house.house.operator("held", Role.VIEWER, ("cam",))
-    stream = await follow(house, held)
+    held = await api.est.operator("held", Role.VIEWER, ("cam",))
+    stream = await follow(api, held)
     await stream.block()
-    await suspend(house, "pump-1")
-    newest = await house.house.registry.last_event()
+    await suspend(api, "pump-1")
+    newest = await api.est.registry.last_event()
     while stream.last_id < newest:
         fields = await stream.block()
         assert fields is not None
@@ -132,16 +132,16 @@ async def test_a_heartbeat_moves_the_reader_on(house: AdminHouse) -> None:
     stream.writer.close()
 
 
-async def test_held_to_a_model_hears_of_it_alone(house: AdminHouse) -> None:
-    held = await house.house.operator("held", Role.VIEWER, ("pump",))
-    admin = await house.operator("admin")
-    stream = await follow(house, held, f"?after={await house.house.registry.last_event()}")
-    await suspend(house, "cam-2")
+async def test_held_to_a_model_hears_of_it_alone(api: AdminHarness) -> None:
+    held = await api.est.operator("held", Role.VIEWER, ("pump",))
+    admin = await api.operator("admin")
+    stream = await follow(api, held, f"?after={await api.est.registry.last_event()}")
+    await suspend(api, "cam-2")
     for model in ("cam", "pump"):
         assert (await admin.ask("PATCH", f"/v1/models/{model}", {"retain": True}, {"If-Match": "*"}))[0] == 200
-    await house.house.enrolled("cam-9")
-    await suspend(house, "pump-1")
-    await house.house.device("pump-2", "pump")
+    await api.est.enrolled("cam-9")
+    await suspend(api, "pump-1")
+    await api.est.device("pump-2", "pump")
     seen = [await stream.event() for _ in range(3)]
     stream.writer.close()
     assert [(e["kind"], e["subject"], e["detail"]) for e in seen if e] == [
@@ -151,32 +151,32 @@ async def test_held_to_a_model_hears_of_it_alone(house: AdminHouse) -> None:
     ]
 
 
-async def test_a_gap_is_told(house: AdminHouse) -> None:
-    bob = await house.house.operator("bob")
-    last = await house.house.registry.last_event()
-    entry = AuditEntry(house.house.clock(), "test", "test", "test", "ok")
-    await house.house.registry.commit(Change(entry, (DropEvents(3),)))
+async def test_a_gap_is_told(api: AdminHarness) -> None:
+    bob = await api.est.operator("bob")
+    last = await api.est.registry.last_event()
+    entry = AuditEntry(api.est.clock(), "test", "test", "test", "ok")
+    await api.est.registry.commit(Change(entry, (DropEvents(3),)))
     for query, headers in (("?after=2", {}), (f"?after={last + 1}", {}), ("", {"Last-Event-ID": "0"})):
-        refused = await follow(house, bob, query, headers)
+        refused = await follow(api, bob, query, headers)
         assert refused.head.status == 410
         assert json.loads(refused.head.body)["code"] == "feed-gap"
         refused.writer.close()
-    stream = await follow(house, bob, "?after=3")
+    stream = await follow(api, bob, "?after=3")
     event = await stream.event()
     assert event is not None
     assert event["seq"] == 4
     stream.writer.close()
-    bad = await follow(house, bob, "", {"Last-Event-ID": "soon"})
+    bad = await follow(api, bob, "", {"Last-Event-ID": "soon"})
     assert bad.head.status == 400
     bad.writer.close()
 
 
-async def test_it_ends_when_the_operator_is_revoked(house: AdminHouse) -> None:
-    bob, alice = await house.house.operator("bob"), await house.house.operator("alice")
-    stream, other = await follow(house, bob), await follow(house, alice)
+async def test_it_ends_when_the_operator_is_revoked(api: AdminHarness) -> None:
+    bob, alice = await api.est.operator("bob"), await api.est.operator("alice")
+    stream, other = await follow(api, bob), await follow(api, alice)
     await stream.block()
     await other.block()
-    await house.revoke("bob")
+    await api.revoke("bob")
     while await stream.block() is not None:
         pass
     ended = await other.event()
@@ -186,20 +186,20 @@ async def test_it_ends_when_the_operator_is_revoked(house: AdminHouse) -> None:
     other.writer.close()
 
 
-async def test_it_ends_with_the_certificate(house: AdminHouse) -> None:
-    brief = await house.house.operator("brief", lifetime=timedelta(minutes=2))
-    stream = await follow(house, brief)
+async def test_it_ends_with_the_certificate(api: AdminHarness) -> None:
+    brief = await api.est.operator("brief", lifetime=timedelta(minutes=2))
+    stream = await follow(api, brief)
     await stream.block()
-    house.house.now = house.house.clock() + timedelta(minutes=3)
+    api.est.now = api.est.clock() + timedelta(minutes=3)
     while await stream.block() is not None:
         pass
     stream.writer.close()
 
 
-async def test_it_ends_at_shutdown(house: AdminHouse) -> None:
-    stream = await follow(house, await house.house.operator("bob"))
+async def test_it_ends_at_shutdown(api: AdminHarness) -> None:
+    stream = await follow(api, await api.est.operator("bob"))
     await stream.block()
-    server = house.house.servers["admin"]
+    server = api.est.servers["admin"]
     async with asyncio.timeout(DEADLINE_SECONDS):
         await server.shutdown(DEADLINE_SECONDS)
     while await stream.block() is not None:
@@ -207,17 +207,17 @@ async def test_it_ends_at_shutdown(house: AdminHouse) -> None:
     stream.writer.close()
 
 
-async def test_one_operator_has_so_many_and_no_more(house: AdminHouse) -> None:
-    bob, alice = await house.house.operator("bob"), await house.house.operator("alice")
-    streams = [await follow(house, bob) for _ in range(STREAMS_MAX)]
-    refused = await follow(house, bob)
+async def test_one_operator_has_so_many_and_no_more(api: AdminHarness) -> None:
+    bob, alice = await api.est.operator("bob"), await api.est.operator("alice")
+    streams = [await follow(api, bob) for _ in range(STREAMS_MAX)]
+    refused = await follow(api, bob)
     assert (refused.head.status, refused.head.header("Retry-After")) == (429, "15")
-    streams += [refused, await follow(house, alice)]
+    streams += [refused, await follow(api, alice)]
     assert streams[-1].head.status == 200
     for stream in streams:
         stream.writer.close()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while (again := await follow(house, bob)).head.status == 429:  # until a heartbeat has met the closed door
+        while (again := await follow(api, bob)).head.status == 429:  # until a heartbeat has met the closed door
             again.writer.close()
     again.writer.close()
 
@@ -225,16 +225,14 @@ async def test_one_operator_has_so_many_and_no_more(house: AdminHouse) -> None:
 async def test_who_does_not_read_is_put_out(tmp_path: Path) -> None:
     """Nothing is kept for it beyond what the sockets hold, and the connection is closed."""
     limits = HttpLimits(write_seconds_max=0.2)
-    async with open_admin_house(tmp_path, limits=limits) as house:
-        identity = await house.house.operator("bob")
+    async with open_admin(tmp_path, limits=limits) as api:
+        identity = await api.est.operator("bob")
         flood = tuple(Event("test", f"subject {n}", "x" * 1000) for n in range(20_000))
-        await house.house.registry.commit(
-            Change(AuditEntry(house.house.clock(), "test", "test", "test", "ok"), events=flood)
-        )
-        stream = await follow(house, identity, "?after=0")
+        await api.est.registry.commit(Change(AuditEntry(api.est.clock(), "test", "test", "test", "ok"), events=flood))
+        stream = await follow(api, identity, "?after=0")
         stream.writer.transport.pause_reading()  # type: ignore[attr-defined]
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await house.house.servers["admin"]._quiet.wait()
+            await api.est.servers["admin"]._quiet.wait()
         stream.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while await stream.block() is not None:

@@ -13,18 +13,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Role
 from fleet.wire.csr import build_csr
-from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
 def chain_of(told: dict[str, Any]) -> list[x509.Certificate]:
@@ -39,22 +39,22 @@ def operator(name: str = "carol", role: str = "viewer", **more: Any) -> dict[str
     return {"name": name, "role": role, "csr": csr_text(name), **more}
 
 
-async def test_a_station_gets_a_certificate_for_its_own_key(house: AdminHouse, admin: Client) -> None:
+async def test_a_station_gets_a_certificate_for_its_own_key(api: AdminHarness, admin: Client) -> None:
     key = generate_key()
     status, told = await admin.ask("POST", "/v1/stations", station(csr=csr_text("line-9", key), lifetime_seconds=3600))
     assert (status, told["models"], told["certificate"]) == (201, ["cam"], "issued")
     leaf, issuer = chain_of(told)
     assert leaf.public_key() == key.public_key()
-    assert issuer == house.house.issuing[0]
-    assert told["root"].encode() == house.house.root[0].public_bytes(Encoding.PEM)
-    life = leaf.not_valid_after_utc - house.house.clock()
+    assert issuer == api.est.issuing[0]
+    assert told["root"].encode() == api.est.root[0].public_bytes(Encoding.PEM)
+    life = leaf.not_valid_after_utc - api.est.clock()
     assert timedelta(minutes=59) < life <= timedelta(hours=1)
-    client = house.client(house.house.identity(leaf, key))
+    client = api.client(api.est.identity(leaf, key))
     assert (await client.get("/v1/whoami"))["holder"] == "line-9"
     _, revoked = await admin.ask("POST", "/v1/stations/line-9/revoke", {"reason": "stolen"})
     assert (revoked["certificate"], revoked["serial"]) == ("revoked", told["serial"])
     assert (await client.ask("GET", "/v1/whoami"))[0] == 403
-    rows = [r.entry for r in await house.house.registry.audit() if r.entry.subject == "station line-9"]
+    rows = [r.entry for r in await api.est.registry.audit() if r.entry.subject == "station line-9"]
     assert [(e.actor, e.address, e.action) for e in rows] == [
         ("operator bob", "127.0.0.1", "station.add"),
         ("operator bob", "127.0.0.1", "station.revoke"),
@@ -63,14 +63,14 @@ async def test_a_station_gets_a_certificate_for_its_own_key(house: AdminHouse, a
     assert rows[1].detail == {"reason": "stolen"}
 
 
-async def test_an_operator_gets_a_certificate_for_its_own_key(house: AdminHouse, admin: Client) -> None:
+async def test_an_operator_gets_a_certificate_for_its_own_key(api: AdminHarness, admin: Client) -> None:
     key = generate_key()
     body = operator(role="operator", models=["cam"], csr=csr_text("carol", key))
     status, told = await admin.ask("POST", "/v1/operators", body)
     assert (status, told["role"], told["models"]) == (201, "operator", ["cam"])
     leaf, issuer = chain_of(told)
-    assert issuer == house.house.operators_issuer.certificate
-    carol = house.client(house.house.identity(leaf, key))
+    assert issuer == api.est.operators_issuer.certificate
+    carol = api.client(api.est.identity(leaf, key))
     assert {d["id"] for d in (await carol.get("/v1/devices"))["items"]} == {"cam-1", "cam-2"}
     assert {**await admin.get("/v1/operators/carol"), "chain": 0, "root": 0} == {**told, "chain": 0, "root": 0}
     assert (await admin.ask("POST", "/v1/operators/carol/revoke"))[1]["certificate"] == "revoked"
@@ -78,7 +78,7 @@ async def test_an_operator_gets_a_certificate_for_its_own_key(house: AdminHouse,
     assert (await admin.ask("POST", "/v1/operators/carol/revoke"))[1]["code"] == "operator-revoked"
 
 
-async def test_the_same_request_sent_twice_is_answered_alike(house: AdminHouse, admin: Client) -> None:
+async def test_the_same_request_sent_twice_is_answered_alike(api: AdminHarness, admin: Client) -> None:
     for path, body in (("/v1/stations", station()), ("/v1/operators", operator())):
         key = {"Idempotency-Key": path}
         first = await admin.ask("POST", path, body, key)
@@ -90,8 +90,8 @@ async def test_the_same_request_sent_twice_is_answered_alike(house: AdminHouse, 
         assert await admin.ask("POST", path, None, {"Idempotency-Key": path}) == first
 
 
-async def test_what_is_wrong_brings_nobody_in(house: AdminHouse, admin: Client) -> None:
-    used = csr_text("line-9", house.device.key)
+async def test_what_is_wrong_brings_nobody_in(api: AdminHarness, admin: Client) -> None:
+    used = csr_text("line-9", api.device.key)
     rsa_key = rsa.generate_private_key(65537, 1024)  # noqa: S505  what is to be refused
     weak = x509.load_der_x509_csr(build_csr(rsa_key, (("2.5.4.3", "line-9"),), ()))
     cut = csr_text("line-9")
@@ -119,8 +119,8 @@ async def test_what_is_wrong_brings_nobody_in(house: AdminHouse, admin: Client) 
     for path, body, expected in wrong:
         status, told = await admin.ask("POST", path, body)
         assert status in expected, (body, told)
-    assert {s.name for s in await house.house.registry.stations()} == {"line-1", "line-2"}
-    assert {o.name for o in await house.house.registry.operators()} == {"bob"}
+    assert {s.name for s in await api.est.registry.stations()} == {"line-1", "line-2"}
+    assert {o.name for o in await api.est.registry.operators()} == {"bob"}
 
 
 def _base64(data: bytes) -> str:
@@ -129,8 +129,8 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-async def test_of_ones_own_models_alone(house: AdminHouse, admin: Client) -> None:
-    held = await house.operator("held", Role.ADMIN, ("cam",))
+async def test_of_ones_own_models_alone(api: AdminHarness, admin: Client) -> None:
+    held = await api.operator("held", Role.ADMIN, ("cam",))
     assert (await held.ask("POST", "/v1/stations", station(models=["cam", "pump"])))[1]["code"] == "held-to-models"
     assert (await held.ask("POST", "/v1/stations", station()))[0] == 201
     assert (await held.ask("POST", "/v1/stations/line-2/revoke"))[1]["code"] == "no-such-station"
@@ -138,9 +138,9 @@ async def test_of_ones_own_models_alone(house: AdminHouse, admin: Client) -> Non
     assert (await held.ask("POST", "/v1/operators", operator(models=["cam"])))[1]["code"] == "held-to-models"
 
 
-async def test_the_cas_are_there_for_every_operator(house: AdminHouse) -> None:
-    factory = await house.operator("factory", Role.FACTORY, ("cam",))
+async def test_the_cas_are_there_for_every_operator(api: AdminHarness) -> None:
+    factory = await api.operator("factory", Role.FACTORY, ("cam",))
     items = (await factory.get("/v1/authorities"))["items"]
     assert [each["role"] for each in items] == ["root", "issuing"]
-    assert x509.load_pem_x509_certificate(items[0]["pem"].encode()) == house.house.root[0]
-    assert (await house.client(house.device).ask("GET", "/v1/authorities"))[0] == 403
+    assert x509.load_pem_x509_certificate(items[0]["pem"].encode()) == api.est.root[0]
+    assert (await api.client(api.device).ask("GET", "/v1/authorities"))[0] == 403

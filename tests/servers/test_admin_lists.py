@@ -9,18 +9,18 @@ import pytest
 from cryptography import x509
 
 from fleet.domain.access import Role
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
 async def pages(client: Client, path: str) -> list[list[dict[str, object]]]:
@@ -34,12 +34,12 @@ async def pages(client: Client, path: str) -> list[list[dict[str, object]]]:
 
 
 class TestPages:
-    async def test_every_list_comes_whole_in_pages_of_any_size(self, house: AdminHouse, admin: Client) -> None:
+    async def test_every_list_comes_whole_in_pages_of_any_size(self, api: AdminHarness, admin: Client) -> None:
         for n in range(5):
             await admin.ask("POST", "/v1/models", {"name": f"m-{n}"})
             await admin.ask("POST", "/v1/tokens", {"model": "cam"})
-            await house.house.station(f"s-{n}")
-            await house.house.operator(f"o-{n}")
+            await api.est.station(f"s-{n}")
+            await api.est.operator(f"o-{n}")
         for path in ("models", "devices", "tokens", "stations", "operators", "audit", "devices/cam-1/credentials"):
             whole = [item for page in await pages(admin, f"/v1/{path}?limit=1000") for item in page]
             assert whole, path
@@ -54,24 +54,24 @@ class TestPages:
         assert answer.header("Link") == f'<{address}>; rel="next"'
         assert (await admin.send("GET", "/v1/devices")).header("Link") is None
 
-    async def test_held_to_two_models_of_three(self, house: AdminHouse, admin: Client) -> None:
+    async def test_held_to_two_models_of_three(self, api: AdminHarness, admin: Client) -> None:
         await admin.ask("POST", "/v1/models", {"name": "valve"})
         for n in range(30):
-            await house.house.device(f"d-{n:02}", ("cam", "valve", "pump")[n % 3])
-        held = await house.operator("held", Role.VIEWER, ("cam", "pump"))
+            await api.est.device(f"d-{n:02}", ("cam", "valve", "pump")[n % 3])
+        held = await api.operator("held", Role.VIEWER, ("cam", "pump"))
         expected = [d["id"] for d in (await admin.get("/v1/devices"))["items"] if d["model"] != "valve"]
         for limit in (1, 2, 7, 100):
             found = await pages(held, f"/v1/devices?limit={limit}")
             assert [item["id"] for page in found for item in page] == expected
 
-    async def test_a_page_of_tokens_does_not_tell_of_those_of_others(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_page_of_tokens_does_not_tell_of_those_of_others(self, api: AdminHarness, admin: Client) -> None:
         for model in ("pump", "pump", "cam"):
             await admin.ask("POST", "/v1/tokens", {"model": model})
-        held = await house.operator("held", Role.VIEWER, ("pump",))
+        held = await api.operator("held", Role.VIEWER, ("pump",))
         found = await pages(held, "/v1/tokens?limit=1")  # behind these stands the one that cam-1 has used
         assert [[token["model"] for token in page] for page in found] == [["pump"], ["pump"]]
 
-    async def test_a_cursor_is_not_made_up(self, house: AdminHouse, admin: Client) -> None:
+    async def test_a_cursor_is_not_made_up(self, api: AdminHarness, admin: Client) -> None:
         page = await admin.get("/v1/devices?limit=1")
         cursor = page["next"].partition("cursor=")[2]
         digest = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))[0]
@@ -107,7 +107,7 @@ class TestPages:
 
 
 class TestFilters:
-    async def test_devices_by_everything(self, house: AdminHouse, admin: Client) -> None:
+    async def test_devices_by_everything(self, api: AdminHarness, admin: Client) -> None:
         for device, tags, groups in (
             ("cam-1", {"site": "essen", "floor": "2"}, ["a"]),
             ("cam-2", {"site": "essen"}, ["a", "b"]),
@@ -132,9 +132,9 @@ class TestFilters:
                 expected = {"cam-1"} if any(i["state"] == "active" for i in items) else set()
             assert {item["id"] for item in items} == expected, query
 
-    async def test_soonest_to_expire_first(self, house: AdminHouse, admin: Client) -> None:
+    async def test_soonest_to_expire_first(self, api: AdminHarness, admin: Client) -> None:
         for n in range(4):
-            await house.house.enrolled(f"x-{n}")
+            await api.est.enrolled(f"x-{n}")
         path = "/v1/devices?expires_before=2999-01-01T00:00:00Z&limit=2"
         found = [item for page in await pages(admin, path) for item in page]
         ends = [str(item["expires_at"]) for item in found]
@@ -249,8 +249,8 @@ class TestForm:
             assert (answer.status, answer.header("Allow")) == (status, allow), (method, path)
 
 
-async def test_a_certificate_in_three_forms(house: AdminHouse, admin: Client) -> None:
-    certificate = house.device.certificate
+async def test_a_certificate_in_three_forms(api: AdminHarness, admin: Client) -> None:
+    certificate = api.device.certificate
     path = f"/v1/credentials/{certificate.serial_number:x}"
     shown = await admin.get(path)
     assert (shown["kind"], shown["holder"]) == ("device", "cam-1")

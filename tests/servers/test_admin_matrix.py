@@ -20,8 +20,8 @@ from fleet.domain.enrollment import IssuePermit, permit_operator
 from fleet.domain.errors import Refused
 from fleet.servers.admin.routes import AccessLevel, Route
 from fleet.servers.admin.table import ROUTES
-from tests.servers.admin_house import AdminHouse, Client, csr_text, open_admin_house
-from tests.servers.est_house import Identity, Key
+from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
+from tests.servers.est_fixtures import Identity, Key
 from tests.servers.makers import new_maker
 
 EVERYBODY = frozenset({"nobody", "device", "station", "viewer", "operator", "admin", "factory", "held"})
@@ -112,9 +112,9 @@ OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 async def status_of(client: Client, route: Route, parameters: dict[str, str] = PARAMETERS) -> int:
@@ -139,16 +139,16 @@ def test_every_change_takes_a_permission() -> None:
             assert isinstance(route.access, Permission), route.name
 
 
-async def test_every_route_against_every_kind_of_caller(house: AdminHouse) -> None:
+async def test_every_route_against_every_kind_of_caller(api: AdminHarness) -> None:
     callers = {
-        "nobody": house.client(None),
-        "device": house.client(house.device),
-        "station": house.client(house.station),
-        "held": await house.operator("held", Role.ADMIN, ("cam",)),
-        "factory": await house.operator("factory", Role.FACTORY, ("cam",)),
+        "nobody": api.client(None),
+        "device": api.client(api.device),
+        "station": api.client(api.station),
+        "held": await api.operator("held", Role.ADMIN, ("cam",)),
+        "factory": await api.operator("factory", Role.FACTORY, ("cam",)),
     }
     for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN):
-        callers[role.value] = await house.operator(role.value, role)
+        callers[role.value] = await api.operator(role.value, role)
     assert set(callers) == EVERYBODY
     for route in ROUTES:
         for who, client in callers.items():
@@ -159,15 +159,15 @@ async def test_every_route_against_every_kind_of_caller(house: AdminHouse) -> No
                 assert status in (200, 201, 404, 409, 410), (route.name, who, status)
 
 
-async def test_whoever_is_out_is_out_everywhere(house: AdminHouse) -> None:
+async def test_whoever_is_out_is_out_everywhere(api: AdminHarness) -> None:
     """A revoked operator, one whom nobody has recorded, and one whose certificate comes from the wrong CA."""
-    revoked = await house.operator("gone")
+    revoked = await api.operator("gone")
     assert (await revoked.ask("GET", "/v1/models"))[0] == 200
-    await house.revoke("gone")
+    await api.revoke("gone")
     callers = {
         "revoked": (revoked, 403),
-        "unrecorded": (house.client(forged(house)), 401),
-        "device in the registry, operator by its chain": (house.client(await crossed(house, "crossed-1")), 401),
+        "unrecorded": (api.client(forged(api)), 401),
+        "device in the registry, operator by its chain": (api.client(await crossed(api, "crossed-1")), 401),
     }
     for route in ROUTES:
         for who, (client, expected) in callers.items():
@@ -175,63 +175,63 @@ async def test_whoever_is_out_is_out_everywhere(house: AdminHouse) -> None:
             assert status == (200 if route.access is AccessLevel.ANYBODY else expected), (route.name, who)
 
 
-def permit_for(house: AdminHouse, name: str) -> tuple[IssuePermit, Key]:
+def permit_for(api: AdminHarness, name: str) -> tuple[IssuePermit, Key]:
     """Leave for an operator's certificate, and the key that it is for."""
-    key, now = generate_key(), house.house.clock()
+    key, now = generate_key(), api.est.clock()
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).digest()
     return permit_operator(Operator(name, Role.ADMIN, now), spki, digest, now + timedelta(days=1), now), key
 
 
-def identity_of(house: AdminHouse, credential: Credential, key: Key) -> Identity:
-    return house.house.identity(x509.load_der_x509_certificate(credential.der), key)
+def identity_of(api: AdminHarness, credential: Credential, key: Key) -> Identity:
+    return api.est.identity(x509.load_der_x509_certificate(credential.der), key)
 
 
-async def record(house: AdminHouse, *writes: Write) -> None:
-    await house.house.registry.commit(Change(AuditEntry(house.house.clock(), "test", "test", "test", "ok"), writes))
+async def record(api: AdminHarness, *writes: Write) -> None:
+    await api.est.registry.commit(Change(AuditEntry(api.est.clock(), "test", "test", "test", "ok"), writes))
 
 
-async def test_an_operator_needs_the_chain_and_the_record(house: AdminHouse) -> None:
+async def test_an_operator_needs_the_chain_and_the_record(api: AdminHarness) -> None:
     """One that is an operator by the registry, but comes with a certificate of the devices' CA."""
-    permit, key = permit_for(house, "mallory")
-    now = house.house.clock()
-    as_device = house.house.issuer.issue(replace(permit, kind=CredentialKind.DEVICE), now)
+    permit, key = permit_for(api, "mallory")
+    now = api.est.clock()
+    as_device = api.est.issuer.issue(replace(permit, kind=CredentialKind.DEVICE), now)
     operator = Operator("mallory", Role.ADMIN, now)
-    await record(house, AddOperator(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
-    client = house.client(identity_of(house, as_device, key))
+    await record(api, AddOperator(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
+    client = api.client(identity_of(api, as_device, key))
     for route in ROUTES:
         assert await status_of(client, route) == (200 if route.access is AccessLevel.ANYBODY else 401), route.name
 
 
-def forged(house: AdminHouse) -> Identity:
+def forged(api: AdminHarness) -> Identity:
     """Signed by the operators' CA, recorded nowhere."""
-    permit, key = permit_for(house, "bob")
-    return identity_of(house, house.house.operators_issuer.issue(permit, house.house.clock()), key)
+    permit, key = permit_for(api, "bob")
+    return identity_of(api, api.est.operators_issuer.issue(permit, api.est.clock()), key)
 
 
-async def crossed(house: AdminHouse, name: str) -> Identity:
+async def crossed(api: AdminHarness, name: str) -> Identity:
     """Signed by the operators' CA, recorded as a device's."""
-    permit, key = permit_for(house, name)
-    await house.house.device(name)
-    made = house.house.operators_issuer.issue(permit, house.house.clock())
-    await record(house, AddCredential(replace(made, kind=CredentialKind.DEVICE)))
-    return identity_of(house, made, key)
+    permit, key = permit_for(api, name)
+    await api.est.device(name)
+    made = api.est.operators_issuer.issue(permit, api.est.clock())
+    await record(api, AddCredential(replace(made, kind=CredentialKind.DEVICE)))
+    return identity_of(api, made, key)
 
 
-async def test_an_expired_operator_does_not_get_through_the_handshake(house: AdminHouse) -> None:
-    identity = await house.house.operator("brief", lifetime=timedelta(minutes=2))
-    early = house.client(identity)
+async def test_an_expired_operator_does_not_get_through_the_handshake(api: AdminHarness) -> None:
+    identity = await api.est.operator("brief", lifetime=timedelta(minutes=2))
+    early = api.client(identity)
     assert (await early.ask("GET", "/v1/models"))[0] == 200
-    house.house.now = house.house.clock() + timedelta(minutes=3)
+    api.est.now = api.est.clock() + timedelta(minutes=3)
     for route in ROUTES:  # the connection was opened in time: the registry's own check has to catch it
         assert await status_of(early, route) == (200 if route.access is AccessLevel.ANYBODY else 403), route.name
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-        await house.client(identity).ask("GET", "/v1/models")
+        await api.client(identity).ask("GET", "/v1/models")
 
 
-async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
+async def test_what_is_another_models_is_not_there(api: AdminHarness) -> None:
     """Single ones answer 404, like what does not exist; what is to be made under it answers 403."""
-    held = await house.operator("held", Role.ADMIN, ("cam",))
+    held = await api.operator("held", Role.ADMIN, ("cam",))
     for route in ROUTES:
         if route.path_parameters and route.path_parameters[0] in ("id", "name", "station", "claim"):
             assert await status_of(held, route, OTHERS) == 404, route.name
@@ -249,22 +249,22 @@ async def test_what_is_another_models_is_not_there(house: AdminHouse) -> None:
     assert (await held.ask("POST", "/v1/tokens", {"device": "pump-1"}))[0] == 404
 
 
-async def test_a_request_for_another_model_is_not_there(house: AdminHouse) -> None:
-    held = await house.operator("held", Role.ADMIN, ("pump",))
-    asked = await house.waiting()
+async def test_a_request_for_another_model_is_not_there(api: AdminHarness) -> None:
+    held = await api.operator("held", Role.ADMIN, ("pump",))
+    asked = await api.waiting()
     for method, path in (("GET", ""), ("POST", "/approve"), ("POST", "/deny")):
         assert (await held.ask(method, f"/v1/requests/{asked.id}{path}"))[1]["code"] == "no-such-request"
-    found = await house.house.registry.request(asked.id)
+    found = await api.est.registry.request(asked.id)
     assert found == asked
 
 
-async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
-    held = await house.operator("held", Role.ADMIN, ("cam",))
-    both = await house.operator("both", Role.ADMIN, ("cam", "pump"))
-    admin = await house.operator("admin")
+async def test_lists_hold_what_is_ones_own(api: AdminHarness) -> None:
+    held = await api.operator("held", Role.ADMIN, ("cam",))
+    both = await api.operator("both", Role.ADMIN, ("cam", "pump"))
+    admin = await api.operator("admin")
     for model in ("cam", "pump"):
         await admin.ask("POST", "/v1/tokens", {"model": model})
-    asked = [(await house.waiting("new-1")).id, (await house.waiting("new-2", "k2", "pump")).id]
+    asked = [(await api.waiting("new-1")).id, (await api.waiting("new-2", "k2", "pump")).id]
     for name, models in (("acme", ["cam", "pump"]), ("acme-cam", ["cam"])):
         body = {"name": name, "models": models, "certificate": new_maker().pem.decode()}
         assert (await admin.ask("POST", "/v1/anchors", body))[0] == 201
@@ -289,33 +289,33 @@ async def test_lists_hold_what_is_ones_own(house: AdminHouse) -> None:
     assert scopes == [{"cam", "cam-1", "cam-2"}, everything, everything]
 
 
-async def test_a_certificate_of_another_model_is_not_there(house: AdminHouse) -> None:
-    held = await house.operator("held", Role.ADMIN, ("pump",))
-    admin = await house.operator("admin")
-    serials = {f"{identity.certificate.serial_number:x}" for identity in (house.device, house.station)}
+async def test_a_certificate_of_another_model_is_not_there(api: AdminHarness) -> None:
+    held = await api.operator("held", Role.ADMIN, ("pump",))
+    admin = await api.operator("admin")
+    serials = {f"{identity.certificate.serial_number:x}" for identity in (api.device, api.station)}
     for serial in serials:
         assert (await admin.ask("GET", f"/v1/credentials/{serial}"))[0] == 200
         assert (await held.ask("GET", f"/v1/credentials/{serial}"))[0] == 404
 
 
-async def test_a_refusal_is_in_the_audit_once_a_minute(house: AdminHouse) -> None:
-    viewer = await house.operator("viewer", Role.VIEWER)
+async def test_a_refusal_is_in_the_audit_once_a_minute(api: AdminHarness) -> None:
+    viewer = await api.operator("viewer", Role.VIEWER)
     for _ in range(3):
         assert (await viewer.ask("POST", "/v1/models", {"name": "valve"}))[0] == 403
-    rows = [row.entry for row in await house.house.registry.audit() if row.entry.action == "api.call"]
+    rows = [row.entry for row in await api.est.registry.audit() if row.entry.action == "api.call"]
     assert [(row.actor, row.subject, row.outcome, row.address) for row in rows] == [
         ("operator viewer", "POST /v1/models", "role-not-enough", "127.0.0.1")
     ]
 
 
-async def test_operators_open_no_other_door(house: AdminHouse) -> None:
+async def test_operators_open_no_other_door(api: AdminHarness) -> None:
     """The EST listener does not believe their CA; neither CA signs for the doors of the other."""
-    identity = await house.house.operator("bob")
+    identity = await api.est.operator("bob")
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        await house.house.send("GET", "/.well-known/est/cacerts", identity=identity)
-    permit, _ = permit_for(house, "cam-1")
+        await api.est.send("GET", "/.well-known/est/cacerts", identity=identity)
+    permit, _ = permit_for(api, "cam-1")
     with pytest.raises(Refused, match="signs nothing for operator"):
-        house.house.issuer.issue(permit, house.house.clock())
+        api.est.issuer.issue(permit, api.est.clock())
     for kind in (CredentialKind.DEVICE, CredentialKind.STATION):
         with pytest.raises(Refused, match=f"signs nothing for {kind}"):
-            house.house.operators_issuer.issue(replace(permit, kind=kind), house.house.clock())
+            api.est.operators_issuer.issue(replace(permit, kind=kind), api.est.clock())

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Role
-from tests.servers.admin_house import AdminHouse, Client, open_admin_house
+from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[AdminHouse]:
-    async with open_admin_house(tmp_path) as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
+    async with open_admin(tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-async def admin(house: AdminHouse) -> Client:
-    return await house.operator("bob")
+async def admin(api: AdminHarness) -> Client:
+    return await api.operator("bob")
 
 
-async def test_shown_approved_and_denied(house: AdminHouse, admin: Client) -> None:
-    asked = await house.waiting()
+async def test_shown_approved_and_denied(api: AdminHarness, admin: Client) -> None:
+    asked = await api.waiting()
     path = f"/v1/requests/{asked.id}"
     shown = await admin.get(path)
     assert (shown["device"], shown["state"], shown["fingerprint"]) == ("new-1", "pending", asked.fingerprint)
@@ -32,7 +32,7 @@ async def test_shown_approved_and_denied(house: AdminHouse, admin: Client) -> No
     approved = json.loads(answer.body)
     assert (approved["state"], approved["decided_by"], approved["reason"]) == ("approved", "operator bob", "seen it")
     assert await admin.get(path) == approved
-    (row,) = await house.house.registry.audit(after=await house.house.registry.last_audit() - 1)
+    (row,) = await api.est.registry.audit(after=await api.est.registry.last_audit() - 1)
     e = row.entry
     assert (e.actor, e.action, e.subject, e.outcome) == ("operator bob", "request.approve", f"request {asked.id}", "ok")
     assert e.address == "127.0.0.1"
@@ -50,8 +50,8 @@ async def test_shown_approved_and_denied(house: AdminHouse, admin: Client) -> No
     assert (status, denied["state"], denied["reason"]) == (200, "denied", "")
 
 
-async def test_listed_by_page_and_filter(house: AdminHouse, admin: Client) -> None:
-    asked = [await house.waiting(f"d{n}", f"k{n}", "pump" if n == 4 else "cam") for n in range(5)]
+async def test_listed_by_page_and_filter(api: AdminHarness, admin: Client) -> None:
+    asked = [await api.waiting(f"d{n}", f"k{n}", "pump" if n == 4 else "cam") for n in range(5)]
     await admin.ask("POST", f"/v1/requests/{asked[0].id}/deny")
     found, path = [], "/v1/requests?limit=2"
     while path:
@@ -68,12 +68,12 @@ async def test_listed_by_page_and_filter(house: AdminHouse, admin: Client) -> No
     assert await ids("device=d2&state=pending") == {asked[2].id}
     for query in ("state=lost", "model=a/b", "colour=red", "cursor=abc"):
         assert (await admin.ask("GET", f"/v1/requests?{query}"))[0] == 400
-    both = await house.operator("both", Role.OPERATOR, ("cam", "pump"))
+    both = await api.operator("both", Role.OPERATOR, ("cam", "pump"))
     assert [i["id"] for i in (await both.get("/v1/requests?limit=5"))["items"]] == found
 
 
-async def test_the_same_decision_sent_twice_is_made_once(house: AdminHouse, admin: Client) -> None:
-    asked = await house.waiting()
+async def test_the_same_decision_sent_twice_is_made_once(api: AdminHarness, admin: Client) -> None:
+    asked = await api.waiting()
     path, key = f"/v1/requests/{asked.id}/approve", {"Idempotency-Key": "k-1"}
     first = await admin.ask("POST", path, {"reason": "seen it"}, key)
     assert first[0] == 200
@@ -81,28 +81,28 @@ async def test_the_same_decision_sent_twice_is_made_once(house: AdminHouse, admi
     assert (await admin.ask("POST", path, {"reason": "another"}, key))[1]["code"] == "idempotency-key-reused"
 
 
-async def test_what_is_wrong_decides_nothing(house: AdminHouse, admin: Client) -> None:
-    asked = await house.waiting()
+async def test_what_is_wrong_decides_nothing(api: AdminHarness, admin: Client) -> None:
+    asked = await api.waiting()
     path = f"/v1/requests/{asked.id}/approve"
     bodies: tuple[object, ...] = ({"reason": "two\nlines"}, {"reason": "x" * 1000}, {"why": ""}, [])
     for body in bodies:
         assert (await admin.ask("POST", path, body))[0] == 400
     assert (await admin.ask("POST", "/v1/requests/ABC/approve"))[0] == 404
     assert (await admin.ask("POST", f"/v1/requests/{'0' * 16}/approve"))[1]["code"] == "no-such-request"
-    assert await house.house.registry.request(asked.id) == asked
+    assert await api.est.registry.request(asked.id) == asked
 
 
-async def test_who_follows_hears_of_it(house: AdminHouse, admin: Client) -> None:
+async def test_who_follows_hears_of_it(api: AdminHarness, admin: Client) -> None:
     """And an operator who is held to another model does not."""
-    held = await house.house.operator("held", Role.OPERATOR, ("pump",))
-    anybody = await house.house.operator("all", Role.OPERATOR)
-    start = await house.house.registry.last_event()
-    asked = await house.waiting()
-    other = await house.waiting("new-2", "k2", "pump")
+    held = await api.est.operator("held", Role.OPERATOR, ("pump",))
+    anybody = await api.est.operator("all", Role.OPERATOR)
+    start = await api.est.registry.last_event()
+    asked = await api.waiting()
+    other = await api.waiting("new-2", "k2", "pump")
     await admin.ask("POST", f"/v1/requests/{asked.id}/deny")
     seen: dict[str, list[str]] = {}
     for name, identity in (("held", held), ("all", anybody)):
-        reader, writer = await house.house.connect(identity, "admin")
+        reader, writer = await api.est.connect(identity, "admin")
         writer.write(f"GET /v1/events?after={start} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         heard = b""
         while heard.count(b"data: ") < (1 if name == "held" else 3):

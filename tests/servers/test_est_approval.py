@@ -11,82 +11,82 @@ from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, WaitingLimits
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import approvals, inventory
-from tests.servers.est_house import House, basic, csr_for, open_house
+from tests.servers.est_fixtures import EstHarness, basic, csr_for, open_est
 
 LIMITS = WaitingLimits(requests_max=2)
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
     """Devices of model cam may wait; those of model pump may not."""
-    async with open_house(tmp_path, waiting=LIMITS) as house:
-        cam = await house.registry.model("cam")
+    async with open_est(tmp_path, waiting=LIMITS) as est:
+        cam = await est.registry.model("cam")
         assert cam is not None
         admission = AdmissionRules((AdmissionPath.TOKEN, AdmissionPath.APPROVAL))
         opened = replace(cam, rules=replace(cam.rules, admission=admission))
-        await inventory.set_model(house.registry, opened, act=Act("test", house.clock()))
-        yield house
+        await inventory.set_model(est.registry, opened, act=Act("test", est.clock()))
+        yield est
 
 
-async def waiting(house: House) -> ApprovalRequest:
-    (found,) = await house.registry.requests(now=house.clock())
+async def waiting(est: EstHarness) -> ApprovalRequest:
+    (found,) = await est.registry.requests(now=est.clock())
     return found
 
 
-async def test_accepted_and_issued_when_an_operator_says_so(house: House) -> None:
+async def test_accepted_and_issued_when_an_operator_says_so(est: EstHarness) -> None:
     csr = csr_for("new-1", generate_key())
     for _ in range(2):
-        answer = await house.enroll(csr, label="cam")
+        answer = await est.enroll(csr, label="cam")
         assert (answer.status, answer.code) == (202, "approval-pending")
         assert 24 <= int(answer.header("Retry-After") or "") <= 36
-        assert (await waiting(house)).fingerprint in answer.text
-    await approvals.approve(house.registry, (await waiting(house)).id, act=Act("operator", house.clock()))
-    got = [await house.enroll(csr, label="cam") for _ in range(2)]
+        assert (await waiting(est)).fingerprint in answer.text
+    await approvals.approve(est.registry, (await waiting(est)).id, act=Act("operator", est.clock()))
+    got = [await est.enroll(csr, label="cam") for _ in range(2)]
     assert [answer.status for answer in got] == [200, 200]
     assert got[0].certificates == got[1].certificates
-    assert house.servers["est"].counters["202 approval-pending"] == 2
+    assert est.servers["est"].counters["202 approval-pending"] == 2
 
 
-async def test_denied(house: House) -> None:
+async def test_denied(est: EstHarness) -> None:
     csr = csr_for("new-1")
-    await house.enroll(csr, label="cam")
-    await approvals.deny(house.registry, (await waiting(house)).id, act=Act("operator", house.clock()))
-    answer = await house.enroll(csr, label="cam")
+    await est.enroll(csr, label="cam")
+    await approvals.deny(est.registry, (await waiting(est)).id, act=Act("operator", est.clock()))
+    answer = await est.enroll(csr, label="cam")
     assert (answer.status, answer.text) == (403, "An operator has denied this request. (request-denied)\n")
 
 
-async def test_no_room(house: House) -> None:
+async def test_no_room(est: EstHarness) -> None:
     for n in range(2):
-        assert (await house.enroll(csr_for(f"new-{n}"), label="cam")).status == 202
-    answer = await house.enroll(csr_for("new-3"), label="cam")
+        assert (await est.enroll(csr_for(f"new-{n}"), label="cam")).status == 202
+    answer = await est.enroll(csr_for("new-3"), label="cam")
     assert (answer.status, answer.code, answer.header("Retry-After")) == (429, "too-many-requests", "600")
 
 
 @pytest.mark.parametrize("label", ["pump", "none-such", ""])
-async def test_elsewhere_it_takes_something_to_show(house: House, label: str) -> None:
-    answer = await house.enroll(csr_for("new-1"), label=label)
+async def test_elsewhere_it_takes_something_to_show(est: EstHarness, label: str) -> None:
+    answer = await est.enroll(csr_for("new-1"), label=label)
     assert (answer.status, answer.code) == (401, "no-credentials")
     assert answer.header("WWW-Authenticate") == 'Basic realm="estrealm"'
-    assert await house.registry.requests(now=house.clock()) == []
+    assert await est.registry.requests(now=est.clock()) == []
 
 
-async def test_a_registered_device_needs_no_label(house: House) -> None:
-    await house.device("cam-1")
-    assert (await house.enroll(csr_for("cam-1"))).status == 202
-    await house.device("pump-1", "pump")
-    assert (await house.enroll(csr_for("pump-1"))).code == "no-credentials"
+async def test_a_registered_device_needs_no_label(est: EstHarness) -> None:
+    await est.device("cam-1")
+    assert (await est.enroll(csr_for("cam-1"))).status == 202
+    await est.device("pump-1", "pump")
+    assert (await est.enroll(csr_for("pump-1"))).code == "no-credentials"
 
 
-async def test_a_wrong_token_is_not_put_to_an_operator(house: House) -> None:
-    answer = await house.enroll(csr_for("new-1"), basic("abc.def"), label="cam")
+async def test_a_wrong_token_is_not_put_to_an_operator(est: EstHarness) -> None:
+    answer = await est.enroll(csr_for("new-1"), basic("abc.def"), label="cam")
     assert (answer.status, answer.code) == (401, "bad-token")
-    assert await house.registry.requests(now=house.clock()) == []
+    assert await est.registry.requests(now=est.clock()) == []
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"), [(b"", 400, "malformed"), (b"\x30\x03\x02\x01\x05", 400, "malformed")]
 )
-async def test_what_is_no_csr_waits_for_nobody(house: House, body: bytes, status: int, code: str) -> None:
-    answer = await house.enroll(body, label="cam")
+async def test_what_is_no_csr_waits_for_nobody(est: EstHarness, body: bytes, status: int, code: str) -> None:
+    answer = await est.enroll(body, label="cam")
     assert (answer.status, answer.code) == (status, code)
-    assert await house.registry.requests(now=house.clock()) == []
+    assert await est.registry.requests(now=est.clock()) == []

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.ca.keys import generate_key
 from tests.servers.csr_corpus import EVIL, NAME, Case, corpus, mutations, refused_keys, spki
-from tests.servers.est_house import Answer, House, KeptAlive, basic, open_house
+from tests.servers.est_fixtures import Answer, EstHarness, KeptAlive, basic, open_est
 
 TYPED = {"Content-Type": "application/pkcs10"}
 PATH = "/.well-known/est/simpleenroll"
@@ -26,11 +26,11 @@ NEVER_SHOWN = ("Traceback", "Error(", "0x", "<", ".py", "cryptography", EVIL)
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        await house.device(NAME)
-        await house.device("cam-2")
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        await est.device(NAME)
+        await est.device("cam-2")
+        yield est
 
 
 def must_hold_nothing_but(key: ec.EllipticCurvePrivateKey, answer: Answer) -> None:
@@ -61,19 +61,19 @@ def must_be_one_sentence(answer: Answer) -> None:
     assert not [word for word in NEVER_SHOWN if word in answer.text], answer.text
 
 
-async def test_every_case_of_the_corpus(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_every_case_of_the_corpus(est: EstHarness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     now = datetime.now(UTC)
     verdicts: Counter[str] = Counter()
     wrong: list[tuple[str, object, int, str]] = []
     secrets = []
-    client = KeptAlive(house, None)
+    client = KeptAlive(est, None)
     for case in corpus():
         now += timedelta(seconds=61)  # whoever is refused again and again fills one row a minute
-        house.now = now
-        token = await house.token(NAME)
+        est.now = now
+        token = await est.token(NAME)
         secrets.append(token.partition(".")[2])
-        before = await house.registry.last_audit()
+        before = await est.registry.last_audit()
         key = generate_key()
         answer = await client.send("POST", PATH, case.armour(case.build(key)), {**TYPED, **basic(token)})
         if case.expected is None and answer.status == 200:
@@ -87,7 +87,7 @@ async def test_every_case_of_the_corpus(house: House, caplog: pytest.LogCaptureF
         verdicts[f"{found[0]} {found[1]}"] += 1
         must_be_one_sentence(answer)
         if not is_kept_out_by_its_size(case, key):
-            [row] = await house.registry.audit(after=before)
+            [row] = await est.registry.audit(after=before)
             entry = row.entry
             assert (entry.action, entry.outcome, entry.address) == ("device.enroll", answer.code, "127.0.0.1")
             who = {f"token {token.partition('.')[0]}", "nobody"}
@@ -96,7 +96,7 @@ async def test_every_case_of_the_corpus(house: House, caplog: pytest.LogCaptureF
     assert wrong == [], "\n".join(f"{w} wanted {e} got {s} {t[:150]}" for w, e, s, t in wrong)
     print("\n" + "\n".join(f"{count:4} {verdict}" for verdict, count in sorted(verdicts.items())))
     must_be_clean(caplog, secrets)
-    assert len(await house.registry.devices()) == 2
+    assert len(await est.registry.devices()) == 2
 
 
 def is_kept_out_by_its_size(case: Case, key: ec.EllipticCurvePrivateKey) -> bool:
@@ -114,12 +114,12 @@ def must_be_clean(caplog: pytest.LogCaptureFixture, secrets: list[str]) -> None:
     assert "MII" not in ours
 
 
-async def test_every_place_in_the_tree(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_every_place_in_the_tree(est: EstHarness, caplog: pytest.LogCaptureFixture) -> None:
     """Empty SETs and SEQUENCEs everywhere (CVE-2026-40097), elements left out, doubled, or of another type."""
     caplog.set_level(logging.INFO)
     key = generate_key()
-    token = await house.token(model="cam", uses=9999)
-    client = KeptAlive(house, None)
+    token = await est.token(model="cam", uses=9999)
+    client = KeptAlive(est, None)
     statuses: Counter[int] = Counter()
     seen, taken = set(), []
     for what, csr in mutations(key):
@@ -129,7 +129,7 @@ async def test_every_place_in_the_tree(house: House, caplog: pytest.LogCaptureFi
         answer = await client.send("POST", PATH, base64.b64encode(csr), {**TYPED, **basic(token)})
         statuses[answer.status] += 1
         if answer.status == 200:
-            if NAME not in {d.id for d in await house.registry.devices()}:
+            if NAME not in {d.id for d in await est.registry.devices()}:
                 pytest.fail(f"{what}: another device")
             must_hold_nothing_but(key, answer)
             taken.append(what)
@@ -143,36 +143,36 @@ async def test_every_place_in_the_tree(house: House, caplog: pytest.LogCaptureFi
     must_be_clean(caplog, [token.partition(".")[2]])
 
 
-async def test_who_presented_a_certificate_is_named(house: House) -> None:
+async def test_who_presented_a_certificate_is_named(est: EstHarness) -> None:
     """Also when the CSR could not be read."""
-    station = await house.station()
-    answer = await house.send("POST", PATH, base64.b64encode(b"evil"), TYPED, identity=station)
+    station = await est.station()
+    answer = await est.send("POST", PATH, base64.b64encode(b"evil"), TYPED, identity=station)
     assert (answer.status, answer.code) == (400, "malformed")
-    *_, row = await house.registry.audit()
+    *_, row = await est.registry.audit()
     assert (row.entry.actor, row.entry.action, row.entry.outcome) == ("station line-1", "device.enroll", "malformed")
 
 
-async def test_one_stranger_with_junk_does_not_fill_the_audit(house: House) -> None:
-    house.now = datetime.now(UTC)
-    before = await house.registry.last_audit()
+async def test_one_stranger_with_junk_does_not_fill_the_audit(est: EstHarness) -> None:
+    est.now = datetime.now(UTC)
+    before = await est.registry.last_audit()
     for _ in range(20):
-        await house.send("POST", PATH, base64.b64encode(b"evil"), {**TYPED, **basic("no.token")})
-    assert await house.registry.last_audit() == before + 1
+        await est.send("POST", PATH, base64.b64encode(b"evil"), {**TYPED, **basic("no.token")})
+    assert await est.registry.last_audit() == before + 1
 
 
 @pytest.mark.parametrize("operation", ["simplereenroll", "serverkeygen"])
-async def test_the_other_operations_refuse_the_same(house: House, operation: str) -> None:
-    device = await house.enrolled("cam-9")
-    house.now = datetime.now(UTC)
+async def test_the_other_operations_refuse_the_same(est: EstHarness, operation: str) -> None:
+    device = await est.enrolled("cam-9")
+    est.now = datetime.now(UTC)
     for case in refused_keys():
         if case.expected == (400, "key-not-allowed"):
             continue
-        house.now += timedelta(seconds=61)
+        est.now += timedelta(seconds=61)
         key = generate_key()
-        before = await house.registry.last_audit()
-        answer = await house.post(operation, case.build(key), identity=device)
+        before = await est.registry.last_audit()
+        answer = await est.post(operation, case.build(key), identity=device)
         assert (answer.status, answer.code) == case.expected, case.what
-        [row] = await house.registry.audit(after=before)
+        [row] = await est.registry.audit(after=before)
         action = {"simplereenroll": "device.reenroll", "serverkeygen": "device.serverkeygen"}[operation]
         assert (row.entry.actor, row.entry.action, row.entry.outcome) == ("device cam-9", action, answer.code)
 

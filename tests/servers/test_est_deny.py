@@ -21,7 +21,7 @@ from fleet.domain.model_rules import rules_of
 from fleet.services import inventory, revocation
 from fleet.wire.est import OPERATIONS, encode_body
 from tests.ca.certificate_kinds import permit_for
-from tests.servers.est_house import House, Identity, KeptAlive, basic, csr_for, open_house, renewal_csr
+from tests.servers.est_fixtures import EstHarness, Identity, KeptAlive, basic, csr_for, open_est, renewal_csr
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND")
 LABELS = ("", "cam/", "pump/", "nonesuch/")
@@ -55,10 +55,10 @@ ASKED = (
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        await inventory.add_model(house.registry, KEYGEN, act=Act("test", house.clock()))
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        await inventory.add_model(est.registry, KEYGEN, act=Act("test", est.clock()))
+        yield est
 
 
 KEYGEN = Model("keygen", rules=rules_of({"profile": {"server_keygen": True}}))
@@ -67,37 +67,37 @@ KEYGEN = Model("keygen", rules=rules_of({"profile": {"server_keygen": True}}))
 Shown = tuple[Identity | None, dict[str, str]]
 
 
-async def credentials(house: House) -> dict[str, Shown]:
+async def credentials(est: EstHarness) -> dict[str, Shown]:
     """Every kind of proof that a client can bring, as (certificate, headers)."""
-    now, registry = house.clock(), house.registry
+    now, registry = est.clock(), est.registry
     act = Act("test", now)
-    device, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
-    revoked, suspended = await house.enrolled("cam-3"), await house.enrolled("cam-4")
+    device, other = await est.enrolled("cam-1"), await est.enrolled("cam-2")
+    revoked, suspended = await est.enrolled("cam-3"), await est.enrolled("cam-4")
     await revocation.revoke(registry, "cam-3", act=act)
     await revocation.suspend(registry, "cam-4", act=act)
-    retired = await house.enrolled("cam-5")
+    retired = await est.enrolled("cam-5")
     await revocation.retire(registry, "cam-5", act=act)
-    token = basic(await house.token("cam-1", uses=9999))
+    token = basic(await est.token("cam-1", uses=9999))
     ended, text = await inventory.create_token(registry, device="cam-1", act=act)
     await inventory.revoke_token(registry, ended.id, act=act)
-    house.now = now - timedelta(hours=9)
-    expired = basic(await house.token("cam-1"))
-    house.now = None
-    spent = await house.token("cam-2")
-    assert (await house.enroll(csr_for("cam-2"), basic(spent))).status == 200
-    station = await house.station("line-1", ("cam",))
-    gone = await house.station("line-3", ("cam",))
+    est.now = now - timedelta(hours=9)
+    expired = basic(await est.token("cam-1"))
+    est.now = None
+    spent = await est.token("cam-2")
+    assert (await est.enroll(csr_for("cam-2"), basic(spent))).status == 200
+    station = await est.station("line-1", ("cam",))
+    gone = await est.station("line-3", ("cam",))
     await revocation.revoke_station(registry, "line-3", act=act)
-    nobodys = unrecorded(house)
+    nobodys = unrecorded(est)
     return {
         "nothing": (None, {}),
         "wrong token": (None, basic("aaaa.bbbb")),
         "empty token": (None, basic("")),
         "token": (None, token),
         "token as Bearer": (None, {"Authorization": token["Authorization"].replace("Basic", "Bearer")}),
-        "token of another device": (None, basic(await house.token("cam-2", uses=9999))),
-        "token of another model": (None, basic(await house.token(model="pump", uses=9999))),
-        "token of the model": (None, basic(await house.token(model="cam", uses=9999))),
+        "token of another device": (None, basic(await est.token("cam-2", uses=9999))),
+        "token of another model": (None, basic(await est.token(model="pump", uses=9999))),
+        "token of the model": (None, basic(await est.token(model="cam", uses=9999))),
         "revoked token": (None, basic(text)),
         "expired token": (None, expired),
         "spent token": (None, basic(spent)),
@@ -114,16 +114,16 @@ async def credentials(house: House) -> dict[str, Shown]:
         "certificate of ours that nobody recorded": (nobodys, {}),
         "station": (station, {}),
         "station and wrong token": (station, basic("aaaa.bbbb")),
-        "station of another model": (await house.station("line-2", ("pump",)), {}),
+        "station of another model": (await est.station("line-2", ("pump",)), {}),
         "revoked station": (gone, {}),
     }
 
 
-def unrecorded(house: House) -> Identity:
+def unrecorded(est: EstHarness) -> Identity:
     """Signed by our CA in cam-1's name, and in no registry: as whoever stole the CA's key would make it."""
     key = generate_key()
-    der = house.issuer.issue(replace(permit_for(key, house.clock()), holder="cam-1"), house.clock()).der
-    return house.identity(x509.load_der_x509_certificate(der), key)
+    der = est.issuer.issue(replace(permit_for(key, est.clock()), holder="cam-1"), est.clock()).der
+    return est.identity(x509.load_der_x509_certificate(der), key)
 
 
 OPEN = {f"/.well-known/est/{label}{operation}" for label in LABELS for operation in ("cacerts", "csrattrs")}
@@ -154,24 +154,24 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
 
 
-async def test_only_what_is_named_is_let_in(house: House) -> None:
-    kinds = await credentials(house)
+async def test_only_what_is_named_is_let_in(est: EstHarness) -> None:
+    kinds = await credentials(est)
     device = kinds["own certificate"][0]
     assert device is not None
-    assert (await house.reenroll(renewal_csr(device), device)).status == 200  # cam-1 has been seen in use
-    names = [str(d.id) for d in await house.registry.devices()]
-    before = {name: len(await house.registry.credentials(name)) for name in names}
+    assert (await est.reenroll(renewal_csr(device), device)).status == 200  # cam-1 has been seen in use
+    names = [str(d.id) for d in await est.registry.devices()]
+    before = {name: len(await est.registry.credentials(name)) for name in names}
     tally = Tally()
     for who, (identity, headers) in kinds.items():
-        client = KeptAlive(house, identity)
+        client = KeptAlive(est, identity)
         for asked in ASKED:
             await must_be_as_named(client, headers, who, asked, tally)
         client.close()
-    after = {name: len(await house.registry.credentials(name)) for name in names}
+    after = {name: len(await est.registry.credentials(name)) for name in names}
     assert after == {**before, "cam-1": before["cam-1"] + tally.let_in}
     assert tally.let_in == len(ALLOWED_FOR)
     assert tally.asked == len(kinds) * len(ASKED)
-    assert [d.id for d in await house.registry.devices()] == names
+    assert [d.id for d in await est.registry.devices()] == names
     print(f"\n{tally.asked} requests, {tally.let_in} certificates: {dict(sorted(tally.statuses.items()))}")
 
 
@@ -202,6 +202,6 @@ async def must_be_as_named(
             assert answer.status == 404, (who, asked, answer.status)
 
 
-async def test_the_admin_listener_serves_nothing_of_est_and_the_other_way_round(house: House) -> None:
-    assert (await house.send("GET", "/.well-known/est/cacerts", server="admin")).status == 404
-    assert (await house.send("GET", "/healthz", server="est")).status == 404
+async def test_the_admin_listener_serves_nothing_of_est_and_the_other_way_round(est: EstHarness) -> None:
+    assert (await est.send("GET", "/.well-known/est/cacerts", server="admin")).status == 404
+    assert (await est.send("GET", "/healthz", server="est")).status == 404

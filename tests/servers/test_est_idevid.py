@@ -25,37 +25,37 @@ from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
 from fleet.services.restore_revocations import reapply
 from fleet.wire.est import encode_body
-from tests.servers.est_house import Answer, House, Identity, basic, csr_for, open_house, renewal_csr
+from tests.servers.est_fixtures import Answer, EstHarness, Identity, basic, csr_for, open_est, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker
 
 
 @dataclass
 class Yard:
-    """A house that knows a maker, and the maker."""
+    """An EST server that trusts a maker, and the maker."""
 
-    house: House
+    est: EstHarness
     maker: Maker
     folder: Path
 
     async def rules(self, model: str, **admission: object) -> None:
-        old = await self.house.registry.model(model)
+        old = await self.est.registry.model(model)
         assert old is not None
         paths = (AdmissionPath.TOKEN, AdmissionPath.IDEVID)
         new = replace(old, rules=replace(old.rules, admission=AdmissionRules(**{"paths": paths, **admission})))  # type: ignore[arg-type]
-        await inventory.set_model(self.house.registry, new, act=self.act)
+        await inventory.set_model(self.est.registry, new, act=self.act)
 
     @property
     def act(self) -> Act:
-        return Act("test", self.house.clock())
+        return Act("test", self.est.clock())
 
     async def believe(self, name: str = "acme", models: tuple[str, ...] = ("cam",), maker: Maker | None = None) -> None:
         der = (maker or self.maker).certificate.public_bytes(Encoding.DER)
-        await anchors.add_anchor(self.house.registry, name, models, der, act=self.act)
-        known = await self.house.registry.anchors()
-        self.house.believing([x509.load_der_x509_certificate(each.der) for each in known])
+        await anchors.add_anchor(self.est.registry, name, models, der, act=self.act)
+        known = await self.est.registry.anchors()
+        self.est.believing([x509.load_der_x509_certificate(each.der) for each in known])
 
     async def expect(self, id_: str, serial: str, model: str = "cam", key: bytes | None = None) -> None:
-        importer = Importer(self.house.registry, "test", self.house.clock, "bulk")
+        importer = Importer(self.est.registry, "test", self.est.clock, "bulk")
         row = ManifestRow(DeviceId(id_), model, serial, key)
         assert await importer.take([Numbered(2, row)]) == []
 
@@ -63,19 +63,19 @@ class Yard:
         return self.maker.device(self.folder, serial, **given)  # type: ignore[arg-type]
 
     async def verdict(self, id_: str, shown: Identity, label: str = "", key: object = None) -> tuple[int, str]:
-        answer = await self.house.enroll(csr_for(id_, key), identity=shown, label=label)  # type: ignore[arg-type]
+        answer = await self.est.enroll(csr_for(id_, key), identity=shown, label=label)  # type: ignore[arg-type]
         return answer.status, answer.code if answer.status != 200 else ""
 
     async def outcomes(self) -> list[tuple[str, str, str]]:
         """(actor, action, outcome) of each row that is no operator's."""
-        entries = [row.entry for row in await self.house.registry.audit()]
+        entries = [row.entry for row in await self.est.registry.audit()]
         return [(e.actor, e.action, e.outcome) for e in entries if e.actor != "test"]
 
 
 @pytest.fixture
 async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    async with open_house(tmp_path) as house:
-        yard = Yard(house, new_maker(), tmp_path)
+    async with open_est(tmp_path) as est:
+        yard = Yard(est, new_maker(), tmp_path)
         await yard.rules("cam")
         await yard.believe()
         yield yard
@@ -83,13 +83,13 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
 
 async def is_refused_in_tls(yard: Yard, shown: Identity) -> str:
     """The listener's reason why the handshake was refused."""
-    before = dict(yard.house.listeners["est"].stats.refused)
+    before = dict(yard.est.listeners["est"].stats.refused)
     try:
-        answer = await yard.house.enroll(csr_for("cam-1"), identity=shown)
+        answer = await yard.est.enroll(csr_for("cam-1"), identity=shown)
         assert answer.raw == b""
     except (ssl.SSLError, ConnectionError):
         pass
-    after = yard.house.listeners["est"].stats.refused
+    after = yard.est.listeners["est"].stats.refused
     fresh = [reason for reason, count in after.items() if count > before.get(reason, 0)]
     assert len(fresh) == 1, after
     return fresh[0]
@@ -99,18 +99,18 @@ async def is_refused_in_tls(yard: Yard, shown: Identity) -> str:
 async def test_a_listed_device_enrolls_and_renews(yard: Yard, version: ssl.TLSVersion) -> None:
     await yard.expect("cam-1", "SN1")
     shown, key = yard.device("SN1"), generate_key()
-    context = yard.house.client_context(shown)
+    context = yard.est.client_context(shown)
     context.minimum_version = context.maximum_version = version
     headers = {"Content-Type": "application/pkcs10"}
     path = "/.well-known/est/simpleenroll"
-    answer = await yard.house.send("POST", path, encode_body(csr_for("cam-1", key)), headers, context=context)
+    answer = await yard.est.send("POST", path, encode_body(csr_for("cam-1", key)), headers, context=context)
     assert answer.status == 200, answer.text
     [certificate] = answer.certificates
     assert certificate.public_key() == key.public_key()
     assert certificate.subject.rfc4514_string() == "2.5.4.5=SN1,CN=cam-1"
-    own = yard.house.identity(certificate, key)
-    assert (await yard.house.reenroll(renewal_csr(own), own)).status == 200
-    [held, _] = await yard.house.registry.credentials("cam-1")
+    own = yard.est.identity(certificate, key)
+    assert (await yard.est.reenroll(renewal_csr(own), own)).status == 200
+    [held, _] = await yard.est.registry.credentials("cam-1")
     assert held.grant.startswith("idevid acme ")
     assert (held.grant, "device.enroll", "ok") in await yard.outcomes()
 
@@ -159,7 +159,7 @@ async def test_what_tls_refuses(yard: Yard) -> None:
     }
     for what, shown in refused.items():
         assert (await is_refused_in_tls(yard, shown)).startswith("bad-certificate"), what
-    assert await yard.house.registry.credentials("cam-1") == []
+    assert await yard.est.registry.credentials("cam-1") == []
 
 
 async def test_the_name_is_the_manifests(yard: Yard) -> None:
@@ -179,7 +179,7 @@ def _hash(shown: Identity) -> str:
 async def test_not_on_the_manifest(yard: Yard) -> None:
     shown = yard.device("SN1")
     assert await yard.verdict("SN1", shown) == (403, "not-on-manifest")
-    await yard.house.device("cam-1", serial="SN1")  # known, but not by the manifest
+    await yard.est.device("cam-1", serial="SN1")  # known, but not by the manifest
     assert await yard.verdict("cam-1", shown) == (403, "not-on-manifest")
     assert ("idevid acme " + _hash(shown)[:16], "device.enroll", "not-on-manifest") in await yard.outcomes()
 
@@ -196,7 +196,7 @@ async def test_any_of_this_ca(yard: Yard) -> None:
     shown = yard.device("SN1")
     assert await yard.verdict("of-my-choice", shown) == (403, "not-your-identity")
     assert await yard.verdict("SN1", shown) == (200, "")
-    device = await yard.house.registry.device("SN1")
+    device = await yard.est.registry.device("SN1")
     assert device is not None
     assert device.model == "cam"
     # The manifest still goes before the maker's word.
@@ -214,16 +214,16 @@ async def test_who_was_put_out_after_the_backup_that_the_registry_came_from(yard
         Event(EventKind.DEVICE_STATE, "SN2", "suspended", 3),
         Event(EventKind.DEVICE_STATE, "SN3", "active", 4),
     ]
-    done = await reapply(yard.house.registry, since, act=yard.act)
+    done = await reapply(yard.est.registry, since, act=yard.act)
     assert (done.barred, done.unknown) == (("SN1", "SN2"), ("SN3",))
     assert await yard.verdict("SN1", yard.device("SN1")) == (403, "device-barred")
     assert await yard.verdict("SN2", yard.device("SN2")) == (403, "device-barred")
     assert await yard.verdict("SN1", yard.device("SN1"), label="cam") == (403, "device-barred")
     assert await yard.verdict("SN3", yard.device("SN3")) == (200, "")
-    states = [d.state.value for d in await yard.house.registry.devices(DeviceFilter(model=BARRED_MODEL))]
+    states = [d.state.value for d in await yard.est.registry.devices(DeviceFilter(model=BARRED_MODEL))]
     assert states == ["revoked", "suspended"]
     with pytest.raises(Conflict):
-        await inventory.add_device(yard.house.registry, "SN1", "cam", act=yard.act)
+        await inventory.add_device(yard.est.registry, "SN1", "cam", act=yard.act)
 
 
 async def test_a_ca_of_several_models_wants_one_named(yard: Yard) -> None:
@@ -243,7 +243,7 @@ async def test_only_for_the_models_of_its_ca(yard: Yard) -> None:
     shown = yard.device("SN1")
     assert await yard.verdict("pump-1", shown) == (403, "not-your-model")
     assert await yard.verdict("pump-1", shown, label="pump") == (403, "not-your-model")
-    await yard.house.device("old-1")
+    await yard.est.device("old-1")
     assert await yard.verdict("old-1", shown) == (403, "not-on-manifest")
 
 
@@ -270,38 +270,38 @@ async def test_back_from_a_reset(yard: Yard) -> None:
     """Its maker's certificate is all that it still has."""
     await yard.expect("cam-1", "SN1")
     shown, key = yard.device("SN1"), generate_key()
-    answer = await yard.house.enroll(csr_for("cam-1", key), identity=shown)
-    own = yard.house.identity(answer.certificates[0], key)
-    assert (await yard.house.reenroll(renewal_csr(own), own)).status == 200  # it has been seen in the field
+    answer = await yard.est.enroll(csr_for("cam-1", key), identity=shown)
+    own = yard.est.identity(answer.certificates[0], key)
+    assert (await yard.est.reenroll(renewal_csr(own), own)).status == 200  # it has been seen in the field
     assert await yard.verdict("cam-1", shown) == (200, "")
-    await revocation.revoke(yard.house.registry, "cam-1", act=yard.act)
+    await revocation.revoke(yard.est.registry, "cam-1", act=yard.act)
     assert await yard.verdict("cam-1", shown) == (403, "device-revoked")
 
 
 async def test_whoever_came_in_otherwise_is_not_taken_over(yard: Yard) -> None:
     await yard.expect("cam-1", "SN1")
     key = generate_key()
-    token = await yard.house.token("cam-1")
-    answer = await yard.house.enroll(csr_for("cam-1", key), basic(token))
-    own = yard.house.identity(answer.certificates[0], key)
-    assert (await yard.house.reenroll(renewal_csr(own), own)).status == 200
+    token = await yard.est.token("cam-1")
+    answer = await yard.est.enroll(csr_for("cam-1", key), basic(token))
+    own = yard.est.identity(answer.certificates[0], key)
+    assert (await yard.est.reenroll(renewal_csr(own), own)).status == 200
     assert await yard.verdict("cam-1", yard.device("SN1")) == (403, "already-enrolled")
 
 
 async def test_the_same_request_again_gets_the_same_certificate(yard: Yard) -> None:
     await yard.expect("cam-1", "SN1")
     shown, key = yard.device("SN1"), generate_key()
-    answers = [await yard.house.enroll(csr_for("cam-1", key), identity=shown) for _ in range(3)]
+    answers = [await yard.est.enroll(csr_for("cam-1", key), identity=shown) for _ in range(3)]
     assert len({answer.certificates[0].serial_number for answer in answers}) == 1
-    assert len(await yard.house.registry.credentials("cam-1")) == 1
+    assert len(await yard.est.registry.credentials("cam-1")) == 1
 
 
 async def test_an_anchor_that_is_removed_is_believed_no_more(yard: Yard) -> None:
     """At once: the connection may have begun before, on a context that still believes it."""
     await yard.expect("cam-1", "SN1")
-    await anchors.remove_anchor(yard.house.registry, "acme", act=yard.act)
+    await anchors.remove_anchor(yard.est.registry, "acme", act=yard.act)
     assert await yard.verdict("cam-1", yard.device("SN1")) == (401, "certificate-unknown")
-    yard.house.believing([])
+    yard.est.believing([])
     assert (await is_refused_in_tls(yard, yard.device("SN1"))).startswith("bad-certificate")
 
 
@@ -315,31 +315,31 @@ async def test_it_opens_nothing_else(yard: Yard) -> None:
     def verdict(answer: Answer) -> tuple[int, str]:
         return answer.status, answer.code
 
-    assert verdict(await yard.house.reenroll(csr_for("cam-1"), shown)) == (401, "certificate-unknown")
-    answer = await yard.house.post("serverkeygen", csr_for("cam-1"), identity=shown)
+    assert verdict(await yard.est.reenroll(csr_for("cam-1"), shown)) == (401, "certificate-unknown")
+    answer = await yard.est.post("serverkeygen", csr_for("cam-1"), identity=shown)
     assert verdict(answer) == (403, "idevid-only-enrolls")
     with contextlib.suppress(ssl.SSLError, ConnectionError):
-        assert (await yard.house.send("GET", "/v1/whoami", identity=shown, server="admin")).raw == b""
-    refused = yard.house.listeners["admin"].stats.refused
+        assert (await yard.est.send("GET", "/v1/whoami", identity=shown, server="admin")).raw == b""
+    refused = yard.est.listeners["admin"].stats.refused
     assert [reason.partition(":")[0] for reason in refused] == ["bad-certificate"]
-    assert verdict(await yard.house.send("GET", "/.well-known/est/fullcmc", identity=shown))[0] in (405, 501)
-    assert await yard.house.registry.credentials("cam-1") == []
+    assert verdict(await yard.est.send("GET", "/.well-known/est/fullcmc", identity=shown))[0] in (405, 501)
+    assert await yard.est.registry.credentials("cam-1") == []
 
 
 async def test_our_own_certificate_is_no_makers(yard: Yard) -> None:
     """Not even when it names a serial of the manifest."""
-    own = await yard.house.enrolled("cam-1", serial="SN7")
+    own = await yard.est.enrolled("cam-1", serial="SN7")
     await yard.expect("cam-2", "SN7x")
     assert await yard.verdict("cam-2", own) == (403, "use-reenroll")
-    held = await yard.house.registry.credentials("cam-2")
+    held = await yard.est.registry.credentials("cam-2")
     assert held == []
 
 
 async def test_a_token_goes_before_it(yard: Yard) -> None:
-    await yard.house.device("cam-9")
-    token = await yard.house.token("cam-9")
-    answer = await yard.house.enroll(csr_for("cam-9"), basic(token), identity=yard.device("SN1"))
+    await yard.est.device("cam-9")
+    token = await yard.est.token("cam-9")
+    answer = await yard.est.enroll(csr_for("cam-9"), basic(token), identity=yard.device("SN1"))
     assert answer.status == 200
-    [held] = await yard.house.registry.credentials("cam-9")
+    [held] = await yard.est.registry.credentials("cam-9")
     assert held.grant.startswith("token ")
     assert held.state is CredentialState.ISSUED

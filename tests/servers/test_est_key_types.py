@@ -23,21 +23,21 @@ from fleet.domain.device import KEY_TYPES, Model
 from fleet.services import inventory
 from fleet.wire.csr import build_csr
 from tests.ca.certificate_kinds import KEYS
-from tests.servers.est_house import DEADLINE_SECONDS, Answer, House, basic, open_house, run
+from tests.servers.est_fixtures import DEADLINE_SECONDS, Answer, EstHarness, basic, open_est, run
 
 CN = "2.5.4.3"
 ML_DSA = ("ML-DSA-44", "ML-DSA-65")
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        await inventory.add_model(house.registry, Model("any", key_types=KEY_TYPES), act=Act("test", house.clock()))
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        await inventory.add_model(est.registry, Model("any", key_types=KEY_TYPES), act=Act("test", est.clock()))
+        yield est
 
 
-def files(house: House, key: CertificateIssuerPrivateKeyTypes, *certificates: x509.Certificate) -> tuple[Path, Path]:
-    cert_file, key_file = house.folder / "client.pem", house.folder / "client.key"
+def files(est: EstHarness, key: CertificateIssuerPrivateKeyTypes, *certificates: x509.Certificate) -> tuple[Path, Path]:
+    cert_file, key_file = est.folder / "client.pem", est.folder / "client.key"
     cert_file.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in certificates))
     key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return cert_file, key_file
@@ -69,9 +69,9 @@ def post(port: int, ca_file: Path, pair: tuple[Path, Path], path: str, csr: byte
                 return Answer(received)
 
 
-async def enrolled(house: House, key: CertificateIssuerPrivateKeyTypes) -> x509.Certificate:
-    await house.device("cam-1", "any")
-    answer = await house.enroll(build_csr(key, ((CN, "cam-1"),), ()), basic(await house.token("cam-1")))
+async def enrolled(est: EstHarness, key: CertificateIssuerPrivateKeyTypes) -> x509.Certificate:
+    await est.device("cam-1", "any")
+    answer = await est.enroll(build_csr(key, ((CN, "cam-1"),), ()), basic(await est.token("cam-1")))
     assert answer.status == 200, answer.text
     [certificate] = answer.certificates
     assert certificate.public_key() == key.public_key()
@@ -80,11 +80,11 @@ async def enrolled(house: House, key: CertificateIssuerPrivateKeyTypes) -> x509.
 
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION], ids=["1.2", "1.3"])
 @pytest.mark.parametrize("kind", KEY_TYPES)
-async def test_it_enrolls_and_renews_by_its_certificate(house: House, kind: str, version: int) -> None:
+async def test_it_enrolls_and_renews_by_its_certificate(est: EstHarness, kind: str, version: int) -> None:
     key = KEYS[kind]
-    pair = files(house, key, await enrolled(house, key))
+    pair = files(est, key, await enrolled(est, key))
     csr = build_csr(key, ((CN, "cam-1"),), ())
-    work = asyncio.to_thread(post, house.port, house.ca_file, pair, "simplereenroll", csr, version)
+    work = asyncio.to_thread(post, est.port, est.ca_file, pair, "simplereenroll", csr, version)
     if kind in ML_DSA and version == SSL.TLS1_2_VERSION:
         # The client has no signature that TLS 1.2 knows, and so shows no certificate.
         answer = await work
@@ -96,27 +96,27 @@ async def test_it_enrolls_and_renews_by_its_certificate(house: House, kind: str,
 
 
 @pytest.mark.parametrize("kind", KEY_TYPES)
-async def test_the_standard_library_renews_by_it(house: House, kind: str) -> None:
+async def test_the_standard_library_renews_by_it(est: EstHarness, kind: str) -> None:
     key = KEYS[kind]
-    cert_file, key_file = files(house, key, await enrolled(house, key))
+    cert_file, key_file = files(est, key, await enrolled(est, key))
     if kind in ML_DSA and ssl.OPENSSL_VERSION_INFO < (3, 5):
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().load_cert_chain(cert_file, key_file)
         pytest.skip(f"{ssl.OPENSSL_VERSION} knows no ML-DSA")
-    context = house.client_context()
+    context = est.client_context()
     context.load_cert_chain(cert_file, key_file)
     body = base64.b64encode(build_csr(key, ((CN, "cam-1"),), ()))
     typed = {"Content-Type": "application/pkcs10"}
-    answer = await house.send("POST", "/.well-known/est/simplereenroll", body, typed, context=context)
+    answer = await est.send("POST", "/.well-known/est/simplereenroll", body, typed, context=context)
     assert answer.status == 200, answer.text
 
 
 @pytest.mark.parametrize("kind", KEY_TYPES)
-async def test_what_the_model_does_not_list_is_refused(house: House, kind: str) -> None:
+async def test_what_the_model_does_not_list_is_refused(est: EstHarness, kind: str) -> None:
     others = tuple(name for name in KEY_TYPES if name != kind)
-    await inventory.add_model(house.registry, Model("others", key_types=others), act=Act("test", house.clock()))
-    await house.device("cam-1", "others")
-    answer = await house.enroll(build_csr(KEYS[kind], ((CN, "cam-1"),), ()), basic(await house.token("cam-1")))
+    await inventory.add_model(est.registry, Model("others", key_types=others), act=Act("test", est.clock()))
+    await est.device("cam-1", "others")
+    answer = await est.enroll(build_csr(KEYS[kind], ((CN, "cam-1"),), ()), basic(await est.token("cam-1")))
     assert (answer.status, answer.code) == (400, "key-not-allowed")
 
 
@@ -133,24 +133,24 @@ NEW_KEY = {
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("kind", NEW_KEY)
-async def test_openssl_makes_it_and_curl_renews_by_it(house: House, kind: str) -> None:
-    key, request, cert = house.folder / "o.key", house.folder / "o.csr", house.folder / "o.pem"
+async def test_openssl_makes_it_and_curl_renews_by_it(est: EstHarness, kind: str) -> None:
+    key, request, cert = est.folder / "o.key", est.folder / "o.csr", est.folder / "o.pem"
     words = ("openssl", "req", "-new", *NEW_KEY[kind], "-noenc", "-subj", "/CN=cam-1", "-outform", "DER")
     code, _, said = await run(*words, "-keyout", key, "-out", request)
     if code and kind in ML_DSA:
         pytest.skip("this openssl knows no ML-DSA")
     assert code == 0, said
-    await house.device("cam-1", "any")
-    answer = await house.enroll(request.read_bytes(), basic(await house.token("cam-1")))
+    await est.device("cam-1", "any")
+    answer = await est.enroll(request.read_bytes(), basic(await est.token("cam-1")))
     assert answer.status == 200, answer.text
     cert.write_bytes(answer.certificates[0].public_bytes(Encoding.PEM))
-    (house.folder / "issuing.pem").write_bytes(house.issuing[0].public_bytes(Encoding.PEM))
-    verify = ("-x509_strict", "-purpose", "sslclient", "-CAfile", house.ca_file)
-    code, _, said = await run("openssl", "verify", *verify, "-untrusted", house.folder / "issuing.pem", cert)
+    (est.folder / "issuing.pem").write_bytes(est.issuing[0].public_bytes(Encoding.PEM))
+    verify = ("-x509_strict", "-purpose", "sslclient", "-CAfile", est.ca_file)
+    code, _, said = await run("openssl", "verify", *verify, "-untrusted", est.folder / "issuing.pem", cert)
     assert code == 0, said
-    mutual = ("--silent", "--show-error", "--fail", "--cacert", house.ca_file, "--cert", cert, "--key", key)
+    mutual = ("--silent", "--show-error", "--fail", "--cacert", est.ca_file, "--cert", cert, "--key", key)
     body = ("--header", "Content-Type: application/pkcs10", "--data-binary", "@-")
-    url = f"{house.url}/.well-known/est/simplereenroll"
+    url = f"{est.url}/.well-known/est/simplereenroll"
     code, message, said = await run("curl", *mutual, *body, url, stdin=base64.b64encode(request.read_bytes()))
     assert code == 0, said
     assert base64.b64decode(message)

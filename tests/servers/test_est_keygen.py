@@ -23,7 +23,7 @@ from fleet.wire import der
 from fleet.wire.csr import build_csr
 from fleet.wire.csrattrs import CsrAttributes, decode_csrattrs
 from fleet.wire.est import decode_body, decode_certs_only
-from tests.servers.est_house import Answer, House, basic, csr_for, open_house, renewal_csr
+from tests.servers.est_fixtures import Answer, EstHarness, basic, csr_for, open_est, renewal_csr
 from tests.wire.test_key_package import opened
 
 CN = "2.5.4.3"
@@ -34,19 +34,17 @@ KINDS = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        await model(
-            house, "probe", {"profile": {"server_keygen": True}}, ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
-        )
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        await model(est, "probe", {"profile": {"server_keygen": True}}, ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519"))
+        yield est
 
 
 async def model(
-    house: House, name: str, rules: dict[str, Any], key_types: tuple[str, ...] = ("EC-P256", "EC-P384")
+    est: EstHarness, name: str, rules: dict[str, Any], key_types: tuple[str, ...] = ("EC-P256", "EC-P384")
 ) -> None:
     new = Model(name, key_types=key_types, rules=rules_of(rules))
-    await inventory.add_model(house.registry, new, act=Act("test", house.clock()))
+    await inventory.add_model(est.registry, new, act=Act("test", est.clock()))
 
 
 def parts(answer: Answer) -> list[tuple[str, bytes]]:
@@ -98,8 +96,8 @@ def attribute(oid: str, value: bytes) -> bytes:
     return der.encode_element(der.SEQUENCE, der.encode_oid(oid) + der.encode_element(der.SET, value))
 
 
-async def outcomes_of(house: House) -> list[str]:
-    entries = [row.entry for row in await house.registry.audit()]
+async def outcomes_of(est: EstHarness) -> list[str]:
+    entries = [row.entry for row in await est.registry.audit()]
     return [entry.outcome for entry in entries if entry.action == "device.serverkeygen"]
 
 
@@ -107,22 +105,22 @@ def identifier_of(key: Any) -> bytes:
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
 
 
-async def test_a_key_and_its_certificate_come_back_and_work(house: House) -> None:
-    await house.device("p-1", "probe")
+async def test_a_key_and_its_certificate_come_back_and_work(est: EstHarness) -> None:
+    await est.device("p-1", "probe")
     own = generate_key()
-    answer = await house.post("serverkeygen", csr_for("p-1", own), basic(await house.token("p-1")))
+    answer = await est.post("serverkeygen", csr_for("p-1", own), basic(await est.token("p-1")))
     assert answer.status == 200, answer.text
     assert answer.header("Cache-Control") == "no-store"
     key, certificate = pair_of(answer)
     assert certificate.public_key() == key.public_key() != own.public_key()
-    device = house.identity(certificate, key)
+    device = est.identity(certificate, key)
     # It renews as any other, and its next key may be made here too.
-    assert (await house.reenroll(renewal_csr(device), device)).status == 200
-    again = await house.post("serverkeygen", renewal_csr(device), identity=device)
+    assert (await est.reenroll(renewal_csr(device), device)).status == 200
+    again = await est.post("serverkeygen", renewal_csr(device), identity=device)
     assert again.status == 200, again.text
     next_key, next_certificate = pair_of(again)
     assert next_certificate.public_key() == next_key.public_key() != key.public_key()
-    entry = (await house.registry.audit())[-1].entry
+    entry = (await est.registry.audit())[-1].entry
     assert (entry.actor, entry.action) == ("device p-1", "device.serverkeygen")
     assert (entry.subject, entry.outcome) == ("device p-1", "ok")
 
@@ -135,38 +133,38 @@ async def test_a_key_and_its_certificate_come_back_and_work(house: House) -> Non
         (ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey),
     ],
 )
-async def test_the_new_key_is_of_the_kind_of_the_csrs(house: House, key: Any, kind: type[object]) -> None:
+async def test_the_new_key_is_of_the_kind_of_the_csrs(est: EstHarness, key: Any, kind: type[object]) -> None:
     csr = build_csr(key, ((CN, "p-1"),), ())
-    answer = await house.post("probe/serverkeygen", csr, basic(await house.token(model="probe")))
+    answer = await est.post("probe/serverkeygen", csr, basic(await est.token(model="probe")))
     assert answer.status == 200, answer.text
     made, certificate = pair_of(answer)
     assert certificate.public_key() == made.public_key()
     assert isinstance(made, kind)
 
 
-async def test_who_may_not_have_one(house: House) -> None:
-    await house.device("cam-1")
-    refused = await house.post("serverkeygen", csr_for("cam-1"), basic(await house.token("cam-1")))
+async def test_who_may_not_have_one(est: EstHarness) -> None:
+    await est.device("cam-1")
+    refused = await est.post("serverkeygen", csr_for("cam-1"), basic(await est.token("cam-1")))
     assert (refused.status, refused.code) == (403, "keygen-not-open")
     for headers, status in (({}, 401), (basic("0123.abcd"), 401)):
-        assert (await house.post("serverkeygen", csr_for("p-1"), headers)).status == status
-    token = await house.token(model="probe")
+        assert (await est.post("serverkeygen", csr_for("p-1"), headers)).status == status
+    token = await est.token(model="probe")
     wrong = build_csr(mldsa.MLDSA44PrivateKey.generate(), ((CN, "p-1"),), ())
-    assert (await house.post("serverkeygen", wrong, basic(token))).code == "key-not-allowed"
-    spent = await house.post("serverkeygen", csr_for("p-1"), basic(token))
+    assert (await est.post("serverkeygen", wrong, basic(token))).code == "key-not-allowed"
+    spent = await est.post("serverkeygen", csr_for("p-1"), basic(token))
     assert spent.status == 200
     # A lost answer is lost: the key was nowhere but in it, so its certificate is no use to whoever asks again.
-    assert (await house.post("serverkeygen", csr_for("p-1"), basic(token))).code == "token-used-up"
-    outcomes = await outcomes_of(house)
+    assert (await est.post("serverkeygen", csr_for("p-1"), basic(token))).code == "token-used-up"
+    outcomes = await outcomes_of(est)
     assert "keygen-not-open" in outcomes
     assert "token-used-up" in outcomes
 
 
 @pytest.mark.parametrize("kind", ["ec", "rsa"])
-async def test_a_sealed_key_opens_for_the_requester_alone(house: House, tmp_path: Path, kind: str) -> None:
+async def test_a_sealed_key_opens_for_the_requester_alone(est: EstHarness, tmp_path: Path, kind: str) -> None:
     own: Any = generate_key() if kind == "ec" else rsa.generate_private_key(65537, 2048)
     csr = sealing_csr("p-1", own, identifier_of(own))
-    answer = await house.post("serverkeygen", csr, basic(await house.token(model="probe")))
+    answer = await est.post("serverkeygen", csr, basic(await est.token(model="probe")))
     assert answer.status == 200, answer.text
     (key_type, sealed), (_, certificates) = parts(answer)
     assert key_type == "application/pkcs7-mime; smime-type=server-generated-key"
@@ -177,13 +175,13 @@ async def test_a_sealed_key_opens_for_the_requester_alone(house: House, tmp_path
     assert made.public_key() == certificate.public_key()
 
 
-async def test_the_key_may_be_named_by_the_certificate_presented(house: House, tmp_path: Path) -> None:
-    await house.device("p-1", "probe")
+async def test_the_key_may_be_named_by_the_certificate_presented(est: EstHarness, tmp_path: Path) -> None:
+    await est.device("p-1", "probe")
     key = generate_key()
-    first = await house.enroll(csr_for("p-1", key), basic(await house.token("p-1")))
-    device = house.identity(first.certificates[0], key)
+    first = await est.enroll(csr_for("p-1", key), basic(await est.token("p-1")))
+    device = est.identity(first.certificates[0], key)
     csr = sealing_csr("p-1", generate_key(), identifier_of(key))
-    answer = await house.post("serverkeygen", csr, identity=device)
+    answer = await est.post("serverkeygen", csr, identity=device)
     assert answer.status == 200, answer.text
     assert opened(tmp_path, parts(answer)[0][1], key) is not None
 
@@ -195,8 +193,8 @@ def _only_key(signed_data: bytes) -> bytes:
     return der.only_element(octets.content, der.SEQUENCE).content
 
 
-async def test_sealing_that_is_impossible_ends_the_request(house: House) -> None:
-    token = basic(await house.token(model="probe", uses=9))
+async def test_sealing_that_is_impossible_ends_the_request(est: EstHarness) -> None:
+    token = basic(await est.token(model="probe", uses=9))
     own, signs_only = generate_key(), ed25519.Ed25519PrivateKey.generate()
     des = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.113549.3.7"))
     for csr in (
@@ -205,19 +203,19 @@ async def test_sealing_that_is_impossible_ends_the_request(house: House) -> None
         sealing_csr("p-1", own, identifier_of(own), capabilities=des),
         sealing_csr("p-1", signs_only, identifier_of(signs_only)),
     ):
-        answer = await house.post("serverkeygen", csr, token)
+        answer = await est.post("serverkeygen", csr, token)
         assert (answer.status, answer.code) == (400, "sealing-impossible"), answer.text
-    assert await house.registry.devices() == []
-    outcomes = await outcomes_of(house)
+    assert await est.registry.devices() == []
+    outcomes = await outcomes_of(est)
     assert outcomes.count("sealing-impossible") >= 1
 
 
-async def test_a_cipher_that_is_known_is_chosen(house: House, tmp_path: Path) -> None:
+async def test_a_cipher_that_is_known_is_chosen(est: EstHarness, tmp_path: Path) -> None:
     own = generate_key()
     des = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.113549.3.7"))
     aes128 = der.encode_element(der.SEQUENCE, der.encode_oid("2.16.840.1.101.3.4.1.2"))
     csr = sealing_csr("p-1", own, identifier_of(own), capabilities=des + aes128)
-    answer = await house.post("serverkeygen", csr, basic(await house.token(model="probe")))
+    answer = await est.post("serverkeygen", csr, basic(await est.token(model="probe")))
     sealed = parts(answer)[0][1]
     assert der.encode_oid("2.16.840.1.101.3.4.1.2") in sealed
     assert opened(tmp_path, sealed, own) is not None
@@ -226,63 +224,63 @@ async def test_a_cipher_that_is_known_is_chosen(house: House, tmp_path: Path) ->
 # csrattrs
 
 
-async def test_csrattrs_are_those_of_the_model(house: House) -> None:
+async def test_csrattrs_are_those_of_the_model(est: EstHarness) -> None:
     await model(
-        house,
+        est,
         "bound",
         {"profile": {"binding": True, "organisation": "Acme", "extended_key_usages": ["clientAuth", "eapOverLAN"]}},
         ("EC-P384", "Ed25519"),
     )
     wanted = CsrAttributes(("EC-P384", "Ed25519"), ("1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.14"), binding=True)
-    answer = await house.send("GET", "/.well-known/est/bound/csrattrs")
+    answer = await est.send("GET", "/.well-known/est/bound/csrattrs")
     assert (answer.status, answer.header("Content-Type")) == (200, "application/csrattrs")
     assert answer.header("Content-Transfer-Encoding") == "base64"
     assert decode_csrattrs(decode_body(answer.body)) == wanted
     # Without a label: of the token's model, of the token's device, of the certificate's device.
-    await house.device("b-1", "bound")
-    for token in (await house.token(model="bound"), await house.token("b-1")):
-        answer = await house.send("GET", "/.well-known/est/csrattrs", headers=basic(token))
+    await est.device("b-1", "bound")
+    for token in (await est.token(model="bound"), await est.token("b-1")):
+        answer = await est.send("GET", "/.well-known/est/csrattrs", headers=basic(token))
         assert decode_csrattrs(decode_body(answer.body)) == wanted
-    device = await house.enrolled("cam-1")
-    answer = await house.send("GET", "/.well-known/est/csrattrs", identity=device)
+    device = await est.enrolled("cam-1")
+    answer = await est.send("GET", "/.well-known/est/csrattrs", identity=device)
     assert decode_csrattrs(decode_body(answer.body)) == CsrAttributes(("EC-P256", "EC-P384"), ("1.3.6.1.5.5.7.3.2",))
 
 
-async def test_who_says_nothing_is_told_nothing(house: House) -> None:
+async def test_who_says_nothing_is_told_nothing(est: EstHarness) -> None:
     for path, headers in (
         ("csrattrs", {}),
         ("nonesuch/csrattrs", {}),
         ("csrattrs", basic("0123456789ab.wrong")),
         ("csrattrs", {"Authorization": "Bearer x"}),
     ):
-        answer = await house.send("GET", f"/.well-known/est/{path}", headers=headers)
+        answer = await est.send("GET", f"/.well-known/est/{path}", headers=headers)
         assert (answer.status, answer.body) == (204, b"")
-    libest = await house.send("GET", "/.well-known/est/cam/csrattrs", headers={"User-Agent": "libest 3"})
+    libest = await est.send("GET", "/.well-known/est/cam/csrattrs", headers={"User-Agent": "libest 3"})
     assert max(map(len, libest.body.splitlines())) <= 64
 
 
 # Binding
 
 
-async def test_a_binding_that_the_model_requires(house: House) -> None:
-    await model(house, "bound", {"profile": {"binding": True}})
-    token = basic(await house.token(model="bound", uses=2))
-    refused = await house.enroll(csr_for("b-1"), token)
+async def test_a_binding_that_the_model_requires(est: EstHarness) -> None:
+    await model(est, "bound", {"profile": {"binding": True}})
+    token = basic(await est.token(model="bound", uses=2))
+    refused = await est.enroll(csr_for("b-1"), token)
     assert (refused.status, refused.code) == (400, "binding-missing")
-    assert (await house.enroll(build_csr(generate_key(), ((CN, "b-1"),), (), ""), token)).code == "binding-missing"
+    assert (await est.enroll(build_csr(generate_key(), ((CN, "b-1"),), (), ""), token)).code == "binding-missing"
     foreign = build_csr(generate_key(), ((CN, "b-1"),), (), base64.b64encode(bytes(32)).decode())
-    assert (await house.enroll(foreign, token)).code == "not-this-connection"
-    answer = await bound(house, "simpleenroll", "b-1", token)
+    assert (await est.enroll(foreign, token)).code == "not-this-connection"
+    answer = await bound(est, "simpleenroll", "b-1", token)
     assert answer.status == 200, answer.text
     # A station vouches for its devices: its connection is not theirs.
-    station = await house.station("line-9", ("bound",))
-    assert (await house.enroll(csr_for("b-2"), identity=station)).status == 200
+    station = await est.station("line-9", ("bound",))
+    assert (await est.enroll(csr_for("b-2"), identity=station)).status == 200
 
 
-async def bound(house: House, operation: str, name: str, headers: dict[str, str]) -> Answer:
-    context = house.client_context()
+async def bound(est: EstHarness, operation: str, name: str, headers: dict[str, str]) -> Answer:
+    context = est.client_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # the ssl module knows no exporter
-    reader, writer = await house.connect(context=context)
+    reader, writer = await est.connect(context=context)
     binding = writer.get_extra_info("ssl_object").get_channel_binding("tls-unique")
     body = base64.b64encode(build_csr(generate_key(), ((CN, name),), (), base64.b64encode(binding).decode()))
     lines = [f"POST /.well-known/est/{operation} HTTP/1.1", "Host: localhost", "Connection: close"]

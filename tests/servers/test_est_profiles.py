@@ -19,7 +19,7 @@ from fleet.domain.device import Model
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES, rules_of
 from fleet.services import inventory
 from tests.ca.certificate_kinds import permit_for
-from tests.servers.est_house import Answer, House, Identity, Key, basic, csr_for, open_house, renewal_csr
+from tests.servers.est_fixtures import Answer, EstHarness, Identity, Key, basic, csr_for, open_est, renewal_csr
 
 SERVER_AUTH = "1.3.6.1.5.5.7.3.1"
 THREE = ["clientAuth", "emailProtection", "ipsecIKE"]
@@ -31,27 +31,27 @@ NAMED: dict[str, Any] = {
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        yield est
 
 
-async def add_model(house: House, name: str, **profile: Any) -> None:
+async def add_model(est: EstHarness, name: str, **profile: Any) -> None:
     model = Model(name, rules=rules_of({"profile": profile}))
-    await inventory.add_model(house.registry, model, act=Act("test", house.clock()))
+    await inventory.add_model(est.registry, model, act=Act("test", est.clock()))
 
 
-async def set_model(house: House, name: str, **profile: Any) -> None:
-    old = await house.registry.model(name)
+async def set_model(est: EstHarness, name: str, **profile: Any) -> None:
+    old = await est.registry.model(name)
     assert old is not None
     model = Model(name, rules=rules_of({"profile": profile}, old.rules), revision=old.revision)
-    await inventory.set_model(house.registry, model, act=Act("test", house.clock()))
+    await inventory.set_model(est.registry, model, act=Act("test", est.clock()))
 
 
-async def enroll(house: House, model: str, name: str, csr: bytes) -> Answer:
-    if await house.registry.device(name) is None:
-        await house.device(name, model, serial="SN1")
-    return await house.enroll(csr, basic(await house.token(name)))
+async def enroll(est: EstHarness, model: str, name: str, csr: bytes) -> Answer:
+    if await est.registry.device(name) is None:
+        await est.device(name, model, serial="SN1")
+    return await est.enroll(csr, basic(await est.token(name)))
 
 
 def read(answer: Answer) -> judge.Certificate:
@@ -74,9 +74,9 @@ def asking(name: str, *oids: str, key: Key | None = None) -> bytes:
     return signed.public_bytes(Encoding.DER)
 
 
-async def test_a_certificate_is_what_its_model_says(house: House) -> None:
-    await add_model(house, "probe", extended_key_usages=THREE, **NAMED)
-    answer = await enroll(house, "probe", "p-1", csr_for("p-1"))
+async def test_a_certificate_is_what_its_model_says(est: EstHarness) -> None:
+    await add_model(est, "probe", extended_key_usages=THREE, **NAMED)
+    answer = await enroll(est, "probe", "p-1", csr_for("p-1"))
     certificate = read(answer)
     assert list(certificate.subject.native.values()) == ["Acme", "p-1", "SN1"]
     assert usages(answer) == {EXTENDED_KEY_USAGES[name] for name in THREE}
@@ -86,63 +86,63 @@ async def test_a_certificate_is_what_its_model_says(house: House) -> None:
     ]
 
 
-async def test_a_csr_chooses_among_what_its_model_gives_and_never_beyond(house: House) -> None:
-    await add_model(house, "probe", extended_key_usages=THREE, csr_extended_key_usages=True)
+async def test_a_csr_chooses_among_what_its_model_gives_and_never_beyond(est: EstHarness) -> None:
+    await add_model(est, "probe", extended_key_usages=THREE, csr_extended_key_usages=True)
     every = {EXTENDED_KEY_USAGES[name] for name in THREE}
     client, mail = EXTENDED_KEY_USAGES["clientAuth"], EXTENDED_KEY_USAGES["emailProtection"]
-    assert usages(await enroll(house, "probe", "p-1", csr_for("p-1"))) == every
-    assert usages(await enroll(house, "probe", "p-1", asking("p-1", *every))) == every
-    assert usages(await enroll(house, "probe", "p-1", asking("p-1", mail))) == {client, mail}
-    assert usages(await enroll(house, "probe", "p-1", asking("p-1", client))) == {client}
+    assert usages(await enroll(est, "probe", "p-1", csr_for("p-1"))) == every
+    assert usages(await enroll(est, "probe", "p-1", asking("p-1", *every))) == every
+    assert usages(await enroll(est, "probe", "p-1", asking("p-1", mail))) == {client, mail}
+    assert usages(await enroll(est, "probe", "p-1", asking("p-1", client))) == {client}
     for beyond in (SERVER_AUTH, "2.5.29.37.0", "1.3.6.1.5.5.7.3.28", EXTENDED_KEY_USAGES["eapOverLAN"]):
-        answer = await enroll(house, "probe", "p-1", asking("p-1", mail, beyond))
+        answer = await enroll(est, "probe", "p-1", asking("p-1", mail, beyond))
         assert (answer.status, answer.code) == (400, "usage-not-allowed")
         assert beyond in answer.text
-        *_, row = await house.registry.audit()
+        *_, row = await est.registry.audit()
         assert (row.entry.subject, row.entry.outcome) == ("device p-1", "usage-not-allowed")
 
 
-async def test_where_the_model_does_not_say_so_a_csr_chooses_nothing(house: House) -> None:
-    await add_model(house, "probe", extended_key_usages=THREE)
+async def test_where_the_model_does_not_say_so_a_csr_chooses_nothing(est: EstHarness) -> None:
+    await add_model(est, "probe", extended_key_usages=THREE)
     every = {EXTENDED_KEY_USAGES[name] for name in THREE}
     mail = EXTENDED_KEY_USAGES["emailProtection"]
-    assert usages(await enroll(house, "probe", "p-1", asking("p-1", mail))) == every
-    assert usages(await enroll(house, "probe", "p-1", asking("p-1", SERVER_AUTH))) == every
+    assert usages(await enroll(est, "probe", "p-1", asking("p-1", mail))) == every
+    assert usages(await enroll(est, "probe", "p-1", asking("p-1", SERVER_AUTH))) == every
 
 
-async def test_a_renewal_repeats_the_old_names_and_gets_those_of_the_profile_now(house: House) -> None:
+async def test_a_renewal_repeats_the_old_names_and_gets_those_of_the_profile_now(est: EstHarness) -> None:
     """RFC 7030, 4.2.2 compares a request with the certificate that it is to replace: the device cannot know more. What
     the model has come to say is in the next certificate, and from then on compared with.
     """
-    await add_model(house, "probe")
+    await add_model(est, "probe")
     key = generate_key()
-    answer = await enroll(house, "probe", "p-1", csr_for("p-1", key))
-    first = house.identity(answer.certificates[0], key)
-    await set_model(house, "probe", extended_key_usages=THREE, **NAMED)
+    answer = await enroll(est, "probe", "p-1", csr_for("p-1", key))
+    first = est.identity(answer.certificates[0], key)
+    await set_model(est, "probe", extended_key_usages=THREE, **NAMED)
 
-    guess = await house.reenroll(renewal_csr(named_as(house, "p-1", "probe", first)), first)
+    guess = await est.reenroll(renewal_csr(named_as(est, "p-1", "probe", first)), first)
     assert (guess.status, guess.code) == (403, "names-changed")
     key = generate_key()
-    answer = await house.reenroll(renewal_csr(first, key), first)
+    answer = await est.reenroll(renewal_csr(first, key), first)
     assert list(read(answer).subject.native.values()) == ["Acme", "p-1", "SN1"]
     assert usages(answer) == {EXTENDED_KEY_USAGES[name] for name in THREE}
-    second = house.identity(answer.certificates[0], key)
+    second = est.identity(answer.certificates[0], key)
 
-    stale = await house.reenroll(renewal_csr(first), second)
+    stale = await est.reenroll(renewal_csr(first), second)
     assert (stale.status, stale.code) == (403, "names-changed")
-    answer = await house.reenroll(renewal_csr(second), second)
+    answer = await est.reenroll(renewal_csr(second), second)
     assert read(answer).subject.native == read_certificate(second).subject.native
 
-    await set_model(house, "probe", organisation="", dns_name="", uris=[], extended_key_usages=["clientAuth"])
-    answer = await house.reenroll(renewal_csr(second), second)
+    await set_model(est, "probe", organisation="", dns_name="", uris=[], extended_key_usages=["clientAuth"])
+    answer = await est.reenroll(renewal_csr(second), second)
     assert list(read(answer).subject.native) == ["common_name", "serial_number"]
 
 
-def named_as(house: House, device: str, model: str, like: Identity) -> Identity:
+def named_as(est: EstHarness, device: str, model: str, like: Identity) -> Identity:
     """An identity whose certificate has the names that the profile will give: nobody has issued it yet."""
     profile = rules_of({"profile": NAMED}).profile
-    permit = replace(permit_for(like.key, house.clock(), profile), holder=device, model=model)
-    return replace(like, certificate=x509.load_der_x509_certificate(house.issuer.issue(permit, house.clock()).der))
+    permit = replace(permit_for(like.key, est.clock(), profile), holder=device, model=model)
+    return replace(like, certificate=x509.load_der_x509_certificate(est.issuer.issue(permit, est.clock()).der))
 
 
 def read_certificate(identity: Identity) -> judge.Certificate:
@@ -150,14 +150,14 @@ def read_certificate(identity: Identity) -> judge.Certificate:
 
 
 @pytest.mark.parametrize("name", ["aa:bb:cc", "P_1"])
-async def test_an_id_that_cannot_stand_in_its_dns_name_is_refused_and_told_why(house: House, name: str) -> None:
-    await add_model(house, "probe", dns_name="{id}.example.com")
-    answer = await enroll(house, "probe", name, csr_for(name))
+async def test_an_id_that_cannot_stand_in_its_dns_name_is_refused_and_told_why(est: EstHarness, name: str) -> None:
+    await add_model(est, "probe", dns_name="{id}.example.com")
+    answer = await enroll(est, "probe", name, csr_for(name))
     assert (answer.status, answer.code) == (403, "name-impossible")
     assert "cannot stand in a DNS name" in answer.text
-    assert await house.registry.credentials(name) == []
-    *_, row = await house.registry.audit()
+    assert await est.registry.credentials(name) == []
+    *_, row = await est.registry.audit()
     assert (row.entry.subject, row.entry.outcome) == (f"device {name}", "name-impossible")
     assert row.entry.actor.startswith("token ")
-    await set_model(house, "probe", dns_name="")
-    assert (await enroll(house, "probe", name, csr_for(name))).status == 200
+    await set_model(est, "probe", dns_name="")
+    assert (await enroll(est, "probe", name, csr_for(name))).status == 200

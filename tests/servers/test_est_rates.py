@@ -11,68 +11,68 @@ from fleet.services import revocation
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HandshakeLimits
 from fleet.tls.listener import listen
-from tests.servers.est_house import House, basic, csr_for, open_house, renewal_csr
+from tests.servers.est_fixtures import EstHarness, basic, csr_for, open_est, renewal_csr
 
 CACERTS = "/.well-known/est/cacerts"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
         limits = RateLimits(address_per_second=3.0, credential_per_second=1.0, failures_max=3)
-        house.servers["est"].rates = Rates(limits)
-        yield house
+        est.servers["est"].rates = Rates(limits)
+        yield est
 
 
-async def test_an_address_that_asks_too_often_is_told_when_to_come_again(house: House) -> None:
-    answers = [await house.send("GET", CACERTS) for _ in range(34)]
+async def test_an_address_that_asks_too_often_is_told_when_to_come_again(est: EstHarness) -> None:
+    answers = [await est.send("GET", CACERTS) for _ in range(34)]
     assert answers[0].status == 200
     late = [answer for answer in answers if answer.status != 200]
     assert late
     assert {(answer.status, answer.code) for answer in late} == {(429, "too-many-requests")}
     assert int(late[0].header("Retry-After") or "") >= 1
-    assert house.servers["est"].counters["429 too-many-requests"] == len(late)
-    rows = [row.entry for row in await house.registry.audit() if row.entry.outcome == "too-many-requests"]
+    assert est.servers["est"].counters["429 too-many-requests"] == len(late)
+    rows = [row.entry for row in await est.registry.audit() if row.entry.outcome == "too-many-requests"]
     assert [(row.actor, row.action, row.address) for row in rows] == [("nobody", "est.request", "127.0.0.1")]
 
 
-async def test_a_refused_token_waits_and_its_neighbours_do_not(house: House) -> None:
-    await house.device("cam-1")
-    good, spent = await house.token("cam-1"), await house.token(model="cam")
-    assert (await house.enroll(csr_for("cam-2"), basic(spent))).status == 200
-    codes = [(await house.enroll(csr_for("cam-3"), basic(spent))).code for _ in range(5)]
+async def test_a_refused_token_waits_and_its_neighbours_do_not(est: EstHarness) -> None:
+    await est.device("cam-1")
+    good, spent = await est.token("cam-1"), await est.token(model="cam")
+    assert (await est.enroll(csr_for("cam-2"), basic(spent))).status == 200
+    codes = [(await est.enroll(csr_for("cam-3"), basic(spent))).code for _ in range(5)]
     assert codes == ["token-used-up"] * 3 + ["too-many-requests"] * 2
     # Whatever its secret: the waiting is the token's.
     wrong = f"{spent.partition('.')[0]}.{'0' * 40}"
-    assert (await house.enroll(csr_for("cam-3"), basic(wrong))).code == "too-many-requests"
-    assert (await house.enroll(csr_for("cam-1"), basic(good))).status == 200
+    assert (await est.enroll(csr_for("cam-3"), basic(wrong))).code == "too-many-requests"
+    assert (await est.enroll(csr_for("cam-1"), basic(good))).status == 200
 
 
-async def test_a_revoked_device_that_knocks_and_knocks(house: House) -> None:
-    device, other = await house.enrolled("cam-1"), await house.enrolled("cam-2")
-    await revocation.revoke(house.registry, "cam-1", act=Act("test", house.clock()), reason="test")
-    codes = [(await house.reenroll(renewal_csr(device), device)).code for _ in range(5)]
+async def test_a_revoked_device_that_knocks_and_knocks(est: EstHarness) -> None:
+    device, other = await est.enrolled("cam-1"), await est.enrolled("cam-2")
+    await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()), reason="test")
+    codes = [(await est.reenroll(renewal_csr(device), device)).code for _ in range(5)]
     assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"] * 2
-    assert (await house.reenroll(renewal_csr(other), other)).status == 200
-    rows = [row.entry for row in await house.registry.audit() if row.entry.outcome == "too-many-requests"]
+    assert (await est.reenroll(renewal_csr(other), other)).status == 200
+    rows = [row.entry for row in await est.registry.audit() if row.entry.outcome == "too-many-requests"]
     assert [(row.actor, row.action) for row in rows] == [("device cam-1", "est.request")]
 
 
-async def test_connections_of_one_address_are_counted_before_anything_is_spent_on_them(house: House) -> None:
+async def test_connections_of_one_address_are_counted_before_anything_is_spent_on_them(est: EstHarness) -> None:
     limits = HandshakeLimits(per_address_per_second=1.0)
-    contexts = house.listeners["est"].contexts
-    house.servers["est"].rates = None
-    listener = await listen(house.servers["est"], "127.0.0.1", 0, contexts=contexts, limits=limits)
-    house.listeners["est"], kept = listener, house.listeners["est"]
+    contexts = est.listeners["est"].contexts
+    est.servers["est"].rates = None
+    listener = await listen(est.servers["est"], "127.0.0.1", 0, contexts=contexts, limits=limits)
+    est.listeners["est"], kept = listener, est.listeners["est"]
     try:
         came = 0
         for _ in range(14):
             try:
-                came += (await house.send("GET", CACERTS)).status == 200
+                came += (await est.send("GET", CACERTS)).status == 200
             except (ConnectionError, IndexError):
                 continue
         assert 10 <= came <= 12
         assert listener.stats.refused[Refusal.ADDRESS_RATE] == 14 - came
     finally:
-        house.listeners["est"] = kept
+        est.listeners["est"] = kept
         listener.close()

@@ -19,23 +19,23 @@ from fleet.ca.keys import generate_key
 from fleet.servers.http import HttpLimits
 from fleet.wire.csr import build_csr
 from fleet.wire.est import BODY_SIZE_MAX, encode_body
-from tests.servers.est_house import Answer, House, basic, csr_for, open_house
+from tests.servers.est_fixtures import Answer, EstHarness, basic, csr_for, open_est
 
 CACERTS = "/.well-known/est/cacerts"
 ENROLL = "/.well-known/est/simpleenroll"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as house:
-        yield house
+async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
+    async with open_est(tmp_path) as est:
+        yield est
 
 
 # The recipe
 
 
-async def test_cacerts_is_byte_for_byte_what_every_client_takes(house: House) -> None:
-    answer = await house.send("GET", CACERTS)
+async def test_cacerts_is_byte_for_byte_what_every_client_takes(est: EstHarness) -> None:
+    answer = await est.send("GET", CACERTS)
     lines = answer.head.split("\r\n")
     assert lines[0] == "HTTP/1.1 200 OK"
     assert "Content-Type: application/pkcs7-mime; smime-type=certs-only" in lines
@@ -44,11 +44,11 @@ async def test_cacerts_is_byte_for_byte_what_every_client_takes(house: House) ->
     assert answer.header("Server") == "fleet"
     assert "Transfer-Encoding: chunked" not in lines
     assert b"\n" not in answer.body
-    assert set(answer.certificates) == {house.root[0], house.issuing[0]}
+    assert set(answer.certificates) == {est.root[0], est.issuing[0]}
 
 
-async def test_libest_gets_wrapped_lines(house: House) -> None:
-    answer = await house.send("GET", CACERTS, headers={"User-Agent": "libest/3.2.0"})
+async def test_libest_gets_wrapped_lines(est: EstHarness) -> None:
+    answer = await est.send("GET", CACERTS, headers={"User-Agent": "libest/3.2.0"})
     lines = answer.body.split(b"\n")
     assert lines.pop() == b""
     assert {len(line) for line in lines[:-1]} == {64}
@@ -56,8 +56,8 @@ async def test_libest_gets_wrapped_lines(house: House) -> None:
 
 
 @pytest.mark.parametrize("extra", [b"", b"Connection: keep-alive\r\n"])
-async def test_http_1_0_is_answered_as_http_1_0(house: House, extra: bytes) -> None:
-    reader, writer = await house.connect()
+async def test_http_1_0_is_answered_as_http_1_0(est: EstHarness, extra: bytes) -> None:
+    reader, writer = await est.connect()
     writer.write(b"GET " + CACERTS.encode() + b" HTTP/1.0\r\n" + extra + b"\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK\r\n")
@@ -65,10 +65,10 @@ async def test_http_1_0_is_answered_as_http_1_0(house: House, extra: bytes) -> N
     writer.close()
 
 
-async def test_an_answer_is_one_tls_record(house: House) -> None:
+async def test_an_answer_is_one_tls_record(est: EstHarness) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = house.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    tls = est.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    reader, writer = await asyncio.open_connection("127.0.0.1", est.port)
 
     async def record() -> bytes:
         head = await reader.readexactly(5)
@@ -94,8 +94,8 @@ async def test_an_answer_is_one_tls_record(house: House) -> None:
     writer.close()
 
 
-async def test_one_connection_serves_request_after_request(house: House) -> None:
-    reader, writer = await house.connect()
+async def test_one_connection_serves_request_after_request(est: EstHarness) -> None:
+    reader, writer = await est.connect()
     for _ in range(3):
         writer.write(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head = Answer(await reader.readuntil(b"\r\n\r\n"))
@@ -104,8 +104,8 @@ async def test_one_connection_serves_request_after_request(house: House) -> None
     writer.close()
 
 
-async def test_bodies_come_in_every_shape_that_clients_send(house: House) -> None:
-    token = await house.token(model="cam", uses=9)
+async def test_bodies_come_in_every_shape_that_clients_send(est: EstHarness) -> None:
+    token = await est.token(model="cam", uses=9)
     der = csr_for("cam-1", generate_key())
     lines = base64.encodebytes(der)
     shapes = [
@@ -116,22 +116,22 @@ async def test_bodies_come_in_every_shape_that_clients_send(house: House) -> Non
     ]
     for body, content_type in shapes:
         headers = {"Content-Type": content_type, "Content-Transfer-Encoding": "base64", **basic(token, "cam-1")}
-        answer = await house.send("POST", ENROLL, body, headers)
+        answer = await est.send("POST", ENROLL, body, headers)
         assert answer.status == 200, answer.text
 
 
-async def test_a_body_may_come_chunked_in_pieces_or_after_100_continue(house: House) -> None:
-    token = await house.token(model="cam", uses=9)
+async def test_a_body_may_come_chunked_in_pieces_or_after_100_continue(est: EstHarness) -> None:
+    token = await est.token(model="cam", uses=9)
     body = encode_body(csr_for("cam-1"))
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/pkcs10\r\n"
     head += f"Authorization: {basic(token)['Authorization']}\r\n"
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:100], body[100:])) + b"0\r\n\r\n"
-    answer = Answer(await house.exchange(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks))
+    answer = Answer(await est.exchange(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks))
     assert answer.status == 200, answer.text
     whole = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    answer = Answer(await house.exchange_all(*(whole[at : at + 50] for at in range(0, len(whole), 50))))
+    answer = Answer(await est.exchange_all(*(whole[at : at + 50] for at in range(0, len(whole), 50))))
     assert answer.status == 200, answer.text
-    reader, writer = await house.connect()
+    reader, writer = await est.connect()
     writer.write(head.encode() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(body)
@@ -170,8 +170,8 @@ async def test_a_body_may_come_chunked_in_pieces_or_after_100_continue(house: Ho
         ("GET", "/.well-known/est/cam/simplereenroll", 405, "bad-method"),
     ],
 )
-async def test_what_has_no_route_is_refused(house: House, method: str, path: str, status: int, code: str) -> None:
-    answer = await house.send(method, path)
+async def test_what_has_no_route_is_refused(est: EstHarness, method: str, path: str, status: int, code: str) -> None:
+    answer = await est.send(method, path)
     assert answer.status == status
     if method != "HEAD":
         assert answer.code == code
@@ -179,8 +179,8 @@ async def test_what_has_no_route_is_refused(house: House, method: str, path: str
         assert answer.header("Allow") == ("GET" if path.endswith(("cacerts", "csrattrs")) else "POST")
 
 
-async def test_a_label_makes_no_difference_to_cacerts(house: House) -> None:
-    plain, cam, unknown = [await house.send("GET", f"/.well-known/est/{at}cacerts") for at in ("", "cam/", "nonesuch/")]
+async def test_a_label_makes_no_difference_to_cacerts(est: EstHarness) -> None:
+    plain, cam, unknown = [await est.send("GET", f"/.well-known/est/{at}cacerts") for at in ("", "cam/", "nonesuch/")]
     assert plain.body == cam.body == unknown.body
 
 
@@ -197,27 +197,27 @@ async def test_a_label_makes_no_difference_to_cacerts(house: House) -> None:
         "a/b; c" * 99,
     ],
 )
-async def test_another_content_type_is_415(house: House, content_type: str | None) -> None:
-    headers = {**basic(await house.token(model="cam"))}
+async def test_another_content_type_is_415(est: EstHarness, content_type: str | None) -> None:
+    headers = {**basic(await est.token(model="cam"))}
     if content_type is not None:
         headers["Content-Type"] = content_type
-    answer = await house.send("POST", ENROLL, encode_body(csr_for("cam-1")), headers)
+    answer = await est.send("POST", ENROLL, encode_body(csr_for("cam-1")), headers)
     assert (answer.status, answer.code) == (415, "bad-content-type")
 
 
-async def test_a_compressed_body_is_415(house: House) -> None:
-    headers = {**basic(await house.token(model="cam")), "Content-Encoding": "gzip"}
-    answer = await house.post("simpleenroll", csr_for("cam-1"), headers)
+async def test_a_compressed_body_is_415(est: EstHarness) -> None:
+    headers = {**basic(await est.token(model="cam")), "Content-Encoding": "gzip"}
+    answer = await est.post("simpleenroll", csr_for("cam-1"), headers)
     assert (answer.status, answer.code) == (415, "content-encoding")
 
 
 # Bodies
 
 
-async def test_a_body_that_says_it_is_too_large_is_refused_unread(house: House) -> None:
+async def test_a_body_that_says_it_is_too_large_is_refused_unread(est: EstHarness) -> None:
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
-    reader, writer = await house.connect()
+    head += f"Authorization: {basic(await est.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await est.connect()
     writer.write(f"{head}Content-Length: {BODY_SIZE_MAX + 1}\r\n\r\n".encode())
     answer = Answer(await reader.readuntil(b"(too-large)\n"))  # not one byte of the body has been sent
     assert answer.status == 413
@@ -225,10 +225,10 @@ async def test_a_body_that_says_it_is_too_large_is_refused_unread(house: House) 
     writer.close()
 
 
-async def test_a_chunked_body_is_cut_at_the_cap(house: House) -> None:
+async def test_a_chunked_body_is_cut_at_the_cap(est: EstHarness) -> None:
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
-    reader, writer = await house.connect()
+    head += f"Authorization: {basic(await est.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await est.connect()
     writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
     chunk = b"A" * 4096
     for _ in range(BODY_SIZE_MAX // len(chunk) + 1):
@@ -281,37 +281,37 @@ BODIES: dict[str, tuple[bytes, str]] = {
 }
 
 
-async def test_every_bad_body_is_400_with_one_plain_sentence(house: House) -> None:
-    headers = {"Content-Type": "application/pkcs10", **basic(await house.token(model="cam", uses=99))}
+async def test_every_bad_body_is_400_with_one_plain_sentence(est: EstHarness) -> None:
+    headers = {"Content-Type": "application/pkcs10", **basic(await est.token(model="cam", uses=99))}
     for what, (body, code) in BODIES.items():
-        answer = await house.send("POST", ENROLL, body, {**headers, "Content-Length": str(len(body))})
+        answer = await est.send("POST", ENROLL, body, {**headers, "Content-Length": str(len(body))})
         assert (answer.status, answer.code) == (400, code), what
         assert answer.header("Content-Type") == "text/plain; charset=utf-8"
         assert answer.text.count("\n") == 1
         assert ". (" in answer.text, what
-    assert await house.registry.devices() == []
+    assert await est.registry.devices() == []
 
 
-async def test_a_csr_over_its_own_cap_is_413(house: House) -> None:
-    answer = await house.enroll(b"0\x82\x50\x00" + bytes(0x5000), basic(await house.token(model="cam")))
+async def test_a_csr_over_its_own_cap_is_413(est: EstHarness) -> None:
+    answer = await est.enroll(b"0\x82\x50\x00" + bytes(0x5000), basic(await est.token(model="cam")))
     assert (answer.status, answer.code) == (413, "too-large")
 
 
-async def test_a_request_cut_anywhere_harms_nothing(house: House) -> None:
+async def test_a_request_cut_anywhere_harms_nothing(est: EstHarness) -> None:
     body = encode_body(csr_for("cam-1"))
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
+    head += f"Authorization: {basic(await est.token(model='cam'))['Authorization']}\r\n"
     whole = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    reader, writer = await house.connect()  # one that stays
+    reader, writer = await est.connect()  # one that stays
     for at in range(1, len(whole), 37):
-        _, cut = await house.connect()
+        _, cut = await est.connect()
         cut.write(whole[:at])
         await cut.drain()
         cut.transport.abort()
     writer.write(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert Answer(await reader.read()).status == 200
     writer.close()
-    assert await house.registry.devices() == []
+    assert await est.registry.devices() == []
 
 
 # Not HTTP, too much of it, too slow
@@ -333,26 +333,26 @@ async def test_a_request_cut_anywhere_harms_nothing(house: House) -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\nBad header\0: x\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_400_and_closed(house: House, raw: bytes) -> None:
-    answer = Answer(await house.exchange(raw))
+async def test_what_is_no_http_is_400_and_closed(est: EstHarness, raw: bytes) -> None:
+    answer = Answer(await est.exchange(raw))
     assert (answer.status, answer.code) == (400, "bad-http")
     assert b"aiohttp" not in answer.raw
     assert b"Python" not in answer.raw
 
 
 @pytest.fixture
-async def hasty(tmp_path: Path) -> AsyncIterator[House]:
+async def hasty(tmp_path: Path) -> AsyncIterator[EstHarness]:
     limits = HttpLimits(idle_seconds_max=0.2, body_seconds_max=0.2, linger_seconds_max=0.2)
-    async with open_house(tmp_path, limits) as house:
-        yield house
+    async with open_est(tmp_path, limits) as est:
+        yield est
 
 
-async def test_who_sends_no_whole_head_is_closed(hasty: House) -> None:
+async def test_who_sends_no_whole_head_is_closed(hasty: EstHarness) -> None:
     for part in (b"", b"G", b"GET / HTTP/1.1\r\nHost: lo"):
         assert await hasty.exchange(part) == b""
 
 
-async def test_who_sends_no_whole_body_is_told_408_and_closed(hasty: House) -> None:
+async def test_who_sends_no_whole_body_is_told_408_and_closed(hasty: EstHarness) -> None:
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\nContent-Length: 500\r\n"
     head += f"Authorization: {basic(await hasty.token(model='cam'))['Authorization']}\r\n\r\nMIIB"
     answer = Answer(await hasty.exchange(head.encode()))
@@ -360,7 +360,7 @@ async def test_who_sends_no_whole_body_is_told_408_and_closed(hasty: House) -> N
 
 
 @pytest.mark.parametrize("chunks", [b"Z\r\n", b"-1\r\n", b"4\r\nMIIBxx\r\n0\r\n\r\n", b"ffffffffffffffffff\r\n"])
-async def test_broken_chunks_are_refused_and_closed(hasty: House, chunks: bytes) -> None:
+async def test_broken_chunks_are_refused_and_closed(hasty: EstHarness, chunks: bytes) -> None:
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
     head += f"Authorization: {basic(await hasty.token(model='cam'))['Authorization']}\r\n"
     for parts in ((chunks,), (b"4\r\nMIIB\r\n", chunks)):
@@ -369,26 +369,26 @@ async def test_broken_chunks_are_refused_and_closed(hasty: House, chunks: bytes)
         assert (answer.status, answer.code) in {(400, "bad-http"), (408, "too-slow")}
 
 
-async def test_an_idle_connection_is_closed(hasty: House) -> None:
+async def test_an_idle_connection_is_closed(hasty: EstHarness) -> None:
     answer = Answer(await hasty.exchange(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()))
     assert answer.status == 200
 
 
-async def test_requests_are_counted_by_status_and_code(house: House) -> None:
-    await house.send("GET", CACERTS)
-    await house.send("GET", "/")
-    assert dict(house.servers["est"].counters) == {"200": 1, "404 no-such-path": 1}
+async def test_requests_are_counted_by_status_and_code(est: EstHarness) -> None:
+    await est.send("GET", CACERTS)
+    await est.send("GET", "/")
+    assert dict(est.servers["est"].counters) == {"200": 1, "404 no-such-path": 1}
 
 
-async def test_a_request_under_way_is_answered_before_the_house_closes(house: House) -> None:
+async def test_a_request_under_way_is_answered_before_the_house_closes(est: EstHarness) -> None:
     body = encode_body(csr_for("cam-1"))
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
-    reader, writer = await house.connect()
+    head += f"Authorization: {basic(await est.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await est.connect()
     writer.write(head.encode() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
     await reader.readuntil(b"\r\n\r\n")  # from here on the request is under way
-    idle, _ = await house.connect()
-    closing = asyncio.create_task(house.servers["est"].shutdown(10.0))
+    idle, _ = await est.connect()
+    closing = asyncio.create_task(est.servers["est"].shutdown(10.0))
     assert await idle.read() == b""
     writer.write(body)
     assert Answer(await reader.read()).status == 200
@@ -396,26 +396,26 @@ async def test_a_request_under_way_is_answered_before_the_house_closes(house: Ho
     writer.close()
 
 
-async def test_who_never_ends_a_request_does_not_keep_the_house_open(house: House) -> None:
+async def test_who_never_ends_a_request_does_not_keep_the_house_open(est: EstHarness) -> None:
     head = f"POST {ENROLL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-    head += f"Authorization: {basic(await house.token(model='cam'))['Authorization']}\r\n"
-    reader, writer = await house.connect()
+    head += f"Authorization: {basic(await est.token(model='cam'))['Authorization']}\r\n"
+    reader, writer = await est.connect()
     writer.write(head.encode() + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
-    await house.servers["est"].shutdown(0.1)
+    await est.servers["est"].shutdown(0.1)
     assert await reader.read() == b""
     writer.close()
 
 
 async def test_a_client_that_asks_and_never_reads_is_put_out(tmp_path: Path) -> None:
-    async with open_house(tmp_path, HttpLimits(write_seconds_max=0.2)) as house:
-        reader, writer = await house.connect()
+    async with open_est(tmp_path, HttpLimits(write_seconds_max=0.2)) as est:
+        reader, writer = await est.connect()
         writer.write(f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")  # it is established there too
-        assert house.listeners["est"].stats.connected == 1
+        assert est.listeners["est"].stats.connected == 1
         cast(asyncio.Transport, writer.transport).pause_reading()
         request = f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        gone = asyncio.create_task(house.listeners["est"].wait_closed())
+        gone = asyncio.create_task(est.listeners["est"].wait_closed())
         async with asyncio.timeout(20):
             with suppress(ConnectionError):
                 while not gone.done():
@@ -446,12 +446,12 @@ EMPTY = {"Authorization": "Basic Og=="}  # a colon: neither name nor password
     ],
 )
 async def test_what_is_refused_before_anything_is_read_is_in_the_audit(
-    house: House, operation: str, headers: dict[str, str], body: bytes, status: int, code: str
+    est: EstHarness, operation: str, headers: dict[str, str], body: bytes, status: int, code: str
 ) -> None:
     headers = {"Content-Type": "application/pkcs10", **headers}
-    answer = await house.send("POST", f"/.well-known/est/{operation}", body, headers)
+    answer = await est.send("POST", f"/.well-known/est/{operation}", body, headers)
     assert (answer.status, answer.code) == (status, code)
-    entry = (await house.registry.audit())[-1].entry
+    entry = (await est.registry.audit())[-1].entry
     action = {"simpleenroll": "device.enroll", "simplereenroll": "device.reenroll"}.get(
         operation, "device.serverkeygen"
     )

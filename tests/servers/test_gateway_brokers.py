@@ -23,7 +23,7 @@ from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_house import MODEL, PATIENCE, Wire, house, populate, refused
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, open_gateway, populate, refused
 from tests.servers.paho_client import Paho
 
 PROGRAM = mosquitto_program()
@@ -241,7 +241,7 @@ async def test_it_dies_with_its_parent(tmp_path: Path, spec: str) -> None:
 
 async def test_the_embedded_broker_serves_311(tmp_path: Path) -> None:
     broker = await Embedded.start(tmp_path / "run")
-    async with house(tmp_path, broker) as h:
+    async with open_gateway(tmp_path, broker) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
         device, other = Paho("cam-1", V311), Paho("cam-2", V311)
         assert await device.connect("127.0.0.1", await h.door(one)) == 0

@@ -13,11 +13,11 @@ from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connec
 from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
-from tests.servers.gateway_house import (
+from tests.servers.gateway_fixtures import (
     PATIENCE,
     FakeBroker,
     credential,
-    house,
+    open_gateway,
     peer_of,
     populate,
     refused,
@@ -32,7 +32,7 @@ VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
 @VERSIONS
 async def test_the_broker_gets_the_identity_that_the_certificate_proves(tmp_path: Path, version: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         will = Will("devices/cam-1/up/gone", b"gone", 1, True)
         properties = (
@@ -48,7 +48,7 @@ async def test_the_broker_gets_the_identity_that_the_certificate_proves(tmp_path
 
 
 async def test_connect_byte_by_byte_with_packets_behind_it(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         stream = encode_connect(Connect(V311, "cam-1")) + up("cam-1") * 3
         wire = await h.dial(cam)
@@ -67,7 +67,7 @@ async def test_connect_byte_by_byte_with_packets_behind_it(tmp_path: Path) -> No
     [b"\xc0\x00", b"\x30\x04\x00\x01tx", b"\x20\x02\x00\x00", b"GET / HTTP/1.1\r\n\r\n", b"\x00", b"\x16\x03\x01"],
 )
 async def test_anything_but_connect_first(tmp_path: Path, data: bytes) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(data)
@@ -87,7 +87,7 @@ async def test_anything_but_connect_first(tmp_path: Path, data: bytes) -> None:
 async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
     tmp_path: Path, data: bytes, counter: str
 ) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(data)
@@ -105,7 +105,7 @@ async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
     ],
 )
 async def test_connects_that_cannot_be_read(tmp_path: Path, body: bytes, version: int, code: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(bytes((0x10, len(body))) + body)
@@ -113,7 +113,7 @@ async def test_connects_that_cannot_be_read(tmp_path: Path, body: bytes, version
 
 
 async def test_no_connect_in_time(tmp_path: Path) -> None:
-    async with house(tmp_path, limits=Limits(connect_seconds_max=0.05)) as h:
+    async with open_gateway(tmp_path, limits=Limits(connect_seconds_max=0.05)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(b"\x10")
@@ -127,7 +127,7 @@ async def test_no_connect_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("version", "code"), [(V311, 2), (V5, Reason.CLIENT_IDENTIFIER_NOT_VALID)])
 @pytest.mark.parametrize("client_id", ["cam-2", "", "#", "CAM-1"])
 async def test_a_client_id_of_somebody_else(tmp_path: Path, version: int, code: int, client_id: str) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
         theirs, their_side = await h.live(two)
         wire = await h.dial(one)
@@ -144,7 +144,7 @@ async def test_a_client_id_of_somebody_else(tmp_path: Path, version: int, code: 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.NOT_AUTHORIZED)])
 async def test_a_stranger(tmp_path: Path, version: int, code: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         await populate(h.registry, "cam-1")
         for peer in (peer_of(credential("cam-1")), Peer("127.0.0.1")):
             wire = await h.dial(peer)
@@ -156,7 +156,7 @@ async def test_a_stranger(tmp_path: Path, version: int, code: int) -> None:
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
 async def test_a_suspended_device(tmp_path: Path, version: int, code: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1", state=DeviceState.SUSPENDED)
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(version, "cam-1")))
@@ -165,7 +165,7 @@ async def test_a_suspended_device(tmp_path: Path, version: int, code: int) -> No
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.NOT_AUTHORIZED)])
 async def test_a_retained_will_to_another_devices_topic(tmp_path: Path, version: int, code: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         cam, _ = await populate(h.registry, "cam-1", "cam-2")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(version, "cam-1", will=Will("devices/cam-2/up/t", b"x", 0, True))))
@@ -174,7 +174,7 @@ async def test_a_retained_will_to_another_devices_topic(tmp_path: Path, version:
 
 
 async def test_an_authentication_method(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),))))
@@ -182,7 +182,7 @@ async def test_an_authentication_method(tmp_path: Path) -> None:
 
 
 async def test_version_5_before_a_broker_of_311(tmp_path: Path) -> None:
-    async with house(tmp_path, FakeBroker(speaks_v5=False)) as h:
+    async with open_gateway(tmp_path, FakeBroker(speaks_v5=False)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1")))
@@ -192,7 +192,7 @@ async def test_version_5_before_a_broker_of_311(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 3), (V5, Reason.SERVER_UNAVAILABLE)])
 async def test_a_broker_that_is_not_there(tmp_path: Path, version: int, code: int) -> None:
-    async with house(tmp_path, FakeBroker(error=ConnectionRefusedError())) as h:
+    async with open_gateway(tmp_path, FakeBroker(error=ConnectionRefusedError())) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(version, "cam-1")))
@@ -202,7 +202,7 @@ async def test_a_broker_that_is_not_there(tmp_path: Path, version: int, code: in
 
 @VERSIONS
 async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int) -> None:
-    async with house(tmp_path, limits=Limits(open_seconds_max=0.3)) as h:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.3)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         for closes in (True, False):
             wire = await h.dial(cam)
@@ -216,7 +216,7 @@ async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int
 
 
 async def test_sessions_in_all_are_capped(tmp_path: Path) -> None:
-    async with house(tmp_path, limits=Limits(sessions_max=2)) as h:
+    async with open_gateway(tmp_path, limits=Limits(sessions_max=2)) as h:
         one, two, three = await populate(h.registry, "cam-1", "cam-2", "cam-3")
         first, _ = await h.live(one)
         await h.live(two)

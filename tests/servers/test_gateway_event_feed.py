@@ -18,7 +18,7 @@ from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_house import PATIENCE, house, now, operator, populate, refused, until
+from tests.servers.gateway_fixtures import PATIENCE, now, open_gateway, operator, populate, refused, until
 
 
 class Fragile(SqliteRegistry):
@@ -166,7 +166,7 @@ async def test_a_registry_that_was_put_back_has_everybody_prove_themselves_again
 ) -> None:
     monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(feed_module, "RETRY_SECONDS_MIN", 0.01)
-    async with house(tmp_path, registry=registry) as h:
+    async with open_gateway(tmp_path, registry=registry) as h:
         (one,) = await populate(registry, "cam-1")
         live, side = await h.live(one, V5)
         registry.back_by = 2  # as if an older state had been restored under us
@@ -191,7 +191,7 @@ async def test_nobody_new_comes_in_while_the_feed_is_down(
     tmp_path: Path, registry: Fragile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.1)
-    async with house(tmp_path, limits=Limits(feed_silence_seconds_max=0.0), registry=registry) as h:
+    async with open_gateway(tmp_path, limits=Limits(feed_silence_seconds_max=0.0), registry=registry) as h:
         one, two = await populate(registry, "cam-1", "cam-2")
         live, side = await h.live(one, V5)
         registry.broken = True

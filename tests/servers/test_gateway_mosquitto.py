@@ -20,7 +20,18 @@ from fleet.wire.mqtt.connect import Connect, Will, encode_connect
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, credential, house, now, operator, populate, until
+from tests.servers.gateway_fixtures import (
+    MODEL,
+    PATIENCE,
+    GatewayHarness,
+    Wire,
+    credential,
+    now,
+    open_gateway,
+    operator,
+    populate,
+    until,
+)
 from tests.servers.paho_client import Paho
 
 PROGRAM = mosquitto_program()
@@ -29,10 +40,10 @@ VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
 
 class Street:
-    """A house before mosquitto, with clients that are closed at the end."""
+    """A gateway before mosquitto, with clients that are closed at the end."""
 
-    def __init__(self, built: House, broker: Mosquitto, stack: AsyncExitStack) -> None:
-        self.house = built
+    def __init__(self, built: GatewayHarness, broker: Mosquitto, stack: AsyncExitStack) -> None:
+        self.harness = built
         self.broker = broker
         self._stack = stack
 
@@ -40,7 +51,7 @@ class Street:
         client = Paho(held.holder, version, clean=clean)
         if will:
             client.client.will_set(will, b"gone", 1, True)
-        assert await client.connect("127.0.0.1", await self.house.door(held)) == 0
+        assert await client.connect("127.0.0.1", await self.harness.door(held)) == 0
         self._stack.push_async_callback(client.close)
         return client
 
@@ -60,13 +71,13 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
         stack.push_async_callback(broker.close)
-        built = await stack.enter_async_context(house(tmp_path, broker))
+        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
         yield Street(built, broker, stack)
 
 
 @VERSIONS
 async def test_messages_of_every_qos_arrive_once_both_ways(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend("devices/+/up/#")
     device = await street.device(cam, version)
     assert await device.subscribe("devices/cam-1/down/#", qos=2) == [2]
@@ -83,7 +94,7 @@ async def test_messages_of_every_qos_arrive_once_both_ways(street: Street, versi
 
 @VERSIONS
 async def test_what_is_refused_never_arrives(street: Street, version: int) -> None:
-    one, two = await populate(street.house.registry, "cam-1", "cam-2")
+    one, two = await populate(street.harness.registry, "cam-1", "cam-2")
     backend = await street.backend("#")
     device = await street.device(one, version)
     failure = 0x87 if version == V5 else 0x80
@@ -105,7 +116,7 @@ async def test_what_is_refused_never_arrives(street: Street, version: int) -> No
 
 @VERSIONS
 async def test_retained_messages(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend()
     await backend.publish("news/today", b"sun", 1, retain=True)
     device = await street.device(cam, version)
@@ -119,7 +130,7 @@ async def test_retained_messages(street: Street, version: int) -> None:
 
 @VERSIONS
 async def test_a_will_is_published_when_the_device_vanishes(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend("devices/+/up/#")
     device = await street.device(cam, version, will="devices/cam-1/up/gone")
     device.vanish()
@@ -128,16 +139,16 @@ async def test_a_will_is_published_when_the_device_vanishes(street: Street, vers
 
 @VERSIONS
 async def test_a_revoked_device_is_cut_off_and_leaves_no_will(street: Street, version: int) -> None:
-    one, two = await populate(street.house.registry, "cam-1", "cam-2")
+    one, two = await populate(street.harness.registry, "cam-1", "cam-2")
     backend = await street.backend("#")
     device = await street.device(one, version, will="devices/cam-1/up/gone")
     other = await street.device(two, version)
-    await revocation.revoke(street.house.registry, "cam-1", act=Act("operator", now()))
+    await revocation.revoke(street.harness.registry, "cam-1", act=Act("operator", now()))
     code = await device.got(device.disconnected)
     assert code == (0x98 if version == V5 else 0x80)
     again = Paho("cam-1", version)
-    assert await again.connect("127.0.0.1", await street.house.door(one)) >= 0x80
-    await street.house.count("mqtt.purge.ok")
+    assert await again.connect("127.0.0.1", await street.harness.door(one)) >= 0x80
+    await street.harness.count("mqtt.purge.ok")
     await other.publish("devices/cam-2/up/t", b"last")
     assert await backend.message() == ("devices/cam-2/up/t", b"last")
     await again.close()
@@ -145,7 +156,7 @@ async def test_a_revoked_device_is_cut_off_and_leaves_no_will(street: Street, ve
 
 @VERSIONS
 async def test_shared_subscriptions_share(street: Street, version: int) -> None:
-    held = await populate(street.house.registry, "cam-1", "cam-2")
+    held = await populate(street.harness.registry, "cam-1", "cam-2")
     devices = [await street.device(one, version) for one in held]
     for device in devices:
         assert await device.subscribe("$share/g/news/x") == [1]
@@ -158,11 +169,11 @@ async def test_shared_subscriptions_share(street: Street, version: int) -> None:
 
 @VERSIONS
 async def test_messages_wait_for_a_device_that_is_away(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     first = await street.device(cam, version, clean=False)
     await first.subscribe("devices/cam-1/down/#")
     await first.close()
-    await street.house.count("mqtt.session.client-disconnected")
+    await street.harness.count("mqtt.session.client-disconnected")
     backend = await street.backend()
     for n in range(30):
         await backend.publish("devices/cam-1/down/t", str(n).encode())
@@ -172,7 +183,7 @@ async def test_messages_wait_for_a_device_that_is_away(street: Street, version: 
 
 @VERSIONS
 async def test_huge_payloads(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend("devices/+/up/#")
     device = await street.device(cam, version)
     await device.subscribe("devices/cam-1/down/#")
@@ -184,7 +195,7 @@ async def test_huge_payloads(street: Street, version: int) -> None:
 
 
 async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend()
     slow = await raw_session(street, cam)
     slow.transport.pause_reading()
@@ -193,7 +204,7 @@ async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> Non
         backend.client.publish("devices/cam-1/down/t", n.to_bytes(2, "big") + payload, 1)
     for _ in range(400):
         await backend.got(backend.pubacks)
-    (session,) = street.house.gateway._table
+    (session,) = street.harness.gateway._table
     assert session._device is not None
     assert session._device._transport.get_write_buffer_size() < 1_000_000
     slow.transport.resume_reading()
@@ -206,7 +217,7 @@ async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> Non
 
 async def raw_session(street: Street, cam: Credential) -> Wire:
     """A session that has subscribed to its downlink with QoS 1."""
-    wire = await street.house.dial(cam)
+    wire = await street.harness.dial(cam)
     wire.send(encode_connect(Connect(V311, cam.holder)))
     wire.send(encode_subscribe(Subscribe(1, (Subscription(f"devices/{cam.holder}/down/#", 1),)), V311))
     assert (await wire.packet()).type is PacketType.CONNACK
@@ -215,15 +226,15 @@ async def raw_session(street: Street, cam: Credential) -> Wire:
 
 
 async def test_a_wider_model_reaches_the_second_wall_too(street: Street) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend("#")
     device = await street.device(cam, V5)
     assert await device.publish("extra/cam-1", b"no") == 0x87
     model = SetModel(type(MODEL)(MODEL.name, publish=("extra/{id}",), subscribe=("more/{model}/#",)))
-    await street.house.registry.commit(
+    await street.harness.registry.commit(
         Change(operator("model.set"), (model,), (Event(EventKind.MODEL_CHANGED, MODEL.name),))
     )
-    await street.house.count("mqtt.model.applied")
+    await street.harness.count("mqtt.model.applied")
     assert await device.publish("extra/cam-1", b"yes") in (0, 0x10)
     assert await backend.message() == ("extra/cam-1", b"yes")
     assert await device.subscribe("more/cam2/#") == [1]
@@ -235,7 +246,7 @@ async def test_a_model_that_is_new_to_a_running_broker(street: Street) -> None:
     fresh = type(MODEL)("lock", publish=("locks/{id}/up",), subscribe=())
     held = credential("lock-1")
     device = AddDevice(Device(DeviceId("lock-1"), "lock", DeviceState.ACTIVE, now()))
-    await street.house.registry.commit(Change(operator("add"), (AddModel(fresh), device, AddCredential(held))))
+    await street.harness.registry.commit(Change(operator("add"), (AddModel(fresh), device, AddCredential(held))))
     backend = await street.backend("#")
     assert await (await street.device(held, V5)).publish("locks/lock-1/up", b"x") in (0, 0x10)
     assert await backend.message() == ("locks/lock-1/up", b"x")
@@ -256,7 +267,7 @@ async def test_the_second_wall_holds_by_itself(street: Street) -> None:
 
 
 async def test_a_broker_that_dies_comes_back(street: Street) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     device = await street.device(cam, V5)
     process = street.broker.child._process
     assert process is not None
@@ -268,34 +279,34 @@ async def test_a_broker_that_dies_comes_back(street: Street) -> None:
 
 
 async def test_garbage_after_connect_ends_one_session_only(street: Street) -> None:
-    bad, good = await populate(street.house.registry, "cam-1", "cam-2")
+    bad, good = await populate(street.harness.registry, "cam-1", "cam-2")
     device = await street.device(good, V5)
     for garbage in (b"\x00", b"\x30\xff\xff\xff\xff", b"\x82\x02\x00\x01", b"\x36\x00", b"\x10\x00", b"\xf0\x00"):
         wire = await raw_session(street, bad)
         wire.send(garbage)
         await wire.until_closed()
     assert await device.publish("devices/cam-2/up/t", b"x") in (0, 0x10)
-    await asyncio.wait_for(until(lambda: street.house.gateway.sessions == 1), PATIENCE)
+    await asyncio.wait_for(until(lambda: street.harness.gateway.sessions == 1), PATIENCE)
 
 
 @VERSIONS
 async def test_retained_messages_are_a_right_of_their_own(street: Street, version: int) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
-    await street.house.set_model(retain=False)
-    await street.house.count("mqtt.model.applied")
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    await street.harness.set_model(retain=False)
+    await street.harness.count("mqtt.model.applied")
     backend = await street.backend("devices/+/up/#")
-    wire, connack = await street.house.connect(cam, version)
+    wire, connack = await street.harness.connect(cam, version)
     assert ((Property.RETAIN_AVAILABLE, 0) in connack.properties) == (version == V5)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", b"kept", 1, 7, retain=True), version))
     if version == V5:
         assert (await wire.packet()).encode() == acks.acknowledge(acks.PUBACK, 7, V5, Reason.NOT_AUTHORIZED)
     else:
         await wire.until_closed()
-        wire, _ = await street.house.connect(cam, version)
+        wire, _ = await street.harness.connect(cam, version)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", b"plain", 1, 8), version))
     assert await backend.message() == ("devices/cam-1/up/t", b"plain")
     will = Will("devices/cam-1/up/gone", b"", retain=True)
-    _, refused = await street.house.connect(cam, version, will=will)
+    _, refused = await street.harness.connect(cam, version, will=will)
     assert refused.code == (Reason.RETAIN_NOT_SUPPORTED if version == V5 else 5)
 
 
@@ -304,7 +315,7 @@ async def test_a_device_that_does_not_read_is_given_up(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
         stack.push_async_callback(broker.close)
-        built = await stack.enter_async_context(house(tmp_path, broker, limits=Limits(stuck_seconds_max=0.2)))
+        built = await stack.enter_async_context(open_gateway(tmp_path, broker, limits=Limits(stuck_seconds_max=0.2)))
         street = Street(built, broker, stack)
         (cam,) = await populate(built.registry, "cam-1")
         backend = await street.backend()
@@ -316,8 +327,8 @@ async def test_a_device_that_does_not_read_is_given_up(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_answered_before_connack(street: Street) -> None:
-    (cam,) = await populate(street.house.registry, "cam-1")
-    wire = await street.house.dial(cam)
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    wire = await street.harness.dial(cam)
     asked = encode_subscribe(Subscribe(1, (Subscription("#"),)), V5)
     wire.send(encode_connect(Connect(V5, "cam-1")) + asked)
     assert (await wire.packet()).type is PacketType.CONNACK
@@ -326,9 +337,9 @@ async def test_nothing_is_answered_before_connack(street: Street) -> None:
 
 async def test_a_delayed_will_does_not_outlive_the_session(street: Street) -> None:
     """It is published when the device vanishes, while it may still speak: a suspension later finds none waiting."""
-    (cam,) = await populate(street.house.registry, "cam-1")
+    (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend("devices/+/up/#")
-    wire = await street.house.dial(cam)
+    wire = await street.harness.dial(cam)
     will = Will("devices/cam-1/up/gone", b"gone", properties=((Property.WILL_DELAY_INTERVAL, 3600),))
     expiry = ((Property.SESSION_EXPIRY_INTERVAL, 7200),)
     wire.send(encode_connect(Connect(V5, "cam-1", will=will, properties=expiry)))
@@ -344,7 +355,7 @@ async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
         stack.push_async_callback(broker.close)
-        built = await stack.enter_async_context(house(tmp_path, broker))
+        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
         (cam,) = await populate(built.registry, "cam-1")
         device = await Street(built, broker, stack).device(cam, V311)
         for n in range(20):

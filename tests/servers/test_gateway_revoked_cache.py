@@ -13,7 +13,7 @@ from fleet.services.admission import Admission
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_house import credential, house, now, operator, populate, refused
+from tests.servers.gateway_fixtures import credential, now, open_gateway, operator, populate, refused
 
 
 class PutBack(SqliteRegistry):
@@ -32,7 +32,7 @@ class PutBack(SqliteRegistry):
 @pytest.mark.parametrize("by", ["device", "certificate"])
 async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by: str) -> None:
     registry = await PutBack.open(tmp_path / "registry.db")
-    async with house(tmp_path, registry=registry) as h:
+    async with open_gateway(tmp_path, registry=registry) as h:
         one, two = await populate(registry, "cam-1", "cam-2")
         live, _ = await h.live(one, V5)
         facts = {c.fingerprint: await registry.holder_facts(c.fingerprint) for c in (one, two)}

@@ -20,14 +20,14 @@ from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.servers.gateway_house import (
+from tests.servers.gateway_fixtures import (
     PATIENCE,
     FakeBroker,
-    House,
+    GatewayHarness,
     Wire,
     credential,
-    house,
     now,
+    open_gateway,
     operator,
     populate,
     refused,
@@ -43,7 +43,7 @@ VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
 @VERSIONS
 async def test_a_clean_disconnect_reaches_the_broker(tmp_path: Path, version: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam, version)
         wire.send(up("cam-1", version=version) + acks.disconnect(version))
@@ -54,7 +54,7 @@ async def test_a_clean_disconnect_reaches_the_broker(tmp_path: Path, version: in
 
 
 async def test_a_device_that_vanishes_leaves_its_will_to_the_broker(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam)
         wire.send(up("cam-1")[:-1])  # half a packet
@@ -65,7 +65,7 @@ async def test_a_device_that_vanishes_leaves_its_will_to_the_broker(tmp_path: Pa
 
 @pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN))])
 async def test_a_broker_that_goes_away(tmp_path: Path, version: int, last: bytes) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam, version)
         side.transport.close()
@@ -75,7 +75,7 @@ async def test_a_broker_that_goes_away(tmp_path: Path, version: int, last: bytes
 
 @pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SESSION_TAKEN_OVER))])
 async def test_a_newer_session_takes_over(tmp_path: Path, version: int, last: bytes) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam, version)
         newer, newer_side = await h.live(cam, version)
@@ -90,7 +90,7 @@ async def test_a_newer_session_takes_over(tmp_path: Path, version: int, last: by
 @pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION))])
 @pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
 async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: bytes, how: object) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         cam, other = await populate(h.registry, "cam-1", "cam-2")
         wire, side = await h.live(cam, version)
         bystander, bystander_side = await h.live(other, version)
@@ -107,7 +107,7 @@ async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: byte
 
 
 async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         await populate(h.registry, "cam-1")
         await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
         visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
@@ -119,7 +119,7 @@ async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> No
 
 
 async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
         gateway = Gateway(h.registry, h.broker, clock=now, purges=False)
         feed = asyncio.create_task(gateway.run())
@@ -127,7 +127,7 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
         await revocation.revoke(h.registry, one.holder, act=Act("operator", now()))
         await revocation.retire(h.registry, two.holder, act=Act("operator", now()))
         visited = set()
-        for _ in (one, two):  # by the house's own gateway
+        for _ in (one, two):  # by the harness's own gateway
             visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
             visited.add(decode_connect((await visit.packet()).body).client_id)
             visit.send(b"\x20\x02\x00\x00")
@@ -155,7 +155,7 @@ async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
 
 async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
     hurdle = asyncio.Event()
-    async with house(tmp_path, FakeBroker(hurdle=hurdle)) as h:
+    async with open_gateway(tmp_path, FakeBroker(hurdle=hurdle)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1")))
@@ -168,14 +168,14 @@ async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
         assert h.gateway.sessions == 0
 
 
-async def until_opening(h: House) -> None:
+async def until_opening(h: GatewayHarness) -> None:
     """Returns when the one session has been admitted and waits for its broker."""
     await until(lambda: any(session.admission for session in h.gateway._table))
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
 async def test_a_revocation_before_the_brokers_answer(tmp_path: Path, version: int, code: int) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(version, "cam-1", will=Will("all/cam2", b"x"))) + up("cam-1", version=version))
@@ -188,7 +188,7 @@ async def test_a_revocation_before_the_brokers_answer(tmp_path: Path, version: i
 
 
 async def test_connections_of_one_certificate_are_capped(tmp_path: Path) -> None:
-    async with house(tmp_path, limits=Limits(per_certificate_max=2)) as h:
+    async with open_gateway(tmp_path, limits=Limits(per_certificate_max=2)) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
         first, _ = await h.dial(one), await h.dial(one)
         assert await (await h.dial(one)).until_closed() == []
@@ -200,7 +200,7 @@ async def test_connections_of_one_certificate_are_capped(tmp_path: Path) -> None
 
 
 async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         newer = credential("cam-1", CredentialState.ISSUED)
         await h.registry.commit(Change(operator("issue"), (AddCredential(newer),)))
@@ -222,7 +222,7 @@ async def test_a_session_ends_with_its_certificate(
 ) -> None:
     monkeypatch.setattr(session_module, "EXPIRY_CHECK_SECONDS_MAX", 0.05)
     jump = timedelta()
-    async with house(tmp_path, clock=lambda: now() + jump) as h:
+    async with open_gateway(tmp_path, clock=lambda: now() + jump) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam, version)
         wire.send(up("cam-1", version=version))
@@ -238,7 +238,7 @@ async def test_a_session_ends_with_its_certificate(
 
 
 async def test_a_narrower_model_ends_the_sessions_that_hold_too_much(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         one, two, three = await populate(h.registry, "cam-1", "cam-2", "cam-3")
         holder, holder_side = await h.live(one, V5)
         holder.send(encode_subscribe(Subscribe(1, (Subscription("news/x"),)), V5))
@@ -257,7 +257,7 @@ async def test_a_narrower_model_ends_the_sessions_that_hold_too_much(tmp_path: P
 
 
 async def test_a_wider_model_holds_at_once(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam, V5)
         packet = encode_publish(Publish("extra/cam-1", b"", 1, 1), V5)
@@ -271,7 +271,7 @@ async def test_a_wider_model_holds_at_once(tmp_path: Path) -> None:
 
 async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> None:
     hurdle = asyncio.Event()
-    async with house(tmp_path, FakeBroker(hurdle=hurdle)) as h:
+    async with open_gateway(tmp_path, FakeBroker(hurdle=hurdle)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1")))
@@ -291,7 +291,7 @@ async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> Non
 
 
 async def test_a_device_that_does_not_read_stops_the_broker(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam)
         wire.transport.pause_reading()
@@ -305,7 +305,7 @@ async def test_a_device_that_does_not_read_stops_the_broker(tmp_path: Path) -> N
 
 
 async def test_a_broker_that_does_not_read_stops_the_device(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, side = await h.live(cam)
         side.transport.pause_reading()
@@ -331,7 +331,7 @@ async def until_clogged(sender: Wire, message: bytes) -> None:
 
 
 async def test_a_device_that_asks_and_does_not_read_the_answers(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
         wire, _ = await h.live(cam, V5)
         wire.transport.pause_reading()
@@ -343,7 +343,7 @@ async def test_a_device_that_asks_and_does_not_read_the_answers(tmp_path: Path) 
 
 
 async def test_close_tells_everybody(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
+    async with open_gateway(tmp_path) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
         new, _ = await h.live(one, V5)
         waiting = await h.dial(two)

@@ -20,7 +20,17 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, decode_connect, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
-from tests.servers.gateway_house import MODEL, PATIENCE, House, Wire, credential, house, now, operator, until
+from tests.servers.gateway_fixtures import (
+    MODEL,
+    PATIENCE,
+    GatewayHarness,
+    Wire,
+    credential,
+    now,
+    open_gateway,
+    operator,
+    until,
+)
 from tests.servers.paho_client import Paho
 from tests.tls.stage import CLIENT_AUTH, Pair, Pki, issue, pki
 
@@ -29,7 +39,7 @@ from tests.tls.stage import CLIENT_AUTH, Pair, Pki, issue, pki
 class Street:
     """A gateway behind TLS, and two devices' certificates in `path`."""
 
-    house: House
+    harness: GatewayHarness
     listener: Listener
     path: Path
     pki: Pki
@@ -55,7 +65,7 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
     pairs["foreign"] = issue("cam-1", made.foreign_root, usages=[CLIENT_AUTH])
     for name, pair in pairs.items():
         pair.write(tmp_path / name, made.issuing)
-    async with house(tmp_path) as built:
+    async with open_gateway(tmp_path) as built:
         await built.registry.commit(
             Change(operator("x"), (AddModel(MODEL), *known("cam-1", pairs), *known("cam-2", pairs)))
         )
@@ -81,7 +91,7 @@ def known(name: str, pairs: dict[str, Pair]) -> tuple[AddDevice, AddCredential]:
 async def test_the_certificate_says_who_it_is(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V311, "cam-1", username="cam-2", password=b"x")))
-    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
     connect = decode_connect((await side.packet()).body)
     assert (connect.client_id, connect.username, connect.password) == ("cam-1", "cam-1", None)
     side.send(b"\x20\x02\x00\x00")
@@ -105,18 +115,18 @@ async def test_no_certificate_of_ours_no_word(street: Street, name: str | None) 
         wire = await street.dial(name)
         wire.send(encode_connect(Connect(V311, "cam-1")))
         await wire.packet()
-    assert street.house.gateway.sessions == 0
+    assert street.harness.gateway.sessions == 0
 
 
 async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V5, "cam-1")))
-    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
     await side.packet()
     side.send(b"\x20\x03\x00\x00\x00")
     await wire.packet()
     wire.raw.clear()
-    await revocation.revoke(street.house.registry, "cam-1", act=Act("operator", now()))
+    await revocation.revoke(street.harness.registry, "cam-1", act=Act("operator", now()))
     await wire.until_closed()
     assert wire.raw == acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION)
 
@@ -124,7 +134,7 @@ async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
 async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V311, "cam-1")))
-    side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
     await side.packet()
     side.send(b"\x20\x02\x00\x00")
     await wire.packet()
@@ -132,7 +142,7 @@ async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> No
     message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
     for _ in range(300):
         side.send(message)
-    (session,) = street.house.gateway._table
+    (session,) = street.harness.gateway._table
     assert session._device is not None
     device, broker = session._device, session._broker
     await until(lambda: device.clogged)
@@ -148,7 +158,7 @@ async def test_paho_on_mutual_tls(street: Street, version: int) -> None:
     client.client.tls_set_context(street.context("cam-2"))
 
     async def broker() -> None:
-        side = await asyncio.wait_for(street.house.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
         await side.packet()
         side.send(b"\x20\x03\x00\x00\x00" if version == V5 else b"\x20\x02\x00\x00")
         publish = await side.packet()

@@ -23,14 +23,14 @@ from fleet.services import approvals
 from fleet.services.credentials import strangers_may_ask
 from fleet.services.enrollment import enroll
 from fleet.storage.sqlite.registry import SqliteRegistry
-from tests.services.test_enrollment import NOW, STRANGER, House, request_for, token_text
+from tests.services.test_enrollment import NOW, STRANGER, EnrollmentHarness, request_for, token_text
 
 OPEN = ModelRules(admission=AdmissionRules((AdmissionPath.TOKEN, AdmissionPath.APPROVAL)))
 LIMITS = WaitingLimits(requests_max=4, per_model_max=3, per_address_max=2)
 MINUTE = timedelta(minutes=1)
 
 
-class Waiting(House):
+class ApprovalHarness(EnrollmentHarness):
     async def ask(
         self, name: str = "new-1", key: str = "k1", label: str | None = "open", peer: Peer = STRANGER
     ) -> Credential:
@@ -63,236 +63,238 @@ class Waiting(House):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[Waiting]:
+async def authority(tmp_path: Path) -> AsyncIterator[ApprovalHarness]:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
-    house = Waiting(registry, LocalIssuer(*create_issuing("Acme", *create_root("Acme", NOW), NOW)))
+    authority = ApprovalHarness(registry, LocalIssuer(*create_issuing("Acme", *create_root("Acme", NOW), NOW)))
     known = Device(DeviceId("cam-1"), "open", DeviceState.REGISTERED, NOW)
-    await house.write(AddModel(Model("closed")), AddModel(Model("open", rules=OPEN)), AddDevice(known))
-    yield house
+    await authority.write(AddModel(Model("closed")), AddModel(Model("open", rules=OPEN)), AddDevice(known))
+    yield authority
     await registry.close()
 
 
-async def test_asked_approved_and_issued_once(house: Waiting) -> None:
-    told = await house.told()
+async def test_asked_approved_and_issued_once(authority: ApprovalHarness) -> None:
+    told = await authority.told()
     assert isinstance(told, Pending)
-    request = await house.only()
+    request = await authority.only()
     assert (request.device_id, request.model, request.state) == ("new-1", "open", RequestState.PENDING)
     assert request.facts == "CN=new-1"
     assert request.id in told.message
     assert request.fingerprint in told.message
-    assert await house.registry.device("new-1") is None  # it reserves nothing
-    await house.approve(request)
-    credential = await house.ask()
+    assert await authority.registry.device("new-1") is None  # it reserves nothing
+    await authority.approve(request)
+    credential = await authority.ask()
     assert (credential.holder, credential.key_sha256) == ("new-1", request.key_sha256)
     assert credential.grant == f"request {request.id}"
-    device = await house.registry.device("new-1")
+    device = await authority.registry.device("new-1")
     assert device is not None
     assert (device.model, device.state) == ("open", DeviceState.ACTIVE)
-    assert (await house.only()).state is RequestState.ISSUED
-    assert await house.ask() == credential  # the answer was lost
-    assert len(await house.registry.credentials("new-1")) == 1
-    assert await house.audited() == [
+    assert (await authority.only()).state is RequestState.ISSUED
+    assert await authority.ask() == credential  # the answer was lost
+    assert len(await authority.registry.credentials("new-1")) == 1
+    assert await authority.audited() == [
         ("nobody", "device.enroll", "approval-pending"),
         ("operator ann", "request.approve", "ok"),
         (f"request {request.id}", "device.enroll", "ok"),
         (f"request {request.id}", "device.enroll", "ok"),
     ]
-    events = await house.events()
+    events = await authority.events()
     assert (EventKind.REQUEST_PENDING, request.id, "new-1") in events
     assert (EventKind.REQUEST_DECIDED, request.id, "approved") in events
 
 
-async def test_a_hundred_who_come_for_it_at_once_get_one_certificate(house: Waiting) -> None:
-    await house.told()
-    await house.approve(await house.only())
-    got = await asyncio.gather(*(house.ask() for _ in range(100)), return_exceptions=True)
+async def test_a_hundred_who_come_for_it_at_once_get_one_certificate(authority: ApprovalHarness) -> None:
+    await authority.told()
+    await authority.approve(await authority.only())
+    got = await asyncio.gather(*(authority.ask() for _ in range(100)), return_exceptions=True)
     serials = {each.serial for each in got if isinstance(each, Credential)}
     assert len(serials) == 1
     assert {type(each) for each in got} == {Credential}
-    assert len(await house.registry.credentials("new-1")) == 1
+    assert len(await authority.registry.credentials("new-1")) == 1
 
 
-async def test_once_it_was_used_the_request_earns_nothing_more(house: Waiting) -> None:
-    await house.told()
-    await house.approve(await house.only())
-    first = await house.ask()
-    await house.write(MarkUsed(first.fingerprint))
-    assert await house.code() == "request-used-up"
+async def test_once_it_was_used_the_request_earns_nothing_more(authority: ApprovalHarness) -> None:
+    await authority.told()
+    await authority.approve(await authority.only())
+    first = await authority.ask()
+    await authority.write(MarkUsed(first.fingerprint))
+    assert await authority.code() == "request-used-up"
 
 
-async def test_a_registered_device_asks_for_its_own_model(house: Waiting) -> None:
-    assert await house.code("cam-1", label=None) == "approval-pending"
-    assert (await house.only()).model == "open"
-    await house.approve(await house.only())
-    assert (await house.ask("cam-1", label=None)).holder == "cam-1"
-    assert await house.code("cam-1", "k2", label="closed") == "not-your-model"
+async def test_a_registered_device_asks_for_its_own_model(authority: ApprovalHarness) -> None:
+    assert await authority.code("cam-1", label=None) == "approval-pending"
+    assert (await authority.only()).model == "open"
+    await authority.approve(await authority.only())
+    assert (await authority.ask("cam-1", label=None)).holder == "cam-1"
+    assert await authority.code("cam-1", "k2", label="closed") == "not-your-model"
 
 
 @pytest.mark.parametrize(("name", "label"), [("new-1", None), ("new-1", "closed"), ("new-1", "none-such")])
-async def test_where_nobody_may_wait_it_is_as_ever(house: Waiting, name: str, label: str | None) -> None:
-    told = await house.told(name, label=label)
+async def test_where_nobody_may_wait_it_is_as_ever(authority: ApprovalHarness, name: str, label: str | None) -> None:
+    told = await authority.told(name, label=label)
     assert isinstance(told, Unauthenticated)
     assert told.code == "no-credentials"
-    assert await house.registry.requests(now=NOW) == []
+    assert await authority.registry.requests(now=NOW) == []
 
 
-async def test_who_shows_something_does_not_wait(house: Waiting) -> None:
+async def test_who_shows_something_does_not_wait(authority: ApprovalHarness) -> None:
     with pytest.raises(Unauthenticated, match="token"):
-        await enroll(house.registry, house.issuer, STRANGER, token_text("none"), request_for("new-1"), "open", NOW)
-    await house.told("cam-1", "k1", label=None)
-    await house.approve(await house.only())
-    own = await house.ask("cam-1", "k1", label=None)
+        await enroll(
+            authority.registry, authority.issuer, STRANGER, token_text("none"), request_for("new-1"), "open", NOW
+        )
+    await authority.told("cam-1", "k1", label=None)
+    await authority.approve(await authority.only())
+    own = await authority.ask("cam-1", "k1", label=None)
     peer = Peer(address="192.0.2.8", certificate_der=own.der, fingerprint=own.fingerprint)
-    assert await house.code("new-1", "k2", peer=peer) == "use-reenroll"
-    assert [r.device_id for r in await house.registry.requests(now=NOW)] == ["cam-1"]
+    assert await authority.code("new-1", "k2", peer=peer) == "use-reenroll"
+    assert [r.device_id for r in await authority.registry.requests(now=NOW)] == ["cam-1"]
 
 
-async def test_what_would_be_refused_anyway_is_never_put_to_an_operator(house: Waiting) -> None:
+async def test_what_would_be_refused_anyway_is_never_put_to_an_operator(authority: ApprovalHarness) -> None:
     bad_key = replace(request_for("new-1", "k1"), key_type="RSA-1024")
     with pytest.raises(FleetError) as caught:
-        await enroll(house.registry, house.issuer, STRANGER, None, bad_key, "open", NOW)
+        await enroll(authority.registry, authority.issuer, STRANGER, None, bad_key, "open", NOW)
     assert caught.value.code == "key-not-allowed"
-    await house.told()
-    await house.approve(await house.only())
-    await house.ask()
-    assert await house.code("new-2", "k1") == "key-in-use"
-    assert await house.code("new-1", "k2") == "already-enrolled"  # another key after the name of an enrolled device
-    assert len(await house.registry.requests(now=NOW)) == 1
+    await authority.told()
+    await authority.approve(await authority.only())
+    await authority.ask()
+    assert await authority.code("new-2", "k1") == "key-in-use"
+    assert await authority.code("new-1", "k2") == "already-enrolled"  # another key after the name of an enrolled device
+    assert len(await authority.registry.requests(now=NOW)) == 1
 
 
-async def test_denied(house: Waiting) -> None:
-    await house.told()
-    request = await house.only()
-    decided = await approvals.deny(house.registry, request.id, act=house.act, reason="not ours")
+async def test_denied(authority: ApprovalHarness) -> None:
+    await authority.told()
+    request = await authority.only()
+    decided = await approvals.deny(authority.registry, request.id, act=authority.act, reason="not ours")
     assert (decided.state, decided.reason, decided.decided_by) == (RequestState.DENIED, "not ours", "operator ann")
-    assert decided == await house.only()
-    told = await house.told()
+    assert decided == await authority.only()
+    told = await authority.told()
     assert isinstance(told, Refused)
     assert (told.code, told.message) == ("request-denied", "An operator has denied this request.")
     for _ in range(20):  # and again, which fills no more rows
-        await house.code()
-    rows = [row for row in await house.audited() if row[2] == "request-denied"]
+        await authority.code()
+    rows = [row for row in await authority.audited() if row[2] == "request-denied"]
     assert rows == [(f"request {request.id}", "device.enroll", "request-denied")]
-    house.now += timedelta(days=7)
-    assert await house.code() == "approval-pending"  # forgotten by then
+    authority.now += timedelta(days=7)
+    assert await authority.code() == "approval-pending"  # forgotten by then
 
 
-async def test_an_approval_is_taken_back(house: Waiting) -> None:
-    await house.told()
-    await house.approve(await house.only())
-    await approvals.deny(house.registry, (await house.only()).id, act=house.act)
-    assert await house.code() == "request-denied"
+async def test_an_approval_is_taken_back(authority: ApprovalHarness) -> None:
+    await authority.told()
+    await authority.approve(await authority.only())
+    await approvals.deny(authority.registry, (await authority.only()).id, act=authority.act)
+    assert await authority.code() == "request-denied"
 
 
-async def test_an_approval_that_nobody_comes_for_ends(house: Waiting) -> None:
-    await house.told()
-    await house.approve(await house.only())
-    house.now += timedelta(days=7)
-    assert await house.code() == "approval-pending"
+async def test_an_approval_that_nobody_comes_for_ends(authority: ApprovalHarness) -> None:
+    await authority.told()
+    await authority.approve(await authority.only())
+    authority.now += timedelta(days=7)
+    assert await authority.code() == "approval-pending"
 
 
-async def test_two_keys_for_one_name_are_two_requests(house: Waiting) -> None:
-    assert await house.code(key="k1") == "approval-pending"
-    mine = await house.only()
-    assert await house.code(key="k2") == "approval-pending"
-    await house.approve(mine)
-    assert await house.code(key="k2") == "request-denied"
-    assert (await house.ask(key="k1")).key_sha256 == mine.key_sha256
+async def test_two_keys_for_one_name_are_two_requests(authority: ApprovalHarness) -> None:
+    assert await authority.code(key="k1") == "approval-pending"
+    mine = await authority.only()
+    assert await authority.code(key="k2") == "approval-pending"
+    await authority.approve(mine)
+    assert await authority.code(key="k2") == "request-denied"
+    assert (await authority.ask(key="k1")).key_sha256 == mine.key_sha256
 
 
-async def test_another_model_than_the_one_that_was_asked_for(house: Waiting) -> None:
-    await house.write(AddModel(Model("other", rules=OPEN)))
-    await house.told()
-    await house.approve(await house.only())
-    assert await house.code(label="other") == "not-your-model"
-    await house.write(SetModel(Model("open")))
-    assert await house.code() == "no-credentials"  # the model has been closed to approval meanwhile
+async def test_another_model_than_the_one_that_was_asked_for(authority: ApprovalHarness) -> None:
+    await authority.write(AddModel(Model("other", rules=OPEN)))
+    await authority.told()
+    await authority.approve(await authority.only())
+    assert await authority.code(label="other") == "not-your-model"
+    await authority.write(SetModel(Model("open")))
+    assert await authority.code() == "no-credentials"  # the model has been closed to approval meanwhile
 
 
-async def test_who_asks_again_is_counted_and_fills_no_audit(house: Waiting) -> None:
+async def test_who_asks_again_is_counted_and_fills_no_audit(authority: ApprovalHarness) -> None:
     for _ in range(50):
-        assert await house.code() == "approval-pending"
-    assert (await house.only()).asked == 2
-    house.now += MINUTE
-    await house.code()
-    found = await house.only()
-    assert (found.asked, found.last_seen) == (51, house.now)
-    assert [row for row in await house.audited() if row[2] == "approval-pending"] == [
+        assert await authority.code() == "approval-pending"
+    assert (await authority.only()).asked == 2
+    authority.now += MINUTE
+    await authority.code()
+    found = await authority.only()
+    assert (found.asked, found.last_seen) == (51, authority.now)
+    assert [row for row in await authority.audited() if row[2] == "approval-pending"] == [
         ("nobody", "device.enroll", "approval-pending"),
         (f"request {found.id}", "device.enroll", "approval-pending"),
         (f"request {found.id}", "device.enroll", "approval-pending"),
     ]
 
 
-async def test_no_more_wait_than_there_is_room_for(house: Waiting) -> None:
-    assert await house.code("d1") == await house.code("d2", "k2") == "approval-pending"
-    told = await house.told("d3", "k3")
+async def test_no_more_wait_than_there_is_room_for(authority: ApprovalHarness) -> None:
+    assert await authority.code("d1") == await authority.code("d2", "k2") == "approval-pending"
+    told = await authority.told("d3", "k3")
     assert isinstance(told, TooMany)
     assert (told.code, told.retry_after_seconds) == ("too-many-requests", approvals.NO_ROOM_SECONDS)
     elsewhere = Peer(address="2001:db8::1")
-    assert await house.code("d3", "k3", peer=elsewhere) == "approval-pending"
-    assert await house.code("d4", "k4", peer=Peer(address="2001:db8::2")) == "too-many-requests"  # of the model
+    assert await authority.code("d3", "k3", peer=elsewhere) == "approval-pending"
+    assert await authority.code("d4", "k4", peer=Peer(address="2001:db8::2")) == "too-many-requests"  # of the model
     for n in range(20):
-        assert await house.code(f"x{n}", f"x{n}") == "too-many-requests"
-    refused = [row for row in await house.audited() if row[2] == "too-many-requests"]
+        assert await authority.code(f"x{n}", f"x{n}") == "too-many-requests"
+    refused = [row for row in await authority.audited() if row[2] == "too-many-requests"]
     assert len(refused) == 2  # one for each network, however many keys were made
-    assert len(await house.registry.requests(now=NOW)) == 3
+    assert len(await authority.registry.requests(now=NOW)) == 3
 
 
-async def test_one_subscriber_of_ipv6_is_one_address(house: Waiting) -> None:
-    codes = [await house.code(f"d{n}", f"k{n}", peer=Peer(address=f"2001:db8::{n}")) for n in range(3)]
+async def test_one_subscriber_of_ipv6_is_one_address(authority: ApprovalHarness) -> None:
+    codes = [await authority.code(f"d{n}", f"k{n}", peer=Peer(address=f"2001:db8::{n}")) for n in range(3)]
     assert codes == ["approval-pending", "approval-pending", "too-many-requests"]
 
 
-async def test_decisions_that_cannot_be_made(house: Waiting) -> None:
-    await house.told()
-    request = await house.only()
+async def test_decisions_that_cannot_be_made(authority: ApprovalHarness) -> None:
+    await authority.told()
+    request = await authority.only()
 
     async def code(decide: object, id_: str = request.id, **more: object) -> str:
         with pytest.raises(FleetError) as caught:
-            await decide(house.registry, id_, act=house.act, **more)  # type: ignore[operator]
+            await decide(authority.registry, id_, act=authority.act, **more)  # type: ignore[operator]
         return caught.value.code
 
     assert await code(approvals.approve, "0" * 16) == "no-such-request"
     assert await code(approvals.approve, reason="two\nlines") == "bad-reason"
     assert await code(approvals.approve, revision=7) == "changed-meanwhile"
-    await house.approve(request)
+    await authority.approve(request)
     assert await code(approvals.approve) == "request-approved"
-    await house.ask()
+    await authority.ask()
     assert await code(approvals.deny) == "request-issued"
-    house.now += timedelta(days=7)
+    authority.now += timedelta(days=7)
     assert await code(approvals.deny) == "no-such-request"
 
 
-async def test_what_a_csr_says_is_made_harmless(house: Waiting) -> None:
+async def test_what_a_csr_says_is_made_harmless(authority: ApprovalHarness) -> None:
     names = Names((("2.5.4.3", "new-1"), ("2.5.4.10", "A\x1b[31m\0\n" + "x" * 2000)), ("dns:a",))
     request = replace(request_for("new-1", "k1"), names=names)
     with pytest.raises(Pending):
-        await enroll(house.registry, house.issuer, STRANGER, None, request, "open", NOW)
-    facts = (await house.only()).facts
+        await enroll(authority.registry, authority.issuer, STRANGER, None, request, "open", NOW)
+    facts = (await authority.only()).facts
     assert facts.startswith("CN=new-1, O=A?[31m??xxx")
     assert facts.isprintable()
     assert len(facts) == 1001
 
 
-async def test_strangers_are_heard_only_where_a_model_lets_them(house: Waiting) -> None:
+async def test_strangers_are_heard_only_where_a_model_lets_them(authority: ApprovalHarness) -> None:
     async def may_ask(label: str | None) -> bool:
-        return await strangers_may_ask(house.registry, label, house.now)
+        return await strangers_may_ask(authority.registry, label, authority.now)
 
     assert await may_ask(None)
     assert await may_ask("open")
     assert not await may_ask("closed")
     assert not await may_ask("none-such")
-    await house.write(SetModel(Model("open")))
+    await authority.write(SetModel(Model("open")))
     assert not await may_ask("open")
     assert await may_ask(None)  # all models are looked through once a second
-    house.now += timedelta(seconds=1)
+    authority.now += timedelta(seconds=1)
     assert not await may_ask(None)
 
 
-async def test_the_pause_grows_with_the_age_and_is_spread(house: Waiting) -> None:
-    await house.told()
-    request = await house.only()
+async def test_the_pause_grows_with_the_age_and_is_spread(authority: ApprovalHarness) -> None:
+    await authority.told()
+    request = await authority.only()
 
     def pauses(age: timedelta, first: int = 30) -> list[int]:
         each = (replace(request, id=f"{n:016x}") for n in range(200))

@@ -72,7 +72,7 @@ class TestEnding:
 
 class TestFilters:
     @pytest.fixture
-    async def fleet(self, registry: Registry) -> Registry:
+    async def filled(self, registry: Registry) -> Registry:
         """Ten devices in no order; the even ones of lot L0, every third in the group pilot."""
         await registry.commit(change(AddModel(Model("b"))))
         for n in (3, 0, 9, 1, 8, 2, 7, 4, 6, 5):
@@ -102,14 +102,14 @@ class TestFilters:
             (DeviceFilter(expires_before=NOW), ""),
         ],
     )
-    async def test_each_finds_its_own_in_order(self, fleet: Registry, where: DeviceFilter, ids: str) -> None:
-        assert await pages(fleet, where) == ids
-        assert await pages(fleet, where, limit=99) == ids
+    async def test_each_finds_its_own_in_order(self, filled: Registry, where: DeviceFilter, ids: str) -> None:
+        assert await pages(filled, where) == ids
+        assert await pages(filled, where, limit=99) == ids
 
-    async def test_who_is_out_for_good_does_not_expire(self, fleet: Registry) -> None:
+    async def test_who_is_out_for_good_does_not_expire(self, filled: Registry) -> None:
         move = MoveDevice(DeviceId("d9"), frozenset({DeviceState.SUSPENDED}), DeviceState.REVOKED)
-        await fleet.commit(change(move))
-        assert await pages(fleet, DeviceFilter(expires_before=NOW + DAY * 4)) == "d8 d7"
+        await filled.commit(change(move))
+        assert await pages(filled, DeviceFilter(expires_before=NOW + DAY * 4)) == "d8 d7"
 
     async def test_devices_of_one_instant_are_paged_by_id(self, registry: Registry) -> None:
         for n in range(5):

@@ -28,8 +28,8 @@ from fleet.tls.listener import Listener
 from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import PacketReader
-from tests.servers.est_house import House, Identity, basic, csr_for
-from tests.servers.gateway_house import BrokerSide, FakeBroker
+from tests.servers.est_fixtures import EstHarness, Identity, basic, csr_for
+from tests.servers.gateway_fixtures import BrokerSide, FakeBroker
 
 ANY = Address("127.0.0.1", 0)
 MODELS = {"cam": "", "a-cam": "a", "a-pump": "a", "b-cam": "b"}
@@ -41,7 +41,7 @@ class Door:
 
 
 @dataclass
-class Tenants(House):
+class TenantsHarness(EstHarness):
     """The fleet `Fleet`, with a model for itself, two for tenant a and one for tenant b."""
 
     home: Home = field(default_factory=lambda: Home(Path()))
@@ -73,7 +73,7 @@ class Tenants(House):
         """The CONNACK's code, 0 for a welcome; and, then, the stream that stays open."""
         try:
             reader, writer = await self.connect(identity, "mqtt")
-            self.writers.append(writer)  # it lives as long as the house
+            self.writers.append(writer)  # it lives as long as the server
             writer.write(encode_connect(Connect(V5, client_id)))
             packets = PacketReader()
             async with asyncio.timeout(20):
@@ -107,7 +107,7 @@ async def _greet(side: BrokerSide) -> None:
 
 
 @asynccontextmanager
-async def open_tenants(folder: Path) -> AsyncIterator[Tenants]:
+async def open_tenants(folder: Path) -> AsyncIterator[TenantsHarness]:
     now = datetime.now(UTC)
     settings = Settings(name="Fleet", est=ANY, mqtt=ANY, http=ANY)
     home = await create_home(folder / "home", settings, now)
@@ -119,7 +119,7 @@ async def open_tenants(folder: Path) -> AsyncIterator[Tenants]:
         for model, tenant in MODELS.items():
             rules = ModelRules(tenant=tenant)
             await inventory.add_model(registry, Model(model, rules=rules), act=Act("test", now), tenants={"a", "b"})
-        house = Tenants(
+        tenants = TenantsHarness(
             registry=cast(SqliteRegistry, registry),
             issuer=load_issuer(home),
             root=(certificate_in(home.root_certificate), load_key(home.root_key)),
@@ -128,13 +128,13 @@ async def open_tenants(folder: Path) -> AsyncIterator[Tenants]:
             operators_issuer=load_operators_issuer(home, now),
             home=home,
         )
-        house.ca_file.write_bytes(house.root[0].public_bytes(Encoding.PEM))
-        async with working(home, settings, registry, Welcoming(), clock=house.clock) as worker:
-            house.worker = worker
+        tenants.ca_file.write_bytes(tenants.root[0].public_bytes(Encoding.PEM))
+        async with working(home, settings, registry, Welcoming(), clock=tenants.clock) as worker:
+            tenants.worker = worker
             for door in ("est", "mqtt", "http"):
                 port = urlsplit(getattr(worker.endpoints, door)).port
-                house.listeners[door] = cast(Listener, Door(port or 0))
-            yield house
+                tenants.listeners[door] = cast(Listener, Door(port or 0))
+            yield tenants
     finally:
         await registry.close()
 

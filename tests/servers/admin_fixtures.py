@@ -1,4 +1,4 @@
-"""A house with something of everything in it, and clients of every kind to call its admin API."""
+"""An admin server with something of everything in it, and clients of every kind to call its admin API."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
 from fleet.domain.changes import AddRequest, AuditEntry, Change, Event, EventKind
 from fleet.domain.device import DeviceId
 from fleet.services.operators import revoke_operator
-from tests.servers.est_house import Answer, House, Identity, KeptAlive, Key, csr_for, open_house
+from tests.servers.est_fixtures import Answer, EstHarness, Identity, KeptAlive, Key, csr_for, open_est
 
 LIFE = timedelta(minutes=5)
 
@@ -25,8 +25,8 @@ LIFE = timedelta(minutes=5)
 class Client:
     """Calls the admin API as one holder, on one connection."""
 
-    def __init__(self, house: House, identity: Identity | None) -> None:
-        self._connection = KeptAlive(house, identity, "admin")
+    def __init__(self, est: EstHarness, identity: Identity | None) -> None:
+        self._connection = KeptAlive(est, identity, "admin")
 
     async def send(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
@@ -61,27 +61,27 @@ def csr_text(name: str, key: Key | None = None) -> str:
 
 
 @dataclass
-class AdminHouse:
+class AdminHarness:
     """Models cam and pump; devices cam-1 (enrolled), cam-2, pump-1; stations line-1 (cam), line-2 (pump);
     claims lot-1 (cam), lot-2 (pump).
     """
 
-    house: House
+    est: EstHarness
     device: Identity
     station: Identity
     clients: dict[str, Client]
 
     def client(self, identity: Identity | None) -> Client:
-        made = Client(self.house, identity)
+        made = Client(self.est, identity)
         self.clients[f"{len(self.clients)}"] = made
         return made
 
     async def operator(self, name: str, role: Role = Role.ADMIN, models: tuple[str, ...] = ()) -> Client:
-        return self.client(await self.house.operator(name, role, models))
+        return self.client(await self.est.operator(name, role, models))
 
     async def waiting(self, device: str = "new-1", key: str = "k1", model: str = "cam") -> ApprovalRequest:
         """A request that waits for an operator."""
-        now, key_sha256 = self.house.clock(), hashlib.sha256(key.encode()).digest()
+        now, key_sha256 = self.est.clock(), hashlib.sha256(key.encode()).digest()
         asked = ApprovalRequest(
             id=request_id(device, key_sha256),
             device_id=DeviceId(device),
@@ -97,24 +97,24 @@ class AdminHouse:
         )
         entry = AuditEntry(now, "nobody", "device.enroll", f"device {device}", "approval-pending")
         event = Event(EventKind.REQUEST_PENDING, asked.id, device)
-        await self.house.registry.commit(Change(entry, (AddRequest(asked, DEFAULT_WAITING),), (event,)))
+        await self.est.registry.commit(Change(entry, (AddRequest(asked, DEFAULT_WAITING),), (event,)))
         return asked
 
     async def revoke(self, name: str) -> None:
-        await revoke_operator(self.house.registry, name, act=Act("test", self.house.clock()))
+        await revoke_operator(self.est.registry, name, act=Act("test", self.est.clock()))
 
 
 @asynccontextmanager
-async def open_admin_house(folder: Path, **options: Any) -> AsyncIterator[AdminHouse]:
-    async with open_house(folder, **options) as house:
-        device = await house.enrolled("cam-1", serial="SN 1")
-        await house.device("cam-2")
-        await house.device("pump-1", "pump")
-        station = await house.station("line-1")
-        await house.station("line-2", ("pump",))
-        await house.claim("lot-1", "cam")
-        await house.claim("lot-2", "pump")
-        opened = AdminHouse(house, device, station, {})
+async def open_admin(folder: Path, **options: Any) -> AsyncIterator[AdminHarness]:
+    async with open_est(folder, **options) as est:
+        device = await est.enrolled("cam-1", serial="SN 1")
+        await est.device("cam-2")
+        await est.device("pump-1", "pump")
+        station = await est.station("line-1")
+        await est.station("line-2", ("pump",))
+        await est.claim("lot-1", "cam")
+        await est.claim("lot-2", "pump")
+        opened = AdminHarness(est, device, station, {})
         try:
             yield opened
         finally:

@@ -187,7 +187,7 @@ class Bell(logging.Handler):
 
 
 @dataclass
-class House:
+class GatewayHarness:
     """One gateway with what is around it."""
 
     registry: SqliteRegistry
@@ -247,21 +247,21 @@ class House:
 
 
 @asynccontextmanager
-async def house(
+async def open_gateway(
     path: Path,
     upstream: object | None = None,
     *,
     limits: Limits | None = None,
     clock: Callable[[], datetime] = now,
     registry: SqliteRegistry | None = None,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[GatewayHarness]:
     """A running gateway on `upstream`, a FakeBroker when it is None."""
     own = registry or await SqliteRegistry.open(path / "registry.db")
     broker = upstream if upstream is not None else FakeBroker()
     gateway = Gateway(own, broker, clock=clock, limits=limits)  # type: ignore[arg-type]
     run = asyncio.create_task(gateway.run())
     await asyncio.wait_for(gateway.following(), PATIENCE)
-    built = House(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]
+    built = GatewayHarness(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]
     bell = Bell(built.noted)
     logger = logging.getLogger("fleet.gateway")
     logger.setLevel(logging.INFO)

@@ -104,7 +104,7 @@ def basic(token: str, username: str = "") -> dict[str, str]:
 
 
 @dataclass
-class House:
+class EstHarness:
     registry: SqliteRegistry
     issuer: LocalIssuer
     root: Certified
@@ -278,8 +278,8 @@ class House:
 class KeptAlive:
     """A client that sends request after request on one connection, and opens another when the server closes it."""
 
-    def __init__(self, house: House, identity: Identity | None, server: str = "est") -> None:
-        self._house, self._identity, self._server = house, identity, server
+    def __init__(self, est: EstHarness, identity: Identity | None, server: str = "est") -> None:
+        self._house, self._identity, self._server = est, identity, server
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
@@ -304,44 +304,44 @@ class KeptAlive:
 
 
 @asynccontextmanager
-async def open_house(
+async def open_est(
     folder: Path,
     limits: HttpLimits | None = None,
     heartbeat_seconds: float = 15.0,
     waiting: WaitingLimits = DEFAULT_WAITING,
     authoriser: Authoriser | None = None,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[EstHarness]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
     root = create_root("Acme", now)
     issuing = create_issuing("Acme", *root, now)
     registry = await SqliteRegistry.open(folder / "registry.db")
     operators_ca = create_operators("Acme", now)
-    house = House(registry, LocalIssuer(*issuing), root, issuing, folder, LocalIssuer(*operators_ca, OPERATORS))
-    house.ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
+    est = EstHarness(registry, LocalIssuer(*issuing), root, issuing, folder, LocalIssuer(*operators_ca, OPERATORS))
+    est.ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
     await inventory.add_model(registry, Model("cam"), act=Act("test", now))
     await inventory.add_model(registry, Model("pump", key_types=("EC-P384",)), act=Act("test", now))
     server_certificate, server_key = issue_server_certificate(*issuing, ("localhost", "127.0.0.1"), now)
     identity = ServerIdentity((server_certificate, issuing[0]), server_key)
 
     def believing(*anchors: x509.Certificate, expired_leaf: bool = False) -> ContextSource:
-        context = server_context(identity, anchors, require_client=False, clock=house.clock, expired_leaf=expired_leaf)
+        context = server_context(identity, anchors, require_client=False, clock=est.clock, expired_leaf=expired_leaf)
         return ContextSource(context)
 
     def believe_makers(makers: Sequence[x509.Certificate]) -> None:
         fresh = server_context(
-            identity, [issuing[0]], require_client=False, clock=house.clock, makers=makers, expired_leaf=True
+            identity, [issuing[0]], require_client=False, clock=est.clock, makers=makers, expired_leaf=True
         )
         contexts["est"].swap(fresh)
 
-    house.believing = believe_makers
+    est.believing = believe_makers
     contexts = {"est": believing(issuing[0], expired_leaf=True), "admin": believing(issuing[0], operators_ca[0])}
-    house.servers["est"] = build_est_server(
+    est.servers["est"] = build_est_server(
         registry,
-        house.issuer,
+        est.issuer,
         StandingTenants((root[0], issuing[0])),
         sealer=lambda: Sealer(server_certificate, server_key),
-        clock=house.clock,
+        clock=est.clock,
         limits=limits,
         waiting=waiting,
         authoriser=authoriser,
@@ -350,29 +350,29 @@ async def open_house(
         registry,
         lambda: Authorities(
             operators=lambda: operators_ca[0],
-            stations_issuer=lambda: house.issuer,
-            operators_issuer=lambda _: house.operators_issuer,
+            stations_issuer=lambda: est.issuer,
+            operators_issuer=lambda _: est.operators_issuer,
             shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
             forecasted=lambda: [Authority("root", "CN=root", root[0].not_valid_after_utc)],
         ),
         lambda: Policy(30, 365, 90),
-        house.clock,
+        est.clock,
         status=lambda: {"est": {"200": 1}},
         tenants=lambda: ("acme",),
         heartbeat_seconds=heartbeat_seconds,
-        started=house.clock(),
+        started=est.clock(),
     )
-    house.servers["admin"] = admin_server(AdminApp(context), limits)
-    for name, server in house.servers.items():
-        house.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts[name])
+    est.servers["admin"] = admin_server(AdminApp(context), limits)
+    for name, server in est.servers.items():
+        est.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts[name])
     try:
-        yield house
+        yield est
     finally:
-        for listener in house.listeners.values():
+        for listener in est.listeners.values():
             listener.close()
-        for server in house.servers.values():
+        for server in est.servers.values():
             await server.shutdown(1.0)
-        for listener in house.listeners.values():
+        for listener in est.listeners.values():
             listener.abort_connections()
             await listener.wait_closed()
         await registry.close()
