@@ -183,7 +183,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._teaching = asyncio.Lock()
         self._purges = SessionPurger(ground.upstream, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
-        self._feed = EventFollower(ground.registry, self._purges.hear, Limits().feed_silence_seconds_max)
+        self._feed = EventFollower(ground.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's feed")
 
     async def start(self) -> None:

@@ -105,7 +105,7 @@ async def _upstream(orders: Orders, settings: Settings, home: Home, supervisor: 
     if not orders.broker_socket:
         return await start_upstream(settings.upstream, home.run, ())  # somebody else's: nothing is started
     return SharedUpstream(
-        Path(orders.broker_socket), speaks_v5=orders.broker_speaks_v5, ask_for_models=supervisor.set_models
+        Path(orders.broker_socket), speaks_v5=orders.broker_speaks_v5, request_models=supervisor.set_models
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.mosquitto import BACKEND, access_text
+from fleet.servers.gateway.mosquitto import BACKEND, acl_text
 from hw_bench.peers.contract import Ground, Peer, Running
 from hw_bench.processes import accepts, free_port, program, running, wait_until
 
@@ -66,7 +66,7 @@ def start(ground: Ground) -> Iterator[Running]:
     config.write_text(_config(ground, room, port))
     # From version 2.1 on, an access list that others may read is refused.
     (room / "acl").touch(mode=0o600)
-    (room / "acl").write_text(access_text([Model("default")]))
+    (room / "acl").write_text(acl_text([Model("default")]))
     argv = [program("mosquitto") or "mosquitto", "-c", str(config)]
     # In its room, so that the socket's name is short: a whole path may be longer than an address of a Unix socket.
     with running(argv, cores=ground.server_cores, log=log, cwd=room) as process:

@@ -57,7 +57,7 @@ class Stage:
     def ends(self, data: bytes, *, from_broker: bool = False) -> CloseReason:
         with pytest.raises(CloseSession) as caught:
             (self.relay.from_broker if from_broker else self.relay.from_device)(data)
-        return caught.value.ending
+        return caught.value.reason
 
 
 def chunks(data: bytes, size: int) -> Iterator[bytes]:

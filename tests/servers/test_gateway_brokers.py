@@ -17,7 +17,7 @@ from fleet.domain.errors import Invalid
 from fleet.servers.gateway import broker_process
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.embedded import Embedded
-from fleet.servers.gateway.mosquitto import Mosquitto, access_text, config_text, mosquitto_program
+from fleet.servers.gateway.mosquitto import Mosquitto, acl_text, config_text, mosquitto_program
 from fleet.servers.gateway.private_socket import private_directory
 from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
@@ -38,7 +38,7 @@ def test_access_rules_repeat_the_models() -> None:
         Model("cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("news/+",)),
         Model("lock", publish=("devices/{id}/up/#", "x-{id}-{model}/%c/y", "$odd/{id}"), subscribe=()),
     )
-    assert access_text(models).splitlines() == [
+    assert acl_text(models).splitlines() == [
         "user _backend",
         "topic readwrite #",
         "topic read $SYS/#",
@@ -175,7 +175,7 @@ def runs(pid: int) -> bool:
 
 
 async def test_a_program_that_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="ended at once"):
+    with pytest.raises(OSError, match="exited at once"):
         await Mosquitto.start("/bin/false", tmp_path / "run", ())
     with pytest.raises(FileNotFoundError):
         await Mosquitto.start("/nowhere/mosquitto", tmp_path / "run", ())
@@ -211,7 +211,7 @@ from fleet.config.settings import parse_broker
 
 async def main():
     upstream = await start_upstream(parse_broker(sys.argv[1]), Path(sys.argv[2]), ())
-    print(upstream.child._process.pid, flush=True)
+    print(upstream.process._process.pid, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -266,7 +266,7 @@ async def test_the_embedded_broker_serves_311(tmp_path: Path) -> None:
 
 
 def test_models_are_comparable_by_their_rules() -> None:
-    assert access_text((MODEL,)) == access_text((Model("cam2", timedelta(1), (), MODEL.publish, MODEL.subscribe),))
+    assert acl_text((MODEL,)) == acl_text((Model("cam2", timedelta(1), (), MODEL.publish, MODEL.subscribe),))
 
 
 @needs_mosquitto

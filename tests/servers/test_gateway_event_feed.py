@@ -73,7 +73,7 @@ async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPa
         heard.append(event.subject)
 
     await tell(registry, "before")
-    made = EventFollower(registry, hear, silence_max=0.0)
+    made = EventFollower(registry, hear, silence_seconds_max=0.0)
     run = asyncio.create_task(made.run())
     await asyncio.wait_for(made.started(), PATIENCE)
     yield made
@@ -143,7 +143,7 @@ async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
         heard.append(event.subject)
 
     await tell(registry, "before")
-    made = EventFollower(registry, hear, silence_max=0.0, missed=lambda: missed.append(len(heard)))
+    made = EventFollower(registry, hear, silence_seconds_max=0.0, on_missed=lambda: missed.append(len(heard)))
     run = asyncio.create_task(made.run())
     await asyncio.wait_for(made.started(), PATIENCE)
     registry.broken = True
@@ -184,7 +184,7 @@ async def test_a_feed_that_has_not_started_is_not_relied_on(registry: Fragile) -
     async def hear(event: Event) -> None:
         raise AssertionError(event)
 
-    assert not EventFollower(registry, hear, silence_max=10).reliable()
+    assert not EventFollower(registry, hear, silence_seconds_max=10).reliable()
 
 
 async def test_nobody_new_comes_in_while_the_feed_is_down(

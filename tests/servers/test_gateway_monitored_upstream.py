@@ -40,7 +40,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_it_is_told_once_when_it_is_away_and_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     port, clock = free_port(), Clock()
-    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=clock, again_seconds=0.02)
+    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=clock, probe_seconds=0.02)
     assert upstream.status()["reachable"] is None
     watch = asyncio.create_task(upstream.run())
     try:

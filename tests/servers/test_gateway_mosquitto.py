@@ -204,7 +204,7 @@ async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> Non
         backend.client.publish("devices/cam-1/down/t", n.to_bytes(2, "big") + payload, 1)
     for _ in range(400):
         await backend.got(backend.pubacks)
-    (session,) = street.harness.gateway._table
+    (session,) = street.harness.gateway.open_sessions
     assert session._device is not None
     assert session._device._transport.get_write_buffer_size() < 1_000_000
     slow.transport.resume_reading()
@@ -269,11 +269,11 @@ async def test_the_second_wall_holds_by_itself(street: Street) -> None:
 async def test_a_broker_that_dies_comes_back(street: Street) -> None:
     (cam,) = await populate(street.harness.registry, "cam-1")
     device = await street.device(cam, V5)
-    process = street.broker.child._process
+    process = street.broker.process._process
     assert process is not None
     process.kill()
     assert await device.got(device.disconnected) == 0x8B
-    await until(lambda: street.broker.child.restarts)
+    await until(lambda: street.broker.process.restarts)
     again = await street.device(cam, V5)
     assert await again.publish("devices/cam-1/up/t", b"x") in (0, 0x10)
 
@@ -361,4 +361,4 @@ async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest
         for n in range(20):
             device.client.publish(f"devices/cam-1/up/{n}", bytes(1_000_000), 1, True)
         await device.got(device.disconnected)
-        assert not broker.child.restarts
+        assert not broker.process.restarts

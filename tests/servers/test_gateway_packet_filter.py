@@ -56,7 +56,7 @@ def test_what_is_allowed_goes_through_as_it_came(version: int, size: int) -> Non
         stage.relay.from_device(chunk)
     assert stage.to_broker == stream
     assert not stage.to_device
-    assert stage.relay.farewell is close_reasons.CLIENT_DISCONNECTED
+    assert stage.relay.closing is close_reasons.CLIENT_DISCONNECTED
 
 
 @VERSIONS
@@ -170,9 +170,9 @@ def test_the_answers_remembered_are_bounded() -> None:
     stream = b"".join(stage.publish(f"up/{n}") for n in range(3 * TOPICS_MAX))
     stage.relay.from_device(stream)
     assert stage.to_broker == stream
-    assert len(stage.relay.up._topics) <= TOPICS_MAX
+    assert len(stage.relay.to_broker._topics) <= TOPICS_MAX
     stage.relay.from_device(stage.publish("up/" + "x" * 300))
-    assert all(len(topic) <= 256 for topic in stage.relay.up._topics)
+    assert all(len(topic) <= 256 for topic in stage.relay.to_broker._topics)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_an_alias_in_a_long_publish_ends_the_session() -> None:
         with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
                 stage.relay.from_device(chunk)
-        assert caught.value.ending is close_reasons.ALIAS
+        assert caught.value.reason is close_reasons.ALIAS
 
 
 def test_other_properties_go_through() -> None:
@@ -248,8 +248,8 @@ def test_a_head_that_never_ends() -> None:
     with pytest.raises(CloseSession) as caught:
         for chunk in chunks(packet, 5000):
             stage.relay.from_device(chunk)
-            assert len(stage.relay.up._held) <= HEAD_SIZE_MAX
-    assert caught.value.ending is close_reasons.TOO_LARGE
+            assert len(stage.relay.to_broker._held) <= HEAD_SIZE_MAX
+    assert caught.value.reason is close_reasons.TOO_LARGE
     assert not stage.to_broker
 
 
@@ -285,7 +285,7 @@ def test_sizes_over_the_caps(size: int) -> None:
         with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
                 stage.relay.from_device(chunk)
-        assert caught.value.ending is close_reasons.TOO_LARGE
+        assert caught.value.reason is close_reasons.TOO_LARGE
         assert not stage.to_broker
 
 

@@ -117,7 +117,7 @@ def test_the_broker_may_refuse(version: int, code: int) -> None:
     refused = encode_connack(Connack(False, code), version)
     stage.relay.from_broker(refused)
     assert stage.to_device == refused
-    assert stage.relay.farewell is close_reasons.BROKER_REFUSED
+    assert stage.relay.closing is close_reasons.BROKER_REFUSED
 
 
 @VERSIONS
@@ -154,8 +154,8 @@ def test_a_disconnect_of_the_broker_is_its_last_word() -> None:
     stage = Stage(V5)
     stage.relay.from_broker(acks.disconnect(V5, Reason.SESSION_TAKEN_OVER) + stage.publish("down/a"))
     assert stage.to_device == b"\xe0\x01\x8e"
-    assert stage.relay.farewell is close_reasons.BROKER_CLOSED
-    stage.relay.take_leave(close_reasons.BROKER_CLOSED)
+    assert stage.relay.closing is close_reasons.BROKER_CLOSED
+    stage.relay.disconnect(close_reasons.BROKER_CLOSED)
     assert stage.to_device == b"\xe0\x01\x8e"
 
 
@@ -194,13 +194,13 @@ def test_answers_that_wait_are_bounded() -> None:
 )
 def test_taking_leave_of_both(ending: CloseReason, broker: bytes, device: bytes) -> None:
     stage = Stage(V5)
-    stage.relay.take_leave(ending)
+    stage.relay.disconnect(ending)
     assert (bytes(stage.to_broker), bytes(stage.to_device)) == (broker, device)
     stage.relay.from_device(stage.publish("up/a"))
     stage.relay.from_broker(stage.publish("down/a"))
     assert (bytes(stage.to_broker), bytes(stage.to_device)) == (broker, device)
     old = Stage(V311)
-    old.relay.take_leave(ending)
+    old.relay.disconnect(ending)
     assert (bytes(old.to_broker), bytes(old.to_device)) == (broker, b"")
 
 
@@ -208,7 +208,7 @@ def test_no_leave_is_taken_within_a_packet() -> None:
     stage = Stage(V5)
     stage.relay.from_device(stage.publish("up/a", payload=bytes(100_000))[:70_000])
     stage.relay.from_broker(stage.publish("down/a", payload=bytes(100_000))[:70_000])
-    stage.relay.take_leave(close_reasons.DEVICE_ENDED)
+    stage.relay.disconnect(close_reasons.DEVICE_ENDED)
     assert len(stage.to_broker) == len(stage.to_device) == 70_000
 
 

@@ -53,7 +53,7 @@ async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by:
 async def test_it_is_bounded(tmp_path: Path) -> None:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
     held = await populate(registry, "cam-1", "cam-2", "cam-3")
-    ended = RevokedCache(ended_max=2)
+    ended = RevokedCache(entries_max=2)
     admissions = {}
     for one in held:
         facts = await registry.holder_facts(one.fingerprint)
@@ -61,11 +61,11 @@ async def test_it_is_bounded(tmp_path: Path) -> None:
         assert facts.device is not None
         admissions[one.holder] = Admission(facts.device, facts.credential, None)  # type: ignore[arg-type]
     for name in ("cam-1", "cam-2", "cam-3"):
-        ended.hear(Event(EventKind.DEVICE_STATE, name, "retired"))
-    assert [ended.holds(admissions[name]) for name in admissions] == ["", "device-revoked", "device-revoked"]
-    ended.hear(Event(EventKind.DEVICE_STATE, "cam-1", "suspended"))  # there is a way back from there
-    assert ended.holds(admissions["cam-1"]) == ""
+        ended.on_event(Event(EventKind.DEVICE_STATE, name, "retired"))
+    assert [ended.refusal_code(admissions[name]) for name in admissions] == ["", "device-revoked", "device-revoked"]
+    ended.on_event(Event(EventKind.DEVICE_STATE, "cam-1", "suspended"))  # there is a way back from there
+    assert ended.refusal_code(admissions["cam-1"]) == ""
     for fingerprint in (held[0].fingerprint, credential("x").fingerprint):
-        ended.hear(Event(EventKind.CREDENTIAL_ENDED, "cam-1", fingerprint.hex()))
-    assert ended.holds(admissions["cam-1"]) == "certificate-revoked"
+        ended.on_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", fingerprint.hex()))
+    assert ended.refusal_code(admissions["cam-1"]) == "certificate-revoked"
     await registry.close()

@@ -143,8 +143,8 @@ async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
     broker = FakeBroker()
     patient, prompt = SessionPurger(broker, OutcomeLog(), after_seconds=3600), SessionPurger(broker, OutcomeLog())
     for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
-        await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
-        await purges.hear(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
+        await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
+        await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
     visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
     assert decode_connect((await visit.packet()).body).client_id == "cam-2"
     assert broker.sessions.empty()
@@ -170,7 +170,7 @@ async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
 
 async def until_opening(h: GatewayHarness) -> None:
     """Returns when the one session has been admitted and waits for its broker."""
-    await until(lambda: any(session.admission for session in h.gateway._table))
+    await until(lambda: any(session.admission for session in h.gateway.open_sessions))
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
@@ -210,7 +210,7 @@ async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(
         assert h.gateway.sessions == 1
         # Heard later, the end of the old certificate would cut the next connection off before its CONNECT.
         newest = await h.registry.last_event()
-        await until(lambda: h.gateway._feed._heard == newest)
+        await until(lambda: h.gateway._feed._received == newest)
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V311, "cam-1")))
         assert await refused(wire, V311) == 5
@@ -277,7 +277,7 @@ async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> Non
         wire.send(encode_connect(Connect(V5, "cam-1")))
         await until_opening(h)
         await h.set_model(publish=())
-        await until(lambda: any(session.stale for session in h.gateway._table))
+        await until(lambda: any(session._policy_outdated for session in h.gateway.open_sessions))
         hurdle.set()
         side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
         await side.packet()
@@ -297,7 +297,7 @@ async def test_a_device_that_does_not_read_stops_the_broker(tmp_path: Path) -> N
         wire.transport.pause_reading()
         message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
         await until_clogged(side, message)
-        (session,) = h.gateway._table
+        (session,) = h.gateway.open_sessions
         assert session._device is not None
         assert session._device._transport.get_write_buffer_size() < 1_000_000
         wire.transport.resume_reading()
@@ -311,7 +311,7 @@ async def test_a_broker_that_does_not_read_stops_the_device(tmp_path: Path) -> N
         side.transport.pause_reading()
         message = up("cam-1", bytes(60_000))
         await until_clogged(wire, message)
-        (session,) = h.gateway._table
+        (session,) = h.gateway.open_sessions
         assert session._broker is not None
         assert session._broker._transport.get_write_buffer_size() < 1_000_000
         side.transport.resume_reading()
@@ -337,7 +337,7 @@ async def test_a_device_that_asks_and_does_not_read_the_answers(tmp_path: Path) 
         wire.transport.pause_reading()
         bad = encode_subscribe(Subscribe(1, tuple(Subscription(f"no/{n}") for n in range(900))), V5)
         await until_clogged(wire, bad * 30)
-        (session,) = h.gateway._table
+        (session,) = h.gateway.open_sessions
         assert session._device is not None
         assert session._device._transport.get_write_buffer_size() < 2_000_000
 

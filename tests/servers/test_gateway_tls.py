@@ -142,10 +142,10 @@ async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> No
     message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
     for _ in range(300):
         side.send(message)
-    (session,) = street.harness.gateway._table
+    (session,) = street.harness.gateway.open_sessions
     assert session._device is not None
     device, broker = session._device, session._broker
-    await until(lambda: device.clogged)
+    await until(lambda: device.blocked)
     assert device._transport.get_write_buffer_size() < 1_000_000
     assert broker is not None
     wire.transport.resume_reading()

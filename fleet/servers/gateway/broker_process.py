@@ -1,7 +1,7 @@
-"""A broker of our own as a child process: started, kept running, told to stop, and never left behind.
+"""Supervised child process of a broker: started, restarted when it exits, stopped, never orphaned.
 
-It dies with us even when we are killed: the kernel sends it SIGTERM. And it holds a lock for as long as it lives, so
-that its successor after our own restart waits until it is gone.
+It ends with us even when we are killed: the kernel sends it SIGTERM. It holds a lock for as long as it runs, so that
+after our own restart its successor waits until it has exited.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ log = logging.getLogger("fleet.broker")
 
 READY_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 3.0
-PREDECESSOR_SECONDS_MAX = 8.0  # one that dies with its parent writes its sessions to disk first
+PREDECESSOR_SECONDS_MAX = 8.0  # after its parent's death it first writes its sessions to disk
 POLL_SECONDS = 0.02
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.2, 10.0
-STEADY_SECONDS = 30.0  # having run for so long, the next restart is a first one again
+STEADY_SECONDS = 30.0  # after running for so long, the restart delay starts over
 LINE_MAX = 500
 
 _PR_SET_PDEATHSIG = 1
@@ -51,44 +51,44 @@ class BrokerProcess:
         self._on_line = on_line
         self._env = env
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervision: asyncio.Task[None] | None = None
         self._lines: asyncio.Task[None] | None = None
         self.restarts = 0
 
     async def start(self) -> None:
-        """Returns when it takes connections; from then on it is kept running.
+        """Returns when it accepts connections; from then on it is restarted when it exits.
 
-        Raises: OSError: it can't be started, or has ended at once. TimeoutError: it does not answer.
+        Raises: OSError: it can't be started, or exited at once. TimeoutError: it accepts no connections.
         """
         try:
             await self._start_once()
         except BaseException:
             await self._stop_process()
             raise
-        self._keeper = asyncio.create_task(self._keep())
+        self._supervision = asyncio.create_task(self._supervise())
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, when it is there."""
+        """Send it a signal if it is running."""
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     async def close(self) -> None:
-        """Stop it for good. Safe to call twice."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+        """Stop it and its supervision. Safe to call twice."""
+        supervision, self._supervision = self._supervision, None
+        if supervision is not None:
+            supervision.cancel()
+            await asyncio.gather(supervision, return_exceptions=True)
         await self._stop_process()
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         delay, loop = RESTART_SECONDS_MIN, asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            started_at = loop.time()
             if self._process is not None:
                 code = await self._process.wait()
                 log.error("event=broker.ended name=%s code=%s", self._name, code)
-            if loop.time() - began > STEADY_SECONDS:
+            if loop.time() - started_at > STEADY_SECONDS:
                 delay = RESTART_SECONDS_MIN
             await asyncio.sleep(delay)
             delay = min(delay * 2, RESTART_SECONDS_MAX)
@@ -113,15 +113,15 @@ class BrokerProcess:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(lock,),
-                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # in the child, before its program
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # in the child, before exec
             )
         finally:
-            os.close(lock)  # the child's copy keeps it locked
+            os.close(lock)  # the child's descriptor keeps it locked
         self._lines = asyncio.create_task(self._read_lines(self._process))
-        await self._until_it_answers(self._process)
+        await self._until_ready(self._process)
 
     async def _lock(self) -> int:
-        """The lock of this directory's broker, taken once no predecessor holds it. Raises: OSError."""
+        """Descriptor of this directory's lock, once no predecessor holds it. Raises: OSError."""
         lock = os.open(self._directory / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             for _ in range(round(PREDECESSOR_SECONDS_MAX / POLL_SECONDS)):
@@ -136,11 +136,11 @@ class BrokerProcess:
             os.close(lock)
             raise
 
-    async def _until_it_answers(self, process: asyncio.subprocess.Process) -> None:
+    async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(READY_SECONDS_MAX):
             while True:
                 if process.returncode is not None:
-                    raise OSError(f"{self._name} has ended at once with code {process.returncode}.")
+                    raise OSError(f"{self._name} exited at once with code {process.returncode}.")
                 try:
                     await probe_unix(self._socket)
                 except OSError:
@@ -176,9 +176,9 @@ class BrokerProcess:
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
-    """Have the kernel send us `number` when `parent`, who has started us, dies; end at once when it has died meanwhile.
+    """Have the kernel send us the signal `number` when our parent process `parent` dies; exit if it already has.
 
-    Does nothing where the kernel can't: on anything but Linux.
+    Linux only; does nothing elsewhere.
     """
     if _libc is None:
         return

@@ -1,11 +1,11 @@
-"""Which broker stands behind the gateway, by the name that a person gives it.
+"""Upstream factory: the broker for the value of `--upstream`.
 
 upstream = await start_upstream("auto", run_dir, models)
 
 auto                mosquitto when it is installed, the embedded broker otherwise
-mosquitto           our own, private and supervised (mosquitto.py)
+mosquitto           run by us: private and supervised (mosquitto.py)
 embedded            amqtt in a child process, MQTT 3.1.1 only (embedded.py)
-mqtt://HOST:PORT    any broker or cluster that takes the user name's word for who connects
+mqtt://HOST:PORT    any broker or cluster that trusts the gateway's user names
 unix:PATH           the same on a Unix socket
 """
 
@@ -21,7 +21,7 @@ from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upst
 
 
 async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model]) -> Upstream:
-    """`broker`, started and answering when it is ours. `run_dir` holds its socket and files.
+    """The Upstream for `broker`, started and ready when we run it. `run_dir` holds its socket and files.
 
     Raises: Invalid (`no-mosquitto`). OSError, TimeoutError: it did not start.
     """
@@ -38,5 +38,5 @@ async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model])
 
 
 def shared_socket(upstream: Upstream) -> Path | None:
-    """Where other processes of ours reach the broker that `upstream` has started; None when it is somebody else's."""
+    """The socket by which our other processes reach the broker that `upstream` runs; None for an external broker."""
     return upstream.socket if isinstance(upstream, Mosquitto | Embedded) else None

@@ -1,4 +1,4 @@
-"""How a session can end, as a table: what the log says, what the device hears, what becomes of its will."""
+"""Close reasons of a session, as a table: the log's code, CONNACK or DISCONNECT for the device, and the will's fate."""
 
 from dataclasses import dataclass
 
@@ -7,39 +7,54 @@ from fleet.wire.mqtt.codes import Reason
 
 @dataclass(frozen=True, slots=True)
 class CloseReason:
-    name: str
-    """Stable: the log's code, and the counter `ended.NAME`."""
-    reason: Reason | None = None
-    """For the DISCONNECT of 5.0; None when there is nobody to tell, or nothing that they don't know."""
+    code: str
+    """Stable: the log's code, and the counter `EVENT.CODE`."""
+    disconnect: Reason | None = None
+    """For the DISCONNECT to a 5.0 device; None when the device is gone or knows the reason."""
     connack: Reason | None = Reason.SERVER_UNAVAILABLE
-    """For the CONNACK, when it ends before there was one; None when there is nobody to tell."""
-    will: bool = True
-    """False: the broker gets a DISCONNECT from us, so that it drops the will. True: its connection just closes, as
-    the device's own has or might have."""
+    """For the CONNACK when the session closes before there was one; None when there is none to send."""
+    publishes_will: bool = True
+    """True: the broker's connection just closes, as the device's own has or might have. False: the broker gets a
+    DISCONNECT from us, so that it discards the will."""
+    event: str = "mqtt.session"
+    """The log's event."""
+
+
+def connect_refused(code: str, connack: Reason) -> CloseReason:
+    """CONNECT is refused with `connack`."""
+    return CloseReason(code, connack=connack, event="mqtt.connect")
 
 
 CLIENT_DISCONNECTED = CloseReason("client-disconnected")
 CLIENT_GONE = CloseReason("client-gone", connack=None)
 BROKER_CLOSED = CloseReason("broker-closed")
-"""The broker ended it and has said so to a 5.0 client itself."""
+"""The broker sent DISCONNECT, which a 5.0 device has received."""
 BROKER_REFUSED = CloseReason("broker-refused", connack=None)
 BROKER_LOST = CloseReason("broker-lost", Reason.SERVER_SHUTTING_DOWN)
 BROKER_BROKE_PROTOCOL = CloseReason("broker-broke-protocol", Reason.UNSPECIFIED)
 TAKEN_OVER = CloseReason("taken-over", Reason.SESSION_TAKEN_OVER)
 SHUTTING_DOWN = CloseReason("shutting-down", Reason.SERVER_SHUTTING_DOWN)
 
-DEVICE_ENDED = CloseReason("device-ended", Reason.ADMINISTRATIVE_ACTION, Reason.BANNED, will=False)
-CREDENTIAL_ENDED = CloseReason("credential-ended", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, will=False)
-POLICY_CHANGED = CloseReason("policy-changed", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, will=False)
+DEVICE_ENDED = CloseReason("device-ended", Reason.ADMINISTRATIVE_ACTION, Reason.BANNED, publishes_will=False)
+CREDENTIAL_ENDED = CloseReason("credential-ended", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, publishes_will=False)
+POLICY_CHANGED = CloseReason("policy-changed", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, publishes_will=False)
 EVENTS_MISSED = CloseReason("events-missed", Reason.SERVER_BUSY)
-"""Events were missed for good: it is to connect again and be judged by what the registry says now."""
+"""Events were lost: the device must connect again, to be authenticated against the registry's current state."""
 CERTIFICATE_EXPIRED = CloseReason("certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED)
 
 CONNECT_TIMEOUT = CloseReason("connect-timeout", connack=None)
 NOT_CONNECT = CloseReason("not-connect", connack=None)
-REFUSED = CloseReason("refused", connack=None)
-"""Refused at CONNECT; the CONNACK has said why."""
 TOO_MANY_SESSIONS = CloseReason("too-many-sessions", connack=None)
+
+UNSUPPORTED_VERSION = connect_refused("unsupported-version", Reason.UNSUPPORTED_PROTOCOL_VERSION)
+MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET)
+AUTH_METHOD = connect_refused("auth-method", Reason.BAD_AUTHENTICATION_METHOD)
+"""MQTT 5.0, 4.12: no authentication method is supported. The certificate has authenticated the client."""
+FEED_DOWN = connect_refused("feed-down", Reason.SERVER_UNAVAILABLE)
+"""No new sessions while revocations could not be received."""
+OPEN_TIMEOUT = connect_refused("open-timeout", Reason.SERVER_UNAVAILABLE)
+BROKER_UNREACHABLE = connect_refused("broker-unreachable", Reason.SERVER_UNAVAILABLE)
+BROKER_LOST_BEFORE_CONNACK = connect_refused("broker-lost", Reason.SERVER_UNAVAILABLE)
 
 MALFORMED = CloseReason("malformed", Reason.MALFORMED_PACKET, Reason.MALFORMED_PACKET)
 PROTOCOL_ERROR = CloseReason("protocol-error", Reason.PROTOCOL_ERROR, Reason.PROTOCOL_ERROR)
@@ -47,13 +62,13 @@ TOO_LARGE = CloseReason("too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_
 ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID)
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
 TOO_SLOW = CloseReason("too-slow", Reason.QUOTA_EXCEEDED)
-"""It has not read what it was sent for too long."""
+"""The device did not read for `Limits.stuck_seconds_max`."""
 QUOTA = CloseReason("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED)
 
 
 class CloseSession(Exception):
-    """Raised while a packet is looked at: the session ends this way."""
+    """Raised while a packet is processed: the session closes for `reason`."""
 
-    def __init__(self, ending: CloseReason) -> None:
-        super().__init__(ending.name)
-        self.ending = ending
+    def __init__(self, reason: CloseReason) -> None:
+        super().__init__(reason.code)
+        self.reason = reason

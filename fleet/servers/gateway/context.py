@@ -1,30 +1,50 @@
-"""What every session of one gateway stands on."""
+"""Context protocol: everything that a session needs of the gateway it belongs to."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
+from fleet.domain.peer import Peer
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.upstream import Factory
+from fleet.services.admission import Admission
 from fleet.wire.mqtt.connect import Connect
 
-if TYPE_CHECKING:
-    from fleet.servers.gateway.session import Session
+S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
-class SessionContext:
-    upstream: Upstream
-    clock: Callable[[], datetime]
-    limits: Limits
-    journal: OutcomeLog
-    table: "SessionRegistry[Session]"
-    open: "Callable[[Session, Connect], None]"
-    """Start to admit a session; it goes live or is refused later."""
-    ended: RevokedCache
-    prepare: Callable[[str], Awaitable[None]]
-    """See to it that the broker knows the model of this name."""
+class SessionContext(Protocol[S]):
+    """`S` is the session itself."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def outcomes(self) -> OutcomeLog: ...
+
+    @property
+    def open_sessions(self) -> SessionRegistry[S]: ...
+
+    def now(self) -> datetime: ...
+
+    def speaks_v5(self) -> bool:
+        """Whether the broker does."""
+        ...
+
+    def hears_revocations(self) -> bool:
+        """Whether the registry's event feed is up."""
+        ...
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Run `work` as a task that is cancelled when the gateway closes."""
+        ...
+
+    async def admit(self, peer: Peer, connect: Connect) -> Admission:
+        """Raises: CloseSession."""
+        ...
+
+    async def connect_broker(self, model: str, factory: Factory) -> None:
+        """Connect `factory()` to the broker, which knows the model by then. Raises: CloseSession."""
+        ...

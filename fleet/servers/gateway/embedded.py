@@ -16,22 +16,22 @@ PROGRAM = "fleet.servers.gateway.embedded_broker"
 
 
 class Embedded:
-    """An Upstream. It has no wall of its own: the gateway's is the only one."""
+    """An Upstream without ACLs: only the gateway enforces the policy."""
 
     speaks_v5 = False
 
     def __init__(self, run_dir: Path) -> None:
         self.socket = run_dir / SOCKET
-        # The modules that we run on, wherever we were started, and none that happen to lie in a directory.
+        # Our own module path, independent of the working directory.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = (sys.executable, "-P", "-m", PROGRAM, str(self.socket))
-        self.child = BrokerProcess("amqtt", argv, run_dir, self.socket, lambda line: None, env)
+        self.process = BrokerProcess("amqtt", argv, run_dir, self.socket, lambda line: None, env)
 
     @classmethod
     async def start(cls, run_dir: Path) -> "Embedded":
-        """Returns when it takes connections. Raises: OSError, TimeoutError."""
+        """Returns when it accepts connections. Raises: OSError, TimeoutError."""
         broker = cls(private_directory(run_dir))
-        await broker.child.start()
+        await broker.process.start()
         return broker
 
     async def connect(self, factory: Factory) -> None:
@@ -39,10 +39,10 @@ class Embedded:
             await connect_unix(self.socket, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """Nothing to tell: it has no access rules."""
+        """It has no ACLs."""
 
     def describe(self) -> str:
         return f"the embedded broker (amqtt, MQTT 3.1.1 only) on unix:{self.socket}"
 
     async def close(self) -> None:
-        await self.child.close()
+        await self.process.close()

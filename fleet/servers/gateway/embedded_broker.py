@@ -1,7 +1,7 @@
-"""The program of the embedded broker: `python -m fleet.servers.gateway.embedded_broker SOCKET`, until SIGTERM.
+"""Main program of the embedded broker: `python -m fleet.servers.gateway.embedded_broker SOCKET`, until SIGTERM.
 
-amqtt listens on TCP only, so the socket is ours, in a directory that nobody else may enter, and each connection is
-handed to it as from an external listener.
+amqtt listens on TCP only, so we listen on the socket, in a private directory, and pass each connection to it as from
+an external listener.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ CONFIG = {
 }
 
 
-class UnixWriter(StreamWriterAdapter):  # type: ignore[misc]  # amqtt brings no types that we may rely on
-    """amqtt wants to know where a connection comes from; a Unix socket has no address."""
+class UnixWriter(StreamWriterAdapter):  # type: ignore[misc]  # amqtt is not fully typed
+    """amqtt requires a peer address; a Unix socket has none."""
 
     def get_peer_info(self) -> tuple[str, int]:
         return "unix", 0
 
 
-class OneLifeBroker(Broker):  # type: ignore[misc]
-    """amqtt takes over an older connection of the same client id, except when the newer one starts clean: then it
-    forgets the session and leaves the connection open. [MQTT-3.1.4-2] knows no such exception.
+class SingleConnectionBroker(Broker):  # type: ignore[misc]
+    """Closes the older connection of a client id when the newer one has Clean Session, as [MQTT-3.1.4-2] requires:
+    amqtt deletes the session in that case, and leaves the older connection open.
     """
 
     async def _delete_session(self, client_id: str) -> None:
@@ -42,13 +42,13 @@ class OneLifeBroker(Broker):  # type: ignore[misc]
 
 async def serve(path: Path) -> None:
     """Serve MQTT 3.1.1 on the Unix socket `path` until SIGTERM or SIGINT."""
-    broker = OneLifeBroker(CONFIG)
+    broker = SingleConnectionBroker(CONFIG)
     await broker.start()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await broker.external_connected(StreamReaderAdapter(reader), UnixWriter(writer), LISTENER)
 
-    os.chdir(path.parent)  # a relative name fits an address, however long the path is
+    os.chdir(path.parent)  # a relative name fits sockaddr_un, however long the path is
     server = await asyncio.start_unix_server(connected, path.name, backlog=BACKLOG)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,9 +1,9 @@
-"""Follows the registry's feed of events, starts again when it breaks, and knows when it can't be relied on.
+"""Follower of the registry's event feed: reconnects, detects a stalled feed, and reports lost events.
 
-A gateway whose feed is down does not hear of revocations. It keeps the sessions it has, since every event missed is
-heard once the feed is back; but it lets nobody new in after `silence_max` seconds. A feed that is merely stuck is
-found out too: every CHECK_SECONDS the newest event is compared with the last one that was heard. When events were
-missed for good (they are not kept any more, or the registry was put back to an older state), `missed` is called.
+A gateway whose feed is down does not receive revocations. It keeps its sessions, since missed events are delivered
+once the feed is back, but admits no new ones after `silence_seconds_max`. A stalled feed is detected by comparing the
+registry's newest event with the last one received, every CHECK_SECONDS. When events are lost (deleted by retention,
+or the registry was restored to an older state), `on_missed` is called.
 """
 
 import asyncio
@@ -22,99 +22,99 @@ CHECK_SECONDS = 2.0
 
 
 class EventFollower:
-    """One follower. `hear` is awaited for each event in order; one that raises is heard again. `missed` is told that
+    """`on_event` is awaited for each event in order, and again for an event for which it raised. After `on_missed`
     anything may have changed.
     """
 
     def __init__(
         self,
         registry: Registry,
-        hear: Callable[[Event], Awaitable[None]],
-        silence_max: float,
-        missed: Callable[[], None] = lambda: None,
+        on_event: Callable[[Event], Awaitable[None]],
+        silence_seconds_max: float,
+        on_missed: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
-        self._hear = hear
-        self._missed = missed
-        self._silence_max = silence_max
+        self._on_event = on_event
+        self._on_missed = on_missed
+        self._silence_seconds_max = silence_seconds_max
         self._started = asyncio.Event()
-        self._heard = 0
+        self._received = 0
         self._down_since: float | None = None
         self.failures = 0
-        """How often it broke."""
+        """Number of times that it broke."""
 
     async def started(self) -> None:
-        """Returns once every event from now on will be heard."""
+        """Returns once every event from now on will be received."""
         await self._started.wait()
 
     def reliable(self) -> bool:
-        """Whether an event that is a few seconds old has been heard."""
+        """Whether events have been received until `silence_seconds_max` ago or later."""
         if not self._started.is_set():
             return False
-        return self._down_since is None or _monotonic() - self._down_since <= self._silence_max
+        return self._down_since is None or _monotonic() - self._down_since <= self._silence_seconds_max
 
     async def run(self) -> None:
         """Follow until cancelled."""
         delay = RETRY_SECONDS_MIN
         while True:
             try:
-                # A read that succeeds says that the registry is there; following alone may be silent for hours.
+                # A successful read proves that the registry is up; following alone may be silent for hours.
                 newest = await self._registry.last_event()
                 if not self._started.is_set():
-                    self._heard = newest
+                    self._received = newest
                     self._started.set()
-                elif newest < self._heard or await self._registry.first_event() > self._heard + 1:
-                    log.error("event=feed.missed heard=%d newest=%d", self._heard, newest)
-                    self._heard = newest  # before the sessions ask again: what comes from here on is heard
-                    self._missed()
+                elif newest < self._received or await self._registry.first_event() > self._received + 1:
+                    log.error("event=feed.missed heard=%d newest=%d", self._received, newest)
+                    self._received = newest  # before clients are authenticated again: later events are received
+                    self._on_missed()
                 await self._follow(newest)
                 delay = RETRY_SECONDS_MIN
-            except Unavailable as error:  # an outage: it is told again and again, and a traceback tells no more
-                self._broke()
-                log.error("event=feed.broken heard=%d reason=%s", self._heard, error.message)
+            except Unavailable as error:  # an outage, logged at each retry: a traceback adds nothing
+                self._on_down()
+                log.error("event=feed.broken heard=%d reason=%s", self._received, error.message)
             except Exception:
-                self._broke()
-                log.exception("event=feed.broken heard=%d", self._heard)
+                self._on_down()
+                log.exception("event=feed.broken heard=%d", self._received)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_SECONDS_MAX)
 
     async def _follow(self, newest: int) -> None:
-        """Hear events until the feed ends or is stuck. Raises: what the registry or `hear` raises."""
-        if self._heard == newest:
-            self._is_back()
-        following = asyncio.create_task(self._hear_all())
+        """Receive events until the feed ends or stalls. Raises: what the registry or `on_event` raises."""
+        if self._received == newest:
+            self._on_up()
+        following = asyncio.create_task(self._receive_all())
         try:
             while not following.done():
                 await asyncio.wait((following,), timeout=CHECK_SECONDS)
-                behind = self._heard
+                behind = self._received
                 newest = await self._registry.last_event()
                 if behind == newest:
-                    self._is_back()
+                    self._on_up()
                 elif behind > newest:
-                    break  # the registry was put back
+                    break  # the registry was restored to an older state
                 elif not following.done():
-                    # Events take a moment; only one that is not heard by the next look is missing.
+                    # Delivery takes a moment: only an event not received by the next check is missing.
                     await asyncio.wait((following,), timeout=CHECK_SECONDS)
-                    if self._heard == behind:
+                    if self._received == behind:
                         break
         finally:
             following.cancel()
             with suppress(asyncio.CancelledError):
                 await following
-        self._broke()
-        log.error("event=feed.stuck heard=%d newest=%d", self._heard, newest)
+        self._on_down()
+        log.error("event=feed.stuck heard=%d newest=%d", self._received, newest)
 
-    async def _hear_all(self) -> None:
-        async for event in self._registry.follow(self._heard):
-            await self._hear(event)
-            self._heard = event.seq
+    async def _receive_all(self) -> None:
+        async for event in self._registry.follow(self._received):
+            await self._on_event(event)
+            self._received = event.seq
 
-    def _is_back(self) -> None:
+    def _on_up(self) -> None:
         if self._down_since is not None:
-            log.warning("event=feed.back heard=%d", self._heard)
+            log.warning("event=feed.back heard=%d", self._received)
         self._down_since = None
 
-    def _broke(self) -> None:
+    def _on_down(self) -> None:
         self.failures += 1
         if self._down_since is None:
             self._down_since = _monotonic()

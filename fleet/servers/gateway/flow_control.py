@@ -1,54 +1,67 @@
-"""One of a session's two transports: written to, read from while there is no reason to stop, closed in time."""
+"""Flow control for a session's two transports: one is not read while the other's write buffer is full."""
 
 import asyncio
+import enum
 from typing import cast
 
 
+class Pause(enum.Enum):
+    """Reasons not to read from a transport."""
+
+    AWAITING_CONNACK = enum.auto()
+    """[MQTT-3.2.0-1] no request of the device may be answered before CONNACK."""
+    OTHER_SIDE_BLOCKED = enum.auto()
+    """What it sends would be written to a full buffer."""
+    ANSWERS_UNREAD = enum.auto()
+    """Its packets are answered by the gateway itself, and it does not read the answers."""
+
+
 class FlowControlledTransport:
-    __slots__ = ("_reasons", "_transport", "clogged", "write")
+    __slots__ = ("_pauses", "_transport", "blocked", "write")
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._reasons: set[str] = set()
+        self._pauses: set[Pause] = set()
         self.write = self._transport.write
-        self.clogged = False
-        """What is written to it is not taken at the moment."""
+        self.blocked = False
+        """Whether its write buffer is full: the peer does not read."""
 
-    def stop(self, reason: str) -> None:
-        """Read nothing until each reason to stop is gone."""
-        if not self._reasons and not self._transport.is_closing():
+    def pause(self, reason: Pause) -> None:
+        """Stop reading until every reason is resolved."""
+        if not self._pauses and not self._transport.is_closing():
             self._transport.pause_reading()
-        self._reasons.add(reason)
+        self._pauses.add(reason)
 
-    def go_on(self, reason: str) -> None:
-        """`reason` is gone, if it was there."""
-        if reason in self._reasons:
-            self._reasons.discard(reason)
-            if not self._reasons and not self._transport.is_closing():
+    def resume(self, reason: Pause) -> None:
+        """Resolve `reason`; does nothing when reading was not paused for it."""
+        if reason in self._pauses:
+            self._pauses.discard(reason)
+            if not self._pauses and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    def hold_if_clogged(self) -> None:
-        """It makes us write to it and does not read what we write: read no more of it until it does."""
-        if self.clogged:
-            self.stop("does not read our answers")
+    def pause_if_blocked(self) -> None:
+        """Stop reading from a peer that causes answers and does not read them."""
+        if self.blocked:
+            self.pause(Pause.ANSWERS_UNREAD)
 
     def close(self, linger_seconds: float) -> None:
-        """Let it send what was written, but not for ever."""
+        """Close once the write buffer is empty; abort after `linger_seconds`."""
         self._transport.close()
         asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)
 
 
-def clog(slow: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
-    """`slow` does not take what it is written: stop reading `source`, where that comes from."""
-    if slow is not None:
-        slow.clogged = True
+def block(target: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
+    """The write buffer of `target` is full: stop reading `source`, whose bytes go there."""
+    if target is not None:
+        target.blocked = True
     if source is not None:
-        source.stop("the other side is slow")
+        source.pause(Pause.OTHER_SIDE_BLOCKED)
 
 
-def unclog(slow: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
-    if slow is not None:
-        slow.clogged = False
-        slow.go_on("does not read our answers")
+def unblock(target: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:
+    """The write buffer of `target` has drained."""
+    if target is not None:
+        target.blocked = False
+        target.resume(Pause.ANSWERS_UNREAD)
     if source is not None:
-        source.go_on("the other side is slow")
+        source.resume(Pause.OTHER_SIDE_BLOCKED)

@@ -1,4 +1,4 @@
-"""The gateway: sessions on one side, the registry's events on the other, and the table between them.
+"""The gateway of one process: its sessions, and what the registry's events do to them.
 
 gateway = Gateway(registry, upstream, clock=clock)
 feed = asyncio.create_task(gateway.run())
@@ -13,30 +13,31 @@ from datetime import datetime
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
+from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import open_session
-from fleet.servers.gateway.context import SessionContext
+from fleet.servers.gateway.admission import admit_client
+from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.revoked_cache import RevokedCache
-from fleet.servers.gateway.session import Phase, Session
+from fleet.servers.gateway.session import Session
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.gateway.upstream import Upstream
-from fleet.wire.mqtt.codes import Reason
+from fleet.servers.gateway.upstream import Factory, Upstream
+from fleet.services.admission import Admission
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
 
 
 class Gateway:
-    """Every live MQTT session of one process.
+    """Implements SessionContext.
 
-    `purges`: whether it also makes the broker forget who is gone for good. Of several gateways before one broker none
-    should: whoever started them does, once all have heard.
+    `purges`: whether it also purges the broker's sessions of revoked and retired devices. Of several gateways in front
+    of one broker none should: the process that started them does, once all have received the event.
     """
 
     def __init__(
@@ -48,28 +49,28 @@ class Gateway:
         limits: Limits | None = None,
         purges: bool = True,
     ) -> None:
+        self.limits = limits or Limits()
+        self.outcomes = OutcomeLog()
+        self.open_sessions: SessionRegistry[Session] = SessionRegistry()
+        self.now = clock
         self._registry = registry
-        self._limits = limits or Limits()
-        self._journal = OutcomeLog()
-        self._table: SessionRegistry[Session] = SessionRegistry()
         self._upstream = upstream
-        self._feed = EventFollower(registry, self._hear, self._limits.feed_silence_seconds_max, self._judge_anew)
-        self._ended = RevokedCache()
-        self._context = SessionContext(
-            upstream, clock, self._limits, self._journal, self._table, self._open, self._ended, self._prepare
+        self._feed = EventFollower(
+            registry, self._on_event, self.limits.feed_silence_seconds_max, self._on_events_missed
         )
+        self._revoked = RevokedCache()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._purges = SessionPurger(upstream, self._journal) if purges else None
-        self._applying = asyncio.Lock()  # first come, first served: the later model stays
+        self._purger = SessionPurger(upstream, self.outcomes) if purges else None
+        self._applying = asyncio.Lock()  # in order of the events: the last model counts
         self._setting = asyncio.Lock()
-        self._prepared: frozenset[str] = frozenset()
+        self._brokers_models: frozenset[str] = frozenset()
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
-        return Session(self._context, peer)
+        return Session(self, peer)
 
     async def run(self) -> None:
-        """Follow the registry until cancelled. The sessions rely on it: run it before anything listens."""
+        """Follow the registry until cancelled. Start it before anything listens."""
         await self._feed.run()
 
     async def following(self) -> None:
@@ -77,100 +78,108 @@ class Gateway:
         await self._feed.started()
 
     async def close(self) -> None:
-        """End every session, telling those of 5.0 why; what it was still doing is cancelled."""
-        for session in self._table:
-            session.end(close_reasons.SHUTTING_DOWN)
+        """Close every session, with DISCONNECT to those of 5.0, and cancel pending work."""
+        for session in self.open_sessions:
+            session.close(close_reasons.SHUTTING_DOWN)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._purges is not None:
-            await self._purges.close()
+        if self._purger is not None:
+            await self._purger.close()
 
     @property
     def sessions(self) -> int:
-        """Connections at the moment, those that have not been admitted yet included."""
-        return len(self._table)
+        """Current number of connections, those not admitted yet included."""
+        return len(self.open_sessions)
 
     @property
     def stats(self) -> Mapping[str, int]:
-        """Live and read-only: `mqtt.connect.ok`, `mqtt.connect.CODE`, `mqtt.session.ENDING`, `mqtt.publish.refused`,
-        `mqtt.subscribe.refused`, `mqtt.deliver.refused` -> how often.
+        """Live and read-only: `mqtt.connect.ok`, `mqtt.connect.CODE`, `mqtt.session.CODE`, `mqtt.publish.refused`,
+        `mqtt.subscribe.refused`, `mqtt.deliver.refused` -> count.
         """
-        return self._journal.counts
+        return self.outcomes.counts
 
-    async def _prepare(self, model: str) -> None:
-        """A model that was added while we serve: nobody is told of it, and it matters when its first device comes."""
-        if model not in self._prepared:
-            await self._set_models(await self._registry.models())
+    # SessionContext
 
-    async def _set_models(self, models: Sequence[Model]) -> None:
-        async with self._setting:
-            await self._upstream.set_models(models)
-            self._prepared = frozenset(model.name for model in models)
+    def speaks_v5(self) -> bool:
+        return self._upstream.speaks_v5
 
-    def _open(self, session: Session, connect: Connect) -> None:
-        if not self._feed.reliable():
-            # Nobody new while we could not hear of their revocation.
-            session.refuse("feed-down", Reason.SERVER_UNAVAILABLE)
-            return
-        self._start(open_session(self._context, self._registry, session))
+    def hears_revocations(self) -> bool:
+        return self._feed.reliable()
 
-    def _start(self, work: Coroutine[object, object, None]) -> None:
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_done)
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("event=gateway.failed", exc_info=task.exception())
+    async def admit(self, peer: Peer, connect: Connect) -> Admission:
+        return await admit_client(self._registry, self._revoked, peer, connect, self.now())
 
-    async def _hear(self, event: Event) -> None:
-        self._ended.hear(event)
+    async def connect_broker(self, model: str, factory: Factory) -> None:
+        try:
+            if model not in self._brokers_models:  # added since the start: there is no event for that
+                await self._set_models(await self._registry.models())
+            await self._upstream.connect(factory)
+        except (OSError, TimeoutError, Unavailable) as error:
+            raise CloseSession(close_reasons.BROKER_UNREACHABLE) from error
+
+    # Events of the registry
+
+    async def _on_event(self, event: Event) -> None:
+        self._revoked.on_event(event)
         match event.kind:
             case EventKind.DEVICE_STATE:
-                self._device_moved(event.subject, event.detail)
+                self._on_device_state(event.subject, event.detail)
             case EventKind.CREDENTIAL_ENDED:
-                self._credential_ended(event.subject, event.detail)
+                self._on_credential_ended(event.subject, event.detail)
             case EventKind.MODEL_CHANGED:
-                await self._model_changed(event.subject)
-        if self._purges is not None:
-            await self._purges.hear(event)  # the sessions have been signed off above
+                await self._on_model_changed(event.subject)
+        if self._purger is not None:
+            await self._purger.on_event(event)  # its session has been closed above
 
-    def _judge_anew(self) -> None:
-        """What happened to whom is not to be known any more: everybody proves themselves again."""
-        for session in self._table:
-            session.end(close_reasons.EVENTS_MISSED)
+    def _on_events_missed(self) -> None:
+        """Events were lost: close all sessions so that clients authenticate again."""
+        for session in self.open_sessions:
+            session.close(close_reasons.EVENTS_MISSED)
 
-    def _device_moved(self, device_id: str, state: str) -> None:
+    def _on_device_state(self, device_id: str, state: str) -> None:
         if state == DeviceState.ACTIVE:
             return
-        for session in self._table.of_device(device_id):
-            session.end(close_reasons.DEVICE_ENDED)
+        for session in self.open_sessions.of_device(device_id):
+            session.close(close_reasons.DEVICE_ENDED)
 
-    def _credential_ended(self, holder: str, fingerprint: str) -> None:
-        table = self._table
-        ended = table.of_fingerprint(bytes.fromhex(fingerprint)) if fingerprint else table.of_device(holder)
+    def _on_credential_ended(self, holder: str, fingerprint: str) -> None:
+        sessions = self.open_sessions
+        ended = sessions.of_fingerprint(bytes.fromhex(fingerprint)) if fingerprint else sessions.of_device(holder)
         for session in ended:
-            session.end(close_reasons.CREDENTIAL_ENDED)
+            session.close(close_reasons.CREDENTIAL_ENDED)
 
-    async def _model_changed(self, name: str) -> None:
-        # Whoever is being admitted now may have been judged by the old model: they ask again.
-        for session in self._table:
-            session.stale = session.phase is Phase.OPENING
+    async def _on_model_changed(self, name: str) -> None:
+        for session in self.open_sessions:
+            session.model_changed()
         model = await self._registry.model(name)
         if model is not None:
-            # Not awaited: a broker that is slow to learn of it must not keep a revocation waiting.
-            self._start(self._apply(model, await self._registry.models()))
+            # Not awaited: a broker that is slow to reload must not delay a revocation.
+            self.spawn(self._apply(model, await self._registry.models()))
 
     async def _apply(self, model: Model, models: Sequence[Model]) -> None:
         async with self._applying:
-            # First the wall behind us, then the one in front: a topic newly allowed must not die at the broker.
+            # Update the broker's ACLs before our own policy: the broker must not drop a topic that is newly allowed.
             try:
                 await self._set_models(models)
             except (OSError, TimeoutError) as error:
                 log.error("event=broker.rules-not-set model=%s error=%s", model.name, error)
-            for session in self._table:
+            for session in self.open_sessions:
                 if session.admission is not None and session.admission.device.model == model.name:
                     session.set_model(model)
-            self._journal.note("mqtt.model", "applied", asyncio.get_running_loop().time(), model=model.name)
+            self.outcomes.record("mqtt.model", "applied", asyncio.get_running_loop().time(), model=model.name)
+
+    async def _set_models(self, models: Sequence[Model]) -> None:
+        async with self._setting:
+            await self._upstream.set_models(models)
+            self._brokers_models = frozenset(model.name for model in models)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("event=gateway.failed", exc_info=task.exception())

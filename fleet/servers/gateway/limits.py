@@ -1,4 +1,4 @@
-"""What one gateway takes on at most."""
+"""Limits of one gateway."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ class Limits:
     """All times in seconds, all sizes in bytes."""
 
     sessions_max: int = 9_000
-    """Connections in all; each takes two file descriptors of 20,000."""
+    """Total number of connections; each takes two of 20,000 file descriptors."""
     per_certificate_max: int = 4
-    """Connections by one certificate: a live one, its successor, and two whose ends we have not heard of."""
+    """Connections with one certificate: the current one, its successor, and two that are dead but not closed yet."""
     connect_seconds_max: float = 10.0
-    """From the end of the TLS handshake to a whole CONNECT."""
+    """From the end of the TLS handshake to a complete CONNECT."""
     open_seconds_max: float = 10.0
-    """From CONNECT to CONNACK: the registry's answer, the broker's connection and the broker's answer."""
+    """From CONNECT to CONNACK: admission, the connection to the broker, and the broker's CONNACK."""
     linger_seconds_max: float = 2.0
-    """How long a closing connection may take to send what was written before it is aborted."""
+    """For a closing connection to send what was written, before it is aborted."""
     stuck_seconds_max: float = 30.0
-    """How long a device may take nothing of what waits for it: meanwhile the broker keeps the rest in memory."""
+    """For a device that does not read: meanwhile the broker queues its messages in memory."""
     feed_silence_seconds_max: float = 10.0
-    """How long the registry's feed may be down before nobody new is let in."""
+    """For the registry's feed to be down, before no new sessions are admitted."""
     packet_size_max: int = PACKET_SIZE_MAX
     """Remaining length of a PUBLISH after CONNECT."""

@@ -1,10 +1,10 @@
-"""A broker of somebody else's, watched: whether it can be reached, told once when that changes.
+"""Upstream wrapper that monitors an external broker and logs when its reachability changes.
 
     upstream = MonitoredUpstream(AddressUpstream(host, port), clock=clock)
-    async with background(upstream.run(), "the watch on the broker"): ...
+    async with background(upstream.run(), "the monitoring of the broker"): ...
 
-It is tried once at the start. From then on the sessions' own connections tell; only while it is away it is tried again,
-every few seconds. The gateway stays open meanwhile, and refuses each device with "server unavailable".
+It is probed once at the start. From then on the sessions' connections show its state; only while it is unreachable it
+is probed every few seconds. Meanwhile the gateway stays open and refuses each device with "server unavailable".
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from fleet.servers.gateway.upstream import AddressUpstream, Factory, SocketUpstr
 
 log = logging.getLogger("fleet.broker")
 
-AGAIN_SECONDS = 5.0  # an agent that was refused tries again in seconds, too
+PROBE_SECONDS = 5.0  # a refused agent also retries within seconds
 
 
 class MonitoredUpstream:
-    """`upstream`, and what is known of whether it can be reached. Implements Upstream."""
+    """`upstream` and its reachability. Implements Upstream."""
 
     def __init__(
-        self, upstream: Upstream, *, clock: Callable[[], datetime], again_seconds: float = AGAIN_SECONDS
+        self, upstream: Upstream, *, clock: Callable[[], datetime], probe_seconds: float = PROBE_SECONDS
     ) -> None:
-        self._upstream, self._clock, self._again_seconds = upstream, clock, again_seconds
-        self._is_reachable: bool | None = None  # not known yet
+        self._upstream, self._clock, self._probe_seconds = upstream, clock, probe_seconds
+        self._is_reachable: bool | None = None  # unknown
         self._since = clock()
-        self._away = asyncio.Event()
+        self._unreachable = asyncio.Event()
 
     @property
     def speaks_v5(self) -> bool:
@@ -39,9 +39,9 @@ class MonitoredUpstream:
         try:
             await self._upstream.connect(factory)
         except (OSError, TimeoutError) as error:
-            self._lost(error)
+            self._on_failure(error)
             raise
-        self._found()
+        self._on_success()
 
     async def set_models(self, models: Sequence[Model]) -> None:
         await self._upstream.set_models(models)
@@ -53,33 +53,33 @@ class MonitoredUpstream:
         await self._upstream.close()
 
     def status(self) -> dict[str, object]:
-        """For a person, and for JSON."""
+        """JSON value for the status page."""
         since = self._since.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return {"broker": self.describe(), "reachable": self._is_reachable, "since": since}
 
     async def run(self) -> None:
-        """Try it now, and whenever it is away until it is back; for ever."""
+        """Probe now, and while it is unreachable; until cancelled."""
         while True:
-            await self._try()
+            await self._probe()
             if self._is_reachable:
-                await self._away.wait()
-            await asyncio.sleep(self._again_seconds)
+                await self._unreachable.wait()
+            await asyncio.sleep(self._probe_seconds)
 
-    async def _try(self) -> None:
-        made: list[_Visit] = []
+    async def _probe(self) -> None:
+        made: list[_Probe] = []
 
-        def visit() -> _Visit:
-            made.append(_Visit())
+        def probe() -> _Probe:
+            made.append(_Probe())
             return made[-1]
 
         try:
-            await self.connect(visit)
+            await self.connect(probe)
         except (OSError, TimeoutError):
-            return  # told already
+            return  # logged by connect
         for each in made:
-            each.leave()
+            each.close()
 
-    def _lost(self, error: BaseException) -> None:
+    def _on_failure(self, error: BaseException) -> None:
         if self._is_reachable is not False:
             self._is_reachable, self._since = False, self._clock()
             reason = str(error) or type(error).__name__
@@ -88,29 +88,29 @@ class MonitoredUpstream:
                 self.describe(),
                 reason,
             )
-        self._away.set()
+        self._unreachable.set()
 
-    def _found(self) -> None:
+    def _on_success(self) -> None:
         if self._is_reachable is False:
             log.warning("event=upstream outcome=reachable-again is=%r", self.describe())
         if self._is_reachable is not True:
             self._is_reachable, self._since = True, self._clock()
-        self._away.clear()
+        self._unreachable.clear()
 
 
-class _Visit(asyncio.Protocol):
-    """Comes, and goes again."""
+class _Probe(asyncio.Protocol):
+    """Connects and closes."""
 
     _transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def leave(self) -> None:
+    def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
 
 def is_external(upstream: Upstream) -> bool:
-    """Whether nobody but its owner sees to it that it runs."""
+    """Whether the broker is run by others: not started or supervised by us."""
     return isinstance(upstream, AddressUpstream | SocketUpstream)

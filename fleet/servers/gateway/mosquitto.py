@@ -1,8 +1,8 @@
-"""Our own mosquitto: a generated configuration in a private directory, a Unix socket as the only door.
+"""mosquitto as our private broker: generated configuration in a private directory, reachable only by a Unix socket.
 
-It takes the user name's word for who connects, because only the gateway, and an operator of this machine, can open
-the socket. Its access list repeats each model's filters with %u for the device: a second wall, should the first fail.
-The user `_backend`, which no device can be called, may read and write everything:
+It trusts the user name, because only the gateway, and an operator of this machine, can open the socket. Its ACL
+repeats each model's filters with %u for the device, as a second line of defence. The user `_backend`, which cannot be
+a device id, may read and write everything:
 
     mosquitto_sub --unix HOME/run/broker.sock -u _backend -t '#'
 """
@@ -27,22 +27,22 @@ log = logging.getLogger("fleet.broker")
 BACKEND = "_backend"  # a device id starts with a letter or a digit
 SOCKET = "broker.sock"
 CONFIG = "mosquitto.conf"
-ACCESS = "mosquitto.acl"
-RELOAD_SECONDS_MAX = 1.0  # it takes milliseconds; while we wait, live sessions are judged by the old model
+ACL = "mosquitto.acl"
+RELOAD_SECONDS_MAX = 1.0  # it takes milliseconds; meanwhile live sessions keep the old policy
 
-MEMORY_MAX = 268_435_456  # all that it holds; on SIGTERM it is written to disk in half the time that it gets for that
+MEMORY_MAX = 268_435_456  # what it holds is written to disk on SIGTERM, in half of STOP_SECONDS_MAX
 
 CONFIG_TEXT = f"""\
 # Written by `fleet serve` at each start. Paths are relative to this directory.
 {{user}}listener 0 {SOCKET}
 allow_anonymous true
-acl_file {ACCESS}
+acl_file {ACL}
 max_packet_size {PACKET_SIZE_MAX}
-# A device that is away for long finds its messages: the bounds are by number and by bytes, for each client.
+# Messages queue for an offline device: limited by number and by bytes, for each client.
 max_inflight_messages 100
 max_queued_messages 100000
 max_queued_bytes 16777216
-# The last line of defence: beyond it a client is disconnected rather than this machine out of memory.
+# The last line of defence: beyond it clients are disconnected, before this machine runs out of memory.
 memory_limit {MEMORY_MAX}
 persistence true
 persistence_location ./
@@ -59,7 +59,7 @@ log_type information
 
 
 def mosquitto_program() -> str | None:
-    """Where it is installed, or None. Debian keeps it in /usr/sbin, which is not on everybody's PATH."""
+    """Path of the program, or None. Debian installs it in /usr/sbin, which is not on every user's PATH."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
     return shutil.which("mosquitto", path=path)
 
@@ -72,20 +72,20 @@ class Mosquitto:
     def __init__(self, program: str, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._reloaded = asyncio.Event()
-        self._access = ""
+        self._acl = ""
         self.socket = run_dir / SOCKET
-        self.child = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._heard)
+        self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
 
     @classmethod
     async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":
-        """Returns when it takes connections. Raises: OSError, TimeoutError."""
+        """Returns when it accepts connections. Raises: OSError, TimeoutError."""
         broker = cls(program, private_directory(run_dir))
         if os.geteuid() == 0:
             log.warning("event=broker.root note='mosquitto runs as root: give fleet serve an account of its own'")
         broker._write(CONFIG, config_text())
-        broker._access = access_text(models)
-        broker._write(ACCESS, broker._access)
-        await broker.child.start()
+        broker._acl = acl_text(models)
+        broker._write(ACL, broker._acl)
+        await broker.process.start()
         return broker
 
     async def connect(self, factory: Factory) -> None:
@@ -93,30 +93,30 @@ class Mosquitto:
             await connect_unix(self.socket, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """Returns when the access list is in force. Raises: OSError, TimeoutError."""
-        access = access_text(models)
-        if access == self._access:
+        """Returns when the ACL is in effect. Raises: OSError, TimeoutError."""
+        acl = acl_text(models)
+        if acl == self._acl:
             return
-        self._write(ACCESS, access)
+        self._write(ACL, acl)
         self._reloaded.clear()
-        self.child.signal(signal.SIGHUP)
+        self.process.signal(signal.SIGHUP)
         async with asyncio.timeout(RELOAD_SECONDS_MAX):
             await self._reloaded.wait()
-        self._access = access
+        self._acl = acl
 
     def describe(self) -> str:
         return f"mosquitto on unix:{self.socket} (mosquitto_sub --unix {self.socket} -u {BACKEND} -t '#')"
 
     async def close(self) -> None:
-        await self.child.close()
+        await self.process.close()
 
-    def _heard(self, line: str) -> None:
-        # It says so before it does so; but what it is sent after that, it reads after that.
+    def _on_line(self, line: str) -> None:
+        # Logged before it reloads; but packets sent from then on are processed after that.
         if "Reloading config" in line:
             self._reloaded.set()
 
     def _write(self, name: str, text: str) -> None:
-        """Whole or not at all: mosquitto may read it at any time."""
+        """Atomically: mosquitto may read the file at any time."""
         fresh = self._run_dir / f"{name}.new"
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -126,17 +126,17 @@ class Mosquitto:
 
 
 def config_text() -> str:
-    """mosquitto.conf. Started by root it would become the user mosquitto, who can't enter our directory."""
+    """mosquitto.conf. As root it would drop to the user mosquitto, who can't enter our directory."""
     user = f"user {pwd.getpwuid(0).pw_name}\n" if os.geteuid() == 0 else ""
     return CONFIG_TEXT.format(user=user)
 
 
-def access_text(models: Iterable[Model]) -> str:
-    """mosquitto.acl: what each model may, for whichever device connects, and everything for the backend."""
+def acl_text(models: Iterable[Model]) -> str:
+    """mosquitto.acl: each model's filters, for any device, and everything for the backend."""
     lines = {
-        f"pattern {right} {_pattern(text, model)}"
+        f"pattern {permission} {_pattern(text, model)}"
         for model in models
-        for right, filters in (("write", model.publish), ("read", model.subscribe))
+        for permission, filters in (("write", model.publish), ("read", model.subscribe))
         for text in filters
     }
     backend = (f"user {BACKEND}", "topic readwrite #", "topic read $SYS/#", "")
@@ -144,7 +144,7 @@ def access_text(models: Iterable[Model]) -> str:
 
 
 def _pattern(text: str, model: Model) -> str:
-    """`text` in mosquitto's words. A level that means another thing to it becomes +: wider, never narrower."""
+    """`text` in mosquitto's syntax. A level with another meaning there becomes +: wider, never narrower."""
     levels = (
         "+" if "%" in level else level.replace("{id}", "%u").replace("{model}", model.name) for level in text.split("/")
     )

@@ -1,4 +1,4 @@
-"""What happened, counted always and logged in one line each, as long as nobody makes us write too many lines.
+"""Outcome counters and a rate-limited log: every outcome is counted, and logged in one line below the limit.
 
 event=mqtt.connect device=cam-7 serial=5d… code=ok ms=3
 """
@@ -12,7 +12,7 @@ from fleet.servers.line_limit import LineLimit
 
 log = logging.getLogger("fleet.gateway")
 
-TEXT_MAX = 80  # of anything that a peer chose
+TEXT_MAX = 80  # of a value that a peer has chosen
 
 
 class OutcomeLog:
@@ -30,17 +30,17 @@ class OutcomeLog:
     def count(self, counter: str) -> None:
         self._counts[counter] += 1
 
-    def note(self, event: str, code: str, monotonic: float, **fields: str | int) -> None:
-        """Count `event.code`, and log it with `fields` unless this second has had its share of lines."""
+    def record(self, event: str, code: str, monotonic: float, **fields: str | int) -> None:
+        """Count `event.code`, and log it with `fields` unless the second's limit of lines is reached."""
         self._counts[f"{event}.{code}"] += 1
         if not self._limit.allows(monotonic):
             return
-        told = " ".join(f"{name}={_plain(value)}" for name, value in fields.items() if value != "")
-        log.info("event=%s %s code=%s", event, told, code)
+        text = " ".join(f"{name}={_plain(value)}" for name, value in fields.items() if value != "")
+        log.info("event=%s %s code=%s", event, text, code)
 
 
 def _plain(value: str | int) -> str:
-    """One word: a peer's line breaks and spaces must not make it two fields, or two lines."""
+    """`value` without spaces and line breaks: a peer must not forge a field or a line."""
     if isinstance(value, int):
         return str(value)
     text = value[:TEXT_MAX]

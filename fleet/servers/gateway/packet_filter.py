@@ -1,12 +1,12 @@
-"""One direction of a session: original bytes go through, every packet's head is read, what is refused stays behind.
+"""Sans-I/O packet filter for one direction of a session: forwards the original bytes, drops refused packets.
 
-    sieve = PacketFilter(UPBOUND, version, handler, write)
-    sieve.feed(data)        # writes the longest runs of allowed bytes, each in one go
-    sieve.inject(packet)    # a packet of our own, between two others, never inside one
+    packets = PacketFilter(TO_BROKER, version, handler, write, size_max)
+    packets.feed(data)        # writes the longest runs of allowed bytes, each in one call
+    packets.inject(packet)    # a packet of our own, between two others, never inside one
 
-The loop is the gateway's hot path: for a topic that was asked about before, a PUBLISH costs one dict look-up.
-A packet is held until it is whole, so that a device that dies in the middle leaves nothing half-sent; one longer
-than HOLD_SIZE_MAX is judged by its head and streamed. Memory is bounded by HEAD_SIZE_MAX, whatever the packet's size.
+The loop is the gateway's hot path: for a topic seen before, a PUBLISH costs one dict look-up. A packet is held until
+it is complete, so that a device that disconnects in the middle leaves no partial packet behind; one longer than
+HOLD_SIZE_MAX is judged by its head and streamed. Memory is bounded by HEAD_SIZE_MAX, whatever the packet's size.
 """
 
 from collections import deque
@@ -21,64 +21,63 @@ from fleet.wire.mqtt.properties import Property, decode_properties, value_of
 from fleet.wire.mqtt.reader import remaining_length
 from fleet.wire.mqtt.topics import topic_name
 
-HOLD_SIZE_MAX = 65_536  # a longer PUBLISH is streamed; anything else that is longer is refused
-HEAD_SIZE_MAX = 3 * 65_536  # a topic and properties of a long PUBLISH must be seen whole
-TOPICS_MAX = 256  # answers remembered, of topics up to TOPIC_SIZE_MAX bytes: 64 KiB for a session at worst
+HOLD_SIZE_MAX = 65_536  # a longer PUBLISH is streamed; any other longer packet is refused
+HEAD_SIZE_MAX = 3 * 65_536  # topic and properties of a long PUBLISH are read before it is streamed
+TOPICS_MAX = 256  # verdicts cached, of topics up to TOPIC_SIZE_MAX bytes: at most 64 KiB for a session
 TOPIC_SIZE_MAX = 256
-INJECTED_MAX = 1_024  # packets of ours that wait for the end of a long one
+INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 
-_PUBLISH, _PUBLISH_ACKED, _PUBLISH_RETAINED, _PASS, _ASK, _ILLEGAL = range(6)
+_PUBLISH, _PUBLISH_ACKED, _PUBLISH_RETAINED, _PASS, _INSPECT, _ILLEGAL = range(6)
 
 
-def _table(passed: set[PacketType], asked: set[PacketType], *, retain_is_a_right: bool) -> bytes:
-    """What to do with a packet, by its first byte."""
+def _table(passed: set[PacketType], inspected: set[PacketType], *, checks_retain: bool) -> bytes:
+    """Action for a packet, by its first byte."""
 
     def kind(first: int) -> int:
         number = first >> 4
         if not flags_are_legal(first):
             return _ILLEGAL
         if number == PacketType.PUBLISH:
-            if first & 1 and retain_is_a_right:
+            if first & 1 and checks_retain:
                 return _PUBLISH_RETAINED
             return _PUBLISH_ACKED if first & 6 else _PUBLISH
-        return _PASS if number in passed else _ASK if number in asked else _ILLEGAL
+        return _PASS if number in passed else _INSPECT if number in inspected else _ILLEGAL
 
     return bytes(map(kind, range(256)))
 
 
 _ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP}
-UPBOUND = _table(
+TO_BROKER = _table(
     passed=_ACKS | {PacketType.PINGREQ},
-    asked={PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
-    retain_is_a_right=True,
+    inspected={PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
+    checks_retain=True,
 )
-"""Device to broker. [MQTT-3.1.0-2] a second CONNECT is illegal, as is all that only a server sends, and AUTH."""
-DOWNBOUND = _table(
+"""[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
+TO_DEVICE = _table(
     passed=_ACKS | {PacketType.UNSUBACK, PacketType.PINGRESP},
-    asked={PacketType.CONNACK, PacketType.SUBACK, PacketType.DISCONNECT},
-    retain_is_a_right=False,
+    inspected={PacketType.CONNACK, PacketType.SUBACK, PacketType.DISCONNECT},
+    checks_retain=False,
 )
-"""Broker to device."""
 
 
 class Handler(Protocol):
-    """Who answers for the packets. Each method may raise CloseSession or a WireError: what came before goes through."""
+    """Decides on packets. A method may raise CloseSession or a WireError: the packets before are still forwarded."""
 
     def topic_allowed(self, topic: str) -> bool: ...
 
     def retain_allowed(self) -> bool: ...
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
-        """A PUBLISH stays behind; `packet_id` is 0 for QoS 0."""
+        """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
         ...
 
     def packet(self, first: int, body: bytes) -> bytes | None:
-        """What to write instead of this packet: None for itself, b"" for nothing."""
+        """Replacement for this packet: None for itself, b"" for nothing."""
         ...
 
 
 class PacketFilter:
-    """Bytes of one direction. After `stop` it swallows everything."""
+    """After `stop` all input is discarded."""
 
     __slots__ = (
         "_dropping", "_handler", "_held", "_id_size", "_injected", "_kinds", "_left", "_need", "_size_max", "_stopped",
@@ -94,32 +93,29 @@ class PacketFilter:
         self._write = write
         self._size_max = size_max
         self._topics: dict[bytes, bool] = {}
-        self._held = bytearray()  # the start of a packet that is not whole
-        self._need = 0  # look at it again when there are so many bytes
-        self._left = 0  # bytes still to come of a long PUBLISH whose head has been judged
-        self._dropping = False  # they stay behind
+        self._held = bytearray()  # the start of an incomplete packet
+        self._need = 0  # bytes at which it is processed again
+        self._left = 0  # bytes outstanding of a long PUBLISH that is streamed
+        self._dropping = False  # instead of streaming it
         self._injected: deque[bytes] = deque()
         self._stopped = False
 
     @property
     def between_packets(self) -> bool:
-        """Whether what has been written so far ends with the end of a packet."""
+        """Whether the bytes written so far end with a complete packet."""
         return not self._left or self._dropping
 
     def stop(self) -> None:
-        """Let nothing through any more."""
+        """Forward nothing from now on."""
         self._stopped = True
         self._held.clear()
 
     def forget_topics(self) -> None:
-        """The policy has changed: ask again for each topic."""
+        """Drop cached verdicts: the policy has changed."""
         self._topics.clear()
 
     def inject(self, packet: bytes) -> None:
-        """Write `packet` where one packet has ended and the next has not begun.
-
-        Raises: CloseSession: too many wait already.
-        """
+        """Write `packet` at the next packet boundary. Raises: CloseSession: too many are waiting."""
         if self.between_packets:
             self._write(packet)
         elif len(self._injected) < INJECTED_MAX:
@@ -128,9 +124,9 @@ class PacketFilter:
             raise CloseSession(QUOTA)
 
     def feed(self, data: bytes) -> None:
-        """Take what the one side has sent, write what the other may have.
+        """Process bytes from one side and write the allowed packets to the other.
 
-        Raises: WireError, CloseSession: this session is over; everything before the offending packet was written.
+        Raises: WireError, CloseSession: the session must close; packets before the offending one were written.
         """
         if self._stopped:
             return
@@ -140,7 +136,7 @@ class PacketFilter:
                 return
             data = bytes(self._held)
             self._held.clear()
-        start = pos = 0  # not yet written; being looked at
+        start = pos = 0  # of the bytes not yet written; of the current packet
         if self._left:
             pos = min(self._left, len(data))
             self._left -= pos
@@ -149,7 +145,7 @@ class PacketFilter:
                 self._end_of_long(data[start:pos])
                 start = pos
         if pos < len(data):
-            self._sift(data, start, pos)
+            self._filter(data, start, pos)
         elif start < pos:
             self._write(data[start:pos])
 
@@ -160,10 +156,9 @@ class PacketFilter:
         while self._injected:
             self._write(self._injected.popleft())
 
-    def _sift(self, data: bytes, start: int, pos: int) -> None:
-        # One loop on purpose: in Python a call costs as much as all the rest that is done for a packet.
-        end, need = len(data), 0
-        kinds, topics, v5 = self._kinds, self._topics, self._v5
+    def _filter(self, data: bytes, start: int, pos: int) -> None:
+        # One loop on purpose: in Python a call costs as much as all other work for a packet.
+        end, need, kinds, topics, v5 = len(data), 0, self._kinds, self._topics, self._v5
         try:
             while pos < end:
                 kind = kinds[data[pos]]
@@ -185,19 +180,16 @@ class PacketFilter:
                 stop = body + size
                 if stop > end:
                     need = self._judge_partial(data, pos, body, stop)
-                    if need:
-                        break
-                    start, pos = self._pass_over(data, start, pos, end) if self._dropping else start, end
+                    if not need:
+                        start, pos = self._flush(data, start, pos, end) if self._dropping else start, end
                     break
                 if kind == _PASS:
                     pos = stop
                     continue
-                if kind == _ASK:
-                    instead = self._handler.packet(data[pos], data[body:stop])
-                    if instead is not None:
-                        start = self._pass_over(data, start, pos, stop)
-                        if instead:
-                            self._write(instead)
+                if kind == _INSPECT:
+                    replacement = self._handler.packet(data[pos], data[body:stop])
+                    if replacement is not None:
+                        start = self._flush(data, start, pos, stop, replacement)
                     pos = stop
                     if self._stopped:
                         break
@@ -212,53 +204,52 @@ class PacketFilter:
                     after += 2
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
-                if v5:
-                    if after == stop:
-                        raise Malformed("A PUBLISH ends before its properties.")
-                    if data[after]:
-                        _no_alias(data, after, stop)
-                known = topics.get(topic) and kind != _PUBLISH_RETAINED
-                if not (known or self._judge(topic, data[pos], data, after)):
-                    start = self._pass_over(data, start, pos, stop)
+                if v5 and (after == stop or data[after]):
+                    _check_properties(data, after, stop)
+                if not (kind != _PUBLISH_RETAINED and topics.get(topic)) and not self._judge(topic, data, pos, after):
+                    start = self._flush(data, start, pos, stop)
                 pos = stop
         except Exception:
-            self._pass_over(data, start, pos, end)
+            self._flush(data, start, pos, end)
             self.stop()
             raise
-        self._pass_over(data, start, pos, end)
+        self._flush(data, start, pos, end)
         if pos < end and not self._stopped:
-            self._held = bytearray(data[pos:])
-            self._need = need
+            self._held, self._need = bytearray(data[pos:]), need
 
-    def _pass_over(self, data: bytes, start: int, pos: int, stop: int) -> int:
-        """Write the run that ends at `pos`, and go on at `stop`: what is between stays behind."""
+    def _flush(self, data: bytes, start: int, pos: int, stop: int, replacement: bytes = b"") -> int:
+        """Write the run from `start` to `pos`, then `replacement` for the packet from there to `stop`, which is the
+        start of the next run.
+        """
         if start < pos:
             self._write(data if start == 0 and pos == len(data) else data[start:pos])
+        if replacement:
+            self._write(replacement)
         return stop
 
-    def _judge(self, topic: bytes, first: int, data: bytes, after: int) -> bool:
-        """Whether a PUBLISH to `topic` goes through. Not remembered, remembered as refused, or to be retained."""
+    def _judge(self, topic: bytes, data: bytes, pos: int, after: int) -> bool:
+        """Whether a PUBLISH to `topic` is forwarded. Its verdict is not cached, or a refusal, or RETAIN is set."""
         known = self._topics.get(topic)
         if known is None:
             if not topic:
-                # MQTT 5.0, 3.3.2.1: an empty topic needs an alias, and there are none: CONNACK allowed 0 of them
+                # MQTT 5.0, 3.3.2.1: an empty topic needs an alias, of which CONNACK has allowed none
                 raise CloseSession(PROTOCOL_ERROR)
             known = self._handler.topic_allowed(topic_name(topic))
             if len(topic) <= TOPIC_SIZE_MAX:
                 if len(self._topics) >= TOPICS_MAX:
                     self._topics.clear()
                 self._topics[topic] = known
-        if first & 1 and known:
+        if known and data[pos] & 1:
             known = self._handler.retain_allowed()
         if not known:
-            qos = first >> 1 & 3
+            qos = data[pos] >> 1 & 3
             packet_id = int.from_bytes(data[after - 2 : after], "big") if qos else 0
             self._handler.refused(topic.decode(), qos, packet_id)
         return known
 
     def _judge_partial(self, data: bytes, pos: int, body: int, stop: int) -> int:
-        """A packet that is not whole: how many of its bytes to wait for; 0 when its head has been judged and the
-        rest may stream, or be dropped.
+        """Number of bytes of an incomplete packet to wait for; 0 when its head has been judged, so that the rest is
+        streamed or dropped.
         """
         size, have = stop - pos, len(data) - pos
         if size <= HOLD_SIZE_MAX or data[pos] >> 4 != PacketType.PUBLISH:
@@ -274,25 +265,27 @@ class PacketFilter:
             if self._v5:
                 fields.take(fields.varint())
         except Malformed:
-            # Not all of the head is here. No more than three fields' worth of it is waited for.
+            # The head is incomplete. At most three fields' worth of it is awaited.
             if have >= HEAD_SIZE_MAX:
                 raise CloseSession(TOO_LARGE) from None
             return HEAD_SIZE_MAX if size > HEAD_SIZE_MAX else size
         if self._v5:
-            _no_alias(data, after, fields.pos)
-        self._dropping = not self._judge(topic, data[pos], data, after)
+            _check_properties(data, after, fields.pos)
+        self._dropping = not self._judge(topic, data, pos, after)
         self._left = stop - len(data)
         return 0
 
 
-def _no_alias(data: bytes, pos: int, stop: int) -> None:
-    """Refuse a topic alias in the properties at `pos`. Their other rules are the broker's to judge.
+def _check_properties(data: bytes, pos: int, stop: int) -> None:
+    """Refuse a topic alias in the properties at `pos`. Their other rules are left to the broker.
 
     Raises: CloseSession, Malformed.
     """
+    if pos == stop:
+        raise Malformed("A PUBLISH ends before its properties.")
     fields = Fields(data, pos, stop)
     size = fields.varint()
-    # An alias has its identifier somewhere; without that byte there is nothing to decode.
+    # Without the identifier's byte there is no alias, and nothing to decode.
     if Property.TOPIC_ALIAS not in fields.take(size):
         return
     if value_of(decode_properties(Fields(data, pos, stop)), Property.TOPIC_ALIAS) is not None:

@@ -1,4 +1,4 @@
-"""Unix sockets in a directory of our own: who may open the directory may be any device, so nobody else may."""
+"""Unix sockets in a private directory: access to it grants every device's identity at the broker."""
 
 import asyncio
 import os
@@ -12,15 +12,15 @@ RETRY_SECONDS = 0.005
 
 
 def private_directory(path: Path) -> Path:
-    """The absolute form of `path`, made or found to be a directory that only its owner, us, may enter.
+    """Absolute form of `path`, created or checked to be a directory of ours, with mode 0700.
 
-    Raises: OSError: it is somebody else's, or can't be made.
+    Raises: OSError: another user owns it, or it can't be created.
     """
     path = path.absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()  # a link could lead into somebody else's
+    found = path.lstat()  # not stat: a link could lead to another user's directory
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} is not a directory of this user's own")
+        raise PermissionError(f"{path} is not a directory owned by this user")
     path.chmod(0o700)
     return path
 
@@ -28,8 +28,8 @@ def private_directory(path: Path) -> Path:
 async def connect_unix(path: Path, factory: Callable[[], asyncio.BaseProtocol]) -> None:
     """Connect `factory()` to the socket at `path`, waiting while the listener's backlog is full. Raises: OSError.
 
-    `factory()` must not close in its `connection_made`: uvloop then forgets to tell the socket that it is closed, and
-    the socket, once collected, closes whatever has been given its number.
+    `factory()` must not close in its `connection_made`: uvloop then does not mark the socket as closed, and once
+    garbage-collected it closes whatever has reused its file descriptor.
     """
     sock = await _connected(path)
     try:
@@ -40,7 +40,7 @@ async def connect_unix(path: Path, factory: Callable[[], asyncio.BaseProtocol]) 
 
 
 async def probe_unix(path: Path) -> None:
-    """Ask only whether somebody listens at `path`. Raises: OSError: nobody does."""
+    """Check that a process listens at `path`. Raises: OSError: none does."""
     (await _connected(path)).close()
 
 
@@ -49,7 +49,7 @@ async def _connected(path: Path) -> socket.socket:
     try:
         while True:
             try:
-                # By hand: on a full backlog a Unix socket says EAGAIN, which event loops take for "in progress".
+                # Not by the event loop, which takes EAGAIN of a full backlog for EINPROGRESS.
                 _connect(sock, path)
             except BlockingIOError:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -64,7 +64,7 @@ def _connect(sock: socket.socket, path: Path) -> None:
     if len(os.fsencode(path)) <= PATH_SIZE_MAX:
         sock.connect(os.fspath(path))
         return
-    # Too long for an address: by way of its directory.
+    # Too long for sockaddr_un: relative to its directory.
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sock.connect(f"/proc/self/fd/{directory}/{path.name}")

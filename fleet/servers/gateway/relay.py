@@ -1,12 +1,11 @@
-"""A live session without its sockets: two sieves back to back, and what is answered in the other side's stead.
+"""Sans-I/O relay of one session: a packet filter for each direction, and the answers for refused packets.
 
     relay = Relay(version, policy, to_broker, to_device, ...)
-    relay.from_device(data); relay.from_broker(data)
-    if relay.farewell: ...      # one side has said its last word
+    closing = relay.from_device(data)       # or from_broker: a close reason after that side's DISCONNECT
 
-Refused is: a PUBLISH to a topic that the policy does not allow, or to be retained when it does not allow that; a
-filter in a SUBSCRIBE that it does not cover; and a message on its way down that it would not let the device ask for:
-a session that the broker kept may still hold filters from before the policy changed.
+Refused are: a PUBLISH to a topic that the policy does not allow, or with RETAIN where the policy does not allow it; a
+SUBSCRIBE filter that it does not cover; and a message from the broker that the device may not subscribe to: a
+persistent session may still hold filters from before the policy changed.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from dataclasses import replace
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.packet_filter import DOWNBOUND, UPBOUND, PacketFilter
+from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -24,12 +23,10 @@ from fleet.wire.mqtt.properties import Property, value_of, without
 
 Write = Callable[[bytes], None]
 Note = Callable[[str, str, str], None]
-"""(event, code, topic or filter): something was refused."""
+"""(event, code, topic or filter) of a refusal."""
 
 
 class Relay:
-    """Sans-IO. Raises out of `from_device` and `from_broker`: CloseSession, WireError."""
-
     def __init__(
         self, version: int, policy: TopicPolicy, to_broker: Write, to_device: Write, note: Note, size_max: int
     ) -> None:
@@ -37,44 +34,52 @@ class Relay:
         self.policy = policy
         self.note = note
         self.connack: Connack | None = None
-        """What the broker said to CONNECT, once it has."""
-        self.farewell: CloseReason | None = None
-        """Set when the packet that was just let through is the last one."""
+        """The broker's answer to CONNECT."""
+        self.closing: CloseReason | None = None
+        """Set by a packet that is its side's last: DISCONNECT, or a CONNACK that refuses."""
         self.answers = 0
-        """Packets of our own so far, to either side."""
+        """Packets injected so far in answer to either side."""
         self.subscriptions = Subscriptions(version)
         self.size_max = size_max
-        self.up = PacketFilter(UPBOUND, version, _FromDevice(self), to_broker, size_max)
-        self.down = PacketFilter(DOWNBOUND, version, _FromBroker(self), to_device, size_max)
+        self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
+        self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
 
-    def from_device(self, data: bytes) -> None:
-        self.up.feed(data)
+    def from_device(self, data: bytes) -> CloseReason | None:
+        """Raises: CloseSession, WireError."""
+        self.to_broker.feed(data)
+        return self.closing
 
-    def from_broker(self, data: bytes) -> None:
-        self.down.feed(data)
+    def from_broker(self, data: bytes) -> CloseReason | None:
+        """Raises: CloseSession, WireError."""
+        self.to_device.feed(data)
+        return self.closing
 
     def set_policy(self, policy: TopicPolicy) -> bool:
-        """Judge by `policy` from now on; False when the session holds a filter that it does not allow."""
+        """Apply `policy` from now on; False when the session holds a filter that it does not allow."""
         self.policy = policy
-        self.up.forget_topics()
-        self.down.forget_topics()
-        return self.subscriptions.fit(policy)
+        self.to_broker.forget_topics()
+        self.to_device.forget_topics()
+        return self.subscriptions.allowed_by(policy)
 
-    def take_leave(self, ending: CloseReason) -> None:
-        """Say to each side what it should hear of `ending`, if it can still be said; then let nothing through."""
-        if not ending.will and self.farewell is not close_reasons.CLIENT_DISCONNECTED and self.up.between_packets:
-            # 3.14.4: on DISCONNECT the broker drops the will
-            self.up.inject(acks.disconnect(self.version))
-        told = self.connack is not None and self.farewell is None and self.down.between_packets
+    def disconnect(self, reason: CloseReason) -> None:
+        """Send each side the DISCONNECT that `reason` calls for, if one can still be sent; then forward nothing."""
+        if (
+            not reason.publishes_will
+            and self.closing is not close_reasons.CLIENT_DISCONNECTED
+            and self.to_broker.between_packets
+        ):
+            # 3.14.4: on DISCONNECT the broker discards the will
+            self.to_broker.inject(acks.disconnect(self.version))
+        reachable = self.connack is not None and self.closing is None and self.to_device.between_packets
         # Only in 5.0 may a server send DISCONNECT.
-        if told and ending.reason is not None and self.version == V5:
-            self.down.inject(acks.disconnect(V5, ending.reason))
-        self.up.stop()
-        self.down.stop()
+        if reachable and reason.disconnect is not None and self.version == V5:
+            self.to_device.inject(acks.disconnect(V5, reason.disconnect))
+        self.to_broker.stop()
+        self.to_device.stop()
 
 
-class _FromDevice:
-    """Answers for what the device sends."""
+class _DeviceHandler:
+    """Handler of the device's packets."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -89,36 +94,36 @@ class _FromDevice:
         relay = self._relay
         relay.note("mqtt.publish", "refused", topic)
         if relay.version != V5:
-            # [MQTT-3.3.5-2] of 3.1.1: acknowledge, or close. An acknowledgement would be a lie.
+            # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. Acknowledging would hide the loss.
             raise CloseSession(close_reasons.PUBLISH_REFUSED)
         if qos:
             # MQTT 5.0, 3.4.2.1 and 3.5.2.1
             first = acks.PUBACK if qos == 1 else acks.PUBREC
             relay.answers += 1
-            relay.down.inject(acks.acknowledge(first, packet_id, V5, Reason.NOT_AUTHORIZED))
+            relay.to_device.inject(acks.acknowledge(first, packet_id, V5, Reason.NOT_AUTHORIZED))
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
         match first >> 4:
             case PacketType.SUBSCRIBE:
-                ruling = relay.subscriptions.ask(body, relay.policy)
-                for topic_filter in ruling.refused:
+                verdict = relay.subscriptions.filter_subscribe(body, relay.policy)
+                for topic_filter in verdict.refused:
                     relay.note("mqtt.subscribe", "refused", topic_filter)
-                if ruling.answer is not None:
+                if verdict.answer is not None:
                     relay.answers += 1
-                    relay.down.inject(ruling.answer)
-                return ruling.forward
+                    relay.to_device.inject(verdict.answer)
+                return verdict.forward
             case PacketType.UNSUBSCRIBE:
-                relay.subscriptions.left(body)
+                relay.subscriptions.unsubscribe(body)
             case PacketType.DISCONNECT:
                 # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it
-                relay.farewell = close_reasons.CLIENT_DISCONNECTED
-                relay.up.stop()
+                relay.closing = close_reasons.CLIENT_DISCONNECTED
+                relay.to_broker.stop()
         return None
 
 
-class _FromBroker:
-    """Answers for what the broker sends."""
+class _BrokerHandler:
+    """Handler of the broker's packets."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -133,39 +138,39 @@ class _FromBroker:
         relay = self._relay
         relay.note("mqtt.deliver", "refused", topic)
         if qos:
-            # In the device's stead, or the broker would hold the message, and its place in flight, for ever.
+            # On the device's behalf, or the message would stay in flight at the broker for ever.
             first = acks.PUBACK if qos == 1 else acks.PUBREC
             relay.answers += 1
-            relay.up.inject(acks.acknowledge(first, packet_id, relay.version, Reason.NOT_AUTHORIZED))
+            relay.to_broker.inject(acks.acknowledge(first, packet_id, relay.version, Reason.NOT_AUTHORIZED))
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
         match first >> 4:
             case PacketType.CONNACK:
-                return self._greet(body)
+                return self._connack(body)
             case PacketType.SUBACK:
-                return relay.subscriptions.answered(body)
+                return relay.subscriptions.complete_suback(body)
             case PacketType.DISCONNECT:
-                relay.farewell = close_reasons.BROKER_CLOSED
-                relay.down.stop()
+                relay.closing = close_reasons.BROKER_CLOSED
+                relay.to_device.stop()
         return None
 
-    def _greet(self, body: bytes) -> bytes | None:
+    def _connack(self, body: bytes) -> bytes | None:
         relay = self._relay
         if relay.connack is not None:
             raise CloseSession(close_reasons.PROTOCOL_ERROR)
         relay.connack = connack = decode_connack(body, relay.version)
         if connack.code:
-            relay.farewell = close_reasons.BROKER_REFUSED
+            relay.closing = close_reasons.BROKER_REFUSED
             return None
         if relay.version != V5:
             return None
-        # No aliases: without that property the maximum is 0 (3.2.2.3.8). And our cap on packets is said in advance.
-        theirs = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
-        size_max = min(theirs, relay.size_max) if isinstance(theirs, int) else relay.size_max
+        # No topic aliases: without that property the maximum is 0 (3.2.2.3.8). Our own packet size limit is announced.
+        brokers_max = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
+        size_max = min(brokers_max, relay.size_max) if isinstance(brokers_max, int) else relay.size_max
         kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
         properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max))
         if not relay.policy.retain:
-            # 3.2.2.3.5: it must not ask for what would be refused
+            # 3.2.2.3.5: the client must not send RETAIN
             properties = (*without(properties, Property.RETAIN_AVAILABLE), (Property.RETAIN_AVAILABLE, 0))
         return encode_connack(replace(connack, properties=properties), V5)

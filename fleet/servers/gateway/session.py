@@ -1,311 +1,400 @@
-"""One device's connection: CONNECT first, then a relay to the broker, until one of many close reasons.
+"""State machine of one device's connection, from CONNECT by way of admission and the broker to relaying.
 
-    WAITING --CONNECT--> OPENING --admitted, broker connected--> LIVE --> ENDED
+    AWAITING_CONNECT --CONNECT--> ADMITTING --admitted--> CONNECTING --to the broker--> AWAITING_CONNACK --0--> RELAYING
+    any phase --close--> CLOSED
 
-Reading stops until CONNACK, and whenever the other side does not take what was read: what one session holds
-in memory stays within a few buffers.
+`PHASES`, at the end, is the table. The device is not read from CONNECT to CONNACK, nor while the other side's write
+buffer is full: what one session holds in memory stays within a few buffers.
 """
 
 import asyncio
 import enum
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.admission import broker_connect
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
-from fleet.servers.gateway.flow_control import FlowControlledTransport, clog, unclog
+from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
+from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.relay import Relay
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, Unsupported, WireError
-from fleet.wire.mqtt.codes import V5, V311, Reason
+from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import CONNECT, Connect, decode_connect, encode_connect, refusal, version_of_refused
-from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
-EARLY_SIZE_MAX = 1_048_576  # what may come behind CONNECT before reading stops: one read of the transport below us
+EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
 EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
 
 
 class Phase(enum.Enum):
-    WAITING = enum.auto()
-    OPENING = enum.auto()
-    LIVE = enum.auto()
-    ENDED = enum.auto()
+    AWAITING_CONNECT = enum.auto()
+    ADMITTING = enum.auto()
+    CONNECTING = enum.auto()
+    AWAITING_CONNACK = enum.auto()
+    RELAYING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Timer(enum.Enum):
+    DEADLINE = enum.auto()  # of the phase
+    EXPIRY = enum.auto()  # of the certificate
+    STUCK = enum.auto()  # of a device that does not read
 
 
 class Session(asyncio.Protocol):
-    """A protocol for the TLS listener; `peer` is what the handshake has proved."""
+    """Protocol of the device's transport; `peer` is what its TLS handshake has proved."""
 
-    def __init__(self, context: SessionContext, peer: Peer) -> None:
+    def __init__(self, context: "SessionContext[Session]", peer: Peer) -> None:
         self.peer = peer
-        self.phase = Phase.WAITING
+        self.phase = Phase.AWAITING_CONNECT
         self.connect: Connect | None = None
         self.admission: Admission | None = None
-        self.stale = False
-        """A model has changed while this session was being admitted: its policy must be asked for again."""
+        self._rules = PHASES[self.phase]
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._opened_at = self._loop.time()
+        self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._reader = PacketReader(CONNECT_SIZE_MAX)
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._device: FlowControlledTransport | None = None
+        self._version: int | None = None  # of the packets to the device; None before CONNECT
+        self._policy_outdated = False  # a model has changed since the last admission began
+        self._device: FlowControlledTransport  # from connection_made, which is the first event
         self._broker: FlowControlledTransport | None = None
         self._relay: Relay | None = None
 
     @property
-    def claimed(self) -> str:
+    def client_id(self) -> str:
         """The client id of its CONNECT, "" before that."""
         return self.connect.client_id if self.connect else ""
 
-    # The device's side: this is the protocol of its transport.
+    # Events of the device's transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._device = FlowControlledTransport(transport)
-        table, limits = self._context.table, self._context.limits
-        mine = table.of_fingerprint(self.peer.fingerprint) if self.peer.fingerprint else ()
-        if len(table) >= limits.sessions_max or len(mine) >= limits.per_certificate_max:
-            self.end(close_reasons.TOO_MANY_SESSIONS)
+        sessions, limits = self._context.open_sessions, self._context.limits
+        same = sessions.of_fingerprint(self.peer.fingerprint) if self.peer.fingerprint else ()
+        if len(sessions) >= limits.sessions_max or len(same) >= limits.per_certificate_max:
+            self.close(close_reasons.TOO_MANY_SESSIONS)
             return
-        table.add(self, self.peer.fingerprint)
-        self._set_timer("deadline", self._context.limits.connect_seconds_max, self.end, close_reasons.CONNECT_TIMEOUT)
+        sessions.add(self, self.peer.fingerprint)
+        self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
-        relay = self._relay
         try:
-            if relay is not None and relay.connack is not None:
-                answers = relay.answers
-                relay.from_device(data)
-                if relay.answers != answers and self._device is not None:
-                    self._device.hold_if_clogged()
-                if relay.farewell is not None:
-                    self.end(relay.farewell)
-            elif self.phase is Phase.WAITING:
-                self._await_connect(data)
-            elif self.phase is not Phase.ENDED:
-                self._reader.feed(data)  # it had been read when reading was stopped, and waits behind CONNECT
-                if self._reader.held > EARLY_SIZE_MAX:
-                    raise CloseSession(close_reasons.TOO_LARGE)
-        except CloseSession as over:
-            self.end(over.ending)
+            reason = self._rules.device_data(self, data)
+        except CloseSession as closing:
+            reason = closing.reason
         except TooLarge:
-            self.end(close_reasons.TOO_LARGE)
+            reason = close_reasons.TOO_LARGE
         except WireError:
-            self.end(close_reasons.MALFORMED)
+            reason = close_reasons.MALFORMED
+        if reason is not None:
+            self.close(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(close_reasons.CLIENT_GONE)
+        self.close(close_reasons.CLIENT_GONE)
 
     def pause_writing(self) -> None:
-        """The device does not take what we write: stop reading what would be written to it."""
-        clog(self._device, self._broker)
-        self._set_timer("stuck", self._context.limits.stuck_seconds_max, self.end, close_reasons.TOO_SLOW)
+        block(self._device, self._broker)
+        self._set_timer(Timer.STUCK, self._context.limits.stuck_seconds_max, self.close, close_reasons.TOO_SLOW)
 
     def resume_writing(self) -> None:
-        unclog(self._device, self._broker)
-        stuck = self._timers.pop("stuck", None)
-        if stuck is not None:
-            stuck.cancel()
+        unblock(self._device, self._broker)
+        self._cancel_timer(Timer.STUCK)
 
-    # CONNECT.
+    # Events of the broker's transport, whose protocol is a BrokerLink
 
-    def _await_connect(self, data: bytes) -> None:
-        # [MQTT-3.1.0-1] the first packet must be CONNECT; nothing else is waited for to its end
+    def broker_connected(self, transport: asyncio.BaseTransport) -> None:
+        self._broker = FlowControlledTransport(transport)
+
+    def broker_data(self, data: bytes) -> None:
+        try:
+            reason = self._rules.broker_data(self, data)
+        except (CloseSession, WireError):
+            reason = close_reasons.BROKER_BROKE_PROTOCOL
+        if reason is not None:
+            self.close(reason)
+
+    def broker_lost(self) -> None:
+        if self._rules.broker_lost is not None:
+            self.close(self._rules.broker_lost)
+
+    def broker_blocked(self) -> None:
+        block(self._broker, self._device)
+
+    def broker_drained(self) -> None:
+        unblock(self._broker, self._device)
+
+    # Events of the registry
+
+    def model_changed(self) -> None:
+        """Some model has changed: an admission that is under way may have the old policy."""
+        self._policy_outdated = True
+
+    def set_model(self, model: Model) -> None:
+        """The device's model is now `model`: apply it; close when the session holds what it no longer allows."""
+        if (reason := self._rules.model_set(self, model)) is not None:
+            self.close(reason)
+
+    # Transitions
+
+    def close(self, reason: CloseReason) -> None:
+        """Close both sides, each with the packet that `reason` calls for. Only the first call counts."""
+        if self.phase is Phase.CLOSED:
+            return
+        self._enter(Phase.CLOSED)
+        for timer in self._timers.values():
+            timer.cancel()
+        self._context.open_sessions.remove(self, self.peer.fingerprint, self.client_id)
+        if self._relay is not None:
+            self._relay.disconnect(reason)
+        connected = self._relay is not None and self._relay.connack is not None
+        if not connected and self._version is not None and reason.connack is not None:
+            self._device.write(refusal(reason.connack, self._version))
+        for side in (self._device, self._broker):
+            if side is not None:
+                side.close(self._context.limits.linger_seconds_max)
+        self._record(reason.event, reason.code)
+
+    def _enter(self, phase: Phase) -> None:
+        before = self._rules
+        if phase not in (before.next, Phase.CLOSED):
+            raise RuntimeError(f"A session cannot go from {self.phase.name} to {phase.name}.")
+        self.phase, self._rules = phase, PHASES[phase]
+        if self._rules.deadline is not before.deadline:
+            self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        self._cancel_timer(Timer.DEADLINE)
+        if (deadline := self._rules.deadline) is not None:
+            self._set_timer(Timer.DEADLINE, deadline.seconds(self._context.limits), self.close, deadline.reason)
+
+    def _set_timer(self, timer: Timer, seconds: float, callback: Callable[..., object], *args: object) -> None:
+        self._cancel_timer(timer)
+        if self.phase is not Phase.CLOSED:
+            self._timers[timer] = self._loop.call_later(seconds, callback, *args)
+
+    def _cancel_timer(self, timer: Timer) -> None:
+        if (handle := self._timers.pop(timer, None)) is not None:
+            handle.cancel()
+
+    # Actions of AWAITING_CONNECT
+
+    def _read_connect(self, data: bytes) -> CloseReason | None:
+        # [MQTT-3.1.0-1] the first packet must be CONNECT; the rest of any other is not awaited
         if not self._reader.held and data[:1] != bytes((CONNECT,)):
-            raise CloseSession(close_reasons.NOT_CONNECT)
+            return close_reasons.NOT_CONNECT
         packet = next(self._reader.feed(data), None)
         if packet is None:
-            return
+            return None
+        self._version = version_of_refused(packet.body)
         try:
             connect = decode_connect(packet.body)
         except Unsupported:
-            self.refuse("unsupported-version", Reason.UNSUPPORTED_PROTOCOL_VERSION, version_of_refused(packet.body))
+            return close_reasons.UNSUPPORTED_VERSION
         except WireError:
-            self.refuse("malformed-connect", Reason.MALFORMED_PACKET, version_of_refused(packet.body))
-        else:
-            self._open(connect)
+            return close_reasons.MALFORMED_CONNECT
+        return self._begin_admission(connect)
 
-    def _open(self, connect: Connect) -> None:
+    def _begin_admission(self, connect: Connect) -> CloseReason | None:
         self.connect = connect
-        self.phase = Phase.OPENING
-        if self._device is not None:
-            self._device.stop("opening")
-        self._context.table.claim(self, connect.client_id)
-        seconds = self._context.limits.open_seconds_max
-        self._set_timer("deadline", seconds, self.refuse, "open-timeout", Reason.SERVER_UNAVAILABLE)
+        self._enter(Phase.ADMITTING)
+        self._device.pause(Pause.AWAITING_CONNACK)
+        self._context.open_sessions.claim(self, connect.client_id)
         if value_of(connect.properties, Property.AUTHENTICATION_METHOD) is not None:
-            # MQTT 5.0, 4.12: a method that the server does not support. The certificate has proved it all already.
-            self.refuse("auth-method", Reason.BAD_AUTHENTICATION_METHOD)
-        elif connect.version == V5 and not self._context.upstream.speaks_v5:
-            self.refuse("unsupported-version", Reason.UNSUPPORTED_PROTOCOL_VERSION)
-        else:
-            self._context.open(self, connect)
+            return close_reasons.AUTH_METHOD
+        if connect.version == V5 and not self._context.speaks_v5():
+            return close_reasons.UNSUPPORTED_VERSION
+        if not self._context.hears_revocations():
+            return close_reasons.FEED_DOWN
+        self._context.spawn(self._open(connect))
+        return None
 
-    def refuse(self, code: str, reason: Reason, version: int | None = None) -> None:
-        """Answer CONNECT with `reason` and end. Does nothing when it has ended already."""
-        if self.phase is Phase.ENDED or self._device is None:
-            return
-        self._device.write(refusal(reason, version or (self.connect.version if self.connect else V311)))
-        self._note("mqtt.connect", code)
-        self.end(close_reasons.REFUSED)
+    # Actions of ADMITTING and CONNECTING: after each await the session may be closed
 
-    def go_live(self, admission: Admission, broker: FlowControlledTransport) -> None:
-        """Join the two sides: CONNECT goes to the broker. The device is not read until CONNACK has come back:
-        [MQTT-3.2.0-1] nothing that it asks may be answered before that.
-        """
-        if self._device is None or self.connect is None:
-            return
-        self.admission = admission
-        self.phase = Phase.LIVE
-        self._broker = broker
-        size_max = self._context.limits.packet_size_max
-        version = self.connect.version
-        self._relay = Relay(version, admission.policy, broker.write, self._device.write, self._note, size_max)
-        broker.write(encode_connect(_identified(self.connect, admission)))
-        self._watch_expiry()
-
-    # The broker's side: its connection's protocol is a Link, which calls these.
-
-    def from_broker(self, data: bytes) -> None:
-        relay = self._relay
-        if relay is None or self.phase is Phase.ENDED:
-            return
-        answers, greeted = relay.answers, relay.connack is not None
+    async def _open(self, connect: Connect) -> None:
         try:
-            relay.from_broker(data)
-        except (CloseSession, WireError):
-            self.end(close_reasons.BROKER_BROKE_PROTOCOL)
+            admission = await self._admit(connect)
+            if self.phase is Phase.CLOSED:
+                return
+            self._enter(Phase.CONNECTING)
+            self.admission = admission
+            # MQTT 5.0, 4.13.1 and [MQTT-3.1.4-3]; 3.1.1, [MQTT-3.1.4-2]: the newer connection takes over
+            for other in self._context.open_sessions.of_device(admission.device.id):
+                if other is not self and other.admission is not None:
+                    other.close(close_reasons.TAKEN_OVER)
+            await self._context.connect_broker(admission.device.model, lambda: BrokerLink(self))
+            if self._policy_outdated and self.phase is Phase.CONNECTING:
+                admission = await self._admit(connect)
+        except CloseSession as closing:
+            self.close(closing.reason)
             return
+        if self._broker is None:
+            return
+        if self.phase is Phase.CONNECTING:
+            self._forward_connect(connect, admission, self._broker)
+        else:  # it was closed before the broker's transport was there
+            self._broker.close(self._context.limits.linger_seconds_max)
+
+    async def _admit(self, connect: Connect) -> Admission:
+        """Raises: CloseSession."""
+        while True:
+            self._policy_outdated = False
+            admission = await self._context.admit(self.peer, connect)
+            # A model that changed meanwhile may be the device's: the policy could be the old or the new one.
+            if not self._policy_outdated or self.phase is Phase.CLOSED:
+                return admission
+
+    def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
+        self._enter(Phase.AWAITING_CONNACK)
+        self.admission = admission
+        size_max = self._context.limits.packet_size_max
+        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._record, size_max)
+        broker.write(encode_connect(broker_connect(connect, admission)))
+        self._check_expiry(admission.credential.not_after)
+
+    def _hold(self, data: bytes) -> CloseReason | None:
+        self._reader.feed(data)
+        return close_reasons.TOO_LARGE if self._reader.held > EARLY_SIZE_MAX else None
+
+    # Actions of AWAITING_CONNACK and RELAYING
+
+    def _read_connack(self, data: bytes) -> CloseReason | None:
+        reason = self._relay_from_broker(data)
+        if self._relay is not None and self._relay.connack is not None:
+            code = self._relay.connack.code
+            self._record("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
+            if code == 0:
+                self._enter(Phase.RELAYING)
+                if early := self._reader.rest():
+                    self.data_received(early)
+                self._device.resume(Pause.AWAITING_CONNACK)
+        return reason
+
+    def _relay_from_device(self, data: bytes) -> CloseReason | None:
+        relay = self._relay
+        if relay is None:
+            return None
+        answers = relay.answers
+        reason = relay.from_device(data)
+        if relay.answers != answers:
+            self._device.pause_if_blocked()
+        return reason
+
+    def _relay_from_broker(self, data: bytes) -> CloseReason | None:
+        relay = self._relay
+        if relay is None:
+            return None
+        answers = relay.answers
+        reason = relay.from_broker(data)
         if relay.answers != answers and self._broker is not None:
-            self._broker.hold_if_clogged()
-        if not greeted and relay.connack is not None:
-            self._greeted(relay.connack.code)
-        if relay.farewell is not None:
-            self.end(relay.farewell)
+            self._broker.pause_if_blocked()
+        return reason
 
-    def broker_gone(self) -> None:
-        if self._relay is not None and self._relay.connack is None:
-            self.refuse("broker-lost", Reason.SERVER_UNAVAILABLE)
-        self.end(close_reasons.BROKER_LOST)
-
-    def broker_slow(self) -> None:
-        clog(self._broker, self._device)
-
-    def broker_ready(self) -> None:
-        unclog(self._broker, self._device)
-
-    def _greeted(self, code: int) -> None:
-        self._timers.pop("deadline").cancel()
-        self._note("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
-        if code or self._device is None:
-            return
-        early = self._reader.rest()
-        if early:
-            self.data_received(early)
-        self._device.go_on("opening")
-
-    # What changes while it lives.
-
-    def set_model(self, model: Model) -> None:
-        """The device's model is now `model`: judge by it; end when the session holds what is no longer allowed."""
-        if self._relay is None or self.admission is None or self.connect is None or self.phase is not Phase.LIVE:
-            return
+    def _apply_model(self, model: Model) -> CloseReason | None:
+        if self._relay is None or self.admission is None or self.connect is None:
+            return None
         if self.peer.tenant not in model.rules.signers:
-            self.end(close_reasons.CREDENTIAL_ENDED)
-            return
+            return close_reasons.CREDENTIAL_ENDED
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy)
         will = self.connect.will
         will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
-        if not self._relay.set_policy(policy) or not will_allowed:
-            self.end(close_reasons.POLICY_CHANGED)
+        allowed = self._relay.set_policy(policy) and will_allowed
+        return None if allowed else close_reasons.POLICY_CHANGED
 
-    def _watch_expiry(self) -> None:
-        """End with the certificate's notAfter."""
-        if self.admission is None or self.phase is not Phase.LIVE:
-            return
-        left = (self.admission.credential.not_after - self._context.clock()).total_seconds()
+    def _check_expiry(self, not_after: datetime) -> None:
+        left = (not_after - self._context.now()).total_seconds()
         if left <= 0:
-            self.end(close_reasons.CERTIFICATE_EXPIRED)
+            self.close(close_reasons.CERTIFICATE_EXPIRED)
         else:
-            self._set_timer("expiry", min(left, EXPIRY_CHECK_SECONDS_MAX), self._watch_expiry)
+            self._set_timer(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
 
-    # The end.
-
-    def end(self, ending: CloseReason) -> None:
-        """Close both sides, each with what it should hear. Safe to call twice: the first ending counts."""
-        if self.phase is Phase.ENDED:
-            return
-        self.phase = Phase.ENDED
-        for timer in self._timers.values():
-            timer.cancel()
-        self._context.table.remove(self, self.peer.fingerprint, self.claimed)
-        greeted = False
-        if self._relay is not None:
-            self._relay.take_leave(ending)
-            greeted = self._relay.connack is not None
-        if not greeted and self._device is not None and self.connect is not None and ending.connack is not None:
-            self._device.write(refusal(ending.connack, self.connect.version))
-        for side in (self._device, self._broker):
-            if side is not None:
-                side.close(self._context.limits.linger_seconds_max)
-        if ending is not close_reasons.REFUSED:
-            self._note("mqtt.session", ending.name)
-
-    def _set_timer(self, name: str, seconds: float, callback: Callable[..., object], *args: object) -> None:
-        if name in self._timers:
-            self._timers[name].cancel()
-        if self.phase is Phase.ENDED:
-            return
-        self._timers[name] = self._loop.call_later(seconds, callback, *args)
-
-    def _note(self, event: str, code: str, topic: str = "") -> None:
+    def _record(self, event: str, code: str, topic: str = "") -> None:
         serial = self.admission.credential.serial if self.admission else ""
         now = self._loop.time()
-        self._context.journal.note(
-            event, code, now, device=self.claimed, serial=serial, address=self.peer.address, topic=topic,
-            ms=round((now - self._began) * 1000),
+        self._context.outcomes.record(
+            event, code, now, device=self.client_id, serial=serial, address=self.peer.address, topic=topic,
+            ms=round((now - self._opened_at) * 1000),
         )  # fmt: skip
 
 
-class Link(asyncio.Protocol):
-    """The protocol of a session's own connection to the broker."""
+class BrokerLink(asyncio.Protocol):
+    """Protocol of a session's own connection to the broker."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.tap: FlowControlledTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.tap = FlowControlledTransport(transport)
+        self._session.broker_connected(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._session.from_broker(data)
+        self._session.broker_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._session.broker_gone()
+        self._session.broker_lost()
 
     def pause_writing(self) -> None:
-        self._session.broker_slow()
+        self._session.broker_blocked()
 
     def resume_writing(self) -> None:
-        self._session.broker_ready()
+        self._session.broker_drained()
 
 
-def _identified(connect: Connect, admission: Admission) -> Connect:
-    """The CONNECT that the broker gets: the device's own, under the name that its certificate proves."""
-    will = connect.will
-    if will is not None:
-        # A will that waits outlives the session, and nobody could call it back when the device is suspended meanwhile.
-        will = replace(will, properties=without(will.properties, Property.WILL_DELAY_INTERVAL))
-    return replace(
-        connect,
-        will=will,
-        client_id=admission.device.id,
-        username=admission.device.id,
-        password=None,
-        # The broker must not use aliases towards the device either: the topic of each message is looked at.
-        properties=without(connect.properties, Property.TOPIC_ALIAS_MAXIMUM),
-    )
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    seconds: Callable[[Limits], float]
+    reason: CloseReason
+
+
+def _ignore(session: Session, event: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """One phase: the one that follows (CLOSED always may), its deadline, and each event's action or close reason."""
+
+    next: Phase | None
+    deadline: Deadline | None
+    device_data: Callable[[Session, bytes], CloseReason | None] = _ignore
+    broker_data: Callable[[Session, bytes], CloseReason | None] = _ignore
+    broker_lost: CloseReason | None = None
+    model_set: Callable[[Session, Model], CloseReason | None] = _ignore
+
+
+_CONNECT_DEADLINE = Deadline(lambda limits: limits.connect_seconds_max, close_reasons.CONNECT_TIMEOUT)
+_OPEN_DEADLINE = Deadline(lambda limits: limits.open_seconds_max, close_reasons.OPEN_TIMEOUT)
+
+PHASES: dict[Phase, Rules] = {
+    Phase.AWAITING_CONNECT: Rules(Phase.ADMITTING, _CONNECT_DEADLINE, device_data=Session._read_connect),
+    # One deadline for the three phases from CONNECT to CONNACK
+    Phase.ADMITTING: Rules(Phase.CONNECTING, _OPEN_DEADLINE, device_data=Session._hold),
+    Phase.CONNECTING: Rules(
+        Phase.AWAITING_CONNACK, _OPEN_DEADLINE, device_data=Session._hold, broker_lost=close_reasons.BROKER_LOST
+    ),
+    Phase.AWAITING_CONNACK: Rules(
+        Phase.RELAYING,
+        _OPEN_DEADLINE,
+        device_data=Session._hold,
+        broker_data=Session._read_connack,
+        broker_lost=close_reasons.BROKER_LOST_BEFORE_CONNACK,
+        model_set=Session._apply_model,
+    ),
+    Phase.RELAYING: Rules(
+        None,
+        None,
+        device_data=Session._relay_from_device,
+        broker_data=Session._relay_from_broker,
+        broker_lost=close_reasons.BROKER_LOST,
+        model_set=Session._apply_model,
+    ),
+    Phase.CLOSED: Rules(None, None),
+}

@@ -1,4 +1,4 @@
-"""Makes the broker forget a device that will not come back: its subscriptions, and the messages queued for it."""
+"""Purges the broker's persistent session of a revoked or retired device: subscriptions and queued messages."""
 
 import asyncio
 from typing import cast
@@ -8,68 +8,68 @@ from fleet.domain.device import DeviceState
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
-from fleet.wire.mqtt.acks import disconnect
+from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311, PacketType
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 ANSWER_SECONDS_MAX = 10.0
-PURGES_MAX = 8  # at a time: a whole model may be retired at once
-GONE_FOR_GOOD = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
+PURGES_MAX = 8  # concurrent: a whole model may be retired at once
+_FINAL = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
 class SessionPurger:
-    """Purges the broker sessions of devices that the feed reports revoked or retired, `after_seconds` after it has.
+    """Purges a device's session `after_seconds` after the event that it was revoked or retired.
 
-    A purge takes over the device's session at the broker, which then publishes its will: whoever holds the session must
-    have signed it off before. Within one process that has happened by then; others need a moment to hear.
+    A purge takes over the device's connection at the broker, which then publishes its will: the gateway of that
+    connection must have sent DISCONNECT before. In this process it has; other processes may receive the event later.
     """
 
-    def __init__(self, upstream: Upstream, journal: OutcomeLog, *, after_seconds: float = 0.0) -> None:
+    def __init__(self, upstream: Upstream, outcomes: OutcomeLog, *, after_seconds: float = 0.0) -> None:
         self._upstream = upstream
-        self._journal = journal
+        self._outcomes = outcomes
         self._after_seconds = after_seconds
-        self._at_once = asyncio.Semaphore(PURGES_MAX)
+        self._slots = asyncio.Semaphore(PURGES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def hear(self, event: Event) -> None:
-        """Returns at once: a slow broker must not keep the feed waiting."""
-        if event.kind == EventKind.DEVICE_STATE and event.detail in GONE_FOR_GOOD:
+    async def on_event(self, event: Event) -> None:
+        """Returns at once: a slow broker must not delay the feed."""
+        if event.kind == EventKind.DEVICE_STATE and event.detail in _FINAL:
             task = asyncio.create_task(self._purge(event.subject))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """What has not been purged by now stays."""
+        """Cancel pending purges; those sessions stay at the broker."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _purge(self, device_id: str) -> None:
         await asyncio.sleep(self._after_seconds)
-        async with self._at_once:
-            agreed = await purge_session(self._upstream, device_id)
+        async with self._slots:
+            purged = await purge_session(self._upstream, device_id)
         now = asyncio.get_running_loop().time()
-        self._journal.note("mqtt.purge", "ok" if agreed else "failed", now, device=device_id)
+        self._outcomes.record("mqtt.purge", "ok" if purged else "failed", now, device=device_id)
 
 
 async def purge_session(upstream: Upstream, device_id: str) -> bool:
-    """Connect as the device with a clean session, and leave: MQTT 3.1.1, 3.1.2.4 discards what was kept.
+    """Connect as the device with Clean Session and disconnect: MQTT 3.1.1, 3.1.2.4 discards the persistent session.
 
-    Returns whether the broker agreed. Raises nothing that a broker can cause.
+    Returns whether the broker accepted. A broker's failure raises nothing.
     """
-    visit = _Visit(device_id)
+    client = _PurgeClient(device_id)
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            await upstream.connect(lambda: visit)
-            return await visit.done
+            await upstream.connect(lambda: client)
+            return await client.done
     except (OSError, TimeoutError):
         return False
     finally:
-        visit.leave()
+        client.disconnect()
 
 
-class _Visit(asyncio.Protocol):
+class _PurgeClient(asyncio.Protocol):
     def __init__(self, device_id: str) -> None:
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._device_id = device_id
@@ -85,18 +85,18 @@ class _Visit(asyncio.Protocol):
         try:
             packet = next(self._reader.feed(data), None)
             if packet is not None:
-                self._answer(packet.type is PacketType.CONNACK and decode_connack(packet.body, V311).code == 0)
+                self._finish(packet.type is PacketType.CONNACK and decode_connack(packet.body, V311).code == 0)
         except WireError:
-            self._answer(False)
+            self._finish(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._answer(False)
+        self._finish(False)
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         if self._transport is not None:
-            self._transport.write(disconnect(V311))
+            self._transport.write(acks.disconnect(V311))
             self._transport.close()
 
-    def _answer(self, agreed: bool) -> None:
+    def _finish(self, purged: bool) -> None:
         if not self.done.done():
-            self.done.set_result(agreed)
+            self.done.set_result(purged)

@@ -1,14 +1,15 @@
-"""The live table: which sessions there are, by the device that they claim to be and by their certificate."""
+"""Registry of a gateway's open sessions, by claimed client id and by certificate fingerprint."""
 
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
+K = TypeVar("K")
 
 
 class SessionRegistry(Generic[S]):
-    """A session is entered under the client id that it claims before anybody asks whether it may: an event about
-    that device then always finds it, however it races with the answer.
+    """A session is registered under the client id that it claims before it is admitted: an event about that device
+    then always finds the session, whichever of event and admission comes first.
     """
 
     def __init__(self) -> None:
@@ -28,16 +29,15 @@ class SessionRegistry(Generic[S]):
             self._by_fingerprint.setdefault(fingerprint, set()).add(session)
 
     def claim(self, session: S, device_id: str) -> None:
-        """`session` says that it is `device_id`."""
+        """`session` claims to be `device_id`."""
         self._by_device.setdefault(device_id, set()).add(session)
 
-    def remove(self, session: S, fingerprint: bytes | None, device_id: str | None) -> None:
-        """Forget it; does nothing when it is not there."""
+    def remove(self, session: S, fingerprint: bytes | None, device_id: str) -> None:
+        """Remove `session` from every index; does nothing when it is not registered."""
         self._all.discard(session)
         if fingerprint is not None:
-            _drop(self._by_fingerprint, fingerprint, session)
-        if device_id is not None:
-            _drop(self._by_device, device_id, session)
+            _remove(self._by_fingerprint, fingerprint, session)
+        _remove(self._by_device, device_id, session)
 
     def of_device(self, device_id: str) -> tuple[S, ...]:
         return tuple(self._by_device.get(device_id, ()))
@@ -46,10 +46,7 @@ class SessionRegistry(Generic[S]):
         return tuple(self._by_fingerprint.get(fingerprint, ()))
 
 
-K = TypeVar("K")
-
-
-def _drop(index: dict[K, set[S]], key: K, session: S) -> None:
+def _remove(index: dict[K, set[S]], key: K, session: S) -> None:
     found = index.get(key)
     if found is not None:
         found.discard(session)

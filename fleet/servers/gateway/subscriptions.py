@@ -1,7 +1,7 @@
-"""What one session has subscribed to: SUBSCRIBE packets pared down to what the policy allows, SUBACKs made whole again.
+"""Subscriptions of one session: removes refused filters from SUBSCRIBE, and adds their codes to the SUBACK.
 
-A refused filter is never forwarded. When some filters of a packet are allowed, the broker answers for those, and
-its SUBACK gets the refusals put back in their places before the device sees it.
+A refused filter is never forwarded. When some filters of a packet are allowed, the broker answers for those, and the
+refusals are inserted into its SUBACK, in the order of the request.
 """
 
 from dataclasses import dataclass, replace
@@ -20,24 +20,24 @@ from fleet.wire.mqtt.subscribe import (
 )
 from fleet.wire.mqtt.topics import is_topic_filter
 
-FILTERS_MAX = 1_000  # remembered for a session: each is asked about again when the policy changes
+FILTERS_MAX = 1_000  # kept for a session: each is checked again when the policy changes
 FILTER_BYTES_MAX = 65_536  # of all of them together
-PENDING_MAX = 64  # pared-down SUBSCRIBEs that the broker has not answered
+PENDING_MAX = 64  # reduced SUBSCRIBEs that the broker has not acknowledged
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
-    """What becomes of one SUBSCRIBE."""
+class Verdict:
+    """Outcome of one SUBSCRIBE."""
 
     forward: bytes | None = None
-    """To the broker: None for the packet itself, b"" for nothing."""
+    """For the broker: None for the packet itself, b"" for nothing."""
     answer: bytes | None = None
-    """To the device, at once."""
+    """For the device: the SUBACK when nothing is forwarded."""
     refused: tuple[str, ...] = ()
 
 
 class Subscriptions:
-    """Sans-IO. Filters are remembered when they are asked for: more than the broker grants, never less."""
+    """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
 
     __slots__ = ("_bytes", "_filters", "_pending", "_version")
 
@@ -45,30 +45,30 @@ class Subscriptions:
         self._version = version
         self._filters: set[str] = set()
         self._bytes = 0
-        self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 where the broker's goes
+        self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
 
-    def ask(self, body: bytes, policy: TopicPolicy) -> Ruling:
-        """Rule on a SUBSCRIBE.
+    def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
+        """Check each filter of a SUBSCRIBE.
 
-        Raises: WireError; CloseSession: too many wait for their SUBACK.
+        Raises: WireError; CloseSession: too many await their SUBACK.
         """
         asked = decode_subscribe(body, self._version)
         codes = tuple(self._code(subscription, policy) for subscription in asked.subscriptions)
-        # A new SUBSCRIBE with this packet identifier ends the old one's wait.
+        # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
         self._pending.pop(asked.packet_id, None)
         kept = tuple(s for s, code in zip(asked.subscriptions, codes, strict=True) if not code)
         refused = tuple(s.topic_filter for s, code in zip(asked.subscriptions, codes, strict=True) if code)
         if not refused:
-            return Ruling()
+            return Verdict()
         if not kept:
-            return Ruling(b"", encode_suback(Suback(asked.packet_id, codes), self._version), refused)
+            return Verdict(b"", encode_suback(Suback(asked.packet_id, codes), self._version), refused)
         if len(self._pending) >= PENDING_MAX:
             raise CloseSession(QUOTA)
         self._pending[asked.packet_id] = codes
-        return Ruling(encode_subscribe(replace(asked, subscriptions=kept), self._version), None, refused)
+        return Verdict(encode_subscribe(replace(asked, subscriptions=kept), self._version), None, refused)
 
-    def answered(self, body: bytes) -> bytes | None:
-        """The broker's SUBACK: what the device gets instead; None: itself. Raises: WireError."""
+    def complete_suback(self, body: bytes) -> bytes | None:
+        """The SUBACK for the device in place of the broker's; None: that one itself. Raises: WireError."""
         if not self._pending:
             return None
         suback = decode_suback(body, self._version)
@@ -79,32 +79,32 @@ class Subscriptions:
         whole = tuple(code or next(granted, Reason.UNSPECIFIED) for code in codes)
         return encode_suback(replace(suback, codes=whole), self._version)
 
-    def left(self, body: bytes) -> None:
-        """An UNSUBSCRIBE has gone to the broker. Raises: WireError."""
+    def unsubscribe(self, body: bytes) -> None:
+        """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
         for topic_filter in decode_unsubscribe(body, self._version).filters:
             if topic_filter in self._filters:
                 self._filters.discard(topic_filter)
                 self._bytes -= len(topic_filter)
 
-    def fit(self, policy: TopicPolicy) -> bool:
-        """Whether `policy` allows every filter that is held."""
+    def allowed_by(self, policy: TopicPolicy) -> bool:
+        """Whether `policy` allows every filter of the session."""
         return all(map(policy.may_subscribe, self._filters))
 
     def _code(self, subscription: Subscription, policy: TopicPolicy) -> int:
-        """0: goes to the broker. Otherwise the refusal's code in SUBACK (3.9.3)."""
+        """0: forwarded. Otherwise the reason code of the refusal (3.9.3)."""
         topic_filter = subscription.topic_filter
         if not is_topic_filter(topic_filter):
             reason = Reason.TOPIC_FILTER_INVALID
         elif not policy.may_subscribe(topic_filter):
             reason = Reason.NOT_AUTHORIZED
-        elif not self._remember(topic_filter):
+        elif not self._add(topic_filter):
             reason = Reason.QUOTA_EXCEEDED
         else:
             return 0
         return reason if self._version == V5 else SUBACK_FAILURE_V311
 
-    def _remember(self, topic_filter: str) -> bool:
-        """False: it would be more than we may hold."""
+    def _add(self, topic_filter: str) -> bool:
+        """False: the session is at its limit."""
         if topic_filter in self._filters:
             return True
         if len(self._filters) >= FILTERS_MAX or self._bytes + len(topic_filter) > FILTER_BYTES_MAX:

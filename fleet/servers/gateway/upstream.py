@@ -1,4 +1,4 @@
-"""The broker behind the gateway, as a session sees it: whichever it is, a session gets its own connection to it."""
+"""Upstream interface: the broker behind the gateway, to which each session gets a connection of its own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,36 +8,34 @@ from typing import Protocol
 from fleet.domain.device import Model
 from fleet.servers.gateway.private_socket import connect_unix
 
-CONNECT_SECONDS_MAX = 8.0  # less than a session may take to open
+CONNECT_SECONDS_MAX = 8.0  # less than Limits.open_seconds_max
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
 
 class Upstream(Protocol):
-    """Where sessions go."""
-
     @property
     def speaks_v5(self) -> bool: ...
 
     async def connect(self, factory: Factory) -> None:
-        """Make a connection whose protocol is `factory()`. Raises: OSError, TimeoutError."""
+        """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
         ...
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """The models are now these: a broker of our own guards their topics too. Raises: OSError, TimeoutError."""
+        """Update the ACLs of a broker that we run. Raises: OSError, TimeoutError."""
         ...
 
     def describe(self) -> str:
-        """What it is and where an application on this machine finds it, for a person to read."""
+        """Kind and address of the broker, for applications on this machine."""
         ...
 
     async def close(self) -> None:
-        """Stop what was started. Safe to call twice."""
+        """Stop the broker if we run it. Safe to call twice."""
         ...
 
 
 class AddressUpstream:
-    """A broker somewhere else, on TCP. It must let the gateway in under any user name, and nobody else."""
+    """An external broker on TCP. It must trust the gateway's user names, and accept no other client there."""
 
     speaks_v5 = True
 
@@ -49,17 +47,17 @@ class AddressUpstream:
             await asyncio.get_running_loop().create_connection(factory, self._host, self._port)
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """Its access rules are its owner's."""
+        """An external broker keeps its own ACLs."""
 
     def describe(self) -> str:
         return f"the broker at mqtt://{self._host}:{self._port}"
 
     async def close(self) -> None:
-        """It is not ours to stop."""
+        """An external broker keeps running."""
 
 
 class SocketUpstream:
-    """A broker on this machine, on a Unix socket. As AddressUpstream."""
+    """An external broker on a Unix socket of this machine. As AddressUpstream."""
 
     speaks_v5 = True
 
@@ -71,33 +69,33 @@ class SocketUpstream:
             await connect_unix(self._path, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """Its access rules are its owner's."""
+        """An external broker keeps its own ACLs."""
 
     def describe(self) -> str:
         return f"the broker at unix:{self._path}"
 
     async def close(self) -> None:
-        """It is not ours to stop."""
+        """An external broker keeps running."""
 
 
 class SharedUpstream:
-    """A broker of our own that another process keeps: `ask_for_models` has that one teach it the models."""
+    """Our broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
 
-    def __init__(self, socket: Path, *, speaks_v5: bool, ask_for_models: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, socket: Path, *, speaks_v5: bool, request_models: Callable[[], Awaitable[None]]) -> None:
         self.speaks_v5 = speaks_v5
         self._socket = socket
-        self._ask_for_models = ask_for_models
+        self._request_models = request_models
 
     async def connect(self, factory: Factory) -> None:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             await connect_unix(self._socket, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
-        """Whoever keeps it reads the models itself, and finds those that we have read, or newer ones."""
-        await self._ask_for_models()
+        """The supervisor reads the models itself: those that we have read, or newer ones."""
+        await self._request_models()
 
     def describe(self) -> str:
         return f"our own broker at unix:{self._socket}"
 
     async def close(self) -> None:
-        """Its keeper stops it."""
+        """The supervisor stops it."""
