@@ -340,46 +340,16 @@ class TakeLease:
     by_force: bool = False
 
 
-Write = (
-    AddModel
-    | SetModel
-    | AddDevice
-    | MoveDevice
-    | AddCredential
-    | MarkUsed
-    | EndUnused
-    | EndCredentials
-    | RevokeCredentials
-    | AddToken
-    | SpendToken
-    | RevokeToken
-    | AddStation
-    | SetStation
-    | SpendStation
-    | ListDevices
-    | AddClaim
-    | SpendClaim
-    | CountTakeover
-    | QuarantineClaim
-    | ReleaseClaim
-    | RevokeClaim
-    | AddAnchor
-    | DropAnchor
-    | BindIdevid
-    | TagDevice
-    | AddOperator
-    | AddAnswer
-    | AddRequest
-    | SeeRequest
-    | DecideRequest
-    | CollectRequest
-    | DropRequests
-    | DropAnswers
-    | DropCredentials
-    | DropAudit
-    | DropEvents
-    | TakeLease
+DeviceWrite = AddModel | SetModel | AddDevice | MoveDevice | TagDevice
+CredentialWrite = (
+    AddCredential | MarkUsed | EndUnused | EndCredentials | RevokeCredentials | AddToken | SpendToken | RevokeToken
 )
+ClaimWrite = AddClaim | SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
+AdmissionWrite = ClaimWrite | AddStation | SetStation | SpendStation | AddAnchor | DropAnchor | BindIdevid
+RequestWrite = AddRequest | SeeRequest | DecideRequest | CollectRequest | DropRequests
+AdminWrite = AddOperator | AddAnswer | DropAnswers | TakeLease
+RetentionWrite = DropCredentials | DropAudit | DropEvents
+Write = ListDevices | DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,79 +1,40 @@
-"""Values to columns and back, the same for every engine: times as microseconds, lists and maps as JSON text.
+"""Domain values to table rows and back, the same for every engine: each table's columns and types, once.
 
-Each table's columns are named once, in the order in which the functions here take and give them.
+Times are stored as microseconds since the epoch, lists and maps as JSON text.
 """
 
 import json
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
 from fleet.domain.access import Operator, Role
+from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
+from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
-from fleet.domain.device import Device, DeviceId, DeviceState, Model
-from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.errors import Invalid
+from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
+from fleet.domain.manifest import ManifestEntry
 from fleet.domain.merkle import HASH_SIZE
 from fleet.domain.model_rules import rules_json, rules_of
+
+T = TypeVar("T")
 
 Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
 
-MODEL_COLUMNS = ("name", "lifetime", "key_types", "publish", "subscribe", "retain", "rules", "revision")
-DEVICE_COLUMNS = (
-    "id",
-    "model",
-    "state",
-    "created_at",
-    "hardware_serial",
-    "expires_at",
-    "tags",
-    "groups",
-    "revision",
-)
-CREDENTIAL_COLUMNS = (
-    "fingerprint",
-    "serial",
-    "kind",
-    "holder",
-    "key_sha256",
-    "not_before",
-    "not_after",
-    "state",
-    "issued_at",
-    "der",
-    "earned_by",
-)
-TOKEN_COLUMNS = (
-    "id",
-    "secret_sha256",
-    "device_id",
-    "model",
-    "uses_max",
-    "uses",
-    "created_at",
-    "expires_at",
-    "revoked_at",
-)
-LEASE_COLUMNS = ("name", "owner", "expires_at")
-STATION_COLUMNS = ("name", "models", "created_at", "quota", "day", "used")
-OPERATOR_COLUMNS = ("name", "role", "models", "created_at")
-ANSWER_COLUMNS = ("actor", "key", "request_sha256", "status", "body", "at")
-AUDIT_COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail", "leaf")
-HEAD_COLUMNS = ("size", "root", "at", "key_id", "signature")
-EVENT_COLUMNS = ("seq", "kind", "subject", "detail")
-
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-
-
-def columns(names: tuple[str, ...], table: str = "") -> str:
-    """`names` for a SELECT or an INSERT, each with `table.` in front when one is given."""
-    return ", ".join(f"{table}.{name}" if table else name for name in names)
 
 
 def micros(at: datetime) -> int:
@@ -85,8 +46,8 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def listing(values: tuple[object, ...]) -> str:
-    return json.dumps(values, separators=(",", ":"))
+def json_text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def serial_octets(serial: str) -> bytes:
@@ -104,61 +65,224 @@ def serial_text(octets: bytes) -> str:
     return f"{int.from_bytes(octets):x}"
 
 
-def model_row(model: Model) -> Row:
-    return (
-        model.name,
-        model.certificate_lifetime // _MICROSECOND,
-        listing(model.key_types),
-        listing(model.publish),
-        listing(model.subscribe),
-        int(model.retain),
-        json.dumps(rules_json(model.rules), separators=(",", ":")),
-        model.revision,
+def _texts(stored: str) -> tuple[str, ...]:
+    return () if stored == "[]" else tuple(json.loads(stored))
+
+
+def _tags(stored: str) -> tuple[tuple[str, str], ...]:
+    return () if stored == "[]" else tuple((key, value) for key, value in json.loads(stored))
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How one kind of value is stored."""
+
+    type: str
+    """PostgreSQL's type of a parameter: text, bigint or bytea."""
+    to_column: Callable[[Any], Any] | None = None
+    """None: stored as it is."""
+    from_column: Callable[[Any], Any] | None = None
+
+
+def _optional(codec: Codec) -> Codec:
+    to_column, from_column = codec.to_column, codec.from_column
+    return Codec(
+        codec.type,
+        to_column and (lambda value: None if value is None else to_column(value)),
+        from_column and (lambda cell: None if cell is None else from_column(cell)),
     )
 
 
-@lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
-def model_of(
-    name: str, lifetime: int, key_types: str, publish: str, subscribe: str, retain: int, rules: str, revision: int
-) -> Model:
-    return Model(
-        name=name,
-        certificate_lifetime=timedelta(microseconds=lifetime),
-        key_types=tuple(json.loads(key_types)),
-        publish=tuple(json.loads(publish)),
-        subscribe=tuple(json.loads(subscribe)),
-        retain=bool(retain),
-        rules=rules_of(json.loads(rules)),
-        revision=revision,
-    )
+def _enum(values: type[StrEnum]) -> Codec:
+    return Codec("text", lambda member: member.value, {member.value: member for member in values}.__getitem__)
 
 
-def device_row(device: Device) -> Row:
-    return (
-        device.id,
-        device.model,
-        device.state.value,
-        micros(device.created_at),
-        device.hardware_serial,
-        None if device.expires_at is None else micros(device.expires_at),
-        listing(device.tags),
-        listing(device.groups),
-        device.revision,
-    )
+TEXT, NUMBER, BYTES = Codec("text"), Codec("bigint"), Codec("bytea")
+BOOL = Codec("bigint", int, bool)
+MOMENT = Codec("bigint", micros, moment)
+OPTIONAL_MOMENT = _optional(MOMENT)
+SPAN = Codec("bigint", lambda span: span // _MICROSECOND, lambda count: timedelta(microseconds=count))
+SERIAL = Codec("bytea", serial_octets, serial_text)
+TEXTS = Codec("text", json_text, _texts)
+TAGS = Codec("text", json_text, _tags)
+RULES = Codec("text", lambda rules: json_text(rules_json(rules)), lambda cell: rules_of(json.loads(cell)))
 
 
-def device_of(row: Row) -> Device:
-    return Device(
-        id=DeviceId(row[0]),
-        model=row[1],
-        state=DeviceState(row[2]),
-        created_at=moment(row[3]),
-        hardware_serial=row[4],
-        expires_at=None if row[5] is None else moment(row[5]),
-        tags=() if row[6] == "[]" else tuple((key, value) for key, value in json.loads(row[6])),
-        groups=() if row[7] == "[]" else tuple(json.loads(row[7])),
-        revision=row[8],
-    )
+class Table(Generic[T]):
+    """A table and the class that its rows become.
+
+    `columns` are in the order of the class's fields; `fields` names the fields that are not called as their columns.
+    """
+
+    def __init__(
+        self, name: str, of: Callable[..., T], columns: Mapping[str, Codec], fields: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.columns = tuple(columns)
+        self.types = tuple(codec.type for codec in columns.values())
+        self._of = of
+        self._cells = attrgetter(*((fields or {}).get(column, column) for column in columns))
+        codecs = tuple(enumerate(columns.values()))
+        self._to_columns = tuple((n, codec.to_column) for n, codec in codecs if codec.to_column is not None)
+        self._from_columns = tuple((n, codec.from_column) for n, codec in codecs if codec.from_column is not None)
+
+    def row(self, value: T) -> Row:
+        """`value` as a row, in the order of `columns`."""
+        cells = list(self._cells(value))
+        for n, to_column in self._to_columns:
+            cells[n] = to_column(cells[n])
+        return tuple(cells)
+
+    def of(self, row: Row) -> T:
+        cells = list(row)
+        for n, from_column in self._from_columns:
+            cells[n] = from_column(cells[n])
+        return self._of(*cells)
+
+    def listed(self, alias: str = "") -> str:
+        """The columns for a SELECT or an INSERT, each with `alias.` in front when one is given."""
+        return ", ".join(f"{alias}.{column}" if alias else column for column in self.columns)
+
+    def marks(self) -> str:
+        """A typed placeholder for each column."""
+        return ", ".join(f"${number}::{type_}" for number, type_ in enumerate(self.types, 1))
+
+    def select(self, rest: str) -> str:
+        return f"SELECT {self.listed()} FROM {self.name} {rest}"
+
+    def insert(self, ending: str = " ON CONFLICT DO NOTHING") -> str:
+        return f"INSERT INTO {self.name} ({self.listed()}) VALUES ({self.marks()}){ending}"
+
+
+MODEL = Table(
+    "model",
+    Model,
+    {
+        "name": TEXT,
+        "lifetime": SPAN,
+        "key_types": TEXTS,
+        "publish": TEXTS,
+        "subscribe": TEXTS,
+        "retain": BOOL,
+        "rules": RULES,
+        "revision": NUMBER,
+    },
+    {"lifetime": "certificate_lifetime"},
+)
+DEVICE = Table(
+    "device",
+    Device,
+    {
+        "id": TEXT,
+        "model": TEXT,
+        "state": _enum(DeviceState),
+        "created_at": MOMENT,
+        "hardware_serial": TEXT,
+        "expires_at": OPTIONAL_MOMENT,
+        "tags": TAGS,
+        "groups": TEXTS,
+        "revision": NUMBER,
+    },
+)
+CREDENTIAL = Table(
+    "credential",
+    Credential,
+    {
+        "fingerprint": BYTES,
+        "serial": SERIAL,
+        "kind": _enum(CredentialKind),
+        "holder": TEXT,
+        "key_sha256": BYTES,
+        "not_before": MOMENT,
+        "not_after": MOMENT,
+        "state": _enum(CredentialState),
+        "issued_at": MOMENT,
+        "der": BYTES,
+        "earned_by": TEXT,
+    },
+    {"earned_by": "grant"},
+)
+TOKEN = Table(
+    "token",
+    Token,
+    {
+        "id": TEXT,
+        "secret_sha256": BYTES,
+        "device_id": TEXT,
+        "model": TEXT,
+        "uses_max": NUMBER,
+        "uses": NUMBER,
+        "created_at": MOMENT,
+        "expires_at": MOMENT,
+        "revoked_at": OPTIONAL_MOMENT,
+    },
+)
+STATION = Table(
+    "station",
+    Station,
+    {"name": TEXT, "models": TEXTS, "created_at": MOMENT, "quota": NUMBER, "day": NUMBER, "used": NUMBER},
+)
+OPERATOR = Table("operator", Operator, {"name": TEXT, "role": _enum(Role), "created_at": MOMENT, "models": TEXTS})
+ANSWER = Table(
+    "answer",
+    Answer,
+    {"actor": TEXT, "key": TEXT, "request_sha256": BYTES, "status": NUMBER, "body": TEXT, "at": MOMENT},
+)
+LEASE = Table("lease", Lease, {"name": TEXT, "owner": TEXT, "expires_at": MOMENT})
+REQUEST = Table(
+    "approval_request",
+    ApprovalRequest,
+    {
+        "id": TEXT,
+        "device_id": TEXT,
+        "model": TEXT,
+        "key_sha256": BYTES,
+        "key_type": TEXT,
+        "facts": TEXT,
+        "address": TEXT,
+        "network": TEXT,
+        "first_seen": MOMENT,
+        "last_seen": MOMENT,
+        "expires_at": MOMENT,
+        "asked": NUMBER,
+        "state": _enum(RequestState),
+        "decided_by": TEXT,
+        "decided_at": OPTIONAL_MOMENT,
+        "reason": TEXT,
+        "revision": NUMBER,
+    },
+)
+MANIFEST = Table(
+    "manifest",
+    ManifestEntry,
+    {"device_id": TEXT, "model": TEXT, "hardware_serial": TEXT, "key_sha256": BYTES, "row_sha256": BYTES},
+)
+CLAIM = Table(
+    "claim",
+    Claim,
+    {
+        "name": TEXT,
+        "model": TEXT,
+        "quota": NUMBER,
+        "uses": NUMBER,
+        "created_at": MOMENT,
+        "expires_at": MOMENT,
+        "takeovers": NUMBER,
+        "quarantined_at": OPTIONAL_MOMENT,
+        "quarantine_reason": TEXT,
+        "revoked_at": OPTIONAL_MOMENT,
+    },
+)
+ANCHOR = Table(
+    "anchor", Anchor, {"name": TEXT, "models": TEXTS, "fingerprint": BYTES, "der": BYTES, "created_at": MOMENT}
+)
+IDEVID = Table(
+    "idevid",
+    IdevidBinding,
+    {"key_sha256": BYTES, "device_id": TEXT, "fingerprint": BYTES, "anchor": TEXT, "bound_at": MOMENT},
+)
+EVENT = Table("event", Event, {"kind": TEXT, "subject": TEXT, "detail": TEXT, "seq": NUMBER})
+TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "device_id": TEXT})
 
 
 def tag_rows(device: Device) -> list[Row]:
@@ -166,141 +290,55 @@ def tag_rows(device: Device) -> list[Row]:
     return [(key, value, device.id) for key, value in (*device.tags, *(("", group) for group in device.groups))]
 
 
-def credential_row(c: Credential) -> Row:
-    return (
-        c.fingerprint,
-        serial_octets(c.serial),
-        c.kind.value,
-        c.holder,
-        c.key_sha256,
-        micros(c.not_before),
-        micros(c.not_after),
-        c.state.value,
-        micros(c.issued_at),
-        c.der,
-        c.grant,
-    )
+@lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
+def model_of(row: Row) -> Model:
+    return MODEL.of(row)
 
 
-def credential_of(row: Row) -> Credential:
-    return Credential(
-        fingerprint=row[0],
-        serial=serial_text(row[1]),
-        kind=CredentialKind(row[2]),
-        holder=row[3],
-        key_sha256=row[4],
-        not_before=moment(row[5]),
-        not_after=moment(row[6]),
-        state=CredentialState(row[7]),
-        issued_at=moment(row[8]),
-        der=row[9],
-        grant=row[10],
-    )
+def _detail_text(detail: dict[str, str]) -> str:
+    return json.dumps(detail, separators=(",", ":"), sort_keys=True) if detail else "{}"
 
 
-def token_row(t: Token) -> Row:
-    return (
-        t.id,
-        t.secret_sha256,
-        t.device_id,
-        t.model,
-        t.uses_max,
-        t.uses,
-        micros(t.created_at),
-        micros(t.expires_at),
-        None if t.revoked_at is None else micros(t.revoked_at),
-    )
+def _audit_row(seq: int, *cells: Any) -> AuditRow:
+    at, actor, action, subject, outcome, address, detail, leaf = cells
+    if not isinstance(detail, dict) or not isinstance(leaf, bytes):
+        raise TypeError("a column holds what was never written to it")
+    return AuditRow(seq, AuditEntry(at, actor, action, subject, outcome, address, detail), leaf)
 
 
-def token_of(row: Row) -> Token:
-    return Token(
-        id=row[0],
-        secret_sha256=row[1],
-        device_id=None if row[2] is None else DeviceId(row[2]),
-        model=row[3],
-        uses_max=row[4],
-        uses=row[5],
-        created_at=moment(row[6]),
-        expires_at=moment(row[7]),
-        revoked_at=None if row[8] is None else moment(row[8]),
-    )
-
-
-def station_row(station: Station) -> Row:
-    return (
-        station.name,
-        listing(station.models),
-        micros(station.created_at),
-        station.quota,
-        station.day,
-        station.used,
-    )
-
-
-def station_of(row: Row) -> Station:
-    return Station(row[0], tuple(json.loads(row[1])), moment(row[2]), row[3], row[4], row[5])
-
-
-def operator_row(operator: Operator) -> Row:
-    return (operator.name, operator.role.value, listing(operator.models), micros(operator.created_at))
-
-
-def operator_of(row: Row) -> Operator:
-    return Operator(name=row[0], role=Role(row[1]), models=tuple(json.loads(row[2])), created_at=moment(row[3]))
-
-
-def answer_row(a: Answer) -> Row:
-    return (a.actor, a.key, a.request_sha256, a.status, a.body, micros(a.at))
-
-
-def answer_of(row: Row) -> Answer:
-    return Answer(row[0], row[1], row[2], row[3], row[4], moment(row[5]))
-
-
-def audit_row(row: AuditRow) -> Row:
-    e = row.entry
-    detail = json.dumps(e.detail, separators=(",", ":"), sort_keys=True) if e.detail else "{}"
-    return (row.seq, micros(e.at), e.actor, e.action, e.subject, e.outcome, e.address, detail, row.leaf)
+AUDIT = Table(
+    "audit",
+    _audit_row,
+    {
+        "seq": NUMBER,
+        "at": MOMENT,
+        "actor": TEXT,
+        "action": TEXT,
+        "subject": TEXT,
+        "outcome": TEXT,
+        "address": TEXT,
+        "detail": Codec("text", _detail_text, json.loads),
+        "leaf": BYTES,
+    },
+    {name: f"entry.{name}" for name in ("at", "actor", "action", "subject", "outcome", "address", "detail")},
+)
+HEAD = Table("audit_head", TreeHead, {"size": NUMBER, "root": BYTES, "at": MOMENT, "key_id": BYTES, "signature": BYTES})
 
 
 def audit_of(row: Row) -> AuditRow:
-    """Raises: Invalid (`audit-changed`) when somebody has put in what no entry could have held."""
+    """Raises: Invalid (`audit-changed`): a column holds what no entry could have held."""
     try:
-        detail = json.loads(row[7])
-        if not isinstance(detail, dict) or not isinstance(row[8], bytes):
-            raise TypeError("a column holds what was never written to it")
-        entry = AuditEntry(moment(row[1]), row[2], row[3], row[4], row[5], row[6], detail)
+        return AUDIT.of(row)
     except (ValueError, TypeError, OverflowError) as error:
         raise Invalid("audit-changed", f"The audit is broken: row {row[0]} has been changed.") from error
-    return AuditRow(row[0], entry, row[8])
-
-
-def head_row(head: TreeHead) -> Row:
-    return (head.size, head.root, micros(head.at), head.key_id, head.signature)
 
 
 def head_of(row: Row) -> TreeHead:
-    """Raises: Invalid (`audit-head-changed`) when somebody has put in what no head could have held."""
+    """Raises: Invalid (`audit-head-changed`): a column holds what no head could have held."""
     try:
-        head = TreeHead(row[0], row[1], moment(row[2]), row[3], row[4])
+        head = HEAD.of(row)
     except (TypeError, OverflowError):
         head = None
     if head is None or head.size < 1 or len(head.root) != HASH_SIZE or head.at < _EPOCH:
         raise Invalid("audit-head-changed", f"The audit is broken: the head of {row[0]} rows has been changed.")
     return head
-
-
-def event_of(row: Row) -> Event:
-    return Event(kind=row[1], subject=row[2], detail=row[3], seq=row[0])
-
-
-def lease_row(lease: Lease) -> Row:
-    return (lease.name, lease.owner, micros(lease.expires_at))
-
-
-def lease_of(row: Row) -> Lease:
-    return Lease(row[0], row[1], moment(row[2]))
-
-
-def lease_held(lease: Lease) -> Conflict:
-    return Conflict("lease-held", f"Another than {lease.owner} holds the lease of {lease.name}.")

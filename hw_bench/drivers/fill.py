@@ -19,7 +19,7 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.storage import mapping
 from fleet.storage.sqlite.transaction import insert_rows
-from fleet.storage.sqlite.writes import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, ADD_TAG
+from fleet.storage.statements import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL, ADD_TAG
 
 PORTION = 20_000  # devices a transaction
 CACHE_KIB = 6 * 1024 * 1024  # the indices of ten million devices stay at hand while they are built
@@ -127,15 +127,17 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
         db.execute("PRAGMA synchronous = OFF")  # of use only when it is whole
         db.execute("BEGIN")
         for number in range(MODELS):
-            db.execute(ADD_MODEL, mapping.model_row(Model(f"model-{number}")))
+            db.execute(ADD_MODEL.sqlite, mapping.MODEL.row(Model(f"model-{number}")))
         db.execute("COMMIT")
         before = _octets(db)
         for portion in portions(fleet.count):
             db.execute("BEGIN")
             devices = [fleet.device(number) for number in portion]
-            db.executemany(ADD_DEVICE, map(mapping.device_row, devices))
-            db.executemany(ADD_TAG, [row for device in devices for row in mapping.tag_rows(device)])
-            db.executemany(ADD_CREDENTIAL, (mapping.credential_row(fleet.credential(number)) for number in portion))
+            db.executemany(ADD_DEVICE.sqlite, map(mapping.DEVICE.row, devices))
+            db.executemany(ADD_TAG.sqlite, [row for device in devices for row in mapping.tag_rows(device)])
+            db.executemany(
+                ADD_CREDENTIAL.sqlite, (mapping.CREDENTIAL.row(fleet.credential(number)) for number in portion)
+            )
             db.execute("COMMIT")
             said(portion.stop)
         filled = _octets(db)
@@ -143,7 +145,7 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
         for portion in portions(fleet.count):
             db.execute("BEGIN")
             found = (fleet.audit(number, last + 1 + number) for number in portion)
-            insert_rows(db, "audit", mapping.AUDIT_COLUMNS, [mapping.audit_row(row) for row in found])
+            insert_rows(db, mapping.AUDIT, [mapping.AUDIT.row(row) for row in found])
             db.execute("COMMIT")
         return Sizes(filled - before, _octets(db) - filled)
 

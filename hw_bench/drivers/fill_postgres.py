@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 
@@ -11,7 +12,6 @@ from fleet.storage import mapping
 from fleet.storage.postgres.session import SCHEMA, Session
 from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
 
-TAG_COLUMNS = ("key", "value", "device_id")
 DEVICE_TABLES = ("device", "device_tag", "credential")
 # Indices grow with the rows, as a fleet's do: built afterwards they would be smaller than they will be in life.
 # Tables with their indices and what stands beside them. Between two readings nothing else is written.
@@ -24,23 +24,23 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
     Raises: asyncpg.PostgresError, OSError.
     """
     async with _session(url) as db:
-        await _copy(db, "model", mapping.MODEL_COLUMNS, (mapping.model_row(Model(f"model-{n}")) for n in range(MODELS)))
+        await _copy(db, mapping.MODEL, (mapping.MODEL.row(Model(f"model-{n}")) for n in range(MODELS)))
         before = await _octets(db, *DEVICE_TABLES)
         for portion in portions(fleet.count):
             devices = [fleet.device(number) for number in portion]
             async with db.transaction():
-                await _copy(db, "device", mapping.DEVICE_COLUMNS, map(mapping.device_row, devices))
+                await _copy(db, mapping.DEVICE, map(mapping.DEVICE.row, devices))
                 tags = (row for device in devices for row in mapping.tag_rows(device))
-                await _copy(db, "device_tag", TAG_COLUMNS, tags)
-                credentials = (mapping.credential_row(fleet.credential(number)) for number in portion)
-                await _copy(db, "credential", mapping.CREDENTIAL_COLUMNS, credentials)
+                await _copy(db, mapping.TAG, tags)
+                credentials = (mapping.CREDENTIAL.row(fleet.credential(number)) for number in portion)
+                await _copy(db, mapping.CREDENTIAL, credentials)
             said(portion.stop)
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")
         for portion in portions(fleet.count):
-            found = (mapping.audit_row(fleet.audit(number, last + 1 + number)) for number in portion)
-            await _copy(db, "audit", mapping.AUDIT_COLUMNS, found)
+            found = (mapping.AUDIT.row(fleet.audit(number, last + 1 + number)) for number in portion)
+            await _copy(db, mapping.AUDIT, found)
         audit = await _octets(db, "audit")
         # What autovacuum and the checkpointer would do at some time while others measure.
         await db.execute("VACUUM ANALYZE")
@@ -59,8 +59,8 @@ async def _session(url: DatabaseUrl) -> AsyncIterator[Session]:
         await session.close()
 
 
-async def _copy(db: Session, table: str, columns: tuple[str, ...], records: Iterable[mapping.Row]) -> None:
-    await db.copy_records_to_table(table, schema_name=SCHEMA, columns=columns, records=records)
+async def _copy(db: Session, table: mapping.Table[Any], records: Iterable[mapping.Row]) -> None:
+    await db.copy_records_to_table(table.name, schema_name=SCHEMA, columns=table.columns, records=records)
 
 
 async def _octets(db: Session, *tables: str) -> int:

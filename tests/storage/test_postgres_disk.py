@@ -22,8 +22,8 @@ CONSTRAINTS = """
     SELECT conrelid::regclass::text, conname, CASE WHEN contype IN ('c', 'f') THEN pg_get_constraintdef(oid) END
     FROM pg_constraint WHERE connamespace = 'fleet'::regnamespace ORDER BY 1, 2"""
 INSERT = f"""
-    INSERT INTO credential ({mapping.columns(mapping.CREDENTIAL_COLUMNS)})
-    VALUES ({", ".join(f"${n}" for n in range(1, len(mapping.CREDENTIAL_COLUMNS) + 1))})"""  # noqa: S608
+    INSERT INTO credential ({mapping.CREDENTIAL.listed()})
+    VALUES ({", ".join(f"${n}" for n in range(1, len(mapping.CREDENTIAL.columns) + 1))})"""  # noqa: S608
 COLUMNS = """
     SELECT table_name, column_name, data_type, collation_name, is_nullable, is_identity FROM information_schema.columns
     WHERE table_schema = 'fleet' AND table_name IN ('credential', 'device', 'device_tag')"""
@@ -44,8 +44,8 @@ async def test_two_sessions_cannot_both_have_a_fingerprint_or_a_serial(postgres_
         ):
             begun = one.transaction()
             await begun.start()
-            await one.execute(INSERT, *mapping.credential_row(first))
-            second = asyncio.create_task(other.execute(INSERT, *mapping.credential_row(clash)))
+            await one.execute(INSERT, *mapping.CREDENTIAL.row(first))
+            second = asyncio.create_task(other.execute(INSERT, *mapping.CREDENTIAL.row(clash)))
             # It waits for the first's end: neither of them knows yet who has it.
             assert await asyncio.wait_for(_waits(postgres_url), 10)
             assert not second.done()
@@ -56,8 +56,8 @@ async def test_two_sessions_cannot_both_have_a_fingerprint_or_a_serial(postgres_
             await one.execute("DELETE FROM credential")
             begun = one.transaction()
             await begun.start()
-            await one.execute(INSERT, *mapping.credential_row(first))
-            second = asyncio.create_task(other.execute(INSERT, *mapping.credential_row(clash)))
+            await one.execute(INSERT, *mapping.CREDENTIAL.row(first))
+            second = asyncio.create_task(other.execute(INSERT, *mapping.CREDENTIAL.row(clash)))
             assert await asyncio.wait_for(_waits(postgres_url), 10)
             await begun.rollback()
             assert await second == "INSERT 0 1"
@@ -116,7 +116,7 @@ async def test_a_filled_registry_from_before_is_brought_over(
         " VALUES ('cam2', 1, '[]', '[]', '[]', 0, 1)"
     )
     await writing.copy_records_to_table(
-        "device", schema_name=SCHEMA, columns=mapping.DEVICE_COLUMNS, records=map(mapping.device_row, tagged)
+        "device", schema_name=SCHEMA, columns=mapping.DEVICE.columns, records=map(mapping.DEVICE.row, tagged)
     )
     await writing.copy_records_to_table(
         "device_tag",
@@ -125,7 +125,7 @@ async def test_a_filled_registry_from_before_is_brought_over(
         records=[row for one in tagged for row in mapping.tag_rows(one)],
     )
     await writing.copy_records_to_table(
-        "credential", schema_name=SCHEMA, columns=mapping.CREDENTIAL_COLUMNS, records=map(mapping.credential_row, held)
+        "credential", schema_name=SCHEMA, columns=mapping.CREDENTIAL.columns, records=map(mapping.CREDENTIAL.row, held)
     )
     # The newest of all is forgotten: its place in the order is not given away again.
     await writing.execute("DELETE FROM credential WHERE fingerprint = $1", held.pop().fingerprint)

@@ -15,8 +15,8 @@ from fleet.domain.changes import AddDevice, AddModel, Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import EMPTY
 from fleet.storage.postgres import writer as postgres_commit
+from fleet.storage.postgres.functions import SEQUENCE_LOCK
 from fleet.storage.postgres.registry import PostgresRegistry
-from fleet.storage.postgres.statements import SEQUENCE_LOCK
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.storage.postgres_proxy import Proxy
 from tests.storage.samples import MODEL, change, device

@@ -13,8 +13,8 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
 from fleet.storage import mapping
 from fleet.storage.sqlite import connection as sqlite_file
-from fleet.storage.sqlite import writes as sqlite_writes
 from fleet.storage.sqlite.registry import SqliteRegistry
+from fleet.storage.statements import ADD_CREDENTIAL
 from tests.storage.samples import MODEL, change, credential
 
 
@@ -157,7 +157,7 @@ async def test_what_the_first_schema_held_is_all_there_in_the_newest(db_path: Pa
     """Rows as the first schema had them, serial numbers as text and the audit as a chain, are read as they were."""
     first = sqlite_file.migrations()[0][1]
     made = credential("cam-7", CredentialState.ACTIVE)
-    old = mapping.credential_row(made)
+    old = mapping.CREDENTIAL.row(made)
     detail = '{"a":"\\u00e9"}'
     with closing(sqlite3.connect(db_path, isolation_level=None)) as db:
         db.executescript(f"{first}; PRAGMA user_version = 1; PRAGMA application_id = {sqlite_file.APPLICATION_ID};")
@@ -186,10 +186,10 @@ async def test_a_registry_from_before_claims_takes_them(db_path: Path, monkeypat
     monkeypatch.setattr(sqlite_file, "migrations", lambda: known[:3])
     old = sqlite_file.connect_writer(db_path, sqlite_file.WriteLock(db_path.with_suffix(".lock")), True)
     old.execute(ADD_MODEL_BEFORE)
-    old.execute(sqlite_writes.ADD_CREDENTIAL, mapping.credential_row(credential("cam-7")))
+    old.execute(ADD_CREDENTIAL.sqlite, mapping.CREDENTIAL.row(credential("cam-7")))
     old.execute("INSERT INTO station (name, models, created_at) VALUES ('line-1', '[\"cam2\"]', 0)")
     with pytest.raises(sqlite3.IntegrityError):
-        old.execute(sqlite_writes.ADD_CREDENTIAL, mapping.credential_row(credential("b", kind=CredentialKind.CLAIM)))
+        old.execute(ADD_CREDENTIAL.sqlite, mapping.CREDENTIAL.row(credential("b", kind=CredentialKind.CLAIM)))
     old.close()
     monkeypatch.setattr(sqlite_file, "migrations", lambda: known)
     registry = await SqliteRegistry.open(db_path)

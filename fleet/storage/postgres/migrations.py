@@ -34,7 +34,7 @@ async def schema_of(session: Session) -> Schema:
     newest = migrations()[-1][0]
     if await session.fetchval(f"SELECT to_regclass('{SCHEMA}.migration')") is None:
         return Schema(0, newest)
-    return Schema(await session.fetchval(f"SELECT coalesce(max(number), 0) FROM {SCHEMA}.migration"), newest)  # noqa: S608
+    return Schema(await session.fetchval(f"SELECT coalesce(max(number), 0) FROM {SCHEMA}.migration"), newest)
 
 
 async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:

@@ -41,17 +41,17 @@ _COLUMNS = f"""
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relnamespace = '{SCHEMA}'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
       AND a.attnum > 0 AND NOT a.attisdropped
-    ORDER BY c.relname, a.attnum"""  # noqa: S608  our own constant
+    ORDER BY c.relname, a.attnum"""
 _KEYS = f"""
     SELECT c.relname AS table, a.attname AS column
     FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
     CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-    WHERE c.relnamespace = '{SCHEMA}'::regnamespace ORDER BY c.relname, k.place"""  # noqa: S608
+    WHERE c.relnamespace = '{SCHEMA}'::regnamespace ORDER BY c.relname, k.place"""
 _REFERENCES = f"""
     SELECT c.relname AS table, r.relname AS other
     FROM pg_constraint f JOIN pg_class c ON c.oid = f.conrelid JOIN pg_class r ON r.oid = f.confrelid
-    WHERE f.contype = 'f' AND f.connamespace = '{SCHEMA}'::regnamespace AND c.oid <> r.oid"""  # noqa: S608
+    WHERE f.contype = 'f' AND f.connamespace = '{SCHEMA}'::regnamespace AND c.oid <> r.oid"""
 
 _FILE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_'"
 
@@ -160,7 +160,7 @@ async def _pour_out(session: Session, db: sqlite3.Connection, progress: Progress
     for name, _ in indices:
         db.execute(f"DROP INDEX {_quoted(name)}")
     for table in tables:
-        db.execute(f"DELETE FROM {_quoted(table.name)}")  # noqa: S608  what a migration has put there is in the other, too
+        db.execute(f"DELETE FROM {_quoted(table.name)}")
         await _pour_table_out(session, db, table, progress)
     for _, sql in indices:
         await asyncio.to_thread(_make_index, db, sql)
@@ -180,9 +180,9 @@ async def _pour_table_out(session: Session, db: sqlite3.Connection, table: Table
     columns = ", ".join(map(_quoted, table.columns))
     key = ", ".join(map(_quoted, table.key))
     marks = ", ".join("?" * len(table.columns))
-    insert = f"INSERT INTO {_quoted(table.name)} ({columns}) VALUES ({marks})"  # noqa: S608  names out of catalogues
+    insert = f"INSERT INTO {_quoted(table.name)} ({columns}) VALUES ({marks})"
     cursor = await session.cursor(
-        f"SELECT {columns} FROM {SCHEMA}.{_quoted(table.name)} ORDER BY {key}",  # noqa: S608
+        f"SELECT {columns} FROM {SCHEMA}.{_quoted(table.name)} ORDER BY {key}",
         timeout=SECONDS_MAX,
     )
     done = 0
@@ -210,7 +210,7 @@ async def _must_be_empty(session: Session, url: DatabaseUrl) -> None:
         return
     last = None
     if await session.fetchval(f"SELECT to_regclass('{SCHEMA}.audit')") is not None:
-        last = await session.fetchval(f"SELECT action FROM {SCHEMA}.audit ORDER BY seq DESC LIMIT 1")  # noqa: S608
+        last = await session.fetchval(f"SELECT action FROM {SCHEMA}.audit ORDER BY seq DESC LIMIT 1")
     if last == "registry.restore":
         raise Conflict(
             "registry-exists",
@@ -251,7 +251,7 @@ async def _pour_in(session: Session, db: sqlite3.Connection, progress: Progress)
     tables = await tables_of(session)
     must_agree(tables, db)
     for table in reversed(tables):
-        await session.execute(f"DELETE FROM {SCHEMA}.{_quoted(table.name)}")  # noqa: S608  what a migration has put there
+        await session.execute(f"DELETE FROM {SCHEMA}.{_quoted(table.name)}")
     for table in tables:
         await _pour_table_in(session, db, table, progress)
     for table in tables:
@@ -261,8 +261,8 @@ async def _pour_in(session: Session, db: sqlite3.Connection, progress: Progress)
 async def _pour_table_in(session: Session, db: sqlite3.Connection, table: Table, progress: Progress) -> None:
     columns = ", ".join(map(_quoted, table.columns))
     key = ", ".join(map(_quoted, table.key))
-    found = db.execute(f"SELECT {columns} FROM {_quoted(table.name)} ORDER BY {key}")  # noqa: S608
-    count = db.execute(f"SELECT count(*) FROM {_quoted(table.name)}").fetchone()[0]  # noqa: S608
+    found = db.execute(f"SELECT {columns} FROM {_quoted(table.name)} ORDER BY {key}")
+    count = db.execute(f"SELECT count(*) FROM {_quoted(table.name)}").fetchone()[0]
     status = await session.copy_records_to_table(
         table.name,
         schema_name=SCHEMA,
@@ -274,7 +274,7 @@ async def _pour_table_in(session: Session, db: sqlite3.Connection, table: Table,
         raise Unavailable("registry-unavailable", f"Of {table.name}, {count} rows were sent and {status} arrived.")
     if table.counter and count:
         await session.execute(
-            f"SELECT setval(pg_get_serial_sequence('{SCHEMA}.{table.name}', '{table.counter}'), "  # noqa: S608
+            f"SELECT setval(pg_get_serial_sequence('{SCHEMA}.{table.name}', '{table.counter}'), "
             f"(SELECT max({_quoted(table.counter)}) FROM {SCHEMA}.{_quoted(table.name)}))"
         )
     progress(table.name, count)

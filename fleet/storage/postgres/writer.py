@@ -22,8 +22,9 @@ from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Unavailable
 from fleet.storage import mapping
+from fleet.storage.mapping import Table
+from fleet.storage.postgres.functions import FUNCTIONS
 from fleet.storage.postgres.session import DRIVER_ERRORS, Session, connect, connection_lost, unavailable
-from fleet.storage.postgres.statements import FUNCTIONS
 from fleet.storage.postgres.writes import Prepared, prepared
 
 TRIES_MAX = 3
@@ -33,31 +34,29 @@ SETTLE_SECONDS_MAX = 30.0  # a database that restarts is back by then
 MARKS_KEPT = "7 days"
 CHANNEL = "fleet_event"
 
-_AUDIT_TYPES = ("bigint", "bigint", "text", "text", "text", "text", "text", "text", "bytea")
-_EVENT_TYPES = ("bigint", "text", "text", "text")
+
+def _insert_all(table: Table[Any], first: int) -> str:
+    """Many rows in one statement, an array for each column, from parameter `first` on."""
+    arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(table.types, first))
+    return f"INSERT INTO {table.name} ({table.listed()}) SELECT * FROM unnest({arrays})"
 
 
-def _unnest(types: tuple[str, ...], first: int) -> str:
-    return ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(types, first))
-
-
-_EVENTS_AT = len(_AUDIT_TYPES) + 1
-_MARK_AT = _EVENTS_AT + len(_EVENT_TYPES)
+_EVENTS_AT = len(mapping.AUDIT.columns) + 1
+_MARK_AT = _EVENTS_AT + len(mapping.EVENT.columns)
 RECORD = f"""
     WITH audits AS (
-        INSERT INTO audit ({mapping.columns(mapping.AUDIT_COLUMNS)}) SELECT * FROM unnest({_unnest(_AUDIT_TYPES, 1)})
+        {_insert_all(mapping.AUDIT, 1)}
     ), events AS (
-        INSERT INTO event ({mapping.columns(mapping.EVENT_COLUMNS)})
-        SELECT * FROM unnest({_unnest(_EVENT_TYPES, _EVENTS_AT)})
+        {_insert_all(mapping.EVENT, _EVENTS_AT)}
     ), mark AS (
         INSERT INTO writer (id, batch) VALUES (${_MARK_AT}::bytea, ${_MARK_AT + 1}::bytea)
         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen = now()
     )
-    SELECT pg_notify('{CHANNEL}', '') WHERE cardinality(${_EVENTS_AT}::bigint[]) > 0"""  # noqa: S608  our own constants
+    SELECT pg_notify('{CHANNEL}', '') WHERE cardinality(${_EVENTS_AT}::text[]) > 0"""
 # Waits for a transaction of the lost session that is still under way, and changes nothing but the time.
 LAST_MARK = """
     INSERT INTO writer (id, batch) VALUES ($1::bytea, '') ON CONFLICT (id) DO UPDATE SET seen = now() RETURNING batch"""
-FORGET_MARKS = f"DELETE FROM writer WHERE seen < now() - interval '{MARKS_KEPT}'"  # noqa: S608  our own constant
+FORGET_MARKS = f"DELETE FROM writer WHERE seen < now() - interval '{MARKS_KEPT}'"
 FORGET_MARK = "DELETE FROM writer WHERE id = $1"
 
 _CLASHES = (
@@ -226,16 +225,14 @@ async def record(session: Session, held: Sequence[Change], writer: bytes, mark: 
     """Wait for our turn, then number and store the audit rows and events of `held`."""
     turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
     entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
-    audits = [mapping.audit_row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
+    audits = [mapping.AUDIT.row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
     numbered = enumerate((event for change in held for event in change.events), turn["event_seq"] + 1)
-    events = [(seq, event.kind, event.subject, event.detail) for seq, event in numbered]
-    await session.fetch(
-        RECORD, *_columns(audits, len(_AUDIT_TYPES)), *_columns(events, len(_EVENT_TYPES)), writer, mark
-    )
+    events = [(event.kind, event.subject, event.detail, seq) for seq, event in numbered]
+    await session.fetch(RECORD, *_columns(mapping.AUDIT, audits), *_columns(mapping.EVENT, events), writer, mark)
 
 
-def _columns(found: Sequence[mapping.Row], count: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in range(count)]
+def _columns(table: Table[Any], found: Sequence[mapping.Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in table.columns]
 
 
 def _unsettled() -> Unavailable:

@@ -1,19 +1,20 @@
-"""Reading the audit out of a copy of a registry's file as an auditor does: trusting nothing in it.
+"""The audit of a copy of a registry's file, read as an auditor does: trusting nothing in it.
 
 The copy may come from a backup, may have been edited by hand, and may be broken.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid, NotFound
-from fleet.storage.sqlite import logs
+from fleet.storage.queries import Query
+from fleet.storage.registry import SqlAuditReader
+from fleet.storage.sqlite import reads
 
 T = TypeVar("T")
 
@@ -37,8 +38,8 @@ def audit_of_copy(path: Path) -> Iterator["SqliteAuditCopy"]:
         yield SqliteAuditCopy(path, db)
 
 
-class SqliteAuditCopy:
-    """A domain.ports.AuditReader. Its methods block: it is for a command, not for a server.
+class SqliteAuditCopy(SqlAuditReader):
+    """The audit of a copy. Its methods block: it is for a command, not for a server.
 
     Each raises: Invalid: `not-a-registry`; `audit-changed`, and the like, where something in it cannot be what was
     written.
@@ -50,25 +51,19 @@ class SqliteAuditCopy:
         self._last = 0  # the last row that could be read
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        page = self._ask(lambda: logs.audit(self._db, after, limit))
+        with self._readable():
+            page = reads.audit(self._db, after, limit)
         self._last = page[-1].seq if page else self._last
         return page
 
-    async def last_audit(self) -> int:
-        return self._ask(lambda: logs.last_audit(self._db))
+    async def _read(self, query: Query[T], *parameters: Any) -> list[T]:
+        with self._readable():
+            return reads.rows_of(self._db, query, *parameters)
 
-    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
-        return self._ask(lambda: logs.audit_heads(self._db, after, limit))
-
-    async def last_sealed(self) -> Sealed | None:
-        return self._ask(lambda: logs.last_sealed(self._db))
-
-    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
-        return self._ask(lambda: logs.audit_hashes(self._db, level, first, count))
-
-    def _ask(self, query: Callable[[], T]) -> T:
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return query()
+            yield
         except sqlite3.DatabaseError as error:
             if self._last == 0:
                 raise _unreadable(self._path, error) from error

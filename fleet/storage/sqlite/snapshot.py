@@ -14,17 +14,17 @@ from urllib.parse import quote
 from fleet.domain.audit_log import NODE_LEVELS, sound_leaves
 from fleet.domain.errors import Invalid
 from fleet.domain.merkle import EMPTY, Frontier
-from fleet.storage import mapping
+from fleet.storage import mapping, queries
 from fleet.storage.sqlite.connection import APPLICATION_ID, connect_reader
 
 STEP_PAGES = 1_024  # 4 MiB at a time: between steps other threads have the interpreter
 
-_ROWS = f"SELECT {mapping.columns(mapping.AUDIT_COLUMNS)} FROM audit ORDER BY seq"  # noqa: S608  our own constants
+_ROWS = mapping.AUDIT.select("ORDER BY seq")
 _LEAVES = "SELECT leaf FROM audit ORDER BY seq"
 _FIRST_ROW = "SELECT min(seq) FROM audit"
 _NODES = "SELECT hash FROM audit_node WHERE level = ? AND idx < ? ORDER BY idx"
-_HEADS = f"SELECT {mapping.columns(mapping.HEAD_COLUMNS)} FROM audit_head ORDER BY size"  # noqa: S608
-_LAST_EVENT = "SELECT coalesce(max(seq), 0) FROM event"
+_HEADS = mapping.HEAD.select("ORDER BY size")
+_LAST_EVENT = queries.LAST_EVENT.sqlite
 _PLANTED = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
 _UNIT = NODE_LEVELS[0]
 

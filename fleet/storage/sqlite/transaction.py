@@ -8,12 +8,12 @@
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Conflict
-from fleet.storage import mapping
+from fleet.storage import mapping, queries
 from fleet.storage.sqlite.writes import apply
 
 T = TypeVar("T")
@@ -114,38 +114,33 @@ def _in_transaction(db: sqlite3.Connection, write: Callable[[], T]) -> T:
 
 
 def _last_numbers(db: sqlite3.Connection) -> tuple[int, int]:
-    audit_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
-    event_seq: int = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+    audit_seq: int = db.execute(queries.LAST_AUDIT.sqlite).fetchone()[0]
+    event_seq: int = db.execute(queries.LAST_EVENT.sqlite).fetchone()[0]
     return audit_seq, event_seq
 
 
 def _record(db: sqlite3.Connection, changes: Sequence[Change], audit_seq: int, event_seq: int) -> None:
     """Audit rows and events of `changes`, numbered on from the last ones."""
     audits = [
-        mapping.audit_row(AuditRow(seq, change.audit, leaf_of(change.audit, seq)))
+        mapping.AUDIT.row(AuditRow(seq, change.audit, leaf_of(change.audit, seq)))
         for seq, change in enumerate(changes, audit_seq + 1)
     ]
     events = [event for change in changes for event in change.events]
-    insert_rows(db, "audit", mapping.AUDIT_COLUMNS, audits)
-    insert_rows(
-        db,
-        "event",
-        mapping.EVENT_COLUMNS,
-        [(seq, event.kind, event.subject, event.detail) for seq, event in enumerate(events, event_seq + 1)],
-    )
+    insert_rows(db, mapping.AUDIT, audits)
+    insert_rows(db, mapping.EVENT, [(e.kind, e.subject, e.detail, seq) for seq, e in enumerate(events, event_seq + 1)])
 
 
-def insert_rows(db: sqlite3.Connection, table: str, names: tuple[str, ...], new: Sequence[mapping.Row]) -> None:
+def insert_rows(db: sqlite3.Connection, table: mapping.Table[Any], new: Sequence[mapping.Row]) -> None:
     """Many rows a statement, in powers of two, so that the statement cache holds a handful of texts."""
     done = 0
     while done < len(new):
         count = min(ROWS_A_STATEMENT_MAX, 1 << ((len(new) - done).bit_length() - 1))
         some = new[done : done + count]
-        db.execute(_insert_many(table, names, count), [value for row in some for value in row])
+        db.execute(_insert_many(table, count), [value for row in some for value in row])
         done += count
 
 
 @cache
-def _insert_many(table: str, names: tuple[str, ...], count: int) -> str:
-    marks = f"({', '.join('?' * len(names))})"
-    return f"INSERT INTO {table} ({mapping.columns(names)}) VALUES {', '.join([marks] * count)}"  # noqa: S608  our own constants
+def _insert_many(table: mapping.Table[Any], count: int) -> str:
+    marks = f"({', '.join('?' * len(table.columns))})"
+    return f"INSERT INTO {table.name} ({table.listed()}) VALUES {', '.join([marks] * count)}"

@@ -1,0 +1,260 @@
+"""Every SELECT whose text is the same for both engines, and what becomes of its rows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from fleet.domain.approval import RequestFilter
+from fleet.domain.audit_log import Sealed
+from fleet.domain.device import DeviceFilter, DeviceState, Model, Place
+from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.merkle import EMPTY, Frontier
+from fleet.domain.ports import HolderFacts
+from fleet.storage import mapping
+from fleet.storage.mapping import Row, Table, micros
+from fleet.storage.statements import for_sqlite
+
+T = TypeVar("T")
+
+LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
+HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query(Generic[T]):
+    """One SELECT, and what each of its rows becomes."""
+
+    sql: str
+    of: Callable[[Row], T]
+    sqlite: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sqlite", for_sqlite(self.sql))
+
+
+def _of(table: Table[T], rest: str) -> Query[T]:
+    return Query(table.select(rest), table.of)
+
+
+def _number(row: Row) -> int:
+    number: int = row[0]
+    return number
+
+
+def _whole(row: Row) -> Row:
+    return tuple(row)
+
+
+def bounded(limit: int) -> int:
+    return max(0, min(limit, LIST_MAX))
+
+
+MODEL = Query(mapping.MODEL.select("WHERE name = $1"), mapping.model_of)
+MODELS = Query(mapping.MODEL.select("ORDER BY name"), mapping.model_of)
+DEVICE = _of(mapping.DEVICE, "WHERE id = $1")
+CREDENTIAL = _of(mapping.CREDENTIAL, "WHERE serial = $1")
+CREDENTIALS = _of(mapping.CREDENTIAL, "WHERE holder = $1 ORDER BY seq")
+EXPIRED = _of(
+    mapping.CREDENTIAL,
+    "WHERE not_after < $1 AND (not_after, fingerprint) > ($2, $3) ORDER BY not_after, fingerprint LIMIT $4",
+)
+TOKEN = _of(mapping.TOKEN, "WHERE id = $1")
+TOKENS = _of(mapping.TOKEN, "ORDER BY created_at DESC, seq DESC")
+STATION = _of(mapping.STATION, "WHERE name = $1")
+STATIONS = _of(mapping.STATION, "ORDER BY name")
+OPERATOR = _of(mapping.OPERATOR, "WHERE name = $1")
+OPERATORS = _of(mapping.OPERATOR, "ORDER BY name")
+ANSWER = _of(mapping.ANSWER, "WHERE actor = $1 AND key = $2")
+LEASE = _of(mapping.LEASE, "WHERE name = $1")
+CLAIM = _of(mapping.CLAIM, "WHERE name = $1")
+CLAIMS = _of(mapping.CLAIM, "ORDER BY name")
+ANCHORS = _of(mapping.ANCHOR, "ORDER BY name")
+BINDINGS = _of(mapping.IDEVID, "WHERE key_sha256 = $1 OR device_id = $2 ORDER BY device_id")
+REQUEST = _of(mapping.REQUEST, "WHERE id = $1")
+PENDING = Query(
+    """
+    SELECT count(*), count(*) FILTER (WHERE model = $2), count(*) FILTER (WHERE network = $3)
+    FROM approval_request WHERE state = 'pending' AND expires_at > $1""",
+    _whole,
+)
+RENEWALS = Query(
+    """
+    SELECT count(*), count(CASE WHEN latest >= $2 THEN 1 END)
+    FROM (
+        SELECT (
+            SELECT max(c.issued_at) FROM credential c
+            WHERE c.holder = d.id AND c.kind = 'device' AND c.state IN ('issued', 'active')
+        ) AS latest
+        FROM device d WHERE d.model = $1 AND d.state IN ('registered', 'active')
+    ) held
+    WHERE latest IS NOT NULL""",
+    _whole,
+)
+
+AUDIT = Query(mapping.AUDIT.select("WHERE seq > $1 ORDER BY seq LIMIT $2"), mapping.audit_of)
+LAST_AUDIT = Query("SELECT coalesce(max(seq), 0) FROM audit", _number)
+LEAVES = Query("SELECT seq - 1, leaf FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2", _whole)
+NODES = Query("SELECT idx, hash FROM audit_node WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3", _whole)
+HEADS = Query(mapping.HEAD.select("WHERE size > $1 ORDER BY size LIMIT $2"), mapping.head_of)
+LARGEST_HEAD = Query("SELECT size, signature FROM audit_head WHERE size = (SELECT max(size) FROM audit_head)", _whole)
+
+
+def must_be_newer(size: int, largest: Row | None) -> None:
+    """Raises: Conflict (`sealed-already`): the row of LARGEST_HEAD shows a head of `size` rows or more."""
+    if largest is not None and largest[0] >= size:
+        raise Conflict("sealed-already", f"The audit is sealed up to row {largest[0]} already.")
+
+
+EVENTS = _of(mapping.EVENT, "WHERE seq > $1 ORDER BY seq LIMIT $2")
+FIRST_EVENT = Query("SELECT coalesce(min(seq), 0) FROM event", _number)
+LAST_EVENT = Query("SELECT coalesce(max(seq), 0) FROM event", _number)
+
+
+def _sealed(row: Row) -> Sealed | None:
+    """With an empty frontier when the stored one is unreadable: its reader compares it with the head.
+
+    Raises: Invalid (`audit-head-removed`): there was a head, and there is none.
+    """
+    *head, size, hashes = row
+    if head[0] is None:
+        if size is not None:
+            message = f"The audit is broken: a head of {size} rows was there, and there is none any more."
+            raise Invalid("audit-head-removed", message)
+        return None
+    try:
+        frontier = Frontier.unpacked(size, hashes)
+    except (TypeError, ValueError):
+        frontier = EMPTY
+    return Sealed(mapping.head_of(tuple(head)), frontier)
+
+
+# One statement, as a head and its frontier must be of one moment.
+LAST_SEALED = Query(
+    f"""
+    SELECT {mapping.HEAD.listed("h")}, f.size, f.hashes
+    FROM (SELECT 1 AS one) AS here
+    LEFT JOIN audit_head h ON h.size = (SELECT max(size) FROM audit_head)
+    LEFT JOIN audit_frontier f ON f.one = here.one""",
+    _sealed,
+)
+
+# What a certificate's holder may do now: one statement for every kind of holder.
+DEVICE_AND_MODEL = f"{mapping.DEVICE.listed('d')}, {mapping.MODEL.listed('m')}"
+
+
+def _holder_facts(row: Row) -> HolderFacts:
+    cells: Iterator[Any] = iter(row)
+
+    def next_(table: Table[T]) -> T | None:
+        part = tuple(islice(cells, len(table.columns)))
+        return None if part[0] is None else table.of(part)
+
+    def next_model() -> Model | None:
+        part = tuple(islice(cells, len(mapping.MODEL.columns)))
+        return None if part[0] is None else mapping.model_of(part)
+
+    credential = mapping.CREDENTIAL.of(tuple(islice(cells, len(mapping.CREDENTIAL.columns))))
+    return HolderFacts(
+        credential=credential,
+        device=next_(mapping.DEVICE),
+        model=next_model(),
+        station=next_(mapping.STATION),
+        operator=next_(mapping.OPERATOR),
+        claim=next_(mapping.CLAIM),
+    )
+
+
+HOLDER = Query(
+    f"""
+    SELECT {mapping.CREDENTIAL.listed("c")}, {DEVICE_AND_MODEL}, {mapping.STATION.listed("s")},
+        {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")}
+    FROM credential c
+    LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
+    LEFT JOIN model m ON m.name = d.model
+    LEFT JOIN station s ON c.kind = 'station' AND s.name = c.holder
+    LEFT JOIN operator o ON c.kind = 'operator' AND o.name = c.holder
+    LEFT JOIN claim k ON c.kind = 'claim' AND k.name = c.holder
+    WHERE c.fingerprint = $1""",
+    _holder_facts,
+)
+
+# Each term is written as an index has it, so that the planner may use that index.
+_NOT_ACTIVE = "d.state <> 'active'"
+_CAN_CONNECT = "d.expires_at IS NOT NULL AND d.state NOT IN ('revoked', 'retired')"
+_WEEK = 7 * 86_400 * 1_000_000  # microseconds
+_MONDAY = 3 * 86_400 * 1_000_000  # 1970 began on a Thursday: three days into its week
+_FIRST_MONDAY = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=3)
+EXPIRIES = Query(
+    f"""
+    SELECT (d.expires_at + {_MONDAY}) / {_WEEK} AS week, count(*) FROM device d
+    WHERE {_CAN_CONNECT} AND d.expires_at < $1 GROUP BY week ORDER BY week""",
+    lambda row: (_FIRST_MONDAY + timedelta(weeks=row[0]), int(row[1])),
+)
+
+
+class _Parameters(list[Any]):
+    """Parameters of a query that is put together term by term."""
+
+    def mark(self, value: Any) -> str:
+        """The placeholder of `value`."""
+        self.append(value)
+        return f"${len(self)}"
+
+
+def list_devices(where: DeviceFilter, after: Place, limit: int) -> tuple[Query[Any], list[Any]]:
+    """The query that lists devices, and its parameters."""
+    source, order, parameters = _filtered(where, after)
+    sql = f"SELECT {mapping.DEVICE.listed('d')} FROM {source} ORDER BY {order} LIMIT {bounded(limit)}"
+    return Query(sql, mapping.DEVICE.of), parameters
+
+
+def count_devices(where: DeviceFilter) -> tuple[Query[int], list[Any]]:
+    """The query that counts devices, and its parameters."""
+    source, _, parameters = _filtered(where, Place())
+    return Query(f"SELECT count(*) FROM {source}", _number), parameters
+
+
+def _filtered(where: DeviceFilter, after: Place) -> tuple[str, str, list[Any]]:
+    """FROM with WHERE, the order, and the parameters: it walks the index that leaves least to look at."""
+    parameters = _Parameters()
+    mark = parameters.mark
+    tags = [*(("", where.group),) * (where.group is not None), *where.tags]
+    if where.expires_before is not None:
+        source, order = "device d", "d.expires_at, d.id"
+        since = micros(after.expires_at) if after.expires_at is not None else 0
+        behind = f"(d.expires_at, d.id) > ({mark(since)}, {mark(after.id)})"
+        terms = [_CAN_CONNECT, behind, f"d.expires_at < {mark(micros(where.expires_before))}"]
+    elif tags:
+        (key, value), *tags = tags
+        source, order = "device_tag t JOIN device d ON d.id = t.device_id", "t.device_id"
+        terms = [f"t.key = {mark(key)}", f"t.value = {mark(value)}", f"t.device_id > {mark(after.id)}"]
+    else:
+        source, order, terms = "device d", "d.id", [f"d.id > {mark(after.id)}"]
+    for key, value in tags:
+        tag = f"x.key = {mark(key)} AND x.value = {mark(value)}"
+        terms.append(f"EXISTS (SELECT 1 FROM device_tag x WHERE {tag} AND x.device_id = d.id)")
+    if where.model is not None:
+        terms.append(f"d.model = {mark(where.model)}")
+    if where.state is not None:
+        term = f"d.state = {mark(where.state.value)}"
+        terms.append(term if where.state is DeviceState.ACTIVE else f"{term} AND {_NOT_ACTIVE}")
+    return f"{source} WHERE {' AND '.join(terms)}", order, parameters
+
+
+def list_requests(where: RequestFilter, now: datetime, after: str, limit: int) -> tuple[Query[Any], list[Any]]:
+    """The query that lists approval requests, and its parameters."""
+    parameters = _Parameters()
+    terms = [f"id > {parameters.mark(after)}", f"expires_at > {parameters.mark(micros(now))}"]
+    state = where.state.value if where.state is not None else None
+    for name, value in (("state", state), ("model", where.model), ("device_id", where.device_id)):
+        if value is not None:
+            terms.append(f"{name} = {parameters.mark(value)}")
+    rest = f"WHERE {' AND '.join(terms)} ORDER BY id LIMIT {bounded(limit)}"
+    return _of(mapping.REQUEST, rest), parameters
+
+
+def unbroken(found: list[Row], first: int) -> list[bytes]:
+    """The hashes of (index, hash) from `first` on, up to the first gap."""
+    return [hash_ for expected, (index, hash_) in enumerate(found, first) if index == expected]

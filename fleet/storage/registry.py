@@ -1,0 +1,228 @@
+"""The registry's reads and its feed, the same on every engine: an engine gives `_read`, `_scan` and its own writes."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, TypeVar
+
+from fleet.domain.access import Operator
+from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
+from fleet.domain.audit_log import Sealed, TreeHead
+from fleet.domain.changes import Answer, AuditRow, Change, Event
+from fleet.domain.claim import Claim
+from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.errors import Unavailable
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
+from fleet.domain.ports import HolderFacts
+from fleet.storage import queries
+from fleet.storage.batching import Batches
+from fleet.storage.mapping import micros, serial_octets
+from fleet.storage.queries import Query, bounded
+
+T = TypeVar("T")
+
+EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
+
+
+class SqlAuditReader(ABC):
+    """A domain.ports.AuditReader over SQL. No listing returns more than queries.LIST_MAX rows at once."""
+
+    @abstractmethod
+    async def _read(self, query: Query[T], *parameters: Any) -> list[T]:
+        """What the rows of `query` become, at one moment: that of this call or later."""
+
+    async def _scan(self, query: Query[T], *parameters: Any) -> list[T]:
+        """As `_read`, for what may take long: an engine may keep it from delaying other reads."""
+        return await self._read(query, *parameters)
+
+    async def _one(self, query: Query[T], *parameters: Any) -> T | None:
+        found = await self._read(query, *parameters)
+        return found[0] if found else None
+
+    async def _number(self, query: Query[int], *parameters: Any) -> int:
+        [number] = await self._read(query, *parameters)
+        return number
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
+        return await self._scan(queries.AUDIT, after, bounded(limit))
+
+    async def last_audit(self) -> int:
+        return await self._number(queries.LAST_AUDIT)
+
+    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
+        return await self._scan(queries.HEADS, after, bounded(limit))
+
+    async def last_sealed(self) -> Sealed | None:
+        return await self._one(queries.LAST_SEALED)
+
+    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
+        if level == 0:
+            found = await self._scan(queries.LEAVES, first, bounded(count))
+        else:
+            found = await self._scan(queries.NODES, level, first, bounded(count))
+        return queries.unbroken(found, first)
+
+
+class SqlRegistry(SqlAuditReader):
+    """What a domain.ports.Registry over SQL does alike on every engine. Call `close` at the end."""
+
+    _commits: Batches[Change]
+    feed_poll_seconds: float | None = None
+    """How often a follower looks although nothing has woken it; None: never."""
+    feed_pause_seconds = 0.0
+    """How long a follower waits after it has heard something: in a storm, one look for many commits."""
+
+    def __init__(self) -> None:
+        self._followers: set[asyncio.Event] = set()
+        self._closed = False
+
+    @abstractmethod
+    def _start_listening(self) -> None:
+        """From now on, wake the followers for commits of other processes. Safe to call again."""
+
+    def _wake_followers(self) -> None:
+        for follower in self._followers:
+            follower.set()
+
+    async def commit(self, change: Change) -> None:
+        """As the contract says. When the caller is cancelled, the commit may still happen."""
+        await self._commits.put(change)
+
+    async def follow(self, after: int) -> AsyncGenerator[Event, None]:
+        """Every event with a sequence greater than `after`, in order, without end: those of other processes too.
+
+        A commit of this process wakes it at once.
+
+        Raises: Unavailable: the feed could not be read, events after `after` are not kept any more (`feed-gap`), or
+        the registry has been closed. The follower must then assume that anything may have changed.
+        """
+        woken = asyncio.Event()
+        self._followers.add(woken)
+        if not self._closed:
+            self._start_listening()
+        try:
+            while True:
+                woken.clear()  # before the look, so that a commit during it wakes us again
+                seen = after
+                for event in await self._read(queries.EVENTS, after, EVENTS_MAX):
+                    if event.seq != after + 1:
+                        raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
+                    yield event
+                    after = event.seq
+                if after == seen:
+                    # Not wait_for: before Python 3.12 it may swallow the cancelling of the follower.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self.feed_poll_seconds):
+                            await woken.wait()
+                elif after - seen < EVENTS_MAX and self.feed_pause_seconds:
+                    await asyncio.sleep(self.feed_pause_seconds)
+        finally:
+            self._followers.discard(woken)
+
+    async def model(self, name: str) -> Model | None:
+        return await self._one(queries.MODEL, name)
+
+    async def models(self) -> list[Model]:
+        return await self._scan(queries.MODELS)
+
+    async def device(self, device_id: str) -> Device | None:
+        return await self._one(queries.DEVICE, device_id)
+
+    async def devices(
+        self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
+    ) -> list[Device]:
+        query, parameters = queries.list_devices(where, after, limit)
+        return await self._scan(query, *parameters)
+
+    async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
+        query, parameters = queries.count_devices(where)
+        [count] = await self._scan(query, *parameters)
+        return count
+
+    async def credentials(self, holder: str) -> list[Credential]:
+        return await self._scan(queries.CREDENTIALS, holder)
+
+    async def credential(self, serial: str) -> Credential | None:
+        try:
+            octets = serial_octets(serial)
+        except ValueError:
+            return None  # no certificate has such a serial
+        return await self._one(queries.CREDENTIAL, octets)
+
+    async def expired_credentials(
+        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    ) -> list[Credential]:
+        place = (micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
+        return await self._scan(queries.EXPIRED, micros(before), *place, bounded(limit))
+
+    async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
+        return await self._scan(queries.EXPIRIES, micros(until))
+
+    async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
+        [(devices, renewed)] = await self._scan(queries.RENEWALS, model, micros(since))
+        return devices, renewed
+
+    async def token(self, token_id: str) -> Token | None:
+        return await self._one(queries.TOKEN, token_id)
+
+    async def tokens(self) -> list[Token]:
+        return await self._scan(queries.TOKENS)
+
+    async def station(self, name: str) -> Station | None:
+        return await self._one(queries.STATION, name)
+
+    async def stations(self) -> list[Station]:
+        return await self._scan(queries.STATIONS)
+
+    async def operator(self, name: str) -> Operator | None:
+        return await self._one(queries.OPERATOR, name)
+
+    async def operators(self) -> list[Operator]:
+        return await self._scan(queries.OPERATORS)
+
+    async def request(self, request_id: str) -> ApprovalRequest | None:
+        return await self._one(queries.REQUEST, request_id)
+
+    async def requests(
+        self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ApprovalRequest]:
+        query, parameters = queries.list_requests(where, now, after, limit)
+        return await self._scan(query, *parameters)
+
+    async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
+        [(in_all, for_model, from_network)] = await self._read(queries.PENDING, micros(now), model, network)
+        return in_all, for_model, from_network
+
+    async def claim(self, name: str) -> Claim | None:
+        return await self._one(queries.CLAIM, name)
+
+    async def claims(self) -> list[Claim]:
+        return await self._scan(queries.CLAIMS)
+
+    async def anchors(self) -> list[Anchor]:
+        return await self._read(queries.ANCHORS)
+
+    async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
+        return await self._read(queries.BINDINGS, key_sha256, device_id)
+
+    async def lease(self, name: str) -> Lease | None:
+        return await self._one(queries.LEASE, name)
+
+    async def answer(self, actor: str, key: str) -> Answer | None:
+        return await self._one(queries.ANSWER, actor, key)
+
+    async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
+        return await self._one(queries.HOLDER, fingerprint)
+
+    async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        return await self._scan(queries.EVENTS, after, bounded(limit))
+
+    async def first_event(self) -> int:
+        return await self._number(queries.FIRST_EVENT)
+
+    async def last_event(self) -> int:
+        return await self._number(queries.LAST_EVENT)

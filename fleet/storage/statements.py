@@ -1,0 +1,333 @@
+"""Every SQL statement of a write, once for both engines.
+
+A parameter is written as PostgreSQL has it, with its type: `$1::text`, `::bigint` or `::bytea`. `Statement.sqlite` is
+the same text for SQLite, where parameters carry no type and where one writer at a time needs no row locks.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fleet.domain.device import DeviceState
+from fleet.domain.errors import Conflict
+from fleet.storage.mapping import (
+    ANCHOR,
+    ANSWER,
+    CLAIM,
+    CREDENTIAL,
+    DEVICE,
+    HEAD,
+    IDEVID,
+    LEASE,
+    MODEL,
+    OPERATOR,
+    REQUEST,
+    STATION,
+    TAG,
+    TOKEN,
+    Row,
+)
+
+_PARAMETER = re.compile(r"\$(\d+)(?:::(?:text|bigint|bytea))?")
+_ROW_LOCK = re.compile(r" FOR (?:UPDATE|SHARE)\b")
+
+
+def for_sqlite(sql: str) -> str:
+    """`sql` with SQLite's placeholders, and without row locks."""
+    return _ROW_LOCK.sub("", _PARAMETER.sub(r"?\1", sql))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statement:
+    """One statement, and the Conflict that it means when it finds or changes no row.
+
+    A statement checks what it needs itself: there is no gap between looking and writing.
+    """
+
+    sql: str
+    code: str = ""
+    """Of the Conflict; empty: finding no row is fine."""
+    message: str = ""
+    """May name the statement's parameters: {0} is `$1`."""
+    advice: str = ""
+    sqlite: str = field(init=False)
+    is_query: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sqlite", for_sqlite(self.sql))
+        object.__setattr__(self, "is_query", self.sql.lstrip().startswith("SELECT"))
+
+    def conflict(self, parameters: Row) -> Conflict:
+        """What it means that this statement, with these parameters, has found no row."""
+        return Conflict(self.code, self.message.format(*parameters), self.advice)
+
+
+_READ_AGAIN = "Read it again and retry."
+_CHANGED = "has been changed since it was read."
+_OTHER_NAME = "Choose another name."
+
+
+def _any_of(first: int, count: int) -> str:
+    return ", ".join(f"${number}::text" for number in range(first, first + count))
+
+
+def filled(states: Iterable[StrEnum], count: int) -> tuple[str, ...]:
+    """`states` as the `count` parameters of an IN list: a statement's text is the same however many there are."""
+    given = sorted(state.value for state in states)
+    return (*given, *(given[-1:] or [""]) * (count - len(given)))
+
+
+DEVICE_STATES = len(DeviceState)
+"""Parameters of the IN list of DEVICE_MAY_MOVE and of the moves."""
+DECIDABLE_STATES = 2
+"""Those of REQUEST_MAY_MOVE."""
+
+ADD_MODEL = Statement(MODEL.insert(), "model-exists", "Model {0} exists already.", "Change it with: fleet model set.")
+HAS_MODEL = Statement(
+    "SELECT 1 FROM model WHERE name = $1::text",
+    "no-such-model",
+    "There is no model {0}.",
+    "Add it with: fleet model add.",
+)
+SET_MODEL = Statement(
+    """
+    UPDATE model SET lifetime = $2::bigint, key_types = $3::text, publish = $4::text, subscribe = $5::text,
+        retain = $6::bigint, rules = $7::text, revision = revision + 1
+    WHERE name = $1::text AND revision = $8::bigint""",
+    "changed-meanwhile",
+    f"Model {{0}} {_CHANGED}",
+    _READ_AGAIN,
+)
+
+ADD_DEVICE = Statement(DEVICE.insert(), "device-exists", "Device {0} exists already.")
+HAS_DEVICE = Statement("SELECT 1 FROM device WHERE id = $1::text", "no-such-device", "There is no device {0}.")
+_DEVICE_MOVED = ("device-moved", "Device {0} is not in a state from which this change is allowed.")
+DEVICE_MAY_MOVE = Statement(
+    f"SELECT 1 FROM device WHERE id = $1::text AND state IN ({_any_of(2, DEVICE_STATES)})", *_DEVICE_MOVED
+)
+_MOVE_DEVICE = """
+    UPDATE device SET state = $2::text, expires_at = coalesce($3::bigint, expires_at), revision = revision + 1
+    WHERE id = $1::text"""
+MOVE_DEVICE = Statement(f"{_MOVE_DEVICE} AND state IN ({_any_of(4, DEVICE_STATES)})", *_DEVICE_MOVED)
+MOVE_DEVICE_REVISION = Statement(
+    f"{_MOVE_DEVICE} AND revision = $4::bigint", "changed-meanwhile", f"Device {{0}} {_CHANGED}", _READ_AGAIN
+)
+TAG_DEVICE = Statement(
+    """
+    UPDATE device SET tags = $2::text, groups = $3::text, revision = revision + 1
+    WHERE id = $1::text AND revision = $4::bigint""",
+    "changed-meanwhile",
+    f"Device {{0}} {_CHANGED}",
+    _READ_AGAIN,
+)
+ADD_TAG = Statement(TAG.insert())
+
+KEY_IS_FREE = Statement(
+    """
+    SELECT 1 WHERE NOT EXISTS (
+        SELECT 1 FROM credential WHERE key_sha256 = $1::bytea
+        AND (holder <> $2::text OR kind <> $3::text OR state = 'revoked'))
+    AND NOT EXISTS (SELECT 1 FROM revoked_key WHERE key_sha256 = $1::bytea)""",
+    "key-taken",
+    "The key is another holder's, or was revoked.",
+    "Make a new key.",
+)
+ADD_CREDENTIAL = Statement(
+    CREDENTIAL.insert(),
+    "credential-exists",
+    "A certificate with this serial number or fingerprint is recorded already.",
+)
+USE_CREDENTIAL = Statement(
+    "UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')",
+    "credential-ended",
+    "The certificate is not usable any more.",
+    "Enroll again.",
+)
+SUPERSEDE_OLDER = Statement("""
+    UPDATE credential SET state = 'superseded'
+    FROM (SELECT seq, holder, kind FROM credential WHERE fingerprint = $1::bytea) AS used
+    WHERE credential.holder = used.holder AND credential.kind = used.kind
+        AND credential.state IN ('issued', 'active') AND credential.seq < used.seq""")
+_UNUSED = "WHERE holder = $1::text AND kind = $2::text AND state = 'issued' AND earned_by = $3::text"
+_ANSWERED = ("answered-already", "{0} has been given another certificate meanwhile.")
+NONE_IS_UNUSED = Statement(f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM credential {_UNUSED})", *_ANSWERED)
+NEWEST_UNUSED_IS = Statement(
+    f"SELECT 1 WHERE $4::bytea = (SELECT fingerprint FROM credential {_UNUSED} ORDER BY seq DESC LIMIT 1)", *_ANSWERED
+)
+END_UNUSED = Statement(f"UPDATE credential SET state = 'superseded' {_UNUSED}")
+END_CREDENTIAL = Statement(
+    "UPDATE credential SET state = 'superseded' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')"
+)
+REVOKE_CREDENTIALS = Statement("""
+    UPDATE credential SET state = 'revoked'
+    WHERE holder = $1::text AND kind = $2::text AND state IN ('issued', 'active', 'superseded')""")
+CREDENTIAL_HAS_ENDED = Statement(  # locked, so that nobody revokes it between the look and its end
+    "SELECT 1 FROM credential WHERE fingerprint = $1::bytea AND not_after <= $2::bigint FOR UPDATE",
+    "credential-kept",
+    "A certificate that has not expired is not deleted.",
+)
+KEEP_REVOKED_KEY = Statement("""
+    INSERT INTO revoked_key (key_sha256, kind, holder)
+    SELECT key_sha256, kind, holder FROM credential WHERE fingerprint = $1::bytea AND state = 'revoked'
+    ON CONFLICT DO NOTHING""")
+DROP_CREDENTIAL = Statement("DELETE FROM credential WHERE fingerprint = $1::bytea")
+
+ADD_TOKEN = Statement(TOKEN.insert(), "token-exists", "Token {0} exists already.")
+SPEND_TOKEN = Statement(
+    "UPDATE token SET uses = uses + 1 WHERE id = $1::text AND revoked_at IS NULL AND uses < uses_max",
+    "token-spent",
+    "The token is revoked or has no use left.",
+    "Ask for a new one.",
+)
+REVOKE_TOKEN = Statement(
+    "UPDATE token SET revoked_at = $2::bigint WHERE id = $1::text AND revoked_at IS NULL",
+    "token-gone",
+    "Token {0} does not exist or is revoked already.",
+)
+ADD_OPERATOR = Statement(OPERATOR.insert(), "operator-exists", "Operator {0} exists already.", _OTHER_NAME)
+ADD_ANSWER = Statement(
+    ANSWER.insert(), "idempotency-key-used", "The idempotency key has been used already.", "Take a new one."
+)
+DROP_ANSWERS = Statement("DELETE FROM answer WHERE at < $1::bigint")
+
+ADD_STATION = Statement(STATION.insert(), "station-exists", "Station {0} exists already.", _OTHER_NAME)
+SET_STATION = Statement(
+    "UPDATE station SET quota = $2::bigint WHERE name = $1::text",
+    "no-such-station",
+    "There is no station {0}.",
+    "See: fleet station list",
+)
+# A node whose clock is still in the day before counts in the later one: two that disagree at midnight do not evade the
+# quota.
+SPEND_STATION = Statement(
+    """
+    UPDATE station SET used = CASE WHEN day IN ($2::bigint, $2::bigint + 1) THEN used + 1 ELSE 1 END,
+        day = CASE WHEN day = $2::bigint + 1 THEN day ELSE $2::bigint END
+    WHERE name = $1::text AND (quota = 0 OR day NOT IN ($2::bigint, $2::bigint + 1) OR used < quota)""",
+    "station-spent",
+    "Station {0} has had its certificates of the day.",
+)
+
+_PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"
+ADD_REQUEST = Statement(  # nobody else adds one meanwhile: the counts are exact
+    f"""
+    INSERT INTO approval_request ({REQUEST.listed()}) SELECT {REQUEST.marks()}
+    WHERE {_PENDING}) < $18::bigint AND {_PENDING} AND model = $3::text) < $19::bigint
+        AND {_PENDING} AND network = $8::text) < $20::bigint
+    ON CONFLICT DO NOTHING""",
+    "request-not-added",
+    "Request {0} is there already, or there is no room for it.",
+)
+SEE_REQUEST = Statement("""
+    UPDATE approval_request SET asked = asked + $2::bigint, last_seen = $3::bigint, address = $4::text
+    WHERE id = $1::text""")
+NO_OTHER_IS_APPROVED = Statement(
+    """
+    SELECT 1 WHERE NOT EXISTS (
+        SELECT 1 FROM approval_request a JOIN approval_request b ON a.device_id = b.device_id
+        WHERE a.id = $1::text AND b.id <> a.id AND b.state = 'approved' AND b.expires_at > $2::bigint)""",
+    "other-request-approved",
+    "Another request for the device id of {0} has been approved already.",
+    "Deny that one first.",
+)
+REQUEST_MAY_MOVE = Statement(
+    f"""
+    SELECT 1 FROM approval_request
+    WHERE id = $1::text AND expires_at > $2::bigint AND state IN ({_any_of(3, DECIDABLE_STATES)})""",
+    "request-moved",
+    "Request {0} is not in a state from which this decision is allowed.",
+)
+_DECIDE = """
+    UPDATE approval_request SET state = $2::text, decided_by = $3::text, decided_at = $4::bigint, reason = $5::text,
+        expires_at = $6::bigint, revision = revision + 1
+    WHERE id = $1::text"""
+DECIDE_REQUEST = Statement(_DECIDE)
+DECIDE_REQUEST_REVISION = Statement(
+    f"{_DECIDE} AND revision = $7::bigint", "changed-meanwhile", f"Request {{0}} {_CHANGED}", _READ_AGAIN
+)
+DENY_OTHER_REQUESTS = Statement("""
+    UPDATE approval_request SET state = 'denied', decided_by = $2::text, decided_at = $3::bigint, reason = $4::text,
+        expires_at = $5::bigint, revision = revision + 1
+    WHERE state = 'pending' AND id <> $1::text
+        AND device_id = (SELECT device_id FROM approval_request WHERE id = $1::text)""")
+COLLECT_REQUEST = Statement(
+    "UPDATE approval_request SET state = 'issued', revision = revision + 1 WHERE id = $1::text AND state = 'approved'",
+    "request-moved",
+    "Request {0} is not approved any more.",
+)
+DROP_REQUESTS = Statement("DELETE FROM approval_request WHERE expires_at <= $1::bigint")
+
+ADD_CLAIM = Statement(CLAIM.insert(), "claim-exists", "Claim {0} exists already.", _OTHER_NAME)
+SPEND_CLAIM = Statement(
+    """
+    UPDATE claim SET uses = uses + 1
+    WHERE name = $1::text AND revoked_at IS NULL AND quarantined_at IS NULL AND uses < quota""",
+    "claim-spent",
+    "The claim is revoked or in quarantine, or has no use left.",
+)
+COUNT_TAKEOVER = Statement("UPDATE claim SET takeovers = takeovers + 1 WHERE name = $1::text")
+QUARANTINE_CLAIM = Statement(
+    """
+    UPDATE claim SET quarantined_at = $2::bigint, quarantine_reason = $3::text
+    WHERE name = $1::text AND quarantined_at IS NULL AND revoked_at IS NULL""",
+    "claim-not-open",
+    "Claim {0} is in quarantine already, or revoked.",
+)
+RELEASE_CLAIM = Statement(
+    """
+    UPDATE claim SET quarantined_at = NULL, quarantine_reason = '', takeovers = 0
+    WHERE name = $1::text AND quarantined_at IS NOT NULL AND revoked_at IS NULL""",
+    "claim-not-quarantined",
+    "Claim {0} is not in quarantine, or is revoked.",
+)
+REVOKE_CLAIM = Statement(
+    "UPDATE claim SET revoked_at = $2::bigint WHERE name = $1::text AND revoked_at IS NULL",
+    "claim-gone",
+    "Claim {0} does not exist or is revoked already.",
+)
+
+_SEE_ANCHORS = "See: fleet anchor list"
+ADD_ANCHOR = Statement(
+    ANCHOR.insert(), "anchor-exists", "There is an anchor {0} already, or one with this certificate.", _SEE_ANCHORS
+)
+DROP_ANCHOR = Statement(
+    "DELETE FROM anchor WHERE name = $1::text", "no-such-anchor", "There is no anchor {0}.", _SEE_ANCHORS
+)
+_IDEVID_TAKEN = (
+    "idevid-taken",
+    "The manufacturer's certificate is bound to another device, or its CA is not trusted any more.",
+)
+HAS_ANCHOR = Statement(  # locked, so that nobody removes it between the look and the end
+    "SELECT 1 FROM anchor WHERE name = $1::text FOR SHARE", *_IDEVID_TAKEN
+)
+BIND_IDEVID = Statement(IDEVID.insert())
+IS_BOUND = Statement("SELECT 1 FROM idevid WHERE key_sha256 = $1::bytea AND device_id = $2::text", *_IDEVID_TAKEN)
+
+LISTED_ALREADY = ("listed-already", "A device, a serial or a key of the manifest has been registered meanwhile.")
+NO_SUCH_MODEL = ("no-such-model", "There is no model of this name.", "Add it with: fleet model add.")
+"""Conflicts of a ListDevices, which each engine writes in bulk."""
+
+TAKE_LEASE = Statement(
+    f"""
+    {LEASE.insert("")}
+    ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
+    WHERE lease.owner = excluded.owner OR lease.expires_at <= $4::bigint OR $5::bigint = 1""",
+    "lease-held",
+    "Another owner than {1} holds the lease {0}.",
+)
+DROP_AUDIT = Statement(
+    """
+    DELETE FROM audit WHERE seq <= $1::bigint AND $1::bigint < (SELECT max(seq) FROM audit)
+        AND $1::bigint <= (SELECT max(size) FROM audit_head) AND $1::bigint % $2::bigint = 0""",
+    "audit-kept",
+    "The audit up to row {0} is not sealed, or is not there any more.",
+)
+DROP_EVENTS = Statement("DELETE FROM event WHERE seq <= $1::bigint AND seq < (SELECT max(seq) FROM event)")
+ADD_HEAD = Statement(HEAD.insert(""))
+SET_FRONTIER = Statement("""
+    INSERT INTO audit_frontier (one, size, hashes) VALUES (1, $1::bigint, $2::bytea)
+    ON CONFLICT (one) DO UPDATE SET size = excluded.size, hashes = excluded.hashes""")
+
+STATEMENTS = {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
+"""Every statement by its name."""
