@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from fleet.domain.changes import Write
 from fleet.domain.credential import Credential, CredentialState, KeyUse
 from fleet.domain.device import Device, Model
 from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import Write
 
 COMMON_NAME = "2.5.4.3"
 SERIAL_NUMBER = "2.5.4.5"

@@ -8,11 +8,12 @@ from typing import Protocol
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
-from fleet.domain.changes import Answer, AuditRow, Change, Event
+from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
 from fleet.domain.enrollment import IssuePermit
+from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts

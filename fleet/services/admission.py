@@ -9,13 +9,14 @@ of a certificate, which is also what ends those that were issued to the device b
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind, MarkUsed
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import USABLE, Credential, CredentialState
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
+from fleet.domain.writes import MarkUsed
 from fleet.services.identity import identify, shown_by
 from fleet.services.refusals import refusals_of
 

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Sequence
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddAnchor, AuditEntry, Change, DropAnchor, Event, EventKind, Write
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Invalid, NotFound
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddAnchor, DropAnchor, Write
 
 ANCHORS_MAX = 256  # each is named to every client in the handshake
 MODELS_MAX = 64

@@ -16,11 +16,12 @@ from fleet.domain.approval import (
     WaitingLimits,
     ask_again_seconds,
 )
-from fleet.domain.changes import AddRequest, AuditEntry, Change, DecideRequest, Event, EventKind, SeeRequest
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.errors import Conflict, NotFound, Pending, TooMany
 from fleet.domain.grants import ApprovalGrant
 from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, Application, EnrollmentRequest
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddRequest, DecideRequest, TouchRequest
 from fleet.services.differences import differences
 from fleet.services.refusals import refusals_of
 from fleet.services.revocation import checked_reason
@@ -58,7 +59,7 @@ async def wait(registry: Registry, application: Application, limits: WaitingLimi
         row = refusals_of(registry).row(entry)
         if row is not None:
             asked = 1 + int(row.detail.get("left_out", "0"))
-            await registry.commit(Change(row, (SeeRequest(request.id, asked, now, entry.address),)))
+            await registry.commit(Change(row, (TouchRequest(request.id, asked, now, entry.address),)))
     return Pending(
         "approval-pending",
         f"Waiting for approval: request {request.id}, key {request.fingerprint}.",

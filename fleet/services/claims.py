@@ -16,20 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from fleet.domain.access import Act
-from fleet.domain.changes import (
-    AddClaim,
-    AddCredential,
-    AuditEntry,
-    Change,
-    CountTakeover,
-    Event,
-    EventKind,
-    QuarantineClaim,
-    ReleaseClaim,
-    RevokeClaim,
-    RevokeCredentials,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
@@ -37,6 +24,16 @@ from fleet.domain.enrollment import permit_claim
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
+from fleet.domain.writes import (
+    AddClaim,
+    AddCredential,
+    CountTakeover,
+    QuarantineClaim,
+    ReleaseClaim,
+    RevokeClaim,
+    RevokeCredentials,
+    Write,
+)
 from fleet.services.differences import differences
 from fleet.services.revocation import checked_reason
 

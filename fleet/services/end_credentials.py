@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, EndCredentials, Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.ports import Registry
+from fleet.domain.writes import EndCredentials
 
 CHUNK = 500  # in one Change
 

@@ -14,17 +14,7 @@ from datetime import datetime
 
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
-from fleet.domain.changes import (
-    AddCredential,
-    AddDevice,
-    AuditEntry,
-    Change,
-    Event,
-    EventKind,
-    MoveDevice,
-    TagDevice,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import BARRED_MODEL, DeviceId, DeviceState, Model, Tags, device_id
@@ -36,6 +26,7 @@ from fleet.domain.issuance_context import Application, EnrollmentRequest, Grant,
 from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
+from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice, Write
 from fleet.services.approvals import wait
 from fleet.services.authorization import Authoriser, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused

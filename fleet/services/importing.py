@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind, ListDevices
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, Tags, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow
 from fleet.domain.ports import Registry
 from fleet.domain.tags import checked_groups, checked_tags
+from fleet.domain.writes import ImportDevices
 
 ROWS_AT_ONCE = 1000  # in one Change: some 50 ms for which others wait
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
@@ -165,7 +166,7 @@ class Importer:
         }
         audit = AuditEntry(now, self.actor, ACTION, "manifest", "ok", self.address, detail)
         event = Event(EventKind.DEVICES_IMPORTED, self.bulk, str(len(listed)))
-        return Change(audit, (ListDevices(tuple(listed)),), (event,))
+        return Change(audit, (ImportDevices(tuple(listed)),), (event,))
 
 
 class _Known:

@@ -12,21 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
-from fleet.domain.changes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AddToken,
-    AuditEntry,
-    Change,
-    Event,
-    EventKind,
-    RevokeToken,
-    SetModel,
-    SetStation,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, Station, Token
 from fleet.domain.device import (
     KEY_TYPES,
@@ -48,6 +34,17 @@ from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
+from fleet.domain.writes import (
+    AddCredential,
+    AddDevice,
+    AddModel,
+    AddStation,
+    AddToken,
+    RevokeToken,
+    SetModel,
+    SetStation,
+    Write,
+)
 from fleet.services.differences import differences
 
 TOKEN_USES_MAX = 100_000  # a production run; a token for more is a password

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from fleet.domain.access import Act, Operator, Role
-from fleet.domain.changes import AddCredential, AddOperator, AuditEntry, Change, Event, EventKind, RevokeCredentials
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
 from fleet.domain.enrollment import permit_operator
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Issuer, Registry
+from fleet.domain.writes import AddCredential, AddOperator, RevokeCredentials
 from fleet.services.revocation import checked_reason
 
 OPERATOR_MODELS_MAX = 64

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
-from fleet.domain.changes import AddDevice, AddModel, AuditEntry, Change, Event, EventKind, TagDevice
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.device import BARRED_MODEL, NEXT, Device, DeviceFilter, DeviceState, Model, device_id
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
+from fleet.domain.writes import AddDevice, AddModel, TagDevice
 from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import act_on_many

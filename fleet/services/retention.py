@@ -13,24 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from fleet.domain.audit_log import Sealed
-from fleet.domain.changes import (
-    ANSWER_KEPT,
-    AuditEntry,
-    AuditRow,
-    Change,
-    DropAnswers,
-    DropAudit,
-    DropCredentials,
-    DropEvents,
-    DropRequests,
-    TakeLease,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, AuditRow, Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Conflict
+from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
+from fleet.domain.writes import DropAnswers, DropAudit, DropCredentials, DropEvents, DropRequests, TakeLease, Write
 from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
 from fleet.storage.journals.archive import Archive, Line
 from fleet.storage.journals.event_marks import EventMarks

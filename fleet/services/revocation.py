@@ -7,19 +7,12 @@ session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 from dataclasses import replace
 
 from fleet.domain.access import Act
-from fleet.domain.changes import (
-    AuditEntry,
-    Change,
-    Event,
-    EventKind,
-    MoveDevice,
-    RevokeCredentials,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Registry
+from fleet.domain.writes import MoveDevice, RevokeCredentials, Write
 from fleet.services.differences import differences
 
 REASON_MAX = 200  # characters: a line in the audit, not a report

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind, TagDevice
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, Tags
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag, checked_groups, checked_tags, tags_text
+from fleet.domain.writes import TagDevice
 from fleet.services.differences import differences
 from fleet.services.revocation import checked_reason, known_device
 

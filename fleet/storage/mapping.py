@@ -16,11 +16,12 @@ from typing import Any, Generic, TypeVar
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.audit_log import TreeHead
-from fleet.domain.changes import Answer, AuditEntry, AuditRow, Event
+from fleet.domain.changes import AuditEntry, AuditRow, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Invalid
+from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestEntry

@@ -306,7 +306,7 @@ IS_BOUND = Statement("SELECT 1 FROM idevid WHERE key_sha256 = $1::bytea AND devi
 
 LISTED_ALREADY = ("listed-already", "A device, a serial or a key of the manifest has been registered meanwhile.")
 NO_SUCH_MODEL = ("no-such-model", "There is no model of this name.", "Add it with: fleet model add.")
-"""Conflicts of a ListDevices, which each engine writes in bulk."""
+"""Conflicts of a ImportDevices, which each engine writes in bulk."""
 
 TAKE_LEASE = Statement(
     f"""

@@ -1,7 +1,7 @@
 """Which statements each Write takes, in order, on every engine.
 
-Two writes are not whole here. A `ListDevices` brings hundreds of rows, which each engine writes in bulk. And before the
-steps of a `TagDevice` the engine deletes the device's old tags.
+Each engine adds what differs: it writes the rows of an `ImportDevices` in bulk, and deletes a device's old tags before
+the steps of a `TagDevice`.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 from fleet.domain.approval import DECIDED_FROM, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
-from fleet.domain.changes import (
+from fleet.domain.writes import (
     AddAnchor,
     AddAnswer,
     AddClaim,
@@ -45,7 +45,6 @@ from fleet.domain.changes import (
     RevokeClaim,
     RevokeCredentials,
     RevokeToken,
-    SeeRequest,
     SetModel,
     SetStation,
     SpendClaim,
@@ -53,6 +52,7 @@ from fleet.domain.changes import (
     SpendToken,
     TagDevice,
     TakeLease,
+    TouchRequest,
 )
 from fleet.storage import mapping
 from fleet.storage import statements as sql
@@ -173,7 +173,7 @@ def _request_steps(write: RequestWrite) -> Iterator[Step]:
             caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
             yield sql.DROP_REQUESTS, (micros(request.first_seen),)
             yield sql.ADD_REQUEST, (*mapping.REQUEST.row(request), *caps)
-        case SeeRequest(request_id=id_, asked=asked, at=at, address=address):
+        case TouchRequest(request_id=id_, asked=asked, at=at, address=address):
             yield sql.SEE_REQUEST, (id_, asked, micros(at), address)
         case DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
             decided_at, expires_at = micros(write.at), micros(write.expires_at)

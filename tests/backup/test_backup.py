@@ -21,13 +21,14 @@ from fleet.ca.keys import generate_key
 from fleet.config.settings import Settings
 from fleet.domain.access import Act, Operator, Role
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
-from fleet.domain.changes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
+from fleet.domain.writes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry, revocation_log
 from fleet.home.pki import load_issuer

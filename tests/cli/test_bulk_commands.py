@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fleet.cli import main
-from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.domain.writes import AddDevice
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 RunFleet = Callable[..., Result]

@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 
 from fleet.cli import main
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, key_fingerprint, request_id
-from fleet.domain.changes import AddRequest, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import DeviceId
+from fleet.domain.writes import AddRequest
 from fleet.storage.engines import open_engine
 
 NOW = datetime.now(UTC)

@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.keys import generate_key
 from fleet.cli import main
 from fleet.cli.issued import request_for
-from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.writes import AddDevice
 from fleet.storage.engines import open_engine
 from tests.servers.makers import new_maker
 from tests.serving import Served, asked_to_wait, run_fleet

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
-from fleet.domain.changes import AddRequest, AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import DeviceId
+from fleet.domain.writes import AddRequest
 from fleet.services.operators import revoke_operator
 from tests.servers.est_fixtures import Answer, EstHarness, Identity, KeptAlive, Key, csr_for, open_est
 

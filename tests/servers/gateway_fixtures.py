@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fleet.domain.changes import AddCredential, AddDevice, AddModel, AuditEntry, Change, Event, SetModel, Write
+from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.peer import Peer
+from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway.upstream import Factory
 from fleet.storage.sqlite.registry import SqliteRegistry

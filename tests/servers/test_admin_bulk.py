@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fleet.domain.access import Role
-from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.domain.writes import AddDevice
 from fleet.servers.admin.cursors import packed, unpacked
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Role
-from fleet.domain.changes import AuditEntry, Change, MarkUsed
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
+from fleet.domain.writes import MarkUsed
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fleet.domain.access import Act, Role
-from fleet.domain.changes import AuditEntry, Change, DropEvents, Event
+from fleet.domain.changes import AuditEntry, Change, Event
+from fleet.domain.writes import DropEvents
 from fleet.servers.admin.events import STREAMS_MAX
 from fleet.servers.http import HttpLimits
 from fleet.services import revocation

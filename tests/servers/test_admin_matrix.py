@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Operator, Permission, Role
-from fleet.domain.changes import AddCredential, AddOperator, AuditEntry, Change, Write
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit, permit_operator
 from fleet.domain.errors import Refused
+from fleet.domain.writes import AddCredential, AddOperator, Write
 from fleet.servers.admin.routes import AccessLevel, Route
 from fleet.servers.admin.table import ROUTES
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin

@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key, load_key
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, AddStation, AuditEntry, Change, Write
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import CredentialKind, Station
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
+from fleet.domain.writes import AddCredential, AddStation, Write
 from fleet.home.tenants import authority_of
 from fleet.services import approvals, inventory
 from fleet.wire import est

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import Change, DropEvents, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.errors import Unavailable
+from fleet.domain.writes import DropEvents
 from fleet.servers.gateway import Limits
 from fleet.servers.gateway import event_feed as feed_module
 from fleet.servers.gateway.event_feed import EventFollower

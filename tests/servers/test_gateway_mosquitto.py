@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind, SetModel
+from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.services import revocation

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
+from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.outcome_log import OutcomeLog

@@ -11,8 +11,9 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change
+from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.writes import AddCredential, AddDevice, AddModel
 from fleet.services import revocation
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import HandshakeLimits, Listener, listen

@@ -10,25 +10,13 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AuditEntry,
-    AuditRow,
-    Change,
-    Event,
-    EventKind,
-    MoveDevice,
-    RevokeCredentials,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
+from fleet.domain.writes import AddCredential, AddDevice, AddModel, AddStation, MoveDevice, RevokeCredentials, Write
 from fleet.services import revocation
 from fleet.services.admission import CONNECT, FIRST_USE, Will, admit
 from fleet.storage.sqlite.registry import SqliteRegistry

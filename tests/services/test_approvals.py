@@ -12,13 +12,14 @@ from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits, ask_again_seconds
-from fleet.domain.changes import AddDevice, AddModel, EventKind, MarkUsed, SetModel
+from fleet.domain.changes import EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Pending, Refused, TooMany, Unauthenticated
 from fleet.domain.issuance_context import Names
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
+from fleet.domain.writes import AddDevice, AddModel, MarkUsed, SetModel
 from fleet.services import approvals
 from fleet.services.credentials import strangers_may_ask
 from fleet.services.enrollment import enroll

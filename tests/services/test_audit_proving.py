@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from fleet.ca.head_signer import check_head
 from fleet.domain.audit_proof import check_path, proof_text, read_proof
-from fleet.domain.changes import Change, DropAudit
+from fleet.domain.changes import Change
 from fleet.domain.errors import FleetError
 from fleet.domain.merkle import EMPTY, inclusion_path
+from fleet.domain.writes import DropAudit
 from fleet.services.audit_proving import prove
 from fleet.services.audit_tree import path_of, subtree_hash, tree_at
 from fleet.storage.sqlite.audit_reader import audit_of_copy

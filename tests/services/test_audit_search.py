@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import Sealed, TreeHead
-from fleet.domain.changes import AuditEntry, AuditRow, Change, DropAudit
+from fleet.domain.changes import AuditEntry, AuditRow, Change
 from fleet.domain.credential import Credential
+from fleet.domain.writes import DropAudit
 from fleet.services import audit_search
 from fleet.services.audit_search import RowFilter, newest_rows, row_of_issue, rows_after
 from fleet.storage.sqlite.registry import SqliteRegistry

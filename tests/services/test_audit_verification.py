@@ -10,9 +10,10 @@ import pytest
 from fleet.ca.head_signer import HeadKey, LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.audit_log import TreeHead, head_data
-from fleet.domain.changes import AuditRow, Change, DropAudit
+from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY
+from fleet.domain.writes import DropAudit
 from fleet.services.audit_verification import Noted, Verified, verify
 from fleet.services.sealing import seal
 from fleet.storage.sqlite.audit_reader import audit_of_copy

@@ -12,12 +12,13 @@ from fleet.ca.issuer import LocalIssuer
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestState
 from fleet.domain.authorization import Question, Verdict
-from fleet.domain.changes import AddDevice, AddModel, DecideRequest, EventKind, TagDevice
+from fleet.domain.changes import EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 from fleet.domain.errors import FleetError, Pending, Refused, Unavailable, Unreachable
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
+from fleet.domain.writes import AddDevice, AddModel, DecideRequest, TagDevice
 from fleet.services import approvals
 from fleet.services.authorization import Authoriser
 from fleet.services.credentials import BasicCredentials

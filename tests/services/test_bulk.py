@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddDevice, AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Unavailable
 from fleet.domain.tags import TAGS_MAX, Retag
+from fleet.domain.writes import AddDevice
 from fleet.services import bulk, inventory, revocation
 from fleet.services.tagging import tag_device
 from fleet.storage.sqlite.registry import SqliteRegistry

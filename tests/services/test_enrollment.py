@@ -12,29 +12,25 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.domain.changes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AddToken,
-    AuditEntry,
-    AuditRow,
-    Change,
-    Event,
-    EventKind,
-    MarkUsed,
-    MoveDevice,
-    RevokeCredentials,
-    RevokeToken,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.peer import Peer
+from fleet.domain.writes import (
+    AddCredential,
+    AddDevice,
+    AddModel,
+    AddStation,
+    AddToken,
+    MarkUsed,
+    MoveDevice,
+    RevokeCredentials,
+    RevokeToken,
+    Write,
+)
 from fleet.services.credentials import BasicCredentials
 from fleet.services.enrollment import enroll, reenroll
 from fleet.storage.sqlite.registry import SqliteRegistry

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddDevice, AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
+from fleet.domain.writes import AddDevice
 from fleet.services import inventory
 from fleet.services.forecast import Authority, Forecast, Week, forecast
 from fleet.storage.sqlite.registry import SqliteRegistry

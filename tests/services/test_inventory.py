@@ -14,10 +14,11 @@ from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind, SpendToken
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
+from fleet.domain.writes import SpendToken
 from fleet.services import inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 

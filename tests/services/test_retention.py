@@ -12,23 +12,21 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead
-from fleet.domain.changes import (
-    AddCredential,
-    AddDevice,
-    AddRequest,
-    AuditEntry,
-    Change,
-    DropAnswers,
-    DropAudit,
-    DropCredentials,
-    DropEvents,
-    Event,
-    Write,
-)
+from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, Invalid, Unavailable
 from fleet.domain.merkle import EMPTY
+from fleet.domain.writes import (
+    AddCredential,
+    AddDevice,
+    AddRequest,
+    DropAnswers,
+    DropAudit,
+    DropCredentials,
+    DropEvents,
+    Write,
+)
 from fleet.services import inventory
 from fleet.services.archived_audit import BLOCK, check_archived
 from fleet.services.retention import Policy, Report, Retention

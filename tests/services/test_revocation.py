@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AddCredential, AuditEntry, Change, Event, EventKind, MoveDevice, Write
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound
+from fleet.domain.writes import AddCredential, MoveDevice, Write
 from fleet.services import inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.changes import AddCredential, AddDevice, AddModel, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
+from fleet.domain.writes import AddCredential, AddDevice, AddModel
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
 from fleet.storage.journals.event_marks import EventMarks

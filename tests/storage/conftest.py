@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
-from fleet.domain.changes import AddModel
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddModel
 from fleet.storage.postgres.registry import PostgresRegistry
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.postgres_server import PostgresServer

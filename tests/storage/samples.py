@@ -5,9 +5,10 @@ import itertools
 import os
 from datetime import UTC, datetime, timedelta
 
-from fleet.domain.changes import AuditEntry, Change, Event, Write
+from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.writes import Write
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 MODEL = Model("cam2", timedelta(days=30), ("EC-P256",), ("devices/{id}/up/#", "all/é"), ())

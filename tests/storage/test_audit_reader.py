@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead, sound_leaves
-from fleet.domain.changes import AddModel, AuditRow, Change
+from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Invalid, NotFound
 from fleet.domain.merkle import EMPTY
+from fleet.domain.writes import AddModel
 from fleet.storage.sqlite.audit_reader import audit_of_copy
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, NOW, change, entry

@@ -7,16 +7,18 @@ from datetime import timedelta
 import pytest
 
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import (
+from fleet.domain.changes import Change, Event, EventKind
+from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
+from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place
+from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from fleet.domain.writes import (
     AddCredential,
     AddDevice,
     AddModel,
     AddStation,
     AddToken,
-    Change,
     EndUnused,
-    Event,
-    EventKind,
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
@@ -25,10 +27,6 @@ from fleet.domain.changes import (
     SpendToken,
     Write,
 )
-from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
-from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place
-from fleet.domain.errors import Conflict, FleetError, Unavailable
-from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.storage.engines import Engine
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry, station, token
 

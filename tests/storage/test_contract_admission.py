@@ -6,7 +6,14 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from fleet.domain.changes import (
+from fleet.domain.claim import Claim
+from fleet.domain.credential import CredentialKind
+from fleet.domain.device import DeviceFilter, DeviceId, Model
+from fleet.domain.errors import Conflict
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts
+from fleet.domain.ports import HolderFacts, Registry
+from fleet.domain.writes import (
     AddAnchor,
     AddClaim,
     AddCredential,
@@ -16,7 +23,7 @@ from fleet.domain.changes import (
     BindIdevid,
     CountTakeover,
     DropAnchor,
-    ListDevices,
+    ImportDevices,
     QuarantineClaim,
     ReleaseClaim,
     RevokeClaim,
@@ -24,13 +31,6 @@ from fleet.domain.changes import (
     SpendClaim,
     SpendStation,
 )
-from fleet.domain.claim import Claim
-from fleet.domain.credential import CredentialKind
-from fleet.domain.device import DeviceFilter, DeviceId, Model
-from fleet.domain.errors import Conflict
-from fleet.domain.idevid import Anchor, IdevidBinding
-from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts
-from fleet.domain.ports import HolderFacts, Registry
 from tests.storage.samples import NOW, change, credential, device, station
 from tests.storage.test_contract import refused
 
@@ -55,7 +55,7 @@ class TestManifest:
     async def test_devices_and_entries_come_in_together(self, registry: Registry) -> None:
         first, second = listed("a", "S1", KEY), listed("b", "S2")
         tagged = replace(second.device, tags=(("lot", "L'7\n"),), groups=("pilot",))
-        await registry.commit(change(ListDevices((first, replace(second, device=tagged)))))
+        await registry.commit(change(ImportDevices((first, replace(second, device=tagged)))))
         assert await registry.device("a") == first.device
         assert await registry.device("b") == tagged
         assert await registry.devices(DeviceFilter(tags=(("lot", "L'7\n"),), group="pilot")) == [tagged]
@@ -64,15 +64,15 @@ class TestManifest:
         assert await registry.manifest_facts([], [], [KEY, bytes(32)]) == ManifestFacts((first.entry,), frozenset())
 
     async def test_all_or_none(self, registry: Registry) -> None:
-        await registry.commit(change(AddModel(Model("other")), ListDevices((listed("a", "S1", KEY),))))
+        await registry.commit(change(AddModel(Model("other")), ImportDevices((listed("a", "S1", KEY),))))
         await registry.commit(change(AddDevice(device("by-hand"))))
         for clash in (listed("a", "S9"), listed("c", "S1"), listed("d", "S4", KEY), listed("by-hand", "S5")):
-            assert await refused(registry, ListDevices((listed("new", "S7"), clash))) == "listed-already"
+            assert await refused(registry, ImportDevices((listed("new", "S7"), clash))) == "listed-already"
         assert await registry.device("new") is None
         assert (await registry.manifest_facts(["new"], [("cam2", "S7")], [])).entries == ()
         # A serial is its model's own; to have none is nobody's.
-        await registry.commit(change(ListDevices((listed("c", "S1", model="other"), listed("e", "", b"e" * 32)))))
-        await registry.commit(change(ListDevices((listed("f", "", b"f" * 32),))))
+        await registry.commit(change(ImportDevices((listed("c", "S1", model="other"), listed("e", "", b"e" * 32)))))
+        await registry.commit(change(ImportDevices((listed("f", "", b"f" * 32),))))
 
     async def test_whole_or_not_at_all_beside_one_that_fails(self, registry: Registry) -> None:
         """Both in one transaction of the registry's, which has to undo and do again."""
@@ -81,7 +81,7 @@ class TestManifest:
             brought = listed(f"new-{number}", f"S{number}")
             tagged = replace(brought, device=replace(brought.device, tags=(("lot", f"L{number}"),)))
             outcomes = await asyncio.gather(
-                registry.commit(change(ListDevices((tagged,)))),
+                registry.commit(change(ImportDevices((tagged,)))),
                 registry.commit(change(AddDevice(device(f"beside-{number}")), AddDevice(device("taken")))),
                 return_exceptions=True,
             )
@@ -93,7 +93,7 @@ class TestManifest:
             assert facts.entries == (tagged.entry,)
 
     async def test_no_model_no_device(self, registry: Registry) -> None:
-        assert await refused(registry, ListDevices((listed("a", "S1", model="nonesuch"),))) == "no-such-model"
+        assert await refused(registry, ImportDevices((listed("a", "S1", model="nonesuch"),))) == "no-such-model"
 
 
 class TestClaims:

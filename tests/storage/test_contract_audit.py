@@ -8,9 +8,10 @@ import pytest
 from fleet.ca.head_signer import LocalHeadSigner, check_head
 from fleet.ca.keys import generate_key
 from fleet.domain.audit_proof import check_path
-from fleet.domain.changes import Change, DropAudit
+from fleet.domain.changes import Change
 from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
+from fleet.domain.writes import DropAudit
 from fleet.services.audit_proving import prove
 from fleet.services.audit_search import RowFilter, newest_rows
 from fleet.services.audit_verification import verify

@@ -6,23 +6,23 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fleet.domain.access import Operator, Role
-from fleet.domain.changes import (
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse
+from fleet.domain.device import EVERY_DEVICE, Device, DeviceFilter, DeviceId, DeviceState, Model, Place, place_of
+from fleet.domain.errors import Conflict
+from fleet.domain.idempotency import Answer
+from fleet.domain.ports import HolderFacts, Registry
+from fleet.domain.writes import (
     AddAnswer,
     AddCredential,
     AddDevice,
     AddModel,
     AddOperator,
-    Answer,
     DropAnswers,
     DropCredentials,
     EndCredentials,
     MoveDevice,
     TagDevice,
 )
-from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse
-from fleet.domain.device import EVERY_DEVICE, Device, DeviceFilter, DeviceId, DeviceState, Model, Place, place_of
-from fleet.domain.errors import Conflict
-from fleet.domain.ports import HolderFacts, Registry
 from tests.storage.samples import NOW, change, credential, device
 from tests.storage.test_contract import refused
 

@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from fleet.domain.changes import AddStation, TakeLease
 from fleet.domain.credential import Station
 from fleet.domain.errors import Conflict
 from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddStation, TakeLease
 from tests.storage.samples import NOW, change
 
 HOUR = timedelta(hours=1)

@@ -7,9 +7,10 @@ import pytest
 
 from fleet.domain import merkle
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
-from fleet.domain.changes import Change, DropAudit, DropEvents, Event
+from fleet.domain.changes import Change, Event
 from fleet.domain.errors import Conflict, Unavailable
 from fleet.domain.ports import Registry
+from fleet.domain.writes import DropAudit, DropEvents
 from tests.storage.samples import NOW, change, entry
 from tests.storage.test_contract import refused
 

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState, WaitingLimits, request_id
-from fleet.domain.changes import AddModel, AddRequest, CollectRequest, DecideRequest, DropRequests, SeeRequest
 from fleet.domain.device import DeviceId, Model
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddModel, AddRequest, CollectRequest, DecideRequest, DropRequests, TouchRequest
 from tests.storage.samples import NOW, change
 from tests.storage.test_contract import refused
 
@@ -60,10 +60,10 @@ async def test_it_comes_back_as_it_was_and_counts_who_asks(registry: Registry) -
     assert await registry.request(asked.id) == asked
     assert await registry.request("0" * 16) is None
     later = NOW + timedelta(minutes=5)
-    await registry.commit(change(SeeRequest(asked.id, 3, later, "192.0.2.9")))
+    await registry.commit(change(TouchRequest(asked.id, 3, later, "192.0.2.9")))
     assert await registry.request(asked.id) == replace(asked, asked=4, last_seen=later, address="192.0.2.9")
     assert await refused(registry, AddRequest(asked, LIMITS)) == "request-not-added"
-    await registry.commit(change(SeeRequest("0" * 16, 1, later, "")))  # of one that has gone
+    await registry.commit(change(TouchRequest("0" * 16, 1, later, "")))  # of one that has gone
 
 
 async def test_no_more_wait_than_there_is_room_for(registry: Registry) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fleet.config.database_url import parse_database_url
-from fleet.domain.changes import AddModel
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import AddModel
 from fleet.storage.engines import Place, open_engine, status_of
 from tests.storage.samples import MODEL, change
 

@@ -11,20 +11,20 @@ import pytest
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import (
+from fleet.domain.changes import Event
+from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Place
+from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
+from fleet.domain.writes import (
     AddCredential,
     AddDevice,
     AddModel,
     AddToken,
     EndUnused,
-    Event,
     MoveDevice,
     RevokeCredentials,
     SpendToken,
     Write,
 )
-from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Place
-from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.storage import queries
 from fleet.storage.postgres import heads as postgres_heads
 from fleet.storage.postgres import reads as postgres_reads

@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
-from fleet.domain.changes import AddCredential, AddDevice, AddModel, TagDevice
 from fleet.domain.device import DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict
+from fleet.domain.writes import AddCredential, AddDevice, AddModel, TagDevice
 from fleet.storage import mapping
 from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry

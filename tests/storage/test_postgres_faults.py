@@ -11,9 +11,10 @@ import pytest
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddDevice, AddModel, Event
+from fleet.domain.changes import Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import EMPTY
+from fleet.domain.writes import AddDevice, AddModel
 from fleet.storage.postgres import writer as postgres_commit
 from fleet.storage.postgres.functions import SEQUENCE_LOCK
 from fleet.storage.postgres.registry import PostgresRegistry

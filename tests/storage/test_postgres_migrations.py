@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
-from fleet.domain.changes import AddModel
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+from fleet.domain.writes import AddModel
 from fleet.storage.engines import status_of
 from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry

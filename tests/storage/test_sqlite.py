@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddDevice, AddModel, Change, Event
+from fleet.domain.changes import Change, Event
 from fleet.domain.errors import Conflict, Unavailable
+from fleet.domain.writes import AddDevice, AddModel
 from fleet.storage import queries
 from fleet.storage.queries import Query
 from fleet.storage.sqlite import connection as sqlite_file

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddCredential, AddModel
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+from fleet.domain.writes import AddCredential, AddModel
 from fleet.storage import mapping
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry

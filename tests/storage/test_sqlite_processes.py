@@ -7,7 +7,8 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddDevice, AddModel, Event
+from fleet.domain.changes import Event
+from fleet.domain.writes import AddDevice, AddModel
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 

@@ -10,8 +10,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fleet.domain.changes import AddDevice, AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, device_id
+from fleet.domain.writes import AddDevice
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from fleet.domain.approval import ApprovalRequest, RequestState
-from fleet.domain.changes import CollectRequest, Write
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import Application, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import CollectRequest, Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.changes import MarkUsed, SpendClaim, Write
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import Application, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import MarkUsed, SpendClaim, Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.changes import BindIdevid, Write
 from fleet.domain.device import DeviceId
 from fleet.domain.errors import Refused
 from fleet.domain.idevid import Anchor, IdevidBinding, MakerCertificate
 from fleet.domain.issuance_context import Application
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import BindIdevid, Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.changes import Write
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import Application
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from fleet.domain.changes import EndUnused, MarkUsed, Write
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import Application, Names
+from fleet.domain.writes import EndUnused, MarkUsed, Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.changes import MarkUsed, SpendStation, Write
 from fleet.domain.credential import DAY_SECONDS, Credential, Station, day_of
 from fleet.domain.errors import Refused, TooMany
 from fleet.domain.issuance_context import Application, earned_before
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import MarkUsed, SpendStation, Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.changes import SpendToken, Write
 from fleet.domain.credential import Token
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import Application, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
+from fleet.domain.writes import SpendToken, Write
 
 
 @dataclass(frozen=True, slots=True)

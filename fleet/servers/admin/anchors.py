@@ -3,7 +3,8 @@
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.trust_anchor import read_maker_ca
-from fleet.domain.changes import AddAnchor, Change
+from fleet.domain.changes import Change
+from fleet.domain.writes import AddAnchor
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState
-from fleet.domain.changes import Change, DecideRequest
+from fleet.domain.changes import Change
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import DecideRequest
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_limit, paged, place

@@ -5,10 +5,11 @@ is a certificate request, of which nothing counts but the key.
 from datetime import timedelta
 
 from fleet.domain.access import demand_model
-from fleet.domain.changes import AddClaim, Change
+from fleet.domain.changes import Change
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import AddClaim
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all, paged
 from fleet.servers.admin.idempotency import answering

@@ -6,11 +6,12 @@ from typing import Any
 from urllib.parse import quote
 
 from fleet.domain.access import Operator, demand_model
-from fleet.domain.changes import AddDevice, Change, MoveDevice
+from fleet.domain.changes import Change
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import AddDevice, MoveDevice
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_limit, page_of_all, paged, place

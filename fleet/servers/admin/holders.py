@@ -8,9 +8,10 @@ from cryptography.hazmat.primitives import hashes
 
 from fleet.ca.view import CaCertificate
 from fleet.domain.access import Operator, Role, demand_grantable, demand_model
-from fleet.domain.changes import AddOperator, AddStation, Change
+from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import AddOperator, AddStation
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.result import Result

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
-from fleet.domain.changes import ANSWER_KEPT, AddAnswer, Answer, AuditEntry, Change, DropAnswers, Write
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.idempotency import ANSWER_KEPT, Answer
 from fleet.domain.ports import Registry
+from fleet.domain.writes import AddAnswer, DropAnswers, Write
 from fleet.servers.admin.messages import Headers
 from fleet.servers.admin.result import Result
 from fleet.servers.refusals import HttpRefused

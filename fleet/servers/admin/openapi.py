@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fleet.domain.access import PERMISSIONS, Permission
-from fleet.domain.changes import ANSWER_KEPT
+from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.servers.admin.idempotency import HEADER as IDEMPOTENCY_KEY
 from fleet.servers.admin.idempotency import KEY_SIZE_MAX
 from fleet.servers.admin.routes import EVENT_STREAM, JSON, PATH_PARAMETERS, AccessLevel, Condition, Route

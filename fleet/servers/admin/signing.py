@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.domain.changes import AddCredential, Change
+from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Invalid
+from fleet.domain.writes import AddCredential
 from fleet.servers.admin.context import Context
 from fleet.services.holders import demand_good_key
 from fleet.wire.csr import Csr, decode_csr

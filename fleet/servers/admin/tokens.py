@@ -4,9 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
-from fleet.domain.changes import AddToken, Change
+from fleet.domain.changes import Change
 from fleet.domain.credential import Token
 from fleet.domain.errors import NotFound
+from fleet.domain.writes import AddToken
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_limit, paged, place
 from fleet.servers.admin.devices import found_device

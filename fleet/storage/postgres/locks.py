@@ -7,7 +7,7 @@ two batches from waiting for each other.
 from hashlib import blake2b
 from typing import assert_never
 
-from fleet.domain.changes import (
+from fleet.domain.writes import (
     AddAnchor,
     AddAnswer,
     AddClaim,
@@ -23,7 +23,7 @@ from fleet.domain.changes import (
     DropAnswers,
     EndCredentials,
     EndUnused,
-    ListDevices,
+    ImportDevices,
     MarkUsed,
     MoveDevice,
     RequestWrite,
@@ -62,7 +62,7 @@ def names_of(write: Write) -> tuple[str, ...]:
             return (f"device {device.id}",)
         case MoveDevice(device_id=device_id) | TagDevice(device_id=device_id):
             return (f"device {device_id}",)
-        case ListDevices():
+        case ImportDevices():
             return ("the manifest",)
         case AddCredential(credential=credential):
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fleet.domain.changes import Change, ListDevices, TagDevice, Write
+from fleet.domain.changes import Change
 from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping
 from fleet.storage.postgres import functions as sql
 from fleet.storage.postgres.locks import locks_of
@@ -14,7 +15,7 @@ from fleet.storage.steps import Step, steps_of
 
 def _steps_of(write: Write) -> Iterator[Step]:
     """As fleet.storage.steps, with what PostgreSQL does in its own way."""
-    if isinstance(write, ListDevices):
+    if isinstance(write, ImportDevices):
         yield from _list_devices(write)
         return
     if isinstance(write, TagDevice):
@@ -22,10 +23,10 @@ def _steps_of(write: Write) -> Iterator[Step]:
     yield from steps_of(write)
 
 
-def _list_devices(write: ListDevices) -> Iterator[Step]:
-    devices = (_json([mapping.DEVICE.row(each.device) for each in write.listed]),)
-    entries = (_json([mapping.MANIFEST.row(each.entry) for each in write.listed]),)
-    tags = [row for each in write.listed for row in mapping.tag_rows(each.device)]
+def _list_devices(write: ImportDevices) -> Iterator[Step]:
+    devices = (_json([mapping.DEVICE.row(each.device) for each in write.devices]),)
+    entries = (_json([mapping.MANIFEST.row(each.entry) for each in write.devices]),)
+    tags = [row for each in write.devices for row in mapping.tag_rows(each.device)]
     yield sql.HAVE_MODELS, devices
     yield sql.DEVICES_ARE_NEW, devices
     yield sql.LIST_DEVICES, devices

@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Sequence
 
 from fleet.domain.audit_log import AuditNode, Sealed
-from fleet.domain.changes import ListDevices, TagDevice, Write
 from fleet.domain.errors import Conflict
+from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping, queries, statements
 from fleet.storage.steps import steps_of
 
@@ -17,7 +17,7 @@ ADD_NODE = "INSERT INTO audit_node (level, idx, hash) VALUES (?, ?, ?) ON CONFLI
 
 def apply(db: sqlite3.Connection, write: Write) -> None:
     """Raises: Conflict: a statement found no row."""
-    if isinstance(write, ListDevices):
+    if isinstance(write, ImportDevices):
         _list_devices(db, write)
         return
     if isinstance(write, TagDevice):
@@ -37,11 +37,11 @@ def _drop_tags(db: sqlite3.Connection, device_id: str) -> None:
         db.executemany(DROP_TAG, mapping.tag_rows(mapping.DEVICE.of(row)))
 
 
-def _list_devices(db: sqlite3.Connection, write: ListDevices) -> None:
+def _list_devices(db: sqlite3.Connection, write: ImportDevices) -> None:
     try:
-        db.executemany(LIST_DEVICE, (mapping.DEVICE.row(each.device) for each in write.listed))
-        db.executemany(LIST_ENTRY, (mapping.MANIFEST.row(each.entry) for each in write.listed))
-        tags = (row for each in write.listed for row in mapping.tag_rows(each.device))
+        db.executemany(LIST_DEVICE, (mapping.DEVICE.row(each.device) for each in write.devices))
+        db.executemany(LIST_ENTRY, (mapping.MANIFEST.row(each.entry) for each in write.devices))
+        tags = (row for each in write.devices for row in mapping.tag_rows(each.device))
         db.executemany(statements.ADD_TAG.sqlite, tags)
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE):

@@ -1,0 +1,362 @@
+"""The writes that a Change is made of.
+
+Each write names what must still be true; one whose condition no longer holds raises Conflict, and nothing of its Change
+happens.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from fleet.domain.access import Operator
+from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
+from fleet.domain.claim import Claim
+from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
+from fleet.domain.idempotency import Answer
+from fleet.domain.idevid import Anchor, IdevidBinding
+from fleet.domain.lease import Lease
+from fleet.domain.manifest import ListedDevice
+
+
+@dataclass(frozen=True, slots=True)
+class AddModel:
+    """Conflict when the name is taken."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class SetModel:
+    """Replace the model of this name; its revision becomes one higher. Conflict when there is no such model, or when
+    `model.revision` is not its revision: it was changed since it was read.
+    """
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class AddDevice:
+    """Conflict when the id is taken."""
+
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDevice:
+    """Change the device's state. Conflict when it is in none of the states `allowed`, or not of `revision` when one is
+    given.
+    """
+
+    device_id: DeviceId
+    allowed: frozenset[DeviceState]
+    to: DeviceState
+    expires_at: datetime | None = None
+    """notAfter of the certificate that comes with this move; None leaves the stored value."""
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TagDevice:
+    """Replace the device's tags and groups. Conflict when there is no such device, or when it is not of `revision`."""
+
+    device_id: DeviceId
+    tags: Tags
+    groups: tuple[str, ...]
+    revision: int
+
+
+DeviceWrite = AddModel | SetModel | AddDevice | MoveDevice | TagDevice
+
+
+@dataclass(frozen=True, slots=True)
+class AddCredential:
+    """Conflict when the fingerprint or the serial is taken, or when its key is another holder's or was revoked."""
+
+    credential: Credential
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUsed:
+    """Move the credential from ISSUED to ACTIVE; every usable credential that its holder was issued before becomes
+    SUPERSEDED. Conflict when it is neither ISSUED nor ACTIVE any more.
+    """
+
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndUnused:
+    """Every credential of the holder that was issued by `grant` and never used becomes SUPERSEDED. Conflict when the
+    newest of them is not `newest`: the same request, sent twice, has been answered in the meantime.
+    """
+
+    kind: str
+    holder: str
+    grant: str
+    newest: bytes | None
+    """Its fingerprint; None when there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndCredentials:
+    """Each of these that is usable becomes SUPERSEDED; one that is unknown or has ended is left as it is."""
+
+    fingerprints: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeCredentials:
+    """Every credential of the holder becomes REVOKED. `kind` tells a station from a device of the same name."""
+
+    kind: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddToken:
+    """Conflict when the id is taken."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class SpendToken:
+    """Count one use. Conflict when the token is revoked or has no use left: a race that only the registry settles."""
+
+    token_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeToken:
+    """Conflict when it does not exist or is revoked already."""
+
+    token_id: str
+    at: datetime
+
+
+CredentialWrite = (
+    AddCredential | MarkUsed | EndUnused | EndCredentials | RevokeCredentials | AddToken | SpendToken | RevokeToken
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AddClaim:
+    """Conflict when the name is taken."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class SpendClaim:
+    """Count one use. Conflict when the claim is revoked or in quarantine, or has no use left."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountTakeover:
+    """Count one request of the claim for an identity that another device holds."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineClaim:
+    """Conflict when it is in quarantine already, or revoked."""
+
+    name: str
+    at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseClaim:
+    """End its quarantine and reset its takeovers. Conflict when it is not in quarantine, or revoked."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeClaim:
+    """Conflict when it does not exist or is revoked already."""
+
+    name: str
+    at: datetime
+
+
+ClaimWrite = AddClaim | SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
+
+
+@dataclass(frozen=True, slots=True)
+class AddStation:
+    """Conflict when the name is taken."""
+
+    station: Station
+
+
+@dataclass(frozen=True, slots=True)
+class SetStation:
+    """Set the station's daily quota. Conflict when there is no such station."""
+
+    name: str
+    quota: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendStation:
+    """Count one certificate on `day`. Conflict when the station's quota for that day has been reached."""
+
+    name: str
+    day: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddAnchor:
+    """Conflict when the name or the certificate is taken."""
+
+    anchor: Anchor
+
+
+@dataclass(frozen=True, slots=True)
+class DropAnchor:
+    """Conflict when there is none of this name. Devices enrolled by it stay enrolled, and bound."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BindIdevid:
+    """Bind the key of an IDevID to a device. Conflict when the key is another device's, the device has another key, or
+    the anchor has been removed.
+    """
+
+    binding: IdevidBinding
+
+
+AdmissionWrite = ClaimWrite | AddStation | SetStation | SpendStation | AddAnchor | DropAnchor | BindIdevid
+
+
+@dataclass(frozen=True, slots=True)
+class ImportDevices:
+    """Register all of these, each with its manifest entry. Conflict when one of them exists already, or has the serial
+    or the key of another.
+    """
+
+    devices: tuple[ListedDevice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddRequest:
+    """Add a pending request; requests that have expired by its `first_seen` are deleted first. Conflict when it exists
+    already, or when as many as `limits` allow are pending.
+    """
+
+    request: ApprovalRequest
+    limits: WaitingLimits
+
+
+@dataclass(frozen=True, slots=True)
+class TouchRequest:
+    """Record that it was sent `asked` times more, last at `at` from `address`. No conflict when it is gone."""
+
+    request_id: str
+    asked: int
+    at: datetime
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecideRequest:
+    """Move the request to `to`, and its expiry to `expires_at`. An approval denies every other pending request for its
+    device id. Conflict when its state forbids it, when it is not of `revision` if one is given, or when another request
+    for the device id has been approved.
+    """
+
+    request_id: str
+    to: RequestState
+    by: str
+    at: datetime
+    reason: str
+    expires_at: datetime
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectRequest:
+    """From APPROVED to ISSUED. Conflict when it is not approved any more: a race that only the registry settles."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropRequests:
+    """Delete every request that has expired at `now`."""
+
+    now: datetime
+
+
+RequestWrite = AddRequest | TouchRequest | DecideRequest | CollectRequest | DropRequests
+
+
+@dataclass(frozen=True, slots=True)
+class AddOperator:
+    """Conflict when the name is taken."""
+
+    operator: Operator
+
+
+@dataclass(frozen=True, slots=True)
+class AddAnswer:
+    """Keep the answer to a request with an idempotency key. Conflict when its actor has used the key already."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class DropAnswers:
+    """Delete every answer given before `before`."""
+
+    before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TakeLease:
+    """Take or renew `lease`. Conflict when another owner's has not expired at `now`, unless taken `by_force`."""
+
+    lease: Lease
+    now: datetime
+    by_force: bool = False
+
+
+AdminWrite = AddOperator | AddAnswer | DropAnswers | TakeLease
+
+
+@dataclass(frozen=True, slots=True)
+class DropCredentials:
+    """Delete these certificates, which have been archived; the keys of revoked ones stay barred. Conflict when one has
+    not expired at `now`.
+    """
+
+    fingerprints: tuple[bytes, ...]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DropAudit:
+    """Delete audit rows up to `upto`, which have been archived. Conflict when they are not all sealed, or when `upto`
+    is not a multiple of 256, so that a whole subtree's hash would be lost.
+    """
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvents:
+    """Delete events up to `upto`; the newest one always stays."""
+
+    upto: int
+
+
+RetentionWrite = DropCredentials | DropAudit | DropEvents
+
+Write = ImportDevices | DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
