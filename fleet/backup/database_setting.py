@@ -4,7 +4,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from fleet.config.settings import Database, SettingsError, parse_settings, read_settings
+from fleet.config.addresses import Database
+from fleet.config.settings import SettingsError, parse_settings, read_settings
 from fleet.domain.errors import Invalid
 
 _TABLE = re.compile(r"^[ \t]*\[[ \t]*registry[ \t]*\][^\n]*\n?", re.MULTILINE)

@@ -17,8 +17,9 @@ from fleet.backup.archive import Manifest, Member, read_archive
 from fleet.backup.create import REGISTRY, is_ours_to_save
 from fleet.backup.database_setting import name_database
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
+from fleet.config.addresses import Database
 from fleet.config.database_url import DatabaseUrl
-from fleet.config.settings import Database, SettingsError
+from fleet.config.settings import SettingsError
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind

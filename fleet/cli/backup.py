@@ -14,7 +14,7 @@ from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource
-from fleet.config.settings import Database, parse_database
+from fleet.config.addresses import Database, parse_database
 from fleet.domain.access import Act
 
 _FILE = click.Path(path_type=Path, dir_okay=False)

@@ -10,7 +10,8 @@ from fleet.cli.checked import Checked
 from fleet.cli.errors import attempting
 from fleet.cli.home import run, utc_now
 from fleet.cli.output import output_option, print_value
-from fleet.config.settings import Address, Database, Settings, parse_database
+from fleet.config.addresses import Address, Database, parse_database
+from fleet.config.settings import Settings
 from fleet.home.creation import create_home
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -13,7 +13,7 @@ from fleet.cli.output import output_option, print_rows, print_value
 from fleet.config.settings import SettingsError
 from fleet.domain.audit_log import TreeHead
 from fleet.home.layout import open_home, settings_of
-from fleet.runtime.jobs.retention import retain
+from fleet.runtime.jobs.retention import RetentionRun, retain
 from fleet.services.archived_audit import check_archived
 from fleet.services.retention import Report
 from fleet.storage.journals.archive import Archive
@@ -61,10 +61,7 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
                 fleet.home,
                 fleet.registry,
                 settings,
-                actor=OPERATOR,
-                now=utc_now(),
-                is_dry=dry_run,
-                by_force=take_over,
+                RetentionRun(OPERATOR, utc_now(), is_dry=dry_run, by_force=take_over),
             )
 
     attempted = f"archiving what is due in '{home}'"

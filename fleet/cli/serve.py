@@ -1,6 +1,5 @@
 """`fleet serve`: EST, the MQTT gateway and the API, until told to stop."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,11 @@ from fleet.cli.at_home import at_home_only
 from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import home_option
-from fleet.config.settings import Address, Broker, SettingsError, parse_address, parse_broker, parse_workers
+from fleet.config.addresses import Address, Broker, parse_address, parse_broker
+from fleet.config.logs import configure_logging
+from fleet.config.settings import SettingsError, parse_workers
 from fleet.home.layout import open_home, settings_of
-from fleet.runtime.serve import serve_until_told
-from fleet.runtime.worker import LOG_FORMAT
+from fleet.runtime.serve import serve_until_stopped
 
 ADDRESS = Checked("A:P", parse_address)
 
@@ -71,7 +71,6 @@ def serve(
       fleet serve --home ./home --ready-file ready.json
       fleet serve --home ./home --workers auto
     """
-    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
     with attempting(f"serving '{home}'"):
         place = open_home(home.absolute())
         try:
@@ -86,4 +85,5 @@ def serve(
             upstream=upstream or settings.upstream,
             workers=settings.workers if workers is None else workers,
         )
-        serve_until_told(place, settings, ready_file)
+        configure_logging(log_level.upper(), settings.log_format)
+        serve_until_stopped(place, settings, ready_file)

@@ -5,7 +5,8 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from fleet.config.settings import Settings, render
+from fleet.config.settings import Settings
+from fleet.config.template import render
 from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict

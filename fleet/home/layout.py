@@ -29,8 +29,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
-from fleet.config.settings import Database, Settings, SettingsError, parse_database, read_settings
+from fleet.config.settings import Settings, SettingsError, read_settings
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.storage.engines import Engine, Place, open_engine

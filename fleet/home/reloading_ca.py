@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.issuer import FLEET, LocalIssuer
 from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
+from fleet.config.logs import log_event
 from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import FleetError, Unavailable
@@ -43,7 +44,7 @@ class LiveAuthorities:
         self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
         """Called when they, or what the server shows, are others than before."""
-        self._complaint = ""
+        self._reported: dict[str, str] = {}
         self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
         self._read(self._seen())
@@ -62,10 +63,10 @@ class LiveAuthorities:
         try:
             self._read(stamp)
         except _TROUBLE as error:
-            self._complain(f"event=ca.read outcome=failed kept=old reason={str(error)!r}")
+            self._report(outcome="failed", kept="old", reason=error)
             return
         if (self._current, self._server) != before:
-            log.info("event=ca.read outcome=ok tenants=%d", len(self._current.tenants))
+            log_event(log, logging.INFO, "ca.read", outcome="ok", tenants=len(self._current.tenants))
             self.changed()
 
     def reread(self) -> None:
@@ -110,15 +111,16 @@ class LiveAuthorities:
         broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
         self._watched = _watched(self._home, broken)
         if broken:
-            self._complain("event=ca.read outcome=damaged " + " ".join(f"{n}={why!r}" for n, why in broken.items()))
+            self._report(outcome="damaged", **broken)
         else:
-            self._complaint = ""
+            self._reported = {}
 
-    def _complain(self, text: str) -> None:
-        """Once, however often it is asked."""
-        if text != self._complaint:
-            log.error("%s", text)
-            self._complaint = text
+    def _report(self, **problem: object) -> None:
+        """Log a problem once, not at every read."""
+        shown = {name: str(value) for name, value in problem.items()}
+        if shown != self._reported:
+            log_event(log, logging.ERROR, "ca.read", **shown)
+            self._reported = shown
 
     def _seen(self) -> _Stamp:
         """When what we read from was last changed: the folders, and those that were not whole."""

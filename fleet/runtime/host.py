@@ -1,6 +1,6 @@
-"""What a served home has once, however many processes serve it: its lock, its broker, its ready file.
+"""What a served home has exactly once, with any number of workers: lock, background jobs, broker, ready file.
 
-lock -> server certificate in order -> registry -> the audit's sealing, the log of revocations, retention -> broker
+lock -> server certificate -> registry -> audit sealing, revocation journal, retention -> broker
 """
 
 import asyncio
@@ -15,11 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fleet.config.settings import Address, Settings
+from fleet.config.addresses import Address
+from fleet.config.logs import log_event
+from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.home.layout import Home, open_registry, revocation_log
-from fleet.runtime.jobs.audit_sealing import sealing
+from fleet.runtime.jobs.audit_sealing import sealing_audit
 from fleet.runtime.jobs.retention import retaining_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import Clock, renew_if_due
@@ -28,13 +30,13 @@ from fleet.servers.gateway.upstream import Upstream
 
 log = logging.getLogger("fleet")
 
-ORPHANS_SECONDS_MAX = 8.0  # workers whose supervisor was killed end at once; their sockets with them
+ORPHANS_SECONDS_MAX = 8.0  # workers of a killed supervisor end at once, and their sockets close
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a serving fleet is reached: what the ready file says."""
+    """Addresses of a running fleet, as in the ready file."""
 
     est: str
     mqtt: str
@@ -44,7 +46,7 @@ class Endpoints:
 
     @classmethod
     def of(cls, home: Home, settings: Settings) -> "Endpoints":
-        """Those of this process; `settings` hold the ports that are really listened on."""
+        """Those of this process; `settings` hold the bound ports."""
         return cls(
             est=_url("https", settings, settings.est),
             mqtt=_url("mqtts", settings, settings.mqtt),
@@ -55,30 +57,28 @@ class Endpoints:
 
 
 def _url(scheme: str, settings: Settings, address: Address) -> str:
-    """How a client on this machine reaches a listener under a name that its certificate holds."""
+    """URL for a client on this machine, with a host name that is in the server certificate."""
     host = address.host if address.host in settings.hosts else settings.hosts[0]
     return f"{scheme}://{Address(host, address.port)}"
 
 
 @dataclass(frozen=True, slots=True)
-class Premises:
-    """Everything that is there before anybody listens."""
+class Host:
+    """Everything that is up before a worker listens."""
 
     home: Home
     settings: Settings
     registry: Registry
-    sealer: asyncio.Task[None]
-    """Seals the audit for as long as the premises stand."""
-    keepers: tuple[asyncio.Task[None], ...]
-    """Note what is revoked, and let go of what is old, for as long as the premises stand."""
+    jobs: tuple[asyncio.Task[None], ...]
+    """Audit sealing, the revocation journal, retention: none may end before shutdown."""
     upstream: Upstream
     workers_lock: int
-    """A descriptor for worker processes to inherit: while one of them lives, no other server of this home starts."""
+    """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
 
 
 @asynccontextmanager
-async def premises(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[Premises]:
-    """Everything up, in order; at the end everything down, in the reverse order.
+async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[Host]:
+    """Start everything in order; stop it in reverse order at the end of the block.
 
     Raises: Conflict (`home-in-use`): another process serves this home. FleetError, OSError: a part could not start.
     """
@@ -87,27 +87,29 @@ async def premises(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         renew_if_due(home, settings, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
-        sealer = await parts.enter_async_context(sealing(home, registry, clock=clock))
-        noting = await parts.enter_async_context(journaling_revocations(registry, revocation_log(home)))
-        retaining = await parts.enter_async_context(retaining_daily(home, registry, settings, clock))
+        jobs = (
+            await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
+            await parts.enter_async_context(journaling_revocations(registry, revocation_log(home))),
+            await parts.enter_async_context(retaining_daily(home, registry, settings, clock)),
+        )
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
-        log.info("event=broker is=%r", upstream.describe())
-        yield Premises(home, settings, registry, sealer, (noting, retaining), upstream, workers_lock)
+        log_event(log, logging.INFO, "broker", broker=upstream.describe())
+        yield Host(home, settings, registry, jobs, upstream, workers_lock)
 
 
 @contextmanager
 def _sole_server(home: Home) -> Iterator[int]:
-    """One server for a home: two would fight over the broker's socket. Yields the workers' lock, which we hold.
+    """Lock the home against a second server, which would take over the broker's socket. Yields the workers' lock.
 
     Raises: Conflict (`home-in-use`).
     """
     home.run.mkdir(mode=0o700, exist_ok=True)
     with (home.run / "serve.lock").open("a") as lock, (home.run / "workers.lock").open("a") as workers:
         if not _locked(lock.fileno()):
-            raise Conflict("home-in-use", f"Another `fleet serve` serves {home.path} already.", "Stop it first.")
+            raise Conflict("home-in-use", f"Another `fleet serve` is serving {home.path}.", "Stop it first.")
         deadline = time.monotonic() + ORPHANS_SECONDS_MAX
-        while not _locked(workers.fileno()):  # before there is an event loop's work to hold up
+        while not _locked(workers.fileno()):  # blocking is fine: the event loop has no work yet
             if time.monotonic() > deadline:
                 raise Conflict(
                     "home-in-use",
@@ -127,8 +129,8 @@ def _locked(descriptor: int) -> bool:
 
 
 @contextmanager
-def announced(ready_file: Path | None, endpoints: Endpoints) -> Iterator[None]:
-    """The ready file is there, whole, for as long as the block runs."""
+def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[None]:
+    """The ready file exists, complete, while the block runs."""
     if ready_file is None:
         yield
         return

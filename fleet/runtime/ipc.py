@@ -1,13 +1,13 @@
-"""What a supervisor and a worker process say to each other: one JSON object a line, on a socket that only they hold.
+"""Messages between the supervisor and a worker process: one JSON object a line, on a private socket pair.
 
     supervisor                                worker
-        orders ────────────────────────────────►
-        ◄──────────────────── ready, or failed: why
+        config ────────────────────────────────►
+        ◄─────────────────── ready, or failed: code
         reload ────────────────────────────────►
-        ◄──────────────────────────── models: number    teach the broker the models as they are now
+        ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
 
-When one side has died the other reads the end of it: a worker never outlives its supervisor.
+When one side dies the other reads end of file: a worker never outlives its supervisor.
 """
 
 import asyncio
@@ -17,59 +17,59 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-LINE_SIZE_MAX = 1_048_576  # orders carry fleet.toml, of at most a quarter of it
+LINE_SIZE_MAX = 1_048_576  # config carries fleet.toml, of at most a quarter of it
 
 Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """All that a worker must know."""
+class WorkerConfig:
+    """Everything that a worker process needs to start."""
 
     worker: int
     home: str
     settings: str
-    """As fleet.toml says it, with the command line's choices and real ports."""
+    """As in fleet.toml, with the command line's options and the bound ports."""
     log_level: int
     broker_socket: str
-    """Of our own broker; "" when it is somebody else's, whom `settings` name."""
+    """Of the broker that we run; "" for an external one, named in `settings`."""
     broker_speaks_v5: bool
 
     def as_message(self) -> Message:
-        return {"say": "orders", **asdict(self)}
+        return {"type": "config", **asdict(self)}
 
     @classmethod
-    def of(cls, message: Message) -> "Orders":
-        return cls(**{name: value for name, value in message.items() if name != "say"})
+    def of(cls, message: Message) -> "WorkerConfig":
+        return cls(**{name: value for name, value in message.items() if name != "type"})
 
 
 class Channel:
-    """One end. Made by `Channel.on(socket)`."""
+    """One end of the socket pair. Made by `Channel.on(socket)`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     @classmethod
     async def on(cls, sock: socket.socket) -> "Channel":
-        """`sock` is ours from now on."""
+        """Takes ownership of `sock`."""
         sock.setblocking(False)
         return cls(*await asyncio.open_connection(sock=sock, limit=LINE_SIZE_MAX))
 
-    def say(self, say: str, **more: object) -> None:
-        """Never waits: both sides read all the time. Said to one who has died, it is lost."""
-        self.send({"say": say, **more})
+    def send(self, message_type: str, **fields: object) -> None:
+        """Never blocks: both sides read continuously. A message to a dead peer is lost."""
+        self.send_message({"type": message_type, **fields})
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def hear(self) -> AsyncIterator[Message]:
-        """Every message, until the other side is gone."""
+    async def messages(self) -> AsyncIterator[Message]:
+        """Every message, until the peer closes."""
         while message := await self.next():
             yield message
 
     async def next(self) -> Message | None:
-        """The next message; None when the other side is gone."""
+        """The next message; None when the peer has closed."""
         try:
             line = await self._reader.readline()
         except (OSError, ValueError):

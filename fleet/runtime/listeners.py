@@ -1,6 +1,6 @@
-"""Where a fleet listens: one door by itself, or the same doors shared by several processes (SO_REUSEPORT).
+"""The fleet's three TLS listeners, of one process or shared by several (SO_REUSEPORT).
 
-The kernel spreads new connections over the processes that listen, evenly, and passes over one that has died.
+The kernel distributes new connections evenly over the listening processes and skips one that has died.
 """
 
 import logging
@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from fleet.config.settings import Address, Settings
+from fleet.config.addresses import Address
+from fleet.config.logs import log_event
+from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
 from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
@@ -22,10 +24,10 @@ NAMES = ("est", "http", "mqtt")
 
 @contextmanager
 def reserved(settings: Settings) -> Iterator[Settings]:
-    """`settings` with a real port wherever they say 0; each port stays ours, for processes of this user to share,
-    until the block ends. Nobody listens yet.
+    """`settings` with a bound port in place of each 0. The ports stay reserved for processes of this user until the
+    block ends; nothing listens yet.
 
-    Raises: Unavailable (`cannot-listen`): another program has one of them.
+    Raises: Unavailable (`cannot-listen`): another program uses one of them.
     """
     with ExitStack() as kept:
         taken = {}
@@ -35,44 +37,44 @@ def reserved(settings: Settings) -> Iterator[Settings]:
                 taken[name] = _reserve(address, kept)
             except OSError as error:
                 raise cannot_listen(name, address, error) from error
-        yield at(settings, taken)
+        yield with_addresses(settings, taken)
 
 
-def at(settings: Settings, places: Mapping[str, Address]) -> Settings:
-    """`settings` with these addresses for the listeners."""
-    return replace(settings, est=places["est"], mqtt=places["mqtt"], http=places["http"])
+def with_addresses(settings: Settings, addresses: Mapping[str, Address]) -> Settings:
+    """`settings` with these addresses of the listeners."""
+    return replace(settings, est=addresses["est"], mqtt=addresses["mqtt"], http=addresses["http"])
 
 
 def _reserve(address: Address, kept: ExitStack) -> Address:
     port = address.port
     found = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, place in dict.fromkeys(found):
+    for family, kind, protocol, _, sockaddr in dict.fromkeys(found):
         if port:
-            # A port that is to be shared would be shared with another fleet of this user as well: look first.
-            with _bound(family, kind, protocol, (place[0], port, *place[2:]), shared=False):
+            # With SO_REUSEPORT we would share a port with another fleet of this user: test for one first.
+            with _bound(family, kind, protocol, (sockaddr[0], port, *sockaddr[2:]), shared=False):
                 pass
-        keeper = kept.enter_context(_bound(family, kind, protocol, (place[0], port, *place[2:]), shared=True))
-        port = keeper.getsockname()[1]
+        bound = kept.enter_context(_bound(family, kind, protocol, (sockaddr[0], port, *sockaddr[2:]), shared=True))
+        port = bound.getsockname()[1]
     return Address(address.host, port)
 
 
-def _bound(family: int, kind: int, protocol: int, place: tuple[object, ...], *, shared: bool) -> socket.socket:
-    keeper = socket.socket(family, kind, protocol)
+def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
     try:
-        # What lingers of an earlier server's connections is no obstacle; a program that listens is.
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections of an earlier server in TIME_WAIT do not block the port; a listening program does.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
-            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            keeper.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the event loop's own listeners
-        keeper.bind(place)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the event loop's own listeners
+        bound.bind(address)
     except BaseException:
-        keeper.close()
+        bound.close()
         raise
-    return keeper
+    return bound
 
 
-async def open_door(
+async def open_listener(
     name: str, source: ContextSource, factory: ProtocolFactory, settings: Settings, *, shared: bool
 ) -> Listener:
     """The listener `name`, one of NAMES, under the limits of `settings`.
@@ -84,7 +86,7 @@ async def open_door(
         total_max=settings.half_open_max,
         per_address_max=settings.half_open_per_address_max,
         deadline_s=settings.handshake_seconds_max,
-        # A gateway session ends within seconds of its connection, so twice as many leaves room for comings and goings.
+        # A session may outlive its connection by seconds, so twice as many leaves room for reconnecting clients.
         connected_max=settings.sessions_max * 2 if name == "mqtt" else settings.http_connections_max,
         per_address_per_second=settings.connections_per_address_per_second,
         connected_per_address_max=None if name == "mqtt" else settings.http_connections_per_address_max,
@@ -94,7 +96,7 @@ async def open_door(
 
     def refused(peer_address: str, reason: str) -> None:
         if lines.allows(time.monotonic()):
-            refusals.info("event=tls.refused address=%s code=%s", peer_address, reason)
+            log_event(refusals, logging.INFO, "tls.refused", address=peer_address, code=reason)
 
     try:
         return await listen(
@@ -119,5 +121,5 @@ def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:
 
 
 def _reason(error: OSError) -> str:
-    """The system's own short words; event loops add the address, which stands in our sentence already."""
+    """The system's text for the error number, without the address that event loops append."""
     return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)

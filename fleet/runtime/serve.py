@@ -1,9 +1,9 @@
-"""The composition root: `fleet serve` from its premises to its last breath, in one process or in several.
+"""Composition root of `fleet serve`, from start-up to shutdown, with one worker or several.
 
-    premises -> one worker in this process       --workers 1
-    premises -> supervisor -> worker processes   --workers N
+    host -> one worker in this process       --workers 1
+    host -> supervisor -> worker processes   --workers N
 
-The ready file is written when every listener of every worker is up.
+The ready file is written when every listener of every worker accepts connections.
 """
 
 import asyncio
@@ -16,67 +16,69 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
-from fleet.runtime.host import Endpoints, Premises, announced, premises
+from fleet.runtime.host import Endpoints, Host, ready_file_with, run_host
 from fleet.runtime.jobs.server_certificate import Clock, renew_daily, utc_now
-from fleet.runtime.supervisor import supervised
-from fleet.runtime.worker import Told, loop_factory, working
+from fleet.runtime.signals import Signals
+from fleet.runtime.supervisor import run_supervisor
+from fleet.runtime.worker import loop_factory, run_worker
 
 log = logging.getLogger("fleet")
 
 
 class Service(Protocol):
-    """A serving fleet, however many processes it is."""
+    """A running fleet: one worker, or a supervisor with several."""
 
     @property
     def endpoints(self) -> Endpoints: ...
 
-    async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return when told to stop, having reloaded whenever told to.
+    async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
+        """Return at a stop signal; reload at each reload signal.
 
-        Raises: what a part that must live for ever, or one of `watched`, died of.
+        Raises: the exception of a permanent task of the service, or of one in `watched`.
         """
         ...
 
 
-def serve_until_told(home: Home, settings: Settings, ready_file: Path | None) -> None:
-    """Serve `home` until SIGTERM or SIGINT. SIGHUP reads the server certificate again.
+def serve_until_stopped(home: Home, settings: Settings, ready_file: Path | None) -> None:
+    """Serve `home` until SIGTERM or SIGINT. SIGHUP reloads the server certificate and the CAs.
 
-    Raises: FleetError, OSError: it could not start; nothing is left running.
+    Raises: FleetError, OSError: start-up failed; nothing is left running.
     """
 
     if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # of a server that was killed: who waits for it must wait for ours
+        ready_file.unlink(missing_ok=True)  # left by a killed server: a client that waits must wait for this one
 
     async def work() -> None:
-        told = Told.by_signals((signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,))
-        async with serving(home, settings, clock=utc_now) as (service, once):
-            # One process looks at the certificate, and has every process show the new one.
-            renewing = renew_daily(home, settings, utc_now, told.reload.set)
-            async with background(renewing, "the daily look at the certificate") as daily:
-                with announced(ready_file, service.endpoints):
-                    log.info("event=ready %s", " ".join(f"{k}={v}" for k, v in asdict(service.endpoints).items()))
-                    await service.until(told, (daily, once.sealer, *once.keepers))
-            log.info("event=stopping")
-        log.info("event=stopped")
+        signals = Signals.install((signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,))
+        async with run_service(home, settings, clock=utc_now) as (service, host):
+            # One process checks the certificate and makes every process reload it.
+            renewing = renew_daily(home, settings, utc_now, signals.reload.set)
+            async with background(renewing, "the daily certificate check") as daily:
+                with ready_file_with(service.endpoints, ready_file):
+                    log_event(log, logging.INFO, "ready", **asdict(service.endpoints))
+                    await service.until(signals, (daily, *host.jobs))
+            log_event(log, logging.INFO, "stopping")
+        log_event(log, logging.INFO, "stopped")
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(work())
 
 
 @asynccontextmanager
-async def serving(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[tuple[Service, Premises]]:
-    """Everything up, in order, and what there is once; at the end everything down, in the reverse order.
+async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncIterator[tuple[Service, Host]]:
+    """Start everything in order; stop it in reverse order at the end of the block.
 
     Raises: Conflict (`home-in-use`): another process serves this home. FleetError, OSError: a part could not start.
     """
     count = settings.workers or len(os.sched_getaffinity(0))
-    async with premises(home, settings, clock=clock) as ground:
+    async with run_host(home, settings, clock=clock) as host:
         if count == 1:
-            async with working(home, settings, ground.registry, ground.upstream, clock=clock) as worker:
-                yield worker, ground
+            async with run_worker(home, settings, host.registry, host.upstream, clock=clock) as worker:
+                yield worker, host
         else:
-            async with supervised(ground, count) as supervisor:
-                yield supervisor, ground
+            async with run_supervisor(host, count) as supervisor:
+                yield supervisor, host

@@ -1,8 +1,8 @@
-"""The parent of several worker processes: starts them, keeps them, tells them to reload and to stop.
+"""Supervisor of several worker processes: starts them, restarts those that die, forwards reload and stop.
 
-It holds what there is once (host.py): the lock, the ports, the broker. It teaches the broker the models when a
-worker asks, and makes it forget who is gone for good. A worker that dies is replaced: at once the first time, more and
-more slowly when its successors die young.
+It owns what exists once (host.py): the lock, the ports, the broker. At a worker's request it loads the models into the
+broker, and it purges the broker's sessions of revoked devices. A worker that dies is restarted: at once the first time,
+with growing delays when its successors die soon after their start.
 """
 
 import asyncio
@@ -14,12 +14,14 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-from fleet.config.settings import Settings, render
+from fleet.config.logs import log_event
+from fleet.config.settings import Settings
+from fleet.config.template import render
 from fleet.domain.errors import FleetError, Unavailable
-from fleet.runtime.host import Endpoints, Premises
-from fleet.runtime.ipc import Channel, Orders
+from fleet.runtime.host import Endpoints, Host
+from fleet.runtime.ipc import Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
-from fleet.runtime.worker import Told
+from fleet.runtime.signals import Signals
 from fleet.servers.gateway.brokers import shared_socket
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
@@ -29,27 +31,27 @@ from fleet.servers.gateway.session_purge import SessionPurger
 log = logging.getLogger("fleet")
 
 PROGRAM = "fleet.runtime.worker_main"
-START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a machine that has other things to do
+START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a busy machine
 STOP_SECONDS_MAX = 3.0  # a worker drains for two
-STEADY_SECONDS = 1.0  # of listening: whoever falls later did not fall over being started
+STEADY_SECONDS = 1.0  # of listening: a later death is not a failed start
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0
-PURGE_AFTER_SECONDS = 1.0  # by then every worker has heard of it and signed its session off
+PURGE_AFTER_SECONDS = 1.0  # by then every worker has read the event and closed its session
 
 
 def restart_delay_seconds(early_deaths: int) -> float:
-    """How long the next start waits, after so many in a row that died before they were steady."""
+    """Delay before the next start, after so many consecutive early deaths."""
     if early_deaths <= EARLY_DEATHS_FREE:
         return 0.0
-    # The exponent is bounded for the sake of the number, not of the delay.
+    # The exponent is bounded against overflow; RESTART_SECONDS_MAX bounds the delay.
     return min(RESTART_SECONDS_MIN * 2.0 ** min(early_deaths - EARLY_DEATHS_FREE - 1, 32), RESTART_SECONDS_MAX)
 
 
 def died_early(code: int, listened_seconds: float | None) -> bool:
-    """Whether a worker that ended with `code` would likely do so again at once. None: it has never listened."""
+    """Whether a worker that ended with `code` is likely to fail again at once. None: it has never listened."""
     if listened_seconds is None:
         return True
-    killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # somebody did it: not a fault that a start brings back
+    killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # from outside: a restart does not repeat it
     return not killed and listened_seconds < STEADY_SECONDS
 
 
@@ -57,7 +59,7 @@ SetModels = Callable[[], Awaitable[None]]
 
 
 class WorkerProcess:
-    """One worker's process, from its start to its end. Made by `WorkerProcess.start`."""
+    """One worker process, from start to exit. Made by `WorkerProcess.start`."""
 
     def __init__(
         self, number: int, process: asyncio.subprocess.Process, channel: Channel, set_models: SetModels
@@ -67,17 +69,17 @@ class WorkerProcess:
         self._channel = channel
         self._set_models = set_models
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, orders: Orders, lock: int, set_models: SetModels) -> "WorkerProcess":
-        """Start it and give it `orders`; it inherits `lock`. Raises: OSError."""
+    async def start(cls, config: WorkerConfig, lock: int, set_models: SetModels) -> "WorkerProcess":
+        """Start it and send it `config`; it inherits `lock`. Raises: OSError."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())),
-                # The modules that we run on, wherever we were started, and none that happen to lie in a directory.
+                # Our own module search path, without the working directory (-P).
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -89,8 +91,8 @@ class WorkerProcess:
         finally:
             theirs.close()
         channel = await Channel.on(ours)
-        channel.send(orders.as_message())
-        return cls(orders.worker, process, channel, set_models)
+        channel.send_message(config.as_message())
+        return cls(config.worker, process, channel, set_models)
 
     @property
     def pid(self) -> int:
@@ -99,7 +101,7 @@ class WorkerProcess:
     async def ready(self) -> None:
         """Returns when it listens.
 
-        Raises: Unavailable: it could not, or has died first, or takes too long.
+        Raises: Unavailable: it failed, died first, or took too long.
         """
         try:
             async with asyncio.timeout(START_SECONDS_MAX):
@@ -107,63 +109,65 @@ class WorkerProcess:
         except TimeoutError:
             self.signal(signal.SIGKILL)
             message = f"Worker {self.number} did not listen within {START_SECONDS_MAX:.0f} s."
-            raise Unavailable("worker-not-ready", message, "Look at what the machine is busy with.") from None
+            raise Unavailable("worker-not-ready", message, "Check the load of the machine.") from None
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended: minus the number of the signal that it died of."""
+        """Its exit code, once it has exited: minus the number of the signal that killed it."""
         code = await self._process.wait()
-        await asyncio.shield(self._listening)  # its last words may say why; who waits may be cancelled, it may not
+        await asyncio.shield(self._listening)  # its last message may give the cause; cancelling us must not cancel it
         self._channel.close()
         return code
 
     def reload(self) -> None:
-        self._channel.say("reload")
+        self._channel.send("reload")
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, when it is there."""
+        """Send it a signal, if it is running."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL when it does not end in time. Safe to call twice."""
+        """SIGTERM, then SIGKILL when it does not exit in time. Safe to call twice."""
         self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await self._process.wait()
         except TimeoutError:
-            log.error("event=worker.killed worker=%d pid=%d reason='did not end in time'", self.number, self.pid)
+            log_event(
+                log, logging.ERROR, "worker.killed", worker=self.number, pid=self.pid, reason="did not exit in time"
+            )
             self.signal(signal.SIGKILL)
         await self.ended()
 
     async def _listen(self) -> None:
-        async for message in self._channel.hear():
-            match message["say"]:
+        async for message in self._channel.messages():
+            match message["type"]:
                 case "ready" if not self._ready.done():
                     self._ready.set_result(None)
                 case "failed":
                     self._failed(Unavailable(message["code"], message["message"], message["advice"]))
                 case "models":
-                    errand = asyncio.create_task(self._teach(message["number"]))
-                    self._errands.add(errand)
-                    errand.add_done_callback(self._errands.discard)
+                    request = asyncio.create_task(self._load_models(message["number"]))
+                    self._requests.add(request)
+                    request.add_done_callback(self._requests.discard)
         code = await self._process.wait()
-        self._failed(Unavailable("worker-died", f"Worker {self.number} has ended ({_cause(code)}) before it listened."))
+        self._failed(Unavailable("worker-died", f"Worker {self.number} exited ({_cause(code)}) before it listened."))
 
     def _failed(self, reason: Unavailable) -> None:
         if not self._ready.done():
             self._ready.set_exception(reason)
-            self._ready.exception()  # looked at, should nobody wait for it
+            self._ready.exception()  # retrieved, so that asyncio logs nothing if nobody awaits it
         elif reason.code != "worker-died":
-            log.error("event=worker.failed worker=%d code=%s reason=%r", self.number, reason.code, reason.message)
+            log_event(log, logging.ERROR, "worker.failed", worker=self.number, code=reason.code, reason=reason.message)
 
-    async def _teach(self, number: int) -> None:
+    async def _load_models(self, number: int) -> None:
         problem = ""
         try:
             await self._set_models()
         except (OSError, TimeoutError, FleetError) as error:
             problem = str(error) or type(error).__name__
-        self._channel.say("models-set", number=number, problem=problem)
+        self._channel.send("models-set", number=number, problem=problem)
 
 
 def _cause(code: int) -> str:
@@ -171,44 +175,45 @@ def _cause(code: int) -> str:
 
 
 class Supervisor:
-    """Several workers on one home, kept at their number. Made by `supervised`."""
+    """A constant number of workers on one home. Made by `run_supervisor`."""
 
-    def __init__(self, ground: Premises, settings: Settings, count: int) -> None:
-        self.endpoints = Endpoints.of(ground.home, settings)
+    def __init__(self, host: Host, settings: Settings, count: int) -> None:
+        self.endpoints = Endpoints.of(host.home, settings)
         self.restarts = 0
-        self._ground = ground
+        self._host = host
         self._settings = settings
         self._numbers = range(1, count + 1)
         self._workers: dict[int, WorkerProcess] = {}
-        self._keepers: list[asyncio.Task[None]] = []
-        self._teaching = asyncio.Lock()
-        self._purges = SessionPurger(ground.upstream, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
-        self._feed = EventFollower(ground.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
-        self._following = asyncio.create_task(self._feed.run(), name="the supervisor's feed")
+        self._restarters: list[asyncio.Task[None]] = []
+        self._models_lock = asyncio.Lock()
+        self._purges = SessionPurger(host.upstream, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
+        self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
+        self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 
     async def start(self) -> None:
         """Returns when every worker listens.
 
-        Raises: Unavailable: what keeps one of them from it. OSError.
+        Raises: Unavailable: one of them cannot. OSError.
         """
         await self._feed.started()
         await asyncio.gather(*(self._start(number) for number in self._numbers))
-        self._keepers = [
-            asyncio.create_task(self._keep(number), name=f"the keeper of worker {number}") for number in self._numbers
+        self._restarters = [
+            asyncio.create_task(self._restart_when_dead(number), name=f"the restarter of worker {number}")
+            for number in self._numbers
         ]
 
-    async def until(self, told: Told, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return when told to stop; a reload is passed on to every worker.
+    async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
+        """Return at a stop signal; a reload is forwarded to every worker.
 
-        Raises: what a part that must live for ever died of.
+        Raises: the exception of a permanent task.
         """
-        await told.until_stop(self._reload, (self._following, *self._keepers, *watched))
+        await signals.until_stop(self._reload, (self._following, *self._restarters, *watched))
 
     async def close(self) -> None:
-        """Every worker drains and ends; what is left after STOP_SECONDS_MAX is killed."""
-        for keeper in (*self._keepers, self._following):
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, self._following, return_exceptions=True)
+        """Every worker drains and exits; one that has not after STOP_SECONDS_MAX is killed."""
+        for task in (*self._restarters, self._following):
+            task.cancel()
+        await asyncio.gather(*self._restarters, self._following, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
         await self._purges.close()
 
@@ -218,23 +223,23 @@ class Supervisor:
 
     async def _start(self, number: int) -> WorkerProcess:
         """A worker that listens. Raises: Unavailable, OSError."""
-        ground = self._ground
-        orders = Orders(
+        host = self._host
+        config = WorkerConfig(
             worker=number,
-            home=str(ground.home.path),
+            home=str(host.home.path),
             settings=render(self._settings),
             log_level=logging.getLogger().level,
-            broker_socket=str(shared_socket(ground.upstream) or ""),
-            broker_speaks_v5=ground.upstream.speaks_v5,
+            broker_socket=str(shared_socket(host.upstream) or ""),
+            broker_speaks_v5=host.upstream.speaks_v5,
         )
-        worker = await WorkerProcess.start(orders, ground.workers_lock, self._set_models)
+        worker = await WorkerProcess.start(config, host.workers_lock, self._set_models)
         self._workers[number] = worker
         await worker.ready()
-        log.info("event=worker.ready worker=%d pid=%d", number, worker.pid)
+        log_event(log, logging.INFO, "worker.ready", worker=number, pid=worker.pid)
         return worker
 
-    async def _keep(self, number: int) -> None:
-        """Replace the worker of this number whenever it has died."""
+    async def _restart_when_dead(self, number: int) -> None:
+        """Start a new worker of this number whenever it has died."""
         loop, early_deaths = asyncio.get_running_loop(), 0
         listening_since: float | None = loop.time()
         while True:
@@ -244,39 +249,39 @@ class Supervisor:
             listened_seconds = died - listening_since if listening_since is not None else None
             early_deaths = early_deaths + 1 if died_early(code, listened_seconds) else 0
             delay = restart_delay_seconds(early_deaths)
-            log.error(
-                "event=worker.ended worker=%d pid=%d cause=%r restart_seconds=%g",
-                *(number, worker.pid, _cause(code), delay),
+            cause = _cause(code)
+            log_event(
+                log, logging.ERROR, "worker.ended", worker=number, pid=worker.pid, cause=cause, restart_seconds=delay
             )
             await asyncio.sleep(delay)
             try:
                 worker = await self._start(number)
             except (FleetError, OSError) as error:
-                log.error("event=worker.not-started worker=%d reason=%r", number, str(error))
+                log_event(log, logging.ERROR, "worker.not-started", worker=number, reason=error)
                 listening_since = None
                 continue
             listening_since = loop.time()
             self.restarts += 1
-            log.warning(
-                "event=worker.restarted worker=%d pid=%d restarts=%d ms=%.0f",
-                *(number, worker.pid, self.restarts, (listening_since - died) * 1000),
+            ms = round((listening_since - died) * 1000)
+            log_event(
+                log, logging.WARNING, "worker.restarted", worker=number, pid=worker.pid, restarts=self.restarts, ms=ms
             )
 
     async def _set_models(self) -> None:
-        """The broker knows the models as they are now, whichever worker asked first. Raises: OSError, TimeoutError."""
-        async with self._teaching:
-            await self._ground.upstream.set_models(await self._ground.registry.models())
+        """Load the current models into the broker, one request at a time. Raises: OSError, TimeoutError."""
+        async with self._models_lock:
+            await self._host.upstream.set_models(await self._host.registry.models())
 
 
 @asynccontextmanager
-async def supervised(ground: Premises, count: int) -> AsyncIterator[Supervisor]:
-    """`count` workers, all listening when the block begins and gone at its end.
+async def run_supervisor(host: Host, count: int) -> AsyncIterator[Supervisor]:
+    """`count` workers, all listening when the block begins; all have exited at its end.
 
     Raises: Unavailable: a port is taken, or a worker could not start. OSError.
     """
     async with AsyncExitStack() as parts:
-        settings = parts.enter_context(reserved(ground.settings))
-        supervisor = Supervisor(ground, settings, count)
+        settings = parts.enter_context(reserved(host.settings))
+        supervisor = Supervisor(host, settings, count)
         parts.push_async_callback(supervisor.close)
         await supervisor.start()
         yield supervisor

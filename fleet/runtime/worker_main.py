@@ -1,12 +1,12 @@
-"""The program of a worker process: `python -m fleet.runtime.worker_main DESCRIPTOR`, which a supervisor starts.
+"""Program of a worker process, started by the supervisor: `python -m fleet.runtime.worker_main DESCRIPTOR`.
 
-DESCRIPTOR is its end of the channel. It takes orders, listens, says so, and serves until SIGTERM or until its
-supervisor is gone. SIGINT and SIGHUP reach all of a terminal's processes; here they mean nothing: the supervisor tells.
+DESCRIPTOR is its end of the channel. It receives its configuration, listens, reports ready, and serves until SIGTERM or
+until the supervisor has died. It ignores SIGINT and SIGHUP, which a terminal sends to all of its processes: the
+supervisor forwards them.
 """
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import socket
@@ -14,103 +14,104 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from fleet.config.logs import configure_logging
 from fleet.config.settings import Settings, parse_settings
 from fleet.domain.errors import FleetError
 from fleet.home.layout import Home, open_registry
 from fleet.runtime.background import background
-from fleet.runtime.ipc import Channel, Orders
+from fleet.runtime.ipc import Channel, WorkerConfig
 from fleet.runtime.jobs.server_certificate import utc_now
-from fleet.runtime.worker import LOG_FORMAT, Place, Told, loop_factory, working
+from fleet.runtime.signals import Signals
+from fleet.runtime.worker import WorkerSlot, loop_factory, run_worker
 from fleet.servers.gateway.broker_process import die_with_parent
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import SharedUpstream, Upstream
 
-MODELS_SECONDS_MAX = 2.0  # the broker gets one; a session that waits for its model has ten
+MODELS_SECONDS_MAX = 2.0  # the broker has one; a session that waits for its model has ten
 
 
-class Supervisor:
-    """The one who started us, as we see it."""
+class SupervisorLink:
+    """The worker's side of the channel."""
 
-    def __init__(self, channel: Channel, told: Told) -> None:
-        self._channel, self._told = channel, told
+    def __init__(self, channel: Channel, signals: Signals) -> None:
+        self._channel, self._signals = channel, signals
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._pending: dict[int, asyncio.Future[str]] = {}
 
-    async def listen(self) -> None:
-        """Do as it says; stop when it is gone."""
+    async def follow(self) -> None:
+        """Execute the supervisor's messages; stop the worker when the supervisor has died."""
         try:
-            async for message in self._channel.hear():
-                match message["say"]:
+            async for message in self._channel.messages():
+                match message["type"]:
                     case "reload":
-                        self._told.reload.set()
+                        self._signals.reload.set()
                     case "models-set":
-                        asked = self._asked.pop(message["number"], None)
-                        if asked is not None and not asked.done():
-                            asked.set_result(message["problem"])
+                        pending = self._pending.pop(message["number"], None)
+                        if pending is not None and not pending.done():
+                            pending.set_result(message["problem"])
         finally:
-            self._told.stop.set()  # whoever cannot be told to stop must not go on
+            self._signals.stop.set()  # a worker that no longer receives messages must not continue
 
     async def set_models(self) -> None:
-        """Returns when our broker knows the models as they are now. Raises: OSError, TimeoutError."""
+        """Returns when the broker has the current models. Raises: OSError, TimeoutError."""
         number = next(self._numbers)
-        self._asked[number] = asyncio.get_running_loop().create_future()
+        self._pending[number] = asyncio.get_running_loop().create_future()
         try:
-            self._channel.say("models", number=number)
+            self._channel.send("models", number=number)
             async with asyncio.timeout(MODELS_SECONDS_MAX):
-                problem = await self._asked[number]
+                problem = await self._pending[number]
         finally:
-            self._asked.pop(number, None)
+            self._pending.pop(number, None)
         if problem:
             raise OSError(problem)
 
 
 async def work(channel: Channel) -> int:
-    """Serve as ordered; the exit code."""
-    told = Told.by_signals((signal.SIGTERM,))
+    """Serve with the configuration received; the exit code."""
+    signals = Signals.install((signal.SIGTERM,))
     message = await channel.next()
     if message is None:
-        return 1  # it is gone already
-    orders = Orders.of(message)
-    form = LOG_FORMAT.replace("%(message)s", f"worker={orders.worker} %(message)s")
-    logging.basicConfig(level=orders.log_level, format=form)
-    supervisor = Supervisor(channel, told)
+        return 1  # the supervisor has died already
+    config = WorkerConfig.of(message)
     try:
-        async with background(supervisor.listen(), "the ear for the supervisor"):
-            await _serve(orders, supervisor, channel, told)
+        home = Home(Path(config.home))
+        settings = parse_settings(config.settings, home.settings_file)
+        configure_logging(config.log_level, settings.log_format, worker=config.worker)
+        link = SupervisorLink(channel, signals)
+        async with background(link.follow(), "the supervisor's messages"):
+            await _serve(config, home, settings, link, channel, signals)
     except FleetError as error:
-        channel.say("failed", code=error.code, message=error.message, advice=error.advice)
+        channel.send("failed", code=error.code, message=error.message, advice=error.advice)
         return 1
     except OSError as error:
-        channel.say("failed", code="system", message=f"The system said no: {error}.", advice="")
+        channel.send("failed", code="system", message=f"The operating system reported: {error}.", advice="")
         return 1
     return 0
 
 
-async def _serve(orders: Orders, supervisor: Supervisor, channel: Channel, told: Told) -> None:
-    home = Home(Path(orders.home))
-    settings = parse_settings(orders.settings, home.settings_file)
+async def _serve(
+    config: WorkerConfig, home: Home, settings: Settings, link: SupervisorLink, channel: Channel, signals: Signals
+) -> None:
     async with AsyncExitStack() as parts:
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
-        upstream = await _upstream(orders, settings, home, supervisor)
-        place = Place(orders.worker, shares=True)
+        upstream = await _upstream(config, settings, home, link)
+        slot = WorkerSlot(config.worker, is_shared=True)
         worker = await parts.enter_async_context(
-            working(home, settings, registry, upstream, clock=utc_now, place=place)
+            run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot)
         )
-        channel.say("ready")
-        await worker.until(told)
+        channel.send("ready")
+        await worker.until(signals)
 
 
-async def _upstream(orders: Orders, settings: Settings, home: Home, supervisor: Supervisor) -> Upstream:
-    if not orders.broker_socket:
-        return await start_upstream(settings.upstream, home.run, ())  # somebody else's: nothing is started
-    return SharedUpstream(
-        Path(orders.broker_socket), speaks_v5=orders.broker_speaks_v5, request_models=supervisor.set_models
-    )
+async def _upstream(config: WorkerConfig, settings: Settings, home: Home, link: SupervisorLink) -> Upstream:
+    if not config.broker_socket:
+        return await start_upstream(settings.upstream, home.run, ())  # an external broker: nothing is started
+    return SharedUpstream(Path(config.broker_socket), speaks_v5=config.broker_speaks_v5, request_models=link.set_models)
 
 
 def main(descriptor: int) -> int:
-    die_with_parent(os.getppid(), signal.SIGKILL)  # the channel tells too, but only who still listens to it
+    die_with_parent(os.getppid(), signal.SIGKILL)  # the channel's end of file reaches only a loop that runs
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 

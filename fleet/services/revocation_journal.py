@@ -6,6 +6,7 @@ await catch_up(registry, log)     # after each command; a server follows the eve
 import asyncio
 import logging
 
+from fleet.config.logs import log_event
 from fleet.domain.ports import Registry
 from fleet.storage.journals.revocations import Mark, RevocationLog
 
@@ -34,7 +35,7 @@ async def record_through(newest: int, registry: Registry, log: RevocationLog, ma
         if not events:
             break
         if events[0].seq != seen + 1:
-            logger.warning("event=revocations.gap after=%d before=%d", seen, events[0].seq)
+            log_event(logger, logging.WARNING, "revocations.gap", after=seen, before=events[0].seq)
             await asyncio.to_thread(log.begin_again, Mark(mark.lineage, events[0].seq - 1))
         await asyncio.to_thread(log.note, events)
         seen = events[-1].seq

@@ -15,8 +15,9 @@ import pytest
 
 from fleet.backup.create import save_home
 from fleet.backup.restore import Restored, check_backup, restore_backup
+from fleet.config.addresses import Database
 from fleet.config.database_url import parse_database_url
-from fleet.config.settings import Database, Settings
+from fleet.config.settings import Settings
 from fleet.domain.access import Act
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.home.creation import create_home
@@ -345,7 +346,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from fleet.backup import restore
 from fleet.domain.access import Act
-from fleet.config.settings import Database
+from fleet.config.addresses import Database
 file, home, log, url, when = sys.argv[1:]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 def progress(table, rows):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import parse_database_url
-from fleet.config.settings import Database, parse_database
 
 SOUND = [
     "postgresql://fleet@db.example/fleet",

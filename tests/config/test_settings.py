@@ -6,18 +6,9 @@ from typing import Any
 
 import pytest
 
-from fleet.config.settings import (
-    SETTINGS_SIZE_MAX,
-    Address,
-    Broker,
-    Settings,
-    SettingsError,
-    parse_address,
-    parse_broker,
-    parse_database,
-    read_settings,
-    render,
-)
+from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database
+from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings
+from fleet.config.template import render
 
 
 def written(folder: Path, text: str) -> Path:
@@ -35,6 +26,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         http=Address("h", 65535),
         database=parse_database("postgresql://u@h/d?sslmode=require"),
         upstream=parse_broker("mqtt://b:1883"),
+        log_format="json",
         webhook_ca="hooks.pem",
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )

@@ -131,7 +131,7 @@ def test_connections_of_strangers_are_capped(home: Path, tmp_path: Path) -> None
 
 def test_a_second_server_for_one_home_is_refused(served: Served) -> None:
     done = program("fleet", "serve", "--home", str(served.home), *ANY_PORTS, expect=1)
-    assert "serves" in done.stderr
+    assert "is serving" in done.stderr
     assert "already" in done.stderr
     assert healthz(served)[0] == 200
 

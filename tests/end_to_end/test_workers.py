@@ -182,7 +182,7 @@ def test_a_worker_that_dies_is_replaced(pair: Served) -> None:
 def test_a_worker_told_to_end_drains_and_is_replaced(pair: Served) -> None:
     tell(pair, "2", signal.SIGTERM)
     pair.wait_for_line("event=worker.restarted worker=2")
-    assert "cause='exit code 0'" in pair.log
+    assert 'cause="exit code 0"' in pair.log
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed(pair: Served) -> None:

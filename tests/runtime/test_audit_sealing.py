@@ -14,7 +14,7 @@ from fleet.domain.errors import Unavailable
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.pki import audit_signer
-from fleet.runtime.jobs.audit_sealing import FAILURES_A_LINE, keep_sealed, sealing
+from fleet.runtime.jobs.audit_sealing import FAILURES_A_LINE, seal_periodically, sealing_audit
 from fleet.services.audit_verification import verify
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.audit_stage import fill
@@ -61,7 +61,7 @@ async def registry(home: Home) -> AsyncIterator[Watched]:
 
 
 async def test_it_seals_at_the_start_and_as_rows_come_in(home: Home, registry: Watched) -> None:
-    task = asyncio.create_task(keep_sealed(registry, audit_signer(home), lambda: NOW, every_seconds=0.01))
+    task = asyncio.create_task(seal_periodically(registry, audit_signer(home), lambda: NOW, every_seconds=0.01))
     try:
         await registry.sealed_up_to(1)
         await fill(registry, 300)
@@ -72,7 +72,7 @@ async def test_it_seals_at_the_start_and_as_rows_come_in(home: Home, registry: W
 
 
 async def test_what_came_in_last_is_sealed_at_the_end(home: Home, registry: Watched) -> None:
-    async with sealing(home, registry, clock=lambda: NOW) as task:
+    async with sealing_audit(home, registry, clock=lambda: NOW) as task:
         await registry.sealed_up_to(1)
         await fill(registry, 5)
         assert not task.done()
@@ -83,7 +83,7 @@ async def test_what_came_in_last_is_sealed_at_the_end(home: Home, registry: Watc
 
 
 async def test_an_end_with_a_registry_that_is_gone_is_an_end(home: Home, registry: Watched) -> None:
-    async with sealing(home, registry, clock=lambda: NOW) as task:
+    async with sealing_audit(home, registry, clock=lambda: NOW) as task:
         await registry.sealed_up_to(1)
         await registry.close()
     assert task.done()
@@ -94,13 +94,13 @@ async def test_failures_are_said_seldom_and_tried_again(
 ) -> None:
     caplog.set_level(logging.ERROR, "fleet.audit")
     registry.fails = FAILURES_A_LINE + 1
-    task = asyncio.create_task(keep_sealed(registry, audit_signer(home), lambda: NOW, every_seconds=0))
+    task = asyncio.create_task(seal_periodically(registry, audit_signer(home), lambda: NOW, every_seconds=0))
     try:
         await registry.sealed_up_to(1)
     finally:
         task.cancel()
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["event=audit.seal outcome=failed code=registry-unavailable reason=The disk is full."] * 2
+    assert lines == ['event=audit.seal outcome=failed code=registry-unavailable reason="The disk is full."'] * 2
 
 
 async def test_what_is_no_failure_of_the_registry_ends_it(home: Home, registry: Watched) -> None:
@@ -109,11 +109,11 @@ async def test_what_is_no_failure_of_the_registry_ends_it(home: Home, registry: 
     def broken_clock() -> datetime:
         raise ValueError("no clock")
 
-    async with sealing(home, registry, clock=lambda: NOW if task_is_running() else broken_clock()) as task:
+    async with sealing_audit(home, registry, clock=lambda: NOW if task_is_running() else broken_clock()) as task:
         with pytest.raises(ValueError, match="no clock"):
             await asyncio.wait_for(asyncio.shield(task), DEADLINE_SECONDS)
 
 
 def task_is_running() -> bool:
     current = asyncio.current_task()
-    return current is None or current.get_name() != "the audit's sealing"
+    return current is None or current.get_name() != "audit sealing"

@@ -15,7 +15,7 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Conflict
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
-from fleet.runtime.jobs.retention import node_name, retain
+from fleet.runtime.jobs.retention import RetentionRun, node_name, retain
 from fleet.services.inventory import add_model
 from fleet.services.retention import LEASE_TIME, Report
 from fleet.storage.engines import Engine, open_engine
@@ -60,7 +60,7 @@ async def tell(registry: Engine, count: int, at: datetime) -> None:
 
 
 async def run(node: tuple[Home, Engine], days: int, settings: Settings = KEEPING, *, force: bool = False) -> Report:
-    return await retain(*node, settings, actor="retention", now=NOW + days * DAY, by_force=force)
+    return await retain(*node, settings, RetentionRun("retention", NOW + days * DAY, by_force=force))
 
 
 async def archived(nodes: list[tuple[Home, Engine]]) -> list[int]:
@@ -110,5 +110,5 @@ async def test_a_node_that_never_archives_keeps_nobody_from_it(nodes: list[tuple
 
 async def test_a_look_takes_nothing(nodes: list[tuple[Home, Engine]]) -> None:
     home, registry = nodes[0]
-    await retain(home, registry, KEEPING, actor="operator", now=NOW, is_dry=True)
+    await retain(home, registry, KEEPING, RetentionRun("operator", NOW, is_dry=True))
     assert await registry.lease("retention") is None

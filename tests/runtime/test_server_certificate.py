@@ -56,16 +56,16 @@ async def test_makers_are_believed_by_est_alone(tmp_path: Path) -> None:
     maker = new_maker().certificate
     contexts = Contexts.of(home, lambda: NOW)
     before = contexts.est.current
-    contexts.believe_makers(home, [])
+    contexts.trust(home, [])
     assert contexts.est.current is before  # nothing has changed
-    contexts.believe_makers(home, [maker])
+    contexts.trust(home, [maker])
     der = maker.public_bytes(Encoding.DER)
     assert der in contexts.est.current.anchors.values()
     assert der not in contexts.mqtt.current.anchors.values()
     assert der not in contexts.http.current.anchors.values()
     contexts.reload(home)  # for another reason
     assert der in contexts.est.current.anchors.values()
-    contexts.believe_makers(home, [])
+    contexts.trust(home, [])
     assert der not in contexts.est.current.anchors.values()
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet.config.settings import Address, Settings, parse_broker, render
+from fleet.config.addresses import Address, parse_broker
+from fleet.config.settings import Settings
+from fleet.config.template import render
 from fleet.domain.errors import Unavailable
 from fleet.home.creation import create_home
-from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, Orders
+from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.supervisor import (
     EARLY_DEATHS_FREE,
@@ -27,7 +29,7 @@ from fleet.runtime.supervisor import (
 )
 
 PATIENCE = 30.0
-ORDERS = Orders(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
+ORDERS = WorkerConfig(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
 
 
 def test_first_deaths_are_made_good_at_once_and_many_in_a_row_ever_more_slowly() -> None:
@@ -67,24 +69,24 @@ async def ends() -> AsyncIterator[tuple[Channel, Channel]]:
 async def test_orders_arrive_as_they_were_given(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     orders = replace(ORDERS, settings="# ü\n" * 50_000)
-    ours.send(orders.as_message())
+    ours.send_message(orders.as_message())
     message = await theirs.next()
     assert message is not None
-    assert Orders.of(message) == orders
+    assert WorkerConfig.of(message) == orders
 
 
 async def test_messages_arrive_in_order_until_the_other_side_is_gone(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     for number in range(3):
-        theirs.say("models", number=number)
+        theirs.send("models", number=number)
     theirs.close()
-    assert [message["number"] async for message in ours.hear()] == [0, 1, 2]
-    ours.say("models-set", number=0, problem="")  # lost, and no error
+    assert [message["number"] async for message in ours.messages()] == [0, 1, 2]
+    ours.send("models-set", number=0, problem="")  # lost, and no error
 
 
 async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    theirs._writer.write(b'{"say": "rea')
+    theirs._writer.write(b'{"type": "rea')
     theirs.close()
     assert await ours.next() is None
 
@@ -104,9 +106,9 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
         theirs.close()
         channel = await Channel.on(ours)
         external = replace(settings, upstream=parse_broker("unix:/nowhere"))
-        channel.send(Orders(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
+        channel.send_message(WorkerConfig(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
         async with asyncio.timeout(PATIENCE):
-            assert await channel.next() == {"say": "ready"}
+            assert await channel.next() == {"type": "ready"}
             for number in (signal.SIGINT, signal.SIGHUP):  # meant for a terminal's foreground, not for it
                 process.send_signal(number)
             socket.create_connection(("127.0.0.1", settings.est.port), PATIENCE).close()
@@ -122,12 +124,12 @@ async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
     theirs.close()
     channel = await Channel.on(ours)
-    channel.send(Orders(1, str(tmp_path), render(Settings()), logging.ERROR, "", True).as_message())
+    channel.send_message(WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True).as_message())
     async with asyncio.timeout(PATIENCE):
-        said = [message async for message in channel.hear()]
+        said = [message async for message in channel.messages()]
         assert await process.wait() == 1
     channel.close()
-    assert [(message["say"], message["code"]) for message in said] == [("failed", "no-registry")]
+    assert [(message["type"], message["code"]) for message in said] == [("failed", "no-registry")]
 
 
 def ports(http: int = 0) -> Settings:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.config.settings import parse_broker
+from fleet.config.addresses import parse_broker
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway import broker_process
@@ -207,7 +207,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from fleet.servers.gateway.brokers import start_upstream
-from fleet.config.settings import parse_broker
+from fleet.config.addresses import parse_broker
 
 async def main():
     upstream = await start_upstream(parse_broker(sys.argv[1]), Path(sys.argv[2]), ())

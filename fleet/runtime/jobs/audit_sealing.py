@@ -1,6 +1,6 @@
-"""The serving process seals the audit each second, for as long as it serves.
+"""Job: seals the audit log every second while a fleet is served.
 
-async with sealing(home, registry, clock=clock) as task: …
+async with sealing_audit(home, registry, clock=clock) as task: ...
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
+from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
 from fleet.home.layout import Home
@@ -19,33 +20,32 @@ from fleet.services.sealing import seal
 log = logging.getLogger("fleet.audit")
 
 SEAL_SECONDS = 1.0
-END_SECONDS_MAX = 1.0  # a backlog of hundreds of thousands of rows; a server that is told to end ends
-FAILURES_A_LINE = 60  # a disk that is full for hours takes a line a minute
+END_SECONDS_MAX = 1.0  # enough for a backlog of hundreds of thousands of rows; shutdown must not wait longer
+FAILURES_A_LINE = 60  # a disk that is full for hours produces a line a minute
 
 Clock = Callable[[], datetime]
 
 
 @asynccontextmanager
-async def sealing(home: Home, registry: Registry, *, clock: Clock) -> AsyncIterator[asyncio.Task[None]]:
-    """While the block runs, the task that it gets seals what has come in; at its end, once more. Several processes may
-    do so at once.
+async def sealing_audit(home: Home, registry: Registry, *, clock: Clock) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the job while the block runs, and seal once more at its end. Several processes may do so concurrently.
 
-    Raises: FleetError, OSError: the signing key cannot be had.
+    Raises: FleetError, OSError: the signing key cannot be read.
     """
     signer = audit_signer(home)
     try:
-        async with background(keep_sealed(registry, signer, clock), "the audit's sealing") as task:
+        async with background(seal_periodically(registry, signer, clock), "audit sealing") as task:
             yield task
     finally:
-        with suppress(FleetError, TimeoutError):  # the next server, or `fleet audit seal`, will
+        with suppress(FleetError, TimeoutError):  # the next server, or `fleet audit seal`, does it
             async with asyncio.timeout(END_SECONDS_MAX):
                 await seal(registry, signer, clock())
 
 
-async def keep_sealed(
+async def seal_periodically(
     registry: Registry, signer: HeadSigner, clock: Clock, *, every_seconds: float = SEAL_SECONDS
 ) -> None:
-    """Seal, wait, and so on for ever. What goes wrong is logged, seldom, and tried again."""
+    """Seal until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
     failures = 0
     while True:
         try:
@@ -53,6 +53,6 @@ async def keep_sealed(
             failures = 0
         except FleetError as error:
             if failures % FAILURES_A_LINE == 0:
-                log.error("event=audit.seal outcome=failed code=%s reason=%s", error.code, error.message)
+                log_event(log, logging.ERROR, "audit.seal", outcome="failed", code=error.code, reason=error.message)
             failures += 1
         await asyncio.sleep(every_seconds)

@@ -1,12 +1,14 @@
-"""Retention of a home: what a command runs once and a serving process every day."""
+"""Job: retention of a home's records, daily while it is served, or once by a command."""
 
 import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
+from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
@@ -20,55 +22,57 @@ from fleet.storage.journals.event_marks import EventMarks
 
 logger = logging.getLogger("fleet.retention")
 
-FIRST_SECONDS = 600.0  # after the start: a server that is restarted every day gets round to it too
+FIRST_SECONDS = 600.0  # after start-up, so that a server that is restarted every day runs it too
 EVERY_SECONDS = 86_400.0
 NODE_NAME_MAX = 512  # octets of a host name and most of any path
 
 
 def policy_of(settings: Settings) -> Policy:
-    """For how long things are kept."""
+    """How long records are kept."""
     return Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
 
 
-async def retain(
-    home: Home,
-    registry: Registry,
-    settings: Settings,
-    *,
-    actor: str,
-    now: datetime,
-    is_dry: bool = False,
-    by_force: bool = False,
-) -> Report:
-    """Archive and drop what `settings` say is due, if no other node does. The revocation log forgets what the events
-    have been dropped of or, where this node drops none, what is spent.
+@dataclass(frozen=True, slots=True)
+class RetentionRun:
+    """Who runs retention, and how."""
 
-    Raises: Conflict: `archive-in-use`; `retention-elsewhere`, unless taken over `by_force`; what Retention.run raises.
+    actor: str
+    now: datetime
+    is_dry: bool = False
+    by_force: bool = False
+    """Take over the lease of another node."""
+
+
+async def retain(home: Home, registry: Registry, settings: Settings, run: RetentionRun) -> Report:
+    """Archive and delete records that are due by `settings`, unless another node does. The revocation log drops
+    entries whose events were deleted or, where this node deletes none, that are spent.
+
+    Raises: Conflict: `archive-in-use`; `retention-elsewhere`, unless `by_force`; what Retention.run raises.
     """
-    policy = policy_of(settings)
-    log = revocation_log(home)
-    noted = await catch_up(registry, log)
+    policy, now = policy_of(settings), run.now
+    journal = revocation_log(home)
+    noted = await catch_up(registry, journal)
     marks = EventMarks(home.event_marks)
     with Archive(home.archive).held() as archive:
         lease = None
-        if not is_dry and not policy.is_none:  # a node that never archives must not keep the others from it
+        if not run.is_dry and not policy.is_none:  # a node that never archives must not keep the others from it
             try:
-                lease = await take_lease(registry, node_name(home), actor=actor, now=now, by_force=by_force)
+                lease = await take_lease(registry, node_name(home), actor=run.actor, now=now, by_force=run.by_force)
             except Conflict:
-                marks.add(now, noted)  # should this node take over, it knows how old the events are
-                await trim_spent(registry, log, marks, noted=noted, now=now)
+                marks.add(now, noted)  # if this node takes over, it knows how old the events are
+                await trim_spent(registry, journal, marks, noted=noted, now=now)
                 raise
-        retention = Retention(registry, archive, marks, policy, actor=actor, is_dry=is_dry, lease=lease)
+        retention = Retention(registry, archive, marks, policy, actor=run.actor, is_dry=run.is_dry, lease=lease)
         done = await retention.run(noted=noted, now=now)
-    if done.events and not is_dry:
-        await asyncio.to_thread(log.trim, await registry.first_event() - 1)
-    elif not policy.events_days and not is_dry:
-        await trim_spent(registry, log, marks, noted=noted, now=now)
+    if done.events and not run.is_dry:
+        await asyncio.to_thread(journal.trim, await registry.first_event() - 1)
+    elif not policy.events_days and not run.is_dry:
+        await trim_spent(registry, journal, marks, noted=noted, now=now)
     return done
 
 
 def node_name(home: Home) -> str:
-    """What a node is called in a lease: its host and its home, for a copy of the home on another host is another."""
+    """A node's name in a lease: host and home, as a copy of the home on another host is another node."""
     return f"{socket.gethostname()}:{home.path.absolute()}"[:NODE_NAME_MAX]
 
 
@@ -76,26 +80,22 @@ def node_name(home: Home) -> str:
 async def retaining_daily(
     home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """While the block runs, the task that retains every day."""
+    """Run the job while the block runs; yields its task."""
     async with background(retain_daily(home, registry, settings, clock), "retention") as task:
         yield task
 
 
 async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:
-    """Retain until cancelled; what stands in the way is logged, and tried again the next day."""
+    """Run retention daily until cancelled; a failure is logged and retried the next day."""
     await asyncio.sleep(FIRST_SECONDS)
     while True:
         try:
-            done = await retain(home, registry, settings, actor="retention", now=clock())
-        except Conflict as error:  # a command at this home is at it, or another node
-            logger.info("event=retention outcome=left reason=%s", error)
+            done = await retain(home, registry, settings, RetentionRun("retention", clock()))
+        except Conflict as error:  # a command at this home runs it, or another node
+            log_event(logger, logging.INFO, "retention", outcome="left", reason=error)
         except (FleetError, OSError) as error:
-            logger.error("event=retention outcome=failed reason=%s", error)
+            log_event(logger, logging.ERROR, "retention", outcome="failed", reason=error)
         else:
-            logger.info(
-                "event=retention outcome=ok events=%d audit=%d certificates=%d",
-                done.events,
-                done.audit,
-                done.credentials,
-            )
+            counts = {"events": done.events, "audit": done.audit, "certificates": done.credentials}
+            log_event(logger, logging.INFO, "retention", outcome="ok", **counts)
         await asyncio.sleep(EVERY_SECONDS)

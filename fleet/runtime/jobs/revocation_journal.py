@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
+from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
 from fleet.runtime.background import background
@@ -48,5 +49,5 @@ async def journal_revocations(registry: Registry, log: RevocationLog) -> None:
         except Refused:
             raise
         except (FleetError, OSError) as error:
-            logger.error("event=revocations.not-noted reason=%s", error)
+            log_event(logger, logging.ERROR, "revocations.not-noted", reason=error)
         await asyncio.sleep(RETRY_SECONDS)

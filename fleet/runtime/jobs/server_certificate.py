@@ -1,4 +1,4 @@
-"""The server certificate while it serves: shown by every listener, read again when told to, renewed in time."""
+"""Job: the server certificate of the listeners, renewed in time and reloaded on request."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
 
+from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import FleetError
 from fleet.home.layout import Home
@@ -24,15 +25,15 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The clock, read at the roof."""
+    """Current UTC time."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The TLS contexts of the three listeners: a certificate is required for MQTT, optional where a token may do; the
-    operators' CA is believed by the HTTP API alone, and makers' CAs by EST alone. EST alone lets an expired one in: its
-    models may grant a grace.
+    """TLS contexts of the three listeners. MQTT requires a client certificate, EST and the API accept none as well. The
+    operators' CA is trusted by the API only, manufacturers' CAs by EST only. EST alone completes the handshake with an
+    expired certificate, as a model may grant a grace period.
     """
 
     mqtt: ContextSource
@@ -45,7 +46,7 @@ class Contexts:
     def of(
         cls, home: Home, clock: Clock, authorities: Authorities | None = None, makers: Sequence[Certificate] = ()
     ) -> "Contexts":
-        """`authorities`: whom they believe, when that has been read already."""
+        """`authorities`: the CAs to trust, if they have been read already."""
         anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
         identity = server_identity(home)
 
@@ -71,45 +72,45 @@ class Contexts:
         est = source(expired_leaf=True, makers=makers)
         return cls(source(require_client=True), est, source(operators), clock, list(makers))
 
-    def believe_makers(self, home: Home, makers: Sequence[Certificate]) -> None:
-        """EST believes these makers' CAs and no others, from the next connection on."""
+    def trust(self, home: Home, makers: Sequence[Certificate]) -> None:
+        """EST trusts exactly these manufacturers' CAs, from the next connection on."""
         if list(makers) != self.makers:
             self.makers[:] = makers
             self.reload(home)
 
     def follow(self, authorities: LiveAuthorities, home: Home) -> None:
-        """Whom they believe is as `authorities` stand when a connection begins."""
+        """Trust what `authorities` hold when a connection begins."""
         authorities.changed = lambda: self.reload(home, authorities.current)
         for source in (self.mqtt, self.est, self.http):
             source.look = authorities.look
 
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
-        """All or none: a certificate that cannot be used leaves the old one in place."""
+        """All contexts or none: an unusable certificate leaves the old ones in place."""
         try:
             fresh = Contexts.of(home, self.clock, authorities, self.makers)
         except (FleetError, OSError, ValueError) as error:
-            log.error("event=reload outcome=failed kept=old reason=%s", error)
+            log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
             return
         self.mqtt.swap(fresh.mqtt.current)
         self.est.swap(fresh.est.current)
         self.http.swap(fresh.http.current)
-        log.info("event=reload outcome=ok")
+        log_event(log, logging.INFO, "reload", outcome="ok")
 
 
 def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
-    """Whether it was renewed. What stands in the way is logged: the certificate there is may still serve."""
+    """Whether it was renewed. A failure is logged: the present certificate may still be valid."""
     try:
         why = renew_server_certificate(home, settings, clock())
     except (FleetError, OSError, ValueError) as error:
-        log.error("event=server-certificate outcome=not-renewed reason=%s", error)
+        log_event(log, logging.ERROR, "server-certificate", outcome="not-renewed", reason=error)
         return False
     if why:
-        log.info("event=server-certificate outcome=renewed reason=%r", why)
+        log_event(log, logging.INFO, "server-certificate", outcome="renewed", reason=why)
     return bool(why)
 
 
 async def renew_daily(home: Home, settings: Settings, clock: Clock, renewed: Callable[[], None]) -> None:
-    """Never let it expire under a server that runs for years. `renewed` is called each time it has been replaced."""
+    """Check daily until cancelled, and call `renewed` each time the certificate has been replaced."""
     while True:
         await asyncio.sleep(RENEWAL_CHECK_SECONDS)
         if renew_if_due(home, settings, clock):

@@ -1,7 +1,7 @@
-"""Whom the EST door believes beside the fleet's own CAs: makers' CAs, as the registry has them now.
+"""Job: keeps the manufacturers' CAs that the EST listener trusts equal to the registry's trust anchors.
 
-They change while servers run, by a command in another process or on another node: the feed tells every one of them.
-Should the feed break, a look every few seconds makes up for it; and whoever enrolls is held to the registry anyhow.
+They change while servers run, through commands in other processes or on other nodes: every server follows the events,
+and reads the anchors anew every few seconds while the event feed is down. Enrollment checks the registry in any case.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from cryptography import x509
 
+from fleet.config.logs import log_event
 from fleet.domain.changes import EventKind
 from fleet.domain.errors import FleetError
 from fleet.domain.idevid import Anchor
@@ -21,8 +22,8 @@ log = logging.getLogger("fleet")
 RETRY_SECONDS = 5.0
 
 
-async def makers_of(registry: Registry) -> tuple[x509.Certificate, ...]:
-    """Every anchor's certificate; one that can't be read any more is left out and logged.
+async def trust_anchors(registry: Registry) -> tuple[x509.Certificate, ...]:
+    """Every anchor's certificate; an unreadable one is skipped and logged.
 
     Raises: Unavailable.
     """
@@ -33,17 +34,17 @@ def _certificate(anchor: Anchor) -> x509.Certificate | None:
     try:
         return x509.load_der_x509_certificate(anchor.der)
     except ValueError as error:
-        log.error("event=anchor outcome=left-out name=%s reason=%s", anchor.name, error)
+        log_event(log, logging.ERROR, "anchor", outcome="left-out", name=anchor.name, reason=error)
         return None
 
 
-async def follow_makers(registry: Registry, believe: Callable[[Sequence[x509.Certificate]], None]) -> None:
-    """Call `believe` with the makers' CAs, now and whenever they change; for ever."""
+async def follow_trust_anchors(registry: Registry, apply: Callable[[Sequence[x509.Certificate]], None]) -> None:
+    """Call `apply` with the anchors' certificates, at once and at each change, until cancelled."""
     while True:
-        with suppress(FleetError):  # the gateway's feed logs an outage; we look again when it is over
-            newest = await registry.last_event()  # before the look: what comes during it is heard behind
-            believe(await makers_of(registry))
+        with suppress(FleetError):  # the gateway's event feed logs an outage
+            newest = await registry.last_event()  # before the read, so that a change during it is seen after it
+            apply(await trust_anchors(registry))
             async for event in registry.follow(newest):
                 if event.kind == EventKind.ANCHOR_CHANGED:
-                    believe(await makers_of(registry))
+                    apply(await trust_anchors(registry))
         await asyncio.sleep(RETRY_SECONDS)

@@ -12,7 +12,7 @@ unix:PATH           the same on a Unix socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet.config.settings import Broker, BrokerKind
+from fleet.config.addresses import Broker, BrokerKind
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway.embedded import Embedded

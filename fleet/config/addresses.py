@@ -1,0 +1,106 @@
+"""Addresses in settings and on the command line: a listener's, the broker's, the database's."""
+
+import enum
+import re
+from dataclasses import dataclass
+
+from fleet.config.database_url import parse_database_url
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds. Port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT` or `[IPV6]:PORT` as an Address.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):([0-9]{1,5})", text)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT (IPv6 in brackets: [::1]:8443)")
+    return Address(found[1] or found[2], int(found[3]))
+
+
+class BrokerKind(enum.StrEnum):
+    AUTO = "auto"
+    """mosquitto when it is installed, the embedded broker otherwise."""
+    MOSQUITTO = "mosquitto"
+    EMBEDDED = "embedded"
+    ADDRESS = "mqtt"
+    SOCKET = "unix"
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The broker behind the gateway: one of our own, or somebody else's at an address or on a Unix socket."""
+
+    kind: BrokerKind = BrokerKind.AUTO
+    address: Address | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        match self.kind:
+            case BrokerKind.ADDRESS:
+                return f"mqtt://{self.address}"
+            case BrokerKind.SOCKET:
+                return f"unix:{self.path}"
+            case _:
+                return self.kind
+
+
+MQTT_PORT = 1883  # MQTT 5.0, 4.2: registered for MQTT without TLS
+
+
+def parse_broker(text: str) -> Broker:
+    """`auto`, `mosquitto`, `embedded`, `mqtt://HOST[:PORT]` or `unix:PATH` as a Broker.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    kind, _, rest = text.partition(":")
+    if text in (BrokerKind.AUTO, BrokerKind.MOSQUITTO, BrokerKind.EMBEDDED):
+        return Broker(BrokerKind(text))
+    if kind == BrokerKind.SOCKET and rest:
+        return Broker(BrokerKind.SOCKET, path=rest)
+    if kind == BrokerKind.ADDRESS and rest.startswith("//"):
+        place = rest[2:].rstrip("/")
+        address = parse_address(place if re.search(r":[0-9]*$", place) else f"{place}:{MQTT_PORT}")
+        if address.port and not set(address.host) & set("@/?#"):
+            return Broker(BrokerKind.ADDRESS, address)
+    raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Where the registry is: SQLite in the home; or PostgreSQL, at a URL or at one that a file of its own holds."""
+
+    url: str = ""
+    """Without a password."""
+    file: str = ""
+
+    def __str__(self) -> str:
+        return self.url or (f"file:{self.file}" if self.file else "sqlite")
+
+
+def parse_database(text: str) -> Database:
+    """`sqlite`, `postgresql://USER@HOST[:PORT]/DATABASE` or `file:PATH` as a Database.
+
+    Raises: ValueError: with a sentence for people, which never repeats a password.
+    """
+    if text == "sqlite":
+        return Database()
+    if text.startswith("file:") and text != "file:":
+        return Database(file=text.removeprefix("file:"))
+    if parse_database_url(text).has_password:
+        raise ValueError(
+            "holds a password. Leave it out: give it in PGPASSWORD or in ~/.pgpass, or put the whole URL into a file "
+            "that only you can read and name that file"
+        )
+    return Database(url=text)

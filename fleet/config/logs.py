@@ -1,0 +1,88 @@
+"""Log events: a name and fields, written as `key=value` text for people or as one JSON object a line for programs.
+
+log_event(log, logging.INFO, "worker.ready", worker=1, pid=4711)
+
+    2026-03-01 12:00:00,000 INFO fleet event=worker.ready worker=1 pid=4711
+    {"time":"2026-03-01T12:00:00.000Z","level":"info","logger":"fleet","event":"worker.ready","worker":1,"pid":4711}
+
+A value with a space, a quote or a control character is quoted in the text form, so a line has one reading. Never log a
+key, a token, a password or a body.
+"""
+
+import json
+import logging
+import re
+import sys
+import warnings
+from datetime import UTC, datetime
+from typing import Any
+
+LOG_FORMATS = ("text", "json")
+
+_BARE = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")  # needs no quotes
+
+
+class Event:
+    """A log message that is still a value: formatted when a handler writes it."""
+
+    __slots__ = ("fields", "name")
+
+    def __init__(self, name: str, fields: dict[str, Any]) -> None:
+        self.name, self.fields = name, fields
+
+    def __str__(self) -> str:
+        return " ".join([f"event={self.name}", *(f"{key}={quoted(value)}" for key, value in self.fields.items())])
+
+
+def quoted(value: object) -> str:
+    """`value` as it appears behind `key=`: bare, or in double quotes with JSON's escapes; "-" for None and ""."""
+    if value is None or value == "":
+        return "-"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if _BARE.fullmatch(text) and text.isprintable():
+        return text
+    shown = json.dumps(text, ensure_ascii=False)
+    return shown if shown.isprintable() else json.dumps(text)
+
+
+def log_event(logger: logging.Logger, level: int, event: str, /, *, exc_info: Any = None, **fields: Any) -> None:
+    """Log `event` with its fields, in the order given."""
+    if logger.isEnabledFor(level):
+        logger.log(level, Event(event, fields), exc_info=exc_info)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: time (UTC), level, logger, then the event's fields, or `message`."""
+
+    def __init__(self, **context: Any) -> None:
+        super().__init__()
+        self._context = context
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "logger": record.name, **self._context}
+        if isinstance(record.msg, Event):
+            line |= {"event": record.msg.name, **record.msg.fields}
+        else:
+            line["message"] = record.getMessage()
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, separators=(",", ":"))
+
+
+def configure_logging(level: int | str, log_format: str, **context: Any) -> None:
+    """Send this process's log to stderr, in one of LOG_FORMATS; `context` is part of every line.
+
+    Warnings that Python libraries address to developers are not shown, unless `python -W` asks for them.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter(**context))
+    else:
+        before = "".join(f"{key}={quoted(value)} ".replace("%", "%%") for key, value in context.items())
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s {before}%(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)

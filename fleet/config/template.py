@@ -1,0 +1,103 @@
+"""The commented `fleet.toml` of a new home: every setting with its value."""
+
+from dataclasses import fields
+
+from fleet.config.settings import Settings
+
+TEMPLATE = """\
+# A fleet's home. Every key is shown with its value; change it and restart `fleet serve`.
+# The server does not start with an unknown key or a value out of range.
+
+[fleet]
+# Part of the subject of the fleet's CAs.
+name = {name}
+# DNS names and IP addresses in the server certificate.
+hosts = {hosts}
+
+[listen]
+# HOST:PORT of each listener; 0.0.0.0 or [::] for all interfaces.
+est = {est}
+mqtt = {mqtt}
+http = {http}
+
+[registry]
+# "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with
+# the password in PGPASSWORD or ~/.pgpass, or "file:PATH" of a file (mode 600) that holds the whole URL.
+# FLEET_DATABASE in the environment takes precedence.
+database = {database}
+
+[serve]
+# Processes that share the listeners, one core each; 0 or "auto": one for each core. The limits below apply to each.
+workers = {workers}
+# The log on standard error: "text", one line an event, or "json", one object a line.
+log_format = {log_format}
+
+[gateway]
+# The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
+# "embedded", "mqtt://HOST:PORT" or "unix:PATH".
+upstream = {upstream}
+# Maximum number of live MQTT sessions; each takes two file descriptors.
+sessions_max = {sessions_max}
+
+[limits]
+# A handshake that takes longer is aborted.
+handshake_seconds_max = {handshake_seconds_max}
+# Handshakes in progress: in total, and from one address.
+half_open_max = {half_open_max}
+half_open_per_address_max = {half_open_per_address_max}
+# Open connections to each of the est and http listeners: in total, and from one address.
+http_connections_max = {http_connections_max}
+http_connections_per_address_max = {http_connections_per_address_max}
+# New connections a second from one address to each listener, with a burst of ten times as many. 0: no limit, here and
+# below. A fleet that reconnects from behind one address after an outage is held back to this rate.
+connections_per_address_per_second = {connections_per_address_per_second}
+# Requests a second to each of est and http: from one address, and with one certificate or token. Beyond it: 429.
+requests_per_address_per_second = {requests_per_address_per_second}
+requests_per_credential_per_second = {requests_per_credential_per_second}
+# Consecutive refusals (401, 403) of one certificate or token before it must wait: a second, then doubling each time.
+failures_per_credential_max = {failures_per_credential_max}
+failure_backoff_seconds_max = {failure_backoff_seconds_max}
+
+[retention]
+# Days after which records move from the registry to a file in archive/. 0: never.
+# Events. Of several nodes on one database, one archives for all of them.
+events_days = {events_days}
+# Audit rows, once sealed; `fleet retention check` verifies them in the archive too.
+audit_days = {audit_days}
+# Certificates, counted from their notAfter. A device in service keeps its last one.
+expired_credentials_days = {expired_credentials_days}
+
+[approval]
+# Maximum number of requests for a first certificate that wait for approval, where a model allows that: in total, for
+# one model, and from one address (of IPv6, one /64).
+approval_requests_max = {approval_requests_max}
+approval_per_model_max = {approval_per_model_max}
+approval_per_address_max = {approval_per_address_max}
+# Days after which a request is deleted, counted anew from the operator's decision.
+approval_days = {approval_days}
+# Retry-After of a waiting request at first; it grows with the age of the request, to 15 minutes.
+approval_ask_again_seconds = {approval_ask_again_seconds}
+
+[webhook]
+# CAs that the models' webhooks are verified against: "system", or a PEM file relative to this folder.
+webhook_ca = {webhook_ca}
+# A webhook that takes longer counts as failed, and the enrollment is refused.
+webhook_seconds_max = {webhook_seconds_max}
+# Concurrent calls to one URL, of each worker; beyond it, devices get 503 and Retry-After.
+webhook_at_once_max = {webhook_at_once_max}
+"""
+
+
+def render(settings: Settings) -> str:
+    """The commented `fleet.toml` that says these settings, every one of them."""
+    return TEMPLATE.format(**{each.name: _toml(getattr(settings, each.name)) for each in fields(settings)})
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool() | int() | float():
+            return str(value).lower()
+        case tuple():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
