@@ -107,7 +107,7 @@ def _sole_server(home: Home) -> Iterator[int]:
     home.run.mkdir(mode=0o700, exist_ok=True)
     with (home.run / "serve.lock").open("a") as lock, (home.run / "workers.lock").open("a") as workers:
         if not _locked(lock.fileno()):
-            raise Conflict("home-in-use", f"Another `fleet serve` is serving {home.path}.", "Stop it first.")
+            raise Conflict("home-in-use", f"Another `fleet serve` is serving {home.path} already.", "Stop it first.")
         deadline = time.monotonic() + ORPHANS_SECONDS_MAX
         while not _locked(workers.fileno()):  # blocking is fine: the event loop has no work yet
             if time.monotonic() > deadline:
