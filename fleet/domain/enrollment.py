@@ -1,9 +1,9 @@
 """Who may have a certificate: small named checks that end in an IssuePermit or raise.
 
-    permit = permit_enrollment(application)   # raises Invalid or Refused
+    permit = permit_enrollment(context)   # raises Invalid or Refused
     issuer.issue(permit, now)                 # the CA takes nothing else
 
-An Application holds every fact a check may look at; checks never fetch.
+An IssuanceContext holds every fact a check may look at; checks never fetch.
 """
 
 import re
@@ -13,10 +13,10 @@ from datetime import datetime
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import CredentialKind, CredentialState, Station
-from fleet.domain.device import BARRED_MODEL, Device, DeviceId, DeviceState, device_id
+from fleet.domain.device import BARRED_MODEL, Device, DeviceState
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
-from fleet.domain.issuance_context import Application
+from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 
 
@@ -40,7 +40,7 @@ class IssuePermit:
     """Whose issuing CA is to sign; "" for the fleet's own."""
 
 
-def binding_is_to_this_connection(a: Application) -> None:
+def binding_is_to_this_connection(a: IssuanceContext) -> None:
     """RFC 7030, 3.5: a binding that is there must be verified; a CSR that was made for another connection is stolen."""
     if a.request.is_bound is False:
         raise Invalid(
@@ -50,7 +50,7 @@ def binding_is_to_this_connection(a: Application) -> None:
         )
 
 
-def binding_is_there(a: Application) -> None:
+def binding_is_there(a: IssuanceContext) -> None:
     """RFC 7030, 3.5. A station vouches for devices that its own connection says nothing about (3.7)."""
     if a.model.rules.profile.binding and a.request.is_bound is None and a.grant.path is not AdmissionPath.STATION:
         raise Invalid(
@@ -60,7 +60,7 @@ def binding_is_there(a: Application) -> None:
         )
 
 
-def keygen_is_open(a: Application) -> None:
+def keygen_is_open(a: IssuanceContext) -> None:
     if a.request.wants_key and not a.model.rules.profile.server_keygen:
         raise Refused(
             "keygen-not-open",
@@ -69,7 +69,7 @@ def keygen_is_open(a: Application) -> None:
         )
 
 
-def key_is_allowed(a: Application) -> None:
+def key_is_allowed(a: IssuanceContext) -> None:
     if a.request.key_type not in a.model.key_types:
         raise Invalid(
             "key-not-allowed",
@@ -78,7 +78,7 @@ def key_is_allowed(a: Application) -> None:
         )
 
 
-def usages_are_allowed(a: Application) -> None:
+def usages_are_allowed(a: IssuanceContext) -> None:
     """Where the model lets a CSR choose, it chooses among what the model gives; where not, what it asks is not read."""
     profile = a.model.rules.profile
     if not profile.csr_extended_key_usages:
@@ -93,20 +93,20 @@ def usages_are_allowed(a: Application) -> None:
         )
 
 
-def key_is_not_revoked(a: Application) -> None:
+def key_is_not_revoked(a: IssuanceContext) -> None:
     """A key whose certificate was revoked never comes back, under whatever right or name."""
     if any(use.state is CredentialState.REVOKED for use in a.key_uses):
         raise Refused("key-revoked", "This key belongs to a revoked certificate.", "Make a new key.")
 
 
-def key_is_its_own(a: Application) -> None:
+def key_is_its_own(a: IssuanceContext) -> None:
     """A key answers for one device: were it in two, revoking the one would leave the other."""
-    holder = (CredentialKind.DEVICE, a.request.names.common_name())
+    holder = (CredentialKind.DEVICE, a.request.device_id)
     if any((use.kind, use.holder) != holder for use in a.key_uses):
         raise Refused("key-in-use", "This key belongs to another device or station.", "Make a new key.")
 
 
-def hardware_is_as_known(a: Application) -> None:
+def hardware_is_as_known(a: IssuanceContext) -> None:
     """A station has held the board: it may name its serial number, once and well-formed, and not another than known."""
     if not isinstance(a.grant, StationGrant):
         return
@@ -121,12 +121,12 @@ def hardware_is_as_known(a: Application) -> None:
     if named and known and named[0] != known:
         raise Refused(
             "not-this-hardware",
-            f"Device {a.request.names.common_name()} is registered with another serial number than the request's.",
+            f"Device {a.request.device_id} is registered with another serial number than the request's.",
             "Look which board it is: fleet device show",
         )
 
 
-def path_is_open(a: Application) -> None:
+def path_is_open(a: IssuanceContext) -> None:
     """A model chooses the ways in which its devices may come in; a renewal is open to all."""
     if a.grant.path is not None and a.grant.path not in a.model.rules.admission.paths:
         raise Refused(
@@ -136,46 +136,46 @@ def path_is_open(a: Application) -> None:
         )
 
 
-def grant_is_valid(a: Application) -> None:
+def grant_is_valid(a: IssuanceContext) -> None:
     a.grant.must_be_valid(a)
 
 
-def device_is_not_barred(a: Application) -> None:
+def device_is_not_barred(a: IssuanceContext) -> None:
     """Whatever right it comes with: of what it was before, nothing but its name is known."""
     if a.model.name == BARRED_MODEL:
         raise Refused(
             "device-barred",
-            f"{a.request.names.common_name()} was put out after the backup that this registry was restored from.",
+            f"{a.request.device_id} was put out after the backup that this registry was restored from.",
             "Give the device another id, or find out why it was put out: fleet device show",
         )
 
 
-def grant_covers_device(a: Application) -> None:
+def grant_covers_device(a: IssuanceContext) -> None:
     a.grant.must_cover_device(a)
 
 
-def device_is_in_service(a: Application) -> None:
+def device_is_in_service(a: IssuanceContext) -> None:
     if a.device is not None and a.device.state not in (DeviceState.REGISTERED, DeviceState.ACTIVE):
         raise Refused(f"device-{a.device.state}", f"Device {a.device.id} is {a.device.state}.")
 
 
-def identity_is_free(a: Application) -> None:
+def identity_is_free(a: IssuanceContext) -> None:
     """A right over a whole model never takes over the identity of a device that has been seen in the field."""
     if a.grant.would_take_over(a):
         raise Refused(
             "already-enrolled",
-            f"{a.request.names.common_name()} is enrolled already.",
+            f"{a.request.device_id} is enrolled already.",
             "Make a token for this very device to enroll it again.",
         )
 
 
-def names_are_unchanged(a: Application) -> None:
+def names_are_unchanged(a: IssuanceContext) -> None:
     """RFC 7030, 4.2.2: subject and SAN of the request must match the current certificate's."""
     if isinstance(a.grant, RenewalGrant) and a.request.names != a.grant.names:
         raise Refused("names-changed", "Subject and SAN must equal those of the current certificate (RFC 7030, 4.2.2).")
 
 
-def key_is_renewed_by_the_rule(a: Application) -> None:
+def key_is_renewed_by_the_rule(a: IssuanceContext) -> None:
     """A model may want a new key each time, or the one in the secure element for ever. One that is made here is new."""
     replaced = a.grant.replaces
     if replaced is None:
@@ -187,7 +187,7 @@ def key_is_renewed_by_the_rule(a: Application) -> None:
         raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
 
 
-def word_is_given(a: Application) -> None:
+def word_is_given(a: IssuanceContext) -> None:
     """Last of all: nobody is asked to approve what would be refused anyway."""
     if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
         raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
@@ -196,7 +196,7 @@ def word_is_given(a: Application) -> None:
 # X.520: serialNumber is a PrintableString of at most 64 characters.
 _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
-Check = Callable[[Application], None]
+Check = Callable[[IssuanceContext], None]
 
 # What a right is for stands before the rules of the model it is tried on: a claim that tries another model's device is
 # misused, whatever that model would have said to it.
@@ -221,30 +221,30 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def permit_enrollment(application: Application) -> IssuePermit:
-    """Leave to issue what `application` asks for.
+def permit_enrollment(context: IssuanceContext) -> IssuePermit:
+    """Leave to issue what `context` asks for.
 
     Raises: Invalid, Refused: the first check that fails. Pending: none does, and an operator has yet to say yes.
     """
-    holder = device_id(application.request.names.common_name())
+    holder = context.request.device_id
     for check in CHECKS:
-        check(application)
+        check(context)
     return IssuePermit(
         kind=CredentialKind.DEVICE,
         holder=holder,
-        hardware_serial=_hardware_serial(application),
-        spki_der=application.request.spki_der,
-        key_sha256=application.request.key_sha256,
-        not_before=application.now,
-        not_after=application.now + application.model.certificate_lifetime,
-        grant=str(application.grant),
-        model=application.model.name,
-        profile=_profile(application),
-        tenant=application.model.rules.tenant,
+        hardware_serial=_hardware_serial(context),
+        spki_der=context.request.spki_der,
+        key_sha256=context.request.key_sha256,
+        not_before=context.now,
+        not_after=context.now + context.model.certificate_lifetime,
+        grant=str(context.grant),
+        model=context.model.name,
+        profile=_profile(context),
+        tenant=context.model.rules.tenant,
     )
 
 
-def _profile(a: Application) -> ProfileRules:
+def _profile(a: IssuanceContext) -> ProfileRules:
     """The model's, with no more extended key usages than a CSR that may choose has asked for, and clientAuth."""
     profile, asked = a.model.rules.profile, a.request.extended_key_usages
     if not profile.csr_extended_key_usages or asked is None:
@@ -253,18 +253,18 @@ def _profile(a: Application) -> ProfileRules:
     return replace(profile, extended_key_usages=chosen)
 
 
-def new_device(application: Application) -> Device:
-    """The device that a permitted application brings into the registry."""
+def new_device(context: IssuanceContext) -> Device:
+    """The device that a permitted context brings into the registry."""
     return Device(
-        id=DeviceId(application.request.names.common_name()),
-        model=application.model.name,
+        id=context.request.device_id,
+        model=context.model.name,
         state=DeviceState.REGISTERED,
-        created_at=application.now,
-        hardware_serial=_hardware_serial(application),
+        created_at=context.now,
+        hardware_serial=_hardware_serial(context),
     )
 
 
-def _hardware_serial(a: Application) -> str:
+def _hardware_serial(a: IssuanceContext) -> str:
     """The device's, or that of a new one for which its station vouches."""
     if a.device is not None:
         return a.device.hardware_serial

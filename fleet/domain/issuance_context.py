@@ -1,16 +1,16 @@
-"""A request for a certificate, and everything that is known about it.
+"""A certificate request with every fact that the checks need: checks never fetch.
 
-An Application holds every fact that a check may look at: checks never fetch. By what right it is made is its Grant;
-each kind of grant is a file of `fleet.domain.grants`.
+The right by which the certificate is requested is the context's Grant; each kind of grant is a module of
+`fleet.domain.grants`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from fleet.domain.credential import Credential, CredentialState, KeyUse
-from fleet.domain.device import Device, Model
+from fleet.domain.device import Device, DeviceId, Model, device_id
 from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import Write
@@ -48,101 +48,117 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentRequest:
-    """What a CSR asks for, after its own signature has been verified."""
+    """Contents of a CSR whose own signature has been verified."""
 
     names: Names
     key_type: str
-    """One of KEY_TYPES, or another name that no model allows."""
+    """One of KEY_TYPES, or a name that no model allows."""
     spki_der: bytes
     key_sha256: bytes
     is_bound: bool | None = None
-    """Whether it binds itself to the TLS connection that it came on (RFC 7030, 3.5); None: it does not try to."""
+    """Whether it is bound to the TLS connection that it came on (RFC 7030, 3.5); None: it carries no binding."""
     wants_key: bool = False
-    """Whether the server is to make the key (RFC 7030, 4.4); `spki_der` is then the request's own until it has."""
+    """Whether the server generates the key (RFC 7030, 4.4); until it has, `spki_der` is the key that signed the CSR."""
     extended_key_usages: tuple[str, ...] | None = None
-    """Dotted OIDs that it asks for; None when it does not. They count only where the model says so."""
+    """Requested dotted OIDs; None without that extension. They count only where the model says so."""
+    _device_id: DeviceId | None = field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            parsed = device_id(self.names.common_name())
+        except Invalid:
+            return  # reading `device_id` raises it again, where a refusal can be audited
+        object.__setattr__(self, "_device_id", parsed)
+
+    @property
+    def device_id(self) -> DeviceId:
+        """The device that the certificate is for: the subject's common name, parsed once.
+
+        Raises: Invalid (`no-common-name`, `bad-device-id`).
+        """
+        return self._device_id or device_id(self.names.common_name())
 
 
 class Grant(Protocol):
-    """The right by which a certificate is asked for. Its text is what the audit and the certificate's row call it."""
+    """The right by which a certificate is requested. Its text names it in the audit and in the certificate's row."""
 
     @property
     def path(self) -> AdmissionPath | None:
-        """Which of the model's admission paths it is; None for a renewal, which every model allows."""
+        """The model's admission path; None for a renewal, which every model allows."""
         ...
 
     @property
     def replaces(self) -> Credential | None:
-        """The certificate that was presented to be renewed; None for a first one."""
+        """The certificate presented for renewal; None for a first one."""
         ...
 
     def model_of_newcomer(self) -> str:
-        """The name of the model that a device has which the registry does not know yet.
+        """Name of the model of a device that is not registered yet.
 
-        Raises: Refused (`unknown-device`, `model-not-named`): it is no right to bring in a new one.
+        Raises: Refused (`unknown-device`, `model-not-named`): the grant does not cover new devices.
         """
         ...
 
-    def must_be_valid(self, a: "Application") -> None:
-        """Raises: Refused: the right has ended, or is used up."""
+    def must_be_valid(self, a: "IssuanceContext") -> None:
+        """Raises: Refused: the grant has expired, was revoked or is used up."""
         ...
 
-    def must_cover_device(self, a: "Application") -> None:
-        """Raises: Refused: it is a right to something else."""
+    def must_cover_device(self, a: "IssuanceContext") -> None:
+        """Raises: Refused: the grant covers another device or model."""
         ...
 
-    def would_take_over(self, a: "Application") -> bool:
-        """Whether somebody else's identity would be taken: asked of a right that is over more than one device."""
+    def would_take_over(self, a: "IssuanceContext") -> bool:
+        """Whether another device's identity would be taken over, by a grant that covers more than one device."""
         ...
 
-    def writes(self, a: "Application") -> tuple[Write, ...]:
-        """What is used up, in the transaction that brings the certificate in."""
+    def writes(self, a: "IssuanceContext") -> tuple[Write, ...]:
+        """Writes that use the grant up, in the transaction that records the certificate."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Application:
-    """One request for a certificate with everything that is known about it."""
+class IssuanceContext:
+    """One certificate request with all facts about it."""
 
     request: EnrollmentRequest
     grant: Grant
     device: Device | None
-    """None: the registry does not know this device id yet."""
+    """None: the device id is not registered."""
     model: Model
     credentials: tuple[Credential, ...]
-    """Those of the device, oldest first; of its superseded ones not all, and never without one that is not."""
+    """The device's, oldest first; not all of the superseded ones, but every other."""
     now: datetime
     key_uses: tuple[KeyUse, ...] = ()
-    """Who has a certificate for the key asked for."""
+    """Holders of certificates for the requested key."""
 
     def is_in_the_field(self) -> bool:
-        """Whether the device has been seen with a certificate of its own."""
+        """Whether the device has used a certificate of its own."""
         return is_in_the_field(self.device, self.credentials)
 
     def earned_unused(self) -> list[Credential]:
-        """What this very grant has earned before and nobody has used, oldest first."""
+        """Certificates issued under this very grant that were never used, oldest first."""
         grant = str(self.grant)
         return [c for c in self.credentials if c.state is CredentialState.ISSUED and c.grant == grant]
 
 
 def is_in_the_field(device: Device | None, credentials: Sequence[Credential]) -> bool:
-    """Whether `device`, whose certificates these are, has been seen with one of them."""
+    """Whether `device` has used one of its `credentials`."""
     if any(c.state is not CredentialState.ISSUED for c in credentials):
         return True
-    # One whose certificates have all been archived had some, and so has been out there.
+    # A device whose certificates have all been archived had some.
     return device is not None and device.expires_at is not None and not credentials
 
 
-def earned_before(a: Application) -> Credential | None:
-    """The certificate that this very request has earned already: it comes again because the answer was lost.
+def earned_before(a: IssuanceContext) -> Credential | None:
+    """The certificate that was issued for this very request before: it is repeated because the answer was lost.
 
-    It is for the same key, and was never seen in use. Nothing new is given away: only the holder of that key can use
-    it. Past half of its life a new one is better than the old.
+    It is for the same key and was never used. Returning it gives nothing away: only the holder of that key can use it.
+    Past half of its lifetime, a new one is issued instead.
     """
     replaced = a.grant.replaces
     for credential in reversed(a.credentials):
         if replaced is not None and credential.fingerprint == replaced.fingerprint:
-            return None  # what a renewal earned is younger than the certificate that asked for it
+            return None  # a renewal's result is younger than the certificate that it replaces
         if credential.state is CredentialState.ISSUED and credential.key_sha256 == a.request.key_sha256:
             half = (credential.not_after - credential.not_before) / 2
             return credential if credential.not_before <= a.now < credential.not_before + half else None

@@ -38,6 +38,7 @@ from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
@@ -167,14 +168,11 @@ def _est_server(
     authoriser: Webhooks,
 ) -> HttpServer:
     return build_est_server(
-        registry,
-        authorities,
+        RegistrationAuthority(registry, authorities, waiting_limits(settings), authoriser),
         authorities,
         sealer=lambda: key_sealer(home),
         clock=clock,
         rates=rates_of(settings),
-        waiting=waiting_limits(settings),
-        authoriser=authoriser,
     )
 
 

@@ -91,7 +91,7 @@ def too_large(size_max: int) -> HttpRefused:
     return HttpRefused(413, "too-large", f"The body is larger than {size_max} bytes.", {"Connection": "close"})
 
 
-def must_not_hurry(rates: Rates, address: str, credential: Hashable | None) -> None:
+def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
     """Raises: HttpRefused (429): it is too soon, and the answer says when it will not be."""
     wait_s = rates.wait_s(source_of(address), credential, time.monotonic())
     if wait_s:
@@ -114,7 +114,7 @@ CredentialOf = Callable[[Exchange], Hashable | None]
 """By what a request shows who asks, before anybody has looked whether that is true; None when it shows nothing."""
 
 
-NoteHurry = Callable[[Exchange], Awaitable[None]]
+OnThrottled = Callable[[Exchange], Awaitable[None]]
 
 
 def certificate_shown(exchange: Exchange) -> Hashable | None:
@@ -136,7 +136,7 @@ class HttpServer:
     rates: Rates | None = None
     """None: everybody may ask as often as they like."""
     credential_of: CredentialOf = certificate_shown
-    note_hurry: NoteHurry | None = None
+    on_throttled: OnThrottled | None = None
     """Told of each request that came too soon, before it is answered."""
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status class and code, for instance "200", "403 device-suspended"."""
@@ -188,7 +188,7 @@ class HttpServer:
         credential = self.credential_of(exchange) if self.rates is not None else None
         try:
             if self.rates is not None:
-                await self._must_not_hurry(self.rates, exchange, credential)
+                await self._check_rate(self.rates, exchange, credential)
             if exchange.request.version < HttpVersion10:  # the parser takes a line without a version for 0.9
                 raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
@@ -201,12 +201,12 @@ class HttpServer:
         self._note(exchange, response.status, started)
         return response
 
-    async def _must_not_hurry(self, rates: Rates, exchange: Exchange, credential: Hashable | None) -> None:
+    async def _check_rate(self, rates: Rates, exchange: Exchange, credential: Hashable | None) -> None:
         try:
-            must_not_hurry(rates, exchange.peer.address, credential)
+            check_rate(rates, exchange.peer.address, credential)
         except HttpRefused:
-            if self.note_hurry is not None:
-                await self.note_hurry(exchange)
+            if self.on_throttled is not None:
+                await self.on_throttled(exchange)
             raise
 
     def _refusal(self, exchange: Exchange, error: Exception) -> web.Response:

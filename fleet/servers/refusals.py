@@ -42,12 +42,12 @@ WIRE_CODES: dict[type[WireError], str] = {
 RETRY_AFTER_SECONDS = 10
 
 
-class HttpRefused(Exception):
-    """A request that is refused for its form, before anybody is asked."""
+class HttpRefused(FleetError):
+    """A request that is refused for its form, with a status of its own."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        super().__init__(code, message)
+        self.status = status
         self.headers = dict(headers or {})
 
 

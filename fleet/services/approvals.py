@@ -1,10 +1,11 @@
-"""Requests that wait for an operator: how a device gets into the queue, and how an operator decides.
+"""Certificate requests that wait for an operator's approval: how they are queued, and how an operator decides.
 
-Whoever waits has shown nothing but a key, and anybody can make keys: how many may wait is limited, and one that asks
-again and again fills a row of the audit a minute and no more.
+A waiting client has presented nothing but a key, and anybody can generate keys: the number of waiting requests is
+limited, and a repeated one fills at most one audit row a minute.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from fleet.domain.access import Act
 from fleet.domain.approval import (
@@ -19,34 +20,36 @@ from fleet.domain.approval import (
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.errors import Conflict, NotFound, Pending, TooMany
 from fleet.domain.grants import ApprovalGrant
-from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, Application, EnrollmentRequest
+from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, EnrollmentRequest, IssuanceContext
 from fleet.domain.ports import Registry
 from fleet.domain.writes import AddRequest, DecideRequest, TouchRequest
 from fleet.services.differences import differences
 from fleet.services.refusals import refusals_of
 from fleet.services.revocation import checked_reason
 
-NO_ROOM_SECONDS = 600  # it takes an operator, or the end of somebody else's request, to make room
+NO_ROOM_SECONDS = 600  # room is made by an operator, or when another request expires
 
 _SHORT = {COMMON_NAME: "CN", SERIAL_NUMBER: "serialNumber", "2.5.4.6": "C", "2.5.4.10": "O", "2.5.4.11": "OU"}
 
 
 def facts_of(request: EnrollmentRequest) -> str:
-    """What a CSR says of itself, on one line, for an operator to read: strangers have written it."""
+    """A CSR's subject and SAN on one line, for an operator to read; untrusted text."""
     subject = [f"{_SHORT.get(oid, oid)}={value}" for oid, value in request.names.subject]
     text = ", ".join((*subject, *request.names.alt_names))
     shown = "".join(each if each.isprintable() else "?" for each in text[:FACTS_SIZE_MAX])
     return shown + ("…" if len(text) > FACTS_SIZE_MAX else "")
 
 
-async def wait(registry: Registry, application: Application, limits: WaitingLimits, entry: AuditEntry) -> Pending:
-    """Put down that `application` waits, when that is new or a while ago; what to tell the device.
+async def wait_for_approval(
+    registry: Registry, context: IssuanceContext, limits: WaitingLimits, entry: AuditEntry
+) -> Pending:
+    """Queue the request of `context`, or note that it was repeated; the answer for the device.
 
-    `entry` is what the audit says of this attempt. Durable when this returns.
+    `entry` is the audit entry of this attempt. Durable when this returns.
 
-    Raises: TooMany (`too-many-requests`). Conflict: somebody else has put it down meanwhile; look again. Unavailable.
+    Raises: TooMany (`too-many-requests`). Conflict: it was queued meanwhile; read again. Unavailable.
     """
-    grant, now = application.grant, application.now
+    grant, now = context.grant, context.now
     assert isinstance(grant, ApprovalGrant)  # noqa: S101  no other grant waits
     request = replace(grant.request, expires_at=now + limits.lifetime) if grant.is_new else grant.request
     detail = {"request": request.id, "key": request.fingerprint, "model": request.model}
@@ -63,7 +66,7 @@ async def wait(registry: Registry, application: Application, limits: WaitingLimi
     return Pending(
         "approval-pending",
         f"Waiting for approval: request {request.id}, key {request.fingerprint}.",
-        "Ask again later with the same key.",
+        "Retry later with the same key.",
         retry_after_seconds=ask_again_seconds(request, now, limits.ask_again_seconds),
     )
 
@@ -74,10 +77,22 @@ async def _must_have_room(registry: Registry, request: ApprovalRequest, limits: 
     if any(count >= cap for count, cap in zip(counts, caps, strict=True)):
         raise TooMany(
             "too-many-requests",
-            "Too many requests wait for approval already.",
-            "Ask again later.",
+            "Too many requests are waiting for approval.",
+            "Retry later.",
             retry_after_seconds=NO_ROOM_SECONDS,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An operator's decision on a request."""
+
+    state: RequestState
+    reason: str = ""
+    revision: int | None = None
+    """The request's revision that it was based on; None: any."""
+    lifetime: timedelta = DEFAULT_WAITING.lifetime
+    """How long the decided request is kept."""
 
 
 async def approve(
@@ -89,13 +104,15 @@ async def approve(
     revision: int | None = None,
     limits: WaitingLimits = DEFAULT_WAITING,
 ) -> ApprovalRequest:
-    """Let the key of this request have one certificate for the device id that it asked for, and no other key that asks
-    for it. The device comes for it; whatever else it is refused for then, it is refused for.
+    """Let the key of this request have one certificate for the device id requested, and no other key for that id.
+
+    The device collects it with its next request, which must pass every other check then.
 
     Raises: NotFound (`no-such-request`). Conflict: `request-STATE`, `other-request-approved`, `changed-meanwhile`,
     `request-moved`. Invalid (`bad-reason`).
     """
-    return await _decide(registry, request_id, RequestState.APPROVED, act, reason, revision, limits)
+    decision = Decision(RequestState.APPROVED, reason, revision, limits.lifetime)
+    return await _decide(registry, request_id, decision, act)
 
 
 async def deny(
@@ -107,50 +124,26 @@ async def deny(
     revision: int | None = None,
     limits: WaitingLimits = DEFAULT_WAITING,
 ) -> ApprovalRequest:
-    """No certificate for the key of this request, as long as it is remembered; an approval that the device has not
-    come for yet is taken back.
+    """Refuse the key of this request for as long as the request is kept; an approval whose certificate has not been
+    collected is withdrawn.
 
     Raises: as `approve`.
     """
-    return await _decide(registry, request_id, RequestState.DENIED, act, reason, revision, limits)
+    decision = Decision(RequestState.DENIED, reason, revision, limits.lifetime)
+    return await _decide(registry, request_id, decision, act)
 
 
 async def known_request(registry: Registry, request_id: str, *, act: Act) -> ApprovalRequest:
-    """Raises: NotFound (`no-such-request`): never asked, or expired."""
+    """Raises: NotFound (`no-such-request`): there never was one, or it has expired."""
     found = await registry.request(request_id)
     if found is None or found.expires_at <= act.now:
         raise NotFound("no-such-request", f"There is no request {request_id[:80]!r}.", "See: fleet request list")
     return found
 
 
-async def _decide(
-    registry: Registry,
-    request_id: str,
-    to: RequestState,
-    act: Act,
-    reason: str,
-    revision: int | None,
-    limits: WaitingLimits,
-) -> ApprovalRequest:
+async def _decide(registry: Registry, request_id: str, decision: Decision, act: Act) -> ApprovalRequest:
     request = await known_request(registry, request_id, act=act)
-    change, decided = deciding(request, to, act=act, reason=reason, revision=revision, limits=limits)
-    await registry.commit(change)
-    return decided
-
-
-def deciding(
-    request: ApprovalRequest,
-    to: RequestState,
-    *,
-    act: Act,
-    reason: str,
-    revision: int | None,
-    limits: WaitingLimits,
-) -> tuple[Change, ApprovalRequest]:
-    """The Change that decides `request`, and what becomes of it.
-
-    Raises: Conflict (`request-STATE`): there is no such move. Invalid (`bad-reason`).
-    """
+    to, reason = decision.state, decision.reason
     if request.state not in DECIDED_FROM[to]:
         already = " already" if request.state is to else ""
         message = f"Request {request.id} is {request.state}{already}; it cannot become {to}."
@@ -161,15 +154,15 @@ def deciding(
         decided_by=act.actor,
         decided_at=act.now,
         reason=checked_reason(reason),
-        expires_at=act.now + limits.lifetime,
+        expires_at=act.now + decision.lifetime,
         revision=request.revision + 1,
     )
-    write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, revision)
+    write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, decision.revision)
     verb = "approve" if to is RequestState.APPROVED else "deny"
     detail = _detail(request, reason, **differences({"state": request.state}, {"state": to}))
-    subject = f"request {request.id}"
-    entry = AuditEntry(act.now, act.actor, f"request.{verb}", subject, "ok", act.address, detail)
-    return Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)), decided
+    entry = AuditEntry(act.now, act.actor, f"request.{verb}", f"request {request.id}", "ok", act.address, detail)
+    await registry.commit(Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)))
+    return decided
 
 
 def _detail(request: ApprovalRequest, reason: str, **changed: str) -> dict[str, str]:

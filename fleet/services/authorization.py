@@ -1,6 +1,6 @@
 """Asking a model's webhook before a first certificate. Whoever cannot be asked has not said yes.
 
-    verdict = await verdict_of(authoriser, url, question_of(application, peer))     # raises Unreachable
+    verdict = await verdict_of(authoriser, url, question_of(context, peer))     # raises Unreachable
     allowed(verdict)                                                               # raises Refused
 
 It is asked last, once for a request, and its word counts for nothing but this: it may say no, and give tags.
@@ -12,7 +12,7 @@ from typing import Protocol
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.device import Tags
 from fleet.domain.errors import Invalid, Refused, Unreachable
-from fleet.domain.issuance_context import Application
+from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.peer import Peer
 from fleet.domain.tags import checked_tags
 
@@ -28,17 +28,17 @@ class Authoriser(Protocol):
         ...
 
 
-def question_of(application: Application, peer: Peer) -> Question:
-    """What is asked about `application`, which has passed every check."""
+def question_of(context: IssuanceContext, peer: Peer) -> Question:
+    """What is asked about `context`, which has passed every check."""
     return Question(
         id=secrets.token_hex(16),
-        device_id=application.request.names.common_name(),
-        model=application.model.name,
-        path=str(application.grant.path),
-        key_type=application.request.key_type,
-        key_sha256=application.request.key_sha256,
+        device_id=context.request.device_id,
+        model=context.model.name,
+        path=str(context.grant.path),
+        key_type=context.request.key_type,
+        key_sha256=context.request.key_sha256,
         address=peer.address,
-        at=application.now,
+        at=context.now,
     )
 
 
@@ -55,12 +55,12 @@ def allowed(verdict: Verdict) -> None:
         raise Refused("webhook-denied", "The authorisation service of this model has refused this device.")
 
 
-def tags_with(application: Application, verdict: Verdict) -> Tags:
+def tags_with(context: IssuanceContext, verdict: Verdict) -> Tags:
     """The device's tags with those that the webhook gives.
 
     Raises: Unreachable: together they break the rules of tags.
     """
-    old = application.device.tags if application.device is not None else ()
+    old = context.device.tags if context.device is not None else ()
     try:
         return checked_tags({**dict(old), **dict(verdict.tags)}.items())
     except Invalid as error:

@@ -1,367 +1,334 @@
-"""First certificates and renewals: read the facts, ask the domain, sign, commit; only then does a certificate leave.
+"""First certificates and renewals: read the facts, apply the domain's checks, sign, commit, return the certificate.
 
-    enroll      by what the client shows of itself: `fleet.services.credentials` makes a right of it
-    reenroll    by the device's own current certificate, and by nothing else
+    async with authority.attempt("device.enroll", peer, now) as attempt:  # audits whatever is refused inside
+        submission = Submission(request, credentials, label)              # parsed once
+        credential = await attempt.enroll(submission)                     # durable when it returns
 
-A request that comes again because the answer was lost gets the certificate it has earned already, never a second
-one. When somebody else changed the facts between our look and our commit, we look again, and the checks name the
-reason. Every refusal is written to the audit before it is told.
+enroll: by the credentials that the client presented, see `fleet.services.credentials`. reenroll: by the device's own
+current certificate and nothing else.
+
+A request that is repeated because the answer was lost gets the certificate that was issued for it, never a second one.
+When the facts change between reading and committing, they are read again, and the checks name the reason.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import TracebackType
 
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
-from fleet.domain.device import BARRED_MODEL, DeviceId, DeviceState, Model, Tags, device_id
+from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
 from fleet.domain.idevid import MakerReader
-from fleet.domain.issuance_context import Application, EnrollmentRequest, Grant, Names, earned_before
+from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, earned_before
 from fleet.domain.labels import leads_to
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
 from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice, Write
-from fleet.services.approvals import wait
+from fleet.services.approvals import wait_for_approval
 from fleet.services.authorization import Authoriser, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
-from fleet.services.credentials import BasicCredentials, evidence_of, grant_of
+from fleet.services.credentials import Submission, authenticate, present
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
 from fleet.services.refusals import refusals_of
 
-CHEAP = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
-"""Actors who can ask for ever and be refused, or be given what they have: their right stays known when it has ended, or
-is theirs for good.
-"""
+RATE_LIMITED_ACTORS = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
+"""Actors whose repeated requests cost them nothing: they stay known after their right has ended, or it never ends."""
 
-LOOKS_MAX = 4  # each further look means that somebody else's commit came between
+ATTEMPTS_MAX = 4  # each further one means that another commit came between reading and writing
 
 
-async def enroll(
-    registry: Registry,
-    issuer: Issuer,
-    peer: Peer,
-    credentials: BasicCredentials | None,
-    request: EnrollmentRequest,
-    label: str | None,
-    now: datetime,
-    *,
-    waiting: WaitingLimits = DEFAULT_WAITING,
-    authoriser: Authoriser | None = None,
-    read_maker: MakerReader | None = None,
-) -> Credential:
-    """A first certificate for the device that `request` names; durable when this returns.
-
-    `label` names the model or its tenant, and is needed only from a station that provisions several models and for a
-    device that is new and shows nothing. `waiting`: how many may wait for an operator, and how long. `authoriser` asks
-    the webhook of a model that has one; without it, such a model's devices get none. `read_maker` reads a maker's
-    certificate; without, none is taken.
-
-    Raises: Unauthenticated, Invalid, Refused, Unavailable. Pending: an operator has yet to say yes. TooMany.
-    """
-    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.enroll", read_maker=read_maker)
-    attempt.waiting, attempt.authoriser = waiting, authoriser
-    return await attempt.run(lambda: attempt.first(credentials))
-
-
-async def reenroll(
-    registry: Registry,
-    issuer: Issuer,
-    peer: Peer,
-    request: EnrollmentRequest,
-    label: str | None,
-    current_names: Names,
-    now: datetime,
-) -> Credential:
-    """The next certificate of the device whose current one `peer` presented; durable when this returns. For as long as
-    the model's grace lasts, a certificate that has ended still earns its successor here, and opens nothing else.
-
-    `current_names` are the names in that current certificate.
-
-    Raises: Unauthenticated, Invalid, Refused, Unavailable.
-    """
-    attempt = _Attempt(registry, issuer, peer, request, label, now, action="device.reenroll")
-    return await attempt.run(lambda: attempt.renewal(current_names, late=True))
-
-
-async def enroll_with_new_key(
-    registry: Registry,
-    issuer: Issuer,
-    peer: Peer,
-    credentials: BasicCredentials | None,
-    request: EnrollmentRequest,
-    label: str | None,
-    current_names: Names | None,
-    key_maker: KeyMaker,
-    now: datetime,
-    *,
-    authoriser: Authoriser | None = None,
-    read_maker: MakerReader | None = None,
-) -> Credential:
-    """A certificate, first or next, for a key that `key_maker` makes once `request` has passed every check (RFC 7030,
-    4.4); durable when this returns.
-
-    `current_names` are the names in the certificate that `peer` presented, if it presented one. A request that comes
-    again gets another key, if its right goes that far: the first is nowhere to be found.
-
-    Raises: Unauthenticated, Invalid, Refused, Unavailable.
-    """
-    wanting = replace(request, wants_key=True)
-    attempt = _Attempt(
-        registry,
-        issuer,
-        peer,
-        wanting,
-        label,
-        now,
-        action="device.serverkeygen",
-        key_maker=key_maker,
-        authoriser=authoriser,
-        read_maker=read_maker,
-    )
-    return await attempt.run(lambda: attempt.first_or_renewal(credentials, current_names))
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One request on its way, and what the audit will say of it."""
+@dataclass(frozen=True, slots=True)
+class RegistrationAuthority:
+    """Decides on certificate requests and has the issuer sign what is permitted."""
 
     registry: Registry
     issuer: Issuer
-    peer: Peer
-    request: EnrollmentRequest
-    label: str | None
-    now: datetime
-    action: str
-    key_maker: KeyMaker | None = None
+    waiting: WaitingLimits = DEFAULT_WAITING
+    """How many requests may wait for an operator's approval, and how long."""
+    authoriser: Authoriser | None = None
+    """Asks the webhook of a model that has one; without it, such a model's devices are refused."""
     read_maker: MakerReader | None = None
-    claim: Claim | None = None
-    """The one by whose right it is made."""
+    """Reads a manufacturer's certificate (IDevID); without it, none is accepted."""
+
+    def attempt(self, action: str, peer: Peer, now: datetime) -> "Attempt":
+        """An attempt by `peer` to get a certificate; `action` names it in the audit."""
+        return Attempt(self, action, peer, now)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt to get a certificate, and what the audit will say about it.
+
+    Use it as an async context manager: a FleetError that leaves the block is in the audit by then.
+    """
+
+    authority: RegistrationAuthority
+    action: str
+    peer: Peer
+    now: datetime
     actor: str = NOBODY
     subject: str = "device ?"
-    waiting: WaitingLimits = DEFAULT_WAITING
-    authoriser: Authoriser | None = None
-    told: dict[str, str] = field(default_factory=dict)
-    """What the audit says of a webhook that was asked."""
+    claim: Claim | None = None
+    """The claim whose certificate authenticated the client."""
+    webhook_detail: dict[str, str] = field(default_factory=dict)
     verdicts: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
-    """By URL, model and path: however often we look, it is asked once."""
+    """By URL, model and path: a webhook is asked once, however often the facts are read."""
 
-    async def run(self, apply: Callable[[], Awaitable[Application]]) -> Credential:
-        try:
-            for _ in range(LOOKS_MAX):
-                application = await apply()
-                try:
-                    return await self.settle(application)
-                except Conflict:
-                    continue  # a token spent, a device suspended: the next look shows which
-            raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
-        except Unreachable as refusal:
-            await self.record(refusal)
-            raise
-        except Unavailable:
-            raise  # the registry could not write this down either
-        except Pending:
-            raise  # written down, as often as it is worth a row
-        except FleetError as refusal:
-            await self.record(refusal)
-            raise
+    async def __aenter__(self) -> "Attempt":
+        return self
 
-    async def record(self, refusal: FleetError) -> None:
-        """The refusal stands, row written or not. Who can be refused at no cost fills one row a minute."""
-        try:
-            if self.claim is not None:
-                await misused(self.registry, self.claim, refusal.code, self.peer, self.now)
-            detail: dict[str, str] = {}
-            unknown = self.actor == NOBODY  # refused before we knew who asks
-            if unknown:
-                self.actor, detail = await shown_by(self.registry, self.peer)  # its certificate may still tell
-            await self.write_down(self.entry(refusal.code, **detail), cheap=unknown)
-        except Unavailable as error:
-            refusal.add_note(f"The audit row could not be written: {error.message}")
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, FleetError):
+            return
+        if isinstance(error, Unavailable) and not isinstance(error, Unreachable):
+            return  # the registry could not record this either
+        if not isinstance(error, Pending):  # recorded already, at most once a minute
+            await self.audit_refusal(error)
 
-    async def write_down(self, entry: AuditEntry, *, cheap: bool = False) -> None:
-        """Nothing but a row has come of this attempt. Who can do that again at no cost fills one a minute.
+    async def enroll(self, submission: Submission) -> Credential:
+        """A first certificate for the device that the request names.
 
-        Raises: Unavailable.
+        Raises: Unauthenticated, Invalid, Refused, Unavailable, TooMany. Pending: an operator has yet to approve.
         """
-        cheap = cheap or self.actor.startswith(CHEAP)
-        row = refusals_of(self.registry).row(entry) if cheap else entry
-        if row is not None:
-            await self.registry.commit(Change(row))
+        return await self._settled(submission, self._first)
 
-    async def first(self, credentials: BasicCredentials | None) -> Application:
+    async def reenroll(self, submission: Submission) -> Credential:
+        """The next certificate of the device whose current one the client presented. Within the model's grace period an
+        expired certificate may still be renewed here; nothing else accepts it.
+
+        Raises: Unauthenticated, Invalid, Refused, Unavailable.
+        """
+        return await self._settled(submission, self._late_renewal)
+
+    async def enroll_with_new_key(self, submission: Submission, key_maker: KeyMaker) -> Credential:
+        """A certificate, first or next, for a key that `key_maker` generates once the request has passed every check
+        (RFC 7030, 4.4). A repeated request gets another key, if its grant covers that: the first was kept nowhere.
+
+        Raises: Unauthenticated, Invalid, Refused, Unavailable.
+        """
+        wanting = replace(submission, request=replace(submission.request, wants_key=True))
+        return await self._settled(wanting, self._first_or_renewal, key_maker)
+
+    async def _settled(
+        self,
+        submission: Submission,
+        read_facts: Callable[[Submission], Awaitable[IssuanceContext]],
+        key_maker: KeyMaker | None = None,
+    ) -> Credential:
+        self.subject = f"device {submission.request.device_id}"
+        for _ in range(ATTEMPTS_MAX):
+            context = await read_facts(submission)
+            try:
+                return await self._settle(context, key_maker)
+            except Conflict:
+                continue  # a token was spent, a device suspended: the next reading shows which
+        raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
+
+    async def _first(self, submission: Submission) -> IssuanceContext:
         """The facts of a first enrollment.
 
-        A certificate beside the right that is used must be good all the same, and when it is a device's, that of the
-        very device.
+        A certificate presented beside the credentials that are used must be valid all the same, and a device's
+        certificate must be that of the device requested.
         """
-        holder = self.holder()
-        evidence = await evidence_of(
-            self.registry, self.peer, credentials, self.request, holder, self.label, self.now, self.read_maker
-        )
-        shown = evidence.presented
-        grant = await grant_of(evidence)
+        presented = await present(self.authority.registry, self.peer, submission, self.now, self.authority.read_maker)
+        holder = presented.holder
+        grant = await authenticate(presented)
         if grant is not None:
-            if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key that has just been made is nobody
+            if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key seen for the first time is nobody's
                 self.actor = str(grant)
             self.claim = grant.claim if isinstance(grant, ClaimGrant) else None
-            if shown is not None and shown.device is not None and shown.device.id != holder:
+            if holder is not None and holder.device is not None and holder.device.id != submission.request.device_id:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
-        elif shown is None:
+        elif holder is None:
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
         else:
-            self.actor = f"{shown.credential.kind} {shown.credential.holder}"
+            self.actor = f"{holder.credential.kind} {holder.credential.holder}"
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
-        model = await self.model(evidence.facts, grant)
-        return self.application(grant, evidence.facts, model)
+        model = await self._model(submission, presented.facts, grant)
+        return self._context(submission.request, grant, presented.facts, model)
 
-    async def first_or_renewal(self, credentials: BasicCredentials | None, current: Names | None) -> Application:
-        """serverkeygen is one operation for both: a device that shows its own certificate and no token renews."""
-        shown = await self.registry.holder_facts(self.peer.fingerprint) if self.peer.fingerprint else None
-        if credentials is None and current is not None and shown is not None and shown.device is not None:
-            return await self.renewal(current)
-        return await self.first(credentials)
+    async def _first_or_renewal(self, submission: Submission) -> IssuanceContext:
+        """serverkeygen serves both: a device that presents its own certificate and no token renews."""
+        registry, fingerprint = self.authority.registry, self.peer.fingerprint
+        holder = await registry.holder_facts(fingerprint) if fingerprint else None
+        is_device = holder is not None and holder.device is not None
+        if submission.credentials is None and submission.current_names is not None and is_device:
+            return await self._renewal(submission)
+        return await self._first(submission)
 
-    async def renewal(self, current_names: Names, *, late: bool = False) -> Application:
-        """The facts of a renewal; with `late`, of a certificate that has ended within its model's grace too."""
-        holder = self.holder()
-        judge = identify_for_renewal if late else identify
-        presented = await judge(self.registry, self.peer, self.now)
-        self.actor = f"{presented.credential.kind} {presented.credential.holder}"
-        if presented.device is None or presented.model is None:
+    async def _late_renewal(self, submission: Submission) -> IssuanceContext:
+        return await self._renewal(submission, is_late=True)
+
+    async def _renewal(self, submission: Submission, *, is_late: bool = False) -> IssuanceContext:
+        """The facts of a renewal; with `is_late`, also of a certificate in its model's grace period."""
+        registry = self.authority.registry
+        identified = await (identify_for_renewal if is_late else identify)(registry, self.peer, self.now)
+        self.actor = f"{identified.credential.kind} {identified.credential.holder}"
+        if identified.device is None or identified.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
-        facts = await self.registry.enrollment_facts(presented.device.id, None, self.request.key_sha256)
-        grace = presented.model.rules.renewal.grace if late else NO_GRACE
-        grant = RenewalGrant(presented.credential, current_names, grace)
-        if holder != presented.device.id:
+        facts = await registry.enrollment_facts(identified.device.id, None, submission.request.key_sha256)
+        grace = identified.model.rules.renewal.grace if is_late else NO_GRACE
+        grant = RenewalGrant(identified.credential, submission.current_names or Names(), grace)
+        if identified.device.id != submission.request.device_id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
-        self.check_label(presented.model)
-        return self.application(grant, facts, presented.model)
+        _must_match_label(submission.label, identified.model)
+        return self._context(submission.request, grant, facts, identified.model)
 
-    def application(self, grant: Grant, facts: EnrollmentFacts, model: Model) -> Application:
-        # RFC 7030, 4.4.1: whose key has signed a request for another key says nothing; nobody has one yet to be made.
-        uses = () if self.request.wants_key else facts.key_uses
-        return Application(self.request, grant, facts.device, model, facts.credentials, self.now, key_uses=uses)
+    def _context(
+        self, request: EnrollmentRequest, grant: Grant, facts: EnrollmentFacts, model: Model
+    ) -> IssuanceContext:
+        # RFC 7030, 4.4.1: the key that signed a request for another key means nothing; the new one has no holder yet.
+        uses = () if request.wants_key else facts.key_uses
+        return IssuanceContext(request, grant, facts.device, model, facts.credentials, self.now, key_uses=uses)
 
-    def holder(self) -> DeviceId:
-        holder = device_id(self.request.names.common_name())
-        self.subject = f"device {holder}"
-        return holder
-
-    async def model(self, facts: EnrollmentFacts, grant: Grant) -> Model:
-        """The model of the device; for one that is new, the model that the grant brings."""
+    async def _model(self, submission: Submission, facts: EnrollmentFacts, grant: Grant) -> Model:
+        """The device's model; for a new device, the one that the grant gives it."""
         model = facts.model
         if facts.device is None:
             name = grant.model_of_newcomer()
             if model is None or model.name != name:
-                model = await self.registry.model(name)
+                model = await self.authority.registry.model(name)
         if model is None:
             raise Refused("no-such-model", "There is no such model.")
-        self.check_label(model)
+        _must_match_label(submission.label, model)
         return model
 
-    def check_label(self, model: Model) -> None:
-        """Of what a barred device was, nobody knows the label."""
-        if model.name == BARRED_MODEL:
-            return
-        if self.label is not None and not leads_to(self.label, model.name, model.rules):
-            raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
-
-    async def settle(self, application: Application) -> Credential:
+    async def _settle(self, context: IssuanceContext, key_maker: KeyMaker | None) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
+        authority = self.authority
         try:
-            permit = permit_enrollment(application)
+            permit = permit_enrollment(context)
         except Pending:
-            raise await wait(self.registry, application, self.waiting, self.entry("")) from None
-        if self.key_maker is not None:
-            spki_der, key_sha256 = await self.key_maker.make(application.request.key_type)
-            request = replace(application.request, spki_der=spki_der, key_sha256=key_sha256)
-            application = replace(application, request=request)
-            permit = permit_enrollment(application)
-        earned = earned_before(application)
+            raise await wait_for_approval(authority.registry, context, authority.waiting, self._entry("")) from None
+        if key_maker is not None:
+            spki_der, key_sha256 = await key_maker.make(context.request.key_type)
+            request = replace(context.request, spki_der=spki_der, key_sha256=key_sha256)
+            context = replace(context, request=request)
+            permit = permit_enrollment(context)
+        earned = earned_before(context)
         if earned is not None:
-            await self.write_down(self.entry("ok", serial=earned.serial, repeated="yes"))
+            await self._record(self._entry("ok", serial=earned.serial, repeated="yes"))
             return earned
-        tags = await self.authorised(application)
-        credential = self.issuer.issue(permit, self.now)
-        await self.registry.commit(
+        tags = await self._authorised_tags(context)
+        credential = authority.issuer.issue(permit, self.now)
+        await authority.registry.commit(
             Change(
-                audit=self.entry("ok", serial=credential.serial, grant=permit.grant),
-                writes=_writes(application, credential, tags),
-                events=_events(application, credential, tags),
+                audit=self._entry("ok", serial=credential.serial, grant=permit.grant),
+                writes=_writes(context, credential, tags),
+                events=_events(context, credential, tags),
             )
         )
         return credential
 
-    async def authorised(self, application: Application) -> Tags:
-        """The device's tags, with those that the model's webhook gives with its yes to a first certificate.
+    async def _authorised_tags(self, context: IssuanceContext) -> Tags:
+        """The device's tags, with those that the model's webhook adds when it allows a first certificate.
 
         Raises: Refused (`webhook-denied`). Unreachable.
         """
-        url = application.model.rules.admission.webhook
-        if not url or application.grant.replaces is not None:
-            return application.device.tags if application.device is not None else ()
-        asked = (url, application.model.name, str(application.grant.path))
+        url = context.model.rules.admission.webhook
+        if not url or context.grant.replaces is not None:
+            return context.device.tags if context.device is not None else ()
+        asked = (url, context.model.name, str(context.grant.path))
+        detail = self.webhook_detail
         try:
             if asked not in self.verdicts:
-                question = question_of(application, self.peer)
-                self.told = {"webhook": question.id}
-                self.verdicts[asked] = await verdict_of(self.authoriser, url, question)
+                question = question_of(context, self.peer)
+                detail.clear()
+                detail["webhook"] = question.id
+                self.verdicts[asked] = await verdict_of(self.authority.authoriser, url, question)
             verdict = self.verdicts[asked]
             if verdict.reason:
-                self.told["webhook_reason"] = verdict.reason
+                detail["webhook_reason"] = verdict.reason
             allowed(verdict)
-            return tags_with(application, verdict)
+            return tags_with(context, verdict)
         except Unreachable as error:
-            self.told["webhook_problem"] = error.problem
+            detail["webhook_problem"] = error.problem
             raise
 
-    def entry(self, outcome: str, **detail: str) -> AuditEntry:
-        return AuditEntry(
-            self.now, self.actor, self.action, self.subject, outcome, self.peer.address, {**self.told, **detail}
-        )
+    async def audit_refusal(self, refusal: FleetError) -> None:
+        """The refusal holds whether or not its row could be written."""
+        registry = self.authority.registry
+        try:
+            if self.claim is not None:
+                await misused(registry, self.claim, refusal.code, self.peer, self.now)
+            detail: dict[str, str] = {}
+            is_unknown = self.actor == NOBODY  # refused before the client was authenticated
+            if is_unknown:
+                self.actor, detail = await shown_by(registry, self.peer)  # its certificate may still say
+            await self._record(self._entry(refusal.code, **detail), is_rate_limited=is_unknown)
+        except Unavailable as error:
+            refusal.add_note(f"The audit row could not be written: {error.message}")
+
+    async def _record(self, entry: AuditEntry, *, is_rate_limited: bool = False) -> None:
+        """Write the audit row of an attempt that changed nothing: one a minute for actors who can repeat it at no cost.
+
+        Raises: Unavailable.
+        """
+        registry = self.authority.registry
+        if is_rate_limited or self.actor.startswith(RATE_LIMITED_ACTORS):
+            row = refusals_of(registry).row(entry)
+            if row is None:
+                return
+            entry = row
+        await registry.commit(Change(entry))
+
+    def _entry(self, outcome: str, **detail: str) -> AuditEntry:
+        details = {**self.webhook_detail, **detail}
+        return AuditEntry(self.now, self.actor, self.action, self.subject, outcome, self.peer.address, details)
 
 
-def _writes(application: Application, credential: Credential, tags: Tags) -> tuple[Write, ...]:
-    device = application.device
+def _must_match_label(label: str | None, model: Model) -> None:
+    """A barred device's former model is not known, so any label will do."""
+    if label is None or model.name == BARRED_MODEL:
+        return
+    if not leads_to(label, model.name, model.rules):
+        raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
+
+
+def _writes(context: IssuanceContext, credential: Credential, tags: Tags) -> tuple[Write, ...]:
+    device = context.device
     writes: list[Write] = []
     if device is None:
-        newcomer = new_device(application)
+        newcomer = new_device(context)
         writes.append(
             AddDevice(replace(newcomer, state=DeviceState.ACTIVE, expires_at=credential.not_after, tags=tags))
         )
     else:
-        # From the state that was judged, and no other: whoever is suspended, or enrolled by another, since we looked,
-        # has moved. That is why it is written for an active device too.
+        # From the state that was judged and no other: a device that was suspended or enrolled meanwhile has moved. So
+        # it is written for an active device too.
         states = frozenset({device.state})
         writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=credential.not_after))
         if tags != device.tags:
-            writes.append(TagDevice(device.id, tags, device.groups, device.revision + 1))  # one further by the move
-    writes += application.grant.writes(application)
+            writes.append(TagDevice(device.id, tags, device.groups, device.revision + 1))  # after the move's
+    writes += context.grant.writes(context)
     writes.append(AddCredential(credential))
     return tuple(writes)
 
 
-def _events(application: Application, credential: Credential, tags: Tags) -> tuple[Event, ...]:
+def _events(context: IssuanceContext, credential: Credential, tags: Tags) -> tuple[Event, ...]:
     events = []
-    if application.device is None or application.device.state is not DeviceState.ACTIVE:
+    if context.device is None or context.device.state is not DeviceState.ACTIVE:
         events.append(Event(EventKind.DEVICE_STATE, credential.holder, DeviceState.ACTIVE))
-    if application.device is not None and tags != application.device.tags:
+    if context.device is not None and tags != context.device.tags:
         events.append(Event(EventKind.DEVICE_TAGGED, credential.holder))
-    replaced = application.grant.replaces
+    replaced = context.grant.replaces
     if replaced is not None:
-        # The presented certificate is now in use, and with that those before it have ended.
-        for older in application.credentials:
+        # The presented certificate is now in use, which ends those before it.
+        for older in context.credentials:
             if older.fingerprint == replaced.fingerprint:
                 break
             if older.state in USABLE:
                 events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, older.fingerprint.hex()))
-        for unused in application.earned_unused():
+        for unused in context.earned_unused():
             events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, unused.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

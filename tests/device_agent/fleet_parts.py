@@ -31,6 +31,7 @@ from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.est import build_est_server
 from fleet.services import inventory
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.revocation import suspend
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
@@ -133,12 +134,10 @@ class EstServer:
             identity = ServerIdentity((authority.server, authority.issuing), authority.server_key)
             context = server_context(identity, chain, require_client=False, clock=_now)
             est = build_est_server(
-                self.registry,
-                authority.issuer,
+                RegistrationAuthority(self.registry, authority.issuer, self._waiting),
                 StandingTenants(chain),
                 sealer=lambda: Sealer(authority.server, authority.server_key),
                 clock=self.clock,
-                waiting=self._waiting,
             )
             return await listen(est, "127.0.0.1", self.port, contexts=ContextSource(context))
 

@@ -13,7 +13,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_enrollment, permit_station
 from fleet.domain.errors import FleetError, Invalid
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant, TokenGrant
-from fleet.domain.issuance_context import Application, EnrollmentRequest, Grant, Names, earned_before
+from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, earned_before
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -55,9 +55,9 @@ ASKED = ApprovalRequest(
 GRANTS = (BY_TOKEN, BY_MODEL_TOKEN, BY_STATION, BY_CERTIFICATE)
 
 
-def application(grant: Grant = BY_TOKEN, *credentials: Credential, **given: object) -> Application:
+def application(grant: Grant = BY_TOKEN, *credentials: Credential, **given: object) -> IssuanceContext:
     values: dict[str, object] = {"request": REQUEST, "device": DEVICE, "model": MODEL, "now": NOW, **given}
-    return Application(grant=grant, credentials=credentials, **values)  # type: ignore[arg-type]  # a test's shorthand
+    return IssuanceContext(grant=grant, credentials=credentials, **values)  # type: ignore[arg-type]  # a test's shorthand
 
 
 def held(state: CredentialState, *, same_key: bool = False) -> Credential:
@@ -68,7 +68,7 @@ def named(text: str) -> EnrollmentRequest:
     return replace(REQUEST, names=Names((("2.5.4.3", text),)))
 
 
-def code(check: Callable[[Application], object], a: Application) -> str:
+def code(check: Callable[[IssuanceContext], object], a: IssuanceContext) -> str:
     """The code with which `check` refuses, "" when it lets `a` through."""
     try:
         check(a)

@@ -28,6 +28,7 @@ from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import claims, inventory, operators
 from fleet.services.authorization import Authoriser
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -337,14 +338,11 @@ async def open_est(
     est.believing = believe_makers
     contexts = {"est": believing(issuing[0], expired_leaf=True), "admin": believing(issuing[0], operators_ca[0])}
     est.servers["est"] = build_est_server(
-        registry,
-        est.issuer,
+        RegistrationAuthority(registry, est.issuer, waiting, authoriser),
         StandingTenants((root[0], issuing[0])),
         sealer=lambda: Sealer(server_certificate, server_key),
         clock=est.clock,
         limits=limits,
-        waiting=waiting,
-        authoriser=authoriser,
     )
     context = Context(
         registry,

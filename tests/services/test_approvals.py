@@ -21,10 +21,10 @@ from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddDevice, AddModel, MarkUsed, SetModel
 from fleet.services import approvals
-from fleet.services.credentials import strangers_may_ask
-from fleet.services.enrollment import enroll
+from fleet.services.credentials import Submission, accepts_unauthenticated
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.storage.sqlite.registry import SqliteRegistry
-from tests.services.test_enrollment import NOW, STRANGER, EnrollmentHarness, request_for, token_text
+from tests.services.test_enrollment import NOW, STRANGER, EnrollmentHarness, enroll, request_for, token_text
 
 OPEN = ModelRules(admission=AdmissionRules((AdmissionPath.TOKEN, AdmissionPath.APPROVAL)))
 LIMITS = WaitingLimits(requests_max=4, per_model_max=3, per_address_max=2)
@@ -36,7 +36,8 @@ class ApprovalHarness(EnrollmentHarness):
         self, name: str = "new-1", key: str = "k1", label: str | None = "open", peer: Peer = STRANGER
     ) -> Credential:
         request = request_for(name, key)
-        return await enroll(self.registry, self.issuer, peer, None, request, label, self.now, waiting=LIMITS)
+        ra = RegistrationAuthority(self.registry, self.issuer, LIMITS)
+        return await enroll(ra, peer, Submission(request, None, label), self.now)
 
     async def told(self, name: str = "new-1", key: str = "k1", **more: object) -> FleetError:
         try:
@@ -139,9 +140,7 @@ async def test_where_nobody_may_wait_it_is_as_ever(authority: ApprovalHarness, n
 
 async def test_who_shows_something_does_not_wait(authority: ApprovalHarness) -> None:
     with pytest.raises(Unauthenticated, match="token"):
-        await enroll(
-            authority.registry, authority.issuer, STRANGER, token_text("none"), request_for("new-1"), "open", NOW
-        )
+        await enroll(authority.ra, STRANGER, Submission(request_for("new-1"), token_text("none"), "open"), NOW)
     await authority.told("cam-1", "k1", label=None)
     await authority.approve(await authority.only())
     own = await authority.ask("cam-1", "k1", label=None)
@@ -153,7 +152,7 @@ async def test_who_shows_something_does_not_wait(authority: ApprovalHarness) -> 
 async def test_what_would_be_refused_anyway_is_never_put_to_an_operator(authority: ApprovalHarness) -> None:
     bad_key = replace(request_for("new-1", "k1"), key_type="RSA-1024")
     with pytest.raises(FleetError) as caught:
-        await enroll(authority.registry, authority.issuer, STRANGER, None, bad_key, "open", NOW)
+        await enroll(authority.ra, STRANGER, Submission(bad_key, None, "open"), NOW)
     assert caught.value.code == "key-not-allowed"
     await authority.told()
     await authority.approve(await authority.only())
@@ -271,7 +270,7 @@ async def test_what_a_csr_says_is_made_harmless(authority: ApprovalHarness) -> N
     names = Names((("2.5.4.3", "new-1"), ("2.5.4.10", "A\x1b[31m\0\n" + "x" * 2000)), ("dns:a",))
     request = replace(request_for("new-1", "k1"), names=names)
     with pytest.raises(Pending):
-        await enroll(authority.registry, authority.issuer, STRANGER, None, request, "open", NOW)
+        await enroll(authority.ra, STRANGER, Submission(request, None, "open"), NOW)
     facts = (await authority.only()).facts
     assert facts.startswith("CN=new-1, O=A?[31m??xxx")
     assert facts.isprintable()
@@ -280,7 +279,7 @@ async def test_what_a_csr_says_is_made_harmless(authority: ApprovalHarness) -> N
 
 async def test_strangers_are_heard_only_where_a_model_lets_them(authority: ApprovalHarness) -> None:
     async def may_ask(label: str | None) -> bool:
-        return await strangers_may_ask(authority.registry, label, authority.now)
+        return await accepts_unauthenticated(authority.registry, label, authority.now)
 
     assert await may_ask(None)
     assert await may_ask("open")

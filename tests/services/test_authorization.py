@@ -21,10 +21,10 @@ from fleet.domain.peer import Peer
 from fleet.domain.writes import AddDevice, AddModel, DecideRequest, TagDevice
 from fleet.services import approvals
 from fleet.services.authorization import Authoriser
-from fleet.services.credentials import BasicCredentials
-from fleet.services.enrollment import enroll
+from fleet.services.credentials import BasicCredentials, Submission
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.storage.sqlite.registry import SqliteRegistry
-from tests.services.test_enrollment import NOW, STRANGER, EnrollmentHarness, peer_of, request_for, token_text
+from tests.services.test_enrollment import NOW, STRANGER, EnrollmentHarness, enroll, peer_of, request_for, token_text
 
 URL = "https://hooks.example/enroll"
 RULES = ModelRules(admission=AdmissionRules(tuple(AdmissionPath), webhook=URL))
@@ -58,10 +58,8 @@ class WebhookHarness(EnrollmentHarness):
         self, name: str = "cam-1", credentials: BasicCredentials | None = None, peer: Peer = STRANGER, **more: str
     ) -> Credential:
         request = request_for(name, more.get("key", "k1"))
-        label = more.get("label")
-        return await enroll(
-            self.registry, self.issuer, peer, credentials, request, label, self.now, authoriser=self.oracle
-        )
+        ra = RegistrationAuthority(self.registry, self.issuer, authoriser=self.oracle)
+        return await enroll(ra, peer, Submission(request, credentials, more.get("label")), self.now)
 
     async def refused(self, name: str = "cam-1", credentials: BasicCredentials | None = None) -> FleetError:
         with pytest.raises(FleetError) as caught:

@@ -31,8 +31,8 @@ from fleet.domain.writes import (
     RevokeToken,
     Write,
 )
-from fleet.services.credentials import BasicCredentials
-from fleet.services.enrollment import enroll, reenroll
+from fleet.services.credentials import BasicCredentials, Submission
+from fleet.services.enrollment import RegistrationAuthority
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.names import names_of_certificate
 
@@ -63,6 +63,11 @@ def token_text(name: str = "t1", secret: str = SECRET, username: str = "") -> Ba
     return BasicCredentials(username, f"{name}.{secret}")
 
 
+async def enroll(ra: RegistrationAuthority, peer: Peer, submission: Submission, now: datetime) -> Credential:
+    async with ra.attempt("device.enroll", peer, now) as attempt:
+        return await attempt.enroll(submission)
+
+
 @dataclass
 class EnrollmentHarness:
     """A registry with models cam and pump, device cam-1 registered, and the CA beside it."""
@@ -70,6 +75,10 @@ class EnrollmentHarness:
     registry: SqliteRegistry
     issuer: LocalIssuer
     now: datetime = NOW
+
+    @property
+    def ra(self) -> RegistrationAuthority:
+        return RegistrationAuthority(self.registry, self.issuer)
 
     async def write(self, *writes: Write) -> None:
         await self.registry.commit(Change(AuditEntry(self.now, "test", "prepare", "", "ok"), writes))
@@ -96,13 +105,14 @@ class EnrollmentHarness:
         peer: Peer = STRANGER,
         label: str | None = None,
     ) -> Credential:
-        return await enroll(self.registry, self.issuer, peer, credentials, request, label, self.now)
+        return await enroll(self.ra, peer, Submission(request, credentials, label), self.now)
 
     async def reenroll(self, request: EnrollmentRequest, peer: Peer, *, label: str | None = None) -> Credential:
         assert peer.certificate_der is not None
         subject = x509.load_der_x509_certificate(peer.certificate_der).subject
         names = Names(tuple((a.oid.dotted_string, str(a.value)) for a in subject))
-        return await reenroll(self.registry, self.issuer, peer, request, label, names, self.now)
+        async with self.ra.attempt("device.reenroll", peer, self.now) as attempt:
+            return await attempt.reenroll(Submission(request, None, label, names))
 
     async def enrolled(self, key: str = "first") -> Credential:
         await self.token("setup")
@@ -483,7 +493,7 @@ async def test_a_station_revoked_between_the_look_and_the_commit_gets_nothing(au
     station = await authority.station("cam")
     overtaken = await Overtaken.open(authority.registry.path)
     with pytest.raises(Refused) as refused:
-        await enroll(overtaken, authority.issuer, station, None, request_for("cam-1"), None, NOW)
+        await enroll(RegistrationAuthority(overtaken, authority.issuer), station, Submission(request_for("cam-1")), NOW)
     await overtaken.close()
     assert refused.value.code == "certificate-revoked"
     assert await authority.registry.credentials("cam-1") == []
@@ -685,7 +695,12 @@ async def test_suspended_between_the_look_and_the_commit(authority: EnrollmentHa
     await authority.token()
     overtaken = await Overtaken.open(authority.registry.path)
     with pytest.raises(Refused) as refused:
-        await enroll(overtaken, authority.issuer, STRANGER, token_text(), request_for("cam-1"), None, NOW)
+        await enroll(
+            RegistrationAuthority(overtaken, authority.issuer),
+            STRANGER,
+            Submission(request_for("cam-1"), token_text(), None),
+            NOW,
+        )
     await overtaken.close()
     assert refused.value.code == "device-suspended"
     assert await authority.registry.credentials("cam-1") == []

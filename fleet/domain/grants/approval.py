@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import Application, earned_before
+from fleet.domain.issuance_context import IssuanceContext, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import CollectRequest, Write
@@ -32,22 +32,22 @@ class ApprovalGrant:
     def model_of_newcomer(self) -> str:
         return self.request.model
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         if self.request.state is RequestState.DENIED:
             raise Refused("request-denied", "An operator has denied this request.")
         if self.request.state is RequestState.ISSUED and earned_before(a) is None:
             raise Refused("request-used-up", "The certificate of this request has been issued.", "Make a new key.")
 
-    def must_cover_device(self, a: Application) -> None:
-        if (self.request.device_id, self.request.key_sha256) != (a.request.names.common_name(), a.request.key_sha256):
+    def must_cover_device(self, a: IssuanceContext) -> None:
+        if (self.request.device_id, self.request.key_sha256) != (a.request.device_id, a.request.key_sha256):
             raise Refused("not-your-identity", "The request is for another device or another key.")
         if self.request.model != a.model.name:
             raise Refused("not-your-model", "The request was for another model.")
         must_be_the_listed_key(self.listed, a.request.key_sha256)
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """Whoever approves looks at a request, and not at who has the name: taking over takes a token."""
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         return (CollectRequest(self.request.id),)

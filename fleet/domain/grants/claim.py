@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import Application, earned_before
+from fleet.domain.issuance_context import IssuanceContext, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendClaim, Write
@@ -28,7 +28,7 @@ class ClaimGrant:
     def model_of_newcomer(self) -> str:
         return self.claim.model
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         claim = self.claim
         if claim.revoked_at is not None:
             raise Refused("claim-revoked", f"The claim {claim.name} has been revoked.")
@@ -43,14 +43,14 @@ class ClaimGrant:
         if claim.uses >= claim.quota and earned_before(a) is None:
             raise Refused("claim-used-up", f"The claim {claim.name} has been used up.")
 
-    def must_cover_device(self, a: Application) -> None:
+    def must_cover_device(self, a: IssuanceContext) -> None:
         if a.model.name != self.claim.model:
             raise Refused("not-your-model", f"The claim {self.claim.name} is for another model.")
         must_be_the_listed_key(self.listed, a.request.key_sha256)
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """Every device of the batch has this certificate: only the key of the request tells them apart."""
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         return (SpendClaim(self.claim.name), MarkUsed(self.credential.fingerprint))

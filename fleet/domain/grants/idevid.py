@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from fleet.domain.device import DeviceId
 from fleet.domain.errors import Refused
 from fleet.domain.idevid import Anchor, IdevidBinding, MakerCertificate
-from fleet.domain.issuance_context import Application
+from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import BindIdevid, Write
@@ -39,10 +38,10 @@ class IdevidGrant:
             )
         return self.model
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         """TLS has verified the chain and its times; that the anchor still stands, the registry sees to."""
 
-    def must_cover_device(self, a: Application) -> None:
+    def must_cover_device(self, a: IssuanceContext) -> None:
         if a.request.wants_key:
             raise Refused("idevid-only-enrolls", "A maker's certificate earns a certificate for the device's own key.")
         if a.model.name not in self.anchor.models:
@@ -55,21 +54,21 @@ class IdevidGrant:
             )
         # The name is never the device's to choose: it is the manifest's, or the maker's.
         named = (self.entry.device_id,) if self.entry is not None else self.certificate.serials
-        if a.request.names.common_name() not in named:
+        if a.request.device_id not in named:
             raise Refused("not-your-identity", "The maker's certificate is that of another device.")
         for binding in self.bindings:
-            if binding.device_id != a.request.names.common_name():
+            if binding.device_id != a.request.device_id:
                 raise Refused("idevid-bound", "This maker's certificate has enrolled another device already.")
             if binding.key_sha256 != self.certificate.key_sha256:
                 raise Refused("idevid-of-another", "This device has enrolled by another maker's certificate.")
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """A device that has enrolled by this very certificate may do so again: so it comes back from a reset."""
         if self.bindings:
             return False
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         c = self.certificate
-        device = DeviceId(a.request.names.common_name())
+        device = a.request.device_id
         return (BindIdevid(IdevidBinding(c.key_sha256, device, c.fingerprint, self.anchor.name, a.now)),)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import Application
+from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import Write
@@ -23,19 +23,19 @@ class ManifestGrant:
     def model_of_newcomer(self) -> str:
         return self.entry.model
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         """The manifest has no end. What ends is the device: whoever is to be kept out is revoked."""
 
-    def must_cover_device(self, a: Application) -> None:
-        if self.entry.device_id != a.request.names.common_name() or self.entry.model != a.model.name:
+    def must_cover_device(self, a: IssuanceContext) -> None:
+        if self.entry.device_id != a.request.device_id or self.entry.model != a.model.name:
             raise Refused("not-your-identity", "The manifest lists this key for another device.")
         must_be_the_listed_key(self.entry, a.request.key_sha256)
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """The listed key again is the same device again; once it has moved on to another key, that one renews."""
         if any(c.key_sha256 != a.request.key_sha256 for c in a.credentials):
             return True
         return a.is_in_the_field() and not a.credentials
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         return ()

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import Application, Names
+from fleet.domain.issuance_context import IssuanceContext, Names
 from fleet.domain.writes import EndUnused, MarkUsed, Write
 
 
@@ -29,21 +29,21 @@ class RenewalGrant:
     def model_of_newcomer(self) -> str:
         raise Refused("unknown-device", "The device is not in the registry.")
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         if self.credential.state not in USABLE:
             state = self.credential.state
             raise Refused(f"certificate-{state}", f"The certificate presented is {state}.")
         if not self.credential.not_before <= a.now < self.credential.not_after + self.grace:
             raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
 
-    def must_cover_device(self, a: Application) -> None:
-        if self.credential.holder != a.request.names.common_name():
+    def must_cover_device(self, a: IssuanceContext) -> None:
+        if self.credential.holder != a.request.device_id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         return False
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         unused = a.earned_unused()
         newest = unused[-1].fingerprint if unused else None
         return (

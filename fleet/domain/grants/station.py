@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.credential import DAY_SECONDS, Credential, Station, day_of
 from fleet.domain.errors import Refused, TooMany
-from fleet.domain.issuance_context import Application, earned_before
+from fleet.domain.issuance_context import IssuanceContext, earned_before
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendStation, Write
 
@@ -34,7 +34,7 @@ class StationGrant:
             "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
         )
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         """Who identified the station has checked its certificate."""
         if self.station.quota and self.station.used_on(a.now) >= self.station.quota and earned_before(a) is None:
             raise TooMany(
@@ -44,15 +44,15 @@ class StationGrant:
                 retry_after_seconds=DAY_SECONDS - int(a.now.timestamp()) % DAY_SECONDS,
             )
 
-    def must_cover_device(self, a: Application) -> None:
+    def must_cover_device(self, a: IssuanceContext) -> None:
         if a.model.name not in self.station.models:
             raise Refused("not-your-model", f"Station {self.station.name} may not provision model {a.model.name}.")
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """A station may repeat a run of its own whose certificate was never used."""
         return a.is_in_the_field() or any(c.grant != str(self) for c in a.credentials)
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         used = MarkUsed(self.credential.fingerprint)  # a Conflict when it has been revoked since we looked
         # Counted only where it matters: without a quota, nobody waits for the station's row.
         return (used, SpendStation(self.station.name, day_of(a.now))) if self.station.quota else (used,)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.credential import Token
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import Application, earned_before
+from fleet.domain.issuance_context import IssuanceContext, earned_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import SpendToken, Write
@@ -29,7 +29,7 @@ class TokenGrant:
             raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
         return self.token.model
 
-    def must_be_valid(self, a: Application) -> None:
+    def must_be_valid(self, a: IssuanceContext) -> None:
         if self.token.revoked_at is not None:
             raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")
         if a.now >= self.token.expires_at:
@@ -37,8 +37,8 @@ class TokenGrant:
         if self.token.uses >= self.token.uses_max and earned_before(a) is None:
             raise Refused("token-used-up", "The token has been used up.", "Ask for a new one.")
 
-    def must_cover_device(self, a: Application) -> None:
-        name = a.request.names.common_name()
+    def must_cover_device(self, a: IssuanceContext) -> None:
+        name = a.request.device_id
         if self.username and self.username != name:
             raise Refused("not-your-identity", "The user name and the request's common name differ.")
         if self.token.device_id is not None and self.token.device_id != name:
@@ -48,7 +48,7 @@ class TokenGrant:
         if self.token.device_id is None:
             must_be_the_listed_key(self.listed, a.request.key_sha256)
 
-    def would_take_over(self, a: Application) -> bool:
+    def would_take_over(self, a: IssuanceContext) -> bool:
         """A token made for this very device never does: so an operator lets a reflashed board back in. The same key
         again is a retry after a lost answer.
         """
@@ -56,5 +56,5 @@ class TokenGrant:
             return False
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
-    def writes(self, a: Application) -> tuple[Write, ...]:
+    def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         return (SpendToken(self.token.id),)

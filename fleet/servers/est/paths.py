@@ -24,10 +24,6 @@ RENEWAL_INFO = "renewal-info"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
-OPEN = frozenset({"cacerts", "csrattrs", RENEWAL_INFO})
-"""Operations that answer anybody."""
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """One of METHODS, and the label in the path: a model's name, or None."""

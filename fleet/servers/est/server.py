@@ -1,33 +1,31 @@
-"""EST's handlers: decode, ask, encode. Whatever is not named here is refused."""
+"""Handlers of EST's operations: decode, call the service, encode. An operation not listed here is refused."""
 
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from aiohttp import web
 from cryptography import x509
 
-from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
-from fleet.domain.device import device_id
 from fleet.domain.errors import Invalid, Unauthenticated
-from fleet.domain.issuance_context import Names
+from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
-from fleet.domain.ports import Issuer, Registry, Tenants
+from fleet.domain.ports import Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.maker_certificate import maker_certificate
-from fleet.servers.est.paths import OPEN, RENEWAL_INFO, Route, route
+from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
-from fleet.servers.refusals import WIRE_CODES, HttpRefused
-from fleet.services.audit_unreadable import record_unread
-from fleet.services.authorization import Authoriser
-from fleet.services.credentials import BasicCredentials, strangers_may_ask
+from fleet.servers.refusals import HttpRefused, refusal_of
+from fleet.services.credentials import Submission, accepts_unauthenticated
 from fleet.services.csr_attributes import model_to_ask_for
-from fleet.services.enrollment import enroll, enroll_with_new_key, reenroll
+from fleet.services.enrollment import Attempt, RegistrationAuthority
 from fleet.services.refusals import Refusals
 from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
@@ -41,65 +39,67 @@ Clock = Callable[[], datetime]
 
 EstServer = HttpServer
 
-HURRY, TOO_MANY = "est.request", "too-many-requests"
+ACTIONS = {
+    "simpleenroll": "device.enroll",
+    "simplereenroll": "device.reenroll",
+    "serverkeygen": "device.serverkeygen",
+}
+"""Name in the audit of each operation that issues a certificate."""
+THROTTLED, TOO_MANY = "est.request", "too-many-requests"
 PLAIN = "text/plain; charset=utf-8"
+RENEWAL_INFO_SECONDS = 6 * 3600  # between two requests of one client: a campaign takes effect within that time
 # RFC 8951 receivers ignore Content-Transfer-Encoding; BouncyCastle takes the body for DER without it.
-RENEWAL_INFO_SECONDS = 6 * 3600  # between two questions of one client: a campaign is heard of within that time
 CERTS_HEADERS = {"Content-Type": CERTS_ONLY, "Content-Transfer-Encoding": "base64"}
 CSRATTRS_HEADERS = {"Content-Type": CSRATTRS, "Content-Transfer-Encoding": "base64"}
 
 
 def build_est_server(
-    registry: Registry,
-    issuer: Issuer,
+    authority: RegistrationAuthority,
     tenants: Tenants,
     *,
     sealer: Callable[[], Sealer],
     clock: Clock,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
-    waiting: WaitingLimits = DEFAULT_WAITING,
-    authoriser: Authoriser | None = None,
 ) -> EstServer:
-    """An EST server, to be given to `fleet.tls.listener.listen` as its protocol factory.
+    """An EST server, the protocol factory of `fleet.tls.listener.listen`.
 
-    `tenants`: whose CAs cacerts hands out (RFC 7030, 4.1.3). `sealer`: who signs for keys that are made here and sealed
-    for a device (4.4.2). `waiting`: how many requests may wait for an operator, and how long. `authoriser` asks the
-    models' webhooks.
+    `tenants`: whose CAs cacerts returns (RFC 7030, 4.1.3). `sealer`: signs keys that are generated here and encrypted
+    for a device (4.4.2).
     """
-    handlers = _Handlers(registry, issuer, tenants, sealer, clock, waiting, authoriser)
+    handlers = _Handlers(replace(authority, read_maker=maker_certificate), tenants, sealer, clock)
     return HttpServer(
-        "est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of, note_hurry=handlers.hurried
+        "est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of, on_throttled=handlers.throttled
     )
 
 
 class _Handlers:
     def __init__(
-        self,
-        registry: Registry,
-        issuer: Issuer,
-        tenants: Tenants,
-        sealer: Callable[[], Sealer],
-        clock: Clock,
-        waiting: WaitingLimits,
-        authoriser: Authoriser | None,
+        self, authority: RegistrationAuthority, tenants: Tenants, sealer: Callable[[], Sealer], clock: Clock
     ) -> None:
-        self._registry, self._issuer, self._sealer, self._clock = registry, issuer, sealer, clock
-        self._tenants, self._waiting, self._authoriser = tenants, waiting, authoriser
-        self._hurried = Refusals()
-        self._operations: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
+        self._authority, self._tenants, self._sealer, self._clock = authority, tenants, sealer, clock
+        self._registry = authority.registry
+        self._throttled = Refusals()
+        self._open: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
             "cacerts": self.cacerts,
+            "csrattrs": self.csrattrs,
+            RENEWAL_INFO: self.renewal_info,
+        }
+        self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[web.Response]]] = {
             "simpleenroll": self.simpleenroll,
             "simplereenroll": self.simplereenroll,
             "serverkeygen": self.serverkeygen,
-            "csrattrs": self.csrattrs,
-            RENEWAL_INFO: self.renewal_info,
         }
 
     async def handle(self, exchange: Exchange) -> web.Response:
         asked = route(exchange.request.method, exchange.request.rel_url.raw_path)
-        exchange.event, exchange.is_open = f"est.{asked.operation}", asked.operation in OPEN
-        return await self._operations[asked.operation](exchange, asked)
+        operation = asked.operation
+        exchange.event, exchange.is_open = f"est.{operation}", operation in self._open
+        if exchange.is_open:
+            return await self._open[operation](exchange, asked)
+        # Whatever is refused below, unreadable requests included, is in the audit when the block is left.
+        async with self._authority.attempt(ACTIONS[operation], exchange.peer, self._clock()) as attempt:
+            return await self._issuing[operation](exchange, asked, attempt)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
@@ -125,104 +125,46 @@ class _Handlers:
         model = await self._registry.model(label)
         return model.rules.tenant if model is not None else ""
 
-    async def simpleenroll(self, exchange: Exchange, asked: Route) -> web.Response:
+    async def simpleenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
         """RFC 7030, 4.2.1."""
-        credentials = await self.basic(exchange, "device.enroll")
-        shows_nothing = credentials is None and exchange.peer.fingerprint is None
-        if shows_nothing and not await strangers_may_ask(self._registry, asked.label, self._clock()):
-            message = "A token or a station's certificate is needed."
-            raise await self.nothing(exchange, "device.enroll", "no-credentials", message)
-        request = request_of(await self.csr(exchange, "device.enroll"), exchange.peer)
-        credential = await enroll(
-            self._registry,
-            self._issuer,
-            exchange.peer,
-            credentials,
-            request,
-            asked.label,
-            self._clock(),
-            waiting=self._waiting,
-            authoriser=self._authoriser,
-            read_maker=maker_certificate,
-        )
-        return issued(exchange, credential)
+        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+        has_none = credentials is None and exchange.peer.fingerprint is None
+        if has_none and not await accepts_unauthenticated(self._registry, asked.label, attempt.now):
+            raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
+        request = read_request(exchange, await read_csr(exchange))
+        return issued(exchange, await attempt.enroll(Submission(request, credentials, asked.label)))
 
-    async def simplereenroll(self, exchange: Exchange, asked: Route) -> web.Response:
+    async def simplereenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
         """RFC 7030, 4.2.2."""
         current = names_presented(exchange)
         if current is None:
-            message = "Renewing takes the device's current certificate."
-            raise await self.nothing(exchange, "device.reenroll", "no-certificate", message)
-        request = request_of(await self.csr(exchange, "device.reenroll"), exchange.peer)
-        credential = await reenroll(
-            self._registry, self._issuer, exchange.peer, request, asked.label, current, self._clock()
-        )
-        return issued(exchange, credential)
+            raise Unauthenticated("no-certificate", "Renewal needs the device's current certificate.")
+        request = read_request(exchange, await read_csr(exchange))
+        return issued(exchange, await attempt.reenroll(Submission(request, None, asked.label, current)))
 
-    async def serverkeygen(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.4: as simpleenroll and simplereenroll, for a key of the kind of the CSR's own, made here."""
-        credentials = await self.basic(exchange, "device.serverkeygen")
+    async def serverkeygen(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
+        """RFC 7030, 4.4: as simpleenroll and simplereenroll, for a key of the CSR's type that is generated here."""
+        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
         if credentials is None and exchange.peer.fingerprint is None:
-            message = "A token or a certificate is needed."
-            raise await self.nothing(exchange, "device.serverkeygen", "no-credentials", message)
-        csr = await self.csr(exchange, "device.serverkeygen")
+            raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
+        csr = await read_csr(exchange)
         maker = ServerKeyMaker(csr, exchange.peer, self._sealer)
-        request = request_of(csr, exchange.peer)
-        current = names_presented(exchange)
-        now = self._clock()
-        credential = await enroll_with_new_key(
-            self._registry,
-            self._issuer,
-            exchange.peer,
-            credentials,
-            request,
-            asked.label,
-            current,
-            maker,
-            now,
-            authoriser=self._authoriser,
-            read_maker=maker_certificate,
-        )
+        request = read_request(exchange, csr)
+        submission = Submission(request, credentials, asked.label, names_presented(exchange))
+        credential = await attempt.enroll_with_new_key(submission, maker)
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)
-        certificates = join_signed_data((credential.der,))
-        content_type, body = multipart(*maker.key_part(wrap=wrap), encode_body(certificates, wrap=wrap))
+        certificates = encode_body(join_signed_data((credential.der,)), wrap=wrap)
+        content_type, body = multipart(*maker.key_part(wrap=wrap), certificates)
         return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
-    async def csr(self, exchange: Exchange, action: str) -> Csr:
-        """The CSR in the body, verified; one that is no good is in the audit when this raises."""
-        try:
-            return await read_csr(exchange)
-        except WireError as error:
-            await self.unread(exchange, action, WIRE_CODES[type(error)])
-            raise
-        except HttpRefused as error:  # too large, too slow, of another type
-            await self.unread(exchange, action, error.code)
-            raise
-
-    async def basic(self, exchange: Exchange, action: str) -> BasicCredentials | None:
-        """What HTTP Basic carries; a header that is no good is in the audit when this raises."""
-        try:
-            return basic_credentials(exchange.request.headers.get("Authorization"))
-        except Unauthenticated as error:
-            await self.unread(exchange, action, error.code)
-            raise
-
-    async def nothing(self, exchange: Exchange, action: str, code: str, message: str) -> Unauthenticated:
-        """To be raised when nothing was shown that could be a right; it is in the audit then."""
-        await self.unread(exchange, action, code)
-        return Unauthenticated(code, message)
-
-    async def unread(self, exchange: Exchange, action: str, code: str) -> None:
-        await record_unread(self._registry, exchange.peer, action, code, self._clock())
-
-    async def hurried(self, exchange: Exchange) -> None:
-        """A row a minute for who asks too often; the others cost no look into the registry."""
-        peer = exchange.peer
-        who = peer.fingerprint.hex() if peer.fingerprint else "nobody"
-        entry = AuditEntry(self._clock(), who, HURRY, "", TOO_MANY, peer.address)
-        if self._hurried.row(entry) is not None:
-            await record_unread(self._registry, peer, HURRY, TOO_MANY, entry.at)
+    async def throttled(self, exchange: Exchange) -> None:
+        """At most one audit row a minute for each client that sends too many requests; no registry access otherwise."""
+        peer, now = exchange.peer, self._clock()
+        client = peer.fingerprint.hex() if peer.fingerprint else "nobody"
+        if self._throttled.row(AuditEntry(now, client, THROTTLED, "", TOO_MANY, peer.address)) is not None:
+            attempt = self._authority.attempt(THROTTLED, peer, now)
+            await attempt.audit_refusal(HttpRefused(429, TOO_MANY, "Too many requests."))
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
@@ -260,22 +202,26 @@ def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
 
 
 async def read_csr(exchange: Exchange) -> Csr:
-    """The CSR in the body, verified.
+    """The CSR in the body, its signature verified.
 
-    Raises: HttpRefused, WireError, Refused.
+    Raises: HttpRefused.
     """
     if not is_pkcs10(exchange.request.headers.get("Content-Type")):
         raise HttpRefused(415, "bad-content-type", "The body must be application/pkcs10.")
-    csr = decode_csr(decode_body(await exchange.body(BODY_SIZE_MAX)))
-    exchange.device = _loggable(csr)
-    return csr
-
-
-def _loggable(csr: Csr) -> str:
+    body = await exchange.body(BODY_SIZE_MAX)
     try:
-        return device_id(Names(csr.subject, csr.alt_names).common_name())
-    except Invalid:
-        return "-"
+        return decode_csr(decode_body(body))
+    except WireError as error:
+        refused = refusal_of(error)
+        raise HttpRefused(refused.status, refused.code, refused.message) from error
+
+
+def read_request(exchange: Exchange, csr: Csr) -> EnrollmentRequest:
+    """`csr` as the services take it; its device id goes into the log line, if it has one."""
+    request = request_of(csr, exchange.peer)
+    with suppress(Invalid):  # raised again, and audited, by the attempt
+        exchange.device = request.device_id
+    return request
 
 
 def names_presented(exchange: Exchange) -> Names | None:
