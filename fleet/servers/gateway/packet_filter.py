@@ -158,7 +158,8 @@ class PacketFilter:
 
     def _filter(self, data: bytes, start: int, pos: int) -> None:
         # One loop on purpose: in Python a call costs as much as all other work for a packet.
-        end, need, kinds, topics, v5 = len(data), 0, self._kinds, self._topics, self._v5
+        end, need = len(data), 0
+        kinds, topics, v5 = self._kinds, self._topics, self._v5
         try:
             while pos < end:
                 kind = kinds[data[pos]]
@@ -187,9 +188,7 @@ class PacketFilter:
                     pos = stop
                     continue
                 if kind == _INSPECT:
-                    replacement = self._handler.packet(data[pos], data[body:stop])
-                    if replacement is not None:
-                        start = self._flush(data, start, pos, stop, replacement)
+                    start = self._inspect(data, start, pos, body, stop)
                     pos = stop
                     if self._stopped:
                         break
@@ -217,15 +216,21 @@ class PacketFilter:
         if pos < end and not self._stopped:
             self._held, self._need = bytearray(data[pos:]), need
 
-    def _flush(self, data: bytes, start: int, pos: int, stop: int, replacement: bytes = b"") -> int:
-        """Write the run from `start` to `pos`, then `replacement` for the packet from there to `stop`, which is the
-        start of the next run.
-        """
+    def _flush(self, data: bytes, start: int, pos: int, stop: int) -> int:
+        """Write the run from `start` to `pos`, skip to `stop`, and return that: the start of the next run."""
         if start < pos:
             self._write(data if start == 0 and pos == len(data) else data[start:pos])
+        return stop
+
+    def _inspect(self, data: bytes, start: int, pos: int, body: int, stop: int) -> int:
+        """Let the handler keep, replace or drop the packet at `pos`. Returns the start of the current run."""
+        replacement = self._handler.packet(data[pos], data[body:stop])
+        if replacement is None:
+            return start
+        start = self._flush(data, start, pos, stop)
         if replacement:
             self._write(replacement)
-        return stop
+        return start
 
     def _judge(self, topic: bytes, data: bytes, pos: int, after: int) -> bool:
         """Whether a PUBLISH to `topic` is forwarded. Its verdict is not cached, or a refusal, or RETAIN is set."""
