@@ -1,1 +1,1 @@
-"""A home as one file, and back: taken while it is served, checked, restored without bringing a revoked device back."""
+"""Backup and restore of a home: one file, created while it is served; a restore keeps every revocation since."""

@@ -1,7 +1,7 @@
-"""The inside of a backup: a tar archive whose first member, the manifest, says what all the others must be.
+"""Backup format: a tar archive whose first member is a manifest of all others.
 
-Any `tar` lists and unpacks one that was written with `--plain`. We read with less trust than `tar` does: regular files
-only, under plain relative names, in the manifest's order, each of the size and SHA-256 that it names, and nothing else.
+Any `tar` can list and extract a backup written with `--plain`. Our reader is stricter than `tar`: regular files only,
+with plain relative names, in the manifest's order, each of the size and SHA-256 listed, and nothing else.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 MANIFEST_SIZE_MAX = 1 << 20
 MEMBERS_MAX = 4096
-MEMBER_SIZE_MAX = 1 << 38  # 256 GiB: no registry on one file is larger
-NAME_MAX = 99  # what fits a tar header without an extension
+MEMBER_SIZE_MAX = 1 << 38  # 256 GiB: larger than any registry in one file
+NAME_MAX = 99  # the limit of a tar header without extensions
 PIECE = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*(/[A-Za-z0-9_][A-Za-z0-9._@+=-]*){0,4}")
@@ -39,15 +39,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup is of."""
+    """Manifest: the fleet, the registry's position and the members."""
 
     taken_at: datetime
     fleet: str
     """SHA-256 of the root certificate, in hex."""
     lineage: str
-    """Of the registry: which run of event numbers `event_seq` is one of."""
+    """The registry's lineage: the history of event numbers to which `event_seq` belongs."""
     event_seq: int
-    """The newest event in it."""
+    """Sequence number of the newest event."""
     audit_rows: int
     audit_root: str
     """Root of the audit's tree over all its rows, in hex."""
@@ -55,14 +55,14 @@ class Manifest:
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can be a member: no link to elsewhere, no hidden file, nothing that leads out of the home."""
+    """Whether `text` is a valid member name: relative, not hidden, inside the home."""
     return len(text) <= NAME_MAX and _NAME.fullmatch(text) is not None and text != MANIFEST
 
 
 def write_archive(out: Sink, manifest: Manifest, contents: Iterable[Iterable[bytes]]) -> None:
-    """Write the manifest and, in its order, the members, whose bytes `contents` gives.
+    """Write the manifest, then the members in its order, with their bytes from `contents`.
 
-    Raises: Invalid (`home-changed`): a member is not what the manifest says any more.
+    Raises: Invalid (`home-changed`): a member no longer matches the manifest.
     """
     data = manifest_bytes(manifest)
     _write_member(out, Member(MANIFEST, len(data), hashlib.sha256(data).hexdigest()), (data,), manifest)
@@ -86,14 +86,14 @@ def _write_member(out: Sink, member: Member, pieces: Iterable[bytes], manifest: 
 
 
 Place = Callable[[Member], AbstractContextManager[Sink]]
-"""Where a member's bytes are to go."""
+"""Destination of a member's bytes."""
 
 
 def read_archive(source: Source, place: Place) -> Manifest:
-    """Read all of `source`; each member's bytes go to the sink that `place` gives for it, and are checked as they go.
+    """Read all of `source`, verifying each member's bytes as they are written to the sink that `place` returns for it.
 
-    Raises: Invalid: `not-a-backup`, `backup-newer`, `backup-damaged`. Nothing that was written to a sink is to be
-    trusted before this has returned.
+    Raises: Invalid: `not-a-backup`, `backup-newer`, `backup-damaged`. Do not use what a sink received before this
+    returns.
     """
     first = _header(source)
     if first is None or first.name != MANIFEST or first.size > MANIFEST_SIZE_MAX:
@@ -116,7 +116,7 @@ def read_archive(source: Source, place: Place) -> Manifest:
 
 
 def _header(source: Source) -> tarfile.TarInfo | None:
-    """The next member's header; None for the end mark's first block."""
+    """The next member's header; None at the end-of-archive marker."""
     block = _exactly(source, tarfile.BLOCKSIZE)
     if not any(block):
         return None

@@ -1,4 +1,4 @@
-"""Taking a backup of a home that is being served: one file, whole or not there.
+"""Backup creation, also of a home that is being served: one file, complete or absent.
 
 taken = await save_home(home, registry, Path("fleet.backup"), passphrase=b"…", act=act)
 """
@@ -30,9 +30,9 @@ from fleet.storage.sqlite.snapshot import facts_of
 
 REGISTRY = "registry.db"
 LEFT_OUT = frozenset({"run", "archive"})
-"""Folders of a home that stay where they are: sockets, and files that never change and may be copied by any means."""
+"""Folders of a home that a backup leaves out: sockets, and immutable files that can be copied by any means."""
 
-SMALL_FILE_MAX = 256 << 20  # of the home's other files: read at once, so that what is hashed is what is written
+SMALL_FILE_MAX = 256 << 20  # for the home's other files, read whole so that the bytes hashed are the bytes written
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class Taken:
     manifest: Manifest
     size: int
     left_out: tuple[str, ...]
-    """Files of the home under names that a backup does not hold: links, hidden files, editors' leftovers."""
+    """Files of the home that a backup skips by their names: links, hidden files, editors' temporary files."""
 
 
 def is_ours_to_save(name: str) -> bool:
-    """Whether a backup holds the home's file `name` (relative, with slashes) beside the registry itself."""
+    """Whether a backup includes the home's file `name` (relative, with slashes), besides the registry."""
     return not (
         name.partition("/")[0] in LEFT_OUT
-        or name.startswith("registry.")  # what SQLite keeps beside it says what it holds
-        or name == "state/revocations.jsonl"  # a backup's own copy would always be too old
+        or name.startswith("registry.")  # SQLite's journal files, whose content the registry's copy includes
+        or name == "state/revocations.jsonl"  # a copy in the backup would always be outdated
     )
 
 
@@ -64,11 +64,11 @@ async def save_home(
     cost: int = COST,
     progress: Progress = lambda _table, _rows: None,
 ) -> Taken:
-    """Write a backup of `home` to the new file `file`, 0600, durable, and say so in the audit: it holds every key.
+    """Write a backup of `home` to the new file `file`, 0600, durable, and audit it, as it contains every key.
 
-    The registry, on either engine, is in it as one SQLite file.
+    The registry, on either engine, is included as one SQLite file.
 
-    Without a passphrase anybody who has the file has the fleet's keys. `cost` is the log2 of scrypt's N.
+    Without a passphrase the file exposes the fleet's keys. `cost` is the log2 of scrypt's N.
 
     Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`, `registry-differs`; Unavailable; Refused
     (`registry-went-back`); OSError.
@@ -80,7 +80,7 @@ async def save_home(
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
     home.run.mkdir(mode=0o700, exist_ok=True)
-    # In the home, which is as secret as what is copied: the backup may go to a disk that is not.
+    # In the home, which is as protected as its files; the backup's disk may not be.
     with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
         copy = Path(folder) / REGISTRY
         await copy_to_file(place_of_registry(home), copy, progress)
@@ -88,7 +88,7 @@ async def save_home(
     await catch_up(registry, log)
     log.vouch(
         taken.manifest.event_seq
-    )  # a copy of it from before now does not reach as far as the backup, and shows it
+    )  # so that a revocation journal copied earlier is detected as incomplete for this backup
     return taken
 
 
@@ -102,11 +102,11 @@ def take_backup(
 ) -> Taken:
     """Write a backup of `home`, with the registry's copy `copy`, to the new file `file`, 0600, durable.
 
-    `mark` says which lineage the registry's event numbers are of. Blocks; run it in a thread.
+    `mark` names the lineage of the registry's event numbers. Blocking: run it in a thread.
 
     Raises: FileExistsError; Invalid (`home-changed`); OSError.
     """
-    with locked(home.ca, shared=True):  # a key and its certificate are of one moment
+    with locked(home.ca, shared=True):  # a consistent pair of key and certificate
         files, left_out = _files(home)
     manifest = _manifest(home, copy, files, mark, now)
     with _beside(file) as out:
@@ -127,7 +127,7 @@ def _write(
 
 
 def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
-    """(name, bytes) of every file of the home but the registry's, and the names that no member can have."""
+    """(name, bytes) of every file of the home except the registry's, and the names skipped."""
     found: list[tuple[str, bytes]] = []
     left_out: list[str] = []
     for top, folders, names in os.walk(home.path):
@@ -174,7 +174,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _beside(file: Path) -> Iterator[BinaryIO]:
-    """A new file, 0600, that takes the name `file` when the block ends well, and is gone when it does not."""
+    """A new file, 0600, linked as `file` when the block succeeds and removed when it fails."""
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -182,7 +182,7 @@ def _beside(file: Path) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        os.link(fresh, file)  # unlike a rename, it never overwrites
+        os.link(fresh, file)  # unlike a rename, a link never overwrites
         sync(file.parent)
     finally:
         with suppress(FileNotFoundError):

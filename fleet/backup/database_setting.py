@@ -1,4 +1,4 @@
-"""A restored home says where its registry is now; everything else in its fleet.toml stays as it was written."""
+"""The database setting of a restored home's fleet.toml; the rest of the file stays unchanged."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ _NEXT_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def name_database(file: Path, database: Database) -> None:
-    """Have the settings in `file` name `database`. A file that does so already is left alone.
+    """Set `database` in the settings `file`, unless it is set so already.
 
     Raises: Invalid (`bad-settings`): its line cannot be found. SettingsError, OSError.
     """
@@ -36,7 +36,7 @@ def name_database(file: Path, database: Database) -> None:
 
 
 def with_database(text: str, database: Database) -> str:
-    """`text`, a fleet.toml, with the line `database = …` changed or, where there is none, put in."""
+    """`text`, a fleet.toml, with the line `database = ...` replaced or inserted."""
     value = str(database).replace("\\", "\\\\").replace('"', '\\"')
     line = f'database = "{value}"'
     table = _TABLE.search(text)

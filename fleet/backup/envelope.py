@@ -1,10 +1,10 @@
-"""A stream under a passphrase: scrypt makes the key, AES-256-GCM seals chunk after chunk.
+"""Encrypted stream with a passphrase: scrypt derives the key, AES-256-GCM seals each chunk.
 
-    magic "FLTBAK1\\n" | log2 N | r | p | 16 octets of salt          the header, under every chunk's tag
+    magic "FLTBAK1\\n" | log2 N | r | p | 16 octets of salt          the header, authenticated by every chunk
     chunk 0 | chunk 1 | … | last chunk                               64 KiB and a tag of 16 octets; the last shorter
 
 A chunk's nonce is its number and a flag on the last one (the STREAM construction, Hoang et al. 2015): a chunk that was
-changed, moved, left out or cut off is found before anything of it is believed. The salt is fresh for each file, so no
+changed, moved, omitted or truncated is detected before its content is used. The salt is random for each file, so no
 key seals two.
 """
 
@@ -22,19 +22,19 @@ CHUNK = 65_536
 TAG = 16
 SALT = 16
 HEADER = len(MAGIC) + 3 + SALT
-COST = 17  # log2 of scrypt's N: 128 MiB and a good third of a second for each guess
-COST_MAX = 18  # what a file may ask of us: 256 MiB
+COST = 17  # log2 of scrypt's N: 128 MiB and over a third of a second for each guess
+COST_MAX = 18  # upper bound of what a file may demand: 256 MiB
 _R, _P = 8, 1
 
 
 class Sink(Protocol):
-    """Where a stream goes."""
+    """Destination of a stream."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 class Source(Protocol):
-    """Where a stream comes from; fewer bytes than asked for only at its end."""
+    """Source of a stream; returns fewer bytes than requested only at its end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -49,7 +49,7 @@ def _nonce(number: int, is_last: bool) -> bytes:
 
 
 class Sealing:
-    """Seals what is written to it into `out`. Nothing is whole before `finish`."""
+    """Encrypts what is written to it into `out`. Incomplete until `finish`."""
 
     def __init__(self, out: Sink, passphrase: bytes, *, cost: int = COST) -> None:
         salt = os.urandom(SALT)
@@ -62,7 +62,7 @@ class Sealing:
 
     def write(self, data: bytes, /) -> None:
         self._pending += data
-        while len(self._pending) > CHUNK:  # one that is just full may be the last
+        while len(self._pending) > CHUNK:  # a full chunk may be the last one
             self._seal(bytes(self._pending[:CHUNK]), is_last=False)
             del self._pending[:CHUNK]
 
@@ -75,9 +75,9 @@ class Sealing:
 
 
 class Opening:
-    """Reads what a Sealing has written to `file`, which stands at its beginning.
+    """Decrypts what a Sealing has written to `file`, read from its beginning.
 
-    Raises: Invalid (`not-a-backup`): no such header. Refused (`wrong-passphrase`): the first chunk does not open.
+    Raises: Invalid (`not-a-backup`): no such header. Refused (`wrong-passphrase`): the first chunk fails to decrypt.
     """
 
     def __init__(self, file: BinaryIO, passphrase: bytes) -> None:
@@ -94,7 +94,7 @@ class Opening:
         self._advance()
 
     def read(self, size: int, /) -> bytes:
-        """The next `size` bytes, fewer at the end only.
+        """The next `size` bytes; fewer only at the end.
 
         Raises: Invalid (`backup-damaged`).
         """
@@ -127,5 +127,5 @@ class Opening:
 
 
 def is_sealed(beginning: bytes) -> bool:
-    """Whether a file that begins so (HEADER bytes do) has to be opened with a passphrase."""
+    """Whether a file with this beginning (HEADER bytes suffice) needs a passphrase."""
     return beginning.startswith(MAGIC)

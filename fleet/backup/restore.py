@@ -1,5 +1,5 @@
-"""Checking a backup, and making a home of it again: verified whole before anything stands where a home would be looked
-for, and never with a right in it that has been taken away since.
+"""Verification and restore of a backup. A home appears only after the whole backup is verified, and with every
+revocation since the backup applied.
 """
 
 import asyncio
@@ -47,26 +47,26 @@ IN_THE_HOME = Database()
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A home that has been made of a backup."""
+    """A restored home."""
 
     manifest: Manifest
     reapplied: Reapplied
     restore: str
-    """What ties the audit rows of the restore together."""
+    """Identifier shared by the audit rows of the restore."""
     stations: tuple[str, ...]
-    """Stations with a usable certificate: when revocations were not to be had, somebody has to look at each."""
+    """Stations with a usable certificate: without a revocation journal each needs a review."""
     operators: tuple[str, ...]
-    """Operators with one, likewise."""
+    """Operators with a usable certificate, likewise."""
 
 
 def needs_passphrase(file: Path) -> bool:
-    """Whether the backup is sealed. Raises: OSError."""
+    """Whether the backup is encrypted. Raises: OSError."""
     with file.open("rb") as opened:
         return is_sealed(opened.read(HEADER))
 
 
 def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
-    """Read all of the backup `file`, hold every part to its manifest and the registry to its own rules.
+    """Read all of the backup `file` and verify every member against its manifest and the registry's consistency.
 
     Raises: Invalid: `not-a-backup`, `backup-damaged`, `backup-newer`, `not-a-registry`, `audit-…`. Refused
     (`wrong-passphrase`, `not-sealed`). OSError.
@@ -78,13 +78,13 @@ def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
 
 
 def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[Path], bool]) -> Manifest:
-    """Unpack into the empty folder of `home` what `keep` wants of it, and check what has come out."""
+    """Extract the members selected by `keep` into the empty folder of `home`, and verify them."""
 
     @contextmanager
     def place(member: Member) -> Iterator[Sink]:
         if member.name != REGISTRY and not is_ours_to_save(member.name):
             raise Invalid("backup-damaged", f"The backup holds {member.name}, which no backup does.")
-        target = home.path.joinpath(*member.name.split("/"))  # archive.is_name has seen to it that it stays inside
+        target = home.path.joinpath(*member.name.split("/"))  # archive.is_name ensures that it stays inside
         if not keep(target):
             yield _Nowhere()
             return
@@ -102,14 +102,14 @@ def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[
 
 class _Nowhere:
     def write(self, data: bytes, /) -> None:
-        """Keys need not lie about while a backup is checked."""
+        """Verification extracts no private keys."""
 
 
 def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
     sealed = is_sealed(opened.read(HEADER))
     opened.seek(0)
     if not sealed and passphrase is not None:
-        # Whoever may write where backups lie can put there a home of his own making; one that is sealed, he cannot.
+        # Write access to the backups' folder suffices to forge a plain backup, but not an encrypted one.
         raise Refused(
             "not-sealed",
             "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
@@ -148,11 +148,11 @@ async def restore_backup(
     database: Database = IN_THE_HOME,
     progress: Progress = lambda _table, _rows: None,
 ) -> Restored:
-    """Make the home `path`, which must be new or empty, of the backup `file`. Its registry comes to where `database`
-    says, whichever engine it was saved from: into the home, or into a PostgreSQL database that is empty.
+    """Restore the backup `file` to the home `path`, which must be absent or empty. The registry goes to `database`,
+    whichever engine it was saved from: a file in the home, or an empty PostgreSQL database.
 
-    `revocations` is the log of the home that was lost: what it has noted behind the backup holds here too. None says
-    that it is not to be had: every device that could connect is suspended then.
+    `revocations` is the revocation journal of the lost home: revocations after the backup are applied. None: it is
+    lost, and every device that could connect is suspended.
 
     Raises: as `check_backup`; Conflict: `home-exists`, `registry-exists`; Refused: `revocations-incomplete`,
     `revocations-of-another`, `database-in-environment`; what `place_for` raises; Unavailable.
@@ -160,7 +160,7 @@ async def restore_backup(
     must_be_free(path)
     server = await _server(Home(path), database)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
     try:
         manifest = await asyncio.to_thread(_unpacked, file, passphrase, building, lambda _: True)
         events = _events(revocations, manifest)
@@ -171,12 +171,12 @@ async def restore_backup(
         await asyncio.to_thread(sync_tree, building.path)
         must_be_free(path)
         if server is not None:
-            # Last, and in one transaction: cut short before its end, the database is as empty as it was.
+            # Last, and in one transaction: if interrupted, the database stays empty.
             await load_file(building.registry, server, progress)
             for left in building.path.glob("registry.*"):
                 left.unlink()
             sync(building.path)
-        building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
+        building.path.rename(path)  # succeeds only where `path` is absent or an empty folder
     except BaseException:
         shutil.rmtree(building.path, ignore_errors=True)
         raise
@@ -185,7 +185,7 @@ async def restore_backup(
 
 
 async def _server(home: Home, database: Database) -> DatabaseUrl | None:
-    """Where the registry is to go when it is not to be in the home."""
+    """The database for the registry, if it is not to be in the home."""
     if os.environ.get(DATABASE_VARIABLE):
         raise Refused(
             "database-in-environment",
@@ -195,7 +195,7 @@ async def _server(home: Home, database: Database) -> DatabaseUrl | None:
     place = place_for(home, database)
     if isinstance(place, Path):
         return None
-    await must_be_loadable(place)  # now, rather than after an hour of reading
+    await must_be_loadable(place)  # check now rather than after an hour of reading
     return place
 
 
@@ -234,7 +234,7 @@ async def _brought_up(
         newest = await registry.last_event()
     finally:
         await registry.close()
-    if log is not None:  # with it, an older backup can be restored one day as well
+    if log is not None:  # lets an older backup be restored later as well
         home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
@@ -243,6 +243,6 @@ async def _brought_up(
 
 
 async def _in_service(registry: Registry, kind: CredentialKind, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of `names` that hold a usable certificate of `kind`."""
+    """The `names` that have a usable certificate of `kind`."""
     held = [(name, await registry.credentials(name)) for name in names]
     return tuple(name for name, all_of_it in held if any(c.kind is kind and c.state in USABLE for c in all_of_it))

@@ -1,1 +1,1 @@
-"""A whole fleet on one machine, step by step: each step is what a person would do, with the programs they would use."""
+"""Demo: a whole fleet on one machine, step by step, using the same programs as an operator would."""

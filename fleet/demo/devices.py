@@ -1,4 +1,4 @@
-"""What the demo does with a device: its agent, its certificate, and tricks that must not work."""
+"""Demo devices: their agents, their certificates, and attacks that must be refused."""
 
 import socket
 import ssl
@@ -27,14 +27,14 @@ def mqtt_address(stage: Stage) -> str:
 
 
 def initialise(stage: Stage, device: str, home: Path | None = None) -> None:
-    """Give a device its id, its server's addresses and the CA that it trusts."""
+    """Configure a device: its id, the servers' addresses and its trusted root CA."""
     ready = stage.ready()
     words = ["--device-id", device, "--est", ready["est"], "--mqtt", mqtt_address(stage), "--ca", ready["ca_file"]]
     stage.call(AGENT, "--home", str(home or stage.device_home(device)), "init", *words)
 
 
 def run(stage: Stage, device: str) -> Running:
-    """Start the device's agent; what it is told on standard input, it publishes."""
+    """Start the device's agent, which publishes what it reads from standard input."""
     return stage.start(device, AGENT, "--home", str(stage.device_home(device)), "run", "--stdin")
 
 
@@ -44,7 +44,7 @@ def wait_connected(stage: Stage, device: str) -> None:
 
 
 def status(stage: Stage, device: str) -> dict[str, Any]:
-    """What the device's agent says of itself."""
+    """The status reported by the device's agent."""
     answer: dict[str, Any] = stage.call(
         AGENT, "--home", str(stage.device_home(device)), "status", "-o", "json", expect=None
     ).json()
@@ -52,7 +52,7 @@ def status(stage: Stage, device: str) -> dict[str, Any]:
 
 
 def identity(stage: Stage, device: str) -> Pair:
-    """The device's own certificate and key, where its agent keeps them."""
+    """The device's certificate and key files in its agent's home."""
     current = stage.device_home(device) / "current"
     return current / "cert.pem", current / "key.pem"
 
@@ -64,7 +64,7 @@ class Published:
 
 @contextmanager
 def publishing(agent: Running, topic: str, after: int) -> Iterator[Published]:
-    """Publish 0, 1, 2, … to `topic` through `agent` for as long as the block runs, and `after` more behind it."""
+    """Publish 0, 1, 2, ... to `topic` through `agent` while the block runs, and `after` more afterwards."""
     published, stop = Published(), threading.Event()
 
     def work() -> None:
@@ -92,8 +92,7 @@ def client_context(stage: Stage, pair: Pair | None) -> ssl.SSLContext:
 
 
 def publish_elsewhere(stage: Stage, device: str, topic: str) -> str:
-    """Publish to `topic` with the device's own certificate, by a client that no policy of ours has written, and say
-    how it was refused.
+    """Publish to `topic` with the device's certificate from an independent client; the refusal.
 
     Raises: StepFailed: it was accepted.
     """
@@ -107,7 +106,7 @@ def publish_elsewhere(stage: Stage, device: str, topic: str) -> str:
 
 
 def _try_to_publish(stage: Stage, device: str, topic: str, protocol: MQTTProtocolVersion) -> str:
-    """The server's answer, in its own words."""
+    """The server's response text."""
     host, _, port = mqtt_address(stage).rpartition(":")
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=device, protocol=protocol, reconnect_on_failure=False)
     client.tls_set_context(client_context(stage, identity(stage, device)))
@@ -139,7 +138,7 @@ def _try_to_publish(stage: Stage, device: str, topic: str, protocol: MQTTProtoco
 
 
 def refused_by_tls(stage: Stage, pair: Pair | None) -> str:
-    """How the gateway refuses a connection with this certificate, or with none.
+    """The gateway's refusal of a connection with this certificate, or with none.
 
     Raises: StepFailed: it did not.
     """
@@ -150,7 +149,7 @@ def refused_by_tls(stage: Stage, pair: Pair | None) -> str:
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE_SECONDS) as raw,
             context.wrap_socket(raw, server_hostname=host.strip("[]")) as tls,
         ):
-            # In TLS 1.3 the server judges after the client believes that it is done: reading tells.
+            # In TLS 1.3 the server verifies after the client has finished: the alert arrives at the first read.
             tls.sendall(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00")
             got = tls.recv(16)
     except (ssl.SSLError, ConnectionError) as error:

@@ -1,4 +1,4 @@
-"""A certificate like a device's, from a CA that is not the fleet's."""
+"""Foreign CA: issues a certificate like a device's outside the fleet's PKI."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from fleet.domain.enrollment import IssuePermit
 
 
 def make_foreign_certificate(folder: Path, device: str) -> Pair:
-    """Write a certificate that names `device`, made as the fleet would, but under another root."""
+    """Write a certificate that names `device`, like the fleet's but under another root."""
     folder.mkdir()
     now = datetime.now(UTC)
     root, root_key = create_root("demo", now)

@@ -1,7 +1,6 @@
-"""The stage: a temporary home, the programs that run on it, and how a step calls them and waits for them.
+"""Demo harness: a temporary home, and the programs that a step starts, calls and waits for.
 
-Every program runs as a process of its own, started as a person would start it. Whatever the outcome, nothing stays
-behind but what `--keep` asks for.
+Every program runs as a process, started as from a shell. Nothing is left behind unless `--keep` is given.
 """
 
 import json
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 30.0  # for any one thing that is waited for; all of it is local
+PATIENCE_SECONDS = 30.0  # for any single wait; everything is local
 STOP_SECONDS = 6.0
 
 FLEET = ("-m", "fleet")
@@ -25,12 +24,12 @@ STATION = ("-m", "firmware_tools.station_cli")
 
 
 class StepFailed(Exception):
-    """A step did not hold. The message says what was expected and what was seen."""
+    """A step failed. The message states what was expected and what was observed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a called program left: exit code and output."""
+    """A program's exit code and output."""
 
     code: int
     out: str
@@ -41,7 +40,7 @@ class Finished:
 
 
 class Running:
-    """A program in the background whose error output is read line by line, as it comes."""
+    """A background program whose standard error is read line by line."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
@@ -63,7 +62,7 @@ class Running:
     def wait_for(self, wanted: Callable[[str], bool], what: str, since: int = 0) -> float:
         """The monotonic time at which a line with `wanted`, counted from line `since`, was read.
 
-        Raises: StepFailed: it did not come in time, or the program ended.
+        Raises: StepFailed: it did not appear in time, or the program exited.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         seen = since
@@ -86,7 +85,7 @@ class Running:
         self.process.stdin.flush()
 
     def stop(self) -> int:
-        """Ask it to end, insist when it does not, and return its exit code."""
+        """Send SIGTERM, then SIGKILL if needed; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -103,11 +102,11 @@ class Running:
 
 @dataclass(slots=True)
 class Stage:
-    """One showing: where it plays, and what runs."""
+    """One run of the demo: its folder and its running programs."""
 
     root: Path
     upstream: str
-    """The broker behind the gateway, as `fleet serve --upstream` takes it: one whose socket stands in the home."""
+    """The broker behind the gateway, as an argument of `fleet serve --upstream`, with its socket in the home."""
     running: dict[str, Running] = field(default_factory=dict)
 
     @property
@@ -123,7 +122,7 @@ class Stage:
         return content
 
     def call(self, program: Sequence[str], *words: str, give: str | None = None, expect: int | None = 0) -> Finished:
-        """Run a program to its end.
+        """Run a program to completion.
 
         Raises: StepFailed: its exit code is not `expect` (None: any).
         """
@@ -143,7 +142,7 @@ class Stage:
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def start(self, name: str, program: Sequence[str], *words: str) -> Running:
-        """Start a program in the background, with its standard input and error in our hands."""
+        """Start a program in the background, with pipes for its standard input and error."""
         log = self.root / "logs"
         log.mkdir(exist_ok=True)
         with (log / f"{name}.out").open("ab") as out:
@@ -162,7 +161,7 @@ class Stage:
     def wait_for_file(self, file: Path, maker: Running) -> None:
         """Return when `file` exists.
 
-        Raises: StepFailed: it does not appear in time, or its maker has ended.
+        Raises: StepFailed: it does not appear in time, or its writer has exited.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not file.exists():
@@ -172,13 +171,13 @@ class Stage:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Stop everything, the last started first."""
+        """Stop all programs in reverse order of start."""
         for running in reversed(self.running.values()):
             running.stop()
         self.running.clear()
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ, FLEET_HOME=str(self.home), PYTHONUNBUFFERED="1")
-        for name in ("PYTHONWARNINGS", "FLEET_DATABASE"):  # the registry of a showing stands in its own home
+        for name in ("PYTHONWARNINGS", "FLEET_DATABASE"):  # the demo's registry is in its own home
             environment.pop(name, None)
         return environment

@@ -1,5 +1,5 @@
-"""The steps of the demo, in order, by name. Each does what a person would do and returns what it found, or raises
-StepFailed. What one step makes, the next ones use.
+"""Steps of the demo, in order, by name. Each acts as an operator or a device and returns its findings, or raises
+StepFailed. Later steps use what earlier ones created.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ BOARD, CAMERA, METER = "board-1", "cam-7", "meter-3"
 DEVICES = (BOARD, CAMERA, METER)
 MODEL = "demo"
 MESSAGES_EACH = 50
-ROTATE_MESSAGES_AFTER = 50  # published after the renewal is done, so that the new connection carries some
+ROTATE_MESSAGES_AFTER = 50  # published after the renewal, so that the new connection carries some
 
 Facts = dict[str, Any]
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raises: StepFailed with `otherwise`, unless it `holds`."""
+    """Raises: StepFailed with `otherwise`, unless `holds`."""
     if not holds:
         raise StepFailed(otherwise)
 
@@ -111,7 +111,7 @@ def publish(stage: Stage) -> Facts:
 
 
 def isolate(stage: Stage) -> Facts:
-    """What must not work does not: another's topic, a foreign CA's certificate, no certificate."""
+    """Attacks are refused: another device's topic, a foreign CA's certificate, no certificate."""
     stage.running.pop(METER).stop()
     with Subscriber(stage.home, "devices/+/up/#") as subscriber:
         refusal = devices.publish_elsewhere(stage, METER, f"devices/{CAMERA}/up/forged")
@@ -127,7 +127,7 @@ def isolate(stage: Stage) -> Facts:
 
 
 def rotate(stage: Stage) -> Facts:
-    """A device renews in the midst of publishing QoS 1: none lost, none twice."""
+    """A device renews while publishing QoS 1: no message lost, none duplicated."""
     agent = stage.running[CAMERA]
     before = devices.status(stage, CAMERA)["serial"]
     with Subscriber(stage.home, f"devices/{CAMERA}/up/rotate") as subscriber:
@@ -157,7 +157,7 @@ def revoke(stage: Stage) -> Facts:
 
 
 async def _revoke(stage: Stage, device: str) -> None:
-    """As `fleet device revoke` does: from a process that is not the server's."""
+    """As with `fleet device revoke`, from a process other than the server's."""
     registry = await open_registry(Home(stage.home))
     try:
         await revocation.revoke(registry, device, act=Act("operator", datetime.now(UTC)), reason="demo")
@@ -166,16 +166,16 @@ async def _revoke(stage: Stage, device: str) -> None:
 
 
 def audit(stage: Stage) -> Facts:
-    """The audit's tree verifies; one row's proof holds offline, a forged one does not; a flipped byte is found."""
+    """The audit's tree verifies; a row's proof verifies offline, a forged one does not; a flipped byte is detected."""
     verified = stage.call(FLEET, "audit", "verify", "-o", "json").json()
     proof = stage.root / "proof.json"
     public_key = str(Home(stage.home).audit_public_key)
-    stage.call(FLEET, "audit", "prove", "1", "--out", str(proof))  # the server has sealed it long ago
+    stage.call(FLEET, "audit", "prove", "1", "--out", str(proof))  # the server has sealed it by now
     proved = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, "-o", "json").json()
     proof.write_text(proof.read_text().replace(proved["actor"], "nobody"))
     refused = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, expect=1)
     copy = stage.root / "tampered.db"
-    # Only to read: a second connection that may write or checkpoint must hold the registry's lock.
+    # Read only: a second connection that may write or checkpoint must hold the registry's lock.
     live = f"file:{quote(str(stage.home / 'registry.db'))}?mode=ro"
     with closing(sqlite3.connect(live, uri=True)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)

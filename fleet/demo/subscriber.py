@@ -1,4 +1,4 @@
-"""An application behind the gateway: it subscribes at the broker itself, by the private socket, and counts."""
+"""Demo subscriber: an application that subscribes at the broker itself, on its private socket, and counts."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ BACKEND = "_backend"
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A name for the socket at `path` that fits into an address of 107 bytes, however deep its folder lies."""
+    """A name for the socket at `path` that fits the 107 bytes of a socket address, for any folder depth."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -27,7 +27,7 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 class Subscriber:
-    """Subscribed for as long as the block runs; every payload is kept in the order of arrival."""
+    """Subscribe while the block runs; payloads are kept in the order of arrival."""
 
     def __init__(self, home: Path, topic_filter: str) -> None:
         self._socket = home / "run" / "broker.sock"
@@ -60,7 +60,7 @@ class Subscriber:
             return list(self._payloads)
 
     def wait_until(self, enough: Callable[[list[str]], bool], what: str) -> None:
-        """Raises: StepFailed: it was not enough in time."""
+        """Raises: StepFailed: too few messages in time."""
         with self._changed:
             if not self._changed.wait_for(lambda: enough(self._payloads), PATIENCE_SECONDS):
                 raise StepFailed(f"a subscriber at the broker waited for {what} and saw {len(self._payloads)}")

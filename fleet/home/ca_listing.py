@@ -1,4 +1,4 @@
-"""The CAs of a home, for the admin API and for a forecast."""
+"""The CAs of a home, for the admin API and the expiry forecast."""
 
 from datetime import datetime
 from functools import cache
@@ -22,7 +22,7 @@ from fleet.services.forecast import Authority
 
 
 def authorities_for_admin(home: Home, now: datetime) -> Authorities:
-    """Those of `home`."""
+    """The CAs of `home`."""
     return Authorities(
         operators=cache(lambda: operators_authority(home, now)),
         stations_issuer=lambda: load_issuer(home),
@@ -33,7 +33,7 @@ def authorities_for_admin(home: Home, now: datetime) -> Authorities:
 
 
 def shown_authorities(home: Home) -> list[CaCertificate]:
-    """What devices trust, and what signs for them: the fleet's own root first."""
+    """Root CAs and issuing CAs, the fleet's own root first."""
     found = read_authorities(home)
     shown: list[CaCertificate] = []
     for each in found.all:
@@ -48,7 +48,7 @@ def shown_authorities(home: Home) -> list[CaCertificate]:
 
 
 def forecasted_authorities(home: Home) -> list[Authority]:
-    """The certificates of the home's own, as a forecast looks at them."""
+    """The home's own CA and server certificates, for the forecast."""
     root, issuing = authority_chain(home)
     leaf = server_identity(home).certificate_chain[0]
     found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]

@@ -1,14 +1,14 @@
-"""A folder that holds one issuing CA: the key that signs, and the CAs that signed before it. Changed whole.
+"""CA store: a folder with one issuing CA, its key, and its predecessors, changed atomically.
 
-    FOLDER/issuing.pem, issuing.key      signs
-    FOLDER/root.pem, root.key            the root above it; a tenant without has the fleet's
-    FOLDER/former/FINGERPRINT.pem, .key  signed before a rollover, and signs no more; believed until forgotten
-    FOLDER/roots/N-root.pem, .key        the Nth root, before it was rolled over; beside it N-new-with-old.pem and
-                                         N-old-with-new.pem, which lead from one to the other (RFC 7030, 4.1.3)
-    FOLDER/issuing.next/                 a rollover that has been decided; whoever finds it finishes it
+    FOLDER/issuing.pem, issuing.key      the current issuing CA
+    FOLDER/root.pem, root.key            its root CA; a tenant without one uses the fleet's
+    FOLDER/former/FINGERPRINT.pem, .key  issuing CAs before a rollover: they sign no more, but are trusted until removed
+    FOLDER/roots/N-root.pem, .key        the Nth root before its rollover; beside it N-new-with-old.pem and
+                                         N-old-with-new.pem, which link the two (RFC 7030, 4.1.3)
+    FOLDER/issuing.next/                 a committed rollover; the next reader completes it
 
-A rollover is decided by one rename. From there every step can be done again: a process that is killed leaves what the
-next reader puts in order.
+A rollover is committed by one rename. Each step after it is idempotent: if the process is killed, the next reader
+completes the rollover.
 """
 
 import fcntl
@@ -32,29 +32,29 @@ from fleet.home.layout import certificate_in, sync, sync_tree
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW = "root", "new-with-old", "old-with-new"
 CERTIFICATE, KEY = "issuing.pem", "issuing.key"
-FORMER_MAX = 8  # each is one more CA that every door believes
+FORMER_MAX = 8  # each is one more trust anchor of every listener
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """One tenant's CAs as they stand; `tenant` is "" for the fleet's own."""
+    """One tenant's current CAs; `tenant` is "" for the fleet's own."""
 
     tenant: str
     root: x509.Certificate
     issuing: x509.Certificate
     former: tuple[x509.Certificate, ...]
-    """Issuing CAs that sign no more, whose certificates may still be in use."""
+    """Former issuing CAs, whose certificates may still be in use."""
     key_file: Path
     former_roots: tuple[x509.Certificate, ...] = ()
-    """Newest first, as are those below."""
+    """Newest first, as in the fields below."""
     new_with_old: tuple[x509.Certificate, ...] = ()
-    """Lead who trusts a former root to what its successor signs: part of what a server shows."""
+    """NewWithOld certificates: chain to a former root, part of the server's chain."""
     old_with_new: tuple[x509.Certificate, ...] = ()
-    """Lead who trusts a root to what the one before it signed."""
+    """OldWithNew certificates: chain from a former root's certificates to its successor."""
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
-        """What cacerts hands out."""
+        """The certificates of the EST cacerts response."""
         return (self.root, *self.issuers, *self.new_with_old, *self.old_with_new, *self.former_roots)
 
     @property
@@ -64,9 +64,9 @@ class Authority:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Alone with what is in `folder`, or, when `shared`, sure that nobody changes it.
+    """Hold an exclusive lock on `folder`, or a `shared` one that excludes changes.
 
-    Raises: Unavailable (`ca-busy`): somebody else is, and `wait` is false.
+    Raises: Unavailable (`ca-busy`): it is locked, and `wait` is false.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -80,13 +80,13 @@ def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator
 
 
 def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Path, *, wait: bool) -> Authority:
-    """What is in `folder`; below the root of `fleets` when it has none of its own. `top` is the folder that is locked
-    for a change.
+    """The CAs in `folder`, under the root of `fleets` where it has none of its own. `top` is the folder to lock for a
+    change.
 
-    A rollover that was cut off is finished first.
+    An interrupted rollover is completed first.
 
-    Raises: Unavailable (`ca-busy`): one is under way, and `wait` is false. OSError, ValueError: something is missing,
-    or cannot be read.
+    Raises: Unavailable (`ca-busy`): a change is in progress, and `wait` is false. OSError, ValueError: a file is
+    missing or unreadable.
     """
     if (folder / NEXT).exists():
         with locked(top, wait=wait):
@@ -103,7 +103,7 @@ def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Pat
 
 
 def root_in(folder: Path) -> Authority:
-    """The root in `folder` with those before it, and nothing below it yet."""
+    """The root in `folder` and its predecessors, without an issuing CA."""
 
     def kept(name: str) -> tuple[x509.Certificate, ...]:
         files = sorted((folder / ROOTS).glob(f"*-{name}.pem"), key=lambda file: -int(file.name.partition("-")[0]))
@@ -114,10 +114,9 @@ def root_in(folder: Path) -> Authority:
 
 
 def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None:
-    """`new` signs from now on, below the new `root` when there is one. What signed before is kept, key and all, and
-    signs no more.
+    """Make `new` the issuing CA, under the new `root` if given. Its predecessor is kept with its key and signs no more.
 
-    The folder is locked by who calls.
+    The caller holds the folder's lock.
 
     Raises: Invalid (`too-many-former`); OSError.
     """
@@ -125,7 +124,7 @@ def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None
     if len(list((folder / FORMER).glob("*.pem"))) >= FORMER_MAX:
         what = f"{FORMER_MAX} former issuing CAs are still believed; one more would make it too many."
         raise Invalid("too-many-former", what, "Let one go: fleet ca forget FINGERPRINT")
-    for left in folder.glob(".issuing.*"):  # of one that was cut off before it was decided, or after it was done
+    for left in folder.glob(".issuing.*"):  # left by a rollover interrupted before its commit or after its completion
         _remove(left)
     building = folder / f".{NEXT}.{secrets.token_hex(6)}"
     building.mkdir(mode=0o700)
@@ -156,9 +155,7 @@ def _write_root(folder: Path, building: Path, root: NewRoot) -> None:
 
 
 def finish_rollover(folder: Path) -> None:
-    """Do what a rollover that has been decided left to do; nothing when there is none. The folder is locked by who
-    calls.
-    """
+    """Complete a committed rollover, if there is one. The caller holds the folder's lock."""
     decided = folder / NEXT
     if not decided.exists():
         return
@@ -184,14 +181,14 @@ def finish_rollover(folder: Path) -> None:
 
 
 def forget(folder: Path, wanted: str) -> x509.Certificate:
-    """Believe the former CA of this fingerprint no more, and remove its key. The folder is locked by who calls.
+    """Remove the former CA with this fingerprint and its key. The caller holds the folder's lock.
 
     Raises: NotFound (`no-such-ca`).
     """
     for file in (folder / FORMER).glob("*.pem"):
         if file.stem == wanted:
             certificate = certificate_in(file)
-            file.unlink()  # first: without it the key is nobody's
+            file.unlink()  # the certificate first: without it the key is unused
             file.with_suffix(".key").unlink(missing_ok=True)
             sync(file.parent)
             os.utime(folder)
@@ -205,7 +202,7 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The bytes of `source` as the file `target`, 0600, put there in one step."""
+    """Copy `source` to `target`, mode 0600, atomically."""
     fresh = target.with_name(f".issuing.{secrets.token_hex(6)}")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""A new home: made beside its place and moved there whole, so that it is there complete, or not at all."""
+"""Creation of a home: built in a temporary folder beside its path and renamed, so that it is complete or absent."""
 
 import shutil
 import tempfile
@@ -19,20 +19,20 @@ from fleet.storage.engines import Place, open_engine
 async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
     """Make a new home at `path`: settings, CAs, server certificate, registry with a model named "default".
 
-    Raises: Conflict (`home-exists`) when something stands at `path` already; nothing of it is touched.
+    Raises: Conflict (`home-exists`): `path` exists already and is left unchanged.
     """
     must_be_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp makes it 0700
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
     try:
         write_authorities(building, settings, now)
         building.settings_file.write_text(render(settings))
-        building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses one that others can change
+        building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses a home that others can write to
         building.run.mkdir(mode=0o700)
         await _make_registry(place_for(building, settings.database), now)
         sync_tree(building.path)
         must_be_free(path)
-        building.path.rename(path)  # onto nothing, or onto an empty folder: the system refuses anything else
+        building.path.rename(path)  # succeeds only where `path` is absent or an empty folder
     except BaseException:
         shutil.rmtree(building.path, ignore_errors=True)
         raise
@@ -43,7 +43,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
 async def _make_registry(place: Place, now: datetime) -> None:
     """An empty registry with a model named "default".
 
-    Raises: Conflict (`registry-exists`) when there is one already: its fleet has other CAs.
+    Raises: Conflict (`registry-exists`): there is one already, of a fleet with other CAs.
     """
     registry = await open_engine(place)
     try:

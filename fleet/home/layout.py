@@ -1,23 +1,22 @@
-"""A fleet's home: one folder with its settings, its CAs, its server identity and its registry.
+"""Layout of a home: one folder with a fleet's settings, CAs, server certificate and registry.
 
     HOME/
       fleet.toml          settings, commented
-      ca/root.pem         what devices trust; root.key beside it signs issuing CAs only
+      ca/root.pem         the root CA that devices trust; root.key signs issuing CAs only
       ca/issuing.pem      signs devices, stations and the server; issuing.key
-      ca/operators.pem    signs operators of the admin API, and no door but that believes it; operators.key
-      ca/webhook.key      signs what webhooks are asked; made when it is first needed
-      ca/fleet.id         the first root's fingerprint, once there is a second root; ca/roots/ what was before it
-      ca/former/          issuing CAs that signed before a rollover
+      ca/operators.pem    signs operators of the admin API, which alone trusts it; operators.key
+      ca/webhook.key      signs webhook requests; created on first use
+      ca/fleet.id         the first root's fingerprint, once there is a second root; ca/roots/ former roots
+      ca/former/          issuing CAs before a rollover
       ca/tenants/NAME/    the same for a tenant: an issuing CA of its own, perhaps a root of its own
-      ca/audit.pub        checks the signed heads of the audit; audit.key signs them
+      ca/audit.pub        verifies the audit's signed tree heads; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
-      state/              revocations.jsonl: what a restore of an older registry must not undo
-      archive/            what retention has taken out of the registry
-      run/                sockets and generated files of a running server; may be removed when none runs
+      state/              revocations.jsonl: revocations that the restore of an older registry must not undo
+      archive/            records that retention moved out of the registry
+      run/                sockets and generated files of a running server; removable when none runs
 
-Keys are 0600, the folders that hold them 0700. A home is made beside its place and moved in whole: it is there
-complete, or not at all.
+Keys are 0600, their folders 0700. A home is created by a rename: it is complete or absent.
 """
 
 import os
@@ -38,13 +37,13 @@ from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.journals.revocations import RevocationLog
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
-"""In the environment: goes before fleet.toml."""
+"""Environment variable that takes precedence over fleet.toml."""
 URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The paths of a home. Making one touches nothing."""
+    """The paths of a home. Creating the object touches no file."""
 
     path: Path
 
@@ -82,7 +81,7 @@ class Home:
 
     @property
     def webhook_key(self) -> Path:
-        """Signs what webhooks are asked."""
+        """Signs webhook requests."""
         return self.path / "ca" / "webhook.key"
 
     @property
@@ -133,8 +132,7 @@ class Home:
 def open_home(path: Path) -> Home:
     """The home at `path`.
 
-    Raises: NotFound (`no-home`) when there is none. Refused (`home-exposed`) when others could write to it, or into its
-    folders.
+    Raises: NotFound (`no-home`). Refused (`home-exposed`): other users can write to it or to its folders.
     """
     home = Home(path)
     if not home.settings_file.is_file():
@@ -144,7 +142,7 @@ def open_home(path: Path) -> Home:
 
 
 def _must_be_ours(home: Home) -> None:
-    # Whoever can put a file into ca/ says whom devices believe; into archive/, what the registry may forget.
+    # Write access to ca/ decides which CAs devices trust; to archive/, which records the registry may delete.
     folders = (home.ca, home.tenants, home.server_chain.parent, home.revocations.parent, home.archive)
     for place in (home.path, home.settings_file, *filter(Path.exists, folders)):
         found = place.stat()
@@ -164,7 +162,7 @@ def settings_of(home: Home) -> Settings:
 
 
 def waiting_limits(settings: Settings) -> WaitingLimits:
-    """How many requests may wait for an operator, and how long."""
+    """Number and lifetime of requests that wait for approval."""
     return WaitingLimits(
         settings.approval_requests_max,
         settings.approval_per_model_max,
@@ -183,19 +181,19 @@ def fleet_name(home: Home) -> str:
 
 
 def revocation_log(home: Home) -> RevocationLog:
-    """The log that notes what the registry of `home` has revoked."""
+    """The journal of revocations in the registry of `home`."""
     return RevocationLog(home.revocations, fleet_fingerprint(home))
 
 
 def fleet_fingerprint(home: Home) -> str:
-    """How a fleet is told from any other: the SHA-256 of its first root certificate, in hex."""
+    """Identifier of a fleet: the SHA-256 of its first root certificate, in hex."""
     if home.fleet_id.exists():
         return home.fleet_id.read_text("ascii").strip()
     return certificate_in(home.root_certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def keep_fleet_fingerprint(home: Home) -> None:
-    """Whatever becomes of the root, the fleet is to be told from others as it is now."""
+    """Keep the fleet's identifier through a rollover of the root."""
     if not home.fleet_id.exists():
         fresh = home.fleet_id.with_suffix(".new")
         fresh.write_text(fleet_fingerprint(home) + "\n", "ascii")
@@ -205,7 +203,7 @@ def keep_fleet_fingerprint(home: Home) -> None:
 
 
 def place_of_registry(home: Home) -> Place:
-    """Where the registry of `home` is: what FLEET_DATABASE says, or else fleet.toml.
+    """The location of the registry of `home`: FLEET_DATABASE, or else fleet.toml.
 
     Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
     """
@@ -219,7 +217,7 @@ def place_for(home: Home, database: Database) -> Place:
     said = os.environ.get(DATABASE_VARIABLE)
     try:
         if said and said.startswith(URL_STARTS):
-            return parse_database_url(said)  # with a password or without: an environment is its owner's own
+            return parse_database_url(said)  # a password is allowed here: the environment is private to its owner
         if said:
             database = parse_database(said)
         if database.url:
@@ -251,13 +249,13 @@ def _url_in(file: Path) -> DatabaseUrl:
 async def open_registry(home: Home) -> Engine:
     """The registry of `home`, on the newest schema.
 
-    Raises: FleetError: with a sentence that says what is wrong with its place.
+    Raises: FleetError: with the cause.
     """
     return await open_engine(place_of_registry(home), create=False)
 
 
 def must_be_free(path: Path) -> None:
-    """Raises: Conflict (`home-exists`): a home cannot be made at `path`."""
+    """Raises: Conflict (`home-exists`): a home cannot be created at `path`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise Conflict("home-exists", f"{path} is there already and is not a folder.", "Name another place.")
     if path.is_dir() and any(path.iterdir()):
@@ -270,7 +268,7 @@ def certificate_in(file: Path) -> x509.Certificate:
 
 
 def sync_tree(top: Path) -> None:
-    """Make everything under `top` durable."""
+    """Fsync everything under `top`."""
     for folder, _, files in os.walk(top):
         for name in files:
             sync(Path(folder, name))
@@ -278,7 +276,7 @@ def sync_tree(top: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make the file or folder `path` durable."""
+    """Fsync the file or folder `path`."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The CAs and the server's certificate in a home: made, loaded, and the server's own renewed."""
+"""PKI files of a home: create and load its CAs and keys, issue and renew the server certificate."""
 
 import fcntl
 import ipaddress
@@ -29,10 +29,10 @@ def load_issuer(home: Home) -> LocalIssuer:
 
 
 def audit_signer(home: Home) -> LocalHeadSigner:
-    """The signer of the audit's heads. A home from before there were any gets its key now.
+    """The signer of the audit's tree heads; its key is created for a home without one.
 
-    Raises: Invalid (`bad-key`, `key-exposed`). Refused (`audit-key-lost`): heads signed by a key that is gone are still
-    there to be checked; a new one is not made in silence. OSError.
+    Raises: Invalid (`bad-key`, `key-exposed`). Refused (`audit-key-lost`): the registry holds heads signed with a
+    missing key, which must not be replaced silently. OSError.
     """
     if home.audit_public_key.exists() and not home.audit_key.exists():
         raise Refused(
@@ -59,20 +59,20 @@ def audit_signer(home: Home) -> LocalHeadSigner:
 
 
 def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
-    """The certificates that EST's cacerts hands out: the root first, then the issuing CA."""
+    """The certificates of the EST cacerts response: the root first, then the issuing CA."""
     return certificate_in(home.root_certificate), certificate_in(home.issuing_certificate)
 
 
 def operators_authority(home: Home, now: datetime) -> x509.Certificate:
-    """The operators' CA of `home`; a home that was made without one gets it now.
+    """The operators' CA of `home`, created for a home without one.
 
-    Raises: Invalid (`bad-settings`): it cannot be made, since nobody knows the fleet's name. OSError.
+    Raises: Invalid (`bad-settings`): the fleet's name is unknown, so it cannot be created. OSError.
     """
     handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not make two
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two concurrent commands must not create two
         if not home.operators_certificate.exists():
-            home.operators_key.unlink(missing_ok=True)  # of one that was cut off before its certificate was there
+            home.operators_key.unlink(missing_ok=True)  # left by an interrupted creation
             _write_operators_authority(home, fleet_name(home), now)
             sync(home.operators_certificate.parent)
     finally:
@@ -81,12 +81,12 @@ def operators_authority(home: Home, now: datetime) -> x509.Certificate:
 
 
 def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
-    """The operators' CA of `home`, ready to sign for operators and nobody else; made when there is none yet."""
+    """The issuer of operators' certificates of `home`; its CA is created if missing."""
     return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS)
 
 
 def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
-    """Key first, and the certificate in one step: where there is a certificate, there is its key."""
+    """Write the key first, then the certificate atomically: a certificate always has its key."""
     certificate, key = create_operators(name, now)
     write_key(home.operators_key, key)
     fresh = home.operators_certificate.with_suffix(".new")
@@ -96,16 +96,16 @@ def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
 
 
 def server_identity(home: Home) -> ServerIdentity:
-    """What the listeners show: leaf and chain without the root, and the key."""
+    """The listeners' server certificate: leaf and chain without the root, and the key."""
     chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
     return ServerIdentity(tuple(chain), load_key(home.server_key))
 
 
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
-    """Issue the server certificate anew when it should be, for the same key, and say why; "" when it need not be.
+    """Renew the server certificate if due, for the same key; the reason, or "" if it was not due.
 
-    It need be when a third of its life is left, when `fleet.toml` names other hosts than it does, or when another CA
-    signs by now. The file is replaced whole: who reads it finds the old chain or the new one.
+    It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or after a CA rollover. The
+    file is replaced atomically: a reader finds the old chain or the new one.
     """
     current = x509.load_pem_x509_certificates(home.server_chain.read_bytes())[0]
     issuing = certificate_in(home.issuing_certificate)
@@ -122,7 +122,7 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )
     fresh = home.server_chain.with_suffix(".new")
-    links = root_in(home.ca).new_with_old  # who trusts a former root is led to this one
+    links = root_in(home.ca).new_with_old  # so that clients that trust a former root can verify it
     chain = (renewed, issuing, *links)
     fresh.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
     sync(fresh)
@@ -155,13 +155,13 @@ def write_authorities(home: Home, settings: Settings, now: datetime) -> None:
 
 
 def key_sealer(home: Home) -> Sealer:
-    """Who signs for keys that the server makes for devices: the server itself (RFC 7030, 4.4.2)."""
+    """The signer of server-generated keys: the server itself (RFC 7030, 4.4.2)."""
     chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
     return Sealer(chain[0], load_key(home.server_key))
 
 
 def load_webhook_signer(home: Home) -> Signer:
-    """Signs what webhooks are asked; its key is made when it is first needed.
+    """The signer of webhook requests; its key is created on first use.
 
     Raises: Invalid (`bad-key`, `key-exposed`). OSError.
     """

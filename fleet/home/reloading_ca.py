@@ -1,7 +1,7 @@
-"""The issuing CAs of a home that is served: looked at again whenever they are used and have changed on disk.
+"""Issuing CAs of a served home, reloaded on use when they have changed on disk.
 
-A tenant that is added, or a CA that is rolled over, is there for the next request and the next connection of every
-process on this machine. What cannot be read leaves in place what was there before.
+A new tenant or a CA rollover takes effect at the next request and connection of every process on this machine. If the
+files cannot be read, the CAs loaded before stay in use.
 """
 
 import logging
@@ -27,7 +27,7 @@ from fleet.home.tenants import Authorities, read_authorities
 log = logging.getLogger("fleet")
 
 FRESH_NS = 100_000_000
-"""A folder changed this short a time ago may change again without its time showing it: file systems count in ticks."""
+"""A folder changed this recently may change again within the same tick of the file system's clock."""
 
 _Stamp = tuple[tuple[int, int], ...]
 _TROUBLE = (FleetError, OSError, ValueError)
@@ -36,14 +36,14 @@ _TROUBLE = (FleetError, OSError, ValueError)
 class LiveAuthorities:
     """Every issuing CA of `home`; implements `fleet.domain.ports.Issuer` and `Tenants`.
 
-    Raises: OSError, ValueError, FleetError: the fleet's own cannot be read, or cannot sign.
+    Raises: OSError, ValueError, FleetError: the fleet's own CA cannot be read, or cannot sign.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
-        """Called when they, or what the server shows, are others than before."""
+        """Called when the CAs or the server certificate have changed."""
         self._reported: dict[str, str] = {}
         self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
@@ -55,7 +55,7 @@ class LiveAuthorities:
         return self._current
 
     def look(self) -> None:
-        """Read them anew when they have changed. Costs some microseconds when they have not."""
+        """Reload the CAs if they have changed. Costs some microseconds if they have not."""
         stamp = self._seen()
         if stamp == self._stamp:
             return
@@ -70,7 +70,7 @@ class LiveAuthorities:
             self.changed()
 
     def reread(self) -> None:
-        """Look, whether they seem to have changed or not."""
+        """Reload unconditionally."""
         self._stamp = None
         self.look()
 
@@ -87,7 +87,7 @@ class LiveAuthorities:
             return None
         chain = list(found.chain)
         if found.root != self._current.own.root:
-            chain.append(self._current.own.root)  # by which a client knows the server
+            chain.append(self._current.own.root)  # so that a client can verify the server
         return tuple(each.public_bytes(Encoding.DER) for each in chain)
 
     def _issuer_of(self, tenant: str) -> LocalIssuer | None:
@@ -123,12 +123,12 @@ class LiveAuthorities:
             self._reported = shown
 
     def _seen(self) -> _Stamp:
-        """When what we read from was last changed: the folders, and those that were not whole."""
+        """Change times of the folders read, including damaged ones."""
         return tuple(_changed(path) for path in self._watched)
 
 
 def _watched(home: Home, troubled: Iterable[str]) -> tuple[str, ...]:
-    # As texts: a Path takes longer to make than its file to look at.
+    # As str: creating a Path takes longer than the stat call.
     parts = (home.tenants / name / part for name in troubled for part in ("", CERTIFICATE, KEY))
     return tuple(map(str, (home.server_chain, home.ca, home.tenants, *parts)))
 
@@ -138,11 +138,11 @@ def _changed(path: str) -> tuple[int, int]:
         found = os.stat(path)  # noqa: PTH116
     except OSError:
         return 0, 0
-    return found.st_ctime_ns, found.st_ino  # ctime: what `cp -p` and `touch -d` cannot set back
+    return found.st_ctime_ns, found.st_ino  # ctime, which `cp -p` and `touch -d` cannot set back
 
 
 def _is_fresh(stamp: _Stamp) -> bool:
-    now = time.time_ns()  # the clock that marks files, whatever a test's clock says
+    now = time.time_ns()  # the file system's clock, not the injected one
     return any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
 
 
@@ -151,9 +151,9 @@ def _signer(authority: Authority) -> LocalIssuer:
 
 
 def client_anchors(authorities: Authorities) -> tuple[list[x509.Certificate], dict[bytes, str]]:
-    """Whom a door believes, and whose each issuing CA is, by its DER.
+    """Client trust anchors, and the DER of each issuing CA with its tenant.
 
-    A tenant's own root is not among them: what hangs on it hangs on its issuing CA.
+    A tenant's own root is not among them: its certificates chain to the tenant's issuing CA.
     """
     tenants = {c.public_bytes(Encoding.DER): a.tenant for a in authorities.all for c in a.issuers}
     return [authorities.own.root, *(c for a in authorities.all for c in a.issuers)], tenants

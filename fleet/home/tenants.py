@@ -1,6 +1,6 @@
-"""Tenants of a home: each a folder with an issuing CA of its own, there complete or not at all.
+"""Tenants of a home: each a folder with an issuing CA of its own, complete or absent.
 
-ca/tenants/NAME/    what fleet/home/ca_store.py says
+ca/tenants/NAME/    as described in fleet/home/ca_store.py
 """
 
 import os
@@ -24,17 +24,17 @@ from fleet.domain.labels import must_be_a_label
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
 from fleet.home.layout import Home, fleet_name, keep_fleet_fingerprint, sync, sync_tree
 
-TENANTS_MAX = 200  # every door names each one's CA to every client that connects: 60 bytes of a handshake each
+TENANTS_MAX = 200  # every CertificateRequest names each tenant's CA: 60 bytes of a handshake each
 
 
 @dataclass(frozen=True, slots=True)
 class Authorities:
-    """Every issuing CA of a home, as it stands."""
+    """Every current issuing CA of a home."""
 
     own: Authority
     tenants: Mapping[str, Authority]
     broken: Mapping[str, str]
-    """Tenants whose CA cannot be read, and why: folders that somebody is still copying, for instance."""
+    """Tenants whose CA cannot be read, and why: a folder that is still being copied, for instance."""
 
     @property
     def all(self) -> tuple[Authority, ...]:
@@ -45,7 +45,7 @@ class Authorities:
 
 
 def read_authorities(home: Home, *, wait: bool = True) -> Authorities:
-    """Raises: OSError, ValueError: the fleet's own cannot be read. Unavailable (`ca-busy`): as `read_authority`."""
+    """Raises: OSError, ValueError: the fleet's own CA cannot be read. Unavailable (`ca-busy`): as `read_authority`."""
     own = read_authority(home.ca, "", None, home.ca, wait=wait)
     tenants: dict[str, Authority] = {}
     broken: dict[str, str] = {}
@@ -58,7 +58,7 @@ def read_authorities(home: Home, *, wait: bool = True) -> Authorities:
 
 
 def tenant_names(home: Home) -> frozenset[str]:
-    """Whoever has a folder, whole or not."""
+    """Every tenant with a folder, complete or damaged."""
     try:
         with os.scandir(home.tenants) as found:
             return frozenset(each.name for each in found if each.is_dir() and _is_name(each.name))
@@ -77,18 +77,18 @@ def _is_name(text: str) -> bool:
 def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Iterator[Authority]:
     """An issuing CA for the new tenant `name`, signed by the fleet's root or, with `own_root`, by a root of its own.
 
-    It is made and durable when the block begins, and takes its place when the block ends well.
+    It is durable when the block begins, and takes effect when the block ends without an exception.
 
     Raises: Invalid: `bad-name`, `too-many-tenants`, `bad-key`. Conflict: `tenant-exists`, `name-taken`. Refused
     (`root-key-away`). OSError.
     """
     must_be_a_label(plain_name(name, "tenant"), "tenant")
     fleet = fleet_name(home)
-    read_authorities(home)  # finishes what was cut off, for which it must be unlocked
+    read_authorities(home)  # completes an interrupted rollover, which needs the lock
     with locked(home.ca):
         home.tenants.mkdir(mode=0o700, exist_ok=True)
         for left in home.tenants.glob(".*"):
-            shutil.rmtree(left)  # of one that was cut off
+            shutil.rmtree(left)  # left by an interrupted creation
         known = read_authorities(home, wait=False)
         _must_be_new(home, name, known)
         place = home.tenants / name
@@ -122,7 +122,7 @@ def _must_be_new(home: Home, name: str, known: Authorities) -> None:
 
 
 def _must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:
-    # RFC 5280, 4.1.2.6: a CA's name stands for one entity; who finds an issuer by name must find one.
+    # RFC 5280, 4.1.2.6: a CA's name identifies one entity, so that an issuer found by name is unique.
     if any(issuing.subject in (c.subject, a.root.subject) for a in known.all for c in a.issuers):
         text = f"There is a CA called {issuing.subject.rfc4514_string()} already."
         raise Conflict("name-taken", text, "Choose another name.")
@@ -139,8 +139,8 @@ def found_tenant(home: Home, name: str) -> Authority:
 
 
 def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = False) -> Authority:
-    """Make a new issuing CA for `tenant` ("": the fleet's own) under the same root, and have it sign from now on. With
-    `root_too`, under a new key of the root.
+    """Replace the issuing CA of `tenant` ("": the fleet's own) by a new one under the same root or, with `root_too`,
+    under a root with a new key.
 
     Raises: NotFound (`no-such-tenant`). Invalid: `bad-name`, `bad-key`, `too-many-former`, `not-its-root`,
     `issuer-expired`. Refused (`root-key-away`). OSError.
@@ -166,7 +166,7 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
 
 
 def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
-    """Believe a former issuing CA no more.
+    """Remove a former issuing CA, ending trust in it.
 
     Raises: NotFound: `no-such-tenant`, `no-such-ca`.
     """
@@ -201,12 +201,12 @@ def _key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def _generation(authority: Authority) -> int:
-    """By the number behind the name: the first has none."""
+    """Sorted by the number after the name; the first has none."""
     names = (each.subject.rfc4514_string().rpartition(" CA")[2].strip() for each in authority.issuers)
     return max(int(text) if text.isdecimal() else 1 for text in names)
 
 
 def _tell_of_it(home: Home) -> None:
-    """A process that serves looks at the times of these two folders."""
+    """Update the times of the two folders that a serving process watches."""
     for folder in filter(Path.exists, (home.ca, home.tenants)):
         os.utime(folder)

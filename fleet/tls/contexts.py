@@ -1,8 +1,8 @@
-"""Server-side TLS contexts: what we offer, what we ask of a client, and whom we believe.
+"""Server-side TLS contexts: protocol versions, ciphers, client authentication and trust anchors.
 
-TLS 1.3 and 1.2 only; on 1.2, ECDHE with AEAD only. No resumption of any kind: each connection proves itself anew and
-is checked against live state. No renegotiation, no compression, no early data. A context is never changed once made:
-build a fresh one and `swap` it in; running connections keep the one they began with.
+TLS 1.3 and 1.2 only; on 1.2, ECDHE with AEAD only. No session resumption: every connection authenticates and
+is checked against live state. No renegotiation, no compression, no early data. A context is immutable:
+build a new one and `swap` it in; established connections keep theirs.
 """
 
 import functools
@@ -18,17 +18,17 @@ from OpenSSL import SSL
 
 from fleet.tls import engine
 
-LEAVES_REMEMBERED = 4096  # what is held against a leaf is in its bytes alone; devices come again with the same ones
+LEAVES_REMEMBERED = 4096  # the verdict on a leaf depends on its bytes alone, and devices reconnect with the same one
 CHAIN_DEPTH_MAX = 5  # certificates between leaf and anchor; real device PKIs have one or two
 
-# AEAD with forward secrecy. CCM is what small devices speak (RFC 7925); CCM-8 is left out for its 64-bit tag.
-# AES-128 first: with SHA-256 it takes a thirtieth less of a handshake than AES-256 with SHA-384.
+# AEAD with forward secrecy. CCM is for constrained devices (RFC 7925); CCM-8 is excluded for its 64-bit tag.
+# AES-128 first: with SHA-256 a handshake costs 3 % less than with AES-256 and SHA-384.
 CIPHERS_TLS12 = b"ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!PSK"
 CIPHERS_TLS13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_CCM_SHA256"
-# The first list that the engine knows whole. The hybrid comes first: it is chosen when the client offers it.
+# The first list that the engine supports completely. The hybrid group is preferred where the client offers it.
 GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521")
 
-# Who lists ChaCha20 first has no AES in silicon: let it have it. (OpenSSL's ssl.h; the bindings lack it.)
+# A client that prefers ChaCha20 has no AES hardware. (From OpenSSL's ssl.h; the bindings lack it.)
 OP_PRIORITIZE_CHACHA = 1 << 21
 
 OPTIONS = (
@@ -45,29 +45,29 @@ Clock = Callable[[], datetime]  # aware, UTC
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """What a server proves itself with."""
+    """A server's certificate chain and private key."""
 
     certificate_chain: tuple[x509.Certificate, ...]
-    """Leaf first, then the intermediates that a client needs to reach its anchor."""
+    """Leaf first, then the intermediates up to the client's trust anchor."""
     private_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
 @dataclass(frozen=True, slots=True)
 class TlsContext:
-    """One ready set of rules, keys and anchors, shared by every connection that begins under it."""
+    """One immutable configuration, shared by every connection that starts with it."""
 
     engine_context: SSL.Context
     clock: Clock
-    """Certificates are judged by this clock, once for each connection, when it begins."""
+    """Certificates are verified at this clock's time, read once at the start of each connection."""
     require_client: bool
     anchors: Mapping[int, bytes]
-    """DER of each anchor, by its address in the engine."""
+    """Address in the engine -> DER, for each anchor."""
     tenants: Mapping[bytes, str] | None
-    """Whose each issuing CA is, by its DER; None when all are the fleet's own."""
+    """DER of an issuing CA -> its tenant; None: all are the fleet's own."""
 
 
 class ContextSource:
-    """Holds the context for the next connection. Swapping it is the whole of a certificate rotation.
+    """Holds the context of the next connection. Certificate rotation is one `swap`.
 
     `look`, when given, is called before each connection: it may swap.
     """
@@ -85,7 +85,7 @@ class ContextSource:
         return self._current
 
     def swap(self, new: TlsContext) -> None:
-        """Connections that begin from now on use `new`; those that have begun are not touched."""
+        """Use `new` for connections accepted from now on; established ones are unaffected."""
         self._current = new
 
 
@@ -99,14 +99,14 @@ def server_context(
     tenants: Mapping[bytes, str] | None = None,
     makers: Sequence[x509.Certificate] = (),
 ) -> TlsContext:
-    """A fresh context for `identity`, which believes clients whose chain ends at one of `client_anchors`.
+    """A context for `identity` that accepts clients whose chain ends at one of `client_anchors`.
 
-    Every anchor is trusted for itself, self-signed or not: giving the issuing CA beside its root ends each chain at the
-    issuing CA and saves a signature check on every handshake. With `require_client` false, a client may come without
-    a certificate; one that it does present must pass all the same. With `expired_leaf`, a client whose certificate has
-    expired is let in, for an application that asks for the time itself. `tenants` tells by the DER of an issuing CA
-    whose it is, which becomes a peer's `tenant`; without, all are the fleet's own. `makers` are believed as well, for
-    certificates as makers of devices issue them (IEEE 802.1AR), and those never when they have expired.
+    Every anchor is trusted as such, self-signed or not: with the issuing CA given beside its root, chains end at the
+    issuing CA, which saves a signature verification in every handshake. With `require_client` false a client may omit
+    its certificate; one that it presents must verify all the same. With `expired_leaf` an expired client certificate
+    is accepted, for an application that checks the time itself. `tenants` maps the DER of an issuing CA to the tenant
+    that becomes the peer's `tenant`. `makers` are further anchors, for certificates of device manufacturers
+    (IEEE 802.1AR), which are never accepted when expired.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
@@ -131,8 +131,8 @@ def server_context(
 def _forbid_resumption(context: SSL.Context) -> None:
     """A resumed session would skip the certificate check.
 
-    OP_NO_TICKET leaves TLS 1.2 without tickets and turns those of TLS 1.3 into names of cache entries; with no cache,
-    they name nothing. The random id makes sessions of another context foreign to this one, should one ever appear.
+    OP_NO_TICKET disables tickets on TLS 1.2 and makes those of TLS 1.3 stateful; without a cache they refer to nothing.
+    The random session id context makes sessions of another context unusable here.
     """
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF | SSL.SESS_CACHE_NO_INTERNAL)
     context.set_session_id(secrets.token_bytes(32))
@@ -157,7 +157,7 @@ def _believe(
     require_client: bool,
     expired_leaf: bool,
 ) -> Mapping[int, bytes]:
-    # Each once: of two alike the store would hold the first only. One that is ours is never a maker's as well.
+    # Without duplicates, of which the store keeps the first only. A CA of ours is never a manufacturer's too.
     known = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(anchors))
     theirs = dict(engine.add_anchor(context, maker) for maker in dict.fromkeys(makers) if maker not in anchors)
     engine.trust_each_anchor(context)
@@ -169,10 +169,10 @@ def _believe(
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)
 def _objection_to_makers(leaf_der: bytes) -> str:
-    """What we hold against a maker's leaf that the engine has accepted; "" when nothing.
+    """Reason to reject a manufacturer's leaf that the engine has accepted; "" for none.
 
-    IEEE 802.1AR, 8.10 asks for no extended key usage, and few makers put one in; where there is one, the engine has
-    seen that it allows a client. A key usage, where there is one, must allow signing: that is how TLS proves the key.
+    IEEE 802.1AR, 8.10 requires no extended key usage, and few manufacturers include one; the engine has checked that
+    one present allows clientAuth. A key usage present must allow digitalSignature, with which TLS proves the key.
     """
     try:
         extensions = x509.load_der_x509_certificate(leaf_der).extensions
@@ -189,10 +189,10 @@ def _objection_to_makers(leaf_der: bytes) -> str:
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)
 def _objection(leaf_der: bytes) -> str:
-    """What we hold against a leaf that the engine has accepted; "" when nothing.
+    """Reason to reject a leaf that the engine has accepted; "" for none.
 
-    The engine accepts a leaf without extended key usage. RFC 5280, 4.2.1.12 lets us ask for it, and we do: a server's
-    certificate, or one for signing code, of the same CA must not become a device.
+    The engine accepts a leaf without extended key usage. We require clientAuth, as RFC 5280, 4.2.1.12 allows: a server
+    or code signing certificate of the same CA must not authenticate a device.
     """
     try:
         usage = x509.load_der_x509_certificate(leaf_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)

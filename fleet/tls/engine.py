@@ -1,7 +1,7 @@
-"""The calls of OpenSSL that pyOpenSSL does not wrap, or wraps with copies that a busy gateway would feel.
+"""OpenSSL calls that pyOpenSSL does not wrap, or wraps with copies too expensive for a busy gateway.
 
 pyOpenSSL is a thin layer over the OpenSSL inside `cryptography`'s wheel, and both share one set of bindings. Everything
-that reaches past pyOpenSSL's public names stands in this module, so that a new release of it is checked in one place.
+beyond pyOpenSSL's public names is in this module, so that a new release is checked in one place.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ ffi: Any = _binding.ffi
 
 READ_SIZE = 256 * 1024  # one read of the socket, and so one batch for the application; asyncio's own default
 RECORD_SIZE = 16 * 1024 + 256 + 5  # the largest that TLS allows, with its header (RFC 8446, 5.2)
-SLICE_SIZE = 32 * 1024  # ciphertext given to the engine at once: its memory BIOs grow to this and never shrink
+SLICE_SIZE = 32 * 1024  # ciphertext per engine call: its memory BIOs grow to this and never shrink
 
 
 class Scratch:
-    """Buffers that every connection of one event loop shares: each use ends before the next one begins.
+    """Buffers shared by the connections of one event loop: each use ends before the next begins.
 
     Never share one between threads: the engine works outside the interpreter's lock.
     """
@@ -32,8 +32,8 @@ class Scratch:
     def __init__(self) -> None:
         self.received: Any = ffi.new("char[]", READ_SIZE)
         self.received_view = memoryview(ffi.buffer(self.received))
-        """For the socket to read into."""
-        self.plain_size = READ_SIZE + RECORD_SIZE  # a batch, and a record of which the engine had all but the end
+        """Receive buffer of the socket."""
+        self.plain_size = READ_SIZE + RECORD_SIZE  # a batch, and a record of which the engine lacked the end
         self.plain: Any = ffi.new("char[]", self.plain_size)
         self.sealed_size = SLICE_SIZE + 4 * RECORD_SIZE  # a slice in records, tickets and alerts
         self.sealed: Any = ffi.new("char[]", self.sealed_size)
@@ -49,28 +49,28 @@ def set_groups(context: SSL.Context, names: bytes) -> bool:
 
 
 def trust_each_anchor(context: SSL.Context) -> None:
-    """Let a chain end at any certificate of the store, self-signed or not."""
+    """Accept a chain that ends at any certificate of the store, self-signed or not."""
     store = lib.SSL_CTX_get_cert_store(_pointer(context))
     if lib.X509_STORE_set_flags(store, lib.X509_V_FLAG_PARTIAL_CHAIN) != 1:
         raise RuntimeError("The TLS engine refused the flag for partial chains.")
 
 
 def set_verification_time(connection: SSL.Connection, seconds: int) -> None:
-    """Judge certificates as of `seconds` since 1970, instead of the engine's own clock."""
+    """Verify certificates at `seconds` since 1970 instead of the engine's clock."""
     lib.X509_VERIFY_PARAM_set_time(lib.SSL_get0_param(ssl_of(connection)), seconds)
 
 
 def handshake(connection: SSL.Connection) -> bool:
-    """Go on with the handshake as far as the bytes that are there allow; whether it is done.
+    """Continue the handshake with the bytes available; whether it is complete.
 
-    Raises: SSL.Error: it has failed.
+    Raises: SSL.Error: it failed.
     """
     ssl = ssl_of(connection)
     lib.ERR_clear_error()
     result = lib.SSL_do_handshake(ssl)
     if result == 1:
         return True
-    # Not by an exception: every handshake waits for the client once.
+    # No exception for this case: every handshake waits for the client once.
     if lib.SSL_get_error(ssl, result) == lib.SSL_ERROR_WANT_READ:
         return False
     connection._raise_ssl_error(ssl, result)
@@ -78,7 +78,7 @@ def handshake(connection: SSL.Connection) -> bool:
 
 
 def ssl_of(connection: SSL.Connection) -> Any:
-    """The engine's SSL pointer; alive as long as `connection` is."""
+    """The engine's SSL pointer, valid as long as `connection`."""
     return connection._ssl
 
 
@@ -100,20 +100,19 @@ def verify_clients(
     *,
     expired_leaf: bool = False,
 ) -> None:
-    """Have client chains verified, and each verified leaf's DER shown to `objection`, which returns "" to accept it;
-    that of a chain which ends at one of `others`, anchors by their address in the engine, to `other_objection`.
+    """Verify client chains and pass each verified leaf's DER to `objection`, which returns "" to accept it; for a
+    chain that ends at one of `others`, anchors by their address in the engine, to `other_objection`.
 
-    With `expired_leaf`, a leaf that is good but for its notAfter is let in too.
+    With `expired_leaf`, a leaf that is valid but for its notAfter is accepted too.
 
-    What the engine or `objection` holds against a certificate is left as the connection's app data, a str; an accepted
-    leaf's DER is left there too, as bytes. The callback does without pyOpenSSL's own, which makes objects of every
-    certificate in the chain.
+    The reason for a rejection is stored as the connection's app data, a str; so is an accepted leaf's DER, as bytes.
+    The callback replaces pyOpenSSL's, which creates an object for every certificate of the chain.
     """
 
     def verify(engine_says: int, store_context: Any) -> int:
         at_leaf = lib.X509_STORE_CTX_get_error_depth(store_context) == 0
         if not engine_says and at_leaf and expired_leaf and _is_only_late(store_context, others):
-            # Its signature has been checked by now, and what else there is to check still comes.
+            # Its signature is verified by now; the remaining checks follow.
             lib.X509_STORE_CTX_set_error(store_context, lib.X509_V_OK)
             return 1
         if engine_says and not at_leaf:
@@ -132,48 +131,47 @@ def verify_clients(
             lib.X509_STORE_CTX_set_error(store_context, lib.X509_V_ERR_INVALID_PURPOSE)
         return 0 if complaint else 1
 
-    # An exception in the callback is printed and counts as 0: refused.
+    # An exception in the callback is printed and counts as 0: rejected.
     callback = ffi.callback("int (*)(int, X509_STORE_CTX *)", verify, error=0)
-    context.set_app_data(callback)  # lives as long as the connections that hold the context
+    context.set_app_data(callback)  # kept alive by the connections that hold the context
     lib.SSL_CTX_set_verify(_pointer(context), mode, callback)
 
 
 def _is_only_late(store_context: Any, others: frozenset[int]) -> bool:
-    """Whether what the engine holds against a leaf is its notAfter, and the leaf is none of a chain to `others`."""
+    """Whether the engine rejects a leaf for its notAfter only, and its chain does not end at one of `others`."""
     if lib.X509_STORE_CTX_get_error(store_context) != lib.X509_V_ERR_CERT_HAS_EXPIRED:
         return False
     return _anchor_address(store_context) not in others
 
 
 def _anchor_address(store_context: Any) -> int:
-    """Address in the engine of the certificate at the end of the chain that is being verified; 0 for none."""
+    """Address in the engine of the last certificate of the chain being verified; 0 for none."""
     chain = lib.X509_STORE_CTX_get1_chain(store_context)
     if chain == ffi.NULL:
         return 0
     certificates = [lib.sk_X509_value(chain, index) for index in range(lib.sk_X509_num(chain))]
     for certificate in certificates:
-        lib.X509_free(certificate)  # each was counted once more for us; the verification still holds them
+        lib.X509_free(certificate)  # their reference counts were increased for us; the verification still owns them
     lib.sk_X509_free(chain)
     return int(ffi.cast("uintptr_t", certificates[-1])) if certificates else 0
 
 
 def add_anchor(context: SSL.Context, anchor: x509.Certificate) -> tuple[int, bytes]:
-    """Trust `anchor` under `context`, name it to clients, and return its address in the engine, with its DER."""
+    """Trust `anchor` in `context`, name it in CertificateRequest, and return its address in the engine and its DER."""
     store, certificate = context.get_cert_store(), crypto.X509.from_cryptography(anchor)
     if store is None:
         raise RuntimeError("The TLS engine gave a context no store.")
     store.add_cert(certificate)
     context.add_client_ca(anchor)
-    # The store holds this very object from now on, so no other can have its address.
+    # The store owns this object from now on, so its address stays unique.
     return int(ffi.cast("uintptr_t", certificate._x509)), anchor.public_bytes(Encoding.DER)
 
 
 def verified_chain_der(connection: SSL.Connection, anchors: Mapping[int, bytes]) -> tuple[bytes, ...]:
-    """DER of the chain that was verified, leaf first; empty when the peer presented none. `anchors` as `add_anchor`
-    gave them.
+    """DER of the verified chain, leaf first; empty when the peer presented none. `anchors` as returned by `add_anchor`.
 
-    Goes by the engine's own encoding: making certificate objects of them would cost more than all the rest here. The
-    leaf's was made when it was judged, an anchor's long ago.
+    Uses the engine's own encoding, as certificate objects would cost more than the rest of this function. The leaf's
+    DER was stored at its verification, an anchor's when it was added.
     """
     stack = lib.SSL_get0_verified_chain(ssl_of(connection))
     if stack == ffi.NULL:
@@ -184,7 +182,7 @@ def verified_chain_der(connection: SSL.Connection, anchors: Mapping[int, bytes])
 
 
 def agreed_on(connection: SSL.Connection) -> tuple[str, str, str]:
-    """Protocol version, cipher and key exchange group of a finished handshake; "" for what the engine does not tell."""
+    """Protocol version, cipher and key exchange group of a finished handshake; "" where the engine reports none."""
     ssl = ssl_of(connection)
     return (
         _text(lib.SSL_get_version(ssl)),
@@ -209,5 +207,5 @@ def _der_of(certificate: Any) -> bytes:
 
 
 def verify_error_text(code: int) -> str:
-    """The engine's sentence for a certificate verification error."""
+    """The engine's text for a certificate verification error."""
     return str(ffi.string(lib.X509_verify_cert_error_string(code)).decode())

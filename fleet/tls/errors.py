@@ -1,9 +1,9 @@
-"""How a TLS connection ends badly, as one tree.
+"""Errors that end a TLS connection, as one tree.
 
-    TlsError                 (a ConnectionError, so asyncio's own code takes it for a lost connection)
-     ├─ HandshakeFailed      nobody was authenticated; `reason` is one of the words of `Refusal`
+    TlsError                 (a ConnectionError, so that asyncio treats it as a lost connection)
+     ├─ HandshakeFailed      no client was authenticated; `reason` is a value of `Refusal`
      ├─ ProtocolBroken       after the handshake: a record that does not decrypt, an alert, a forbidden message
-     └─ Truncated            the other end went away without close_notify: what came may not be all there was
+     └─ Truncated            the peer closed without close_notify: the data may be incomplete
 
 No message repeats the peer's bytes.
 """
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Refusal(StrEnum):
-    """Why a connection never became one. The values go into counters and logs and never change."""
+    """Why a connection was refused. The values appear in counters and logs and never change."""
 
     TOTAL_CAP = "too-many-handshakes"
     ADDRESS_CAP = "too-many-handshakes-from-address"
@@ -26,15 +26,15 @@ class Refusal(StrEnum):
     BAD_CERTIFICATE = "bad-certificate"
     HANDSHAKE = "handshake-failed"
     GONE = "gone-before-handshake"
-    """The other end closed, or our listener did, in the midst of the handshake."""
+    """The peer or our listener closed during the handshake."""
 
 
 class TlsError(ConnectionError):
-    """The root: this connection is over."""
+    """The root: this connection has ended."""
 
 
 class HandshakeFailed(TlsError):
-    """Nobody was authenticated."""
+    """The handshake failed: no client was authenticated."""
 
     def __init__(self, reason: Refusal, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -43,8 +43,8 @@ class HandshakeFailed(TlsError):
 
 
 class ProtocolBroken(TlsError):
-    """After the handshake, the other end broke the protocol or said that we did."""
+    """After the handshake, the peer violated the protocol or sent an alert that we did."""
 
 
 class Truncated(TlsError):
-    """The other end went away without close_notify (RFC 8446, 6.1)."""
+    """The peer closed without close_notify (RFC 8446, 6.1)."""

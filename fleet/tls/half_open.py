@@ -1,8 +1,8 @@
-"""Connections whose handshake is not done yet: how many, from whom, and until when.
+"""Half-open connections, with an incomplete handshake: capped in number, by address and by time.
 
-A handshake costs us more than it costs the other end, and an idle one costs it nothing at all. So their number is
-capped, in all and for each address, and each has a deadline. All have the same time, so the oldest is always the next
-one due and a single timer serves them all.
+A handshake costs the server more than the client, and an idle one costs the client nothing. So their number is capped,
+in total and for each address, and each has a deadline. The time allowed is the same for all, so the oldest is always
+due next and one timer serves them all.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from fleet.tls.errors import Refusal
 
 @dataclass(frozen=True, slots=True)
 class HandshakeLimits:
-    """What strangers may take of us before they have proved anything."""
+    """Resources that unauthenticated clients may use."""
 
     total_max: int = 2000
-    """Handshakes under way at once: about 100 MB of the engine's memory."""
+    """Handshakes in progress: about 100 MB of the engine's memory."""
     per_address_max: int = 500
-    """From one IP address: a factory or a fleet behind one NAT comes back all at once after an outage."""
+    """From one IP address: a factory or fleet behind one NAT reconnects all at once after an outage."""
     deadline_s: float = 10.0
-    """From accept to Finished: three round trips over a very bad mobile link."""
+    """From accept to Finished: three round trips over a poor mobile link."""
     connected_max: int | None = None
-    """Finished connections at once; None for no cap."""
+    """Established connections; None for no cap."""
     connected_per_address_max: int | None = None
     per_address_per_second: float = 0.0
-    """New connections from one address, whatever becomes of them; 0 for no limit. A full handshake costs half a
+    """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
     millisecond of a core."""
 
     def __post_init__(self) -> None:
@@ -38,28 +38,28 @@ class HandshakeLimits:
 
 
 class Expiring(Protocol):
-    """What waits here."""
+    """A half-open connection."""
 
     address: str
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """Called when its deadline has passed."""
         ...
 
     def dismiss(self) -> None:
-        """The house closes."""
+        """Called when the listener closes."""
         ...
 
 
 class HalfOpen:
-    """The waiting room. Each entry must `leave` exactly once, however it ends."""
+    """The set of half-open connections. Each entry must `leave` exactly once, however it ends."""
 
     __slots__ = ("_arrivals", "_by_address", "_due", "_limits", "_loop", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: HandshakeLimits) -> None:
         self._loop = loop
         self._limits = limits
-        self._due: dict[Expiring, float] = {}  # in order of arrival, and so of deadline
+        self._due: dict[Expiring, float] = {}  # in order of arrival, hence of deadline
         self._by_address: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._arrivals = Buckets(limits.per_address_per_second)
@@ -68,7 +68,7 @@ class HalfOpen:
         return len(self._due)
 
     def enter(self, entry: Expiring) -> Refusal | None:
-        """Let `entry` in, or say why not."""
+        """Add `entry`; the reason if it is refused."""
         if len(self._due) >= self._limits.total_max:
             return Refusal.TOTAL_CAP
         source = source_of(entry.address)
@@ -83,7 +83,7 @@ class HalfOpen:
         return None
 
     def leave(self, entry: Expiring) -> None:
-        """Done or failed. An entry that is not in is let go."""
+        """Remove an entry, completed or failed. An unknown entry is ignored."""
         if self._due.pop(entry, None) is None:
             return
         source = source_of(entry.address)
@@ -104,7 +104,7 @@ class HalfOpen:
             self._timer = self._loop.call_at(first, self._expire_due)
 
     def close(self) -> None:
-        """Send everybody away."""
+        """Close every entry."""
         for entry in list(self._due):
             entry.dismiss()
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""A connection between accept and Finished. It has no application yet, and what it sends reaches none."""
+"""A connection between accept and Finished. It has no application protocol, so its data reaches none."""
 
 import asyncio
 from typing import Protocol, cast
@@ -13,7 +13,7 @@ from fleet.tls.transport import TlsTransport, Wire
 
 
 class Reception(Protocol):
-    """What a handshake needs of the listener that accepted it."""
+    """The listener, as a handshake uses it."""
 
     loop: asyncio.AbstractEventLoop
     contexts: ContextSource
@@ -30,14 +30,14 @@ class Reception(Protocol):
 
 
 class Handshake(asyncio.BufferedProtocol):
-    """The socket's first protocol; when the handshake is done it hands the socket to a TlsTransport."""
+    """The socket's first protocol; it passes the socket to a TlsTransport when the handshake is complete."""
 
     __slots__ = ("_context", "_over", "_raw", "_reception", "_session", "address")
 
     def __init__(self, reception: Reception) -> None:
         self.address = ""
         self._reception = reception
-        self._session: TlsSession | None = None  # made at the first byte: a silent connection costs no engine
+        self._session: TlsSession | None = None  # created at the first byte: a silent connection allocates no engine
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -56,7 +56,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
-            return  # what a refused client still sends
+            return  # data that a refused client still sends
         session = self._session
         if session is None:
             self._context = self._reception.contexts.current
@@ -67,7 +67,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._refuse_politely(failure.reason, failure.detail, session.outgoing())
             return
         except ProtocolBroken as failure:
-            # The handshake was done and what came with its end is broken. No application has seen anything.
+            # The handshake completed and the data after it is malformed. No application has received anything.
             self._refuse_politely(Refusal.HANDSHAKE, str(failure), session.outgoing())
             return
         if session.peer is None:
@@ -92,8 +92,8 @@ class Handshake(asyncio.BufferedProtocol):
         reception.establish(transport, early)
 
     def _refuse_politely(self, reason: Refusal, detail: str, alert: bytes) -> None:
-        """Let the engine's alert out, and hear the client to its end: closing on unread data would reset the
-        connection, and the client might never see why. It keeps its place among the half-open and its deadline.
+        """Send the engine's alert and read to the client's end of file: closing with unread data would reset the
+        connection, and the client might never read the alert. It stays half-open, with its deadline.
         """
         self._over = True
         self._reception.refuse(self.address, reason, detail)
@@ -114,7 +114,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._end(Refusal.DEADLINE)
 
     def dismiss(self) -> None:
-        """The listener closes."""
+        """The listener is closing."""
         self._end(Refusal.GONE)
 
     def eof_received(self) -> bool:
@@ -128,5 +128,5 @@ class Handshake(asyncio.BufferedProtocol):
 
 
 def _plain_address(address: str) -> str:
-    """An IPv4 client of a dual-stack socket is known by its IPv4 address."""
+    """The IPv4 address of an IPv4 client on a dual-stack socket."""
     return address.removeprefix("::ffff:") if "." in address else address

@@ -1,7 +1,7 @@
-"""Accepts TLS connections and makes an application protocol for each one that has proved itself.
+"""TLS listener: accepts connections and creates an application protocol for each authenticated one.
 
-`protocol_factory` is called with the finished Peer: before the handshake is done no protocol exists, so nothing that a
-stranger sends can reach one.
+`protocol_factory` is called with the authenticated Peer: no protocol exists before the handshake is complete, so no
+unauthenticated data can reach one.
 """
 
 import asyncio
@@ -23,24 +23,24 @@ __all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]
 ProtocolFactory = Callable[[Peer], asyncio.Protocol]
 OnRefused = Callable[[str, str], None]
 
-BACKLOG = 1024  # what the kernel holds for us while a burst is worked off; it caps this at somaxconn
+BACKLOG = 1024  # pending connections in the kernel during a burst, which caps it at somaxconn
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerStats:
-    """Counted since the start, except for the first two."""
+    """Counters since the start; the first two are current values."""
 
     handshaking: int
-    """Now."""
+    """Current."""
     connected: int
-    """Now."""
+    """Current."""
     accepted: int
     established: int
     refused: dict[Refusal, int]
 
 
 class Listener:
-    """Listening sockets and what has come through them. Made by `listen`."""
+    """Listening sockets and their connections. Made by `listen`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """Of the first address; with port 0 and several addresses each may have its own.
+        """Port of the first address; with port 0 and several addresses each may have its own.
 
         Raises: RuntimeError: closed.
         """
@@ -103,7 +103,7 @@ class Listener:
         )
 
     def close(self) -> None:
-        """Accept nobody any more and drop handshakes under way. Connections go on until their protocols end them."""
+        """Stop accepting and drop incomplete handshakes. Established connections continue."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -111,7 +111,7 @@ class Listener:
         self.silent.close()
 
     def abort_connections(self) -> None:
-        """End every connection at once."""
+        """Abort every connection."""
         for transport in list(self._connected):
             transport.abort()
 
@@ -119,7 +119,7 @@ class Listener:
         """Return when the last connection has ended."""
         await self._empty.wait()
 
-    # What a handshake tells us
+    # Called by handshakes
 
     def count_accepted(self) -> None:
         self._accepted += 1
@@ -130,7 +130,7 @@ class Listener:
             self._on_refused(address, f"{reason}: {detail}" if detail else str(reason))
 
     def has_no_room(self, address: str) -> Refusal | None:
-        """Why one more connection from `address` is too many."""
+        """Reason to refuse one more connection from `address`."""
         limits = self._limits
         if limits.connected_max is not None and len(self._connected) >= limits.connected_max:
             return Refusal.CONNECTED_CAP
@@ -172,9 +172,9 @@ async def listen(
 ) -> Listener:
     """Listen on `host` (several, or None for every interface) and `port` (0: any free one).
 
-    `on_refused` is told the address and one of `Refusal`'s words, often with a detail after a colon, of each
-    connection that came to nothing. `close_deadline_s` is the time that a peer has to take what a closing connection
-    still sends. `reuse_port` lets several processes share the port.
+    `on_refused` is called for each refused connection with its address and a value of `Refusal`, often with a detail
+    after a colon. `close_deadline_s` is the time a peer has to read what a closing connection still sends.
+    `reuse_port` lets several processes share the port.
 
     Raises: OSError: the address cannot be bound.
     """

@@ -1,4 +1,4 @@
-"""From a finished handshake to the frozen Peer that the rest of the house reads."""
+"""Peer identity: what a completed handshake has proved, as a frozen Peer."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ def peer_of(
     anchors: Mapping[int, bytes],
     tenants: Mapping[bytes, str] | None = None,
 ) -> Peer:
-    """The proved facts of `connection`, whose handshake has just finished. `anchors`, `tenants`: its context's."""
+    """The Peer of `connection`, whose handshake has just completed. `anchors`, `tenants`: its context's."""
     chain = engine.verified_chain_der(connection, anchors)
     version, cipher, group = engine.agreed_on(connection)
     binding_type, binding = _BINDINGS[version]
@@ -34,13 +34,13 @@ def peer_of(
         cipher=cipher,
         group=group,
         channel_binding_type=binding_type,
-        # Weakly: whoever remembers a peer must not keep the engine's 30 KB with it.
+        # A weak reference: a Peer that is kept must not keep the engine's 30 KB.
         read_channel_binding=partial(_while_it_lives, binding, ref(connection)),
     )
 
 
 def _signer(chain: tuple[bytes, ...], tenants: Mapping[bytes, str] | None) -> str | None:
-    """By the CA right above the leaf, as it was verified: whatever a client sends along cannot stand in for it."""
+    """The tenant of the CA that issued the leaf, from the verified chain, not from what the client sent."""
     if tenants is None or not chain:
         return ""
     return tenants.get(chain[1]) if len(chain) > 1 else None
@@ -52,12 +52,12 @@ def _while_it_lives(binding: Callable[[SSL.Connection], bytes], connection: ref[
 
 
 def _tls_exporter(connection: SSL.Connection) -> bytes:
-    # RFC 9266, 4.2: zero-length context. On TLS 1.3 an empty context and none are the same (RFC 8446, 7.5).
+    # RFC 9266, 4.2: zero-length context. On TLS 1.3 it equals no context (RFC 8446, 7.5).
     return connection.export_keying_material(EXPORTER_LABEL, EXPORTER_SIZE, b"")
 
 
 def _tls_unique(connection: SSL.Connection) -> bytes:
-    # RFC 5929, 3.1: the first Finished of the handshake. In a full handshake, and we have no other, the client's.
+    # RFC 5929, 3.1: the first Finished of the handshake. In a full handshake, the only kind here, the client's.
     return connection.get_peer_finished() or b""
 
 

@@ -1,9 +1,9 @@
-"""Clients that have finished the handshake and said nothing yet: their last message is acknowledged before they stall.
+"""TCP quick ACKs for clients that have completed the handshake and sent no data yet.
 
-A TLS 1.3 client's Finished gets no answer of ours, so the kernel would sit on its ACK for 40 ms; and a client without
-TCP_NODELAY (mosquitto's, for one) holds its first request back until that ACK. Most clients speak within a
-millisecond, and their data is answered, ACK and all: asking the kernel for each at once would cost a thirtieth of the
-handshake. So one timer looks after those who are still silent.
+A TLS 1.3 client's Finished gets no response, so the kernel delays its ACK by 40 ms; and a client without TCP_NODELAY
+(mosquitto's, for one) holds its first request back until that ACK. Most clients send data within a millisecond, which
+is acknowledged with the response: requesting an ACK for each at once would cost 3 % of the handshake. So one timer
+handles the clients that are still silent.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from fleet.tls.transport import TlsTransport
 
 ACKNOWLEDGE_AFTER_S = 0.002
 
-_TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
+_TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # on Linux
 
 
 class Silent:
-    """The connections that were handed over without data, until their ACK is out or not needed any more."""
+    """Established connections without data, until their ACK is sent or no longer needed."""
 
     __slots__ = ("_loop", "_timer", "_waiting")
 
@@ -27,13 +27,13 @@ class Silent:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, transport: TlsTransport) -> None:
-        """See to it that the client's Finished is acknowledged in time."""
+        """Have the client's Finished acknowledged in time."""
         self._waiting[transport] = None
         if self._timer is None:
             self._timer = self._loop.call_later(ACKNOWLEDGE_AFTER_S, self._acknowledge)
 
     def forget(self, transport: TlsTransport) -> None:
-        """It has ended; nothing here may keep it."""
+        """It has ended: drop the reference."""
         self._waiting.pop(transport, None)
 
     def _acknowledge(self) -> None:
@@ -43,7 +43,7 @@ class Silent:
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop the timer."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()

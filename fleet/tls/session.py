@@ -1,11 +1,11 @@
-"""One server-side TLS connection without a socket: bytes in, plaintext and bytes out.
+"""Sans-I/O TLS server session: received bytes in, plaintext and bytes to send out.
 
     session = TlsSession(context, "192.0.2.7")
     plaintext = session.feed(received)     # may be empty
-    socket.send(session.outgoing())        # after every call, also after one that raised: it may hold an alert
-    session.peer                           # None until the handshake is done
+    socket.send(session.outgoing())        # after every call, also one that raised: it may hold an alert
+    session.peer                           # None until the handshake is complete
 
-Nothing that comes before the handshake is done is ever returned as plaintext.
+Nothing received before the handshake is complete is ever returned as plaintext.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, hands
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.peer_identity import peer_of
 
-# A client's certificates take most of it: the engine itself stops at 100 KB of them, real chains have 2 to 5 KB.
+# Mostly the client's certificates: the engine stops at 100 KB of them, real chains have 2 to 5 KB.
 HANDSHAKE_SIZE_MAX = 128 * 1024
 
 _NOT_TLS = {"http request", "https proxy request", "wrong version number", "packet length too long"}
@@ -26,7 +26,7 @@ _NO_CERTIFICATE = {"peer did not return a certificate"}
 
 
 class TlsSession:
-    """The server's side of one connection. After it has raised, only `outgoing` may be called."""
+    """The server side of one connection. After an exception, only `outgoing` may be called."""
 
     __slots__ = ("_address", "_anchors", "_connection", "_from_engine", "_handshake_size", "_into_engine", "_scratch",
                  "_ssl", "_tenants", "closed_by_peer", "peer")  # fmt: skip
@@ -34,9 +34,9 @@ class TlsSession:
     def __init__(self, context: TlsContext, address: str, scratch: Scratch | None = None) -> None:
         """`scratch` may be shared by all sessions of one thread."""
         self.peer: Peer | None = None
-        """Set when the handshake is done."""
+        """Set when the handshake is complete."""
         self.closed_by_peer = False
-        """The peer has said close_notify: nothing more will come from it."""
+        """Whether the peer has sent close_notify: no more data follows."""
         self._address = address
         self._anchors, self._tenants = context.anchors, context.tenants
         self._scratch = scratch or Scratch()
@@ -48,7 +48,7 @@ class TlsSession:
         self._into_engine, self._from_engine = bios_of(self._connection)
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came from the socket; return the plaintext that it completes.
+        """Process bytes from the socket; the plaintext that they complete.
 
         Raises: HandshakeFailed, ProtocolBroken.
         """
@@ -59,7 +59,7 @@ class TlsSession:
         return b"".join([self._feed(ffi.from_buffer(batch), len(batch)) for batch in batches])
 
     def received(self, size: int) -> bytes:
-        """As `feed`, for the first `size` bytes of the scratch's receive buffer: they are not copied once more."""
+        """As `feed`, for the first `size` bytes of the scratch's receive buffer, without a copy."""
         return self._feed(self._scratch.received, size)
 
     def _feed(self, data: Any, size: int) -> bytes:
@@ -74,7 +74,7 @@ class TlsSession:
         return bytes(ffi.unpack(self._scratch.plain, got)) if got else b""
 
     def _handshake(self, size: int) -> bool:
-        """Whether the handshake is done; `peer` is set then."""
+        """Whether the handshake is complete; `peer` is set then."""
         self._handshake_size += size
         try:
             done = handshake(self._connection)
@@ -84,7 +84,7 @@ class TlsSession:
             if self._handshake_size > HANDSHAKE_SIZE_MAX:
                 raise HandshakeFailed(Refusal.SIZE)
             return False
-        # From here on: gives an idle connection's record buffers back; 16,000 idle devices would hold 0.5 GB of them.
+        # Releases an idle connection's record buffers: those of 16,000 idle devices would take 0.5 GB.
         lib.SSL_set_mode(self._ssl, lib.SSL_MODE_RELEASE_BUFFERS)
         self.peer = peer_of(self._connection, self._address, self._anchors, self._tenants)
         return True
@@ -101,16 +101,16 @@ class TlsSession:
         return HandshakeFailed(Refusal.HANDSHAKE, text)
 
     def _decrypt(self, got: int) -> int:
-        """Add everything that the engine can decrypt now to the `got` bytes in the scratch; their new number.
+        """Append everything that the engine can decrypt to the `got` bytes in the scratch; their new number.
 
-        One read gives one record at most, so they are gathered.
+        One read returns at most one record, so they are collected.
         """
         scratch = self._scratch
-        lib.ERR_clear_error()  # what somebody else left in this thread's queue would be taken for ours
+        lib.ERR_clear_error()  # an error left in this thread's queue would be mistaken for ours
         while (size := lib.SSL_read(self._ssl, scratch.plain + got, scratch.plain_size - got)) > 0:
             got += size
             if not lib.BIO_get_mem_data(self._into_engine, scratch.ignored):
-                return got  # the engine never takes more than the record that it returns: nothing is left in it
+                return got  # the engine consumes no more than the record that it returns: nothing stays in it
         self._judge_end_of_data(size)
         return got
 
@@ -122,7 +122,7 @@ class TlsSession:
             raise ProtocolBroken(self._reason(result))
 
     def _reason(self, result: int) -> str:
-        """The engine's words for why a call gave `result`."""
+        """The engine's reason for `result`."""
         try:
             self._connection._raise_ssl_error(self._ssl, result)
         except SSL.Error as error:
@@ -130,9 +130,9 @@ class TlsSession:
         return "the engine gave no reason"
 
     def write(self, data: bytes) -> None:
-        """Encrypt `data`, at most SLICE_SIZE of it, in as few records as it takes; take the result from `outgoing`.
+        """Encrypt `data`, at most SLICE_SIZE octets, in as few records as possible; the result is in `outgoing`.
 
-        Raises: ProtocolBroken: the connection is over.
+        Raises: ProtocolBroken: the connection has ended.
         """
         size = len(data)
         lib.ERR_clear_error()
@@ -145,18 +145,18 @@ class TlsSession:
             raise ProtocolBroken(self._reason(written))
 
     def close(self) -> None:
-        """Say close_notify. The peer may still be heard; nothing more can be written."""
+        """Send close_notify. Data may still be received; nothing more can be written."""
         if self.peer is not None:
             lib.ERR_clear_error()
             lib.SSL_shutdown(self._ssl)
             lib.ERR_clear_error()
 
     def outgoing_size(self) -> int:
-        """How many bytes `outgoing` would return."""
+        """Number of bytes that `outgoing` would return."""
         return int(lib.BIO_get_mem_data(self._from_engine, self._scratch.ignored))
 
     def outgoing(self) -> bytes:
-        """What is to be sent now, empty when there is nothing."""
+        """Bytes to send now; may be empty."""
         scratch = self._scratch
         size = lib.BIO_read(self._from_engine, scratch.sealed, scratch.sealed_size)
         if size <= 0:
@@ -166,7 +166,7 @@ class TlsSession:
 
 
 def _reason_of(error: SSL.Error) -> str:
-    """The engine's own words, without its file names."""
+    """The engine's error text, without its file names."""
     if error.args and isinstance(error.args[0], list) and error.args[0]:
         return str(error.args[0][0][2])
     return str(error.args[-1]) if error.args else type(error).__name__

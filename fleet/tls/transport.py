@@ -1,13 +1,13 @@
-"""An ordinary `asyncio.Transport` over a TLS session over a socket transport.
+"""TLS transport: an `asyncio.Transport` over a TLS session over a socket transport.
 
-The application's protocol is called as on any transport. What differs is told here:
+The application's protocol is called as on any transport, with these differences:
 
-* Small writes of one turn of the event loop leave together, in one record and one send.
-* A write is encrypted only while the socket takes bytes. When it does not, the plaintext waits and the application is
-  told `pause_writing`; an application that heeds it makes us hold its last write and the socket's buffer, no more.
-* A peer that makes the engine answer (refused renegotiations, say) and does not read the answers is not read from.
-* `eof_received` means close_notify. A socket that ends without one is an attack or an accident: `connection_lost` with
-  Truncated, never an end of file.
+* Small writes within one turn of the event loop are sent together, in one record and one send.
+* A write is encrypted only while the socket accepts data. Otherwise the plaintext is buffered and `pause_writing` is
+  called; if the application obeys it, no more than its last write and the socket's buffer is kept.
+* A peer that makes the engine respond (rejected renegotiations, say) and does not read the responses is not read from.
+* `eof_received` means close_notify. A socket that ends without one is truncation: `connection_lost` with Truncated,
+  never an end of file.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from fleet.tls.engine import SLICE_SIZE, Scratch
 from fleet.tls.errors import TlsError, Truncated
 from fleet.tls.session import TlsSession
 
-CLOSE_DEADLINE_S = 10.0  # for a peer to take what close() still has to send
+CLOSE_DEADLINE_S = 10.0  # for a peer to read what close() still has to send
 
-_NOBODY = asyncio.Protocol()  # answers for an application that is not there yet, or no more
+_NOBODY = asyncio.Protocol()  # stands for an application that does not exist yet, or no longer
 
 
 class TlsTransport(asyncio.Transport):
-    """One connection as the application sees it. Made when the handshake is done, never before."""
+    """One connection as the application sees it. Created when the handshake is complete, never before."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class TlsTransport(asyncio.Transport):
         on_lost: Callable[["TlsTransport"], None],
         close_deadline_s: float = CLOSE_DEADLINE_S,
     ) -> None:
-        """The caller gives `raw` a Wire that leads here; `on_lost` is called last of all."""
+        """The caller sets a Wire for this transport as the protocol of `raw`; `on_lost` is called last."""
         if session.peer is None:
             raise ValueError("A transport is made after the handshake.")
         super().__init__()
         self.peer: Peer = session.peer
         self.heard = False
-        """Whether anything has come from the peer since the handshake."""
+        """Whether data has been received since the handshake."""
         self._loop = loop
         self._raw = raw
         self._session = session
@@ -59,14 +59,14 @@ class TlsTransport(asyncio.Transport):
         self._flush_scheduled = False
         self._delivering = False
         self._socket_is_full = False
-        # On TLS 1.3 the engine ends the handshake with session tickets, good for nothing here: they travel with the
-        # first bytes of the application and save a send. After that it never speaks of its own accord but to end it.
+        # On TLS 1.3 the engine ends the handshake with session tickets, of no use here: they travel with the
+        # first bytes of the application and save a send. After that it sends nothing unprompted but to end it.
         is_tls13 = session.peer.tls_version == "TLSv1.3"
         self._deferred_size = session.outgoing_size() if is_tls13 else 0
         self._answers_come_with_data = not is_tls13
 
         self._write_ended = False  # by write_eof or close
-        self._notified = False  # close_notify is sent
+        self._notified = False  # close_notify sent
         self._closing = False
         self._close_timer: asyncio.TimerHandle | None = None
 
@@ -78,7 +78,7 @@ class TlsTransport(asyncio.Transport):
     # About the connection
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`peer` is the Peer; `sslcontext` the context, by which aiohttp knows https; the rest is the socket's."""
+        """`peer` is the Peer; `sslcontext` the context, so aiohttp sees https; the rest is the socket's."""
         if name == "peer":
             return self.peer
         if name == "sslcontext":
@@ -102,7 +102,7 @@ class TlsTransport(asyncio.Transport):
         return not self._reading_paused and not self._closing
 
     def pause_reading(self) -> None:
-        """No more than the batch already read from the socket is kept meanwhile."""
+        """At most the batch already read from the socket is buffered."""
         self._reading_paused = True
         self._gate_socket()
 
@@ -116,7 +116,7 @@ class TlsTransport(asyncio.Transport):
             self._gate_socket()
 
     def _gate_socket(self) -> None:
-        """Read the socket only while the application listens and the peer takes the engine's answers."""
+        """Read the socket only while the application reads and the peer reads the engine's responses."""
         if self._closing or self._raw.is_closing():
             return
         if self._reading_paused or self._answers_unread or self._held or self._eof_held:
@@ -134,7 +134,7 @@ class TlsTransport(asyncio.Transport):
         self._gate_socket()
 
     def _receive(self, size: int) -> None:
-        """So many bytes stand in the scratch's receive buffer."""
+        """`size` bytes have been read into the scratch's receive buffer."""
         if self._closing:
             return
         self.heard = True
@@ -147,7 +147,7 @@ class TlsTransport(asyncio.Transport):
         if plain or session.closed_by_peer:
             self._take_in(plain)
         if (not plain or self._answers_come_with_data) and session.outgoing_size() > self._deferred_size:
-            self._send_outgoing()  # the engine's own answer to something that was no data
+            self._send_outgoing()  # the engine's response to a record that was not data
             if self._socket_is_full:
                 self._answers_unread = True
                 self._gate_socket()
@@ -165,7 +165,7 @@ class TlsTransport(asyncio.Transport):
                 self._deliver_eof()
 
     def _deliver(self, plain: bytes) -> None:
-        """One batch to the application; what it writes in answer leaves in one piece."""
+        """Pass one batch to the application; its writes in response are sent together."""
         self._delivering = True
         try:
             self._protocol.data_received(plain)
@@ -184,7 +184,7 @@ class TlsTransport(asyncio.Transport):
         if not isinstance(data, bytes):
             if not isinstance(data, bytearray | memoryview):
                 raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}")
-            data = bytes(data)  # the caller may change it before the turn ends
+            data = bytes(data)  # the caller may modify it before the turn ends
         self._queue(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
@@ -192,7 +192,7 @@ class TlsTransport(asyncio.Transport):
 
     def _queue(self, data: bytes) -> None:
         if self._closing or not data:
-            return  # as on asyncio's own transports, a write after close goes nowhere
+            return  # as with asyncio's transports, a write after close is ignored
         if self._write_ended:
             raise RuntimeError("Cannot write after write_eof.")
         self._pending.append(data)
@@ -208,7 +208,7 @@ class TlsTransport(asyncio.Transport):
         self._flush()
 
     def _flush(self) -> None:
-        """Encrypt and send what waits, as long as the socket takes it; and close_notify when it is the end."""
+        """Encrypt and send what is buffered while the socket accepts it, then close_notify if closing."""
         session = self._session
         try:
             while self._pending and not self._socket_is_full:
@@ -223,7 +223,7 @@ class TlsTransport(asyncio.Transport):
             self._fail(error)
 
     def _next_slice(self) -> bytes:
-        """Take off what the engine is to encrypt next, at most SLICE_SIZE."""
+        """Remove and return what to encrypt next, at most SLICE_SIZE octets."""
         pending = self._pending
         if self._pending_size <= SLICE_SIZE:
             whole = pending.popleft() if len(pending) == 1 else b"".join(pending)
@@ -251,7 +251,7 @@ class TlsTransport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """Say close_notify after what was written; the peer may go on sending (RFC 8446, 6.1)."""
+        """Send close_notify after what was written; the peer may continue to send (RFC 8446, 6.1)."""
         if not self._write_ended:
             self._write_ended = True
             self._flush()
@@ -266,13 +266,13 @@ class TlsTransport(asyncio.Transport):
         return self._raw.get_write_buffer_limits()
 
     def _pause_writing(self) -> None:
-        """The socket's buffer is over its high mark."""
+        """The socket's buffer is above its high-water mark."""
         self._socket_is_full = True
         if not self._closing:
             self._protocol.pause_writing()
 
     def _resume_writing(self) -> None:
-        """The socket's buffer is under its low mark."""
+        """The socket's buffer is below its low-water mark."""
         self._socket_is_full = False
         if self._failure is not None:
             return
@@ -290,7 +290,7 @@ class TlsTransport(asyncio.Transport):
     # Ending
 
     def close(self) -> None:
-        """Send what was written and close_notify, then close. A peer that takes too long over it is aborted."""
+        """Send what was written and close_notify, then close; abort if the peer does not read it in time."""
         if self._closing:
             return
         self._closing = self._write_ended = True
@@ -309,13 +309,13 @@ class TlsTransport(asyncio.Transport):
             self._raw.close()
 
     def abort(self) -> None:
-        """Close at once and lose what was not sent."""
+        """Close at once and discard unsent data."""
         self._closing = True
         self._drop_pending()
         self._raw.abort()
 
     def _fail(self, error: TlsError) -> None:
-        """The peer broke the protocol: tell it by the engine's alert, close, and tell the application why."""
+        """The peer violated the protocol: send the engine's alert, close, and report the error to the application."""
         self._failure = error
         self._closing = True
         self._drop_pending()
@@ -327,7 +327,7 @@ class TlsTransport(asyncio.Transport):
         self._raw.close()
 
     def _limit_closing(self) -> None:
-        """The peer has so long to take what is on its way to it."""
+        """Start the deadline for the peer to read what is being sent."""
         if self._close_timer is None:
             self._close_timer = self._loop.call_later(self._close_deadline_s, self._raw.abort)
 
@@ -336,7 +336,7 @@ class TlsTransport(asyncio.Transport):
         self._pending_size = 0
 
     def _socket_ended(self) -> bool:
-        """The peer's TCP said FIN; whether the socket is to stay open for writing."""
+        """The peer sent FIN; whether the socket stays open for writing."""
         if self._closing or self._session.closed_by_peer:
             return True
         self._failure = Truncated("The other end closed without close_notify.")
@@ -349,7 +349,7 @@ class TlsTransport(asyncio.Transport):
         self._held = b""
         if self._close_timer is not None:
             self._close_timer.cancel()
-        # Nothing refers to the application from here on, so that both go at once and not at the next collection.
+        # Drop the references to the application, so that both are freed at once, not at the next collection.
         protocol, self._protocol = self._protocol, _NOBODY
         try:
             protocol.connection_lost(self._failure or error)
@@ -357,7 +357,7 @@ class TlsTransport(asyncio.Transport):
             self._on_lost(self)
 
     def begin(self, protocol: asyncio.Protocol, early: bytes) -> None:
-        """Introduce the application, then hand it `early`: what came together with the handshake's end."""
+        """Connect the application, then pass it `early`: data that came with the end of the handshake."""
         if self._deferred_size == 0:
             self._send_outgoing()  # TLS 1.2: the client waits for our Finished
         self._protocol = protocol
@@ -366,7 +366,7 @@ class TlsTransport(asyncio.Transport):
 
 
 class Wire(asyncio.BufferedProtocol):
-    """The socket's protocol once the handshake is done: leads everything to a TlsTransport."""
+    """The socket's protocol after the handshake: forwards everything to a TlsTransport."""
 
     __slots__ = ("_buffer", "_transport")
 

@@ -1,7 +1,7 @@
-"""Asks a webhook over HTTPS. Whatever goes wrong, the answer is not yes.
+"""Webhook client: external authorization over HTTPS. Any failure counts as a denial.
 
-Its URL is an operator's word, and what it answers is a stranger's: the certificate is verified, no redirect is followed
-and no proxy used, the answer is cut at a size and a time, and nothing of it but a verdict comes back.
+The URL is set by an operator and the response is untrusted: the server certificate is verified, redirects are not
+followed, no proxy is used, size and time are bounded, and only the verdict is returned.
 """
 
 import asyncio
@@ -20,22 +20,22 @@ from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_questi
 from fleet.webhook.signing import CONTENT_TYPE, Signer
 
 SECONDS_MAX = 5.0
-AT_ONCE_MAX = 64  # of one URL: when it takes its five seconds, a dozen a second still get through
+AT_ONCE_MAX = 64  # to one URL: if each takes its five seconds, a dozen a second still complete
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
     seconds_max: float = SECONDS_MAX
-    """For everything: name, connection, handshake, answer."""
+    """For everything: name resolution, connection, handshake, response."""
     at_once_max: int = AT_ONCE_MAX
-    """Of one URL: one that hangs holds up no other. Beyond that nobody waits: who asks is told to come again."""
+    """Concurrent calls to one URL, so that a hanging one delays no other. Beyond it a call fails at once."""
 
 
 DEFAULT_CALL_LIMITS = CallLimits()
 
 
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Believes the CAs in `ca_file`, or the system's.
+    """A client context that trusts the CAs in `ca_file`, or the system's.
 
     Raises: Invalid (`bad-webhook-ca`).
     """
@@ -46,7 +46,7 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Webhooks:
-    """A `fleet.services.authorization.Authoriser`. Made and closed inside one event loop."""
+    """A `fleet.services.authorization.Authoriser`. Created and closed within one event loop."""
 
     def __init__(self, signer: Signer, context: ssl.SSLContext, *, limits: CallLimits = DEFAULT_CALL_LIMITS) -> None:
         self._signer = signer
@@ -67,7 +67,7 @@ class Webhooks:
             raise Unreachable(f"it did not answer within {self._limits.seconds_max:g} s") from None
         finally:
             self._under_way[url] -= 1
-            self._under_way += Counter()  # forgets what has come to nothing
+            self._under_way += Counter()  # drops zero counts
 
     async def close(self) -> None:
         if self._session is not None:
@@ -99,18 +99,18 @@ class Webhooks:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # A connection each: a POST on one that the webhook has just closed is lost, and is not sent again.
+                # A new connection for each: a POST on one that the webhook just closed would be lost.
                 connector=aiohttp.TCPConnector(ssl=self._context, limit=0, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=False,  # no proxy out of the environment, and no .netrc
-                timeout=aiohttp.ClientTimeout(total=None),  # ours is around all of it
+                trust_env=False,  # no proxy from the environment, no .netrc
+                timeout=aiohttp.ClientTimeout(total=None),  # our timeout covers all of it
             )
         return self._session
 
 
 def _target(url: str) -> URL:
-    """`url` as the receiver sees it: what is signed and what is sent must be the same to the letter."""
+    """`url` as the receiver sees it: the URL signed must equal the URL sent, octet by octet."""
     try:
         given = URL(url)
         return URL(f"https://{given.host_port_subcomponent}{given.raw_path_qs}", encoded=True)
@@ -119,7 +119,7 @@ def _target(url: str) -> URL:
 
 
 async def _explained(answer: Awaitable[Verdict]) -> Verdict:
-    """Raises: Unreachable, with what went wrong in words that quote nobody."""
+    """Raises: Unreachable: with the cause, quoting nothing of the response."""
     try:
         return await answer
     except aiohttp.ClientConnectorCertificateError as error:

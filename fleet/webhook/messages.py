@@ -1,4 +1,4 @@
-"""A question and its answer as JSON. An answer is taken only when there is one way to understand it."""
+"""Webhook request and response as JSON. A response must be unambiguous to be accepted."""
 
 import json
 from datetime import UTC
@@ -31,9 +31,9 @@ def encode_question(question: Question) -> bytes:
 
 
 def decode_answer(body: bytes) -> Verdict:
-    """`{"allow": true|false, "reason": "…", "attributes": {"key": "value"}}`; only `allow` must be there.
+    """`{"allow": true|false, "reason": "…", "attributes": {"key": "value"}}`; only `allow` is required.
 
-    Raises: Unreachable: it is anything else. What stands in it is not repeated.
+    Raises: Unreachable: anything else. Its content is not quoted.
     """
     try:
         answer = json.loads(body.decode("utf-8"), object_pairs_hook=_members, parse_constant=_no_constant)

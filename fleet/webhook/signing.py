@@ -1,9 +1,9 @@
-"""HTTP Message Signatures (RFC 9421) on what a webhook is sent, by ecdsa-p256-sha256; Content-Digest as in RFC 9530.
+"""HTTP Message Signatures (RFC 9421) of webhook requests, with ecdsa-p256-sha256; Content-Digest as in RFC 9530.
 
     headers = signer.headers("https://hooks.example/enroll", body, at)
 
-Covered are the method, the whole URL, the body's media type and digest: what was signed for one URL is worth nothing at
-another, and `created` and `nonce` let a receiver refuse what is old or comes twice.
+The signature covers the method, the whole URL, the body's media type and digest, so a request signed for one URL is
+invalid at another; `created` and `nonce` let a receiver reject old and replayed requests.
 """
 
 import base64
@@ -25,7 +25,7 @@ _P256_OCTETS = 32
 
 
 class Signer:
-    """Signs with a P-256 key that this process holds."""
+    """Signs with a P-256 key held in this process."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
