@@ -2,12 +2,15 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from tests import server_logs
 from tests.postgres_server import PostgresServer, programs, running_postgres
+from tests.tiers import Tier, is_quick, place_in_order
 
 os.environ.pop("FLEET_DATABASE", None)  # every test has a registry of its own
 
@@ -15,6 +18,49 @@ os.environ.pop("FLEET_DATABASE", None)  # every test has a registry of its own
 # Ctrl-C must end would not hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+server_logs.watch_processes()
+
+settings.register_profile(Tier.ALL, max_examples=1000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", type=Tier, choices=list(Tier), default=Tier.SHORT, help="how much runs (tests/tiers.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--tier") is Tier.ALL:
+        settings.load_profile(Tier.ALL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("--tier") is Tier.QUICK and not is_quick(collection_path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--tier") is not Tier.ALL:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+    items.sort(key=lambda item: place_in_order(item.path))
+
+
+@pytest.fixture(scope="session")
+def tier(pytestconfig: pytest.Config) -> Tier:
+    found: Tier = pytestconfig.getoption("--tier")
+    return found
+
+
+def pytest_runtest_setup() -> None:
+    server_logs.forget_ended()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections.extend(server_logs.ends())
+    return report
 
 
 @pytest.fixture(scope="session")

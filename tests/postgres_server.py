@@ -10,6 +10,7 @@ from pathlib import Path
 from fleet.config.database_url import parse_database_url
 from fleet.storage.postgres.registry import PostgresRegistry
 from hw_bench.peers.postgres import PASSWORD, USER, Cluster, new_folder, programs
+from tests import server_logs
 
 __all__ = ["PASSWORD", "USER", "PostgresServer", "programs", "running_postgres"]
 
@@ -41,6 +42,7 @@ def running_postgres(binaries: Path, options: tuple[str, ...] = FAST) -> Iterato
     # Not below pytest's own folders: those are closed to every other user, and too long for a socket's path.
     with new_folder(MEMORY if in_memory else None) as folder:
         server = PostgresServer(binaries, folder, options)
+        server_logs.add_file("PostgreSQL", server.log, server.data.is_dir)
         try:
             server.make()
             server.start()

@@ -15,6 +15,7 @@ from fleet.ca.keys import generate_key
 from fleet.demo.harness import Running
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
+from tests import server_logs
 
 ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
@@ -49,7 +50,15 @@ def start(name: str, *words: str) -> Running:
     process = subprocess.Popen(
         [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    return Running(name, process)
+    return _read(name, process)
+
+
+def _read(name: str, process: subprocess.Popen[str]) -> Running:
+    running = Running(name, process)
+    server_logs.add(
+        name, lambda: "\n".join(line for _, line in running.lines), lambda: running.process.returncode is None
+    )
+    return running
 
 
 class Served:
@@ -70,9 +79,13 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.running = Running("fleet serve", process)
-        self.wait_for_line("event=ready")  # logged once the ready file is there
-        self.endpoints = json.loads(self.ready_file.read_text())
+        self.running = _read("fleet serve", process)
+        try:
+            self.wait_for_line("event=ready")  # logged once the ready file is there
+            self.endpoints = json.loads(self.ready_file.read_text())
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     @property

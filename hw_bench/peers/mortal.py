@@ -20,7 +20,7 @@ from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError, handle_of, running, wait_until
 
 WORKER_PROGRAM = b"fleet.runtime.worker_main"
-ORPHAN_SECONDS_MAX = 10.0  # from the supervisor's death to that of the last of its family; the broker saves its state
+ORPHAN_SECONDS_MAX = 60.0  # a hang is found, a busy machine is not: the broker saves its state first
 PORTS = range(20_000, 32_000)
 LAST_LINES = 5
 LISTENERS = ("est", "mqtt", "http")

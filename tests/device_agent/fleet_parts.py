@@ -37,6 +37,7 @@ from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.key_package import Sealer
+from tests import server_logs
 from tests.free_ports import free_ports
 from tests.standing_tenants import StandingTenants
 
@@ -210,14 +211,19 @@ class Broker:
         self._process = subprocess.Popen(
             ["mosquitto", "-v", "-c", config], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
-        assert self._process.stderr
-        for line in self._process.stderr:
+        said: list[str] = []
+        process = self._process
+        server_logs.add("mosquitto", lambda: "".join(said), lambda: process.returncode is None)
+        assert process.stderr
+        for line in process.stderr:
+            said.append(line)
             if line.rstrip().endswith("running"):
                 break
         else:
+            self.stop()
             raise AssertionError("mosquitto did not start")
         # Nobody may block it by not reading its log.
-        threading.Thread(target=self._process.stderr.read, daemon=True).start()
+        threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
 
     def stop(self) -> None:
         if self._process is not None:
@@ -329,6 +335,7 @@ class Agent:
             text=True,
         )
         self.lines: list[str] = []
+        server_logs.add("device-agent run", lambda: "\n".join(self.lines), lambda: self.process.returncode is None)
         self._changed = threading.Condition()
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)

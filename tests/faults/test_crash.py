@@ -16,24 +16,25 @@ from hw_bench.processes import BenchError, pick_cores
 from hw_bench.scenarios import crash
 from hw_bench.scenarios.crash import Crash, new_tokens, prove
 from hw_bench.turns import Plan
+from tests.tiers import Tier
 
-KILLS = 150  # a minute on two cores with other work to do; `hw-bench run crash --kills 1000` goes on for longer
 SEED = 20260301
 
 
-def test_every_certificate_token_and_event_is_accounted_for_after_many_kills() -> None:
+def test_every_certificate_token_and_event_is_accounted_for_after_many_kills(tier: Tier) -> None:
     said: list[str] = []
-    report = Crash().run(Plan(kills=KILLS, seed=SEED), said.append)
+    kills = tier.times(60, all=1000)
+    report = Crash().run(Plan(kills=kills, seed=SEED), said.append)
     checks = "\n".join(report.checks)
-    found = re.match(rf"{KILLS} kills, (\d+) of them of the supervisor; seed {SEED}\n", checks)
+    found = re.match(rf"{kills} kills, (\d+) of them of the supervisor; seed {SEED}\n", checks)
     assert found
-    assert 1 <= int(found[1]) < KILLS / 4
+    assert 1 <= int(found[1]) < kills / 4
     assert "certificates received are in the registry; no serial twice" in checks
     assert "none too often, and uses = certificates issued by each" in checks
     assert "events without a gap, one of them for each certificate issued" in checks
     assert "the audit's chain verifies" in checks
     assert f"--seed {SEED}" in said[0]
-    assert any(line.startswith(f"{KILLS} of {KILLS} kills") for line in said)
+    assert any(line.startswith(f"{kills} of {kills} kills") for line in said)
 
 
 @pytest.fixture(scope="module")

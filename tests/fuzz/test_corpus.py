@@ -1,5 +1,6 @@
 """Everything that fuzzing found worth keeping, and a well-formed start for each decoder: read or refused, each time."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tests.fuzz.run import CORPUS
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS
+from tests.tiers import Tier
 
 KEPT = sorted(CORPUS.glob("*/*"))
 
@@ -39,3 +41,15 @@ def test_well_formed_ones_cut_at_every_byte_and_with_every_byte_gone_wrong(name:
 @given(data=st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(name: str, data: bytes) -> None:
     TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_was_kept_with_a_few_bytes_changed_is_read_or_refused(name: str, tier: Tier) -> None:
+    chance = random.Random(name)
+    kept = [file.read_bytes() for file in KEPT if file.parent.name == name] + list(seeds(name))
+    for _ in range(tier.times(100, all=20_000)):
+        data = bytearray(chance.choice(kept))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(data) + 1)
+            data[at : at + chance.choice((0, 1, 1, 4))] = chance.randbytes(chance.choice((0, 1, 1, 4)))
+        TARGETS[name](bytes(data))

@@ -32,7 +32,7 @@ TIMEOUT_MIN_SECONDS = 10.0
 TIMEOUT_FACTOR = 5  # times what the tests take on the module as it is
 MEMORY_MAX_BYTES = 2 * 1024**3  # a mutant may loop for ever, and fill a list while at it
 POLL_SECONDS = 0.01
-PYTEST = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:schemathesis", "--hypothesis-seed=0")
+PYTEST = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Every Python that we support and that is on the PATH by its name reads the source, and shows each program's help."""
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+COMPILE_ALL = """
+import pathlib, sys, warnings
+warnings.simplefilter("error")
+for package in sys.argv[1:]:
+    for file in pathlib.Path(package).rglob("*.py"):
+        compile(file.read_bytes(), str(file), "exec")
+"""
+HELP_OF_ALL = """
+import contextlib, importlib, io, sys
+for entry in sys.argv[1:]:
+    module, _, name = entry.partition(":")
+    sys.argv = [entry, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        getattr(importlib.import_module(module), name)()
+    assert "Usage:" in shown.getvalue(), (entry, shown.getvalue())
+"""
+
+
+def run(python: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, *words], capture_output=True, text=True, cwd=PROJECT, timeout=300, check=False)
+
+
+@pytest.fixture(params=VERSIONS)
+def python(request: pytest.FixtureRequest) -> str:
+    """The path of that Python."""
+    name = f"python{request.param}"
+    found = shutil.which(name)
+    # A version manager puts names on the PATH behind which there is nothing.
+    if found is None or run(found, "-c", "").returncode:
+        pytest.skip(f"{name}: not installed")
+    return found
+
+
+def test_it_reads_the_source(python: str) -> None:
+    done = run(python, "-c", COMPILE_ALL, "fleet", "device_agent", "firmware_tools", "hw_bench", "tests")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_program_shows_its_help(python: str) -> None:
+    if run(python, "-c", "import click, cryptography, aiohttp, OpenSSL, cbor2, paho.mqtt, serial, asyncpg").returncode:
+        pytest.skip(f"{Path(python).name}: has not what the programs need")
+    done = run(python, "-c", HELP_OF_ALL, *METADATA["scripts"].values())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_every_program_shows_its_help_in_an_environment_of_that_python(
+    python: str, wheel: Path, tmp_path: Path
+) -> None:
+    made = run(python, "-m", "venv", str(tmp_path / "environment"))
+    assert made.returncode == 0, made.stdout + made.stderr
+    inside = tmp_path / "environment" / "bin" / "python"
+    got = run(inside, "-m", "pip", "install", "-q", f"{wheel}[all]")
+    assert got.returncode == 0, got.stdout + got.stderr
+    done = subprocess.run(
+        [inside, "-I", "-W", "error::DeprecationWarning:fleet", "-c", HELP_OF_ALL, *METADATA["scripts"].values()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_versions_are_those_that_the_project_promises() -> None:
+    assert METADATA["requires-python"] == f">={VERSIONS[0]}"

@@ -1,0 +1,38 @@
+"""How much of the suite runs: `--tier quick` (no servers), `short` (what CI runs, the default) or `all`.
+
+A test that only `all` runs is marked `long`; a test that only does more of the same there takes its count from the
+fixture `tier`, so that the count stands once.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+# Folders, and files, whose tests start no server and no program of ours.
+QUICK = ("ca", "config", "domain", "fuzz", "services", "wire")
+
+
+class Tier(StrEnum):
+    QUICK = "quick"
+    SHORT = "short"
+    ALL = "all"
+
+    def times(self, short: int, *, all: int) -> int:
+        return all if self is Tier.ALL else short
+
+
+def is_quick(path: Path) -> bool:
+    """Whether the tests at `path`, a file or a folder, are among the quick ones."""
+    if not path.is_relative_to(TESTS) or path == TESTS:
+        return True
+    name = str(path.relative_to(TESTS))
+    return any(name == quick or name.startswith(f"{quick}/") for quick in QUICK)
+
+
+# The modules that take longest, so that no processor is left with one of them at the end (--dist loadfile).
+LONGEST_FIRST: tuple[str, ...] = ()
+
+
+def place_in_order(path: Path) -> int:
+    name = str(path.relative_to(TESTS)) if path.is_relative_to(TESTS) else ""
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
