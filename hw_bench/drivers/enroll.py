@@ -1,17 +1,19 @@
-"""First enrollments over EST, each on a fresh TLS connection: what a fleet's first morning looks like.
+"""First enrollments, each on a fresh TLS connection: what a fleet's first morning looks like.
 
 Keys and requests are made before the turn, so that the load's core spends its time on connections. Each request has a
-key and a device id of its own, and each answer is kept: after the turn it is decoded and its certificate held against
+key and a device id of its own, and each answer is kept: after the turn it is decoded and its certificate compared with
 the key that was sent.
 """
 
-import base64
+import io
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from http.client import HTTPResponse
+from typing import Any, cast
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,11 +22,12 @@ from OpenSSL import SSL
 
 from fleet.domain.issuance_context import COMMON_NAME
 from fleet.wire.csr import build_csr
-from fleet.wire.est import PKCS10, WELL_KNOWN, decode_body, decode_certs_only, encode_body
+from hw_bench.drivers.enrollment_protocols import EnrollmentProtocol, protocol_of
 from hw_bench.drivers.handshake import client_context, connect
 from hw_bench.drivers.worker import Act, Order, serve
 
-READ_SIZE = 16384  # a whole answer: one certificate in base64 is about 1 KB
+READ_SIZE = 16384  # a whole answer: a certificate with its chain is 1 to 4 KB
+SUCCESS = (b"HTTP/1.1 200 ", b"HTTP/1.1 201 ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,10 @@ class Request:
 class Enroller:
     """The requests of one driver process, the threads that send them, and what came back."""
 
-    def __init__(self, context: SSL.Context, prefix: str, model: str, password: str) -> None:
+    def __init__(self, context: SSL.Context, prefix: str, protocol: EnrollmentProtocol) -> None:
         self._context = context
         self._prefix = prefix
-        self._model = model
-        self._password = password
+        self._protocol = protocol
         self._made = 0
         self._waiting: deque[Request] = deque()
         self._answered: list[tuple[Request, bytes]] = []
@@ -57,21 +59,9 @@ class Enroller:
 
     def _request(self, device: str) -> Request:
         key = ec.generate_private_key(ec.SECP256R1())
-        body = encode_body(build_csr(key, ((COMMON_NAME, device),), ()))
-        lines = [
-            f"POST {WELL_KNOWN}/{self._model}/simpleenroll HTTP/1.1",
-            "Host: localhost",
-            f"Content-Type: {PKCS10}",
-            "Content-Transfer-Encoding: base64",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-        ]
-        if self._password:
-            login = base64.b64encode(f"{device}:{self._password}".encode()).decode()
-            lines.append(f"Authorization: Basic {login}")
-        head = "\r\n".join([*lines, "", ""]).encode()
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return Request(device, spki, head + body)
+        csr = build_csr(key, ((COMMON_NAME, device),), ())
+        return Request(device, spki, self._protocol.request(device, csr))
 
     def run(self, address: tuple[str, int], seconds: float, at_once: int) -> dict[str, Any]:
         """Enroll by `at_once` threads until `seconds` are over or no request is left."""
@@ -99,7 +89,7 @@ class Enroller:
             except (SSL.Error, OSError) as error:
                 self._problems.append(f"{type(error).__name__}: {error}")
                 continue
-            if answer.startswith(b"HTTP/1.1 200 "):
+            if answer.startswith(SUCCESS):
                 self._answered.append((request, answer))
             else:
                 self._problems.append(answer[:300].decode(errors="replace"))
@@ -127,7 +117,7 @@ class Enroller:
         """
         fingerprints = []
         for request, answer in self._answered:
-            certificate = decode_certs_only(decode_body(answer.partition(b"\r\n\r\n")[2]))[0]
+            certificate = self._protocol.certificate(body_of(answer))
             spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             if spki != request.spki:
                 raise ValueError(f"{request.device} was given a certificate for another key")
@@ -136,10 +126,27 @@ class Enroller:
         return {"fingerprints": fingerprints}
 
 
+class _Received:
+    """An answer that is here already, as `http.client` wants to read it."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._answer)
+
+
+def body_of(answer: bytes) -> bytes:
+    """The body of a whole HTTP answer, its chunks joined. Raises: http.client.HTTPException."""
+    response = HTTPResponse(cast("socket.socket", _Received(answer)))
+    response.begin()
+    return response.read()
+
+
 def prepare(config: Order) -> Mapping[str, Act]:
     context = client_context(config["certificate"], config["key"], config["tls"])
     prefix = f"{config['prefix']}-{config['member']}"
-    enroller = Enroller(context, prefix, config["model"], config["password"])
+    enroller = Enroller(context, prefix, protocol_of(config))
 
     def top_up(order: Order) -> dict[str, Any]:
         enroller.top_up(order["count"])

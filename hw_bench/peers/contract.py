@@ -1,9 +1,10 @@
 """What every measured server is to the bench: a name, a reason why it may be missing, and a way to start it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hw_bench.certificates import Certificates
 from hw_bench.processes import Cores
@@ -45,6 +46,8 @@ class Running:
     """The processes whose CPU time is its price; what they have started is counted with them."""
     broker: str = ""
     """Of a broker: the Unix socket where a subscriber attaches without TLS."""
+    login: Mapping[str, Any] = field(default_factory=dict)
+    """Of a CA: what the enrollment driver needs to authenticate."""
 
 
 @dataclass(frozen=True, slots=True)

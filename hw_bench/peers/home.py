@@ -19,7 +19,8 @@ from fleet.est_client.client import EstClient
 from fleet.home.layout import Home
 from fleet.wire.csr import build_csr
 from hw_bench.certificates import Identity
-from hw_bench.peers.contract import Ground
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.ours import version
 from hw_bench.processes import BenchError, running, wait_until
 
 MODEL = "default"  # every home has it; its devices publish under devices/{id}/up/
@@ -70,6 +71,10 @@ class Served:
     def with_others(self, pids: tuple[int, ...]) -> "Served":
         """The same, at the price of these processes too."""
         return replace(self, pids=(*self.pids, *pids))
+
+    def est_server(self, name: str) -> Running:
+        """Its EST listener, measured as `name`."""
+        return Running(name, version(), self.est, self.pids)
 
 
 def make_home(ground: Ground, name: str = "home") -> FleetHome:

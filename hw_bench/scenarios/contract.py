@@ -3,14 +3,13 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from hw_bench.certificates import make_certificates
-from hw_bench.peers.contract import Ground, Running
-from hw_bench.peers.registry import PEERS
-from hw_bench.processes import BenchError, Cores, pick_cores
+from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.processes import Cores, pick_cores
 from hw_bench.report import Goal, Report, Turn, judge, ratio, summarise
 from hw_bench.turns import Plan, Progress, machine
 
@@ -31,13 +30,19 @@ class Scenario(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a scenario brings home besides its turns."""
+    """What a report says besides its turns."""
 
+    unit: str
+    """The operation, in the plural."""
+    cores: Cores
     versions: dict[str, str]
     """Contender -> its version, in the order of the report."""
-    pairs: tuple[tuple[str, str], ...]
-    """(ours, the other) to be set against each other."""
-    missing: dict[str, str]
+    pairs: tuple[tuple[str, str], ...] = ()
+    """(subject, peer) to be compared."""
+    ratios_by: tuple[str, ...] = ()
+    """The measures by which each pair is compared."""
+    goals: tuple[Goal, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
     """Peer -> why it took no part."""
     checks: tuple[str, ...] = ()
 
@@ -51,52 +56,41 @@ def ground_for(devices: int = 1) -> Iterator[Ground]:
 
 
 def start_peers(
-    names: Sequence[str], ground: Ground, stack: contextlib.ExitStack, progress: Progress
+    peers: Sequence[Peer], ground: Ground, stack: contextlib.ExitStack, progress: Progress
 ) -> tuple[list[Running], dict[str, str]]:
     """(those that run now, name -> why it does not). They stop when `stack` closes.
 
-    Raises: BenchError when one can't start, or none is there.
+    Raises: BenchError when one can't start.
     """
     started, missing = [], {}
-    for name in names:
-        peer = PEERS[name]
+    for peer in peers:
         reason = peer.missing()
         if reason is not None:
-            progress(f"leaving out {name}: {reason}")
-            missing[name] = reason
+            progress(f"leaving out {peer.name}: {reason}")
+            missing[peer.name] = reason
             continue
-        progress(f"starting {name}")
+        progress(f"starting {peer.name}")
         started.append(stack.enter_context(peer.start(ground)))
-    if not started:
-        raise BenchError("Nothing to measure: " + "; ".join(missing.values()) + ".")
     return started, missing
 
 
-def conclude(
-    scenario: Scenario,
-    unit: str,
-    plan: Plan,
-    turns: Sequence[Turn],
-    findings: Findings,
-    *,
-    ratios_by: tuple[str, ...],
-    goals: tuple[Goal, ...],
-    cores: Cores,
-) -> Report:
+def conclude(scenario: Scenario, plan: Plan, turns: Sequence[Turn], findings: Findings) -> Report:
     """The report of what was measured."""
     summaries = tuple(
         summarise(name, version, [turn for turn in turns if turn.contender == name])
         for name, version in findings.versions.items()
     )
-    ratios = tuple(ratio(subject, peer, measure, turns) for subject, peer in findings.pairs for measure in ratios_by)
-    verdicts = (judge(goal, summaries, ratios) for goal in goals)
+    ratios = tuple(
+        ratio(subject, peer, measure, turns) for subject, peer in findings.pairs for measure in findings.ratios_by
+    )
+    verdicts = (judge(goal, summaries, ratios) for goal in findings.goals)
     return Report(
         scenario=scenario.name,
         description=scenario.description(),
-        unit=unit,
+        unit=findings.unit,
         seconds=plan.seconds,
         rounds=plan.rounds,
-        machine=machine(cores),
+        machine=machine(findings.cores),
         turns=tuple(turns),
         summaries=summaries,
         ratios=ratios,

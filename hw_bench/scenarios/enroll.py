@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fleet.home.layout import open_registry
 from hw_bench.drivers.crew import Crew, total
-from hw_bench.peers.contract import Ground
-from hw_bench.peers.home import MODEL, FleetHome, Served, make_home, serve
-from hw_bench.peers.ours import version
+from hw_bench.peers import step_ca
+from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.home import MODEL, FleetHome, make_home, serve
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
-from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
+from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for, start_peers
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 READY_FACTOR = 2  # requests made ahead for a turn, against the best rate seen so far
@@ -28,12 +30,17 @@ class Enroll:
     drivers: int = 2
     at_once: int = 16
     """Connections under way in each driver: concurrent commits share one fsync, as in a real storm."""
-    goals: tuple[Goal, ...] = (Goal("token", "per_core", 900), Goal("station", "per_core", 900))
+    goals: tuple[Goal, ...] = (
+        Goal("token", "per_core", 900),
+        Goal("station", "per_core", 900),
+        Goal("token", "per_core", 1.3, step_ca.NAME),
+    )
 
     def description(self) -> str:
         return (
             f"first enrollments by token and by a station's certificate at `fleet serve`, each on a fresh {self.tls} "
-            f"connection and committed with an fsync before the answer, {self.drivers * self.at_once} at once"
+            f"connection and committed with an fsync before the answer, {self.drivers * self.at_once} at once; beside "
+            "step-ca with one-time tokens of a JWK provisioner and its badger database"
         )
 
     def run(self, plan: Plan, progress: Progress) -> Report:
@@ -44,30 +51,39 @@ class Enroll:
             logins = {"token": token_login(home), "station": _station(home, ground)}
             progress("starting fleet serve")
             served = stack.enter_context(serve(home, ground))
-            crews = {name: stack.enter_context(self.crew(name, login, ground)) for name, login in logins.items()}
-            contenders = [self.contender(name, crew, served) for name, crew in crews.items()]
-            cores = ground.cores
-            turns = take_turns(contenders, plan, cores, progress)
-            progress("holding every certificate against the registry")
-            received = [
-                fingerprint
-                for crew in crews.values()
-                for answer in crew.order({"do": "collect"})
-                for fingerprint in answer["fingerprints"]
-            ]
-            checks = (*_check(received, home), f"the registry is on {file_system(ground.folder)}")
-        findings = Findings(dict.fromkeys(logins, version()), pairs=(), missing={}, checks=checks)
-        return conclude(self, "enrollments", plan, turns, findings, ratios_by=(), goals=self.goals, cores=cores)
+            peers, missing = start_peers((step_ca.PEER,), ground, stack, progress)
+            servers = [replace(served.est_server(name), login=login) for name, login in logins.items()] + peers
+            crews = {one.name: stack.enter_context(self.crew(one.name, one.login, ground)) for one in servers}
+            contenders = [self.contender(crews[one.name], one) for one in servers]
+            turns = take_turns(contenders, plan, ground.cores, progress)
+            progress("comparing every certificate with the registry")
+            received = {name: _collect(crew) for name, crew in crews.items()}
+            checks = (
+                *_check([one for name in logins for one in received[name]], home),
+                *(_distinct(peer.name, received[peer.name]) for peer in peers),
+                f"the registry is on {file_system(ground.folder)}",
+            )
+        findings = Findings(
+            "enrollments",
+            ground.cores,
+            {one.name: one.version for one in servers},
+            pairs=tuple((name, peer.name) for name in logins for peer in peers),
+            ratios_by=("per_core", "per_second"),
+            goals=self.goals,
+            missing=missing,
+            checks=checks,
+        )
+        return conclude(self, plan, turns, findings)
 
-    def crew(self, name: str, login: dict[str, str], ground: Ground) -> Crew:
+    def crew(self, name: str, login: Mapping[str, Any], ground: Ground) -> Crew:
         """The load that enrolls by `login`: devices whose ids begin with `name`."""
         folder = ground.room(f"load-{name}")
         config = {**login, "tls": self.tls, "model": MODEL, "prefix": name}
         return Crew("hw_bench.drivers.enroll", self.drivers, config, cores=ground.load_cores, folder=folder)
 
-    def contender(self, name: str, crew: Crew, served: Served) -> Contender:
-        """`served` under the load of `crew`."""
-        host, port = served.est
+    def contender(self, crew: Crew, server: Running) -> Contender:
+        """`server` under the load of `crew`."""
+        host, port = server.address
         best = [float(READY_RATE_MIN)]
 
         def prepare(seconds: float) -> None:
@@ -80,11 +96,11 @@ class Enroll:
             done = total(answers, "operations")
             if not done:
                 problems = [problem for answer in answers for problem in answer["problems"]]
-                raise BenchError(f"no enrollment by {name} succeeded: {' | '.join(problems[:1])}")
+                raise BenchError(f"no enrollment by {server.name} succeeded: {' | '.join(problems[:1])}")
             best[0] = max(best[0], done / seconds)
             return Outcome(done, total(answers, "failed"))
 
-        return Contender(name, version(), served.pids, act, crew.cpu_seconds, prepare)
+        return Contender(server.name, server.version, server.pids, act, crew.cpu_seconds, prepare)
 
 
 def token_login(home: FleetHome) -> dict[str, str]:
@@ -99,10 +115,21 @@ def _station(home: FleetHome, ground: Ground) -> dict[str, str]:
     return {"password": "", "certificate": str(folder / "station.pem"), "key": str(folder / "station.key")}
 
 
+def _collect(crew: Crew) -> list[str]:
+    """The fingerprints of all certificates that `crew` has received. Raises: BenchError when one is for another key."""
+    return [fingerprint for answer in crew.order({"do": "collect"}) for fingerprint in answer["fingerprints"]]
+
+
+def _distinct(name: str, received: list[str]) -> str:
+    """Raises: BenchError when two are the same."""
+    if len(set(received)) != len(received):
+        raise BenchError(f"{name} issued {len(received) - len(set(received))} certificates twice.")
+    return f"all {len(received):,} certificates received from {name} were distinct and for the key sent"
+
+
 def _check(received: list[str], home: FleetHome) -> tuple[str, ...]:
     """Raises: BenchError when two are the same, or one is not in the registry."""
-    if len(set(received)) != len(received):
-        raise BenchError(f"{len(received) - len(set(received))} certificates were issued twice.")
+    _distinct("fleet serve", received)
     unknown = asyncio.run(_unknown(received, home))
     if unknown:
         raise BenchError(f"{unknown} of {len(received)} certificates that clients hold are not in the registry.")

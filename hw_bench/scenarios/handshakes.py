@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.drivers.handshake import client_context, handshake, refuses
+from hw_bench.peers import mosquitto, nginx, ours
 from hw_bench.peers.contract import Ground, Running
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
 from hw_bench.scenarios.contract import Findings, conclude, ground_for, start_peers
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
-OURS = ("fleet-tls",)
-PEERS = ("nginx", "mosquitto")
+LISTENERS = {peer.name: peer for peer in (ours.LISTENER, nginx.PEER, mosquitto.PEER)}
+OURS, *PEERS = LISTENERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Handshakes:
     tls: str = "TLSv1.3"
     clients: int = 4
     """Driver processes: each has one connection at a time, so this many are under way at once."""
-    goals: tuple[Goal, ...] = tuple(Goal("fleet-tls", "per_core", 1.2, peer) for peer in PEERS)
+    goals: tuple[Goal, ...] = tuple(Goal(OURS, "per_core", 1.2, peer) for peer in PEERS)
 
     def description(self) -> str:
         return (
@@ -34,7 +35,7 @@ class Handshakes:
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
             ground = stack.enter_context(ground_for())
-            servers, missing = start_peers((*OURS, *PEERS), ground, stack, progress)
+            servers, missing = start_peers(tuple(LISTENERS.values()), ground, stack, progress)
             for server in servers:
                 check_manners(server, ground, self.tls)
             device = ground.certificates.devices[0]
@@ -45,21 +46,16 @@ class Handshakes:
             cores = ground.cores
             turns = take_turns([contender(server, crew) for server in servers], plan, cores, progress)
         findings = Findings(
-            versions={server.name: server.version for server in servers},
-            pairs=tuple((ours, peer) for ours in OURS for peer in PEERS if peer not in missing),
+            "handshakes",
+            cores,
+            {server.name: server.version for server in servers},
+            pairs=tuple((OURS, peer) for peer in PEERS if peer not in missing),
+            ratios_by=("per_core", "per_second"),
+            goals=self.goals,
             missing=missing,
             checks=("each server let the device in and refused a stranger's certificate before it was measured",),
         )
-        return conclude(
-            self,
-            "handshakes",
-            plan,
-            turns,
-            findings,
-            ratios_by=("per_core", "per_second"),
-            goals=self.goals,
-            cores=cores,
-        )
+        return conclude(self, plan, turns, findings)
 
 
 def contender(server: Running, crew: Crew) -> Contender:

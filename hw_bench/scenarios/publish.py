@@ -70,21 +70,15 @@ class Publish:
             turns = take_turns(contenders, plan, cores, progress)
         lost = sum(turn.failed for turn in turns)
         findings = Findings(
-            versions={contender.name: contender.version for contender in contenders},
-            pairs=tuple((f"gateway-qos{qos}", f"mosquitto-qos{qos}") for qos in QOS),
-            missing={},
-            checks=(f"of all messages, held one by one against those sent, {lost} were lost or doubled",),
-        )
-        return conclude(
-            self,
             "messages",
-            plan,
-            turns,
-            findings,
+            cores,
+            {contender.name: contender.version for contender in contenders},
+            pairs=tuple((f"gateway-qos{qos}", f"mosquitto-qos{qos}") for qos in QOS),
             ratios_by=("per_second", "per_core"),
             goals=self.goals,
-            cores=cores,
+            checks=(f"of all messages, compared one by one with those sent, {lost} were lost or doubled",),
         )
+        return conclude(self, plan, turns, findings)
 
     @contextlib.contextmanager
     def _contender(self, server: Running, qos: int, devices: list[Identity], ground: Ground) -> Iterator[Contender]:

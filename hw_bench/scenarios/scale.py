@@ -85,14 +85,14 @@ class Scale:
             contenders = [self._contender(name, home, engine, ground, stack) for name, home in homes.items()]
             turns = take_turns(contenders, plan, ground.cores, progress)
             findings = Findings(
-                versions=dict.fromkeys(homes, version()),
+                "enrollments",
+                ground.cores,
+                dict.fromkeys(homes, version()),
                 pairs=((FULL, EMPTY),),
-                missing={},
+                ratios_by=("per_core",),
                 checks=(f"the registry is {engine.name} on {file_system(ground.folder)}",),
             )
-            report = conclude(
-                self, "enrollments", plan, turns, findings, ratios_by=("per_core",), goals=(), cores=ground.cores
-            )
+            report = conclude(self, plan, turns, findings)
         disk, audit = sizes.devices / plan.devices, sizes.audit / plan.devices
         beside_empty = report.ratios[0].spread.median
         return replace(
@@ -112,7 +112,7 @@ class Scale:
         ids = f"{name}-{secrets.token_hex(4)}"  # a kept registry has those of earlier runs
         crew = stack.enter_context(self.enroll.crew(ids, token_login(home), ground))
         served = stack.enter_context(serve(home, ground))
-        return self.enroll.contender(name, crew, served.with_others(engine.pids))
+        return self.enroll.contender(crew, served.with_others(engine.pids).est_server(name))
 
     async def _asked(self, home: FleetHome, fleet: FilledFleet) -> tuple[Figure, ...]:
         registry = await open_registry(home.files)

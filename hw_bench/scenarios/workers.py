@@ -64,15 +64,14 @@ class Workers:
             rest = at_rest(contenders)
             one, two = WORKERS
             findings = Findings(
-                versions=dict.fromkeys((*WORKERS, SEPARATE), version()),
+                "enrollments",
+                ground.cores,
+                dict.fromkeys((*WORKERS, SEPARATE), version()),
                 pairs=((two, one), (two, SEPARATE)),
-                missing={},
+                ratios_by=("per_core", "per_second"),
                 checks=(f"the registry is {engine.name} on {file_system(ground.folder)}", CAVEAT),
             )
-            cores = ground.cores
-            report = conclude(
-                self, "enrollments", plan, turns, findings, ratios_by=("per_core", "per_second"), goals=(), cores=cores
-            )
+            report = conclude(self, plan, turns, findings)
         title = "throughput of two workers on two cores over one worker on one, computed"
         figures = [Figure(title, statistics.median(scaling(turns, rest)), "x", at_least=THROUGHPUT_MIN)]
         figures += [Figure(f"{name} at rest", share, "CPU s a second") for name, share in rest.items()]
@@ -84,7 +83,7 @@ class Workers:
         home = engine.home(ground.folder / name)
         crew = stack.enter_context(self.enroll.crew(name, token_login(home), ground))
         served = stack.enter_context(serve(home, ground, "--workers", str(workers)))
-        return self.enroll.contender(name, crew, served.with_others(engine.pids))
+        return self.enroll.contender(crew, served.with_others(engine.pids).est_server(name))
 
 
 def together(name: str, one: Contender, other: Contender) -> Contender:

@@ -11,10 +11,9 @@ from hw_bench.certificates import Identity
 from hw_bench.drivers.crew import Crew, total
 from hw_bench.drivers.handshake import client_context, handshake, refuses, run
 from hw_bench.peers.contract import Ground, Running
-from hw_bench.peers.registry import PEERS
 from hw_bench.processes import BenchError, free_port
 from hw_bench.scenarios.contract import ground_for
-from hw_bench.scenarios.handshakes import check_manners
+from hw_bench.scenarios.handshakes import LISTENERS, check_manners
 
 TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
 
@@ -25,9 +24,9 @@ def ground() -> Iterator[Ground]:
         yield made
 
 
-@pytest.fixture(scope="module", params=list(PEERS))
+@pytest.fixture(scope="module", params=list(LISTENERS))
 def server(request: pytest.FixtureRequest, ground: Ground) -> Iterator[Running]:
-    peer = PEERS[request.param]
+    peer = LISTENERS[request.param]
     reason = peer.missing()
     if reason is not None:
         pytest.skip(reason)
@@ -70,7 +69,7 @@ def test_a_crew_counts_together(server: Running, ground: Ground, tmp_path: Path)
 
 
 def test_a_refused_handshake_is_counted_as_failed(ground: Ground) -> None:
-    with PEERS["fleet-tls"].start(_elsewhere(ground)) as server:
+    with LISTENERS["fleet-tls"].start(_elsewhere(ground)) as server:
         stranger = context_of(ground.certificates.stranger)
         assert not handshake(stranger, server.address)
         outcome = run(stranger, server.address, seconds=0.05)

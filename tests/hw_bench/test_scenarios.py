@@ -24,7 +24,7 @@ from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.scale import Scale, filled
 from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
-from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES
+from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES, NEEDS_STEP_CA
 
 TINY = Plan(0.2, 1)
 
@@ -58,8 +58,25 @@ def test_handshakes() -> None:
 
 def test_enroll() -> None:
     value = measured(Enroll(drivers=1, at_once=4))
-    assert [summary["name"] for summary in value["summaries"]] == ["token", "station"]
+    assert [summary["name"] for summary in value["summaries"]][:2] == ["token", "station"]
+    assert {summary["name"] for summary in value["summaries"]} | set(value["missing"]) == {
+        "token",
+        "station",
+        "step-ca",
+    }
     assert "in the registry" in value["checks"][0]
+
+
+@NEEDS_STEP_CA
+def test_enroll_beside_step_ca() -> None:
+    value = measured(Enroll(drivers=1, at_once=4))
+    assert value["summaries"][2]["version"].startswith("step-ca ")
+    assert {(ratio["subject"], ratio["peer"]) for ratio in value["ratios"]} == {
+        ("token", "step-ca"),
+        ("station", "step-ca"),
+    }
+    assert ("token", "step-ca") in {(one["goal"]["subject"], one["goal"]["peer"]) for one in value["verdicts"]}
+    assert "received from step-ca were distinct and for the key sent" in value["checks"][1]
 
 
 @NEEDS_MOSQUITTO
