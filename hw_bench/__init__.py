@@ -1,1 +1,1 @@
-"""Whoever doubts a number measures it here: the fleet's servers beside their peers, on this machine."""
+"""Benchmarks of the fleet's servers beside comparable servers, on this machine."""

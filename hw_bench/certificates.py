@@ -1,4 +1,4 @@
-"""The certificates of one run: the same files for every server that is measured.
+"""Certificates of one run: the same files for every measured server.
 
 Shaped like a fleet's own: root -> issuing CA -> server and devices, P-256 throughout. A server sends its leaf and the
 issuing CA and trusts both CAs; a device sends its leaf alone. A second, unrelated CA makes the stranger's certificate.
@@ -18,7 +18,7 @@ from fleet.ca.authority import create_issuing, create_root, issue_server_certifi
 from fleet.ca.keys import generate_key, write_key
 
 HOSTS = ("localhost", "127.0.0.1", "::1")
-LIFETIME = timedelta(days=2)  # longer than any run, too short to be of use to anybody else
+LIFETIME = timedelta(days=2)  # longer than any run, too short to be misused
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What the two ends of a measured connection load."""
+    """Certificates and keys of both ends of a measured connection."""
 
     anchors: Path
-    """Root and issuing CA: whom a server trusts."""
+    """Root and issuing CA: trust anchors of a server."""
     root: Path
     server: Identity
     devices: tuple[Identity, ...]
     stranger: Identity
-    """Signed by a CA that nobody here trusts."""
+    """Signed by an untrusted CA."""
 
 
 def make_certificates(folder: Path, devices: int = 1) -> Certificates:

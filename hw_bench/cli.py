@@ -13,7 +13,7 @@ from fleet.cli.output import output_option, print_rows
 try:
     from hw_bench.processes import BenchError
     from hw_bench.report import lines
-    from hw_bench.scenarios.registry import SCENARIOS
+    from hw_bench.scenarios.catalogue import SCENARIOS
     from hw_bench.turns import Plan
 except ModuleNotFoundError as error:
     raise SystemExit(

@@ -1,4 +1,4 @@
-"""Child processes of a run: started on a core of their own, and gone when the run is over, however it ends."""
+"""Child processes of a run: pinned to cores, and ended with the run, however it ends."""
 
 import contextlib
 import os
@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hw_bench.clock import process_tree
+from hw_bench.cpu_time import process_tree
 
-START_SECONDS_MAX = 20.0  # a Python server with its imports, on a machine that has other things to do
+START_SECONDS_MAX = 20.0  # a Python server with its imports, on a busy machine
 STOP_SECONDS_MAX = 6.0  # a second more than `fleet serve` promises for draining
 LOG_TAIL_SIZE = 2000  # of a failed program's output, quoted in the error
 
 
 class BenchError(Exception):
-    """A measurement could not be taken; the text says why, for a person."""
+    """The measurement failed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Who runs where."""
+    """Cores of the server and of the load."""
 
     server: tuple[int, ...]
     load: tuple[int, ...]
@@ -36,23 +36,23 @@ class Cores:
 
     @property
     def apart(self) -> bool:
-        """Whether server and load never meet on one core."""
+        """Whether server and load share no core."""
         return not set(self.server) & set(self.load)
 
     def together(self) -> "Cores":
-        """The same cores for everybody: the system places each process."""
+        """All cores for server and load alike: the scheduler places each process."""
         return Cores(self.all, self.all)
 
 
 def pick_cores() -> Cores:
-    """One for the server and one for the load, of those that this process may use; the same one if it has but one."""
+    """One core for the server and one for the load; the same one if only one is available."""
     allowed = sorted(os.sched_getaffinity(0))
     return Cores((allowed[0],), (allowed[min(1, len(allowed) - 1)],))
 
 
 @contextlib.contextmanager
 def on_cores(*cores: int) -> Iterator[None]:
-    """Run the block on `cores`; what it starts is born there, with no moment elsewhere."""
+    """Run the block on `cores`; child processes start there."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -65,9 +65,9 @@ def on_cores(*cores: int) -> Iterator[None]:
 def running(
     argv: list[str], *, cores: tuple[int, ...], log: Path, cwd: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `argv` for the duration of the block, its output in `log`; at the end it and all its descendants are gone.
+    """Run `argv` during the block, with its output in `log`; then end it with all its descendants.
 
-    It has a session of its own, so that Ctrl-C reaches the run and the run stops it, in order.
+    It runs in a new session: Ctrl-C reaches the run, which then stops it in order.
     """
     with on_cores(*cores), log.open("wb") as output:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def running(
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, and after STOP_SECONDS_MAX SIGKILL, for `process` and whatever it has started and not cleaned up."""
+    """SIGTERM, after STOP_SECONDS_MAX SIGKILL, then SIGKILL for descendants that are left."""
     family = _handles(pid for pid in process_tree((process.pid,)) if pid != process.pid)
     process.terminate()
     try:
@@ -96,7 +96,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _handles(pids: Iterable[int]) -> list[int]:
-    """A handle stays with its process; a number may be given to another one when it has ended."""
+    """A pidfd stays with its process; a pid may be reused."""
     handles = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -106,7 +106,7 @@ def _handles(pids: Iterable[int]) -> list[int]:
 
 @contextlib.contextmanager
 def handle_of(pid: int) -> Iterator[int]:
-    """A handle of the process `pid`, for the duration of the block. Raises: ProcessLookupError."""
+    """A pidfd of the process `pid`. Raises: ProcessLookupError."""
     handle = os.pidfd_open(pid)
     try:
         yield handle
@@ -115,14 +115,14 @@ def handle_of(pid: int) -> Iterator[int]:
 
 
 def program(name: str) -> str | None:
-    """Where `name` is installed, or None. Debian keeps servers in /usr/sbin, which is not on everybody's PATH."""
+    """Path of the program `name`, or None. Also searches /usr/sbin, where Debian keeps servers."""
     return shutil.which(
         name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
     )
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -150,6 +150,6 @@ def accepts(address: tuple[str, int]) -> bool:
 
 
 def tail(log: Path) -> str:
-    """The end of what a program has said."""
+    """The last output of a program."""
     text = log.read_bytes()[-LOG_TAIL_SIZE:].decode(errors="replace").strip()
-    return text or "it said nothing"
+    return text or "no output"

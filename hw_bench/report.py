@@ -26,9 +26,9 @@ class Turn:
     """CPU time of the server's processes."""
     load_cpu: float
     processes_cpu: float
-    """CPU time of all processes on the run's cores, whosever."""
+    """CPU time of all processes on the run's cores, other programs included."""
     server_core_busy: float
-    """0 to 1, whoever ran on it."""
+    """Share of the time, 0 to 1, in which the core was busy."""
     load_core_busy: float
     cores: int = 2
     """How many cores the run had, in all."""
@@ -52,17 +52,17 @@ class Turn:
 
     @property
     def load_bound(self) -> bool:
-        """The load's core was full and the server's was not: it could have done more."""
+        """The load's core was full and the server's was not: the server could have done more."""
         return self.apart and self.load_core_busy > BUSY and self.server_core_busy < BUSY
 
     @property
     def idle(self) -> bool:
-        """Neither core was full: something was waited for."""
+        """Neither core was full: the run waited for something else."""
         return self.server_core_busy < BUSY and self.load_core_busy < BUSY
 
     @property
     def others(self) -> float:
-        """Cores that other programs took from the run, on average."""
+        """Average number of cores used by other programs."""
         taken = self.processes_cpu - self.server_cpu - self.load_cpu
         return max(0.0, taken / self.wall) if self.wall > 0 else 0.0
 
@@ -103,7 +103,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All turns of one contender."""
+    """All turns of one contender, aggregated."""
 
     name: str
     version: str
@@ -121,7 +121,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """What `subject` does in one unit of what `peer` does, each round by itself."""
+    """`subject` divided by `peer`, round by round."""
 
     subject: str
     peer: str
@@ -158,7 +158,7 @@ class Figure:
 
     @property
     def reached(self) -> bool:
-        """Whether it keeps to its goal; true when it has none."""
+        """Whether the goal is met; true without a goal."""
         return (self.at_most is None or self.value <= self.at_most) and (
             self.at_least is None or self.value >= self.at_least
         )
@@ -166,7 +166,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that one run says. `as_json()` and `lines()` hold the same values."""
+    """Result of one run. `as_json()` and `lines()` hold the same values."""
 
     scenario: str
     description: str
@@ -182,7 +182,7 @@ class Report:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Peer -> why it did not take part."""
     checks: tuple[str, ...] = ()
-    """What was proved besides the figures, a sentence each."""
+    """What was verified besides the figures, one sentence each."""
     figures: tuple[Figure, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def summarise(name: str, version: str, turns: Sequence[Turn]) -> Summary:
-    """One contender's turns in short. Raises: ValueError when there are none."""
+    """Aggregate one contender's turns. Raises: ValueError when there are none."""
     return Summary(
         name=name,
         version=version,
@@ -215,7 +215,7 @@ def summarise(name: str, version: str, turns: Sequence[Turn]) -> Summary:
 
 
 def ratio(subject: str, peer: str, measure: str, turns: Sequence[Turn]) -> Ratio:
-    """`subject` against `peer`, turn against the turn of the same round: what drifts hits both alike.
+    """`subject` against `peer`, turn by turn of the same round, so that drift affects both alike.
 
     Raises: ValueError when they share no round in which the peer did anything.
     """
@@ -226,7 +226,7 @@ def ratio(subject: str, peer: str, measure: str, turns: Sequence[Turn]) -> Ratio
 
 
 def judge(goal: Goal, summaries: Sequence[Summary], ratios: Sequence[Ratio]) -> Verdict | None:
-    """Whether `goal` was reached, by the median; None when what it speaks of was not measured."""
+    """Whether the median reaches `goal`; None when its subject or peer was not measured."""
     if goal.peer:
         wanted = (goal.subject, goal.peer, goal.measure)
         values = [found.spread.median for found in ratios if (found.subject, found.peer, found.measure) == wanted]
@@ -236,7 +236,7 @@ def judge(goal: Goal, summaries: Sequence[Summary], ratios: Sequence[Ratio]) -> 
 
 
 def lines(report: Report) -> list[str]:
-    """The report for people."""
+    """The report as text."""
     text = [f"{report.scenario}: {report.description}", ""]
     text += [f"  {key}: {value}" for key, value in report.machine.items()]
     if report.summaries:

@@ -1,4 +1,4 @@
-"""Taking turns: A B C, A B C, ... so that what drifts on the machine hits all contenders alike."""
+"""Contenders in turns: A B C, A B C, ... so that drift of the machine affects all alike."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from OpenSSL import SSL
 
-from hw_bench.clock import CoreTime, core_times, cpu_seconds
+from hw_bench.cpu_time import CoreTime, core_times, cpu_seconds
 from hw_bench.processes import Cores
 from hw_bench.report import Turn, merged
 
@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a run is."""
+    """Options of a run."""
 
     seconds: float = 3.0
     """Of one turn."""
@@ -34,34 +34,34 @@ class Plan:
     kills: int = 200
     """Of a run that kills."""
     seed: int | None = None
-    """Of its chance; None for a new one."""
+    """Of the random choices; None for a new one."""
     database: str = ""
     """The registry's engine; empty for the scenario's own choice."""
     sessions: int = 50
     """Devices that are connected, and revoked."""
     keep: Path | None = None
-    """Where a filled registry stays, or is already."""
+    """Folder of a registry that is kept between runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the load has seen in one turn."""
+    """What the load counted in one turn."""
 
     operations: int
     failed: int
     wall: float | None = None
-    """Seconds, when the load knows better than a clock around it."""
+    """Seconds, when measured by the load itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One that takes turns."""
+    """A server under its load."""
 
     name: str
     version: str
     server_pids: tuple[int, ...]
     act: Callable[[float], Outcome]
-    """Put it under load for so many seconds. All that it has started is over when it returns."""
+    """Apply load for that many seconds. No request is under way when it returns."""
     load_cpu: Callable[[], float]
     """CPU seconds that the load has used so far."""
     prepare: Callable[[float], None] = lambda seconds: None
@@ -95,7 +95,7 @@ def take_turns(contenders: Sequence[Contender], plan: Plan, cores: Cores, progre
 
 
 def _slice(contender: Contender, number: int, seconds: float, cores: Cores) -> Turn:
-    """Clocks read, load applied, clocks read again."""
+    """Read the clocks, apply load, read them again."""
     contender.prepare(seconds)
     before = _Reading.of(contender)
     outcome = contender.act(seconds)
@@ -131,7 +131,7 @@ class _Reading:
 
 
 def machine(cores: Cores) -> dict[str, str]:
-    """What the figures were taken on."""
+    """Description of this machine and its TLS libraries."""
     model = next(
         (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )

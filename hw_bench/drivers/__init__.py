@@ -1,1 +1,1 @@
-"""The load: clients in processes of their own, on a core of their own, told over a pipe what to do."""
+"""Load generators: client processes on a separate core, controlled over pipes."""

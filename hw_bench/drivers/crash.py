@@ -1,8 +1,8 @@
-"""Clients that enroll one device after the other at a server that keeps dying, and never give up on an answer.
+"""Clients that enroll one device after another at a server that is killed again and again, and retry until answered.
 
-Each client asks with the same key and the same token until it is answered: the answer may have been lost after the
-certificate was issued, and then it must be given that very certificate. A token that is used up is put aside for the
-next one; all clients draw on the same token, so that its last use is fought for.
+A retry uses the same key and token: the answer may have been lost after the certificate was issued, and then the server
+must return that very certificate. All clients share one token until it is used up, so that they compete for its last
+use.
 """
 
 import base64
@@ -23,23 +23,23 @@ from hw_bench.drivers.handshake import client_context, connect
 from hw_bench.processes import BenchError
 
 READ_SIZE = 16384
-PAUSE_SECONDS = 0.03  # between two attempts while nobody answers
-PATIENCE_SECONDS = 60.0  # for any certificate at all
+PAUSE_SECONDS = 0.03  # between two attempts while the server is down
+PATIENCE_SECONDS = 60.0  # without any certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A certificate that has reached its client."""
+    """A certificate that its client has received."""
 
     device: str
     token: str
-    """The id of the token that it was asked with."""
+    """Id of the token in the request."""
     fingerprint: str
     serial: str
 
 
 class Tokens:
-    """The token that all clients use at the moment. `more` makes new ones, "ID.SECRET" each."""
+    """The token that all clients share. `more` creates new ones, "ID.SECRET" each."""
 
     def __init__(self, more: Callable[[], list[str]]) -> None:
         self._more = more
@@ -48,7 +48,7 @@ class Tokens:
         self._current = ""
 
     def current(self, spent: str = "") -> str:
-        """The one to use; another one than `spent`."""
+        """The current token; a new one when it equals `spent`."""
         with self._lock:
             if self._current == spent:
                 self._waiting = self._waiting or self._more()
@@ -57,12 +57,12 @@ class Tokens:
 
 
 class Clients:
-    """`count` of them, each in a thread of its own, from `start` to `stop`."""
+    """`count` clients, one thread each; they run while the context is open."""
 
     def __init__(self, address: tuple[str, int], model: str, count: int, tokens: Tokens) -> None:
         self.received: list[Received] = []
         self.unanswered = 0
-        """Attempts that came to nothing: refused connections, broken ones, 503."""
+        """Failed attempts: refused connections, broken ones, 503."""
         self._address, self._model, self._tokens = address, model, tokens
         self._context = client_context("", "", "TLSv1.3")
         self._problems: list[str] = []
@@ -82,7 +82,7 @@ class Clients:
             thread.join()
 
     def wait_for(self, count: int) -> None:
-        """Return when they hold `count` certificates. Raises: BenchError: a client was told something impossible."""
+        """Return when they hold `count` certificates. Raises: BenchError when a client got an impossible answer."""
         with self._news:
             enough = self._news.wait_for(lambda: self._problems or len(self.received) >= count, PATIENCE_SECONDS)
         if self._problems:
@@ -91,7 +91,7 @@ class Clients:
             raise BenchError(f"No client got a certificate within {PATIENCE_SECONDS:.0f} s. Last heard: {self._heard}.")
 
     def pause(self, seconds: float) -> None:
-        """Let them go on for so long."""
+        """Sleep while they run on."""
         self._stopping.wait(seconds)
 
     def _live(self, client: int) -> None:
@@ -100,8 +100,8 @@ class Clients:
             while not self._stopping.is_set():
                 number += 1
                 self._enroll(f"crash-{client}-{number}")
-        except Exception as error:  # a thread has nobody to raise it to; wait_for does
-            self._tell(problem=f"client {client}, device {number}: {error}")
+        except Exception as error:  # raised again by wait_for, in the main thread
+            self._report(problem=f"client {client}, device {number}: {error}")
 
     def _enroll(self, device: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -126,14 +126,14 @@ class Clients:
         try:
             certificate = decode_certs_only(decode_body(answer))[0]
         except WireError as error:
-            raise BenchError(f"{device} was given no certificate: {error}") from error
+            raise BenchError(f"{device} got no certificate: {error}") from error
         if certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
-            raise BenchError(f"{device} was given a certificate for another key.")
+            raise BenchError(f"{device} got a certificate for another key.")
         fingerprint = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
         serial = f"{certificate.serial_number:x}"
-        self._tell(Received(device, token.partition(".")[0], fingerprint, serial))
+        self._report(Received(device, token.partition(".")[0], fingerprint, serial))
 
-    def _tell(self, received: Received | None = None, problem: str = "") -> None:
+    def _report(self, received: Received | None = None, problem: str = "") -> None:
         with self._news:
             if received is not None:
                 self.received.append(received)
@@ -142,7 +142,7 @@ class Clients:
             self._news.notify_all()
 
     def _ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body; (0, b"") when there was no whole answer."""
+        """Status and body; (0, b"") without a complete answer."""
         try:
             connection = connect(self._address)
         except OSError:
@@ -168,7 +168,7 @@ def _read(tls: SSL.Connection) -> bytes:
     try:
         return tls.recv(READ_SIZE)
     except SSL.ZeroReturnError:
-        return b""  # the server has closed, as it was asked to
+        return b""  # Connection: close
 
 
 def _request(model: str, device: str, token: str, body: bytes) -> bytes:

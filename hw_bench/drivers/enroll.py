@@ -1,7 +1,7 @@
 """First enrollments, each on a fresh TLS connection: what a fleet's first morning looks like.
 
 Keys and requests are made before the turn, so that the load's core spends its time on connections. Each request has a
-key and a device id of its own, and each answer is kept: after the turn it is decoded and its certificate compared with
+separate key and device id, and each answer is kept: after the turn it is decoded and its certificate compared with
 the key that was sent.
 """
 
@@ -22,9 +22,9 @@ from OpenSSL import SSL
 
 from fleet.domain.issuance_context import COMMON_NAME
 from fleet.wire.csr import build_csr
+from hw_bench.drivers.command_loop import Command, Handler, serve
 from hw_bench.drivers.enrollment_protocols import EnrollmentProtocol, protocol_of
 from hw_bench.drivers.handshake import client_context, connect
-from hw_bench.drivers.worker import Act, Order, serve
 
 READ_SIZE = 16384  # a whole answer: a certificate with its chain is 1 to 4 KB
 SUCCESS = (b"HTTP/1.1 200 ", b"HTTP/1.1 201 ")
@@ -105,7 +105,7 @@ class Enroller:
                 while part := tls.recv(READ_SIZE):
                     parts.append(part)
             except SSL.ZeroReturnError:
-                pass  # the server has closed, as it was asked to
+                pass  # Connection: close
             return b"".join(parts)
         finally:
             connection.close()
@@ -120,14 +120,14 @@ class Enroller:
             certificate = self._protocol.certificate(body_of(answer))
             spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             if spki != request.spki:
-                raise ValueError(f"{request.device} was given a certificate for another key")
+                raise ValueError(f"{request.device} got a certificate for another key")
             fingerprints.append(certificate.fingerprint(hashes.SHA256()).hex())
         self._answered.clear()
         return {"fingerprints": fingerprints}
 
 
 class _Received:
-    """An answer that is here already, as `http.client` wants to read it."""
+    """A complete answer, in the form of the socket that `http.client` reads."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -143,19 +143,19 @@ def body_of(answer: bytes) -> bytes:
     return response.read()
 
 
-def prepare(config: Order) -> Mapping[str, Act]:
+def prepare(config: Command) -> Mapping[str, Handler]:
     context = client_context(config["certificate"], config["key"], config["tls"])
     prefix = f"{config['prefix']}-{config['member']}"
     enroller = Enroller(context, prefix, protocol_of(config))
 
-    def top_up(order: Order) -> dict[str, Any]:
-        enroller.top_up(order["count"])
+    def top_up(command: Command) -> dict[str, Any]:
+        enroller.top_up(command["count"])
         return {}
 
-    def run(order: Order) -> dict[str, Any]:
-        return enroller.run((order["host"], order["port"]), order["seconds"], order["at_once"])
+    def run(command: Command) -> dict[str, Any]:
+        return enroller.run((command["host"], command["port"]), command["seconds"], command["at_once"])
 
-    return {"top-up": top_up, "run": run, "collect": lambda order: enroller.collect()}
+    return {"top-up": top_up, "run": run, "collect": lambda command: enroller.collect()}
 
 
 if __name__ == "__main__":

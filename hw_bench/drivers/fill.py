@@ -1,4 +1,4 @@
-"""A registry as it stands after a fleet has enrolled: rows as enrollments leave them, written straight to the file.
+"""Fill a registry with the rows that a fleet's enrollments would leave, written directly to the file.
 
 Every row follows from its device's number alone, so that a measurement can name any device, fingerprint or serial
 without keeping ten million of them. Fingerprints and keys fall on random pages of their indices, as real ones do.
@@ -32,12 +32,12 @@ SUSPENDED_EVERY = 5000
 ENROLLED_EVERY = timedelta(milliseconds=200)
 """Between two enrollments: their certificates end one after another."""
 
-Said = Callable[[int], None]
+OnCount = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FilledFleet:
-    """What stands in the registry, by number: 0 up to `count`."""
+    """The devices of the registry, numbered from 0 to `count` - 1."""
 
     count: int
     der: bytes
@@ -117,8 +117,8 @@ class Sizes:
     """An audit row for each."""
 
 
-def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
-    """Put `fleet` into the registry at `path`, which nobody has open. `said` hears how many devices are in.
+def fill(path: Path, fleet: FilledFleet, on_count: OnCount) -> Sizes:
+    """Write `fleet` into the registry at `path`, which must not be in use. `on_count` is called with the count so far.
 
     Raises: sqlite3.Error.
     """
@@ -139,7 +139,7 @@ def fill(path: Path, fleet: FilledFleet, said: Said) -> Sizes:
                 ADD_CREDENTIAL.sqlite, (mapping.CREDENTIAL.row(fleet.credential(number)) for number in portion)
             )
             db.execute("COMMIT")
-            said(portion.stop)
+            on_count(portion.stop)
         filled = _octets(db)
         last = db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0]
         for portion in portions(fleet.count):

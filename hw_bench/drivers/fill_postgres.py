@@ -10,16 +10,16 @@ from fleet.config.database_url import DatabaseUrl
 from fleet.domain.device import Model
 from fleet.storage import mapping
 from fleet.storage.postgres.session import SCHEMA, Session
-from hw_bench.drivers.fill import MODELS, FilledFleet, Said, Sizes, portions
+from hw_bench.drivers.fill import MODELS, FilledFleet, OnCount, Sizes, portions
 
 DEVICE_TABLES = ("device", "device_tag", "credential")
 # Indices grow with the rows, as a fleet's do: built afterwards they would be smaller than they will be in life.
-# Tables with their indices and what stands beside them. Between two readings nothing else is written.
+# Tables with their indices and TOAST. Nothing else is written between two readings.
 SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) name"
 
 
-async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Sizes:
-    """Put `fleet` into the registry at `url`, which nobody has open. `said` hears how many devices are in.
+async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, on_count: OnCount) -> Sizes:
+    """Write `fleet` into the registry at `url`, which must not be in use. `on_count` is called with the count so far.
 
     Raises: asyncpg.PostgresError, OSError.
     """
@@ -34,7 +34,7 @@ async def fill_postgres(url: DatabaseUrl, fleet: FilledFleet, said: Said) -> Siz
                 await _copy(db, mapping.TAG, tags)
                 credentials = (mapping.CREDENTIAL.row(fleet.credential(number)) for number in portion)
                 await _copy(db, mapping.CREDENTIAL, credentials)
-            said(portion.stop)
+            on_count(portion.stop)
         filled = await _octets(db, *DEVICE_TABLES)
         last = await db.fetchval("SELECT coalesce(max(seq), 0) FROM audit")
         audit_before = await _octets(db, "audit")

@@ -1,4 +1,4 @@
-"""Full mTLS handshakes one after another, as fast as one process can: connect, handshake, close_notify, await the end.
+"""Full mTLS handshakes one after another, as fast as one process can: connect, handshake, close_notify, wait for close.
 
 Completed means: completed at the server. In TLS 1.3 the client is done before the server has seen its certificate (RFC
 8446, 4.4.4), so each connection goes on to an orderly close: the client sends close_notify and the server, which reads
@@ -18,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
-from hw_bench.drivers.worker import Act, Order, serve
+from hw_bench.drivers.command_loop import Command, Handler, serve
 
 CONNECTION_SECONDS_MAX = 10
 # Closing with RST after the server has closed leaves no TIME_WAIT behind; 28,000 ports would last ten seconds.
@@ -60,7 +60,7 @@ def connect(address: tuple[str, int]) -> socket.socket:
 
 
 def handshake(context: SSL.Context, address: tuple[str, int]) -> bool:
-    """One full handshake. False when the server refused it or broke off. Raises: OSError when nobody listens."""
+    """One full handshake. False when the server refused it or broke off. Raises: OSError when the port is closed."""
     connection = connect(address)
     tls = SSL.Connection(context, connection)
     tls.set_connect_state()
@@ -81,13 +81,13 @@ def _ended_in_order(tls: SSL.Connection) -> bool:
         return True  # the server's own close_notify
     except SSL.SysCallError as error:
         return error.args == (-1, "Unexpected EOF")  # closed without one, as nginx does; a reset has an errno
-    return False  # it talks before it is asked: none of the servers we know
+    return False  # it sent data first: none of the measured servers does
 
 
 def refuses(context: SSL.Context, address: tuple[str, int]) -> bool:
     """Whether a client with the certificate of `context` gets nothing but a refusal: an alert, or HTTP's 400.
 
-    nginx completes the handshake of anybody, and refuses at the first request.
+    nginx completes every handshake, and refuses at the first request.
     """
     return not handshake(context, address) or _answers_400(context, address)
 
@@ -99,7 +99,7 @@ def _answers_400(context: SSL.Context, address: tuple[str, int]) -> bool:
     try:
         tls.do_handshake()
         tls.send(b"GET / HTTP/1.0\r\n\r\n")
-        tls.shutdown()  # whoever does not speak HTTP closes now
+        tls.shutdown()  # a server that does not speak HTTP closes now
         return tls.recv(64).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
     except SSL.Error:
         return False
@@ -119,11 +119,11 @@ def run(context: SSL.Context, address: tuple[str, int], seconds: float) -> dict[
     return {"operations": operations, "failed": failed}
 
 
-def prepare(config: Order) -> Mapping[str, Act]:
+def prepare(config: Command) -> Mapping[str, Handler]:
     context = client_context(config["certificate"], config["key"], config["tls"])
 
-    def act(order: Order) -> dict[str, Any]:
-        return run(context, (order["host"], order["port"]), order["seconds"])
+    def act(command: Command) -> dict[str, Any]:
+        return run(context, (command["host"], command["port"]), command["seconds"])
 
     return {"run": act}
 

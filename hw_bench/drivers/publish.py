@@ -1,13 +1,13 @@
-"""Devices that publish as fast as they are let, and a subscriber at the broker that counts what arrives.
+"""Devices that publish as fast as possible, and a subscriber at the broker that counts what arrives.
 
-Each device has a TLS connection of its own and sends `burst` messages at a time, each in a TLS record of its own, as a
-device that has something to say sends it. With QoS 1 it waits for the acknowledgements of a burst before the next one.
+Each device has its own TLS connection and sends `burst` messages at a time, each in a separate TLS record, as real
+devices do. With QoS 1 it waits for the acknowledgements of a burst before the next one.
 With QoS 0 all devices together wait while more than `under_way` messages have not arrived yet: without a limit, the
 figure would be of how fast messages can be thrown into buffers.
 
 The packets are made before the turn, and all have one length: a message counts when its last byte has arrived, and
-counting takes no parsing. Which device and which place in the burst it came from stands in two bytes of the payload;
-after the turn each (device, place) is held against what was sent, so that one lost and one doubled don't pass for none.
+counting takes no parsing. Two bytes of the payload name the device and the place in the burst; after
+the turn each (device, place) is compared with what was sent, so that one lost and one duplicated do not cancel out.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from hw_bench.drivers.command_loop import Command, Handler, serve
 from hw_bench.drivers.handshake import client_context, connect
-from hw_bench.drivers.worker import Act, Order, serve
 
 READ_SIZE = 256 * 1024
 DRAIN_SECONDS_MAX = 10.0  # for the last messages to arrive; without them, they are lost
-KEEP_ALIVE_SECONDS = 3600  # longer than any run: nobody pings
+KEEP_ALIVE_SECONDS = 3600  # longer than any run: no PINGREQ needed
 PUBACK_SIZE = 4
 MARKS_SIZE = 2  # device and place, at the start of each payload
 DEVICES_MAX = 256  # a device's number is one byte
@@ -83,7 +83,7 @@ def connect_unix(path: Path) -> socket.socket:
 class Device:
     """One publishing connection, connected when it is made."""
 
-    def __init__(self, number: int, identity: Mapping[str, str], config: Order) -> None:
+    def __init__(self, number: int, identity: Mapping[str, str], config: Command) -> None:
         self.number = number
         self.unacknowledged = 0
         context = client_context(identity["certificate"], identity["key"], config["tls"])
@@ -113,7 +113,7 @@ class Device:
             except SSL.WantReadError:
                 self._exchange()
         if answer[:4] != b"\x20\x02\x00\x00":
-            raise ConnectionError(f"{client_id} was not let in: CONNACK {answer.hex()}")
+            raise ConnectionError(f"{client_id} was refused: CONNACK {answer.hex()}")
 
     def _exchange(self) -> None:
         self._flush()
@@ -141,7 +141,7 @@ class Device:
         """Take what has come; `unacknowledged` is less by the PUBACKs in it. Raises: ConnectionError."""
         received = self.socket.recv(READ_SIZE)
         if not received:
-            raise ConnectionError(f"device {self.number} was cut off")
+            raise ConnectionError(f"device {self.number} was disconnected")
         self._tls.bio_write(received)
         size = 0
         # Stops at the last one that is due, to spare itself the engine's "nothing more".
@@ -157,7 +157,7 @@ class Subscriber:
     """A plain MQTT connection to the broker's Unix socket, and the count of what has come on it."""
 
     def __init__(self, path: str, user: str, topic_filter: str, message: bytes, marks_at: int) -> None:
-        """`message` is one of those that will arrive: all are as long; their marks stand at `marks_at`."""
+        """`message` is an example of what will arrive: all have its length, with the marks at offset `marks_at`."""
         self.socket = connect_unix(Path(path))
         self.socket.settimeout(DRAIN_SECONDS_MAX)
         self.received = 0
@@ -202,7 +202,7 @@ class Subscriber:
 class Fleet:
     """All devices of one driver, and the subscriber."""
 
-    def __init__(self, config: Order) -> None:
+    def __init__(self, config: Command) -> None:
         identities = config["devices"]
         if len(identities) > DEVICES_MAX:
             raise ValueError(f"at most {DEVICES_MAX} devices")
@@ -266,7 +266,7 @@ class Fleet:
             while busy:
                 events = poll.poll(DRAIN_SECONDS_MAX)
                 if not events:
-                    raise TimeoutError(f"{busy} devices wait for acknowledgements in vain")
+                    raise TimeoutError(f"{busy} devices got no acknowledgement")
                 for handle, _ in events:
                     if handle not in by_handle:
                         self._subscriber.read()
@@ -287,7 +287,7 @@ class Fleet:
         self._sent[device.number] += 1
 
     def _wrong(self) -> int:
-        """How many messages were lost, doubled or of nobody."""
+        """Number of messages lost, duplicated or of unknown origin."""
         places = range(len(self._devices[0].packets))
         sent = Counter({(number, place): count for number, count in self._sent.items() for place in places})
         came = self._subscriber.marks()
@@ -298,9 +298,9 @@ def _payload(number: int, place: int, size: int) -> bytes:
     return bytes([number, place]).ljust(size, b".")
 
 
-def prepare(config: Order) -> Mapping[str, Act]:
+def prepare(config: Command) -> Mapping[str, Handler]:
     fleet = Fleet(config)
-    return {"run": lambda order: fleet.run(order["seconds"])}
+    return {"run": lambda command: fleet.run(command["seconds"])}
 
 
 if __name__ == "__main__":

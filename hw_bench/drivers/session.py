@@ -1,4 +1,4 @@
-"""A device that is connected over MQTT and says nothing, until its session is ended."""
+"""An idle MQTT session of a device, watched for its end."""
 
 import select
 import time
@@ -14,7 +14,7 @@ CONNACK_ACCEPTED = b"\x20\x02\x00\x00"
 
 
 class DeviceSession:
-    """One session, let in when it is made. Raises: ConnectionError, OSError."""
+    """One session, connected by the constructor. Raises: ConnectionError, OSError."""
 
     def __init__(self, device: Identity, address: tuple[str, int], tls: str) -> None:
         self.name = device.name
@@ -27,18 +27,18 @@ class DeviceSession:
             answer = self._tls.recv(len(CONNACK_ACCEPTED))
         except SSL.Error as error:
             self.close()
-            raise ConnectionError(f"{device.name} was not let in: {error}") from error
+            raise ConnectionError(f"{device.name} was refused: {error}") from error
         if answer != CONNACK_ACCEPTED:
             self.close()
-            raise ConnectionError(f"{device.name} was not let in: CONNACK {answer.hex()}")
+            raise ConnectionError(f"{device.name} was refused: CONNACK {answer.hex()}")
 
     @property
     def silent(self) -> bool:
-        """Whether it lives and nothing has come on it: neither a packet nor an end."""
+        """Whether it is open and the server has sent nothing."""
         return not self._ended and not self._tls.pending() and not select.select([self._socket], [], [], 0)[0]
 
     def wait_for_end(self, seconds_max: float) -> bool:
-        """Return when the server has ended it: True. False when it still lives after so many seconds."""
+        """True as soon as the server has ended it; False when it is still open after `seconds_max`."""
         deadline = time.monotonic() + seconds_max
         while not self._ended and select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
             try:
@@ -46,7 +46,7 @@ class DeviceSession:
             except SSL.WantReadError:
                 continue  # a part of a record
             except SSL.Error:
-                self._ended = True  # TLS is told first; TCP's end may take another moment
+                self._ended = True  # the TLS alert comes before the TCP close
         return self._ended
 
     def close(self) -> None:

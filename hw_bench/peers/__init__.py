@@ -1,1 +1,1 @@
-"""The servers that are measured, ours among them: each a real process, pinned, with the same certificates."""
+"""Measured servers, the fleet's own among them: real processes, pinned to cores, with the same certificates."""

@@ -1,4 +1,4 @@
-"""What every measured server is to the bench: a name, a reason why it may be missing, and a way to start it."""
+"""Interface of a measured server: name, availability, start."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,8 +11,8 @@ from hw_bench.processes import Cores
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Where one run takes place."""
+class Environment:
+    """Folder, certificates and cores of one run."""
 
     folder: Path
     """Empty at the start, private, removed at the end."""
@@ -27,7 +27,7 @@ class Ground:
     def load_cores(self) -> tuple[int, ...]:
         return self.cores.load
 
-    def room(self, name: str) -> Path:
+    def new_folder(self, name: str) -> Path:
         """A new folder for one server."""
         path = self.folder / name
         path.mkdir(mode=0o700)
@@ -36,14 +36,14 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers."""
+    """A started server."""
 
     name: str
     version: str
-    """Its own, and its TLS library's where it tells."""
+    """Version of the server, and of its TLS library where known."""
     address: tuple[str, int]
     pids: tuple[int, ...]
-    """The processes whose CPU time is its price; what they have started is counted with them."""
+    """Processes whose CPU time is measured, together with their descendants."""
     broker: str = ""
     """Of a broker: the Unix socket where a subscriber attaches without TLS."""
     login: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +57,6 @@ class Peer:
     name: str
     about: str
     missing: Callable[[], str | None]
-    """Why it can't run here, or None."""
-    start: Callable[[Ground], AbstractContextManager[Running]]
-    """Start it on the server's cores and stop it at the end of the block. Raises: BenchError."""
+    """Why it cannot run on this machine, or None."""
+    start: Callable[[Environment], AbstractContextManager[Running]]
+    """Start it on the server's cores; the context manager stops it. Raises: BenchError."""

@@ -1,6 +1,4 @@
-"""What a served home keeps its registry in, as far as a run must know: how a home is made on it, and how the processes
-that it may have of its own are counted, killed and started.
-"""
+"""Database engines of a registry: creating a home on one, and counting, killing and starting its processes."""
 
 import contextlib
 import random
@@ -8,32 +6,32 @@ from pathlib import Path
 from typing import Protocol
 
 from hw_bench.peers import postgres
-from hw_bench.peers.home import FleetHome, unlimited
+from hw_bench.peers.home import FleetHome, disable_rate_limits
 from hw_bench.processes import BenchError
 
 SQLITE, POSTGRES = "sqlite", "postgres"
-FIRST_PROCESS_SHARE = 0.3  # of the kills of a server with children: the whole of it goes down, and is started again
-ON_DISK = ("fsync=on", "full_page_writes=on", "synchronous_commit=on")  # as who installs it finds it
+FIRST_PROCESS_SHARE = 0.3  # of the kills: the postmaster, which takes the whole server down
+ON_DISK = ("fsync=on", "full_page_writes=on", "synchronous_commit=on")  # the defaults of an installation
 # Of a size for a registry to be measured in; a throwaway cluster of tests makes do with less.
 ROOMY = ("shared_buffers=1GB", "max_wal_size=8GB", "checkpoint_timeout=30min")
 
 
 class Engine(Protocol):
-    """A registry's engine. `start` first, then `home`; the kills and `start` as often as one likes; `stop` last."""
+    """A registry's engine. Call `start` first, then `home`; `kill*` and `start` any number of times; `stop` last."""
 
     @property
     def name(self) -> str: ...
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the processes that it has of its own; what they start belongs to it too."""
+        """Its server processes, descendants not listed; empty for an embedded engine."""
         ...
 
     def start(self) -> None:
-        """Returns when it takes connections. Raises: BenchError."""
+        """Start it, and return when it accepts connections. Raises: BenchError."""
         ...
 
     def home(self, path: Path) -> FleetHome:
-        """A new home whose registry it keeps. Raises: BenchError."""
+        """Create a home with its registry on this engine. Raises: BenchError."""
         ...
 
     def kill(self) -> None:
@@ -41,46 +39,46 @@ class Engine(Protocol):
         ...
 
     def kill_one(self, chance: random.Random) -> bool:
-        """kill -9 of any one of its processes under those whom it serves; False when it has none of its own.
+        """kill -9 one of its processes while it serves; False when it has none.
 
-        It comes back by itself, or has been started again. Raises: BenchError.
+        When this returns it recovers by itself or has been started again. Raises: BenchError.
         """
         ...
 
     def stop(self) -> None:
-        """It is gone when this returns."""
+        """Stop it, and return when it has ended."""
         ...
 
 
-class Embedded:
-    """SQLite: a file that lives and dies with the processes that have it open."""
+class SqliteEngine:
+    """SQLite: embedded in the server's processes."""
 
     name = SQLITE
     pids = ()
 
     def start(self) -> None:
-        """There is nothing to start."""
+        """Nothing to start."""
 
     def home(self, path: Path) -> FleetHome:
         home = FleetHome(path)
         home.fleet("init", str(path))
-        unlimited(home.files.settings_file)
+        disable_rate_limits(home.files.settings_file)
         return home
 
     def kill(self) -> None:
-        """Killing who has it open is killing it."""
+        """Nothing to kill: it lives in the server's processes."""
 
     def kill_one(self, chance: random.Random) -> bool:
         return False
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Nothing to stop."""
 
 
-class Throwaway:
-    """PostgreSQL: a cluster of the run's own on disk, where a commit is an fsync; a database in it for each home.
+class PostgresEngine:
+    """PostgreSQL: a private cluster on disk with fsync at each commit, and a database for each home.
 
-    With `kept`, a folder, the cluster stands in there and stays; a later one goes on with it.
+    With the folder `kept`, the cluster is created there and kept; a later run reuses it.
     """
 
     name = POSTGRES
@@ -112,7 +110,7 @@ class Throwaway:
                 postgres.hand_over(folder := self._kept)
             self._cluster = postgres.Cluster(binaries, folder, ON_DISK + ROOMY)
             self._end.callback(self._cluster.stop, "immediate" if self._kept is None else "fast")
-            port = folder / "port"  # homes know it: a kept cluster is found where it was
+            port = folder / "port"  # homes store the port, so a kept cluster must listen on the same one
             if port.exists():
                 self._cluster.port = int(port.read_text())
             else:
@@ -125,7 +123,7 @@ class Throwaway:
     def home(self, path: Path) -> FleetHome:
         home = FleetHome(path)
         home.fleet("init", str(path), "--database", self.cluster.url(self.cluster.make_database()))
-        unlimited(home.files.settings_file)
+        disable_rate_limits(home.files.settings_file)
         return home
 
     def kill(self) -> None:
@@ -143,12 +141,12 @@ class Throwaway:
 
 
 def engine_of(name: str, kept: Path | None = None) -> Engine:
-    """The engine that `name` names; SQLite when it is empty. What it has of its own stays in `kept`, if given.
+    """The engine called `name`; SQLite when empty. A PostgreSQL cluster is kept in `kept`, if given.
 
     Raises: BenchError.
     """
     if name in ("", SQLITE):
-        return Embedded()
+        return SqliteEngine()
     if name == POSTGRES:
-        return Throwaway(kept)
-    raise BenchError(f"{name!r} is no engine that can be started here; known are {SQLITE} and {POSTGRES}.")
+        return PostgresEngine(kept)
+    raise BenchError(f"{name!r} is not a known engine; choose {SQLITE} or {POSTGRES}.")

@@ -1,4 +1,4 @@
-"""A served fleet: a home made by `fleet init`, and `fleet serve` on it, by the commands that its engineer types."""
+"""A fleet home made by `fleet init`, and `fleet serve` running on it: the same commands that an engineer types."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ from fleet.est_client.client import EstClient
 from fleet.home.layout import Home
 from fleet.wire.csr import build_csr
 from hw_bench.certificates import Identity
-from hw_bench.peers.contract import Ground, Running
-from hw_bench.peers.ours import version
+from hw_bench.peers.contract import Environment, Running
+from hw_bench.peers.fleet_tls import version
 from hw_bench.processes import BenchError, running, wait_until
 
 MODEL = "default"  # every home has it; its devices publish under devices/{id}/up/
@@ -30,12 +30,12 @@ ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0
 
 @dataclass(frozen=True, slots=True)
 class FleetHome:
-    """A home on disk, not served yet."""
+    """A home on disk."""
 
     path: Path
 
     def fleet(self, *words: str) -> str:
-        """What `fleet WORDS` prints. Raises: BenchError with what it said on stderr."""
+        """Standard output of `fleet WORDS`. Raises: BenchError with its standard error."""
         done = subprocess.run(
             [sys.executable, "-m", "fleet", *words],
             capture_output=True,
@@ -50,18 +50,18 @@ class FleetHome:
 
     @property
     def files(self) -> Home:
-        """Where everything in it stands."""
+        """Paths of all files in it."""
         return Home(self.path)
 
     def write_anchors(self, file: Path) -> Path:
-        """Root and issuing CA in one file, as other servers want them."""
+        """Write root and issuing CA into one file, as other servers expect them."""
         file.write_bytes(self.files.root_certificate.read_bytes() + self.files.issuing_certificate.read_bytes())
         return file
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A home that answers."""
+    """A home with `fleet serve` running on it."""
 
     home: FleetHome
     est: tuple[str, int]
@@ -69,7 +69,7 @@ class Served:
     pids: tuple[int, ...]
 
     def with_others(self, pids: tuple[int, ...]) -> "Served":
-        """The same, at the price of these processes too."""
+        """The same, with the CPU time of `pids` counted too."""
         return replace(self, pids=(*self.pids, *pids))
 
     def est_server(self, name: str) -> Running:
@@ -77,19 +77,19 @@ class Served:
         return Running(name, version(), self.est, self.pids)
 
 
-def make_home(ground: Ground, name: str = "home") -> FleetHome:
-    """A new home in the ground's folder, without limits on how often one address asks: all load comes from one.
+def make_home(environment: Environment, name: str = "home") -> FleetHome:
+    """A new home in the environment's folder, without rate limits: all load comes from one address.
 
     Raises: BenchError.
     """
-    home = FleetHome(ground.folder / name)
+    home = FleetHome(environment.folder / name)
     home.fleet("init", str(home.path))
-    unlimited(home.files.settings_file)
+    disable_rate_limits(home.files.settings_file)
     return home
 
 
-def unlimited(settings_file: Path) -> None:
-    """Let everybody ask as often as they like, and be refused as often."""
+def disable_rate_limits(settings_file: Path) -> None:
+    """Remove all rate limits, for requests and for failures: the whole load comes from one address."""
     text = settings_file.read_text("utf-8")
     for key in ("connections_per_address", "requests_per_address", "requests_per_credential"):
         text = re.sub(rf"^{key}_per_second = .*$", f"{key}_per_second = 0", text, flags=re.MULTILINE)
@@ -98,21 +98,21 @@ def unlimited(settings_file: Path) -> None:
 
 
 @contextlib.contextmanager
-def serve(home: FleetHome, ground: Ground, *words: str) -> Iterator[Served]:
+def serve(home: FleetHome, environment: Environment, *words: str) -> Iterator[Served]:
     """`fleet serve` on the server's core, with `words` added to its command line. Raises: BenchError."""
     name = home.path.name
-    ready, log = ground.folder / f"{name}-ready.json", ground.folder / f"{name}-serve.log"
+    ready, log = environment.folder / f"{name}-ready.json", environment.folder / f"{name}-serve.log"
     argv = [sys.executable, "-m", "fleet", "serve", "--home", str(home.path), "--ready-file", str(ready)]
     argv += ["--log-level", "warning", *ANY_PORTS, *words]
-    with running(argv, cores=ground.server_cores, log=log) as process:
+    with running(argv, cores=environment.server_cores, log=log) as process:
         wait_until(ready.exists, "fleet serve", process, log)
         endpoints: dict[str, Any] = json.loads(ready.read_text())
         yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,))
 
 
-def enroll_devices(home: FleetHome, served: Served, ground: Ground, count: int) -> list[Identity]:
-    """`count` devices, enrolled as devices are: the gateway admits what the registry knows."""
-    folder = ground.room("devices")
+def enroll_devices(home: FleetHome, served: Served, environment: Environment, count: int) -> list[Identity]:
+    """Enroll `count` devices over EST, so that the gateway admits them."""
+    folder = environment.new_folder("devices")
     token = home.fleet("token", "create", "--model", MODEL, "--uses", str(count)).strip()
     identities = []
     for number in range(count):

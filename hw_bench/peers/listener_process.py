@@ -1,9 +1,9 @@
-"""The fleet's TLS listener and nothing behind it: what a handshake costs before any service is asked.
+"""The fleet's TLS listener with no service behind it: the cost of a handshake alone.
 
     python -m hw_bench.peers.listener_process ANCHORS CERTIFICATE KEY READY_FILE
 
-Listens on a free port of 127.0.0.1, writes the port to READY_FILE, serves until SIGTERM. Each connection is let in,
-told nothing, and closed when the other end closes.
+Listens on a free port of 127.0.0.1, writes the port to READY_FILE, serves until SIGTERM. Each connection is accepted,
+never written to, and closed when the client closes it.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fleet.domain.device import Model
 from fleet.servers.gateway.mosquitto import BACKEND, acl_text
-from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import accepts, free_port, program, running, wait_until
 
 # Below the TLS listener, the settings of the broker that `fleet serve` starts behind its gateway. The Unix socket is
@@ -58,25 +58,25 @@ def version() -> str:
 
 
 @contextlib.contextmanager
-def start(ground: Ground) -> Iterator[Running]:
+def start(environment: Environment) -> Iterator[Running]:
     """mosquitto on a free port of 127.0.0.1, with a Unix socket beside it. Raises: BenchError."""
-    room = ground.room("mosquitto")
+    room = environment.new_folder("mosquitto")
     port = free_port()
     config, log = room / "mosquitto.conf", room / "output.log"
-    config.write_text(_config(ground, room, port))
+    config.write_text(_config(environment, room, port))
     # From version 2.1 on, an access list that others may read is refused.
     (room / "acl").touch(mode=0o600)
     (room / "acl").write_text(acl_text([Model("default")]))
     argv = [program("mosquitto") or "mosquitto", "-c", str(config)]
     # In its room, so that the socket's name is short: a whole path may be longer than an address of a Unix socket.
-    with running(argv, cores=ground.server_cores, log=log, cwd=room) as process:
+    with running(argv, cores=environment.server_cores, log=log, cwd=room) as process:
         broker = room / "broker.sock"
         wait_until(lambda: broker.is_socket() and accepts(("127.0.0.1", port)), "mosquitto", process, log)
         yield Running("mosquitto", version(), ("127.0.0.1", port), (process.pid,), str(broker))
 
 
-def _config(ground: Ground, room: Path, port: int) -> str:
-    certificates = ground.certificates
+def _config(environment: Environment, room: Path, port: int) -> str:
+    certificates = environment.certificates
     return CONFIG.format(
         # Started by root it would become the user mosquitto, who can't enter our private folder.
         user=pwd.getpwuid(os.getuid()).pw_name,

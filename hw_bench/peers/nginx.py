@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 
-from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import accepts, free_port, program, running, wait_until
 
 # The settings that decide the price of a handshake are those of the other peers. multi_accept: it drains its accept
@@ -56,11 +56,11 @@ def version() -> str:
 
 
 @contextlib.contextmanager
-def start(ground: Ground) -> Iterator[Running]:
+def start(environment: Environment) -> Iterator[Running]:
     """nginx on a free port of 127.0.0.1. Raises: BenchError."""
-    room = ground.room("nginx")
+    room = environment.new_folder("nginx")
     port = free_port()
-    certificates = ground.certificates
+    certificates = environment.certificates
     # Only a master that is root may choose its worker's user; the worker needs our private folder, so it stays ours.
     user = f"user {pwd.getpwuid(os.getuid()).pw_name};" if os.getuid() == 0 else ""
     (room / "nginx.conf").write_text(
@@ -75,7 +75,7 @@ def start(ground: Ground) -> Iterator[Running]:
     )
     log = room / "output.log"
     argv = [program("nginx") or "nginx", "-p", str(room), "-c", str(room / "nginx.conf"), "-e", str(room / "error.log")]
-    with running(argv, cores=ground.server_cores, log=log) as process:
+    with running(argv, cores=environment.server_cores, log=log) as process:
         wait_until(lambda: accepts(("127.0.0.1", port)), "nginx", process, log)
         yield Running("nginx", version(), ("127.0.0.1", port), (process.pid,))
 

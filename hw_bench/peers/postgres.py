@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from hw_bench.clock import process_time, process_tree
+from hw_bench.cpu_time import process_time, process_tree
 from hw_bench.processes import BenchError, free_port, handle_of
 
 VERSION_MIN = 15
@@ -46,8 +46,8 @@ def programs() -> Path | None:
     folders += sorted(packaged, key=lambda p: int(p.parent.name), reverse=True)
     for folder in folders:
         if all((folder / name).exists() for name in ("initdb", "pg_ctl", NAME)):
-            said = subprocess.run([folder / NAME, "--version"], capture_output=True, text=True, check=True).stdout
-            if int(said.split()[2].split(".")[0]) >= VERSION_MIN:
+            text = subprocess.run([folder / NAME, "--version"], capture_output=True, text=True, check=True).stdout
+            if int(text.split()[2].split(".")[0]) >= VERSION_MIN:
                 return folder
     return None
 
@@ -123,7 +123,7 @@ class Cluster:
             select.select([], [], [], RETRY_SECONDS)
 
     def stop(self, how: str = "fast") -> None:
-        """Stop it if it runs: `fast` rolls back and disconnects everybody, `immediate` is a crash. Then it is gone."""
+        """Stop it if it runs: `fast` rolls back and disconnects all clients, `immediate` is a crash."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), handle_of(self.pid) as handle:
             # pg_ctl waits for the file with the number to go, which is a moment before the process.
             if self._call("pg_ctl", "stop", "-w", "-s", "-D", str(self.data), "-m", how).returncode == 0:
@@ -178,12 +178,12 @@ class Cluster:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Whoever is connected is put out."""
+        """Terminates open connections to it."""
         self.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def hand_over(folder: Path) -> None:
-    """Let PostgreSQL's own user have `folder`, and everybody its sockets."""
+    """Make PostgreSQL's user the owner of `folder`, and its sockets accessible to all users."""
     if user := _as_its_user():
         os.chown(folder, user["user"], user["group"])
     folder.chmod(0o711)

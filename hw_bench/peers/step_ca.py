@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.keys import generate_key, write_key
-from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import accepts, free_port, program, running, wait_until
 
 NAME = "step-ca"
@@ -38,16 +38,16 @@ def version() -> str:
 
 
 @contextlib.contextmanager
-def start(ground: Ground) -> Iterator[Running]:
+def start(environment: Environment) -> Iterator[Running]:
     """step-ca on a free port of 127.0.0.1, with a CA of its own. Raises: BenchError."""
-    room = ground.room(NAME)
+    room = environment.new_folder(NAME)
     port = free_port()
     key = generate_key()
     _make_ca(room)
     write_key(room / "provisioner.key", key)
     (room / "ca.json").write_text(json.dumps(_config(room, port, key)))
     log = room / "output.log"
-    with running([program(NAME) or NAME, str(room / "ca.json")], cores=ground.server_cores, log=log) as process:
+    with running([program(NAME) or NAME, str(room / "ca.json")], cores=environment.server_cores, log=log) as process:
         wait_until(lambda: accepts(("127.0.0.1", port)), NAME, process, log)
         login = {
             "protocol": NAME,

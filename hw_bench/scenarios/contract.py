@@ -1,4 +1,4 @@
-"""What every scenario is to the command line."""
+"""Interface of a scenario, and what scenarios share."""
 
 import contextlib
 import tempfile
@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Protocol
 
 from hw_bench.certificates import make_certificates
-from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import Cores, pick_cores
 from hw_bench.report import Goal, Report, Turn, judge, ratio, summarise
 from hw_bench.turns import Plan, Progress, machine
 
 
 class Scenario(Protocol):
-    """A small frozen description that can run itself."""
+    """A benchmark with its parameters."""
 
     @property
     def name(self) -> str: ...
     def description(self) -> str:
-        """One sentence: what is counted, and beside whom."""
+        """One sentence: what is counted, and beside which servers."""
         ...
 
     def run(self, plan: Plan, progress: Progress) -> Report:
-        """Measure. All processes and files are gone when it returns or raises. Raises: BenchError."""
+        """Measure. No process and no file is left behind. Raises: BenchError."""
         ...
 
 
@@ -48,19 +48,19 @@ class Findings:
 
 
 @contextlib.contextmanager
-def ground_for(devices: int = 1) -> Iterator[Ground]:
-    """A private folder with certificates, and two cores; the folder is gone at the end."""
+def new_environment(devices: int = 1) -> Iterator[Environment]:
+    """A temporary private folder with certificates, and two cores."""
     with tempfile.TemporaryDirectory(prefix="hw-bench-") as name:
         folder = Path(name)
-        yield Ground(folder, make_certificates(folder / "certificates", devices), pick_cores())
+        yield Environment(folder, make_certificates(folder / "certificates", devices), pick_cores())
 
 
 def start_peers(
-    peers: Sequence[Peer], ground: Ground, stack: contextlib.ExitStack, progress: Progress
+    peers: Sequence[Peer], environment: Environment, stack: contextlib.ExitStack, progress: Progress
 ) -> tuple[list[Running], dict[str, str]]:
-    """(those that run now, name -> why it does not). They stop when `stack` closes.
+    """(started peers, name -> why it is missing). They stop when `stack` closes.
 
-    Raises: BenchError when one can't start.
+    Raises: BenchError when one fails to start.
     """
     started, missing = [], {}
     for peer in peers:
@@ -70,12 +70,12 @@ def start_peers(
             missing[peer.name] = reason
             continue
         progress(f"starting {peer.name}")
-        started.append(stack.enter_context(peer.start(ground)))
+        started.append(stack.enter_context(peer.start(environment)))
     return started, missing
 
 
 def conclude(scenario: Scenario, plan: Plan, turns: Sequence[Turn], findings: Findings) -> Report:
-    """The report of what was measured."""
+    """Summaries, ratios and verdicts of all turns."""
     summaries = tuple(
         summarise(name, version, [turn for turn in turns if turn.contender == name])
         for name, version in findings.versions.items()
@@ -101,7 +101,7 @@ def conclude(scenario: Scenario, plan: Plan, turns: Sequence[Turn], findings: Fi
 
 
 def file_system(path: Path) -> str:
-    """What `path` is stored on: "ext4", or "tmpfs", where an fsync costs nothing."""
+    """The file system that holds `path`: "ext4", or "tmpfs", where an fsync costs nothing."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     holding = [(Path(point), kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
     return max(holding, key=lambda mount: len(mount[0].parts))[1] if holding else "an unknown file system"

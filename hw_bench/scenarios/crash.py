@@ -1,7 +1,7 @@
-"""Whether the registry tells the truth after any number of kill -9 in the midst of enrollments.
+"""Durability: whether the registry is complete and consistent after any number of kill -9 during enrollments.
 
-with many clients enrolling: kill -9 a worker, or now and then the supervisor or the database, and go on
-at the end: hold what the clients hold against what the registry says
+While clients enroll, workers are killed, now and then the supervisor or the database. At the end the certificates that
+the clients hold are compared with the registry.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from fleet.services.inventory import create_token
 from hw_bench.drivers.crash import PATIENCE_SECONDS, PAUSE_SECONDS, Clients, Received, Tokens
 from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
-from hw_bench.peers.mortal import MortalServe
+from hw_bench.peers.killable_server import KillableServer
 from hw_bench.processes import BenchError
 from hw_bench.report import Report
-from hw_bench.scenarios.contract import file_system, ground_for
+from hw_bench.scenarios.contract import file_system, new_environment
 from hw_bench.turns import Plan, Progress, machine
 
 SUPERVISOR_SHARE = 0.04  # of the kills: each costs a whole start
 ENGINE_SHARE = 0.25  # of the kills, where the registry has processes of its own
 CERTIFICATES_BETWEEN_KILLS_MAX = 5
-DELAY_SECONDS_MAX = 0.05  # so that a kill lands anywhere in a worker's life, its start included
+DELAY_SECONDS_MAX = 0.05  # so that a kill hits any phase of a worker, start-up included
 TOKEN_USES = (3, 40)  # at least, at most
 TOKENS_AT_ONCE = 20
 PROGRESS_EVERY = 25
@@ -42,7 +42,7 @@ PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """Kills under load, then the proofs. What fails a proof fails the run."""
+    """Kills under load, then verification. A failed verification fails the run."""
 
     name: str = "crash"
     workers: int = 2
@@ -57,33 +57,33 @@ class Crash:
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         seed = random.SystemRandom().randrange(1 << 32) if plan.seed is None else plan.seed
-        progress(f"seed {seed}: --seed {seed} takes the same chances again")
-        chance = random.Random(seed)  # noqa: S311  chance, not secrecy
+        progress(f"seed {seed}: --seed {seed} repeats the same draws")
+        chance = random.Random(seed)  # noqa: S311  reproducible draws, not secrets
         with contextlib.ExitStack() as stack:
-            ground = stack.enter_context(ground_for())
-            cores = ground.cores.together()
+            environment = stack.enter_context(new_environment())
+            cores = environment.cores.together()
             engine = engine_of(plan.database)
             stack.callback(engine.stop)
             engine.start()
-            home = engine.home(ground.folder / "home")
-            serve = stack.enter_context(MortalServe(home, ground.folder, self.workers, cores.all))
+            home = engine.home(environment.folder / "home")
+            serve = stack.enter_context(KillableServer(home, environment.folder, self.workers, cores.all))
             tokens = Tokens(lambda: new_tokens(home))
             with Clients(serve.est, MODEL, self.clients, tokens) as clients:
                 try:
                     killed = _kill(plan.kills, chance, engine, serve, clients, progress)
-                    # It has recovered from the last one too: not all of these can have been under way before.
+                    # More than the clients can have had under way: it has recovered from the last kill too.
                     clients.wait_for(len(clients.received) + self.clients + 1)
                 except BenchError as error:
-                    raise BenchError(f"{error} The server's log ends with: {serve.last_words()}.") from error
+                    raise BenchError(f"{error} The server's log ends with: {serve.log_tail()}.") from error
             if code := serve.stop():
-                raise BenchError(f"fleet serve ended with exit code {code} when it was told to stop.")
-            progress("holding every certificate, token and event against the registry")
+                raise BenchError(f"fleet serve ended with exit code {code} when it was stopped.")
+            progress("comparing every certificate, token and event with the registry")
             checks = (
                 f"{plan.kills} kills, {killed.words(engine)}; seed {seed}",
-                serve.restart_words(),
+                serve.restart_summary(),
                 *prove(home, clients.received),
                 f"{clients.unanswered:,} attempts were not answered and made again",
-                f"the registry is {engine.name} on {file_system(ground.folder)}",
+                f"the registry is {engine.name} on {file_system(environment.folder)}",
             )
             return Report(
                 self.name, self.description(), "certificates", 0.0, 0, machine(cores), (), (), (), (), checks=checks
@@ -92,7 +92,7 @@ class Crash:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """How many of the kills hit no worker."""
+    """How many kills hit the supervisor and the database."""
 
     supervisors: int = 0
     engine: int = 0
@@ -103,9 +103,9 @@ class Killed:
 
 
 def _kill(
-    kills: int, chance: random.Random, engine: Engine, serve: MortalServe, clients: Clients, progress: Progress
+    kills: int, chance: random.Random, engine: Engine, serve: KillableServer, clients: Clients, progress: Progress
 ) -> "Killed":
-    """Kill so often."""
+    """Kill `kills` processes, and report which."""
     killed = Killed()
     for number in range(1, kills + 1):
         clients.wait_for(len(clients.received) + chance.randint(0, CERTIFICATES_BETWEEN_KILLS_MAX))
@@ -128,12 +128,12 @@ def _kill(
 
 
 def new_tokens(home: FleetHome) -> list[str]:
-    """Tokens for many devices each, as texts. Raises: Unavailable: the database stays away."""
+    """Tokens for many devices each, as texts. Raises: Unavailable when the database does not come back."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return asyncio.run(_create_tokens(home))
-        except Unavailable:  # it has been killed; tokens that it has made and nobody knows are used by nobody
+        except Unavailable:  # it has been killed; tokens created meanwhile are unknown and stay unused
             if time.monotonic() > deadline:
                 raise
         time.sleep(PAUSE_SECONDS)
@@ -144,7 +144,7 @@ async def _create_tokens(home: FleetHome) -> list[str]:
     try:
         made = []
         for _ in range(TOKENS_AT_ONCE):
-            uses = random.randint(*TOKEN_USES)  # noqa: S311  chance, not secrecy
+            uses = random.randint(*TOKEN_USES)  # noqa: S311  reproducible draws, not secrets
             made.append(await create_token(registry, model=MODEL, uses=uses, act=Act("operator", datetime.now(UTC))))
         return [text for _, text in made]
     finally:
@@ -152,9 +152,9 @@ async def _create_tokens(home: FleetHome) -> list[str]:
 
 
 def prove(home: FleetHome, received: Sequence[Received]) -> tuple[str, ...]:
-    """What holds of a home that nobody serves any more, a sentence each.
+    """Verify a home after its server has stopped: one sentence for each check.
 
-    Raises: BenchError: what does not hold.
+    Raises: BenchError when a check fails.
     """
     issued, tokens, events = asyncio.run(read(home))
     home.fleet("audit", "verify")
@@ -234,7 +234,7 @@ def prove_events(issued: Sequence[Credential], events: Sequence[Seen]) -> str:
     """Raises: BenchError: a gap, or a certificate without its event, or with two."""
     if [seq for seq, _, _ in events] != list(range(1, len(events) + 1)):
         raise BenchError("The feed of events has a gap.")
-    told = Counter(detail for _, kind, detail in events if kind == EventKind.CREDENTIAL_ISSUED)
-    if told != Counter(credential.fingerprint.hex() for credential in issued):
-        raise BenchError("The certificates issued and the events that tell of them are not the same.")
+    recorded = Counter(detail for _, kind, detail in events if kind == EventKind.CREDENTIAL_ISSUED)
+    if recorded != Counter(credential.fingerprint.hex() for credential in issued):
+        raise BenchError("The certificates issued and the events recorded for them differ.")
     return f"{len(events):,} events without a gap, one of them for each certificate issued"

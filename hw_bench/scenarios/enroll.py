@@ -1,4 +1,4 @@
-"""How many first enrollments a second one core of `fleet serve` completes, durable ones."""
+"""Durable first enrollments completed by one core of `fleet serve`, beside step-ca."""
 
 import asyncio
 import contextlib
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fleet.home.layout import open_registry
-from hw_bench.drivers.crew import Crew, total
+from hw_bench.drivers.pool import DriverPool, total
 from hw_bench.peers import step_ca
-from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.contract import Environment, Running
 from hw_bench.peers.home import MODEL, FleetHome, make_home, serve
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
-from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for, start_peers
+from hw_bench.scenarios.contract import Findings, conclude, file_system, new_environment, start_peers
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 READY_FACTOR = 2  # requests made ahead for a turn, against the best rate seen so far
@@ -45,27 +45,27 @@ class Enroll:
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
-            ground = stack.enter_context(ground_for())
+            environment = stack.enter_context(new_environment())
             progress("making a home")
-            home = make_home(ground)
-            logins = {"token": token_login(home), "station": _station(home, ground)}
+            home = make_home(environment)
+            logins = {"token": token_login(home), "station": _station(home, environment)}
             progress("starting fleet serve")
-            served = stack.enter_context(serve(home, ground))
-            peers, missing = start_peers((step_ca.PEER,), ground, stack, progress)
+            served = stack.enter_context(serve(home, environment))
+            peers, missing = start_peers((step_ca.PEER,), environment, stack, progress)
             servers = [replace(served.est_server(name), login=login) for name, login in logins.items()] + peers
-            crews = {one.name: stack.enter_context(self.crew(one.name, one.login, ground)) for one in servers}
-            contenders = [self.contender(crews[one.name], one) for one in servers]
-            turns = take_turns(contenders, plan, ground.cores, progress)
+            pools = {one.name: stack.enter_context(self.pool(one.name, one.login, environment)) for one in servers}
+            contenders = [self.contender(pools[one.name], one) for one in servers]
+            turns = take_turns(contenders, plan, environment.cores, progress)
             progress("comparing every certificate with the registry")
-            received = {name: _collect(crew) for name, crew in crews.items()}
+            received = {name: _collect(pool) for name, pool in pools.items()}
             checks = (
                 *_check([one for name in logins for one in received[name]], home),
                 *(_distinct(peer.name, received[peer.name]) for peer in peers),
-                f"the registry is on {file_system(ground.folder)}",
+                f"the registry is on {file_system(environment.folder)}",
             )
         findings = Findings(
             "enrollments",
-            ground.cores,
+            environment.cores,
             {one.name: one.version for one in servers},
             pairs=tuple((name, peer.name) for name in logins for peer in peers),
             ratios_by=("per_core", "per_second"),
@@ -75,24 +75,24 @@ class Enroll:
         )
         return conclude(self, plan, turns, findings)
 
-    def crew(self, name: str, login: Mapping[str, Any], ground: Ground) -> Crew:
-        """The load that enrolls by `login`: devices whose ids begin with `name`."""
-        folder = ground.room(f"load-{name}")
+    def pool(self, name: str, login: Mapping[str, Any], environment: Environment) -> DriverPool:
+        """Drivers that enroll devices by `login`; device ids start with `name`."""
+        folder = environment.new_folder(f"load-{name}")
         config = {**login, "tls": self.tls, "model": MODEL, "prefix": name}
-        return Crew("hw_bench.drivers.enroll", self.drivers, config, cores=ground.load_cores, folder=folder)
+        return DriverPool("hw_bench.drivers.enroll", self.drivers, config, cores=environment.load_cores, folder=folder)
 
-    def contender(self, crew: Crew, server: Running) -> Contender:
-        """`server` under the load of `crew`."""
+    def contender(self, pool: DriverPool, server: Running) -> Contender:
+        """`server` under the load of `pool`."""
         host, port = server.address
         best = [float(READY_RATE_MIN)]
 
         def prepare(seconds: float) -> None:
             count = round(best[0] * READY_FACTOR * seconds / self.drivers)
-            crew.order({"do": "top-up", "count": count}, seconds)
+            pool.send({"do": "top-up", "count": count}, seconds)
 
         def act(seconds: float) -> Outcome:
-            order = {"do": "run", "host": host, "port": port, "seconds": seconds, "at_once": self.at_once}
-            answers = crew.order(order, seconds)
+            command = {"do": "run", "host": host, "port": port, "seconds": seconds, "at_once": self.at_once}
+            answers = pool.send(command, seconds)
             done = total(answers, "operations")
             if not done:
                 problems = [problem for answer in answers for problem in answer["problems"]]
@@ -100,24 +100,24 @@ class Enroll:
             best[0] = max(best[0], done / seconds)
             return Outcome(done, total(answers, "failed"))
 
-        return Contender(server.name, server.version, server.pids, act, crew.cpu_seconds, prepare)
+        return Contender(server.name, server.version, server.pids, act, pool.cpu_seconds, prepare)
 
 
 def token_login(home: FleetHome) -> dict[str, str]:
-    """What a crew needs to enroll by a token of many uses."""
+    """Login of a driver by a token with many uses."""
     text = home.fleet("token", "create", "--model", MODEL, "--uses", str(TOKEN_USES)).strip()
     return {"password": text, "certificate": "", "key": ""}
 
 
-def _station(home: FleetHome, ground: Ground) -> dict[str, str]:
-    folder = ground.folder / "station"
+def _station(home: FleetHome, environment: Environment) -> dict[str, str]:
+    folder = environment.folder / "station"
     home.fleet("station", "add", "bench", "--model", MODEL, "--out", str(folder))
     return {"password": "", "certificate": str(folder / "station.pem"), "key": str(folder / "station.key")}
 
 
-def _collect(crew: Crew) -> list[str]:
-    """The fingerprints of all certificates that `crew` has received. Raises: BenchError when one is for another key."""
-    return [fingerprint for answer in crew.order({"do": "collect"}) for fingerprint in answer["fingerprints"]]
+def _collect(pool: DriverPool) -> list[str]:
+    """The fingerprints of all certificates that `pool` has received. Raises: BenchError when one is for another key."""
+    return [fingerprint for answer in pool.send({"do": "collect"}) for fingerprint in answer["fingerprints"]]
 
 
 def _distinct(name: str, received: list[str]) -> str:

@@ -1,18 +1,18 @@
-"""How many full mutual TLS handshakes one core of a server completes."""
+"""Full mutual TLS handshakes completed by one core of a server."""
 
 import contextlib
 from dataclasses import dataclass
 
-from hw_bench.drivers.crew import Crew, total
 from hw_bench.drivers.handshake import client_context, handshake, refuses
-from hw_bench.peers import mosquitto, nginx, ours
-from hw_bench.peers.contract import Ground, Running
+from hw_bench.drivers.pool import DriverPool, total
+from hw_bench.peers import fleet_tls, mosquitto, nginx
+from hw_bench.peers.contract import Environment, Running
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
-from hw_bench.scenarios.contract import Findings, conclude, ground_for, start_peers
+from hw_bench.scenarios.contract import Findings, conclude, new_environment, start_peers
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
-LISTENERS = {peer.name: peer for peer in (ours.LISTENER, nginx.PEER, mosquitto.PEER)}
+LISTENERS = {peer.name: peer for peer in (fleet_tls.LISTENER, nginx.PEER, mosquitto.PEER)}
 OURS, *PEERS = LISTENERS
 
 
@@ -34,17 +34,23 @@ class Handshakes:
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
-            ground = stack.enter_context(ground_for())
-            servers, missing = start_peers(tuple(LISTENERS.values()), ground, stack, progress)
+            environment = stack.enter_context(new_environment())
+            servers, missing = start_peers(tuple(LISTENERS.values()), environment, stack, progress)
             for server in servers:
-                check_manners(server, ground, self.tls)
-            device = ground.certificates.devices[0]
+                check_client_verification(server, environment, self.tls)
+            device = environment.certificates.devices[0]
             config = {"certificate": str(device.certificate), "key": str(device.key), "tls": self.tls}
-            crew = stack.enter_context(
-                Crew("hw_bench.drivers.handshake", self.clients, config, cores=ground.load_cores, folder=ground.folder)
+            pool = stack.enter_context(
+                DriverPool(
+                    "hw_bench.drivers.handshake",
+                    self.clients,
+                    config,
+                    cores=environment.load_cores,
+                    folder=environment.folder,
+                )
             )
-            cores = ground.cores
-            turns = take_turns([contender(server, crew) for server in servers], plan, cores, progress)
+            cores = environment.cores
+            turns = take_turns([contender(server, pool) for server in servers], plan, cores, progress)
         findings = Findings(
             "handshakes",
             cores,
@@ -53,31 +59,31 @@ class Handshakes:
             ratios_by=("per_core", "per_second"),
             goals=self.goals,
             missing=missing,
-            checks=("each server let the device in and refused a stranger's certificate before it was measured",),
+            checks=("each server accepted the device and refused an untrusted certificate before it was measured",),
         )
         return conclude(self, plan, turns, findings)
 
 
-def contender(server: Running, crew: Crew) -> Contender:
-    """`server` under the handshakes of `crew`."""
+def contender(server: Running, pool: DriverPool) -> Contender:
+    """`server` under the handshakes of `pool`."""
     host, port = server.address
 
     def act(seconds: float) -> Outcome:
-        answers = crew.order({"do": "run", "host": host, "port": port, "seconds": seconds}, seconds)
+        answers = pool.send({"do": "run", "host": host, "port": port, "seconds": seconds}, seconds)
         return Outcome(total(answers, "operations"), total(answers, "failed"))
 
-    return Contender(server.name, server.version, server.pids, act, crew.cpu_seconds)
+    return Contender(server.name, server.version, server.pids, act, pool.cpu_seconds)
 
 
-def check_manners(server: Running, ground: Ground, tls: str) -> None:
-    """A server that does not verify its clients has less to do: see that this one does.
+def check_client_verification(server: Running, environment: Environment, tls: str) -> None:
+    """Check that the server verifies client certificates: one that does not has less to do.
 
     Raises: BenchError.
     """
-    device, stranger = ground.certificates.devices[0], ground.certificates.stranger
+    device, stranger = environment.certificates.devices[0], environment.certificates.stranger
     known = client_context(str(device.certificate), str(device.key), tls)
     if not handshake(known, server.address):
         raise BenchError(f"{server.name} refused the device's certificate.")
     unknown = client_context(str(stranger.certificate), str(stranger.key), tls)
     if not refuses(unknown, server.address):
-        raise BenchError(f"{server.name} let a stranger's certificate in; its figures would mean nothing.")
+        raise BenchError(f"{server.name} accepted an untrusted certificate; its figures would be meaningless.")

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hw_bench.certificates import Certificates, Identity
-from hw_bench.clock import process_tree
-from hw_bench.drivers.crew import Crew, total
+from hw_bench.cpu_time import process_tree
+from hw_bench.drivers.pool import DriverPool, total
 from hw_bench.peers import mosquitto
-from hw_bench.peers.contract import Ground, Running
+from hw_bench.peers.contract import Environment, Running
+from hw_bench.peers.fleet_tls import version
 from hw_bench.peers.home import FleetHome, Served, enroll_devices, make_home, serve
-from hw_bench.peers.ours import version
 from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
-from hw_bench.scenarios.contract import Findings, conclude, ground_for
+from hw_bench.scenarios.contract import Findings, conclude, new_environment
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 QOS = (0, 1)
@@ -49,24 +49,24 @@ class Publish:
         if reason is not None:
             raise BenchError(f"{reason}; there is nothing to compare with.")
         with contextlib.ExitStack() as stack:
-            apart = stack.enter_context(ground_for())
+            apart = stack.enter_context(new_environment())
             # A gateway with its broker is two processes and mosquitto is one: pinning either would choose the winner.
-            ground = replace(apart, cores=apart.cores.together())
+            environment = replace(apart, cores=apart.cores.together())
             progress("making a home")
-            home = make_home(ground)
+            home = make_home(environment)
             progress("starting fleet serve")
-            served = stack.enter_context(serve(home, ground))
+            served = stack.enter_context(serve(home, environment))
             progress(f"enrolling {self.devices} devices")
-            devices = enroll_devices(home, served, ground, self.devices * len(QOS))
+            devices = enroll_devices(home, served, environment, self.devices * len(QOS))
             progress("starting mosquitto")
-            peer = stack.enter_context(mosquitto.start(replace(ground, certificates=_certificates(home, devices))))
+            peer = stack.enter_context(mosquitto.start(replace(environment, certificates=_certificates(home, devices))))
             gateway = served_gateway(served)
             contenders = [
-                stack.enter_context(self._contender(server, qos, devices, ground))
+                stack.enter_context(self._contender(server, qos, devices, environment))
                 for qos in QOS
                 for server in (gateway, peer)
             ]
-            cores = ground.cores
+            cores = environment.cores
             turns = take_turns(contenders, plan, cores, progress)
         lost = sum(turn.failed for turn in turns)
         findings = Findings(
@@ -81,7 +81,9 @@ class Publish:
         return conclude(self, plan, turns, findings)
 
     @contextlib.contextmanager
-    def _contender(self, server: Running, qos: int, devices: list[Identity], ground: Ground) -> Iterator[Contender]:
+    def _contender(
+        self, server: Running, qos: int, devices: list[Identity], environment: Environment
+    ) -> Iterator[Contender]:
         name = f"{server.name}-qos{qos}"
         # Each contender has devices of its own, connected for the whole run: an id can be connected once.
         mine = devices[QOS.index(qos) :: len(QOS)]
@@ -99,13 +101,15 @@ class Publish:
             "under_way": self.under_way,
             "devices": [{"name": one.name, "certificate": str(one.certificate), "key": str(one.key)} for one in mine],
         }
-        with Crew("hw_bench.drivers.publish", 1, config, cores=ground.load_cores, folder=ground.room(name)) as crew:
+        with DriverPool(
+            "hw_bench.drivers.publish", 1, config, cores=environment.load_cores, folder=environment.new_folder(name)
+        ) as pool:
 
             def act(seconds: float) -> Outcome:
-                answers = crew.order({"do": "run", "seconds": seconds}, seconds)
+                answers = pool.send({"do": "run", "seconds": seconds}, seconds)
                 return Outcome(total(answers, "operations"), total(answers, "failed"), answers[0]["wall"])
 
-            yield Contender(name, server.version, server.pids, act, crew.cpu_seconds)
+            yield Contender(name, server.version, server.pids, act, pool.cpu_seconds)
 
 
 def served_gateway(served: Served) -> Running:

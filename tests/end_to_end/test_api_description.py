@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fleet.servers.admin.table import ROUTES
-from hw_bench.peers.home import unlimited
+from hw_bench.peers.home import disable_rate_limits
 from tests.serving import Served, asked_to_wait, run_fleet
 
 SECONDS_MAX = 120  # far more than it takes: it stops by the number of examples
@@ -33,7 +33,7 @@ expected-statuses = [400, 428]
 @pytest.fixture
 def operator(home: Path, tmp_path: Path) -> Path:
     """The folder with the files of the admin bob, who may ask as often as he likes."""
-    unlimited(home / "fleet.toml")
+    disable_rate_limits(home / "fleet.toml")
     (tmp_path / "password").write_text("secret\n")
     words = ("operator", "add", "bob", "--role", "admin", "--password-file", str(tmp_path / "password"))
     run_fleet(home, *words, "--out", str(tmp_path / "operator"))

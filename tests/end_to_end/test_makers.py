@@ -11,7 +11,7 @@ import pytest
 from fleet.ca.keys import generate_key
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
-from hw_bench.peers.home import unlimited
+from hw_bench.peers.home import disable_rate_limits
 from tests.servers.est_fixtures import Identity
 from tests.servers.makers import new_maker
 from tests.serving import ANY_PORTS, Served, run_fleet
@@ -23,7 +23,7 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 @pytest.fixture
 def pair(home: Path, tmp_path: Path) -> Iterator[Served]:
-    unlimited(home / "fleet.toml")  # one and the same certificate is refused again and again
+    disable_rate_limits(home / "fleet.toml")  # one and the same certificate is refused again and again
     serving = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", "2")).start()
     yield serving
     serving.stop()

@@ -25,7 +25,7 @@ from fleet.home.pki import renew_server_certificate
 from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311
-from hw_bench.clock import process_tree
+from hw_bench.cpu_time import process_tree
 from tests.end_to_end import test_serve
 from tests.end_to_end.test_serve import healthz, server_serial
 from tests.servers.paho_client import Paho

@@ -11,7 +11,7 @@ import pytest
 
 from hw_bench.drivers.crash import Clients, Received, Tokens
 from hw_bench.peers.home import MODEL, FleetHome
-from hw_bench.peers.mortal import MortalServe
+from hw_bench.peers.killable_server import KillableServer
 from hw_bench.processes import BenchError, pick_cores
 from hw_bench.scenarios import crash
 from hw_bench.scenarios.crash import Crash, new_tokens, prove
@@ -43,7 +43,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[FleetHome, tuple[Re
     folder = tmp_path_factory.mktemp("lived")
     home = FleetHome(folder / "home")
     home.fleet("init", str(home.path))
-    with MortalServe(home, folder, 2, pick_cores().all) as serve:
+    with KillableServer(home, folder, 2, pick_cores().all) as serve:
         with Clients(serve.est, MODEL, 2, Tokens(lambda: new_tokens(home))) as clients:
             clients.wait_for(30)
         assert serve.stop() == 0

@@ -28,7 +28,7 @@ from fleet.wire.est import decode_body, decode_certs_only, encode_body
 from hw_bench.peers import postgres
 from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
-from hw_bench.peers.mortal import MortalServe
+from hw_bench.peers.killable_server import KillableServer
 from hw_bench.processes import pick_cores
 
 DEVICES = 24
@@ -102,7 +102,7 @@ async def held(home: FleetHome) -> tuple[list[Credential], dict[str, RequestStat
         await registry.close()
 
 
-def kill_one(engine: Engine, serve: MortalServe, chance: random.Random) -> bool:
+def kill_one(engine: Engine, serve: KillableServer, chance: random.Random) -> bool:
     if chance.random() < ENGINE_SHARE and engine.kill_one(chance):
         return True
     return serve.kill_worker(chance)
@@ -130,7 +130,7 @@ def test_what_is_approved_is_issued_once(tmp_path: Path, database: str) -> None:
 def _hold(engine: Engine, home: FleetHome, folder: Path, chance: random.Random) -> None:
     home.fleet("model", "set", MODEL, "--admit", "approval")
     devices: list[Asking] = []
-    with MortalServe(home, folder, 2, pick_cores().all) as serve:
+    with KillableServer(home, folder, 2, pick_cores().all) as serve:
         try:
             devices += [Asking(f"new-{n}", serve.est[1], home.files.root_certificate) for n in range(DEVICES)]
             deadline, kills, certified = time.monotonic() + SECONDS_MAX, 0, 0

@@ -25,7 +25,7 @@ from fleet.est_client.errors import EstBusy
 from fleet.home.layout import Home, open_registry
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
-from hw_bench.clock import process_tree
+from hw_bench.cpu_time import process_tree
 from tests.serving import ANY_PORTS, Served, run_fleet
 
 FSYNC_FAILS = """

@@ -17,7 +17,7 @@ from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import EstError
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
-from hw_bench.peers.home import unlimited
+from hw_bench.peers.home import disable_rate_limits
 from tests.serving import Served, run_fleet
 
 KILLS = 6
@@ -72,7 +72,7 @@ class Enrolling:
 def served(tmp_path: Path) -> Iterator[Served]:
     home = tmp_path / "home"
     run_fleet(home, "init", str(home))
-    unlimited(home / "fleet.toml")  # all load comes from one address
+    disable_rate_limits(home / "fleet.toml")  # all load comes from one address
     serving = Served(home, tmp_path / "ready.json").start()
     serving.stay_on_these_ports()
     yield serving

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from hw_bench.cli import OWN_OPTIONS, main
-from hw_bench.clock import process_tree
-from hw_bench.scenarios.registry import SCENARIOS
+from hw_bench.cpu_time import process_tree
+from hw_bench.scenarios.catalogue import SCENARIOS
 
 END_SECONDS_MAX = 30
 

@@ -1,4 +1,4 @@
-"""Each engine: a home on it, and what stands in the registry after its processes were killed."""
+"""Each engine: a home on it, and the registry after its processes were killed."""
 
 import asyncio
 import os
@@ -14,9 +14,9 @@ from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.home.layout import open_registry
 from fleet.services.inventory import add_model
-from hw_bench.clock import process_tree
+from hw_bench.cpu_time import process_tree
 from hw_bench.peers import postgres
-from hw_bench.peers.engine import POSTGRES, SQLITE, Engine, Throwaway, engine_of
+from hw_bench.peers.engine import POSTGRES, SQLITE, Engine, PostgresEngine, engine_of
 from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError
 from tests.hw_bench.needs import NEEDS_POSTGRES
@@ -68,7 +68,7 @@ def test_each_home_has_a_registry_of_its_own(engine: Engine, tmp_path: Path) -> 
 
 @NEEDS_POSTGRES
 def test_postgres_is_durable_and_gone_at_the_end() -> None:
-    engine = Throwaway()
+    engine = PostgresEngine()
     try:
         engine.start()
         cluster, family = engine.cluster, [os.pidfd_open(pid) for pid in process_tree(engine.pids)]

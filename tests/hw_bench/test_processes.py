@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hw_bench.clock import process_tree
+from hw_bench.cpu_time import process_tree
 from hw_bench.processes import BenchError, Cores, accepts, free_port, on_cores, pick_cores, running, wait_until
 
 # A server with a child that ignores SIGTERM, as a careless one may have; it says "ready" when both are there.

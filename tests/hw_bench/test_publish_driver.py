@@ -12,7 +12,7 @@ import pytest
 
 from hw_bench.drivers.publish import Fleet, Subscriber, connect_packet, packet, publish_packet, subscribe_packet
 from hw_bench.peers import mosquitto
-from hw_bench.scenarios.contract import ground_for
+from hw_bench.scenarios.contract import new_environment
 
 CONNACK, SUBACK = b"\x20\x02\x00\x00", b"\x90\x03\x00\x01\x00"
 
@@ -80,11 +80,11 @@ def config() -> Iterator[dict[str, Any]]:
     reason = mosquitto.missing()
     if reason is not None:
         pytest.skip(reason)
-    with ground_for(devices=3) as ground, mosquitto.start(ground) as server:
+    with new_environment(devices=3) as environment, mosquitto.start(environment) as server:
         host, port = server.address
         devices = [
             {"name": one.name, "certificate": str(one.certificate), "key": str(one.key)}
-            for one in ground.certificates.devices
+            for one in environment.certificates.devices
         ]
         yield {
             "host": host,

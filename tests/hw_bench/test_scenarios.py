@@ -12,16 +12,16 @@ import pytest
 
 from fleet.home.layout import open_registry
 from hw_bench.drivers.fill import FilledFleet
-from hw_bench.peers.engine import Embedded
+from hw_bench.peers.engine import SqliteEngine
 from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Turn, lines
+from hw_bench.scenarios.catalogue import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.large_registry import LargeRegistry, filled
 from hw_bench.scenarios.publish import Publish
-from hw_bench.scenarios.registry import SCENARIOS
 from hw_bench.scenarios.revocation import Revocation
-from hw_bench.scenarios.scale import Scale, filled
 from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
 from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES, NEEDS_STEP_CA
@@ -135,7 +135,7 @@ def test_revocation(database: str, where: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=NEEDS_POSTGRES)])
 def test_registry(database: str) -> None:
-    scenario = Scale(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
+    scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
     report = scenario.run(replace(TINY, devices=2000, database=database), lambda text: None)
     figures = {figure.name: figure for figure in report.figures}
     assert figures["devices"].value == 2000
@@ -151,7 +151,7 @@ def test_registry(database: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=NEEDS_POSTGRES)])
 def test_a_kept_registry_is_measured_again_and_not_filled(database: str, tmp_path: Path) -> None:
-    scenario = Scale(enroll=Enroll(drivers=1, at_once=4), lookups=50, pages=2)
+    scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=50, pages=2)
     with tempfile.TemporaryDirectory(prefix="hw-keep-") as folder:  # short, and in what PostgreSQL's user may enter
         Path(folder).chmod(0o711)
         plan = replace(TINY, devices=1000, database=database, keep=Path(folder) / "kept")
@@ -169,7 +169,7 @@ def test_a_kept_registry_is_measured_again_and_not_filled(database: str, tmp_pat
 
 
 def test_a_server_of_a_filled_registry_has_no_old_audit_to_seal(tmp_path: Path) -> None:
-    home = Embedded().home(tmp_path / "full")
+    home = SqliteEngine().home(tmp_path / "full")
     fleet = FilledFleet(1000, bytes(range(200)), datetime(2026, 11, 1, tzinfo=UTC))
     filled(home, fleet, lambda text: None)
 
@@ -188,13 +188,13 @@ def test_a_server_of_a_filled_registry_has_no_old_audit_to_seal(tmp_path: Path) 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
-    with pytest.raises(BenchError, match=r"holds no registry that was filled to its end\. Name a new folder"):
-        Scale().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
+    with pytest.raises(BenchError, match=r"is not empty and holds no complete registry\. Choose a new folder"):
+        LargeRegistry().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
     (tmp_path / "filled.json").write_text('{"engine": "sqlite"}')
     with pytest.raises(BenchError, match=r"filled\.json cannot be read: KeyError"):
-        Scale().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
+        LargeRegistry().run(replace(TINY, devices=1000, keep=tmp_path), lambda text: None)
     with pytest.raises(BenchError, match="cannot be used"):
-        Scale().run(replace(TINY, devices=1000, keep=tmp_path / "no" / "where"), lambda text: None)
+        LargeRegistry().run(replace(TINY, devices=1000, keep=tmp_path / "no" / "where"), lambda text: None)
     assert (tmp_path / "letter").read_text() == "dear"
 
 

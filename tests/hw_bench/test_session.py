@@ -16,7 +16,7 @@ from hw_bench.drivers.session import DeviceSession
 from hw_bench.peers.home import FleetHome, Served, enroll_devices, make_home, serve
 from hw_bench.processes import BenchError
 from hw_bench.scenarios import revocation
-from hw_bench.scenarios.contract import ground_for
+from hw_bench.scenarios.contract import new_environment
 from tests.hw_bench.needs import NEEDS_MOSQUITTO
 
 pytestmark = NEEDS_MOSQUITTO
@@ -27,10 +27,10 @@ END_SECONDS_MAX = 30.0
 @pytest.fixture(scope="module")
 def served_devices() -> Iterator[tuple[Served, list[Identity]]]:
     """A served home, and four devices of it."""
-    with ground_for() as ground:
-        home = make_home(ground)
-        with serve(home, ground) as served:
-            yield served, enroll_devices(home, served, ground, 4)
+    with new_environment() as environment:
+        home = make_home(environment)
+        with serve(home, environment) as served:
+            yield served, enroll_devices(home, served, environment, 4)
 
 
 async def revoke_device(home: FleetHome, name: str) -> None:
@@ -50,7 +50,7 @@ def test_a_revocation_ends_one_session_and_no_other(served_devices: tuple[Served
     assert ending.wait_for_end(END_SECONDS_MAX)
     assert not ending.silent
     assert staying.silent
-    with pytest.raises(ConnectionError, match=f"{lost.name} was not let in"):
+    with pytest.raises(ConnectionError, match=f"{lost.name} was refused"):
         DeviceSession(lost, served.mqtt, TLS)
     for session in (ending, staying):
         session.close()
@@ -73,12 +73,12 @@ def test_a_session_that_outlives_its_device_is_found(
     monkeypatch.setattr(revocation, "END_SECONDS_MAX", 0.1)
     session = DeviceSession(kept, served.mqtt, TLS)
     session.name = fourth.name  # the one is revoked, the other watched
-    with pytest.raises(BenchError, match=f"The session of {fourth.name} lives on"):
+    with pytest.raises(BenchError, match=f"The session of {fourth.name} was still open"):
         asyncio.run(revocation.revoke_all(served.home, [session]))
     session.close()
 
 
 def test_a_stranger_is_not_let_in(served_devices: tuple[Served, list[Identity]], tmp_path: Path) -> None:
     served, (_, kept, *_) = served_devices
-    with pytest.raises(ConnectionError, match="stranger was not let in"):
+    with pytest.raises(ConnectionError, match="stranger was refused"):
         DeviceSession(replace(kept, name="stranger"), served.mqtt, TLS)

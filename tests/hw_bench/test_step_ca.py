@@ -15,7 +15,7 @@ from hw_bench.drivers.enrollment_protocols import StepCa, protocol_of
 from hw_bench.drivers.handshake import client_context, connect
 from hw_bench.peers import step_ca
 from hw_bench.peers.contract import Running
-from hw_bench.scenarios.contract import ground_for
+from hw_bench.scenarios.contract import new_environment
 from tests.hw_bench.needs import NEEDS_STEP_CA
 
 pytestmark = NEEDS_STEP_CA
@@ -24,7 +24,7 @@ COMMON_NAME = "2.5.4.3"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with ground_for() as ground, step_ca.start(ground) as started:
+    with new_environment() as environment, step_ca.start(environment) as started:
         yield started
 
 

@@ -21,8 +21,8 @@ def contender(name: str, seen: list[str]) -> Contender:
 def test_contenders_alternate_in_slices_after_a_warm_up() -> None:
     seen: list[str] = []
     turns = take_turns([contender("a", seen), contender("b", seen)], Plan(1.0, 2), CORES, lambda text: None)
-    acts = [word for word in seen if "prepares" not in word]
-    assert acts == ["a 0.3", "b 0.3"] + 2 * ["a 0.5", "b 0.5", "a 0.5", "b 0.5"]
+    handlers = [word for word in seen if "prepares" not in word]
+    assert handlers == ["a 0.3", "b 0.3"] + 2 * ["a 0.5", "b 0.5", "a 0.5", "b 0.5"]
     assert seen[0:2] == ["a prepares", "a 0.3"]
     assert [(turn.contender, turn.round) for turn in turns] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert {(turn.operations, turn.failed, turn.wall) for turn in turns} == {(20, 2, 1.0)}  # the warm-up is not in it

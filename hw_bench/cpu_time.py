@@ -1,4 +1,4 @@
-"""What the operating system says about time: CPU seconds of processes, and how busy each core was.
+"""CPU seconds of processes and load of each core, from /proc.
 
 CPU time comes from /proc in ticks (usually of 10 ms), so a turn must be long against a tick to mean something.
 """
@@ -18,7 +18,7 @@ class ProcessTime:
     pid: int
     parent: int
     seconds: float
-    """User and system time of all its threads, and of those of its children that have ended and been waited for."""
+    """User and system time of all its threads and of its reaped children."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class CoreTime:
     processes: float
     """User and system time of processes."""
     kernel: float
-    """Interrupts, which are nobody's, and what the host took away."""
+    """Interrupts, and time stolen by the host."""
     idle: float
 
     def since(self, earlier: "CoreTime") -> "CoreTime":

@@ -1,7 +1,7 @@
-"""`fleet serve --workers N` for runs that kill it: a worker at a time, or the supervisor with all that it has started.
+"""`fleet serve --workers N` for runs that kill and restart it: one worker, or the supervisor with all its children.
 
-Its ports lie below those that the system gives to outgoing connections: a client that calls while nobody listens must
-not be given the very port as its own.
+Its ports lie below the system's ephemeral range: a client that connects while the server is down must not be given the
+server's port as its own local port.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hw_bench.clock import PROC, process_time, process_tree
+from hw_bench.cpu_time import PROC, process_time, process_tree
 from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError, handle_of, running, wait_until
 
@@ -26,20 +26,20 @@ LAST_LINES = 5
 LISTENERS = ("est", "mqtt", "http")
 
 
-class MortalServe:
-    """One home's server, through many lives. A context manager: everything is gone at its end."""
+class KillableServer:
+    """`fleet serve` on one home, through many restarts. A context manager: all processes end with it."""
 
     def __init__(self, home: FleetHome, folder: Path, workers: int, cores: tuple[int, ...]) -> None:
         self.est = ("127.0.0.1", 0)
-        self.lives = 0
+        self.starts = 0
         self._home, self._folder, self._workers, self._cores = home, folder, workers, cores
         self._ready = folder / "ready.json"
         self._process: subprocess.Popen[bytes] | None = None
-        self._life = contextlib.ExitStack()
+        self._running = contextlib.ExitStack()
         self._logs: list[Path] = []
         self._words: list[str] = []
 
-    def __enter__(self) -> "MortalServe":
+    def __enter__(self) -> "KillableServer":
         ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
         self.est = ("127.0.0.1", ports["est"])
         self._words = [word for name, port in ports.items() for word in (f"--{name}", f"127.0.0.1:{port}")]
@@ -47,17 +47,17 @@ class MortalServe:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._life.close()
+        self._running.close()
 
     def start(self) -> None:
-        """Returns when every worker listens. Raises: BenchError."""
-        self.lives += 1
+        """Start it, and return when every worker listens. Raises: BenchError."""
+        self.starts += 1
         self._ready.unlink(missing_ok=True)
-        log = self._folder / f"serve-{self.lives}.log"
+        log = self._folder / f"serve-{self.starts}.log"
         self._logs.append(log)
         argv = [sys.executable, "-m", "fleet", "serve", "--home", str(self._home.path), *self._words]
         argv += ["--workers", str(self._workers), "--ready-file", str(self._ready), "--log-level", "warning"]
-        self._process = self._life.enter_context(running(argv, cores=self._cores, log=log))
+        self._process = self._running.enter_context(running(argv, cores=self._cores, log=log))
         wait_until(self._ready.exists, "fleet serve", self._process, log)
 
     @property
@@ -67,12 +67,12 @@ class MortalServe:
         return self._process
 
     def worker_pids(self) -> list[int]:
-        """Those alive at the moment, listening or still starting."""
+        """Worker processes that are alive, listening or still starting."""
         family = process_tree((self.supervisor.pid,))
         return [pid for pid, one in family.items() if one.parent == self.supervisor.pid and _is_worker(pid)]
 
     def kill_worker(self, chance: random.Random) -> bool:
-        """kill -9 of one of them; False when there is none at this moment. Raises: BenchError: all has ended."""
+        """kill -9 one worker; False when none is alive. Raises: BenchError when the supervisor has ended."""
         if self.supervisor.poll() is not None:
             raise BenchError(f"fleet serve has ended by itself with exit code {self.supervisor.returncode}.")
         alive = sorted(self.worker_pids())
@@ -80,7 +80,7 @@ class MortalServe:
             return False
         pid = chance.choice(alive)
         with contextlib.suppress(ProcessLookupError), handle_of(pid) as handle:
-            # The number may have been given away since we looked; now that we hold it, it can't be any more.
+            # The pid may have been reused since it was read; the handle pins it now, so check again.
             found = process_time(pid)
             if found is not None and found.parent == self.supervisor.pid and _is_worker(pid):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -89,9 +89,9 @@ class MortalServe:
         return False
 
     def kill_supervisor(self) -> None:
-        """kill -9 of the parent; its workers and its broker must follow by themselves. `start` gives it its next life.
+        """kill -9 the supervisor; its workers and broker must end by themselves. Call `start` to restart it.
 
-        Raises: BenchError: one of them lives on.
+        Raises: BenchError when one of them survives.
         """
         with contextlib.ExitStack() as handles:
             family = []
@@ -102,43 +102,43 @@ class MortalServe:
             self.supervisor.wait()
             for handle in family:
                 if not select.select([handle], [], [], ORPHAN_SECONDS_MAX)[0]:
-                    raise BenchError("A process lives on after the supervisor that had started it was killed.")
-        self._life.close()
-        self._life = contextlib.ExitStack()
+                    raise BenchError("A child process survived the kill of its supervisor.")
+        self._running.close()
+        self._running = contextlib.ExitStack()
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
-        self._life.close()
+        self._running.close()
         return self.supervisor.returncode
 
-    def last_words(self) -> str:
-        """What its log ends with."""
+    def log_tail(self) -> str:
+        """The last lines of its log."""
         lines = self._logs[-1].read_text("utf-8", "replace").splitlines() if self._logs else []
         return " | ".join(lines[-LAST_LINES:]) or "nothing"
 
     def restart_milliseconds(self) -> list[int]:
-        """From each worker's death to its successor listening, as the supervisor logged it."""
-        said = b"".join(log.read_bytes() for log in self._logs)
-        return [int(ms) for ms in re.findall(rb"event=worker\.restarted .* ms=(\d+)", said)]
+        """From each worker's end to its replacement listening, as the supervisor logged it."""
+        text = b"".join(log.read_bytes() for log in self._logs)
+        return [int(ms) for ms in re.findall(rb"event=worker\.restarted .* ms=(\d+)", text)]
 
-    def restart_words(self) -> str:
+    def restart_summary(self) -> str:
         times = self.restart_milliseconds()
         if not times:
             return "no worker was replaced"
         median = statistics.median(times)
-        return f"a killed worker's successor listened after {median:.0f} ms (median), {max(times)} ms at most"
+        return f"a killed worker was replaced after {median:.0f} ms (median), {max(times)} ms at most"
 
 
 def _is_worker(pid: int) -> bool:
     try:
-        return WORKER_PROGRAM in (PROC / str(pid) / "cmdline").read_bytes()  # empty once it has died
+        return WORKER_PROGRAM in (PROC / str(pid) / "cmdline").read_bytes()  # empty for a zombie
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def _free_ports(count: int) -> list[int]:
     found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):  # not of the run's own chance: what is free is no choice of ours
+    for port in random.sample(PORTS, len(PORTS)):  # not from the run's seed: which ports are free is not reproducible
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)

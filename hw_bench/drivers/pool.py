@@ -1,4 +1,4 @@
-"""Several driver processes that act together."""
+"""A pool of driver processes that run the same command."""
 
 import contextlib
 import json
@@ -10,17 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hw_bench.clock import cpu_seconds
+from hw_bench.cpu_time import cpu_seconds
 from hw_bench.processes import BenchError, on_cores, stop, tail
 
-ANSWER_SECONDS_MAX = 60.0  # beyond the time an order is given
+ANSWER_SECONDS_MAX = 60.0  # beyond the expected time of a command
 
 
-class Crew:
-    """`size` processes of `python -m MODULE` on the same cores. A context manager: they are gone at its end.
+class DriverPool:
+    """`size` processes of `python -m MODULE` on the same cores. A context manager that ends them.
 
-    with Crew("hw_bench.drivers.handshake", 3, config, cores=(1,), folder=folder) as crew:
-        answers = crew.order({"do": "run", "seconds": 3.0}, seconds=3.0)
+    with DriverPool("hw_bench.drivers.handshake", 3, config, cores=(1,), folder=folder) as pool:
+        answers = pool.send({"do": "run", "seconds": 3.0}, seconds=3.0)
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class Crew:
     ) -> None:
         self._stop()
 
-    def order(self, order: Mapping[str, Any], seconds: float = 0.0) -> list[dict[str, Any]]:
-        """Give every member `order`, which takes about `seconds`, and collect the answers.
+    def send(self, command: Mapping[str, Any], seconds: float = 0.0) -> list[dict[str, Any]]:
+        """Send `command` to every member and collect the answers; it takes about `seconds`.
 
-        Raises: BenchError when a member fails, ends or does not answer.
+        Raises: BenchError when a member fails, ends or times out.
         """
-        line = json.dumps(order).encode() + b"\n"
+        line = json.dumps(command).encode() + b"\n"
         for member in self._members:
             self._write(member, line)
         return self._answers(seconds + ANSWER_SECONDS_MAX)
 
     def cpu_seconds(self) -> float:
-        """CPU time that the crew has used so far."""
+        """CPU time used by the pool so far."""
         return cpu_seconds(tuple(member.pid for member in self._members))
 
     def _start(self, config: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
@@ -78,7 +78,7 @@ class Crew:
 
     def _write(self, member: "subprocess.Popen[bytes]", line: bytes) -> None:
         assert member.stdin is not None  # noqa: S101 - started with pipes
-        with contextlib.suppress(BrokenPipeError):  # it ended: reading its answer will tell why
+        with contextlib.suppress(BrokenPipeError):  # it has ended: reading its answer reports why
             member.stdin.write(line)
             member.stdin.flush()
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hw_bench.clock import (
+from hw_bench.cpu_time import (
     TICKS_PER_SECOND,
     CoreTime,
     core_times,

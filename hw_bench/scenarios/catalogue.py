@@ -4,9 +4,9 @@ from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.large_registry import LargeRegistry
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
-from hw_bench.scenarios.scale import Scale
 from hw_bench.scenarios.workers import Workers
 
 _ALL: tuple[Scenario, ...] = (
@@ -15,7 +15,7 @@ _ALL: tuple[Scenario, ...] = (
     Workers(),
     Publish(),
     Revocation(),
-    Scale(),
+    LargeRegistry(),
     Crash(),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -25,17 +25,17 @@ from fleet.home.layout import open_registry, place_of_registry
 from fleet.home.pki import audit_signer, load_issuer
 from fleet.services.admission import admit
 from fleet.services.sealing import seal
-from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, Said, Sizes, fill
+from hw_bench.drivers.fill import SUSPENDED_EVERY, FilledFleet, OnCount, Sizes, fill
 from hw_bench.drivers.fill_postgres import fill_postgres
-from hw_bench.peers.contract import Ground
+from hw_bench.peers.contract import Environment
 from hw_bench.peers.engine import Engine, engine_of
+from hw_bench.peers.fleet_tls import version
 from hw_bench.peers.home import FleetHome, serve
-from hw_bench.peers.ours import version
 from hw_bench.processes import on_cores
 from hw_bench.report import Figure, Report
-from hw_bench.scenarios.contract import Findings, conclude, file_system, ground_for
+from hw_bench.scenarios.contract import Findings, conclude, file_system, new_environment
 from hw_bench.scenarios.enroll import Enroll, token_login
-from hw_bench.scenarios.kept import Kept
+from hw_bench.scenarios.saved_registry import SavedRegistry
 from hw_bench.turns import Contender, Plan, Progress, take_turns
 
 PAGE_SIZE = 100
@@ -48,7 +48,7 @@ ENROLLMENT_MIN = 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class LargeRegistry:
     """A registry with many devices, beside an empty one."""
 
     name: str = "registry"
@@ -59,21 +59,21 @@ class Scale:
 
     def description(self) -> str:
         return (
-            "a registry with so many --devices: admission look-ups, pages of listings, disk, and enrollments by token "
+            "a registry of --devices devices: admission look-ups, pages of listings, disk, and enrollments by token "
             "beside an empty registry"
         )
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
-            ground = stack.enter_context(ground_for())
-            kept = Kept(plan.keep or ground.folder / "filled")
+            environment = stack.enter_context(new_environment())
+            kept = SavedRegistry(plan.keep or environment.folder / "filled")
             engine = engine_of(plan.database, kept.engine if plan.keep else None)
             found = kept.begin(engine.name, plan.devices)
             stack.callback(engine.stop)
-            with on_cores(*ground.server_cores):  # it is a part of the server
+            with on_cores(*environment.server_cores):  # it is a part of the server
                 engine.start()
             full = FleetHome(kept.home) if found else engine.home(kept.home)
-            homes = {FULL: full, EMPTY: engine.home(ground.folder / EMPTY)}
+            homes = {FULL: full, EMPTY: engine.home(environment.folder / EMPTY)}
             if found:
                 fleet, sizes = found
             else:
@@ -82,15 +82,15 @@ class Scale:
                 kept.done(engine.name, fleet, sizes)
             progress("looking up and listing")
             figures = asyncio.run(self._asked(homes[FULL], fleet))
-            contenders = [self._contender(name, home, engine, ground, stack) for name, home in homes.items()]
-            turns = take_turns(contenders, plan, ground.cores, progress)
+            contenders = [self._contender(name, home, engine, environment, stack) for name, home in homes.items()]
+            turns = take_turns(contenders, plan, environment.cores, progress)
             findings = Findings(
                 "enrollments",
-                ground.cores,
+                environment.cores,
                 dict.fromkeys(homes, version()),
                 pairs=((FULL, EMPTY),),
                 ratios_by=("per_core",),
-                checks=(f"the registry is {engine.name} on {file_system(ground.folder)}",),
+                checks=(f"the registry is {engine.name} on {file_system(environment.folder)}",),
             )
             report = conclude(self, plan, turns, findings)
         disk, audit = sizes.devices / plan.devices, sizes.audit / plan.devices
@@ -107,12 +107,12 @@ class Scale:
         )
 
     def _contender(
-        self, name: str, home: FleetHome, engine: Engine, ground: Ground, stack: contextlib.ExitStack
+        self, name: str, home: FleetHome, engine: Engine, environment: Environment, stack: contextlib.ExitStack
     ) -> Contender:
         ids = f"{name}-{secrets.token_hex(4)}"  # a kept registry has those of earlier runs
-        crew = stack.enter_context(self.enroll.crew(ids, token_login(home), ground))
-        served = stack.enter_context(serve(home, ground))
-        return self.enroll.contender(crew, served.with_others(engine.pids).est_server(name))
+        pool = stack.enter_context(self.enroll.pool(ids, token_login(home), environment))
+        served = stack.enter_context(serve(home, environment))
+        return self.enroll.contender(pool, served.with_others(engine.pids).est_server(name))
 
     async def _asked(self, home: FleetHome, fleet: FilledFleet) -> tuple[Figure, ...]:
         registry = await open_registry(home.files)
@@ -146,19 +146,21 @@ def filled(home: FleetHome, fleet: FilledFleet, progress: Progress) -> Sizes:
     """
     began = time.monotonic()
 
-    def said(count: int) -> None:
+    def on_count(count: int) -> None:
         if count % 500_000 == 0 or count == fleet.count:
             progress(f"{count:,} of {fleet.count:,} devices, {time.monotonic() - began:.0f} s")
 
-    sizes = _fill(home, fleet, said)
+    sizes = _fill(home, fleet, on_count)
     progress("sealing the audit")
     asyncio.run(_seal(home))
     return sizes
 
 
-def _fill(home: FleetHome, fleet: FilledFleet, said: Said) -> Sizes:
+def _fill(home: FleetHome, fleet: FilledFleet, on_count: OnCount) -> Sizes:
     place = place_of_registry(home.files)
-    return fill(place, fleet, said) if isinstance(place, Path) else asyncio.run(fill_postgres(place, fleet, said))
+    return (
+        fill(place, fleet, on_count) if isinstance(place, Path) else asyncio.run(fill_postgres(place, fleet, on_count))
+    )
 
 
 async def _seal(home: FleetHome) -> None:

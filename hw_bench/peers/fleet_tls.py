@@ -1,4 +1,4 @@
-"""The fleet's own servers: the TLS listener alone, and the whole of `fleet serve`."""
+"""The fleet's TLS listener without any service behind it, as a peer."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from OpenSSL import SSL
 
-from hw_bench.peers.contract import Ground, Peer, Running
+from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import running, wait_until
 
 
@@ -20,14 +20,14 @@ def never_missing() -> str | None:
 
 
 @contextlib.contextmanager
-def start_listener(ground: Ground) -> Iterator[Running]:
-    """The TLS listener in a process of its own. Raises: BenchError."""
-    room = ground.room("fleet-tls")
-    certificates = ground.certificates
+def start_listener(environment: Environment) -> Iterator[Running]:
+    """Start the TLS listener in a separate process. Raises: BenchError."""
+    room = environment.new_folder("fleet-tls")
+    certificates = environment.certificates
     ready, log = room / "port", room / "output.log"
     argv = [sys.executable, "-m", "hw_bench.peers.listener_process"]
     argv += map(str, (certificates.anchors, certificates.server.certificate, certificates.server.key, ready))
-    with running(argv, cores=ground.server_cores, log=log) as process:
+    with running(argv, cores=environment.server_cores, log=log) as process:
         wait_until(ready.exists, "the TLS listener", process, log)
         yield Running("fleet-tls", version(), ("127.0.0.1", int(ready.read_text())), (process.pid,))
 

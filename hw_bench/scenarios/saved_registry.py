@@ -1,4 +1,4 @@
-"""A filled registry that outlives its run: filling takes most of the time, and can be done once."""
+"""A filled registry kept between runs: filling takes most of the time."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,8 +10,8 @@ from hw_bench.processes import BenchError
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A folder of the engineer's: a home, what its engine has of its own, and a note, written last."""
+class SavedRegistry:
+    """A folder with a home, its engine's data, and a manifest that is written last."""
 
     folder: Path
 
@@ -24,28 +24,28 @@ class Kept:
         return self.folder / "postgres"
 
     @property
-    def _note(self) -> Path:
+    def _manifest(self) -> Path:
         return self.folder / "filled.json"
 
     def begin(self, engine: str, devices: int) -> tuple[FilledFleet, Sizes] | None:
-        """What an earlier run has left, or None where nothing is yet: the folder is made.
+        """What an earlier run saved; None, with the folder created, when it is new.
 
-        Raises: BenchError when there is something else.
+        Raises: BenchError when the folder holds anything else.
         """
         try:
-            note = json.loads(self._note.read_text("utf-8"))
-            there, count = str(note["engine"]), int(note["devices"])
-            enrolled_by = datetime.fromtimestamp(note["enrolled_by"], UTC)
-            fleet, sizes = FilledFleet(count, bytes.fromhex(note["der"]), enrolled_by), Sizes(**note["sizes"])
+            manifest = json.loads(self._manifest.read_text("utf-8"))
+            there, count = str(manifest["engine"]), int(manifest["devices"])
+            enrolled_by = datetime.fromtimestamp(manifest["enrolled_by"], UTC)
+            fleet, sizes = FilledFleet(count, bytes.fromhex(manifest["der"]), enrolled_by), Sizes(**manifest["sizes"])
         except FileNotFoundError:
             self._make()
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BenchError(f"{self._note} cannot be read: {error!r}.") from error
+            raise BenchError(f"{self._manifest} cannot be read: {error!r}.") from error
         if (there, count) != (engine, devices):
             raise BenchError(
                 f"{self.folder} holds {count:,} devices in {there}, not {devices:,} in {engine}: "
-                f"say --devices {count} --database {there}, or name another folder."
+                f"pass --devices {count} --database {there}, or choose another folder."
             )
         return fleet, sizes
 
@@ -53,17 +53,17 @@ class Kept:
         try:
             self.folder.mkdir(mode=0o711, exist_ok=True)
             if any(self.folder.iterdir()):
-                raise BenchError(f"{self.folder} holds no registry that was filled to its end. Name a new folder.")
+                raise BenchError(f"{self.folder} is not empty and holds no complete registry. Choose a new folder.")
         except OSError as error:
             raise BenchError(f"{self.folder} cannot be used: {error.strerror}.") from error
 
     def done(self, engine: str, fleet: FilledFleet, sizes: Sizes) -> None:
-        """From here on it can be measured again."""
-        note = {
+        """Write the manifest: the registry is complete and can be measured again."""
+        manifest = {
             "engine": engine,
             "devices": fleet.count,
             "der": fleet.der.hex(),
             "enrolled_by": int(fleet.enrolled_by.timestamp()),
             "sizes": asdict(sizes),
         }
-        self._note.write_text(json.dumps(note), "utf-8")
+        self._manifest.write_text(json.dumps(manifest), "utf-8")
