@@ -1,7 +1,7 @@
-"""Operators: people and programs that work with the fleet, and what their role lets them do.
+"""Operators of the admin API, people and programs: roles, permissions and their scope.
 
-A role is a list of permissions. An operator may be held to models: then it sees and changes what belongs to those
-models alone, and has no say in what belongs to the whole fleet (FLEET_WIDE).
+A role is a list of permissions. An operator may be restricted to models: it then sees and changes only what belongs to
+them, and nothing that belongs to the whole fleet (FLEET_WIDE).
 """
 
 import enum
@@ -13,30 +13,30 @@ from fleet.domain.errors import Refused
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Who asks for a change, when and whence: what the audit says of it."""
+    """Actor, time and source address of a change, as recorded in the audit."""
 
     actor: str
     """In the audit's words: "operator" at the console of the home itself, "operator bob" over the API."""
     now: datetime
     address: str = ""
-    """IP address, "" at the console."""
+    """IP address; "" at the home itself."""
 
 
 class Role(enum.StrEnum):
     VIEWER = "viewer"
     """Reads everything, changes nothing."""
     OPERATOR = "operator"
-    """Runs the fleet day by day: devices, tokens, claims, tags, requests."""
+    """Day-to-day operation: devices, tokens, claims, tags, requests."""
     ADMIN = "admin"
-    """Everything, models, stations and other operators included."""
+    """Everything, including models, stations and other operators."""
     FACTORY = "factory"
-    """Registers devices of its models, makes tokens for those that have not been in the field, and sees them. It is
-    always held to models.
+    """Registers and sees devices of its models, and creates tokens for those not yet in the field. Always restricted to
+    models.
     """
 
 
 class Permission(enum.StrEnum):
-    """What a request needs; names are stable."""
+    """Permission that a request needs; names are stable."""
 
     MODEL_READ = "model.read"
     MODEL_CREATE = "model.create"
@@ -54,16 +54,16 @@ class Permission(enum.StrEnum):
     """Add, change and revoke stations."""
     CLAIM_READ = "claim.read"
     CLAIM_WRITE = "claim.write"
-    """Make, quarantine, release and revoke claims."""
+    """Create, quarantine, release and revoke claims."""
     ANCHOR_READ = "anchor.read"
     ANCHOR_WRITE = "anchor.write"
-    """Believe a maker's CA, and believe it no more."""
+    """Add and remove trust anchors."""
     OPERATOR_READ = "operator.read"
     OPERATOR_WRITE = "operator.write"
-    """Add and revoke operators; nobody gives what it does not have."""
+    """Add and revoke operators, with no more rights than one's own."""
     REQUEST_READ = "request.read"
     REQUEST_DECIDE = "request.decide"
-    """Approve and deny what waits for an operator."""
+    """Approve and deny requests that wait for approval."""
     EVENT_READ = "event.read"
     AUDIT_READ = "audit.read"
     STATUS_READ = "status.read"
@@ -105,26 +105,26 @@ FLEET_WIDE = frozenset(
         Permission.STATUS_READ,
     }
 )
-"""What cannot be had for some models only: closed to an operator who is held to models."""
+"""Permissions without a model scope: denied to an operator restricted to models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Who holds a certificate of the operators' CA."""
+    """Holder of a certificate from the operators' CA."""
 
     name: str
     role: Role
     created_at: datetime
     models: tuple[str, ...] = ()
-    """The models that its role is held to; () for all."""
+    """Models it is restricted to; () for all."""
 
     def sees(self, model: str) -> bool:
-        """Whether what belongs to `model` is there for it at all."""
+        """Whether it may see what belongs to `model`."""
         return not self.models or model in self.models
 
 
 def demand(operator: Operator, permission: Permission) -> None:
-    """Let `operator` do what takes `permission`.
+    """Check that `operator` has `permission`.
 
     Raises: Refused: `role-not-enough`, `held-to-models`.
     """
@@ -135,16 +135,16 @@ def demand(operator: Operator, permission: Permission) -> None:
 
 
 def demand_model(operator: Operator, model: str) -> None:
-    """Let `operator` put something under `model`.
+    """Check that `operator` may add something to `model`.
 
-    Raises: Refused (`held-to-models`), whether there is such a model or not.
+    Raises: Refused (`held-to-models`), whether the model exists or not.
     """
     if not operator.sees(model):
         raise Refused("held-to-models", f"This operator is held to other models than {model[:80]!r}.")
 
 
 def demand_grantable(operator: Operator, role: Role, models: tuple[str, ...]) -> None:
-    """Let `operator` make another one of `role`, held to `models`: nobody gives what it does not have itself.
+    """Check that `operator` may add an operator of `role`, restricted to `models`: no more rights than its own.
 
     Raises: Refused: `more-than-yours`, `held-to-models`.
     """

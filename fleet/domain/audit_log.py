@@ -1,8 +1,8 @@
-"""The audit as a Merkle tree: each row is a leaf, and signed heads say what all the rows before them were.
+"""Audit log as a Merkle tree: each row is a leaf, and signed tree heads commit to all rows before them.
 
-A row's leaf covers its sequence and its entry, so a row that was changed or moved no longer fits its leaf, and leaves
-that were changed, removed or put in no longer fit the next signed head. Rows do not depend on one another: whoever
-commits at the same moment need not agree on anything but the numbering.
+A leaf covers the row's sequence number and entry, so a changed or moved row no longer matches its leaf, and changed,
+removed or inserted leaves no longer match the next signed head. Rows do not depend on one another: concurrent commits
+need to agree on the numbering only.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Invalid
 
 NODE_LEVELS = (8, 16, 24, 32)
-"""Levels of perfect subtrees whose hashes are kept once they are whole: a proof reads a few hundred hashes."""
+"""Levels of perfect subtrees whose hashes are stored once complete: a proof reads a few hundred hashes."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _MICROSECOND = timedelta(microseconds=1)
-# One form for one entry: a list in fixed order, no spaces, everything beyond ASCII escaped.
+# Canonical: a list in fixed order, no spaces, non-ASCII escaped.
 _canonical = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode
 
 
 def leaf_data(entry: AuditEntry, seq: int) -> bytes:
-    """What the leaf of `entry` as row `seq` holds: canonical JSON, the time in microseconds since 1970."""
+    """Leaf data of `entry` as row `seq`: canonical JSON, time in microseconds since 1970."""
     text = _canonical(
         [
             seq,
@@ -49,7 +49,7 @@ def leaf_of(entry: AuditEntry, seq: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TreeHead:
-    """The first `size` rows, all of them, as of `at`; signed, so that nobody can tell another story later."""
+    """A tree head over the first `size` rows as of `at`, signed, so that history cannot be rewritten unnoticed."""
 
     size: int
     root: bytes
@@ -62,19 +62,19 @@ class TreeHead:
 
 
 def head_data(size: int, root: bytes, at: datetime) -> bytes:
-    """What is signed (RFC 9162, 4.10): milliseconds since 1970, size, root hash, no extensions."""
+    """The signed data (RFC 9162, 4.10): milliseconds since 1970, size, root hash, no extensions."""
     milliseconds = (at - _EPOCH) // _MILLISECOND
     return milliseconds.to_bytes(8) + size.to_bytes(8) + bytes([len(root)]) + root + b"\0\0"
 
 
 def key_id(spki_der: bytes) -> bytes:
-    """How a head names the key that signed it."""
+    """Identifier of the signing key in a head."""
     return hashlib.sha256(spki_der).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class AuditNode:
-    """The hash of a perfect subtree that is whole; `level` is one of NODE_LEVELS."""
+    """The hash of a complete perfect subtree; `level` is one of NODE_LEVELS."""
 
     level: int
     index: int
@@ -82,7 +82,7 @@ class AuditNode:
 
 
 def grown(tree: merkle.Frontier, leaves: Iterable[bytes]) -> tuple[merkle.Frontier, tuple[AuditNode, ...]]:
-    """`tree` with `leaves` behind its own, and the nodes of NODE_LEVELS that this has made whole."""
+    """`tree` with `leaves` appended, and the nodes of NODE_LEVELS completed by them."""
     nodes: list[AuditNode] = []
 
     def whole(level: int, index: int, hash_: bytes) -> None:
@@ -94,19 +94,19 @@ def grown(tree: merkle.Frontier, leaves: Iterable[bytes]) -> tuple[merkle.Fronti
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A head with what it takes to go on from it."""
+    """A head with the state needed to append to its tree."""
 
     head: TreeHead
     frontier: merkle.Frontier
 
 
-MOVED_SEARCH_MAX = 1_000  # rows either side in which a row that is out of place is looked for: it only words the error
+MOVED_SEARCH_MAX = 1_000  # rows either side that are searched for a misplaced row, to word the error
 
 
 def sound_leaves(rows: Iterable[AuditRow], after: int = 0) -> Iterator[bytes]:
-    """The leaf of each of `rows`, when they follow row `after` without a gap and each fits its own leaf.
+    """The leaf hashes of `rows`, which follow row `after` without a gap and match their stored leaves.
 
-    Leaves that were rewritten together with their rows are found by a signed head, and only by that.
+    Leaves rewritten together with their rows are detected only by a signed head.
 
     Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted` or `audit-moved`, naming the first bad row.
     """
@@ -126,7 +126,7 @@ def _altered(row: AuditRow) -> Invalid:
     nearby = range(max(1, row.seq - MOVED_SEARCH_MAX), row.seq + MOVED_SEARCH_MAX)
     for seq in nearby:
         if leaf_of(row.entry, seq) == row.leaf:
-            if seq < row.seq:  # what stands in place `seq` was found sound, so there is one too many
+            if seq < row.seq:  # the row at `seq` was verified, so there is one too many
                 where = f"before row {row.seq}, which was written as row {seq}"
                 return Invalid("audit-inserted", f"The audit is broken: something was inserted {where}.")
             return Invalid("audit-moved", f"The audit is broken: row {row.seq} was written as row {seq} and moved.")

@@ -1,8 +1,8 @@
-"""A proof that one row is in the audit, as a file of its own: the public key is all it takes to check it.
+"""Inclusion proof of one audit row, as a file that can be verified with the public key alone.
 
 text = proof_text(proof)
-proof = read_proof(data)  # strict: nothing missing, nothing more, nothing twice
-check_path(proof)  # the row is in the tree that the head names; whether the head was signed is checked then
+proof = read_proof(data)  # strict: no missing, unknown or duplicate member
+check_path(proof)  # the row is in the head's tree; verify the head's signature next
 """
 
 import json
@@ -31,7 +31,7 @@ _ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Row `seq` holds `entry`, and is the leaf of index seq - 1 in the tree that `head` was signed over."""
+    """Row `seq` is `entry`, the leaf of index seq - 1 in the tree of `head`."""
 
     seq: int
     entry: AuditEntry
@@ -78,7 +78,7 @@ def proof_text(proof: Proof) -> str:
 
 
 def check_path(proof: Proof) -> None:
-    """Return when the row is in the tree that the head names. Whether the head was signed is another question.
+    """Verify that the row is in the head's tree. The head's signature is not verified here.
 
     Raises: Invalid (`proof-wrong`).
     """
@@ -93,15 +93,15 @@ def check_path(proof: Proof) -> None:
 
 
 def read_proof(data: bytes) -> Proof:
-    """The proof in `data`, which `proof_text` wrote.
+    """The proof in `data`, as written by `proof_text`.
 
-    Raises: Invalid (`bad-proof`): it is anything else; whether it holds is not looked at.
+    Raises: Invalid (`bad-proof`): another format. The proof itself is not verified.
     """
     if len(data) > PROOF_SIZE_MAX:
         raise _bad(f"it is larger than {PROOF_SIZE_MAX} bytes")
     try:
         value = json.loads(data.decode("ascii"), object_pairs_hook=_object, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # a JSON error is a ValueError, and so is one in the encoding
+    except (ValueError, RecursionError):  # JSON and encoding errors are ValueErrors
         raise _bad("it is no JSON text in ASCII, or is cut off") from None
     top = _members(value, "proof", ("version", "seq", "entry", "leaf", "index", "size", "path", "head"))
     if _number(top["version"], "version") != VERSION:

@@ -1,4 +1,4 @@
-"""Somebody else's word on a first certificate: what is asked of a webhook, and what it may answer."""
+"""External authorization of a first certificate: the webhook's request and its verdict."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,14 +8,14 @@ from fleet.domain.device import Tags
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May this device have its first certificate? Every check of ours has said yes."""
+    """Request to authorize a first certificate, after all checks of our own have passed."""
 
     id: str
-    """New with each question."""
+    """Random, new for each request."""
     device_id: str
     model: str
     path: str
-    """The admission path by which it comes in."""
+    """Its admission path."""
     key_type: str
     key_sha256: bytes
     address: str
@@ -27,6 +27,6 @@ class Question:
 class Verdict:
     allow: bool
     reason: str = ""
-    """For the audit; the device is not told."""
+    """For the audit; not sent to the device."""
     tags: Tags = ()
-    """What becomes of its attributes: tags of the device, and nothing else."""
+    """The verdict's attributes as tags of the device, their only use."""

@@ -1,22 +1,22 @@
-"""Claim certificates: shared by a batch of devices, good for their first enrollment and for nothing else.
+"""Claim certificates: shared by a batch of devices, valid for their first enrollment only.
 
-Whoever takes one device apart has the key of the whole batch. So a claim has a model, a quota and an end; and what no
-device of the batch would do with it puts it into quarantine, until an operator has looked.
+One dismantled device yields the key of the whole batch. So a claim has a model, a quota and an expiry, and misuse puts
+it into quarantine until an operator releases it.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
-TAKEOVERS_MAX = 5  # a device that was reflashed asks for its own id again, once or twice; more is somebody guessing
+TAKEOVERS_MAX = 5  # a reflashed device requests its own id again once or twice; more attempts are guesses
 
 MISUSE = {
     "claim-only-enrolls": "it was shown where it opens nothing",
     "not-your-model": "it asked for a device of another model",
 }
-"""Code of a refusal: why that alone puts a claim into quarantine."""
+"""Refusal code -> why it puts a claim into quarantine at once."""
 
 TAKEOVERS = frozenset({"already-enrolled", "not-your-key", "device-suspended", "device-revoked", "device-retired"})
-"""Codes of refusals that say that it asked for an identity that has an owner: one too many of these does."""
+"""Refusal codes of requests for an identity that another device holds: too many of them cause a quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +24,20 @@ class Claim:
     name: str
     model: str
     quota: int
-    """How many certificates it may earn."""
+    """Maximum number of certificates."""
     uses: int
     created_at: datetime
     expires_at: datetime
-    """When its certificate ends."""
+    """notAfter of its certificate."""
     takeovers: int = 0
-    """How often it asked for an identity that has an owner, since it was made or last released."""
+    """Requests for an identity that another device holds, since its creation or last release."""
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
     revoked_at: datetime | None = None
 
 
 def claim_state(claim: Claim, now: datetime) -> str:
-    """What it is good for: "open", "used up", "expired", "quarantined" or "revoked"."""
+    """Its state: "open", "used up", "expired", "quarantined" or "revoked"."""
     if claim.revoked_at is not None:
         return "revoked"
     if claim.quarantined_at is not None:

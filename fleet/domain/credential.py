@@ -1,4 +1,4 @@
-"""What we remember of a certificate that we issued, and of the rights by which one may be earned."""
+"""Issued certificates, and the tokens and stations that authorize enrollment."""
 
 import enum
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class CredentialKind(enum.StrEnum):
 
 class CredentialState(enum.StrEnum):
     ISSUED = "issued"
-    """Left the process, not yet seen in use."""
+    """Issued, not yet seen in use."""
     ACTIVE = "active"
     """Seen in use."""
     SUPERSEDED = "superseded"
@@ -25,7 +25,7 @@ class CredentialState(enum.StrEnum):
 
 
 USABLE = frozenset({CredentialState.ISSUED, CredentialState.ACTIVE})
-"""The states in which a certificate opens a door, if its holder may."""
+"""States in which a certificate authenticates its holder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class Credential:
     issued_at: datetime
     der: bytes
     grant: str = ""
-    """By what right it was earned, in the audit's words: "token 3f2a…", "station st1", "certificate 5d…"."""
+    """The right it was issued by, as in the audit: "token 3f2a...", "station st1", "certificate 5d..."."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """Who holds, or has held, a certificate for some key, and what became of it."""
+    """A present or former holder of a certificate for some key, and the certificate's state."""
 
     kind: CredentialKind
     holder: str
@@ -60,9 +60,9 @@ class KeyUse:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer's right to a first certificate: for one device, or for new devices of one model.
+    """A bearer token for a first certificate: for one device, or for new devices of one model.
 
-    Only the SHA-256 of the secret is kept. Exactly one of `device_id` and `model` is set.
+    Only the SHA-256 of the secret is stored. Exactly one of `device_id` and `model` is set.
     """
 
     id: str
@@ -77,7 +77,7 @@ class Token:
 
 
 def token_state(token: Token, now: datetime) -> str:
-    """What the token is good for: "open", "used up", "expired" or "revoked"."""
+    """The token's state: "open", "used up", "expired" or "revoked"."""
     if token.revoked_at is not None:
         return "revoked"
     if now >= token.expires_at:
@@ -95,20 +95,20 @@ def day_of(now: datetime) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """A factory station: a registration authority for the models named, and for nothing else."""
+    """A factory station: a registration authority restricted to the models named."""
 
     name: str
     models: tuple[str, ...]
     created_at: datetime
     quota: int = 0
-    """How many certificates it may earn on a day (UTC); 0: as many as it likes."""
+    """Maximum number of certificates a day (UTC); 0: unlimited."""
     day: int = 0
-    """The last day on which it was counted, in days since 1970."""
+    """The last day counted, in days since 1970."""
     used: int = 0
-    """On that day."""
+    """Certificates on that day."""
 
     def used_on(self, now: datetime) -> int:
-        """What it has earned on the day of `now`, or on the next one, in which another node's clock may be already; it
-        is counted only while there is a quota.
+        """Certificates on the day of `now`, or on the next day, which another node's clock may have reached; counted
+        only while there is a quota.
         """
         return self.used if self.day - day_of(now) in (0, 1) else 0

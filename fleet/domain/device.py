@@ -1,4 +1,4 @@
-"""Devices and their models: what they are called, what state they are in, and which moves between states exist."""
+"""Devices and models: identifiers, states and the allowed transitions between them."""
 
 import enum
 import re
@@ -11,7 +11,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
 
 DeviceId = NewType("DeviceId", str)
 
-# No + # / $, space or NUL: a device id can stand in a topic, a file name or a client id without being escaped.
+# No + # / $, space or NUL: usable in a topic, a file name or a client id without escaping.
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -19,16 +19,16 @@ KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519", "ML-DSA-44", "ML-DSA-
 """Every kind of public key that a model may allow."""
 
 BARRED_MODEL = "restore-barred"
-"""Of devices that a registry knows of by this alone: they were put out after the backup that it was restored from."""
+"""Model of devices that were revoked after the backup from which the registry was restored, and are not in it."""
 
 LIFETIME_MIN = timedelta(minutes=1)
 LIFETIME_MAX = timedelta(days=3650)
 
 
 def device_id(text: str) -> DeviceId:
-    """The device id that `text` spells.
+    """`text` as a device id.
 
-    Raises: Invalid (`bad-device-id`) when it breaks the rule `[A-Za-z0-9][A-Za-z0-9._:-]{0,63}`.
+    Raises: Invalid (`bad-device-id`): it does not match `[A-Za-z0-9][A-Za-z0-9._:-]{0,63}`.
     """
     if not _DEVICE_ID.fullmatch(text):
         raise Invalid(
@@ -40,7 +40,7 @@ def device_id(text: str) -> DeviceId:
 
 
 def plain_name(text: str, what: str) -> str:
-    """`text` itself, when it can name a model or a station. `what` is used in the error.
+    """`text`, a valid name of a model or a station. `what` is used in the error.
 
     Raises: Invalid (`bad-name`).
     """
@@ -55,14 +55,14 @@ def plain_name(text: str, what: str) -> str:
 
 class DeviceState(enum.StrEnum):
     REGISTERED = "registered"
-    """Known to the registry, holds no certificate yet."""
+    """In the registry, without a certificate so far."""
     ACTIVE = "active"
     SUSPENDED = "suspended"
-    """Refused everywhere until it is resumed."""
+    """Refused on every connection until resumed."""
     REVOKED = "revoked"
-    """Refused everywhere, for good: its certificates are revoked."""
+    """Permanently refused: its certificates are revoked."""
     RETIRED = "retired"
-    """Taken out of service in good order; as dead as REVOKED."""
+    """Decommissioned; as permanent as REVOKED."""
 
 
 NEXT: dict[DeviceState, frozenset[DeviceState]] = {
@@ -76,14 +76,14 @@ NEXT: dict[DeviceState, frozenset[DeviceState]] = {
     DeviceState.REVOKED: frozenset({DeviceState.RETIRED}),
     DeviceState.RETIRED: frozenset(),
 }
-"""The table of allowed moves. Nothing leads out of REVOKED or RETIRED back to service."""
+"""Allowed transitions. None leads out of REVOKED or RETIRED back to service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A kind of device: what its certificates look like and which topics it may use.
+    """A device model: its certificates' profile and its topic policy.
 
-    `publish` and `subscribe` are MQTT topic filters in which `{id}` and `{model}` stand for the device's own.
+    `publish` and `subscribe` are MQTT topic filters in which `{id}` and `{model}` are replaced by the device's.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Model:
     publish: tuple[str, ...] = ("devices/{id}/up/#",)
     subscribe: tuple[str, ...] = ("devices/{id}/down/#",)
     retain: bool = False
-    """Whether its devices may leave retained messages: the broker keeps those for ever, so it is a right of its own."""
+    """Whether its devices may publish retained messages, which the broker keeps indefinitely."""
     rules: ModelRules = DEFAULT_RULES
     revision: int = 1
-    """Counts the changes: what was read of an older revision must not overwrite this one."""
+    """Revision number for optimistic concurrency control."""
 
 
 Tags = tuple[tuple[str, str], ...]
@@ -109,26 +109,26 @@ class Device:
     state: DeviceState
     created_at: datetime
     hardware_serial: str = ""
-    """The maker's serial number, "" when unknown; it becomes the subject's serialNumber."""
+    """The manufacturer's serial number, "" when unknown; the subject's serialNumber."""
     expires_at: datetime | None = None
-    """When its newest certificate ends; None before the first."""
+    """notAfter of its newest certificate; None before the first."""
     tags: Tags = ()
     groups: tuple[str, ...] = ()
     """Sorted."""
     revision: int = 1
-    """Counts the changes: what was read of an older revision must not overwrite this one."""
+    """Revision number for optimistic concurrency control."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFilter:
-    """Which devices are meant: those of which everything given here is true."""
+    """Selects the devices that match every field given."""
 
     model: str | None = None
     state: DeviceState | None = None
     tags: Tags = ()
     group: str | None = None
     expires_before: datetime | None = None
-    """Devices whose newest certificate ends before then; those with none are left out."""
+    """Devices whose newest certificate ends before then; those without one are excluded."""
 
 
 EVERY_DEVICE = DeviceFilter()
@@ -136,16 +136,16 @@ EVERY_DEVICE = DeviceFilter()
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a page of devices ended: the next one begins behind it."""
+    """Position after which the next page of devices begins."""
 
     id: str = ""
     expires_at: datetime | None = None
-    """Set when the pages go by expiry."""
+    """Set when pages are ordered by expiry."""
 
 
 FIRST_PLACE = Place()
 
 
 def place_of(device: Device, where: DeviceFilter) -> Place:
-    """The place of `device` in the pages of `where`."""
+    """Position of `device` in the pages of `where`."""
     return Place(device.id, device.expires_at if where.expires_before is not None else None)

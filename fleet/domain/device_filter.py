@@ -1,10 +1,10 @@
-"""Filters as people write them, and places in a listing as they are printed and given back.
+"""Device filter expressions, and cursor texts of a listing.
 
     model=cam2 and lot=L7 and state=active and group=pilot and expires<30d
 
-Terms joined by `and`; all of them must be true. Keys are `model`, `state`, `group` and `expires`; any other is a tag.
-A value that holds a space or a quote stands in double quotes, with `\\"` and `\\\\` inside. There is no filter that
-means every device: an empty one is an error.
+Terms are joined by `and`, and all must match. Keys are `model`, `state`, `group` and `expires`; any other is a tag. A
+value with a space or a quote is written in double quotes, with `\\"` and `\\\\` inside. An empty filter is an error:
+no filter selects every device.
 """
 
 import re
@@ -26,9 +26,9 @@ _DURATION = re.compile(r"([0-9]{1,6})([wdhm])")
 
 
 def parse_filter(text: str, now: datetime) -> DeviceFilter:
-    """The devices that `text` means; a duration after `expires<` is counted from `now`.
+    """The filter in `text`; a duration after `expires<` is relative to `now`.
 
-    Raises: Invalid (`bad-filter`): names the position, from 1, and what was expected there.
+    Raises: Invalid (`bad-filter`): with the position, from 1, and what was expected there.
     """
     if len(text) > FILTER_MAX:
         raise Invalid("bad-filter", f"A filter has at most {FILTER_MAX} characters.")
@@ -36,7 +36,7 @@ def parse_filter(text: str, now: datetime) -> DeviceFilter:
 
 
 class _Reader:
-    """Reads one filter from left to right."""
+    """Parser of one filter."""
 
     def __init__(self, text: str, now: datetime) -> None:
         self._text, self._now, self._at = text, now, 0
@@ -135,7 +135,7 @@ class _Reader:
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """`30d` (w, d, h, m) from `now`, a date `2026-12-01` (its beginning in UTC), or an RFC 3339 time.
+    """`30d` (w, d, h, m) from `now`, a date `2026-12-01` (00:00 UTC), or an RFC 3339 time.
 
     Raises: Invalid (`bad-time`).
     """
@@ -146,21 +146,21 @@ def parse_time(text: str, now: datetime) -> datetime:
             at = datetime.fromisoformat(text)
             return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        pass  # no such day, or beyond the calendar
+        pass  # no such date, or out of range
     raise Invalid("bad-time", f"{text[:80]!r} is no time.", "Write 30d, 12h, 2026-12-01 or 2026-12-01T12:00:00Z.")
 
 
 def place_text(place: Place) -> str:
-    """`place` as it is printed: an id, with the expiry and a slash in front when pages go by expiry."""
+    """`place` as text: an id, prefixed with the expiry and a slash when pages are ordered by expiry."""
     if place.expires_at is None:
         return place.id
     return f"{place.expires_at.astimezone(UTC).isoformat().replace('+00:00', 'Z')}/{place.id}"
 
 
 def parse_place(text: str, where: DeviceFilter) -> Place:
-    """The place in the pages of `where` that `place_text` has printed; "" for the first.
+    """The position in the pages of `where` written by `place_text`; "" for the first.
 
-    Raises: Invalid (`bad-place`): it belongs to another order of pages, or to none.
+    Raises: Invalid (`bad-place`): it belongs to another order, or is malformed.
     """
     if not text:
         return Place()

@@ -1,23 +1,23 @@
-"""What can be wrong with a request, as one tree with stable codes.
+"""Errors of a request, as one tree with stable codes (see error_codes).
 
     FleetError
-     ├─ Invalid           the request can never be right: bad name, weak key, impossible filter
-     ├─ Unauthenticated   nobody we know: no proof, an unknown certificate, a wrong token
-     ├─ Refused           we know who asks, and the answer is no
-     ├─ NotFound          what was named does not exist
-     ├─ Conflict          it exists already, or somebody changed it first
-     ├─ Pending           it is all right, and somebody has yet to say yes: ask again
-     ├─ TooMany           others have asked for more than there is room for: ask again
-     └─ Unavailable       try again later: nothing was done
-         └─ Unreachable   somebody else who has a say could not be asked
+     ├─ Invalid           the request can never succeed: bad name, weak key, malformed filter
+     ├─ Unauthenticated   no valid credentials: none, an unknown certificate, a wrong token
+     ├─ Refused           authenticated, but not authorized
+     ├─ NotFound          the object named does not exist
+     ├─ Conflict          it exists already, or was changed concurrently
+     ├─ Pending           valid, and waiting for approval: retry later
+     ├─ TooMany           a quota or queue is full: retry later
+     └─ Unavailable       nothing was done: retry later
+         └─ Unreachable   the external authorization service failed
 
-`code` is for programs and never changes; the message is one plain sentence for people; `advice` says what to do next.
-Neither ever holds a token, a key or a request body.
+`code` is stable, for programs; the message is one plain sentence for people; `advice` says what to do next. Neither
+contains a token, a key or a request body.
 """
 
 
 class FleetError(Exception):
-    """The root of every refusal and failure that the services raise."""
+    """Root of the errors raised by the services."""
 
     def __init__(self, code: str, message: str, advice: str = "") -> None:
         super().__init__(message)
@@ -27,23 +27,23 @@ class FleetError(Exception):
 
 
 class Invalid(FleetError):
-    """The request can never be right."""
+    """The request can never succeed."""
 
 
 class Unauthenticated(FleetError):
-    """Nobody we know."""
+    """No valid credentials."""
 
 
 class Refused(FleetError):
-    """We know who asks, and the answer is no."""
+    """Authenticated, but not authorized."""
 
 
 class NotFound(FleetError):
-    """What was named does not exist."""
+    """The object named does not exist."""
 
 
 class Conflict(FleetError):
-    """It exists already, or somebody changed it first."""
+    """It exists already, or was changed concurrently."""
 
 
 class _AskAgain(FleetError):
@@ -53,21 +53,21 @@ class _AskAgain(FleetError):
 
 
 class Pending(_AskAgain):
-    """Somebody has yet to say yes."""
+    """Waiting for approval."""
 
 
 class TooMany(_AskAgain):
-    """There is no room for one more."""
+    """A quota or queue is full."""
 
 
 class Unavailable(FleetError):
-    """Try again later: nothing was done."""
+    """Nothing was done: retry later."""
 
 
 class Unreachable(Unavailable):
-    """A webhook that has a say gave no answer that counts."""
+    """The model's webhook gave no valid response."""
 
     def __init__(self, problem: str) -> None:
         super().__init__("webhook-failed", "The authorisation service of this model could not be asked.", "Try again.")
         self.problem = problem
-        """What was wrong, for the audit: who asks for a certificate is not told."""
+        """The cause, for the audit; not sent to the client."""

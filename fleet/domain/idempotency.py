@@ -1,19 +1,19 @@
-"""Answers kept for requests with an idempotency key: the same request sent again gets the same answer."""
+"""Stored responses of requests with an idempotency key: a repeated request gets the same response."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-ANSWER_KEPT = timedelta(hours=24)  # a client whose answer was lost repeats its request within minutes
+ANSWER_KEPT = timedelta(hours=24)  # a client that lost a response repeats its request within minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to the request that `actor` sent with the idempotency key `key`."""
+    """The response to the request of `actor` with the idempotency key `key`."""
 
     actor: str
     key: str
     request_sha256: bytes
-    """Of method, path and body: the same key with another request is an error."""
+    """Hash of method, path and body: the same key with another request is an error."""
     status: int
     body: str
     at: datetime

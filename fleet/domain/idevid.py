@@ -1,6 +1,6 @@
-"""Makers' certificates (IDevID, IEEE 802.1AR): whose CA is believed, what such a certificate says, whose it has become.
+"""IDevID certificates of device manufacturers (IEEE 802.1AR): trust anchors, identities, bindings.
 
-A maker's certificate is never one of ours: it opens no door, it only earns a first certificate.
+An IDevID is not issued by the fleet: it authorizes a first enrollment and nothing else.
 """
 
 import re
@@ -10,13 +10,13 @@ from datetime import datetime
 
 from fleet.domain.device import DeviceId
 
-# What a certificate's serialNumber may hold (X.520), and a hardware serial in the registry.
+# Characters of a serialNumber (X.520), and of a hardware serial in the registry.
 _SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A maker's CA, imported for some models."""
+    """A trust anchor: a manufacturer's CA, imported for some models."""
 
     name: str
     models: tuple[str, ...]
@@ -28,24 +28,22 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class MakerCertificate:
-    """What a maker's certificate says of its device."""
+    """The device's identity in an IDevID certificate."""
 
     fingerprint: bytes
     key_sha256: bytes
     """SHA-256 of its DER SubjectPublicKeyInfo."""
     serials: tuple[str, ...]
-    """Ways in which it may name its hardware serial, the likeliest first: serialNumber of its subject; hwModuleName as
-    text, and in hex.
-    """
+    """Candidates for its hardware serial, likeliest first: the subject's serialNumber; hwModuleName as text, in hex."""
 
 
 MakerReader = Callable[[bytes], MakerCertificate]
-"""From the DER of a certificate. Raises: Invalid (`bad-idevid`): it names no serial, or can't be read."""
+"""From a certificate's DER. Raises: Invalid (`bad-idevid`): it has no serial, or is malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdevidBinding:
-    """Which device has enrolled by which maker's certificate: for good."""
+    """Permanent binding of an IDevID to the device that enrolled with it."""
 
     key_sha256: bytes
     device_id: DeviceId

@@ -1,4 +1,4 @@
-"""EST's labels: what may stand before an operation in a path (RFC 7030, 3.2.2). It names a model or a tenant."""
+"""EST labels: the optional path segment before an operation (RFC 7030, 3.2.2), a model or a tenant."""
 
 from collections.abc import Collection
 
@@ -10,13 +10,13 @@ OPERATIONS = frozenset({"cacerts", "simpleenroll", "simplereenroll", "fullcmc", 
 
 
 def must_be_a_label(name: str, what: str) -> None:
-    """Raises: Invalid (`bad-name`): nothing of this name could be reached by a path."""
+    """Raises: Invalid (`bad-name`): the name equals an EST operation."""
     if name in OPERATIONS:
         raise Invalid("bad-name", f"{name!r} is an operation of EST and cannot name a {what}.", "Choose another name.")
 
 
 def must_be_no_tenant(model: str, tenants: Collection[str]) -> None:
-    """Raises: Conflict (`name-taken`): a label would name two things."""
+    """Raises: Conflict (`name-taken`): the label would be ambiguous."""
     if model in tenants:
         raise Conflict("name-taken", f"There is a tenant {model}.", "A label names one or the other: choose another.")
 

@@ -1,7 +1,7 @@
-"""A lease: which node at a time does what only one may do, until it says so no more.
+"""Lease: exclusive right of one node to a task, for a limited time.
 
-It is taken, renewed and held by the same Write, TakeLease. Put beside other writes in one Change it is also their
-fence: whoever has lost the lease meanwhile, asleep or cut off, changes nothing any more.
+The same Write, TakeLease, acquires, renews and checks it. In one Change with other writes it fences them: a node that
+has lost the lease, suspended or partitioned, changes nothing.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`owner` does `name`, and nobody else does before `expires_at`."""
+    """`owner` has the exclusive right to `name` until `expires_at`."""
 
     name: str
     owner: str

@@ -1,4 +1,4 @@
-"""The manifest: devices that are expected, and by what each may prove itself: its key, its hardware serial, or both."""
+"""Manifest: expected devices, each with its key hash, its hardware serial, or both."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ KEY_HASH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One row of an imported file, checked."""
+    """One validated row of an imported file."""
 
     device_id: DeviceId
     model: str
@@ -23,7 +23,7 @@ class ManifestRow:
     groups: tuple[str, ...] = ()
 
     def digest(self) -> bytes:
-        """What tells this row from any other that names the device; tags and groups that change later don't."""
+        """Digest that identifies this row among rows for the device; changes of tags and groups do not matter."""
         key = self.key_sha256.hex() if self.key_sha256 is not None else None
         values = (self.device_id, self.model, self.hardware_serial, key, self.tags, self.groups)
         return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).digest()
@@ -31,19 +31,19 @@ class ManifestRow:
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What the registry keeps of a row."""
+    """A row as stored in the registry."""
 
     device_id: DeviceId
     model: str
     hardware_serial: str
     """"" for none; unique among the entries of a model."""
     key_sha256: bytes | None
-    """None for none; unique among all."""
+    """None for none; unique in the registry."""
     row_sha256: bytes
 
 
 def must_be_the_listed_key(entry: ManifestEntry | None, key_sha256: bytes) -> None:
-    """`entry` is the device's, when the manifest has one. Of a right that many share, none reaches past a listed key.
+    """Check a key against the device's `entry`, if any. A shared right cannot override a listed key.
 
     Raises: Refused (`not-your-key`).
     """
@@ -57,7 +57,7 @@ def must_be_the_listed_key(entry: ManifestEntry | None, key_sha256: bytes) -> No
 
 @dataclass(frozen=True, slots=True)
 class ListedDevice:
-    """A device as it is registered by the manifest, with its entry."""
+    """A device registered by the manifest, with its entry."""
 
     device: Device
     entry: ManifestEntry
@@ -65,16 +65,16 @@ class ListedDevice:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFacts:
-    """What stands in the way of some rows, or is there already."""
+    """Existing records that match or conflict with some rows."""
 
     entries: tuple[ManifestEntry, ...]
-    """Those that have one of the device ids, serials or keys that were asked about."""
+    """Entries with one of the device ids, serials or keys requested."""
     devices: frozenset[str]
-    """Ids, of those asked about, that are registered, whether by the manifest or not."""
+    """Requested ids that are registered, by the manifest or otherwise."""
 
 
 def key_hash(text: str) -> bytes | None:
-    """The key hash that 64 hex digits spell; None for "".
+    """64 hex digits as a key hash; None for "".
 
     Raises: Invalid (`bad-key-hash`).
     """

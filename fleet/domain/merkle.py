@@ -1,8 +1,8 @@
-"""Merkle trees as RFC 9162, 2.1 has them: leaves are appended, and a short path proves that one is in.
+"""Merkle trees (RFC 9162, 2.1): leaves are appended, and an audit path proves the inclusion of one.
 
     frontier = EMPTY.appended(leaf_hashes)      # the whole tree, as its few largest perfect subtrees
     frontier.root()
-    path = inclusion_path(index, size, subtree)  # what `verify_inclusion` needs beside the leaf
+    path = inclusion_path(index, size, subtree)  # the audit path for `verify_inclusion`
 
 Everything here is arithmetic on 32-byte SHA-256 values.
 """
@@ -20,7 +20,7 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
 def leaf_hash(data: bytes) -> bytes:
-    """The hash of a leaf that holds `data`. RFC 9162, 2.1.1: the 0x00 keeps leaves and nodes apart."""
+    """The hash of a leaf with `data`. RFC 9162, 2.1.1: the prefix 0x00 distinguishes leaves from nodes."""
     return hashlib.sha256(b"\0" + data).digest()
 
 
@@ -43,7 +43,7 @@ class Frontier:
             raise ValueError(f"A hash has {HASH_SIZE} bytes.")
 
     def appended(self, leaves: Iterable[bytes], whole: "Whole | None" = None) -> "Frontier":
-        """The tree with the leaves of these hashes behind its own. `whole` hears of each inner node that this makes."""
+        """The tree with these leaf hashes appended. `whole` is called for each inner node completed."""
         size, stack = self.size, list(self.hashes)
         for leaf in leaves:
             node, level = leaf, 0
@@ -66,7 +66,7 @@ class Frontier:
         return node
 
     def packed(self) -> bytes:
-        """The hashes one behind the other; `unpacked` reads them."""
+        """The hashes concatenated; `unpacked` reads them."""
         return b"".join(self.hashes)
 
     @classmethod
@@ -80,10 +80,10 @@ class Frontier:
 EMPTY = Frontier()
 
 Whole = Callable[[int, int, bytes], None]
-"""Told (level, index, hash) of a perfect subtree that has become whole."""
+"""Called with (level, index, hash) of a completed perfect subtree."""
 
 Subtree = Callable[[int, int], bytes]
-"""(level, index) to the hash of the perfect subtree over leaves index * 2**level up to (index + 1) * 2**level."""
+"""(level, index) -> hash of the perfect subtree over leaves index * 2**level up to (index + 1) * 2**level."""
 
 
 def _split(size: int) -> int:
@@ -102,7 +102,7 @@ def range_root(start: int, end: int, subtree: Subtree) -> bytes:
 
 
 def inclusion_path(index: int, size: int, subtree: Subtree) -> tuple[bytes, ...]:
-    """The hashes that lead from leaf `index` to the root of a tree of `size` leaves (RFC 9162, 2.1.3.1), leaf first.
+    """The audit path of leaf `index` in a tree of `size` leaves (RFC 9162, 2.1.3.1), leaf first.
 
     Raises: ValueError: there is no such leaf.
     """
@@ -122,7 +122,7 @@ def inclusion_path(index: int, size: int, subtree: Subtree) -> tuple[bytes, ...]
 
 
 def root_from_path(leaf: bytes, index: int, size: int, path: Iterable[bytes]) -> bytes:
-    """The root of a tree of `size` leaves in which `leaf` has `index`, if `path` is right (RFC 9162, 2.1.3.2).
+    """The root of the tree of `size` leaves with `leaf` at `index`, computed by `path` (RFC 9162, 2.1.3.2).
 
     Raises: ValueError: the path is too short or too long for such a tree.
     """

@@ -1,5 +1,4 @@
-"""What a model asks of its devices beyond topics and lifetimes: by which paths they come in, what their certificates
-hold, how they renew.
+"""Rules of a model beyond topics and lifetimes: admission paths, certificate profile, renewal.
 
 One codec, `rules_json` and `rules_of`, serves the registry, the admin API and the command line: a rule that is added
 here is stored, shown and changed everywhere.
@@ -21,28 +20,28 @@ SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
-FORMER_TENANTS_MAX = 16  # each is one more CA that could speak for the model's devices
+FORMER_TENANTS_MAX = 16  # each is one more CA that can issue for the model's devices
 
 
 class AdmissionPath(enum.StrEnum):
-    """A way in which a device may earn its first certificate."""
+    """How a device may authorize its first enrollment."""
 
     TOKEN = "token"  # noqa: S105  the name of a path
     """A one-time token, for a device or for new devices of a model."""
     STATION = "station"
     """A factory station that vouches for the device (a registration authority: RFC 7030, 3.7)."""
     CLAIM = "claim"
-    """A certificate that a whole batch shares and that is good for nothing but this."""
+    """A claim certificate shared by a batch, valid for this purpose only."""
     IDEVID = "idevid"
-    """The certificate that the device's maker gave it (IEEE 802.1AR)."""
+    """The manufacturer's certificate of the device (IDevID, IEEE 802.1AR)."""
     MANIFEST = "manifest"
-    """A list of keys or hardware serials that was imported beforehand."""
+    """A manifest of keys or hardware serials, imported in advance."""
     APPROVAL = "approval"
-    """An operator says yes; the device asks again until then."""
+    """An operator approves; the device polls until then."""
 
 
 class RenewalKey(enum.StrEnum):
-    """Which key a renewal must be for."""
+    """Key of a renewal."""
 
     ANY = "any"
     NEW = "new"
@@ -61,63 +60,63 @@ EXTENDED_KEY_USAGES = {
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
-    """How a first certificate is earned."""
+    """Rules for the first certificate."""
 
     paths: tuple[AdmissionPath, ...] = (AdmissionPath.TOKEN, AdmissionPath.STATION)
     any_idevid: bool = False
-    """Whether any device of an imported maker's CA may come in, on the manifest or not."""
+    """Whether any device of a trust anchor may enroll, on the manifest or not."""
     webhook: str = ""
-    """An https URL that is asked as well before each first certificate; "" for none."""
+    """An https URL called for external authorization of each first certificate; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRules:
-    """What a certificate holds beside the device id."""
+    """Content of a certificate besides the device id."""
 
     extended_key_usages: tuple[str, ...] = ("clientAuth",)
     """Names of EXTENDED_KEY_USAGES."""
     organisation: str = ""
     """O of the subject; "" for none."""
     hardware_module_name: bool = True
-    """Whether a known hardware serial stands in the SAN (IEEE 802.1AR, 8.10.4)."""
+    """Whether a known hardware serial is in the SAN as hwModuleName (IEEE 802.1AR, 8.10.4)."""
     dns_name: str = ""
-    """A DNS name for the SAN in which {id} and {model} stand for the device's own; "" for none."""
+    """Template of a DNS name in the SAN, with {id} and {model}; "" for none."""
     uris: tuple[str, ...] = ()
-    """URIs for the SAN, likewise."""
+    """Templates of URIs in the SAN, likewise."""
     csr_extended_key_usages: bool = False
-    """Whether a CSR may ask for some of `extended_key_usages` instead of getting all."""
+    """Whether a CSR may request a subset of `extended_key_usages`."""
     server_keygen: bool = False
-    """Whether the server makes keys for its devices on request (RFC 7030, 4.4)."""
+    """Whether the server generates keys on request (RFC 7030, 4.4)."""
     binding: bool = False
-    """Whether a request must bind itself to its TLS connection (RFC 7030, 3.5)."""
+    """Whether a request must carry a channel binding (RFC 7030, 3.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """An incident: certificates issued before `before` are to be renewed now, spread over some hours."""
+    """A renewal campaign: certificates issued before `before` are renewed early, spread over some hours."""
 
     before: datetime
     start: datetime
-    """When it was called."""
+    """When the campaign was started."""
     spread: timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class RenewalRules:
-    """How the next certificates are earned."""
+    """Rules for renewals."""
 
     key: RenewalKey = RenewalKey.ANY
     grace: timedelta = timedelta(0)
-    """How long after its end a certificate may still be renewed, by its own device, and do nothing else."""
+    """Grace period after notAfter in which a certificate can still be renewed, and nothing else."""
     campaign: Campaign | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRules:
     tenant: str = ""
-    """Whose issuing CA signs; "" for the fleet's own."""
+    """The tenant whose issuing CA signs; "" for the fleet's own."""
     former_tenants: tuple[str, ...] = ()
-    """Whose signed before the model was moved: their certificates are good until renewed, or until this is emptied."""
+    """Tenants before the model was moved: their certificates stay valid until renewed, or until this is emptied."""
     admission: AdmissionRules = field(default=AdmissionRules())
     profile: ProfileRules = field(default=ProfileRules())
     renewal: RenewalRules = field(default=RenewalRules())
@@ -140,7 +139,7 @@ _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
 def rules_json(rules: ModelRules) -> dict[str, Any]:
-    """`rules` as JSON's own types: everything, defaults too. Durations are whole seconds, `…_seconds`."""
+    """`rules` as JSON types, defaults included. Durations are whole seconds, `..._seconds`."""
     shown: dict[str, Any] = {"tenant": rules.tenant, "former_tenants": list(rules.former_tenants)}
     for group in _GROUPS:
         shown[group] = {}
@@ -161,9 +160,9 @@ def rules_json(rules: ModelRules) -> dict[str, Any]:
 
 
 def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelRules:
-    """`old` with what `given`, in the shape of `rules_json`, says; what it leaves out stays as it was.
+    """`old` updated by `given`, in the shape of `rules_json`; omitted members are unchanged.
 
-    Raises: Invalid (`bad-rule`): a name or a value that is none.
+    Raises: Invalid (`bad-rule`): an unknown name or an invalid value.
     """
     changed: dict[str, Any] = {}
     for name, value in given.items():
@@ -248,14 +247,14 @@ def _value(name: str, kind: Any, value: Any) -> Any:
 
 
 def moved(rules: ModelRules, before: str) -> ModelRules:
-    """`rules` of a model whose certificates `before` signed until now."""
+    """`rules` of a model whose tenant was `before`."""
     former = dict.fromkeys((*rules.former_tenants, before))
     former.pop(rules.tenant, None)
     return replace(rules, former_tenants=tuple(former))
 
 
 def checked_rules(rules: ModelRules) -> ModelRules:
-    """`rules` themselves, when devices can live by them.
+    """`rules`, validated for use by devices.
 
     Raises: Invalid (`bad-rule`, `bad-name`).
     """

@@ -1,8 +1,8 @@
-"""Names for certificates, made from a model's templates in which {id} and {model} stand for the device's own.
+"""Name templates: DNS names and URIs of certificates, with the device's {id} and {model} filled in.
 
-Names of two devices must never be one: whoever may bring in devices of a model could choose an id that makes another's
-name of it. DNS does not tell upper from lower case and gives dots a meaning, so what is filled into a host takes
-lower-case letters, digits and dashes alone.
+Two devices must never get the same name: an enrollee could otherwise choose an id that yields another device's name.
+DNS is case-insensitive and dots are significant, so a value in a host must consist of lower-case letters, digits and
+dashes.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ DNS_NAME_SIZE_MAX = 253
 
 _DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _HOST_FILLING = re.compile(r"[a-z0-9-]+")
-# RFC 3986: scheme, colon, and what it calls reserved, unreserved and percent-encoded.
+# RFC 3986: scheme, colon, then reserved, unreserved and percent-encoded characters.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:([A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+")
 
 
@@ -38,7 +38,7 @@ def check_uri_template(template: str) -> None:
 
 
 def check_model_name(model: str, dns_template: str, uri_templates: Sequence[str]) -> None:
-    """Whether the name of a model can stand where its own templates want it: better said now than to its devices.
+    """Check that a model's name fits its own templates, before its devices fail to enroll.
 
     Raises: Invalid (`bad-rule`).
     """
@@ -54,7 +54,7 @@ def check_model_name(model: str, dns_template: str, uri_templates: Sequence[str]
 def dns_name(template: str, device: str, model: str) -> str:
     """The DNS name of `device`.
 
-    Raises: Refused (`name-impossible`) when its id or its model's name cannot stand there.
+    Raises: Refused (`name-impossible`): its id or its model's name is not allowed there.
     """
     name = _filled(template, device, model)
     if not _fits_host(template, device, model) or not _is_dns_name(name):
@@ -65,7 +65,7 @@ def dns_name(template: str, device: str, model: str) -> str:
 def uri(template: str, device: str, model: str) -> str:
     """The URI of `device`.
 
-    Raises: Refused (`name-impossible`) when its id or its model's name cannot stand there.
+    Raises: Refused (`name-impossible`): its id or its model's name is not allowed there.
     """
     name = _filled(template, device, model)
     parts = _split(template)
@@ -88,7 +88,7 @@ def _filled(template: str, device: str, model: str) -> str:
 
 
 def _fits_host(host: str, device: str, model: str) -> bool:
-    """Whether what stands for {id} and {model} in `host` cannot be taken for anything else."""
+    """Whether the values of {id} and {model} in `host` are delimited unambiguously."""
     fillings = [value for mark, value in (("{id}", device), ("{model}", model)) if mark in host]
     return all(_HOST_FILLING.fullmatch(value) for value in fillings)
 
@@ -127,7 +127,7 @@ def _is_host(text: str) -> bool:
 def _split(text: str) -> SplitResult | None:
     try:
         parts = urlsplit(text)
-        _ = parts.port  # read late, and refused late
+        _ = parts.port  # validated lazily
     except ValueError:
         return None
     return parts

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, as far as TLS has proved it."""
+"""Peer: the identity of the other end of a connection, as authenticated by TLS."""
 
 import ipaddress
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The proved facts of one TLS connection. A certificate here has passed chain and signature checks; whether it
-    may do anything is the registry's to say, by its fingerprint.
+    """The authenticated facts of one TLS connection. A certificate here has passed path validation; what it may do
+    depends on the registry's record of its fingerprint.
     """
 
     address: str
@@ -20,25 +20,25 @@ class Peer:
     fingerprint: bytes | None = None
     """SHA-256 of `certificate_der`, 32 bytes."""
     tenant: str | None = ""
-    """Whose issuing CA signed the leaf, "" for the fleet's own; None: one that the door believes, but nobody's."""
+    """Tenant of the CA that issued the leaf, "" for the fleet's own; None: a trusted CA of no tenant."""
     tls_version: str = ""
     """"TLSv1.3" or "TLSv1.2"."""
     cipher: str = ""
     group: str = ""
-    """Name of the key exchange group, "" when the engine does not tell."""
+    """Name of the key exchange group, "" if unknown."""
     channel_binding_type: str = ""
     """"tls-exporter" on TLS 1.3 (RFC 9266), "tls-unique" on TLS 1.2 (RFC 5929)."""
     read_channel_binding: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
-    """Worked out when asked for: few requests carry a binding."""
+    """Computed on demand: few requests carry a binding."""
 
     @property
     def channel_binding(self) -> bytes:
-        """What is the same at both ends of this connection and of no other; b"" when the connection is gone."""
+        """The channel binding of this connection; b"" when the connection has closed."""
         return self.read_channel_binding()
 
 
 def source_of(address: str) -> str:
-    """Whom we take for one neighbour: an IPv4 address, or an IPv6 /64, which is what one subscriber is given."""
+    """Network of the address, for rate limits: an IPv4 address, or the IPv6 /64 of one subscriber."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))

@@ -1,4 +1,4 @@
-"""What the services need from below, in their own words. `storage` and `ca` provide it; tests may too."""
+"""Ports: interfaces that the services consume, implemented by `storage`, `ca` and test fakes."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from fleet.domain.manifest import ManifestFacts
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentFacts:
-    """Everything a first enrollment looks at, read at one moment in one trip."""
+    """All records needed for a first enrollment, from one consistent read in one round trip."""
 
     device: Device | None
     model: Model | None
-    """The device's model; when the device is unknown, the model that the token is for, if there is one."""
+    """The device's model; for an unknown device the token's model, if any."""
     credentials: tuple[Credential, ...]
-    """The device's, oldest first: the newest few of each state but SUPERSEDED, which never stands alone."""
+    """The device's credentials, oldest first: the newest few of each state but SUPERSEDED, which never occurs alone."""
     token: Token | None
     key_uses: tuple[KeyUse, ...] = ()
-    """Who has a certificate for the key in question, whoever that is."""
+    """Every holder of a certificate for the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class HolderFacts:
-    """Whose a certificate is, and what may be said of its holder now."""
+    """A certificate's holder, with its current state."""
 
     credential: Credential
     device: Device | None
@@ -51,7 +51,7 @@ class HolderFacts:
 
 
 class AuditReader(Protocol):
-    """What an auditor reads: of a registry at work, or of a copy."""
+    """The audit log of a registry, or of a copy, as an auditor reads it."""
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
         """Rows in order, those with a sequence greater than `after`."""
@@ -77,7 +77,7 @@ class AuditReader(Protocol):
 
 
 class Registry(AuditReader, Protocol):
-    """The one truth about who may connect now. Reads see every commit that has returned."""
+    """The authoritative state of the fleet. Reads see every commit that has returned."""
 
     async def model(self, name: str) -> Model | None: ...
     async def models(self) -> list[Model]: ...
@@ -85,13 +85,13 @@ class Registry(AuditReader, Protocol):
     async def devices(
         self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:
-        """Those that `where` means and that come behind `after`, at most `limit`: ordered by id, or by expiry and id
-        when `where.expires_before` is given. The next page begins behind `place_of(the last, where)`.
+        """Devices that match `where`, after position `after`, at most `limit`: ordered by id, or by expiry and id when
+        `where.expires_before` is given. The next page begins after `place_of(the last, where)`.
         """
         ...
 
     async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
-        """How many `where` means. It looks at each of them."""
+        """Number of devices that match `where`; reads each of them."""
         ...
 
     async def credentials(self, holder: str) -> list[Credential]:
@@ -105,8 +105,8 @@ class Registry(AuditReader, Protocol):
     async def expired_credentials(
         self, before: datetime, limit: int = 1000, *, after: Credential | None = None
     ) -> list[Credential]:
-        """Those that ended before `before`, in whatever state, the longest ago first, and of one moment by fingerprint;
-        those behind `after`, the last of the page before.
+        """Credentials that expired before `before`, in any state, ordered by expiry and fingerprint, after `after`, the
+        last of the page before.
         """
         ...
 
@@ -117,9 +117,7 @@ class Registry(AuditReader, Protocol):
         ...
 
     async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
-        """Devices of `model` that hold a usable certificate, and how many of them hold one issued at or after `since`.
-        It looks at each of them.
-        """
+        """Number of devices of `model` with a usable certificate, and with one issued since `since`; reads each."""
         ...
 
     async def token(self, token_id: str) -> Token | None: ...
@@ -138,11 +136,11 @@ class Registry(AuditReader, Protocol):
     async def requests(
         self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ApprovalRequest]:
-        """Those that `where` means and that have not expired at `now`, by id; those behind `after`."""
+        """Requests that match `where` and have not expired at `now`, by id, after `after`."""
         ...
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
-        """How many requests are pending at `now`: in all, for `model`, and from `network`."""
+        """Number of requests pending at `now`: in total, for `model`, and from `network`."""
         ...
 
     async def claim(self, name: str) -> Claim | None: ...
@@ -151,15 +149,15 @@ class Registry(AuditReader, Protocol):
     async def manifest_facts(
         self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
     ) -> ManifestFacts:
-        """What the registry holds under these device ids, (model, hardware serial) and SHA-256 of keys."""
+        """Records with these device ids, (model, hardware serial) pairs and SHA-256 key hashes."""
         ...
 
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
-        """Those of this key, and of this device."""
+        """Bindings of this key and of this device."""
         ...
 
     async def lease(self, name: str) -> Lease | None:
-        """As it was last taken, expired or not."""
+        """The last lease of this name, expired or not."""
         ...
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...
@@ -170,17 +168,17 @@ class Registry(AuditReader, Protocol):
         ...
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
-        """Keep a new head, with the nodes that it has made whole; durable when it returns.
+        """Store a new head with the nodes that it completes; durable on return.
 
-        Raises: Conflict: a head of this size or a larger one is there already. Unavailable.
+        Raises: Conflict: a head of this or a larger size exists. Unavailable.
         """
         ...
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync.
 
-        Raises: Conflict: a write found otherwise, nothing happened. Unavailable: the disk or the database said no,
-        nothing happened; only with the code `registry-unsettled` is it not known whether it did.
+        Raises: Conflict: the condition of a write failed, and nothing was written. Unavailable: the disk or the
+        database failed, and nothing was written, except with code `registry-unsettled`: the outcome is unknown.
         """
         ...
 
@@ -197,49 +195,48 @@ class Registry(AuditReader, Protocol):
         ...
 
     def follow(self, after: int) -> AsyncGenerator[Event, None]:
-        """Every event with a sequence greater than `after`, in order, for ever: those of other processes too."""
+        """Every event with a sequence greater than `after`, in order, without end, of every process."""
         ...
 
 
 class Issuer(Protocol):
-    """Signs what has been permitted, and nothing else."""
+    """Issues certificates for permits, and nothing else."""
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
-        """A new certificate, in state ISSUED, checked against its profile before it is returned.
+        """A new certificate, in state ISSUED, linted against its profile before it is returned.
 
-        Raises: Refused: the permit cannot be served, for instance beyond the issuer's own validity.
+        Raises: Refused: the permit cannot be fulfilled, for instance beyond the issuer's validity.
         """
         ...
 
 
 class KeyMaker(Protocol):
-    """Makes a key for a device that has asked for one (RFC 7030, 4.4), and keeps it for that one answer."""
+    """Generates a device's key on the server (RFC 7030, 4.4), kept for that response only."""
 
     async def make(self, key_type: str) -> tuple[bytes, bytes]:
-        """A key of `key_type`: DER of its SubjectPublicKeyInfo, and the SHA-256 of that, 32 bytes. Asked again, the
-        same.
+        """A key of `key_type`: DER of its SubjectPublicKeyInfo, and its SHA-256, 32 bytes. The same at each call.
 
-        Raises: Invalid: it could not be handed over in the way that was asked for.
+        Raises: Invalid: it cannot be delivered in the form requested.
         """
         ...
 
 
 class Tenants(Protocol):
-    """Whoever has an issuing CA, and what its devices need to know it by."""
+    """Tenants with an issuing CA, and their certificate chains."""
 
     def names(self) -> frozenset[str]:
-        """Every tenant's; the fleet's own CA has no name."""
+        """Names of all tenants; the fleet's own CA has none."""
         ...
 
     def chain_der(self, tenant: str) -> tuple[bytes, ...] | None:
-        """Root first, then the issuing CA, then those before it whose certificates are still in use; for "" the fleet's
-        own. None: there is no such tenant.
+        """Root first, then the issuing CA, then former ones still in use; for "" the fleet's own. None: no such
+        tenant.
         """
         ...
 
 
 class HeadSigner(Protocol):
-    """Signs the heads of the audit's tree, with one key."""
+    """Signs audit tree heads with one key."""
 
     @property
     def key_id(self) -> bytes:

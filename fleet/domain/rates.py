@@ -1,10 +1,9 @@
-"""How often somebody may ask: token buckets, and backoff after failures.
+"""Rate limits: token buckets, and exponential backoff after failures.
 
-Time is an argument, in seconds of a clock that never goes back.
+Time is an argument, in seconds of a monotonic clock.
 
-Each key costs one number, and no more than KEYS_MAX keys are remembered: whoever has been quiet longest is forgotten
-first, and then starts with a full bucket again. That is the price of a bounded memory, and the cap on connections from
-one address stands beside it.
+Each key costs one number, and at most KEYS_MAX keys are kept: the least recently active is evicted first, and starts
+with a full bucket again. That is the price of bounded memory; connections from one address are capped separately.
 """
 
 from collections import OrderedDict
@@ -12,25 +11,25 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 KEYS_MAX = 100_000  # about 15 MB
-BURST_SECONDS = 10.0  # so much of its rate may come at once, after a quiet time
+BURST_SECONDS = 10.0  # burst allowed after an idle time, in seconds of the rate
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """How much of each is taken a second, before 429 is the answer; 0 for no limit."""
+    """Rates per second, beyond which the response is 429; 0 for no limit."""
 
     address_per_second: float = 100.0
     """Requests from one address (of IPv6, one /64): a fleet behind one NAT."""
     credential_per_second: float = 20.0
-    """Requests with one certificate or one token from one address: a station at full speed does ten."""
+    """Requests with one certificate or token from one address: a station at full speed makes ten."""
     failures_max: int = 5
-    """Refusals (401, 403) in a row of one credential, before it has to wait."""
+    """Consecutive refusals (401, 403) of one credential before it must wait."""
     backoff_seconds_max: float = 300.0
-    """The first wait is a second, and each failure after it doubles that, up to here."""
+    """Upper bound of the wait, which starts at one second and doubles with each failure."""
 
 
 class Buckets:
-    """One bucket a key (GCRA): `take` while there is something in it."""
+    """One bucket for each key (GCRA)."""
 
     __slots__ = ("_burst_s", "_full_at", "_interval_s", "_keys_max")
 
@@ -41,7 +40,7 @@ class Buckets:
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()
 
     def take(self, key: Hashable, now: float) -> float:
-        """0.0 when one was taken; otherwise the seconds until there is one, and nothing was taken."""
+        """0.0 if one was taken; otherwise the seconds until one is available."""
         if not self._interval_s:
             return 0.0
         full_at = max(self._full_at.get(key, now), now) + self._interval_s
@@ -56,7 +55,7 @@ class Buckets:
 
 
 class Backoff:
-    """Who has failed too often in a row waits, twice as long each time."""
+    """Exponential backoff of keys with consecutive failures."""
 
     __slots__ = ("_failed", "_failures_max", "_keys_max", "_seconds_max")
 
@@ -65,7 +64,7 @@ class Backoff:
         self._failed: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
     def wait_s(self, key: Hashable, now: float) -> float:
-        """The seconds that `key` has to wait still; 0.0 for none."""
+        """Seconds that `key` must still wait; 0.0 for none."""
         _, until = self._failed.get(key, (0, 0.0))
         return max(0.0, until - now)
 
@@ -84,7 +83,7 @@ class Backoff:
 
 
 class Rates:
-    """What one server takes from each address and each credential."""
+    """Rate limits of one server, by address and by credential."""
 
     __slots__ = ("_addresses", "_backoff", "_credentials")
 
@@ -94,10 +93,10 @@ class Rates:
         self._backoff = Backoff(limits.failures_max, limits.backoff_seconds_max)
 
     def wait_s(self, source: str, credential: Hashable | None, now: float) -> float:
-        """0.0 when a request may be answered; otherwise after how many seconds to come again.
+        """0.0 if a request is allowed; otherwise the seconds for Retry-After.
 
-        The credential is asked first: one that is too quick does not use up what its neighbours behind the same
-        address may have.
+        The credential's limit is checked first, so that one over its limit does not consume the share of others behind
+        the same address.
         """
         if credential is not None:
             wait = self._backoff.wait_s(credential, now) or self._credentials.take(credential, now)
@@ -106,7 +105,7 @@ class Rates:
         return self._addresses.take(source, now)
 
     def answered(self, credential: Hashable | None, status: int, now: float) -> None:
-        """A request was answered with `status`: refusals count against its credential."""
+        """Record a response `status`: refusals count against the credential."""
         if credential is None:
             return
         if status in (401, 403):

@@ -1,7 +1,7 @@
-"""When a certificate should be renewed: a window of its own for each, so that a fleet enrolled in one minute does not
-renew in one (in the spirit of RFC 9773).
+"""Renewal windows: one for each certificate, so that a fleet enrolled within a minute does not renew within one (cf.
+RFC 9773).
 
-Where in the fleet's spread a certificate stands follows from its fingerprint: the same answer each time it is asked.
+A certificate's position in the fleet's spread is derived from its fingerprint, so the window is stable.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from fleet.domain.model_rules import Campaign
 
 WINDOW_BEGINS = 0.60  # of the lifetime, for the first in the fleet
 WINDOW_SPREAD = 0.15  # of the lifetime, between the first and the last
-WINDOW_LENGTH = 0.05  # of the lifetime, for each: a fifth is left for outages
+WINDOW_LENGTH = 0.05  # of the lifetime, for each: a fifth remains for outages
 CAMPAIGN_LENGTH = 0.05  # of the campaign's spread
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Renew at a moment drawn from [start, end); at once when that has passed."""
+    """Renew at a random time in [start, end); at once when that has passed."""
 
     start: datetime
     end: datetime
 
 
 def suggested_window(credential: Credential, campaign: Campaign | None) -> Window:
-    """The window of `credential`; an earlier one when `campaign` wants certificates of its time renewed."""
+    """The window of `credential`; an earlier one if `campaign` covers it."""
     share = _share(credential.fingerprint)
     life = credential.not_after - credential.not_before
     start = credential.not_before + life * (WINDOW_BEGINS + WINDOW_SPREAD * share)
@@ -37,10 +37,10 @@ def suggested_window(credential: Credential, campaign: Campaign | None) -> Windo
 
 
 def _share(fingerprint: bytes) -> float:
-    """A number in [0, 1), spread evenly: it is taken from a hash."""
+    """A uniformly distributed number in [0, 1), derived from a hash."""
     return int.from_bytes(fingerprint[:6]) / (1 << 48)
 
 
 def campaign_end(campaign: Campaign) -> datetime:
-    """When the last window of `campaign` closes."""
+    """End of the last window of `campaign`."""
     return campaign.start + max(campaign.spread, timedelta(0))

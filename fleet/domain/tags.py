@@ -1,4 +1,4 @@
-"""Tags and groups of a device: what they may be called, how many there may be, and what a retagging makes of them."""
+"""Tags and groups of devices: syntax, limits and changes."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from itertools import pairwise
 from fleet.domain.device import Device, Tags, plain_name
 from fleet.domain.errors import Invalid
 
-TAGS_MAX = 32  # of a device: they are labels to find it by, not a store of its own
+TAGS_MAX = 32  # of a device: labels for selection, not a data store
 GROUPS_MAX = 16
 TAG_VALUE_MAX = 128  # characters
 
 RESERVED_KEYS = frozenset({"id", "model", "state", "group", "groups", "expires", "tag", "tags", "and", "or", "not"})
-"""Words that a device filter has, or may come to have, a meaning of its own for."""
+"""Words reserved by device filters."""
 
 TAG_KEY = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
 _KEY = re.compile(TAG_KEY)
@@ -22,14 +22,14 @@ _KEY = re.compile(TAG_KEY)
 
 @dataclass(frozen=True, slots=True)
 class Retag:
-    """What is to become of a device's tags and groups: these set, those removed, the rest as it is."""
+    """A change of a device's tags and groups: set, removed, the rest unchanged."""
 
     tags: Tags = ()
     remove: tuple[str, ...] = ()
-    """Keys; one that the device does not have is removed already."""
+    """Keys; missing ones are ignored."""
     join: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
-    """Groups; one that it is not in is left already."""
+    """Groups; ones that it is not in are ignored."""
 
     def __post_init__(self) -> None:
         """Raises: Invalid: `bad-tag`, `bad-name`, `tag-twice`, `nothing-to-tag`."""
@@ -45,7 +45,7 @@ class Retag:
             raise Invalid("nothing-to-tag", "No tag and no group is named.", "Give KEY=VALUE, or a group.")
 
     def applied(self, device: Device) -> tuple[Tags, tuple[str, ...]]:
-        """The tags and groups that `device` has afterwards, sorted.
+        """The resulting tags and groups of `device`, sorted.
 
         Raises: Invalid: `too-many-tags`, `too-many-groups`.
         """
@@ -55,7 +55,7 @@ class Retag:
 
 
 def tag_key(text: str) -> str:
-    """`text` itself, when it can be a tag's key.
+    """`text`, a valid tag key.
 
     Raises: Invalid (`bad-tag`).
     """
@@ -69,7 +69,7 @@ def tag_key(text: str) -> str:
 
 
 def tag_value(text: str) -> str:
-    """`text` itself, when it can be a tag's value.
+    """`text`, a valid tag value.
 
     Raises: Invalid (`bad-tag`).
     """
@@ -80,7 +80,7 @@ def tag_value(text: str) -> str:
 
 
 def checked_tags(pairs: Iterable[tuple[str, str]]) -> Tags:
-    """`pairs`, sorted, when a device may have them all.
+    """`pairs`, sorted and validated as the tags of a device.
 
     Raises: Invalid: `bad-tag`, `tag-twice`, `too-many-tags`.
     """
@@ -95,7 +95,7 @@ def checked_tags(pairs: Iterable[tuple[str, str]]) -> Tags:
 
 
 def checked_groups(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, each once, sorted, when a device may be in all of them.
+    """`names`, without duplicates, sorted and validated as the groups of a device.
 
     Raises: Invalid: `bad-name`, `too-many-groups`.
     """

@@ -1,8 +1,8 @@
-"""Who may publish and subscribe where: MQTT topic filters, with subset as the rule for subscribing.
+"""Topic policy: MQTT topic filters that a device may publish and subscribe to.
 
-A device may publish to a topic that one of its filters matches. It may subscribe to a filter only when one of its
-policy's filters covers everything that the asked filter could ever match: granting `#` and dropping what does not
-fit at delivery would hide a refusal.
+A device may publish to a topic that one of its filters matches. It may subscribe to a filter only if a policy filter
+covers everything that the requested filter could match: granting `#` and dropping messages at delivery would hide a
+refusal.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from fleet.domain.device import Device, Model
 from fleet.domain.errors import Invalid
 
-FILTERS_MAX = 64  # of each kind in a model: every one of them is tried for a new topic
+FILTERS_MAX = 64  # of each kind in a model: each is tried for a new topic
 
 
 def check_filter(text: str) -> str:
-    """`text` itself when it is a well-formed topic filter for a policy (MQTT 5.0, 4.7).
+    """`text`, a well-formed topic filter for a policy (MQTT 5.0, 4.7).
 
     Raises: Invalid (`bad-topic-filter`).
     """
-    # Anything unprintable, a line break above all, would be a second line in a broker's access list; a space at
-    # either end would be lost there. `$share` names how to subscribe, not what: a policy holds what.
+    # A line break would add a line to a broker's ACL file, and a space at either end would be stripped there.
+    # `$share` is a way to subscribe, not a topic.
     bad = not text.isprintable() or text != text.strip() or len(text) > 1024 or text.startswith("$share/")
     if bad or not is_well_formed(text):
         raise Invalid(
@@ -32,7 +32,7 @@ def check_filter(text: str) -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether wildcards stand where a topic filter may have them (MQTT 5.0, 4.7.1), in a string that is not empty."""
+    """Whether a non-empty string has wildcards only where a topic filter may (MQTT 5.0, 4.7.1)."""
     levels = text.split("/")
     return bool(text) and not (
         any("#" in level and (level != "#" or n != len(levels) - 1) for n, level in enumerate(levels))
@@ -41,7 +41,7 @@ def is_well_formed(text: str) -> bool:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether `topic`, which holds no wildcards, is matched by `topic_filter` (MQTT 5.0, 4.7)."""
+    """Whether `topic_filter` matches `topic`, which has no wildcards (MQTT 5.0, 4.7)."""
     # [MQTT-4.7.2-1] A filter that starts with a wildcard never matches a topic that starts with $.
     if topic[:1] == "$" and topic_filter[:1] in ("#", "+"):
         return False
@@ -65,27 +65,27 @@ def covers(outer: str, inner: str) -> bool:
 
 
 def widened(old: Sequence[str], new: Sequence[str]) -> str:
-    """The first filter of `new`, templates like those of `old`, that none of these covers; "" when there is none."""
+    """The first filter of `new` that none of `old` covers, both templates; "" if none."""
     return next((each for each in new if not any(covers(outer, each) for outer in old)), "")
 
 
 @dataclass(frozen=True, slots=True)
 class TopicPolicy:
-    """The filters of one device, with its own id and model filled in."""
+    """The filters of one device, with its id and model filled in."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     retain: bool = False
-    """Whether a message that it publishes, or its will, may be retained."""
+    """Whether its messages and its will may be retained."""
 
     def may_publish(self, topic: str) -> bool:
-        """Whether the device may publish to `topic`; never when it is empty or holds a wildcard."""
+        """Whether the device may publish to `topic`; false if it is empty or has a wildcard."""
         if not topic or "+" in topic or "#" in topic:
             return False
         return any(matches(f, topic) for f in self.publish)
 
     def may_subscribe(self, topic_filter: str) -> bool:
-        """Whether the device may subscribe to `topic_filter`; a `$share/GROUP/` prefix is looked through."""
+        """Whether the device may subscribe to `topic_filter`, without its `$share/GROUP/` prefix."""
         if topic_filter.startswith("$share/"):
             parts = topic_filter.split("/", 2)
             # [MQTT-4.8.2-1], [MQTT-4.8.2-2]
@@ -96,12 +96,12 @@ class TopicPolicy:
         return is_well_formed(topic_filter) and any(covers(f, topic_filter) for f in self.subscribe)
 
     def may_receive(self, topic: str) -> bool:
-        """Whether a message on `topic` may reach the device: whatever it subscribed to under an earlier policy."""
+        """Whether a message on `topic` may be delivered to the device, whatever an earlier policy allowed."""
         return any(matches(f, topic) for f in self.subscribe)
 
 
 def policy_of(device: Device, model: Model) -> TopicPolicy:
-    """The policy that `model` gives `device`. A device id holds no wildcard or slash, so filling it in is safe."""
+    """The policy of `device` by its `model`. A device id has no wildcard or slash, so filling it in is safe."""
 
     def fill(text: str) -> str:
         return text.replace("{id}", device.id).replace("{model}", model.name)

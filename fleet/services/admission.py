@@ -1,9 +1,9 @@
-"""Who may connect: a certificate's fingerprint against the registry's live state, at every connection.
+"""MQTT admission: checks a certificate's fingerprint against the registry's state on every connection.
 
-    admission = await admit(registry, peer, client_id, now)   # a device, to MQTT, under its own name
+    admission = await admit(registry, peer, client_id, now)   # a device, by its own client id
 
-The certificate only names; the registry decides. A refusal to admit leaves an audit row, and so does the first use
-of a certificate, which is also what ends those that were issued to the device before it.
+The certificate identifies; the registry decides. Refusals are audited, and so is the first use of a certificate, which
+also supersedes the device's earlier certificates.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ FIRST_USE = "credential.first-use"
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Leave for one device to hold one session, until `credential.not_after` or until the feed says otherwise."""
+    """Admission of one session, valid until `credential.not_after` or a revoking event."""
 
     device: Device
     credential: Credential
@@ -35,7 +35,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What is to be published when a session ends badly."""
+    """Will message of a session."""
 
     topic: str
     retain: bool
@@ -44,11 +44,11 @@ class Will:
 async def admit(
     registry: Registry, peer: Peer, client_id: str, now: datetime, *, will: Will | None = None
 ) -> Admission:
-    """Leave to hold an MQTT session as `client_id`, which must be the device's own id, with `will` when it has one.
+    """Admit an MQTT session of `client_id`, which must be the device's id, with `will` if any.
 
     Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `client-id-mismatch`,
     `will-refused`, `will-retain`, `certificate-ended`; each after its audit row is written. Unavailable: the registry
-    could not be asked, or a first use not be recorded.
+    failed, or a first use could not be recorded.
     """
     try:
         facts = await identify(registry, peer, now)
@@ -64,7 +64,7 @@ async def admit(
 
 
 def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
-    """What the certificate's own device may do, if that is who the client says it is."""
+    """The admission of the certificate's device, if the client id matches it."""
     if facts.device is None or facts.model is None:
         raise Refused("not-a-device", "Only a device's certificate opens an MQTT session.")
     if facts.device.state is not DeviceState.ACTIVE:
@@ -80,8 +80,8 @@ def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
 
 
 async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
-    """First use: this certificate becomes ACTIVE, those issued before it end, and followers of the feed hear of it."""
-    # The newest few of each state: however many certificates it has had, this costs the same.
+    """First use: the certificate becomes ACTIVE, earlier ones SUPERSEDED, with an event."""
+    # The newest few of each state: the cost does not grow with the number of certificates.
     held = (await registry.enrollment_facts(device_id(credential.holder), None, credential.key_sha256)).credentials
     fingerprints = [c.fingerprint for c in held]  # oldest first
     older = [c for c in held[: fingerprints.index(credential.fingerprint)] if c.state in USABLE]
@@ -107,12 +107,12 @@ async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now
 
 
 async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal: FleetError, now: datetime) -> None:
-    """The refusal stands whether or not its row could be written: Unavailable is not allowed to hide it."""
+    """Audit a refusal. If the row cannot be written, the refusal is returned all the same."""
     try:
         actor, detail = await shown_by(registry, peer)
         subject = f"device {_named(client_id)}"
         entry = AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)
-        row = refusals_of(registry).row(entry)  # a device that keeps knocking fills one row a minute
+        row = refusals_of(registry).row(entry)  # at most one row a minute for repeated refusals
         if row is not None:
             await registry.commit(Change(row))
     except Unavailable as error:
@@ -120,7 +120,7 @@ async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal
 
 
 def _named(client_id: str) -> str:
-    """`client_id` for the audit: a peer's choice, so only when it could be a device id."""
+    """`client_id` for the audit; only if it is a valid device id, as the peer chose it."""
     try:
         return device_id(client_id)
     except Invalid:

@@ -1,7 +1,6 @@
-"""Audit rows as an archive holds them: each with its leaf, each block of 256 with its hash and its path to a head.
+"""Archived audit rows: each with its leaf, each block of 256 with its hash and its audit path to a head.
 
-Whoever has the file and has noted the head, or trusts the key that signed it, can verify every row without the registry
-that the rows were in.
+With the file and a known head, or the key that signed it, every row can be verified without the registry.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +38,7 @@ def row_line(row: AuditRow) -> Line:
 
 
 def parse_row(line: Line) -> AuditRow:
-    """Raises: ValueError, KeyError, TypeError: it is none."""
+    """Raises: ValueError, KeyError, TypeError: malformed."""
     texts = {key: line[key] for key in ("actor", "action", "subject", "outcome", "address")}
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(line["detail"], dict):
         raise TypeError("no entry")
@@ -48,9 +47,9 @@ def parse_row(line: Line) -> AuditRow:
 
 
 async def proofs(registry: Registry, head: TreeHead, first: int, blocks: int) -> list[Line]:
-    """A line for each of `blocks` blocks from number `first` on: its hash, and its path up to the root of `head`.
+    """A line for each of `blocks` blocks from number `first`: its hash, and its audit path to the root of `head`.
 
-    Raises: Unavailable (`audit-hashes-missing`): the registry does not have all the hashes that it takes.
+    Raises: Unavailable (`audit-hashes-missing`): the registry lacks some of the hashes.
     """
     nodes = await _hashes(registry, LEVEL, 0, head.size >> LEVEL)
     tail = await _hashes(registry, 0, head.size >> LEVEL << LEVEL, head.size % BLOCK)
@@ -59,7 +58,7 @@ async def proofs(registry: Registry, head: TreeHead, first: int, blocks: int) ->
         {
             "block": block,
             "node": nodes[block].hex(),
-            # Up to the block's own height the path lies within it, and is worked out anew from the rows.
+            # Up to the block's height the path lies within it, and is recomputed from the rows.
             "path": [each.hex() for each in inclusion_path(block << LEVEL, head.size, subtree)[LEVEL:]],
         }
         for block in range(first, first + blocks)
@@ -72,7 +71,7 @@ def _subtrees(nodes: list[bytes], tail: list[bytes]) -> Callable[[int, int], byt
         if level == LEVEL and index < len(nodes):
             return nodes[index]
         if level < LEVEL and (index << level) < len(nodes) << LEVEL:
-            return bytes(32)  # inside a block: its part of the path is left out
+            return bytes(32)  # inside a block: that part of the path is omitted
         if level == 0:
             return tail[index - (len(nodes) << LEVEL)]
         return node_hash(subtree(level - 1, 2 * index), subtree(level - 1, 2 * index + 1))
@@ -92,7 +91,7 @@ async def _hashes(registry: Registry, level: int, first: int, count: int) -> lis
 
 
 def head_line(head: TreeHead) -> Line:
-    """`head` as an archive's first line has it."""
+    """`head` as the first line of an archive."""
     return {
         "size": head.size,
         "root": head.root.hex(),
@@ -103,15 +102,15 @@ def head_line(head: TreeHead) -> Line:
 
 
 def parse_head(line: Line) -> TreeHead:
-    """Raises: ValueError, KeyError, TypeError: it is none."""
+    """Raises: ValueError, KeyError, TypeError: malformed."""
     root, key_id, signature = (bytes.fromhex(line[key]) for key in ("root", "key_id", "signature"))
     return TreeHead(int(line["size"]), root, datetime.fromisoformat(line["at"]), key_id, signature)
 
 
 def check_archived(path: Path, after: int) -> tuple[int, TreeHead]:
-    """Hold every row of the archive file `path`, whose first follows row `after`, to the head in it.
+    """Verify every row of the archive file `path`, whose first follows row `after`, against its head.
 
-    Returns the last row and that head, whose signature is for the caller to judge.
+    Returns the last row and the head, whose signature the caller verifies.
 
     Raises: Invalid: `archive-damaged`; `audit-changed`, `audit-removed` and the like. OSError.
     """

@@ -1,4 +1,4 @@
-"""A proof for one row, against the newest signed head."""
+"""Inclusion proofs of audit rows against the newest signed head."""
 
 from fleet.domain.audit_proof import Proof, check_path
 from fleet.domain.errors import Invalid, NotFound, Unavailable
@@ -25,10 +25,10 @@ async def seq_of_issue(registry: Registry, serial: str) -> int:
 
 
 async def prove(reader: AuditReader, seq: int) -> Proof:
-    """That row `seq` is in the audit.
+    """The inclusion proof of row `seq`.
 
-    Raises: NotFound: `no-such-row`, `row-archived`. Unavailable (`not-sealed`): no head covers it yet. Invalid: what is
-    kept has been tampered with, and proves nothing.
+    Raises: NotFound: `no-such-row`, `row-archived`. Unavailable (`not-sealed`): no head covers it yet. Invalid: the
+    stored rows or hashes have been tampered with.
     """
     page = await reader.audit(after=seq - 1, limit=1)
     if not page or page[0].seq != seq:

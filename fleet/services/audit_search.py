@@ -1,7 +1,7 @@
-"""Finding rows of the audit: by what they say, or the one that recorded a certificate's issue.
+"""Audit search: rows by their fields, or the row that recorded a certificate's issue.
 
-Nothing but the sequence has an index. Rows stand in the order of their commits, which is close to the order of their
-times: a moment is found by halving, and then looked around.
+Only the sequence is indexed. Rows are in commit order, which is close to the order of their times: a time is found by
+bisection, then its neighbourhood is scanned.
 """
 
 from collections.abc import AsyncIterator
@@ -15,13 +15,13 @@ from fleet.services.admission import FIRST_USE
 
 PAGE_ROWS = 1_000
 SEARCH_PAGE_ROWS = 10_000
-OUT_OF_ORDER_MAX = timedelta(minutes=10)  # by which clocks of several nodes, and commits that waited, may differ
-LOOKED_AT_MAX = 500_000  # rows either way, whatever their times
+OUT_OF_ORDER_MAX = timedelta(minutes=10)  # tolerance for clocks of several nodes and delayed commits
+LOOKED_AT_MAX = 500_000  # rows in either direction, whatever their times
 
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """What rows are looked for; "" means any. A `*` at the end stands for any rest."""
+    """Fields to match; "" matches any value. A trailing `*` matches any suffix."""
 
     actor: str = ""
     action: str = ""
@@ -42,21 +42,21 @@ def _fits(wanted: str, found: str) -> bool:
 
 
 class RowReader(Protocol):
-    """What a search reads: a registry, or something that asks one from afar."""
+    """Source of a search: a registry, or a remote one."""
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]: ...
     async def last_audit(self) -> int: ...
 
 
 async def rows_of(reader: RowReader, where: RowFilter, after: int | None, limit: int) -> list[AuditRow]:
-    """The first `limit` rows behind row `after` that `where` means, in order; without `after`, the last `limit`."""
+    """The first `limit` rows after row `after` that match `where`, in order; without `after`, the last `limit`."""
     if after is None:
         return await newest_rows(reader, where, limit)
     return await rows_after(reader, where, after, limit)
 
 
 async def rows_after(reader: RowReader, where: RowFilter, after: int, limit: int) -> list[AuditRow]:
-    """The first `limit` rows behind row `after` that `where` means, in order."""
+    """The first `limit` rows after row `after` that match `where`, in order."""
     found: list[AuditRow] = []
     page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
     while len(found) < limit:
@@ -69,7 +69,7 @@ async def rows_after(reader: RowReader, where: RowFilter, after: int, limit: int
 
 
 async def newest_rows(reader: RowReader, where: RowFilter, limit: int) -> list[AuditRow]:
-    """The last `limit` rows that `where` means, in order."""
+    """The last `limit` rows that match `where`, in order."""
     found: list[AuditRow] = []
     page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
     async for page in _pages_back(reader, await reader.last_audit(), page_rows):
@@ -80,7 +80,7 @@ async def newest_rows(reader: RowReader, where: RowFilter, limit: int) -> list[A
 
 
 async def _pages_back(reader: RowReader, upto: int, page_rows: int) -> AsyncIterator[list[AuditRow]]:
-    """Rows from row `upto` back to the first that is kept: a page at a time, each in order."""
+    """Rows from row `upto` back to the first one stored: page by page, each in order."""
     while upto > 0:
         after = max(0, upto - page_rows)
         page = await _between(reader, after, upto)
@@ -91,12 +91,12 @@ async def _pages_back(reader: RowReader, upto: int, page_rows: int) -> AsyncIter
 
 
 async def _between(reader: RowReader, after: int, upto: int) -> list[AuditRow]:
-    """Rows behind row `after` up to row `upto`, those that are kept."""
+    """Stored rows after row `after` through row `upto`."""
     return [row for row in await reader.audit(after=after, limit=upto - after) if row.seq <= upto]
 
 
 async def row_of_issue(reader: RowReader, credential: Credential) -> AuditRow | None:
-    """The row that recorded the issue of `credential`; None when it is not kept, or nowhere near its time."""
+    """The row that recorded the issue of `credential`; None if it is not stored, or not near its time."""
     start = await _place_of(reader, credential.issued_at)
     async for row in _around(reader, start, credential.issued_at):
         if _records(row.entry, credential):
@@ -105,14 +105,14 @@ async def row_of_issue(reader: RowReader, credential: Credential) -> AuditRow | 
 
 
 def _records(entry: AuditEntry, credential: Credential) -> bool:
-    """It was written at the very moment of the issue. A repeated answer and a first use name the serial, too."""
+    """Its time is that of the issue. Rows of a repeated response and of the first use name the serial, too."""
     told_again = entry.action == FIRST_USE or "repeated" in entry.detail
     is_its = entry.detail.get("serial") == credential.serial and entry.at == credential.issued_at
     return is_its and entry.outcome == "ok" and not told_again
 
 
 async def _place_of(reader: RowReader, at: datetime) -> int:
-    """A row number behind which rows are of `at` or later, as far as rows are in the order of their times."""
+    """A row number after which rows are of `at` or later, as far as rows are ordered by time."""
     first = await reader.audit(limit=1)
     low, high = (first[0].seq - 1 if first else 0), await reader.last_audit()
     while low < high:
@@ -126,7 +126,7 @@ async def _place_of(reader: RowReader, at: datetime) -> int:
 
 
 async def _around(reader: RowReader, start: int, at: datetime) -> AsyncIterator[AuditRow]:
-    """Rows behind and before row `start`, by turns of a page, until they are too far from `at`."""
+    """Rows after and before row `start`, in alternating pages, until they are too far from `at`."""
     behind, before = start, start
     looks_behind = looks_before = True
     while looks_behind or looks_before:

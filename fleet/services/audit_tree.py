@@ -1,6 +1,6 @@
-"""The audit's tree as it is kept: any subtree, any earlier tree and any path, out of a few hundred stored hashes.
+"""The stored audit tree: any subtree, earlier tree or path, from a few hundred stored hashes.
 
-Kept are the leaves, with their rows, and the nodes of NODE_LEVELS, which outlive rows that have been archived.
+Leaves are stored with their rows; nodes of NODE_LEVELS remain when the rows are archived.
 """
 
 from fleet.domain.audit_log import NODE_LEVELS
@@ -12,9 +12,9 @@ _LEVELS = (0, *NODE_LEVELS)
 
 
 async def subtree_hash(reader: AuditReader, level: int, index: int) -> bytes:
-    """The hash over leaves index * 2**level up to (index + 1) * 2**level, from the stored hashes next below.
+    """The hash over leaves index * 2**level up to (index + 1) * 2**level, from the next lower stored hashes.
 
-    Raises: Invalid (`audit-hash-missing`): neither these leaves nor the nodes over them are kept, or not whole.
+    Raises: Invalid (`audit-hash-missing`): neither these leaves nor all nodes above them are stored.
     """
     if level in _LEVELS:
         stored = await _stored(reader, level, index, 1)
@@ -41,7 +41,7 @@ async def _stored(reader: AuditReader, level: int, first: int, count: int) -> li
 
 
 async def tree_at(reader: AuditReader, size: int) -> Frontier:
-    """The tree of the first `size` rows, whether or not they are still kept.
+    """The tree of the first `size` rows, stored or archived.
 
     Raises: Invalid (`audit-hash-missing`).
     """
@@ -60,7 +60,7 @@ async def path_of(reader: AuditReader, index: int, size: int) -> tuple[bytes, ..
     Raises: Invalid (`audit-hash-missing`).
     """
     wanted: dict[tuple[int, int], bytes] = {}
-    inclusion_path(index, size, lambda level, at: wanted.setdefault((level, at), bytes(HASH_SIZE)))  # which are asked
+    inclusion_path(index, size, lambda level, at: wanted.setdefault((level, at), bytes(HASH_SIZE)))  # collected
     for level, at in wanted:
         wanted[level, at] = await subtree_hash(reader, level, at)
     return inclusion_path(index, size, lambda level, at: wanted[level, at])

@@ -1,10 +1,10 @@
-"""Verifying the audit: every row against its leaf, the leaves against every signed head, and what is kept beside them.
+"""Audit verification: rows against leaves, leaves against signed heads, and the stored hashes.
 
-    verified = await verify(reader, keys)                     # everything that is kept
-    verified = await verify(reader, keys, since=remembered)   # only what came after a head that was verified before
+    verified = await verify(reader, keys)                     # everything stored
+    verified = await verify(reader, keys, since=remembered)   # only what follows a head verified before
 
-Works on a registry at work and on a copy alike: rows that come in meanwhile are left for the next time. The first thing
-that does not fit is raised as one sentence that names it.
+Works on a live registry and on a copy: rows added during the run are left for the next one. The first mismatch is
+raised, with the row or head named.
 """
 
 import hashlib
@@ -20,41 +20,41 @@ from fleet.domain.ports import AuditReader
 from fleet.services.audit_tree import tree_at
 
 PAGE_ROWS = 4_096
-BLOCK_ROWS = 1 << NODE_LEVELS[0]  # rows are archived by whole blocks
+BLOCK_ROWS = 1 << NODE_LEVELS[0]  # rows are archived in whole blocks
 
-_BEFORE_ALL = -(1 << 62)  # no row has such a number, unless somebody has put it in
+_BEFORE_ALL = -(1 << 62)  # no genuine row has such a number
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What the first `size` rows were, noted somewhere else; perhaps with the signed heads up to there."""
+    """The tree over the first `size` rows as recorded elsewhere, optionally with its signed heads."""
 
     size: int
     root: bytes
     heads: int | None = None
-    """How many signed heads there were up to `size`."""
+    """Number of signed heads up to `size`."""
     heads_digest: bytes = b""
-    """Over all of these heads, as an earlier `verify` has found them."""
+    """Digest over these heads, from an earlier `verify`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found to hold."""
+    """Result of a successful verification."""
 
     rows: int
-    """The number of the newest row; all of them went into `root`."""
+    """Number of the newest row; `root` covers all rows."""
     first_row: int
-    """The first that was read."""
+    """The first row read."""
     root: bytes
-    """Of the tree of all the rows, sealed or not."""
+    """Root of the tree of all rows, sealed or not."""
     head: TreeHead | None
-    """The newest signed head, when there is one."""
+    """The newest signed head, if any."""
     heads: int
-    """Signed heads that were checked."""
+    """Number of signed heads verified."""
     archived: int
-    """Rows up to this one are not kept; their hashes are, and went into `root`."""
+    """Rows up to this one are archived; their hashes are stored and part of `root`."""
     noted: Noted
-    """The newest signed head as it is to be noted for the next time."""
+    """The newest signed head, to record for the next run."""
 
     @property
     def sealed(self) -> int:
@@ -64,14 +64,14 @@ class Verified:
 async def verify(
     reader: AuditReader, keys: Sequence[HeadKey] | None, *, since: Noted | None = None, noted: Noted | None = None
 ) -> Verified:
-    """Verify what is kept, or only what came after `since`; signatures by `keys`, or by nobody when that is None.
+    """Verify what is stored, or only what follows `since`; signatures against `keys`, or none if that is None.
 
-    `noted` must hold, too, and is met on the way.
+    `noted` is verified along the way.
 
     Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted`, `audit-moved` for rows; `audit-rewritten` for
-    rows that do not give the root of a head or of what was noted; `head-key`, `head-signature`, `audit-head-removed`
-    for heads; `audit-node`, `audit-frontier`, `audit-hash-missing` for what is kept beside them. Unavailable: also when
-    rows were archived meanwhile.
+    rows that do not yield the root of a head or of `noted`; `head-key`, `head-signature`, `audit-head-removed`
+    for heads; `audit-node`, `audit-frontier`, `audit-hash-missing` for stored hashes. Unavailable: also when rows
+    were archived during the run.
     """
     sealed = await reader.last_sealed()
     newest = await reader.last_audit()
@@ -94,7 +94,7 @@ async def verify(
 
 @dataclass(slots=True)
 class _Heads:
-    """The signed heads on the way: how many, and one digest over them all, which is another one when one is removed."""
+    """The signed heads passed: their number, and a digest over all of them that reveals a removed one."""
 
     count: int = 0
     digest: bytes = bytes(32)
@@ -114,22 +114,22 @@ class _Verification:
     sealed: Sealed | None
     newest: int
     noted: list[Noted]
-    """What has not been met yet."""
+    """Records not reached yet."""
     start: int = 0
     archived: int = 0
     tree: Frontier = EMPTY
     good: int = 0
-    """The size of the last head that fits."""
+    """Size of the last matching head."""
     heads: _Heads = field(default_factory=_Heads)
     nodes: list[AuditNode] = field(default_factory=list)
-    """Not compared yet with those that are kept."""
+    """Not compared with the stored ones yet."""
 
     @property
     def sealed_size(self) -> int:
         return self.sealed.head.size if self.sealed is not None else 0
 
     async def begin(self, since: Noted | None) -> None:
-        """Find the tree to start from."""
+        """Determine the tree to start from."""
         if self.newest < self.sealed_size:
             message = f"{_rows(self.newest, self.sealed_size)} missing; a head of {self.sealed_size} rows was signed."
             raise _broken("audit-removed", message)
@@ -140,7 +140,7 @@ class _Verification:
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
             raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")
         if since is not None and since.size < self.archived:
-            self.noted.append(since)  # the rows behind it are not all kept: its head must still be there
+            self.noted.append(since)  # not all rows after it are stored: its head must still exist
             since = None
         if since is not None:
             await self._begin_after(since)
@@ -166,7 +166,7 @@ class _Verification:
                 raise _broken("audit-head-removed", f"the head of {since.size} rows, verified before, is gone.")
 
     async def _begin_behind_archived(self) -> None:
-        """Heads over archived rows: signed all of them, and fitting where a whole block ends with them."""
+        """Verify heads over archived rows: their signatures, and their roots where a block ends at them."""
         async for head in self._signed_heads(after=0, upto=self.archived):
             if head.size % BLOCK_ROWS == 0:
                 self._check_root(head, await tree_at(self.reader, head.size))
@@ -176,7 +176,7 @@ class _Verification:
         self.start = self.good = self.archived
 
     async def _look_back(self, noted: Noted) -> None:
-        """Hold `noted` against rows that are not read, by the hashes that are kept of them."""
+        """Verify `noted` over rows that are not read, by their stored hashes."""
         if noted.heads:
             raise _broken("audit-head-removed", f"the head of {noted.size} rows, verified before, is gone.")
         if noted.size < self.archived and noted.size % BLOCK_ROWS:
@@ -189,7 +189,7 @@ class _Verification:
         self.noted.remove(noted)
 
     async def _signed_heads(self, *, after: int, upto: int) -> AsyncIterator[TreeHead]:
-        """The heads of sizes between, each with its signature checked."""
+        """The heads of sizes in between, with verified signatures."""
         while after < upto:
             page = await self.reader.audit_heads(after=after)
             for head in page:
@@ -203,7 +203,7 @@ class _Verification:
                 return
 
     async def walk(self) -> None:
-        """Every row from here on, and every head on the way."""
+        """Verify every row from here on, and every head along the way."""
         heads = self._signed_heads(after=self.start, upto=self.sealed_size)
         head = await anext(heads, None)
         while self.tree.size < self.newest:
@@ -221,7 +221,7 @@ class _Verification:
                     self.heads.add(head)
                     head = await anext(heads, None)
                 if self.sealed is not None and self.tree.size == self.sealed_size:
-                    self._check_root(self.sealed.head, self.tree)  # whether it is among those that are listed or not
+                    self._check_root(self.sealed.head, self.tree)  # whether it is in the list or not
                 self._meet(self.tree.size, self.tree.root())
 
     async def _page(self) -> list[AuditRow]:
@@ -237,7 +237,7 @@ class _Verification:
         return page
 
     async def _check_nodes(self) -> None:
-        """Those that the rows up to a head have made whole, now that the head says that the rows are right."""
+        """Verify the nodes completed up to a head, once the head has confirmed the rows."""
         for node in self.nodes:
             if await self.reader.audit_hashes(node.level, node.index, 1) != [node.hash]:
                 first, last = (node.index << node.level) + 1, (node.index + 1) << node.level
@@ -251,7 +251,7 @@ class _Verification:
         self.good = head.size
 
     def _meet(self, size: int, root: bytes) -> None:
-        """What was noted of the first `size` rows must be `root`."""
+        """Verify that the recorded root of the first `size` rows is `root`."""
         for noted in [each for each in self.noted if each.size == size]:
             if noted.root != root:
                 raise _not_noted(noted)
@@ -261,8 +261,8 @@ class _Verification:
             self.noted.remove(noted)
 
     async def end(self) -> None:
-        """What is kept beside rows and heads."""
-        for noted in self.noted:  # of more rows than there are
+        """Verify the stored hashes."""
+        for noted in self.noted:  # beyond the last row
             raise _not_noted(noted)
         if self.sealed is None:
             await self._no_stray_nodes(0)

@@ -1,9 +1,9 @@
-"""Asking a model's webhook before a first certificate. Whoever cannot be asked has not said yes.
+"""External authorization of a first certificate by the model's webhook. A failed call denies.
 
     verdict = await verdict_of(authoriser, url, question_of(context, peer))     # raises Unreachable
     allowed(verdict)                                                               # raises Refused
 
-It is asked last, once for a request, and its word counts for nothing but this: it may say no, and give tags.
+It is called last, once for a request. Its verdict can deny, and can set tags.
 """
 
 import secrets
@@ -18,18 +18,18 @@ from fleet.domain.tags import checked_tags
 
 
 class Authoriser(Protocol):
-    """Asks a webhook."""
+    """Client of a webhook."""
 
     async def ask(self, url: str, question: Question) -> Verdict:
-        """What the webhook at `url` answers, within seconds.
+        """The verdict of the webhook at `url`, within seconds.
 
-        Raises: Unreachable: nothing that counts.
+        Raises: Unreachable: no valid response.
         """
         ...
 
 
 def question_of(context: IssuanceContext, peer: Peer) -> Question:
-    """What is asked about `context`, which has passed every check."""
+    """The request for `context`, which has passed every check."""
     return Question(
         id=secrets.token_hex(16),
         device_id=context.request.device_id,
@@ -43,7 +43,7 @@ def question_of(context: IssuanceContext, peer: Peer) -> Question:
 
 
 async def verdict_of(authoriser: Authoriser | None, url: str, question: Question) -> Verdict:
-    """Raises: Unreachable: nothing that counts was answered, or nobody is there to ask."""
+    """Raises: Unreachable: no valid response, or no client is configured."""
     if authoriser is None:
         raise Unreachable("this process asks no webhooks")
     return await authoriser.ask(url, question)
@@ -56,9 +56,9 @@ def allowed(verdict: Verdict) -> None:
 
 
 def tags_with(context: IssuanceContext, verdict: Verdict) -> Tags:
-    """The device's tags with those that the webhook gives.
+    """The device's tags with those set by the webhook.
 
-    Raises: Unreachable: together they break the rules of tags.
+    Raises: Unreachable: the result violates the rules of tags.
     """
     old = context.device.tags if context.device is not None else ()
     try:

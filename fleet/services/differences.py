@@ -1,23 +1,21 @@
-"""What a change changed, in short texts for the audit: the fields that differ, before and after."""
+"""Differences for the audit: the changed fields, before and after, as short texts."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TypedDict
 
-TEXT_MAX = 500  # characters of each: a line in the audit, not a copy of the registry
+TEXT_MAX = 500  # characters of each, to keep audit rows short
 
 
 class Differences(TypedDict, total=False):
-    """Both, or neither."""
+    """Both or neither are given."""
 
     before: str
     after: str
 
 
 def differences(before: Mapping[str, object], after: Mapping[str, object]) -> Differences:
-    """`before` and `after` for an audit entry, each "name=text; …" of the fields that differ; {} when none
-    does.
-    """
+    """`before` and `after` for an audit entry, each "name=text; ..." of the differing fields; {} if none."""
     names = [name for name in after if before.get(name) != after[name]]
     if not names:
         return {}

@@ -1,4 +1,4 @@
-"""Many certificates ended at once, whoever holds them; live sessions that stand on one end with it."""
+"""Ends many certificates at once, of any holders; sessions that use one are closed."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ CHUNK = 500  # in one Change
 
 
 async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, act: Act, **detail: str) -> None:
-    """End the certificates that `holders` names by their fingerprints, with whom each belongs to. `detail` goes into
+    """End the certificates in `holders`, a map of fingerprint to holder. `detail` goes into
     the audit.
 
     Raises: Unavailable.

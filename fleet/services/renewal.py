@@ -1,4 +1,4 @@
-"""When to renew: what one client is told, and how a whole model is told to be quicker."""
+"""Renewal information for a device, and renewal campaigns of a model."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,9 +15,9 @@ _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
 async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
-    """When the device's certificate of this fingerprint should be renewed.
+    """The renewal window of the device's certificate with this fingerprint.
 
-    Raises: NotFound (`no-such-certificate`): there is none that could be. Unavailable.
+    Raises: NotFound (`no-such-certificate`): there is no usable one. Unavailable.
     """
     facts = await registry.holder_facts(fingerprint)
     renewable = (
@@ -34,18 +34,18 @@ async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a campaign has come."""
+    """Progress of a campaign."""
 
     model: str
     campaign: Campaign | None
     devices: int
-    """Those of the model that hold a certificate."""
+    """Devices of the model with a certificate."""
     renewed: int
-    """Those of them that hold one issued since the campaign's `before`."""
+    """Those with one issued since the campaign's `before`."""
 
 
 def with_campaign(model: Model, before: datetime, spread: timedelta, now: datetime) -> Model:
-    """`model` with the windows of all certificates issued before `before` moved into `spread` from `now` on.
+    """`model` with a campaign that renews all certificates issued before `before` within `spread` from `now`.
 
     Raises: Invalid (`bad-campaign`).
     """
@@ -56,12 +56,12 @@ def with_campaign(model: Model, before: datetime, spread: timedelta, now: dateti
 
 
 def without_campaign(model: Model) -> Model:
-    """`model` with the usual windows."""
+    """`model` without a campaign."""
     return replace(model, rules=replace(model.rules, renewal=replace(model.rules.renewal, campaign=None)))
 
 
 async def progress(registry: Registry, name: str) -> Progress:
-    """How far the campaign of the model `name` has come; it looks at each of its devices.
+    """Progress of the campaign of the model `name`; reads each of its devices.
 
     Raises: NotFound (`no-such-model`). Unavailable.
     """

@@ -1,7 +1,7 @@
-"""What was revoked after a backup was taken holds in the registry restored from it; so does what cannot be known.
+"""Restore of revocations: applies to a restored registry everything revoked since its backup.
 
-Every right that was taken away meanwhile is taken away again. None that was given meanwhile is given again: whoever was
-enrolled, renewed or resumed after the backup comes with a new token, or is resumed by hand.
+Every right revoked since is revoked again. No right granted since is granted again: devices enrolled, renewed or
+resumed after the backup need a new token, or are resumed by hand.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from fleet.services.inventory import revoke_token
 from fleet.services.revocation import moving
 
 RESTORE_TAG = "restore"
-"""The tag of devices that a restore has suspended: its value ties them together."""
+"""Tag of devices suspended by a restore; its value identifies the restore."""
 
 AS_BEFORE = "as before the restore"
 
@@ -38,32 +38,32 @@ CHUNK = 500  # devices barred in one Change
 
 @dataclass(frozen=True, slots=True)
 class Reapplied:
-    """What was done to a restored registry."""
+    """Changes made to a restored registry."""
 
     devices: int = 0
     """Suspended, revoked or retired again."""
     certificates: int = 0
-    """Ended again, of those that the backup knows."""
+    """Certificates in the backup, ended again."""
     tokens: int = 0
-    """Open in the backup, and revoked now: each may have been used since."""
+    """Tokens open in the backup, now revoked: each may have been used since."""
     requests: int = 0
-    """Approved in the backup and not come for, and denied now: likewise."""
+    """Approvals not used at the backup, now denied, likewise."""
     unknown: tuple[str, ...] = ()
-    """Devices heard of since the backup that it does not know; their certificates are refused as unknown."""
+    """Devices added since the backup; their certificates are refused as unknown."""
     barred: tuple[str, ...] = ()
-    """Likewise, but suspended, revoked or retired since: now they are so by a record under BARRED_MODEL."""
+    """Likewise, but suspended, revoked or retired since: barred by a record under BARRED_MODEL."""
     resumed: tuple[str, ...] = ()
-    """Devices that were resumed since the backup, and stay suspended."""
+    """Devices resumed since the backup, which stay suspended."""
     claims: tuple[str, ...] = ()
-    """Open in the backup, and in quarantine now."""
+    """Claims open in the backup, now in quarantine."""
     anchors: tuple[str, ...] = ()
-    """Makers' CAs of the backup that were removed since, and are so again."""
+    """Trust anchors removed since the backup, removed again."""
 
 
 async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
-    """Take away in `registry`, as a backup had it, what `events` say was taken away afterwards.
+    """Apply to `registry`, restored from a backup, the revocations among later `events`.
 
-    Raises: Conflict: somebody else works on the registry. Unavailable.
+    Raises: Conflict: the registry was changed concurrently. Unavailable.
     """
     states = {e.subject: DeviceState(e.detail) for e in events if e.kind == EventKind.DEVICE_STATE}
     devices = 0
@@ -102,8 +102,8 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
 
 
 async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) -> None:
-    """Give each a record that keeps it out. Without one it is new to every way in, and some ask nobody: who was revoked
-    would enroll again by its maker's certificate.
+    """Add a record for each that refuses it. Without one an unknown device counts as new, and a revoked one
+    could enroll again by its IDevID.
     """
     if barred and await registry.model(BARRED_MODEL) is None:
         rules = replace(DEFAULT_RULES, admission=replace(DEFAULT_RULES.admission, paths=()))
@@ -121,7 +121,7 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
 
 
 async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:
-    """Makers' CAs that were removed since; one that was added again since is to be looked at, and added again."""
+    """Trust anchors removed since; one that was added again must be reviewed and added by hand."""
     removed = {e.subject for e in events if e.kind == EventKind.ANCHOR_CHANGED and e.detail == "removed"}
     found = tuple(anchor.name for anchor in await registry.anchors() if anchor.name in removed)
     for name in found:
@@ -137,7 +137,7 @@ async def _revoke_claims(registry: Registry, events: Sequence[Event], act: Act) 
 
 
 async def _quarantine_open_claims(registry: Registry, act: Act) -> tuple[str, ...]:
-    """How often each was used since the backup, nobody knows: an operator looks, and lets it go."""
+    """The number of uses since the backup is unknown: quarantined until an operator releases it."""
     found = tuple(claim.name for claim in await registry.claims() if claim_state(claim, act.now) == "open")
     for name in found:
         await quarantine_claim(registry, name, act=act, reason="restored: its uses since the backup are not known")
@@ -151,7 +151,7 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
     fresh: dict[bytes, str] = {}
     for holder in sorted({e.subject for e in ending}):
         for credential in await registry.credentials(holder):
-            # Of a whole holder only devices are told; a station or an operator may bear a device's name.
+            # Events about a whole holder are of devices only; a station or operator may have a device's name.
             is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
             if credential.state in USABLE and (is_whole or credential.fingerprint in named):
                 fresh[credential.fingerprint] = holder
@@ -181,7 +181,7 @@ async def _deny_approved_requests(registry: Registry, act: Act) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """Suspends a device of which nobody can say whether it was revoked, and tags it with `restore`."""
+    """Suspends a device of unknown revocation state, and tags it with `restore`."""
 
     restore: str
     act: Act
@@ -206,10 +206,10 @@ class _Doubt:
 
 
 async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplied:
-    """Suspend every device that could connect, for any of them may have been revoked since, and revoke open tokens;
-    approvals that nobody came for are taken back.
+    """Suspend every device that could connect, as any may have been revoked since, revoke open tokens, and withdraw
+    unused approvals.
 
-    Raises: FleetError: of the first device that could not be suspended.
+    Raises: FleetError: for the first device that could not be suspended.
     """
     devices = 0
     doubt, never = _Doubt(restore, act), asyncio.Event()

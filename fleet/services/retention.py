@@ -1,10 +1,10 @@
-"""Letting go of what the registry no longer needs: into an archive first, then out of it, in small Changes.
+"""Retention: moves old records from the registry to an archive, in small Changes.
 
     with Archive(home.archive).held() as archive:
         report = await Retention(registry, archive, marks, policy, actor="retention").run(noted=seen, now=now)
 
-Kept whatever its age: a certificate that has not ended, the last certificate of a device in service, audit that is
-under no signed head, events that the revocation log has not noted.
+Never removed: a certificate that has not ended, the last certificate of a device in service, audit rows not covered by
+a signed head, events not yet in the revocation journal.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
 from fleet.storage.journals.archive import Archive, Line
 from fleet.storage.journals.event_marks import EventMarks
 
-EVENTS_AT_ONCE = 5_000  # in one file, and dropped in one Change
+EVENTS_AT_ONCE = 5_000  # in one file, and deleted in one Change
 BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows
 CREDENTIALS_AT_ONCE = 500
 ACTION = "retention.drop"
 LEASE = "retention"
-LEASE_TIME = timedelta(days=3)  # a node that has missed two daily runs is given up
+LEASE_TIME = timedelta(days=3)  # a node that has missed two daily runs is presumed dead
 
 _GONE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """After how many days; 0: never."""
+    """Ages in days; 0: never."""
 
     events_days: int
     audit_days: int
@@ -51,7 +51,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What has been archived and dropped, or would be."""
+    """Records archived and deleted, or due in a dry run."""
 
     events: int = 0
     audit: int = 0
@@ -60,7 +60,7 @@ class Report:
 
 
 class Retention:
-    """One run of it; the archive is held meanwhile, and with `lease`, which is ours, every drop depends on that."""
+    """One run; the archive is locked meanwhile, and with `lease` every deletion is fenced by it."""
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class Retention:
         self._report = Report()
 
     async def run(self, *, noted: int, now: datetime) -> Report:
-        """Archive and drop what is due. `noted` is the newest event that the revocation log has looked at.
+        """Archive and delete what is due. `noted` is the newest event recorded in the revocation journal.
 
-        Raises: Conflict, Unavailable: the registry changed or failed under our hands; run it again. OSError.
+        Raises: Conflict, Unavailable: the registry changed or failed during the run; run it again. OSError.
         """
         self._report = Report()
         if not self._is_dry:
@@ -99,7 +99,7 @@ class Retention:
         return self._report
 
     async def _settle_pending(self, now: datetime) -> None:
-        """Finish what a crash has left between archive and drop."""
+        """Complete a run that crashed between archiving and deletion."""
         for name in self._archive.pending():
             lines = [line for line in self._archive.read_pending(name) if "head" not in line and "block" not in line]
             await self._drop_archived(name, lines, now)
@@ -111,7 +111,7 @@ class Retention:
         self._report = replace(self._report, files=(*self._report.files, name))
 
     async def _drop_archived(self, name: str, lines: list[Line], now: datetime) -> None:
-        """Drop what of `lines` is in the registry still, and settle the file."""
+        """Delete the records of `lines` that are still in the registry, and finalize the file."""
         kind = name.partition("-")[0]
         writes: tuple[Write, ...] = ()
         if kind == "events" and await self._registry.first_event() <= lines[-1]["seq"]:
@@ -127,7 +127,7 @@ class Retention:
         await asyncio.to_thread(self._archive.settle, name)
 
     async def _drop(self, writes: tuple[Write, ...], what: str, now: datetime) -> None:
-        if self._lease is not None:  # a node that slept until another took over drops nothing behind its back
+        if self._lease is not None:  # a suspended node deletes nothing after another has taken over
             writes = (TakeLease(self._lease, now), *writes)
         await self._registry.commit(Change(AuditEntry(now, self._actor, ACTION, what, "ok"), writes))
 
@@ -139,7 +139,7 @@ class Retention:
         if not self._policy.events_days:
             return
         known = self._marks.newest_before(now - timedelta(days=self._policy.events_days))
-        upto = min(known, noted, await self._registry.last_event() - 1)  # the newest always stays
+        upto = min(known, noted, await self._registry.last_event() - 1)  # the newest one always remains
         after = max(0, await self._registry.first_event() - 1)
         while after < upto:
             events = await self._registry.events(after=after, limit=min(EVENTS_AT_ONCE, upto - after))
@@ -169,7 +169,7 @@ class Retention:
             await self._let_go(f"audit-{first:012}-{after:012}", lines, now)
 
     async def _old_blocks(self, after: int, sealed: Sealed, oldest_kept: datetime) -> list[AuditRow]:
-        """The rows of the next few blocks that are sealed, wholly older, and not the newest."""
+        """Rows of the next few sealed blocks that are entirely older, without the newest block."""
         room = min(sealed.head.size, await self._registry.last_audit() - 1) - after
         rows = await self._registry.audit(after=after, limit=min(BLOCKS_AT_ONCE, room // BLOCK) * BLOCK)
         for end in range(BLOCK, len(rows) + 1, BLOCK):
@@ -199,7 +199,7 @@ class Retention:
             last = page[-1]
 
     async def _is_last(self, credential: Credential) -> bool:
-        """Whether it is the newest of a holder that is in service: who it was last is what a renewal is judged by."""
+        """Whether it is the newest of a holder in service, which a renewal is checked against."""
         held = [c for c in await self._registry.credentials(credential.holder) if c.kind is credential.kind]
         if not held or held[-1].fingerprint != credential.fingerprint:
             return False
@@ -216,7 +216,7 @@ class Retention:
 
 
 def credential_line(c: Credential) -> Line:
-    """A certificate as an archive holds it, the certificate itself included."""
+    """A certificate as an archive record, with its DER."""
     return {
         "serial": c.serial,
         "sha256": c.fingerprint.hex(),
@@ -233,9 +233,9 @@ def credential_line(c: Credential) -> Line:
 
 
 async def take_lease(registry: Registry, owner: str, *, actor: str, now: datetime, by_force: bool = False) -> Lease:
-    """Have the node `owner` retain for LEASE_TIME from `now` on, and no other; it is taken anew before each run.
+    """Acquire the retention lease for the node `owner`, for LEASE_TIME from `now`; renewed before each run.
 
-    Raises: Conflict (`retention-elsewhere`): another node does. Unavailable.
+    Raises: Conflict (`retention-elsewhere`): another node holds it. Unavailable.
     """
     lease = Lease(LEASE, owner, now + LEASE_TIME)
     try:

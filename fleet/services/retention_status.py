@@ -1,4 +1,4 @@
-"""What a registry keeps, and for how long."""
+"""Retention status: the policy, and the records stored."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fleet.services.retention import Policy
 
 @dataclass(frozen=True, slots=True)
 class RetentionStatus:
-    """The rule, and what there is now. A sequence is 0 when there is none."""
+    """The policy and the current extent. A sequence is 0 if there is none."""
 
     policy: Policy
     first_event: int
@@ -18,7 +18,7 @@ class RetentionStatus:
 
 
 async def retention_status(registry: Registry, policy: Policy) -> RetentionStatus:
-    """What `registry` keeps under `policy`."""
+    """The retention status of `registry` under `policy`."""
     oldest = await registry.audit(limit=1)
     return RetentionStatus(
         policy,

@@ -1,6 +1,6 @@
-"""Sealing: what has come into the audit since the last head goes under a new one, and is signed for.
+"""Audit sealing: signs a new tree head over the rows added since the last one.
 
-Any process may seal at any time; of several who do at once, one wins and the others look again.
+Any process may seal at any time; of concurrent ones one succeeds and the others retry.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from fleet.domain.merkle import EMPTY, HASH_SIZE, Frontier
 from fleet.domain.ports import HeadSigner, Registry
 from fleet.services.audit_tree import tree_at
 
-PAGE_ROWS = 1_024  # hashed in one go: about 2 ms in which the event loop does nothing else
-HEAD_ROWS_MAX = 65_536  # under one head: a backlog of millions is durable bit by bit
-LOOKS_MAX = 16  # each further look means that somebody else has sealed meanwhile
+PAGE_ROWS = 1_024  # hashed at once: blocks the event loop for about 2 ms
+HEAD_ROWS_MAX = 65_536  # under one head: a large backlog becomes durable step by step
+LOOKS_MAX = 16  # a retry means that another process has sealed meanwhile
 
 
 async def seal(registry: Registry, signer: HeadSigner, now: datetime) -> TreeHead | None:
-    """Seal every row there is when this is called; the newest head of ours, or None when there was nothing to seal.
+    """Seal every present row; our newest head, or None if there was nothing to seal.
 
-    Raises: Invalid: rows or hashes have been tampered with, and nothing is signed that stands on them. Unavailable.
+    Raises: Invalid: rows or hashes have been tampered with, and no head is signed over them. Unavailable.
     """
     newest = await registry.last_audit()
     ours: TreeHead | None = None
@@ -44,17 +44,17 @@ async def seal(registry: Registry, signer: HeadSigner, now: datetime) -> TreeHea
 
 
 def signed_head(tree: Frontier, signer: HeadSigner, now: datetime) -> TreeHead:
-    """The head of `tree` as of `now`, cut to the millisecond."""
+    """The head of `tree` as of `now`, truncated to milliseconds."""
     at = now.replace(microsecond=now.microsecond // 1000 * 1000)
     root = tree.root()
     return TreeHead(tree.size, root, at, signer.key_id, signer.sign(head_data(tree.size, root, at)))
 
 
 async def _sound_tree(registry: Registry, last: Sealed) -> Frontier:
-    """The tree that `last` was signed over: as it is kept or, when that does not fit, out of the hashes.
+    """The tree of `last`: the stored frontier or, if that does not match, computed from the hashes.
 
-    A head is kept in one transaction with its frontier. When that is ahead, heads have been removed, and going on would
-    cover the gap.
+    A head is stored in one transaction with its frontier. A frontier ahead of it means that heads were removed, which
+    continuing would conceal.
     """
     if last.frontier.size > last.head.size:
         message = f"A head of {last.frontier.size} rows was there and is gone; nothing more is sealed."
@@ -77,5 +77,5 @@ async def _grown_to(registry: Registry, tree: Frontier, size: int) -> tuple[Fron
             raise Invalid("audit-removed", message, "See: fleet audit verify")
         tree, new = grown(tree, leaves)
         nodes += new
-        await asyncio.sleep(0)  # whoever else is due has the loop
+        await asyncio.sleep(0)  # yield to the event loop
     return tree, nodes

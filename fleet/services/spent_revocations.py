@@ -1,8 +1,8 @@
-"""How much of a revocation log nobody needs any more, where the events themselves are not dropped.
+"""Trimming of the revocation journal where retention deletes no events.
 
-A log may forget up to an event without letting anybody back in: a backup from before that event is refused with it from
-then on. What is kept is what keeps backups useful: everything younger than KEPT, and everything from the first line on
-that tells of a holder with a certificate that has ended before its time and has not expired.
+Trimming the journal up to an event never readmits a device: a backup older than that event is then refused with it.
+What remains keeps backups usable: everything younger than KEPT, and everything from the first entry on whose holder has
+a certificate that was ended early and has not expired.
 """
 
 import asyncio
@@ -13,16 +13,16 @@ from fleet.domain.ports import Registry
 from fleet.storage.journals.event_marks import EventMarks
 from fleet.storage.journals.revocations import RevocationLog, read_segments
 
-KEPT = timedelta(days=90)  # as long as events are kept where nothing else is said
-HOLDERS_AT_ONCE = 10_000  # looked up in one run: the rest has its turn the next day
+KEPT = timedelta(days=90)  # the default retention of events
+HOLDERS_AT_ONCE = 10_000  # looked up in one run; the rest follows the next day
 
 
 async def trim_spent(registry: Registry, log: RevocationLog, marks: EventMarks, *, noted: int, now: datetime) -> int:
-    """Have `log` forget what is spent; the event up to which it has, 0 when there was nothing.
+    """Trim spent entries from `log`; the event through which it was trimmed, or 0.
 
-    `noted` is the newest event that the log has looked at, `marks` tell when this node saw which event.
+    `noted` is the newest event recorded, `marks` the times at which this node saw events.
 
-    Raises: Unavailable; Invalid, OSError: the log is as it was.
+    Raises: Unavailable; Invalid, OSError: the log is unchanged.
     """
     old = min(marks.newest_before(now - KEPT), noted)
     segments = await asyncio.to_thread(read_segments, log.path)
@@ -41,7 +41,7 @@ async def trim_spent(registry: Registry, log: RevocationLog, marks: EventMarks, 
         looked_at.add(event.subject)
     if upto <= segments[-1].start:
         return 0
-    await asyncio.to_thread(log.vouch, noted)  # it trims only what it says that it has seen
+    await asyncio.to_thread(log.vouch, noted)  # trims only what it has recorded
     await asyncio.to_thread(log.trim, upto)
     return upto
 
