@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.packet_filter import HEAD_SIZE_MAX, HOLD_SIZE_MAX, TOPICS_MAX
+from fleet.servers.gateway.packet_filter import (
+    HEAD_SIZE_MAX,
+    HOLD_SIZE_MAX,
+    TO_BROKER,
+    TO_DEVICE,
+    TOPICS_MAX,
+    PacketFilter,
+)
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from fleet.wire.mqtt.fields import encode_packet
+from fleet.wire.mqtt.fields import encode_packet, encode_varint
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Unsubscribe,
@@ -201,6 +209,165 @@ def test_topics_that_are_none(body: bytes, expected: CloseReason | None) -> None
                     stage.relay.from_device(packet)
             assert not stage.to_broker
             stage = Stage(version)
+
+
+# RETAIN
+
+
+class Verdicts:
+    """A Handler that records what it is asked, and allows every topic but `other`."""
+
+    def __init__(self, *, retain: bool) -> None:
+        self.retain = retain
+        self.asked: list[str] = []
+        self.retains = 0
+        self.refusals: list[tuple[str, int, int]] = []
+
+    def topic_allowed(self, topic: str) -> bool:
+        self.asked.append(topic)
+        return topic != "other"
+
+    def retain_allowed(self) -> bool:
+        self.retains += 1
+        return self.retain
+
+    def refused(self, topic: str, qos: int, packet_id: int) -> None:
+        self.refusals.append((topic, qos, packet_id))
+
+    def packet(self, first: int, body: bytes) -> bytes | None:
+        return None
+
+
+def filter_with(handler: Verdicts, version: int, kinds: bytes = TO_BROKER) -> tuple[PacketFilter, bytearray]:
+    written = bytearray()
+    return PacketFilter(kinds, version, handler, written.extend, SIZE_MAX), written
+
+
+def message(version: int, qos: int, *, retain: bool, topic: str = "up/a", payload: bytes = b"") -> bytes:
+    return encode_publish(Publish(topic, payload, qos, 0x0102 if qos else 0, retain), version)
+
+
+@VERSIONS
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_retain_is_checked_for_every_message(version: int, qos: int, size: int) -> None:
+    plain, retained = (message(version, qos, retain=retain, payload=bytes(size)) for retain in (False, True))
+    for allowed in (True, False):
+        handler = Verdicts(retain=allowed)
+        packets, written = filter_with(handler, version)
+        for chunk in chunks(plain + retained + plain + retained, 70_000):
+            packets.feed(chunk)
+        assert written == (plain + retained if allowed else plain) * 2
+        assert handler.refusals == ([] if allowed else [("up/a", qos, 0x0102 if qos else 0)] * 2)
+        assert handler.asked == ["up/a"]
+        assert handler.retains == 2
+
+
+@VERSIONS
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_retained_message_to_a_refused_topic_is_refused_once(version: int, qos: int) -> None:
+    handler = Verdicts(retain=True)
+    packets, written = filter_with(handler, version)
+    packets.feed(message(version, qos, retain=True, topic="other") + message(version, qos, retain=True))
+    assert written == message(version, qos, retain=True)
+    assert handler.refusals == [("other", qos, 0x0102 if qos else 0)]
+
+
+@VERSIONS
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_retain_is_not_checked_for_every_message_to_the_device(version: int, qos: int) -> None:
+    handler = Verdicts(retain=True)
+    packets, written = filter_with(handler, version, TO_DEVICE)
+    packets.feed(message(version, qos, retain=True) * 3)
+    assert written == message(version, qos, retain=True) * 3
+    assert handler.retains == 1  # with the topic
+
+
+# Limits, to the byte
+
+
+@pytest.mark.parametrize(("size", "streams"), [(65_536, False), (65_537, True)])
+def test_a_publish_of_more_than_64_kib_is_streamed(size: int, streams: bool) -> None:
+    head = b"\x30" + encode_varint(size - 4) + b"\0\4up/a"
+    packets, written = filter_with(Verdicts(retain=True), V311)
+    packets.feed(head + bytes(65_535 - len(head)))
+    assert not written
+    packets.feed(b"x" * (size - 65_536))
+    assert len(written) == (65_536 if streams else 0)
+    packets.feed(b"x")
+    assert len(written) == size
+
+
+@pytest.mark.parametrize("first", [0x82, 0x40])
+def test_other_packets_have_at_most_64_kib(first: int) -> None:
+    packets, written = filter_with(Verdicts(retain=True), V311)
+    packets.feed(encode_packet(first, bytes(65_536)))
+    assert len(written) == 65_540
+    with pytest.raises(CloseSession):
+        packets.feed(bytes((first,)) + encode_varint(65_537))
+
+
+def test_the_largest_publish() -> None:
+    packets, written = filter_with(Verdicts(retain=True), V311)
+    packets.feed(message(V311, 0, retain=False, payload=bytes(SIZE_MAX - 6)))
+    assert len(written) == SIZE_MAX + 4
+    with pytest.raises(CloseSession):
+        packets.feed(b"\x30" + encode_varint(SIZE_MAX + 1))
+
+
+def test_a_head_of_at_most_192_kib() -> None:
+    for size, refused in ((196_607, False), (196_608, True)):
+        packet = with_properties(encode_varint(190_000 * 5) + b"\x26\0\0\0\0" * 190_000)
+        packets = PacketFilter(TO_BROKER, V5, Verdicts(retain=True), bytearray().extend, 1 << 24)
+        if refused:
+            with pytest.raises(CloseSession):
+                packets.feed(packet[:size])
+        else:
+            packets.feed(packet[:size])
+            assert packets._need == 196_608
+    packets, written = filter_with(Verdicts(retain=True), V5)
+    packet = with_properties(encode_varint(70_000) + b"\x26\0\0\0\0" * 14_000)
+    packets.feed(packet[:65_536])
+    assert packets._need == len(packet)  # which is less
+    packets.feed(packet[65_536:])
+    assert written == packet
+
+
+def test_256_topics_of_256_bytes_are_cached() -> None:
+    handler = Verdicts(retain=True)
+    packets, _ = filter_with(handler, V311)
+    names = [f"{n:0256}" for n in range(256)]
+    for _ in range(2):
+        for name in names:
+            packets.feed(message(V311, 0, retain=False, topic=name))
+    assert handler.asked == names
+    packets.feed(message(V311, 0, retain=False, topic="x" * 257) * 2)
+    assert handler.asked[256:] == ["x" * 257] * 2  # too long
+    packets.feed(message(V311, 0, retain=False, topic="one more"))
+    packets.feed(message(V311, 0, retain=False, topic=names[0]))
+    assert handler.asked[258:] == ["one more", names[0]]
+
+
+def test_1024_packets_of_our_own_may_wait() -> None:
+    packets, written = filter_with(Verdicts(retain=True), V311)
+    packets.feed(message(V311, 0, retain=False, payload=bytes(100_000))[:70_000])
+    for _ in range(1024):
+        packets.inject(b"!")
+    with pytest.raises(CloseSession):
+        packets.inject(b"!")
+    packets.feed(bytes(100_000 + 10 - 70_000))
+    assert written == message(V311, 0, retain=False, payload=bytes(100_000)) + b"!" * 1024
+    assert packets.between_packets
+
+
+def test_a_packet_of_our_own_need_not_wait_for_one_that_is_dropped() -> None:
+    packets, written = filter_with(Verdicts(retain=True), V311)
+    long = message(V311, 1, retain=False, topic="other", payload=bytes(100_000))
+    packets.feed(long[:70_000])
+    packets.inject(b"!")
+    assert written == b"!"
+    packets.feed(long[70_000:] + message(V311, 0, retain=False))
+    assert written == b"!" + message(V311, 0, retain=False)
 
 
 # Topic aliases

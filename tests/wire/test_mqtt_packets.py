@@ -18,7 +18,7 @@ from fleet.wire.mqtt.connect import (
     refusal,
     version_of_refused,
 )
-from fleet.wire.mqtt.fields import Fields, encode_varint, utf8
+from fleet.wire.mqtt.fields import Fields, encode_binary, encode_packet, encode_varint, utf8
 from fleet.wire.mqtt.properties import Property, decode_properties, encode_properties, value_of, without
 from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
@@ -275,3 +275,262 @@ def test_flags_of_first_bytes() -> None:
     assert legal == publishes | others
     assert Packet(0x62, b"").type is PacketType.PUBREL
     assert Packet(0x62, b"").flags == 2
+
+
+# Tables of the specification, written out
+
+
+PROPERTIES: dict[int, tuple[int | str | bytes | tuple[str, str], bytes]] = {  # MQTT 5.0, table 2-4
+    0x01: (1, b"\x01"),
+    0x02: (0x01020304, b"\1\2\3\4"),
+    0x03: ("a", b"\0\1a"),
+    0x08: ("a", b"\0\1a"),
+    0x09: (b"\xff", b"\0\1\xff"),
+    0x0B: (268_435_455, b"\xff\xff\xff\x7f"),
+    0x11: (0x01020304, b"\1\2\3\4"),
+    0x12: ("a", b"\0\1a"),
+    0x13: (0x0102, b"\1\2"),
+    0x15: ("a", b"\0\1a"),
+    0x16: (b"\xff", b"\0\1\xff"),
+    0x17: (1, b"\x01"),
+    0x18: (0x01020304, b"\1\2\3\4"),
+    0x19: (1, b"\x01"),
+    0x1A: ("a", b"\0\1a"),
+    0x1C: ("a", b"\0\1a"),
+    0x1F: ("a", b"\0\1a"),
+    0x21: (0x0102, b"\1\2"),
+    0x22: (0x0102, b"\1\2"),
+    0x23: (0x0102, b"\1\2"),
+    0x24: (1, b"\x01"),
+    0x25: (1, b"\x01"),
+    0x26: (("a", "b"), b"\0\1a\0\1b"),
+    0x27: (0x01020304, b"\1\2\3\4"),
+    0x28: (1, b"\x01"),
+    0x29: (1, b"\x01"),
+    0x2A: (1, b"\x01"),
+}
+IN_CONNECT = {0x11, 0x21, 0x27, 0x22, 0x19, 0x17, 0x26, 0x15, 0x16}  # 3.1.2.11
+IN_WILL = {0x18, 0x01, 0x02, 0x03, 0x08, 0x09, 0x26}  # 3.1.3.2
+
+
+def property_list(identifier: int, times: int = 1) -> bytes:
+    body = (bytes((identifier,)) + PROPERTIES[identifier][1]) * times
+    return bytes((len(body),)) + body
+
+
+def test_the_properties_are_those_of_the_specification() -> None:
+    assert {int(identifier) for identifier in Property} == set(PROPERTIES)
+    assert {Property(n).name for n in (0x11, 0x18, 0x21, 0x22, 0x23, 0x25, 0x27, 0x15)} == {
+        "SESSION_EXPIRY_INTERVAL", "WILL_DELAY_INTERVAL", "RECEIVE_MAXIMUM", "TOPIC_ALIAS_MAXIMUM", "TOPIC_ALIAS",
+        "RETAIN_AVAILABLE", "MAXIMUM_PACKET_SIZE", "AUTHENTICATION_METHOD",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("identifier", range(0x80))
+def test_each_property(identifier: int) -> None:
+    if identifier not in PROPERTIES:
+        with pytest.raises(Malformed):
+            decode_properties(Fields(bytes((2, identifier, 0))))
+        return
+    value, _ = PROPERTIES[identifier]
+    data = property_list(identifier)
+    fields = Fields(data + b"rest")
+    assert decode_properties(fields) == ((identifier, value),)
+    assert fields.take(fields.left) == b"rest"
+    assert encode_properties(((identifier, value),)) == data
+    for size in range(1, len(data) - 1):  # a shorter list than its property
+        with pytest.raises(Malformed):
+            decode_properties(Fields(bytes((size,)) + data[1:]))
+    twice = Fields(property_list(identifier, 2))
+    if identifier in (0x0B, 0x26):  # 3.3.2.3.8 and 2.2.2.2
+        assert decode_properties(twice) == ((identifier, value),) * 2
+    else:
+        with pytest.raises(Malformed):
+            decode_properties(twice)
+
+
+@pytest.mark.parametrize("identifier", sorted(PROPERTIES))
+def test_the_properties_of_connect_and_of_a_will(identifier: int) -> None:
+    value, _ = PROPERTIES[identifier]
+    listed = property_list(identifier)
+    connect = b"\0\4MQTT\5\x02\0\x3c" + listed + b"\0\1a"
+    if identifier in IN_CONNECT:
+        assert decode_connect(connect).properties == ((identifier, value),)
+    else:
+        with pytest.raises(Malformed):
+            decode_connect(connect)
+    willed = b"\0\4MQTT\5\x06\0\x3c\0\0\1a" + listed + b"\0\1w\0\1p"
+    if identifier in IN_WILL:
+        assert decode_connect(willed).will == Will("w", b"p", properties=((identifier, value),))
+    else:
+        with pytest.raises(Malformed):
+            decode_connect(willed)
+
+
+def test_256_properties_in_a_list() -> None:
+    many = tuple((Property.USER_PROPERTY, ("a", "b")) for _ in range(256))
+    assert decode_properties(Fields(encode_properties(many))) == many
+
+
+def test_subscription_options() -> None:
+    for options in range(256):
+        qos, retain_handling = options & 3, options >> 4 & 3
+        for version, legal in (
+            (V311, options < 3),  # 3.1.1, 3.8.3: six reserved bits
+            (V5, qos < 3 and retain_handling < 3 and options < 0x40),  # 5.0, 3.8.3.1: two
+        ):
+            body = b"\0\1" + (b"\0" if version == V5 else b"") + b"\0\1a" + bytes((options,))
+            if legal:
+                assert decode_subscribe(body, version) == Subscribe(1, (Subscription("a", options),))
+            else:
+                with pytest.raises(Malformed):
+                    decode_subscribe(body, version)
+
+
+def test_1000_filters_in_a_packet() -> None:
+    for count in (1000, 1001):
+        subscribe = Subscribe(1, tuple(Subscription("a") for _ in range(count)))
+        unsubscribe = Unsubscribe(1, ("a",) * count)
+        if count == 1000:
+            assert decode_subscribe(whole(encode_subscribe(subscribe, V311)).body, V311) == subscribe
+            assert decode_unsubscribe(whole(encode_unsubscribe(unsubscribe, V311)).body, V311) == unsubscribe
+        else:
+            with pytest.raises(TooLarge):
+                decode_unsubscribe(whole(encode_unsubscribe(unsubscribe, V311)).body, V311)
+
+
+def test_connect_flags() -> None:
+    for flags in range(256):
+        will, will_qos, will_retain = flags & 4, flags >> 3 & 3, flags & 0x20
+        username, password = flags & 0x80, flags & 0x40
+        tail = b"\0\1w\0\1p" * bool(will) + b"\0\1u" * bool(username) + b"\0\1s" * bool(password)
+        for version in (V311, V5):
+            # [MQTT-3.1.2-3], [MQTT-3.1.2-11] to [MQTT-3.1.2-15], [MQTT-3.1.2-22]
+            legal = not flags & 1 and will_qos < 3 and (will or not (will_qos or will_retain))
+            legal = legal and (version == V5 or bool(username) or not password)
+            lists = (b"\0", b"\0" * bool(will)) if version == V5 else (b"", b"")
+            body = b"\0\4MQTT" + bytes((version, flags)) + b"\1\2" + lists[0] + b"\0\1a" + lists[1] + tail
+            if not legal:
+                with pytest.raises(Malformed):
+                    decode_connect(body)
+                continue
+            expected = Connect(
+                version,
+                "a",
+                bool(flags & 2),
+                0x0102,
+                Will("w", b"p", will_qos, bool(will_retain)) if will else None,
+                "u" if username else None,
+                b"s" if password else None,
+            )
+            assert decode_connect(body) == expected
+            assert encode_connect(expected) == b"\x10" + bytes((len(body),)) + body
+
+
+def test_connack_flags_and_length() -> None:
+    for version, tail in ((V311, b""), (V5, b"\0")):
+        for flags in range(256):
+            if flags < 2:
+                assert decode_connack(bytes((flags, 7)) + tail, version) == Connack(flags == 1, 7)
+            else:
+                with pytest.raises(Malformed):
+                    decode_connack(bytes((flags, 7)) + tail, version)
+        with pytest.raises(Malformed):
+            decode_connack(b"\0\7" + tail + b"\0", version)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.SUCCESS, 0),
+        (Reason.UNSUPPORTED_PROTOCOL_VERSION, 1),
+        (Reason.CLIENT_IDENTIFIER_NOT_VALID, 2),
+        (Reason.SERVER_UNAVAILABLE, 3),
+        (Reason.SERVER_BUSY, 3),
+        (Reason.SERVER_SHUTTING_DOWN, 3),
+        (Reason.QUOTA_EXCEEDED, 3),
+        (Reason.NOT_AUTHORIZED, 5),
+        (Reason.BANNED, 5),
+        (Reason.MALFORMED_PACKET, 5),
+        (Reason.RETAIN_NOT_SUPPORTED, 5),
+    ],
+)
+def test_a_reason_for_311(reason: Reason, code: int) -> None:
+    assert refusal(reason, V311) == b"\x20\x02\x00" + bytes((code,))
+
+
+def test_reasons_and_packet_types_by_number() -> None:
+    assert {reason.name: int(reason) for reason in Reason} == {
+        "SUCCESS": 0x00, "DISCONNECT_WITH_WILL": 0x04, "UNSPECIFIED": 0x80, "MALFORMED_PACKET": 0x81,
+        "PROTOCOL_ERROR": 0x82, "UNSUPPORTED_PROTOCOL_VERSION": 0x84, "CLIENT_IDENTIFIER_NOT_VALID": 0x85,
+        "NOT_AUTHORIZED": 0x87, "SERVER_UNAVAILABLE": 0x88, "SERVER_BUSY": 0x89, "BANNED": 0x8A,
+        "SERVER_SHUTTING_DOWN": 0x8B, "BAD_AUTHENTICATION_METHOD": 0x8C, "SESSION_TAKEN_OVER": 0x8E,
+        "TOPIC_FILTER_INVALID": 0x8F, "TOPIC_NAME_INVALID": 0x90, "TOPIC_ALIAS_INVALID": 0x94,
+        "PACKET_TOO_LARGE": 0x95, "QUOTA_EXCEEDED": 0x97, "ADMINISTRATIVE_ACTION": 0x98,
+        "RETAIN_NOT_SUPPORTED": 0x9A, "MAXIMUM_CONNECT_TIME": 0xA0,
+    }  # fmt: skip
+    assert [packet_type.name for packet_type in PacketType] == [
+        "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL", "PUBCOMP", "SUBSCRIBE", "SUBACK", "UNSUBSCRIBE",
+        "UNSUBACK", "PINGREQ", "PINGRESP", "DISCONNECT", "AUTH",
+    ]  # fmt: skip
+    assert [int(packet_type) for packet_type in PacketType] == list(range(1, 16))
+    assert (acks.PUBACK, acks.PUBREC, acks.PUBREL, acks.PUBCOMP) == (0x40, 0x50, 0x62, 0x70)
+    assert (acks.PINGREQ, acks.PINGRESP, acks.DISCONNECT) == (b"\xc0\0", b"\xd0\0", 0xE0)
+
+
+def test_defaults() -> None:
+    assert Connect(V311, "a") == Connect(V311, "a", True, 60, None, None, None, ())
+    assert Will("w", b"") == Will("w", b"", 0, False, ())
+    assert Publish("t", b"") == Publish("t", b"", 0, 0, False, False, ())
+    assert Subscription("a") == Subscription("a", 0)
+
+
+@pytest.mark.parametrize("flags", [flags for flags in range(16) if flags & 6 != 6])
+def test_publish_flags(flags: int) -> None:
+    qos = flags >> 1 & 3
+    for version in (V311, V5):
+        body = b"\0\1t" + b"\1\2" * bool(qos) + (b"\0" if version == V5 else b"") + b"payload"
+        publish = decode_publish(0x30 | flags, body, version)
+        assert publish == Publish("t", b"payload", qos, 0x0102 if qos else 0, bool(flags & 1), bool(flags & 8))
+        assert encode_publish(publish, version) == bytes((0x30 | flags, len(body))) + body
+
+
+@pytest.mark.parametrize("version", [V311, V5])
+def test_subscribe_and_its_answers_byte_by_byte(version: int) -> None:
+    none = b"\0" if version == V5 else b""
+    for data, first, decode, encode in (
+        (b"\1\2" + none + b"\0\1a\1\0\1b\2", 0x82, decode_subscribe, encode_subscribe),
+        (b"\1\2" + none + b"\0\1a\0\1b", 0xA2, decode_unsubscribe, encode_unsubscribe),
+        (b"\1\2" + none + b"\1\x80", 0x90, decode_suback, encode_suback),
+    ):
+        value = decode(data, version)
+        assert value.packet_id == 0x0102
+        assert encode(value, version) == bytes((first, len(data))) + data  # type: ignore[arg-type]
+        for packet_id in (b"\0\0", b"\1", b""):
+            with pytest.raises(Malformed):
+                decode(packet_id + data[2:] if packet_id == b"\0\0" else packet_id, version)
+
+
+def test_fields_at_their_limits() -> None:
+    assert len(encode_binary(bytes(65_535))) == 65_537
+    with pytest.raises(TooLarge):
+        encode_binary(bytes(65_536))
+    with pytest.raises(TooLarge):
+        encode_varint(-1)
+    fields = Fields(b"abcdef", 1, 4)
+    assert (fields.left, fields.take(3), fields.left) == (3, b"bcd", 0)
+    with pytest.raises(Malformed):
+        fields.take(1)
+    assert encode_packet(0x30, bytes(200)) == b"\x30\xc8\x01" + bytes(200)
+    assert [encode_varint(n) for n in (0, 127, 128, 268_435_455)] == [b"\0", b"\x7f", b"\x80\x01", b"\xff\xff\xff\x7f"]
+
+
+def test_version_of_a_connect_that_is_cut() -> None:
+    assert version_of_refused(b"\x00\x04MQTT") == V311
+    assert version_of_refused(b"\x00\x04MQTX\x05") == V311
+    assert version_of_refused(b"\x00\x04MQTT\x05\x02") == V5
+
+
+def test_an_acknowledgement_with_success_has_no_reason() -> None:
+    assert acks.acknowledge(acks.PUBREC, 1, V5, Reason.SUCCESS) == b"\x50\x02\x00\x01"
+    assert acks.acknowledge(acks.PUBREC, 1, V5, Reason.UNSPECIFIED) == b"\x50\x03\x00\x01\x80"

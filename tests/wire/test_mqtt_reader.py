@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.wire.errors import Malformed, TooLarge
-from fleet.wire.mqtt.reader import Packet, PacketReader
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_MAX, Packet, PacketReader, remaining_length
 
 PACKETS = [
     Packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a"),
@@ -95,3 +95,27 @@ def test_garbage_never_raises_anything_else(data: bytes) -> None:
             assert len(packet.body) <= 1000
     except (Malformed, TooLarge):
         pass
+
+
+def test_the_limits_before_and_after_connect() -> None:
+    assert CONNECT_SIZE_MAX == 16_384
+    assert PACKET_SIZE_MAX == 16_777_216
+    assert PacketReader().size_max == 268_435_455
+
+
+def test_remaining_length() -> None:
+    assert remaining_length(b"x\x7fyy", 1) == (127, 2)
+    assert remaining_length(b"\xff\xff\xff\x7f", 0) == (268_435_455, 4)
+    assert remaining_length(b"\x80\x80\x80", 0) is None
+    assert remaining_length(b"", 0) is None
+    with pytest.raises(Malformed):
+        remaining_length(b"\x80\x80\x80\x80", 0)
+
+
+def test_a_packet_is_found_as_soon_as_it_is_complete() -> None:
+    for packet in PACKETS:
+        reader, data = PacketReader(), packet.encode()
+        assert list(reader.feed(data[:-1])) == []
+        assert reader.held == len(data) - 1
+        assert list(reader.feed(data[-1:])) == [packet]
+        assert list(reader.feed(data)) == [packet]  # and the next one after it
