@@ -16,10 +16,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_one_line_for_each_outcome(lines: pytest.LogCaptureFixture) -> None:
-    journal = OutcomeLog()
-    journal.record("mqtt.connect", "ok", 1.0, device="cam-7", serial="5d", topic="", ms=3)
+    outcomes = OutcomeLog()
+    outcomes.record("mqtt.connect", "ok", 1.0, device="cam-7", serial="5d", topic="", ms=3)
     assert lines.messages == ["event=mqtt.connect device=cam-7 serial=5d ms=3 code=ok"]
-    assert journal.counts == {"mqtt.connect.ok": 1}
+    assert outcomes.counts == {"mqtt.connect.ok": 1}
 
 
 @pytest.mark.parametrize("text", ["a b", "x\nevent=forged", 'q"', "a=b", "\x1b[2J", "\u2028", "\ud800"])
@@ -37,30 +37,30 @@ def test_long_text_is_cut(lines: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_flood_is_counted_and_not_written(lines: pytest.LogCaptureFixture) -> None:
-    journal = OutcomeLog()
+    outcomes = OutcomeLog()
     for _ in range(1000):
-        journal.record("mqtt.connect", "device-suspended", 7.5)
-    journal.record("mqtt.connect", "ok", 8.0)
-    assert journal.counts == {"mqtt.connect.device-suspended": 1000, "mqtt.connect.ok": 1}
+        outcomes.record("mqtt.connect", "device-suspended", 7.5)
+    outcomes.record("mqtt.connect", "ok", 8.0)
+    assert outcomes.counts == {"mqtt.connect.device-suspended": 1000, "mqtt.connect.ok": 1}
     assert len(lines.messages) == LINES_PER_SECOND_MAX + 2
     assert lines.messages[-2] == f"event=log.suppressed lines={1000 - LINES_PER_SECOND_MAX}"
 
 
-def test_the_live_table() -> None:
-    table: SessionRegistry[str] = SessionRegistry()
-    table.add("s1", b"f1")
-    table.add("s2", b"f1")
-    table.add("s3", None)
-    table.claim("s1", "cam-1")
-    table.claim("s2", "cam-1")
-    assert len(table) == 3
-    assert set(table.of_device("cam-1")) == set(table.of_fingerprint(b"f1")) == {"s1", "s2"}
-    table.remove("s1", b"f1", "cam-1")
-    table.remove("s1", b"f1", "cam-1")
-    table.remove("s3", None, "")
-    assert set(table) == {"s2"}
-    assert table.of_device("cam-1") == ("s2",)
-    table.remove("s2", b"f1", "cam-1")
-    assert table.of_device("cam-1") == table.of_fingerprint(b"f1") == ()
-    assert not table._by_device
-    assert not table._by_fingerprint
+def test_the_session_registry() -> None:
+    sessions: SessionRegistry[str] = SessionRegistry()
+    sessions.add("s1", b"f1")
+    sessions.add("s2", b"f1")
+    sessions.add("s3", None)
+    sessions.claim("s1", "cam-1")
+    sessions.claim("s2", "cam-1")
+    assert len(sessions) == 3
+    assert set(sessions.of_device("cam-1")) == set(sessions.of_fingerprint(b"f1")) == {"s1", "s2"}
+    sessions.remove("s1", b"f1", "cam-1")
+    sessions.remove("s1", b"f1", "cam-1")
+    sessions.remove("s3", None, "")
+    assert set(sessions) == {"s2"}
+    assert sessions.of_device("cam-1") == ("s2",)
+    sessions.remove("s2", b"f1", "cam-1")
+    assert sessions.of_device("cam-1") == sessions.of_fingerprint(b"f1") == ()
+    assert not sessions._by_device
+    assert not sessions._by_fingerprint

@@ -29,25 +29,25 @@ from fleet.wire.mqtt.subscribe import (
     Unsubscribe,
     encode_unsubscribe,
 )
-from tests.servers.gateway_stage import SIZE_MAX, VERSIONS, Stage, chunks
+from tests.servers.gateway_relay_harness import SIZE_MAX, VERSIONS, RelayHarness, chunks
 
 
-def good_stream(stage: Stage) -> bytes:
+def good_stream(harness: RelayHarness) -> bytes:
     """Everything that a device may send, QoS 0 to 2, and nothing that is refused."""
     return b"".join(
         (
-            stage.publish("up/a"),
-            stage.publish("up/a", 1),
-            stage.subscribe("down/#", "news/+"),
+            harness.publish("up/a"),
+            harness.publish("up/a", 1),
+            harness.subscribe("down/#", "news/+"),
             acks.PINGREQ,
-            stage.publish("up/b/c", 2, payload=b"y" * 150),
-            acks.acknowledge(acks.PUBREL, 5, stage.version),
-            acks.acknowledge(acks.PUBACK, 9, stage.version),
-            acks.acknowledge(acks.PUBREC, 9, stage.version, Reason.UNSPECIFIED),
-            acks.acknowledge(acks.PUBCOMP, 9, stage.version),
-            encode_unsubscribe(Unsubscribe(3, ("down/#", "other")), stage.version),
-            stage.publish("up/a", payload=b"z" * 20_000),
-            acks.disconnect(stage.version),
+            harness.publish("up/b/c", 2, payload=b"y" * 150),
+            acks.acknowledge(acks.PUBREL, 5, harness.version),
+            acks.acknowledge(acks.PUBACK, 9, harness.version),
+            acks.acknowledge(acks.PUBREC, 9, harness.version, Reason.UNSPECIFIED),
+            acks.acknowledge(acks.PUBCOMP, 9, harness.version),
+            encode_unsubscribe(Unsubscribe(3, ("down/#", "other")), harness.version),
+            harness.publish("up/a", payload=b"z" * 20_000),
+            acks.disconnect(harness.version),
         )
     )
 
@@ -58,85 +58,85 @@ def good_stream(stage: Stage) -> bytes:
 @VERSIONS
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 100_000])
 def test_what_is_allowed_goes_through_as_it_came(version: int, size: int) -> None:
-    stage = Stage(version)
-    stream = good_stream(stage)
+    harness = RelayHarness(version)
+    stream = good_stream(harness)
     for chunk in chunks(stream, size):
-        stage.relay.from_device(chunk)
-    assert stage.to_broker == stream
-    assert not stage.to_device
-    assert stage.relay.closing is close_reasons.CLIENT_DISCONNECTED
+        harness.relay.from_device(chunk)
+    assert harness.to_broker == stream
+    assert not harness.to_device
+    assert harness.relay.closing is close_reasons.CLIENT_DISCONNECTED
 
 
 @VERSIONS
 def test_cut_at_every_byte(version: int) -> None:
     stream = b"".join(
         (
-            Stage(version).publish("up/a", 1),
-            Stage(version).subscribe("#", "news/x", packet_id=4),
-            Stage(version).publish("up/b", 2),
-            Stage(version).subscribe("#", packet_id=6),
+            RelayHarness(version).publish("up/a", 1),
+            RelayHarness(version).subscribe("#", "news/x", packet_id=4),
+            RelayHarness(version).publish("up/b", 2),
+            RelayHarness(version).subscribe("#", packet_id=6),
             acks.PINGREQ,
         )
     )
-    whole = Stage(version)
+    whole = RelayHarness(version)
     whole.relay.from_device(stream)
     for cut in range(len(stream) + 1):
-        stage = Stage(version)
-        stage.relay.from_device(stream[:cut])
-        stage.relay.from_device(stream[cut:])
-        assert stage.to_broker == whole.to_broker
-        assert stage.to_device == whole.to_device
+        harness = RelayHarness(version)
+        harness.relay.from_device(stream[:cut])
+        harness.relay.from_device(stream[cut:])
+        assert harness.to_broker == whole.to_broker
+        assert harness.to_device == whole.to_device
 
 
 @VERSIONS
 def test_many_packets_leave_in_one_write(version: int) -> None:
-    stage = Stage(version)
-    stream = stage.publish("up/a") * 1000
-    stage.relay.from_device(stream)
-    assert stage.to_broker == stream
-    assert stage.writes == 1
+    harness = RelayHarness(version)
+    stream = harness.publish("up/a") * 1000
+    harness.relay.from_device(stream)
+    assert harness.to_broker == stream
+    assert harness.writes == 1
 
 
 @VERSIONS
 def test_nothing_follows_a_disconnect(version: int) -> None:
-    stage = Stage(version)
-    stage.relay.from_device(acks.disconnect(version) + stage.publish("up/a"))
-    stage.relay.from_device(stage.publish("up/a"))
-    assert stage.to_broker == acks.disconnect(version)
+    harness = RelayHarness(version)
+    harness.relay.from_device(acks.disconnect(version) + harness.publish("up/a"))
+    harness.relay.from_device(harness.publish("up/a"))
+    assert harness.to_broker == acks.disconnect(version)
 
 
 @VERSIONS
 @pytest.mark.parametrize("size", [1000, 65_536, 65_537, 1 << 20])
 def test_a_long_publish_streams(version: int, size: int) -> None:
-    stage = Stage(version)
-    stream = stage.publish("up/a", 1, payload=bytes(250_000)) + stage.publish("up/a")
+    harness = RelayHarness(version)
+    stream = harness.publish("up/a", 1, payload=bytes(250_000)) + harness.publish("up/a")
     for chunk in chunks(stream, size):
-        stage.relay.from_device(chunk)
-    assert stage.to_broker == stream
+        harness.relay.from_device(chunk)
+    assert harness.to_broker == stream
 
 
 def test_a_long_publish_starts_before_it_is_whole() -> None:
-    stage = Stage(V311)
-    stream = stage.publish("up/a", payload=bytes(250_000))
-    stage.relay.from_device(stream[:100_000])
-    assert len(stage.to_broker) == 100_000
+    harness = RelayHarness(V311)
+    stream = harness.publish("up/a", payload=bytes(250_000))
+    harness.relay.from_device(stream[:100_000])
+    assert len(harness.to_broker) == 100_000
 
 
 def test_a_short_publish_waits_until_it_is_whole() -> None:
-    stage = Stage(V311)
-    stream = stage.publish("up/a", payload=bytes(50_000))
-    stage.relay.from_device(stream[:-1])
-    assert not stage.to_broker
-    stage.relay.from_device(stream[-1:])
-    assert stage.to_broker == stream
+    harness = RelayHarness(V311)
+    stream = harness.publish("up/a", payload=bytes(50_000))
+    harness.relay.from_device(stream[:-1])
+    assert not harness.to_broker
+    harness.relay.from_device(stream[-1:])
+    assert harness.to_broker == stream
 
 
 def test_a_padded_length_goes_through_as_it_came() -> None:
-    stage = Stage(V311)
+    harness = RelayHarness(V311)
     packet = b"\x30\x86\x80\x80\x00\x00\x04up/a"
     for chunk in chunks(packet, 1):
-        stage.relay.from_device(chunk)
-    assert stage.to_broker == packet
+        harness.relay.from_device(chunk)
+    assert harness.to_broker == packet
 
 
 # PUBLISH that is refused
@@ -145,42 +145,42 @@ def test_a_padded_length_goes_through_as_it_came() -> None:
 @pytest.mark.parametrize("topic", ["other", "up", "u", "upp/x", "$SYS/x", "devices/b/up"])
 def test_a_refused_publish_of_311_ends_the_session(topic: str) -> None:
     for qos in (0, 1, 2):
-        stage = Stage(V311, TopicPolicy(("up/+",), ()))
-        good = stage.publish("up/a")
-        assert stage.ends(good + stage.publish(topic, qos) + good) is close_reasons.PUBLISH_REFUSED
-        assert stage.to_broker == good
-        assert not stage.to_device
-        assert stage.notes == [("mqtt.publish", "refused", topic)]
+        harness = RelayHarness(V311, TopicPolicy(("up/+",), ()))
+        good = harness.publish("up/a")
+        assert harness.ends(good + harness.publish(topic, qos) + good) is close_reasons.PUBLISH_REFUSED
+        assert harness.to_broker == good
+        assert not harness.to_device
+        assert harness.notes == [("mqtt.publish", "refused", topic)]
 
 
 @pytest.mark.parametrize(("qos", "answer"), [(0, b""), (1, b"\x40\x03\x00\x05\x87"), (2, b"\x50\x03\x00\x05\x87")])
 def test_a_refused_publish_of_50_is_answered(qos: int, answer: bytes) -> None:
-    stage = Stage(V5)
-    good = stage.publish("up/a")
+    harness = RelayHarness(V5)
+    good = harness.publish("up/a")
     for _ in range(2):  # asked about, then remembered
-        stage.relay.from_device(good + stage.publish("other", qos) + good)
-    assert stage.to_broker == good * 4
-    assert stage.to_device == answer * 2
+        harness.relay.from_device(good + harness.publish("other", qos) + good)
+    assert harness.to_broker == good * 4
+    assert harness.to_device == answer * 2
 
 
 @pytest.mark.parametrize("size", [1000, 1 << 20])
 def test_a_long_refused_publish_stays_behind(size: int) -> None:
-    stage = Stage(V5)
-    good = stage.publish("up/a")
-    for chunk in chunks(good + stage.publish("other", 1, payload=bytes(250_000)) + good, size):
-        stage.relay.from_device(chunk)
-    assert stage.to_broker == good * 2
-    assert stage.to_device == b"\x40\x03\x00\x05\x87"
+    harness = RelayHarness(V5)
+    good = harness.publish("up/a")
+    for chunk in chunks(good + harness.publish("other", 1, payload=bytes(250_000)) + good, size):
+        harness.relay.from_device(chunk)
+    assert harness.to_broker == good * 2
+    assert harness.to_device == b"\x40\x03\x00\x05\x87"
 
 
 def test_the_answers_remembered_are_bounded() -> None:
-    stage = Stage(V5)
-    stream = b"".join(stage.publish(f"up/{n}") for n in range(3 * TOPICS_MAX))
-    stage.relay.from_device(stream)
-    assert stage.to_broker == stream
-    assert len(stage.relay.to_broker._topics) <= TOPICS_MAX
-    stage.relay.from_device(stage.publish("up/" + "x" * 300))
-    assert all(len(topic) <= 256 for topic in stage.relay.to_broker._topics)
+    harness = RelayHarness(V5)
+    stream = b"".join(harness.publish(f"up/{n}") for n in range(3 * TOPICS_MAX))
+    harness.relay.from_device(stream)
+    assert harness.to_broker == stream
+    assert len(harness.relay.to_broker._topics) <= TOPICS_MAX
+    harness.relay.from_device(harness.publish("up/" + "x" * 300))
+    assert all(len(topic) <= 256 for topic in harness.relay.to_broker._topics)
 
 
 @pytest.mark.parametrize(
@@ -197,18 +197,18 @@ def test_the_answers_remembered_are_bounded() -> None:
 )
 def test_topics_that_are_none(body: bytes, expected: CloseReason | None) -> None:
     for version, qos in itertools.product((V311, V5), (0, 2)):
-        stage = Stage(version)
+        harness = RelayHarness(version)
         packet = encode_packet(
             0x30 | qos << 1, body + (b"\x00\x01" if qos else b"") + (b"\x00" if version == V5 else b"")
         )
         for _ in range(2):
             if expected is not None:
-                assert stage.ends(packet) is expected
+                assert harness.ends(packet) is expected
             else:
                 with pytest.raises(WireError):
-                    stage.relay.from_device(packet)
-            assert not stage.to_broker
-            stage = Stage(version)
+                    harness.relay.from_device(packet)
+            assert not harness.to_broker
+            harness = RelayHarness(version)
 
 
 # RETAIN
@@ -379,45 +379,45 @@ def with_properties(properties: bytes, topic: bytes = b"up/a", payload: bytes = 
 
 def test_an_alias_ends_the_session() -> None:
     for topic in (b"up/a", b""):
-        stage = Stage(V5)
-        stage.relay.from_device(stage.publish("up/a"))
-        assert stage.ends(with_properties(b"\x03\x23\x00\x01", topic)) is close_reasons.ALIAS
+        harness = RelayHarness(V5)
+        harness.relay.from_device(harness.publish("up/a"))
+        assert harness.ends(with_properties(b"\x03\x23\x00\x01", topic)) is close_reasons.ALIAS
 
 
 def test_an_alias_in_a_long_publish_ends_the_session() -> None:
     packet = with_properties(b"\x03\x23\x00\x01", payload=bytes(100_000))
     for size in (1000, 1 << 20):
-        stage = Stage(V5)
+        harness = RelayHarness(V5)
         with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
-                stage.relay.from_device(chunk)
+                harness.relay.from_device(chunk)
         assert caught.value.reason is close_reasons.ALIAS
 
 
 def test_other_properties_go_through() -> None:
-    stage = Stage(V5)
+    harness = RelayHarness(V5)
     # The byte 0x23 as part of a content type, "##", is no alias.
     stream = with_properties(b"\x05\x03\x00\x02##") + with_properties(b"\x02\x01\x01")
-    stage.relay.from_device(stream)
-    assert stage.to_broker == stream
+    harness.relay.from_device(stream)
+    assert harness.to_broker == stream
 
 
 def test_properties_that_run_over() -> None:
     for properties in (b"\x20\x01\x01", b"\x80\x00", b"\xff\xff\xff\xff\x7f", b"\x03\x23\x00", b""):
         with pytest.raises(Malformed):
-            Stage(V5).relay.from_device(with_properties(properties))
+            RelayHarness(V5).relay.from_device(with_properties(properties))
 
 
 def test_a_head_that_never_ends() -> None:
     # Properties of 250 KB: no more than HEAD_SIZE_MAX of them is held.
     packet = with_properties(b"\x90\xa1\x0f" + bytes(250_000))
-    stage = Stage(V5)
+    harness = RelayHarness(V5)
     with pytest.raises(CloseSession) as caught:
         for chunk in chunks(packet, 5000):
-            stage.relay.from_device(chunk)
-            assert len(stage.relay.to_broker._held) <= HEAD_SIZE_MAX
+            harness.relay.from_device(chunk)
+            assert len(harness.relay.to_broker._held) <= HEAD_SIZE_MAX
     assert caught.value.reason is close_reasons.TOO_LARGE
-    assert not stage.to_broker
+    assert not harness.to_broker
 
 
 # What is not a device's to send, and sizes
@@ -426,18 +426,18 @@ def test_a_head_that_never_ends() -> None:
 @VERSIONS
 @pytest.mark.parametrize("first", [0x10, 0x20, 0x90, 0xB0, 0xD0, 0xF0, 0x00, 0x36, 0x80, 0x60, 0xE1])
 def test_packets_that_end_the_session_at_their_first_byte(version: int, first: int) -> None:
-    stage = Stage(version)
-    good = stage.publish("up/a")
-    assert stage.ends(good + bytes((first,))) is close_reasons.PROTOCOL_ERROR
-    assert stage.to_broker == good
-    stage.relay.from_device(good)
-    assert stage.to_broker == good  # nothing goes through any more
+    harness = RelayHarness(version)
+    good = harness.publish("up/a")
+    assert harness.ends(good + bytes((first,))) is close_reasons.PROTOCOL_ERROR
+    assert harness.to_broker == good
+    harness.relay.from_device(good)
+    assert harness.to_broker == good  # nothing goes through any more
 
 
 @VERSIONS
 def test_a_second_connect(version: int) -> None:
-    stage = Stage(version)
-    assert stage.ends(encode_connect(Connect(version, "cam"))) is close_reasons.PROTOCOL_ERROR
+    harness = RelayHarness(version)
+    assert harness.ends(encode_connect(Connect(version, "cam"))) is close_reasons.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
@@ -448,17 +448,17 @@ def test_sizes_over_the_caps(size: int) -> None:
         encode_packet(0x40, bytes(HOLD_SIZE_MAX + 1)),
         b"\x30\xff\xff\xff\x7f",
     ):
-        stage = Stage(V311)
+        harness = RelayHarness(V311)
         with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
-                stage.relay.from_device(chunk)
+                harness.relay.from_device(chunk)
         assert caught.value.reason is close_reasons.TOO_LARGE
-        assert not stage.to_broker
+        assert not harness.to_broker
 
 
 def test_a_length_that_never_ends() -> None:
     with pytest.raises(Malformed):
-        Stage(V311).relay.from_device(b"\x30\x80\x80\x80\x80")
+        RelayHarness(V311).relay.from_device(b"\x30\x80\x80\x80\x80")
 
 
 # Garbage
@@ -467,10 +467,10 @@ def test_a_length_that_never_ends() -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([V311, V5]), st.lists(st.binary(max_size=40), max_size=5))
 def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
-    stage = Stage(version)
+    harness = RelayHarness(version)
     for part in parts:
         try:
-            stage.relay.from_device(part)
+            harness.relay.from_device(part)
         except (CloseSession, WireError):
             break
 
@@ -478,12 +478,12 @@ def test_garbage_raises_nothing_else(version: int, parts: list[bytes]) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from([V311, V5]), st.data())
 def test_a_damaged_stream_never_lets_a_forbidden_topic_through(version: int, data: st.DataObject) -> None:
-    stage = Stage(version, TopicPolicy(("up/a",), ()))
-    stream = bytearray(stage.publish("up/a", 1) + stage.publish("up/a") + acks.PINGREQ + stage.publish("up/a", 2))
+    harness = RelayHarness(version, TopicPolicy(("up/a",), ()))
+    stream = bytearray(harness.publish("up/a", 1) + harness.publish("up/a") + acks.PINGREQ + harness.publish("up/a", 2))
     for _ in range(data.draw(st.integers(1, 3))):
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     with suppress(CloseSession, WireError):
-        stage.relay.from_device(bytes(stream))
-    for packet in PacketReader().feed(bytes(stage.to_broker)):
+        harness.relay.from_device(bytes(stream))
+    for packet in PacketReader().feed(bytes(harness.to_broker)):
         if packet.first >> 4 == 3:
             assert packet.body.startswith(b"\x00\x04up/a")

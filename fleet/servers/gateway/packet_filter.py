@@ -150,7 +150,6 @@ class PacketFilter:
             self._write(data[start:pos])
 
     def _end_of_long(self, last: bytes) -> None:
-        self._dropping = False
         if last:
             self._write(last)
         while self._injected:

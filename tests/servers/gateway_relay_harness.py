@@ -24,7 +24,7 @@ SIZE_MAX = 300_000
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
 
-class Stage:
+class RelayHarness:
     """A relay with what it has written and noted."""
 
     def __init__(self, version: int, policy: TopicPolicy = POLICY, *, greeted: bool = True) -> None:

@@ -1,0 +1,144 @@
+"""Admission of a CONNECT: which reason CONNACK carries for a refusal, and what the broker's CONNECT looks like."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
+from fleet.domain.peer import Peer
+from fleet.domain.topic_policy import policy_of
+from fleet.servers.gateway import admission as admission_module
+from fleet.servers.gateway.admission import admit_client, broker_connect
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.revoked_cache import RevokedCache
+from fleet.services.admission import Admission
+from fleet.services.admission import Will as ShownWill
+from fleet.wire.mqtt.codes import V5, V311, Reason
+from fleet.wire.mqtt.connect import Connect, Will
+from fleet.wire.mqtt.properties import Property
+from tests.servers.gateway_fixtures import MODEL, credential, now, peer_of
+
+DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
+CERTIFICATE = credential("cam-1")
+ADMISSION = Admission(DEVICE, CERTIFICATE, policy_of(DEVICE, MODEL))
+PEER = peer_of(CERTIFICATE)
+NOW = now()
+
+
+class Admitting:
+    """The service below: answers as it is bidden, and keeps what it was asked."""
+
+    def __init__(self, answer: Admission | FleetError) -> None:
+        self.answer = answer
+        self.asked: list[tuple[object, ...]] = []
+
+    async def __call__(
+        self, registry: object, peer: Peer, client_id: str, at: datetime, *, will: ShownWill | None
+    ) -> Admission:
+        self.asked.append((registry, peer, client_id, at, will))
+        if isinstance(self.answer, FleetError):
+            raise self.answer
+        return self.answer
+
+
+async def admitted(
+    monkeypatch: pytest.MonkeyPatch, service: Admitting, connect: Connect, revoked: RevokedCache | None = None
+) -> Admission:
+    monkeypatch.setattr(admission_module, "admit", service)
+    cache = revoked if revoked is not None else RevokedCache()
+    return await admit_client("registry", cache, PEER, connect, NOW)  # type: ignore[arg-type]
+
+
+async def refusal_of(
+    monkeypatch: pytest.MonkeyPatch, answer: Admission | FleetError, revoked: RevokedCache | None = None
+) -> CloseReason:
+    with pytest.raises(CloseSession) as caught:
+        await admitted(monkeypatch, Admitting(answer), Connect(V5, "cam-1"), revoked)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Refused("client-id-mismatch", ""), 0x85),
+        (Refused("device-suspended", ""), 0x8A),
+        (Refused("device-revoked", ""), 0x8A),
+        (Refused("device-retired", ""), 0x8A),
+        (Unauthenticated("certificate-revoked", ""), 0x8A),
+        (Refused("will-retain", ""), 0x9A),
+        (Refused("will-refused", ""), 0x87),
+        (Unauthenticated("certificate-unknown", ""), 0x87),
+        (Unavailable("database-down", ""), 0x88),
+        (Unavailable("device-revoked", ""), 0x88),
+    ],
+)
+async def test_the_reason_of_a_refusal(monkeypatch: pytest.MonkeyPatch, error: FleetError, reason: int) -> None:
+    found = await refusal_of(monkeypatch, error)
+    assert (found.event, found.code, found.connack, found.disconnect) == ("mqtt.connect", error.code, reason, None)
+
+
+async def test_what_the_registry_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Admitting(ADMISSION)
+    for will in (None, Will("t", b"x"), Will("t", b"x", retain=True)):
+        assert await admitted(monkeypatch, service, Connect(V5, "cam-9", will=will)) is ADMISSION
+    wills = [None, ShownWill("t", retain=False), ShownWill("t", retain=True)]
+    assert service.asked == [("registry", PEER, "cam-9", NOW, will) for will in wills]
+
+
+async def test_what_was_revoked_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_device, by_certificate = RevokedCache(), RevokedCache()
+    by_device.on_event(Event(EventKind.DEVICE_STATE, "cam-1", DeviceState.REVOKED))
+    by_certificate.on_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", CERTIFICATE.fingerprint.hex()))
+    for revoked, code in ((by_device, "device-revoked"), (by_certificate, "certificate-revoked")):
+        found = await refusal_of(monkeypatch, ADMISSION, revoked)
+        assert (found.code, found.connack) == (code, Reason.BANNED)
+
+
+def cached(*events: Event, entries_max: int = 100_000) -> RevokedCache:
+    cache = RevokedCache(entries_max)
+    for event in events:
+        cache.on_event(event)
+    return cache
+
+
+def test_the_revoked_cache() -> None:
+    fingerprint = CERTIFICATE.fingerprint.hex()
+    refusals = {
+        state: cached(Event(EventKind.DEVICE_STATE, "cam-1", state)).refusal_code(ADMISSION) for state in DeviceState
+    }
+    assert {state for state, code in refusals.items() if code} == {DeviceState.REVOKED, DeviceState.RETIRED}
+    for event in (
+        Event(EventKind.DEVICE_STATE, "cam-2", DeviceState.REVOKED),
+        Event(EventKind.CREDENTIAL_ENDED, "cam-1", ""),  # all that were issued until now
+        Event(EventKind.CREDENTIAL_ENDED, "cam-1", credential("cam-1").fingerprint.hex()),
+        Event(EventKind.MODEL_CHANGED, "cam-1", fingerprint),
+        Event(EventKind.MODEL_CHANGED, "cam-1", "revoked"),
+    ):
+        assert cached(event).refusal_code(ADMISSION) == ""
+    mine = Event(EventKind.CREDENTIAL_ENDED, "cam-1", fingerprint)
+    others = [Event(EventKind.CREDENTIAL_ENDED, "x", credential("x").fingerprint.hex()) for _ in range(2)]
+    assert cached(mine, others[0], entries_max=2).refusal_code(ADMISSION) == "certificate-revoked"
+    assert cached(mine, *others, entries_max=2).refusal_code(ADMISSION) == ""
+    assert RevokedCache()._max == 100_000
+
+
+@pytest.mark.parametrize("version", [V311, V5])
+def test_the_connect_for_the_broker(version: int) -> None:
+    will = Will("t", b"x", 1, True, ((Property.WILL_DELAY_INTERVAL, 30), (Property.CONTENT_TYPE, "a")))
+    properties = ((Property.TOPIC_ALIAS_MAXIMUM, 9), (Property.SESSION_EXPIRY_INTERVAL, 60))
+    asked = Connect(version, "claimed", False, 33, will, "root", b"secret", properties)
+    forwarded = broker_connect(asked, ADMISSION)
+    assert forwarded == Connect(
+        version,
+        "cam-1",
+        False,
+        33,
+        replace(will, properties=((Property.CONTENT_TYPE, "a"),)),
+        "cam-1",
+        None,
+        ((Property.SESSION_EXPIRY_INTERVAL, 60),),
+    )
+    assert broker_connect(replace(asked, will=None), ADMISSION).will is None

@@ -1,0 +1,68 @@
+"""Close reasons: what the log, the device and the broker are sent for each, written out."""
+
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
+from fleet.wire.mqtt.codes import Reason
+
+# name: log code, DISCONNECT, CONNACK, whether the broker publishes the will; 0: none
+SESSION = {
+    "CLIENT_DISCONNECTED": ("client-disconnected", 0, 0x88, True),
+    "CLIENT_GONE": ("client-gone", 0, 0, True),
+    "BROKER_CLOSED": ("broker-closed", 0, 0x88, True),
+    "BROKER_REFUSED": ("broker-refused", 0, 0, True),
+    "BROKER_LOST": ("broker-lost", 0x8B, 0x88, True),
+    "BROKER_BROKE_PROTOCOL": ("broker-broke-protocol", 0x80, 0x88, True),
+    "TAKEN_OVER": ("taken-over", 0x8E, 0x88, True),
+    "SHUTTING_DOWN": ("shutting-down", 0x8B, 0x88, True),
+    "DEVICE_ENDED": ("device-ended", 0x98, 0x8A, False),
+    "CREDENTIAL_ENDED": ("credential-ended", 0x87, 0x87, False),
+    "POLICY_CHANGED": ("policy-changed", 0x87, 0x87, False),
+    "EVENTS_MISSED": ("events-missed", 0x89, 0x88, True),
+    "CERTIFICATE_EXPIRED": ("certificate-expired", 0xA0, 0x87, True),
+    "CONNECT_TIMEOUT": ("connect-timeout", 0, 0, True),
+    "NOT_CONNECT": ("not-connect", 0, 0, True),
+    "TOO_MANY_SESSIONS": ("too-many-sessions", 0, 0, True),
+    "MALFORMED": ("malformed", 0x81, 0x81, True),
+    "PROTOCOL_ERROR": ("protocol-error", 0x82, 0x82, True),
+    "TOO_LARGE": ("too-large", 0x95, 0x95, True),
+    "ALIAS": ("topic-alias", 0x94, 0x88, True),
+    "PUBLISH_REFUSED": ("publish-refused", 0x87, 0x87, True),
+    "TOO_SLOW": ("too-slow", 0x97, 0x88, True),
+    "QUOTA": ("quota", 0x97, 0x97, True),
+}
+CONNECT = {
+    "UNSUPPORTED_VERSION": ("unsupported-version", 0, 0x84, True),
+    "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
+    "AUTH_METHOD": ("auth-method", 0, 0x8C, True),
+    "FEED_DOWN": ("feed-down", 0, 0x88, True),
+    "OPEN_TIMEOUT": ("open-timeout", 0, 0x88, True),
+    "BROKER_UNREACHABLE": ("broker-unreachable", 0, 0x88, True),
+    "BROKER_LOST_BEFORE_CONNACK": ("broker-lost", 0, 0x88, True),
+}
+
+
+def test_the_table() -> None:
+    found = {name: value for name, value in vars(close_reasons).items() if isinstance(value, CloseReason)}
+    for event, table in (("mqtt.session", SESSION), ("mqtt.connect", CONNECT)):
+        assert {
+            name: (reason.code, reason.disconnect or 0, reason.connack or 0, reason.publishes_will)
+            for name, reason in found.items()
+            if reason.event == event
+        } == table
+    assert len(found) == len(SESSION) + len(CONNECT)
+
+
+def test_codes_are_unique_within_their_event() -> None:
+    for table in (SESSION, CONNECT):
+        assert len({row[0] for row in table.values()}) == len(table)
+
+
+def test_a_refusal_of_connect() -> None:
+    assert connect_refused("x", Reason.BANNED) == CloseReason("x", None, Reason.BANNED, True, "mqtt.connect")
+    assert CloseReason("y") == CloseReason("y", None, Reason.SERVER_UNAVAILABLE, True, "mqtt.session")
+
+
+def test_the_exception_names_its_reason() -> None:
+    error = CloseSession(close_reasons.QUOTA)
+    assert error.reason is close_reasons.QUOTA
+    assert str(error) == "quota"
