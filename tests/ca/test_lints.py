@@ -2,11 +2,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -18,6 +20,7 @@ from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, HARDWARE_TYPE, SIGNS_CERTIFICATES, SIGNS_ONLY
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
+from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.wire.names import alt_name
 
 Extension = tuple[x509.ExtensionType, bool]
@@ -93,6 +96,7 @@ def another_key() -> bytes:
 
 
 HOUR = timedelta(hours=1)
+HARDWARE_DER = "06146981dda6deb1b7c1cab8bfa5f2f284d2c793a445"
 SAN = x509.SubjectAlternativeName([x509.DNSName("admin.example")])
 AUTHORITY = x509.BasicConstraints(ca=True, path_length=None)
 
@@ -233,3 +237,182 @@ def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, 
 def test_a_device_is_no_station(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
     with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
         lints.check(right.sign(issuing[1]), replace(permit, kind=CredentialKind.STATION), issuing[0])
+
+
+@pytest.mark.parametrize(("bits", "is_right"), [(0, False), (152, False), (153, True), (159, True), (160, False)])
+def test_a_serial_number_takes_20_octets_and_is_positive(
+    permit: IssuePermit, issuing: Certified, bits: int, is_right: bool
+) -> None:
+    stub = cast(x509.Certificate, SimpleNamespace(serial_number=1 << bits >> 1))
+    assert lints.serial_is_20_positive_octets(stub, permit, issuing[0]) is is_right
+
+
+SLACK = timedelta(minutes=5, seconds=1)
+TICK = timedelta(microseconds=1)
+
+
+def test_the_validity_stays_within_the_permit_and_the_issuer(permit: IssuePermit) -> None:
+    since, until = permit.not_before, permit.not_after
+    wide = (since - timedelta(days=9), until + timedelta(days=9))
+
+    def is_right(start: datetime, end: datetime, issuer: tuple[datetime, datetime] = wide) -> bool:
+        return lints.is_permitted_validity((start, end), permit, issuer)
+
+    assert is_right(since, until)
+    assert is_right(since - SLACK, until)
+    assert not is_right(since - SLACK - TICK, until)
+    assert not is_right(since + TICK, until)
+    assert not is_right(since, until + TICK)
+    assert is_right(since, since + TICK)
+    assert not is_right(since, since)
+    assert is_right(since, until, (since, until))
+    assert not is_right(since, until, (since + TICK, until))
+    assert not is_right(since, until, (since, until - TICK))
+
+
+@rsa.RSAPublicKey.register
+@dataclass
+class StubKey:
+    """An RSA key of any size and form: generating one takes seconds."""
+
+    key_size: int = 2048
+    modulus: int = 3
+    exponent: int = 65537
+
+    def public_numbers(self) -> rsa.RSAPublicNumbers:
+        return rsa.RSAPublicNumbers(self.exponent, self.modulus)
+
+
+@pytest.mark.parametrize(
+    ("key", "is_right"),
+    [
+        (StubKey(), True),
+        (StubKey(8192), True),
+        (StubKey(2047), False),
+        (StubKey(8193), False),
+        (StubKey(modulus=4), False),
+        (StubKey(exponent=65536), False),
+        (StubKey(exponent=65535), False),
+        (StubKey(exponent=65538), False),
+        (StubKey(exponent=65539), True),
+    ],
+)
+def test_rsa_keys_are_bounded(key: StubKey, is_right: bool) -> None:
+    assert lints.is_strong(cast(rsa.RSAPublicKey, key)) is is_right
+
+
+@pytest.mark.parametrize("key", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
+def test_ec_keys_on_nist_curves_are_strong(key: ec.EllipticCurve) -> None:
+    assert lints.is_strong(ec.generate_private_key(key).public_key())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ed25519.Ed25519PrivateKey,
+        ed448.Ed448PrivateKey,
+        mldsa.MLDSA44PrivateKey,
+        mldsa.MLDSA65PrivateKey,
+        mldsa.MLDSA87PrivateKey,
+    ],
+)
+def test_keys_that_sign_are_strong(key: type[ed25519.Ed25519PrivateKey]) -> None:
+    assert lints.is_strong(key.generate().public_key())
+    assert not lints.is_strong(x25519.X25519PrivateKey.generate().public_key())
+
+
+USAGES = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign")
+
+
+@pytest.mark.parametrize("usage", USAGES)
+def test_no_other_key_usage_is_let_through(right: Draft, permit: IssuePermit, issuing: Certified, usage: str) -> None:
+    bits = dict.fromkeys((*USAGES, "encipher_only", "decipher_only"), False)
+    for wrong in ({"digital_signature": True, usage: True}, {"digital_signature": False, usage: True}):
+        draft = replace(right, usage=(x509.KeyUsage(**{**bits, **wrong}), True))
+        with pytest.raises(lints.LintFailed, match="is_no_authority"):
+            lints.check(draft.sign(issuing[1]), permit, issuing[0])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "30050403534e31",  # no hardware type
+        "301d" + HARDWARE_DER + "0403534e310500",
+        "301c" + HARDWARE_DER + "0404534e3131",
+        "301b" + HARDWARE_DER + "0c03534e31",  # a UTF8String in its place
+        "311b" + HARDWARE_DER + "0403534e31",
+    ],
+)
+def test_a_hardware_name_of_another_form_stays_here(
+    right: Draft, permit: IssuePermit, issuing: Certified, value: str
+) -> None:
+    known = replace(permit, hardware_serial="SN1")
+    subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, "SN1"))
+
+    def draft(encoded: bytes) -> Draft:
+        other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.5.5.7.8.4"), encoded)
+        return replace(right, subject=subject, more=((x509.SubjectAlternativeName([other]), False),))
+
+    lints.check(draft(bytes.fromhex("301b" + HARDWARE_DER + "0403534e31")).sign(issuing[1]), known, issuing[0])
+    with pytest.raises(lints.LintFailed, match="alt_names_are_the_profiles"):
+        lints.check(draft(bytes.fromhex(value)).sign(issuing[1]), known, issuing[0])
+
+
+@pytest.mark.parametrize("length", [1, 64, 65])
+def test_a_hardware_serial_has_at_most_64_characters(
+    right: Draft, permit: IssuePermit, issuing: Certified, length: int
+) -> None:
+    serial = "S" * length
+    hardware = alt_name(f"HW:{HARDWARE_TYPE}:{serial.encode().hex()}")
+    try:
+        subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, serial))
+    except ValueError:
+        pytest.skip("the library refuses such a subject itself")
+    draft = replace(right, subject=subject, more=((x509.SubjectAlternativeName([hardware]), False),))
+    known = replace(permit, hardware_serial=serial)
+    if length <= 64:
+        lints.check(draft.sign(issuing[1]), known, issuing[0])
+    else:
+        with pytest.raises(lints.LintFailed):
+            lints.check(draft.sign(issuing[1]), known, issuing[0])
+
+
+@pytest.mark.parametrize(("organisation", "is_right"), [("A" * 64, True), ("A" * 65, False), ("A\u202eB", False)])
+def test_an_organisation_is_plain_text(permit: IssuePermit, organisation: str, is_right: bool) -> None:
+    profile = replace(permit.profile, organisation=organisation)
+    assert lints.is_plain_subject(replace(permit, profile=profile)) is is_right
+    assert lints.is_plain_subject(replace(permit, hardware_serial="SN_1")) is False
+
+
+def test_a_subject_with_two_attributes_in_one_rdn_stays_here(
+    right: Draft, permit: IssuePermit, issuing: Certified
+) -> None:
+    both = [x509.NameAttribute(NameOID.COMMON_NAME, "cam-7"), x509.NameAttribute(NameOID.SERIAL_NUMBER, "SN1")]
+    known = replace(permit, hardware_serial="SN1", profile=replace(permit.profile, hardware_module_name=False))
+    flat = replace(right, subject=x509.Name(both))
+    lints.check(flat.sign(issuing[1]), known, issuing[0])
+    joined = replace(right, subject=x509.Name([x509.RelativeDistinguishedName(both)]))
+    with pytest.raises(lints.LintFailed, match="subject_is_the_holder"):
+        lints.check(joined.sign(issuing[1]), known, issuing[0])
+
+
+def test_an_organisation_is_a_devices_alone(permit: IssuePermit) -> None:
+    of_acme = replace(permit, profile=replace(permit.profile, organisation="Acme"))
+    assert [value for _, value in lints.expected_subject(of_acme)] == ["Acme", "cam-7"]
+    for kind in (CredentialKind.STATION, CredentialKind.OPERATOR, CredentialKind.CLAIM):
+        assert [value for _, value in lints.expected_subject(replace(of_acme, kind=kind))] == ["cam-7"]
+        assert lints.expected_alt_names(replace(of_acme, kind=kind, hardware_serial="SN1")) == []
+
+
+def test_the_extended_key_usages_of_each_kind(permit: IssuePermit) -> None:
+    client, ra = "1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.28"
+    kinds = {
+        CredentialKind.DEVICE: (client,),
+        CredentialKind.STATION: (client, ra),
+        CredentialKind.CLAIM: (client,),
+        CredentialKind.OPERATOR: (client,),
+    }
+    for kind, usages in kinds.items():
+        assert lints.expected_usages(replace(permit, kind=kind)) == usages
+    every = replace(permit, profile=replace(permit.profile, extended_key_usages=tuple(EXTENDED_KEY_USAGES)))
+    assert lints.expected_usages(every) == tuple(EXTENDED_KEY_USAGES.values())
