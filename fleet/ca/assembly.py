@@ -86,7 +86,7 @@ class ExpectedAssembly:
             and self._is_permitted_validity(validity, permit)
             and lints.is_plain_subject(permit)
             and lints.is_permitted_key(permit.spki_der, permit)
-            and lints.is_strong(load_spki(permit.spki_der).key)
+            and lints.is_strong(load_spki(permit.spki_der))
         )
 
     def _is_permitted_validity(self, validity: bytes, permit: IssuePermit) -> bool:
@@ -118,7 +118,12 @@ def _subject(permit: IssuePermit) -> bytes:
     rdns = b""
     for oid, value in lints.expected_subject(permit):
         name, tag = _STRINGS[oid]
-        rdns += encode_element(SET, encode_element(SEQUENCE, name + encode_element(tag, value.encode())))
+        text = value.encode()
+        size = len(text)
+        if size < 100:  # each length takes one octet
+            rdns += bytes((SET, size + 9, SEQUENCE, size + 7)) + name + bytes((tag, size)) + text
+        else:
+            rdns += encode_element(SET, encode_element(SEQUENCE, name + encode_element(tag, text)))
     return encode_element(SEQUENCE, rdns)
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import CredentialKind, CredentialState, Station
-from fleet.domain.device import BARRED_MODEL, Device, DeviceState
+from fleet.domain.device import BARRED_MODEL, Device, DeviceState, Tags
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.issuance_context import IssuanceContext
@@ -253,14 +253,16 @@ def _profile(a: IssuanceContext) -> ProfileRules:
     return replace(profile, extended_key_usages=chosen)
 
 
-def new_device(context: IssuanceContext) -> Device:
-    """The device that a permitted context brings into the registry."""
+def new_device(context: IssuanceContext, expires_at: datetime, tags: Tags) -> Device:
+    """The device that the permitted request of `context` registers: active, with a certificate until `expires_at`."""
     return Device(
         id=context.request.device_id,
         model=context.model.name,
-        state=DeviceState.REGISTERED,
+        state=DeviceState.ACTIVE,
         created_at=context.now,
         hardware_serial=_hardware_serial(context),
+        expires_at=expires_at,
+        tags=tags,
     )
 
 

@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 from aiohttp import HttpVersion10, web
+from aiohttp.base_protocol import BaseProtocol
 from multidict import CIMultiDict
 
 from fleet.domain.peer import Peer, source_of
@@ -54,6 +56,8 @@ class Exchange:
     device: str = "-"
     serial: str = "-"
     code: str = "ok"
+    credentials: object = None
+    """The request's credentials, once they have been parsed."""
     is_open: bool = False
     """Whether anybody is answered: a success says nothing for what the client has shown."""
 
@@ -96,7 +100,7 @@ def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
     wait_s = rates.wait_s(source_of(address), credential, time.monotonic())
     if wait_s:
         seconds = str(math.ceil(wait_s))
-        message = f"Too many requests, or too many that were refused. Come again in {seconds} s."
+        message = f"Too many requests, or too many refused ones. Retry after {seconds} s."
         raise HttpRefused(429, "too-many-requests", message, {"Retry-After": seconds})
 
 
@@ -240,7 +244,16 @@ class HttpServer:
         return response
 
 
-class _Connection(web.RequestHandler):
+class _NodelayIsSet(BaseProtocol):
+    """Event loops set TCP_NODELAY on every socket they accept; aiohttp would make a socket object to set it again."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+
+class _Connection(web.RequestHandler, _NodelayIsSet):
     """aiohttp's HTTP protocol under our limits, knowing its peer."""
 
     __slots__ = ("_owner", "_stuck", "busy", "peer")

@@ -298,10 +298,7 @@ def _writes(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
     device = context.device
     writes: list[Write] = []
     if device is None:
-        newcomer = new_device(context)
-        writes.append(
-            AddDevice(replace(newcomer, state=DeviceState.ACTIVE, expires_at=credential.not_after, tags=tags))
-        )
+        writes.append(AddDevice(new_device(context, credential.not_after, tags)))
     else:
         # From the state that was judged and no other: a device that was suspended or enrolled meanwhile has moved. So
         # it is written for an active device too.

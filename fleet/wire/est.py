@@ -4,6 +4,7 @@ The three stock clients disagree on almost everything that the RFC leaves open; 
 take, and what is accepted is what any of them sends.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,7 @@ def parse_media_type(header: str) -> MediaType:
     return MediaType(name.lower(), tuple(parameters))
 
 
+@functools.lru_cache(maxsize=64)  # clients send a handful of different ones
 def is_pkcs10(header: str | None) -> bool:
     """Whether a request with this Content-Type carries a CSR (RFC 7030, 4.2.1)."""
     return _is(header, PKCS10) is not None

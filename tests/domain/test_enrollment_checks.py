@@ -320,7 +320,9 @@ class TestPermit:
     def test_a_new_device_is_registered_under_the_grants_model(self) -> None:
         a = application(BY_STATION, device=None)
         assert permit_enrollment(a).hardware_serial == ""
-        assert enrollment.new_device(a) == Device(DeviceId("cam-7"), "cam2", DeviceState.REGISTERED, NOW)
+        new = enrollment.new_device(a, NOW + SECOND, (("site", "Oslo"),))
+        expected = Device(DeviceId("cam-7"), "cam2", DeviceState.ACTIVE, NOW, expires_at=NOW + SECOND)
+        assert new == replace(expected, tags=(("site", "Oslo"),))
 
     @pytest.mark.parametrize("text", ["", "+", "a/b", "a\0b", "x" * 65, "devices/#"])
     def test_a_name_that_is_no_device_id(self, text: str) -> None:

@@ -16,7 +16,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.model_rules import checked_rules, rules_json, rules_of
 from fleet.servers.admin import strict_json
 from fleet.servers.est.paths import route
-from fleet.servers.est.proof import basic_credentials
+from fleet.servers.est.proof import parse_basic
 from fleet.servers.refusals import HttpRefused
 from fleet.wire import der, encodings, est
 from fleet.wire.csr import decode_csr
@@ -132,9 +132,9 @@ def serial_messages(data: bytes) -> None:
 
 def authorization(data: bytes) -> None:
     with suppress(FleetError):
-        basic_credentials(data.decode("latin-1"))
+        parse_basic(data.decode("latin-1"))
     with suppress(FleetError):
-        basic_credentials("Basic " + base64.b64encode(data).decode())
+        parse_basic("Basic " + base64.b64encode(data).decode())
 
 
 def est_path(data: bytes) -> None:

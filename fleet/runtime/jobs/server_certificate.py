@@ -82,7 +82,7 @@ class Contexts:
         """Trust what `authorities` hold when a connection begins."""
         authorities.changed = lambda: self.reload(home, authorities.current)
         for source in (self.mqtt, self.est, self.http):
-            source.look = authorities.look
+            source.look = authorities.look_if_due
 
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
         """All contexts or none: an unusable certificate leaves the old ones in place."""

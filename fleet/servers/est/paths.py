@@ -1,5 +1,6 @@
 """EST's paths: which operation, under which label, by which method."""
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class Route:
     """Set for RENEWAL_INFO alone."""
 
 
+@functools.lru_cache(maxsize=1024)  # a path for each model that is asked for, and those of renewal-info
 def route(method: str, path: str) -> Route:
     """The operation that `method` on `path` (as sent, without a query) asks for.
 

@@ -1,4 +1,4 @@
-"""What a client proves itself with beside its certificate: HTTP Basic, and the binding to this very TLS connection."""
+"""Credentials of a request beside the client certificate: HTTP Basic, and the binding to the TLS connection."""
 
 import base64
 import binascii
@@ -15,13 +15,22 @@ from fleet.wire.csr import Csr
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="estrealm"'}
 
 
-def basic_credentials(authorization: str | None) -> BasicCredentials | None:
-    """What an Authorization header carries (RFC 7617); None when there is none.
+def basic_credentials(exchange: Exchange) -> BasicCredentials | None:
+    """The request's HTTP Basic credentials (RFC 7617); None without an Authorization header. Parsed once.
 
-    Raises: Unauthenticated (`bad-authorization`) for another scheme or a broken header. The header is never repeated.
+    Raises: Unauthenticated (`bad-authorization`) for another scheme or a malformed header, which is never repeated.
     """
+    if isinstance(exchange.credentials, BasicCredentials):
+        return exchange.credentials
+    authorization = exchange.request.headers.get("Authorization")
     if authorization is None:
         return None
+    exchange.credentials = parsed = parse_basic(authorization)
+    return parsed
+
+
+def parse_basic(authorization: str) -> BasicCredentials:
+    """Raises: as `basic_credentials`."""
     scheme, _, encoded = authorization.partition(" ")
     try:
         if scheme.lower() != "basic":
@@ -35,22 +44,23 @@ def basic_credentials(authorization: str | None) -> BasicCredentials | None:
     return BasicCredentials(username, password)
 
 
-def credential_of(exchange: Exchange) -> Hashable | None:
-    """What a request shows, true or not: its certificate, or its token, from this neighbour alone. So nobody who tries
-    out another's token can keep that one waiting, and no device of a batch the others that share its claim.
+def rate_key_of(exchange: Exchange) -> Hashable | None:
+    """The credential by which requests are counted, valid or not: the certificate or the token id, for each source
+    address. So nobody who tries another's token can slow down its owner, and no device of a batch the others that share
+    its claim.
     """
     source = source_of(exchange.peer.address)
     if exchange.peer.fingerprint is not None:
         return source, exchange.peer.fingerprint
     try:
-        shown = basic_credentials(exchange.request.headers.get("Authorization"))
+        presented = basic_credentials(exchange)
     except Unauthenticated:
         return None
-    return (source, token_parts(shown.password)[0]) if shown is not None else None
+    return (source, token_parts(presented.password)[0]) if presented is not None else None
 
 
 def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
-    """What `csr` asks for, and whether its binding, when it carries one, is to the connection of `peer`."""
+    """The contents of `csr`, and whether it is bound to the connection of `peer`."""
     return EnrollmentRequest(
         names=Names(csr.subject, csr.alt_names),
         key_type=csr.key_type,
@@ -64,7 +74,7 @@ def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
 def _is_bound(csr: Csr, peer: Peer) -> bool | None:
     """RFC 7030, 3.5: base64 of tls-unique in the challengePassword; on TLS 1.3, RFC 9266's tls-exporter in its place.
 
-    A value that is there must be verified. A client that does not bind leaves it out or empty.
+    A value that is present must be verified. A client that does not bind omits it or leaves it empty.
     """
     if not csr.challenge_password:
         return None

@@ -20,7 +20,7 @@ from fleet.domain.rates import Rates
 from fleet.servers.est.keygen import ServerKeyMaker, multipart
 from fleet.servers.est.maker_certificate import maker_certificate
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
-from fleet.servers.est.proof import CHALLENGE, basic_credentials, credential_of, request_of
+from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
 from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated
@@ -69,7 +69,7 @@ def build_est_server(
     """
     handlers = _Handlers(replace(authority, read_maker=maker_certificate), tenants, sealer, clock)
     return HttpServer(
-        "est", handlers.handle, refusal, limits or HttpLimits(), rates, credential_of, on_throttled=handlers.throttled
+        "est", handlers.handle, refusal, limits or HttpLimits(), rates, rate_key_of, on_throttled=handlers.throttled
     )
 
 
@@ -127,7 +127,7 @@ class _Handlers:
 
     async def simpleenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
         """RFC 7030, 4.2.1."""
-        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+        credentials = basic_credentials(exchange)
         has_none = credentials is None and exchange.peer.fingerprint is None
         if has_none and not await accepts_unauthenticated(self._registry, asked.label, attempt.now):
             raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
@@ -144,7 +144,7 @@ class _Handlers:
 
     async def serverkeygen(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
         """RFC 7030, 4.4: as simpleenroll and simplereenroll, for a key of the CSR's type that is generated here."""
-        credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+        credentials = basic_credentials(exchange)
         if credentials is None and exchange.peer.fingerprint is None:
             raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
         csr = await read_csr(exchange)
@@ -169,7 +169,7 @@ class _Handlers:
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
         """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
         try:
-            credentials = basic_credentials(exchange.request.headers.get("Authorization"))
+            credentials = basic_credentials(exchange)
         except Unauthenticated:
             credentials = None  # nobody needs any here
         model = await model_to_ask_for(self._registry, exchange.peer, credentials, asked.label, self._clock())
