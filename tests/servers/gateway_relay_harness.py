@@ -33,14 +33,19 @@ class RelayHarness:
         self.to_device = bytearray()
         self.writes = 0
         self.notes: list[tuple[str, str, str]] = []
-        self.relay = Relay(version, policy, self._broker, self.to_device.extend, self._note, SIZE_MAX)
+        self.relay = Relay(version, policy, self._broker, self._device, self._note, SIZE_MAX)
         if greeted:
             self.relay.from_broker(encode_connack(Connack(False, 0), version))
             self.to_device.clear()
 
     def _broker(self, data: bytes) -> None:
+        assert data
         self.writes += 1
         self.to_broker += data
+
+    def _device(self, data: bytes) -> None:
+        assert data
+        self.to_device += data
 
     def _note(self, *note: str) -> None:
         self.notes.append((note[0], note[1], note[2]))

@@ -122,6 +122,15 @@ def test_a_long_publish_starts_before_it_is_whole() -> None:
     assert len(harness.to_broker) == 100_000
 
 
+def test_a_long_publish_starts_only_with_64_kib_of_its_own() -> None:
+    harness = RelayHarness(V311)
+    good, long = harness.publish("up/a") * 9_000, harness.publish("up/a", payload=bytes(250_000))
+    harness.relay.from_device(good + long[:65_535])
+    assert harness.to_broker == good
+    harness.relay.from_device(long[65_535:65_536])
+    assert harness.to_broker == good + long[:65_536]
+
+
 def test_a_short_publish_waits_until_it_is_whole() -> None:
     harness = RelayHarness(V311)
     stream = harness.publish("up/a", payload=bytes(50_000))
@@ -137,6 +146,16 @@ def test_a_padded_length_goes_through_as_it_came() -> None:
     for chunk in chunks(packet, 1):
         harness.relay.from_device(chunk)
     assert harness.to_broker == packet
+
+
+def test_a_length_that_is_cut_needs_only_its_own_bytes() -> None:
+    harness = RelayHarness(V311)
+    good, packet = harness.publish("up/a") * 100, b"\x30\x86\x80\x80\x00\x00\x04up/a"
+    for cut in range(1, len(packet)):
+        harness.to_broker.clear()
+        harness.relay.from_device(good + packet[:cut])
+        harness.relay.from_device(packet[cut:])
+        assert harness.to_broker == good + packet
 
 
 # PUBLISH that is refused

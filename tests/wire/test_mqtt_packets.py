@@ -11,12 +11,12 @@ from fleet.wire.mqtt.connect import (
     Connack,
     Connect,
     Will,
+    answer_version,
     decode_connack,
     decode_connect,
     encode_connack,
     encode_connect,
     refusal,
-    version_of_refused,
 )
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_packet, encode_varint, utf8
 from fleet.wire.mqtt.properties import Property, decode_properties, encode_properties, value_of, without
@@ -174,11 +174,11 @@ def test_every_truncation_of_a_connect_is_malformed() -> None:
 
 
 def test_version_in_which_a_connect_is_refused() -> None:
-    assert version_of_refused(b"\x00\x04MQTT\x05") == V5
-    assert version_of_refused(b"\x00\x04MQTT\x09") == V5
-    assert version_of_refused(b"\x00\x04MQTT\x04") == V311
-    assert version_of_refused(b"\x00\x06MQIsdp\x03") == V311
-    assert version_of_refused(b"") == V311
+    assert answer_version(b"\x00\x04MQTT\x05") == V5
+    assert answer_version(b"\x00\x04MQTT\x09") == V5
+    assert answer_version(b"\x00\x04MQTT\x04") == V311
+    assert answer_version(b"\x00\x06MQIsdp\x03") == V311
+    assert answer_version(b"") == V311
 
 
 @pytest.mark.parametrize(
@@ -526,9 +526,9 @@ def test_fields_at_their_limits() -> None:
 
 
 def test_version_of_a_connect_that_is_cut() -> None:
-    assert version_of_refused(b"\x00\x04MQTT") == V311
-    assert version_of_refused(b"\x00\x04MQTX\x05") == V311
-    assert version_of_refused(b"\x00\x04MQTT\x05\x02") == V5
+    assert answer_version(b"\x00\x04MQTT") == V311
+    assert answer_version(b"\x00\x04MQTX\x05") == V311
+    assert answer_version(b"\x00\x04MQTT\x05\x02") == V5
 
 
 def test_an_acknowledgement_with_success_has_no_reason() -> None:

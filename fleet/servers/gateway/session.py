@@ -26,7 +26,7 @@ from fleet.servers.gateway.relay import Relay
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5
-from fleet.wire.mqtt.connect import CONNECT, Connect, decode_connect, encode_connect, refusal, version_of_refused
+from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, decode_connect, encode_connect, refusal
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
@@ -194,7 +194,7 @@ class Session(asyncio.Protocol):
         packet = next(self._reader.feed(data), None)
         if packet is None:
             return None
-        self._version = version_of_refused(packet.body)
+        self._version = answer_version(packet.body)
         try:
             connect = decode_connect(packet.body)
         except Unsupported:

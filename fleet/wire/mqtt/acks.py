@@ -1,4 +1,4 @@
-"""The small packets that a gateway may have to write itself: acknowledgements and DISCONNECT (3.4 to 3.7, 3.14)."""
+"""Acknowledgements, PING and DISCONNECT: packets that a gateway writes itself (3.4 to 3.7, 3.12 to 3.14)."""
 
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -14,10 +14,10 @@ DISCONNECT = PacketType.DISCONNECT << 4
 
 
 def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS) -> bytes:
-    """A PUBACK, PUBREC, PUBREL or PUBCOMP, whichever `first` names. 3.1.1 has no room for a reason."""
+    """The PUBACK, PUBREC, PUBREL or PUBCOMP of first byte `first`. 3.1.1 has no reason codes there."""
     body = encode_integer(packet_id, 2)
     if version == V5 and reason:
-        body += bytes((reason,))  # 3.4.2.2.1: with no properties their length may be left out
+        body += bytes((reason,))  # 3.4.2.2.1: without properties their length may be omitted
     return encode_packet(first, body)
 
 
@@ -27,12 +27,12 @@ def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION) -> by
 
 
 def decode_packet_id(body: bytes) -> int:
-    """The packet identifier that starts `body`. Raises: Malformed."""
+    """The packet identifier at the start of `body`. Raises: Malformed."""
     if len(body) < 2:
         raise Malformed("A packet ends before its packet identifier.")
     return int.from_bytes(body[:2], "big")
 
 
 def decode_reason(body: bytes, at: int) -> int:
-    """The reason code at `at`: 2 in an acknowledgement, 0 in a DISCONNECT. Left out, it is 0 (3.4.2.1, 3.14.2.1)."""
+    """The reason code at `at`: 2 in an acknowledgement, 0 in a DISCONNECT. 0 when omitted (3.4.2.1, 3.14.2.1)."""
     return body[at] if len(body) > at else 0

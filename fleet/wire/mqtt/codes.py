@@ -1,4 +1,4 @@
-"""Packet types, protocol levels and reason codes, by the names that the specifications give them."""
+"""Packet types, protocol versions and reason codes, under their names in the specifications."""
 
 import enum
 
@@ -42,11 +42,11 @@ FIXED_FLAGS: dict[PacketType, int] = {
     PacketType.DISCONNECT: 0,
     PacketType.AUTH: 0,
 }
-"""The low four bits that each type but PUBLISH must carry (MQTT 5.0, 2.1.3; [MQTT-2.2.2-1] in 3.1.1)."""
+"""The low four bits required of each type but PUBLISH (MQTT 5.0, 2.1.3; [MQTT-2.2.2-1] in 3.1.1)."""
 
 
 def flags_are_legal(first: int) -> bool:
-    """Whether `first`, the first byte of a packet, is a type with flags that the specification allows it."""
+    """Whether `first`, the first byte of a packet, is a valid packet type with valid flags."""
     kind, flags = first >> 4, first & 0x0F
     if kind == PacketType.PUBLISH:
         return flags & 0x06 != 0x06  # [MQTT-3.3.1-4] never both QoS bits
@@ -54,7 +54,7 @@ def flags_are_legal(first: int) -> bool:
 
 
 class Reason(enum.IntEnum):
-    """MQTT 5.0, 2.4: the reason codes that we send or look for."""
+    """MQTT 5.0, 2.4: the reason codes that we send or check."""
 
     SUCCESS = 0x00
     NORMAL_DISCONNECTION = 0x00
@@ -92,7 +92,7 @@ class ReturnCode(enum.IntEnum):
     NOT_AUTHORIZED = 5
 
 
-SUBACK_FAILURE_V311 = 0x80  # MQTT 3.1.1, 3.9.3: the one failure that SUBACK knows
+SUBACK_FAILURE_V311 = 0x80  # MQTT 3.1.1, 3.9.3: the only failure code of SUBACK
 
 RETURN_CODE: dict[Reason, ReturnCode] = {
     Reason.SUCCESS: ReturnCode.ACCEPTED,
@@ -103,4 +103,4 @@ RETURN_CODE: dict[Reason, ReturnCode] = {
     Reason.SERVER_SHUTTING_DOWN: ReturnCode.SERVER_UNAVAILABLE,
     Reason.QUOTA_EXCEEDED: ReturnCode.SERVER_UNAVAILABLE,
 }
-"""What 3.1.1 says for a reason of 5.0; anything else is NOT_AUTHORIZED."""
+"""Reason code of 5.0 -> return code of 3.1.1; NOT_AUTHORIZED for any other."""

@@ -26,7 +26,7 @@ _USERNAME, _PASSWORD, _WILL_RETAIN, _WILL, _CLEAN, _RESERVED = 0x80, 0x40, 0x20,
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes when the connection ends without a DISCONNECT."""
+    """The message that the broker publishes when the connection closes without a DISCONNECT."""
 
     topic: str
     payload: bytes
@@ -43,7 +43,7 @@ class Connect:
     client_id: str
     clean: bool = True
     keep_alive: int = 60
-    """Seconds; 0 turns it off."""
+    """Seconds; 0 disables it."""
     will: Will | None = None
     username: str | None = None
     password: bytes | None = None
@@ -61,14 +61,14 @@ class Connack:
 def decode_connect(body: bytes) -> Connect:
     """The CONNECT whose variable header and payload are `body`.
 
-    Raises: Unsupported: another protocol name or version. Malformed: anything else that breaks 3.1.
+    Raises: Unsupported: another protocol name or version. Malformed: any other violation of 3.1.
     """
     fields = Fields(body)
     name = fields.string()
     version = fields.integer(1)
     # [MQTT-3.1.2-1], [MQTT-3.1.2-2]
     if name != "MQTT" or version not in (V311, V5):
-        raise Unsupported("Only MQTT 3.1.1 and MQTT 5.0 are spoken here.")
+        raise Unsupported("Only MQTT 3.1.1 and MQTT 5.0 are supported.")
     flags = fields.integer(1)
     _check_flags(flags, version)
     keep_alive = fields.integer(2)
@@ -78,7 +78,7 @@ def decode_connect(body: bytes) -> Connect:
     username = fields.string() if flags & _USERNAME else None
     password = fields.binary() if flags & _PASSWORD else None
     if fields.left:
-        raise Malformed("CONNECT goes on after its last field.")
+        raise Malformed("CONNECT has data after its last field.")
     return Connect(version, client_id, bool(flags & _CLEAN), keep_alive, will, username, password, properties)
 
 
@@ -89,10 +89,10 @@ def _check_flags(flags: int, version: int) -> None:
     will_qos = flags >> 3 & 3
     # [MQTT-3.1.2-11] to [MQTT-3.1.2-15]
     if will_qos == 3 or (not flags & _WILL and (will_qos or flags & _WILL_RETAIN)):
-        raise Malformed("The will flags of CONNECT contradict one another.")
+        raise Malformed("The will flags of CONNECT are inconsistent.")
     # [MQTT-3.1.2-22] of 3.1.1; 5.0 allows a password alone
     if version == V311 and flags & _PASSWORD and not flags & _USERNAME:
-        raise Malformed("CONNECT has a password and no user name.")
+        raise Malformed("CONNECT has a password but no user name.")
 
 
 def _decode_will(fields: Fields, flags: int, version: int) -> Will:
@@ -123,9 +123,9 @@ def encode_connect(connect: Connect) -> bytes:
     return encode_packet(CONNECT, head + payload)
 
 
-def version_of_refused(body: bytes) -> int:
-    """The version in which to refuse a CONNECT that could not be decoded: V5 for 5 and later, else V311."""
-    # Protocol name, then the version byte; anything shorter has no version to speak of.
+def answer_version(body: bytes) -> int:
+    """The version for the answer to a CONNECT, even one that cannot be decoded: V5 for 5 and later, else V311."""
+    # Protocol name, then the version byte
     return V5 if body[:6] == b"\0\4MQTT" and len(body) > 6 and body[6] >= V5 else V311
 
 
@@ -138,7 +138,7 @@ def decode_connack(body: bytes, version: int) -> Connack:
         raise Malformed("A reserved flag of CONNACK is set.")
     properties = decode_properties(fields) if version == V5 else ()
     if fields.left:
-        raise Malformed("CONNACK goes on after its last field.")
+        raise Malformed("CONNACK has data after its last field.")
     return Connack(bool(flags), code, properties)
 
 
@@ -151,7 +151,7 @@ def encode_connack(connack: Connack, version: int) -> bytes:
 
 
 def refusal(reason: Reason, version: int) -> bytes:
-    """The CONNACK that refuses for `reason`, in the words of `version`."""
+    """The CONNACK that refuses for `reason`, as `version` encodes it."""
     # [MQTT-3.2.2-4] of 3.1.1, [MQTT-3.2.2-6] of 5.0: session present is 0 when the connection is refused
     if version == V5:
         return encode_connack(Connack(False, reason), V5)

@@ -1,4 +1,4 @@
-"""What packets are made of: variable byte integers, strings, binary data. Every length is checked before a slice."""
+"""Field codecs: variable byte integers, strings, binary data. Every length is checked before a slice."""
 
 from fleet.wire.errors import Malformed, TooLarge
 
@@ -7,7 +7,7 @@ FIELD_SIZE_MAX = 65_535  # MQTT 5.0, 1.5.4: a two-byte length
 
 
 class Fields:
-    """A cursor over one packet's bytes. Every read moves it forward, or raises Malformed at the packet's end."""
+    """Cursor over one packet's bytes. A read advances it, or raises Malformed at the packet's end."""
 
     __slots__ = ("data", "end", "pos")
 
@@ -42,7 +42,7 @@ class Fields:
             if byte < 0x80:
                 # [MQTT-1.5.5-1] the minimum number of bytes must be used
                 if byte == 0 and shift:
-                    raise Malformed("A variable byte integer is longer than it needs to be.")
+                    raise Malformed("A variable byte integer does not have the minimum length.")
                 return value
             shift += 7
             if shift > 21:
@@ -58,7 +58,7 @@ class Fields:
 
 
 def utf8(data: bytes) -> str:
-    """The string that `data` encodes. Raises: Malformed when it is not what MQTT calls UTF-8."""
+    """The string that `data` encodes. Raises: Malformed: not a UTF-8 encoded string by MQTT's rules."""
     try:
         # [MQTT-1.5.4-1] (5.0), [MQTT-1.5.3-1] (3.1.1): well-formed, no surrogates; Python's codec refuses both.
         text = data.decode("utf-8")
@@ -66,7 +66,7 @@ def utf8(data: bytes) -> str:
         raise Malformed("A string is not well-formed UTF-8.") from error
     # [MQTT-1.5.4-2] (5.0), [MQTT-1.5.3-2] (3.1.1)
     if "\0" in text:
-        raise Malformed("A string holds the null character.")
+        raise Malformed("A string contains the null character.")
     return text
 
 
@@ -99,5 +99,5 @@ def encode_string(text: str) -> bytes:
 
 
 def encode_packet(first: int, body: bytes) -> bytes:
-    """A whole packet: its first byte, the remaining length, and `body`."""
+    """A complete packet: its first byte, the remaining length, and `body`."""
     return bytes((first,)) + encode_varint(len(body)) + body

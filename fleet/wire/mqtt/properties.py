@@ -1,4 +1,4 @@
-"""The property lists of MQTT 5.0 (2.2.2), as tuples of (identifier, value) in the order they came."""
+"""Property lists of MQTT 5.0 (2.2.2), as tuples of (identifier, value) in wire order."""
 
 import enum
 
@@ -8,7 +8,7 @@ from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode
 Value = int | str | bytes | tuple[str, str]
 Properties = tuple[tuple[int, Value], ...]
 
-PROPERTIES_MAX = 256  # in one list; user properties may repeat, and each costs us an object
+PROPERTIES_MAX = 256  # in one list; user properties may repeat, and each allocates an object
 
 
 class Property(enum.IntEnum):
@@ -53,9 +53,9 @@ _MAY_REPEAT = frozenset({Property.USER_PROPERTY, Property.SUBSCRIPTION_IDENTIFIE
 
 
 def decode_properties(fields: Fields, allowed: frozenset[int] | None = None) -> Properties:
-    """The property list at the cursor, its length included. `allowed`: the identifiers that may stand here.
+    """The property list at the cursor, its length included. `allowed`: the identifiers of this packet type.
 
-    Raises: Malformed: an identifier unknown or out of place, one that may not repeat and does, too many, a bad value.
+    Raises: Malformed: an unknown, misplaced or repeated identifier, too many properties, an invalid value.
     """
     size = fields.varint()
     stop = fields.pos + size
@@ -68,13 +68,13 @@ def decode_properties(fields: Fields, allowed: frozenset[int] | None = None) -> 
     while inner.left:
         identifier = inner.varint()
         if identifier in seen and identifier not in _MAY_REPEAT:
-            raise Malformed("A property is there twice.")
+            raise Malformed("A property occurs twice.")
         if allowed is not None and identifier not in allowed:
-            raise Malformed("A property stands in a packet where it does not belong.")
+            raise Malformed("A property is not allowed in this packet.")
         seen.add(identifier)
         found.append((identifier, _decode_value(identifier, inner)))
         if len(found) > PROPERTIES_MAX:
-            raise Malformed(f"A property list holds more than {PROPERTIES_MAX} properties.")
+            raise Malformed(f"A property list has more than {PROPERTIES_MAX} properties.")
     return tuple(found)
 
 
@@ -89,11 +89,11 @@ def _decode_value(identifier: int, fields: Fields) -> Value:
         return fields.varint()
     if identifier == Property.USER_PROPERTY:
         return fields.string(), fields.string()
-    raise Malformed("A property has an identifier that MQTT 5.0 does not know.")
+    raise Malformed("A property identifier is unknown.")
 
 
 def encode_properties(properties: Properties) -> bytes:
-    """The list with its length in front."""
+    """The list, prefixed with its length."""
     body = b"".join(encode_varint(identifier) + _encode_value(identifier, value) for identifier, value in properties)
     return encode_varint(len(body)) + body
 
@@ -111,7 +111,7 @@ def _encode_value(identifier: int, value: Value) -> bytes:
 
 
 def without(properties: Properties, *identifiers: int) -> Properties:
-    """`properties` less every one of `identifiers`."""
+    """`properties` without any of `identifiers`."""
     return tuple(p for p in properties if p[0] not in identifiers)
 
 

@@ -1,4 +1,4 @@
-"""PUBLISH (3.3): its head, which is all that a gateway needs to see, and the whole for those who make one."""
+"""PUBLISH (3.3). The gateway's packet filter does not use this: it reads the head in place."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _DUP, _RETAIN = 0x08, 0x01
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """`packet_id` is 0 for QoS 0. `topic` is "" only beside a topic alias."""
+    """`packet_id` is 0 for QoS 0. `topic` is "" only with a topic alias."""
 
     topic: str
     payload: bytes
@@ -26,7 +26,7 @@ class Publish:
 
     @property
     def alias(self) -> int | None:
-        """The topic alias, when there is one (MQTT 5.0, 3.3.2.3.4)."""
+        """The topic alias, or None (MQTT 5.0, 3.3.2.3.4)."""
         found = value_of(self.properties, Property.TOPIC_ALIAS)
         return found if isinstance(found, int) else None
 
@@ -34,7 +34,7 @@ class Publish:
 def decode_publish(first: int, body: bytes, version: int) -> Publish:
     """The PUBLISH of first byte `first`.
 
-    Raises: Malformed: QoS 3, packet identifier 0, a topic that is none, bad properties.
+    Raises: Malformed: QoS 3, packet identifier 0, an invalid topic name, invalid properties.
     """
     qos = first >> 1 & 3
     # [MQTT-3.3.1-4]

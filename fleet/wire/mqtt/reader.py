@@ -1,4 +1,4 @@
-"""Bytes as they arrive -> whole packets. The size is read and capped before any memory is taken for the rest.
+"""Incremental packet reader: byte stream -> packets. Their size is limited before memory is allocated for them.
 
 reader = PacketReader(CONNECT_SIZE_MAX)
 for packet in reader.feed(data): ...
@@ -11,13 +11,13 @@ from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.mqtt.codes import PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import VARINT_MAX, encode_packet
 
-CONNECT_SIZE_MAX = 16_384  # client id and user name of 64, a will of some KiB, properties; before anybody is known
+CONNECT_SIZE_MAX = 16_384  # client id and user name of 64, a will of some KiB, properties; before authentication
 PACKET_SIZE_MAX = 16 * 1024 * 1024  # after CONNECT: a firmware image in one message is possible, a gigabyte is not
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One whole packet: its first byte, and what follows the remaining length."""
+    """One packet: its first byte, and what follows the remaining length."""
 
     first: int
     body: bytes
@@ -37,9 +37,9 @@ class Packet:
 def remaining_length(data: bytes | bytearray, pos: int) -> tuple[int, int] | None:
     """The remaining length at `pos` and the position after it; None when more bytes are needed (MQTT 5.0, 2.1.4).
 
-    Padded lengths pass: 3.1.1 does not forbid them, and small clients that reserve four bytes send them.
+    Padded lengths are accepted: 3.1.1 does not forbid them, and small clients that reserve four bytes send them.
 
-    Raises: Malformed: it goes on after its fourth byte.
+    Raises: Malformed: longer than four bytes.
     """
     value = 0
     for n, byte in enumerate(data[pos : pos + 4]):
@@ -52,18 +52,18 @@ def remaining_length(data: bytes | bytearray, pos: int) -> tuple[int, int] | Non
 
 
 class PacketReader:
-    """Cuts a stream into packets. Holds at most one packet of `size_max` bytes and what the last feed brought."""
+    """Buffers at most one packet of `size_max` bytes and the bytes of the last feed."""
 
     def __init__(self, size_max: int = VARINT_MAX) -> None:
         self.size_max = size_max
-        """Cap on the remaining length; may be changed between packets."""
+        """Limit of the remaining length; may be changed between packets."""
         self._buffer = bytearray()
         self._need = 2
 
     def feed(self, data: bytes) -> Iterator[Packet]:
-        """Yield each packet that `data` completes. What is not iterated stays for the next call, or for `rest`.
+        """Yield each packet that `data` completes. Packets not iterated stay for the next call, or for `rest`.
 
-        Raises: Malformed: a type or flags that do not exist, a bad length. TooLarge: over `size_max`.
+        Raises: Malformed: an invalid type, flags or length. TooLarge: over `size_max`.
         """
         self._buffer += data
         return self._packets()
@@ -77,11 +77,11 @@ class PacketReader:
 
     @property
     def held(self) -> int:
-        """Bytes that no packet has taken yet."""
+        """Number of buffered bytes."""
         return len(self._buffer)
 
     def rest(self) -> bytes:
-        """The bytes that no packet has taken yet; the reader is empty afterwards."""
+        """The buffered bytes; the reader is empty afterwards."""
         rest = bytes(self._buffer)
         self._buffer.clear()
         self._need = 2
@@ -90,14 +90,14 @@ class PacketReader:
     def _next(self) -> Packet | None:
         buffer = self._buffer
         if buffer and not flags_are_legal(buffer[0]):
-            raise Malformed("A packet starts with a type or flags that do not exist.")
+            raise Malformed("A packet has an invalid type or flags.")
         head = remaining_length(buffer, 1)
         if head is None:
             self._need = len(buffer) + 1
             return None
         size, start = head
         if size > self.size_max:
-            raise TooLarge(f"A packet of {size} bytes is over the limit of {self.size_max}.")
+            raise TooLarge(f"A packet of {size} bytes exceeds the limit of {self.size_max}.")
         self._need = start + size
         if len(buffer) < self._need:
             return None

@@ -11,12 +11,12 @@ SUBSCRIBE = PacketType.SUBSCRIBE << 4 | 2
 SUBACK = PacketType.SUBACK << 4
 UNSUBSCRIBE = PacketType.UNSUBSCRIBE << 4 | 2
 
-FILTERS_MAX = 1_000  # in one packet: each becomes an object and a policy question
+FILTERS_MAX = 1_000  # in one packet: each allocates an object and is checked against the policy
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One filter as asked for. `options` is the byte after it: the QoS, and in 5.0 the subscription options."""
+    """One requested filter. `options` is the byte after it: the QoS, and in 5.0 the subscription options."""
 
     topic_filter: str
     options: int = 0
@@ -45,7 +45,7 @@ class Unsubscribe:
 
 
 def decode_subscribe(body: bytes, version: int) -> Subscribe:
-    """Filters are strings of well-formed UTF-8; whether each is a topic filter is `topics.is_topic_filter`'s to say.
+    """Filters are well-formed UTF-8; whether they are topic filters is for `topics.is_topic_filter` to check.
 
     Raises: Malformed, TooLarge.
     """
@@ -57,12 +57,12 @@ def decode_subscribe(body: bytes, version: int) -> Subscribe:
         topic_filter, options = fields.string(), fields.integer(1)
         # [MQTT-3.8.3-4] of 3.1.1, [MQTT-3.8.3-5] of 5.0: reserved bits must be 0; 3.8.3: QoS 3 is malformed
         if options & 3 == 3 or options & (0xC0 if version == V5 else 0xFC) or options & 0x30 == 0x30:
-            raise Malformed("A subscription has options that do not exist.")
+            raise Malformed("A subscription has invalid options.")
         found.append(Subscription(topic_filter, options))
         _count(found)
     # [MQTT-3.8.3-3] of 3.1.1, [MQTT-3.8.3-2] of 5.0
     if not found:
-        raise Malformed("A SUBSCRIBE asks for nothing.")
+        raise Malformed("A SUBSCRIBE has no topic filter.")
     return Subscribe(packet_id, tuple(found), properties)
 
 
@@ -102,7 +102,7 @@ def decode_unsubscribe(body: bytes, version: int) -> Unsubscribe:
         _count(found)
     # [MQTT-3.10.3-2]
     if not found:
-        raise Malformed("An UNSUBSCRIBE names nothing.")
+        raise Malformed("An UNSUBSCRIBE has no topic filter.")
     return Unsubscribe(packet_id, tuple(found), properties)
 
 
@@ -124,4 +124,4 @@ def _packet_id(fields: Fields) -> int:
 
 def _count(found: list[Subscription] | list[str]) -> None:
     if len(found) > FILTERS_MAX:
-        raise TooLarge(f"One packet names more than {FILTERS_MAX} topic filters.")
+        raise TooLarge(f"A packet has more than {FILTERS_MAX} topic filters.")

@@ -1,4 +1,4 @@
-"""Which strings are topic names and which are topic filters (MQTT 5.0, 4.7; the same in 3.1.1)."""
+"""Validation of topic names and topic filters (MQTT 5.0, 4.7; the same in 3.1.1)."""
 
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.fields import FIELD_SIZE_MAX, utf8
@@ -14,7 +14,7 @@ def topic_name(data: bytes) -> str:
         raise Malformed("A topic name is empty.")
     # [MQTT-3.3.2-2] no wildcard characters
     if "#" in text or "+" in text:
-        raise Malformed("A topic name holds a wildcard.")
+        raise Malformed("A topic name contains a wildcard.")
     return text
 
 
@@ -27,7 +27,7 @@ def is_topic_filter(text: str) -> bool:
             return False
     try:
         size = len(text.encode())
-    except UnicodeEncodeError:  # half a surrogate: what a command line could not read as UTF-8 comes out so
+    except UnicodeEncodeError:  # a lone surrogate: how Python decodes an argument that is not UTF-8
         return False
     # [MQTT-4.7.3-1], [MQTT-4.7.3-3]
     if not 1 <= size <= FIELD_SIZE_MAX:
