@@ -1,12 +1,14 @@
-"""How many lines a second a log takes of what strangers can make us say: a flood must not fill a disk."""
+"""Rate limit for log lines that unauthenticated clients can cause: a flood must not fill a disk."""
 
 import logging
+
+from fleet.config.logs import log_event
 
 LINES_PER_SECOND_MAX = 50
 
 
 class LineLimit:
-    """The share of one log. What is left out is counted, and told when lines are next allowed."""
+    """Limit of one log. Suppressed lines are counted, and the count is logged with the next line."""
 
     __slots__ = ("_lines", "_log", "_max", "_second")
 
@@ -17,11 +19,11 @@ class LineLimit:
         self._lines = 0
 
     def allows(self, monotonic: float) -> bool:
-        """Whether a line may be written at this time, in seconds of a clock that never goes back."""
+        """Whether a line may be written at this time, in seconds of a monotonic clock."""
         second = int(monotonic)
         if second != self._second:
             if self._lines > self._max:
-                self._log.warning("event=log.suppressed lines=%d", self._lines - self._max)
+                log_event(self._log, logging.WARNING, "log.suppressed", lines=self._lines - self._max)
             self._second, self._lines = second, 0
         self._lines += 1
         return self._lines <= self._max

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from fleet.config.logs import log_event
 from fleet.servers.gateway.private_socket import probe_unix
 
 log = logging.getLogger("fleet.broker")
@@ -87,7 +88,7 @@ class BrokerProcess:
             started_at = loop.time()
             if self._process is not None:
                 code = await self._process.wait()
-                log.error("event=broker.ended name=%s code=%s", self._name, code)
+                log_event(log, logging.ERROR, "broker.ended", name=self._name, code=code)
             if loop.time() - started_at > STEADY_SECONDS:
                 delay = RESTART_SECONDS_MIN
             await asyncio.sleep(delay)
@@ -95,11 +96,11 @@ class BrokerProcess:
             try:
                 await self._start_once()
             except (OSError, TimeoutError) as error:
-                log.error("event=broker.not-started name=%s error=%s", self._name, error)
+                log_event(log, logging.ERROR, "broker.not-started", name=self._name, error=error)
                 await self._stop_process()
                 continue
             self.restarts += 1
-            log.warning("event=broker.restarted name=%s restarts=%d", self._name, self.restarts)
+            log_event(log, logging.WARNING, "broker.restarted", name=self._name, restarts=self.restarts)
 
     async def _start_once(self) -> None:
         lock = await self._lock()

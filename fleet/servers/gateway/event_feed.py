@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from fleet.config.logs import log_event
 from fleet.domain.changes import Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
@@ -64,17 +65,17 @@ class EventFollower:
                     self._received = newest
                     self._started.set()
                 elif newest < self._received or await self._registry.first_event() > self._received + 1:
-                    log.error("event=feed.missed heard=%d newest=%d", self._received, newest)
+                    log_event(log, logging.ERROR, "feed.missed", heard=self._received, newest=newest)
                     self._received = newest  # before clients are authenticated again: later events are received
                     self._on_missed()
                 await self._follow(newest)
                 delay = RETRY_SECONDS_MIN
             except Unavailable as error:  # an outage, logged at each retry: a traceback adds nothing
                 self._on_down()
-                log.error("event=feed.broken heard=%d reason=%s", self._received, error.message)
+                log_event(log, logging.ERROR, "feed.broken", heard=self._received, reason=error.message)
             except Exception:
                 self._on_down()
-                log.exception("event=feed.broken heard=%d", self._received)
+                log_event(log, logging.ERROR, "feed.broken", exc_info=True, heard=self._received)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_SECONDS_MAX)
 
@@ -102,7 +103,7 @@ class EventFollower:
             with suppress(asyncio.CancelledError):
                 await following
         self._on_down()
-        log.error("event=feed.stuck heard=%d newest=%d", self._received, newest)
+        log_event(log, logging.ERROR, "feed.stuck", heard=self._received, newest=newest)
 
     async def _receive_all(self) -> None:
         async for event in self._registry.follow(self._received):
@@ -111,7 +112,7 @@ class EventFollower:
 
     def _on_up(self) -> None:
         if self._down_since is not None:
-            log.warning("event=feed.back heard=%d", self._received)
+            log_event(log, logging.WARNING, "feed.back", heard=self._received)
         self._down_since = None
 
     def _on_down(self) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 
+from fleet.config.logs import log_event
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
@@ -168,7 +169,7 @@ class Gateway:
             try:
                 await self._set_models(models)
             except (OSError, TimeoutError) as error:
-                log.error("event=broker.rules-not-set model=%s error=%s", model.name, error)
+                log_event(log, logging.ERROR, "broker.rules-not-set", model=model.name, error=error)
             for session in self.open_sessions:
                 if session.admission is not None and session.admission.device.model == model.name:
                     session.set_model(model)
@@ -182,4 +183,4 @@ class Gateway:
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("event=gateway.failed", exc_info=task.exception())
+            log_event(log, logging.ERROR, "gateway.failed", exc_info=task.exception())

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from fleet.config.logs import log_event
 from fleet.domain.device import Model
 from fleet.servers.gateway.upstream import AddressUpstream, Factory, SocketUpstream, Upstream
 
@@ -83,16 +84,13 @@ class MonitoredUpstream:
         if self._is_reachable is not False:
             self._is_reachable, self._since = False, self._clock()
             reason = str(error) or type(error).__name__
-            log.warning(
-                "event=upstream outcome=unreachable is=%r reason=%r devices=refused until=it-answers",
-                self.describe(),
-                reason,
-            )
+            shown = {"is": self.describe(), "reason": reason, "devices": "refused", "until": "it-answers"}
+            log_event(log, logging.WARNING, "upstream", outcome="unreachable", **shown)
         self._unreachable.set()
 
     def _on_success(self) -> None:
         if self._is_reachable is False:
-            log.warning("event=upstream outcome=reachable-again is=%r", self.describe())
+            log_event(log, logging.WARNING, "upstream", outcome="reachable-again", **{"is": self.describe()})
         if self._is_reachable is not True:
             self._is_reachable, self._since = True, self._clock()
         self._unreachable.clear()

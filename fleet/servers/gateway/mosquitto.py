@@ -16,6 +16,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fleet.config.logs import log_event
 from fleet.domain.device import Model
 from fleet.servers.gateway.broker_process import BrokerProcess
 from fleet.servers.gateway.private_socket import connect_unix, private_directory
@@ -81,7 +82,8 @@ class Mosquitto:
         """Returns when it accepts connections. Raises: OSError, TimeoutError."""
         broker = cls(program, private_directory(run_dir))
         if os.geteuid() == 0:
-            log.warning("event=broker.root note='mosquitto runs as root: give fleet serve an account of its own'")
+            note = "mosquitto runs as root: run fleet serve as a user of its own"
+            log_event(log, logging.WARNING, "broker.root", note=note)
         broker._write(CONFIG, config_text())
         broker._acl = acl_text(models)
         broker._write(ACL, broker._acl)

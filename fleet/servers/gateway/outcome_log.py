@@ -1,6 +1,6 @@
 """Outcome counters and a rate-limited log: every outcome is counted, and logged in one line below the limit.
 
-event=mqtt.connect device=cam-7 serial=5d… code=ok ms=3
+event=mqtt.connect device=cam-7 serial=5d… ms=3 code=ok
 """
 
 import logging
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from fleet.config.logs import log_event
 from fleet.servers.line_limit import LineLimit
 
 log = logging.getLogger("fleet.gateway")
@@ -27,22 +28,12 @@ class OutcomeLog:
         """Live and read-only: counter -> how often."""
         return MappingProxyType(self._counts)
 
-    def count(self, counter: str) -> None:
-        self._counts[counter] += 1
-
     def record(self, event: str, code: str, monotonic: float, **fields: str | int) -> None:
         """Count `event.code`, and log it with `fields` unless the second's limit of lines is reached."""
         self._counts[f"{event}.{code}"] += 1
         if not self._limit.allows(monotonic):
             return
-        text = " ".join(f"{name}={_plain(value)}" for name, value in fields.items() if value != "")
-        log.info("event=%s %s code=%s", event, text, code)
-
-
-def _plain(value: str | int) -> str:
-    """`value` without spaces and line breaks: a peer must not forge a field or a line."""
-    if isinstance(value, int):
-        return str(value)
-    text = value[:TEXT_MAX]
-    plain = text.isprintable() and not any(c in " =\"'" for c in text)
-    return text if plain else ascii(text).replace(" ", "\\x20")
+        shown = {
+            name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items() if value != ""
+        }
+        log_event(log, logging.INFO, event, **shown, code=code)
