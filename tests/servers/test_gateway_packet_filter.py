@@ -270,7 +270,7 @@ def message(version: int, qos: int, *, retain: bool, topic: str = "up/a", payloa
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("size", [0, 1, 100_000])
 def test_retain_is_checked_for_every_message(version: int, qos: int, size: int) -> None:
-    plain, retained = (message(version, qos, retain=retain, payload=bytes(size)) for retain in (False, True))
+    plain, retained = (message(version, qos, retain=retain, payload=b"\xff" * size) for retain in (False, True))
     for allowed in (True, False):
         handler = Verdicts(retain=allowed)
         packets, written = filter_with(handler, version)
@@ -320,8 +320,13 @@ def test_a_publish_of_more_than_64_kib_is_streamed(size: int, streams: bool) -> 
 @pytest.mark.parametrize("first", [0x82, 0x40])
 def test_other_packets_have_at_most_64_kib(first: int) -> None:
     packets, written = filter_with(Verdicts(retain=True), V311)
-    packets.feed(encode_packet(first, bytes(65_536)))
-    assert len(written) == 65_540
+    for cut in (65_540, 65_539, 65_536, 65_535, 5, 4, 1):
+        packet = encode_packet(first, bytes(65_536))
+        written.clear()
+        packets.feed(packet[:cut])
+        assert not written or cut == len(packet)
+        packets.feed(packet[cut:])
+        assert written == packet
     with pytest.raises(CloseSession):
         packets.feed(bytes((first,)) + encode_varint(65_537))
 

@@ -285,8 +285,6 @@ def _check_properties(data: bytes, pos: int, stop: int) -> None:
 
     Raises: CloseSession, Malformed.
     """
-    if pos == stop:
-        raise Malformed("A PUBLISH ends before its properties.")
     fields = Fields(data, pos, stop)
     size = fields.varint()
     # Without the identifier's byte there is no alias, and nothing to decode.
