@@ -1,1 +1,1 @@
-"""The certification authority: keys, the certificates it stands on, and the issuer that signs what was permitted."""
+"""Certification authority: keys, CA certificates, and the issuer that signs what was permitted."""

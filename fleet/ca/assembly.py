@@ -1,7 +1,7 @@
 """The certificate that a permit allows, encoded a second time and compared with the issuer's bytes.
 
-What may stand in it comes from `lints`, how it is written from here. Nothing is shared with `profiles` and `tbs` but
-the DER of a length, so a mistake would have to be made twice. Parsing a finished certificate and running every lint
+Its contents come from `lints`, their encoding from here. Nothing is shared with `profiles` and `tbs` but the DER of a
+length, so a mistake would have to be made twice. Parsing a finished certificate and running every lint
 over it takes five times as long.
 """
 
@@ -52,7 +52,7 @@ class ExpectedAssembly:
     def matches(self, certificate: bytes, permit: IssuePermit) -> bool:
         """Whether `certificate` is exactly what `permit` allows, with a serial number and times that it may have.
 
-        False is no verdict: the lints have the last word. The signature's value is not verified.
+        When it is not, the lints decide. The signature value is not verified.
         """
         try:
             whole = only_element(certificate, SEQUENCE)

@@ -1,8 +1,8 @@
-"""The certificates that the fleet stands on: root, issuing CA, and the server's own.
+"""CA and server certificates of a fleet: root, issuing CA, operators' CA, server.
 
 root CA (kept offline if you like)  ->  issuing CA (signs devices and stations)
                                     ->  and the server's certificate
-operators' CA, of its own           ->  people and programs that use the admin API
+operators' CA, self-signed         ->  people and programs that use the admin API
 """
 
 import functools
@@ -28,8 +28,8 @@ OPERATORS_LIFETIME = timedelta(days=10 * 365)
 SERVER_LIFETIME = timedelta(days=397)
 
 CLOCK_SKEW = timedelta(days=1)
-"""How far these are dated back. It is devices that judge them, some with no clock of their own: a board that boots
-with the time at which it was last switched off must still be able to reach the server.
+"""Backdating of notBefore. Devices verify these certificates, some without a clock: a board that boots with the time at
+which it was last switched off must still be able to reach the server.
 """
 
 COMMON_NAME_SIZE_MAX = 64  # X.520 ub-common-name
@@ -43,7 +43,7 @@ Certified = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def create_root(name: str, now: datetime) -> Certified:
-    """A self-signed root for the fleet called `name`, and its new key. One CA may stand below it, no more in a row.
+    """A self-signed root for the fleet called `name`, and its new key. Path length 1.
 
     Raises: Invalid (`bad-name`).
     """
@@ -61,19 +61,19 @@ def create_root(name: str, now: datetime) -> Certified:
 
 @dataclass(frozen=True, slots=True)
 class NewRoot:
-    """What takes the place of a root (RFC 4210, 4.4; RFC 7030, 4.1.3)."""
+    """Successor of a root CA with its cross-certificates (RFC 4210, 4.4; RFC 7030, 4.1.3)."""
 
     certified: Certified
     """New with new: the new root itself."""
     new_with_old: x509.Certificate
-    """Leads who trusts the old root to what the new one signs."""
+    """For clients that trust the old root: a path to what the new one signs."""
     old_with_new: x509.Certificate
-    """Leads who trusts the new root to what the old one has signed."""
+    """For clients that trust the new root: a path to what the old one signed."""
 
 
 def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now: datetime) -> NewRoot:
-    """A new key for the root `old`, under the same name. It is the name that makes the certificates between them count
-    for nothing in a path's length (RFC 5280, 4.2.1.9: self-issued).
+    """A new key for the root `old`, under the same name: so the cross-certificates are self-issued and do not count for
+    the path length (RFC 5280, 4.2.1.9).
 
     Raises: Invalid (`issuer-expired`).
     """
@@ -102,7 +102,7 @@ def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now
 def create_issuing(
     name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime, *, generation: int = 1
 ) -> Certified:
-    """An issuing CA for the fleet called `name`, signed by `root`, and its new key. No CA may stand below it.
+    """An issuing CA for the fleet called `name`, signed by `root`, and its new key. Path length 0.
 
     From the second `generation` on, its name holds that number: CAs with keys of their own have names of their own.
 
@@ -119,9 +119,9 @@ def create_issuing(
 
 
 def create_operators(name: str, now: datetime) -> Certified:
-    """A self-signed CA for the operators of the fleet called `name`, and its new key. No CA may stand below it.
+    """A self-signed CA for the operators of the fleet called `name`, and its new key. Path length 0.
 
-    It hangs on nothing that devices trust, and no door but the admin API's believes it.
+    It chains to nothing that devices trust, and only the admin API trusts it.
 
     Raises: Invalid (`bad-name`).
     """
@@ -145,15 +145,14 @@ def issue_server_certificate(
     lifetime: timedelta = SERVER_LIFETIME,
     key: ec.EllipticCurvePrivateKey | None = None,
 ) -> Certified:
-    """A certificate by which clients know the server under each of `hosts` (DNS names, IP addresses), and its key:
-    `key`, or a new one.
+    """A server certificate for `hosts` (DNS names, IP addresses), and its key: `key`, or a new one.
 
     Raises: Invalid (`bad-host`).
     """
     if not 1 <= len(hosts) <= HOSTS_MAX:
         raise Invalid("bad-host", f"A server certificate takes 1 to {HOSTS_MAX} hosts, not {len(hosts)}.")
     names = [_host_name(host) for host in dict.fromkeys(hosts)]
-    # RFC 9525, 2: clients look at the SAN alone. The CN is for people, when it fits.
+    # RFC 9525, 2: clients use the SAN alone. The CN is for people, when it fits.
     common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
     return _sign(
         subject=_common_name(common_name),
@@ -171,7 +170,7 @@ def issue_server_certificate(
 
 
 def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
-    """The hosts that a server certificate answers to."""
+    """Hosts in the SAN of a server certificate."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -1,4 +1,4 @@
-"""Signed heads of the audit's tree: one P-256 key signs them, and whoever has its public half can check them anywhere.
+"""Signed tree heads of the audit: one P-256 key signs them; its public key verifies them anywhere.
 
 signer = LocalHeadSigner(key)               # in the serving process
 check_head(head, (read_head_key(pem),))     # anywhere, years later
@@ -72,7 +72,7 @@ def read_head_key(pem: bytes) -> HeadKey:
 def check_head(head: TreeHead, keys: Iterable[HeadKey]) -> None:
     """Return when `head` was signed by one of `keys`.
 
-    Raises: Invalid: `head-key`, another key's; `head-signature`, nobody's.
+    Raises: Invalid: `head-key`, another key's; `head-signature`, not valid.
     """
     key = next((key for key in keys if key.id == head.key_id), None)
     if key is None:

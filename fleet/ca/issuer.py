@@ -1,4 +1,4 @@
-"""The issuer that holds its key in this process: signs what has been permitted, and nothing else."""
+"""Issuer with its private key in this process: signs what was permitted, and nothing else."""
 
 import hashlib
 from collections.abc import Collection
@@ -23,16 +23,16 @@ _SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
 _SAN = encode_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
 
 FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION, CredentialKind.CLAIM})
-"""What the fleet's issuing CA signs."""
+"""Kinds of holder that the fleet's issuing CA certifies."""
 OPERATORS = frozenset({CredentialKind.OPERATOR})
-"""What the operators' CA signs. Neither CA signs for the doors of the other."""
+"""Kinds of holder that the operators' CA certifies: the two CAs have none in common."""
 
 
 class LocalIssuer:
-    """Issues under `certificate` with the P-256 `private_key`, to holders of `kinds` alone; implements
+    """Issues under `certificate` with its P-256 `private_key`, to holders of `kinds` only; implements
     `fleet.domain.ports.Issuer`.
 
-    Raises: Invalid (`bad-issuer`) when the two do not belong together, or may not sign certificates.
+    Raises: Invalid (`bad-issuer`): certificate and key do not belong together, or may not sign certificates.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class LocalIssuer:
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
         """A new certificate, in state ISSUED, checked against its profile before it is returned.
 
-        Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`, `name-impossible`. LintFailed: a fault
-        of ours, the certificate is dropped.
+        Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`, `name-impossible`. LintFailed: our own
+        fault; the certificate is discarded.
         """
         if permit.kind not in self._kinds:
             raise Refused("wrong-issuer", f"This CA signs nothing for {permit.kind} {permit.holder}.")
@@ -97,7 +97,7 @@ class LocalIssuer:
         )
 
     def _template(self, usages: tuple[str, ...]) -> Template:
-        """The one for these extended key usages. There are at most as many as sets of them: it stays small."""
+        """The template for these extended key usages; there are few sets of them."""
         template = self._templates.get(usages)
         if template is None:
             purposes = x509.ExtendedKeyUsage([x509.ObjectIdentifier(oid) for oid in usages])
@@ -107,7 +107,7 @@ class LocalIssuer:
 
 
 def _common_extensions(issuer: x509.Certificate) -> bytes:
-    """Those that every certificate under `issuer` has alike, encoded once."""
+    """DER of the extensions that all certificates of `issuer` share."""
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
@@ -120,7 +120,7 @@ def _common_extensions(issuer: x509.Certificate) -> bytes:
     return b"".join(
         (
             extension(END_ENTITY, critical=True),
-            # For every kind of key: all that TLS with forward secrecy asks of any, RSA too.
+            # For every key type: TLS with forward secrecy needs nothing else, RSA included.
             extension(SIGNS_ONLY, critical=True),
             extension(authority, critical=False),
         )

@@ -1,4 +1,4 @@
-"""The issuer for several tenants: a permit says whose CA is to sign, and no other does."""
+"""Issuer for several tenants: the permit names the tenant whose CA signs."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -9,12 +9,12 @@ from fleet.domain.errors import Refused
 from fleet.domain.ports import Issuer
 
 TENANTS = frozenset({CredentialKind.DEVICE})
-"""What a tenant's CA signs: devices of its models. Stations, and the server, are the fleet's own."""
+"""Kinds of holder that a tenant's CA certifies: devices. Stations and the server are the fleet's own."""
 
 
 class TenantIssuers:
-    """Has each certificate signed by the issuer that `find` gives for the permit's tenant ("": the fleet's own), which
-    is asked each time; implements `fleet.domain.ports.Issuer`.
+    """Delegates each permit to the issuer that `find` returns for its tenant ("": the fleet's own); implements
+    `fleet.domain.ports.Issuer`.
     """
 
     def __init__(self, find: Callable[[str], Issuer | None]) -> None:

@@ -1,4 +1,4 @@
-"""Private keys of the authority and its servers: made here, written so that only their owner can read them."""
+"""Private key files of the CAs and servers: generation, writing with mode 0600, loading."""
 
 import os
 import secrets
@@ -20,7 +20,7 @@ KEY_FILE_SIZE_MAX = 4096  # a P-256 key in PEM takes 241 bytes; whatever is larg
 
 
 def generate_key() -> ec.EllipticCurvePrivateKey:
-    """A new P-256 key: the one kind that every TLS stack and every small device speaks."""
+    """A new P-256 key, the one type that every TLS stack and small device supports."""
     return ec.generate_private_key(ec.SECP256R1())
 
 

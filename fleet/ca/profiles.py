@@ -1,4 +1,4 @@
-"""What each kind of certificate looks like.
+"""Certificate profiles: names and extended key usages of each kind of end-entity certificate.
 
 The holder's names and, for a device, its model's profile come from the registry by way of the permit, never from a CSR:
 a request contributes its public key and nothing else.
@@ -22,8 +22,8 @@ from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.wire.der import OCTET_STRING, SEQUENCE, encode_element, encode_oid
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far a device's or station's certificate is dated back. Gateways of one fleet may differ by some seconds, and a
-certificate is used the moment it arrives; five minutes cover that and claim nothing about an older past.
+"""Backdating of notBefore in end-entity certificates. Clocks of one fleet's gateways may differ by some seconds, and a
+certificate is used the moment it arrives; five minutes cover that.
 """
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string
@@ -80,39 +80,40 @@ def key_identifier(key_sha256: bytes) -> bytes:
 
 
 def new_serial(now: datetime) -> int:
-    """A new serial number: nobody can guess it, and it is larger than those of earlier seconds."""
+    """A new serial number: not predictable, and larger than those of earlier seconds."""
     return serial_number(now, os.urandom(SERIAL_CHANCE_SIZE))
 
 
 def serial_number(at: datetime, chance: bytes) -> int:
-    """64, the second of issue in 5 octets, SERIAL_CHANCE_SIZE octets drawn by lot: 20, as RFC 5280, 4.1.2.2 allows.
+    """0x40, the second of issue in 5 octets, SERIAL_CHANCE_SIZE random octets: 20, the most that RFC 5280, 4.1.2.2
+    allows.
 
-    With the time in front, new ones go to the end of a registry's index, however many there are: one that is random
-    throughout takes a page from anywhere on the disk, and dirties it, for each certificate.
+    With the time in front, new serial numbers go to the end of the registry's index. Fully random ones would read and
+    dirty a page anywhere on the disk for each certificate.
     """
     return int.from_bytes(b"\x40" + max(0, int(at.timestamp())).to_bytes(5) + chance)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The shape of one kind of end-entity certificate. Names are given as DER."""
+    """Profile of one kind of end-entity certificate. Names are DER."""
 
     extended_key_usages: Callable[[IssuePermit], tuple[str, ...]]
-    """Dotted OIDs. There are few different ones: they tell the templates of one kind apart."""
+    """Dotted OIDs; few different sets, since each has a template."""
     subject: Callable[[IssuePermit], bytes]
     alt_names: Callable[[IssuePermit], bytes | None]
     """Value of the SAN. It is never critical: the subject is never empty (RFC 5280, 4.2.1.6)."""
 
 
 def device_usages(permit: IssuePermit) -> tuple[str, ...]:
-    """The profile's, in one order, so that one set of them is one template."""
+    """The profile's, in a fixed order, so that one set is one template."""
     return tuple(oid for name, oid in EXTENDED_KEY_USAGES.items() if name in permit.profile.extended_key_usages)
 
 
 def device_subject(permit: IssuePermit) -> bytes:
     """O = the profile's, if it has one; CN = device id; serialNumber = the maker's serial number, when it is known.
 
-    Raises: Refused (`bad-hardware-serial`) when that number cannot stand in a certificate.
+    Raises: Refused (`bad-hardware-serial`): that number is no PrintableString of 1 to 64 characters.
     """
     attributes = [(_COMMON_NAME, tbs.UTF8_STRING, permit.holder)]
     if permit.profile.organisation:
@@ -121,7 +122,7 @@ def device_subject(permit: IssuePermit) -> bytes:
         if not _PRINTABLE.fullmatch(permit.hardware_serial):
             raise Refused(
                 "bad-hardware-serial",
-                f"The hardware serial of {permit.holder} cannot stand in a certificate.",
+                f"The hardware serial of {permit.holder} is not allowed in a certificate.",
                 "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
             )
         attributes.append((_SERIAL_NUMBER, tbs.PRINTABLE_STRING, permit.hardware_serial))
@@ -129,8 +130,8 @@ def device_subject(permit: IssuePermit) -> bytes:
 
 
 def device_alt_names(permit: IssuePermit) -> bytes | None:
-    """Those that the profile asks for: hwModuleName with the maker's serial number, when that is known (RFC 4108, 5;
-    IEEE 802.1AR, 8.10.4), a DNS name, URIs; None when that leaves none.
+    """The profile's names: hwModuleName with the hardware serial, when known (RFC 4108, 5; IEEE 802.1AR, 8.10.4), a DNS
+    name, URIs; None when that leaves none.
 
     Raises: Refused (`name-impossible`).
     """
@@ -155,7 +156,7 @@ def name_subject(permit: IssuePermit) -> bytes:
 
 
 def no_alt_names(permit: IssuePermit) -> None:
-    """A station, claim or operator is looked up by its certificate's fingerprint; it needs no further name."""
+    """A station, claim or operator is identified by its certificate's fingerprint and needs no SAN."""
     return
 
 

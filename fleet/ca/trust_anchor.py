@@ -41,7 +41,7 @@ def read_maker_ca(data: bytes, own: Sequence[x509.Certificate], now: datetime) -
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise _bad("is not valid at this time")
     for ours in own:
-        # One of the same name would stand in the way of our own chains; one of the same key could be us.
+        # One of the same name would get in the way of our own chains; one of the same key could be ours.
         if certificate.subject == ours.subject or _spki(certificate) == _spki(ours):
             raise _bad("has the name or the key of a CA of this fleet, whose certificates are no maker's")
     return certificate

@@ -1,7 +1,7 @@
-"""Requests for a first certificate that wait for an operator's yes or no.
+"""Requests for a first certificate that wait for an operator's approval.
 
-A request is one key that asks for one device id; its id follows from the two, so whoever asks again is recognised.
-It reserves nothing: two keys that ask for one device id are two requests, and the yes to one is a no to the other.
+A request is one key for one device id; its id is derived from the two, so a repeated request is recognised. It reserves
+nothing: two keys for one device id are two requests, and approving one denies the other.
 """
 
 import enum
@@ -13,31 +13,31 @@ from datetime import datetime, timedelta
 from fleet.domain.device import DeviceId
 
 REASON_SIZE_MAX = 200
-FACTS_SIZE_MAX = 1000  # of what a CSR says beside its key: it is for people to read, and strangers write it
-ASK_AGAIN_SECONDS_MAX = 900  # a device that was approved waits at most this long for its certificate
-FINGERPRINT_OCTETS = 8  # 64 bits: more than anybody can search through, and few enough to read out
+FACTS_SIZE_MAX = 1000  # of the CSR's subject and SAN, for people to read; untrusted text
+ASK_AGAIN_SECONDS_MAX = 900  # an approved device waits at most this long for its certificate
+FINGERPRINT_OCTETS = 8  # 64 bits: too many to search through, few enough to read out
 
 
 class RequestState(enum.StrEnum):
     PENDING = "pending"
     APPROVED = "approved"
-    """An operator has said yes; the device has not come for its certificate yet."""
+    """Approved by an operator; the device has not collected its certificate yet."""
     DENIED = "denied"
     ISSUED = "issued"
-    """The certificate has been issued. There is no second one for this request."""
+    """The certificate has been issued; there is no second one for this request."""
 
 
 DECIDED_FROM: Mapping[RequestState, frozenset[RequestState]] = {
     RequestState.APPROVED: frozenset({RequestState.PENDING}),
-    # A yes can be taken back until the device has come for it.
+    # An approval can be withdrawn until the device has collected the certificate.
     RequestState.DENIED: frozenset({RequestState.PENDING, RequestState.APPROVED}),
 }
-"""What an operator may make of a request, and in which states."""
+"""States from which an operator may approve or deny a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRequest:
-    """One key that asks for one device id."""
+    """A request of one key for one device id."""
 
     id: str
     """See `request_id`."""
@@ -46,15 +46,15 @@ class ApprovalRequest:
     key_sha256: bytes
     key_type: str
     facts: str
-    """Subject and SAN of the CSR in words. Nothing of it goes into the certificate but the device id."""
+    """Subject and SAN of the CSR as text. Only the device id goes into the certificate."""
     address: str
-    """Whence it was asked last."""
+    """Source address of the last request."""
     network: str
-    """What counts as one address: of an IPv6 one its /64."""
+    """What counts as one address: the /64 of an IPv6 address."""
     first_seen: datetime
     last_seen: datetime
     expires_at: datetime
-    """From then on it is as if nobody had asked."""
+    """From then on it is treated as if it did not exist."""
     asked: int = 1
     state: RequestState = RequestState.PENDING
     decided_by: str = ""
@@ -70,7 +70,7 @@ class ApprovalRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestFilter:
-    """Requests of which everything that is given is true."""
+    """Requests that match every given field."""
 
     state: RequestState | None = None
     model: str | None = None
@@ -82,15 +82,17 @@ EVERY_REQUEST = RequestFilter()
 
 @dataclass(frozen=True, slots=True)
 class WaitingLimits:
-    """How many may wait, for whom strangers must not fill the disk; how long, and how soon they ask again."""
+    """How many requests may wait, since unauthenticated clients must not fill the disk; how long, and their retry
+    interval.
+    """
 
     requests_max: int = 1000
     per_model_max: int = 500
     per_address_max: int = 50
     lifetime: timedelta = timedelta(days=7)
-    """Of a request; begins anew with the decision."""
+    """Of a request; starts again with the decision."""
     ask_again_seconds: int = 30
-    """After the first time; it grows with the age of the request."""
+    """After the first request; grows with its age."""
 
 
 DEFAULT_WAITING = WaitingLimits()
@@ -102,15 +104,15 @@ def request_id(device_id: str, key_sha256: bytes) -> str:
 
 
 def key_fingerprint(key_sha256: bytes) -> str:
-    """The beginning of a key's SHA-256, for two people to compare over the telephone: "91ab-0c2d-77de-0b12"."""
+    """The first 64 bits of a key's SHA-256, for two people to compare by telephone: "91ab-0c2d-77de-0b12"."""
     text = key_sha256[:FINGERPRINT_OCTETS].hex()
     return "-".join(text[n : n + 4] for n in range(0, len(text), 4))
 
 
 def ask_again_seconds(request: ApprovalRequest, now: datetime, first: int) -> int:
-    """When to ask again (RFC 7030, 4.2.3): `first` seconds for a new request, growing with its age to 15 minutes.
+    """Retry-After in seconds (RFC 7030, 4.2.3): `first` for a new request, growing with its age to 15 minutes.
 
-    A fifth more or less, by request and moment, so that those that were switched on together do not come together.
+    Jitter of a fifth, by request and time, so that devices that were switched on together do not retry together.
     """
     age = max(0.0, (now - request.first_seen).total_seconds())
     seconds = min(max(first, age / 4), max(first, ASK_AGAIN_SECONDS_MAX))

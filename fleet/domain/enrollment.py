@@ -1,9 +1,9 @@
-"""Who may have a certificate: small named checks that end in an IssuePermit or raise.
+"""Enrollment policy: small named checks that end in an IssuePermit or raise.
 
     permit = permit_enrollment(context)   # raises Invalid or Refused
     issuer.issue(permit, now)                 # the CA takes nothing else
 
-An IssuanceContext holds every fact a check may look at; checks never fetch.
+An IssuanceContext holds every fact that the checks need; checks never fetch.
 """
 
 import re
@@ -22,7 +22,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, Admissi
 
 @dataclass(frozen=True, slots=True)
 class IssuePermit:
-    """Leave to issue one certificate. Only the functions `permit_…` make one."""
+    """Permission to issue one certificate. Only the functions `permit_…` make one."""
 
     kind: CredentialKind
     holder: str
@@ -32,21 +32,21 @@ class IssuePermit:
     not_before: datetime
     not_after: datetime
     grant: str
-    """By what right, in words, for the audit."""
+    """Text of the grant, for the audit."""
     model: str = ""
-    """The device's model; "" for who is no device."""
+    """The device's model; "" for other holders."""
     profile: ProfileRules = DEFAULT_RULES.profile
     tenant: str = ""
-    """Whose issuing CA is to sign; "" for the fleet's own."""
+    """Tenant whose issuing CA signs; "" for the fleet's own."""
 
 
 def binding_is_to_this_connection(a: IssuanceContext) -> None:
-    """RFC 7030, 3.5: a binding that is there must be verified; a CSR that was made for another connection is stolen."""
+    """RFC 7030, 3.5: a binding that is present must be verified; a CSR made for another connection is stolen."""
     if a.request.is_bound is False:
         raise Invalid(
             "not-this-connection",
             "The request's challenge password does not bind it to this TLS connection (RFC 7030, 3.5).",
-            "Leave it out, or put the base64 of this connection's channel binding there.",
+            "Omit it, or put the base64 of this connection's channel binding there.",
         )
 
 
@@ -64,8 +64,8 @@ def keygen_is_open(a: IssuanceContext) -> None:
     if a.request.wants_key and not a.model.rules.profile.server_keygen:
         raise Refused(
             "keygen-not-open",
-            f"Devices of model {a.model.name} make their own keys.",
-            f"Open it with: fleet model set {a.model.name} --server-keygen",
+            f"Devices of model {a.model.name} generate their own keys.",
+            f"Allow it with: fleet model set {a.model.name} --server-keygen",
         )
 
 
@@ -79,7 +79,7 @@ def key_is_allowed(a: IssuanceContext) -> None:
 
 
 def usages_are_allowed(a: IssuanceContext) -> None:
-    """Where the model lets a CSR choose, it chooses among what the model gives; where not, what it asks is not read."""
+    """Where the model lets a CSR choose, it chooses among the model's usages; elsewhere its usages are ignored."""
     profile = a.model.rules.profile
     if not profile.csr_extended_key_usages:
         return
@@ -88,33 +88,33 @@ def usages_are_allowed(a: IssuanceContext) -> None:
     if beyond:
         raise Invalid(
             "usage-not-allowed",
-            f"Model {a.model.name} gives its devices no extended key usage {beyond[0]}.",
-            f"Ask for some of: {', '.join(profile.extended_key_usages)}; or for none, to get all.",
+            f"Model {a.model.name} does not allow the extended key usage {beyond[0]}.",
+            f"Request some of: {', '.join(profile.extended_key_usages)}; or none, to get all.",
         )
 
 
 def key_is_not_revoked(a: IssuanceContext) -> None:
-    """A key whose certificate was revoked never comes back, under whatever right or name."""
+    """A key whose certificate was revoked is never certified again, under any grant or name."""
     if any(use.state is CredentialState.REVOKED for use in a.key_uses):
         raise Refused("key-revoked", "This key belongs to a revoked certificate.", "Make a new key.")
 
 
 def key_is_its_own(a: IssuanceContext) -> None:
-    """A key answers for one device: were it in two, revoking the one would leave the other."""
+    """A key belongs to one device: with two, revoking one would leave the other."""
     holder = (CredentialKind.DEVICE, a.request.device_id)
     if any((use.kind, use.holder) != holder for use in a.key_uses):
         raise Refused("key-in-use", "This key belongs to another device or station.", "Make a new key.")
 
 
 def hardware_is_as_known(a: IssuanceContext) -> None:
-    """A station has held the board: it may name its serial number, once and well-formed, and not another than known."""
+    """A station has the board at hand: it may give its serial number, once, well-formed and equal to a known one."""
     if not isinstance(a.grant, StationGrant):
         return
     named = a.request.names.serial_numbers()
     if len(named) > 1 or not all(_HARDWARE_SERIAL.fullmatch(each) for each in named):
         raise Invalid(
             "bad-hardware-serial",
-            "The serialNumber in the request's subject is none: it may stand there once, with at most 64 characters.",
+            "The serialNumber in the request's subject is malformed: at most one, of at most 64 characters.",
             "Use letters, digits, spaces and '()+,-./:=? (an X.520 PrintableString).",
         )
     known = a.device.hardware_serial if a.device is not None else ""
@@ -122,17 +122,17 @@ def hardware_is_as_known(a: IssuanceContext) -> None:
         raise Refused(
             "not-this-hardware",
             f"Device {a.request.device_id} is registered with another serial number than the request's.",
-            "Look which board it is: fleet device show",
+            "Check which board it is: fleet device show",
         )
 
 
 def path_is_open(a: IssuanceContext) -> None:
-    """A model chooses the ways in which its devices may come in; a renewal is open to all."""
+    """A model chooses its admission paths; a renewal is allowed by all."""
     if a.grant.path is not None and a.grant.path not in a.model.rules.admission.paths:
         raise Refused(
             "path-not-open",
-            f"Devices of model {a.model.name} do not come in by {a.grant.path}.",
-            f"Open it with: fleet model set {a.model.name} --admit {a.grant.path}",
+            f"Model {a.model.name} does not admit devices by {a.grant.path}.",
+            f"Allow it with: fleet model set {a.model.name} --admit {a.grant.path}",
         )
 
 
@@ -141,12 +141,12 @@ def grant_is_valid(a: IssuanceContext) -> None:
 
 
 def device_is_not_barred(a: IssuanceContext) -> None:
-    """Whatever right it comes with: of what it was before, nothing but its name is known."""
+    """Under any grant: nothing is known of the device but its name."""
     if a.model.name == BARRED_MODEL:
         raise Refused(
             "device-barred",
-            f"{a.request.device_id} was put out after the backup that this registry was restored from.",
-            "Give the device another id, or find out why it was put out: fleet device show",
+            f"{a.request.device_id} was revoked after the backup from which this registry was restored.",
+            "Give the device another id, or find out why it was revoked: fleet device show",
         )
 
 
@@ -160,7 +160,7 @@ def device_is_in_service(a: IssuanceContext) -> None:
 
 
 def identity_is_free(a: IssuanceContext) -> None:
-    """A right over a whole model never takes over the identity of a device that has been seen in the field."""
+    """A grant for a whole model never takes over the identity of a device that has used a certificate."""
     if a.grant.would_take_over(a):
         raise Refused(
             "already-enrolled",
@@ -176,7 +176,7 @@ def names_are_unchanged(a: IssuanceContext) -> None:
 
 
 def key_is_renewed_by_the_rule(a: IssuanceContext) -> None:
-    """A model may want a new key each time, or the one in the secure element for ever. One that is made here is new."""
+    """A model may require a new key each time, or the one in the secure element. A generated one is new."""
     replaced = a.grant.replaces
     if replaced is None:
         return
@@ -187,8 +187,8 @@ def key_is_renewed_by_the_rule(a: IssuanceContext) -> None:
         raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
 
 
-def word_is_given(a: IssuanceContext) -> None:
-    """Last of all: nobody is asked to approve what would be refused anyway."""
+def is_approved(a: IssuanceContext) -> None:
+    """Last of all: no operator is asked to approve what would be refused anyway."""
     if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
         raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
 
@@ -198,8 +198,8 @@ _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 Check = Callable[[IssuanceContext], None]
 
-# What a right is for stands before the rules of the model it is tried on: a claim that tries another model's device is
-# misused, whatever that model would have said to it.
+# The scope of a grant is checked before the model's rules: a claim used for another model's device is misused, whatever
+# that model's rules would say.
 CHECKS: tuple[Check, ...] = (
     grant_is_valid,
     device_is_not_barred,
@@ -217,14 +217,14 @@ CHECKS: tuple[Check, ...] = (
     usages_are_allowed,
     key_is_not_revoked,
     key_is_its_own,
-    word_is_given,
+    is_approved,
 )
 
 
 def permit_enrollment(context: IssuanceContext) -> IssuePermit:
-    """Leave to issue what `context` asks for.
+    """Permission to issue the certificate that `context` requests.
 
-    Raises: Invalid, Refused: the first check that fails. Pending: none does, and an operator has yet to say yes.
+    Raises: Invalid, Refused: the first check that fails. Pending: all pass, and an operator has yet to approve.
     """
     holder = context.request.device_id
     for check in CHECKS:
@@ -245,7 +245,7 @@ def permit_enrollment(context: IssuanceContext) -> IssuePermit:
 
 
 def _profile(a: IssuanceContext) -> ProfileRules:
-    """The model's, with no more extended key usages than a CSR that may choose has asked for, and clientAuth."""
+    """The model's profile; if a CSR may choose, with the extended key usages that it requests, and clientAuth."""
     profile, asked = a.model.rules.profile, a.request.extended_key_usages
     if not profile.csr_extended_key_usages or asked is None:
         return profile
@@ -267,7 +267,7 @@ def new_device(context: IssuanceContext, expires_at: datetime, tags: Tags) -> De
 
 
 def _hardware_serial(a: IssuanceContext) -> str:
-    """The device's, or that of a new one for which its station vouches."""
+    """The device's; for a new device, the one that its station gives."""
     if a.device is not None:
         return a.device.hardware_serial
     return next(iter(a.request.names.serial_numbers()), "") if isinstance(a.grant, StationGrant) else ""
@@ -276,21 +276,21 @@ def _hardware_serial(a: IssuanceContext) -> str:
 def permit_station(
     station: Station, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
 ) -> IssuePermit:
-    """Leave to issue a station's own certificate: an operator with the home in hand has asked for it."""
+    """Permission to issue a station's certificate, requested by an operator with access to the home."""
     return _permit_by_hand(CredentialKind.STATION, station.name, spki_der, key_sha256, not_after, now)
 
 
 def permit_operator(
     operator: Operator, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
 ) -> IssuePermit:
-    """Leave to issue an operator's certificate: somebody with the home in hand has asked for it."""
+    """Permission to issue an operator's certificate, requested by someone with access to the home."""
     return _permit_by_hand(CredentialKind.OPERATOR, operator.name, spki_der, key_sha256, not_after, now)
 
 
 def permit_claim(
     name: str, model: str, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
 ) -> IssuePermit:
-    """Leave to issue the certificate of the claim `name`: somebody with the home in hand has asked for it."""
+    """Permission to issue the certificate of the claim `name`, requested by someone with access to the home."""
     permit = _permit_by_hand(CredentialKind.CLAIM, name, spki_der, key_sha256, not_after, now)
     return replace(permit, model=model)
 

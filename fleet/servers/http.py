@@ -1,4 +1,4 @@
-"""HTTP/1.1 and 1.0 as EST and the admin API need it: aiohttp's parser with our limits, our answers and our log line.
+"""HTTP/1.1 and 1.0 server for EST and the admin API: aiohttp's protocol with limits, exact headers and one log line.
 
 Every answer leaves in one piece with a Content-Length: stock EST clients read no chunks, and some read no second
 record. The one exception is a stream that a handler writes itself. Each request ends in one line of log.
@@ -24,12 +24,12 @@ from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
 
 NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
-LAST_WORDS_SECONDS = 0.1  # for an answer that is being written when the time to drain is over
+LAST_WRITE_SECONDS = 0.1  # for a response that is being written when the drain time is over
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What a client may take of us. Sizes in bytes, times in seconds."""
+    """Limits for one client. Sizes in bytes, times in seconds."""
 
     line_size_max: int = 4096  # our longest path has 160 bytes
     header_size_max: int = 4096  # of one field; an Authorization with the longest token has 500
@@ -38,20 +38,20 @@ class HttpLimits:
     """From the end of the handshake, or of the last answer, until all headers of the next request are here."""
     body_seconds_max: float = 15.0
     write_seconds_max: float = 15.0
-    """For a client to take what is written to it, once it stands in the way of more."""
+    """For a client to read what was written to it, once the write buffer is full."""
     linger_seconds_max: float = 2.0
-    """For the rest of a body that nobody will read, so that the client sees our answer and no reset."""
+    """For reading the rest of a body that is discarded, so that the client sees the answer and no reset."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way to an answer, and what its line in the log will say."""
+    """One request with what its log line will say."""
 
     request: web.BaseRequest
     peer: Peer
     limits: HttpLimits
     ending: asyncio.Event
-    """Set when the server shuts down: a handler that streams must come to its end."""
+    """Set when the server shuts down: a streaming handler must end."""
     event: str = "http"
     device: str = "-"
     serial: str = "-"
@@ -59,7 +59,7 @@ class Exchange:
     credentials: object = None
     """The request's credentials, once they have been parsed."""
     is_open: bool = False
-    """Whether anybody is answered: a success says nothing for what the client has shown."""
+    """Whether the operation needs no credentials: its success does not reset the client's failure count."""
 
     async def body(self, size_max: int) -> bytes:
         """The whole body, at most `size_max` bytes.
@@ -69,7 +69,7 @@ class Exchange:
         """
         request = self.request
         if "Content-Encoding" in request.headers:
-            raise HttpRefused(415, "content-encoding", "A body is taken only as it is, not compressed.")
+            raise HttpRefused(415, "content-encoding", "A compressed body is not accepted.")
         if (request.content_length or 0) > size_max:
             raise too_large(size_max)
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -85,7 +85,7 @@ class Exchange:
         except TimeoutError:
             raise HttpRefused(408, "too-slow", "The body did not arrive in time.", {"Connection": "close"}) from None
         except web.RequestPayloadError:
-            raise HttpRefused(400, "bad-http", "The body is badly framed.", {"Connection": "close"}) from None
+            raise HttpRefused(400, "bad-http", "The body is malformed.", {"Connection": "close"}) from None
         if len(body) > size_max:
             raise too_large(size_max)
         return bytes(body)
@@ -96,7 +96,7 @@ def too_large(size_max: int) -> HttpRefused:
 
 
 def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
-    """Raises: HttpRefused (429): it is too soon, and the answer says when it will not be."""
+    """Raises: HttpRefused (429), with Retry-After: the rate limit is exceeded."""
     wait_s = rates.wait_s(source_of(address), credential, time.monotonic())
     if wait_s:
         seconds = str(math.ceil(wait_s))
@@ -105,17 +105,17 @@ def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
 
 
 def answer(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response:
-    """An answer with exactly these headers, Content-Length, Date, and a Server that gives no version away."""
+    """A response with exactly these headers, Content-Length, Date, and a Server that reveals no version."""
     return web.Response(status=status, body=body, headers=CIMultiDict(headers, Server="fleet"))
 
 
 Handle = Callable[[Exchange], Awaitable[web.StreamResponse]]
 Render = Callable[[int, str, str, Mapping[str, str]], web.Response]
-"""Status, code, sentence and headers of a refusal to its answer."""
+"""Makes the response of a refusal: status, code, sentence, headers."""
 
 
 CredentialOf = Callable[[Exchange], Hashable | None]
-"""By what a request shows who asks, before anybody has looked whether that is true; None when it shows nothing."""
+"""The credential that a request presents, not verified yet, as a key for rate limits; None without one."""
 
 
 OnThrottled = Callable[[Exchange], Awaitable[None]]
@@ -138,12 +138,12 @@ class HttpServer:
     render: Render
     limits: HttpLimits = field(default_factory=HttpLimits)
     rates: Rates | None = None
-    """None: everybody may ask as often as they like."""
+    """None: requests are not rate-limited."""
     credential_of: CredentialOf = certificate_shown
     on_throttled: OnThrottled | None = None
-    """Told of each request that came too soon, before it is answered."""
+    """Called for each request over its rate limit, before it is answered."""
     counters: Counter[str] = field(default_factory=Counter)
-    """Requests by status class and code, for instance "200", "403 device-suspended"."""
+    """Requests by status and code: "200", "403 device-suspended"."""
     draining: bool = False
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     _server: web.Server = field(init=False)
@@ -162,7 +162,7 @@ class HttpServer:
         return _Connection(self, self._server, peer)
 
     async def shutdown(self, seconds: float) -> None:
-        """Close idle connections, let requests under way be answered for at most `seconds`, then close every one."""
+        """Close idle connections, give requests in progress at most `seconds`, then close every connection."""
         self.draining = True
         self.ending.set()
         for connection in self._server.connections:
@@ -171,7 +171,7 @@ class HttpServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
-        await self._server.shutdown(LAST_WORDS_SECONDS)
+        await self._server.shutdown(LAST_WRITE_SECONDS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -193,7 +193,7 @@ class HttpServer:
         try:
             if self.rates is not None:
                 await self._check_rate(self.rates, exchange, credential)
-            if exchange.request.version < HttpVersion10:  # the parser takes a line without a version for 0.9
+            if exchange.request.version < HttpVersion10:  # the parser takes a request line without a version for 0.9
                 raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:
@@ -235,7 +235,7 @@ class HttpServer:
             )
 
     def not_http(self, peer: Peer) -> web.Response:
-        """The answer to bytes that are no HTTP request."""
+        """The response to bytes that are no HTTP request."""
         self.counters["400 bad-http"] += 1
         if self._lines.allows(time.monotonic()):
             self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
@@ -254,7 +254,7 @@ class _NodelayIsSet(BaseProtocol):
 
 
 class _Connection(web.RequestHandler, _NodelayIsSet):
-    """aiohttp's HTTP protocol under our limits, knowing its peer."""
+    """aiohttp's HTTP protocol with our limits and its TLS peer."""
 
     __slots__ = ("_owner", "_stuck", "busy", "peer")
 
@@ -270,18 +270,18 @@ class _Connection(web.RequestHandler, _NodelayIsSet):
             max_field_size=limits.header_size_max,
             max_headers=limits.headers_max,
             lingering_time=limits.linger_seconds_max,
-            auto_decompress=False,  # nobody sends compressed CSRs, except to fill our memory
+            auto_decompress=False,  # a compressed CSR has no purpose but to fill our memory
         )
         self._owner = owner
         self._stuck: asyncio.TimerHandle | None = None
         self.peer = peer
         self.busy = False
-        """Whether a request is being answered: its bytes are still wanted when the house closes."""
+        """Whether a request is in progress: a shutdown waits for it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self._owner.draining:
-            self.force_close()  # its handshake was under way when the door was shut
+            self.force_close()  # its handshake was in progress when the shutdown began
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -309,5 +309,5 @@ class _Connection(web.RequestHandler, _NodelayIsSet):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        # Reached for bytes that the parser refuses; aiohttp would name itself and quote them.
+        # Called for bytes that the parser refuses; aiohttp would name itself and quote them.
         return self._owner.not_http(self.peer)

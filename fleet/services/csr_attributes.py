@@ -1,4 +1,4 @@
-"""Whose CSR attributes a client is told: those of the model that it asks for, or belongs to."""
+"""CSR attributes for a client: those of the model that it names or belongs to."""
 
 from datetime import datetime
 
@@ -14,10 +14,10 @@ from fleet.services.identity import identify
 async def model_to_ask_for(
     registry: Registry, peer: Peer, credentials: BasicCredentials | None, label: str | None, now: datetime
 ) -> Model | None:
-    """The model that `label` names; without one, or under a tenant's, the model that a token is for, or that of the
-    device whose certificate `peer` presented; None when nothing of this says anything.
+    """The model that `label` names; without a label, or under a tenant's, the token's model, or that of the device
+    whose certificate `peer` presented; None when none of them names one.
 
-    Nobody is refused: RFC 7030, 4.5 wants this answered before a client can prove itself.
+    No client is refused: RFC 7030, 4.5 has this answered before a client can authenticate.
 
     Raises: Unavailable.
     """

@@ -1,4 +1,4 @@
-"""Whose certificate it is, by live state: the question that every door asks first."""
+"""Identification of a TLS peer by its certificate's fingerprint, against the registry's live state."""
 
 from datetime import datetime, timedelta
 
@@ -11,7 +11,7 @@ from fleet.domain.ports import HolderFacts, Registry
 from fleet.services.claims import misused
 
 NOBODY = "nobody"
-"""The actor of what a stranger did."""
+"""Audit actor of an unauthenticated client."""
 
 NO_GRACE = timedelta(0)
 
@@ -19,7 +19,7 @@ _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
 async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
-    """Whose certificate `peer` presented, good or not, in the audit's words: the actor, and the certificate's serial.
+    """Audit actor and detail for the certificate that `peer` presented, valid or not.
 
     Raises: Unavailable.
     """
@@ -30,9 +30,9 @@ async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]
 
 
 async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False) -> HolderFacts:
-    """Which device or station presented the certificate of `peer`, by its fingerprint. The holder is in service, the
-    certificate usable. An operator's certificate is as good as unknown. One door `opens_to_claims`: a claim that is
-    shown at any other is in quarantine when this raises.
+    """The device or station that holds the certificate of `peer`. The holder is in service, the certificate usable.
+    Operators are not identified here. Claim certificates are accepted with `opens_to_claims` only; elsewhere,
+    presenting one puts the claim into quarantine.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
     `certificate-superseded`, `certificate-revoked`, `other-tenant`, `claim-only-enrolls`, `device-suspended` and the
@@ -52,8 +52,7 @@ async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_cl
 
 
 async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:
-    """As `identify`, for the one operation that a model may allow for a while after its devices' certificates have
-    ended.
+    """As `identify`, but accepts a device's certificate that has expired within its model's grace period.
 
     Raises: as `identify`.
     """
@@ -67,9 +66,9 @@ async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) ->
 
 
 async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tuple[Operator, Credential]:
-    """Which operator presented the certificate of `peer`, by its fingerprint. Any other holder is as good as unknown.
+    """The operator that holds the certificate of `peer`. Other holders are not identified here.
 
-    That the chain ended at the operators' CA is for the door to see: only it knows whom it believes.
+    The caller must have verified that the chain ends at the operators' CA.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
     `certificate-revoked` and the like.
@@ -93,7 +92,7 @@ async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
 
 
 def _unknown() -> Unauthenticated:
-    # It may well chain to our CA: what we have no record of opens nothing.
+    # It may well chain to our CA: a certificate without a record authenticates nobody.
     return Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
 
 
@@ -103,11 +102,11 @@ def _must_be_in_service(device: Device) -> None:
 
 
 def _must_be_of_its_tenant(facts: HolderFacts, peer: Peer) -> None:
-    """What is recorded was signed by whom it says. This holds when the record is wrong: a tenant's CA speaks for its
-    own models' devices, and never for a station.
+    """A recorded certificate was signed by the CA of its model's tenant; this check holds even if the record is wrong.
+    A tenant's CA certifies devices of its own models and never a station.
     """
-    believed = facts.model.rules.signers if facts.model is not None else ("",)
-    if peer.tenant not in believed:
+    accepted = facts.model.rules.signers if facts.model is not None else ("",)
+    if peer.tenant not in accepted:
         raise Refused("other-tenant", "The certificate presented was signed by the CA of another tenant.")
 
 

@@ -1,8 +1,8 @@
-"""What comes again and again and changes nothing, refusals above all: one audit row a minute for each kind, with the
-number of those left out.
+"""Rate limit for audit rows of repeated events that change nothing, refusals above all: one row a minute for each kind,
+with the number of suppressed ones.
 
-Whoever holds nothing can be refused as often as a link carries it; each row is an fsync and stays for ever. Logs and
-counters know every refusal; the audit has to know that, whence and since when.
+A client without credentials can be refused as often as a link carries it; each row costs an fsync and is kept. Logs and
+counters have every refusal; the audit needs the fact, the source and the time.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from fleet.domain.changes import AuditEntry
 from fleet.domain.ports import Registry
 
 ROW_EVERY = timedelta(minutes=1)
-KINDS_MAX = 4096  # remembered at once; beyond that, strangers are told apart by nothing but the code
+KINDS_MAX = 4096  # remembered at once; beyond that, unauthenticated clients are grouped by code alone
 
 _Kind = tuple[str, str, str, str]
 
@@ -27,16 +27,16 @@ class _Written:
 
 
 class Refusals:
-    """What has been written of late. Strangers are one kind by their network, devices by their name."""
+    """Kinds recorded lately. Unauthenticated clients are grouped by network, devices by name."""
 
     def __init__(self, kinds_max: int = KINDS_MAX) -> None:
         self._kinds_max = kinds_max
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
 
     def row(self, entry: AuditEntry) -> AuditEntry | None:
-        """`entry` as it is to be written, or None when one like it was written within the last minute.
+        """`entry` as it is to be written, or None when one of its kind was written within the last minute.
 
-        Its detail `left_out` is the number of those that were not written since the one before it.
+        Its detail `left_out` is the number of entries suppressed since the one before it.
         """
         kind = self._kind(entry)
         known = self._written.get(kind)
@@ -50,17 +50,17 @@ class Refusals:
         return replace(entry, detail={**entry.detail, "left_out": str(known.left_out)})
 
     def _kind(self, entry: AuditEntry) -> _Kind:
-        whence = network_of(entry.address) if entry.actor == "nobody" else ""
-        # What is given again is told by its device: each has had to earn it first. To be refused for, any name will do.
-        whence = entry.subject if entry.outcome == "ok" else whence
-        kind = (entry.actor, entry.action, entry.outcome, whence)
+        source = network_of(entry.address) if entry.actor == "nobody" else ""
+        # Repeated successes are grouped by device: each had to authenticate first. A refused client can make up names.
+        source = entry.subject if entry.outcome == "ok" else source
+        kind = (entry.actor, entry.action, entry.outcome, source)
         if kind in self._written or len(self._written) < self._kinds_max:
             return kind
         oldest, written = next(iter(self._written.items()))
         if abs(entry.at - written.at) >= ROW_EVERY:
             del self._written[oldest]
             return kind
-        # All of them are fresh: a row for each newcomer is what somebody with many addresses wants.
+        # All are recent: a client with many addresses must not get a row for each of them.
         return (entry.actor.partition(" ")[0], entry.action, entry.outcome, "anywhere")
 
 
@@ -68,12 +68,12 @@ _OF_REGISTRY: WeakKeyDictionary[Registry, Refusals] = WeakKeyDictionary()
 
 
 def refusals_of(registry: Registry) -> Refusals:
-    """The one memory of what this process has written to `registry`."""
+    """The instance for `registry`, one in each process."""
     return _OF_REGISTRY.setdefault(registry, Refusals())
 
 
 def network_of(address: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one, which is what one subscriber is given."""
+    """An IPv4 address, or the /64 of an IPv6 one, which is what a subscriber is assigned."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

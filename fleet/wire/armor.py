@@ -1,4 +1,4 @@
-"""Base64 as EST bodies and PEM blocks carry it: strict in its alphabet and padding, easy about white space."""
+"""Base64 of EST bodies and PEM blocks: strict in alphabet and padding, tolerant of white space."""
 
 import binascii
 

@@ -1,4 +1,4 @@
-"""A certificate signing request (RFC 2986): DER in, a verified frozen value out; and the way back for clients.
+"""Certificate signing request (RFC 2986): decoder to a verified, frozen value, and encoder for clients.
 
 Order matters in `decode_csr`: size, then structure, then the kind of key, and only then the costly signature.
 """
@@ -63,10 +63,10 @@ _CHALLENGE_CODECS = {
 
 @dataclass(frozen=True, slots=True)
 class KeySealing:
-    """How a requester wants a key that the server makes to be sealed (RFC 7030, 4.4.1)."""
+    """How a server-generated key is to be encrypted for the requester (RFC 7030, 4.4.1)."""
 
     identifier: bytes
-    """What the key that opens it is known by."""
+    """Identifier of the key that decrypts it."""
     is_asymmetric: bool
     ciphers: tuple[str, ...] | None
     """Dotted OIDs of the SMIMECapabilities; None when there are none."""
@@ -74,7 +74,7 @@ class KeySealing:
 
 @dataclass(frozen=True, slots=True)
 class Csr:
-    """What a request asks for. One exists only after its own signature has been verified."""
+    """Contents of a request. One exists only after its own signature has been verified."""
 
     der: bytes = field(repr=False)  # may hold the challenge password
     subject: Subject
@@ -84,14 +84,14 @@ class Csr:
     key_type: str
     """"EC-P256", "EC-P384", "EC-P521", "RSA-2048+", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65" or "ML-DSA-87"."""
     spki_der: bytes = field(repr=False)
-    """The SubjectPublicKeyInfo as it stands in the request and in a certificate: the same key gives the same bytes."""
+    """The SubjectPublicKeyInfo, canonical: the same key gives the same bytes in a request and in a certificate."""
     key_sha256: bytes
     """SHA-256 of `spki_der`, 32 bytes."""
     challenge_password: str | None = field(default=None, repr=False)
     """RFC 7030, 3.5 carries the channel binding here. Never shown or logged."""
     sealing: KeySealing | None = None
     extended_key_usages: tuple[str, ...] | None = None
-    """Dotted OIDs of the extension that it asks for, in order; None when it does not."""
+    """Dotted OIDs of the requested extension, in order; None without one."""
 
 
 def decode_csr(data: bytes) -> Csr:

@@ -1,4 +1,4 @@
-"""What a server wants to see in a CSR: RFC 7030, 4.5.2, and RFC 9908's template; written by servers, read by clients.
+"""CSR attributes (RFC 7030, 4.5.2) and RFC 9908's template: encoder for servers, decoder for clients.
 
     CsrAttrs ::= SEQUENCE SIZE (0..MAX) OF AttrOrOID
 
@@ -14,7 +14,7 @@ from fleet.wire.errors import Malformed, TooLarge
 SIZE_MAX = 16 * 1024
 ATTRIBUTES_MAX = 64
 
-CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105  an identifier  # noqa: S105  an identifier
+CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105  an identifier
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
@@ -39,7 +39,7 @@ _RSA_BITS = 2048
 
 @dataclass(frozen=True, slots=True)
 class CsrAttributes:
-    """What to put into a CSR."""
+    """What a CSR should hold."""
 
     key_types: tuple[str, ...] = ()
     """By the names of fleet.wire.csr.Csr.key_type, the preferred one first."""
@@ -93,7 +93,7 @@ def _usage_extension(oids: Iterable[str]) -> bytes:
 
 
 def _template(wanted: CsrAttributes) -> bytes:
-    """CertificationRequestInfoTemplate: O as it stands, a CN that the client fills in, the kind of key, extensions."""
+    """CertificationRequestInfoTemplate: O as given, a CN for the client to fill in, key type, extensions."""
     names = [der.encode_oid(COMMON_NAME)]
     if wanted.organisation:
         text = der.encode_element(0x0C, wanted.organisation.encode())
@@ -110,7 +110,7 @@ def _template(wanted: CsrAttributes) -> bytes:
 
 
 def decode_csrattrs(data: bytes) -> CsrAttributes:
-    """What a server asks for, as far as a client of ours can heed it; what it does not know, it leaves alone.
+    """The attributes that our clients support; unknown ones are ignored.
 
     Raises: TooLarge, Malformed.
     """

@@ -1,4 +1,4 @@
-"""Tag, length, value: as much of X.690 as it takes to walk an envelope without asking a library.
+"""DER and BER reader and DER writer: the part of X.690 that it takes to walk an envelope without a library.
 
 Bounds are checked before anything is sliced. Lengths are DER's; the indefinite form of BER is read where a caller
 asks for it, because some EST servers and Windows write PKCS#7 that way.
@@ -186,7 +186,7 @@ def _base128(number: int) -> bytes:
 def walk(element: Element, depth: int = 0) -> Iterator[Element]:
     """Yield `element` and everything in it, also what an OCTET STRING holds when that is ASN.1; BER is read.
 
-    What can't be read is passed over: this is for looking around, not for judging.
+    Elements that can't be read are skipped: this is for searching, not for validation.
 
     Raises: TooLarge when it nests too deep.
     """

@@ -1,7 +1,7 @@
 """Enrollment over Secure Transport (RFC 7030, RFC 8951): paths, media types, bodies and the certs-only message.
 
-The three stock clients disagree on almost everything that the RFC leaves open; what is sent here is what all of them
-take, and what is accepted is what any of them sends.
+The three stock clients disagree on almost everything that the RFC leaves open: messages sent are what all of them
+accept, messages accepted are what any of them sends.
 """
 
 import functools

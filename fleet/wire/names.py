@@ -133,7 +133,7 @@ def _shown_safely(text: str) -> str:
 def subject_name(subject: Sequence[tuple[str, str]]) -> x509.Name:
     """The x509.Name of (dotted OID, value) pairs, one attribute in each RDN.
 
-    Raises: Malformed when an OID or a value can't stand in a subject.
+    Raises: Malformed: an OID or a value is not allowed in a subject.
     """
     with library_errors("subject"):
         return x509.Name([x509.NameAttribute(x509.ObjectIdentifier(oid), value) for oid, value in subject])

@@ -1,4 +1,4 @@
-"""Certificates and revocation lists in and out of a PKCS#7 SignedData that nobody signed (RFC 5652, 5.1).
+"""PKCS#7 SignedData without signers (RFC 5652, 5.1): reader and writer for its certificates and CRLs.
 
 Only the envelope is walked; what it holds stays DER. BER is read too: BouncyCastle and Windows write indefinite
 lengths.

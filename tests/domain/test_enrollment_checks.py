@@ -249,8 +249,8 @@ def test_names_are_unchanged(names: Names) -> None:
         assert code(check, application(grant, request=request)) == ""
 
 
-def test_word_is_given() -> None:
-    check = enrollment.word_is_given
+def test_is_approved() -> None:
+    check = enrollment.is_approved
     assert code(check, application()) == ""
     for state in RequestState:
         asked = ApprovalGrant(replace(ASKED, state=state))

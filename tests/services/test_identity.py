@@ -155,6 +155,7 @@ async def test_an_unknown_certificate_and_none_at_all_identify_nobody(how: Ident
 async def test_each_holder_is_identified_where_it_belongs() -> None:
     for facts in (OF_DEVICE, OF_STATION):
         assert await identify(OneHolder(facts), PEER, NOW) == facts  # type: ignore[arg-type]
+        assert await identify_for_renewal(OneHolder(facts), PEER, NOW) == facts  # type: ignore[arg-type]
         assert await code(identify_operator, facts) == "certificate-unknown"
     operator, credential = await identify_operator(OneHolder(OF_OPERATOR), PEER, NOW)  # type: ignore[arg-type]
     assert (operator, credential) == (OF_OPERATOR.operator, OF_OPERATOR.credential)

@@ -4,7 +4,7 @@ import weakref
 import pytest
 
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
-from fleet.tls.session import TlsSession
+from fleet.tls.session import HANDSHAKE_SIZE_MAX, TlsSession
 from tests.tls.stage import TLS12, TLS13, MemoryClient, client_context, join, pki
 
 VERSIONS = [pytest.param(TLS12, id="tls1.2"), pytest.param(TLS13, id="tls1.3")]
@@ -251,3 +251,24 @@ def test_a_peer_that_outlives_its_connection_has_no_binding_and_keeps_nothing_al
     del session, client
     assert engine() is None
     assert peer.channel_binding == b""
+
+
+def test_a_handshake_that_goes_on_for_ever_is_ended() -> None:
+    """A ClientHello of the largest size that the engine waits for, which never comes to its end."""
+    announced = 131_396
+    hello = b"\x01" + announced.to_bytes(3) + bytes(announced)
+    session = session_of()
+    fed = 0
+    for at in range(0, len(hello), 16_384):
+        fragment = hello[at : at + 16_384][: announced - at]  # the last octets are never sent
+        record = b"\x16\x03\x01" + len(fragment).to_bytes(2) + fragment
+        room = HANDSHAKE_SIZE_MAX - fed
+        if len(record) > room:
+            assert session.feed(record[:room]) == b""  # exactly as much as is taken
+            with pytest.raises(HandshakeFailed) as failed:
+                session.feed(record[room : room + 1])
+            assert failed.value.reason is Refusal.SIZE
+            return
+        assert session.feed(record) == b""
+        fed += len(record)
+    pytest.fail("the cap was never reached")

@@ -1,4 +1,4 @@
-"""The rights by which a certificate may be asked for, each in a file of its own.
+"""Grants, the rights by which a certificate may be requested; one module each.
 
 To add one: a frozen class that implements `fleet.domain.issuance_context.Grant`, and in `fleet.services.credentials`
 the authenticator that derives it from the client's credentials.

@@ -1,4 +1,4 @@
-"""By an operator's word: nobody has vouched for the device yet, and somebody will say yes or no."""
+"""Grant by an operator's approval, of a client without credentials."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from fleet.domain.writes import CollectRequest, Write
 class ApprovalGrant:
     request: ApprovalRequest
     is_new: bool = False
-    """Whether the registry does not hold it yet."""
+    """Whether the request is not recorded yet."""
     listed: ManifestEntry | None = None
-    """What the manifest says of the device that is asked for."""
+    """The manifest's entry for the requested device."""
 
     path = AdmissionPath.APPROVAL
     replaces = None
@@ -26,7 +26,7 @@ class ApprovalGrant:
 
     @property
     def is_given(self) -> bool:
-        """Whether the answer is yes. Until then everything else is checked, and no permit comes of it."""
+        """Whether it is approved. Until then everything else is checked, and no permit is given."""
         return self.request.state is not RequestState.PENDING
 
     def model_of_newcomer(self) -> str:
@@ -46,7 +46,7 @@ class ApprovalGrant:
         must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """Whoever approves looks at a request, and not at who has the name: taking over takes a token."""
+        """An operator approves a request without looking at who has the name: a takeover needs a token."""
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:

@@ -1,4 +1,4 @@
-"""By a claim certificate, which a whole batch shares."""
+"""Grant by a claim certificate, which a batch of devices shares."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class ClaimGrant:
     credential: Credential
     """The claim's certificate."""
     listed: ManifestEntry | None = None
-    """What the manifest says of the device that is asked for."""
+    """The manifest's entry for the requested device."""
 
     path = AdmissionPath.CLAIM
     replaces = None
@@ -36,7 +36,7 @@ class ClaimGrant:
             raise Refused(
                 "claim-quarantined",
                 f"The claim {claim.name} is in quarantine.",
-                f"An operator has to look, and let it go: fleet claim release {claim.name}",
+                f"An operator has to check and release it: fleet claim release {claim.name}",
             )
         if a.now >= claim.expires_at:
             raise Refused("claim-expired", f"The claim {claim.name} has expired.")
@@ -49,7 +49,7 @@ class ClaimGrant:
         must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """Every device of the batch has this certificate: only the key of the request tells them apart."""
+        """Every device of the batch has this certificate: only the requested key distinguishes them."""
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:

@@ -1,4 +1,4 @@
-"""By the certificate that the device's maker gave it (IEEE 802.1AR), shown and proved in the TLS handshake."""
+"""Grant by the manufacturer's certificate (IDevID, IEEE 802.1AR) that the device presented in the TLS handshake."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ class IdevidGrant:
     anchor: Anchor
     certificate: MakerCertificate
     entry: ManifestEntry | None
-    """The one manifest entry that has its serial, among those of the anchor's models; None when there is none."""
+    """The manifest entry with its serial, among the anchor's models; None when there is none."""
     bindings: tuple[IdevidBinding, ...]
-    """Of this certificate's key, and of the device that is asked for."""
+    """Bindings of this certificate's key, and of the requested device."""
     model: str
-    """The model named in the request, or the anchor's only one; "" when it could be several."""
+    """The model that the label names, or the anchor's only one; "" when there are several."""
 
     path = AdmissionPath.IDEVID
     replaces = None
@@ -33,26 +33,26 @@ class IdevidGrant:
         if not self.model:
             raise Refused(
                 "model-not-named",
-                "The maker's CA stands for several models, and the device is new.",
+                "The manufacturer's CA is trusted for several models, and the device is new.",
                 "Name the model as the label: /.well-known/est/MODEL/simpleenroll.",
             )
         return self.model
 
     def must_be_valid(self, a: IssuanceContext) -> None:
-        """TLS has verified the chain and its times; that the anchor still stands, the registry sees to."""
+        """TLS has verified the chain and its validity; that the anchor is still trusted, the registry has."""
 
     def must_cover_device(self, a: IssuanceContext) -> None:
         if a.request.wants_key:
             raise Refused("idevid-only-enrolls", "A maker's certificate earns a certificate for the device's own key.")
         if a.model.name not in self.anchor.models:
-            raise Refused("not-your-model", f"The maker's CA {self.anchor.name} does not stand for this model.")
+            raise Refused("not-your-model", f"The manufacturer's CA {self.anchor.name} is not trusted for this model.")
         if self.entry is None and not a.model.rules.admission.any_idevid:
             raise Refused(
                 "not-on-manifest",
                 "The serial of the maker's certificate is not on the manifest.",
                 "List it: fleet device import FILE",
             )
-        # The name is never the device's to choose: it is the manifest's, or the maker's.
+        # The device does not choose its id: it is the manifest's, or the certificate's serial.
         named = (self.entry.device_id,) if self.entry is not None else self.certificate.serials
         if a.request.device_id not in named:
             raise Refused("not-your-identity", "The maker's certificate is that of another device.")
@@ -63,7 +63,7 @@ class IdevidGrant:
                 raise Refused("idevid-of-another", "This device has enrolled by another maker's certificate.")
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """A device that has enrolled by this very certificate may do so again: so it comes back from a reset."""
+        """A device that has enrolled by this very certificate may do so again, after a reset."""
         if self.bindings:
             return False
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)

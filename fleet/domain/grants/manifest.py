@@ -1,4 +1,4 @@
-"""By the device's own key, which the manifest has listed: the CSR's signature is the proof of it."""
+"""Grant by a key that the manifest lists: the CSR's signature proves possession."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from fleet.domain.writes import Write
 @dataclass(frozen=True, slots=True)
 class ManifestGrant:
     entry: ManifestEntry
-    """It lists a key, and that is the one the request is signed with."""
+    """It lists the key that signed the request."""
 
     path = AdmissionPath.MANIFEST
     replaces = None
@@ -24,7 +24,7 @@ class ManifestGrant:
         return self.entry.model
 
     def must_be_valid(self, a: IssuanceContext) -> None:
-        """The manifest has no end. What ends is the device: whoever is to be kept out is revoked."""
+        """A manifest does not expire; to refuse a device, revoke it."""
 
     def must_cover_device(self, a: IssuanceContext) -> None:
         if self.entry.device_id != a.request.device_id or self.entry.model != a.model.name:
@@ -32,7 +32,7 @@ class ManifestGrant:
         must_be_the_listed_key(self.entry, a.request.key_sha256)
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """The listed key again is the same device again; once it has moved on to another key, that one renews."""
+        """The listed key again is the same device; once it has renewed with another key, that one renews."""
         if any(c.key_sha256 != a.request.key_sha256 for c in a.credentials):
             return True
         return a.is_in_the_field() and not a.credentials

@@ -1,4 +1,4 @@
-"""By the device's own current certificate, presented in the TLS handshake."""
+"""Grant by the device's own current certificate, presented in the TLS handshake."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ class RenewalGrant:
     names: Names
     """Names in that certificate."""
     grace: timedelta = timedelta(0)
-    """How long after its end it still renews."""
+    """How long after notAfter it can still be renewed."""
 
     path = None
 
@@ -48,6 +48,6 @@ class RenewalGrant:
         newest = unused[-1].fingerprint if unused else None
         return (
             MarkUsed(self.credential.fingerprint),
-            # One certificate has one successor: whoever renews in a loop does not pile them up.
+            # One certificate has one successor: a client that renews in a loop does not accumulate them.
             EndUnused(self.credential.kind, self.credential.holder, str(self), newest),
         )

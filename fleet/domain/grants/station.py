@@ -1,4 +1,4 @@
-"""By a factory station that authenticated itself with its own certificate."""
+"""Grant by a factory station that authenticated with its own certificate."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from fleet.domain.writes import MarkUsed, SpendStation, Write
 class StationGrant:
     station: Station
     model: str
-    """The model named in the request, "" for none; needed when the device is new and the station has several."""
+    """The model that the label names, "" for none; needed for a new device when the station has several."""
     credential: Credential
     """The station's certificate."""
 
@@ -35,11 +35,11 @@ class StationGrant:
         )
 
     def must_be_valid(self, a: IssuanceContext) -> None:
-        """Who identified the station has checked its certificate."""
+        """`identify` has checked the station's certificate."""
         if self.station.quota and self.station.used_on(a.now) >= self.station.quota and earned_before(a) is None:
             raise TooMany(
                 "station-quota",
-                f"Station {self.station.name} has had its {self.station.quota} certificates of this day (UTC).",
+                f"Station {self.station.name} has used its quota of {self.station.quota} certificates a day (UTC).",
                 f"Wait for the next day, or allow more: fleet station set {self.station.name} --quota N",
                 retry_after_seconds=DAY_SECONDS - int(a.now.timestamp()) % DAY_SECONDS,
             )
@@ -49,10 +49,10 @@ class StationGrant:
             raise Refused("not-your-model", f"Station {self.station.name} may not provision model {a.model.name}.")
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """A station may repeat a run of its own whose certificate was never used."""
+        """A station may repeat its own run if the certificate was never used."""
         return a.is_in_the_field() or any(c.grant != str(self) for c in a.credentials)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         used = MarkUsed(self.credential.fingerprint)  # a Conflict when it has been revoked since we looked
-        # Counted only where it matters: without a quota, nobody waits for the station's row.
+        # Counted only with a quota: otherwise concurrent requests need not wait for the station's row.
         return (used, SpendStation(self.station.name, day_of(a.now))) if self.station.quota else (used,)

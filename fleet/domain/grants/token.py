@@ -1,4 +1,4 @@
-"""By a one-time token, whose secret has been verified."""
+"""Grant by a token whose secret has been verified."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class TokenGrant:
     username: str
     """The HTTP Basic user name sent with it."""
     listed: ManifestEntry | None = None
-    """What the manifest says of the device that is asked for."""
+    """The manifest's entry for the requested device."""
 
     path = AdmissionPath.TOKEN
     replaces = None
@@ -49,8 +49,8 @@ class TokenGrant:
             must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """A token made for this very device never does: so an operator lets a reflashed board back in. The same key
-        again is a retry after a lost answer.
+        """A token for this very device never does: so an operator readmits a reflashed board. The same key again is a
+        retry after a lost response.
         """
         if self.token.device_id is not None:
             return False

@@ -1,6 +1,6 @@
-"""serverkeygen (RFC 7030, 4.4): a key for a device that cannot make a good one.
+"""serverkeygen (RFC 7030, 4.4): a key pair for a device that cannot generate a good one.
 
-The key lives in this process for as long as one request, and nowhere else: it is in no file, no row and no log.
+The private key exists in this process for one request only: it is in no file, no row and no log.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _MAKERS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 @dataclass(slots=True)
 class ServerKeyMaker:
-    """Makes the key for one request, once the checks have let it through; a `fleet.domain.ports.KeyMaker`."""
+    """Generates the key for one request that has passed the checks; a `fleet.domain.ports.KeyMaker`."""
 
     csr: Csr
     peer: Peer
@@ -48,11 +48,11 @@ class ServerKeyMaker:
     _key: CertificateIssuerPrivateKeyTypes | None = field(default=None, repr=False)
 
     async def make(self, key_type: str) -> tuple[bytes, bytes]:
-        """A key of `key_type`, the CSR's own: DER of its SubjectPublicKeyInfo, and the SHA-256 of that.
+        """A key of `key_type`, the CSR's own type: DER of its SubjectPublicKeyInfo, and the SHA-256 of that.
 
-        Raises: Invalid (`sealing-impossible`): the CSR asks for the key to be sealed, and it cannot be.
+        Raises: Invalid (`sealing-impossible`): the CSR asks for an encrypted key, and it cannot be encrypted so.
         """
-        # Before anything is issued: RFC 7030, 4.4.1.2 has the request end where the key cannot be sealed.
+        # Before anything is issued: RFC 7030, 4.4.1.2 ends the request when the key cannot be encrypted.
         if self._recipient() is not None:
             self._sealed_by = self.sealer()
         if self._key is None:
@@ -61,9 +61,9 @@ class ServerKeyMaker:
         return spki, hashlib.sha256(spki).digest()
 
     def key_part(self, *, wrap: bool) -> tuple[str, bytes]:
-        """Media type and base64 of the key that was made."""
+        """Media type and base64 of the generated key."""
         if self._key is None:
-            raise RuntimeError("No key has been made.")
+            raise RuntimeError("No key has been generated.")
         pkcs8 = self._key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
         sealing = self._recipient()
         if sealing is None or self._sealed_by is None:
@@ -72,12 +72,12 @@ class ServerKeyMaker:
         return SEALED_KEY, encode_body(seal_key(pkcs8, recipient, self._sealed_by, cipher), wrap=wrap)
 
     def _recipient(self) -> tuple[Recipient, str] | None:
-        """Whom the key is sealed for, and by which cipher; None when TLS is all that was asked for."""
+        """Recipient and cipher of the key's encryption; None when the CSR asks for TLS alone."""
         sealing = self.csr.sealing
         if sealing is None:
             return None
         if not sealing.is_asymmetric:
-            # RFC 7030, 4.4.1.1: a symmetric key that both sides hold. No device shares one with us.
+            # RFC 7030, 4.4.1.1: a symmetric key that both sides hold. No device shares one with this server.
             raise _impossible("No symmetric key is shared with this server.")
         offered = [name for oid, name in CIPHERS.items() if sealing.ciphers is None or oid in sealing.ciphers]
         if not offered:
@@ -97,18 +97,19 @@ class ServerKeyMaker:
 
 
 def _impossible(why: str) -> Invalid:
-    return Invalid("sealing-impossible", f"The new key cannot be sealed as asked. {why}", "Or ask for none: TLS seals.")
+    message = f"The new key cannot be encrypted as requested. {why}"
+    return Invalid("sealing-impossible", message, "Or request none: TLS encrypts it.")
 
 
 def _identifiers(public_key: CertificatePublicKeyTypes) -> tuple[bytes, ...]:
-    """The subject key identifiers that a client may have computed: RFC 5280, 4.2.1.2 (1), and ours."""
+    """Subject key identifiers that a client may have computed: RFC 5280, 4.2.1.2 (1), and ours."""
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).digest()
     return x509.SubjectKeyIdentifier.from_public_key(public_key).digest, digest[:20], digest
 
 
 def multipart(key_type: str, key: bytes, certificates: bytes) -> tuple[str, bytes]:
-    """Content-Type and body of the answer (RFC 7030, 4.4.2): the key, then the certificate, each in base64."""
+    """Content-Type and body of the response (RFC 7030, 4.4.2): the key, then the certificate, each in base64."""
     boundary = f"fleet-{secrets.token_hex(12)}"
     body = b""
     for content_type, content in ((key_type, key), (CERTS_ONLY, certificates)):

@@ -1,4 +1,4 @@
-"""What a maker's certificate (IDevID, IEEE 802.1AR) says of its device. Its chain, TLS has verified."""
+"""Device identity in a manufacturer's certificate (IDevID, IEEE 802.1AR). TLS has verified its chain."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ SERIAL_NUMBER = "2.5.4.5"
 
 
 def maker_certificate(der: bytes) -> MakerCertificate:
-    """Raises: Invalid (`bad-idevid`): it names no serial, or several; or it can't be read."""
+    """Raises: Invalid (`bad-idevid`): it has no serial number, or several; or it can't be read."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, alt_names = names_of_certificate(certificate)

@@ -14,14 +14,14 @@ METHODS = {
     "simplereenroll": "POST",
     "serverkeygen": "POST",
 }
-"""What is served, each by its one method (RFC 7030, 3.2.2)."""
+"""Operations served, each with its only method (RFC 7030, 3.2.2)."""
 
-# What can name a model. Nothing is percent-decoded: a label that needs it names none.
+# A model's name. Nothing is percent-decoded: a label that needs it names no model.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 RENEWAL_INFO = "renewal-info"
-"""Not of RFC 7030: when to renew a certificate, which the path names by its fingerprint (as RFC 9773 does for ACME)."""
+"""Not part of RFC 7030: when to renew the certificate whose fingerprint the path holds, as RFC 9773 has it for ACME."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,7 +37,7 @@ class Route:
 
 @functools.lru_cache(maxsize=1024)  # a path for each model that is asked for, and those of renewal-info
 def route(method: str, path: str) -> Route:
-    """The operation that `method` on `path` (as sent, without a query) asks for.
+    """The operation of `method` on `path` (as sent, without a query).
 
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """

@@ -102,11 +102,11 @@ class _Handlers:
             return await self._issuing[operation](exchange, asked, attempt)
 
     async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.1: a tenant's CAs under its label or a label of its models, the fleet's own under any other.
-        Without a label: those of the device whose certificate is presented, or the fleet's own.
+        """RFC 7030, 4.1: a tenant's CAs under its label or one of its models', the fleet's own under any other. Without
+        a label: those of the device whose certificate is presented, or the fleet's own.
 
-        A label that leads nowhere is answered like one that leads to a model of the fleet's own: asking tells nobody
-        which models exist, but those of a tenant, whose CA is no secret.
+        An unknown label is answered like one of a model of the fleet's own: the answer reveals no model but those of a
+        tenant, whose CA is no secret.
         """
         chain = self._tenants.chain_der(await self._tenant_of(exchange, asked.label))
         return certs_only(exchange, _cacerts(chain or self._tenants.chain_der("") or ()))
@@ -167,11 +167,11 @@ class _Handlers:
             await attempt.audit_refusal(HttpRefused(429, TOO_MANY, "Too many requests."))
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
-        """RFC 7030, 4.5, and RFC 9908: what the model wants to see in a CSR; 204 when we do not know the model."""
+        """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
         try:
             credentials = basic_credentials(exchange)
         except Unauthenticated:
-            credentials = None  # nobody needs any here
+            credentials = None  # none are needed here
         model = await model_to_ask_for(self._registry, exchange.peer, credentials, asked.label, self._clock())
         if model is None:
             return answer(204, b"", {})
@@ -185,7 +185,7 @@ class _Handlers:
         return answer(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> web.Response:
-        """When to renew, in the words of RFC 9773, 4.2. Open to anybody who knows the certificate: it tells no more."""
+        """Suggested renewal window (RFC 9773, 4.2), for any client that knows the certificate's fingerprint."""
         window = await renewal_window(self._registry, asked.fingerprint or b"")
         shown = {"suggestedWindow": {"start": _rfc3339(window.start), "end": _rfc3339(window.end)}}
         headers = {"Content-Type": "application/json", "Retry-After": str(RENEWAL_INFO_SECONDS)}
@@ -225,14 +225,14 @@ def read_request(exchange: Exchange, csr: Csr) -> EnrollmentRequest:
 
 
 def names_presented(exchange: Exchange) -> Names | None:
-    """Those in the certificate that the client presented; None when it presented none."""
+    """Subject and SAN of the client certificate; None without one."""
     if exchange.peer.certificate_der is None:
         return None
     return Names(*names_of_certificate(x509.load_der_x509_certificate(exchange.peer.certificate_der)))
 
 
 def issued(exchange: Exchange, credential: Credential) -> web.Response:
-    """RFC 7030, 4.2.3: only the certificate issued."""
+    """RFC 7030, 4.2.3: the issued certificate alone."""
     exchange.serial = credential.serial
     return certs_only(exchange, join_signed_data((credential.der,)))
 
@@ -247,6 +247,6 @@ def wants_lines(exchange: Exchange) -> bool:
 
 
 def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> web.Response:
-    """One sentence for people, and the code for programs."""
+    """One sentence for people, with the code for programs."""
     challenge = CHALLENGE if status == 401 else {}
     return answer(status, f"{message} ({code})\n".encode(), {"Content-Type": PLAIN, **challenge, **headers})
