@@ -187,7 +187,7 @@ def key_is_renewed_by_the_rule(a: IssuanceContext) -> None:
         raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
 
 
-def is_approved(a: IssuanceContext) -> None:
+def request_is_approved(a: IssuanceContext) -> None:
     """Last of all: no operator is asked to approve what would be refused anyway."""
     if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
         raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
@@ -217,7 +217,7 @@ CHECKS: tuple[Check, ...] = (
     usages_are_allowed,
     key_is_not_revoked,
     key_is_its_own,
-    is_approved,
+    request_is_approved,
 )
 
 

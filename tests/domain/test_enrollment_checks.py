@@ -250,7 +250,7 @@ def test_names_are_unchanged(names: Names) -> None:
 
 
 def test_is_approved() -> None:
-    check = enrollment.is_approved
+    check = enrollment.request_is_approved
     assert code(check, application()) == ""
     for state in RequestState:
         asked = ApprovalGrant(replace(ASKED, state=state))
