@@ -59,7 +59,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @output_option
 def list_scenarios(output: str) -> None:
     """What can be measured."""
-    print_rows(("name", "description"), [(name, one.description()) for name, one in SCENARIOS.items()], output)
+    rows = [{"name": name, "description": one.description()} for name, one in SCENARIOS.items()]
+    print_rows(("name", "description"), rows, output)
 
 
 @main.command()

@@ -1,39 +1,43 @@
 """The `fleet` command. Each subcommand lives in a module of its own and is loaded only when it is called."""
 
 import importlib
+from typing import Any
 
 import click
 from click.exceptions import NoSuchCommand
 
+from fleet.cli.options import location_options
+from fleet.config.streams import Program
+
 # name: (module, what `fleet --help` says of it; the module's own docstring says the rest)
 COMMANDS = {
-    "init": ("fleet.cli.init", "Make a fleet's home: CAs, server certificate, registry."),
+    "init": ("fleet.cli.init", "Create a fleet's home: CAs, server certificate, registry."),
     "serve": ("fleet.cli.serve", "Serve EST, the MQTT gateway and the API."),
-    "demo": ("fleet.cli.demo", "Watch a whole fleet live for a few seconds, on this machine."),
-    "model": ("fleet.cli.model", "Kinds of devices: certificates and topics."),
+    "demo": ("fleet.cli.demo", "Run a whole fleet for a few seconds on this machine."),
+    "model": ("fleet.cli.model", "Device models: certificates and topics."),
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
-    "tenant": ("fleet.cli.tenant", "Tenants: models whose certificates an issuing CA of their own signs."),
+    "tenant": ("fleet.cli.tenant", "Tenants: models with their own issuing CA."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
-    "request": ("fleet.cli.request", "Devices that wait for approval: list, approve, deny."),
-    "webhook": ("fleet.cli.webhook", "Webhooks that have a say before a first certificate: their key."),
+    "request": ("fleet.cli.request", "Enrollment requests that wait for approval."),
+    "webhook": ("fleet.cli.webhook", "The key that authorisation webhooks verify requests with."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "claim": ("fleet.cli.claim", "Claim certificates, shared by a batch of new devices."),
-    "anchor": ("fleet.cli.anchor", "Makers' CAs (IEEE 802.1AR), and whom they vouch for."),
+    "anchor": ("fleet.cli.anchor", "Makers' CAs (IEEE 802.1AR) trusted for a first enrollment."),
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
-    "status": ("fleet.cli.status", "What the registry holds, and how its server is doing."),
-    "audit": ("fleet.cli.audit", "Who did what; proof that nobody edited it."),
-    "renewal": ("fleet.cli.renewal", "When devices renew; campaigns for an incident."),
-    "forecast": ("fleet.cli.forecast", "What ends when: certificates by week, and what to prepare for."),
+    "status": ("fleet.cli.status", "What the registry holds, and the server's counters."),
+    "audit": ("fleet.cli.audit", "Who did what, and proof that it was not edited."),
+    "renewal": ("fleet.cli.renewal", "Renewal windows, and campaigns for an incident."),
+    "forecast": ("fleet.cli.forecast", "What expires when, by week, and what to prepare for."),
     "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),
-    "restore": ("fleet.cli.backup", "Make a home of a backup, with every revocation since."),
-    "retention": ("fleet.cli.retention", "How long the registry keeps things; archives."),
+    "restore": ("fleet.cli.backup", "Restore a home from a backup, with every revocation since."),
+    "retention": ("fleet.cli.retention", "How long records are kept; archives."),
     "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
-    "cert": ("fleet.cli.cert", "Look into certificate files and convert them."),
+    "cert": ("fleet.cli.cert", "Inspect and convert certificate files."),
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Program):
     """A group whose commands are imported when they are called: `fleet cert` needs no server library."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -46,12 +50,16 @@ class LazyGroup(click.Group):
         try:
             command = getattr(importlib.import_module(module), cmd_name)
         except ModuleNotFoundError as error:
-            raise click.ClickException(
-                f"The Python module {error.name} is missing. Install the server's part: pip install '.[server]'."
-            ) from error
+            raise _missing(error) from error
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{cmd_name} is not a command")
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # a home's libraries are imported when one is opened
+            raise _missing(error) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -65,14 +73,23 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def _missing(error: ModuleNotFoundError) -> click.ClickException:
+    if error.name in ("fcntl", "pwd", "grp"):
+        return click.ClickException("A home needs Linux or another Unix. Use a served fleet instead: --url and --cert.")
+    return click.ClickException(
+        f"The Python module {error.name} is missing. Install the server's part: pip install '.[server]'."
+    )
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog='Shell completion: eval "$(_FLEET_COMPLETE=bash_source fleet)" (zsh_source, fish_source).',
 )
+@location_options
 @click.version_option(package_name="fleet-front-door", prog_name="fleet")
-def main() -> None:
-    """Enroll devices, let them in over mutual TLS, and put them out again.
+def main(**location: object) -> None:
+    """Enroll devices, authenticate them over mutual TLS, and revoke them.
 
     \b
     Start here:
@@ -81,9 +98,9 @@ def main() -> None:
       fleet serve --home HOME              serve it
       fleet token create --device cam-7    a one-time token for a device
 
-    FLEET_HOME stands in for --home. From afar, commands take --url, --cert and --ca in its place, and say the same.
-    What works on the home's own files does so at the home alone, and says so: init, serve, db, backup, restore,
-    retention run, audit seal, and whatever makes or ends the key of a CA.
+    FLEET_HOME takes the place of --home. To work on a served fleet, use --url, --cert and --ca instead: commands are
+    the same. Those that need the home's own files work there only, and say so: init, serve, db, backup, restore,
+    retention run, audit seal, and what creates or removes a CA key.
 
-    Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong use, 141 the reader of the output closed its pipe.
     """

@@ -1,36 +1,40 @@
-"""`fleet anchor`: makers' CAs, whose certificates (IDevID, IEEE 802.1AR) may earn a first one of this fleet."""
+"""`fleet anchor`: makers' CAs, trusted for a first enrollment with a maker's certificate (IDevID, IEEE 802.1AR)."""
 
+import ssl
 from pathlib import Path
 
 import click
-from cryptography import x509
 
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.idevid import Anchor
+from fleet.cli.options import client_option, reason_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import ANCHOR, MODEL
+from fleet.cli.several import print_each
+from fleet.client.client import Client, path_of
+from fleet.domain.errors import Invalid
 
 COLUMNS = ("name", "models", "subject", "not_after", "sha256", "created_at")
+FILE_SIZE_MAX = 64 * 1024
 
 
 @click.group()
 def anchor() -> None:
-    """Makers' CAs: whom to believe that a device is what it says."""
+    """Makers' CAs: trust anchors for the certificates that devices come with."""
 
 
 @anchor.command()
-@fleet_option
-@click.argument("name")
+@client_option
+@click.argument("name", type=ANCHOR)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--model", "models", multiple=True, required=True, help="A model of its devices; may be repeated.")
+@click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it is for; may be repeated.")
 @output_option
-def add(desk: Desk, name: str, file: Path, models: tuple[str, ...], output: str) -> None:
-    """Believe the CA of a maker, under the name NAME. FILE holds it, root or intermediate: one certificate, PEM or DER.
+def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: str) -> None:
+    """Trust the CA of a maker, under the name NAME. FILE holds it, root or intermediate: one certificate, PEM or DER.
 
-    Its devices show their maker's certificate (IDevID, IEEE 802.1AR) in the TLS handshake of EST's simpleenroll, and
-    nowhere else. The model must let them in (fleet model set MODEL --admit idevid), and the manifest must list the
-    serial (fleet device import FILE), unless the model takes any of this CA (--any-idevid). Running servers follow at
-    once.
+    Its devices present their maker's certificate (IDevID, IEEE 802.1AR) in the TLS handshake of EST's simpleenroll,
+    and nowhere else. The model must admit them (fleet model set MODEL --admit idevid), and the manifest must list the
+    serial (fleet device import FILE), unless the model accepts any of this CA (--any-idevid). Running servers follow
+    at once.
 
     A maker can name any serial of its models: give makers that do not vouch for one another models of their own.
 
@@ -38,41 +42,39 @@ def add(desk: Desk, name: str, file: Path, models: tuple[str, ...], output: str)
     Example:
       fleet anchor add acme acme-root.pem --model pump
     """
-
     with attempting(f"adding anchor '{name}'"):
-        added = desk.add_anchor(name, models, file.read_bytes())
-    print_value(_shown(added), output)
+        with file.open("rb") as opened:
+            data = opened.read(FILE_SIZE_MAX + 1)
+        if len(data) > FILE_SIZE_MAX:
+            raise Invalid("bad-certificate", f"{file} is larger than {FILE_SIZE_MAX} bytes.", "Check the path.")
+        text = data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)
+        added = client.post("/v1/anchors", {"name": name, "models": list(models), "certificate": text})
+    print_value(added, output, _in_short(added))
 
 
 @anchor.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
-    """List the makers' CAs that are believed."""
+def list_(client: Client, output: str) -> None:
+    """List the makers' CAs."""
     with attempting("listing the anchors"):
-        found = desk.anchors()
-    print_rows(COLUMNS, [tuple(_shown(each).values()) for each in found], output)
+        print_rows(COLUMNS, client.items("/v1/anchors"), output)
 
 
 @anchor.command()
-@fleet_option
-@click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+@client_option
+@click.argument("names", type=ANCHOR, nargs=-1, required=True, metavar="NAME...")
+@reason_option
 @output_option
-def remove(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Believe the CA NAME no more. Devices that have enrolled by it stay."""
-    with attempting(f"removing anchor '{name}'"):
-        desk.remove_anchor(name, reason)
-    print_value({"name": name, "state": "removed"}, output)
+def remove(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Stop trusting makers' CAs. Devices that enrolled with them stay."""
+
+    def removed(name: str) -> Row:
+        client.post(path_of("/v1/anchors/{}/remove", name), {"reason": reason})
+        return {"name": name, "state": "removed"}
+
+    print_each(names, "removing anchor '{}'", removed, output)
 
 
-def _shown(each: Anchor) -> dict[str, object]:
-    certificate = x509.load_der_x509_certificate(each.der)
-    return {
-        "name": each.name,
-        "models": each.models,
-        "subject": certificate.subject.rfc4514_string(),
-        "not_after": certificate.not_valid_after_utc,
-        "sha256": each.fingerprint,
-        "created_at": each.created_at,
-    }
+def _in_short(anchor: Row) -> Row:
+    return {key: anchor[key] for key in COLUMNS}

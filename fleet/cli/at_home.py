@@ -1,19 +1,21 @@
-"""Commands that work at a home itself and nowhere else say so, and why, when they are asked to work from afar."""
+"""Commands that work on a home's own files refuse the options of remote ones, and say why."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from fleet.cli.options import LocationOption
+
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-AFAR = ("url", "cert", "key", "ca")
+REMOTE = ("url", "cert", "key", "ca")
 
 
 def at_home_only(why: str) -> Callable[[_Command], _Command]:
-    """Give a command the options for working from afar, hidden: each refuses with a sentence that ends in `why`.
+    """Give a command the options of remote ones, hidden: each is refused with a sentence that ends in `why`.
 
-    It goes on top of the command's other options; one that it has already is left to it.
+    It goes on top of the command's other options; one that it has already is left alone.
     """
 
     def refuse(context: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -25,9 +27,10 @@ def at_home_only(why: str) -> Callable[[_Command], _Command]:
     def with_refusals(command: _Command) -> _Command:
         has: list[Any] = getattr(command, "__click_params__", [])
         taken = {option for parameter in has for option in parameter.opts}
-        for name in AFAR:
+        for name in REMOTE:
             if f"--{name}" not in taken:
-                command = click.option(f"--{name}", hidden=True, expose_value=False, callback=refuse)(command)
+                option = click.option(f"--{name}", cls=LocationOption, hidden=True, expose_value=False, callback=refuse)
+                command = option(command)
         return command
 
     return with_refusals

@@ -1,8 +1,10 @@
-"""`fleet audit`: who did what, and proof that nobody edited it."""
+"""`fleet audit`: who did what, and proof that it was not edited."""
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,26 +12,28 @@ import click
 
 from fleet.cli.at_home import at_home_only
 from fleet.cli.audit_proof import check_proof, prove_
+from fleet.cli.audit_reader import audit_reader
 from fleet.cli.audit_verify import verify_
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import home_option, opened, run, utc_now
+from fleet.cli.options import client_option, home_option
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import new_file
+from fleet.cli.parameters import TIME
+from fleet.client.client import Client
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
+from fleet.domain.changes import AuditRow
 from fleet.domain.ports import AuditReader
-from fleet.home.pki import audit_signer
-from fleet.services.audit_search import RowFilter
-from fleet.services.sealing import seal
+from fleet.services.audit_search import RowFilter, rows_of
 
 COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail")
+NEWEST_ROWS = 100
 EXPORT_PAGE_ROWS = 1_000
 
 
 @click.group()
 def audit() -> None:
-    """Who did what, to what, by what right, and how it ended: a tree in which no row can be edited unseen."""
+    """Who did what to what, with which credential, and the outcome: a hash tree that shows any edit of a row."""
 
 
 audit.add_command(verify_)
@@ -38,18 +42,27 @@ audit.add_command(check_proof)
 
 
 @audit.command(name="list")
-@fleet_option
-@click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows behind this one; without it, the newest.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many rows.")
+@client_option
+@click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows after this one; without it, the newest.")
+@click.option("--since", type=TIME, help="Rows written at or after this time: 2026-03-01, or RFC 3339.")
+@click.option("--until", type=TIME, help="Rows written before this time.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"Maximum number of rows; without it, {NEWEST_ROWS}, or all of them with --since or --until.",
+)
 @click.option("--actor", default="", metavar="TEXT", help="Rows of this actor: 'token 3f2a…', 'station*'.")
 @click.option("--action", default="", metavar="TEXT", help="Rows of this action: device.revoke, 'device.*'.")
 @click.option("--subject", default="", metavar="TEXT", help="Rows about this: 'device cam-7'.")
-@click.option("--outcome", default="", metavar="TEXT", help="Rows that ended so: ok, or the code of a refusal.")
+@click.option("--outcome", default="", metavar="TEXT", help="Rows with this outcome: ok, or the code of a refusal.")
 @output_option
 def list_(
-    desk: Desk,
+    client: Client,
     after: int | None,
-    limit: int,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int | None,
     actor: str,
     action: str,
     subject: str,
@@ -58,38 +71,48 @@ def list_(
 ) -> None:
     """List the newest rows, in order.
 
-    What is looked for is matched whole; a * at its end stands for any rest. Every row may have to be looked at.
+    Texts are matched whole; a * at the end matches any rest. Every row may have to be read.
 
     \b
-    Example:
+    Examples:
       fleet audit list --action 'device.*' --subject 'device cam-7'
+      fleet audit list --since 2026-03-01 --until 2026-03-02T12:00Z -o json
     """
-    where = RowFilter(actor, action, subject, outcome)
+    where = RowFilter(actor, action, subject, outcome, since, until)
+    at_most = limit or (NEWEST_ROWS if since is None and until is None else sys.maxsize)
+
+    async def work() -> list[AuditRow]:
+        async with audit_reader(client) as reader:
+            return await rows_of(reader, where, after, at_most)
+
     with attempting("listing the audit"):
-        found = desk.audit(where, after, limit)
-    rows = [
-        (
-            r.seq,
-            r.entry.at,
-            r.entry.actor,
-            r.entry.action,
-            r.entry.subject,
-            r.entry.outcome,
-            r.entry.address,
-            r.entry.detail,
-        )
-        for r in found
-    ]
-    print_rows(COLUMNS, rows, output)
+        rows = asyncio.run(work())
+    print_rows(COLUMNS, map(_shown, rows), output)
     if not rows:
         click.echo(_why_none(where, after), err=True)
+    elif limit is None and len(rows) == at_most:
+        click.echo(f"There may be more: --limit N, or --since TIME. These are {at_most}.", err=True)
+
+
+def _shown(row: AuditRow) -> dict[str, object]:
+    entry = row.entry
+    return {
+        "seq": row.seq,
+        "at": entry.at,
+        "actor": entry.actor,
+        "action": entry.action,
+        "subject": entry.subject,
+        "outcome": entry.outcome,
+        "address": entry.address,
+        "detail": entry.detail,
+    }
 
 
 def _why_none(where: RowFilter, after: int | None) -> str:
     if where == RowFilter():
-        return f"There is no row behind row {after}." if after else "There is no row yet."
-    hint = "What is looked for is matched whole: a * at its end stands for any rest, as in 'device.*'."
-    return f"No row{f' behind row {after}' if after else ''} is as you say. {hint}"
+        return f"There is no row after row {after}." if after else "There is no row yet."
+    hint = "Texts are matched whole: a * at the end matches any rest, as in 'device.*'."
+    return f"No row{f' after row {after}' if after else ''} matches. {hint}"
 
 
 @audit.command(name="seal")
@@ -97,7 +120,11 @@ def _why_none(where: RowFilter, after: int | None) -> str:
 @home_option
 @output_option
 def seal_(home: Path, output: str) -> None:
-    """Seal now what has come in since the last signed head. A running server does it each second."""
+    """Sign a head over the rows since the last one, now. A running server does it every second."""
+
+    from fleet.cli.home import opened, run, utc_now
+    from fleet.home.pki import audit_signer
+    from fleet.services.sealing import seal
 
     async def work() -> tuple[TreeHead | None, TreeHead | None]:
         async with opened(home) as fleet:
@@ -119,14 +146,14 @@ def seal_(home: Path, output: str) -> None:
 
 
 @audit.command()
-@fleet_option
-@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what came behind this row.")
+@client_option
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only rows after this one.")
 @click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")
 @output_option
-def export(desk: Desk, after: int, file: Path | None, output: str) -> None:
+def export(client: Client, after: int, file: Path | None, output: str) -> None:
     """Write out the audit as JSON lines.
 
-    One row a line, and behind the rows the signed heads over them. Without --file it goes to standard output. A line is
+    One row a line, and after the rows the signed heads over them. Without --file it goes to standard output. A line is
     {"seq": …, "entry": {…}, "leaf": …} or {"head": {…}}.
 
     \b
@@ -135,7 +162,7 @@ def export(desk: Desk, after: int, file: Path | None, output: str) -> None:
     """
 
     async def work(out: BinaryIO) -> dict[str, int]:
-        async with desk.audit_reader() as reader:
+        async with audit_reader(client) as reader:
             counts = {"rows": 0, "heads": 0}
             async for kind, line in _lines(reader, after):
                 out.write(line)
@@ -144,16 +171,16 @@ def export(desk: Desk, after: int, file: Path | None, output: str) -> None:
 
     with attempting("exporting the audit"):
         if file is None:
-            run(work(sys.stdout.buffer))
+            asyncio.run(work(sys.stdout.buffer))
             sys.stdout.buffer.flush()
             return
         with new_file(file, secret=True) as out:
-            counts = run(work(out))
+            counts = asyncio.run(work(out))
     print_value({"file": str(file), **counts}, output)
 
 
 async def _lines(reader: AuditReader, after: int) -> AsyncIterator[tuple[str, bytes]]:
-    """Each row behind row `after` there is now, then each head over any of them: what it is, and its line."""
+    """Each row after row `after` that there is now, then each head over any of them: its kind, and its line."""
     sealed = await reader.last_sealed()  # first, so that every row under the last head is exported
     newest, at = await reader.last_audit(), after
     while at < newest:

@@ -1,15 +1,17 @@
 """`fleet audit prove` and `check-proof`: that one row is in the audit, shown to somebody who has no registry."""
 
+import json
 import re
 from pathlib import Path
 
 import click
 
 from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, check_head, read_head_key
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
+from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
+from fleet.client.client import Client
 from fleet.domain.audit_proof import PROOF_SIZE_MAX, Proof, check_path, proof_text, read_proof
 
 _SEQ = re.compile(r"[0-9]{1,18}")
@@ -17,11 +19,11 @@ _SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
 
 
 @click.command(name="prove")
-@fleet_option
+@client_option
 @click.argument("what", metavar="SEQ|SERIAL")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A new file for it.")
 @output_option
-def prove_(desk: Desk, what: str, out: Path | None, output: str) -> None:
+def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
     """Prove that a row is in the audit.
 
     It is row SEQ, or the row that recorded the issue of the certificate SERIAL. The proof is a JSON text, printed or
@@ -37,7 +39,9 @@ def prove_(desk: Desk, what: str, out: Path | None, output: str) -> None:
         raise click.UsageError("Give a row's number, or a certificate's serial number in hex.")
 
     with attempting(f"proving {'row' if _SEQ.fullmatch(what) else 'the issue of'} {what}"):
-        proof = desk.prove(int(what) if _SEQ.fullmatch(what) else _serial(what))
+        query = {"seq": what} if _SEQ.fullmatch(what) else {"serial": _serial(what)}
+        proof = read_proof(json.dumps(client.get("/v1/audit/proof", **query)).encode("ascii"))
+        check_path(proof)
         text = proof_text(proof)
         if out is not None:
             write_file(out, text.encode("ascii"), secret=True)

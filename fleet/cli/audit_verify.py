@@ -1,20 +1,24 @@
-"""`fleet audit verify`: every row, every signed head, and what is kept beside them."""
+"""`fleet audit verify`: every row, every signed head, and the hashes stored beside them."""
 
+import asyncio
+import functools
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from fleet.ca.head_signer import HeadKey
-from fleet.cli.desk import Desk, fleet_or_copy_option
+from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, read_head_key
+from fleet.cli.audit_reader import audit_reader
 from fleet.cli.errors import attempting
-from fleet.cli.head_keys import head_key_in
-from fleet.cli.home import run
+from fleet.cli.options import client_at, location_options
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
+from fleet.client.client import Client
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify
@@ -41,8 +45,33 @@ class Head(click.ParamType[Noted]):
         return Noted(int(found[1]), bytes.fromhex(found[2]))
 
 
+def client_or_copy_option(command: Callable[..., object]) -> Callable[..., object]:
+    """As `client_option`, beside an option that gives `copy` to work on: with that, `client` is None."""
+
+    @functools.wraps(command)
+    def with_client_or_copy(
+        home: Path | None,
+        url: str | None,
+        cert: Path | None,
+        key: Path | None,
+        ca: Path | None,
+        copy: Path | None,
+        **given: Any,
+    ) -> object:
+        if copy is None:
+            with client_at(home, url, cert, key, ca) as client:
+                return command(client=client, copy=None, **given)
+        context = click.get_current_context()
+        for name in ("url", "cert", "key", "ca"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} is for a served fleet, and --file is read here.")
+        return command(client=None, copy=copy, **given)
+
+    return location_options(with_client_or_copy)
+
+
 @click.command(name="verify")
-@fleet_or_copy_option
+@client_or_copy_option
 @click.option("--file", "copy", type=click.Path(path_type=Path), metavar="DB", help="Verify this copy of a registry.")
 @click.option(
     "--public-key",
@@ -51,9 +80,9 @@ class Head(click.ParamType[Noted]):
     multiple=True,
     metavar="PUB",
     help="A public key that heads may be signed by: a copy of ca/audit.pub. May be repeated. "
-    "With --home, its own is taken too; from afar it is yours to bring: who holds the rows must not vouch for the key.",
+    "With --home, its own is used too; with --url, bring it: who holds the rows must not vouch for the key.",
 )
-@click.option("--head", type=Head(), help="A head noted earlier, which must still hold.")
+@click.option("--head", type=Head(), help="A head noted earlier, which the audit must still contain.")
 @click.option("--since-head", type=Head(), help="Read only what came after this head, noted when it was verified.")
 @click.option(
     "--state",
@@ -61,10 +90,10 @@ class Head(click.ParamType[Noted]):
     metavar="FILE",
     help="Remember in FILE the last head that was verified, and read only what came after it.",
 )
-@click.option("--whole", is_flag=True, help="With --state: read everything, and hold it against FILE as well.")
+@click.option("--whole", is_flag=True, help="With --state: read everything, and check it against FILE as well.")
 @output_option
 def verify_(
-    desk: Desk | None,
+    client: Client | None,
     copy: Path | None,
     key_files: tuple[Path, ...],
     head: Noted | None,
@@ -75,12 +104,12 @@ def verify_(
 ) -> None:
     """Verify the audit.
 
-    Looks at every row, every signed head, and what is kept beside them. What does not fit is named, and the exit code
-    is 1: a row that was changed, removed, inserted or moved; rows that are not what a head was signed over; a head that
-    was removed, or signed by another key.
+    Checks every row, every signed head, and the hashes stored beside them. A mismatch is named, and the exit code is
+    1: a row that was changed, removed, inserted or moved; rows that differ from those a head was signed over; a head
+    that was removed, or signed by another key.
 
-    Rows that no head covers yet, and the newest heads, can be cut off unseen, unless a head was noted somewhere else:
-    give it with --head, or keep a --state file on another machine.
+    Truncation of rows that no head covers yet, and of the newest heads, is detected only against a head that was noted
+    elsewhere: pass it with --head, or keep a --state file on another machine.
 
     \b
     Examples:
@@ -96,18 +125,36 @@ def verify_(
         remembered = _read_state(state) if state is not None else None
         since, noted = (None, remembered) if whole else (since_head or remembered, head)
         given = [head_key_in(file) for file in key_files]
-        own = desk.audit_keys() if desk is not None else None
+        own = _own_keys(client)
         keys = [*(own or ()), *given] if given or own is not None else None
-        verified = run(_verify(_reader(desk, copy), keys, since, noted))
+        verified = asyncio.run(_verify(_reader(client, copy), keys, since, noted))
         if state is not None and verified.head is not None:
             write_file(state, _state_of(verified.noted), secret=False, force=True)
     print_value(_shown(verified, signed=keys is not None), output)
 
 
+def _own_keys(client: Client | None) -> list[HeadKey] | None:
+    """Keys that heads may be signed by, of the home itself; None where none can be trusted without being brought: who
+    holds the rows must not vouch for the key.
+    """
+    if client is None or client.home is None:
+        return None
+    from fleet.home.layout import open_home
+
+    public = open_home(client.home).audit_public_key
+    return [head_key_in(public)] if public.exists() else []
+
+
+def head_key_in(file: Path) -> HeadKey:
+    """The public key in `file`, PEM."""
+    with file.open("rb") as opened_file, attempting(f"reading the public key '{file}'"):
+        return read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
+
+
 @asynccontextmanager
-async def _reader(desk: Desk | None, copy: Path | None) -> AsyncIterator[AuditReader]:
-    if desk is not None:
-        async with desk.audit_reader() as reader:
+async def _reader(client: Client | None, copy: Path | None) -> AsyncIterator[AuditReader]:
+    if client is not None:
+        async with audit_reader(client) as reader:
             yield reader
     elif copy is not None:
         with audit_of_copy(copy) as kept:

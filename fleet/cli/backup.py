@@ -9,13 +9,13 @@ from fleet.backup.archive import Manifest
 from fleet.backup.create import Taken, save_home
 from fleet.backup.restore import Restored, check_backup, needs_passphrase, restore_backup
 from fleet.cli.at_home import at_home_only
-from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
+from fleet.cli.home import act_now, opened, run
+from fleet.cli.options import home_option
 from fleet.cli.output import output_option, print_value
+from fleet.cli.parameters import Checked
 from fleet.cli.passwords import PasswordSource
 from fleet.config.addresses import Database, parse_database
-from fleet.domain.access import Act
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20
@@ -78,7 +78,7 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
                 fleet.registry,
                 file,
                 passphrase=passphrase,
-                act=Act(OPERATOR, utc_now()),
+                act=act_now(),
                 progress=_tell,
             )
 
@@ -188,7 +188,7 @@ def restore(
                 home.absolute(),
                 passphrase=_passphrase(file, password_file, password_env),
                 revocations=revocations,
-                act=Act(OPERATOR, utc_now()),
+                act=act_now(),
                 database=database,
                 progress=_tell,
             )

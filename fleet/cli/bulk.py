@@ -1,85 +1,93 @@
-"""Acts on one device or on every device of a filter: the options, the confirmation, the progress, the summary."""
+"""Acts on devices named one by one, or on every device of a filter: options, confirmation, progress, summary.
+
+An act by filter goes in steps over the API (POST /v1/bulk), and can be stopped between two of them.
+"""
 
 import functools
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from fleet.cli.desk import Desk, Order, Went, fleet_option
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.home import utc_now
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.device import Device
+from fleet.cli.interrupts import noting_interrupts
+from fleet.cli.options import client_option, reason_option
+from fleet.cli.output import Seen, output_option, print_rows, print_value
+from fleet.cli.parameters import DEVICE_ID, FILTER, TAG
+from fleet.client.client import Client
+from fleet.domain.device import DeviceFilter
 from fleet.domain.device_filter import parse_filter
-from fleet.domain.tags import Retag
-from fleet.services.bulk import Tally, new_bulk_id
-from fleet.services.revocation import checked_reason
 
+PATH = "/v1/bulk"
 PROGRESS_EVERY_SECONDS = 0.5
 FAILURES_SHOWN_MAX = 20
 DRY_COLUMNS = ("id", "model", "state", "expires_at", "tags", "groups")
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """What the options of `one_or_many` say."""
+class Selection:
+    """What the arguments and options of `ids_or_filter` say."""
 
-    desk: Desk
+    client: Client
     output: str
     reason: str
+    ids: tuple[str, ...]
+    tags: tuple[tuple[str, str], ...]
     text: str | None
+    """The filter as it was written; None with ids."""
     is_confirmed: bool
     count: int | None
     is_dry: bool
 
 
-def one_or_many(command: Callable[..., None]) -> Callable[..., object]:
-    """Give a command DEVICE_ID or `--filter`, passed as `device_id` (None with a filter) and `many`.
+def ids_or_filter(command: Callable[..., None]) -> Callable[..., object]:
+    """Give a command DEVICE_ID... or `--filter`, passed as `selection`.
 
-    A command with an argument `words` of its own finds the device id in front of them.
+    A command named `tag` takes KEY=VALUE after the ids.
     """
+    takes_tags = command.__name__ == "tag"
 
     @functools.wraps(command)
     def either(
-        desk: Desk,
+        client: Client,
         output: str,
         reason: str,
+        words: tuple[str, ...],
         text: str | None,
         yes: bool,
         count: int | None,
         dry_run: bool,
         **rest: Any,
     ) -> None:
-        first = rest["words"][0] if rest.get("words") else None
-        device_id = rest.pop("device_id", None) or (first if text is None else None)
-        if (device_id is None) == (text is None):
+        first_tag = next((n for n, word in enumerate(words) if "=" in word), len(words)) if takes_tags else len(words)
+        ids = tuple(DEVICE_ID.convert(word, None, None) for word in words[:first_tag])
+        tags = tuple(TAG.convert(word, None, None) for word in words[first_tag:])
+        if bool(ids) == (text is not None):
             raise click.UsageError("Give a DEVICE_ID or --filter, one of the two.")
         if text is None and (yes or dry_run or count is not None):
             raise click.UsageError("--yes, --count and --dry-run go with --filter.")
-        command(device_id=device_id, many=Many(desk, output, reason, text, yes, count, dry_run), **rest)
+        command(selection=Selection(client, output, reason, ids, tags, text, yes, count, dry_run), **rest)
 
     wrapped: Callable[..., object] = either
-    for option in (output_option, *reversed(_OPTIONS), fleet_option):
+    for option in (output_option, *reversed(_OPTIONS), reason_option, client_option):
         wrapped = option(wrapped)
-    if not any(getattr(p, "name", "") == "words" for p in getattr(command, "__click_params__", [])):
-        wrapped = click.argument("device_id", required=False)(wrapped)
-    return wrapped
+    metavar = "[DEVICE_ID]... [KEY=VALUE]..." if takes_tags else "[DEVICE_ID]..."
+    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=DEVICE_ID.shell_complete)(wrapped)
 
 
 _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] = (
-    click.option("--reason", default="", metavar="TEXT", help="Why, for the audit."),
     click.option(
         "--filter",
         "text",
-        metavar="FILTER",
-        help="Every device of which all is true: 'model=cam2 and lot=L7 and state=active and group=pilot and "
+        type=FILTER,
+        help="Every device that matches all terms: 'model=cam2 and lot=L7 and state=active and group=pilot and "
         "expires<30d'. Other keys are tags.",
     ),
-    click.option("--yes", is_flag=True, help="With --filter: do not ask, however many they are."),
+    click.option("--yes", is_flag=True, help="With --filter: do not ask for confirmation."),
     click.option(
         "--count", type=click.IntRange(0), metavar="N", help="With --filter: do not ask, but refuse unless N match."
     ),
@@ -87,57 +95,104 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
 )
 
 
-def act_by_filter(many: Many, doing: str, act: str, retag: Retag | None = None) -> None:
-    """Do `act` to every device of the filter, once it has been confirmed. Exit 1 when it failed on any."""
-    assert many.text is not None  # noqa: S101  one_or_many has seen to it
+@dataclass(slots=True)
+class _Tally:
+    """How far an act has come."""
+
+    done: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Code to count: devices to which there was nothing to do."""
+    failed: list[Mapping[str, str]] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        return self.done + sum(self.skipped.values()) + len(self.failed)
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        self.done += step["done"]
+        for code, number in step["skipped"].items():
+            self.skipped[code] = self.skipped.get(code, 0) + number
+        self.failed += step["failed"]
+
+
+def act_by_filter(selection: Selection, doing: str, act: Mapping[str, object]) -> None:
+    """Do `act`, as POST /v1/bulk takes it, to every device of the filter, once confirmed. Exit 1 if any failed."""
+    assert selection.text is not None  # noqa: S101  `ids_or_filter` has checked it
+    body = {"filter": selection.text, **act, "reason": selection.reason}
     with attempting(f"{doing} devices"):
-        checked_reason(many.reason)
-        order = Order(many.text, parse_filter(many.text, utc_now()), act, retag, many.reason)
-        if many.is_dry:
-            _list(many, many.desk.all_devices(order.where))
+        if selection.is_dry:
+            _list(selection)
             return
-        count = many.desk.count_devices(order)
-        _confirm(many, doing, count)
+        dry = selection.client.post(PATH, {**body, "dry_run": True})
+        count: int = dry["matched"]
+        _confirm(selection, doing, count)
+        tally, bulk, is_interrupted = _Tally(), dry["bulk"], False
         if count == 0:
             click.echo("No device matches.", err=True)
-            went = Went(new_bulk_id(), Tally(), is_interrupted=False)
         else:
-            progress = _Progress(count)
-            went = many.desk.act_on_many(order, count, progress.heard)
-            progress.last(went.tally)
-    _report(many, doing, count, went)
-    if went.tally.failed or went.is_interrupted:
+            bulk, is_interrupted = _in_steps(selection.client, body, count, tally)
+    _report(selection, doing, count, bulk, tally, is_interrupted)
+    if tally.failed or is_interrupted:
         sys.exit(EXIT_FAILED)
+
+
+def _in_steps(client: Client, body: Mapping[str, object], count: int, tally: _Tally) -> tuple[str, bool]:
+    """Its id, and whether SIGINT or SIGTERM ended it early; the step that was under way is finished."""
+    progress = _Progress(count)
+    with noting_interrupts() as interrupts:
+        progress.show(tally)
+        step = client.post(PATH, {**body, "expected": count})
+        tally.add(step)
+        while step["next"] is not None and not interrupts:
+            progress.show(tally)
+            step = client.post(PATH, {**body, "cursor": step["next"]})
+            tally.add(step)
+    progress.last(tally)
+    return step["bulk"], step["next"] is not None
 
 
 class _Progress:
     """A line on standard error now and then, the first at once."""
 
     def __init__(self, count: int) -> None:
-        self._count, self._shown = count, 0.0
+        self._count, self._shown = count, float("-inf")
 
-    def heard(self, tally: Tally) -> None:
+    def show(self, tally: _Tally) -> None:
         if time.monotonic() - self._shown >= PROGRESS_EVERY_SECONDS:
             self.last(tally)
 
-    def last(self, tally: Tally) -> None:
+    def last(self, tally: _Tally) -> None:
         self._shown = time.monotonic()
         click.echo(f"{tally.seen} of {self._count}", err=True)
 
 
-def _list(many: Many, devices: list[Device]) -> None:
-    rows = [(d.id, d.model, d.state, d.expires_at, dict(d.tags), d.groups) for d in devices]
-    print_rows(DRY_COLUMNS, rows, many.output)
-    click.echo(f"{len(rows)} {'device matches' if len(rows) == 1 else 'devices match'}; nothing was changed.", err=True)
+def query_of(where: DeviceFilter) -> dict[str, object]:
+    """The query of GET /v1/devices for the devices of `where`."""
+    return {
+        "model": where.model,
+        "state": where.state.value if where.state else None,
+        "group": where.group,
+        "expires_before": where.expires_before.isoformat() if where.expires_before else None,
+        "tag": [":".join(tag) for tag in where.tags],
+    }
 
 
-def _confirm(many: Many, doing: str, count: int) -> None:
-    if many.count is not None and many.count != count:
+def _list(selection: Selection) -> None:
+    assert selection.text is not None  # noqa: S101
+    query = query_of(parse_filter(selection.text, datetime.now(UTC)))
+    devices = Seen(selection.client.items("/v1/devices", **query))
+    print_rows(DRY_COLUMNS, devices, selection.output)
+    match = "device matches" if devices.count == 1 else "devices match"
+    click.echo(f"{devices.count} {match}; nothing was changed.", err=True)
+
+
+def _confirm(selection: Selection, doing: str, count: int) -> None:
+    if selection.count is not None and selection.count != count:
         look = "Look at them with --dry-run"
-        raise CliError(f"{doing} devices", f"{count} match, not {many.count}; nothing was changed", look)
-    if many.count is not None or many.is_confirmed or count == 0:
+        raise CliError(f"{doing} devices", f"{count} match, not {selection.count}; nothing was changed", look)
+    if selection.count is not None or selection.is_confirmed or count == 0:
         return
-    click.echo(f"{doing.capitalize()} {count} devices of: {many.text}", err=True)
+    click.echo(f"{doing.capitalize()} {count} devices of: {selection.text}", err=True)
     try:
         typed: str = click.prompt("Type their number to go on", err=True)
     except click.Abort:
@@ -147,23 +202,21 @@ def _confirm(many: Many, doing: str, count: int) -> None:
         raise CliError(f"{doing} devices", f"{typed[:20]!r} is not {count}; nothing was changed")
 
 
-def _report(many: Many, doing: str, count: int, went: Went) -> None:
-    tally = went.tally
-    for outcome in tally.failed[:FAILURES_SHOWN_MAX]:
-        click.echo(f"Not done: {outcome.device_id}: {outcome.why}", err=True)
+def _report(selection: Selection, doing: str, count: int, bulk: str, tally: _Tally, is_interrupted: bool) -> None:
+    for failure in tally.failed[:FAILURES_SHOWN_MAX]:
+        click.echo(f"Not done: {failure['id']}: {failure['why']}", err=True)
     if len(tally.failed) > FAILURES_SHOWN_MAX:
         click.echo(f"Not done: {len(tally.failed) - FAILURES_SHOWN_MAX} more; -o json lists them all.", err=True)
-    failed: list[object] = [{"id": o.device_id, "code": o.code, "why": o.why} for o in tally.failed]
     value: dict[str, object] = {
-        "bulk": went.bulk,
+        "bulk": bulk,
         "matched": count,
         "done": tally.done,
         "skipped": tally.skipped,
-        "failed": failed if many.output == "json" else len(failed),
-        "interrupted": went.is_interrupted,
+        "failed": tally.failed,
+        "interrupted": is_interrupted,
     }
-    print_value(value, many.output)
-    if went.is_interrupted:
+    print_value(value, selection.output, {**value, "failed": len(tally.failed)})
+    if is_interrupted:
         click.echo(f"Interrupted while {doing}: {tally.seen} of {count}. Run it again for the rest.", err=True)
     elif tally.failed:
         click.echo("Look at those again: they were changed meanwhile, or the registry failed. Run it again.", err=True)

@@ -1,29 +1,22 @@
 """`fleet ca`: the fleet's certificate authorities."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.view import CaCertificate
 from fleet.cli.at_home import at_home_only
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import attempting
-from fleet.cli.home import OPERATOR, home_option, opened, run, utc_now
-from fleet.cli.output import output_option, print_rows, print_value
+from fleet.cli.options import client_option, home_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
-from fleet.domain.access import Act
-from fleet.domain.errors import NotFound, Refused
-from fleet.home.ca_store import Authority, fingerprint
-from fleet.home.layout import settings_of
-from fleet.home.pki import renew_server_certificate
-from fleet.home.tenants import authority_of, forget_former, former_of, new_issuing_key
-from fleet.services.tenancy import announce_forgetting, announce_rollover, end_what_is_in_use, still_in_use
+from fleet.client.client import Client
+from fleet.domain.errors import NotFound
 
+COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
 _tenant = click.option("--tenant", default="", metavar="NAME", help="Of this tenant, in place of the fleet's own.")
-_SIGNS = "the keys of CAs stay in the home"
+_SIGNS = "CA keys stay in the home"
 
 
 @click.group()
@@ -32,29 +25,25 @@ def ca() -> None:
 
 
 @ca.command()
-@fleet_option
+@client_option
 @output_option
-def show(desk: Desk, output: str) -> None:
+def show(client: Client, output: str) -> None:
     """List the CAs with their validity and fingerprints.
 
-    A former CA signs no more; its certificates are still believed.
+    A former CA issues no more certificates; those that it issued are still accepted.
     """
     with attempting("reading the CAs"):
-        found = [(each.role, each.certificate, each.tenant or None) for each in desk.authorities()]
-    rows = [
-        (role, c.subject.rfc4514_string(), c.not_valid_after_utc, c.fingerprint(hashes.SHA256()), tenant)
-        for role, c, tenant in found
-    ]
-    print_rows(("role", "subject", "not_after", "sha256", "tenant"), rows, output)
+        authorities = client.get("/v1/authorities")["items"]
+    print_rows(COLUMNS, [{**each, "tenant": each["tenant"] or None} for each in authorities], output)
 
 
 @ca.command()
-@fleet_option
+@client_option
 @_tenant
 @click.option("--chain", "whole", is_flag=True, help="The issuing CA too, after the root.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
-def export(desk: Desk, tenant: str, whole: bool, force: bool, out: Path) -> None:
+def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> None:
     """Write out the root certificate.
 
     It is what devices trust, as PEM, to OUT (default: standard output). For a tenant with a root of its own, that is
@@ -63,25 +52,26 @@ def export(desk: Desk, tenant: str, whole: bool, force: bool, out: Path) -> None
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """
     with attempting("exporting the CA"):
-        chain = _chain(desk.authorities(), tenant, whole=whole)
-        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+        authorities = client.get("/v1/authorities")["items"]
+        pem = "".join(each["pem"] for each in _chain(authorities, tenant, whole=whole))
         if str(out) == "-":
             click.echo(pem, nl=False)
         else:
-            write_file(out, pem, secret=False, force=force)
+            write_file(out, pem.encode(), secret=False, force=force)
 
 
-def _chain(found: list[CaCertificate], tenant: str, *, whole: bool) -> list[x509.Certificate]:
-    """What devices of `tenant` trust, and with `whole` what signs for them.
+def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]:
+    """What devices of `tenant` trust, and with `whole` what issues their certificates.
 
     Raises: NotFound (`no-such-tenant`).
     """
-    signers = [each.certificate for each in found if each.tenant == tenant and each.role in ("issuing", "former")]
-    if not signers:
+    issuers = [each for each in authorities if each["tenant"] == tenant and each["role"] in ("issuing", "former")]
+    if not issuers:
         raise NotFound("no-such-tenant", f"There is no tenant {tenant[:80]!r}.", "See: fleet tenant list")
-    roots = [each.certificate for each in found if each.tenant == tenant and each.role == "root"]
-    roots += [each.certificate for each in found if not each.tenant and each.role == "root"]
-    return [*dict.fromkeys(roots), *(signers if whole else ())]
+    roots = [each for each in authorities if each["role"] == "root" and each["tenant"] == tenant]
+    if tenant:
+        roots += [each for each in authorities if each["role"] == "root" and not each["tenant"]]
+    return [*roots, *(issuers if whole else ())]
 
 
 @ca.command()
@@ -104,15 +94,21 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
     When the last certificate of the one before has ended: fleet ca forget SHA256
     """
 
+    from fleet.cli.home import act_now, opened, run
+    from fleet.home.ca_store import Authority, fingerprint
+    from fleet.home.layout import settings_of
+    from fleet.home.pki import renew_server_certificate
+    from fleet.home.tenants import authority_of, new_issuing_key
+    from fleet.services.tenancy import announce_rollover
+
     async def work() -> tuple[Authority, str]:
         async with opened(home) as fleet:
-            now = utc_now()
+            act = act_now()
             before = fingerprint(authority_of(fleet.home, tenant).issuing)
-            act = Act(OPERATOR, now)
             await announce_rollover(fleet.registry, tenant, sha256=before, root_too=root_too, act=act)
-            made = new_issuing_key(fleet.home, tenant, now, root_too=root_too)
+            made = new_issuing_key(fleet.home, tenant, act.now, root_too=root_too)
             if not tenant:
-                renew_server_certificate(fleet.home, settings_of(fleet.home), now)
+                renew_server_certificate(fleet.home, settings_of(fleet.home), act.now)
             return made, before
 
     with attempting(f"rolling over the issuing CA of '{tenant or home}'"):
@@ -141,25 +137,30 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     SHA256 is its fingerprint, as `fleet ca show` prints it. It is refused while a certificate of that CA is good.
     """
 
-    async def work() -> tuple[x509.Certificate, int]:
+    from fleet.cli.home import act_now, opened, run
+    from fleet.domain.errors import Refused
+    from fleet.home.tenants import forget_former, former_of
+    from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
+
+    async def work() -> tuple[str, int]:
         async with opened(home) as fleet:
-            now = utc_now()
+            act = act_now()
             former = former_of(fleet.home, tenant, wanted)
-            held = None if force else await still_in_use(fleet.registry, former.subject.public_bytes(), now)
+            name = former.subject.public_bytes()
+            held = None if force else await still_in_use(fleet.registry, name, act.now)
             if held is not None:
                 raise Refused(
                     "ca-in-use",
-                    f"A certificate of it is good until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
+                    f"A certificate of it is valid until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
                     "Wait until all have been renewed, or use --force.",
                 )
-            act, name = Act(OPERATOR, now), former.subject.public_bytes()
             await announce_forgetting(fleet.registry, tenant, sha256=wanted, act=act)
-            # Before its belief ends: connections that were made while it was believed live on their certificate alone.
+            # While it is still trusted: connections that are open depend on the state of their certificate alone.
             ended = await end_what_is_in_use(fleet.registry, name, sha256=wanted, act=act) if force else 0
-            return forget_former(fleet.home, tenant, wanted), ended
+            return forget_former(fleet.home, tenant, wanted).subject.rfc4514_string(), ended
 
     wanted = sha256.lower().replace(":", "")
     with attempting("forgetting a former CA"):
-        gone, ended = run(work())
-    value = {"subject": gone.subject.rfc4514_string(), "sha256": wanted, "state": "forgotten"}
+        subject, ended = run(work())
+    value: dict[str, Any] = {"subject": subject, "sha256": wanted, "state": "forgotten"}
     print_value({**value, "certificates_ended": ended}, output)

@@ -1,61 +1,52 @@
-"""`fleet claim`: certificates that a batch of devices shares, good for a first enrollment and for nothing else."""
+"""`fleet claim`: certificates shared by a batch of devices, valid for a first enrollment only."""
 
-import contextlib
-import os
 from datetime import timedelta
 from pathlib import Path
 
 import click
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.keys import generate_key, write_key
-from fleet.cli.desk import Desk, fleet_option
-from fleet.cli.durations import DURATION
+from fleet.cli.durations import CERTIFICATE_LIFETIME
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import utc_now
-from fleet.cli.issued import Issued, request_for
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.cli.output_file import write_file
+from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
+from fleet.cli.options import client_option, reason_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import CLAIM, MODEL
 from fleet.cli.passwords import PasswordSource
-from fleet.domain.claim import Claim, claim_state
-from fleet.domain.device import plain_name
-from fleet.domain.errors import Conflict
-from fleet.services import claims
+from fleet.cli.several import print_each
+from fleet.client.client import Client, path_of
+from fleet.services.claims import QUOTA_MAX
 from fleet.wire.csr import decode_csr
-from fleet.wire.encodings import Bundle, Form, write
 
-CERTIFICATE, KEY, PKCS12, CA = "claim.pem", "claim.key", "claim.p12", "ca.pem"
 COLUMNS = ("name", "model", "state", "uses", "quota", "takeovers", "expires_at", "why")
+SHOWN = (*COLUMNS[:6], "created_at", "expires_at", "quarantined_at", "why", "revoked_at", "certificates")
 
 
 @click.group()
 def claim() -> None:
-    """Claim certificates: shared by a batch of new devices, for their first enrollment alone."""
+    """Claim certificates: shared by a batch of new devices, for their first enrollment only."""
 
 
 @claim.command()
-@fleet_option
-@click.argument("name")
-@click.option("--model", required=True, help="The model of its devices.")
-@click.option(
-    "--quota", type=click.IntRange(1, claims.QUOTA_MAX), required=True, help="How many devices it may enroll."
-)
-@click.option("--expires", type=DURATION, required=True, help="How long it lives: 12h, 30d.")
+@client_option
+@click.argument("name", type=CLAIM)
+@click.option("--model", required=True, type=MODEL, help="The model of its devices.")
+@click.option("--quota", type=click.IntRange(1, QUOTA_MAX), required=True, help="How many devices it may enroll.")
+@click.option("--expires", type=CERTIFICATE_LIFETIME, required=True, help="Lifetime: 12h, 30d.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
 @click.option(
     "--csr",
     "csr_file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A CSR, PEM or DER, for a key that was made elsewhere. Nothing of it counts but the key.",
+    help="A CSR, PEM or DER, for a key that was made elsewhere. Only its public key is used.",
 )
 @click.option("--p12", is_flag=True, help="Write claim.p12 as well, with certificate, chain and key.")
 @click.option("--password-file", metavar="FILE", help="File whose first line is the password of claim.p12.")
 @click.option("--password-env", metavar="VARIABLE", help="Environment variable that holds it.")
 @output_option
 def create(
-    desk: Desk,
+    client: Client,
     name: str,
     model: str,
     quota: int,
@@ -67,17 +58,17 @@ def create(
     password_env: str | None,
     output: str,
 ) -> None:
-    """Make the claim NAME and write what its devices need into a folder.
+    """Make the claim NAME and write the files for its devices into a folder.
 
     \b
     claim.pem  its certificate and the issuing CA
-    claim.key  its key, made here unless there is a --csr, and kept nowhere else; mode 0600
-    claim.p12  with --p12: all of them under a password
-    ca.pem     the root that the devices trust
+    claim.key  its key, made here unless there is a --csr, and stored nowhere else; mode 0600
+    claim.p12  with --p12: all of them, encrypted with a password
+    ca.pem     the root CA that the devices trust
 
-    The model must let them in: fleet model set MODEL --admit claim. It enrolls new devices of this model over EST and
-    opens nothing else. One that is misused goes into quarantine by itself: shown at another door, asking for another
-    model, or asking again and again for identities that have an owner.
+    The model must admit it: fleet model set MODEL --admit claim. It enrolls new devices of this model over EST and is
+    refused everywhere else. Misuse quarantines it automatically: presenting it to another service, requesting another
+    model, or repeatedly requesting identities that are taken.
 
     \b
     Example:
@@ -85,24 +76,31 @@ def create(
     """
     if p12 and csr_file is not None:
         raise click.UsageError("--p12 holds the key, and with --csr the key is elsewhere.")
+    files = KeyFiles(out, "claim")
     password = None
     if p12:
-        source = PasswordSource(f"'{out / PKCS12}'", "password", password_file, password_env)
+        source = PasswordSource(f"'{files.pkcs12}'", "password", password_file, password_env)
         password = source.given_or_asked(confirm=True)
+    terms = {"model": model, "quota": quota, "lifetime_seconds": int(expires.total_seconds())}
+
+    def enroll(csr: str) -> Row:
+        return dict(client.post("/v1/claims", {"name": name, **terms, "csr": csr}))
+
     with attempting(f"making claim '{name}'"):
         request = _request_in(csr_file) if csr_file is not None else None
-        made, issued = _make_files(desk, name, model, quota, expires, out, request, password)
+        holder = Holder("claim", name)
+        made, certificate = enroll_with_files(client, holder, files, enroll, csr=request, password=password)
     print_value(
         {
             "name": name,
             "model": model,
             "quota": quota,
-            "expires_at": made.expires_at,
-            "serial": issued.serial,
-            "certificate": str(out / CERTIFICATE),
-            "key": str(out / KEY) if request is None else None,
-            "pkcs12": str(out / PKCS12) if p12 else None,
-            "ca_file": str(out / CA),
+            "expires_at": made["expires_at"],
+            "serial": f"{certificate.serial_number:x}",
+            "certificate": str(files.certificate),
+            "key": str(files.key) if request is None else None,
+            "pkcs12": str(files.pkcs12) if p12 else None,
+            "ca_file": str(files.ca),
         },
         output,
     )
@@ -120,131 +118,84 @@ def _request_in(csr_file: Path) -> bytes:
     return data
 
 
-def _make_files(
-    desk: Desk,
-    name: str,
-    model: str,
-    quota: int,
-    expires: timedelta,
-    out: Path,
-    request: bytes | None,
-    password: bytes | None,
-) -> tuple[Claim, Issued]:
-    plain_name(name, "claim")
-    root = next(each.certificate for each in desk.authorities() if each.role == "root")
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (CERTIFICATE, KEY, PKCS12, CA):
-        if os.path.lexists(out / file):  # a link that leads nowhere yet is somebody's plan
-            raise Conflict("file-exists", f"{out / file} exists; nothing was changed.", "Name another folder.")
-    key: ec.EllipticCurvePrivateKey | None = None
-    if request is None:
-        key = generate_key()
-        write_key(out / KEY, key)
-        request = request_for(name, key)
-    try:
-        made, issued = desk.add_claim(name, model, quota, request, expires)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            (out / KEY).unlink()  # it would open nothing
-        raise
-    try:
-        write_file(out / CA, root.public_bytes(Encoding.PEM), secret=False)
-        write_file(out / CERTIFICATE, b"".join(c.public_bytes(Encoding.PEM) for c in issued.chain), secret=False)
-        if key is not None and password is not None:
-            write_file(out / PKCS12, write(Bundle(issued.chain, private_key=key), Form.P12, password), secret=True)
-    except OSError as error:
-        raise CliError(
-            f"writing the files of claim '{name}'",
-            f"it is made, but {error.strerror} ({error.filename})",
-            f"Run `fleet claim revoke {name}` and make a claim of another name",
-        ) from error
-    return made, issued
-
-
 @claim.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
-    """List the claims: what each is good for, and why one is in quarantine."""
+def list_(client: Client, output: str) -> None:
+    """List the claims: their quota and state, and why one is quarantined."""
     with attempting("listing the claims"):
-        found = desk.claims()
-    now = utc_now()
-    rows = [
-        (c.name, c.model, claim_state(c, now), c.uses, c.quota, c.takeovers, c.expires_at, c.quarantine_reason or None)
-        for c in found
-    ]
-    print_rows(COLUMNS, rows, output)
+        print_rows(COLUMNS, map(_shown, client.items("/v1/claims")), output)
 
 
 @claim.command()
-@fleet_option
-@click.argument("name")
+@client_option
+@click.argument("names", type=CLAIM, nargs=-1, required=True, metavar="NAME...")
 @output_option
-def show(desk: Desk, name: str, output: str) -> None:
-    """Show the claim NAME with its certificate."""
-    with attempting(f"showing claim '{name}'"):
-        found, held = desk.claim(name)
-    print_value(
-        {
-            "name": found.name,
-            "model": found.model,
-            "state": claim_state(found, utc_now()),
-            "uses": found.uses,
-            "quota": found.quota,
-            "takeovers": found.takeovers,
-            "created_at": found.created_at,
-            "expires_at": found.expires_at,
-            "quarantined_at": found.quarantined_at,
-            "why": found.quarantine_reason or None,
-            "revoked_at": found.revoked_at,
-            "certificates": [{"serial": c.serial, "state": c.state, "sha256": c.sha256} for c in held],
-        },
-        output,
-    )
+def show(client: Client, names: tuple[str, ...], output: str) -> None:
+    """Show claims with their certificates."""
+
+    def shown(name: str) -> Row:
+        path = path_of("/v1/claims/{}", name)
+        return {**_shown(client.get(path)), "certificates": list(client.items(f"{path}/credentials"))}
+
+    print_each(names, "showing claim '{}'", shown, output, _in_short)
 
 
-_DOING = {
+def _shown(claim: Row) -> dict[str, object]:
+    """The API's claim, with the reason of a quarantine under the key that the commands have for it."""
+    return {**claim, "why": claim["quarantine_reason"] or None}
+
+
+def _in_short(claim: Row) -> Row:
+    held = [{key: each[key] for key in ("serial", "state", "sha256")} for each in claim["certificates"]]
+    return {key: claim[key] for key in SHOWN} | {"certificates": held}
+
+
+_STATES = {
     "revoke": ("revoking", "revoked"),
     "quarantine": ("quarantining", "quarantined"),
     "release": ("releasing", "open"),
 }
 
 
-def _move(desk: Desk, verb: str, name: str, reason: str, output: str) -> None:
-    doing, state = _DOING[verb]
-    with attempting(f"{doing} claim '{name}'"):
-        desk.move_claim(verb, name, reason)
-    print_value({"name": name, "state": state}, output)
+def _move(client: Client, verb: str, names: tuple[str, ...], reason: str, output: str) -> None:
+    doing, state = _STATES[verb]
+
+    def moved(name: str) -> Row:
+        client.post(path_of("/v1/claims/{}/{}", name, verb), {"reason": reason})
+        return {"name": name, "state": state}
+
+    print_each(names, f"{doing} claim '{{}}'", moved, output)
 
 
-_reason = click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
-
-
-@claim.command()
-@fleet_option
-@click.argument("name")
-@_reason
-@output_option
-def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Revoke the claim NAME, for good. Devices that it has enrolled stay; revoke them by themselves."""
-    _move(desk, "revoke", name, reason, output)
+_names = click.argument("names", type=CLAIM, nargs=-1, required=True, metavar="NAME...")
 
 
 @claim.command()
-@fleet_option
-@click.argument("name")
-@_reason
+@client_option
+@_names
+@reason_option
 @output_option
-def quarantine(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Let the claim NAME enroll nobody until it is released."""
-    _move(desk, "quarantine", name, reason, output)
+def revoke(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Revoke claims permanently. Devices that they enrolled stay; revoke them separately."""
+    _move(client, "revoke", names, reason, output)
 
 
 @claim.command()
-@fleet_option
-@click.argument("name")
-@_reason
+@client_option
+@_names
+@reason_option
 @output_option
-def release(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Let the claim NAME out of quarantine. Look into the audit first: fleet audit list --subject 'claim NAME'."""
-    _move(desk, "release", name, reason, output)
+def quarantine(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Refuse enrollments with these claims until they are released."""
+    _move(client, "quarantine", names, reason, output)
+
+
+@claim.command()
+@client_option
+@_names
+@reason_option
+@output_option
+def release(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Release claims from quarantine. Look into the audit first: fleet audit list --subject 'claim NAME'."""
+    _move(client, "release", names, reason, output)

@@ -6,7 +6,8 @@ import click
 
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.home import home_option, run
+from fleet.cli.home import run
+from fleet.cli.options import home_option
 from fleet.cli.output import output_option, print_value
 from fleet.home.layout import open_home, open_registry, place_of_registry
 from fleet.storage.engines import Status, status_of

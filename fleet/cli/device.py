@@ -1,18 +1,25 @@
-"""`fleet device`: register devices, look them up, tag them, put them out."""
+"""`fleet device`: register devices, look them up, tag them, suspend and revoke them."""
+
+from datetime import UTC, datetime
+from functools import partial
 
 import click
 
-from fleet.cli.bulk import Many, act_by_filter, one_or_many
-from fleet.cli.desk import Desk, fleet_option
+from fleet.cli.bulk import Selection, act_by_filter, ids_or_filter, query_of
 from fleet.cli.device_import import import_
 from fleet.cli.errors import attempting
-from fleet.cli.home import utc_now
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.device import Device, DeviceFilter, DeviceState, place_of
-from fleet.domain.device_filter import parse_filter, parse_place, parse_time, place_text
-from fleet.domain.tags import Retag, checked_tags, parse_tag
+from fleet.cli.options import client_option, limit_option
+from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
+from fleet.cli.parameters import DEVICE_ID, FILTER, GROUP, MODEL, TAG, TAG_KEY, TIME, wrong_use
+from fleet.cli.several import print_each
+from fleet.client.client import Client, path_of
+from fleet.domain.device import DeviceFilter, DeviceState
+from fleet.domain.device_filter import parse_filter, parse_place
+from fleet.domain.tags import Retag, checked_groups, checked_tags
 
 COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
+CERTIFICATE = ("serial", "state", "not_before", "not_after", "sha256")
+"""What a table shows of each certificate."""
 
 
 @click.group()
@@ -24,19 +31,19 @@ device.add_command(import_)
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
-@click.option("--model", required=True, help="The kind of device; see: fleet model list")
+@client_option
+@click.argument("device_id", type=DEVICE_ID)
+@click.option("--model", required=True, type=MODEL, help="Its model; see: fleet model list")
 @click.option("--serial", "hardware_serial", default="", help="The maker's serial number, for its certificates.")
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A label to find it by; may be repeated.")
-@click.option("--group", "groups", multiple=True, metavar="NAME", help="A group that it is in; may be repeated.")
+@click.option("--tag", "tags", type=TAG, multiple=True, help="A label to find it by; may be repeated.")
+@click.option("--group", "groups", type=GROUP, multiple=True, help="A group that it is in; may be repeated.")
 @output_option
 def add(
-    desk: Desk,
+    client: Client,
     device_id: str,
     model: str,
     hardware_serial: str,
-    tags: tuple[str, ...],
+    tags: tuple[tuple[str, str], ...],
     groups: tuple[str, ...],
     output: str,
 ) -> None:
@@ -48,47 +55,49 @@ def add(
     Example:
       fleet device add cam-7 --model cam2 --tag lot=L7 --tag 'site=Oslo East' --group pilot
     """
+    with wrong_use():
+        labels = {"tags": dict(checked_tags(tags)), "groups": checked_groups(groups)}
     with attempting(f"adding device '{device_id}'"):
-        labels = Retag(checked_tags(map(parse_tag, tags)), join=groups) if tags or groups else None
-        added = desk.add_device(device_id, model, hardware_serial, labels)
-    print_value(_shown(added), output)
+        body = {"id": device_id, "model": model, "hardware_serial": hardware_serial, **labels}
+        added = client.post("/v1/devices", body)
+    print_value(added, output)
 
 
 @device.command(name="list")
-@fleet_option
-@click.option("--model", help="Only devices of this model.")
-@click.option("--state", type=click.Choice([s.value for s in DeviceState]), help="Only devices in this state.")
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only devices with this tag; may be repeated.")
-@click.option("--group", metavar="NAME", help="Only devices in this group.")
+@client_option
+@click.option("--model", type=MODEL, help="Only devices of this model.")
+@click.option("--state", type=click.Choice([state.value for state in DeviceState]), help="Only devices in this state.")
+@click.option("--tag", "tags", type=TAG, multiple=True, help="Only devices with this tag; may be repeated.")
+@click.option("--group", type=GROUP, help="Only devices in this group.")
 @click.option(
     "--expires-before",
-    metavar="TIME",
-    help="Only devices in service whose newest certificate ends before then, the soonest first: 30d or 2026-12-01.",
+    type=TIME,
+    help="Only devices in service whose newest certificate expires before then, the soonest first: 30d or 2026-12-01.",
 )
 @click.option(
     "--filter",
     "text",
-    metavar="FILTER",
+    type=FILTER,
     help="In place of the others, as in the commands that act on many: 'model=cam2 and lot=L7 and expires<30d'.",
 )
-@click.option("--after", default="", metavar="PLACE", help="Start behind this one, as the last page named it.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
+@click.option("--after", metavar="POSITION", default="", help="Resume after this position, as --limit printed it.")
+@limit_option
 @output_option
 def list_(
-    desk: Desk,
+    client: Client,
     model: str | None,
     state: str | None,
-    tags: tuple[str, ...],
+    tags: tuple[tuple[str, str], ...],
     group: str | None,
-    expires_before: str | None,
+    expires_before: datetime | None,
     text: str | None,
     after: str,
-    limit: int,
+    limit: int | None,
     output: str,
 ) -> None:
-    """List devices.
+    """List devices, all of them unless --limit is given.
 
-    They come by id, or with --expires-before by the end of their certificates.
+    They come by id, or with --expires-before by the expiry of their certificates.
 
     \b
     Examples:
@@ -97,157 +106,152 @@ def list_(
       fleet device list --filter 'lot=L7 and site="Oslo East"'
     """
     if text is not None and (model or state or tags or group or expires_before):
-        raise click.UsageError("--filter says it all: write the others into it.")
-    with attempting("listing the devices"):
-        if text is not None:
-            where = parse_filter(text, utc_now())
-        else:
-            where = DeviceFilter(
+        raise click.UsageError("--filter takes the place of the others: write them into it.")
+    with wrong_use():
+        where = (
+            parse_filter(text, datetime.now(UTC))
+            if text is not None
+            else DeviceFilter(
                 model=model,
                 state=DeviceState(state) if state else None,
-                tags=tuple(sorted(set(map(parse_tag, tags)))),
+                tags=tuple(sorted(set(tags))),
                 group=group,
-                expires_before=parse_time(expires_before, utc_now()) if expires_before else None,
+                expires_before=expires_before,
             )
-        found = desk.devices(where, parse_place(after, where), limit)
-    print_rows(COLUMNS, [tuple(_shown(d).values()) for d in found], output)
-    if len(found) == limit:
-        click.echo(f"There may be more: --after {place_text(place_of(found[-1], where))}", err=True)
+        )
+        parse_place(after, where)
+    with attempting("listing the devices"):
+        listing = Seen(client.items("/v1/devices", limit, after=after or None, **query_of(where)))
+        print_rows(COLUMNS, listing, output)
+    if listing.last is not None and listing.count == limit:
+        click.echo(f"There may be more: --after {_position(listing.last, where)}", err=True)
+
+
+def _position(last: Row, where: DeviceFilter) -> str:
+    return f"{last['expires_at']}/{last['id']}" if where.expires_before is not None else str(last["id"])
 
 
 @device.command()
-@fleet_option
-@click.argument("device_id")
+@client_option
+@click.argument("device_ids", type=DEVICE_ID, nargs=-1, required=True, metavar="DEVICE_ID...")
 @output_option
-def show(desk: Desk, device_id: str, output: str) -> None:
-    """Show a device with its certificates, oldest first."""
-    with attempting(f"showing device '{device_id}'"):
-        found, held = desk.device(device_id)
-    certificates = [
-        {
-            "serial": c.serial,
-            "state": c.state,
-            "not_before": c.not_before,
-            "not_after": c.not_after,
-            "sha256": c.sha256,
-        }
-        for c in held
-    ]
-    print_value({**_shown(found), "certificates": certificates}, output)
+def show(client: Client, device_ids: tuple[str, ...], output: str) -> None:
+    """Show devices with their certificates, oldest first."""
+
+    def shown(device_id: str) -> Row:
+        path = path_of("/v1/devices/{}", device_id)
+        return {**client.get(path), "certificates": list(client.items(f"{path}/credentials"))}
+
+    print_each(device_ids, "showing device '{}'", shown, output, _in_short)
+
+
+def _in_short(shown: Row) -> Row:
+    return {**shown, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
 
 
 @device.command()
-@one_or_many
-def suspend(device_id: str | None, many: Many) -> None:
+@ids_or_filter
+def suspend(selection: Selection) -> None:
     """Refuse devices until they are resumed.
 
-    It is DEVICE_ID, or every device of --filter. Live sessions end at once; certificates stay.
+    Name them by DEVICE_ID, or select them with --filter. Live sessions are closed at once; certificates stay valid.
 
     \b
     Examples:
       fleet device suspend cam-7 --reason 'being repaired'
       fleet device suspend --filter 'lot=L7 and state=active' --dry-run
     """
-    _move("suspend", "suspending", device_id, many)
+    _move("suspend", "suspending", selection)
 
 
 @device.command()
-@one_or_many
-def resume(device_id: str | None, many: Many) -> None:
-    """Let suspended devices in again.
+@ids_or_filter
+def resume(selection: Selection) -> None:
+    """Accept suspended devices again.
 
-    It is DEVICE_ID, or every suspended device of --filter.
+    Name them by DEVICE_ID, or select them with --filter.
 
     \b
     Example:
       fleet device resume --filter 'lot=L7 and state=suspended' --count 12
     """
-    _move("resume", "resuming", device_id, many)
+    _move("resume", "resuming", selection)
 
 
 @device.command()
-@one_or_many
-def revoke(device_id: str | None, many: Many) -> None:
-    """Put devices out for good.
+@ids_or_filter
+def revoke(selection: Selection) -> None:
+    """Revoke devices permanently.
 
-    It is DEVICE_ID, or every device of --filter. Certificates are revoked, live sessions end at once.
+    Name them by DEVICE_ID, or select them with --filter. Their certificates are revoked and live sessions closed at
+    once.
 
-    There is no way back: hardware that is to serve again is registered under a new id. To shut a device out for a
+    This cannot be undone: hardware that is to be used again is registered under a new id. To refuse a device for a
     while, suspend it.
 
     \b
     Example:
       fleet device revoke cam-7 --reason lost
     """
-    _move("revoke", "revoking", device_id, many)
+    _move("revoke", "revoking", selection)
 
 
 @device.command()
-@one_or_many
-def retire(device_id: str | None, many: Many) -> None:
-    """Take devices out of service in good order.
+@ids_or_filter
+def retire(selection: Selection) -> None:
+    """Take devices out of service permanently, as planned.
 
-    It is DEVICE_ID, or every device of --filter, and for good.
+    Name them by DEVICE_ID, or select them with --filter.
 
     \b
     Example:
       fleet device retire --filter 'model=cam1' --dry-run
     """
-    _move("retire", "retiring", device_id, many)
+    _move("retire", "retiring", selection)
 
 
-def _move(verb: str, doing: str, device_id: str | None, many: Many) -> None:
-    if device_id is None:
-        act_by_filter(many, doing, verb)
-        return
-    with attempting(f"{doing} device '{device_id}'"):
-        moved = many.desk.move_device(verb, device_id, many.reason)
-    print_value(_shown(moved), many.output)
+def _move(verb: str, doing: str, selection: Selection) -> None:
+    def moved(device_id: str) -> Row:
+        path = path_of("/v1/devices/{}/{}", device_id, verb)
+        return dict(selection.client.post(path, {"reason": selection.reason}))
+
+    if selection.text is not None:
+        act_by_filter(selection, doing, {"act": verb})
+    else:
+        print_each(selection.ids, f"{doing} device '{{}}'", moved, selection.output)
 
 
 @device.command()
-@one_or_many
-@click.argument("words", nargs=-1, metavar="[DEVICE_ID] [KEY=VALUE]...")
-@click.option("--remove", multiple=True, metavar="KEY", help="A tag to take away; may be repeated.")
-@click.option("--group", "join", multiple=True, metavar="NAME", help="A group to put it into; may be repeated.")
-@click.option("--ungroup", "leave", multiple=True, metavar="NAME", help="A group to take it out of; may be repeated.")
-def tag(
-    words: tuple[str, ...],
-    remove: tuple[str, ...],
-    join: tuple[str, ...],
-    leave: tuple[str, ...],
-    device_id: str | None,
-    many: Many,
-) -> None:
+@ids_or_filter
+@click.option("--remove", multiple=True, type=TAG_KEY, help="A tag to remove; may be repeated.")
+@click.option("--group", "join", multiple=True, type=GROUP, help="A group to add it to; may be repeated.")
+@click.option("--ungroup", "leave", multiple=True, type=GROUP, help="A group to remove it from; may be repeated.")
+def tag(selection: Selection, remove: tuple[str, ...], join: tuple[str, ...], leave: tuple[str, ...]) -> None:
     """Change tags and groups of devices.
 
-    It is DEVICE_ID, or every device of --filter.
+    Name them by DEVICE_ID, in front of the tags, or select them with --filter.
 
     \b
     Examples:
       fleet device tag cam-7 lot=L7 site=Oslo --remove old --group pilot --ungroup canary
       fleet device tag --filter 'lot=L7 and state=active' --group recall
     """
-    pairs = words if device_id is None else words[1:]
-    what = f"device '{device_id}'" if device_id is not None else "devices"
-    with attempting(f"tagging {what}"):
-        retag = Retag(tuple(map(parse_tag, pairs)), remove, join, leave)
-    if device_id is None:
-        act_by_filter(many, "tagging", "tag", retag)
+    with wrong_use():
+        retag = Retag(selection.tags, remove, join, leave)
+    if selection.text is not None:
+        tags = {**dict.fromkeys(retag.remove), **dict(retag.tags)}
+        act_by_filter(selection, "tagging", {"act": "tag", "tags": tags, "join": join, "leave": leave})
         return
-    with attempting(f"tagging {what}"):
-        tagged = many.desk.tag_device(device_id, retag, many.reason)
-    print_value(_shown(tagged), many.output)
+    tagged = partial(_tagged, selection.client, retag, selection.reason)
+    print_each(selection.ids, "tagging device '{}'", tagged, selection.output)
 
 
-def _shown(d: Device) -> dict[str, object]:
-    return {
-        "id": d.id,
-        "model": d.model,
-        "state": d.state,
-        "hardware_serial": d.hardware_serial,
-        "created_at": d.created_at,
-        "expires_at": d.expires_at,
-        "tags": dict(d.tags),
-        "groups": d.groups,
-    }
+def _tagged(client: Client, retag: Retag, reason: str, device_id: str) -> Row:
+    """Tags are merged (RFC 7396), groups replaced: these are read first."""
+    path = path_of("/v1/devices/{}", device_id)
+    changes: dict[str, object] = {"tags": {**dict.fromkeys(retag.remove), **dict(retag.tags)}, "reason": reason}
+    etag = "*"
+    if retag.join or retag.leave:
+        before, etag = client.ask("GET", path)
+        changes["groups"] = sorted((set(before["groups"]) - set(retag.leave)) | set(retag.join))
+    return dict(client.patch(path, changes, etag))

@@ -1,13 +1,11 @@
 """`fleet device import`: a manifest of devices, however long, from a file or a pipe."""
 
-import asyncio
 import csv
 import io
-import resource
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +13,13 @@ from typing import TextIO
 
 import click
 
-from fleet.cli.desk import Desk, Taking, fleet_option
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.home import run
+from fleet.cli.interrupts import noting_interrupts
 from fleet.cli.manifest_files import Items, rows_of
+from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_value
+from fleet.client.client import Client
+from fleet.client.manifest import ManifestImport
 from fleet.domain.errors import FleetError
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import ROWS_AT_ONCE, Counts, Numbered, RowRefused
@@ -30,7 +30,7 @@ ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
 
 @click.command(name="import")
-@fleet_option
+@client_option
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--errors",
@@ -39,7 +39,7 @@ ERROR_COLUMNS = ("line", "device_id", "code", "message")
     help="Where rows that were refused are listed, as CSV; FILE.errors when nothing is said.",
 )
 @output_option
-def import_(desk: Desk, file: Path, errors_file: Path | None, output: str) -> None:
+def import_(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
     """Register the devices of the manifest FILE, or of standard input when FILE is -.
 
     FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
@@ -60,7 +60,7 @@ def import_(desk: Desk, file: Path, errors_file: Path | None, output: str) -> No
     is_pipe = str(file) == "-"
     if errors_file is None and not is_pipe:
         errors_file = file.with_name(f"{file.name}.errors")
-    work = _Import(desk, errors_file)
+    work = _Import(ManifestImport(client, new_bulk_id()), errors_file)
     name = "standard input" if is_pipe else f"'{file}'"
     started = time.monotonic()
     with attempting(f"importing {name}"), ExitStack() as opening:
@@ -68,7 +68,7 @@ def import_(desk: Desk, file: Path, errors_file: Path | None, output: str) -> No
             source: TextIO = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="")
         else:
             source = opening.enter_context(file.open(encoding="utf-8", newline=""))
-        run(work.go(source, name))
+        work.run(source, name)
     _report(work, name, time.monotonic() - started, output)
 
 
@@ -76,48 +76,40 @@ def import_(desk: Desk, file: Path, errors_file: Path | None, output: str) -> No
 class _Import:
     """One run, and how far it has come."""
 
-    desk: Desk
+    manifest: ManifestImport
     errors_file: Path | None
-    counts: Counts = field(default_factory=Counts)
-    bulk: str = field(default_factory=new_bulk_id)
     first_refused: list[RowRefused] = field(default_factory=list)
     problem: FleetError | None = None
     """Why it could not go on."""
     is_interrupted: bool = False
-    _shown_at: float = 0.0
+    _shown_at: float = float("-inf")
 
-    async def go(self, source: TextIO, name: str) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        with ExitStack() as closing:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop.set)
-                closing.callback(loop.remove_signal_handler, number)
-            errors = closing.enter_context(_Errors(self.errors_file))
-            async with self.desk.importing(self.bulk, self.counts) as take:
-                try:
-                    await self._take_all(take, rows_of(source, name), errors, stop)
-                except FleetError as problem:
-                    self.problem = problem
+    @property
+    def counts(self) -> Counts:
+        return self.manifest.counts
 
-    async def _take_all(self, take: Taking, items: Items, errors: "_Errors", stop: asyncio.Event) -> None:
-        chunk = await asyncio.to_thread(_next_chunk, items)
-        while not chunk.is_empty and not stop.is_set():
-            # The next rows are read while these are written.
-            reading = asyncio.create_task(asyncio.to_thread(_next_chunk, items))
+    def run(self, source: TextIO, name: str) -> None:
+        with noting_interrupts() as interrupts, _Errors(self.errors_file) as errors:
             try:
-                refused = [*chunk.refused, *await take(chunk.rows)]
-            finally:
-                following = await reading
-            self.counts.refused += len(chunk.refused)
-            for each in sorted(refused, key=lambda one: one.line):
-                errors.add(each)
-                if len(self.first_refused) < REFUSED_SHOWN_MAX:
-                    self.first_refused.append(each)
-            self._show()
-            if chunk.problem is not None:
-                raise chunk.problem
-            chunk = following
+                self._take_all(rows_of(source, name), errors, interrupts)
+            except FleetError as problem:
+                self.problem = problem
+
+    def _take_all(self, items: Items, errors: "_Errors", interrupts: Sequence[int]) -> None:
+        with ThreadPoolExecutor(1) as reader:
+            chunk = reader.submit(_next_chunk, items).result()
+            while not chunk.is_empty and not interrupts:
+                following = reader.submit(_next_chunk, items)  # read while these are written
+                refused = [*chunk.refused, *self.manifest.take(chunk.rows)]
+                self.counts.refused += len(chunk.refused)
+                for each in sorted(refused, key=lambda one: one.line):
+                    errors.add(each)
+                    if len(self.first_refused) < REFUSED_SHOWN_MAX:
+                        self.first_refused.append(each)
+                self._show()
+                if chunk.problem is not None:
+                    break
+                chunk = following.result()
         if chunk.problem is not None:
             raise chunk.problem
         self.is_interrupted = not chunk.is_empty
@@ -193,7 +185,7 @@ def _report(work: _Import, name: str, seconds: float, output: str) -> None:
         if counts.refused > len(work.first_refused):
             click.echo(f"And {counts.refused - len(work.first_refused)} more.", err=True)
     value: dict[str, object] = {
-        "bulk": work.bulk,
+        "bulk": work.manifest.bulk,
         "rows": counts.seen,
         "added": counts.added,
         "unchanged": counts.unchanged,
@@ -201,7 +193,7 @@ def _report(work: _Import, name: str, seconds: float, output: str) -> None:
         "errors_file": str(work.errors_file) if work.errors_file is not None and counts.refused else None,
         "interrupted": work.is_interrupted,
         "seconds": round(seconds, 1),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mb": _peak_rss_mb(),
     }
     print_value(value, output)
     if work.problem is not None:
@@ -211,3 +203,11 @@ def _report(work: _Import, name: str, seconds: float, output: str) -> None:
         click.echo("Interrupted. What was taken stays; run it again for the rest.", err=True)
     if work.is_interrupted or counts.refused:
         sys.exit(EXIT_FAILED)
+
+
+def _peak_rss_mb() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

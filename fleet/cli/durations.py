@@ -10,9 +10,12 @@ _PART = r"[0-9]{1,9}[wdhms]"
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has no parameters here
-    """A click parameter type that gives a timedelta, greater than zero."""
+    """A click parameter type that gives a timedelta, greater than zero and at most `maximum`."""
 
     name = "duration"
+
+    def __init__(self, maximum: timedelta = timedelta.max) -> None:
+        self._maximum = maximum
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
@@ -26,10 +29,14 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has no p
             self.fail(f"{text[:40]!r} is too long.", param, ctx)
         if not total:
             self.fail("a duration must be greater than zero.", param, ctx)
+        if total > self._maximum:
+            self.fail(f"{text[:40]!r} is too long: at most {duration_text(self._maximum)}.", param, ctx)
         return total
 
 
 DURATION = Duration()
+CERTIFICATE_LIFETIME = Duration(timedelta(days=3650))
+TOKEN_LIFETIME = Duration(timedelta(days=90))
 
 
 def duration_text(value: timedelta) -> str:

@@ -1,59 +1,52 @@
-"""`fleet forecast`: what ends when."""
+"""`fleet forecast`: what expires when."""
 
 import sys
 
 import click
 
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.errors import EXIT_FAILED, attempting
+from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.services import forecast as service
+from fleet.client.client import Client
+from fleet.services.forecast import CLIFF_PERCENT
 
 COLUMNS = ("week", "devices", "tokens", "authorities")
 
 
 @click.command()
-@fleet_option
-@click.option("--weeks", type=click.IntRange(1, 520), default=26, show_default=True, help="How far to look.")
+@client_option
+@click.option("--weeks", type=click.IntRange(1, 520), default=26, show_default=True, help="Number of weeks.")
 @click.option(
     "--cliff",
     type=click.FloatRange(1, 100),
-    default=service.CLIFF_PERCENT,
+    default=CLIFF_PERCENT,
     show_default=True,
     metavar="PERCENT",
-    help="Warn of a week in which more than this much of the fleet ends.",
+    help="Warn of a week in which more than this share of the fleet expires.",
 )
 @click.option("--check", is_flag=True, help="Exit 1 when there is a warning: for cron.")
 @output_option
-def forecast(desk: Desk, weeks: int, cliff: float, check: bool, output: str) -> None:
-    """Show, week by week, how many devices' certificates and tokens end, and which of the fleet's own.
+def forecast(client: Client, weeks: int, cliff: float, check: bool, output: str) -> None:
+    """Show, week by week, how many device certificates and tokens expire, and which of the fleet's own certificates.
 
     \b
     Examples:
       fleet forecast --weeks 13
       fleet forecast --check -o json
 
-    Warnings stand on standard error (in JSON: under "warnings"): a week in which much of the fleet ends, a CA that ends
-    within the weeks shown, and one whose remaining life is shorter than a model's certificates, which it cuts.
+    Warnings go to standard error (in JSON: under "warnings"): a week in which much of the fleet expires, a CA that
+    expires within the weeks shown, and one that expires before certificates of a model would, which it cuts short.
     """
 
     with attempting("forecasting"):
-        seen = desk.forecast(weeks, cliff)
-    rows = [(f"{week.monday:%Y-%m-%d}", week.devices, week.tokens, week.authorities) for week in seen.weeks]
+        seen = client.get("/v1/forecast", weeks=weeks, cliff_percent=cliff)
     if output == "json":
-        print_value(
-            {
-                "devices": seen.devices,
-                "overdue": seen.overdue,
-                "weeks": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-                "warnings": [{"code": w.code, "message": w.message} for w in seen.warnings],
-            },
-            output,
-        )
+        print_value(seen, output)
     else:
-        print_rows(COLUMNS, [row for row in rows if any(row[1:])], output)
-        click.echo(f"{seen.devices} devices in service hold a certificate; of {seen.overdue} it has ended.", err=True)
-        for warning in seen.warnings:
-            click.echo(f"Warning: {warning.message}", err=True)
-    if check and seen.warnings:
+        print_rows(COLUMNS, [week for week in seen["weeks"] if any(week[key] for key in COLUMNS[1:])], output)
+        devices, overdue = seen["devices"], seen["overdue"]
+        click.echo(f"{devices} devices in service hold a certificate; {overdue} of these have expired.", err=True)
+        for warning in seen["warnings"]:
+            click.echo(f"Warning: {warning['message']}", err=True)
+    if check and seen["warnings"]:
         sys.exit(EXIT_FAILED)

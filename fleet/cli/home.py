@@ -1,64 +1,43 @@
-"""How a command finds its fleet: `--home`, or FLEET_HOME in the environment."""
+"""What commands on a home's own files work with. For others, the API's client opens the home."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
-
-from fleet.ca.issuer import LocalIssuer
+from fleet.client.home import unix_user
+from fleet.domain.access import Act
 from fleet.home.layout import Home, open_home, open_registry, revocation_log
-from fleet.home.pki import load_issuer
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
 
-_Command = TypeVar("_Command", bound=Callable[..., object])
 _Result = TypeVar("_Result")
-
-OPERATOR = "operator"
-"""Who acts when a command works on the home itself: whoever may read its files."""
-
-
-def home_option(command: _Command) -> _Command:
-    """Give a command `--home`, passed to it as `home`, a Path."""
-    return click.option(
-        "--home",
-        type=click.Path(path_type=Path),
-        envvar="FLEET_HOME",
-        required=True,
-        show_envvar=True,
-        help="The fleet's home folder, made by `fleet init`.",
-    )(command)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenHome:
-    """What a command works with."""
+    """A home and its open registry."""
 
     home: Home
     registry: Engine
 
-    def issuer(self) -> LocalIssuer:
-        return load_issuer(self.home)
-
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[OpenHome]:
-    """The home at `path` with its registry open. What has been revoked in it is noted at the end.
+    """The home at `path` with its registry open. Revocations are written to the journal at the end.
 
     Raises: NotFound: no home there. Unavailable: the registry cannot be opened. Refused (`registry-went-back`).
     """
     home = open_home(path)
     registry = await open_registry(home)
     try:
-        log = revocation_log(home)
-        await catch_up(registry, log)
+        journal = revocation_log(home)
+        await catch_up(registry, journal)
         yield OpenHome(home, registry)
-        await catch_up(registry, log)
+        await catch_up(registry, journal)
     finally:
         await registry.close()
 
@@ -69,5 +48,10 @@ def run(work: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 def utc_now() -> datetime:
-    """The clock, read at the roof."""
+    """Current UTC time."""
     return datetime.now(UTC)
+
+
+def act_now() -> Act:
+    """A change made now by the user of this machine."""
+    return Act(unix_user(), utc_now())

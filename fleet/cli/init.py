@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from fleet.cli.at_home import at_home_only
-from fleet.cli.checked import Checked
 from fleet.cli.errors import attempting
 from fleet.cli.home import run, utc_now
 from fleet.cli.output import output_option, print_value
+from fleet.cli.parameters import Checked
 from fleet.config.addresses import Address, Database, parse_database
 from fleet.config.settings import Settings
 from fleet.home.creation import create_home

@@ -1,26 +1,21 @@
-"""`fleet operator`: people and programs that use the admin API, and the certificates by which they come."""
+"""`fleet operator`: people and programs that use the admin API, and their client certificates."""
 
-import os
 import shlex
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import click
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.keys import generate_key, write_key
-from fleet.cli.desk import Desk, fleet_option
-from fleet.cli.errors import CliError, attempting
-from fleet.cli.issued import Issued, Newest, request_for
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.cli.output_file import write_file
+from fleet.cli.errors import attempting
+from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
+from fleet.cli.options import client_option, reason_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import MODEL, OPERATOR
 from fleet.cli.passwords import PasswordSource
+from fleet.cli.several import print_each
+from fleet.client.client import Client, path_of
 from fleet.domain import access
 from fleet.domain.access import Role
-from fleet.domain.device import plain_name
-from fleet.domain.errors import Conflict
-from fleet.wire.encodings import Bundle, Form, write
 
 COLUMNS = ("name", "role", "models", "certificate", "not_after", "created_at")
 
@@ -30,42 +25,18 @@ def operator() -> None:
     """Operators: people and programs that use the admin API, each with a role and a certificate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where an operator's files go."""
-
-    folder: Path
-    name: str
-
-    @property
-    def certificate(self) -> Path:
-        return self.folder / f"{self.name}.pem"
-
-    @property
-    def key(self) -> Path:
-        return self.folder / f"{self.name}.key"
-
-    @property
-    def pkcs12(self) -> Path:
-        return self.folder / f"{self.name}.p12"
-
-    @property
-    def authority(self) -> Path:
-        return self.folder / "ca.pem"
-
-
 @operator.command()
-@fleet_option
-@click.argument("name")
+@client_option
+@click.argument("name", type=OPERATOR)
 @click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
-@click.option("--model", "models", multiple=True, help="Hold it to this model; may be repeated. Without: all models.")
+@click.option("--model", "models", type=MODEL, multiple=True, help="Restrict it to this model; may be repeated.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
-@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Life of its certificate.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Certificate lifetime.")
 @click.option("--password-file", metavar="FILE", help="File whose first line is the password of NAME.p12.")
 @click.option("--password-env", metavar="VARIABLE", help="Environment variable that holds it.")
 @output_option
 def add(
-    desk: Desk,
+    client: Client,
     name: str,
     role: str,
     models: tuple[str, ...],
@@ -75,13 +46,13 @@ def add(
     password_env: str | None,
     output: str,
 ) -> None:
-    """Add the operator NAME and write what it needs into a folder.
+    """Add the operator NAME and write its files into a folder.
 
     \b
     NAME.pem  its certificate and the operators' CA
-    NAME.key  its key, made on this machine and kept nowhere else; mode 0600
-    NAME.p12  both of them under a password, for browsers and Windows
-    ca.pem    the root by which it knows the server
+    NAME.key  its key, made on this machine and stored nowhere else; mode 0600
+    NAME.p12  both, encrypted with a password, for browsers and Windows
+    ca.pem    the root CA that the server is verified with
 
     \b
     Roles:
@@ -95,114 +66,76 @@ def add(
       fleet operator add bob --role admin --out ./operators --password-file bob.password
       fleet operator add line-1 --role factory --model pump --out ./operators --password-env P12_PASSWORD
     """
-    files = Files(out, name)
+    files = KeyFiles(out, name, shares_folder=True)
     password = PasswordSource(f"'{files.pkcs12}'", "password", password_file, password_env).given_or_asked(confirm=True)
+    terms = {"role": role, "models": list(models), "lifetime_seconds": int(timedelta(days=days).total_seconds())}
+
+    def enroll(csr: str) -> Row:
+        return dict(client.post("/v1/operators", {"name": name, **terms, "csr": csr}))
+
     with attempting(f"adding operator '{name}'"):
-        issued = _make_files(desk, files, Role(role), models, timedelta(days=days), password)
+        _, certificate = enroll_with_files(client, Holder("operator", name), files, enroll, password=password)
     print_value(
         {
             "name": name,
             "role": role,
             "models": models or ("*",),
-            "serial": issued.serial,
-            "not_after": issued.not_after,
+            "serial": f"{certificate.serial_number:x}",
+            "not_after": certificate.not_valid_after_utc,
             "certificate": str(files.certificate),
             "key": str(files.key),
             "pkcs12": str(files.pkcs12),
-            "ca_file": str(files.authority),
+            "ca_file": str(files.ca),
         },
         output,
     )
     if output == "table":
-        given = f"--cert {shlex.quote(str(files.certificate))} --ca {shlex.quote(str(files.authority))}"
-        click.echo(f"\nNext, from wherever {name} is: fleet device list --url https://HOST:8444 {given}")
-
-
-def _make_files(
-    desk: Desk, files: Files, role: Role, models: tuple[str, ...], lifetime: timedelta, password: bytes
-) -> Issued:
-    plain_name(files.name, "person or program")  # before it is part of a path
-    found = next(each.certificate for each in desk.authorities() if each.role == "root")
-    root = found.public_bytes(Encoding.PEM)
-    _must_be_free(files, root)
-    key = generate_key()
-    write_key(files.key, key)
-    try:
-        issued = desk.add_operator(files.name, role, models, request_for(files.name, key), lifetime)
-    except BaseException:
-        files.key.unlink()  # it would open nothing
-        raise
-    try:
-        if not files.authority.exists():
-            write_file(files.authority, root, secret=False)
-        write_file(files.certificate, b"".join(c.public_bytes(Encoding.PEM) for c in issued.chain), secret=False)
-        write_file(files.pkcs12, write(Bundle(issued.chain, private_key=key), Form.P12, password), secret=True)
-    except OSError as error:
-        raise CliError(
-            f"writing the files of operator '{files.name}'",
-            f"it is registered, but {error.strerror} ({error.filename})",
-            f"Run `fleet operator revoke {files.name}` and add an operator of another name",
-        ) from error
-    return issued
-
-
-def _must_be_free(files: Files, root: bytes) -> None:
-    files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (files.certificate, files.key, files.pkcs12):
-        if os.path.lexists(file) or file == files.authority:  # a link that leads nowhere yet is somebody's plan
-            raise Conflict("file-exists", f"{file} is taken; nothing was changed.", "Take another name or folder.")
-    if os.path.lexists(files.authority) and files.authority.read_bytes() != root:
-        message = f"{files.authority} is another fleet's; nothing was changed."
-        raise Conflict("file-exists", message, "Name another folder.")
+        given = f"--cert {shlex.quote(str(files.certificate))} --ca {shlex.quote(str(files.ca))}"
+        click.echo(f"\nNext, on the machine of {name}: fleet device list --url https://HOST:8444 {given}")
 
 
 @operator.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
+def list_(client: Client, output: str) -> None:
     """List the operators, with roles and certificates."""
-
     with attempting("listing the operators"):
-        found = desk.operators()
-    print_rows(COLUMNS, [tuple(_shown(*each).values()) for each in found], output)
+        print_rows(COLUMNS, map(_shown, client.items("/v1/operators")), output)
 
 
 @operator.command()
-@fleet_option
-@click.argument("name")
+@client_option
+@click.argument("names", type=OPERATOR, nargs=-1, required=True, metavar="NAME...")
 @output_option
-def show(desk: Desk, name: str, output: str) -> None:
-    """Show an operator: role, rights, certificate."""
+def show(client: Client, names: tuple[str, ...], output: str) -> None:
+    """Show operators: role, permissions, certificate."""
 
-    with attempting(f"showing operator '{name}'"):
-        found, newest = desk.operator(name)
-    permitted = access.PERMISSIONS[found.role] - (access.FLEET_WIDE if found.models else frozenset())
-    value = {**_shown(found, newest), "permissions": sorted(permitted), "serial": newest.serial if newest else None}
-    print_value(value, output)
+    def shown(name: str) -> Row:
+        found = client.get(path_of("/v1/operators/{}", name))
+        permitted = access.PERMISSIONS[Role(found["role"])] - (access.FLEET_WIDE if found["models"] else frozenset())
+        return {**_shown(found), "permissions": sorted(permitted)}
+
+    print_each(names, "showing operator '{}'", shown, output)
 
 
 @operator.command()
-@fleet_option
-@click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+@client_option
+@click.argument("names", type=OPERATOR, nargs=-1, required=True, metavar="NAME...")
+@reason_option
 @output_option
-def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Revoke an operator's certificate.
+def revoke(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Revoke the certificates of operators.
 
-    The admin API refuses NAME from now on, and its streams of events end.
+    The admin API refuses them from now on, and their event streams are closed.
     """
 
-    with attempting(f"revoking operator '{name}'"):
-        desk.revoke_operator(name, reason)
-    print_value({"name": name, "certificate": "revoked"}, output)
+    def revoked(name: str) -> Row:
+        client.post(path_of("/v1/operators/{}/revoke", name), {"reason": reason})
+        return {"name": name, "certificate": "revoked"}
+
+    print_each(names, "revoking operator '{}'", revoked, output)
 
 
-def _shown(known: access.Operator, newest: Newest | None) -> dict[str, object]:
-    return {
-        "name": known.name,
-        "role": known.role,
-        "models": known.models or ("*",),
-        "certificate": newest.state if newest else None,
-        "not_after": newest.not_after if newest else None,
-        "created_at": known.created_at,
-    }
+def _shown(operator: Row) -> dict[str, object]:
+    """The API's operator, "*" in place of no restriction to models."""
+    return {**operator, "models": operator["models"] or ["*"]}

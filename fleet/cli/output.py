@@ -1,23 +1,63 @@
 """What a command prints: a table for people, JSON for programs, both of the same values.
 
-    @output_option
-    def list_devices(output: str) -> None:
-        print_rows(("id", "model", "state"), rows, output)
+    COLUMNS = ("id", "model", Column("lifetime_seconds", "lifetime", duration_text))
 
-JSON is an array for rows, an object for a value. The array is written as it comes, an element a line, so that a
-million rows need no memory of their own. Keys are stable.
+    print_rows(COLUMNS, client.items("/v1/models"), output)
+
+JSON is the value itself: an array for rows, written as they come, an element a line, so that a million rows need no
+memory; an object for one value. Keys are stable. A table shows its columns by key; on a terminal it fits the width.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 import click
 
 OUTPUTS = ("table", "json")
+WIDTH_UNKNOWN = 80  # of a terminal that does not say
+COLUMN_WIDTH_MIN = 8
+GAP = "  "
+
+_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
+_COLOURS = {
+    **dict.fromkeys(("revoked", "denied", "quarantined", "failed", "expired"), "red"),
+    **dict.fromkeys(("suspended", "pending", "superseded"), "yellow"),
+    **dict.fromkeys(("active", "approved", "open"), "green"),
+}
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: the key of its value, its heading, and how it is formatted."""
+
+    key: str
+    heading: str = ""
+    format: Callable[[Any], object] = lambda value: value
+
+
+class Seen:
+    """Rows as they pass, at most `limit`: how many there were, and the last."""
+
+    def __init__(self, rows: Iterable[Row], limit: int | None = None) -> None:
+        self._rows = islice(rows, limit)
+        self.count = 0
+        self.last: Row | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count, self.last = self.count + 1, row
+            yield row
 
 
 def output_option(command: _Command) -> _Command:
@@ -32,42 +72,100 @@ def output_option(command: _Command) -> _Command:
     )(command)
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], output: str) -> None:
-    """Print `rows`, each as long as `columns`, as an aligned table with a heading or as a JSON array of objects.
+def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str) -> None:
+    """Print `rows` as a table of `columns` with a heading, or whole as a JSON array of objects.
 
     No rows: the heading alone, or an empty array.
     """
     if output == "json":
-        before = "["
-        for row in rows:
-            click.echo(
-                before + json.dumps(dict(zip(columns, map(_plain, row), strict=True)), ensure_ascii=False), nl=False
-            )
-            before = ",\n "
-        click.echo("]" if before != "[" else "[]")
+        print_array(_without_revision(row) for row in rows)
         return
-    table = [[column.upper().replace("_", " ") for column in columns]]
-    table += [[_text(cell) for cell in row] for row in rows]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    shown = [each if isinstance(each, Column) else Column(each) for each in columns]
+    table = [[_text(each.format(row.get(each.key))) for each in shown] for row in rows]
+    heading = [(each.heading or each.key).upper().replace("_", " ") for each in shown]
+    widths = [max(map(len, cells)) for cells in zip(heading, *table, strict=True)]
+    fitted = _fitted(widths, _width())
+    for line in _lines(heading, fitted):
+        click.echo(click.style(line, bold=True))
+    for cells in table:
+        for line in _lines(cells, fitted):
+            click.echo(_coloured(line))
 
 
-def print_value(value: Mapping[str, object], output: str) -> None:
-    """Print one value as "key: text" lines, or as one JSON object.
+def print_array(rows: Iterable[object]) -> None:
+    """Print `rows` as a JSON array, each as it comes."""
+    before = "["
+    for row in rows:
+        click.echo(before + _json(row), nl=False)
+        before = ",\n "
+    click.echo("]" if before != "[" else "[]")
+
+
+def print_value(value: Row, output: str, table: Row | None = None) -> None:
+    """Print one value as "key: text" lines, or as one JSON object. `table`: what people are shown in its place.
 
     A sequence in the table takes one line an item; None is left out of the table and is null in JSON.
     """
     if output == "json":
-        click.echo(json.dumps(_plain(value), ensure_ascii=False))
+        click.echo(_json(_without_revision(value)))
         return
-    shown = {key.replace("_", " "): item for key, item in value.items() if item is not None}
+    value = _without_revision(value)
+    shown = {key.replace("_", " "): item for key, item in (table or value).items() if item is not None}
     width = max((len(key) for key in shown), default=0) + 1
     for key, item in shown.items():
         lines = [_text(part) for part in item] if isinstance(item, list | tuple) else [_text(item)]
         for number, line in enumerate(lines or ["-"]):
             label = f"{key}:" if number == 0 else ""
             click.echo(f"{label.ljust(width)} {line}")
+
+
+def _without_revision(value: Row) -> Row:
+    """The revision is what an ETag is made of, and no concern of who reads the output."""
+    return {key: item for key, item in value.items() if key != "revision"}
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None for no bound: a pipe or a file gets every cell on one line."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        return shutil.get_terminal_size((WIDTH_UNKNOWN, 24)).columns
+    return None
+
+
+def _fitted(widths: list[int], width: int | None) -> list[int]:
+    """`widths`, the widest made narrower until they fit into `width`: their cells are folded."""
+    fitted = list(widths)
+    over = sum(fitted) + len(GAP) * (len(fitted) - 1) - width if width is not None else 0
+    while over > 0:
+        widest = max(range(len(fitted)), key=fitted.__getitem__)
+        if fitted[widest] <= COLUMN_WIDTH_MIN:
+            break
+        fitted[widest] -= 1
+        over -= 1
+    return fitted
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    folded = [_folded(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for number in range(max(map(len, folded), default=0)):
+        parts = [lines[number] if number < len(lines) else "" for lines in folded]
+        yield GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    if len(cell) <= width:
+        return [cell]
+    return textwrap.wrap(cell, width, break_on_hyphens=False) or [cell]
+
+
+def _coloured(line: str) -> str:
+    """States in colour; `click.echo` takes it out again where it does not go to a terminal."""
+    return re.sub(r"(?<=  )[a-z]+(?=  |$)", lambda found: click.style(found[0], fg=_COLOURS.get(found[0])), line)
+
+
+def _json(value: object) -> str:
+    """JSON that the standard output can carry: escaped unless it is UTF-8."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(_plain(value), ensure_ascii=encoding != "utf8")
 
 
 def _plain(value: object) -> object:
@@ -86,7 +184,7 @@ def _plain(value: object) -> object:
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
         case _:
-            return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate is no text
+            return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate is not text
 
 
 def _text(value: object) -> str:
@@ -104,6 +202,8 @@ def _text(value: object) -> str:
             text = ", ".join(f"{key}={_text(item)}" for key, item in value.items())
         case list() | tuple() | set() | frozenset():
             text = ", ".join(_text(item) for item in value)
+        case str() if _RFC3339_UTC.fullmatch(value):
+            return f"{value[:10]} {value[11:19]}Z"
         case _:
             text = str(value)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "-"

@@ -1,38 +1,39 @@
-"""`fleet renewal`: a whole model's certificates renewed ahead of their time, for an incident."""
+"""`fleet renewal`: campaigns that renew all certificates of a model ahead of time, for an incident."""
 
-from datetime import timedelta
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
-from fleet.cli.desk import Desk, fleet_option
 from fleet.cli.durations import DURATION
 from fleet.cli.errors import attempting
-from fleet.cli.home import utc_now
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.domain.device_filter import parse_time
-from fleet.domain.renewal import campaign_end
-from fleet.services.renewal import Progress, with_campaign, without_campaign
+from fleet.cli.options import client_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import MODEL, TIME
+from fleet.client.client import Client, path_of
 
-_MODEL = click.option("--model", required=True, metavar="NAME", help="Whose devices.")
+COLUMNS = ("model", "before", "start", "end", "devices", "renewed")
+_MODEL = click.option("--model", required=True, type=MODEL, help="Whose devices.")
 
 
 @click.group()
 def renewal() -> None:
-    """When devices renew: each certificate has a window of its own, and a campaign moves a whole model's forward.
+    """When devices renew: each certificate has a renewal window, and a campaign moves those of a whole model forward.
 
-    Agents ask for their window every few hours. A campaign does not revoke anything: do that, or end the model's grace,
-    when the old certificates must stop working.
+    Agents ask for their window every few hours. A campaign does not revoke anything: do that, or end the model's grace
+    period, when the old certificates must stop working.
     """
 
 
 @renewal.command()
-@fleet_option
+@client_option
 @_MODEL
-@click.option("--before", required=True, metavar="TIME", help="Certificates issued before then: 2026-03-01, or now.")
-@click.option("--spread", type=DURATION, default="6h", show_default=True, help="The time over which they renew.")
+@click.option(
+    "--before", required=True, metavar="TIME", help="Certificates issued before this time: 2026-03-01, or now."
+)
+@click.option("--spread", type=DURATION, default="6h", show_default=True, help="Time over which renewals are spread.")
 @output_option
-def campaign(desk: Desk, model: str, before: str, spread: timedelta, output: str) -> None:
+def campaign(client: Client, model: str, before: str, spread: timedelta, output: str) -> None:
     """Have all certificates of a model that were issued before a time renewed, spread from now on.
 
     \b
@@ -40,56 +41,65 @@ def campaign(desk: Desk, model: str, before: str, spread: timedelta, output: str
       fleet renewal campaign --model cam2 --before 2026-03-01T12:00Z --spread 6h
       fleet renewal progress --model cam2
     """
-    now = utc_now()
+    now = datetime.now(UTC)
+    moment = now if before == "now" else TIME.convert(before, None, None)
+    if moment > now:
+        raise click.UsageError("--before is a time past: certificates that are still to be issued need no renewal.")
+    called = {"before": moment.isoformat(), "start": now.isoformat(), "spread_seconds": int(spread.total_seconds())}
     with attempting(f"calling a renewal campaign for model '{model}'"):
-        moment = now if before == "now" else parse_time(before, now)
-        desk.change_model(model, partial(with_campaign, before=moment, spread=spread, now=now))
-        found = desk.renewal_progress(model)
-    print_value(_shown(found), output)
+        _patch(client, model, called)
+        found = _progress(client, model)
+    print_value(found, output)
 
 
 @renewal.command()
-@fleet_option
+@client_option
 @_MODEL
 @output_option
-def progress(desk: Desk, model: str, output: str) -> None:
-    """Show how far the campaign of a model has come."""
+def progress(client: Client, model: str, output: str) -> None:
+    """Show the progress of a model's campaign."""
     with attempting(f"showing the renewal campaign of model '{model}'"):
-        found = desk.renewal_progress(model)
-    print_value(_shown(found), output)
+        found = _progress(client, model)
+    print_value(found, output)
 
 
 @renewal.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
+def list_(client: Client, output: str) -> None:
     """List the campaigns, with their progress."""
     with attempting("listing the renewal campaigns"):
-        models = [m.name for m in desk.models() if m.rules.renewal.campaign is not None]
-        found = [_shown(desk.renewal_progress(name)) for name in models]
-    columns = ("model", "before", "start", "end", "devices", "renewed")
-    print_rows(columns, [tuple(one[name] for name in columns) for one in found], output)
+        models = [each["name"] for each in client.items("/v1/models") if each["renewal"]["campaign"] is not None]
+        print_rows(COLUMNS, [_progress(client, name) for name in models], output)
 
 
 @renewal.command()
-@fleet_option
+@client_option
 @_MODEL
 @output_option
-def stop(desk: Desk, model: str, output: str) -> None:
-    """End the campaign of a model: its certificates are renewed in their usual windows again."""
+def stop(client: Client, model: str, output: str) -> None:
+    """End a model's campaign: its certificates are renewed in their usual windows again."""
     with attempting(f"ending the renewal campaign of model '{model}'"):
-        desk.change_model(model, without_campaign)
+        _patch(client, model, None)
     print_value({"model": model, "campaign": None}, output)
 
 
-def _shown(found: Progress) -> dict[str, object]:
-    if found.campaign is None:
-        return {"model": found.model, "campaign": "none"}
+def _patch(client: Client, model: str, campaign: Row | None) -> None:
+    client.patch(path_of("/v1/models/{}", model), {"renewal": {"campaign": campaign}}, "*")
+
+
+def _progress(client: Client, model: str) -> dict[str, Any]:
+    """The API's progress, the campaign's times beside the counts."""
+    found = client.get(path_of("/v1/models/{}/renewal", model))
+    campaign = found["campaign"]
+    if campaign is None:
+        return {"model": found["model"], "campaign": "none"}
+    end = datetime.fromisoformat(campaign["start"]) + timedelta(seconds=campaign["spread_seconds"])
     return {
-        "model": found.model,
-        "before": found.campaign.before,
-        "start": found.campaign.start,
-        "end": campaign_end(found.campaign),
-        "devices": found.devices,
-        "renewed": found.renewed,
+        "model": found["model"],
+        "before": campaign["before"],
+        "start": campaign["start"],
+        "end": end,
+        "devices": found["devices"],
+        "renewed": found["renewed"],
     }

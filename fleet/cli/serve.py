@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from fleet.cli.at_home import at_home_only
-from fleet.cli.checked import Checked
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import home_option
+from fleet.cli.options import home_option
+from fleet.cli.parameters import Checked
 from fleet.config.addresses import Address, Broker, parse_address, parse_broker
 from fleet.config.logs import configure_logging
 from fleet.config.settings import SettingsError, parse_workers

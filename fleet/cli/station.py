@@ -1,24 +1,21 @@
-"""`fleet station`: factory stations, and the certificates by which they enroll devices."""
+"""`fleet station`: factory stations, and the certificates they enroll devices with."""
 
-import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.keys import generate_key, write_key
-from fleet.cli.desk import Desk, fleet_option
-from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import utc_now
-from fleet.cli.issued import Issued, request_for
-from fleet.cli.output import output_option, print_rows, print_value
-from fleet.cli.output_file import write_file
-from fleet.domain.device import plain_name
-from fleet.domain.errors import Conflict
-from fleet.services import inventory
+from fleet.cli.errors import attempting
+from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
+from fleet.cli.options import client_option, reason_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import MODEL, STATION
+from fleet.cli.several import print_each
+from fleet.client.client import Client, path_of
+from fleet.domain.credential import day_of
+from fleet.services.inventory import STATION_QUOTA_MAX
 
-CERTIFICATE, KEY, CA = "station.pem", "station.key", "ca.pem"
+COLUMNS = ("name", "models", "certificate", "not_after", "quota", "used_today", "created_at")
 
 
 @click.group()
@@ -28,127 +25,100 @@ def station() -> None:
 
 _quota = click.option(
     "--quota",
-    type=click.IntRange(0, inventory.STATION_QUOTA_MAX),
+    type=click.IntRange(0, STATION_QUOTA_MAX),
     default=0,
     show_default=True,
-    help="How many certificates it may earn a day (UTC); 0: as many as it likes.",
+    help="Maximum number of certificates a day (UTC); 0: no limit.",
 )
 
 
 @station.command()
-@fleet_option
-@click.argument("name")
-@click.option("--model", "models", multiple=True, required=True, help="A model that it provisions; may be repeated.")
+@client_option
+@click.argument("name", type=STATION)
+@click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it builds; may be repeated.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
-@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Life of its certificate.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Certificate lifetime.")
 @_quota
 @output_option
-def add(desk: Desk, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
-    """Add the station NAME and write what it needs into a folder.
+def add(client: Client, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
+    """Add the station NAME and write its files into a folder.
 
     \b
     station.pem  its certificate and the issuing CA
-    station.key  its key, made on this machine and kept nowhere else; mode 0600
-    ca.pem       the root that it trusts
+    station.key  its key, made on this machine and stored nowhere else; mode 0600
+    ca.pem       the root CA that it trusts
 
     \b
     Example:
       fleet station add line-1 --model pump --out ./station
     """
+    files = KeyFiles(out, "station")
+    terms = {"models": list(models), "quota": quota, "lifetime_seconds": int(timedelta(days=days).total_seconds())}
+
+    def enroll(csr: str) -> Row:
+        return dict(client.post("/v1/stations", {"name": name, **terms, "csr": csr}))
+
     with attempting(f"adding station '{name}'"):
-        issued = _make_files(desk, name, models, out, timedelta(days=days), quota)
+        _, certificate = enroll_with_files(client, Holder("station", name), files, enroll)
     print_value(
         {
             "name": name,
             "models": models,
             "quota": quota or None,
-            "serial": issued.serial,
-            "not_after": issued.not_after,
-            "certificate": str(out / CERTIFICATE),
-            "key": str(out / KEY),
-            "ca_file": str(out / CA),
+            "serial": f"{certificate.serial_number:x}",
+            "not_after": certificate.not_valid_after_utc,
+            "certificate": str(files.certificate),
+            "key": str(files.key),
+            "ca_file": str(files.ca),
         },
         output,
     )
 
 
-def _make_files(desk: Desk, name: str, models: tuple[str, ...], out: Path, lifetime: timedelta, quota: int) -> Issued:
-    plain_name(name, "station")
-    root = next(each.certificate for each in desk.authorities() if each.role == "root")
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (CERTIFICATE, KEY, CA):
-        if os.path.lexists(out / file):  # a link that leads nowhere yet is somebody's plan
-            raise Conflict("file-exists", f"{out / file} exists; nothing was changed.", "Name another folder.")
-    key = generate_key()
-    write_key(out / KEY, key)
-    try:
-        issued = desk.add_station(name, models, request_for(name, key), lifetime, quota)
-    except BaseException:
-        (out / KEY).unlink()  # it would open nothing
-        raise
-    try:
-        write_file(out / CA, root.public_bytes(Encoding.PEM), secret=False)
-        chain = b"".join(each.public_bytes(Encoding.PEM) for each in issued.chain)
-        write_file(out / CERTIFICATE, chain, secret=False)
-    except OSError as error:
-        raise CliError(
-            f"writing the files of station '{name}'",
-            f"it is registered, but {error.strerror} ({error.filename})",
-            f"Run `fleet station revoke {name}` and add a station of another name",
-        ) from error
-    return issued
-
-
 @station.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
+def list_(client: Client, output: str) -> None:
     """List the stations with the state of their certificates."""
-
     with attempting("listing the stations"):
-        found = desk.stations()
-    now = utc_now()
-    rows = [
-        (
-            s.name,
-            s.models,
-            c.state if c else None,
-            c.not_after if c else None,
-            s.quota or None,
-            s.used_on(now) if s.quota else None,
-            s.created_at,
-        )
-        for s, c in found
-    ]
-    print_rows(("name", "models", "certificate", "not_after", "quota", "used_today", "created_at"), rows, output)
+        print_rows(COLUMNS, map(_with_quota, client.items("/v1/stations")), output)
 
 
 @station.command(name="set")
-@fleet_option
-@click.argument("name")
+@client_option
+@click.argument("name", type=STATION)
 @_quota
 @output_option
-def set_(desk: Desk, name: str, quota: int, output: str) -> None:
-    """Change how many certificates the station NAME may earn a day.
+def set_(client: Client, name: str, quota: int, output: str) -> None:
+    """Change how many certificates a day the station NAME may obtain.
 
     \b
     Example:
       fleet station set line-1 --quota 2000
     """
     with attempting(f"changing station '{name}'"):
-        changed = desk.set_station_quota(name, quota)
-    value = {"name": name, "quota": changed.quota or None, "used_today": changed.used_on(utc_now())}
-    print_value(value, output)
+        changed = _with_quota(client.patch(path_of("/v1/stations/{}", name), {"quota": quota}))
+    print_value({key: changed[key] for key in ("name", "quota", "used_today")}, output)
+
+
+def _with_quota(station: Row) -> dict[str, object]:
+    """The API's station with its quota, None for no limit, and what was used of it on this day."""
+    quota = station["quota"] or None
+    # Of this day, or of the next one, in which another node's clock may be already.
+    used = station["used"] if station["day"] - day_of(datetime.now(UTC)) in (0, 1) else 0
+    return {**station, "quota": quota, "used_today": used if quota else None}
 
 
 @station.command()
-@fleet_option
-@click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+@client_option
+@click.argument("names", type=STATION, nargs=-1, required=True, metavar="NAME...")
+@reason_option
 @output_option
-def revoke(desk: Desk, name: str, reason: str, output: str) -> None:
-    """Revoke the certificate of the station NAME. Devices that it provisioned stay; revoke them by themselves."""
+def revoke(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
+    """Revoke the certificates of stations. Devices that they provisioned stay; revoke them separately."""
 
-    with attempting(f"revoking station '{name}'"):
-        desk.revoke_station(name, reason)
-    print_value({"name": name, "certificate": "revoked"}, output)
+    def revoked(name: str) -> Row:
+        client.post(path_of("/v1/stations/{}/revoke", name), {"reason": reason})
+        return {"name": name, "certificate": "revoked"}
+
+    print_each(names, "revoking station '{}'", revoked, output)

@@ -6,101 +6,121 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.desk import Desk, fleet_option
-from fleet.cli.durations import DURATION, duration_text
+from fleet.cli.durations import TOKEN_LIFETIME, duration_text
 from fleet.cli.errors import attempting
-from fleet.cli.home import utc_now
-from fleet.cli.output import output_option, print_rows, print_value
+from fleet.cli.options import client_option
+from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
-from fleet.domain.credential import token_state
+from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID
+from fleet.cli.several import print_each
+from fleet.cli.token_batch import create_for_each
+from fleet.client.client import Client, path_of
+from fleet.client.tokens import delivered_token
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
 
 
 @click.group()
 def token() -> None:
-    """One-time tokens: a bearer's right to a first certificate."""
+    """One-time tokens: bearer credentials for a first certificate."""
 
 
 @token.command()
-@fleet_option
-@click.option("--device", metavar="ID", help="For this registered device alone.")
+@client_option
+@click.option("--device", type=DEVICE_ID, help="For this registered device alone.")
 @click.option(
-    "--model", metavar="NAME", help="For devices of this model that have no certificate yet, registered or new."
+    "--devices",
+    "devices_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="A token for each device id in FILE (- for standard input), one a line.",
 )
-@click.option(
-    "--uses", type=click.IntRange(1), default=1, show_default=True, help="How many enrollments it is good for."
-)
-@click.option("--ttl", type=DURATION, default="1h", show_default=True, help="How long it is good for: 15m, 1h, 7d.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A new file for it, mode 0600.")
+@click.option("--model", type=MODEL, help="For devices of this model without a certificate yet, registered or new.")
+@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="Number of enrollments it allows.")
+@click.option("--ttl", type=TOKEN_LIFETIME, default="1h", show_default=True, help="How long it is valid: 15m, 1h, 7d.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A file for it, mode 0600.")
 @output_option
 def create(
-    desk: Desk, device: str | None, model: str | None, uses: int, ttl: timedelta, out: Path | None, output: str
+    client: Client,
+    device: str | None,
+    devices_file: Path | None,
+    model: str | None,
+    uses: int,
+    ttl: timedelta,
+    out: Path | None,
+    output: str,
 ) -> None:
     """Make a one-time token.
 
-    It is printed, alone on a line, or written into a file, and cannot be shown again.
+    It is printed, alone on a line, or written into a new file, and cannot be shown again. A token that cannot be
+    printed or written is revoked.
 
-    A token for a device is also how a device that was enrolled before is let in with a new key.
+    A token for a device also lets a device that was enrolled before enroll a new key.
+
+    With --devices, each line of the output is DEVICE_ID,TOKEN. Run it again with the same --out to go on where it
+    ended: devices that are in that file already are skipped.
 
     \b
     Examples:
       fleet token create --device cam-7 --out cam-7.token
       fleet token create --model cam2 --uses 500 --ttl 7d
+      fleet token create --devices lot-7.txt --ttl 7d --out lot-7.tokens
     """
-    if (device is None) == (model is None):
-        raise click.UsageError("Give one of --device and --model.")
-    if out is not None and os.path.lexists(out):  # looked at first: a token that nobody sees opens doors all the same
+    if sum(given is not None for given in (device, devices_file, model)) != 1:
+        raise click.UsageError("Give one of --device, --devices and --model.")
+    terms = {"uses": uses, "ttl_seconds": int(ttl.total_seconds())}
+    if devices_file is not None:
+        create_for_each(client, devices_file, terms, out, output)
+        return
+    if out is not None and os.path.lexists(out):  # before there is a token that nobody sees
         raise click.UsageError(f"{out} exists; nothing was done.")
 
     whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"
-    with attempting(f"making a token for {whom}"):
-        made, text = desk.create_token(device, model, uses, ttl)
-        if out is not None:
-            write_file(out, f"{text}\n".encode(), secret=True)
+    scope = {"device": device} if device is not None else {"model": model}
+    with attempting(f"making a token for {whom}"), delivered_token(client, {**scope, **terms}) as made:
+        _deliver(made, out, output)
+    if out is None and output == "table":
+        times = "once" if uses == 1 else f"{uses} times"
+        user = "the device id" if device is None else device
+        click.echo(
+            f"A token for {whom}, valid {times} within {duration_text(ttl)}. It cannot be shown again.\n"
+            f"EST clients send it as the HTTP Basic password, with {user} as the user name.",
+            err=True,
+        )
+
+
+def _deliver(made: Row, out: Path | None, output: str) -> None:
     if out is not None:
-        print_value({"id": made.id, "file": str(out), "expires_at": made.expires_at}, output)
-        return
-    if output == "json":
-        print_value({"id": made.id, "token": text, "expires_at": made.expires_at}, output)
-        return
-    click.echo(text)
-    times = "once" if uses == 1 else f"{uses} times"
-    user = "the device id" if device is None else device
-    click.echo(
-        f"A token for {whom}, good {times} within {duration_text(ttl)}. It is not kept and cannot be shown again.\n"
-        f"EST clients give it as the HTTP Basic password, with {user} as the user name.",
-        err=True,
-    )
+        write_file(out, f"{made['token']}\n".encode(), secret=True)
+        print_value({"id": made["id"], "file": str(out), "expires_at": made["expires_at"]}, output)
+    elif output == "json":
+        print_value({key: made[key] for key in ("id", "token", "expires_at")}, output)
+    else:
+        click.echo(made["token"])
 
 
 @token.command(name="list")
-@fleet_option
+@client_option
 @output_option
-def list_(desk: Desk, output: str) -> None:
+def list_(client: Client, output: str) -> None:
     """List the tokens, newest first; never their secrets."""
     with attempting("listing the tokens"):
-        found = desk.tokens()
-    now = utc_now()
-    rows = [
-        (t.id, t.device_id, t.model, t.uses, t.uses_max, token_state(t, now), t.created_at, t.expires_at) for t in found
-    ]
-    print_rows(COLUMNS, rows, output)
+        print_rows(COLUMNS, client.items("/v1/tokens"), output)
 
 
 @token.command()
-@fleet_option
-@click.argument("token_id")
+@client_option
+@click.argument("token_ids", type=TOKEN_ID, nargs=-1, required=True, metavar="TOKEN_ID...")
 @output_option
-def revoke(desk: Desk, token_id: str, output: str) -> None:
-    """Allow no further use of a token.
+def revoke(client: Client, token_ids: tuple[str, ...], output: str) -> None:
+    """Revoke tokens.
 
-    TOKEN_ID is the part before the dot; `fleet token list` shows it. Certificates that it has earned
-    stay; revoke their devices.
+    TOKEN_ID is the part before the dot; `fleet token list` shows it. Certificates that were enrolled with it stay
+    valid; revoke their devices.
     """
-    if "." in token_id:
-        raise click.UsageError("Give the id alone, the part before the dot: a secret has no place on a command line.")
 
-    with attempting(f"revoking token '{token_id}'"):
-        desk.revoke_token(token_id)
-    print_value({"id": token_id, "state": "revoked"}, output)
+    def revoked(token_id: str) -> Row:
+        client.post(path_of("/v1/tokens/{}/revoke", token_id))
+        return {"id": token_id, "state": "revoked"}
+
+    print_each(token_ids, "revoking token '{}'", revoked, output)

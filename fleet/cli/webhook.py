@@ -6,7 +6,7 @@ import click
 
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.home import home_option
+from fleet.cli.options import home_option
 from fleet.cli.output import output_option, print_value
 from fleet.home.layout import open_home
 from fleet.home.pki import load_webhook_signer

@@ -77,7 +77,7 @@ class Client:
         """RFC 7396. With `etag`, only if nobody has changed it since: else Conflict."""
         return self.ask("PATCH", path, changes, {"If-Match": etag} if etag else None)[0]
 
-    def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Any]:
+    def items(self, path: str, limit: int | None = None, /, **query: object) -> Iterator[Any]:
         """The items of the list at `path`, at most `limit`, page after page as they are consumed."""
         return self.follow(path + _query({"limit": min(limit or PAGE_MAX, PAGE_MAX), **query}), limit)
 

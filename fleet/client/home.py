@@ -70,7 +70,7 @@ class _OpenHome:
                 started=now,
             )
         )
-        actor = _unix_user()
+        actor = unix_user()
         self.caller = Caller(actor, Operator(actor, Role.ADMIN, now))
 
     @classmethod
@@ -91,7 +91,7 @@ class _OpenHome:
             await self._registry.close()
 
 
-def _unix_user() -> str:
+def unix_user() -> str:
     """The effective user in the audit's words, of characters that are safe there."""
     user_id = os.geteuid()
     try:

@@ -103,6 +103,8 @@ class _Reader:
         bare = _BARE.match(self._text, self._at)
         if bare is None:
             self._fail(self._at, f"a value for {key}")
+        if bare[0].startswith("="):  # lot==L7 is a slip, and would silently match nothing
+            self._fail(self._at, f"a value for {key}, in double quotes if it begins with =")
         self._at = bare.end()
         if self._text[self._at : self._at + 1] in ('"', "'"):
             self._fail(self._at, "a space; a value with quotes in it stands in double quotes")

@@ -27,10 +27,16 @@ class RowFilter:
     action: str = ""
     subject: str = ""
     outcome: str = ""
+    since: datetime | None = None
+    """Written at this time or later."""
+    until: datetime | None = None
+    """Written before this time."""
 
     def means(self, entry: AuditEntry) -> bool:
         return (
-            _fits(self.actor, entry.actor)
+            (self.since is None or entry.at >= self.since)
+            and (self.until is None or entry.at < self.until)
+            and _fits(self.actor, entry.actor)
             and _fits(self.action, entry.action)
             and _fits(self.subject, entry.subject)
             and _fits(self.outcome, entry.outcome)
@@ -65,6 +71,8 @@ async def rows_after(reader: RowReader, where: RowFilter, after: int, limit: int
             break
         found += [row for row in page if where.means(row.entry)]
         after = page[-1].seq
+        if where.until is not None and all(row.entry.at > where.until + OUT_OF_ORDER_MAX for row in page):
+            break
     return found[:limit]
 
 
@@ -72,9 +80,14 @@ async def newest_rows(reader: RowReader, where: RowFilter, limit: int) -> list[A
     """The last `limit` rows that match `where`, in order."""
     found: list[AuditRow] = []
     page_rows = limit if where == RowFilter() else SEARCH_PAGE_ROWS
-    async for page in _pages_back(reader, await reader.last_audit(), page_rows):
+    newest = await reader.last_audit()
+    if where.until is not None:
+        newest = await _place_of(reader, where.until + OUT_OF_ORDER_MAX)
+    async for page in _pages_back(reader, newest, page_rows):
         found = [row for row in page if where.means(row.entry)] + found
         if len(found) >= limit:
+            break
+        if where.since is not None and all(row.entry.at < where.since - OUT_OF_ORDER_MAX for row in page):
             break
     return found[-limit:]
 

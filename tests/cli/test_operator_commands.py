@@ -1,5 +1,6 @@
 """`fleet operator`: its files, its roles, and what is refused."""
 
+import getpass
 import json
 import shutil
 import subprocess
@@ -81,27 +82,28 @@ def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
     assert "no operator" in run_fleet("show", "nobody", expect=1).stderr
     done = CliRunner().invoke(main, ["audit", "list", "-o", "json"], env={"FLEET_HOME": str(tmp_path / "home")})
     rows = [(row["actor"], row["action"], row["subject"]) for row in json.loads(done.stdout)]
+    user = f"user {getpass.getuser()}"
     assert rows[1:] == [
-        ("operator", "operator.add", "operator bob"),
-        ("operator", "operator.add", "operator line"),
-        ("operator", "operator.revoke", "operator bob"),
+        (user, "operator.add", "operator bob"),
+        (user, "operator.add", "operator line"),
+        (user, "operator.revoke", "operator bob"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "role", "options", "says"),
+    ("name", "role", "options", "code", "says"),
     [
-        ("../bob", "admin", (), "not a name for a person or program"),
-        ("bob", "factory", (), "always held to models"),
-        ("bob", "admin", ("--model", "pump"), "no model 'pump'"),
-        ("ca", "admin", (), "ca.pem is taken"),
+        ("../bob", "admin", (), 2, "not a name for a person or program"),
+        ("bob", "factory", (), 1, "always held to models"),
+        ("bob", "admin", ("--model", "pump"), 1, "no model 'pump'"),
+        ("ca", "admin", (), 1, "ca.pem exists, or is reserved"),
     ],
 )
 def test_refused_and_nothing_left_behind(
-    run_fleet: RunFleet, tmp_path: Path, name: str, role: str, options: tuple[str, ...], says: str
+    run_fleet: RunFleet, tmp_path: Path, name: str, role: str, options: tuple[str, ...], code: int, says: str
 ) -> None:
     out = tmp_path / "out"
-    assert says in add(run_fleet, out, name, *options, role=role, expect=1).stderr
+    assert says in add(run_fleet, out, name, *options, role=role, expect=code).stderr
     assert not out.exists() or list(out.iterdir()) == []
     assert parsed(run_fleet("list", "-o", "json")) == []
 
@@ -110,13 +112,13 @@ def test_nothing_is_overwritten(run_fleet: RunFleet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     add(run_fleet, out)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    assert "is taken" in add(run_fleet, out, expect=1).stderr
+    assert "exists, or is reserved" in add(run_fleet, out, expect=1).stderr
     assert "exists already" in add(run_fleet, tmp_path / "other", expect=1).stderr
     add(run_fleet, out, "alice")
     assert {p: p.read_bytes() for p in before} == before
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "ca.pem").write_text("another fleet's root")
-    assert "another fleet's" in add(run_fleet, tmp_path / "strange", "carol", expect=1).stderr
+    assert "of another fleet" in add(run_fleet, tmp_path / "strange", "carol", expect=1).stderr
 
 
 @pytest.mark.parametrize("name", ["bob.pem", "bob.key", "bob.p12"])
@@ -124,7 +126,7 @@ def test_a_planted_link_is_not_followed(run_fleet: RunFleet, tmp_path: Path, nam
     out = tmp_path / "out"
     out.mkdir()
     (out / name).symlink_to(tmp_path / "elsewhere")
-    assert "is taken" in add(run_fleet, out, expect=1).stderr
+    assert "exists, or is reserved" in add(run_fleet, out, expect=1).stderr
     assert not (tmp_path / "elsewhere").exists()
     assert parsed(run_fleet("list", "-o", "json")) == []
 

@@ -1,17 +1,28 @@
 """Tables for people and JSON for programs say the same."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from datetime import UTC, datetime, timedelta, timezone
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from fleet.cli.output import output_option, print_rows, print_value
+from fleet.cli.output import Column, output_option, print_rows, print_value
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1)))
 COLUMNS = ("id", "last_seen", "models")
-ROWS = [("pump-7", AT, ["a", "b"]), ("p", None, [])]
+ROWS: list[dict[str, object]] = [
+    {"id": "pump-7", "last_seen": AT, "models": ["a", "b"], "revision": 3},
+    {"id": "p", "last_seen": None, "models": []},
+]
 VALUE = {
     "id": "pump-7",
     "names": ["a", "b"],
@@ -71,16 +82,92 @@ def test_a_value_as_json() -> None:
     assert found == expected
 
 
-def test_rows_of_another_length_are_a_mistake() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        print_rows(("a", "b"), [("x",)], "json")
+def test_a_column_has_a_key_a_heading_and_a_format() -> None:
+    @click.command()
+    def command() -> None:
+        print_rows(("id", Column("models", "built", len), "other"), ROWS, "table")
+
+    assert CliRunner().invoke(command).output.splitlines() == [
+        "ID      BUILT  OTHER",
+        "pump-7  2      -",
+        "p       0      -",
+    ]
+
+
+def test_times_of_the_api_are_shown_to_the_second() -> None:
+    @click.command()
+    def command() -> None:
+        print_value({"at": "2026-01-02T02:04:05.678Z", "not": "2026-01-02"}, "table")
+
+    assert CliRunner().invoke(command).output == "at:  2026-01-02 02:04:05Z\nnot: 2026-01-02\n"
+
+
+def on_a_terminal(command: str, columns: int, **environment: str) -> str:
+    """What `python -c command` prints on a terminal of so many columns; 0 for one that does not say."""
+    output, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 0, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    done = subprocess.run(
+        [sys.executable, "-c", command], stdout=terminal, stderr=terminal, env={**kept, **environment}, check=False
+    )
+    os.close(terminal)
+    data = b""
+    with contextlib.suppress(OSError):  # EIO: the end
+        while more := os.read(output, 4096):
+            data += more
+    os.close(output)
+    assert done.returncode == 0, data
+    return data.decode().replace("\r\n", "\n")
+
+
+WIDE = """
+import click
+from fleet.cli.output import print_rows
+from fleet.config.streams import run
+rows = [{"id": f"device-{n}", "state": "revoked", "at": "2026-01-02T02:04:05Z", "text": "word " * 30} for n in range(3)]
+@click.command()
+def main():
+    print_rows(("id", "state", "at", "text"), rows, "table")
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("columns", "bound"), [(0, 80), (60, 60), (200, 200)])
+def test_a_table_fits_the_terminal_and_loses_nothing(columns: int, bound: int) -> None:
+    shown = on_a_terminal(WIDE, columns, NO_COLOR="1")
+    assert max(map(len, shown.splitlines())) <= bound
+    assert shown.count("word") == 90
+    assert all(f"device-{n}" in shown for n in range(3))
+
+
+def test_a_pipe_gets_each_row_on_one_line() -> None:
+    done = subprocess.run([sys.executable, "-c", WIDE], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 4
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)]
+)
+def test_colour_only_where_it_is_wanted(environment: dict[str, str], coloured: bool) -> None:
+    shown = on_a_terminal(WIDE, 100, **environment)
+    assert ("\x1b[31mrevoked" in shown) == coloured
+    assert ("\x1b" in shown) == coloured
+
+
+def test_json_is_escaped_where_the_output_is_not_utf8() -> None:
+    program = "from fleet.cli.output import print_value; print_value({'a': 'Köln \u2026'}, 'json')"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=True)
+    assert json.loads(done.stdout) == {"a": "Köln …"}
+    assert done.stdout.isascii()
 
 
 @pytest.mark.parametrize("text", ["a\x1b[31mb", "a\nb", "a\u202eb"])
 def test_a_terminal_is_shown_control_characters_and_does_not_obey_them(text: str) -> None:
     @click.command()
     def command() -> None:
-        print_rows(("a",), [(text,)], "table")
+        print_rows(("a",), [{"a": text}], "table")
         print_value({"a": text}, "table")
 
     shown = CliRunner().invoke(command).output

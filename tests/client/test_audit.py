@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from fleet.cli.https import Api
-from fleet.cli.remote_audit import RemoteAudit
+from fleet.client.audit import ApiAudit
+from fleet.client.client import Client
 from fleet.domain.errors import Unavailable
 
 HEAD = {"size": 5, "root": "00" * 32, "at": "2026-01-01T00:00:00.000Z", "key_id": "00" * 32, "signature": "00"}
@@ -13,19 +13,18 @@ ENTRY = {"at": "2026-01-01T00:00:00Z", "actor": "a", "action": "b", "subject": "
 ROW = {"seq": 3, **ENTRY, "detail": {}, "leaf": "00" * 32}
 
 
-class Door:
+class Server:
     """Gives one answer to everything."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def ask(self, method: str, path: str) -> tuple[Any, str]:
-        assert method == "GET"
-        return self._value, ""
+    def get(self, path: str) -> Any:
+        return self._value
 
 
-def audit(value: Any) -> RemoteAudit:
-    return RemoteAudit(cast(Api, Door(value)))
+def audit(value: Any) -> ApiAudit:
+    return ApiAudit(cast(Client, Server(value)))
 
 
 async def test_the_same_page_again_and_again_comes_to_an_end() -> None:

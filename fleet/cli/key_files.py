@@ -1,0 +1,128 @@
+"""A key that is made on this machine, the certificate that it is enrolled for, and the files they are written to.
+
+All that leaves the machine is a certificate request.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.keys import generate_key, write_key
+from fleet.cli.errors import CliError
+from fleet.cli.output import Row
+from fleet.cli.output_file import write_file
+from fleet.client.client import Client
+from fleet.domain.errors import Conflict
+from fleet.wire.csr import build_csr
+from fleet.wire.encodings import Bundle, Form, write
+
+_COMMON_NAME = "2.5.4.3"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFiles:
+    """Where the files of one holder go: STEM.pem, STEM.key, STEM.p12 and ca.pem."""
+
+    folder: Path
+    stem: str
+    shares_folder: bool = False
+    """Whether other holders of this fleet may be in the folder already: ca.pem is theirs, too."""
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / f"{self.stem}.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / f"{self.stem}.key"
+
+    @property
+    def pkcs12(self) -> Path:
+        return self.folder / f"{self.stem}.p12"
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who is enrolled: "station" and its name."""
+
+    kind: str
+    name: str
+
+
+def enroll_with_files(
+    client: Client,
+    holder: Holder,
+    files: KeyFiles,
+    enroll: Callable[[str], Row],
+    *,
+    csr: bytes | None = None,
+    password: bytes | None = None,
+) -> tuple[Row, x509.Certificate]:
+    """Make a key, `enroll` its request (PEM) and write the files. The API's answer, and the certificate.
+
+    `csr`: a request, DER, for a key that is elsewhere, in place of making one. `password`: of a PKCS#12 file to write.
+    Nothing is overwritten, and a key that got no certificate is removed.
+
+    Raises: Conflict (`file-exists`). CliError: enrolled, and a file could not be written. FleetError, OSError.
+    """
+    root = _root_of(client)
+    _check_free(files, root)
+    key: ec.EllipticCurvePrivateKey | None = None
+    if csr is None:
+        key = generate_key()
+        write_key(files.key, key)
+        csr = request_for(holder.name, key)
+    try:
+        answer = enroll(x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode())
+    except BaseException:
+        if key is not None:
+            with contextlib.suppress(FileNotFoundError):
+                files.key.unlink()
+        raise
+    chain = tuple(x509.load_pem_x509_certificates(answer["chain"].encode()))
+    try:
+        if not files.ca.exists():
+            write_file(files.ca, root, secret=False)
+        write_file(files.certificate, b"".join(each.public_bytes(Encoding.PEM) for each in chain), secret=False)
+        if key is not None and password is not None:
+            write_file(files.pkcs12, write(Bundle(chain, private_key=key), Form.P12, password), secret=True)
+    except OSError as error:
+        raise CliError(
+            f"writing the files of {holder.kind} '{holder.name}'",
+            f"it is registered, but {error.strerror} ({error.filename})",
+            f"Run `fleet {holder.kind} revoke {holder.name}` and add one of another name",
+        ) from error
+    return answer, chain[0]
+
+
+def request_for(name: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """DER of a certificate request for `name`."""
+    return build_csr(key, ((_COMMON_NAME, name),), ())
+
+
+def _root_of(client: Client) -> bytes:
+    found: str = next(each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root")
+    return found.encode()
+
+
+def _check_free(files: KeyFiles, root: bytes) -> None:
+    files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    alone = () if files.shares_folder else (files.ca,)
+    for file in (files.certificate, files.key, files.pkcs12, *alone):
+        # lexists: a symbolic link to nowhere would be followed by the write
+        if os.path.lexists(file) or (file == files.ca and file not in alone):
+            message = f"{file} exists, or is reserved; nothing was changed."
+            raise Conflict("file-exists", message, "Use another name or folder.")
+    if os.path.lexists(files.ca) and files.ca.read_bytes() != root:
+        message = f"{files.ca} is the root CA of another fleet; nothing was changed."
+        raise Conflict("file-exists", message, "Use another folder.")
