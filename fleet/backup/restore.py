@@ -69,7 +69,7 @@ def check_backup(file: Path, passphrase: bytes | None) -> Manifest:
     """Read all of the backup `file` and verify every member against its manifest and the registry's consistency.
 
     Raises: Invalid: `not-a-backup`, `backup-damaged`, `backup-newer`, `not-a-registry`, `audit-…`. Refused
-    (`wrong-passphrase`, `not-sealed`). OSError.
+    (`wrong-passphrase`, `backup-not-sealed`). OSError.
     """
     with tempfile.TemporaryDirectory(prefix="fleet-check.") as folder:
         home = Home(Path(folder))
@@ -111,7 +111,7 @@ def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
     if not sealed and passphrase is not None:
         # Write access to the backups' folder suffices to forge a plain backup, but not an encrypted one.
         raise Refused(
-            "not-sealed",
+            "backup-not-sealed",
             "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
             "Find out who put it there. One that was made with --plain is taken without a passphrase.",
         )

@@ -224,7 +224,7 @@ class TestRestoring:
         await save(home, registry, tmp_path / "b", None)
         with pytest.raises(Refused, match="not sealed") as refused:
             await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
-        assert refused.value.code == "not-sealed"
+        assert refused.value.code == "backup-not-sealed"
         assert not (tmp_path / "home2").exists()
 
     async def test_a_registry_that_was_edited_before_it_was_packed(

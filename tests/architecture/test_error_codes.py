@@ -1,0 +1,108 @@
+"""Error codes have one source: each code that the source raises is in the table with its status, and no other is."""
+
+import ast
+from collections import defaultdict
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from fleet.domain import errors
+from fleet.domain.approval import RequestState
+from fleet.domain.credential import CredentialState
+from fleet.domain.device import DeviceState
+from fleet.domain.error_codes import ERROR_CODES, SECTIONS, errors_page
+from fleet.domain.error_codes.code import ErrorCode
+from fleet.servers.refusals import HTTP_STATUS, WIRE_CODES
+
+FLEET = Path(__file__).parents[2] / "fleet"
+STATUS = {kind.__name__: status for kind, status in HTTP_STATUS.items() if issubclass(kind, errors.FleetError)}
+
+# Codes made at run time, each of a prefix and a state.
+COMPOSED = {
+    "device-": [state.value for state in DeviceState if state is not DeviceState.ACTIVE],
+    "certificate-": [CredentialState.REVOKED.value, CredentialState.SUPERSEDED.value],
+    "request-": [RequestState.APPROVED.value, RequestState.DENIED.value, RequestState.ISSUED.value],
+}
+
+
+def constants(tree: ast.AST) -> dict[str, ast.expr]:
+    return {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def text_of(node: ast.expr | None, names: dict[str, ast.expr]) -> str | None:
+    if isinstance(node, ast.Name):
+        node = names.get(node.id)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def raised_codes() -> dict[str, set[int]]:
+    """Codes in the source, with the statuses of the errors that carry them."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for file in FLEET.rglob("*.py"):
+        if "wire" in file.parts:
+            continue  # its errors carry no codes
+        tree = ast.parse(file.read_text())
+        names = constants(tree)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            function = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if function in STATUS and (code := text_of(node.args[0], names)):
+                found[code].add(STATUS[function])
+            elif function == "HttpRefused" and len(node.args) > 1 and (code := text_of(node.args[1], names)):
+                status = node.args[0]
+                found[code] |= {status.value} if isinstance(status, ast.Constant) else set()
+    return found
+
+
+RAISED = raised_codes()
+
+
+def test_the_source_is_searched() -> None:
+    assert len(RAISED) > 150
+    assert RAISED["token-expired"] == {403}
+
+
+@pytest.mark.parametrize("code", sorted(RAISED))
+def test_each_code_is_in_the_table_with_its_statuses(code: str) -> None:
+    assert RAISED[code] <= set(ERROR_CODES[code].statuses)
+
+
+def test_composed_and_wire_codes_are_in_the_table() -> None:
+    wanted = {prefix + state for prefix, states in COMPOSED.items() for state in states} | set(WIRE_CODES.values())
+    assert wanted <= set(ERROR_CODES)
+
+
+def test_no_code_stands_twice() -> None:
+    assert len(ERROR_CODES) == sum(map(len, SECTIONS.values()))
+
+
+def test_no_code_in_the_table_is_unused() -> None:
+    words = {
+        node.value
+        for file in FLEET.rglob("*.py")
+        if "error_codes" not in file.parts
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    composed = {prefix + state for prefix, states in COMPOSED.items() for state in states}
+    assert set(ERROR_CODES) - words - composed == set()
+
+
+@pytest.mark.parametrize("each", ERROR_CODES.values(), ids=lambda each: each.code)
+def test_each_says_what_it_means_and_what_to_do(each: ErrorCode) -> None:
+    assert each.meaning.endswith(".")
+    assert each.advice.endswith(".")
+    assert all(HTTPStatus(status) for status in each.statuses)
+    assert "|" not in each.meaning + each.advice
+
+
+def test_the_page_is_the_table() -> None:
+    assert (FLEET / "ERRORS.md").read_text() == errors_page()
