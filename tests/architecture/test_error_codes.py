@@ -58,7 +58,7 @@ def raised_codes() -> dict[str, set[int]]:
                 found[code].add(STATUS[function])
             elif function == "HttpRefused" and len(node.args) > 1 and (code := text_of(node.args[1], names)):
                 status = node.args[0]
-                found[code] |= {status.value} if isinstance(status, ast.Constant) else set()
+                found[code] |= {int(str(status.value))} if isinstance(status, ast.Constant) else set()
     return found
 
 
