@@ -184,7 +184,7 @@ def enroll(
         label=model,
         said=lambda text: click.echo(text, err=True),
     )
-    click.echo(f"Enrolled as {config.device_id} until {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC.")
+    click.echo(f"Enrolled as {config.device_id} until {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC.")
 
 
 @cli.command()
@@ -251,7 +251,9 @@ def renew(home: Path) -> None:
     from device_agent.agent_config import read_config
 
     identity = commands.renew(read_config(home))
-    click.echo(f"Renewed until {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC, serial {identity.facts.serial}.")
+    click.echo(
+        f"Renewed until {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC, serial {identity.certificate.serial}."
+    )
 
 
 @cli.command()

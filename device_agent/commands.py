@@ -6,7 +6,7 @@ from datetime import datetime
 
 from device_agent.agent_config import AgentConfig
 from device_agent.control import ask
-from device_agent.enrollment import DEADLINE_SECONDS, Job, Outcome, enroll_and_wait
+from device_agent.enrollment import DEADLINE_SECONDS, EnrollmentJob, Outcome, enroll_and_wait
 from device_agent.errors import AgentError, NotEnrolled, NotRunning
 from device_agent.event_log import EventLog
 from device_agent.health import problem_of
@@ -44,7 +44,7 @@ def enroll(
         raise AgentError(
             "This device is enrolled already.", "Use `device-agent renew`, or `enroll --again` with a new token."
         )
-    job = Job(config.home, "enroll", token, key_type, label=label)
+    job = EnrollmentJob(config.home, "enroll", token, key_type, label=label)
     outcome = enroll_and_wait(job) if token else poll_until_decided(job, said)
     _raise_unless_ok(outcome)
     with store.lock(LOCK_SECONDS_MAX):

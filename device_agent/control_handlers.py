@@ -11,7 +11,7 @@ from device_agent.core import Link, Phase
 from device_agent.errors import SendRefused
 from device_agent.identity_store import Identity
 from device_agent.outbox import Message, Outbox, topic_for
-from device_agent.rotation import Rotation, Told
+from device_agent.rotation import OnRenewed, Rotation
 
 
 class Agent(Protocol):
@@ -31,7 +31,7 @@ class Agent(Protocol):
     @property
     def renewal_due_at(self) -> str | None: ...
 
-    def force_renewal(self, told: Told) -> None: ...
+    def force_renewal(self, told: OnRenewed) -> None: ...
     def look_for_candidate(self) -> bool: ...
 
 
@@ -103,8 +103,8 @@ class ControlHandlers:
             if message or current is None:
                 client.refuse(message or "There is no certificate.", advice)
             else:
-                facts = current.facts
-                client.answer(slot=current.slot, serial=facts.serial, not_after=facts.not_after.isoformat())
+                info = current.certificate
+                client.answer(slot=current.slot, serial=info.serial, not_after=info.not_after.isoformat())
 
         self._agent.force_renewal(told)
 

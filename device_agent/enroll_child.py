@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.atomic_files import write_atomically
 from device_agent.device_key import PrivateKey, candidate_key, certificate_info, device_subject, fingerprint, spki_der
-from device_agent.enrollment import Job, Outcome
+from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.root_rollover import new_roots
@@ -36,7 +36,7 @@ LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
 
 def main() -> None:
     """Read the job, do it, print the outcome; the exit code is 0 when a candidate is in place."""
-    job = Job.from_json(sys.stdin.read())
+    job = EnrollmentJob.from_json(sys.stdin.read())
     # The parent's deadline, kept here too: a parent that was killed cannot keep it.
     signal.alarm(int(job.deadline_seconds) + 1)
     try:
@@ -58,7 +58,7 @@ def main() -> None:
     raise SystemExit(0 if outcome.ok else 1)
 
 
-def perform(job: Job, now: datetime) -> Identity:
+def perform(job: EnrollmentJob, now: datetime) -> Identity:
     """Enroll or re-enroll, and leave a candidate in the spare slot.
 
     Raises: EstError, Busy, NotEnrolled, BadConfig, StoreDamaged, OSError.
@@ -67,7 +67,7 @@ def perform(job: Job, now: datetime) -> Identity:
     store = IdentityStore(job.home)
     with store.lock(LOCK_SECONDS_MAX):
         current, waiting = store.current(), store.candidate()
-        if job.operation == "reenroll" and waiting is not None and waiting.facts.fingerprint != job.replaces:
+        if job.operation == "reenroll" and waiting is not None and waiting.certificate.fingerprint != job.replaces:
             return waiting  # enrolled by somebody else a moment ago, and not tried yet: never thrown away
         renewed = current if job.operation == "reenroll" else None
         slot, key = candidate_key(store, job.key_type if renewed is None else _key_type_like(renewed, job.key_type))
@@ -108,7 +108,7 @@ def perform(job: Job, now: datetime) -> Identity:
         return store.complete(slot, chain_pem, certificate_info(certificate, config.device_id, now))
 
 
-def suggested(job: Job) -> Outcome:
+def suggested(job: EnrollmentJob) -> Outcome:
     """When the server would have the certificate `job.replaces` renewed.
 
     Raises: EstError, BadConfig.
@@ -124,7 +124,7 @@ def suggested(job: Job) -> Outcome:
     )
 
 
-def _client(config: AgentConfig, job: Job, current: Identity | None, now: datetime) -> EstClient:
+def _client(config: AgentConfig, job: EnrollmentJob, current: Identity | None, now: datetime) -> EstClient:
     if job.operation == "reenroll" and current is None:
         raise NotEnrolled("There is no certificate to renew.", "Enroll first: device-agent enroll.")
     return EstClient(
@@ -141,7 +141,7 @@ def _client(config: AgentConfig, job: Job, current: Identity | None, now: dateti
 
 
 def _chain_for_us(
-    config: AgentConfig, job: Job, certificate: x509.Certificate, key_file: Path, now: datetime
+    config: AgentConfig, job: EnrollmentJob, certificate: x509.Certificate, key_file: Path, now: datetime
 ) -> list[x509.Certificate]:
     """What the server hands out to whom it has just issued `certificate`: it may have several CAs, and told us of
     another before it knew who asks. [] when it tells nothing: the check that follows says what is missing.

@@ -16,7 +16,7 @@ DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EnrollmentJob:
     home: Path
     operation: Literal["enroll", "reenroll", "window"]
     token: str = field(default="", repr=False)
@@ -63,7 +63,7 @@ class Outcome:
 class EnrollmentProcess:
     """A running child. Wait until `fileno()` is readable, then call `read` until it gives an Outcome."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EnrollmentJob) -> None:
         # -P: a module in the working directory must not stand in for one of ours.
         command = [sys.executable, "-P", "-m", "device_agent.enroll_child"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -108,7 +108,7 @@ class EnrollmentProcess:
             return Outcome(ok=False, message=message)
 
 
-def enroll_and_wait(job: Job) -> Outcome:
+def enroll_and_wait(job: EnrollmentJob) -> Outcome:
     """Run one job to its end."""
     process = EnrollmentProcess(job)
     os.set_blocking(process.fileno(), True)

@@ -69,10 +69,10 @@ def examine(config: AgentConfig, now: datetime) -> Health:
         device_id=config.device_id,
         state=state,
         problem=problem,
-        serial=shown.facts.serial if shown else None,
-        not_before=shown.facts.not_before.isoformat() if shown else None,
-        not_after=shown.facts.not_after.isoformat() if shown else None,
-        days_left=round((shown.facts.not_after - now).total_seconds() / 86400, 3) if shown else None,
+        serial=shown.certificate.serial if shown else None,
+        not_before=shown.certificate.not_before.isoformat() if shown else None,
+        not_after=shown.certificate.not_after.isoformat() if shown else None,
+        days_left=round((shown.certificate.not_after - now).total_seconds() / 86400, 3) if shown else None,
         slots=store.slots(),
         running=bool(agent),
         connected=bool(agent.pop("connected", False)),
@@ -90,7 +90,7 @@ def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | 
     identity = current or candidate
     assert identity  # noqa: S101 - one of them is there
     if now >= identity.lifetime.not_after:
-        return EXPIRED, f"The certificate has expired at {identity.facts.not_after:%Y-%m-%d %H:%M:%S} UTC."
+        return EXPIRED, f"The certificate has expired at {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC."
     problem = problem_of(config, identity, now)
     if problem:
         return INVALID, problem

@@ -58,13 +58,13 @@ class Identity:
 
     slot: str
     generation: int
-    facts: CertificateInfo
+    certificate: CertificateInfo
     certificate_file: Path
     key_file: Path
 
     @property
     def lifetime(self) -> Lifetime:
-        return Lifetime(self.facts.not_before, self.facts.not_after, self.facts.obtained_at)
+        return Lifetime(self.certificate.not_before, self.certificate.not_after, self.certificate.obtained_at)
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -157,7 +157,7 @@ class IdentityStore:
             self._step("slot made")
         write_atomically(directory / _KEY, key_pem, self._step)
 
-    def complete(self, slot: str, chain_pem: bytes, facts: CertificateInfo) -> Identity:
+    def complete(self, slot: str, chain_pem: bytes, info: CertificateInfo) -> Identity:
         """Store the certificate for the key in `slot`, which makes it a candidate.
 
         Raises: StoreDamaged when the slot cannot be read back; OSError.
@@ -168,10 +168,10 @@ class IdentityStore:
             raise StoreDamaged(f"There is no key in {directory}.")
         write_atomically(directory / _CERTIFICATE, chain_pem, self._step)
         generations = [identity.generation for other in SLOTS if (identity := self._read(other))]
-        meta = asdict(facts) | {
-            "not_before": facts.not_before.isoformat(),
-            "not_after": facts.not_after.isoformat(),
-            "obtained_at": facts.obtained_at.isoformat() if facts.obtained_at else None,
+        meta = asdict(info) | {
+            "not_before": info.not_before.isoformat(),
+            "not_after": info.not_after.isoformat(),
+            "obtained_at": info.obtained_at.isoformat() if info.obtained_at else None,
             "generation": max(generations, default=0) + 1,
             "key_file_sha256": hashlib.sha256(key_pem).hexdigest(),
             "certificate_file_sha256": hashlib.sha256(chain_pem).hexdigest(),
@@ -221,7 +221,7 @@ class IdentityStore:
                 return None
             if tree["certificate_file_sha256"] != hashlib.sha256(certificate).hexdigest():
                 return None
-            facts = CertificateInfo(
+            info = CertificateInfo(
                 device_id=str(tree["device_id"]),
                 serial=str(tree["serial"]),
                 fingerprint=str(tree["fingerprint"]),
@@ -230,7 +230,7 @@ class IdentityStore:
                 not_after=_aware(tree["not_after"]),
                 obtained_at=_aware(tree["obtained_at"]) if tree.get("obtained_at") else None,
             )
-            return Identity(slot, int(tree["generation"]), facts, directory / _CERTIFICATE, directory / _KEY)
+            return Identity(slot, int(tree["generation"]), info, directory / _CERTIFICATE, directory / _KEY)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # half-written by a power cut: as good as not there
 

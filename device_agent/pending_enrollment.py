@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_agent.atomic_files import write_atomically
-from device_agent.enrollment import Job, Outcome, enroll_and_wait
+from device_agent.enrollment import EnrollmentJob, Outcome, enroll_and_wait
 
 NOTE = "waiting"
 NOTE_SIZE_MAX = 1000
@@ -18,10 +18,10 @@ AGAIN_SECONDS = 60.0  # after a failure that says no better
 
 
 def poll_until_decided(
-    job: Job,
+    job: EnrollmentJob,
     said: Callable[[str], None],
     *,
-    ask: Callable[[Job], Outcome] = enroll_and_wait,
+    ask: Callable[[EnrollmentJob], Outcome] = enroll_and_wait,
     pause: Callable[[float], None] = time.sleep,
 ) -> Outcome:
     """How it ended: with a certificate, with a no, or without the request having been taken in.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from device_agent.enrollment import EnrollmentProcess, Job, Outcome
+from device_agent.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.identity_store import Identity
 from device_agent.renewal import renewal_due_at, renewal_is_due
 from fleet.est_client.validity import clock_is_credible
@@ -42,7 +42,7 @@ class Schedule:
 
     def due_at(self, identity: Identity) -> datetime:
         own = renewal_due_at(identity.lifetime, self._share, self.fraction)
-        return min(own, self._suggested.get(identity.facts.fingerprint, own))
+        return min(own, self._suggested.get(identity.certificate.fingerprint, own))
 
     def is_due(self, identity: Identity, now: datetime) -> bool:
         if renewal_is_due(identity.lifetime, now, self._share, self.fraction):
@@ -57,9 +57,9 @@ class Schedule:
             self._ask_at = now + within * self.chance()
         if self.process is not None or now < self._ask_at:
             return
-        fingerprint = identity.facts.fingerprint
+        fingerprint = identity.certificate.fingerprint
         self.process = EnrollmentProcess(
-            Job(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS)
+            EnrollmentJob(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS)
         )
         self._process_until = now + DEADLINE_SECONDS + 5
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from device_agent.enrollment import EnrollmentProcess, Job, Outcome
+from device_agent.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.renewal import Backoff, renewal_backoff
 from fleet.est_client.validity import Lifetime
 
 PROMOTE_RETRY_SECONDS = 10.0  # when the disk would not take the switch
 QUIESCING_SECONDS_MAX = 15.0  # for acknowledgements, before a candidate is proven
 
-Told = Callable[[str, str], None]
+OnRenewed = Callable[[str, str], None]
 """Called with ("", "") when the new certificate is in use, or with a message and advice when it is not."""
 
 
@@ -32,20 +32,20 @@ class Rotation:
     done: int = 0
     """Certificates that became current since the start."""
     _failures: int = 0
-    _waiting: list[Told] = field(default_factory=list)
+    _waiting: list[OnRenewed] = field(default_factory=list)
 
     @property
     def running(self) -> bool:
         return self.process is not None
 
-    def force(self, told: Told | None) -> None:
+    def force(self, told: OnRenewed | None) -> None:
         """Renew now, whatever the clock says; `told` hears how it went."""
         self.forced = True
         self.renew_at = self.prove_at = 0.0
         if told is not None:
             self._waiting.append(told)
 
-    def start(self, job: Job) -> None:
+    def start(self, job: EnrollmentJob) -> None:
         """Start the child."""
         self.forced = False
         self.process = EnrollmentProcess(job)

@@ -16,7 +16,7 @@ from device_agent.connection import Connection, ConnectionEvent, Down, ProofFail
 from device_agent.control_handlers import ControlHandlers
 from device_agent.control_server import ControlServer
 from device_agent.core import Link, Phase, Role, Setback
-from device_agent.enrollment import Job, Outcome
+from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import AgentError, NotEnrolled
 from device_agent.event_log import Clock, EventLog, system_clock
 from device_agent.identity_store import Identity, IdentityStore
@@ -24,7 +24,7 @@ from device_agent.mqtt_link import Acknowledged
 from device_agent.outbox import Outbox
 from device_agent.publisher import Feed, publish_waiting, take_lines
 from device_agent.renewal_schedule import Schedule
-from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, Rotation, Told
+from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, OnRenewed, Rotation
 from device_agent.signals import RENEW_SIGNAL, STOP_SIGNALS, Waker
 from fleet.est_client.errors import ClientError
 from fleet.est_client.validity import Lifetime
@@ -211,8 +211,8 @@ class Runner:
                 self._after(self.connection.hang_up("the server did not answer in time"))
             case core.Renew():
                 self._journal.event("renewing")
-                useless = self._candidate.facts.fingerprint if self._candidate else ""
-                self.rotation.start(Job(self._config.home, "reenroll", replaces=useless))
+                useless = self._candidate.certificate.fingerprint if self._candidate else ""
+                self.rotation.start(EnrollmentJob(self._config.home, "reenroll", replaces=useless))
             case core.Quiesce():
                 self.phase = Phase.QUIESCING
                 self.rotation.quiescing_until = self._monotonic() + QUIESCING_SECONDS_MAX
@@ -274,9 +274,9 @@ class Runner:
         self._look_into_slots()
         self.rotation.succeeded()
         if self._current is not None:
-            facts = self._current.facts
+            info = self._current.certificate
             self._journal.event(
-                "renewed", slot=self._current.slot, serial=facts.serial, not_after=facts.not_after.isoformat()
+                "renewed", slot=self._current.slot, serial=info.serial, not_after=info.not_after.isoformat()
             )
 
     def _look_into_slots(self) -> None:
@@ -375,7 +375,7 @@ class Runner:
         self.rotation.fetched()
         return True
 
-    def force_renewal(self, told: Told | None) -> None:
+    def force_renewal(self, told: OnRenewed | None) -> None:
         """Renew now, and tell how it went. A certificate that nobody has tried yet comes first."""
         self.rotation.force(told)
         if self._candidate is not None and not self.rotation.candidate_refused:

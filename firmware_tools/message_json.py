@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleet.wire.errors import Malformed
+from fleet.wire.serial.field_types import Bytes, ListOf
 from fleet.wire.serial.messages import BODIES, Message
-from fleet.wire.serial.shapes import Bytes, Many
 from fleet.wire.serial.vectors import CHALLENGE, MESSAGES, POSSESSION, REFUSED, SESSION, SIGNED
 
 _BY_NAME = {body.__name__: body for body in BODIES.values()}
+_OLD_NAMES = {"Facts": "DeviceInfo"}  # of messages that were renamed, for files written before
 _KEYS = {"message", "session", "step", "fields"}
 
 
@@ -35,18 +36,19 @@ def message_from_json(tree: object) -> Message:
     """
     if not isinstance(tree, Mapping) or set(tree) != _KEYS or not isinstance(tree["fields"], Mapping):
         raise Malformed(f"A message has the keys {', '.join(sorted(_KEYS))}.")
-    kind = _BY_NAME.get(str(tree["message"]))
+    name = str(tree["message"])
+    kind = _BY_NAME.get(_OLD_NAMES.get(name, name))
     if kind is None:
-        raise Malformed(f"There is no message {str(tree['message'])[:40]!r}, only: {', '.join(_BY_NAME)}.")
+        raise Malformed(f"There is no message {name[:40]!r}, only: {', '.join(_BY_NAME)}.")
     names = [field.name for field in dataclasses.fields(kind)]
     if set(tree["fields"]) != set(names):
         raise Malformed(f"{kind.__name__} has the fields: {', '.join(names) or 'none'}.")
     values: dict[str, Any] = {}
-    for name, shape in zip(names, kind.SHAPES, strict=True):
+    for name, field_type in zip(names, kind.FIELD_TYPES, strict=True):
         value = tree["fields"][name]
-        if isinstance(shape, Bytes):
+        if isinstance(field_type, Bytes):
             value = _octets(value, name)
-        elif isinstance(shape, Many) and isinstance(value, list):
+        elif isinstance(field_type, ListOf) and isinstance(value, list):
             value = tuple(value)
         values[name] = value
     return Message(_octets(tree["session"], "session"), tree["step"], kind(**values))

@@ -19,10 +19,10 @@ from fleet.est_client.client import EstClient
 from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstUnreachable, EstUntrusted
 
 try:
-    from firmware_tools.station.run import Job, Run, failure_code, station_name
+    from firmware_tools.station.run import ProvisioningJob, ProvisioningRun, failure_code, station_name
     from firmware_tools.station.serial_link import BAUD_DEFAULT, SerialLink, ports
     from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
-    from fleet.wire.serial.dialogue.events import Order, Timing
+    from fleet.wire.serial.dialogue.events import ProvisioningOrder, Timing
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"Error: The Python module {error.name} is missing. Install the station's part: pip install '.[station]'."
@@ -119,8 +119,8 @@ def provision(
     try:
         host, mqtt_port = parse_host_port(mqtt) if mqtt else (urlsplit(est_url).hostname or "", MQTT_PORT_DEFAULT)
         name = station_name(x509.load_pem_x509_certificates(cert.read_bytes()))
-        job = Job(
-            order=Order(
+        job = ProvisioningJob(
+            order=ProvisioningOrder(
                 check_device_id(device_id),
                 key_type=key_type,
                 station=name,
@@ -143,7 +143,9 @@ def provision(
     try:
         with SerialLink(port, baud) as link:
             rows = Ledger(ledger) if ledger else None
-            run = Run(job, link, authority, ledger=rows, say=_progress(), timing=Timing(retransmit=retransmit))
+            run = ProvisioningRun(
+                job, link, authority, ledger=rows, say=_progress(), timing=Timing(retransmit=retransmit)
+            )
             # A line that is shut down ends a run as Ctrl-C does: the board is told, the ledger has its row.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:

@@ -37,8 +37,8 @@ from fleet.est_client.certificate_checks import check_certificate
 from fleet.est_client.errors import BadConfig, ClientError, EstError
 from fleet.wire.csr import build_csr
 from fleet.wire.serial import messages as m
-from fleet.wire.serial.dialogue import device as dialogue
 from fleet.wire.serial.dialogue.errors import BoardRefused
+from fleet.wire.serial.dialogue.events import ProvisioningData
 from fleet.wire.serial.messages import FailureCode
 from fleet.wire.serial.possession import sign
 
@@ -69,13 +69,13 @@ class HomeBoard:
         self._step = step
         self._device_id = ""
         self._key: PrivateKey | None = None
-        self._accepted: dialogue.Identity | None = None
+        self._accepted: ProvisioningData | None = None
 
-    def facts(self) -> m.Facts:
+    def device_info(self) -> m.DeviceInfo:
         with self._refusals():
             state, device_id = self._state()
         hardware = self._hardware
-        return m.Facts(
+        return m.DeviceInfo(
             version=m.VERSION,
             hardware_serial=hardware.serial,
             model=hardware.model,
@@ -96,8 +96,8 @@ class HomeBoard:
             self._device_id = device_id
             return build_csr(self._key, device_subject(device_id, self._hardware.serial), [])
 
-    def install(self, identity: dialogue.Identity) -> bytes:
-        certificate, *intermediates = identity.chain
+    def install(self, data: ProvisioningData) -> bytes:
+        certificate, *intermediates = data.chain
         with self._writing():
             key = self._made_key()
             if certificate.public_key() != key.public_key():
@@ -108,7 +108,7 @@ class HomeBoard:
                     spki_der=spki_der(key),
                     device_id=self._device_id,
                     intermediates=intermediates,
-                    anchors=identity.anchors,
+                    anchors=data.anchors,
                     now=self._clock(),
                 )
             except EstError as error:
@@ -116,7 +116,7 @@ class HomeBoard:
             fingerprint = certificate.fingerprint(hashes.SHA256())
             if self._identity_with(fingerprint) is None:
                 self._store_identity(key, (certificate, *chain))
-            self._accepted = identity
+            self._accepted = data
             return fingerprint
 
     def sign(self, octets: bytes) -> bytes:
@@ -154,7 +154,7 @@ class HomeBoard:
 
     def _state(self) -> tuple[str, str]:
         config, current = self._config(), self._store.current()
-        if config is not None and current is not None and current.facts.device_id == config.device_id:
+        if config is not None and current is not None and current.certificate.device_id == config.device_id:
             return m.PROVISIONED, config.device_id
         noted = self._noted_device_id()
         return (m.PENDING, noted) if noted else (m.BLANK, "")
@@ -166,7 +166,7 @@ class HomeBoard:
 
     def _key_for(self, device_id: str, key_type: str) -> PrivateKey:
         for identity in (self._store.current(), self._store.candidate()):
-            if identity is not None and identity.facts.device_id == device_id:
+            if identity is not None and identity.certificate.device_id == device_id:
                 key = load_key(identity.key_file)
                 if has_type(key, key_type):
                     return key
@@ -193,7 +193,7 @@ class HomeBoard:
 
     def _identity_with(self, fingerprint: bytes) -> Identity | None:
         for identity in (self._store.current(), self._store.candidate()):
-            if identity is not None and identity.facts.fingerprint == fingerprint.hex():
+            if identity is not None and identity.certificate.fingerprint == fingerprint.hex():
                 return identity
         return None
 
@@ -205,7 +205,7 @@ class HomeBoard:
             self._store.write_key(slot, key_pem(key))
         self._store.complete(slot, _pem(chain), certificate_info(chain[0], self._device_id, self._clock()))
 
-    def _settings_are(self, accepted: dialogue.Identity) -> bool:
+    def _settings_are(self, accepted: ProvisioningData) -> bool:
         config = self._config()
         return (
             config is not None

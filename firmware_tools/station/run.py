@@ -22,19 +22,19 @@ from fleet.wire.csr import Csr
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.dialogue.events import (
     CsrReceived,
-    Delivery,
     Event,
     Greeted,
-    Order,
     Proved,
     Provisioned,
+    ProvisioningData,
+    ProvisioningOrder,
     Restarted,
     Stored,
     Timing,
     Written,
 )
 from fleet.wire.serial.dialogue.station import StationDialogue
-from fleet.wire.serial.messages import Facts
+from fleet.wire.serial.messages import DeviceInfo
 
 _STOP_CHECK_SECONDS = 0.5  # the longest that one read blocks, so that Ctrl-C is heard
 
@@ -54,10 +54,10 @@ class Authority(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ProvisioningJob:
     """What is to be done with the board on the port."""
 
-    order: Order
+    order: ProvisioningOrder
     model: str
     """The fleet's model, the EST label; "" when the authority knows it by itself."""
     est_url: str
@@ -69,7 +69,7 @@ class Job:
     """For the whole run."""
 
 
-class Run:
+class ProvisioningRun:
     """One run over `link`. `say` is told each step: a word and what there is to know.
 
     `row` is the outcome so far, also after a failure.
@@ -77,7 +77,7 @@ class Run:
 
     def __init__(
         self,
-        job: Job,
+        job: ProvisioningJob,
         link: Link,
         authority: Authority,
         *,
@@ -98,9 +98,9 @@ class Run:
         self._dialogue = StationDialogue(job.order, random, timing)
         self._started = monotonic()
         self._started_at = clock()
-        self._facts: Facts | None = None
+        self._info: DeviceInfo | None = None
         self._csr: Csr | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: ProvisioningData | None = None
         self.row = self._row(FAILED)
 
     def provision(self) -> Row:
@@ -151,13 +151,13 @@ class Run:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Greeted(facts=facts):
-                self._facts = facts
+            case Greeted(info=info):
+                self._info = info
                 self._say(
-                    "hello", f"board {facts.hardware_serial}, {facts.model}, firmware {facts.firmware}, {facts.state}"
+                    "hello", f"board {info.hardware_serial}, {info.model}, firmware {info.firmware}, {info.state}"
                 )
                 if self._ledger is not None and not self._job.order.replace:
-                    self._ledger.check(self._job.order.device_id, facts.hardware_serial)
+                    self._ledger.check(self._job.order.device_id, info.hardware_serial)
             case CsrReceived(csr=csr):
                 self._say("csr", f"{csr.key_type} key {csr.key_sha256.hex()[:16]}")
                 self._deliver(csr)
@@ -183,7 +183,7 @@ class Run:
             self._write_row(self._row(ISSUED))
         self._dialogue.deliver(self._delivery, self._monotonic())
 
-    def _enrolled(self, csr: Csr) -> Delivery:
+    def _enrolled(self, csr: Csr) -> ProvisioningData:
         job = self._job
         # First the chain: nothing is issued that could not be used.
         authorities = self._authority.cacerts(job.model or None)
@@ -197,7 +197,7 @@ class Run:
             anchors=anchors,
             now=self._clock(),
         )
-        return Delivery((certificate, *chain), anchors, job.est_url, job.mqtt_host, job.mqtt_port)
+        return ProvisioningData((certificate, *chain), anchors, job.est_url, job.mqtt_host, job.mqtt_port)
 
     def _write_row(self, row: Row) -> None:
         self.row = row
@@ -205,7 +205,7 @@ class Run:
             self._ledger.append(row)
 
     def _row(self, event: str, code: str = "", message: str = "") -> Row:
-        facts, certificate = self._facts, self._delivery.chain[0] if self._delivery else None
+        info, certificate = self._info, self._delivery.chain[0] if self._delivery else None
         return Row(
             event=event,
             at=_rfc3339(self._clock()),
@@ -213,9 +213,9 @@ class Run:
             seconds=round(self._monotonic() - self._started, 3),
             device_id=self._job.order.device_id,
             model=self._job.model,
-            hardware_serial=facts.hardware_serial if facts else "",
-            board_model=facts.model if facts else "",
-            firmware=facts.firmware if facts else "",
+            hardware_serial=info.hardware_serial if info else "",
+            board_model=info.model if info else "",
+            firmware=info.firmware if info else "",
             certificate_serial=f"{certificate.serial_number:x}" if certificate else "",
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex() if certificate else "",
             key_sha256=self._csr.key_sha256.hex() if self._csr else "",

@@ -18,8 +18,8 @@ def put(store: IdentityStore, serial: str) -> Identity:
     slot = store.spare_slot()
     store.clear(slot)
     store.write_key(slot, f"the key {serial}".encode())
-    facts = CertificateInfo("cam-7", serial, f"fp-{serial}", "CN=test", BEGIN, END)
-    return store.complete(slot, f"certificate {serial}".encode(), facts)
+    info = CertificateInfo("cam-7", serial, f"fp-{serial}", "CN=test", BEGIN, END)
+    return store.complete(slot, f"certificate {serial}".encode(), info)
 
 
 def renew_and_die(home: Path, steps: int) -> None:

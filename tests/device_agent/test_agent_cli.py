@@ -146,8 +146,8 @@ def test_a_running_agent_recovers_when_an_expired_certificate_is_replaced(new_de
     store = IdentityStore(device.home)
     store.write_key("slot-a", key_pem(key))
     chain = pem(certificate, device.est.authority.issuing)
-    facts = certificate_info(certificate, device.device_id, certificate.not_valid_before_utc)
-    store.promote(store.complete("slot-a", chain, facts))
+    info = certificate_info(certificate, device.device_id, certificate.not_valid_before_utc)
+    store.promote(store.complete("slot-a", chain, info))
     assert device.status()["state"] == "expired"
     agent = device.run()
     seen = agent.wait_for("connect-failed")

@@ -14,12 +14,12 @@ from tests.device_agent.dying import BEGIN, END, put
 
 
 def serial_of(identity: Identity | None) -> str | None:
-    return identity.facts.serial if identity else None
+    return identity.certificate.serial if identity else None
 
 
 def is_usable(identity: Identity) -> bool:
     """Key and certificate are whole, and of the same generation."""
-    serial = identity.facts.serial
+    serial = identity.certificate.serial
     return (identity.key_file.read_text(), identity.certificate_file.read_text()) == (
         f"the key {serial}",
         f"certificate {serial}",

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from device_agent.device_key import fingerprint
-from device_agent.enrollment import Job, Outcome
+from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.pending_enrollment import AGAIN_SECONDS, pending_note, poll_until_decided
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, key_fingerprint
@@ -37,7 +37,7 @@ def test_a_key_has_the_fingerprint_that_operators_see() -> None:
 class TestAskUntilDecided:
     def run(self, home: Path, *outcomes: Outcome) -> tuple[Outcome, list[str], list[float]]:
         said, pauses, coming = list[str](), list[float](), iter(outcomes)
-        job = Job(home, "enroll")
+        job = EnrollmentJob(home, "enroll")
         end = poll_until_decided(job, said.append, ask=lambda _: next(coming), pause=pauses.append)
         assert next(coming, None) is None
         return end, said, pauses
@@ -60,7 +60,7 @@ class TestAskUntilDecided:
         outcomes = iter((PENDING, ISSUED))
         notes: list[str] = []
         poll_until_decided(
-            Job(tmp_path, "enroll"),
+            EnrollmentJob(tmp_path, "enroll"),
             notes.append,
             ask=lambda _: next(outcomes),
             pause=lambda _: notes.append(pending_note(tmp_path)),

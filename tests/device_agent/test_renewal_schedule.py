@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.enrollment import Job, Outcome
+from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.renewal_schedule import ASK_SECONDS, Schedule
 from fleet.domain.access import Act
@@ -83,7 +83,7 @@ def test_a_campaign_is_heard_and_heeded(device: Device, est: EstServer) -> None:
     assert "UTC" in heard(schedule)
     assert schedule.due_at(identity) <= datetime.now(UTC)
     assert schedule.is_due(identity, datetime.now(UTC))
-    successor = replace(identity, facts=replace(identity.facts, fingerprint="ab" * 32))
+    successor = replace(identity, certificate=replace(identity.certificate, fingerprint="ab" * 32))
     assert not schedule.is_due(successor, now)  # what was said of one certificate says nothing of the next
     before_boot = datetime(1970, 1, 2, tzinfo=UTC)
     assert not schedule.is_due(identity, before_boot)
@@ -159,8 +159,8 @@ def test_a_window_that_makes_no_sense_is_refused(authority: Authority, body: byt
 
 
 def test_the_job_and_its_outcome_survive_the_pipe() -> None:
-    job = Job(Path("/somewhere"), "window", replaces="ab" * 32)
-    assert Job.from_json(job.to_json()) == job
+    job = EnrollmentJob(Path("/somewhere"), "window", replaces="ab" * 32)
+    assert EnrollmentJob.from_json(job.to_json()) == job
     assert '"window"' in Outcome(ok=True, window=("2026-03-01T00:00:00+00:00",) * 2).to_json()
 
 

@@ -64,8 +64,8 @@ def put(store: IdentityStore, authority: Authority) -> Identity:
     slot = store.spare_slot()
     store.clear(slot)
     store.write_key(slot, key_pem(key))
-    facts = certificate_info(certificate, "cam-7", certificate.not_valid_before_utc)
-    return store.complete(slot, pem(certificate, authority.issuing), facts)
+    info = certificate_info(certificate, "cam-7", certificate.not_valid_before_utc)
+    return store.complete(slot, pem(certificate, authority.issuing), info)
 
 
 def run_until(home: Path, enough: Callable[[str], bool], **given: object) -> str:
@@ -136,7 +136,7 @@ def test_after_a_crash_whichever_the_server_takes_is_found(authority: Authority,
         store.promote(first)
         second = put(store, authority)
         expected = first if accepted == "current" else second
-        good.add(int(expected.facts.serial, 16))
+        good.add(int(expected.certificate.serial, 16))
         enough = "connected slot=" if accepted == "current" else " renewed "
         log = run_until(tmp_path / "a home", lambda text: enough in text)
     assert f"connected slot={expected.slot}" in log

@@ -87,7 +87,7 @@ def test_a_clock_that_is_behind_condemns_nothing(authority: Authority) -> None:
 
 def test_the_facts(authority: Authority) -> None:
     certificate, _ = authority.issue("cam-7")
-    facts = certificate_info(certificate, "cam-7", NOW)
-    assert int(facts.serial, 16) == certificate.serial_number
-    assert facts.not_after == certificate.not_valid_after_utc
-    assert facts.obtained_at == NOW
+    info = certificate_info(certificate, "cam-7", NOW)
+    assert int(info.serial, 16) == certificate.serial_number
+    assert info.not_after == certificate.not_valid_after_utc
+    assert info.obtained_at == NOW

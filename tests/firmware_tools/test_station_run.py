@@ -11,19 +11,19 @@ from cryptography.hazmat.primitives import hashes
 
 from firmware_tools.station.errors import LedgerError, LinkError, StationError, Stopped
 from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger
-from firmware_tools.station.run import Job, Run, failure_code, station_name
+from firmware_tools.station.run import ProvisioningJob, ProvisioningRun, failure_code, station_name
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.device import DeviceDialogue
 from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, NoAnswer
-from fleet.wire.serial.dialogue.events import Order
+from fleet.wire.serial.dialogue.events import ProvisioningOrder
 from fleet.wire.serial.frames import FrameReader
 from fleet.wire.serial.messages import FailureCode, decode
 from tests.firmware_tools.boards import LocalAuthority
 from tests.wire.serial_line import MemoryBoard
 
-ORDER = Order("pump-7", station="line-1")
-JOB = Job(ORDER, "pump", "https://est.example", "mqtt.example", 8883, "/dev/ttyX")
+ORDER = ProvisioningOrder("pump-7", station="line-1")
+JOB = ProvisioningJob(ORDER, "pump", "https://est.example", "mqtt.example", 8883, "/dev/ttyX")
 
 
 @dataclass
@@ -71,9 +71,9 @@ class Bench:
     authority: LocalAuthority = field(default_factory=LocalAuthority)
     said: list[str] = field(default_factory=list)
 
-    def run(self, link: MemoryLink | None = None, job: Job = JOB) -> Run:
+    def run(self, link: MemoryLink | None = None, job: ProvisioningJob = JOB) -> ProvisioningRun:
         self.link = link or MemoryLink(self.board)
-        return Run(
+        return ProvisioningRun(
             job,
             self.link,
             self.authority,
@@ -142,7 +142,9 @@ def test_run_again_after_success_and_failure(bench: Bench) -> None:
     assert FAILED in bench.events()
 
 
-def fails(bench: Bench, kind: type[Exception], code: str, link: MemoryLink | None = None, job: Job = JOB) -> Run:
+def fails(
+    bench: Bench, kind: type[Exception], code: str, link: MemoryLink | None = None, job: ProvisioningJob = JOB
+) -> ProvisioningRun:
     """The run fails, the ledger says how, and the board is told unless it said no itself."""
     run = bench.run(link, job)
     with pytest.raises(kind) as caught:
@@ -217,7 +219,7 @@ def test_an_authority_that_answers_with_something_else(bench: Bench) -> None:
 
 
 def test_a_certificate_that_has_expired(bench: Bench) -> None:
-    run = Run(
+    run = ProvisioningRun(
         JOB,
         MemoryLink(bench.board),
         bench.authority,
@@ -291,7 +293,7 @@ def test_a_port_that_is_lost_and_cannot_be_told(bench: Bench) -> None:
 
 def test_without_a_ledger() -> None:
     link = MemoryLink(MemoryBoard())
-    assert Run(JOB, link, LocalAuthority(), monotonic=link.monotonic).provision().event == PROVISIONED
+    assert ProvisioningRun(JOB, link, LocalAuthority(), monotonic=link.monotonic).provision().event == PROVISIONED
 
 
 def test_a_stations_name() -> None:

@@ -18,14 +18,21 @@ from cryptography.x509.oid import NameOID
 from fleet.wire.csr import Csr, build_csr
 from fleet.wire.serial import messages as m
 from fleet.wire.serial import possession
-from fleet.wire.serial.dialogue.device import DeviceDialogue, Identity
+from fleet.wire.serial.dialogue.device import DeviceDialogue
 from fleet.wire.serial.dialogue.errors import BoardRefused
-from fleet.wire.serial.dialogue.events import CsrReceived, Delivery, Event, Order, Proved, Provisioned
+from fleet.wire.serial.dialogue.events import (
+    CsrReceived,
+    Event,
+    Proved,
+    Provisioned,
+    ProvisioningData,
+    ProvisioningOrder,
+)
 from fleet.wire.serial.dialogue.station import StationDialogue
 from fleet.wire.serial.messages import FailureCode
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-ORDER = Order("pump-7", station="line-1")
+ORDER = ProvisioningOrder("pump-7", station="line-1")
 CA_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -54,14 +61,14 @@ class MemoryBoard:
     chunk_size_max: int = 256
     key: ec.EllipticCurvePrivateKey | None = None
     signing_key: ec.EllipticCurvePrivateKey | None = None
-    stored: Identity | None = None
-    active: Identity | None = None
+    stored: ProvisioningData | None = None
+    active: ProvisioningData | None = None
     device_id: str = ""
     keys_made: int = 0
 
-    def facts(self) -> m.Facts:
+    def device_info(self) -> m.DeviceInfo:
         state = m.PROVISIONED if self.active else m.PENDING if self.key else m.BLANK
-        return m.Facts(9, self.serial, "pump", "1.0", ("EC-P256",), self.chunk_size_max, state, self.device_id)
+        return m.DeviceInfo(9, self.serial, "pump", "1.0", ("EC-P256",), self.chunk_size_max, state, self.device_id)
 
     def make_key(self, device_id: str, key_type: str, replace: bool) -> bytes:
         if self.active and device_id != self.device_id:
@@ -74,7 +81,7 @@ class MemoryBoard:
         self.device_id = device_id
         return build_csr(self.key, [("2.5.4.3", device_id), ("2.5.4.5", self.csr_serial or self.serial)], [])
 
-    def install(self, identity: Identity) -> bytes:
+    def install(self, identity: ProvisioningData) -> bytes:
         if self.key is None or identity.chain[0].public_key() != self.key.public_key():
             raise BoardRefused(FailureCode.KEY_MISMATCH, "Not my key.\r\n")
         self.stored = identity
@@ -107,7 +114,7 @@ class Factory:
 
     board: Any = field(default_factory=MemoryBoard)
     """A Board; MemoryBoard where its flash is looked into."""
-    order: Order = ORDER
+    order: ProvisioningOrder = ORDER
     fault: Fault = unharmed
     restarts_at: frozenset[int] = frozenset()
     """Positions before which the board loses its memory."""
@@ -150,12 +157,12 @@ class Factory:
             return None
         return self.fault(position, frame)
 
-    def enroll(self, csr: Csr) -> Delivery:
+    def enroll(self, csr: Csr) -> ProvisioningData:
         self.enrolled.append(csr)
         key = x509.load_der_x509_csr(csr.der).public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         leaf = certificate(self.order.device_id, key)
-        return Delivery((leaf, CA), (CA,), "https://est.example:8443", "mqtt.example", 8883)
+        return ProvisioningData((leaf, CA), (CA,), "https://est.example:8443", "mqtt.example", 8883)
 
 
 def clean_run_length() -> int:

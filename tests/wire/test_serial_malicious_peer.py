@@ -10,9 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.csr import Csr, build_csr
 from fleet.wire.serial import messages as m
-from fleet.wire.serial.dialogue.device import Identity
-from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, WrongIdentity
-from fleet.wire.serial.dialogue.events import Delivery
+from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, WrongCertificate
+from fleet.wire.serial.dialogue.events import ProvisioningData
 from fleet.wire.serial.frames import FrameReader
 from fleet.wire.serial.messages import FailureCode, decode
 from tests.wire.serial_line import CA, CA_KEY, ORDER, Factory, MemoryBoard, certificate
@@ -63,7 +62,7 @@ def test_a_csr_of_somebody_else() -> None:
             super().make_key(device_id, key_type, replace)
             return build_csr(stolen_key, [("2.5.4.3", name)], [])
 
-        def install(self, identity: Identity) -> bytes:
+        def install(self, identity: ProvisioningData) -> bytes:
             self.stored = identity
             return hashlib.sha256(identity.chain[0].public_bytes(Encoding.DER)).digest()
 
@@ -106,8 +105,8 @@ def test_a_board_taken_out_and_another_put_in() -> None:
     factory = Factory(restarts_at=frozenset({8}))
 
     class Swapped(MemoryBoard):
-        def facts(self) -> m.Facts:
-            return replace(super().facts(), hardware_serial="SN-0002" if self.key else "SN-0001")
+        def device_info(self) -> m.DeviceInfo:
+            return replace(super().device_info(), hardware_serial="SN-0002" if self.key else "SN-0001")
 
     factory.board = Swapped()
     error = fails(factory, FailureCode.WRONG_DEVICE)
@@ -116,7 +115,7 @@ def test_a_board_taken_out_and_another_put_in() -> None:
 
 def test_a_board_that_says_it_stored_another_certificate() -> None:
     class Confused(MemoryBoard):
-        def install(self, identity: Identity) -> bytes:
+        def install(self, identity: ProvisioningData) -> bytes:
             return bytes(32)
 
     fails(Factory(Confused()), FailureCode.BAD_CERTIFICATE)
@@ -124,32 +123,32 @@ def test_a_board_that_says_it_stored_another_certificate() -> None:
 
 def test_a_certificate_for_another_board_never_goes_down() -> None:
     class Mixed(Factory):
-        def enroll(self, csr: Csr) -> Delivery:
+        def enroll(self, csr: Csr) -> ProvisioningData:
             delivery = super().enroll(csr)
             return replace(delivery, chain=(wrong, CA))
 
     wrong = certificate("pump-7", CA_KEY.public_key())
-    fails(Mixed(), FailureCode.KEY_MISMATCH, WrongIdentity)
+    fails(Mixed(), FailureCode.KEY_MISMATCH, WrongCertificate)
 
     class Renamed(Factory):
-        def enroll(self, csr: Csr) -> Delivery:
+        def enroll(self, csr: Csr) -> ProvisioningData:
             key = x509.load_der_x509_csr(csr.der).public_key()
             assert isinstance(key, ec.EllipticCurvePublicKey)
             return replace(super().enroll(csr), chain=(certificate("pump-8", key), CA))
 
-    fails(Renamed(), FailureCode.WRONG_DEVICE, WrongIdentity)
+    fails(Renamed(), FailureCode.WRONG_DEVICE, WrongCertificate)
 
     class Long(Factory):
-        def enroll(self, csr: Csr) -> Delivery:
+        def enroll(self, csr: Csr) -> ProvisioningData:
             delivery = super().enroll(csr)
             return replace(delivery, anchors=(CA,) * (m.CERTIFICATES_MAX + 1))
 
-    fails(Long(), FailureCode.TOO_LARGE, WrongIdentity)
+    fails(Long(), FailureCode.TOO_LARGE, WrongCertificate)
 
 
 def test_a_board_that_gets_the_wrong_certificate_says_so() -> None:
     class Forgetful(MemoryBoard):
-        def install(self, identity: Identity) -> bytes:
+        def install(self, identity: ProvisioningData) -> bytes:
             self.key = None
             return super().install(identity)
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.serial import messages as m
+from fleet.wire.serial.field_types import Bool, Bytes, FieldType, ListOf, OneOf, Text, Uint, printable
 from fleet.wire.serial.frames import PAYLOAD_SIZE_MAX
 from fleet.wire.serial.messages import BODIES, Message, decode, encode, read_header
-from fleet.wire.serial.shapes import Bool, Bytes, Many, OneOf, Shape, Text, Uint, printable
 
 SESSION = bytes(range(8))
 
 
-def values_of(shape: Shape) -> st.SearchStrategy[Any]:
-    match shape:
+def values_of(field_type: FieldType) -> st.SearchStrategy[Any]:
+    match field_type:
         case Uint(maximum=maximum, minimum=minimum):
             return st.integers(minimum, maximum)
         case Bool():
@@ -30,13 +30,13 @@ def values_of(shape: Shape) -> st.SearchStrategy[Any]:
             return st.text(letters, min_size=minimum, max_size=maximum // 3)
         case OneOf(choices=choices):
             return st.sampled_from(choices)
-        case Many(item=item, maximum=maximum):
+        case ListOf(item=item, maximum=maximum):
             return st.lists(values_of(item), min_size=1, max_size=maximum).map(tuple)
-    raise AssertionError(shape)
+    raise AssertionError(field_type)
 
 
-def largest_of(shape: Shape) -> Any:
-    match shape:
+def largest_of(field_type: FieldType) -> Any:
+    match field_type:
         case Uint(maximum=maximum):
             return maximum
         case Bool():
@@ -47,30 +47,30 @@ def largest_of(shape: Shape) -> Any:
             return "x" * maximum
         case OneOf(choices=choices):
             return max(choices, key=len)
-        case Many(item=item, maximum=maximum):
+        case ListOf(item=item, maximum=maximum):
             return (largest_of(item),) * maximum
-    raise AssertionError(shape)
+    raise AssertionError(field_type)
 
 
-def smallest_of(shape: Shape) -> Any:
-    match shape:
+def smallest_of(field_type: FieldType) -> Any:
+    match field_type:
         case Bytes(minimum=minimum):
             return b"x" * minimum
         case Text(minimum=minimum):
             return "x" * minimum
-        case Many(item=item):
+        case ListOf(item=item):
             return (smallest_of(item),)
-    return largest_of(shape)
+    return largest_of(field_type)
 
 
 bodies = st.sampled_from(list(BODIES.values())).flatmap(
-    lambda kind: st.tuples(*map(values_of, kind.SHAPES)).map(lambda values: kind(*values))
+    lambda kind: st.tuples(*map(values_of, kind.FIELD_TYPES)).map(lambda values: kind(*values))
 )
 messages = st.builds(Message, st.binary(min_size=8, max_size=8), st.integers(0, m.STEP_MAX), bodies)
 
 
 def largest(kind: type[m.Body]) -> Message:
-    return Message(b"\xff" * 8, m.STEP_MAX, kind(*map(largest_of, kind.SHAPES)))
+    return Message(b"\xff" * 8, m.STEP_MAX, kind(*map(largest_of, kind.FIELD_TYPES)))
 
 
 def raw(*items: object) -> bytes:
@@ -183,8 +183,8 @@ def test_bad_messages(payload: bytes, error: type[WireError]) -> None:
 
 @pytest.mark.parametrize("kind", BODIES.values())
 def test_each_field_is_checked_both_ways(kind: type[m.Body]) -> None:
-    smallest = [smallest_of(shape) for shape in kind.SHAPES]
-    good = dict(zip((field.name for field in dataclasses.fields(kind)), map(largest_of, kind.SHAPES), strict=True))
+    smallest = [smallest_of(field_type) for field_type in kind.FIELD_TYPES]
+    good = dict(zip((field.name for field in dataclasses.fields(kind)), map(largest_of, kind.FIELD_TYPES), strict=True))
     for number, field in enumerate(dataclasses.fields(kind), start=1):
         for wrong in (object(), None, -1, "\x07", b"\x00" * 900, 1 << 40, [{}], 0.5):
             with pytest.raises(ValueError, match=field.name):

@@ -14,9 +14,9 @@ from fleet.wire.serial import frames, messages, possession
 from fleet.wire.serial.dialogue import station
 from fleet.wire.serial.dialogue.device import DeviceDialogue
 from fleet.wire.serial.dialogue.events import Timing
+from fleet.wire.serial.field_types import Bool, Bytes, FieldType, ListOf, OneOf, Text, Uint
 from fleet.wire.serial.frames import FrameReader, encode_frame
 from fleet.wire.serial.messages import FailureCode, decode, encode
-from fleet.wire.serial.shapes import Bool, Bytes, Many, OneOf, Shape, Text, Uint
 from fleet.wire.serial.vectors import CHALLENGE, MESSAGES, POSSESSION, REFUSED, SESSION, SIGNED
 from tests.wire.serial_line import MemoryBoard
 
@@ -97,8 +97,8 @@ def test_the_codes_are_those_of_the_code() -> None:
     assert [(int(code), name) for code, name, _ in table("code")] == [(code.value, code.name) for code in FailureCode]
 
 
-def cddl(shape: Shape) -> str:
-    match shape:
+def cddl(field_type: FieldType) -> str:
+    match field_type:
         case Uint(maximum=2, minimum=1):
             return "blob"
         case Text(maximum=64, minimum=1):
@@ -113,11 +113,11 @@ def cddl(shape: Shape) -> str:
             return f"tstr .size ({minimum}..{maximum})"
         case OneOf(choices=choices):
             return " / ".join(f'"{choice}"' for choice in choices)
-        case Many(item=Uint() as item, maximum=maximum):
+        case ListOf(item=Uint() as item, maximum=maximum):
             return f"[1*{maximum} ({cddl(item)})]"
-        case Many(item=item, maximum=maximum):
+        case ListOf(item=item, maximum=maximum):
             return f"[1*{maximum} {cddl(item)}]"
-    raise AssertionError(shape)
+    raise AssertionError(field_type)
 
 
 def test_the_kinds_are_those_of_the_code() -> None:
@@ -127,7 +127,9 @@ def test_the_kinds_are_those_of_the_code() -> None:
     for name, fields, kind in entries:
         body = messages.BODIES[int(kind)]
         assert "".join(part.capitalize() for part in name.split("-")) == body.__name__
-        expected = ", ".join(f"{number}: {cddl(shape)}" for number, shape in enumerate(body.SHAPES, start=1))
+        expected = ", ".join(
+            f"{number}: {cddl(field_type)}" for number, field_type in enumerate(body.FIELD_TYPES, start=1)
+        )
         assert " ".join(fields.split()).replace("sha256", "bstr .size 32") == expected, name
 
 

@@ -8,7 +8,7 @@ import pytest
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.device import EXPECTS, DeviceDialogue, State
 from fleet.wire.serial.dialogue.errors import BadBoard, DialogueError
-from fleet.wire.serial.dialogue.events import Delivery, Event
+from fleet.wire.serial.dialogue.events import Event, ProvisioningData
 from fleet.wire.serial.dialogue.station import ANSWERS, StationDialogue
 from fleet.wire.serial.frames import FrameReader, encode_frame
 from fleet.wire.serial.messages import FailureCode, Message, decode, encode
@@ -67,10 +67,10 @@ def test_each_state_takes_nothing_but_what_its_table_says(state: State, request_
 
 def test_steps_out_of_order() -> None:
     device = DeviceDialogue(MemoryBoard())
-    facts = say(device, GREETING, 0)
-    assert isinstance(facts, m.Facts)
-    assert facts.version == 1
-    assert say(device, GREETING, 0) == facts
+    info = say(device, GREETING, 0)
+    assert isinstance(info, m.DeviceInfo)
+    assert info.version == 1
+    assert say(device, GREETING, 0) == info
     other = say(device, m.Hello((1,), "line-2"), 0)
     assert isinstance(other, m.Failed)
     assert other.code == FailureCode.OUT_OF_ORDER
@@ -146,12 +146,12 @@ def hears(station: StationDialogue, body: m.Body, step: int, session: bytes | No
 def test_a_station_hears_only_the_answer_it_waits_for() -> None:
     station = StationDialogue(ORDER, random.Random(1).randbytes)
     station.begin(0.0)
-    facts = MemoryBoard().facts()
-    assert hears(station, facts, 0, b"another1") == []
-    assert hears(station, facts, 1) == []
+    info = MemoryBoard().device_info()
+    assert hears(station, info, 0, b"another1") == []
+    assert hears(station, info, 1) == []
     assert station.feed(encode_frame(b"junk"), 0.0) == []
     with pytest.raises(BadBoard) as caught:  # it chose version 9
-        hears(station, facts, 0)
+        hears(station, info, 0)
     assert caught.value.code == FailureCode.UNSUPPORTED
 
 
@@ -189,7 +189,7 @@ def test_abort_by_the_station() -> None:
 
 def test_deliver_answers_a_csr() -> None:
     station = StationDialogue(ORDER, random.Random(1).randbytes)
-    delivery = Delivery((CA,), (CA,), "u", "h", 1)
+    delivery = ProvisioningData((CA,), (CA,), "u", "h", 1)
     with pytest.raises(ValueError, match="CsrReceived"):
         station.deliver(delivery, 0.0)
 

@@ -1,4 +1,4 @@
-"""Certificates on the serial line: plain DER, one after the other, no more than a small board can hold."""
+"""Blobs of the serial protocol: concatenated DER certificates, bounded by what a small board can hold."""
 
 from collections.abc import Iterable
 
@@ -11,9 +11,9 @@ from fleet.wire.serial.messages import BLOB_SIZE_MAX, CERTIFICATES_MAX
 
 
 def join_certificates(certificates_der: Iterable[bytes]) -> bytes:
-    """One blob of them all, in order.
+    """One blob of all certificates, in order.
 
-    Raises: TooLarge over BLOB_SIZE_MAX octets or CERTIFICATES_MAX certificates, Malformed for none.
+    Raises: TooLarge over BLOB_SIZE_MAX octets or CERTIFICATES_MAX certificates, Malformed if there are none.
     """
     certificates = list(certificates_der)
     blob = b"".join(certificates)

@@ -1,9 +1,9 @@
-"""Frames on a serial line: COBS, a CRC-32 and the zero byte between them.
+"""Framing of a serial line: COBS, with a CRC-32 and zero as the delimiter.
 
     00  COBS( payload  CRC-32 )  00
 
-Zero never occurs inside a frame, so the reader finds its feet at the next zero whatever came before: a boot log, half
-a frame, line noise. What does not decode is dropped and counted, never guessed at.
+Zero never occurs inside a frame, so the reader resynchronises at the next zero after anything: a boot log, half a
+frame, line noise. What does not decode is dropped and counted.
 """
 
 import zlib
@@ -26,16 +26,16 @@ ENCODED_SIZE_MAX = PAYLOAD_SIZE_MAX + CRC_SIZE + (PAYLOAD_SIZE_MAX + CRC_SIZE) /
 
 
 def crc32(payload: bytes) -> bytes:
-    """The frame check sequence, 4 octets, most significant first: CRC-32/ISO-HDLC, that of Ethernet and zlib."""
+    """The frame check sequence, 4 octets, big-endian: CRC-32/ISO-HDLC, as in Ethernet and zlib."""
     return zlib.crc32(payload).to_bytes(CRC_SIZE, "big")
 
 
 def encode_frame(payload: bytes) -> bytes:
-    """`payload` as one frame with a delimiter on both sides.
+    """`payload` as one frame, with a delimiter on both sides.
 
-    The leading one ends whatever noise stands on the line, so that it cannot swallow the frame.
+    The leading one ends any noise on the line, which would otherwise become part of the frame.
 
-    Raises: TooLarge over PAYLOAD_SIZE_MAX; ValueError when empty.
+    Raises: TooLarge over PAYLOAD_SIZE_MAX; ValueError if empty.
     """
     if not payload:
         raise ValueError("a frame carries at least one octet")
@@ -47,16 +47,16 @@ def encode_frame(payload: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Dropped:
-    """What a reader has thrown away, by reason. For people who debug a line."""
+    """Counters of what a reader has dropped, for debugging a line."""
 
     noise: int = 0
-    """Stretches between delimiters that are no COBS or too short: boot logs."""
+    """Data between delimiters that is not COBS, or too short for a frame: boot logs."""
     bad_crc: int = 0
     oversized: int = 0
 
 
 class FrameReader:
-    """Finds the frames in a stream cut anywhere. Holds at most ENCODED_SIZE_MAX octets."""
+    """Decoder for a stream of frames, cut anywhere. Buffers at most ENCODED_SIZE_MAX octets."""
 
     def __init__(self) -> None:
         self.dropped = Dropped()

@@ -1,8 +1,8 @@
-"""The messages of the serial protocol: CBOR bodies as frozen values, checked field by field both ways.
+"""Messages of the serial protocol: CBOR bodies as frozen values, checked field by field both ways.
 
 A message is the CBOR array `[version, kind, session, step, fields]`; `fields` is a map with the keys 1, 2, 3... in the
 order of the class below. The encoding is deterministic (RFC 8949, 4.2.1) and a reader accepts nothing else: no tags, no
-indefinite lengths, no unknown, missing or repeated field. The first four items keep their place in every version.
+indefinite lengths, no unknown, missing or repeated field. The first four items are the same in all versions.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import cbor2
 
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
+from fleet.wire.serial.field_types import Bool, Bytes, FieldType, ListOf, OneOf, Text, Uint
 from fleet.wire.serial.frames import PAYLOAD_SIZE_MAX
-from fleet.wire.serial.shapes import Bool, Bytes, Many, OneOf, Shape, Text, Uint
 
 VERSION = 1
 SESSION_SIZE = 8
@@ -35,27 +35,27 @@ _SHA256 = Bytes(32, 32)
 _BLOB = Uint(2, 1)
 
 BLANK, PENDING, PROVISIONED = "blank", "pending", "provisioned"
-"""What a board holds: nothing; a key without an active certificate; an active identity."""
+"""States of a board: no key; a key without an active certificate; an active identity."""
 
 
 class Blob(enum.IntEnum):
-    """What is written to the board in chunks: DER certificates one after the other."""
+    """Data written to the board in chunks: concatenated DER certificates."""
 
     CHAIN = 1
-    """The device's certificate first, then the issuing ones."""
+    """The device's certificate, then its issuers."""
     ANCHORS = 2
-    """The trust anchors by which the device will know its servers."""
+    """The trust anchors for the device's servers."""
 
 
 class FailureCode(enum.IntEnum):
     NO_SESSION = 1
-    """The board knows no such session: it has restarted. Begin again with Hello."""
+    """The board has no such session: it has restarted. Begin again with Hello."""
     UNSUPPORTED = 2
     MALFORMED = 3
     OUT_OF_ORDER = 4
     REFUSED = 5
     ALREADY_PROVISIONED = 6
-    """It holds another identity, and the station did not ask to replace it."""
+    """It has another identity, and `replace` was false."""
     KEY_MISMATCH = 7
     """The certificate is not for the board's key."""
     BAD_CERTIFICATE = 8
@@ -63,42 +63,42 @@ class FailureCode(enum.IntEnum):
     TOO_LARGE = 10
     BAD_PROOF = 11
     WRONG_DEVICE = 12
-    """The board is not the one it was said to be."""
+    """The board is not the expected one."""
     STOPPED = 13
-    """The person or program at the station gave up."""
+    """The operator or the station stopped the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
     KIND: ClassVar[int] = 1
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Many(Uint(255, 1), 8), Text(64))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (ListOf(Uint(255, 1), 8), Text(64))
     versions: tuple[int, ...]
     station: str
 
 
 @dataclass(frozen=True, slots=True)
 class MakeKey:
-    """Make a key, or take the one that is there for this very device id, and prepare a CSR."""
+    """Generate a key, or reuse the one for this device id, and prepare a CSR."""
 
     KIND: ClassVar[int] = 2
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_NAME, Text(16, 1), Bool())
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_NAME, Text(16, 1), Bool())
     device_id: str
     key_type: str
     replace: bool
-    """Leave to give up another identity that the board holds."""
+    """Whether another identity that the board holds may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadCsr:
     KIND: ClassVar[int] = 3
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(CSR_SIZE_MAX),)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX),)
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class WriteBegin:
     KIND: ClassVar[int] = 4
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1), _SHA256)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1), _SHA256)
     blob: int
     size: int
     sha256: bytes
@@ -107,7 +107,7 @@ class WriteBegin:
 @dataclass(frozen=True, slots=True)
 class WriteChunk:
     KIND: ClassVar[int] = 5
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
     blob: int
     offset: int
     data: bytes
@@ -115,10 +115,10 @@ class WriteChunk:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Check what was written and store it beside whatever is active now."""
+    """Check the written blobs and store them beside the active identity."""
 
     KIND: ClassVar[int] = 6
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Text(255, 1), Text(253, 1), Uint(65535, 1))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Text(255, 1), Text(253, 1), Uint(65535, 1))
     est_url: str
     mqtt_host: str
     mqtt_port: int
@@ -127,7 +127,7 @@ class Install:
 @dataclass(frozen=True, slots=True)
 class Prove:
     KIND: ClassVar[int] = 7
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Bytes(CHALLENGE_SIZE, CHALLENGE_SIZE),)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Bytes(CHALLENGE_SIZE, CHALLENGE_SIZE),)
     challenge: bytes
 
 
@@ -136,36 +136,36 @@ class Finish:
     """Make the stored identity the active one."""
 
     KIND: ClassVar[int] = 8
-    SHAPES: ClassVar[tuple[Shape, ...]] = ()
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The station gives up. It is not answered."""
+    """The station gives up. Not answered."""
 
     KIND: ClassVar[int] = 9
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DeviceInfo:
     """Answers Hello."""
 
     KIND: ClassVar[int] = 65
-    SHAPES: ClassVar[tuple[Shape, ...]] = (
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (
         Uint(255, 1),
         _NAME,
         _NAME,
         Text(64),
-        Many(Text(16, 1), 8),
+        ListOf(Text(16, 1), 8),
         Uint(CHUNK_SIZE_MAX, CHUNK_SIZE_MIN),
         OneOf((BLANK, PENDING, PROVISIONED)),
         Text(64),
     )
     version: int
-    """The one it chose of those that Hello offered."""
+    """The version chosen of those that Hello offered."""
     hardware_serial: str
     model: str
     firmware: str
@@ -174,13 +174,13 @@ class Facts:
     """Octets of data that one ReadCsr answer or WriteChunk may carry."""
     state: str
     device_id: str
-    """"" when it is blank."""
+    """"" if it is blank."""
 
 
 @dataclass(frozen=True, slots=True)
 class CsrReady:
     KIND: ClassVar[int] = 66
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(CSR_SIZE_MAX, 1), _SHA256)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX, 1), _SHA256)
     size: int
     sha256: bytes
 
@@ -188,7 +188,7 @@ class CsrReady:
 @dataclass(frozen=True, slots=True)
 class CsrChunk:
     KIND: ClassVar[int] = 67
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(CSR_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
     offset: int
     data: bytes
 
@@ -196,59 +196,59 @@ class CsrChunk:
 @dataclass(frozen=True, slots=True)
 class WriteReady:
     KIND: ClassVar[int] = 68
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB,)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB,)
     blob: int
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkStored:
     KIND: ClassVar[int] = 69
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1))
     blob: int
     received: int
-    """Octets of this blob that the board holds now."""
+    """Octets of this blob received so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
     KIND: ClassVar[int] = 70
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_SHA256,)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_SHA256,)
     fingerprint: bytes
-    """SHA-256 of the certificate it has stored."""
+    """SHA-256 of the stored certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
     KIND: ClassVar[int] = 71
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Bytes(512, 1),)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Bytes(512, 1),)
     signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     KIND: ClassVar[int] = 72
-    SHAPES: ClassVar[tuple[Shape, ...]] = (_NAME, _SHA256)
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_NAME, _SHA256)
     device_id: str
     fingerprint: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The board refuses or could not. It ends the session, and the same request gets the same answer again."""
+    """The request failed. It ends the session; a repeated request gets the same answer."""
 
     KIND: ClassVar[int] = 127
-    SHAPES: ClassVar[tuple[Shape, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 
 
 Request = Hello | MakeKey | ReadCsr | WriteBegin | WriteChunk | Install | Prove | Finish | Abort
-Answer = Facts | CsrReady | CsrChunk | WriteReady | ChunkStored | Installed | Proof | Finished | Failed
+Answer = DeviceInfo | CsrReady | CsrChunk | WriteReady | ChunkStored | Installed | Proof | Finished | Failed
 Body = Request | Answer
 
 REQUESTS: tuple[type[Request], ...] = (Hello, MakeKey, ReadCsr, WriteBegin, WriteChunk, Install, Prove, Finish, Abort)
 ANSWERS: tuple[type[Answer], ...] = (
-    Facts,
+    DeviceInfo,
     CsrReady,
     CsrChunk,
     WriteReady,
@@ -259,7 +259,7 @@ ANSWERS: tuple[type[Answer], ...] = (
     Failed,
 )
 BODIES: dict[int, type[Body]] = {body.KIND: body for body in (*REQUESTS, *ANSWERS)}
-"""Every message there is. A kind that is not here is refused."""
+"""All messages by kind. Any other kind is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The part that keeps its place in every version."""
+    """The part that is the same in all versions."""
 
     version: int
     kind: int
@@ -281,7 +281,7 @@ class Header:
     step: int
 
 
-_HEADER_SHAPES: tuple[tuple[str, Shape], ...] = (
+_HEADER_TYPES: tuple[tuple[str, FieldType], ...] = (
     ("The version", Uint(255)),
     ("The kind", Uint(_KIND_MAX)),
     ("The session", Bytes(SESSION_SIZE, SESSION_SIZE)),
@@ -292,16 +292,16 @@ _HEADER_SHAPES: tuple[tuple[str, Shape], ...] = (
 def encode(message: Message) -> bytes:
     """`message` as the payload of a frame.
 
-    Raises: ValueError when a field breaks its own shape: that is our mistake, not the peer's.
+    Raises: ValueError if a field is invalid: the caller's mistake, not the peer's.
     """
     body = message.body
     names = [field.name for field in dataclasses.fields(body)]
     header = (VERSION, body.KIND, message.session, message.step)
     try:
-        items = [shape.check(value, what) for value, (what, shape) in zip(header, _HEADER_SHAPES, strict=True)]
+        items = [field_type.check(value, what) for value, (what, field_type) in zip(header, _HEADER_TYPES, strict=True)]
         fields = {
-            number: shape.check(getattr(body, name), f"{type(body).__name__}.{name}")
-            for number, (name, shape) in enumerate(zip(names, body.SHAPES, strict=True), start=1)
+            number: field_type.check(getattr(body, name), f"{type(body).__name__}.{name}")
+            for number, (name, field_type) in enumerate(zip(names, body.FIELD_TYPES, strict=True), start=1)
         }
     except WireError as error:
         raise ValueError(str(error)) from None
@@ -311,12 +311,12 @@ def encode(message: Message) -> bytes:
 def decode(payload: bytes) -> Message:
     """The message in a frame's payload.
 
-    Raises: TooLarge, Malformed; Unsupported for a version or a kind that we do not speak.
+    Raises: TooLarge, Malformed; Unsupported for another version or kind.
     """
     items = _items(payload)
     header = _header(items)
     if header.version != VERSION:
-        raise Unsupported(f"Version {header.version} of the protocol is not spoken here, only {VERSION}.")
+        raise Unsupported(f"Version {header.version} of the protocol is not supported, only {VERSION}.")
     if header.kind not in BODIES:
         raise Unsupported(f"There is no message of kind {header.kind}.")
     # RFC 8949, 4.2.1: one encoding for each value. This also refuses bytes after the end.
@@ -345,21 +345,21 @@ def _body(kind: type[Body], fields: object) -> Body:
     ):
         raise Malformed(f"{kind.__name__} has the fields 1 to {len(names)} and no other.")
     values: dict[str, Any] = {
-        name: shape.check(value, f"{kind.__name__}.{name}")
-        for name, value, shape in zip(names, fields.values(), kind.SHAPES, strict=True)
+        name: field_type.check(value, f"{kind.__name__}.{name}")
+        for name, value, field_type in zip(names, fields.values(), kind.FIELD_TYPES, strict=True)
     }
     return kind(**values)
 
 
 def _header(items: list[object]) -> Header:
-    if len(items) < len(_HEADER_SHAPES):
+    if len(items) < len(_HEADER_TYPES):
         raise Malformed("A message begins with version, kind, session and step.")
-    values: list[Any] = [shape.check(item, what) for item, (what, shape) in zip(items, _HEADER_SHAPES, strict=False)]
+    values: list[Any] = [kind.check(item, what) for item, (what, kind) in zip(items, _HEADER_TYPES, strict=False)]
     return Header(*values)
 
 
 class _NoTags(Mapping[int, Callable[[object, bool], object]]):
-    """A decoder for every CBOR tag that refuses it: tags build dates, bignums and patterns, and we use none."""
+    """Decoders for CBOR tags that refuse each: tags build dates, bignums and patterns; the protocol uses none."""
 
     def __getitem__(self, tag: int) -> Callable[[object, bool], object]:
         return _refuse_tag

@@ -1,7 +1,7 @@
-"""Proof over the line that the board holds the private key of the certificate it was just given.
+"""Proof of possession: the board holds the private key of the certificate that it was given.
 
-The board signs a context, the session and the station's fresh challenge. The context begins like nothing that a key
-signs elsewhere: a TLS transcript hash is taken over octets that begin with 20 or 01, a CSR's begin with 30.
+The board signs a context, the session and the station's fresh challenge. No other signature of the key covers octets
+that begin like the context: those of TLS 1.3 begin with 20, those of TLS 1.2 with 01, those of a CSR with 30.
 """
 
 from typing import Protocol
@@ -29,16 +29,16 @@ class _HasCurve(Protocol):
 
 
 def signed_octets(session: bytes, challenge: bytes) -> bytes:
-    """What the board signs: CONTEXT, then the session, then the challenge."""
+    """The octets to sign: CONTEXT, session, challenge."""
     if len(session) != SESSION_SIZE or len(challenge) != CHALLENGE_SIZE:
         raise ValueError("session or challenge of the wrong size")
     return CONTEXT + session + challenge
 
 
 def sign(key: PrivateKeyTypes, octets: bytes) -> bytes:
-    """The signature by `key`: ECDSA (DER) with the curve's hash, RSA PKCS#1 v1.5 with SHA-256, or Ed25519.
+    """The signature with `key`: ECDSA (DER) with the curve's hash, RSA PKCS#1 v1.5 with SHA-256, or Ed25519.
 
-    Raises: Unsupported for another kind of key.
+    Raises: Unsupported for another type of key.
     """
     match key:
         case ec.EllipticCurvePrivateKey():
@@ -48,11 +48,11 @@ def sign(key: PrivateKeyTypes, octets: bytes) -> bytes:
         case ed25519.Ed25519PrivateKey():
             return key.sign(octets)
         case _:
-            raise Unsupported("A key of this kind can't prove its possession here.")
+            raise Unsupported("Proof of possession is not supported for this type of key.")
 
 
 def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
-    """Return when `signature` over `octets` is by `key`.
+    """Verify that `signature` over `octets` is by `key`.
 
     Raises: BadSignature, Unsupported.
     """
@@ -65,13 +65,13 @@ def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
             case ed25519.Ed25519PublicKey():
                 key.verify(signature, octets)
             case _:
-                raise Unsupported("A key of this kind can't prove its possession here.")
+                raise Unsupported("Proof of possession is not supported for this type of key.")
     except InvalidSignature:
-        raise BadSignature("The proof of possession is not by the key of the certificate.") from None
+        raise BadSignature("The proof of possession was not made with the certificate's key.") from None
 
 
 def _curve_hash(key: _HasCurve) -> hashes.HashAlgorithm:
     try:
         return _CURVE_HASHES[key.curve.name]()
     except KeyError:
-        raise Unsupported(f"Keys on the curve {key.curve.name} are not used here.") from None
+        raise Unsupported(f"Keys on the curve {key.curve.name} are not supported.") from None

@@ -1,6 +1,6 @@
-"""Samples for who writes the other end in another language: what to send, what to refuse, what to sign.
+"""Test vectors for implementations of the protocol: messages, octets to refuse, possession signatures.
 
-PROTOCOL.md prints them, `firmware-tools vectors` gives them as JSON; the tests hold the three together.
+PROTOCOL.md prints them, `firmware-tools vectors` prints them as JSON; tests keep the three equal.
 """
 
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ def _vector(name: str, step: int, body: m.Body) -> Vector:
 MESSAGES = (
     _vector("hello", 0, m.Hello((1,), "line-1")),
     _vector(
-        "facts",
+        "device info",
         0,
-        m.Facts(1, "SN-0001", "pump", "1.4.2", ("EC-P256", "Ed25519"), 256, m.PROVISIONED, "pump-7"),
+        m.DeviceInfo(1, "SN-0001", "pump", "1.4.2", ("EC-P256", "Ed25519"), 256, m.PROVISIONED, "pump-7"),
     ),
-    _vector("facts of a blank board", 0, m.Facts(1, "SN-0001", "pump", "", ("EC-P256",), 64, m.BLANK, "")),
+    _vector("device info of a blank board", 0, m.DeviceInfo(1, "SN-0001", "pump", "", ("EC-P256",), 64, m.BLANK, "")),
     _vector("make key", 1, m.MakeKey("pump-7", "EC-P256", False)),
     _vector("csr ready", 1, m.CsrReady(237, _DIGEST)),
     _vector("read csr", 2, m.ReadCsr(0)),
@@ -59,7 +59,7 @@ MESSAGES = (
     _vector("abort", 300, m.Abort(FailureCode.STOPPED, "Stopped by the operator.")),
     _vector("failed", 65535, m.Failed(FailureCode.NO_SESSION, "There is no such session.")),
 )
-"""One of each kind at least; steps of one, two and three octets."""
+"""At least one of each kind; steps of one, two and three octets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Refused:
 
     name: str
     octets: bytes
-    """A whole frame where `answer` is "frame", else a payload."""
+    """A frame if `answer` is "frame", else a payload."""
     answer: str
     """"frame": dropped by the frame reader. "silence": a payload without a readable header cannot be answered. Else the
     name of the failure code."""
@@ -94,14 +94,14 @@ REFUSED = (
 
 @dataclass(frozen=True, slots=True)
 class Possession:
-    """A proof by a key that is public and never to be used."""
+    """A proof of possession with a published key: never use it."""
 
     name: str
     private_key: bytes
     """Ed25519: the 32-octet seed. EC-P256: the scalar."""
     signature: bytes
     deterministic: bool
-    """Whether signing again gives the same octets."""
+    """Whether signing again yields the same octets."""
 
 
 SIGNED = signed_octets(SESSION, CHALLENGE)

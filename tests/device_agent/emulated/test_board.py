@@ -17,15 +17,14 @@ from device_agent.identity_store import IdentityStore
 from fleet.est_client.arguments import KEY_TYPES
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.serial import messages as m
-from fleet.wire.serial.dialogue.device import Identity
 from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused
-from fleet.wire.serial.dialogue.events import Delivery, Order, Provisioned
+from fleet.wire.serial.dialogue.events import Provisioned, ProvisioningData, ProvisioningOrder
 from fleet.wire.serial.messages import FailureCode
 from tests.firmware_tools.boards import LocalAuthority
 from tests.wire.serial_line import Factory
 
 HARDWARE = Hardware("SN-0001", "pump", "1.0")
-ORDER = Order("pump-7", station="line-1")
+ORDER = ProvisioningOrder("pump-7", station="line-1")
 
 
 class PowerCut(BaseException):
@@ -50,16 +49,18 @@ class Bench:
 
         return HomeBoard(self.home, HARDWARE, lambda: self.now or datetime.now(UTC), step)
 
-    def delivery(self, csr: bytes) -> Delivery:
+    def delivery(self, csr: bytes) -> ProvisioningData:
         leaf = self.authority.simpleenroll(csr)
-        return Delivery((leaf, self.authority.issuing), (self.authority.root,), self.est_url, "mqtt.example", 8883)
+        return ProvisioningData(
+            (leaf, self.authority.issuing), (self.authority.root,), self.est_url, "mqtt.example", 8883
+        )
 
-    def run(self, board: HomeBoard | None = None, order: Order = ORDER) -> Csr:
+    def run(self, board: HomeBoard | None = None, order: ProvisioningOrder = ORDER) -> Csr:
         """A whole run, in memory; the CSR that was enrolled."""
         bench = self
 
         class Line(Factory):
-            def enroll(self, csr: Csr) -> Delivery:
+            def enroll(self, csr: Csr) -> ProvisioningData:
                 self.enrolled.append(csr)
                 return bench.delivery(csr.der)
 
@@ -68,8 +69,8 @@ class Bench:
         return line.enrolled[-1]
 
     def state(self) -> tuple[str, str]:
-        facts = self.boot().facts()
-        return facts.state, facts.device_id
+        info = self.boot().device_info()
+        return info.state, info.device_id
 
 
 @pytest.fixture
@@ -77,8 +78,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "home")
 
 
-def identity(delivery: Delivery) -> Identity:
-    return Identity(delivery.chain, delivery.anchors, delivery.est_url, delivery.mqtt_host, delivery.mqtt_port)
+def identity(delivery: ProvisioningData) -> ProvisioningData:
+    return ProvisioningData(delivery.chain, delivery.anchors, delivery.est_url, delivery.mqtt_host, delivery.mqtt_port)
 
 
 def refused(code: FailureCode) -> "pytest.RaisesExc[BoardRefused]":
@@ -97,7 +98,7 @@ def test_a_provisioned_board_is_a_devices_home(bench: Bench) -> None:
     current = IdentityStore(bench.home).current()
     assert current is not None
     assert load_key(current.key_file).public_key() == bench.authority.simpleenroll(csr.der).public_key()
-    assert current.facts.device_id == "pump-7"
+    assert current.certificate.device_id == "pump-7"
     assert stat.S_IMODE(current.key_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(bench.home.stat().st_mode) == 0o700
     assert IdentityStore(bench.home).candidate() is None
@@ -137,7 +138,7 @@ def test_power_lost_while_one_identity_replaces_another(tmp_path: Path) -> None:
             current = IdentityStore(bench.home).current()
             assert current is not None
             if state == m.PROVISIONED:
-                assert device_id == current.facts.device_id
+                assert device_id == current.certificate.device_id
             bench.run(order=other)
             assert bench.state() == (m.PROVISIONED, "pump-8")
             assert read_config(bench.home).device_id == "pump-8"
@@ -164,7 +165,7 @@ def test_the_same_device_with_a_new_certificate_and_new_settings(bench: Bench) -
     current = IdentityStore(bench.home).current()
     assert current is not None
     [issued] = bench.authority.issued.values()
-    assert current.facts.fingerprint == issued.fingerprint(hashes.SHA256()).hex()
+    assert current.certificate.fingerprint == issued.fingerprint(hashes.SHA256()).hex()
     assert read_config(bench.home).est_url == "https://est2.example"
 
 
@@ -252,7 +253,7 @@ def test_a_damaged_home_is_refused_with_its_reason(bench: Bench) -> None:
     bench.run()
     (bench.home / "agent.toml").write_text("device_id = \n")
     with pytest.raises(BoardRefused, match=r"agent\.toml"):
-        bench.boot().facts()
+        bench.boot().device_info()
 
 
 def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:

@@ -9,22 +9,24 @@ import pytest
 
 from device_agent.agent_config import read_config
 from device_agent.emulated.pty_port import pty_port
-from firmware_tools.station.run import Job, Run
+from firmware_tools.station.run import ProvisioningJob, ProvisioningRun
 from firmware_tools.station.serial_link import SerialLink
 from fleet.est_client.errors import BadConfig
 from fleet.wire.serial.dialogue.errors import NoAnswer
-from fleet.wire.serial.dialogue.events import Order, Timing
+from fleet.wire.serial.dialogue.events import ProvisioningOrder, Timing
 from tests.firmware_tools.boards import DEADLINE_SECONDS, LocalAuthority, board
 
-ORDER = Order("pump-7", station="line-1")
+ORDER = ProvisioningOrder("pump-7", station="line-1")
 
 
-def provision(port: Path, authority: LocalAuthority | None = None, order: Order = ORDER) -> list[str]:
+def provision(port: Path, authority: LocalAuthority | None = None, order: ProvisioningOrder = ORDER) -> list[str]:
     """The steps of one run."""
     steps: list[str] = []
-    job = Job(order, "pump", "https://est.example", "mqtt.example", 8883, str(port), timeout_seconds=DEADLINE_SECONDS)
+    job = ProvisioningJob(
+        order, "pump", "https://est.example", "mqtt.example", 8883, str(port), timeout_seconds=DEADLINE_SECONDS
+    )
     with SerialLink(str(port)) as link:
-        Run(
+        ProvisioningRun(
             job,
             link,
             authority or LocalAuthority(),
@@ -77,7 +79,7 @@ def test_the_last_answer_lost_is_given_again(tmp_path: Path) -> None:
 def test_a_station_killed_in_the_middle(tmp_path: Path) -> None:
     authority = LocalAuthority()
     with board(tmp_path / "home", tmp_path / "port"):
-        job = Job(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS)
+        job = ProvisioningJob(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS)
         link = SerialLink(str(tmp_path / "port"))
 
         class Killed(BaseException):
@@ -88,7 +90,7 @@ def test_a_station_killed_in_the_middle(tmp_path: Path) -> None:
                 raise Killed
 
         with pytest.raises(Killed):
-            Run(job, link, authority, say=die).provision()
+            ProvisioningRun(job, link, authority, say=die).provision()
         link.close()
         provision(tmp_path / "port", authority)
     assert len(authority.issued) == 1
@@ -158,6 +160,6 @@ def test_the_port_is_raw_and_survives_its_station(tmp_path: Path) -> None:
 
 def test_a_board_that_is_gone_is_no_answer(tmp_path: Path) -> None:
     with pty_port(tmp_path / "port"), SerialLink(str(tmp_path / "port")) as link:
-        job = Job(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS)
+        job = ProvisioningJob(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS)
         with pytest.raises(NoAnswer, match="did not answer Hello"):
-            Run(job, link, LocalAuthority(), timing=Timing(retransmit=0.05, board=0.2)).provision()
+            ProvisioningRun(job, link, LocalAuthority(), timing=Timing(retransmit=0.05, board=0.2)).provision()

@@ -1,4 +1,4 @@
-"""The board's side: one answer to each request, the same answer to the same request again."""
+"""Sans-I/O dialogue, the board's side: one answer to each request, and the same answer to a repeated request."""
 
 import enum
 import hashlib
@@ -12,50 +12,39 @@ from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.blobs import split_certificates
 from fleet.wire.serial.dialogue.errors import BoardRefused
+from fleet.wire.serial.dialogue.events import ProvisioningData
+from fleet.wire.serial.field_types import printable
 from fleet.wire.serial.frames import FrameReader, encode_frame
 from fleet.wire.serial.messages import Blob, FailureCode, Message, decode, encode, read_header
 from fleet.wire.serial.possession import signed_octets
-from fleet.wire.serial.shapes import printable
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the station has written, ready to be checked and stored."""
-
-    chain: tuple[x509.Certificate, ...]
-    """The device's own certificate first."""
-    anchors: tuple[x509.Certificate, ...]
-    est_url: str
-    mqtt_host: str
-    mqtt_port: int
 
 
 class Board(Protocol):
-    """What the dialogue needs from a board. Each call may come again with the same arguments, also after a restart,
-    and then changes nothing. Each may raise BoardRefused.
+    """Interface of a board. Each call may be repeated with the same arguments, also after a restart, and then changes
+    nothing. Each may raise BoardRefused.
     """
 
-    def facts(self) -> m.Facts:
-        """Who the board is and what it holds; `version` is filled in by the dialogue."""
+    def device_info(self) -> m.DeviceInfo:
+        """What the board is and what it holds; the dialogue fills in `version`."""
         ...
 
     def make_key(self, device_id: str, key_type: str, replace: bool) -> bytes:
-        """The CSR (DER) for `device_id`, by a key that is on disk when this returns and never leaves the board.
+        """The CSR (DER) for `device_id`, with a key that is on disk when this returns and never leaves the board.
 
-        The same device id gets the same key again, also the one of an active identity.
+        The same device id always gets the same key, even that of an active identity.
         """
         ...
 
-    def install(self, identity: Identity) -> bytes:
-        """Check `identity` against the key and store it beside the active one; SHA-256 of its certificate."""
+    def install(self, data: ProvisioningData) -> bytes:
+        """Check `data` against the key and store it beside the active identity; SHA-256 of its certificate."""
         ...
 
     def sign(self, octets: bytes) -> bytes:
-        """`octets` signed by the key of the stored identity."""
+        """`octets` signed with the key of the stored identity."""
         ...
 
     def activate(self) -> None:
-        """Make the stored identity the active one, in one step that power loss can't split."""
+        """Make the stored identity the active one, in one step that is atomic under power loss."""
         ...
 
 
@@ -78,12 +67,12 @@ EXPECTS: dict[State, tuple[type[m.Request], ...]] = {
     State.FINISHED: (),
     State.FAILED: (),
 }
-"""Which requests a state takes. Hello begins a new session in any state, Abort ends one; nothing else is taken."""
+"""The requests that each state accepts. Hello begins a new session in any state, Abort ends one."""
 
 
 @dataclass(slots=True)
 class _Writing:
-    """A blob on its way."""
+    """A blob being received."""
 
     size: int
     sha256: bytes
@@ -94,7 +83,7 @@ class _Writing:
 
 
 class DeviceDialogue:
-    """Answers a station on behalf of `board`. Holds one session at a time."""
+    """Answers a station's requests for `board`. One session at a time."""
 
     def __init__(self, board: Board) -> None:
         self.reader = FrameReader()
@@ -121,7 +110,7 @@ class DeviceDialogue:
         }
 
     def feed(self, data: bytes) -> bytes:
-        """The octets to send in answer to `data`, b"" when there is nothing to say."""
+        """The octets to send in answer to `data`, b"" if there is no answer."""
         return b"".join(self._on_payload(payload) for payload in self.reader.feed(data))
 
     def _on_payload(self, payload: bytes) -> bytes:
@@ -130,7 +119,7 @@ class DeviceDialogue:
         except WireError as error:
             return _refuse_unreadable(payload, error)
         request = message.body
-        # Default-deny: an answer is not for us. It is our own, on a line that echoes.
+        # Default-deny: a board takes requests only. On a line that echoes, this is its own answer.
         if not isinstance(request, m.REQUESTS):
             return b""
         if isinstance(request, m.Abort):
@@ -143,11 +132,11 @@ class DeviceDialogue:
             self._forget()
             self._session = message.session
         elif message.step < self._step:
-            return b""  # a late copy of what has been answered and left behind
+            return b""  # a late copy of an earlier request
         elif message.step == self._step:
             if payload == self._request:
                 return self._answer
-            return _frame(message, m.Failed(FailureCode.OUT_OF_ORDER, "This step was another request."))
+            return _frame(message, m.Failed(FailureCode.OUT_OF_ORDER, "This step was used by another request."))
         self._answer = _frame(message, self._handle(message, request))
         self._step, self._request = message.step, payload
         return self._answer
@@ -163,7 +152,7 @@ class DeviceDialogue:
             greeting = isinstance(request, m.Hello) and self.state is State.IDLE
             expected_step = 0 if greeting else self._step + 1
             if message.step != expected_step or not (greeting or isinstance(request, EXPECTS[self.state])):
-                raise BoardRefused(FailureCode.OUT_OF_ORDER, f"{type(request).__name__} is not expected now.")
+                raise BoardRefused(FailureCode.OUT_OF_ORDER, f"{type(request).__name__} is not expected in this state.")
             return self._handlers[type(request)](request)
         except BoardRefused as error:
             self.state = State.FAILED
@@ -174,11 +163,11 @@ class DeviceDialogue:
 
     def _hello(self, hello: m.Hello) -> m.Answer:
         if m.VERSION not in hello.versions:
-            raise BoardRefused(FailureCode.UNSUPPORTED, f"Only version {m.VERSION} is spoken here.")
-        facts = replace(self._board.facts(), version=m.VERSION)
-        self._chunk_size_max = facts.chunk_size_max
+            raise BoardRefused(FailureCode.UNSUPPORTED, f"Only version {m.VERSION} is supported.")
+        info = replace(self._board.device_info(), version=m.VERSION)
+        self._chunk_size_max = info.chunk_size_max
         self.state = State.GREETED
-        return facts
+        return info
 
     def _make_key(self, request: m.MakeKey) -> m.Answer:
         self._csr = self._board.make_key(request.device_id, request.key_type, request.replace)
@@ -201,7 +190,7 @@ class DeviceDialogue:
         if blob is None or request.offset != len(blob.data):
             raise BoardRefused(FailureCode.OUT_OF_ORDER, "That is not the next chunk.")
         if len(request.data) > min(self._chunk_size_max, blob.size - len(blob.data)):
-            raise BoardRefused(FailureCode.TOO_LARGE, "The chunk is larger than was agreed.")
+            raise BoardRefused(FailureCode.TOO_LARGE, "The chunk is larger than the chunk size or the blob.")
         blob.data += request.data
         if blob.is_complete() and hashlib.sha256(blob.data).digest() != blob.sha256:
             raise BoardRefused(FailureCode.MALFORMED, "The blob's digest does not match.")
@@ -209,7 +198,7 @@ class DeviceDialogue:
 
     def _install(self, request: m.Install) -> m.Answer:
         self._fingerprint = self._board.install(
-            Identity(
+            ProvisioningData(
                 chain=self._certificates(Blob.CHAIN),
                 anchors=self._certificates(Blob.ANCHORS),
                 est_url=request.est_url,
@@ -244,12 +233,12 @@ def _frame(message: Message, answer: m.Answer) -> bytes:
 
 
 def _refuse_unreadable(payload: bytes, error: WireError) -> bytes:
-    """Say why, when there is a header to answer to. The session stays as it was."""
+    """A `failed` answer, if the header can be read. The session is unchanged."""
     try:
         header = read_header(payload)
     except WireError:
         return b""
-    if header.kind >= m.Facts.KIND:
+    if header.kind >= m.DeviceInfo.KIND:
         return b""  # an answer, not a request
     failed = m.Failed(_code_of(error), printable(str(error), m.REASON_SIZE_MAX))
     return encode_frame(encode(Message(header.session, header.step, failed)))

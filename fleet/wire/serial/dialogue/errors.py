@@ -1,12 +1,12 @@
-"""How a dialogue ends badly, as one tree.
+"""Errors of a dialogue, as one tree.
 
     DialogueError
-     ├─ NoAnswer        the board stays silent, or restarts over and over
-     ├─ BoardRefused    the board said no, in its own words
-     ├─ BadBoard        the board breaks the protocol, or is not what it claims to be
-     └─ WrongIdentity   what we were about to send does not fit this board
+     ├─ NoAnswer           the board does not answer, or keeps restarting
+     ├─ BoardRefused       the board refused a request
+     ├─ BadBoard           the board violates the protocol, or is not the expected one
+     └─ WrongCertificate   the certificate to be sent is not for this board
 
-Each carries the code that PROTOCOL.md gives it.
+Each carries a code of PROTOCOL.md.
 """
 
 from fleet.wire.serial.messages import FailureCode
@@ -22,7 +22,7 @@ class DialogueError(Exception):
 
     @property
     def code_name(self) -> str:
-        """The code in words: "bad-proof"; "code-99" for one that we do not know."""
+        """The code by name: "bad-proof"; "code-99" for an unknown one."""
         try:
             return FailureCode(self.code).name.lower().replace("_", "-")
         except ValueError:
@@ -30,16 +30,16 @@ class DialogueError(Exception):
 
 
 class NoAnswer(DialogueError):
-    """The board stays silent, or restarts over and over."""
+    """The board does not answer, or keeps restarting."""
 
 
 class BoardRefused(DialogueError):
-    """The board said no, in its own words."""
+    """The board refused a request; the message is its own."""
 
 
 class BadBoard(DialogueError):
-    """The board breaks the protocol, or is not what it claims to be."""
+    """The board violates the protocol, or is not the expected one."""
 
 
-class WrongIdentity(DialogueError):
-    """What we were about to send does not fit this board."""
+class WrongCertificate(DialogueError):
+    """The certificate to be sent is not for this board."""

@@ -1,33 +1,33 @@
-"""What a station's dialogue is told, and what it tells."""
+"""Inputs and events of a station's dialogue."""
 
 from dataclasses import dataclass
 
 from cryptography import x509
 
 from fleet.wire.csr import Csr
-from fleet.wire.serial.messages import Blob, Facts
+from fleet.wire.serial.messages import Blob, DeviceInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the station is to make of the board on the line."""
+class ProvisioningOrder:
+    """The device that a board is to become, and the board that is expected."""
 
     device_id: str
     key_type: str = "EC-P256"
-    """In the words of `fleet.wire.csr.Csr.key_type`."""
+    """As in `fleet.wire.csr.Csr.key_type`."""
     station: str = ""
-    """How the station calls itself, for the board's log."""
+    """The station's name, for the board's log."""
     replace: bool = False
-    """Whether the board may give up another identity for this one."""
+    """Whether the board may replace another identity by this one."""
     hardware_serial: str = ""
-    """The one the board must have, "" for any."""
+    """Expected of the board; "" for any."""
     board_model: str = ""
-    """What the board must say of itself, "" for anything. The fleet may know its devices by another model."""
+    """Expected of the board; "" for any. Not the fleet's model, which may be named otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """What goes down to the board: its certificate, whom it is to trust, and where its servers are."""
+class ProvisioningData:
+    """What a board is given: its certificate, its trust anchors, and the addresses of its servers."""
 
     chain: tuple[x509.Certificate, ...]
     """The device's own certificate first, then the issuing ones."""
@@ -42,33 +42,33 @@ class Timing:
     """In seconds."""
 
     retransmit: float = 2.0
-    """A full frame each way takes 2.2 s at 9600 baud, 0.2 s at 115200; a copy too many does no harm."""
+    """A full frame each way takes 2.2 s at 9600 baud, 0.2 s at 115200; a needless copy does no harm."""
     board: float = 30.0
     """For an answer to Hello: the board may still have to boot."""
     key: float = 120.0
-    """For an answer to MakeKey: RSA on a microcontroller."""
+    """For an answer to MakeKey: RSA key generation on a microcontroller."""
     answer: float = 15.0
-    """For any other answer, in which flash may be erased or a signature made."""
+    """For any other answer: the board may erase flash or sign."""
 
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """The board has said who it is."""
+    """The board has answered Hello."""
 
-    facts: Facts
+    info: DeviceInfo
     session: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class CsrReceived:
-    """The CSR is here, checked. Enroll it, then call `deliver`. Comes again when the board has restarted."""
+    """The CSR has arrived and is checked. Enroll it, then call `deliver`. Repeated after a restart of the board."""
 
     csr: Csr
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A blob is on the board in full."""
+    """The board has received a blob completely."""
 
     blob: Blob
     size: int
@@ -76,7 +76,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The board has checked and stored the identity."""
+    """The board has checked and stored its certificate."""
 
     fingerprint: bytes
 
@@ -90,17 +90,17 @@ class Proved:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The board had forgotten the session: the dialogue begins again."""
+    """The board has lost the session: the dialogue begins again."""
 
     sessions: int
-    """How many sessions there have been, the new one included."""
+    """Number of sessions so far, including the new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provisioned:
-    """The identity is the board's active one. The end."""
+    """The new identity is active. The last event."""
 
-    facts: Facts
+    info: DeviceInfo
     fingerprint: bytes
 
 

@@ -1,14 +1,14 @@
-"""The station's side: one request at a time, sent again until it is answered, until the board is provisioned.
+"""Sans-I/O dialogue, the station's side: stop-and-wait requests until the board is provisioned.
 
     dialogue = StationDialogue(order, random=os.urandom)
     dialogue.begin(now)
     while not dialogue.ended:
         port.write(dialogue.data_to_send())
         for event in dialogue.feed(port.read(), now):
-            ...                                   # CsrReceived: enroll it, then dialogue.deliver(delivery, now)
+            ...                                   # CsrReceived: enroll it, then dialogue.deliver(data, now)
         dialogue.tick(now)
 
-Times are seconds of any clock that never goes back.
+Times are seconds of a monotonic clock.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ from fleet.wire.errors import WireError
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.blobs import join_certificates
 from fleet.wire.serial.dialogue import checks
-from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, NoAnswer, WrongIdentity
+from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueError, NoAnswer, WrongCertificate
 from fleet.wire.serial.dialogue.events import (
     CsrReceived,
-    Delivery,
     Event,
     Greeted,
-    Order,
     Proved,
     Provisioned,
+    ProvisioningData,
+    ProvisioningOrder,
     Restarted,
     Stored,
     Timing,
     Written,
 )
+from fleet.wire.serial.field_types import printable
 from fleet.wire.serial.frames import FrameReader, encode_frame
 from fleet.wire.serial.messages import Blob, FailureCode, Message, decode, encode, read_header
 from fleet.wire.serial.possession import signed_octets, verify
-from fleet.wire.serial.shapes import printable
 
-SESSIONS_MAX = 5  # a board that restarts more often than this in one run has a fault of its own
+SESSIONS_MAX = 5  # a board that restarts more often in one run is faulty
 
 ANSWERS: dict[type[m.Request], type[m.Answer]] = {
-    m.Hello: m.Facts,
+    m.Hello: m.DeviceInfo,
     m.MakeKey: m.CsrReady,
     m.ReadCsr: m.CsrChunk,
     m.WriteBegin: m.WriteReady,
@@ -53,12 +53,12 @@ ANSWERS: dict[type[m.Request], type[m.Answer]] = {
     m.Prove: m.Proof,
     m.Finish: m.Finished,
 }
-"""The one answer that each request has, beside Failed. Anything else breaks the protocol."""
+"""The answer to each request, beside Failed. Any other violates the protocol."""
 
 
 @dataclass(slots=True)
 class _Outstanding:
-    """The request that waits for its answer."""
+    """The request that awaits its answer."""
 
     request: m.Request
     frame: bytes
@@ -67,15 +67,15 @@ class _Outstanding:
 
 
 class StationDialogue:
-    """Provisions the board at the other end as `order` says.
+    """Provisions the board at the other end according to `order`.
 
-    `random(n)` gives n unpredictable octets: sessions and challenges.
+    `random(n)` returns n unpredictable octets, for sessions and challenges.
     """
 
-    def __init__(self, order: Order, random: Callable[[int], bytes], timing: Timing | None = None) -> None:
+    def __init__(self, order: ProvisioningOrder, random: Callable[[int], bytes], timing: Timing | None = None) -> None:
         self.reader = FrameReader()
         self.ended = False
-        self.facts: m.Facts | None = None
+        self.info: m.DeviceInfo | None = None
         self._order = order
         self._random = random
         self._timing = timing or Timing()
@@ -88,12 +88,12 @@ class StationDialogue:
         self._csr_sha256 = b""
         self._csr_data = bytearray()
         self._csr: Csr | None = None
-        self._delivery: Delivery | None = None
+        self._data: ProvisioningData | None = None
         self._fingerprint = b""
         self._blobs: dict[Blob, bytes] = {}
         self._challenge = b""
         self._handlers: dict[type[m.Answer], Callable[..., list[Event]]] = {
-            m.Facts: self._on_facts,
+            m.DeviceInfo: self._on_device_info,
             m.CsrReady: self._on_csr_ready,
             m.CsrChunk: self._on_csr_chunk,
             m.WriteReady: self._on_write_ready,
@@ -105,7 +105,7 @@ class StationDialogue:
 
     @property
     def session(self) -> bytes:
-        """The current session's octets."""
+        """The current session id."""
         return self._session
 
     def begin(self, now: float) -> None:
@@ -113,21 +113,21 @@ class StationDialogue:
         self._begin_session(now)
 
     def data_to_send(self) -> bytes:
-        """The octets to write to the line now. Each is handed out once."""
+        """The octets to write to the line now. Each is returned once."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data
 
     def next_timeout(self) -> float | None:
-        """When `tick` has something to do at the latest, None while nothing is awaited from the board."""
+        """When `tick` must be called at the latest; None while no answer is awaited."""
         if self._outstanding is None:
             return None
         return min(self._outstanding.resend_at, self._outstanding.give_up_at)
 
     def tick(self, now: float) -> None:
-        """Send again what has not been answered in time.
+        """Retransmit the request if it has not been answered in time.
 
-        Raises: NoAnswer when it has been long enough.
+        Raises: NoAnswer once the request's deadline has passed.
         """
         waiting = self._outstanding
         if waiting is None:
@@ -142,9 +142,9 @@ class StationDialogue:
             self._outgoing += waiting.frame
 
     def feed(self, data: bytes, now: float) -> list[Event]:
-        """What happens by the octets that came from the line.
+        """The events that `data`, read from the line, causes.
 
-        Raises: DialogueError; the dialogue has then ended, and `data_to_send` holds a last word to the board.
+        Raises: DialogueError; the dialogue has then ended, and `data_to_send` holds an Abort for the board.
         """
         events: list[Event] = []
         for payload in self.reader.feed(data):
@@ -157,32 +157,32 @@ class StationDialogue:
                 raise
         return events
 
-    def deliver(self, delivery: Delivery, now: float) -> None:
-        """Send down what the CSR has brought. Call once after each CsrReceived.
+    def deliver(self, data: ProvisioningData, now: float) -> None:
+        """Send the issued certificate to the board. Call once after each CsrReceived.
 
-        Raises: WrongIdentity when the certificate is not for this device id and key, or the blobs are too large.
+        Raises: WrongCertificate if it is not for this device id and key, or the blobs are too large.
         """
         if self._csr is None:
             raise ValueError("deliver() answers CsrReceived")
         try:
-            checks.certificate_fits(delivery.chain[0], self._csr, self._order)
+            checks.certificate_fits(data.chain[0], self._csr, self._order)
             self._blobs = {
-                Blob.CHAIN: join_certificates(c.public_bytes(Encoding.DER) for c in delivery.chain),
-                Blob.ANCHORS: join_certificates(c.public_bytes(Encoding.DER) for c in delivery.anchors),
+                Blob.CHAIN: join_certificates(c.public_bytes(Encoding.DER) for c in data.chain),
+                Blob.ANCHORS: join_certificates(c.public_bytes(Encoding.DER) for c in data.anchors),
             }
         except WireError as error:
-            failure = WrongIdentity(FailureCode.TOO_LARGE, str(error))
+            failure = WrongCertificate(FailureCode.TOO_LARGE, str(error))
             self._fail(failure)
             raise failure from error
         except DialogueError as error:
             self._fail(error)
             raise
-        self._delivery = delivery
-        self._fingerprint = checks.fingerprint(delivery.chain[0])
+        self._data = data
+        self._fingerprint = checks.fingerprint(data.chain[0])
         self._begin_blob(Blob.CHAIN, now)
 
     def abort(self, text: str) -> None:
-        """Give up: the board is told once, and does not answer."""
+        """Give up: send one Abort, which is not answered."""
         if not self.ended:
             self._fail(NoAnswer(FailureCode.STOPPED, text))
 
@@ -218,15 +218,15 @@ class StationDialogue:
         try:
             header = read_header(payload)
         except WireError:
-            return []  # nothing that names our session
+            return []  # not of our session
         if waiting is None or (header.session, header.step) != (self._session, self._step):
             return []  # a late copy, or another station's
         try:
             answer = decode(payload).body
         except WireError as error:
-            raise BadBoard(FailureCode.MALFORMED, f"The board's answer can't be read: {error}") from error
+            raise BadBoard(FailureCode.MALFORMED, f"The board's answer cannot be decoded: {error}") from error
         if isinstance(answer, m.REQUESTS):
-            return []  # our own words, on a line that echoes
+            return []  # our own request, on a line that echoes
         if isinstance(answer, m.Failed):
             return self._on_failed(answer, waiting.request, now)
         if not isinstance(answer, ANSWERS[type(waiting.request)]):
@@ -240,16 +240,16 @@ class StationDialogue:
     def _on_failed(self, failed: m.Failed, request: m.Request, now: float) -> list[Event]:
         if failed.code == FailureCode.NO_SESSION and not isinstance(request, m.Hello):
             if self._sessions >= SESSIONS_MAX:
-                raise NoAnswer(FailureCode.NO_SESSION, "The board restarts over and over.")
+                raise NoAnswer(FailureCode.NO_SESSION, "The board keeps restarting.")
             self._begin_session(now)
             return [Restarted(self._sessions)]
         raise BoardRefused(failed.code, f"The board refused {type(request).__name__}: {failed.text}")
 
-    def _on_facts(self, facts: m.Facts, request: m.Hello, now: float) -> list[Event]:
-        checks.board_is_wanted(facts, self._order, self.facts)
-        self.facts = facts
+    def _on_device_info(self, info: m.DeviceInfo, request: m.Hello, now: float) -> list[Event]:
+        checks.board_is_wanted(info, self._order, self.info)
+        self.info = info
         self._ask(m.MakeKey(self._order.device_id, self._order.key_type, self._order.replace), now)
-        return [Greeted(facts, self._session)]
+        return [Greeted(info, self._session)]
 
     def _on_csr_ready(self, ready: m.CsrReady, request: m.MakeKey, now: float) -> list[Event]:
         self._csr_size, self._csr_sha256 = ready.size, ready.sha256
@@ -260,7 +260,7 @@ class StationDialogue:
     def _on_csr_chunk(self, chunk: m.CsrChunk, request: m.ReadCsr, now: float) -> list[Event]:
         self._csr_data += chunk.data
         if chunk.offset != request.offset or len(self._csr_data) > self._csr_size:
-            raise BadBoard(FailureCode.OUT_OF_ORDER, "The board sent another piece of its CSR than was asked for.")
+            raise BadBoard(FailureCode.OUT_OF_ORDER, "The board sent another part of its CSR than was requested.")
         if len(self._csr_data) < self._csr_size:
             self._ask(m.ReadCsr(len(self._csr_data)), now)
             return []
@@ -285,20 +285,20 @@ class StationDialogue:
     def _on_chunk_stored(self, stored: m.ChunkStored, request: m.WriteChunk, now: float) -> list[Event]:
         blob, received = Blob(request.blob), request.offset + len(request.data)
         if (stored.blob, stored.received) != (request.blob, received):
-            raise BadBoard(FailureCode.OUT_OF_ORDER, "The board has stored something else than was sent.")
+            raise BadBoard(FailureCode.OUT_OF_ORDER, "The board acknowledged another chunk than was sent.")
         if received < len(self._blobs[blob]):
             self._send_chunk(blob, received, now)
             return []
         if blob is Blob.CHAIN:
             self._begin_blob(Blob.ANCHORS, now)
         else:
-            delivery = self._delivered()
-            self._ask(m.Install(delivery.est_url, delivery.mqtt_host, delivery.mqtt_port), now)
+            data = self._delivered()
+            self._ask(m.Install(data.est_url, data.mqtt_host, data.mqtt_port), now)
         return [Written(blob, received)]
 
     def _on_installed(self, installed: m.Installed, request: m.Install, now: float) -> list[Event]:
         if installed.fingerprint != self._fingerprint:
-            raise BadBoard(FailureCode.BAD_CERTIFICATE, "The board has stored another certificate than was sent.")
+            raise BadBoard(FailureCode.BAD_CERTIFICATE, "The board stored another certificate than was sent.")
         self._challenge = self._random(m.CHALLENGE_SIZE)
         self._ask(m.Prove(self._challenge), now)
         return [Stored(installed.fingerprint)]
@@ -314,16 +314,16 @@ class StationDialogue:
 
     def _on_finished(self, finished: m.Finished, request: m.Finish, now: float) -> list[Event]:
         if (finished.device_id, finished.fingerprint) != (self._order.device_id, self._fingerprint):
-            raise BadBoard(FailureCode.WRONG_DEVICE, "The board has activated another identity than was sent.")
+            raise BadBoard(FailureCode.WRONG_DEVICE, "The board activated another identity than was sent.")
         self.ended = True
         return [Provisioned(self._board(), self._fingerprint)]
 
-    def _board(self) -> m.Facts:
-        if self.facts is None:
-            raise RuntimeError("the table lets nothing happen before Facts")
-        return self.facts
+    def _board(self) -> m.DeviceInfo:
+        if self.info is None:
+            raise RuntimeError("nothing is asked of the board before DeviceInfo")
+        return self.info
 
-    def _delivered(self) -> Delivery:
-        if self._delivery is None:
-            raise RuntimeError("the table lets nothing be sent down before deliver()")
-        return self._delivery
+    def _delivered(self) -> ProvisioningData:
+        if self._data is None:
+            raise RuntimeError("nothing is written to the board before deliver()")
+        return self._data

@@ -1,4 +1,4 @@
-"""What one field of a message may hold. A shape turns a decoded CBOR item into a plain value, or refuses it."""
+"""Types of a message's fields. Each turns a decoded CBOR item into a plain value, or refuses it."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,9 +6,9 @@ from typing import Protocol
 from fleet.wire.errors import Malformed, TooLarge
 
 
-class Shape(Protocol):
+class FieldType(Protocol):
     def check(self, value: object, name: str) -> object:
-        """`value` as this shape's own type.
+        """`value` as a value of this type.
 
         Raises: Malformed, TooLarge, naming the field `name`.
         """
@@ -21,7 +21,7 @@ class Uint:
     minimum: int = 0
 
     def check(self, value: object, name: str) -> int:
-        # CBOR's true is not the number one, though Python's is.
+        # bool is a subclass of int; CBOR's true is not the number one.
         if not isinstance(value, int) or isinstance(value, bool):
             raise Malformed(f"{name} is not an unsigned integer.")
         if not self.minimum <= value <= self.maximum:
@@ -54,7 +54,7 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """UTF-8, sizes in octets, printable characters only: it is shown on terminals and written to ledgers."""
+    """UTF-8, sizes in octets, printable characters only: it is printed on terminals and written to ledgers."""
 
     maximum: int
     minimum: int = 0
@@ -64,7 +64,7 @@ class Text:
             raise Malformed(f"{name} is not a text string.")
         if not value.isprintable():
             raise Malformed(f"{name} holds a character that cannot be printed.")
-        size = len(value.encode())  # what is printable holds no lone surrogate
+        size = len(value.encode())  # printable text has no lone surrogates
         if size > self.maximum:
             raise TooLarge(f"{name} is over {self.maximum} octets.")
         if size < self.minimum:
@@ -83,10 +83,10 @@ class OneOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """A list of one shape, at least one item long."""
+class ListOf:
+    """A list of items of one type, at least one."""
 
-    item: Shape
+    item: FieldType
     maximum: int
 
     def check(self, value: object, name: str) -> tuple[object, ...]:
@@ -98,6 +98,6 @@ class Many:
 
 
 def printable(text: str, maximum: int) -> str:
-    """As much of `text` as a Text of `maximum` octets may hold."""
+    """The printable part of `text`, cut to `maximum` octets."""
     shown = "".join(character for character in text if character.isprintable())
     return shown.encode()[:maximum].decode(errors="ignore")
