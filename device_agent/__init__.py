@@ -1,1 +1,1 @@
-"""The agent of one device: its key and certificate, and its MQTT connection. See README.md."""
+"""Device agent: key, certificate and MQTT connection of one device. See README.md."""

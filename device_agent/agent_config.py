@@ -1,4 +1,4 @@
-"""agent.toml: what one device knows about itself and its fleet. Frozen, read once, errors name the key."""
+"""agent.toml, the configuration of one device: read once into a frozen value; errors name the key."""
 
 import json
 import tomllib
@@ -39,34 +39,45 @@ class AgentConfig:
     keepalive_seconds: int
     session_expiry_seconds: int
     renew_at_fraction: float
-    """Of a certificate's lifetime: where the window for its renewal opens."""
+    """Share of a certificate's lifetime after which its renewal window opens."""
     retry_base_seconds: float
     retry_cap_seconds: float
     refused_retry_seconds: float
-    """The least wait after the server has said no."""
+    """Minimum delay after a refusal by the server."""
     outbox_messages_max: int
 
 
-def write_config(
-    home: Path, device_id: str, est_url: str, mqtt_host: str, mqtt_port: int, ca_pem: bytes, hardware_serial: str = ""
-) -> Path:
-    """Make `home` with ca.pem and agent.toml in it, and return the latter's path. agent.toml comes last: a home that
+@dataclass(frozen=True, slots=True)
+class NewHome:
+    """What a new home is given; all other settings start at their defaults."""
+
+    device_id: str
+    est_url: str
+    mqtt_host: str
+    mqtt_port: int
+    ca_pem: bytes
+    hardware_serial: str = ""
+
+
+def write_config(home: Path, new: NewHome) -> Path:
+    """Create `home` with ca.pem and agent.toml, and return the latter's path. agent.toml is written last: a home that
     has one is complete.
 
-    Raises: BadConfig when the home has one already; nothing in it is touched then. OSError.
+    Raises: BadConfig if the home has one already; nothing in it is changed then. OSError.
     """
     path = home / FILE_NAME
     if path.exists():
-        raise BadConfig(f"{home} is a device's home already.", "Choose another --home, or use the one that is there.")
+        raise BadConfig(f"{home} is already a device's home.", "Choose another --home, or use the existing one.")
+    check_device_id(new.device_id)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(home / CA_NAME, ca_pem)
+    write_atomically(home / CA_NAME, new.ca_pem)
     text = _TEMPLATE.format(
-        device_id=json.dumps(check_device_id(device_id)),
-        hardware_serial=json.dumps(hardware_serial),
+        device_id=json.dumps(new.device_id),
+        hardware_serial=json.dumps(new.hardware_serial),
         ca_file=json.dumps(CA_NAME),
-        est_url=json.dumps(est_url),
-        host=json.dumps(mqtt_host),
-        port=mqtt_port,
+        est_url=json.dumps(new.est_url),
+        host=json.dumps(new.mqtt_host),
+        port=new.mqtt_port,
         **{key.replace(".", "_"): value[0] for key, value in _NUMBERS.items()},
     )
     write_atomically(path, text.encode())
@@ -140,29 +151,29 @@ def _number(path: Path, flat: dict[str, Any], key: str, default: float, least: f
 
 
 _TEMPLATE = """\
-# One device of a fleet, as its agent sees it. Beside this file: ca.pem (whom we trust), slot-a and slot-b (key and
-# certificate, now and next), current (which of the two is in use).
+# Configuration of one device. Beside this file: ca.pem (trust anchors), slot-a and slot-b (key and certificate,
+# current and next), current (symbolic link to the slot in use).
 device_id = {device_id}
-hardware_serial = {hardware_serial}       # goes into the certificate's subject when it is not empty
+hardware_serial = {hardware_serial}       # serialNumber of the certificate's subject, unless empty
 ca_file = {ca_file}                # beside this file, or an absolute path
 
 [est]
 url = {est_url}
 
 [mqtt]
-host = {host}                      # the name that the server's certificate must carry
+host = {host}                      # verified against the server certificate's subjectAltName
 port = {port}
 keepalive_seconds = {mqtt_keepalive_seconds}
-session_expiry_seconds = {mqtt_session_expiry_seconds}    # how long the server keeps our session while we are away
+session_expiry_seconds = {mqtt_session_expiry_seconds}    # how long the server keeps our session while we are offline
 
 [renewal]
-at_fraction = {renewal_at_fraction}            # of the certificate's lifetime; a random part of a twelfth is added
+at_fraction = {renewal_at_fraction}            # of the certificate's lifetime; plus a random part of a twelfth
 
-[retry]                          # waits are drawn at random below min(cap, base * 2 ** failures)
+[retry]                          # full jitter: delays are drawn from [0, min(cap, base * 2 ** failures))
 base_seconds = {retry_base_seconds}
 cap_seconds = {retry_cap_seconds}
-refused_seconds = {retry_refused_seconds}           # the least wait after the server has said no
+refused_seconds = {retry_refused_seconds}           # minimum delay after a refusal by the server
 
 [outbox]
-messages_max = {outbox_messages_max}              # kept while there is no connection; then `send` is refused
+messages_max = {outbox_messages_max}              # queued while offline; when full, `send` is refused
 """

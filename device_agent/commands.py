@@ -1,7 +1,8 @@
-"""`enroll` and `renew` as a person calls them: with or without an agent running in the same home."""
+"""The commands `enroll` and `renew`, with or without an agent running in the same home."""
 
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from device_agent.agent_config import AgentConfig
@@ -15,37 +16,40 @@ from device_agent.pending_enrollment import poll_until_decided
 from device_agent.runner import Runner
 from fleet.est_client.errors import ClientError
 
-LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
-RENEW_SECONDS_MAX = DEADLINE_SECONDS + 60.0  # the enrollment, the quiet before the proof, the proof
+LOCK_SECONDS_MAX = 20.0  # a running agent may be renewing just now
+RENEW_SECONDS_MAX = DEADLINE_SECONDS + 60.0  # the enrollment, the drain of messages in flight, the proof
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollmentRequest:
+    key_type: str
+    token: str = field(default="", repr=False)
+    """A one-time token; "" asks for an operator's approval, which may take days."""
+    label: str = ""
+    """The model of a device that is not registered yet."""
+    again: bool = False
+    """Even if the device has a valid certificate."""
 
 
 def enroll(
-    config: AgentConfig,
-    token: str,
-    key_type: str,
-    *,
-    again: bool,
-    now: datetime,
-    label: str = "",
-    said: Callable[[str], None] = lambda _: None,
+    config: AgentConfig, request: EnrollmentRequest, now: datetime, report: Callable[[str], None] = lambda _: None
 ) -> Identity:
-    """Get a certificate by token; without one (""), by an operator's approval, which may take days: `said` hears how it
-    stands, and `label` names the model of a device that the server does not know.
+    """Get a certificate. `report` is given the progress of an approval.
 
-    It becomes current at once when there is no usable one; otherwise it has to prove itself: in the running agent, or
-    at its next start.
+    It becomes current at once if there is no valid one. Otherwise it is proven first: by the running agent, or at the
+    agent's next start.
 
-    Raises: AgentError.
+    Raises: ClientError.
     """
     store = IdentityStore(config.home)
     current = store.current()
     usable = current is not None and not problem_of(config, current, now)
-    if usable and not again:
+    if usable and not request.again:
         raise AgentError(
-            "This device is enrolled already.", "Use `device-agent renew`, or `enroll --again` with a new token."
+            "This device is already enrolled.", "Use `device-agent renew`, or `enroll --again` with a new token."
         )
-    job = EnrollmentJob(config.home, "enroll", token, key_type, label=label)
-    outcome = enroll_and_wait(job) if token else poll_until_decided(job, said)
+    job = EnrollmentJob(config.home, "enroll", request.token, request.key_type, label=request.label)
+    outcome = enroll_and_wait(job) if request.token else poll_until_decided(job, report)
     _raise_unless_ok(outcome)
     with store.lock(LOCK_SECONDS_MAX):
         candidate = store.candidate()
@@ -53,7 +57,7 @@ def enroll(
             proven = store.current()
             if proven is None or proven == current:
                 raise AgentError("The new certificate is not in its slot.", "Another command may have replaced it.")
-            return proven  # the running agent was quicker
+            return proven  # the running agent has promoted it already
         if not usable:
             store.promote(candidate)
     try:
@@ -62,21 +66,21 @@ def enroll(
         pass
     except (ClientError, TimeoutError):
         if usable:
-            raise  # otherwise it is current already, and the agent goes on trying
+            raise  # otherwise it is current already, and the agent keeps trying
     return store.current() or candidate
 
 
 def renew(config: AgentConfig) -> Identity:
     """Renew now and prove the new certificate, in the running agent or here.
 
-    Raises: AgentError: the working pair is then as it was.
+    Raises: ClientError; the working certificate and key are unchanged then.
     """
     try:
         ask(config.home, {"do": "renew"}, RENEW_SECONDS_MAX)
     except NotRunning:
         Runner(config, EventLog()).renew_once()
     except TimeoutError:
-        raise AgentError("The agent has not finished renewing in time.", "See its log.") from None
+        raise AgentError("The agent did not finish the renewal in time.", "See its log.") from None
     renewed = IdentityStore(config.home).current()
     if renewed is None:
         raise NotEnrolled(

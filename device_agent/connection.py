@@ -1,6 +1,6 @@
-"""The connection to the fleet: the one in use, and the one beside it while a candidate is being proven.
+"""The agent's connection: the one in use, and a second one while a candidate is being proven.
 
-Holds links and their backoff, decides nothing: `core.decide` says when to connect and with what.
+Owns the links and their backoff. `core.decide` decides when to connect, and with which identity.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,31 @@ from fleet.est_client.errors import ClientError
 from fleet.est_client.tls import client_context
 
 CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
-STABLE_SECONDS = 30.0  # a connection that held this long starts the backoff anew
+STABLE_SECONDS = 30.0  # a connection that was up this long resets the backoff
 
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """The connection in use is there."""
+    """The connection in use is established."""
 
     session_present: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The connection in use is gone, or did not come about."""
+    """The connection in use is lost, or failed."""
 
     setback: Setback
     reason: str
     was_up: bool
     retry_seconds: float
     handed_over: bool = False
-    """The server has closed it in favour of the candidate's connection, which is being made."""
+    """The server closed it because the candidate's connection is taking over the session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The candidate's connection works, and is the one in use from now on."""
+    """The candidate's connection is established, and is the one in use from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Connection:
         self.state = Link.DOWN
         self.uses: Role | None = None
         self.identity: Identity | None = None
-        """Of the connection in use or being made."""
+        """Of the connection in use or connecting."""
         self.last_tried: Role | None = None
         self.connect_at = 0.0
         self.connecting_until = 0.0
@@ -89,42 +89,42 @@ class Connection:
         self.window = WINDOW_MAX
         self.packet_size_max: int | None = None
 
-    def connect(self, identity: Identity, which: Role, check_time: bool) -> None:
-        """Start the connection in use. Its outcome comes as Up or Down.
+    def connect(self, identity: Identity, role: Role, check_time: bool) -> None:
+        """Start the connection in use. Its outcome is an Up or Down event.
 
-        Raises: AgentError when the identity or the CA file cannot be loaded; `failed_to_start` is to be told then.
+        Raises: ClientError if the identity or the CA file cannot be loaded; call `failed_to_start` then.
         """
-        self.uses, self.identity = which, identity
+        self.uses, self.identity = role, identity
         self._link = self._new_link(identity, check_time)
         self.state = Link.CONNECTING
         self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
         self._link.open()
 
     def failed_to_start(self, error: ClientError) -> Down:
-        """The identity could not even be loaded: counts as a failed attempt."""
+        """Record an identity that could not be loaded as a failed attempt."""
         return self._down(Lost(Setback.NETWORK, error.message))
 
     def prove(self, identity: Identity, check_time: bool) -> None:
-        """Start the candidate's connection beside the one in use. Its outcome comes as Proven or ProofFailed.
+        """Start the candidate's connection beside the one in use. Its outcome is a Proven or ProofFailed event.
 
-        Raises: AgentError when the identity cannot be loaded.
+        Raises: ClientError if the identity cannot be loaded.
         """
         self._proving = self._new_link(identity, check_time)
         self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
         self._proving.open()
 
     def drop_proof(self) -> None:
-        """Give the candidate's connection up."""
+        """Close the candidate's connection."""
         if self._proving is not None:
             self._proving.close()
             self._proving = None
 
     def hang_up(self, reason: str) -> Down:
-        """Give the connection in use up."""
+        """Close the connection in use because of `reason`."""
         return self._down(Lost(Setback.NETWORK, reason))
 
     def close(self) -> None:
-        """End everything, politely."""
+        """Close all connections with a DISCONNECT."""
         self.drop_proof()
         if self._link is not None:
             self._link.close()
@@ -134,12 +134,12 @@ class Connection:
     def publish(self, topic: str, payload: bytes, qos: int) -> int:
         """Send on the connection in use and return the packet id. Only while `state` is UP.
 
-        Raises: ValueError when this message can never be sent.
+        Raises: ValueError if this message can never be sent.
         """
         if self._link is None:
             raise RuntimeError("publish without a connection")
         if self.packet_size_max is not None and len(topic) * 4 + len(payload) + 16 > self.packet_size_max:
-            raise ValueError(f"the server takes packets of at most {self.packet_size_max} bytes")
+            raise ValueError(f"the server accepts packets of at most {self.packet_size_max} bytes")
         return self._link.publish(topic, payload, qos)
 
     @property
@@ -148,12 +148,12 @@ class Connection:
 
     @property
     def links(self) -> list[MqttLink]:
-        """Whose sockets are to be watched."""
+        """The links whose sockets are to be polled."""
         return [link for link in (self._link, self._proving) if link is not None]
 
     def collect(self) -> list[ConnectionEvent]:
-        """What has happened since the last call. The proof comes last: an acknowledgement that arrived on the old
-        connection before it counts."""
+        """Events since the last call. The proof comes last: acknowledgements that arrived on the old connection before
+        it count."""
         for link in self.links:
             link.tick()
         events: list[ConnectionEvent] = []
@@ -180,7 +180,7 @@ class Connection:
         return events
 
     def _adopt(self) -> None:
-        # The server has taken the session over from the old connection: same client id. What is left of it goes.
+        # The server has moved the session here (same client id) from the old connection, which is closed.
         if self._link is not None:
             self._link.close()
         self._link, self._proving = self._proving, None
@@ -211,9 +211,9 @@ class Connection:
             self.last_tried = self.uses
         if lost.setback is Setback.PROTOCOL and not was_up:
             delay = 0.0
-            self.last_tried = None  # the same identity again, in the other version
+            self.last_tried = None  # the same identity again, with the other version
         else:
-            # A refused candidate is followed by the current identity without the long wait: only both together say no.
+            # After a refused candidate the current identity is tried without the long delay: only both make a refusal.
             slow = lost.setback is Setback.REFUSED and self.uses is Role.CURRENT
             delay = (self._slow_retry if slow else self._retry).delay_seconds(self._failures, self._chance())
             self._failures += 1
@@ -228,7 +228,7 @@ class Connection:
         elif was_up and not self._version_refused:
             self.protocol = MQTT_5
         elif lost.reached and not lost.answered and lost.setback is Setback.NETWORK and not self._version_refused:
-            # Some MQTT 3.1.1 servers do not answer a CONNECT of version 5, they hang up: the two versions take turns.
+            # Some MQTT 3.1.1 servers close on a CONNECT of version 5 without a CONNACK: alternate the versions.
             self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
 
     def _new_link(self, identity: Identity, check_time: bool) -> MqttLink:

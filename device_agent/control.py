@@ -1,14 +1,13 @@
-"""The agent's Unix socket in its home: what other commands ask a running agent. One JSON object a line, both ways.
+"""Control protocol of a running agent on the Unix socket in its home. One JSON object a line, both ways.
 
     {"do": "send", "topic": T, "payload": BASE64, "qos": 0 or 1, "wait": BOOL}
-                               -> {"ok": true} once accepted; with wait, once the server has it
+                               -> {"ok": true} once accepted; with wait, once acknowledged
     {"do": "status"}           -> {"ok": true, ...}
     {"do": "wait-connected"}   -> {"ok": true} once connected
     {"do": "renew"}            -> {"ok": true, ...} once renewed and proven
-    {"do": "prove"}            -> the same, for a candidate that is stored already
+    {"do": "prove"}            -> the same, for a candidate that is already stored
 
-What fails is answered with {"ok": false, "message": ..., "advice": ...}. The socket is 0600: who may read the key may
-also use the agent.
+Failures are answered with {"ok": false, "message": ..., "advice": ...}. The socket is 0600, like the key.
 """
 
 import contextlib
@@ -26,16 +25,16 @@ from device_agent.outbox import PAYLOAD_SIZE_MAX
 
 SOCKET_NAME = "agent.sock"
 LINE_SIZE_MAX = PAYLOAD_SIZE_MAX * 4 // 3 + 8192  # bytes: the largest payload in base64, its topic, and slack
-_SUN_PATH_MAX = 100  # bytes: the kernel takes 107
+_SUN_PATH_MAX = 100  # bytes: the kernel accepts 107
 _READ_SIZE = 65536
 
 Answer = dict[str, Any]
 
 
 def ask(home: Path, request: dict[str, Any], timeout_seconds: float) -> Answer:
-    """Ask the running agent and return its answer, which has "ok": true.
+    """Send a request to the running agent and return its answer, which has "ok": true.
 
-    Raises: NotRunning when there is no agent, or it ended before it answered; AgentError with the agent's own words;
+    Raises: NotRunning if there is no agent, or it ended before it answered; AgentError with the agent's message;
     TimeoutError.
     """
     deadline = time.monotonic() + timeout_seconds
@@ -71,7 +70,7 @@ def socket_address(home: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= _SUN_PATH_MAX:
         yield path
         return
-    # The kernel takes a short path only; through a descriptor every directory has a short name.
+    # The kernel limits the length of the path; a descriptor gives any directory a short one.
     descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"

@@ -1,4 +1,4 @@
-"""What a running agent answers on its socket."""
+"""Handlers of the control requests."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ from device_agent.rotation import OnRenewed, Rotation
 
 
 class Agent(Protocol):
-    """What the answers need to know of the agent, and may ask it to do."""
+    """The interface of the agent that the handlers need."""
 
     device_id: str
     connection: Connection
@@ -31,12 +31,12 @@ class Agent(Protocol):
     @property
     def renewal_due_at(self) -> str | None: ...
 
-    def force_renewal(self, told: OnRenewed) -> None: ...
+    def force_renewal(self, on_renewed: OnRenewed) -> None: ...
     def look_for_candidate(self) -> bool: ...
 
 
 class ControlHandlers:
-    """The handlers for a ControlServer."""
+    """The handlers of a ControlServer."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -52,7 +52,7 @@ class ControlHandlers:
         }
 
     def connected(self) -> None:
-        """Tell everybody who waited for it."""
+        """Answer the clients of wait-connected."""
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             client.answer()
@@ -75,7 +75,7 @@ class ControlHandlers:
 
         def on_done(failure: str) -> None:
             if failure:
-                client.refuse(f"The server did not take the message: {failure}.")
+                client.refuse(f"The server did not accept the message: {failure}.")
             else:
                 client.answer()
 
@@ -98,7 +98,7 @@ class ControlHandlers:
         )
 
     def renew(self, client: Client, _: dict[str, Any]) -> None:
-        def told(message: str, advice: str) -> None:
+        def on_renewed(message: str, advice: str) -> None:
             current = self._agent.current
             if message or current is None:
                 client.refuse(message or "There is no certificate.", advice)
@@ -106,7 +106,7 @@ class ControlHandlers:
                 info = current.certificate
                 client.answer(slot=current.slot, serial=info.serial, not_after=info.not_after.isoformat())
 
-        self._agent.force_renewal(told)
+        self._agent.force_renewal(on_renewed)
 
     def prove(self, client: Client, request: dict[str, Any]) -> None:
         if self._agent.look_for_candidate():

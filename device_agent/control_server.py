@@ -1,4 +1,4 @@
-"""The running agent's end of its Unix socket: it takes clients in, and hands their requests to whoever can answer."""
+"""Server of the control socket: accepts clients and dispatches their requests to handlers. Non-blocking."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _READ_SIZE = 65536
 
 
 class Client:
-    """One accepted connection of the running agent's side. Non-blocking."""
+    """One accepted connection. Non-blocking."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -32,7 +32,7 @@ class Client:
         return bool(self._outbound)
 
     def receive(self) -> list[dict[str, Any]]:
-        """The requests that have arrived whole. Closes itself at the end of the stream, or at a line that is none."""
+        """The requests that have arrived completely. Closes at the end of the stream, or at an invalid line."""
         try:
             data = self._socket.recv(_READ_SIZE)
         except BlockingIOError:
@@ -47,10 +47,10 @@ class Client:
         for line in lines:
             try:
                 request = json.loads(line)
-            except (ValueError, RecursionError):  # the latter: brackets, nested without end
+            except (ValueError, RecursionError):  # the latter: deeply nested brackets
                 request = None
             if not isinstance(request, dict):
-                self.refuse("That is not a request: one JSON object a line is.")
+                self.refuse("Not a request: one JSON object a line is expected.")
                 self.close()
                 break
             requests.append(request)
@@ -59,16 +59,16 @@ class Client:
             self.close()
         return requests
 
-    def answer(self, **facts: Any) -> None:
-        """Send {"ok": true, ...facts}; dropped when the other side is gone."""
-        self._send({"ok": True} | facts)
+    def answer(self, **values: Any) -> None:
+        """Send {"ok": true, ...values}; dropped if the client has closed."""
+        self._send({"ok": True} | values)
 
     def refuse(self, message: str, advice: str = "") -> None:
         """Send {"ok": false, ...}."""
         self._send({"ok": False, "message": message, "advice": advice})
 
     def flush(self) -> None:
-        """Write as much as the socket takes now."""
+        """Write as much as the socket accepts now."""
         if self.closed or not self._outbound:
             return
         try:
@@ -88,18 +88,18 @@ class Client:
         if self.closed:
             return
         self._outbound += json.dumps(answer).encode() + b"\n"
-        if len(self._outbound) > LINE_SIZE_MAX:  # asks and asks, and never reads
+        if len(self._outbound) > LINE_SIZE_MAX:  # a client that sends requests and never reads
             self.close()
             return
         self.flush()
 
 
 Handler = Callable[[Client, dict[str, Any]], None]
-"""ControlHandlers now, or keeps the client and answers later. Raises AgentError to refuse."""
+"""Answers now, or keeps the client and answers later. Raises ClientError to refuse."""
 
 
 class ControlServer:
-    """Call it while holding the home's lock: a socket left by a dead agent is replaced. Raises: OSError."""
+    """Create it while holding the home's lock: the socket of a killed agent is replaced. Raises: OSError."""
 
     def __init__(self, home: Path, handlers: Mapping[str, Handler]) -> None:
         self._home = home
@@ -108,14 +108,14 @@ class ControlServer:
         self._listener = _listen(home)
 
     def watched(self) -> dict[int, int]:
-        """Descriptors and the poll events to wait for."""
+        """Descriptors and their poll events."""
         watched = {fd: select.POLLIN | (select.POLLOUT if c.wants_write else 0) for fd, c in self._clients.items()}
         if len(watched) < CLIENTS_MAX:
             watched[self._listener.fileno()] = select.POLLIN
         return watched
 
     def handle(self, ready: Mapping[int, int]) -> None:
-        """Serve what is ready."""
+        """Serve the descriptors that are ready."""
         for descriptor in self._clients.keys() & ready.keys():
             client = self._clients[descriptor]
             client.flush()
@@ -127,7 +127,7 @@ class ControlServer:
         self._clients = {descriptor: client for descriptor, client in self._clients.items() if not client.closed}
 
     def close(self) -> None:
-        """Hang up on everybody, and take the socket away."""
+        """Close all connections and remove the socket."""
         self._listener.close()
         (self._home / SOCKET_NAME).unlink(missing_ok=True)
         for client in self._clients.values():
@@ -138,7 +138,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # it hung up before we came
+            return  # closed before it was accepted
         connection.setblocking(False)
         self._clients[connection.fileno()] = Client(connection)
 
@@ -157,7 +157,7 @@ def _listen(home: Path) -> socket.socket:
     """The listening socket of a running agent. 0600."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     (home / SOCKET_NAME).unlink(missing_ok=True)
-    before = os.umask(0o177)  # so the socket is 0600 from its first moment
+    before = os.umask(0o177)  # so that the socket is created 0600
     try:
         with socket_address(home) as address:
             listener.bind(address)

@@ -1,8 +1,8 @@
-"""What to do next, as one pure function of what is known. No I/O, no clock, no chance.
+"""Decisions of the agent, as one pure function of its state. No I/O, no clock, no randomness.
 
-The runner gathers a View, asks `decide`, does what the Decision says, and asks again after every event or when the
-Wait is over. Two identities are in play: the *current* one, and at times a *candidate*: a complete certificate in the
-other slot that has not been seen to work yet. A candidate becomes current by being used: a CONNACK proves it.
+The runner gathers a View, calls `decide`, carries out the Decision, and repeats after every event or at the end of a
+Wait. There are up to two identities: the *current* one, and a *candidate*, a complete certificate in the other slot
+that has not been proven yet. A candidate is proven, and becomes current, by a connection: a CONNACK with success.
 """
 
 import enum
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from fleet.est_client.validity import Lifetime, clock_is_credible, has_expired
 
-TICK_SECONDS = 60.0  # the wall clock is looked at this often, so a jump of it is noticed
+TICK_SECONDS = 60.0  # between two readings of the wall clock, so that a jump of it is noticed
 
 
 class Role(enum.StrEnum):
@@ -26,40 +26,40 @@ class Link(enum.StrEnum):
 
 
 class Setback(enum.StrEnum):
-    """Why a connection ended or did not come about, as far as it changes what we do next."""
+    """Why a connection ended or failed, as far as it matters for the next decision."""
 
     NETWORK = "network"
-    """Nobody answered, or the answer broke off: try again soon."""
+    """No answer, or the connection broke: retry soon."""
     UNTRUSTED = "untrusted"
-    """The server did not prove who it is: try again, and say so."""
+    """The server's certificate did not verify: retry, and report it."""
     REFUSED = "refused"
-    """The server knows who asks and says no. Keep the identity, ask again slowly: a suspension can be lifted."""
+    """The server refused this identity. Keep it and retry slowly: a suspension can be lifted."""
     PROTOCOL = "protocol"
-    """It does not speak this version of MQTT: try the other at once."""
+    """The server does not support this version of MQTT: try the other at once."""
 
 
 class Phase(enum.StrEnum):
     SERVING = "serving"
     QUIESCING = "quiescing"
-    """A candidate is about to be proven: nothing new is published, what is in flight is waited for."""
+    """Before a proof: nothing is published until all messages in flight are acknowledged."""
     PROVING = "proving"
-    """The candidate connects beside the connection that works."""
+    """The candidate connects while the current connection is still up."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that a decision rests on. Times named `_at` are monotonic seconds; before them nothing is tried."""
+    """The state that decisions depend on. Times are monotonic seconds; `_at`: the earliest time of an attempt."""
 
     current: Lifetime | None
     candidate: Lifetime | None
     link: Link
     link_uses: Role | None
-    """The identity of the connection that is up or being made."""
+    """The identity of the connection that is up or connecting."""
     phase: Phase
     in_flight: int
     """Messages sent and not yet acknowledged."""
     renewing: bool
-    """A child process is fetching a new certificate."""
+    """A child process is requesting a new certificate."""
     renewal_due: bool
     renewal_forced: bool
     candidate_refused: bool
@@ -76,41 +76,41 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    which: Role
+    role: Role
     check_time: bool
-    """False when our clock cannot be right: then the dates of the server's certificate say nothing."""
+    """False if our clock is not credible: the dates of the server's certificate cannot be checked then."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """The connection attempt took too long."""
+    """Give up a connection attempt that took too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Start the child process that makes a key and asks for a certificate."""
+    """Start the child process that generates a key and requests a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quiesce:
-    """Stop taking messages from the outbox."""
+    """Stop publishing from the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prove:
-    """Connect with the candidate beside the working connection."""
+    """Connect with the candidate while the current connection is up."""
 
     check_time: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonProof:
-    """Go on with the current identity; the candidate gets another chance later."""
+    """Continue with the current identity; retry the candidate later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """The candidate has worked: make it current, and drop its predecessor."""
+    """The candidate is proven: make it current, and erase its predecessor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ Decision = Connect | HangUp | Renew | Quiesce | Prove | AbandonProof | Promote |
 
 
 def decide(view: View, now: datetime, monotonic: float) -> Decision:
-    """The one thing to do next."""
+    """The next action."""
     check_time = clock_is_credible(now, view.current or view.candidate)
     match view.phase:
         case Phase.QUIESCING:
@@ -133,8 +133,8 @@ def decide(view: View, now: datetime, monotonic: float) -> Decision:
             return Wait(min(TICK_SECONDS, view.connecting_until - monotonic))
     if view.link is Link.CONNECTING and monotonic >= view.connecting_until:
         return HangUp()
-    if view.link is Link.DOWN and monotonic >= view.connect_at and (which := _identity_to_try(view, now)):
-        return Connect(which, check_time)
+    if view.link is Link.DOWN and monotonic >= view.connect_at and (role := _identity_to_try(view, now)):
+        return Connect(role, check_time)
     if view.link is Link.UP and view.link_uses is Role.CANDIDATE and monotonic >= view.promote_at:
         return Promote()
     if _may_prove(view, now) and monotonic >= view.prove_at:
@@ -150,23 +150,23 @@ def _while_quiescing(view: View, monotonic: float, check_time: bool) -> Decision
     if view.in_flight == 0:
         return Prove(check_time)
     if monotonic >= view.quiescing_until:
-        # Connecting now would take the session over with acknowledgements on their way: those messages would be
-        # published a second time.
+        # Connecting now would take over the session while acknowledgements are pending: those messages would be
+        # published twice.
         return AbandonProof()
     return Wait(view.quiescing_until - monotonic)
 
 
 def _identity_to_try(view: View, now: datetime) -> Role | None:
-    """While down, the two identities take turns, the candidate first.
+    """While down, the two identities are tried in turn, the candidate first.
 
-    The server drops the old certificate once it has seen the new one in use, and we may have died before we heard so:
-    after any failure only trying tells which of the two it still accepts.
+    The server revokes the old certificate once the new one is used, and the agent may have been killed before it noted
+    that: after a failure only an attempt shows which of the two the server accepts.
     """
     candidate = view.candidate is not None and not has_expired(view.candidate, now)
     if candidate and (view.current is None or view.last_tried is not Role.CANDIDATE):
         return Role.CANDIDATE
     if view.current is not None:
-        return Role.CURRENT  # expired or not: our clock may be wrong, and the server is the judge
+        return Role.CURRENT  # even if expired: our clock may be wrong, so the server decides
     return None
 
 
@@ -182,7 +182,7 @@ def _may_prove(view: View, now: datetime) -> bool:
 
 
 def _may_renew(view: View, now: datetime) -> bool:
-    """A renewal overwrites the candidate: only when there is none to lose."""
+    """A renewal overwrites the candidate: only if that is missing or useless."""
     if view.renewing or view.current is None or view.link_uses is Role.CANDIDATE:
         return False
     return view.candidate is None or view.candidate_refused or has_expired(view.candidate, now)
@@ -200,5 +200,5 @@ def _seconds_to_next(view: View, now: datetime, monotonic: float) -> float:
         times.append(view.prove_at)
     if view.renewal_due and _may_renew(view, now):
         times.append(view.renew_at)
-    # A time that has passed without a decision has nothing to wait for: another event must come first.
+    # A time that has passed without a decision depends on another event.
     return min(time for time in times if time > monotonic) - monotonic

@@ -1,4 +1,4 @@
-"""The device's key: made here, kept in a slot before anybody hears of it. Needs `cryptography`."""
+"""The device's key: generated here, and stored before its first use. Needs `cryptography`."""
 
 import hashlib
 from datetime import datetime
@@ -23,13 +23,13 @@ from fleet.wire.csr import key_type_of
 from fleet.wire.errors import WireError
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-"""What this device can make."""
+"""Types of keys that a device can generate."""
 
 
 def candidate_key(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
-    """A slot for the next identity and the key in it: the one of an enrollment that was cut short, or a new one.
+    """A slot for the next identity and the key in it: that of an interrupted enrollment, or a new one.
 
-    Raises: BadConfig for a kind of key that is not made here; StoreDamaged, OSError.
+    Raises: BadConfig for a type that a device cannot generate; StoreDamaged, OSError.
     """
     slot = store.spare_slot()
     pem = store.unfinished_key(slot)
@@ -44,9 +44,9 @@ def candidate_key(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]
 
 
 def generate_key(key_type: str) -> PrivateKey:
-    """A new key, by the names that the fleet's models use.
+    """A new key of a type named as in the fleet's models.
 
-    Raises: BadConfig for a kind that is not made here.
+    Raises: BadConfig for a type that a device cannot generate.
     """
     match key_type:
         case "EC-P256":
@@ -57,11 +57,11 @@ def generate_key(key_type: str) -> PrivateKey:
             return rsa.generate_private_key(65537, 3072)
         case "Ed25519":
             return ed25519.Ed25519PrivateKey.generate()
-    raise BadConfig(f"Keys of type {key_type[:40]!r} are not made here.")
+    raise BadConfig(f"Keys of type {key_type[:40]!r} cannot be generated here.")
 
 
 def has_type(key: PrivateKey, key_type: str) -> bool:
-    """Whether `key` is of the kind that the fleet calls `key_type`."""
+    """Whether `key` is of type `key_type`."""
     try:
         return key_type_of(key.public_key()) == key_type
     except WireError:
@@ -74,12 +74,12 @@ def spki_der(key: PrivateKey) -> bytes:
 
 
 def key_pem(key: PrivateKey) -> bytes:
-    """PKCS#8 in PEM, with no password: the file's mode and the disk protect it."""
+    """PKCS#8 in PEM, unencrypted: the file's mode and the disk protect it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def parse_key(pem: bytes) -> PrivateKey | None:
-    """The key in `pem`; None when a power cut left something else there."""
+    """The key in `pem`; None if it is damaged, as by a power loss."""
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError):
@@ -94,12 +94,12 @@ def load_key(path: Path) -> PrivateKey:
     """
     key = parse_key(path.read_bytes())
     if key is None:
-        raise StoreDamaged(f"{path} holds no key that this device can use.")
+        raise StoreDamaged(f"{path} holds no key of a supported type.")
     return key
 
 
 def device_subject(device_id: str, hardware_serial: str) -> list[tuple[str, str]]:
-    """The subject of this device's CSR: common name, and the hardware serial when it is known."""
+    """The subject of this device's CSR: common name, and the hardware serial if known."""
     subject = [(NameOID.COMMON_NAME.dotted_string, device_id)]
     if hardware_serial:
         subject.append((NameOID.SERIAL_NUMBER.dotted_string, hardware_serial))
@@ -107,7 +107,7 @@ def device_subject(device_id: str, hardware_serial: str) -> list[tuple[str, str]
 
 
 def fingerprint(key: PrivateKey) -> str:
-    """The first 8 octets of the public key's SHA-256, as the fleet's operators see them: "91ab-0c2d-77de-0b12"."""
+    """The first 8 octets of the public key's SHA-256, as operators see them: "91ab-0c2d-77de-0b12"."""
     text = hashlib.sha256(spki_der(key)).hexdigest()[:16]
     return "-".join(text[n : n + 4] for n in range(0, 16, 4))
 

@@ -1,8 +1,8 @@
-"""`python -m device_agent.enroll_child`: one enrollment in a process of its own, and then gone.
+"""`python -m device_agent.enroll_child`: the child process of one enrollment.
 
-It makes the key, asks the EST server, checks the answer and writes the candidate slot. So the long-lived agent never
-loads `cryptography`, and a hung server is a process to kill. The job comes as one JSON object on stdin, the outcome
-goes as one JSON object to stdout: a token is never in an argument list or an environment.
+Generates the key, requests the certificate over EST, checks it and writes the candidate slot. So the long-lived agent
+never loads `cryptography`, and a hung request is ended by killing a process. The job is one JSON object on stdin, the
+outcome one on stdout: a token is never in an argument list or an environment.
 """
 
 import signal
@@ -31,13 +31,13 @@ from fleet.est_client.validity import clock_is_credible
 from fleet.wire.csr import build_csr, key_type_of, names_of_certificate
 from fleet.wire.errors import WireError
 
-LOCK_SECONDS_MAX = 20.0  # the agent may be trying a renewal of its own just now
+LOCK_SECONDS_MAX = 20.0  # a running agent may be renewing just now
 
 
 def main() -> None:
-    """Read the job, do it, print the outcome; the exit code is 0 when a candidate is in place."""
+    """Read the job, run it, print the outcome; exit 0 if a candidate is in place."""
     job = EnrollmentJob.from_json(sys.stdin.read())
-    # The parent's deadline, kept here too: a parent that was killed cannot keep it.
+    # The parent's deadline, enforced here too in case the parent is killed.
     signal.alarm(int(job.deadline_seconds) + 1)
     try:
         outcome = suggested(job) if job.operation == "window" else Outcome(True, perform(job, datetime.now(UTC)).slot)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def perform(job: EnrollmentJob, now: datetime) -> Identity:
-    """Enroll or re-enroll, and leave a candidate in the spare slot.
+    """Enroll or re-enroll, and store a candidate in the spare slot.
 
     Raises: EstError, Busy, NotEnrolled, BadConfig, StoreDamaged, OSError.
     """
@@ -68,11 +68,11 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
     with store.lock(LOCK_SECONDS_MAX):
         current, waiting = store.current(), store.candidate()
         if job.operation == "reenroll" and waiting is not None and waiting.certificate.fingerprint != job.replaces:
-            return waiting  # enrolled by somebody else a moment ago, and not tried yet: never thrown away
+            return waiting  # stored by another process, and not tried yet: never overwritten
         renewed = current if job.operation == "reenroll" else None
         slot, key = candidate_key(store, job.key_type if renewed is None else _key_type_like(renewed, job.key_type))
         client = _client(config, job, current, now)
-        # First the chain, then the certificate: a one-time token is not spent on an answer we could not use.
+        # First the chain, then the certificate: a one-time token is not spent on an unusable answer.
         intermediates = client.cacerts()
         try:
             if job.operation == "reenroll" and current is not None:
@@ -82,12 +82,12 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
                 enroll = partial(client.simpleenroll, label=job.label or None)
                 certificate = _asked(client, enroll, partial(build_csr, key, subject, ()))
         except EstBusy as error:
-            if error.pending:  # in our own words: an operator compares what we say with what the server shows
+            if error.pending:  # our own message: the operator compares this fingerprint with the server's
                 error.message = f"Waiting for approval. This device's key is {fingerprint(key)}."
             raise
         except EstRefused as error:
             if error.status in (400, 403):
-                store.clear(slot)  # this key will not be signed: the next attempt makes another
+                store.clear(slot)  # this key will not be certified: the next attempt generates another
             raise
         anchors = _load_certificates(config.ca_file)
         if not find_chain(certificate, intermediates, anchors, now)[1]:
@@ -101,7 +101,7 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
             now=now,
         )
         fresh = new_roots(anchors, intermediates, now)
-        if fresh and config.ca_file.parent == job.home:  # a file elsewhere is somebody else's to change
+        if fresh and config.ca_file.parent == job.home:  # a CA file elsewhere is not the agent's to change
             pem = b"".join(each.public_bytes(Encoding.PEM) for each in (*anchors, *fresh))
             write_atomically(config.ca_file, pem)
         chain_pem = b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *chain))
@@ -109,7 +109,7 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
 
 
 def suggested(job: EnrollmentJob) -> Outcome:
-    """When the server would have the certificate `job.replaces` renewed.
+    """The renewal window that the server suggests for the certificate `job.replaces`.
 
     Raises: EstError, BadConfig.
     """
@@ -143,8 +143,8 @@ def _client(config: AgentConfig, job: EnrollmentJob, current: Identity | None, n
 def _chain_for_us(
     config: AgentConfig, job: EnrollmentJob, certificate: x509.Certificate, key_file: Path, now: datetime
 ) -> list[x509.Certificate]:
-    """What the server hands out to whom it has just issued `certificate`: it may have several CAs, and told us of
-    another before it knew who asks. [] when it tells nothing: the check that follows says what is missing.
+    """The CA certificates for a client with `certificate`: before it authenticated, a server of several CAs may have
+    answered with another one's. [] on failure: the check that follows reports what is missing.
     """
     with tempfile.NamedTemporaryFile(suffix=".pem") as file:
         file.write(certificate.public_bytes(Encoding.PEM))
@@ -168,9 +168,9 @@ def _chain_for_us(
 def _asked(
     client: EstClient, operation: Callable[[bytes | BoundCsr], x509.Certificate], csr: BoundCsr
 ) -> x509.Certificate:
-    """The answer to `csr`: bound to its connection if the server turns out to insist on that (RFC 7030, 3.5).
+    """The certificate for `csr`, which is bound to its connection if the server requires it (RFC 7030, 3.5).
 
-    Few do, so the CSR attributes are asked for only when a request has been refused as it stands.
+    Few do, so the CSR attributes are requested only after a refusal.
     """
     try:
         return operation(csr(None))
@@ -187,11 +187,11 @@ def _csr_like(key: PrivateKey, current: Identity) -> BoundCsr:
 
 
 def _key_type_like(current: Identity, otherwise: str) -> str:
-    """The kind of key that the current certificate is for: what its model allowed then, it most likely allows now."""
+    """The key type of the current certificate: its model allowed that, and most likely still does."""
     try:
         key_type = key_type_of(_load_certificates(current.certificate_file)[0].public_key())
     except WireError:
-        return otherwise  # a key that came from elsewhere
+        return otherwise  # a key that was not generated here
     return key_type if key_type in KEY_TYPES else otherwise
 
 

@@ -1,4 +1,4 @@
-"""Starting an enrollment: the job for the child process, its outcome, and the process itself. Light: stdlib only."""
+"""Enrollment in a child process: the job, its outcome, and the process. Standard library only."""
 
 import contextlib
 import json
@@ -22,11 +22,10 @@ class EnrollmentJob:
     token: str = field(default="", repr=False)
     key_type: str = KEY_TYPES[0]
     replaces: str = ""
-    """Fingerprint of the candidate that a renewal may overwrite: it is known to be of no use. For "window", of the
-    certificate that is asked about."""
+    """Fingerprint of a useless candidate that a renewal may overwrite; of "window": of the certificate in question."""
     deadline_seconds: float = DEADLINE_SECONDS
     label: str = ""
-    """The model that is asked for, when the server does not know the device yet."""
+    """The requested model, if the device is not registered yet."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"home": str(self.home)})
@@ -39,10 +38,10 @@ class EnrollmentJob:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an enrollment ended. When `ok`, a candidate is in `slot`; otherwise the message says why there is none.
+    """Result of a job. If `ok`, a candidate is in `slot`; otherwise `message` gives the reason.
 
-    Of "window": `window` is what the server suggests, start and end in ISO 8601, () when it suggests nothing; `slot` is
-    the fingerprint that was asked about.
+    Of "window": `window` is the suggested start and end in ISO 8601, () if there is none; `slot` is the fingerprint of
+    the certificate in question.
     """
 
     ok: bool
@@ -50,22 +49,23 @@ class Outcome:
     message: str = ""
     advice: str = ""
     refused: bool = False
-    """The server said no: asking again soon with the same proof is of no use."""
+    """The server refused: a retry with the same credentials fails again."""
     retry_after_seconds: float = 0.0
     window: tuple[str, ...] = ()
     pending: bool = False
-    """The server has taken the request in, and somebody has yet to decide."""
+    """The server has accepted the request, which awaits a manual decision."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 class EnrollmentProcess:
-    """A running child. Wait until `fileno()` is readable, then call `read` until it gives an Outcome."""
+    """A running child. When `fileno()` is readable, call `read`, until it returns an Outcome."""
 
     def __init__(self, job: EnrollmentJob) -> None:
-        # -P: a module in the working directory must not stand in for one of ours.
-        command = [sys.executable, "-P", "-m", "device_agent.enroll_child"]
+        # -P: no module in the working directory may shadow one of ours. Warnings of libraries are not for the log.
+        warnings = [f"-W{option}" for option in sys.warnoptions or ["ignore"]]
+        command = [sys.executable, "-P", *warnings, "-m", "device_agent.enroll_child"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._text = b""
         assert self._process.stdin  # noqa: S101
@@ -78,7 +78,7 @@ class EnrollmentProcess:
         return self._process.stdout.fileno()
 
     def read(self) -> Outcome | None:
-        """What has arrived; the Outcome once the child has closed its end."""
+        """The Outcome, once the child has closed its output."""
         try:
             data = os.read(self.fileno(), OUTCOME_SIZE_MAX)
         except BlockingIOError:
@@ -89,7 +89,7 @@ class EnrollmentProcess:
         return self._finish()
 
     def kill(self) -> Outcome:
-        """End it now."""
+        """Kill it."""
         self._process.kill()
         self._text = b""
         return self._finish("The enrollment took too long and was stopped.")
@@ -109,7 +109,7 @@ class EnrollmentProcess:
 
 
 def enroll_and_wait(job: EnrollmentJob) -> Outcome:
-    """Run one job to its end."""
+    """Run one job to its end. Blocks."""
     process = EnrollmentProcess(job)
     os.set_blocking(process.fileno(), True)
     while (outcome := process.read()) is None:

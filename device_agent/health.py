@@ -1,4 +1,4 @@
-"""How a device is: what its files say, checked for real, and what its running agent says. Needs `cryptography`."""
+"""Health of a device: its files, fully checked, and its running agent's status. Needs `cryptography`."""
 
 import shlex
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ ASK_SECONDS_MAX = 5.0
 ENROLLED = "enrolled"
 EXPIRED = "expired"
 INVALID = "invalid"
-"""There is a certificate, and it cannot be used: another key, another name, another CA."""
+"""There is a certificate, but it cannot be used: another key, name or CA."""
 UNPROVEN = "unproven"
-"""The only certificate there is has not been used yet."""
+"""The only certificate has not been used yet."""
 NOT_ENROLLED = "not enrolled"
 WAITING = "waiting for approval"
-"""Likewise, and the server has taken the request in."""
+"""Not enrolled; the server has accepted the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     device_id: str
     state: str
-    """One of the words above."""
+    """One of the constants above."""
     problem: str
-    """Why it is not `enrolled`; "" when it is."""
+    """Why it is not `enrolled`; "" if it is."""
     serial: str | None
     not_before: str | None
     not_after: str | None
@@ -44,7 +44,7 @@ class Health:
     connected: bool
     last_error: str
     agent: dict[str, object]
-    """What the running agent adds: pid, protocol, waiting, renewal_due_at, ...; {} when none runs."""
+    """Status of the running agent: pid, protocol, waiting, renewal_due_at, ...; {} if none runs."""
 
     @property
     def healthy(self) -> bool:
@@ -54,7 +54,7 @@ class Health:
 def examine(config: AgentConfig, now: datetime) -> Health:
     """The device's health now.
 
-    Raises: BadConfig when the CA file cannot be used.
+    Raises: BadConfig if the CA file cannot be used.
     """
     store = IdentityStore(config.home)
     current, candidate = store.current(), store.candidate()
@@ -90,7 +90,7 @@ def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | 
     identity = current or candidate
     assert identity  # noqa: S101 - one of them is there
     if now >= identity.lifetime.not_after:
-        return EXPIRED, f"The certificate has expired at {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC."
+        return EXPIRED, f"The certificate expired at {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC."
     problem = problem_of(config, identity, now)
     if problem:
         return INVALID, problem
@@ -100,7 +100,7 @@ def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | 
 
 
 def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
-    """Why this identity cannot be used, or "". The files themselves are checked, not the notes beside them."""
+    """Why this identity cannot be used, or "". Checks the files themselves, not meta.json."""
     try:
         certificate, *chain = x509.load_pem_x509_certificates(identity.certificate_file.read_bytes())
         check_certificate(

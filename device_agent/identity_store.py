@@ -1,16 +1,16 @@
-"""Where the device keeps its key and certificate: two slots, one of them current, the switch atomic.
+"""Store of the device's key and certificate: two slots, one of them current, switched atomically.
 
     HOME/slot-a/{key.pem, cert.pem, meta.json}
     HOME/slot-b/{key.pem, cert.pem, meta.json}
     HOME/current -> slot-a
 
-A new identity is always written into the slot that is not current, and meta.json is written last: it carries the hashes
-of the other two, so a slot is complete or it is treated as empty, whatever a power cut left in it. A complete slot of a
-later generation than the current one is a *candidate*. It becomes current by `promote`, once it has worked; only then
-may `discard` take its predecessor. A process that is killed at any point leaves a usable identity behind.
+A new identity is always written to the slot that is not current, meta.json last: it has the hashes of the other two
+files, so a slot is either complete or counts as empty after a power loss. A complete slot of a later generation than
+the current one is a *candidate*. `promote` makes it current once it is proven, and only then erases its predecessor. A
+process that is killed at any point leaves a usable identity.
 
-cert.pem holds the certificate and the chain up to, and without, the root. Other programs may read `current/cert.pem`
-and `current/key.pem`. The dates stand in meta.json so that the long-lived process need not parse certificates.
+cert.pem has the certificate and its chain, without the root. Other programs may read `current/cert.pem` and
+`current/key.pem`. meta.json also has the dates, so that the long-lived process does not parse certificates.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _KEY, _CERTIFICATE, _META, _CURRENT, _LOCK = "key.pem", "cert.pem", "meta.json",
 
 @dataclass(frozen=True, slots=True)
 class CertificateInfo:
-    """What is noted about a certificate when it is stored. Dates aware, UTC; `serial` and `fingerprint` are hex."""
+    """Recorded when a certificate is stored. Dates are aware, UTC; `serial` and `fingerprint` are hex."""
 
     device_id: str
     serial: str
@@ -49,12 +49,12 @@ class CertificateInfo:
     not_before: datetime
     not_after: datetime
     obtained_at: datetime | None = None
-    """By this device's clock; None when that was not known."""
+    """By this device's clock; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A complete slot."""
+    """A key and its certificate: a complete slot."""
 
     slot: str
     generation: int
@@ -68,20 +68,20 @@ class Identity:
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """As ssl and EstClient want them: chain, key."""
+        """Chain and key, as ssl and EstClient expect them."""
         return self.certificate_file, self.key_file
 
 
 class IdentityStore:
-    """The identities in one home. Holds nothing in memory: every question reads the files."""
+    """The identities in one home. Stateless: each call reads the files."""
 
-    def __init__(self, home: Path, step: Checkpoint = no_checkpoint) -> None:
+    def __init__(self, home: Path, checkpoint: Checkpoint = no_checkpoint) -> None:
         self._home = home
-        self._step = step
+        self._checkpoint = checkpoint
 
     def lock(self, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
-        """To hold while writing a candidate, promoting or clearing. Raises: Busy when another process does for longer
-        than `wait_seconds`."""
+        """Hold it while writing a candidate, promoting or clearing. Raises: Busy if another process still holds it
+        after `wait_seconds`."""
         return held_lock(
             self._home / _LOCK,
             "Another device-agent command is changing this device's identity.",
@@ -90,15 +90,15 @@ class IdentityStore:
         )
 
     def current(self) -> Identity | None:
-        """The identity in use, or None when there is none, or when its files are damaged."""
+        """The identity in use; None if there is none, or its files are damaged."""
         return self._pair()[0]
 
     def candidate(self) -> Identity | None:
-        """A complete identity that has not yet been seen to work, or None."""
+        """A complete identity that is not proven yet, or None."""
         return self._pair()[1]
 
     def slots(self) -> dict[str, str]:
-        """For people: each slot and what is in it: current, candidate, old, incomplete or empty."""
+        """State of each slot: current, candidate, old, incomplete or empty."""
         current, candidate = self._pair()
         words = {}
         for slot in SLOTS:
@@ -113,60 +113,60 @@ class IdentityStore:
         return words
 
     def spare_slot(self) -> str:
-        """The slot that a new identity is to be written into: never the one we depend on."""
+        """The slot for a new identity: never the one in use."""
         current, candidate = self._pair()
         keep = current or candidate
         return SLOTS[1] if keep and keep.slot == SLOTS[0] else SLOTS[0]
 
     def unfinished_key(self, slot: str) -> bytes | None:
-        """The PEM key in `slot` when there is no certificate for it yet: an enrollment that was cut short is taken up
-        with the same key, so that a server that has already issued for it knows it again."""
+        """The PEM key in `slot` if there is no certificate for it yet: an interrupted enrollment is retried with the
+        same key, so that a server that has already issued for it recognises it."""
         directory = self._home / slot
         if (directory / _META).exists():
             return None
         return _read_capped(directory / _KEY)
 
     def key_file(self, slot: str) -> Path:
-        """Where the key of `slot` is."""
+        """Path of the key in `slot`."""
         return self._home / slot / _KEY
 
     def clear(self, slot: str) -> None:
-        """Empty `slot`. Its meta.json goes first: from then on the slot counts as empty.
+        """Erase `slot`. Its meta.json is removed first: the slot counts as empty from then on.
 
-        Raises: StoreDamaged when the slot is the one that is depended on; OSError.
+        Raises: StoreDamaged if the slot is in use; OSError.
         """
         current, candidate = self._pair()
         if slot == (current.slot if current else candidate.slot if candidate else None):
-            raise StoreDamaged(f"{slot} holds the identity in use and is kept.")
+            raise StoreDamaged(f"{slot} holds the identity in use, and is kept.")
         directory = self._home / slot
         if not directory.is_dir():
             return
         for name in (_META, _CERTIFICATE, _KEY):
             (directory / name).unlink(missing_ok=True)
-            self._step(f"{name} removed")
+            self._checkpoint(f"{name} removed")
             sync_directory(directory)
         for draft in directory.glob(".*.new"):
             draft.unlink(missing_ok=True)
 
     def write_key(self, slot: str, key_pem: bytes) -> None:
-        """Store the key of an identity to come, 0600. Raises: OSError."""
+        """Store the key of the next identity, 0600. Raises: OSError."""
         directory = self._home / slot
         if not directory.is_dir():
             directory.mkdir(mode=0o700)
             sync_directory(self._home)
-            self._step("slot made")
-        write_atomically(directory / _KEY, key_pem, self._step)
+            self._checkpoint("slot made")
+        write_atomically(directory / _KEY, key_pem, self._checkpoint)
 
     def complete(self, slot: str, chain_pem: bytes, info: CertificateInfo) -> Identity:
         """Store the certificate for the key in `slot`, which makes it a candidate.
 
-        Raises: StoreDamaged when the slot cannot be read back; OSError.
+        Raises: StoreDamaged if the slot cannot be read back; OSError.
         """
         directory = self._home / slot
         key_pem = _read_capped(directory / _KEY)
         if key_pem is None:
             raise StoreDamaged(f"There is no key in {directory}.")
-        write_atomically(directory / _CERTIFICATE, chain_pem, self._step)
+        write_atomically(directory / _CERTIFICATE, chain_pem, self._checkpoint)
         generations = [identity.generation for other in SLOTS if (identity := self._read(other))]
         meta = asdict(info) | {
             "not_before": info.not_before.isoformat(),
@@ -176,20 +176,20 @@ class IdentityStore:
             "key_file_sha256": hashlib.sha256(key_pem).hexdigest(),
             "certificate_file_sha256": hashlib.sha256(chain_pem).hexdigest(),
         }
-        write_atomically(directory / _META, json.dumps(meta, indent=1).encode(), self._step)
+        write_atomically(directory / _META, json.dumps(meta, indent=1).encode(), self._checkpoint)
         identity = self._read(slot)
         if identity is None:
             raise StoreDamaged(f"What was written to {directory} cannot be read back.", "Check the disk.")
         return identity
 
     def promote(self, candidate: Identity) -> None:
-        """Make the candidate current, in one atomic step, and then erase what it replaces. Call it when it has worked.
+        """Make a proven candidate current, atomically, and then erase its predecessor.
 
-        Raises: StoreDamaged when the candidate is not complete; OSError.
+        Raises: StoreDamaged if the candidate is not complete; OSError.
         """
         if self._read(candidate.slot) != candidate:
-            raise StoreDamaged(f"{candidate.slot} is not complete any more.")
-        symlink_atomically(self._home / _CURRENT, candidate.slot, self._step)
+            raise StoreDamaged(f"{candidate.slot} is no longer complete.")
+        symlink_atomically(self._home / _CURRENT, candidate.slot, self._checkpoint)
         self.clear(self.spare_slot())
 
     def _pair(self) -> tuple[Identity | None, Identity | None]:
@@ -197,8 +197,8 @@ class IdentityStore:
         current = by_slot.pop(self._pointed_slot() or "", None)
         others = sorted(by_slot.values(), key=lambda identity: identity.generation)
         if current is None and len(others) == 2:
-            current = others.pop(0)  # the pointer is lost: the elder has worked before
-        # Older than the current one: a predecessor whose erasure was cut short, never to be used again.
+            current = others.pop(0)  # the link is lost: the older one has been proven
+        # Older than the current one: a predecessor whose erasure was interrupted. Never used again.
         if current and others and others[0].generation < current.generation:
             others = []
         return current, others[0] if others else None
@@ -232,7 +232,7 @@ class IdentityStore:
             )
             return Identity(slot, int(tree["generation"]), info, directory / _CERTIFICATE, directory / _KEY)
         except (ValueError, KeyError, TypeError, RecursionError):
-            return None  # half-written by a power cut: as good as not there
+            return None  # damaged, as by a power loss: counts as empty
 
 
 def _aware(text: str) -> datetime:

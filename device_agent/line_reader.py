@@ -1,4 +1,4 @@
-"""Lines of a descriptor, such as stdin, as messages to publish. Never blocks, never holds more than one long line."""
+"""Non-blocking reader of lines from a descriptor such as stdin. Bounded: a line that is too long is skipped."""
 
 import os
 
@@ -9,7 +9,7 @@ _READ_SIZE = 65536
 
 
 class LineReader:
-    """`read` when the descriptor is readable, then `take` lines for as long as there is room for them."""
+    """Call `read` when the descriptor is readable, then `take` lines."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -20,13 +20,13 @@ class LineReader:
         self._skipping = False
 
     def read(self) -> None:
-        """Take in what is there. At the end of the input, an unfinished last line counts as a line."""
+        """Read what is available. At the end of the input, an unterminated last line counts as a line."""
         try:
             data = os.read(self.descriptor, _READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
-            data = b""  # a terminal that hung up
+            data = b""  # a terminal that was closed
         if not data:
             self.at_end = True
             if self._buffer:
@@ -46,7 +46,7 @@ class LineReader:
         return b"\n" in self._buffer
 
     def take(self) -> bytes | None:
-        """The oldest whole line without its end, or None when there is none."""
+        """The oldest complete line without its terminator, or None."""
         line, newline, rest = self._buffer.partition(b"\n")
         if not newline:
             return None

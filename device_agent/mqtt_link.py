@@ -1,9 +1,8 @@
-"""One MQTT connection over mutual TLS: made once, used, thrown away. paho speaks the protocol; we own the retries.
+"""One MQTT connection over mutual TLS, used once. paho implements the protocol; retries are the agent's.
 
-A new link, with a new paho Client and a new TLS context, is made for every connection: paho takes a TLS context only
-once, and a rotated certificate needs a fresh one. Looking the host up, TCP and the TLS handshake run in a thread, for
-they block; from then on everything happens in the thread of the runner's loop, which watches `socket` and calls
-`handle_io` and `tick`.
+Each connection is a new link, with a new paho Client and a new TLS context: paho accepts a TLS context only once, and a
+rotated certificate needs a fresh one. Name lookup, TCP connect and TLS handshake block, so they run in a thread; all
+else runs in the thread of the runner's loop, which polls `socket` and calls `handle_io` and `tick`.
 """
 
 import contextlib
@@ -21,25 +20,25 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent.core import Setback
-from fleet.est_client.tls import is_refusal
+from fleet.est_client.tls import is_refusal, is_refusal_text
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3
-READS_MAX = 64  # packets handled before the loop looks at its other business
+READS_MAX = 64  # packets handled in one turn of the loop
 
 MQTT_5, MQTT_3 = 5, 4  # the protocol levels in CONNECT
 
-# MQTT 5.0, 3.2.2.2: what paho calls the answers that will stay the same until a person has changed something.
-_ASK = "ask the fleet's operator to look at it with `fleet device show`"
+# MQTT 5.0, 3.2.2.2: reason codes that stay the same until an operator changes something.
+_ASK = "ask the fleet's operator to check it with `fleet device show`"
 _REFUSALS = {
-    0x85: f"the gateway knows this certificate under another device id: {_ASK}",
-    0x86: f"the gateway takes this identity for no good one: {_ASK}",
-    0x87: f"the gateway does not let this certificate in: {_ASK}; should it have ended, enroll again with a new token",
-    0x8A: f"this device has been suspended, revoked or retired: {_ASK}; once it is resumed it connects by itself",
-    0x8C: f"the gateway does not take this way to log in: {_ASK}",
+    0x85: f"the certificate belongs to another device id: {_ASK}",
+    0x86: f"the gateway did not accept this identity: {_ASK}",
+    0x87: f"the gateway did not authorize this certificate: {_ASK}; if it has expired, enroll again with a new token",
+    0x8A: f"this device is suspended, revoked or retired: {_ASK}; once resumed, it reconnects automatically",
+    0x8C: f"the gateway does not accept this authentication method: {_ASK}",
 }
-"""What a refusal means and what to do next, in words."""
-_TAKEN_OVER = 0x8E  # somebody else connects with our identity: retrying at once would only throw each other out
+"""Meaning of each refusal, and the next step."""
+_TAKEN_OVER = 0x8E  # another client uses our identity: immediate retries would disconnect each other in turn
 _BAD_VERSION = 0x84
 
 
@@ -58,7 +57,7 @@ class Connected:
 
     session_present: bool
     receive_maximum: int
-    """How many unacknowledged messages the server takes."""
+    """Maximum number of unacknowledged messages (MQTT 5.0, 3.2.2.3.3)."""
     packet_size_max: int | None
 
 
@@ -66,38 +65,38 @@ class Connected:
 class Acknowledged:
     packet_id: int
     failure: str
-    """"" or the server's reason for not taking the message (MQTT 5)."""
+    """The server's reason for refusing the message (MQTT 5), or ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The connection ended, or never came about. The last event of a link; close it then."""
+    """The connection ended or failed. The last event of a link; close it then."""
 
     setback: Setback
     reason: str
     answered: bool = False
-    """There was a CONNACK."""
+    """A CONNACK was received."""
     reached: bool = False
-    """TCP and TLS were up, so CONNECT was sent."""
+    """TCP and TLS were established, so CONNECT was sent."""
 
 
 LinkEvent = Connected | Acknowledged | Lost
 
 
 class MqttLink:
-    """`wake` is called from another thread when the blocking part is over: `tick` has news then. Events come out of
-    `events()`, oldest first."""
+    """`wake` is called from another thread when the blocking part is done; call `tick` then. `events()` returns events,
+    oldest first."""
 
     def __init__(self, target: Target, context: ssl.SSLContext, protocol: int, wake: Callable[[], None]) -> None:
         self._target = target
         self._protocol = protocol
         self._wake = wake
         self._events: list[LinkEvent] = []
-        self._lock = threading.Lock()  # guards the three flags that the opening thread shares with us
+        self._lock = threading.Lock()  # guards the three flags shared with the connecting thread
         self._opened = False
         self._opening_error: Exception | None = None
         self._abandoned = False
-        self._usable = False  # the opening thread is done with the client: it is ours
+        self._usable = False  # the connecting thread no longer uses the client
         self._ended = False
         self._answered = False
         self._last_error = ""
@@ -109,7 +108,7 @@ class MqttLink:
 
     @property
     def socket(self) -> socket.socket | None:
-        """To watch for reading, once there is one."""
+        """The socket to poll, once there is one."""
         found = self._client.socket() if self._usable and not self._ended else None
         return found if isinstance(found, socket.socket) else None
 
@@ -118,12 +117,12 @@ class MqttLink:
         return self._usable and self._client.want_write()
 
     def events(self) -> list[LinkEvent]:
-        """What has happened since the last call."""
+        """Events since the last call."""
         events, self._events = self._events, []
         return events
 
     def handle_io(self, readable: bool, writable: bool) -> None:
-        """The socket is ready: read what is there, write what waits."""
+        """The socket is ready: read and write."""
         with self._errors_end_the_link():
             if readable:
                 for _ in range(READS_MAX):
@@ -136,7 +135,7 @@ class MqttLink:
                 self._check(self._client.loop_write())
 
     def tick(self) -> None:
-        """Call at least once a second: keep-alive, and news of the opening thread."""
+        """Call at least once a second: keep-alive, and the result of the connecting thread."""
         if not self._usable:
             with self._lock:
                 if not self._opened:
@@ -154,19 +153,19 @@ class MqttLink:
                 self._check(self._client.loop_misc())
 
     def publish(self, topic: str, payload: bytes, qos: int) -> int:
-        """Hand a message to the connection and return its packet id. Only between Connected and Lost.
+        """Publish a message and return its packet id. Only between Connected and Lost.
 
-        Raises: ValueError when it can never be sent.
+        Raises: ValueError if it can never be sent.
         """
         return self._client.publish(topic, payload, qos).mid
 
     def close(self) -> None:
-        """End it with a DISCONNECT, as far as the socket takes one without waiting. Needed after Lost, too."""
+        """Close with a DISCONNECT, if the socket accepts it without blocking. Required after Lost, too."""
         self._ended = True
         with self._lock:
             self._abandoned = True
             if not self._opened:
-                return  # the opening thread closes what it opens
+                return  # the connecting thread closes the socket
         self._close_client()
 
     def _open(self) -> None:
@@ -224,7 +223,7 @@ class MqttLink:
     def _on_disconnect(self, _client: object, _data: object, flags: Any, code: ReasonCode, _: object) -> None:
         if flags.is_disconnect_packet_from_server:
             taken_over = code.value == _TAKEN_OVER
-            self._end(Setback.REFUSED if taken_over else Setback.NETWORK, f"the server disconnected us: {code}")
+            self._end(Setback.REFUSED if taken_over else Setback.NETWORK, f"the server disconnected: {code}")
         else:
             self._end(*_explained_text(self._last_error or f"connection lost: {code}"))
 
@@ -232,7 +231,7 @@ class MqttLink:
         self._events.append(Acknowledged(packet_id, str(code) if code.is_failure else ""))
 
     def _on_log(self, _client: object, _data: object, level: int, text: str) -> None:
-        # paho tells the cause of a broken connection only here. Debug lines are not kept: they hold topics.
+        # The only place where paho reports the cause of a broken connection. Debug lines have topics: not kept.
         if level == LogLevel.MQTT_LOG_ERR:
             self._last_error = text
 
@@ -244,8 +243,8 @@ class MqttLink:
     def _errors_end_the_link(self) -> Any:
         try:
             yield
-        except Exception as error:  # paho's decoders raise whatever a malformed packet makes them stumble over
-            self._end(Setback.NETWORK, f"the server broke the protocol: {type(error).__name__}")
+        except Exception as error:  # paho's decoders raise any exception on a malformed packet
+            self._end(Setback.NETWORK, f"the server violated the protocol: {type(error).__name__}")
 
     def _end(self, setback: Setback, reason: str) -> None:
         if self._ended:
@@ -264,7 +263,7 @@ class MqttLink:
 
 def _explained(error: Exception) -> tuple[Setback, str]:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Setback.UNTRUSTED, f"the server did not prove who it is: {error.verify_message}"
+        return Setback.UNTRUSTED, f"the server's certificate did not verify: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         setback = Setback.REFUSED if is_refusal(error) else Setback.NETWORK
         return setback, f"TLS failed: {error.reason or error}"
@@ -272,11 +271,11 @@ def _explained(error: Exception) -> tuple[Setback, str]:
 
 
 def _explained_text(text: str) -> tuple[Setback, str]:
-    # In TLS 1.3 the server judges our certificate after the handshake is over for us: the alert comes with the first
-    # read, and paho hands it on as text.
-    upper = text.upper()
-    refused = "ALERT" in upper and any(word in upper for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))
-    return (Setback.REFUSED if refused else Setback.NETWORK), text.removeprefix("failed to receive on socket: ")
+    # In TLS 1.3 the server verifies our certificate after our side of the handshake is complete: the alert comes with
+    # the first read, and paho passes it on as text.
+    return (Setback.REFUSED if is_refusal_text(text) else Setback.NETWORK), text.removeprefix(
+        "failed to receive on socket: "
+    )
 
 
 def _explained_connack(code: ReasonCode) -> tuple[Setback, str]:

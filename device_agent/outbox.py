@@ -1,4 +1,4 @@
-"""Messages on their way out: a bounded queue, and what has been sent and not yet acknowledged. No I/O."""
+"""Outgoing messages: a bounded queue, and the messages in flight. No I/O."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from device_agent.errors import SendRefused
 from fleet.est_client.errors import BadConfig
 
-PAYLOAD_SIZE_MAX = 256 * 1024  # bytes: what one message may hold
-QUEUE_SIZE_MAX = 4 * 1024 * 1024  # bytes of payload waiting: the process stays small through a long outage
+PAYLOAD_SIZE_MAX = 256 * 1024  # bytes of one message
+QUEUE_SIZE_MAX = 4 * 1024 * 1024  # bytes of queued payload: bounds memory during a long outage
 WINDOW_MAX = 32  # messages in flight: enough to fill a slow link, few enough to drain in a moment
 TOPIC_SIZE_MAX = 1024  # bytes; the protocol allows 65,535
 
@@ -19,7 +19,7 @@ class Message:
     payload: bytes
     qos: int = 1
     on_done: Callable[[str], None] | None = field(default=None, compare=False)
-    """Called once: with "" when the server has it, or with the reason why it never will."""
+    """Called once: with "" when acknowledged, or with the reason why it cannot be delivered."""
 
     def done(self, failure: str = "") -> None:
         if self.on_done is not None:
@@ -27,9 +27,9 @@ class Message:
 
 
 def topic_for(template: str, device_id: str) -> str:
-    """The topic that `template` names: `{id}` stands for the device id.
+    """The topic `template` with `{id}` replaced by the device id.
 
-    Raises: BadConfig when nobody may publish to it.
+    Raises: BadConfig if it is not a valid topic name.
     """
     topic = template.replace("{id}", device_id)
     if not topic or set(topic) & set("+#\0") or not topic.isprintable():
@@ -40,7 +40,7 @@ def topic_for(template: str, device_id: str) -> str:
 
 
 class Outbox:
-    """First in, first out. A QoS 1 message leaves it when it is acknowledged; after a lost connection it goes again."""
+    """First in, first out. A QoS 1 message is kept until acknowledged, and sent again after a lost connection."""
 
     def __init__(self, messages_max: int) -> None:
         self._messages_max = messages_max
@@ -48,7 +48,7 @@ class Outbox:
         self._in_flight: dict[int, Message] = {}  # by packet id, in the order they were sent
         self._size = 0
         self.delivered = 0
-        """Messages that the server has, since the start."""
+        """Messages delivered since the start."""
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._in_flight)
@@ -62,10 +62,10 @@ class Outbox:
         return len(self) >= self._messages_max or self._size >= QUEUE_SIZE_MAX
 
     def put(self, message: Message) -> None:
-        """Take the message over.
+        """Accept a message.
 
-        Raises: SendRefused when it is too large, or when there is no room: nothing that was accepted is ever dropped
-        for something newer.
+        Raises: SendRefused if it is too large, or the outbox is full: an accepted message is never dropped for a newer
+        one.
         """
         if len(message.payload) > PAYLOAD_SIZE_MAX:
             raise SendRefused(f"The payload is larger than {PAYLOAD_SIZE_MAX} bytes.")
@@ -78,13 +78,13 @@ class Outbox:
         self._size += len(message.payload)
 
     def next_to_send(self, window: int) -> Message | None:
-        """The message to send now, or None when none waits or `window` messages are in flight."""
+        """The message to send now; None if the queue is empty or `window` messages are in flight."""
         if not self._waiting or len(self._in_flight) >= window:
             return None
         return self._waiting.popleft()
 
     def sent(self, message: Message, packet_id: int) -> None:
-        """`message` is on the wire. QoS 0 ends here."""
+        """`message` has been sent. QoS 0 ends here."""
         if message.qos == 0:
             self._forget(message)
             self.delivered += 1
@@ -93,7 +93,7 @@ class Outbox:
             self._in_flight[packet_id] = message
 
     def acknowledged(self, packet_id: int, failure: str = "") -> None:
-        """The server has answered for `packet_id`: it has the message, or it says why it will not take it."""
+        """The server has acknowledged `packet_id`, or refused the message because of `failure`."""
         message = self._in_flight.pop(packet_id, None)
         if message is None:
             return
@@ -107,7 +107,7 @@ class Outbox:
         message.done(failure)
 
     def connection_lost(self) -> None:
-        """What was in flight is to be sent again, before anything newer: the server may or may not have it."""
+        """Requeue the messages in flight, before newer ones: the server may or may not have them."""
         self._waiting.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
 

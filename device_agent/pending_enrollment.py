@@ -1,8 +1,8 @@
-"""Waiting for an operator's word: asked again with the same key, as the server says, until it has decided.
+"""Pending enrollment: polls with the same key, as often as the server says, until an operator has decided.
 
-    outcome = poll_until_decided(job, said=print)
+    outcome = poll_until_decided(job, report=print)
 
-What is known of it stands in the home while it lasts, so that `status` can tell.
+A note in the home lets `status` show it meanwhile.
 """
 
 import time
@@ -14,37 +14,37 @@ from device_agent.enrollment import EnrollmentJob, Outcome, enroll_and_wait
 
 NOTE = "waiting"
 NOTE_SIZE_MAX = 1000
-AGAIN_SECONDS = 60.0  # after a failure that says no better
+AGAIN_SECONDS = 60.0  # after a failure without Retry-After
 
 
 def poll_until_decided(
     job: EnrollmentJob,
-    said: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     ask: Callable[[EnrollmentJob], Outcome] = enroll_and_wait,
     pause: Callable[[float], None] = time.sleep,
 ) -> Outcome:
-    """How it ended: with a certificate, with a no, or without the request having been taken in.
+    """The final outcome: a certificate, a refusal, or a failure before the request was accepted.
 
-    Once it has been, a server that cannot be reached is asked again: it may be days until somebody decides.
+    Once it is accepted, polling continues while the server is unreachable: a decision may take days.
     """
-    note, taken_in, last = job.home / NOTE, False, ""
+    note, accepted, last = job.home / NOTE, False, ""
     while True:
         outcome = ask(job)
-        if outcome.ok or outcome.refused or not (outcome.pending or taken_in):
+        if outcome.ok or outcome.refused or not (outcome.pending or accepted):
             note.unlink(missing_ok=True)
             return outcome
-        taken_in = True
-        if outcome.message != last:  # a person reads along
+        accepted = True
+        if outcome.message != last:  # printed for a person: not repeated
             last = outcome.message
-            said(last)
+            report(last)
         if outcome.pending:
             write_atomically(note, outcome.message.encode())
         pause(outcome.retry_after_seconds or AGAIN_SECONDS)
 
 
 def pending_note(home: Path) -> str:
-    """What was said of the request that waits; "" when none does."""
+    """The message of the pending request; "" if there is none."""
     try:
         with (home / NOTE).open("rb") as file:
             text = file.read(NOTE_SIZE_MAX).decode("utf-8", "replace")

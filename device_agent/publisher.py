@@ -1,4 +1,4 @@
-"""From the input to the outbox, and from the outbox to the connection: the way of a message, without the waiting."""
+"""Publishing: input lines into the outbox, and messages from the outbox onto the connection. Never blocks."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from fleet.est_client.errors import ClientError
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
-    """What is published of an input such as stdin."""
+class PublishInput:
+    """An input, such as stdin, whose lines are published."""
 
     lines: LineReader
     topic: str | None
-    """Every line is a payload for this topic; None: a line is `TOPIC PAYLOAD`."""
+    """Topic of every line; None: lines are `TOPIC PAYLOAD`."""
     qos: int = 1
     stop_at_end: bool = False
-    """End the agent when the input has ended and everything is delivered."""
+    """Stop the agent once the input has ended and every message is delivered."""
 
     def message(self, line: bytes, device_id: str) -> Message:
-        """The message that a line stands for.
+        """The message in a line.
 
-        Raises: BadConfig when its topic is none.
+        Raises: BadConfig if its topic is invalid.
         """
         if self.topic is not None:
             return Message(self.topic, line, self.qos)
@@ -32,21 +32,20 @@ class Feed:
         return Message(topic_for(topic.decode("utf-8", "replace"), device_id), payload, self.qos)
 
 
-def take_lines(feed: Feed, outbox: Outbox, device_id: str, journal: EventLog) -> None:
-    """Put waiting lines into the outbox, for as long as there is room. A line that can never be sent is logged and
-    left out; the rest goes on."""
-    if feed.lines.too_long:
-        journal.event("line-refused", reason="too long", lines=feed.lines.too_long)
-        feed.lines.too_long = 0
-    while not outbox.is_full and (line := feed.lines.take()) is not None:
+def take_lines(source: PublishInput, outbox: Outbox, device_id: str, log: EventLog) -> None:
+    """Move lines into the outbox while it has room. An invalid line is logged and dropped."""
+    if source.lines.too_long:
+        log.event("line-refused", reason="too long", lines=source.lines.too_long)
+        source.lines.too_long = 0
+    while not outbox.is_full and (line := source.lines.take()) is not None:
         try:
-            outbox.put(feed.message(line, device_id))
+            outbox.put(source.message(line, device_id))
         except ClientError as error:
-            journal.event("line-refused", reason=error.message)
+            log.event("line-refused", reason=error.message)
 
 
-def publish_waiting(outbox: Outbox, connection: Connection, journal: EventLog) -> None:
-    """Send what waits, as far as the window allows."""
+def publish_waiting(outbox: Outbox, connection: Connection, log: EventLog) -> None:
+    """Send queued messages, as far as the send window allows."""
     while connection.state is Link.UP:
         message = outbox.next_to_send(connection.window)
         if message is None:
@@ -54,7 +53,7 @@ def publish_waiting(outbox: Outbox, connection: Connection, journal: EventLog) -
         try:
             packet_id = connection.publish(message.topic, message.payload, message.qos)
         except ValueError as error:
-            journal.event("message-refused", reason=error)
+            log.event("message-refused", reason=error)
             outbox.never(message, str(error))
         else:
             outbox.sent(message, packet_id)

@@ -1,7 +1,7 @@
-"""When the current certificate is to be renewed: by its own lifetime, and sooner when the server says so.
+"""Renewal schedule of the current certificate: by its lifetime, or earlier if the server suggests it.
 
-The server is asked every few hours, in a child process like an enrollment, whether it suggests a window (RFC 9773's
-idea, at EST's path). One that does not know the question, or cannot be reached, changes nothing.
+The server's renewal information (as in RFC 9773, under EST's path) is polled every few hours, in a child process like
+an enrollment. A server that does not support it, or cannot be reached, changes nothing.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from device_agent.identity_store import Identity
 from device_agent.renewal import renewal_due_at, renewal_is_due
 from fleet.est_client.validity import clock_is_credible
 
-ASK_SECONDS = 6 * 3600.0  # when the server does not say
+ASK_SECONDS = 6 * 3600.0  # without Retry-After
 ASK_SECONDS_MIN = 60.0
 ASK_SECONDS_MAX = 24 * 3600.0
-FIRST_FRACTION = 1 / 20  # of the lifetime: within that time from its start, an agent asks for the first time
-JITTER = 0.1  # of the time between two questions, to either side
+FIRST_FRACTION = 1 / 20  # of the lifetime: the first poll is within this time from the start
+JITTER = 0.1  # of the polling interval, to either side
 DEADLINE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Schedule:
+class RenewalSchedule:
     """Mutable, and owned by the runner. Times are monotonic seconds, unless they are datetimes."""
 
     home: Path
@@ -35,7 +35,7 @@ class Schedule:
     _ask_at: float | None = None
     _share: float = 0.0
     _suggested: dict[str, datetime] = field(default_factory=dict)
-    """By the fingerprint that was asked about; one entry."""
+    """By certificate fingerprint; one entry."""
 
     def __post_init__(self) -> None:
         self._share = self.chance()
@@ -49,8 +49,8 @@ class Schedule:
             return True
         return clock_is_credible(now, identity.lifetime) and now >= self.due_at(identity)
 
-    def ask_if_time(self, identity: Identity) -> None:
-        """Start asking the server about `identity`, when it is time to."""
+    def poll_if_due(self, identity: Identity) -> None:
+        """Poll the server about `identity`, if due."""
         now = self.monotonic()
         if self._ask_at is None:
             within = min(ASK_SECONDS, identity.lifetime.length.total_seconds() * FIRST_FRACTION)
@@ -64,13 +64,13 @@ class Schedule:
         self._process_until = now + DEADLINE_SECONDS + 5
 
     def read(self) -> str:
-        """What the server has said, when it is there; "" when there is nothing to tell."""
+        """The newly suggested time, for the log; "" if there is none."""
         outcome = self.process.read() if self.process else None
         if outcome is None and self.process and self.monotonic() >= self._process_until:
             outcome = self.process.kill()
-        return self._heard(outcome) if outcome is not None else ""
+        return self._on_outcome(outcome) if outcome is not None else ""
 
-    def _heard(self, outcome: Outcome) -> str:
+    def _on_outcome(self, outcome: Outcome) -> str:
         self.process = None
         again = outcome.retry_after_seconds or ASK_SECONDS
         again = min(ASK_SECONDS_MAX, max(ASK_SECONDS_MIN, again))
@@ -81,12 +81,12 @@ class Schedule:
         due = start + (end - start) * self.chance()
         known = self._suggested.get(outcome.slot)
         if known is not None and start <= known <= end:
-            return ""  # drawn before from the same window: drawing again would favour its beginning
+            return ""  # drawn from the same window before: repeated draws would favour its beginning
         self._suggested = {outcome.slot: due}
         return f"{due:%Y-%m-%d %H:%M:%S} UTC"
 
     def stop(self) -> None:
-        """End the child, if there is one."""
+        """Kill the child, if any."""
         if self.process is not None:
             self.process.kill()
             self.process = None

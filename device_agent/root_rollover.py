@@ -1,7 +1,6 @@
-"""A root that takes the place of one that this device trusts (RFC 7030, 4.1.3; RFC 4210, 4.4). Needs `cryptography`.
+"""Root CA rollover (RFC 7030, 4.1.3; RFC 4210, 4.4): which new roots a device may trust. Needs `cryptography`.
 
-The old root itself says so, by a certificate of its own for the new root's key: NewWithOld. Nothing less makes a device
-trust anything new, whoever hands it out.
+A new root is trusted only if a trusted root has certified its key: NewWithOld.
 """
 
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.est_client.certificate_checks import has_issued, is_root
 
-ANCHORS_MAX = 8  # of a device; a root lives for years, and one that is replaced more often is somebody's mistake
+ANCHORS_MAX = 8  # a root is valid for years: more rollovers than this are a mistake
 
 
 def new_roots(
     anchors: Sequence[x509.Certificate], offered: Sequence[x509.Certificate], now: datetime
 ) -> tuple[x509.Certificate, ...]:
-    """Those of `offered` that one of `anchors` has made its successors; () when there is none, or too many already."""
+    """Those of `offered` that one of `anchors` has certified as its successors; () if none, or too many."""
     found: list[x509.Certificate] = []
     for root in offered:
         known = [*anchors, *found]
@@ -33,14 +32,14 @@ def _leads_to(
     return (
         link.subject == root.subject
         and _spki(link) == _spki(root)
-        and has_issued(root, root, now)  # a CA, and not at its end
+        and has_issued(root, root, now)  # a CA that has not expired
         and any(has_issued(anchor, link, now) and _is_older(anchor, root) for anchor in anchors)
-        and has_issued(link, root, now)  # what signed it may sign certificates, and is not at its end either
+        and has_issued(link, root, now)  # its signer is a CA that has not expired either
     )
 
 
 def _is_older(anchor: x509.Certificate, root: x509.Certificate) -> bool:
-    # OldWithNew looks alike, and would lead back to a root that may have been replaced for a reason.
+    # OldWithNew looks alike, and would lead back to a root that may have been replaced because of a compromise.
     return anchor.subject == root.subject and anchor.not_valid_before_utc < root.not_valid_before_utc
 
 

@@ -1,4 +1,4 @@
-"""From one certificate to the next: the child that fetches it, when to try again, and who waits for the outcome."""
+"""Rotation of the certificate: the child process, the retries, and the callers that await the outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from device_agent.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.renewal import Backoff, renewal_backoff
 from fleet.est_client.validity import Lifetime
 
-PROMOTE_RETRY_SECONDS = 10.0  # when the disk would not take the switch
+PROMOTE_RETRY_SECONDS = 10.0  # after the switch could not be stored
 QUIESCING_SECONDS_MAX = 15.0  # for acknowledgements, before a candidate is proven
 
 OnRenewed = Callable[[str, str], None]
-"""Called with ("", "") when the new certificate is in use, or with a message and advice when it is not."""
+"""Called with ("", "") once the new certificate is in use, or with a message and advice on failure."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Rotation:
     promote_at: float = 0.0
     quiescing_until: float = 0.0
     done: int = 0
-    """Certificates that became current since the start."""
+    """Number of rotations since the start."""
     _failures: int = 0
     _waiting: list[OnRenewed] = field(default_factory=list)
 
@@ -38,22 +38,22 @@ class Rotation:
     def running(self) -> bool:
         return self.process is not None
 
-    def force(self, told: OnRenewed | None) -> None:
-        """Renew now, whatever the clock says; `told` hears how it went."""
+    def force(self, on_renewed: OnRenewed | None) -> None:
+        """Renew now, even if not due. `on_renewed` is called with the outcome."""
         self.forced = True
         self.renew_at = self.prove_at = 0.0
-        if told is not None:
-            self._waiting.append(told)
+        if on_renewed is not None:
+            self._waiting.append(on_renewed)
 
     def start(self, job: EnrollmentJob) -> None:
         """Start the child."""
         self.forced = False
         self.process = EnrollmentProcess(job)
-        # The child keeps the same deadline itself, and is a little earlier: then its own words are heard.
+        # The child enforces its own deadline a little earlier, so that its message is received.
         self.process_until = self.monotonic() + job.deadline_seconds + 5
 
     def read(self) -> Outcome | None:
-        """The child's outcome, once it is there."""
+        """The child's outcome, once it has ended."""
         outcome = self.process.read() if self.process else None
         if outcome is None and self.process and self.monotonic() >= self.process_until:
             outcome = self.process.kill()
@@ -62,7 +62,7 @@ class Rotation:
         return outcome
 
     def stop(self) -> None:
-        """End the child, if there is one. What it left half done is taken up by the next."""
+        """Kill the child, if any. The next one continues what it left unfinished."""
         if self.process is not None:
             self.process.kill()
             self.process = None
@@ -73,7 +73,7 @@ class Rotation:
         self.prove_at = 0.0
 
     def fetch_failed(self, outcome: Outcome, lifetime: Lifetime) -> float:
-        """Plan the next try, and return the seconds until then."""
+        """Schedule the next attempt, and return the seconds until then."""
         backoff = renewal_backoff(lifetime)
         if outcome.refused:
             backoff = Backoff(backoff.base_seconds, backoff.cap_seconds, self.refused_floor_seconds)
@@ -84,7 +84,7 @@ class Rotation:
         return wait
 
     def proof_failed(self, message: str, *, refused: bool, lifetime: Lifetime) -> float:
-        """The candidate did not work, or could not be tried. Plan the next try, and return the seconds until then."""
+        """The candidate failed, or could not be tried. Schedule the next attempt, and return the seconds until then."""
         wait = renewal_backoff(lifetime).delay_seconds(self._failures, self.chance())
         self._failures += 1
         self.candidate_refused = refused
@@ -101,8 +101,8 @@ class Rotation:
         self.tell("", "")
 
     def tell(self, message: str, advice: str) -> None:
-        """Answer everybody who waits."""
+        """Call back all callers that wait."""
         waiting, self._waiting = self._waiting, []
         self.forced = False
-        for told in waiting:
-            told(message, advice)
+        for on_renewed in waiting:
+            on_renewed(message, advice)

@@ -1,18 +1,20 @@
 """`python -m device_agent.run`: the long-lived process. It loads the standard library and paho, and no more.
 
-`device-agent run` turns into this by exec, so that click is not carried along for months.
+`device-agent run` becomes this process by exec, so that click is not kept in memory for months.
 """
 
 import argparse
+import os
 import sys
+import warnings
 from pathlib import Path
 
-from device_agent.agent_config import read_config
+from device_agent.agent_config import AgentConfig, read_config
 from device_agent.event_log import EventLog
 from device_agent.line_reader import LineReader
 from device_agent.outbox import topic_for
-from device_agent.publisher import Feed
-from fleet.est_client.errors import ClientError
+from device_agent.publisher import PublishInput
+from fleet.est_client.errors import BadConfig, ClientError
 
 try:
     from device_agent.runner import Runner
@@ -23,7 +25,10 @@ except ModuleNotFoundError as error:
 
 
 def main() -> None:
-    """Run until told to stop; see `Runner.run` for the exit code."""
+    """Run until stopped; see `Runner.run` for the exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries
+    stdin_is_open = _open_standard_streams()
     parser = argparse.ArgumentParser(prog="device-agent run")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--publish", metavar="TOPIC")
@@ -31,18 +36,37 @@ def main() -> None:
     parser.add_argument("--exit-at-eof", action="store_true")
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
     options = parser.parse_args()
+    log = EventLog()
     try:
         config = read_config(options.home)
-        feed = None
-        if options.publish is not None or options.stdin:
-            topic = topic_for(options.publish, config.device_id) if options.publish is not None else None
-            feed = Feed(LineReader(sys.stdin.fileno()), topic, options.qos, options.exit_at_eof)
-        code = Runner(config, EventLog(), feed).run()
+        code = Runner(config, log, _input(options, config, stdin_is_open)).run()
     except (ClientError, OSError) as error:
         advice = getattr(error, "advice", "")
-        print(f"Error: {error}{' ' + advice if advice else ''}", file=sys.stderr)
+        log.line(f"Error: {error}{' ' + advice if advice else ''}")
         raise SystemExit(1) from None
     raise SystemExit(code)
+
+
+def _input(options: argparse.Namespace, config: AgentConfig, stdin_is_open: bool) -> PublishInput | None:
+    if options.publish is None and not options.stdin:
+        return None
+    if not stdin_is_open:
+        raise BadConfig("Standard input is closed.", "Leave out --publish and --stdin, or pass an input.")
+    topic = topic_for(options.publish, config.device_id) if options.publish is not None else None
+    return PublishInput(LineReader(0), topic, options.qos, options.exit_at_eof)
+
+
+def _open_standard_streams() -> bool:
+    """Open /dev/null for closed standard streams, so that no socket gets their number. Whether stdin was open."""
+    is_open = []
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+            is_open.append(True)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: `descriptor`
+            is_open.append(False)
+    return is_open[0]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The long-lived agent: one loop that waits, gathers a View, asks `core.decide`, and does what it says.
+"""The long-lived agent: an event loop that gathers a View, calls `core.decide`, and carries out the Decision.
 
-Everything happens in one thread, but for the blocking part of a connect. Enrollment runs in a child process.
+Single-threaded, except for the blocking part of a connect. Enrollment runs in a child process.
 """
 
 import os
@@ -19,11 +19,12 @@ from device_agent.core import Link, Phase, Role, Setback
 from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import AgentError, NotEnrolled
 from device_agent.event_log import Clock, EventLog, system_clock
+from device_agent.identities import Identities
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.mqtt_link import Acknowledged
 from device_agent.outbox import Outbox
-from device_agent.publisher import Feed, publish_waiting, take_lines
-from device_agent.renewal_schedule import Schedule
+from device_agent.publisher import PublishInput, publish_waiting, take_lines
+from device_agent.renewal_schedule import RenewalSchedule
 from device_agent.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, OnRenewed, Rotation
 from device_agent.signals import RENEW_SIGNAL, STOP_SIGNALS, Waker
 from fleet.est_client.errors import ClientError
@@ -31,7 +32,7 @@ from fleet.est_client.validity import Lifetime
 
 LOCK_NAME = "agent.lock"
 DRAIN_SECONDS_MAX = 4.0  # for acknowledgements, after SIGTERM
-LOOP_SECONDS_MAX = 5.0  # between two looks at keep-alive
+LOOP_SECONDS_MAX = 5.0  # between two checks of the keep-alive
 DECISIONS_MAX = 16  # in one turn of the loop: more would mean that two of them undo each other
 
 
@@ -40,13 +41,13 @@ def _chance() -> float:
 
 
 class Runner:
-    """`run()` once. `chance` draws a number in [0, 1)."""
+    """Call `run` or `renew_once` once. `chance` draws a number in [0, 1)."""
 
     def __init__(
         self,
         config: AgentConfig,
-        journal: EventLog,
-        feed: Feed | None = None,
+        log: EventLog,
+        source: PublishInput | None = None,
         *,
         clock: Clock = system_clock,
         monotonic: Callable[[], float] = time.monotonic,
@@ -54,38 +55,35 @@ class Runner:
     ) -> None:
         self.device_id = config.device_id
         self._config = config
-        self._journal = journal
-        self._feed = feed
+        self._log = log
+        self._input = source
         self._clock = clock
         self._monotonic = monotonic
         self._chance = chance
-        self._store = IdentityStore(config.home)
+        self._identities = Identities(IdentityStore(config.home), monotonic)
         self.outbox = Outbox(config.outbox_messages_max)
         self._wakeup = Waker()
         self.connection = Connection(config, self._wakeup.wake, monotonic, chance)
         self.rotation = Rotation(config.refused_retry_seconds, chance, monotonic)
         self.phase = Phase.SERVING
-        self._current: Identity | None = None
-        self._candidate: Identity | None = None
-        self.schedule = Schedule(config.home, config.renew_at_fraction, chance, monotonic)
-        self._look_at = 0.0  # when to look into the slots again
+        self.schedule = RenewalSchedule(config.home, config.renew_at_fraction, chance, monotonic)
         self.last_error = ""
         self._stop_by: float | None = None
         self._answers = ControlHandlers(self)
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, or the end of the feed. 0 when everything accepted was delivered, else 1.
+        """Serve until SIGTERM or SIGINT, or the end of the input. 0 if every accepted message was delivered, else 1.
 
-        Raises: Busy when an agent runs in this home already; NotEnrolled; OSError.
+        Raises: Busy if an agent runs in this home already; NotEnrolled; OSError.
         """
         self._serve(self._is_finished)
-        self._journal.event("stopped", delivered=self.outbox.delivered, undelivered=len(self.outbox))
+        self._log.event("stopped", delivered=self.outbox.delivered, undelivered=len(self.outbox))
         return 1 if len(self.outbox) else 0
 
     def renew_once(self) -> None:
         """Renew, prove the new certificate by a connection, and return.
 
-        Raises: AgentError when that failed, with the working pair as it was; Busy; NotEnrolled; OSError.
+        Raises: AgentError if that failed, with the working certificate unchanged; Busy; NotEnrolled; OSError.
         """
         outcome: list[tuple[str, str]] = []
         self.force_renewal(lambda message, advice: outcome.append((message, advice)))
@@ -95,58 +93,58 @@ class Runner:
             raise AgentError(message, advice)
 
     def _serve(self, is_finished: Callable[[], bool]) -> None:
-        lock = held_lock(self._config.home / LOCK_NAME, "An agent is running in this home already.")
+        lock = held_lock(self._config.home / LOCK_NAME, "An agent is already running in this home.")
         with lock, self._wakeup.catching_signals():
-            self._look_into_slots()
-            if self._current is None and self._candidate is None:
+            self._identities.refresh()
+            if self.current is None and self._candidate is None:
                 raise NotEnrolled(
                     "This device has no certificate yet.",
                     f"Run: device-agent --home {shlex.quote(str(self._config.home))} enroll.",
                 )
-            desk = ControlServer(self._config.home, self._answers.handlers())
-            self._journal.event("started", device=self.device_id, pid=os.getpid())
+            control = ControlServer(self._config.home, self._answers.handlers())
+            self._log.event("started", device=self.device_id, pid=os.getpid())
             try:
                 while not is_finished():
                     seconds = self._decide_until_wait()
                     if is_finished():
-                        break  # a decision was the last thing to do
-                    self._turn(desk, seconds)
+                        break  # by a decision
+                    self._turn(control, seconds)
             finally:
                 self.rotation.stop()
                 self.schedule.stop()
                 self.rotation.tell("The agent was stopped.", "")
                 self.connection.close()
-                desk.close()
+                control.close()
                 self._wakeup.close()
 
-    def _turn(self, desk: ControlServer, seconds: float) -> None:
-        if self._feed and self._stop_by is None:
-            take_lines(self._feed, self.outbox, self.device_id, self._journal)
+    def _turn(self, control: ControlServer, seconds: float) -> None:
+        if self._input and self._stop_by is None:
+            take_lines(self._input, self.outbox, self.device_id, self._log)
         if self.phase is Phase.SERVING:
-            # While a candidate is about to be proven nothing leaves: the server takes the session over from the old
-            # connection, and an acknowledgement lost in that moment would mean a second copy.
-            publish_waiting(self.outbox, self.connection, self._journal)
-        ready = self._poll(desk, seconds)
+            # Nothing is published while a candidate is being proven: the server moves the session from the old
+            # connection to the new, and an acknowledgement lost in that moment would cause a duplicate.
+            publish_waiting(self.outbox, self.connection, self._log)
+        ready = self._poll(control, seconds)
         for link in self.connection.links:
             if link.socket is not None and (events := ready.get(link.socket.fileno())):
                 link.handle_io(bool(events & ~select.POLLOUT), bool(events & select.POLLOUT))
         if self._wakeup.descriptor in ready:
             self._wakeup.clear()
         self._take_signals()
-        if self._feed and self._feed.lines.descriptor in ready:
-            self._feed.lines.read()
-        desk.handle(ready)
+        if self._input and self._input.lines.descriptor in ready:
+            self._input.lines.read()
+        control.handle(ready)
         if (outcome := self.rotation.read()) is not None:
             self._after_enrollment(outcome)
         if suggestion := self.schedule.read():
-            self._journal.event("renewal-suggested", at=suggestion)
+            self._log.event("renewal-suggested", at=suggestion)
         for event in self.connection.collect():
             self._after(event)
 
-    def _poll(self, desk: ControlServer, seconds: float) -> dict[int, int]:
-        # A new poll object each turn: with ten descriptors it costs nothing, and none of them can be stale.
+    def _poll(self, control: ControlServer, seconds: float) -> dict[int, int]:
+        # A new poll object each turn: with ten descriptors it costs nothing, and none can be stale.
         poll = select.poll()
-        watched = desk.watched() | {self._wakeup.descriptor: select.POLLIN}
+        watched = control.watched() | {self._wakeup.descriptor: select.POLLIN}
         for link in self.connection.links:
             if link.socket is not None:
                 watched[link.socket.fileno()] = select.POLLIN | (select.POLLOUT if link.wants_write else 0)
@@ -155,20 +153,19 @@ class Runner:
             seconds = min(seconds, 1.0)
         if self.schedule.process is not None:
             watched[self.schedule.process.fileno()] = select.POLLIN
-        feed = self._feed
-        if feed and self._stop_by is None and not feed.lines.at_end and not self.outbox.is_full:
-            watched[feed.lines.descriptor] = select.POLLIN
+        source = self._input
+        if source and self._stop_by is None and not source.lines.at_end and not self.outbox.is_full:
+            watched[source.lines.descriptor] = select.POLLIN
         for descriptor, events in watched.items():
             poll.register(descriptor, events)
         return dict(poll.poll(min(seconds, LOOP_SECONDS_MAX) * 1000 + 1))
 
-    # What to do next
+    # Decisions
 
     def _decide_until_wait(self) -> float:
-        if self._monotonic() >= self._look_at:
-            self._look_into_slots()
-        if self._current is not None and self._stop_by is None and not self.rotation.running:
-            self.schedule.ask_if_time(self._current)
+        self._identities.refresh_if_due()
+        if self.current is not None and self._stop_by is None and not self.rotation.running:
+            self.schedule.poll_if_due(self.current)
         for _ in range(DECISIONS_MAX):
             decision = core.decide(self._view(), self._clock(), self._monotonic())
             if isinstance(decision, core.Wait):
@@ -179,7 +176,7 @@ class Runner:
     def _view(self) -> core.View:
         connection, rotation = self.connection, self.rotation
         return core.View(
-            current=self._current.lifetime if self._current else None,
+            current=self.current.lifetime if self.current else None,
             candidate=self._candidate.lifetime if self._candidate and not self.stopping else None,
             link=connection.state,
             link_uses=connection.uses,
@@ -199,18 +196,18 @@ class Runner:
         )
 
     def _renewal_is_due(self) -> bool:
-        if self._current is None or self._stop_by is not None:
+        if self.current is None or self._stop_by is not None:
             return False
-        return self.schedule.is_due(self._current, self._clock())
+        return self.schedule.is_due(self.current, self._clock())
 
     def _do(self, decision: core.Decision) -> None:
         match decision:
-            case core.Connect(which=which, check_time=check_time):
-                self._connect(which, check_time)
+            case core.Connect(role=role, check_time=check_time):
+                self._connect(role, check_time)
             case core.HangUp():
                 self._after(self.connection.hang_up("the server did not answer in time"))
             case core.Renew():
-                self._journal.event("renewing")
+                self._log.event("renewing")
                 useless = self._candidate.certificate.fingerprint if self._candidate else ""
                 self.rotation.start(EnrollmentJob(self._config.home, "reenroll", replaces=useless))
             case core.Quiesce():
@@ -225,14 +222,14 @@ class Runner:
             case core.Wait():
                 pass
 
-    def _connect(self, which: Role, check_time: bool) -> None:
-        identity = self._candidate if which is Role.CANDIDATE else self._current
+    def _connect(self, role: Role, check_time: bool) -> None:
+        identity = self._candidate if role is Role.CANDIDATE else self.current
         if identity is None:
             return
         if not check_time:
-            self._journal.event("clock-not-set", now=self._clock().isoformat(), note="dates are not checked")
+            self._log.event("clock-not-set", now=self._clock().isoformat(), note="dates are not checked")
         try:
-            self.connection.connect(identity, which, check_time)
+            self.connection.connect(identity, role, check_time)
         except ClientError as error:
             self._after(self.connection.failed_to_start(error))
 
@@ -254,7 +251,7 @@ class Runner:
         elif self.connection.state is Link.UP:
             reason = "the server did not acknowledge in time what had been sent"
         else:
-            self.phase = Phase.SERVING  # the next connection tries the candidate first, and tells who waits
+            self.phase = Phase.SERVING  # the next connection tries the candidate first, and reports the outcome
             return
         self._after(ProofFailed(Setback.NETWORK, reason))
 
@@ -262,34 +259,25 @@ class Runner:
         if self._candidate is None:
             return
         try:
-            with self._store.lock():
-                self._store.promote(self._candidate)
+            self._identities.promote()
         except (ClientError, OSError) as error:
             self.last_error = f"the switch to the new certificate was not stored: {error}"
-            self._journal.event("promote-failed", reason=error)
+            self._log.event("promote-failed", reason=error)
             self.rotation.promote_at = self._monotonic() + PROMOTE_RETRY_SECONDS
             return
         self.connection.uses = Role.CURRENT
-        self._share = self._chance()
-        self._look_into_slots()
         self.rotation.succeeded()
-        if self._current is not None:
-            info = self._current.certificate
-            self._journal.event(
-                "renewed", slot=self._current.slot, serial=info.serial, not_after=info.not_after.isoformat()
-            )
+        if self.current is not None:
+            info = self.current.certificate
+            self._log.event("renewed", slot=self.current.slot, serial=info.serial, not_after=info.not_after.isoformat())
 
-    def _look_into_slots(self) -> None:
-        self._look_at = self._monotonic() + core.TICK_SECONDS
-        self._current, self._candidate = self._store.current(), self._store.candidate()
-
-    # What has happened
+    # Events of the connection and of the child process
 
     def _after(self, event: ConnectionEvent) -> None:
         match event:
             case Acknowledged(packet_id=packet_id, failure=failure):
                 if failure:
-                    self._journal.event("message-refused", reason=failure)
+                    self._log.event("message-refused", reason=failure)
                 self.outbox.acknowledged(packet_id, failure)
             case Up(session_present=session_present):
                 self._came_up(session_present)
@@ -302,16 +290,16 @@ class Runner:
             case ProofFailed(setback=setback, reason=reason):
                 self.phase = Phase.SERVING
                 refused = setback is Setback.REFUSED and self.connection.state is Link.UP
-                if self._current is not None:
+                if self.current is not None:
                     self.rotation.proof_failed(
-                        f"The new certificate did not work: {reason}.", refused=refused, lifetime=self._current.lifetime
+                        f"The new certificate did not work: {reason}.", refused=refused, lifetime=self.current.lifetime
                     )
                 self.last_error = reason
-                self._journal.event("proof-failed", setback=setback, reason=reason)
+                self._log.event("proof-failed", setback=setback, reason=reason)
 
     def _came_up(self, session_present: bool) -> None:
         self.last_error = ""
-        self._journal.event(
+        self._log.event(
             "connected",
             slot=self.connection.identity.slot if self.connection.identity else "",
             protocol=self.connection.protocol_name,
@@ -325,36 +313,36 @@ class Runner:
             return
         self.last_error = event.reason
         name = "disconnected" if event.was_up else "connect-failed"
-        self._journal.event(
-            name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1)
-        )
+        self._log.event(name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
         if self.connection.last_tried is Role.CANDIDATE and self._candidate is not None:
             self.rotation.tell(
-                f"The new certificate is stored, and could not be proven yet: {event.reason}.",
-                "It is tried again with the next connection.",
+                f"The new certificate is stored, but could not be proven yet: {event.reason}.",
+                "The next connection tries it again.",
             )
 
     def _after_enrollment(self, outcome: Outcome) -> None:
-        self._look_into_slots()
+        self._identities.refresh()
         if outcome.ok and self._candidate is not None:
-            self._journal.event("certificate-received", slot=self._candidate.slot)
+            self._log.event("certificate-received", slot=self._candidate.slot)
             self.rotation.fetched()
             if self.connection.state is Link.DOWN:
-                self.connection.connect_at = 0.0  # what was refused a moment ago may work with the new one
+                self.connection.connect_at = 0.0  # what was refused before may work with the new certificate
                 self.connection.last_tried = None
             return
-        lifetime = self._current.lifetime if self._current else Lifetime(self._clock(), self._clock())
+        lifetime = self.current.lifetime if self.current else Lifetime(self._clock(), self._clock())
         wait = self.rotation.fetch_failed(outcome, lifetime)
         self.last_error = outcome.message
-        self._journal.event(
-            "renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1)
-        )
+        self._log.event("renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1))
 
-    # What requests may ask
+    # Interface of the control handlers
 
     @property
     def current(self) -> Identity | None:
-        return self._current
+        return self._identities.current
+
+    @property
+    def _candidate(self) -> Identity | None:
+        return self._identities.candidate
 
     @property
     def stopping(self) -> bool:
@@ -362,28 +350,28 @@ class Runner:
 
     @property
     def renewal_due_at(self) -> str | None:
-        return self.schedule.due_at(self._current).isoformat() if self._current is not None else None
+        return self.schedule.due_at(self.current).isoformat() if self.current is not None else None
 
     def look_for_candidate(self) -> bool:
-        """Whether a certificate waits to be proven; another process may have stored it, or a new current one."""
-        before = self._current
-        self._look_into_slots()
-        if self._current != before and self.connection.state is Link.DOWN:
-            self.connection.connect_at = 0.0  # what was refused a moment ago may work with the new one
+        """Whether there is a certificate to prove; another process may have stored it, or a new current one."""
+        before = self.current
+        self._identities.refresh()
+        if self.current != before and self.connection.state is Link.DOWN:
+            self.connection.connect_at = 0.0  # what was refused before may work with the new certificate
         if self._candidate is None:
             return False
         self.rotation.fetched()
         return True
 
-    def force_renewal(self, told: OnRenewed | None) -> None:
-        """Renew now, and tell how it went. A certificate that nobody has tried yet comes first."""
-        self.rotation.force(told)
+    def force_renewal(self, on_renewed: OnRenewed | None) -> None:
+        """Renew now, and report the outcome. A candidate that has not been tried yet is proven instead."""
+        self.rotation.force(on_renewed)
         if self._candidate is not None and not self.rotation.candidate_refused:
             self.rotation.forced = False
             if self.connection.state is Link.DOWN:
                 self.connection.connect_at = 0.0
 
-    # Signals, and the end
+    # Signals and shutdown
 
     def _take_signals(self) -> None:
         signals = self._wakeup.signals()
@@ -392,12 +380,12 @@ class Runner:
         if signals & STOP_SIGNALS and self._stop_by is None:
             self._stop_by = self._monotonic() + DRAIN_SECONDS_MAX
             if self.phase is Phase.QUIESCING:
-                self.phase = Phase.SERVING  # what waits is to go out now; the candidate keeps till the next start
-            self._journal.event("stopping", undelivered=len(self.outbox))
+                self.phase = Phase.SERVING  # queued messages go first; the candidate is kept for the next start
+            self._log.event("stopping", undelivered=len(self.outbox))
 
     def _is_finished(self) -> bool:
         idle = len(self.outbox) == 0 and not any(link.wants_write for link in self.connection.links)
         if self._stop_by is not None:
             return idle or self.connection.state is not Link.UP or self._monotonic() >= self._stop_by
-        feed = self._feed
-        return bool(feed and feed.stop_at_end and feed.lines.at_end and not feed.lines.has_line and idle)
+        source = self._input
+        return bool(source and source.stop_at_end and source.lines.at_end and not source.lines.has_line and idle)

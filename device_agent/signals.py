@@ -1,4 +1,4 @@
-"""What interrupts the loop's wait: signals, and other threads."""
+"""Wake-ups of the event loop: signals, and other threads. A self-pipe."""
 
 import contextlib
 import os
@@ -11,27 +11,27 @@ RENEW_SIGNAL = signal.SIGUSR1
 
 
 class Waker:
-    """Watch `descriptor` for reading; `clear` it, and see what `signals` have come."""
+    """Poll `descriptor` for reading; `clear` it, and get the `signals` that were received."""
 
     def __init__(self) -> None:
         self.descriptor, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: set[int] = set()
-        self._lock = threading.Lock()  # a late thread must not write to a number that another file has by now
+        self._lock = threading.Lock()  # a late thread must not write to a descriptor that has been reused
         self._closed = False
 
     def wake(self) -> None:
-        """From any thread: end the wait."""
-        with self._lock, contextlib.suppress(BlockingIOError):  # full: the loop is awake already
+        """Wake the loop. From any thread."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # full: the loop is awake
             if not self._closed:
                 os.write(self._writer, b"w")
 
     def clear(self) -> None:
-        """The loop is awake."""
+        """Drain the pipe."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 4096)
 
     def signals(self) -> set[int]:
-        """The signals that have come since the last call."""
+        """The signals received since the last call."""
         signals, self._signals = self._signals, set()
         return signals
 
@@ -43,7 +43,7 @@ class Waker:
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Take STOP_SIGNALS and RENEW_SIGNAL while the block runs. In the main thread only."""
+        """Catch STOP_SIGNALS and RENEW_SIGNAL while the block runs. In the main thread only."""
 
         def note(number: int, _: object) -> None:
             self._signals.add(number)

@@ -1,1 +1,1 @@
-"""What the factory runs: provisioning over a serial line, and tools for firmware authors. See README.md."""
+"""Factory: provisioning of boards over a serial line, and tools for firmware authors. See README.md."""

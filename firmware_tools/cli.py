@@ -1,4 +1,4 @@
-"""`firmware-tools`: for who writes or debugs the firmware of a board."""
+"""`firmware-tools`: for authors of a board's firmware."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import click
 
+from fleet.config.streams import Program
 from fleet.wire.errors import WireError
 
 try:
@@ -22,10 +23,10 @@ _READ_SIZE = 65536
 _JSON_SIZE_MAX = 64 * 1024
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fleet-front-door", prog_name="firmware-tools")
 def main() -> None:
-    """Tools for boards that are provisioned over a serial line.
+    """Tools for firmware of boards that are provisioned over a serial line.
 
     Shell completion: eval "$(_FIRMWARE_TOOLS_COMPLETE=bash_source firmware-tools)" (zsh_source, fish_source).
     """
@@ -39,14 +40,14 @@ def print_vectors() -> None:
 
 @main.group()
 def frame() -> None:
-    """Messages on the line and in JSON."""
+    """Encode and decode frames."""
 
 
 @frame.command("encode")
 @click.argument("source", type=click.File("rb"), default="-")
-@click.option("--binary", is_flag=True, help="Write octets, not hex: to be sent to a port.")
+@click.option("--binary", is_flag=True, help="Write raw octets instead of hex, to be sent to a port.")
 def encode_command(source: BinaryIO, binary: bool) -> None:
-    """Turn a message in JSON, from a file or stdin, into a frame.
+    """Encode a message in JSON, from a file or stdin, as a frame.
 
     \b
     Example:
@@ -65,12 +66,12 @@ def encode_command(source: BinaryIO, binary: bool) -> None:
 
 @frame.command("decode")
 @click.argument("source", type=click.File("rb"), default="-")
-@click.option("--binary", is_flag=True, help="Octets as they came from the line. Otherwise hex, spaces allowed.")
+@click.option("--binary", is_flag=True, help="Read raw octets from the line instead of hex.")
 def decode_command(source: BinaryIO, binary: bool) -> None:
-    """Show messages in what came over the line.
+    """Decode the frames in data from a line, read from a file or stdin.
 
-    It is read from a file or stdin; each message is one JSON object a line. What was dropped is counted on stderr. Exit
-    1 when there was no message, or one that can't be read.
+    Prints each message as one JSON object a line, and counts what was dropped on stderr. Exits 1 if there was no
+    message, or one that cannot be decoded.
     """
     reader = FrameReader()
     found = bad = 0
@@ -78,7 +79,7 @@ def decode_command(source: BinaryIO, binary: bool) -> None:
         try:
             octets = data if binary else bytes.fromhex(data.decode("ascii"))
         except ValueError as error:
-            raise click.ClickException("That is not hex. For octets as they came, use --binary.") from error
+            raise click.ClickException("The input is not hex. For raw octets, pass --binary.") from error
         for payload in reader.feed(octets):
             try:
                 click.echo(json.dumps(message_to_json(decode(payload)), ensure_ascii=False))
@@ -89,7 +90,7 @@ def decode_command(source: BinaryIO, binary: bool) -> None:
     dropped = ", ".join(
         f"{name.replace('_', ' ')} {count}" for name, count in dataclasses.asdict(reader.dropped).items()
     )
-    click.echo(f"{found} messages, {bad} that can't be read; dropped: {dropped}", err=True)
+    click.echo(f"{found} messages, {bad} that cannot be decoded; dropped: {dropped}", err=True)
     raise SystemExit(0 if found and not bad else 1)
 
 

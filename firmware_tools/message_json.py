@@ -1,4 +1,4 @@
-"""Messages of the serial protocol as JSON and back: octets in hex, everything else as it is.
+"""Messages of the serial protocol to and from JSON; octets are in hex.
 
 {"message": "ReadCsr", "session": "a1b2c3d4e5f60718", "step": 2, "fields": {"offset": 0}}
 """
@@ -18,7 +18,7 @@ _KEYS = {"message", "session", "step", "fields"}
 
 
 def message_to_json(message: Message) -> dict[str, object]:
-    """`message` in JSON's types."""
+    """`message` as JSON types."""
     body = message.body
     fields = {field.name: getattr(body, field.name) for field in dataclasses.fields(body)}
     return {
@@ -30,7 +30,7 @@ def message_to_json(message: Message) -> dict[str, object]:
 
 
 def message_from_json(tree: object) -> Message:
-    """The message that `tree` describes; its fields are checked when it is encoded.
+    """The message in `tree`; its fields are checked when it is encoded.
 
     Raises: Malformed.
     """
@@ -55,7 +55,7 @@ def message_from_json(tree: object) -> Message:
 
 
 def vectors() -> dict[str, object]:
-    """Everything in PROTOCOL.md's section of that name."""
+    """The section Vectors of PROTOCOL.md."""
     return {
         "version": 1,
         "messages": [

@@ -1,4 +1,4 @@
-"""`fleet-station`: what the operator at the line runs."""
+"""`fleet-station`: the operator's command at the factory line."""
 
 import signal
 import sys
@@ -14,9 +14,10 @@ from cryptography import x509
 from firmware_tools.station.errors import LinkError, StationError, Stopped
 from firmware_tools.station.ledger import Ledger
 from firmware_tools.station.printing import plain, print_object, print_table
-from fleet.est_client.arguments import KEY_TYPES, check_device_id, parse_host_port
+from fleet.config.streams import Program
+from fleet.est_client.arguments import KEY_TYPES, MQTT_PORT_DEFAULT, check_device_id, check_printable, parse_host_port
 from fleet.est_client.client import EstClient
-from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstUnreachable, EstUntrusted
+from fleet.est_client.errors import BadConfig, BadCredentials, EstBusy, EstError, EstUnreachable, EstUntrusted
 
 try:
     from firmware_tools.station.run import ProvisioningJob, ProvisioningRun, failure_code, station_name
@@ -31,8 +32,7 @@ except ModuleNotFoundError as error:
 EXIT_REFUSED = 1
 EXIT_NO_BOARD = 3
 EXIT_NO_AUTHORITY = 4
-EXIT_STOPPED = 130  # as a shell has it for SIGINT
-MQTT_PORT_DEFAULT = 8883
+EXIT_STOPPED = 130  # as a shell reports SIGINT
 _TIMING = Timing()
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -42,47 +42,66 @@ _output = click.option(
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="A table for people, or JSON for programs.",
+    help="Output format.",
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fleet-front-door", prog_name="fleet-station")
 def main() -> None:
-    """Provision boards at the factory: a key made on the board, a certificate from the fleet, proof of both."""
+    """Provision boards in the factory: key generation on the board, enrollment, proof of possession.
+
+    Shell completion: eval "$(_FLEET_STATION_COMPLETE=bash_source fleet-station)" (zsh_source, fish_source).
+    """
 
 
 @main.command("ports")
 @_output
 def list_ports(output: str) -> None:
     """List the serial ports of this machine."""
-    print_table(ports(), ("port", "description", "usb", "usb_serial"), output)
+    try:
+        print_table(ports(), ("port", "description", "usb", "usb_serial"), output)
+    except LinkError as error:
+        raise SystemExit(_complain(error.message, error.advice, EXIT_NO_BOARD)) from error
 
 
 @main.command()
-@click.option("--port", required=True, help="The board's serial port, or a URL of pyserial's (rfc2217://, socket://).")
-@click.option("--est", "est_url", required=True, help="The fleet's EST server: https://HOST:PORT.")
-@click.option("--cert", required=True, type=_FILE, help="This station's certificate (PEM).")
-@click.option("--key", required=True, type=_FILE, help="Its key (PEM).")
-@click.option("--ca", required=True, type=_FILE, help="The root by which the EST server is known (PEM).")
-@click.option("--device-id", required=True, help="What the board shall be called.")
-@click.option("--model", default="", help="The fleet's model. Needed when the station builds several.")
-@click.option("--mqtt", default="", help="Where the device will connect, HOST:PORT.  [default: the EST host, 8883]")
+@click.option("--port", required=True, help="Serial port of the board, or a URL of pyserial (rfc2217://, socket://).")
+@click.option("--est", "est_url", required=True, help="EST server of the fleet: https://HOST:PORT.")
+@click.option("--cert", required=True, type=_FILE, help="Certificate of this station (PEM).")
+@click.option("--key", required=True, type=_FILE, help="Private key of this station (PEM).")
+@click.option("--ca", required=True, type=_FILE, help="Root CA of the EST server (PEM).")
+@click.option("--device-id", required=True, help="Device id of the board.")
+@click.option("--model", default="", help="Model in the fleet. Required if the station builds several.")
+@click.option("--mqtt", default="", help="MQTT gateway for the device, HOST:PORT.  [default: the EST host, 8883]")
 @click.option(
     "--key-type",
     type=click.Choice(KEY_TYPES),
     default=KEY_TYPES[0],
     show_default=True,
-    help="The key that the board makes. The fleet's model must allow it.",
+    help="Type of the key that the board generates. The fleet's model must allow it.",
 )
-@click.option("--hardware-serial", default="", help="The serial number that the board must have, from its label.")
-@click.option("--board-model", default="", help="The model that the board must say it is.")
-@click.option("--replace", is_flag=True, help="Let the board give up another identity that it holds.")
-@click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="File to which each outcome is added.")
-@click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True, help="Speed of the line.")
-@click.option("--timeout", type=click.FloatRange(1), default=180.0, show_default=True, help="Seconds for it all.")
+@click.option("--hardware-serial", default="", help="Expected hardware serial number, as on the board's label.")
+@click.option("--board-model", default="", help="Expected model, as the board reports it.")
+@click.option("--replace", is_flag=True, help="Replace another identity that the board holds.")
 @click.option(
-    "--retransmit", type=click.FloatRange(0.05, 60), default=_TIMING.retransmit, help="Seconds, each request."
+    "--ledger", type=click.Path(dir_okay=False, path_type=Path), help="File to which each outcome is appended."
+)
+@click.option("--baud", type=click.IntRange(1200), default=BAUD_DEFAULT, show_default=True, help="Speed of the line.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=180.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For the whole run.",
+)
+@click.option(
+    "--retransmit",
+    type=click.FloatRange(0.05, 60),
+    default=_TIMING.retransmit,
+    metavar="SECONDS",
+    help="Interval at which an unanswered request is retransmitted.",
 )
 @_output
 def provision(
@@ -104,7 +123,7 @@ def provision(
     retransmit: float,
     output: str,
 ) -> None:
-    """Provision the board on a port. Safe to run again after any failure.
+    """Provision the board on a port. Can be repeated after any failure.
 
     \b
     Example:
@@ -113,40 +132,28 @@ def provision(
 
     \b
     Exit codes: 0 provisioned; 1 refused by the board, the EST server or a check;
-    2 used wrongly; 3 no answer from the board, or no port; 4 the EST server
-    cannot be reached or trusted; 130 stopped.
+    2 wrong usage; 3 no answer from the board, or no port; 4 the EST server
+    cannot be reached or trusted; 130 interrupted.
     """
     try:
+        check_printable(model, "The model")
+        est = EstClient(est_url, ca, certificate=(cert, key))
         host, mqtt_port = parse_host_port(mqtt) if mqtt else (urlsplit(est_url).hostname or "", MQTT_PORT_DEFAULT)
-        name = station_name(x509.load_pem_x509_certificates(cert.read_bytes()))
-        job = ProvisioningJob(
-            order=ProvisioningOrder(
-                check_device_id(device_id),
-                key_type=key_type,
-                station=name,
-                replace=replace,
-                hardware_serial=hardware_serial,
-                board_model=board_model,
-            ),
-            model=model,
-            est_url=est_url,
-            mqtt_host=host,
-            mqtt_port=mqtt_port,
-            port=port,
-            timeout_seconds=timeout,
+        order = ProvisioningOrder(
+            check_device_id(device_id), key_type, _station_name(cert), replace, hardware_serial, board_model
         )
-        authority = EstClient(est_url, ca, certificate=(cert, key))
-    except (BadConfig, ValueError) as error:
-        raise click.UsageError(str(error)) from error
-    except (ClientError, OSError) as error:
-        raise SystemExit(_complain(str(error), "", EXIT_REFUSED)) from error
+    except (BadConfig, BadCredentials) as error:
+        raise click.UsageError(f"{error.message} {error.advice}".rstrip()) from error
+    job = ProvisioningJob(order, model, est_url, host, mqtt_port, port, timeout, Timing(retransmit=retransmit))
+    raise SystemExit(_provision(job, baud, est, Ledger(ledger) if ledger else None, output))
+
+
+def _provision(job: ProvisioningJob, baud: int, est: EstClient, ledger: Ledger | None, output: str) -> int:
+    """Run `job`, print its outcome, and return the exit code."""
     try:
-        with SerialLink(port, baud) as link:
-            rows = Ledger(ledger) if ledger else None
-            run = ProvisioningRun(
-                job, link, authority, ledger=rows, say=_progress(), timing=Timing(retransmit=retransmit)
-            )
-            # A line that is shut down ends a run as Ctrl-C does: the board is told, the ledger has its row.
+        with SerialLink(job.port, baud) as link:
+            run = ProvisioningRun(job, link, est, ledger=ledger, report=_progress())
+            # SIGTERM ends a run like Ctrl-C: the board gets an Abort, the ledger a row.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 print_object(asdict(run.provision()), output)
@@ -155,12 +162,19 @@ def provision(
                     print_object(asdict(run.row), output)
                 raise
     except (DialogueError, EstError, StationError) as error:
-        advice = getattr(error, "advice", "")
-        raise SystemExit(_complain(f"{failure_code(error)}: {error.message}", advice, exit_code(error))) from error
+        return _complain(f"{failure_code(error)}: {error.message}", getattr(error, "advice", ""), exit_code(error))
+    return 0
+
+
+def _station_name(file: Path) -> str:
+    try:
+        return station_name(x509.load_pem_x509_certificates(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"{file} cannot be read as a PEM certificate.") from error
 
 
 def exit_code(error: DialogueError | EstError | StationError) -> int:
-    """What the process ends with: whether to look at the board, the network or the order."""
+    """The exit code: whether to check the board, the network or the order."""
     match error:
         case Stopped(code="stopped"):
             return EXIT_STOPPED

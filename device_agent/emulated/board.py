@@ -1,11 +1,11 @@
-"""A board whose flash is a device-agent home: what it is given over serial, `device-agent run` uses afterwards.
+"""An emulated board whose flash is a device-agent home: `device-agent run` uses what the station has written.
 
-    blank                      no key for anybody
-    pending     board.json     names the device id that the key in the spare slot was made for
-    provisioned agent.toml     is there, and the current slot's certificate is for its device id
+    blank         no key
+    pending       board.json names the device id of the key in the spare slot
+    provisioned   agent.toml exists, and the current slot's certificate is for its device id
 
-Each step can be cut off by power loss and done again: the key is on disk before the CSR leaves, the certificate before
-it is acknowledged, and agent.toml, which makes the home complete, comes last.
+Each step can be repeated after a power loss: the key is on disk before the CSR is sent, the certificate before it is
+acknowledged, and agent.toml, which completes the home, is written last.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.agent_config import FILE_NAME, AgentConfig, read_config, write_config
+from device_agent.agent_config import FILE_NAME, AgentConfig, NewHome, read_config, write_config
 from device_agent.atomic_files import Checkpoint, no_checkpoint, sync_directory, write_atomically
 from device_agent.device_key import (
     PrivateKey,
@@ -48,7 +48,7 @@ _NOTE_SIZE_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What is burnt in or printed on."""
+    """Fixed properties of the board."""
 
     serial: str = "EMU-0001"
     model: str = "emulated"
@@ -60,13 +60,13 @@ class HomeBoard:
     """Implements `fleet.wire.serial.dialogue.device.Board` on the home at `home`."""
 
     def __init__(
-        self, home: Path, hardware: Hardware, clock: Callable[[], datetime], step: Checkpoint = no_checkpoint
+        self, home: Path, hardware: Hardware, clock: Callable[[], datetime], checkpoint: Checkpoint = no_checkpoint
     ) -> None:
         self._home = home
         self._hardware = hardware
         self._clock = clock
-        self._store = IdentityStore(home, step)
-        self._step = step
+        self._store = IdentityStore(home, checkpoint)
+        self._checkpoint = checkpoint
         self._device_id = ""
         self._key: PrivateKey | None = None
         self._accepted: ProvisioningData | None = None
@@ -91,7 +91,7 @@ class HomeBoard:
             check_device_id(device_id)
             state, held = self._state()
             if state == m.PROVISIONED and held != device_id and not replace:
-                raise BoardRefused(FailureCode.ALREADY_PROVISIONED, f"This board is {held}.")
+                raise BoardRefused(FailureCode.ALREADY_PROVISIONED, f"This board is provisioned as {held}.")
             self._key = self._key_for(device_id, key_type)
             self._device_id = device_id
             return build_csr(self._key, device_subject(device_id, self._hardware.serial), [])
@@ -131,17 +131,16 @@ class HomeBoard:
             stored = self._identity_with(accepted.chain[0].fingerprint(hashes.SHA256()))
             if stored is None:
                 raise BoardRefused(FailureCode.STORAGE, "The installed identity is gone.")
-            settled = self._settings_are(accepted)
-            if not settled:
-                # The old settings go first: cut off here, the home is incomplete, never a blend of two devices.
+            unchanged = self._has_settings(accepted)
+            if not unchanged:
+                # Old settings are removed first: after a power loss the home is incomplete, never a mix of two devices.
                 (self._home / FILE_NAME).unlink(missing_ok=True)
                 sync_directory(self._home)
-                self._step("old settings removed")
+                self._checkpoint("old settings removed")
             if stored != self._store.current():
                 self._store.promote(stored)
-            if not settled:
-                write_config(
-                    self._home,
+            if not unchanged:
+                new = NewHome(
                     self._device_id,
                     accepted.est_url,
                     accepted.mqtt_host,
@@ -149,7 +148,8 @@ class HomeBoard:
                     _pem(accepted.anchors),
                     self._hardware.serial,
                 )
-                self._step("settings written")
+                write_config(self._home, new)
+                self._checkpoint("settings written")
             (self._home / _NOTE_NAME).unlink(missing_ok=True)
 
     def _state(self) -> tuple[str, str]:
@@ -171,9 +171,9 @@ class HomeBoard:
                 if has_type(key, key_type):
                     return key
         if self._noted_device_id() != device_id:
-            # A key made for one device id never serves another, which may have a certificate for it already.
+            # A key generated for one device id is never used for another: there may be a certificate for it already.
             self._store.clear(self._store.spare_slot())
-            write_atomically(self._home / _NOTE_NAME, json.dumps({"device_id": device_id}).encode(), self._step)
+            write_atomically(self._home / _NOTE_NAME, json.dumps({"device_id": device_id}).encode(), self._checkpoint)
         try:
             return candidate_key(self._store, key_type)[1]
         except BadConfig as error:
@@ -188,7 +188,7 @@ class HomeBoard:
 
     def _made_key(self) -> PrivateKey:
         if self._key is None:
-            raise BoardRefused(FailureCode.OUT_OF_ORDER, "No key has been asked for.")
+            raise BoardRefused(FailureCode.OUT_OF_ORDER, "No key has been requested.")
         return self._key
 
     def _identity_with(self, fingerprint: bytes) -> Identity | None:
@@ -200,12 +200,12 @@ class HomeBoard:
     def _store_identity(self, key: PrivateKey, chain: tuple[x509.Certificate, ...]) -> None:
         slot = self._store.spare_slot()
         if self._store.unfinished_key(slot) != key_pem(key):
-            # A new certificate for the key of a complete slot: it moves to the other slot, whole.
+            # A new certificate for the key of a complete slot: key and certificate go into the other slot.
             self._store.clear(slot)
             self._store.write_key(slot, key_pem(key))
         self._store.complete(slot, _pem(chain), certificate_info(chain[0], self._device_id, self._clock()))
 
-    def _settings_are(self, accepted: ProvisioningData) -> bool:
+    def _has_settings(self, accepted: ProvisioningData) -> bool:
         config = self._config()
         return (
             config is not None
@@ -225,7 +225,7 @@ class HomeBoard:
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
-        """What goes wrong in the home, in the protocol's words."""
+        """Translate errors of the home into the protocol's."""
         try:
             yield
         except BadConfig as error:

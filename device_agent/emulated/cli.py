@@ -1,4 +1,4 @@
-"""`device-agent emulate`: a board on a pseudo-terminal that can be provisioned like a real one, faults included."""
+"""`device-agent emulate`: a board on a pseudo-terminal, to be provisioned like a real one, with injected faults."""
 
 import random
 import re
@@ -14,10 +14,11 @@ import click
 
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.emulated.pty_port import PtyPort, pty_port
+from device_agent.home_option import pass_home
 from fleet.wire.serial.dialogue.device import DeviceDialogue, State
 from fleet.wire.serial.messages import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 
-LINGER_SECONDS = 10.0  # after the last answer, in case it was lost and the station asks again
+LINGER_SECONDS = 10.0  # after the last answer, in case it was lost and the station retransmits
 FRAME = re.compile(rb"\x00[^\x00]+\x00")
 _DEFAULT = Hardware()
 BOOT_LOG = (
@@ -29,20 +30,20 @@ BOOT_LOG = (
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with this board and its line. Seeded, so that a run can be had again."""
+    """Faults of the board and its line, seeded so that a run can be repeated."""
 
     boot_log: bool = False
     noise: bool = False
-    """A log line in front of each answer."""
+    """A log line before each answer."""
     drop_rate: float = 0.0
-    """Share of answers that never leave."""
+    """Share of answers that are not sent."""
     restart_after: int = 0
-    """Requests after which it restarts, once. 0: never."""
+    """Number of requests after which it restarts, once; 0: never."""
     seed: int = 0
 
 
 class EmulatedBoard:
-    """A dialogue on a port, with its faults."""
+    """A board's dialogue on a port, with faults."""
 
     def __init__(self, port: PtyPort, power_on: Callable[[], DeviceDialogue], faults: Faults) -> None:
         self._port = port
@@ -53,11 +54,11 @@ class EmulatedBoard:
         self._start()
 
     def run(self, *, once: bool) -> None:
-        """Answer stations: until the board is provisioned when `once`, else for ever."""
+        """Answer stations: until the board is provisioned if `once`, else until interrupted."""
         while True:
             finished = once and self._dialogue.state is State.FINISHED
             if finished:
-                self._port.let_go()
+                self._port.release()
             data = self._port.read(LINGER_SECONDS if finished else None)
             if finished and not data:
                 return
@@ -82,26 +83,32 @@ class EmulatedBoard:
 
 
 @click.command()
-@click.option("--pty", "link", required=True, type=click.Path(path_type=Path), help="Where the port shall appear.")
-@click.option("--hardware-serial", default=_DEFAULT.serial, show_default=True, help="The maker's serial number.")
-@click.option("--model", default=_DEFAULT.model, show_default=True, help="The model that the board says it is.")
-@click.option("--firmware", default=_DEFAULT.firmware, show_default=True)
+@click.option(
+    "--pty",
+    "link",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Path of the port: a symbolic link to the pseudo-terminal.",
+)
+@click.option("--hardware-serial", default=_DEFAULT.serial, show_default=True, help="Hardware serial number.")
+@click.option("--model", default=_DEFAULT.model, show_default=True, help="Model that the board reports.")
+@click.option("--firmware", default=_DEFAULT.firmware, show_default=True, help="Firmware version that it reports.")
 @click.option(
     "--chunk-size",
     type=click.IntRange(CHUNK_SIZE_MIN, CHUNK_SIZE_MAX),
     default=_DEFAULT.chunk_size_max,
     show_default=True,
-    help="Octets of data that the board takes in one message.",
+    help="Octets of data that the board accepts in one message.",
 )
-@click.option("--once", is_flag=True, help="Exit when provisioned. Otherwise stay until stopped.")
-@click.option("--boot-log", is_flag=True, help="Print a boot log before the first word.")
-@click.option("--noise", is_flag=True, help="Print a log line before each answer.")
+@click.option("--once", is_flag=True, help="Exit once provisioned. Otherwise run until interrupted.")
+@click.option("--boot-log", is_flag=True, help="Write a boot log to the line at start.")
+@click.option("--noise", is_flag=True, help="Write a log line before each answer.")
 @click.option("--drop-rate", type=click.FloatRange(0, 0.9), default=0.0, help="Share of answers that are lost.")
-@click.option("--restart-after", type=click.IntRange(0), default=0, help="Restart once, after so many requests.")
-@click.option("--seed", type=int, default=0, help="Of the losses, so that a run can be had again.")
-@click.pass_context
+@click.option("--restart-after", type=click.IntRange(0), default=0, help="Restart once, after this number of requests.")
+@click.option("--seed", type=int, default=0, help="Seed of the losses, to repeat a run.")
+@pass_home
 def emulate(
-    context: click.Context,
+    home: Path,
     link: Path,
     hardware_serial: str,
     model: str,
@@ -114,18 +121,17 @@ def emulate(
     restart_after: int,
     seed: int,
 ) -> None:
-    """Be a board on a serial port, to be provisioned by fleet-station.
+    """Emulate a board on a serial port, to be provisioned by fleet-station.
 
-    What the station writes goes into --home, which is then a device's home like any other: `device-agent run`.
+    The board keeps its state in --home. Once provisioned, it is a device's home: `device-agent run`.
     """
     hardware = Hardware(hardware_serial, model, firmware, chunk_size)
     faults = Faults(boot_log, noise, drop_rate, restart_after, seed)
-    home = Path(context.find_root().params["home"])
     raise SystemExit(run_emulator(home, link, hardware, faults, once=once))
 
 
 def run_emulator(home: Path, link: Path, hardware: Hardware, faults: Faults, *, once: bool) -> int:
-    """Serve `link` until done or told to stop; 0, or 1 when stopped before a board that runs `once` was provisioned.
+    """Serve `link` until done or interrupted; 0, or 1 if interrupted before a board that runs `once` was provisioned.
 
     Raises: BadConfig, OSError.
     """

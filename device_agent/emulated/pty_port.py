@@ -1,6 +1,6 @@
-"""One end of a pseudo-terminal as a board's serial port, the other end under a name of its own.
+"""A pseudo-terminal as a board's serial port: the board has one end, the other is reached through a symbolic link.
 
-A board keeps its port when nobody listens: what it says is lost, as on a wire, and a station may come and go.
+The port stays open while no station listens: what the board sends is lost then, as on a wire.
 """
 
 import contextlib
@@ -16,31 +16,31 @@ from pathlib import Path
 from fleet.est_client.errors import BadConfig
 
 READ_SIZE = 4096
-WRITE_PATIENCE_SECONDS = 0.5  # a station that does not read for so long is not there
+WRITE_PATIENCE_SECONDS = 0.5  # a station that does not read for this long is gone
 
 
 @dataclass(slots=True)
 class PtyPort:
-    """The board's end. Raw both ways: no echo, no line ends changed."""
+    """The board's end. Raw both ways: no echo, no translation of line ends."""
 
     master: int
     held: int | None
-    """The station's end, held open so that its closing does not end ours."""
+    """The station's end, held open so that a station's close does not end ours."""
 
     def read(self, timeout_seconds: float | None) -> bytes | None:
-        """What has arrived; b"" when nothing has in time, None when the other end is closed for good."""
+        """Data from the station; b"" on timeout, None once the other end is closed."""
         readable, _, _ = select.select([self.master], [], [], timeout_seconds)
         if not readable:
             return b""
         try:
             return os.read(self.master, READ_SIZE)
         except OSError as error:
-            if error.errno == errno.EIO:  # Linux: nobody has the other end open
+            if error.errno == errno.EIO:  # Linux: the other end is not open
                 return None
             raise
 
     def write(self, data: bytes) -> None:
-        """Send `data`. What finds no room in time is lost."""
+        """Send `data`. What the buffer does not take in time is lost."""
         while data:
             _, writable, _ = select.select([], [self.master], [], WRITE_PATIENCE_SECONDS)
             if not writable:
@@ -50,8 +50,8 @@ class PtyPort:
             except BlockingIOError:
                 return
 
-    def let_go(self) -> None:
-        """From now on `read` tells by None when the station has closed its end."""
+    def release(self) -> None:
+        """From now on `read` returns None once the station has closed its end."""
         if self.held is not None:
             os.close(self.held)
             self.held = None
@@ -59,9 +59,9 @@ class PtyPort:
 
 @contextlib.contextmanager
 def pty_port(link: Path) -> Iterator[PtyPort]:
-    """A new pty whose other end is `link`, a symbolic link that goes when the block ends.
+    """A new pty whose other end is `link`, a symbolic link that is removed when the block ends.
 
-    Raises: BadConfig when `link` is in use or not a link; OSError.
+    Raises: BadConfig if `link` is in use or not a symbolic link; OSError.
     """
     master, held = os.openpty()
     port = PtyPort(master, held)
@@ -74,11 +74,11 @@ def pty_port(link: Path) -> Iterator[PtyPort]:
             yield port
         finally:
             with contextlib.suppress(OSError):
-                # Only ours: another board may have taken the name over.
+                # Only ours: another board may have replaced the link.
                 if str(link.readlink()) == name:
                     link.unlink()
     finally:
-        port.let_go()
+        port.release()
         os.close(master)
 
 
@@ -88,11 +88,11 @@ def _point(link: Path, name: str) -> None:
     except FileNotFoundError:
         mode = None
     if mode is not None and not stat.S_ISLNK(mode):
-        raise BadConfig(f"{link} is there already, and not a link.", "Name another path.")
-    # A link that a killed emulator left leads nowhere, or to the pty that has been given to us now. One that leads to
-    # somebody else's is not ours to take.
+        raise BadConfig(f"{link} exists, and is not a link.", "Choose another path.")
+    # The link of a killed emulator leads nowhere, or to the pty that the kernel has just given to us. A link to any
+    # other existing pty is in use.
     if mode is not None and link.exists() and str(link.readlink()) != name:
-        raise BadConfig(f"{link} leads to a port that is in use.", "Name another path, or remove it.")
+        raise BadConfig(f"{link} leads to a port that is in use.", "Choose another path, or remove it.")
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.symlink_to(name)
-    fresh.rename(link)  # with everything set up behind it: whoever finds the link may open it
+    fresh.rename(link)  # last: a station may open the port as soon as the link exists

@@ -1,14 +1,14 @@
-"""What can go wrong at the station itself, beside the board (DialogueError) and the EST server (EstError).
+"""Errors of the station itself, beside those of the board (DialogueError) and of the EST client (ClientError).
 
 StationError
- ├─ LinkError    the serial port is missing, in use or gone
- ├─ LedgerError  the ledger cannot be read or written, or it knows the board as somebody else
- └─ Stopped      somebody pressed Ctrl-C, or the time was up
+ ├─ LinkError    the serial port is missing, in use or lost
+ ├─ LedgerError  the ledger cannot be read or written, or has another device for this board
+ └─ Stopped      interrupted with Ctrl-C, or timed out
 """
 
 
 class StationError(Exception):
-    """The root. `code` is stable; `advice` says what to do next, "" when the message says it all."""
+    """The root. `code` is stable; `advice` is the next step, "" if there is none."""
 
     def __init__(self, code: str, message: str, advice: str = "") -> None:
         super().__init__(message)
@@ -18,12 +18,12 @@ class StationError(Exception):
 
 
 class LinkError(StationError):
-    """The serial port is missing, in use or gone."""
+    """The serial port is missing, in use or lost."""
 
 
 class LedgerError(StationError):
-    """The ledger cannot be read or written, or it knows the board as somebody else."""
+    """The ledger cannot be read or written, or has another device for this board."""
 
 
 class Stopped(StationError):
-    """Somebody pressed Ctrl-C, or the time was up."""
+    """Interrupted with Ctrl-C, or timed out."""

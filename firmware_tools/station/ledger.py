@@ -1,13 +1,16 @@
-"""The station's ledger: one JSON object a line, appended, on disk before the next step is taken.
+"""The station's ledger: append-only, one JSON object a line, on disk before the next step.
 
-    {"at": "...", "event": "issued",      "device_id": ..., ...}    a certificate has left the authority
-    {"at": "...", "event": "provisioned", ...}                      the board has proved its key and switched
+    {"at": "...", "event": "issued",      "device_id": ..., ...}    a certificate was issued
+    {"at": "...", "event": "provisioned", ...}                      the board has proved its key and activated it
     {"at": "...", "event": "failed",      "code": "bad-proof", ...}
 
-A line that a power cut left half-written is passed over; nothing before it is touched.
+A line that a power loss left incomplete is skipped. Several stations of one
+machine may share a ledger.
 """
 
-import fcntl
+import contextlib
+import errno
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,10 +22,13 @@ from firmware_tools.station.errors import LedgerError
 ISSUED, PROVISIONED, FAILED = "issued", "provisioned", "failed"
 LINE_SIZE_MAX = 16 * 1024  # bytes; ours have under 1 KB
 
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_LOCKED_BYTE = 1 << 30  # Windows locks are mandatory: no byte that is ever read or written
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line. Hashes and serials in hex, times as RFC 3339 in UTC, "" for what is not known."""
+    """One line. Hashes and serials in hex, times as RFC 3339 in UTC, "" for unknown values."""
 
     event: str
     at: str
@@ -30,7 +36,7 @@ class Row:
     seconds: float
     device_id: str
     model: str
-    """The fleet's model that was asked for."""
+    """The requested model of the fleet."""
     hardware_serial: str = ""
     board_model: str = ""
     firmware: str = ""
@@ -47,26 +53,26 @@ class Row:
 
 
 class Ledger:
-    """The ledger at `path`; several stations on one machine may share it."""
+    """The ledger at `path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, row: Row) -> None:
-        """Write `row`; it is on disk when this returns.
+        """Append `row`; it is on disk when this returns.
 
         Raises: LedgerError.
         """
         line = json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n"
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            descriptor = os.open(self._path, _APPEND, 0o640)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                    line = b"\n" + line  # the last writer lost its power
-                _write_all(descriptor, line)
-                os.fsync(descriptor)
+                with _locked(descriptor):
+                    size = os.fstat(descriptor).st_size
+                    if size and not _ends_with_newline(descriptor, size):
+                        line = b"\n" + line  # the last writer lost power
+                    _write_all(descriptor, line)
+                    os.fsync(descriptor)
                 if size == 0:
                     _sync_directory(self._path.parent)
             finally:
@@ -77,7 +83,7 @@ class Ledger:
             ) from error
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """Yield each whole line, oldest first; none when there is no ledger yet.
+        """Yield each complete line, oldest first; none if there is no ledger yet.
 
         Raises: LedgerError.
         """
@@ -87,7 +93,7 @@ class Ledger:
                     try:
                         row = json.loads(line)
                     except ValueError:
-                        continue  # half a line
+                        continue  # incomplete
                     if isinstance(row, dict):
                         yield row
         except FileNotFoundError:
@@ -96,7 +102,7 @@ class Ledger:
             raise LedgerError("ledger-failed", f"The ledger {self._path} cannot be read: {error.strerror}.") from error
 
     def check(self, device_id: str, hardware_serial: str) -> None:
-        """Return when neither the board nor the device id has been given away to another.
+        """Check that neither the board nor the device id has been provisioned otherwise.
 
         Raises: LedgerError (`board-known`, `device-id-taken`).
         """
@@ -113,14 +119,48 @@ class Ledger:
             raise LedgerError(
                 "board-known",
                 f"Board {hardware_serial} was provisioned as {id_of_board}.",
-                "Its label or yours is wrong. To give it another device id: --replace.",
+                "Check the label. To give the board another device id: --replace.",
             )
         if board_of_id != hardware_serial:
             raise LedgerError(
                 "device-id-taken",
                 f"{device_id} was given to board {board_of_id}.",
-                "Choose another device id. If this board takes its place: --replace.",
+                "Choose another device id. If this board replaces that one: --replace.",
             )
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """An exclusive lock on an open file while the block runs, by the means of this system."""
+    try:
+        import fcntl
+    except ImportError:
+        with _byte_locked(descriptor):
+            yield
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # released by close
+        yield
+
+
+@contextlib.contextmanager
+def _byte_locked(descriptor: int) -> Iterator[None]:
+    """A lock on one byte far behind the end of the file. Raises: OSError if there are no locks, or it stays locked."""
+    try:
+        locking = importlib.import_module("msvcrt")
+    except ImportError:
+        raise OSError(errno.ENOLCK, "this system offers no file locks") from None
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+    locking.locking(descriptor, locking.LK_LOCK, 1)  # waits 10 s
+    try:
+        yield
+    finally:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        locking.locking(descriptor, locking.LK_UNLCK, 1)
+
+
+def _ends_with_newline(descriptor: int, size: int) -> bool:
+    os.lseek(descriptor, size - 1, os.SEEK_SET)
+    return os.read(descriptor, 1) == b"\n"
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -129,6 +169,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows: a directory cannot be opened
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""How the factory's commands print: JSON for programs, aligned lines for people. Nothing from a board is obeyed."""
+"""Output of the factory's commands: JSON or aligned text. Control characters of a board's texts are escaped."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,5 +30,5 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], ou
 
 
 def plain(value: object) -> str:
-    """`value` with control characters shown as escapes."""
+    """`value` with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

@@ -1,13 +1,13 @@
-"""One run of the factory station: from a board on a port to a device of the fleet, and the row that says so.
+"""One run of the factory station: the dialogue with a board, its enrollment over EST, and the ledger.
 
-The authority decides, the ledger remembers: the CSR goes to EST in every run, and the same key gets the certificate
-that it has earned already. So a run that broke off anywhere is simply run again.
+Every run sends the CSR to the EST server, which returns the existing certificate for a key that has one. So an
+interrupted run can always be repeated.
 """
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
@@ -36,7 +36,7 @@ from fleet.wire.serial.dialogue.events import (
 from fleet.wire.serial.dialogue.station import StationDialogue
 from fleet.wire.serial.messages import DeviceInfo
 
-_STOP_CHECK_SECONDS = 0.5  # the longest that one read blocks, so that Ctrl-C is heard
+_STOP_CHECK_SECONDS = 0.5  # the longest blocking read: Ctrl-C is noticed in between
 
 
 class Link(Protocol):
@@ -46,8 +46,8 @@ class Link(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
-class Authority(Protocol):
-    """An EST server that knows us as a registration authority."""
+class EstService(Protocol):
+    """An EST server where this station is a registration authority."""
 
     def cacerts(self, label: str | None = None) -> list[x509.Certificate]: ...
     def simpleenroll(self, csr_der: bytes, label: str | None = None) -> x509.Certificate: ...
@@ -55,11 +55,11 @@ class Authority(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProvisioningJob:
-    """What is to be done with the board on the port."""
+    """The order for the board on a port, and what it is to be given."""
 
     order: ProvisioningOrder
     model: str
-    """The fleet's model, the EST label; "" when the authority knows it by itself."""
+    """The fleet's model, used as EST label; "" if the server can derive it."""
     est_url: str
     mqtt_host: str
     mqtt_port: int
@@ -67,51 +67,62 @@ class ProvisioningJob:
     """For the ledger."""
     timeout_seconds: float = 180.0
     """For the whole run."""
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Time and randomness of a run."""
+
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic: Callable[[], float] = time.monotonic
+    random: Callable[[int], bytes] = os.urandom
+
+
+SYSTEM = Environment()
 
 
 class ProvisioningRun:
-    """One run over `link`. `say` is told each step: a word and what there is to know.
+    """One run over `link`. `report` is called with each step: a word and its details.
 
-    `row` is the outcome so far, also after a failure.
+    `row` is the ledger's row so far, also after a failure.
     """
 
     def __init__(
         self,
         job: ProvisioningJob,
         link: Link,
-        authority: Authority,
+        est: EstService,
         *,
         ledger: Ledger | None = None,
-        say: Callable[[str, str], None] = lambda step, text: None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        monotonic: Callable[[], float] = time.monotonic,
-        random: Callable[[int], bytes] = os.urandom,
-        timing: Timing | None = None,
+        report: Callable[[str, str], None] = lambda step, text: None,
+        environment: Environment = SYSTEM,
     ) -> None:
         self._job = job
         self._link = link
-        self._authority = authority
+        self._est = est
         self._ledger = ledger
-        self._say = say
-        self._clock = clock
-        self._monotonic = monotonic
-        self._dialogue = StationDialogue(job.order, random, timing)
-        self._started = monotonic()
-        self._started_at = clock()
+        self._report = report
+        self._clock = environment.clock
+        self._monotonic = environment.monotonic
+        self._dialogue = StationDialogue(job.order, environment.random, job.timing)
+        self._started = self._monotonic()
+        self._started_at = self._clock()
         self._info: DeviceInfo | None = None
         self._csr: Csr | None = None
-        self._delivery: ProvisioningData | None = None
+        self._data: ProvisioningData | None = None
         self.row = self._row(FAILED)
 
     def provision(self) -> Row:
-        """Do it, and return the row of the ledger that says so.
+        """Provision the board, and return the ledger's row.
 
-        Raises: DialogueError, EstError, StationError; a failure is in the ledger then, and the board has been told.
+        Raises: DialogueError, EstError, StationError; the failure has then been written to the ledger and sent to the
+        board.
         """
         try:
             self._converse()
         except KeyboardInterrupt:
-            self._give_up(Stopped("stopped", "Stopped by the operator.", "Run it again: it is safe at any point."))
+            self._give_up(Stopped("stopped", "Stopped by the operator.", "Run it again: a run can always be repeated."))
         except (DialogueError, EstError, StationError) as error:
             self._give_up(error)
         self._write_row(self._row(PROVISIONED))
@@ -119,7 +130,7 @@ class ProvisioningRun:
 
     def _converse(self) -> None:
         dialogue, deadline = self._dialogue, self._started + self._job.timeout_seconds
-        self._say("hello", f"waiting for the board on {self._job.port}")
+        self._report("hello", f"waiting for the board on {self._job.port}")
         dialogue.begin(self._monotonic())
         while not dialogue.ended:
             self._link.write(dialogue.data_to_send())
@@ -127,7 +138,7 @@ class ProvisioningRun:
             if now >= deadline:
                 raise Stopped(
                     "timeout",
-                    f"The run was not done within {self._job.timeout_seconds:.0f} s.",
+                    f"The run did not finish within {self._job.timeout_seconds:.0f} s.",
                     "Run it again, with a longer --timeout on a slow line.",
                 )
             timeout = min(dialogue.next_timeout() or deadline, deadline, now + _STOP_CHECK_SECONDS)
@@ -137,12 +148,12 @@ class ProvisioningRun:
             dialogue.tick(self._monotonic())
 
     def _give_up(self, error: DialogueError | EstError | StationError) -> NoReturn:
-        """Tell the board, write the row, and raise `error`."""
+        """Send an Abort, write the row, and raise `error`."""
         self._dialogue.abort(error.message)
         try:
             self._link.write(self._dialogue.data_to_send())
         except StationError as lost:
-            error.add_note(f"The board could not be told: {lost.message}")
+            error.add_note(f"The board could not be notified: {lost.message}")
         try:
             self._write_row(self._row(FAILED, failure_code(error), error.message))
         except LedgerError as unwritten:
@@ -153,41 +164,41 @@ class ProvisioningRun:
         match event:
             case Greeted(info=info):
                 self._info = info
-                self._say(
+                self._report(
                     "hello", f"board {info.hardware_serial}, {info.model}, firmware {info.firmware}, {info.state}"
                 )
                 if self._ledger is not None and not self._job.order.replace:
                     self._ledger.check(self._job.order.device_id, info.hardware_serial)
             case CsrReceived(csr=csr):
-                self._say("csr", f"{csr.key_type} key {csr.key_sha256.hex()[:16]}")
+                self._report("csr", f"{csr.key_type} key {csr.key_sha256.hex()[:16]}")
                 self._deliver(csr)
             case Written(blob=blob, size=size):
-                self._say("write", f"{blob.name.lower()}, {size} octets")
+                self._report("write", f"{blob.name.lower()}, {size} octets")
             case Stored(fingerprint=fingerprint):
-                self._say("install", f"certificate {fingerprint.hex()[:16]} stored")
+                self._report("install", f"certificate {fingerprint.hex()[:16]} stored")
             case Proved():
-                self._say("prove", "the board holds the key")
+                self._report("prove", "the board has proved possession of its key")
             case Restarted(sessions=sessions):
-                self._say("restart", f"the board has restarted; session {sessions}")
+                self._report("restart", f"the board has restarted; session {sessions}")
             case Provisioned():
-                self._say("finish", f"{self._job.order.device_id} is provisioned")
+                self._report("finish", f"{self._job.order.device_id} is provisioned")
 
     def _deliver(self, csr: Csr) -> None:
-        """Have the CSR enrolled and send down what comes back; a board that has restarted gets the same again."""
-        if self._csr is None or self._delivery is None or self._csr.spki_der != csr.spki_der:
+        """Enroll the CSR and send the certificate to the board. After a restart the board gets the same one."""
+        if self._csr is None or self._data is None or self._csr.spki_der != csr.spki_der:
             self._csr = csr
-            self._delivery = self._enrolled(csr)
-            certificate = self._delivery.chain[0]
-            self._say("enroll", f"certificate {certificate.serial_number:x}, to {certificate.not_valid_after_utc}")
-            # Before the board hears of it: a certificate that has left the authority is never forgotten.
+            self._data = self._enrolled(csr)
+            certificate = self._data.chain[0]
+            self._report("enroll", f"certificate {certificate.serial_number:x}, to {certificate.not_valid_after_utc}")
+            # Before the board gets it: every certificate that was issued is in the ledger.
             self._write_row(self._row(ISSUED))
-        self._dialogue.deliver(self._delivery, self._monotonic())
+        self._dialogue.deliver(self._data, self._monotonic())
 
     def _enrolled(self, csr: Csr) -> ProvisioningData:
         job = self._job
-        # First the chain: nothing is issued that could not be used.
-        authorities = self._authority.cacerts(job.model or None)
-        certificate = self._authority.simpleenroll(csr.der, job.model or None)
+        # First the chain: no certificate is issued that could not be used.
+        authorities = self._est.cacerts(job.model or None)
+        certificate = self._est.simpleenroll(csr.der, job.model or None)
         anchors = tuple(each for each in authorities if is_root(each))
         chain = check_certificate(
             certificate,
@@ -205,7 +216,7 @@ class ProvisioningRun:
             self._ledger.append(row)
 
     def _row(self, event: str, code: str = "", message: str = "") -> Row:
-        info, certificate = self._info, self._delivery.chain[0] if self._delivery else None
+        info, certificate = self._info, self._data.chain[0] if self._data else None
         return Row(
             event=event,
             at=_rfc3339(self._clock()),
@@ -228,7 +239,7 @@ class ProvisioningRun:
 
 
 def failure_code(error: DialogueError | EstError | StationError) -> str:
-    """The stable word for `error` in the ledger."""
+    """The stable code of `error` in the ledger."""
     match error:
         case NoAnswer():
             return "no-answer"
@@ -243,6 +254,6 @@ def _rfc3339(moment: datetime) -> str:
 
 
 def station_name(certificates: Sequence[x509.Certificate]) -> str:
-    """What a station calls itself: the common name of its certificate."""
+    """A station's name: the common name of its certificate."""
     names = certificates[0].subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME) if certificates else []
     return str(names[0].value) if names else ""

@@ -1,26 +1,29 @@
-"""A serial port for the length of a run: locked, and opened again when it vanishes because the chip resets."""
+"""A serial port, locked for the length of a run, and reopened if it disappears because the chip resets.
+
+pyserial is imported when a port is opened or listed: on POSIX it needs `termios`.
+"""
 
 import contextlib
 import errno
+import importlib
 import time
 from collections.abc import Callable
-from typing import Self
-
-import serial
-from serial.tools import list_ports
+from importlib.util import find_spec
+from typing import Any, Self
 
 from firmware_tools.station.errors import LinkError
 
 BAUD_DEFAULT = 115200
-REOPEN_SECONDS = 10.0  # a board with native USB is away for 1 to 3 s when it resets
+REOPEN_SECONDS = 10.0  # a board with native USB disappears for 1 to 3 s when it resets
 REOPEN_PAUSE_SECONDS = 0.1
 WRITE_SECONDS = 5.0  # a full frame at 9600 baud takes 1.1 s
 
-_LOST = (serial.SerialException, OSError)
+if find_spec("serial") is None:
+    raise ModuleNotFoundError("No module named 'serial'", name="serial")
 
 
 class SerialLink:
-    """An open port. `port` is a device path, or a URL that pyserial knows (`rfc2217://host:4000`, `socket://…`).
+    """An open port. `port` is a device path, or a URL of pyserial (`rfc2217://host:4000`, `socket://…`).
 
     Raises: LinkError (`port-missing`, `port-busy`, `port-failed`).
     """
@@ -40,24 +43,23 @@ class SerialLink:
         self._serial = self._open()
 
     def read(self, timeout_seconds: float) -> bytes:
-        """What arrives within the time, as soon as there is some; b"" when nothing does, or when the port was lost
-        and is open again.
+        """Data as soon as it arrives; b"" on timeout, or after the port was lost and reopened.
 
-        Raises: LinkError (`port-lost`) when it does not come back within REOPEN_SECONDS.
+        Raises: LinkError (`port-lost`) if it does not reappear within REOPEN_SECONDS.
         """
         try:
             self._serial.timeout = max(0.0, timeout_seconds)
             data: bytes = self._serial.read(1)
-        except _LOST:
+        except OSError:
             self._reopen()
             return b""
         if data:
-            with contextlib.suppress(*_LOST):  # the next read finds out
+            with contextlib.suppress(OSError):  # the next read handles it
                 data += self._serial.read(self._serial.in_waiting)
         return data
 
     def write(self, data: bytes) -> None:
-        """Send `data`. It is lost when the port is: who needs it sends it again.
+        """Send `data`. It is lost if the port is: the dialogue retransmits.
 
         Raises: LinkError (`port-lost`).
         """
@@ -65,13 +67,13 @@ class SerialLink:
             return
         try:
             self._serial.write(data)
-        except serial.SerialTimeoutException:
-            return  # nobody reads at the other end
-        except _LOST:
+        except _serial().SerialTimeoutException:
+            return  # the other end does not read
+        except OSError:
             self._reopen()
 
     def close(self) -> None:
-        """Let the port go."""
+        """Close the port."""
         self._serial.close()
 
     def __enter__(self) -> Self:
@@ -80,15 +82,16 @@ class SerialLink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> serial.SerialBase:
+    def _open(self) -> Any:
+        serial = _serial()
         try:
-            # `exclusive`: two stations on one port would each read half of the answers.
+            # `exclusive`: two stations on one port would each read a part of the answers.
             return serial.serial_for_url(self.port, baudrate=self._baud, exclusive=True, write_timeout=WRITE_SECONDS)
         except serial.SerialException as error:
             match error.errno:
                 case errno.EAGAIN | errno.EBUSY:
                     raise LinkError(
-                        "port-busy", f"Port {self.port} is in use.", "Close the program that holds it."
+                        "port-busy", f"Port {self.port} is in use.", "Close the program that uses it."
                     ) from error
                 case errno.ENOENT | errno.ENODEV | errno.ENXIO:
                     raise LinkError(
@@ -97,8 +100,8 @@ class SerialLink:
                 case errno.EACCES:
                     raise LinkError(
                         "port-failed",
-                        f"Port {self.port} may not be opened by you.",
-                        "On most systems the group dialout may.",
+                        f"No permission to open port {self.port}.",
+                        "On most systems, join the group dialout.",
                     ) from error
             raise LinkError("port-failed", f"Port {self.port} cannot be opened: {error}.") from error
         except (OSError, ValueError) as error:
@@ -113,7 +116,7 @@ class SerialLink:
             except LinkError as error:
                 if self._monotonic() >= deadline:
                     raise LinkError(
-                        "port-lost", f"Port {self.port} went away in the middle.", "Check the cable."
+                        "port-lost", f"Port {self.port} disappeared during the run.", "Check the cable."
                     ) from error
                 self._pause(REOPEN_PAUSE_SECONDS)
             else:
@@ -122,7 +125,11 @@ class SerialLink:
 
 
 def ports() -> list[dict[str, str]]:
-    """The serial ports of this machine: path, what is plugged in, its USB ids and serial number."""
+    """The serial ports of this machine: path, description, USB ids and USB serial number.
+
+    Raises: LinkError (`port-failed`).
+    """
+    list_ports = _imported("serial.tools.list_ports")
     return [
         {
             "port": port.device,
@@ -132,3 +139,16 @@ def ports() -> list[dict[str, str]]:
         }
         for port in sorted(list_ports.comports(), key=lambda port: str(port.device))
     ]
+
+
+def _serial() -> Any:
+    return _imported("serial")
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise LinkError(
+            "port-failed", f"This system has no serial ports that Python can use: {error.name or module} is missing."
+        ) from error

@@ -27,6 +27,16 @@ def check_device_id(text: str) -> str:
     return text
 
 
+def check_printable(text: str, what: str) -> str:
+    """`text` itself, if all its characters are printable: no control characters, no octets that are not UTF-8.
+
+    Raises: BadConfig, naming `what`.
+    """
+    if not text.isprintable():
+        raise BadConfig(f"{what} {text[:80]!r} has a character that cannot be printed.")
+    return text
+
+
 def parse_host_port(text: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[IPV6]:PORT`, with or without `mqtts://`; the port defaults to 8883.
 

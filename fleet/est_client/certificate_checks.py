@@ -42,7 +42,8 @@ def name_is_ours(issued: Issued) -> None:
     names = [str(name.value) for name in issued.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [issued.device_id]:
         raise EstBadAnswer(
-            f"The certificate's common name is not {issued.device_id}.", "Check device_id in agent.toml, and the token."
+            f"The certificate's common name is not {issued.device_id}.",
+            "Check the configured device id, and the token.",
         )
 
 

@@ -33,7 +33,7 @@ def test_the_walk_of_one_device(lone: Device, tmp_path: Path) -> None:
     token.chmod(0o644)
     told = lone.call("enroll", "--token-file", str(token))
     assert lone.device_id in told.stdout
-    assert "is open to other users" in told.stderr
+    assert "is readable by other users" in told.stderr
     found = lone.status()
     assert found["state"] == "enrolled"
     assert found["healthy"]
@@ -66,7 +66,7 @@ def test_init_says_what_is_wrong(tmp_path: Path, authority: Authority, option: s
     words[option] = str(tmp_path / value) if option == "--ca" else value
     arguments = ["--home", str(tmp_path / "home"), "init", *(word for pair in words.items() for word in pair)]
     done = CliRunner().invoke(cli, arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert said in done.stderr
     assert not (tmp_path / "home").exists()
 
@@ -82,7 +82,7 @@ def test_a_token_from_the_environment_or_a_pipe(lone: Device, monkeypatch: pytes
 @pytest.mark.parametrize("give", ["", "\n", "two words\x01", "ключ"])
 def test_no_token_is_said_before_anything_is_done(lone: Device, give: str) -> None:
     lone.init()
-    assert "no token" in lone.call("enroll", give=give, expect=1).stderr
+    assert "no token" in lone.call("enroll", give=give, expect=2).stderr
     assert lone.status()["slots"] == {"slot-a": "empty", "slot-b": "empty"}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import read_config, write_config
+from device_agent.agent_config import NewHome, read_config, write_config
 from fleet.est_client.arguments import check_device_id, parse_host_port
 from fleet.est_client.errors import BadConfig
 
@@ -13,7 +13,7 @@ CA = b"-----BEGIN CERTIFICATE-----\n"
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    write_config(tmp_path / "a home", "cam-7", "https://h:8443", "mqtt.example", 8883, CA, "SN 1")
+    write_config(tmp_path / "a home", NewHome("cam-7", "https://h:8443", "mqtt.example", 8883, CA, "SN 1"))
     return tmp_path / "a home"
 
 
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(home: Path) -> None:
 def test_a_second_one_is_refused(home: Path) -> None:
     before = (home / "agent.toml").read_bytes(), (home / "ca.pem").read_bytes()
     with pytest.raises(BadConfig, match="already"):
-        write_config(home, "other", "https://h", "h", 1, b"other")
+        write_config(home, NewHome("other", "https://h", "h", 1, b"other"))
     assert before == ((home / "agent.toml").read_bytes(), (home / "ca.pem").read_bytes())
 
 

@@ -159,7 +159,7 @@ def test_one_agent_for_a_home(device: Device) -> None:
     first.wait_for("connected")
     second = device.run()
     assert second.wait() == 1
-    assert "running in this home already" in second.lines[-1]
+    assert "already running in this home" in second.lines[-1]
     assert first.process.poll() is None
 
 
@@ -179,7 +179,7 @@ def test_send_is_accepted_or_acknowledged(device: Device, subscriber: Subscriber
     device.call("send", "s/{id}", give="by standard input")
     device.call("send", "s/{id}", "--qos", "0", "--wait", give="at most once")
     subscriber.wait_until(lambda _: len(ours(subscriber, device)) == 3)
-    assert "not a topic" in device.call("send", "s/#", "x", expect=1).stderr
+    assert "not a topic" in device.call("send", "s/#", "x", expect=2).stderr
     agent.stop()
     assert "No agent" in device.call("send", "s/{id}", "x", expect=1).stderr
 

@@ -158,8 +158,8 @@ def test_a_refusal_says_what_it_means_and_what_to_do(
     authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver]
 ) -> None:
     for answer, says in (
-        (b"\x20\x03\x00\x8a\x00", ("suspended, revoked or retired", "once it is resumed", "(CONNACK: Banned)")),
-        (b"\x20\x03\x00\x87\x00", ("does not let this certificate in", "enroll again", "(CONNACK: Not authorized)")),
+        (b"\x20\x03\x00\x8a\x00", ("suspended, revoked or retired", "once resumed", "(CONNACK: Banned)")),
+        (b"\x20\x03\x00\x87\x00", ("did not authorize this certificate", "enroll again", "(CONNACK: Not authorized)")),
         (b"\x20\x03\x00\x88\x00", ("CONNACK: Server unavailable",)),
     ):
         with mqtt_server(authority, answer) as port:

@@ -11,7 +11,7 @@ import pytest
 
 from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.renewal_schedule import ASK_SECONDS, Schedule
+from device_agent.renewal_schedule import ASK_SECONDS, RenewalSchedule
 from fleet.domain.access import Act
 from fleet.est_client.client import EstClient
 from fleet.est_client.errors import EstBadAnswer
@@ -31,12 +31,12 @@ class Time:
         return self.now
 
 
-def schedule_of(home: Path, chance: float = 0.0) -> tuple[Schedule, Time]:
+def schedule_of(home: Path, chance: float = 0.0) -> tuple[RenewalSchedule, Time]:
     clock = Time()
-    return Schedule(home, 2 / 3, lambda: chance, clock), clock
+    return RenewalSchedule(home, 2 / 3, lambda: chance, clock), clock
 
 
-def heard(schedule: Schedule) -> str:
+def heard(schedule: RenewalSchedule) -> str:
     """What the child that is running brings."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     said = ""
@@ -72,14 +72,14 @@ def test_a_campaign_is_heard_and_heeded(device: Device, est: EstServer) -> None:
     identity = current(device)
     schedule, clock = schedule_of(device.home)
     now = datetime.now(UTC)
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert "UTC" in heard(schedule)
     assert not schedule.is_due(identity, now)
     call_campaign(est, device)
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert schedule.process is None  # not before it is time again
     clock.now += ASK_SECONDS
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert "UTC" in heard(schedule)
     assert schedule.due_at(identity) <= datetime.now(UTC)
     assert schedule.is_due(identity, datetime.now(UTC))
@@ -95,7 +95,7 @@ def test_an_agent_renews_for_a_campaign(device: Device, est: EstServer) -> None:
     assert "at_fraction" in text
     before = device.status()["serial"]
     schedule, _ = schedule_of(device.home)
-    schedule.ask_if_time(current(device))
+    schedule.poll_if_due(current(device))
     heard(schedule)
     assert schedule.is_due(current(device), datetime.now(UTC))
     device.call("renew")
@@ -108,24 +108,24 @@ def test_a_server_that_cannot_be_reached_changes_nothing(device: Device, est: Es
     schedule, clock = schedule_of(device.home)
     due = schedule.due_at(identity)
     est.shut()
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert heard(schedule) == ""
     assert schedule.due_at(identity) == due
     clock.now += ASK_SECONDS / 2
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert schedule.process is None
 
 
 def test_the_first_question_is_spread_over_the_fleet(device: Device) -> None:
     identity = current(device)
     schedule, clock = schedule_of(device.home, chance=0.5)
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert schedule.process is None
     clock.now += ASK_SECONDS / 2 - 1
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert schedule.process is None
     clock.now += 2
-    schedule.ask_if_time(identity)
+    schedule.poll_if_due(identity)
     assert schedule.process is not None
     schedule.stop()
     assert schedule.process is None
@@ -170,11 +170,11 @@ def test_it_is_asked_again_within_bounds(device: Device, monkeypatch: pytest.Mon
         schedule, clock = schedule_of(device.home)
         schedule.process = None
         started: list[Callable[[], object]] = []
-        schedule._heard(Outcome(ok=True, retry_after_seconds=seconds))
+        schedule._on_outcome(Outcome(ok=True, retry_after_seconds=seconds))
         monkeypatch.setattr("device_agent.renewal_schedule.EnrollmentProcess", started.append)
         clock.now += least
-        schedule.ask_if_time(identity)
+        schedule.poll_if_due(identity)
         assert not started
         clock.now += most - least
-        schedule.ask_if_time(identity)
+        schedule.poll_if_due(identity)
         assert started

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import read_config, write_config
+from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.device_key import certificate_info
 from device_agent.errors import NotEnrolled
 from device_agent.event_log import EventLog
@@ -49,7 +49,9 @@ class Log(io.StringIO):
 def home_at(folder: Path, authority: Authority, port: int) -> IdentityStore:
     """A device's home without an identity, with short waits."""
     home = folder / "a home"
-    file = write_config(home, "cam-7", "https://localhost:1", "localhost", port, authority.ca_file.read_bytes())
+    file = write_config(
+        home, NewHome("cam-7", "https://localhost:1", "localhost", port, authority.ca_file.read_bytes())
+    )
     text = file.read_text()
     for setting, value in (("base", "1.0"), ("cap", "120.0"), ("refused", "60.0")):
         assert f"{setting}_seconds = {value}" in text

@@ -53,7 +53,7 @@ def test_an_issuing_anchor_needs_no_chain(authority: Authority) -> None:
         ({}, {"anchors": []}, "chain"),
         ({"usage": ExtendedKeyUsageOID.SERVER_AUTH}, {}, "TLS clients"),
         ({"ca": True}, {}, "CA's"),
-        ({"end": NOW - timedelta(seconds=1)}, {}, "expired"),
+        ({"begin": NOW - timedelta(days=1), "end": NOW - timedelta(seconds=1)}, {}, "expired"),
         ({}, {"now": NOW + timedelta(days=2)}, "expired"),
     ],
 )

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 
 from firmware_tools.station.errors import LedgerError, LinkError, StationError, Stopped
 from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger
-from firmware_tools.station.run import ProvisioningJob, ProvisioningRun, failure_code, station_name
+from firmware_tools.station.run import Environment, ProvisioningJob, ProvisioningRun, failure_code, station_name
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.device import DeviceDialogue
@@ -78,8 +78,8 @@ class Bench:
             self.link,
             self.authority,
             ledger=self.ledger,
-            say=lambda step, text: self.said.append(f"{step}: {text}"),
-            monotonic=self.link.monotonic,
+            report=lambda step, text: self.said.append(f"{step}: {text}"),
+            environment=Environment(monotonic=self.link.monotonic),
         )
 
     def events(self) -> list[object]:
@@ -223,8 +223,7 @@ def test_a_certificate_that_has_expired(bench: Bench) -> None:
         JOB,
         MemoryLink(bench.board),
         bench.authority,
-        clock=lambda: datetime.now(UTC) + timedelta(days=60),
-        monotonic=lambda: 0.0,
+        environment=Environment(clock=lambda: datetime.now(UTC) + timedelta(days=60), monotonic=lambda: 0.0),
     )
     with pytest.raises(EstBadAnswer):
         run.provision()
@@ -287,13 +286,14 @@ def test_a_port_that_is_lost_and_cannot_be_told(bench: Bench) -> None:
 
     with pytest.raises(LinkError) as caught:
         bench.run(Cut(bench.board)).provision()
-    assert "could not be told" in caught.value.__notes__[0]
+    assert "could not be notified" in caught.value.__notes__[0]
     assert bench.events() == [FAILED]
 
 
 def test_without_a_ledger() -> None:
     link = MemoryLink(MemoryBoard())
-    assert ProvisioningRun(JOB, link, LocalAuthority(), monotonic=link.monotonic).provision().event == PROVISIONED
+    run = ProvisioningRun(JOB, link, LocalAuthority(), environment=Environment(monotonic=link.monotonic))
+    assert run.provision().event == PROVISIONED
 
 
 def test_a_stations_name() -> None:

@@ -38,7 +38,7 @@ def test_a_log_from_the_line() -> None:
     stream = b"boot\r\n" + finish + finish[:-2] + b"x\x00" + finish
     done = invoke("frame", "decode", "--binary", give=stream)
     assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["Finish", "Finish"]
-    assert "2 messages, 0 that can't be read; dropped: noise 1, bad crc 1, oversized 0" in done.stderr
+    assert "2 messages, 0 that cannot be decoded; dropped: noise 1, bad crc 1, oversized 0" in done.stderr
     assert done.exit_code == 0
     spaced = finish.hex(" ")
     done = invoke("frame", "decode", give=f"{spaced[:20]}\n{spaced[20:]}\n")

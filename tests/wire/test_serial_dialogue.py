@@ -157,7 +157,7 @@ def test_a_board_with_another_identity_is_left_alone() -> None:
     board = MemoryBoard()
     Factory(board=board).run()
     other = replace(ORDER, device_id="pump-8")
-    with pytest.raises(BadBoard, match="provisioned already, as 'pump-7'"):
+    with pytest.raises(BadBoard, match="already provisioned as 'pump-7'"):
         Factory(board=board, order=other).run()
     assert board.device_id == "pump-7"
     events = Factory(board=board, order=replace(other, replace=True)).run()

@@ -110,7 +110,7 @@ def test_a_board_taken_out_and_another_put_in() -> None:
 
     factory.board = Swapped()
     error = fails(factory, FailureCode.WRONG_DEVICE)
-    assert "Another board" in error.message
+    assert "exchanged for another" in error.message
 
 
 def test_a_board_that_says_it_stored_another_certificate() -> None:

@@ -132,7 +132,7 @@ def test_a_message_that_cannot_be_read_is_answered_when_it_has_a_header() -> Non
     later_version = bytes.fromhex("85020148") + b"sessiona" + bytes.fromhex("00a0")
     answers = FrameReader().feed(device.feed(encode_frame(later_version)))
     assert decode(answers[0]).body == m.Failed(
-        FailureCode.UNSUPPORTED, "Version 2 of the protocol is not spoken here, only 1."
+        FailureCode.UNSUPPORTED, "Version 2 of the protocol is not supported, only 1."
     )
     assert device.feed(encode_frame(b"no cbor")) == b""
     assert device.feed(encode_frame(b"\x85\x02\x18\x41\x48sessiona\x00\xa0")) == b""  # an answer of a later version
@@ -170,7 +170,7 @@ def test_an_answer_to_another_question_ends_the_run(answer: m.Answer) -> None:
 def test_an_answer_that_cannot_be_read_ends_the_run() -> None:
     station = StationDialogue(ORDER, random.Random(1).randbytes)
     station.begin(0.0)
-    with pytest.raises(BadBoard, match="can't be read"):
+    with pytest.raises(BadBoard, match="cannot be decoded"):
         station.feed(encode_frame(b"\x85\x01\x18\x41\x48" + station.session + b"\x00\xa0"), 0.0)
 
 

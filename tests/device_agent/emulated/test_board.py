@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.agent_config import read_config, write_config
+from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.device_key import load_key
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.identity_store import IdentityStore
@@ -243,7 +243,7 @@ def test_a_board_that_another_process_is_changing(bench: Bench) -> None:
 
 
 def test_a_home_made_by_hand_and_never_enrolled(bench: Bench) -> None:
-    write_config(bench.home, "pump-1", "https://old", "old", 1883, b"x")
+    write_config(bench.home, NewHome("pump-1", "https://old", "old", 1883, b"x"))
     assert bench.state() == (m.BLANK, "")
     bench.run()
     assert read_config(bench.home).device_id == "pump-7"

@@ -16,6 +16,7 @@ from fleet.wire.serial.dialogue.errors import NoAnswer
 from fleet.wire.serial.dialogue.events import ProvisioningOrder, Timing
 from tests.firmware_tools.boards import DEADLINE_SECONDS, LocalAuthority, board
 
+TIMING = Timing(retransmit=0.1)
 ORDER = ProvisioningOrder("pump-7", station="line-1")
 
 
@@ -23,15 +24,21 @@ def provision(port: Path, authority: LocalAuthority | None = None, order: Provis
     """The steps of one run."""
     steps: list[str] = []
     job = ProvisioningJob(
-        order, "pump", "https://est.example", "mqtt.example", 8883, str(port), timeout_seconds=DEADLINE_SECONDS
+        order,
+        "pump",
+        "https://est.example",
+        "mqtt.example",
+        8883,
+        str(port),
+        timeout_seconds=DEADLINE_SECONDS,
+        timing=Timing(retransmit=0.1),
     )
     with SerialLink(str(port)) as link:
         ProvisioningRun(
             job,
             link,
             authority or LocalAuthority(),
-            say=lambda step, text: steps.append(f"{step} {text}"),
-            timing=Timing(retransmit=0.1),
+            report=lambda step, text: steps.append(f"{step} {text}"),
         ).provision()
     return steps
 
@@ -90,7 +97,7 @@ def test_a_station_killed_in_the_middle(tmp_path: Path) -> None:
                 raise Killed
 
         with pytest.raises(Killed):
-            ProvisioningRun(job, link, authority, say=die).provision()
+            ProvisioningRun(job, link, authority, report=die).provision()
         link.close()
         provision(tmp_path / "port", authority)
     assert len(authority.issued) == 1
@@ -151,7 +158,7 @@ def test_the_port_is_raw_and_survives_its_station(tmp_path: Path) -> None:
         assert port.read(0) == b""
         port.write(bytes(100_000))  # nobody listens: lost, and nobody waits
         station = os.open(link, os.O_RDWR | os.O_NOCTTY)
-        port.let_go()
+        port.release()
         os.close(station)
         while (last := port.read(DEADLINE_SECONDS)) == b"":
             pass
@@ -160,6 +167,7 @@ def test_the_port_is_raw_and_survives_its_station(tmp_path: Path) -> None:
 
 def test_a_board_that_is_gone_is_no_answer(tmp_path: Path) -> None:
     with pty_port(tmp_path / "port"), SerialLink(str(tmp_path / "port")) as link:
-        job = ProvisioningJob(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS)
+        timing = Timing(retransmit=0.05, board=0.2)
+        job = ProvisioningJob(ORDER, "pump", "https://e", "m", 1, timeout_seconds=DEADLINE_SECONDS, timing=timing)
         with pytest.raises(NoAnswer, match="did not answer Hello"):
-            ProvisioningRun(job, link, LocalAuthority(), timing=Timing(retransmit=0.05, board=0.2)).provision()
+            ProvisioningRun(job, link, LocalAuthority()).provision()
