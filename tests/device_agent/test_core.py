@@ -155,3 +155,81 @@ def test_a_candidate_that_connected_is_promoted() -> None:
     assert ask(view) == core.Promote()
     assert ask(replace(view, promote_at=MONOTONIC + 2)) == core.Wait(2)
     assert ask(replace(view, renewal_due=True, promote_at=MONOTONIC + 2)) == core.Wait(2)
+
+
+# Boundaries: a time that has come counts as come, and times of another state do not matter
+
+
+@pytest.mark.parametrize(
+    ("view", "decision"),
+    [
+        (replace(DOWN, connect_at=MONOTONIC), core.Connect(Role.CURRENT, check_time=True)),
+        (replace(IDLE, renewal_due=True, renew_at=MONOTONIC), core.Renew()),
+        (replace(IDLE, candidate=GOOD, prove_at=MONOTONIC), core.Quiesce()),
+        (replace(IDLE, candidate=GOOD, link_uses=Role.CANDIDATE, promote_at=MONOTONIC), core.Promote()),
+        (replace(IDLE, link=Link.CONNECTING, connecting_until=MONOTONIC), core.HangUp()),
+    ],
+)
+def test_a_time_that_has_come(view: View, decision: core.Decision) -> None:
+    assert ask(view) == decision
+    assert isinstance(ask(view, monotonic=MONOTONIC - 0.5), core.Wait)
+
+
+SOON = MONOTONIC + 2
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        replace(IDLE, promote_at=SOON),
+        replace(IDLE, connect_at=SOON),
+        replace(IDLE, connecting_until=SOON),
+        replace(IDLE, prove_at=SOON),
+        replace(IDLE, renew_at=SOON),
+        replace(IDLE, renewal_due=True, renewing=True, renew_at=SOON),
+        replace(IDLE, candidate=GOOD, candidate_refused=True, prove_at=SOON),
+        replace(IDLE, candidate=OLD, prove_at=SOON),
+        replace(IDLE, candidate=GOOD, renewing=True, prove_at=SOON),
+        replace(IDLE, candidate=GOOD, link_uses=Role.CANDIDATE, promote_at=MONOTONIC + 90, prove_at=SOON),
+        replace(DOWN, current=None, link_uses=Role.CANDIDATE, promote_at=SOON),
+        replace(DOWN, connect_at=MONOTONIC + 90, link_uses=Role.CANDIDATE, promote_at=SOON),
+        replace(DOWN, connect_at=MONOTONIC + 90, candidate=GOOD, prove_at=SOON),
+        replace(DOWN, connect_at=MONOTONIC + 90, connecting_until=SOON),
+    ],
+)
+def test_a_time_of_another_state_is_not_waited_for(view: View) -> None:
+    assert ask(view) == core.Wait(core.TICK_SECONDS)
+
+
+@pytest.mark.parametrize("renewal", [{"renewal_due": True}, {"renewal_forced": True}])
+def test_what_is_never_renewed(renewal: dict[str, bool]) -> None:
+    for view in (
+        replace(DOWN, current=None),
+        replace(DOWN, current=None, candidate=OLD),
+        replace(IDLE, renewing=True),
+        replace(IDLE, link=Link.CONNECTING, link_uses=Role.CANDIDATE, connecting_until=SOON),
+    ):
+        assert isinstance(ask(replace(view, **renewal)), core.Wait)  # type: ignore[arg-type]
+
+
+def test_a_candidate_that_is_still_connecting_is_not_promoted() -> None:
+    view = replace(IDLE, candidate=GOOD, link=Link.CONNECTING, link_uses=Role.CANDIDATE, connecting_until=SOON)
+    assert ask(view) == core.Wait(2)
+
+
+def test_a_wait_is_never_longer_than_a_tick() -> None:
+    far = MONOTONIC + 3600
+    for view in (
+        replace(DOWN, connect_at=far),
+        replace(IDLE, phase=Phase.PROVING, candidate=GOOD, connecting_until=far),
+        replace(IDLE, link=Link.CONNECTING, connecting_until=far),
+    ):
+        assert ask(view) == core.Wait(core.TICK_SECONDS)
+
+
+@pytest.mark.parametrize("now", [datetime(1970, 1, 1, tzinfo=UTC), NOW])
+def test_a_proof_checks_dates_as_a_connection_does(now: datetime) -> None:
+    view = replace(IDLE, candidate=GOOD, phase=Phase.QUIESCING)
+    assert ask(view, now) == core.Prove(check_time=now == NOW)
+    alone = replace(DOWN, current=None, candidate=GOOD)
+    assert ask(alone, now) == core.Connect(Role.CANDIDATE, check_time=now == NOW)

@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from device_agent import identity_store
+from device_agent.atomic_files import write_atomically
 from device_agent.errors import Busy, StoreDamaged
 from device_agent.identity_store import SLOTS, CertificateInfo, Identity, IdentityStore
 from tests.device_agent.dying import BEGIN, END, put
@@ -174,6 +177,61 @@ def test_a_predecessor_never_comes_back(home: Path) -> None:
     assert store.slots() == {"slot-a": "old", "slot-b": "current"}
     store.promote(put(store, "3"))
     assert serial_of(store.current()) == "3"
+
+
+@pytest.mark.parametrize("name", ["cert.pem", "meta.json"])
+def test_what_was_written_is_read_back(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A disk that takes a write and keeps something else is found out before the server's certificate is relied on."""
+    store = IdentityStore(home)
+    store.promote(put(store, "1"))
+    whole = write_atomically
+
+    def lossy(path: Path, data: bytes, checkpoint: Callable[[str], None]) -> None:
+        whole(path, data[:-1] if path.name == name else data, checkpoint)
+
+    monkeypatch.setattr(identity_store, "write_atomically", lossy)
+    with pytest.raises(StoreDamaged, match="cannot be read back"):
+        put(store, "2")
+    assert store.candidate() is None
+    assert serial_of(store.current()) == "1"
+
+
+def test_a_certificate_needs_its_key(home: Path) -> None:
+    store = IdentityStore(home)
+    info = CertificateInfo("cam-7", "1", "fp", "CN=test", BEGIN, END)
+    (home / "slot-a").mkdir()
+    with pytest.raises(StoreDamaged, match="no key"):
+        store.complete("slot-a", b"certificate", info)
+    assert list((home / "slot-a").iterdir()) == []
+
+
+def test_only_what_is_still_whole_becomes_current(home: Path) -> None:
+    store = IdentityStore(home)
+    store.promote(put(store, "1"))
+    candidate = put(store, "2")
+    candidate.certificate_file.write_bytes(b"another")
+    with pytest.raises(StoreDamaged, match="no longer complete"):
+        store.promote(candidate)
+    assert serial_of(store.current()) == "1"
+
+
+def test_a_file_as_large_as_allowed_is_read(home: Path) -> None:
+    store = IdentityStore(home)
+    store.write_key("slot-a", b"k" * (64 * 1024))
+    assert store.unfinished_key("slot-a") == b"k" * (64 * 1024)
+    store.write_key("slot-a", b"k" * (64 * 1024 + 1))
+    assert store.unfinished_key("slot-a") is None
+
+
+def test_clearing_leaves_no_draft(home: Path) -> None:
+    store = IdentityStore(home)
+    store.clear("slot-b")  # one that was never used
+    store.write_key("slot-b", b"key")
+    (home / "slot-b" / ".cert.pem.new").write_bytes(b"half")
+    assert store.slots()["slot-b"] == "incomplete"
+    store.clear("slot-b")
+    assert list((home / "slot-b").iterdir()) == []
+    assert store.slots()["slot-b"] == "empty"
 
 
 # Killed at every step

@@ -95,3 +95,36 @@ def test_many_renewals_can_fail_before_the_end(lifetime: timedelta) -> None:
         worst += backoff.delay_seconds(tries, 0.5)
         tries += 1
     assert tries >= 4
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "base", "cap"),
+    [
+        (timedelta(minutes=1), 1.0, 5.0),
+        (timedelta(hours=1), 3.6, 72.0),
+        (timedelta(hours=10), 36.0, 720.0),
+        (timedelta(days=90), 60.0, 3600.0),
+    ],
+)
+def test_failed_renewals_are_spaced_by_the_lifetime(lifetime: timedelta, base: float, cap: float) -> None:
+    assert renewal_backoff(Lifetime(BEGIN, BEGIN + lifetime)) == Backoff(base, cap, floor_seconds=0.0)
+
+
+def test_a_late_window_leaves_half_of_what_is_left() -> None:
+    late = renewal_due_at(MONTH, share=1.0, fraction=0.9)
+    assert abs(late - (BEGIN + timedelta(days=28.5))) < timedelta(seconds=1)
+    assert renewal_due_at(MONTH, share=0.0) == renewal_due_at(MONTH, share=0.0, fraction=2 / 3)
+
+
+def test_due_means_from_that_moment_on() -> None:
+    due = renewal_due_at(MONTH, share=0.5)
+    assert renewal_is_due(MONTH, due, share=0.5)
+    assert not renewal_is_due(MONTH, due - timedelta(seconds=1), share=0.5)
+
+
+def test_age_is_counted_from_the_arrival() -> None:
+    arrived = BEGIN + timedelta(days=10)
+    lifetime = Lifetime(MONTH.not_before, MONTH.not_after, arrived)
+    assert (lifetime.begin, lifetime.length) == (arrived, timedelta(days=20))
+    assert Lifetime(MONTH.not_before, MONTH.not_after, BEGIN).begin == BEGIN
+    assert Lifetime(MONTH.not_before, MONTH.not_after).length == timedelta(days=30)
