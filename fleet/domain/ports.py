@@ -38,11 +38,11 @@ class HolderFacts:
     """A certificate's holder, with its current state."""
 
     credential: Credential
-    device: Device | None
+    device: Device | None = None
     """Set for a device's certificate."""
-    model: Model | None
+    model: Model | None = None
     """The device's model."""
-    station: Station | None
+    station: Station | None = None
     """Set for a station's certificate."""
     operator: Operator | None = None
     """Set for an operator's certificate."""

@@ -113,15 +113,22 @@ class Table(Generic[T]):
     """A table and the class that its rows become.
 
     `columns` are in the order of the class's fields; `fields` names the fields that are not called as their columns.
+    `of` keeps the last `cached` rows that it was given, and what they became.
     """
 
     def __init__(
-        self, name: str, of: Callable[..., T], columns: Mapping[str, Codec], fields: Mapping[str, str] | None = None
+        self,
+        name: str,
+        make: Callable[..., T],
+        columns: Mapping[str, Codec],
+        fields: Mapping[str, str] | None = None,
+        cached: int = 0,
     ) -> None:
         self.name = name
         self.columns = tuple(columns)
         self.types = tuple(codec.type for codec in columns.values())
-        self._of = of
+        self._make = make
+        self.of: Callable[[Row], T] = lru_cache(maxsize=cached)(self._of) if cached else self._of
         self._cells = attrgetter(*((fields or {}).get(column, column) for column in columns))
         codecs = tuple(enumerate(columns.values()))
         self._to_columns = tuple((n, codec.to_column) for n, codec in codecs if codec.to_column is not None)
@@ -134,11 +141,11 @@ class Table(Generic[T]):
             cells[n] = to_column(cells[n])
         return tuple(cells)
 
-    def of(self, row: Row) -> T:
+    def _of(self, row: Row) -> T:
         cells = list(row)
         for n, from_column in self._from_columns:
             cells[n] = from_column(cells[n])
-        return self._of(*cells)
+        return self._make(*cells)
 
     def listed(self, alias: str = "") -> str:
         """The columns for a SELECT or an INSERT, each with `alias.` in front when one is given."""
@@ -169,6 +176,7 @@ MODEL = Table(
         "revision": NUMBER,
     },
     {"lifetime": "certificate_lifetime"},
+    cached=1024,  # every enrollment and every connection reads one of a few models
 )
 DEVICE = Table(
     "device",
@@ -289,11 +297,6 @@ TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "de
 def tag_rows(device: Device) -> list[Row]:
     """(key, value, device id) of each tag and, under the key "", of each group."""
     return [(key, value, device.id) for key, value in (*device.tags, *(("", group) for group in device.groups))]
-
-
-@lru_cache(maxsize=1024)  # every enrollment and every connection reads one of a few models
-def model_of(row: Row) -> Model:
-    return MODEL.of(row)
 
 
 def _detail_text(detail: dict[str, str]) -> str:

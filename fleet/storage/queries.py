@@ -1,17 +1,15 @@
 """Every SELECT whose text is the same for both engines, and what becomes of its rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from fleet.domain.approval import RequestFilter
 from fleet.domain.audit_log import Sealed
-from fleet.domain.device import DeviceFilter, DeviceState, Model, Place
+from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
-from fleet.domain.ports import HolderFacts
 from fleet.storage import mapping
 from fleet.storage.mapping import Row, Table, micros
 from fleet.storage.statements import for_sqlite
@@ -51,8 +49,8 @@ def bounded(limit: int) -> int:
     return max(0, min(limit, LIST_MAX))
 
 
-MODEL = Query(mapping.MODEL.select("WHERE name = $1"), mapping.model_of)
-MODELS = Query(mapping.MODEL.select("ORDER BY name"), mapping.model_of)
+MODEL = _of(mapping.MODEL, "WHERE name = $1")
+MODELS = _of(mapping.MODEL, "ORDER BY name")
 DEVICE = _of(mapping.DEVICE, "WHERE id = $1")
 CREDENTIAL = _of(mapping.CREDENTIAL, "WHERE serial = $1")
 CREDENTIALS = _of(mapping.CREDENTIAL, "WHERE holder = $1 ORDER BY seq")
@@ -140,45 +138,8 @@ LAST_SEALED = Query(
     _sealed,
 )
 
-# What a certificate's holder may do now: one statement for every kind of holder.
 DEVICE_AND_MODEL = f"{mapping.DEVICE.listed('d')}, {mapping.MODEL.listed('m')}"
-
-
-def _holder_facts(row: Row) -> HolderFacts:
-    cells: Iterator[Any] = iter(row)
-
-    def next_(table: Table[T]) -> T | None:
-        part = tuple(islice(cells, len(table.columns)))
-        return None if part[0] is None else table.of(part)
-
-    def next_model() -> Model | None:
-        part = tuple(islice(cells, len(mapping.MODEL.columns)))
-        return None if part[0] is None else mapping.model_of(part)
-
-    credential = mapping.CREDENTIAL.of(tuple(islice(cells, len(mapping.CREDENTIAL.columns))))
-    return HolderFacts(
-        credential=credential,
-        device=next_(mapping.DEVICE),
-        model=next_model(),
-        station=next_(mapping.STATION),
-        operator=next_(mapping.OPERATOR),
-        claim=next_(mapping.CLAIM),
-    )
-
-
-HOLDER = Query(
-    f"""
-    SELECT {mapping.CREDENTIAL.listed("c")}, {DEVICE_AND_MODEL}, {mapping.STATION.listed("s")},
-        {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")}
-    FROM credential c
-    LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
-    LEFT JOIN model m ON m.name = d.model
-    LEFT JOIN station s ON c.kind = 'station' AND s.name = c.holder
-    LEFT JOIN operator o ON c.kind = 'operator' AND o.name = c.holder
-    LEFT JOIN claim k ON c.kind = 'claim' AND k.name = c.holder
-    WHERE c.fingerprint = $1""",
-    _holder_facts,
-)
+"""For an engine's own statements."""
 
 # Each term is written as an index has it, so that the planner may use that index.
 _NOT_ACTIVE = "d.state <> 'active'"

@@ -18,7 +18,6 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
-from fleet.domain.ports import HolderFacts
 from fleet.storage import queries
 from fleet.storage.batching import Batches
 from fleet.storage.mapping import micros, serial_octets
@@ -215,9 +214,6 @@ class SqlRegistry(SqlAuditReader):
 
     async def answer(self, actor: str, key: str) -> Answer | None:
         return await self._one(queries.ANSWER, actor, key)
-
-    async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
-        return await self._one(queries.HOLDER, fingerprint)
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
         return await self._scan(queries.EVENTS, after, bounded(limit))

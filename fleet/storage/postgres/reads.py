@@ -1,12 +1,16 @@
 """Queries that PostgreSQL answers in its own way: each is one statement, so one trip and one moment."""
 
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import Model
-from fleet.domain.ports import EnrollmentFacts
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import mapping
+from fleet.storage.mapping import Table
 from fleet.storage.queries import DEVICE_AND_MODEL, HELD_MAX, Query
+
+T = TypeVar("T")
 
 # The index holds each state's in order of seq: however many there are, no more than these are looked at.
 _NEWEST = """SELECT * FROM credential
@@ -30,7 +34,7 @@ def _enrollment_facts(row: Any) -> EnrollmentFacts:
 
 
 def _model(columns: mapping.Row) -> Model | None:
-    return mapping.model_of(columns) if columns[0] is not None else None
+    return mapping.MODEL.of(columns) if columns[0] is not None else None
 
 
 ENROLLMENT = Query(
@@ -44,6 +48,33 @@ ENROLLMENT = Query(
             (SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = $3
             UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = $3) AS used)""",
     _enrollment_facts,
+)
+
+
+def _holder_facts(row: Any) -> HolderFacts:
+    cells = iter(row)
+
+    def next_(table: Table[T]) -> T | None:
+        part = tuple(islice(cells, len(table.columns)))
+        return table.of(part) if part[0] is not None else None
+
+    credential = mapping.CREDENTIAL.of(tuple(islice(cells, len(mapping.CREDENTIAL.columns))))
+    device, model = next_(mapping.DEVICE), next_(mapping.MODEL)
+    return HolderFacts(credential, device, model, next_(mapping.STATION), next_(mapping.OPERATOR), next_(mapping.CLAIM))
+
+
+HOLDER = Query(
+    f"""
+    SELECT {mapping.CREDENTIAL.listed("c")}, {DEVICE_AND_MODEL}, {mapping.STATION.listed("s")},
+        {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")}
+    FROM credential c
+    LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
+    LEFT JOIN model m ON m.name = d.model
+    LEFT JOIN station s ON c.kind = 'station' AND s.name = c.holder
+    LEFT JOIN operator o ON c.kind = 'operator' AND o.name = c.holder
+    LEFT JOIN claim k ON c.kind = 'claim' AND k.name = c.holder
+    WHERE c.fingerprint = $1""",
+    _holder_facts,
 )
 
 _ENTRY = f"SELECT {mapping.MANIFEST.listed('m')} FROM manifest m"

@@ -18,7 +18,7 @@ from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.changes import Change
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
-from fleet.domain.ports import EnrollmentFacts
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take
 from fleet.storage.postgres import heads, reads
 from fleet.storage.postgres.listener import Listener
@@ -156,6 +156,9 @@ class PostgresRegistry(SqlRegistry):
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
         [facts] = await self._read(reads.ENROLLMENT, device_id, token_id, key_sha256)
         return facts
+
+    async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
+        return await self._one(reads.HOLDER, fingerprint)
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         try:

@@ -8,7 +8,7 @@ from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
 from fleet.domain.device import Model
 from fleet.domain.manifest import ManifestEntry, ManifestFacts
-from fleet.domain.ports import EnrollmentFacts
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import mapping, queries
 from fleet.storage.queries import HELD_MAX, Query
 
@@ -24,6 +24,13 @@ KEY_USES = """
     UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = ?1"""
 DEVICE_WITH_MODEL = f"SELECT {queries.DEVICE_AND_MODEL} FROM device d JOIN model m ON m.name = d.model WHERE d.id = ?"
 _DEVICE_END = len(mapping.DEVICE.columns)
+HOLDER = f"""
+    SELECT {mapping.CREDENTIAL.listed("c")}, {queries.DEVICE_AND_MODEL}
+    FROM credential c
+    LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
+    LEFT JOIN model m ON m.name = d.model
+    WHERE c.fingerprint = ?"""  # the other holders' tables, joined too, would double its time
+_CREDENTIAL_END = len(mapping.CREDENTIAL.columns)
 ENTRY_OF_DEVICE = mapping.MANIFEST.select("WHERE device_id = ?")
 ENTRY_OF_SERIAL = mapping.MANIFEST.select("WHERE model = ? AND hardware_serial = ? AND hardware_serial <> ''")
 ENTRY_OF_KEY = mapping.MANIFEST.select("WHERE key_sha256 = ?")
@@ -60,7 +67,7 @@ def enrollment_facts(
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     token = _one(db, queries.TOKEN, token_id) if token_id is not None else None
     if row:
-        model: Model | None = mapping.model_of(row[_DEVICE_END:])
+        model: Model | None = mapping.MODEL.of(row[_DEVICE_END:])
     else:
         model = _one(db, queries.MODEL, token.model) if token is not None and token.model is not None else None
     return EnrollmentFacts(
@@ -73,6 +80,23 @@ def enrollment_facts(
             for kind, holder, state in db.execute(KEY_USES, (key_sha256,))
         ),
     )
+
+
+def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | None:
+    row = db.execute(HOLDER, (fingerprint,)).fetchone()
+    if row is None:
+        return None
+    credential, rest = mapping.CREDENTIAL.of(row[:_CREDENTIAL_END]), row[_CREDENTIAL_END:]
+    match credential.kind:
+        case CredentialKind.STATION:
+            return HolderFacts(credential, station=_one(db, queries.STATION, credential.holder))
+        case CredentialKind.OPERATOR:
+            return HolderFacts(credential, operator=_one(db, queries.OPERATOR, credential.holder))
+        case CredentialKind.CLAIM:
+            return HolderFacts(credential, claim=_one(db, queries.CLAIM, credential.holder))
+    if rest[0] is None:
+        return HolderFacts(credential)
+    return HolderFacts(credential, mapping.DEVICE.of(rest[:_DEVICE_END]), mapping.MODEL.of(rest[_DEVICE_END:]))
 
 
 def manifest_facts(

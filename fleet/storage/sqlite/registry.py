@@ -17,7 +17,7 @@ from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
-from fleet.domain.ports import EnrollmentFacts
+from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take, Thread
 from fleet.storage.queries import Query
 from fleet.storage.registry import SqlRegistry
@@ -160,6 +160,9 @@ class SqliteRegistry(SqlRegistry):
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
         return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256))
+
+    async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
+        return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         try:
