@@ -82,7 +82,7 @@ async def test_a_full_disk_fails_the_batch_whole_and_the_next_one_succeeds(regis
 _LIMITED = """
 import asyncio, pathlib, resource, sys
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.changes import AddDevice
+from fleet.domain.writes import AddDevice
 from fleet.domain.errors import Conflict, Unavailable
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.storage.statements import STATEMENTS
