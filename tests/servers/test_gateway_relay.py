@@ -87,6 +87,22 @@ def test_filters_held_are_bounded() -> None:
         assert harness.to_device == harness.suback(0x97, packet_id=n + 1)
 
 
+def test_64_kib_of_filters_are_held() -> None:
+    long, rest = "down/" + "x" * 64_995, "down/" + "y" * 531  # 65,000 and 536 bytes
+    harness = RelayHarness(V5)
+    harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest) * 2)
+    assert not harness.to_device
+    harness.relay.from_device(harness.subscribe("down/a"))
+    assert harness.to_device == harness.suback(0x97)
+    harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, (rest, "down/unknown")), V5))
+    harness.relay.from_device(harness.subscribe("down/" + "z" * 531))
+    harness.relay.from_device(harness.subscribe("down/a"))
+    assert harness.to_device == harness.suback(0x97) * 2
+    harness = RelayHarness(V5)
+    harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest + "y"))
+    assert harness.to_broker == harness.subscribe(long)
+
+
 @VERSIONS
 def test_a_malformed_subscribe(version: int) -> None:
     for body in (b"\x00\x01", b"\x00\x00\x00", b"\x00\x01\x00\x01\xff\x00"):

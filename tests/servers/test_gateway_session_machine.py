@@ -514,6 +514,7 @@ async def test_packets_behind_connect_wait_for_connack() -> None:
 
 
 async def test_packets_behind_connect_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session_module.EARLY_SIZE_MAX == 1_048_576
     monkeypatch.setattr(session_module, "EARLY_SIZE_MAX", 100)
     bench = await Bench().reach(Phase.ADMITTING)
     bench.session.data_received(bytes(100))
@@ -609,7 +610,10 @@ def run(handle: asyncio.TimerHandle) -> None:
 
 
 async def test_one_deadline_from_connect_to_connack() -> None:
-    bench = await Bench().reach(Phase.ADMITTING)
+    bench = Bench()
+    before = bench.session._timers[Timer.DEADLINE]
+    await bench.reach(Phase.ADMITTING)
+    assert before.cancelled()
     first = bench.session._timers[Timer.DEADLINE]
     await bench.reach(Phase.AWAITING_CONNACK)
     assert bench.session._timers[Timer.DEADLINE] is first

@@ -184,7 +184,7 @@ def test_version_in_which_a_connect_is_refused() -> None:
 @pytest.mark.parametrize(
     ("first", "body", "version"),
     [
-        (0x36, b"\x00\x01t", V311),  # both QoS bits
+        (0x36, b"\x00\x01t\x00\x01", V311),  # both QoS bits
         (0x32, b"\x00\x01t\x00\x00", V311),  # packet identifier 0
         (0x32, b"\x00\x01t\x00", V311),
         (0x30, b"\x00\x00", V311),  # no topic
@@ -204,6 +204,7 @@ def test_publishes_that_are_refused(first: int, body: bytes, version: int) -> No
 
 
 def test_an_alias_stands_for_a_topic() -> None:
+    assert decode_publish(0x30, b"\x00\x01t\x03\x23\x00\x05x", V5).topic == "t"
     publish = decode_publish(0x30, b"\x00\x00\x03\x23\x00\x05x", V5)
     assert (publish.topic, publish.alias, publish.payload) == ("", 5, b"x")
     assert Publish("t", b"").alias is None

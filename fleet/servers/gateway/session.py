@@ -172,8 +172,9 @@ class Session(asyncio.Protocol):
             self._set_deadline()
 
     def _set_deadline(self) -> None:
-        self._cancel_timer(Timer.DEADLINE)
-        if (deadline := self._rules.deadline) is not None:
+        if (deadline := self._rules.deadline) is None:
+            self._cancel_timer(Timer.DEADLINE)
+        else:
             self._set_timer(Timer.DEADLINE, deadline.seconds(self._context.limits), self.close, deadline.reason)
 
     def _set_timer(self, timer: Timer, seconds: float, callback: Callable[..., object], *args: object) -> None:
@@ -244,7 +245,6 @@ class Session(asyncio.Protocol):
             self._broker.close(self._context.limits.linger_seconds_max)
 
     async def _admit(self, connect: Connect) -> Admission:
-        """Raises: CloseSession."""
         while True:
             self._policy_outdated = False
             admission = await self._context.admit(self.peer, connect)
