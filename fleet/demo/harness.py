@@ -42,6 +42,8 @@ class Finished:
 class Running:
     """A background program whose standard error is read line by line."""
 
+    patience_seconds = PATIENCE_SECONDS
+
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self.process = process
@@ -64,7 +66,7 @@ class Running:
 
         Raises: StepFailed: it did not appear in time, or the program exited.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         seen = since
         with self._changed:
             while True:

@@ -41,7 +41,7 @@ from tests import server_logs
 from tests.free_ports import free_ports
 from tests.standing_tenants import StandingTenants
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 HOSTS = ("localhost", "127.0.0.1")
 T = TypeVar("T")
 

@@ -78,6 +78,25 @@ class TestBackoff:
             backoff.failed("a", 0.0)
         assert backoff.wait_s("a", 0.0) == 300.0
 
+    def test_a_wait_stays_a_number_whatever_the_cap(self) -> None:
+        backoff = Backoff(failures_max=1, seconds_max=1e300)
+        for _ in range(5000):
+            backoff.failed("a", 0.0)
+        assert backoff.wait_s("a", 0.0) == 2.0**30
+
+    def test_a_wait_is_counted_from_the_last_failure(self) -> None:
+        backoff = Backoff(failures_max=2, seconds_max=100.0)
+        for now in (5.0, 6.0, 7.0):
+            backoff.failed("a", now)
+        assert backoff.wait_s("a", 7.0) == 2.0
+        assert backoff.wait_s("a", 8.5) == 0.5
+
+    def test_whoever_failed_last_is_remembered_longest(self) -> None:
+        backoff = Backoff(failures_max=1, seconds_max=10.0, keys_max=3)
+        for key in ("a", "b", "c", "a", "d"):
+            backoff.failed(key, 0.0)
+        assert [backoff.wait_s(key, 0.0) for key in "abcd"] == [2.0, 0.0, 1.0, 1.0]
+
     def test_memory_is_bounded(self) -> None:
         backoff = Backoff(failures_max=1, seconds_max=10.0, keys_max=10)
         for n in range(1000):
@@ -109,3 +128,17 @@ class TestRates:
         for _ in range(100):
             rates.answered(None, 401, 0.0)
         assert rates.wait_s("x", None, 0.0) == 0.0
+
+    def test_only_an_answer_that_is_no_failure_forgives_earlier_refusals(self) -> None:
+        for status, forgives in ((200, True), (304, True), (399, True), (400, False), (404, False), (500, False)):
+            rates = Rates(RateLimits(failures_max=2))
+            rates.answered("a", 401, 0.0)
+            rates.answered("a", status, 0.0)
+            rates.answered("a", 403, 0.0)
+            assert (rates.wait_s("x", "a", 0.0) == 0.0) is forgives, status
+
+    def test_a_credential_that_has_to_wait_takes_nothing_from_its_address(self) -> None:
+        rates = Rates(RateLimits(address_per_second=1.0, credential_per_second=100.0, failures_max=1))
+        rates.answered("a", 401, 0.0)
+        assert all(rates.wait_s("nat", "a", 0.0) for _ in range(100))
+        assert sum(not rates.wait_s("nat", None, 0.0) for _ in range(100)) == BURST_SECONDS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.model_rules import Campaign
-from fleet.domain.renewal import campaign_end, suggested_window
+from fleet.domain.renewal import Window, campaign_end, suggested_window
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -69,3 +69,28 @@ def test_a_campaign_never_moves_a_window_back() -> None:
 def test_a_campaign_without_a_spread_is_at_once() -> None:
     window = suggested_window(credential(), Campaign(NOW + DAY, NOW + DAY, timedelta(0)))
     assert window.start == window.end == NOW + DAY
+
+
+FIRST, LAST = bytes(32), b"\xff" * 32
+"""Fingerprints at the two ends of the fleet's spread."""
+
+
+def test_the_window_of_the_first_and_of_the_last_in_the_fleet() -> None:
+    first, last = (suggested_window(replace(credential(days=100), fingerprint=each), None) for each in (FIRST, LAST))
+    assert first == Window(NOW + 60 * DAY, NOW + 65 * DAY)
+    assert last.end - last.start == 5 * DAY
+    assert abs(last.start - (NOW + 75 * DAY)) < timedelta(seconds=1)
+
+
+def test_a_campaigns_windows_fill_its_spread_and_no_more() -> None:
+    campaign = Campaign(before=NOW + DAY, start=NOW + 2 * DAY, spread=timedelta(hours=100))
+    first, last = (suggested_window(replace(credential(), fingerprint=each), campaign) for each in (FIRST, LAST))
+    assert first == Window(campaign.start, campaign.start + timedelta(hours=5))
+    assert last.end - last.start == timedelta(hours=5)
+    assert abs(last.end - campaign_end(campaign)) < timedelta(seconds=1)
+    assert campaign_end(campaign) == campaign.start + timedelta(hours=100)
+
+
+def test_a_campaign_without_a_spread_ends_as_it_starts() -> None:
+    assert campaign_end(Campaign(NOW, NOW, timedelta(0))) == NOW
+    assert campaign_end(Campaign(NOW, NOW, -DAY)) == NOW

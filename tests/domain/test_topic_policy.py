@@ -108,6 +108,10 @@ def test_may_receive() -> None:
     assert not POLICY.may_receive("devices/c/up/x")
 
 
+def test_nothing_is_retained_unless_the_model_says_so() -> None:
+    assert not TopicPolicy((), ()).retain
+
+
 def test_the_policy_of_a_device() -> None:
     model = Model("cam2", publish=("{model}/{id}/up",), subscribe=("{id}",))
     device = Device(DeviceId("c:1.x"), "cam2", DeviceState.ACTIVE, datetime.now(UTC))
@@ -115,7 +119,7 @@ def test_the_policy_of_a_device() -> None:
     assert policy_of(device, replace(model, retain=True)).retain
 
 
-@pytest.mark.parametrize("text", ["a", "#", "a/+/b/#", "$SYS/#", "devices/{id}/up/#", "a b/c", "/"])
+@pytest.mark.parametrize("text", ["a", "#", "a/+/b/#", "$SYS/#", "devices/{id}/up/#", "a b/c", "/", "a" * 1024])
 def test_filters_for_a_policy(text: str) -> None:
     assert check_filter(text) == text
     assert is_well_formed(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.serving import Served, program, run_fleet
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 def verified(home: Path) -> Any:

@@ -18,7 +18,7 @@ from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import EstRefused
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V311
-from tests.serving import Served, program, run_fleet, start
+from tests.serving import Served, run_agent, run_fleet, start
 
 DEVICE = "cam-7"
 
@@ -41,7 +41,7 @@ class LiveDevice:
         self.agent: Running | None = None
 
     def call(self, *words: str, expect: int | None = 0, give: str | None = None) -> str:
-        return program("device_agent", "--home", str(self.home), *words, expect=expect, give=give).stdout
+        return run_agent(self.home, *words, expect=expect, give=give)
 
     def run(self) -> Running:
         self.agent = start("agent", *AGENT, "--home", str(self.home), "run", "--stdin")

@@ -16,7 +16,7 @@ from tests.servers.est_fixtures import Identity
 from tests.servers.makers import new_maker
 from tests.serving import ANY_PORTS, Served, run_fleet
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 IN_A_ROW = 24  # at workers that the kernel's dice choose: that one of two was never asked has a chance of 2^-23
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 

@@ -28,7 +28,7 @@ PAGES = sorted(
     if not any(part.startswith(".") for part in page.relative_to(PROJECT).parts) and "```sh\n" in page.read_text()
 )
 PORTS = ("8443", "8883", "8444")
-PAGE_SECONDS_MAX = 120
+PAGE_SECONDS_MAX = 600
 DATABASE = "postgresql://fleet@db.example/fleet"  # on a page; a new one of a server of ours takes its place
 
 SERVED = """fleet init home >/dev/null

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tests.end_to_end.test_device_life import mqtt_answer, mqtt_connected
-from tests.serving import ANY_PORTS, Served, program, run_fleet
+from tests.serving import ANY_PORTS, Served, program, run_agent, run_fleet
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class Agent:
         self.call("enroll", give=token)
 
     def call(self, *words: str, give: str | None = None) -> str:
-        return program("device_agent", "--home", str(self.home), *words, give=give).stdout
+        return run_agent(self.home, *words, give=give)
 
     def renew(self) -> None:
         """As the agent does by itself when it is time; tried at the gateway before it takes the old one's place."""

@@ -21,7 +21,7 @@ from tests.end_to_end.test_device_life import DEVICE, LiveDevice, csr_for, mqtt_
 from tests.postgres_server import PASSWORD, PostgresServer, running_postgres
 from tests.serving import Served, run_fleet
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ANY_PORTS, Served, program, run_fleet
+from tests.serving import ANY_PORTS, Served, program, run_agent, run_fleet
 from tests.webhook.hooks import Hook, http, serving
 
 
@@ -46,14 +46,14 @@ def test_asked_by_a_served_home(home: Path, hook: Hook, tmp_path: Path) -> None:
     try:
         device = tmp_path / "cam-7"
         words = ("init", "--device-id", "cam-7", "--est", served.est, "--mqtt", "localhost:1", "--ca")
-        program("device_agent", "--home", str(device), *words, str(served.ca_file))
+        run_agent(device, *words, str(served.ca_file))
         run_fleet(home, "device", "add", "cam-7", "--model", "default")
         token = run_fleet(home, "token", "create", "--device", "cam-7")
         hook.answer = http({"allow": False, "reason": "not on the list"})
         told = program("device_agent", "--home", str(device), "enroll", expect=1, give=token)
         assert "webhook-denied" in told.stderr
         hook.answer = http({"allow": True, "attributes": {"site": "Oslo East"}})
-        program("device_agent", "--home", str(device), "enroll", give=token)
+        run_agent(device, "enroll", give=token)
     finally:
         served.stop()
     assert [json.loads(asked.body)["device"] for asked in hook.asked] == ["cam-7", "cam-7"]

@@ -119,7 +119,7 @@ class Street:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return when `condition()` holds: the log is read by a thread that tells no event loop."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(240):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -21,7 +21,7 @@ from tests.hw_bench.needs import NEEDS_MOSQUITTO
 
 pytestmark = NEEDS_MOSQUITTO
 TLS = "TLSv1.3"
-END_SECONDS_MAX = 30.0
+END_SECONDS_MAX = 120.0
 
 
 @pytest.fixture(scope="module")

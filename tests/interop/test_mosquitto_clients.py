@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fleet.demo.foreign_ca import make_foreign_certificate
-from tests.serving import Served, program, run_fleet
+from tests.serving import Served, run_agent, run_fleet
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 120
 
 
 def needs(*names: str) -> None:
@@ -38,8 +38,8 @@ class Device:
         run_fleet(served.home, "device", "add", name, "--model", "default")
         token = run_fleet(served.home, "token", "create", "--device", name)
         words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
-        program("device_agent", "--home", str(self.home), "init", *words)
-        program("device_agent", "--home", str(self.home), "enroll", give=token)
+        run_agent(self.home, "init", *words)
+        run_agent(self.home, "enroll", give=token)
 
     def words(self, version: str = "5") -> list[str]:
         """What mosquitto_pub and mosquitto_sub need to come as this device."""

@@ -18,7 +18,7 @@ from tests.servers.makers import new_maker
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=300)  # less than a third of its life is left
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 async def new_home(folder: Path) -> Home:

@@ -28,7 +28,7 @@ from fleet.runtime.supervisor import (
     restart_delay_seconds,
 )
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 ORDERS = WorkerConfig(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
 
 

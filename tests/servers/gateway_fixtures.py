@@ -27,7 +27,7 @@ from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, enco
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
 
-PATIENCE = 15.0  # seconds for what must happen; far beyond what it takes
+PATIENCE = 120.0  # seconds for what must happen; far beyond what it takes
 
 MODEL = Model(
     "cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("devices/{id}/down/#", "news/+"), retain=True

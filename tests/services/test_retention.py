@@ -1,5 +1,6 @@
 """Retention: what goes and what stays, archived before it is dropped, through crashes at every step."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -92,8 +93,11 @@ async def tell(registry: SqliteRegistry, count: int, at: datetime = NOW - 60 * D
 
 
 async def audit_to(registry: SqliteRegistry, rows: int, at: datetime = NOW - 60 * DAY) -> None:
-    for n in range(rows - await registry.last_audit()):
-        await registry.commit(Change(AuditEntry(at, "t", f"a{n}", "é", "ok", detail={"b": "1", "a": "\n"})))
+    entries = [
+        AuditEntry(at, "t", f"a{n}", "é", "ok", detail={"b": "1", "a": "\n"})
+        for n in range(rows - await registry.last_audit())
+    ]
+    await asyncio.gather(*(registry.commit(Change(entry)) for entry in entries))  # in order, and few transactions
 
 
 async def seal(registry: SqliteRegistry) -> Sealed:

@@ -9,7 +9,7 @@ import pytest
 from fleet.domain.errors import Unavailable
 from fleet.storage.batching import QUIET_TURNS, Batches, Take
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 120.0
 
 
 class Trips:

@@ -30,7 +30,7 @@ from fleet.domain.writes import (
 from fleet.storage.engines import Engine
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry, station, token
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 CAM_7 = DeviceId("cam-7")
 SERVING = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 STATION = CredentialKind.STATION

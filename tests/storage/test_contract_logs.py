@@ -14,7 +14,7 @@ from fleet.domain.writes import DropAudit, DropEvents
 from tests.storage.samples import NOW, change, entry
 from tests.storage.test_contract import refused
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 
 
 def sealed(frontier: merkle.Frontier, seconds: int = 0) -> Sealed:

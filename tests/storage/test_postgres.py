@@ -35,7 +35,7 @@ from fleet.storage.postgres.registry import COMMIT_BATCH_MAX, PostgresRegistry
 from fleet.storage.queries import Query
 from tests.storage.samples import MODEL, NOW, change, credential, device, token
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 PARAMETERS = "SELECT cardinality(parameter_types) FROM pg_prepared_statements"
 Opener = Callable[[], Awaitable[PostgresRegistry]]
 

@@ -25,7 +25,7 @@ from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.storage.statements import STATEMENTS
 from tests.storage.samples import MODEL, change, device
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fleet.domain.writes import AddDevice, AddModel
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 PROGRAM = Path(__file__).with_name("writer_process.py")
 
 
