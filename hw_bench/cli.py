@@ -1,4 +1,4 @@
-"""The `hw-bench` command."""
+"""The command line of `hw-bench`."""
 
 import json
 import os
@@ -9,8 +9,10 @@ from types import FrameType
 import click
 
 from fleet.cli.output import output_option, print_rows
+from fleet.config.streams import Program
 
 try:
+    from hw_bench.peers.engine import POSTGRES, SQLITE
     from hw_bench.processes import BenchError
     from hw_bench.report import lines
     from hw_bench.scenarios.catalogue import SCENARIOS
@@ -28,27 +30,31 @@ OWN_OPTIONS = {
     "keep": ("registry",),
     "database": ("workers", "revocation", "registry", "crash"),
 }
-"""Option -> the scenarios that it is for."""
+"""Option -> the scenarios that accept it."""
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 _PLAN = Plan()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fleet-front-door", prog_name="hw-bench")
 def main() -> None:
-    """Measure the fleet's servers on this machine, beside their peers.
+    """Benchmark the fleet's servers on this machine, beside comparable servers.
 
     \b
-    hw-bench list                        what can be measured
-    hw-bench run handshakes              a table
-    hw-bench run handshakes -o json      the same for programs
+    hw-bench list                                        scenarios
+    hw-bench run handshakes --seconds 1 --rounds 1       a quick look, a few seconds
+    hw-bench run enroll                                  half a minute, figures to quote
+    hw-bench run enroll -o json > enroll.json            the same values for programs
 
-    Servers run on one core, the load on another; contenders take turns. Programs that are not installed are left out by
-    name. Exit codes: 0 measured, 1 failed, 2 used wrongly.
+    The measured servers are real processes on one core, the load runs on another, and contenders take turns, so that
+    drift of the machine affects all alike. Compare "per CPU second" on a machine that is shared, and ratios rather than
+    absolute figures. Programs that are not installed (nginx, mosquitto, step-ca, PostgreSQL) are reported as missing.
+
+    Exit codes: 0 measured, whether or not goals were reached; 1 the measurement failed; 2 wrong use; 130 interrupted.
     """
-    # A run stops its servers on the way out; SIGTERM takes the same way as Ctrl-C.
+    # A run stops its servers when interrupted, by SIGTERM as by Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.pop("FLEET_DATABASE", None)  # a measurement has homes of its own, with their registries in them
+    os.environ.pop("FLEET_DATABASE", None)  # each run creates its own homes and registries
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -58,7 +64,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @main.command("list")
 @output_option
 def list_scenarios(output: str) -> None:
-    """What can be measured."""
+    """List the scenarios: name and description."""
     rows = [{"name": name, "description": one.description()} for name, one in SCENARIOS.items()]
     print_rows(("name", "description"), rows, output)
 
@@ -70,42 +76,42 @@ def list_scenarios(output: str) -> None:
     type=click.FloatRange(min=0.1, max=3600),
     default=_PLAN.seconds,
     show_default=True,
-    help="Length of one turn.",
+    help="Length of one turn; figures to quote need at least 3.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1, max=1000),
     default=_PLAN.rounds,
     show_default=True,
-    help="Turns of each contender.",
+    help="Number of turns of each contender.",
 )
 @click.option(
     "--devices",
     type=click.IntRange(min=1000, max=100_000_000),
-    help=f"Of registry: devices in it. Ten million take 12 GB of disk and some minutes.  [default: {_PLAN.devices}]",
+    help=f"registry: number of devices; ten million take 13 GB and half an hour.  [default: {_PLAN.devices}]",
 )
 @click.option(
     "--kills",
     type=click.IntRange(min=1, max=1_000_000),
-    help=f"Of crash: how many processes are killed.  [default: {_PLAN.kills}]",
+    help=f"crash: number of processes to kill.  [default: {_PLAN.kills}]",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of crash: draw the same victims as the run that printed it.")
+@click.option("--seed", type=click.IntRange(min=0), help="crash: repeat the kills of the run that printed this seed.")
 @click.option(
     "--sessions",
     type=click.IntRange(min=2, max=10_000),
-    help=f"Of revocation: devices that are connected, and revoked.  [default: {_PLAN.sessions}]",
+    help=f"revocation: number of connected devices to revoke.  [default: {_PLAN.sessions}]",
 )
 @click.option(
     "--database",
-    metavar="ENGINE",
-    help="Of workers, revocation, registry and crash: sqlite, or postgres, a cluster of the run's own.  [default: "
-    "sqlite; of revocation, postgres if it is installed]",
+    type=click.Choice((SQLITE, POSTGRES)),
+    help="workers, revocation, registry, crash: sqlite, or postgres in a private cluster.  [default: sqlite; for "
+    "revocation, postgres if installed]",
 )
 @click.option(
     "--keep",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Of registry: leave what was filled in DIR, a new folder; or measure again what an earlier run left there.",
+    help="registry: keep the filled registry in the new folder DIR, or measure again the one kept there.",
 )
 @output_option
 @click.pass_context
@@ -122,10 +128,11 @@ def run(
     keep: Path | None,
     output: str,
 ) -> None:
-    """Measure NAME and report. Progress goes to stderr.
+    """Run the scenario NAME and print its report. Progress goes to standard error.
 
-    Whether goals were reached is in the report; the exit code says only whether the measurement could be taken. A run
-    of crash has no goals: what does not hold after the kills fails it.
+    The report has one row per contender (medians, minimum to maximum), the ratios between contenders round by round,
+    goals with their verdicts, and what was checked besides. "crash" has no figures: it kills servers under load and
+    fails if the registry is not complete and consistent afterwards.
 
     \b
     hw-bench run handshakes --seconds 1 --rounds 1
@@ -137,7 +144,7 @@ def run(
     own |= {"database": database, "keep": keep}
     for option, value in own.items():
         if value is not None and name not in OWN_OPTIONS[option]:
-            raise click.UsageError(f"--{option} is for {', '.join(OWN_OPTIONS[option])}, not for {name}.")
+            raise click.UsageError(f"--{option} applies to {', '.join(OWN_OPTIONS[option])}, not to {name}.")
     plan = Plan(
         seconds,
         rounds,
@@ -153,7 +160,7 @@ def run(
     except BenchError as error:
         raise click.ClickException(f"measuring {name}: {error}") from error
     except KeyboardInterrupt:
-        click.echo("Stopped; everything that was started has ended.", err=True)
+        click.echo("Interrupted; all started processes have ended.", err=True)
         context.exit(EXIT_INTERRUPTED)
     if output == "json":
         click.echo(json.dumps(report.as_json(), ensure_ascii=False))

@@ -95,7 +95,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: signal
     process.send_signal(number)
     _, rest = process.communicate(timeout=END_SECONDS_MAX)
     assert process.returncode == 130
-    assert "Stopped" in rest
+    assert "Interrupted" in rest
     assert select.select(family, [], [], 0)[0] == family
     for handle in family:
         os.close(handle)
@@ -112,14 +112,32 @@ def test_every_command_on_the_page_is_one() -> None:
 
 def test_an_option_names_the_scenarios_that_it_is_for() -> None:
     result = CliRunner().invoke(main, ["run", "enroll", "--database", "postgres"])
-    assert "--database is for workers, revocation, registry, crash, not for enroll." in result.stderr
+    assert "--database applies to workers, revocation, registry, crash, not to enroll." in result.stderr
     assert {name for names in OWN_OPTIONS.values() for name in names} <= set(SCENARIOS)
 
 
-def test_an_engine_that_nobody_knows_is_named() -> None:
+def test_an_unknown_engine_is_wrong_use() -> None:
     result = CliRunner().invoke(main, ["run", "crash", "--kills", "1", "--database", "oracle://x"])
-    assert result.exit_code == 1
-    assert "'oracle://x' is no engine" in result.stderr
+    assert result.exit_code == 2
+    assert "'oracle://x' is not one of 'sqlite', 'postgres'" in result.stderr
+
+
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    argv = [sys.executable, "-m", "hw_bench", "list"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_reading_ends_it_silently() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "hw_bench", "list", "-o", "json"]
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_run_that_kills_prints_its_chance_and_can_be_repeated(tmp_path: Path) -> None:

@@ -102,5 +102,5 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_engine_goes_by_another_name() -> None:
-    with pytest.raises(BenchError, match="known are sqlite and postgres"):
+    with pytest.raises(BenchError, match="choose sqlite or postgres"):
         engine_of("oracle")
