@@ -10,18 +10,21 @@ import pwd
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleet.client.transport import Answer
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import WaitingLimits
 from fleet.home.layout import Home, open_home, open_registry, revocation_log, settings_of, waiting_limits
 from fleet.servers.admin.app import AdminApp
-from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
-from fleet.services.retention import Policy
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
+
+if TYPE_CHECKING:
+    from fleet.servers.admin.authorities import Authorities
+    from fleet.services.retention import Policy
 
 NAME_SIZE_MAX = 64
 
@@ -104,7 +107,7 @@ def unix_user() -> str:
 # CAs and what else needs heavy libraries are loaded by the requests that use them.
 
 
-def _authorities(home: Home, now: datetime) -> Authorities:
+def _authorities(home: Home, now: datetime) -> "Authorities":
     from fleet.home.ca_listing import authorities_for_admin
 
     return authorities_for_admin(home, now)
@@ -116,7 +119,7 @@ def _tenants(home: Home) -> list[str]:
     return list(tenant_names(home))
 
 
-def _retention(home: Home) -> Policy:
+def _retention(home: Home) -> "Policy":
     from fleet.runtime.jobs.retention import policy_of
 
     return policy_of(settings_of(home))

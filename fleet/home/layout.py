@@ -19,14 +19,14 @@
 Keys are 0600, their folders 0700. A home is created by a rename: it is complete or absent.
 """
 
+import hashlib
 import os
 import shlex
+import ssl
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from typing import TYPE_CHECKING
 
 from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
@@ -35,6 +35,9 @@ from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.storage.engines import Engine, Place, open_engine
 from fleet.storage.journals.revocations import RevocationLog
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
 """Environment variable that takes precedence over fleet.toml."""
@@ -189,7 +192,7 @@ def fleet_fingerprint(home: Home) -> str:
     """Identifier of a fleet: the SHA-256 of its first root certificate, in hex."""
     if home.fleet_id.exists():
         return home.fleet_id.read_text("ascii").strip()
-    return certificate_in(home.root_certificate).fingerprint(hashes.SHA256()).hex()
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(home.root_certificate.read_text("ascii"))).hexdigest()
 
 
 def keep_fleet_fingerprint(home: Home) -> None:
@@ -263,7 +266,9 @@ def must_be_free(path: Path) -> None:
         raise Conflict("home-exists", f"{path} is {what}; nothing was changed.", "Name a new or empty folder.")
 
 
-def certificate_in(file: Path) -> x509.Certificate:
+def certificate_in(file: Path) -> "x509.Certificate":
+    from cryptography import x509  # not every command needs it, and it takes a tenth of a second
+
     return x509.load_pem_x509_certificate(file.read_bytes())
 
 

@@ -8,7 +8,7 @@ from fleet.client.client import Client
 from fleet.client.manifest import PART_ROWS_MAX, PART_SIZE_MAX, ManifestImport
 from fleet.domain.device import DeviceId
 from fleet.domain.manifest import ManifestRow
-from fleet.servers.admin.schemas import MANIFEST_ROWS_MAX, MANIFEST_SIZE_MAX
+from fleet.servers.admin.records.devices import MANIFEST_ROWS_MAX, MANIFEST_SIZE_MAX
 from fleet.services.importing import Numbered
 
 

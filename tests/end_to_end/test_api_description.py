@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.servers.admin.table import ROUTES
+from fleet.servers.admin.routes import ROUTES
 from hw_bench.peers.home import disable_rate_limits
 from tests.serving import Served, asked_to_wait, run_fleet
 

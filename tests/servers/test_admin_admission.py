@@ -12,7 +12,7 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Role
 from fleet.domain.manifest import ManifestFacts
-from fleet.servers.admin.schemas import MANIFEST_ROWS_MAX
+from fleet.servers.admin.records.devices import MANIFEST_ROWS_MAX
 from fleet.services.sealing import seal
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 from tests.servers.makers import new_maker

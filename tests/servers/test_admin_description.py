@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import msgspec
 import pytest
 
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.device import Model
-from fleet.servers.admin.routes import JSON, Route
-from fleet.servers.admin.schema_check import check
-from fleet.servers.admin.schemas import COMPONENTS, ref
-from fleet.servers.admin.shapes import model_json
-from fleet.servers.admin.table import ROUTES
+from fleet.servers.admin import strict_json
+from fleet.servers.admin.openapi import description
+from fleet.servers.admin.reading import checked
+from fleet.servers.admin.records.devices import DeviceChanges
+from fleet.servers.admin.records.models import Model as ModelRecord
+from fleet.servers.admin.records.models import NewModel
+from fleet.servers.admin.routes import ROUTES
+from fleet.servers.admin.routing import JSON, Route
 from fleet.servers.refusals import HttpRefused
 from fleet.services.sealing import seal
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
@@ -39,8 +43,12 @@ async def admin(api: AdminHarness) -> Client:
 
 def validator(schema: dict[str, Any]) -> Any:
     """A judge that is not ours, with the formats held to as well."""
-    whole = {**schema, "components": {"schemas": COMPONENTS}}
+    whole = {**schema, "components": description(ROUTES)["components"]}
     return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+
+
+def ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def described(document: dict[str, Any], route: Route) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def test_our_own_check_agrees_with_a_real_one(value: object) -> None:
     schema = ref("NewModel")
     fits = True
     try:
-        check(value, schema, "The body")
+        checked(strict_json.decode(json.dumps(value).encode()), NewModel, "The body")
     except HttpRefused:
         fits = False
     assert fits == validator(schema).is_valid(value)
@@ -203,11 +211,11 @@ def test_and_on_tags(value: object) -> None:
     schema = ref("DeviceChanges")
     fits = True
     try:
-        check(value, schema, "The body")
+        checked(value, DeviceChanges, "The body")
     except HttpRefused:
         fits = False
     assert fits == validator(schema).is_valid(value)
 
 
 def test_a_model_fits_its_schema() -> None:
-    validator(ref("Model")).validate(model_json(Model("m")))
+    validator(ref("Model")).validate(json.loads(msgspec.json.encode(ModelRecord.shown(Model("m")))))

@@ -14,7 +14,7 @@ import pytest
 from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.writes import DropEvents
-from fleet.servers.admin.events import STREAMS_MAX
+from fleet.servers.admin.handlers.events import STREAMS_MAX
 from fleet.servers.http import HttpLimits
 from fleet.services import revocation
 from tests.servers.admin_fixtures import AdminHarness, open_admin

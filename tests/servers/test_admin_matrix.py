@@ -19,8 +19,8 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit, permit_operator
 from fleet.domain.errors import Refused
 from fleet.domain.writes import AddCredential, AddOperator, Write
-from fleet.servers.admin.routes import AccessLevel, Route
-from fleet.servers.admin.table import ROUTES
+from fleet.servers.admin.routes import ROUTES
+from fleet.servers.admin.routing import AccessLevel, Route
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 from tests.servers.est_fixtures import Identity, Key
 from tests.servers.makers import new_maker

@@ -5,12 +5,13 @@
 Answers are JSON; refusals are problem+json (RFC 9457) with the stable code beside them.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
+
+import msgspec
 
 from fleet.domain.errors import FleetError
 from fleet.servers.admin import conditions
@@ -18,10 +19,11 @@ from fleet.servers.admin.auth import authenticate, authorize
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.idempotency import Once, once_of
 from fleet.servers.admin.messages import Caller, Reply, Request
-from fleet.servers.admin.requests import acceptable, read_body, read_query
+from fleet.servers.admin.reading import acceptable, read_body, read_query
+from fleet.servers.admin.records.base import Problem
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routes import Condition, Route, find
-from fleet.servers.admin.table import ROUTES
+from fleet.servers.admin.routing import Condition, Route, find
+from fleet.servers.admin.sections import routes_at
 from fleet.servers.refusals import refusal_of
 
 PROBLEM = "application/problem+json"
@@ -48,7 +50,7 @@ class AdminApp:
             return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.holder)
 
     async def _answered(self, request: Request, trace: "_Trace") -> Reply:
-        route, path = find(ROUTES, request.method, request.path)
+        route, path = find(routes_at(request.path), request.method, request.path)
         trace.event = f"admin.{route.name}"
         caller = await authenticate(self._context, request, route)
         if caller is not None:
@@ -61,12 +63,13 @@ class AdminApp:
         once = _once(route, request, caller, raw, now)
         if once is not None and (replayed := await once.replay(self._context.registry)) is not None:
             return _reply(route, request, replayed, trace)
-        call = Call(request, now, caller, path, query, body, media_type, _if_match(route, request), once)
-        return _reply(route, request, await self._handled(route, call), trace)
+        call = Call(request, now, caller, path, media_type, _if_match(route, request), once)
+        return _reply(route, request, await self._handled(route, call, query, body), trace)
 
-    async def _handled(self, route: Route, call: Call) -> Result:
+    async def _handled(self, route: Route, call: Call, query: Any, body: Any) -> Result[Any]:
+        given = {name: value for name, value in (("query", query), ("body", body)) if value is not None}
         try:
-            return await route.handle(self._context, call)
+            return await route.handle(self._context, call, **given)
         except FleetError as error:
             # What was refused now may have been done a moment ago, for the same request sent twice at once.
             replayed = await call.once.replay(self._context.registry) if call.once is not None else None
@@ -97,7 +100,7 @@ def _if_match(route: Route, request: Request) -> frozenset[str] | None:
     return conditions.if_match(headers)
 
 
-def _reply(route: Route, request: Request, result: Result, trace: _Trace) -> Reply:
+def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -> Reply:
     content = _text(result.body) if result.raw is None else result.raw
     headers = {"Content-Type": result.media_type, **result.headers}
     if result.stream is not None:
@@ -118,11 +121,11 @@ def _reply(route: Route, request: Request, result: Result, trace: _Trace) -> Rep
 
 def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
     """A refusal as problem details (RFC 9457), and its headers; `type` is left out, which means about:blank."""
-    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": message, "code": code}
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=message, code=code)
     # RFC 9110, 11.6.1 wants a challenge with every 401; there is no scheme for "present a certificate".
     challenge = {"WWW-Authenticate": "Certificate"} if status == 401 else {}
     return _text(body), {"Content-Type": PROBLEM, **challenge, **headers}
 
 
-def _text(body: Mapping[str, Any]) -> bytes:
-    return (json.dumps(body, default=str) + "\n").encode()
+def _text(body: Any) -> bytes:
+    return msgspec.json.encode(body, enc_hook=str) + b"\n"

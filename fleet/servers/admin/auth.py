@@ -6,8 +6,7 @@ authenticated its client by itself, in process at a home, says so in the request
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from cryptography.hazmat.primitives.serialization import Encoding
+from typing import TYPE_CHECKING
 
 from fleet.domain.access import Permission, demand
 from fleet.domain.changes import AuditEntry, Change
@@ -15,9 +14,12 @@ from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Request
-from fleet.servers.admin.routes import AccessLevel, Route
+from fleet.servers.admin.routing import AccessLevel, Route
 from fleet.services.identity import identify, identify_operator, shown_by
 from fleet.services.refusals import refusals_of
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 async def authenticate(context: Context, request: Request, route: Route) -> Caller | None:
@@ -31,11 +33,17 @@ async def authenticate(context: Context, request: Request, route: Route) -> Call
         return request.caller
     async with _refusals_audited(context, request, route):
         chain, now = request.peer.chain_der, context.clock()
-        if chain and chain[-1] == context.authorities().operators().public_bytes(Encoding.DER):
+        if chain and chain[-1] == _der(context.authorities().operators()):
             operator, credential = await identify_operator(context.registry, request.peer, now)
             return Caller(f"operator {operator.name}", operator, credential)
         credential = (await identify(context.registry, request.peer, now)).credential
         return Caller(f"{credential.kind} {credential.holder}", None, credential)
+
+
+def _der(certificate: "x509.Certificate") -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.DER)
 
 
 async def authorize(context: Context, request: Request, route: Route, caller: Caller) -> None:

@@ -3,23 +3,26 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from cryptography import x509
-
-from fleet.ca.view import CaCertificate
 from fleet.domain.ports import Issuer
 from fleet.services.forecast import Authority
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from fleet.ca.view import CaCertificate
 
 
 @dataclass(frozen=True, slots=True)
 class Authorities:
     """What a home has, read anew at each call: it may have been replaced."""
 
-    operators: Callable[[], x509.Certificate]
+    operators: "Callable[[], x509.Certificate]"
     """The operators' CA: an operator's chain ends here, and nobody else's does."""
     stations_issuer: Callable[[], Issuer]
     operators_issuer: Callable[[datetime], Issuer]
     """Its key is read when it is needed, and not held. Raises: Unavailable: it is kept elsewhere."""
-    shown: Callable[[], Sequence[CaCertificate]]
-    """The root that everybody trusts first."""
+    shown: "Callable[[], Sequence[CaCertificate]]"
+    """The root that devices trust comes first."""
     forecasted: Callable[[], Sequence[Authority]]

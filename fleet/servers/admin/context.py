@@ -4,15 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.ports import Registry
-from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.admin.messages import Caller, Request
-from fleet.services.retention import Policy
+
+if TYPE_CHECKING:
+    from fleet.servers.admin.authorities import Authorities
+    from fleet.services.retention import Policy
 
 Clock = Callable[[], datetime]
 Json = Mapping[str, Any]
@@ -34,8 +36,8 @@ class Context:
     """What lives as long as the server does. What is behind a callable is read anew at each request."""
 
     registry: Registry
-    authorities: Callable[[], Authorities]
-    retention: Callable[[], Policy]
+    authorities: "Callable[[], Authorities]"
+    retention: "Callable[[], Policy]"
     """How long records are kept."""
     clock: Clock = utc_now
     status: Callable[[], Json] = _nothing
@@ -59,8 +61,6 @@ class Call:
     caller: Caller | None
     """None where no certificate is asked for."""
     path: Mapping[str, str]
-    query: Mapping[str, Any]
-    body: Any = None
     media_type: str = "application/json"
     """What the answer is to be in."""
     if_match: frozenset[str] | None = None
@@ -74,6 +74,14 @@ class Call:
         assert self.caller is not None  # noqa: S101
         assert self.caller.operator is not None  # noqa: S101
         return self.caller.operator
+
+    def models(self, asked: str | None) -> tuple[str | None, ...]:
+        """The models to look under when `asked` is wanted: the operator's alone, if it is restricted to some. None
+        stands for all at once.
+        """
+        if asked is not None:
+            return (asked,) if self.operator.sees(asked) else ()
+        return self.operator.models or (None,)
 
     @property
     def act(self) -> Act:

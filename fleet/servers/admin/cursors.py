@@ -1,6 +1,6 @@
-"""Cursors: where a page ended, as a text that a client hands back and never reads.
+"""Cursors: where a page ended, as an opaque text that the client passes back.
 
-It belongs to the query that it came from, and holds no right of its own: every page is asked for, and filtered, anew.
+A cursor belongs to the query that it came from. It holds no right: every page is authorized, and filtered, anew.
 """
 
 import base64
@@ -10,38 +10,35 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import msgspec
+
 from fleet.servers.admin.context import Call
+from fleet.servers.admin.records.base import CURSOR_SIZE_MAX, Page, Paging
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.schemas import CURSOR_SIZE_MAX, LIMIT
 from fleet.servers.refusals import HttpRefused
 
 Value = TypeVar("Value")
+Shown = TypeVar("Shown")
 
 _PAGING = ("cursor", "limit")
 
 
-def page_limit(call: Call) -> int:
-    limit: int = call.query.get("limit", LIMIT)
-    return limit
+def position(call: Call, query: Paging, *kinds: type | tuple[type, ...]) -> list[Any] | None:
+    """The values in the cursor of `query`, one of each of `kinds`; None without a cursor.
 
-
-def place(call: Call, *kinds: type | tuple[type, ...]) -> list[Any] | None:
-    """The values in the cursor that came with `call`, one of each of `kinds`; None when none came.
-
-    Raises: HttpRefused: 400 `bad-cursor`: it was made up, or comes from another query.
+    Raises: HttpRefused: 400 `bad-cursor`: it was made up, or belongs to another query.
     """
-    text = call.query.get("cursor")
-    if text is None:
+    if query.cursor is None:
         return None
     try:
         values: list[Any]
-        query, *values = unpacked(text)
-        if query != _query_digest(call) or len(values) != len(kinds):
+        digest, *values = unpacked(query.cursor)
+        if digest != _query_digest(call, query) or len(values) != len(kinds):
             raise ValueError("another query's")
         if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
             raise TypeError("of another kind")
         if not all(value.isprintable() for value in values if isinstance(value, str)):
-            raise ValueError("what no key of ours holds, and not every registry can be asked for")
+            raise ValueError("no key of ours has such characters, and not every registry can be asked for them")
     except (ValueError, TypeError):
         raise bad_cursor() from None
     return values
@@ -55,7 +52,7 @@ def packed(values: list[Any]) -> str:
 
 
 def unpacked(text: str) -> list[Any]:
-    """The values in a cursor, whoever made it up.
+    """The values in a cursor, which may be made up.
 
     Raises: ValueError, TypeError.
     """
@@ -69,32 +66,61 @@ def unpacked(text: str) -> list[Any]:
 
 
 def bad_cursor() -> HttpRefused:
-    """It was made up, or comes from another query."""
-    return HttpRefused(400, "bad-cursor", "The cursor is none of this list's. Start again without one.")
+    """It was made up, or belongs to another query."""
+    return HttpRefused(400, "bad-cursor", "The cursor belongs to another query. Start again without one.")
 
 
-def paged(call: Call, items: list[dict[str, Any]], following: Sequence[Any] | None, **more: object) -> Result:
-    """A page, and where the next one begins: behind the place `following`, None when this is the last."""
+def paged(call: Call, query: Paging, items: list[Shown], following: Sequence[Any] | None) -> Result[Page[Shown]]:
+    """A page, and a link to the next one, which starts after the position `following`; None when this is the last."""
     if following is None:
-        return Result({"items": items, "next": None, **more})
-    cursor = packed([_query_digest(call), *following])
-    query = {**{name: call.query[name] for name in sorted(call.query) if name != "cursor"}, "cursor": cursor}
-    address = f"{call.request.path}?{_encoded(query)}"
-    return Result({"items": items, "next": address, **more}, headers={"Link": f'<{address}>; rel="next"'})
+        return Result(Page(items=items, next=None))
+    cursor = packed([_query_digest(call, query), *following])
+    address = f"{call.request.path}?{_encoded({**_given(query), 'cursor': cursor})}"
+    return Result(Page(items=items, next=address), headers={"Link": f'<{address}>; rel="next"'})
 
 
-def page_of_all(call: Call, found: Sequence[Value], key: Callable[[Value], str]) -> tuple[Sequence[Value], bool]:
-    """The page of `found` that `call` asks for, and whether there is more: for lists that are read whole.
+def page_of_all(
+    call: Call, query: Paging, found: Sequence[Value], key: Callable[[Value], str], shown: Callable[[Value], Shown]
+) -> Result[Page[Shown]]:
+    """The page of `found` that `query` asks for: for lists that are read whole.
 
     Raises: HttpRefused: 400 `bad-cursor`.
     """
-    values, start = place(call, str), 0
-    if values is not None:
-        start = next((n for n, each in enumerate(found, 1) if key(each) == values[0]), -1)
-        if start < 0:
-            raise bad_cursor()
-    end = start + page_limit(call)
-    return found[start:end], end < len(found)
+    page, following = slice_of(call, query, found, key)
+    return paged(call, query, [shown(each) for each in page], following)
+
+
+def slice_of(
+    call: Call, query: Paging, found: Sequence[Value], key: Callable[[Value], str]
+) -> tuple[Sequence[Value], list[str] | None]:
+    """What of `found` is in the page, and the position of the next one.
+
+    Raises: HttpRefused: 400 `bad-cursor`.
+    """
+    start = start_of(call, query, found, key)
+    page = found[start : start + query.limit]
+    return page, [key(page[-1])] if start + query.limit < len(found) else None
+
+
+def start_of(call: Call, query: Paging, found: Sequence[Value], key: Callable[[Value], str]) -> int:
+    """Where in `found` the page of `query` starts.
+
+    Raises: HttpRefused: 400 `bad-cursor`.
+    """
+    values = position(call, query, str)
+    if values is None:
+        return 0
+    start = next((n for n, each in enumerate(found, 1) if key(each) == values[0]), -1)
+    if start < 0:
+        raise bad_cursor()
+    return start
+
+
+def _given(query: Paging) -> dict[str, Any]:
+    """What differs from the defaults, by name."""
+    usual = msgspec.to_builtins(type(query)())
+    given = msgspec.to_builtins(query)
+    return {name: given[name] for name in sorted(given) if given[name] != usual[name]}
 
 
 def _encoded(query: Mapping[str, Any]) -> str:
@@ -102,7 +128,7 @@ def _encoded(query: Mapping[str, Any]) -> str:
     return "&".join(f"{name}={quote(str(value), safe='')}" for name, value in pairs)
 
 
-def _query_digest(call: Call) -> str:
-    filters = {name: value for name, value in call.query.items() if name not in _PAGING}
+def _query_digest(call: Call, query: Paging) -> str:
+    filters = {name: value for name, value in _given(query).items() if name not in _PAGING}
     text = json.dumps([call.request.path, filters], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from fleet.domain.rates import Rates
+from fleet.servers.admin import routes  # noqa: F401  loads all handlers before the first request
 from fleet.servers.admin.app import AdminApp, problem
 from fleet.servers.admin.messages import Headers, Request, Stream
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer

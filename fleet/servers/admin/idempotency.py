@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
+import msgspec
+
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.idempotency import ANSWER_KEPT, Answer
 from fleet.domain.ports import Registry
@@ -36,7 +38,7 @@ class Once:
     request_sha256: bytes
     now: datetime
 
-    async def replay(self, registry: Registry) -> Result | None:
+    async def replay(self, registry: Registry) -> Result[Any] | None:
         """What this request was answered before; None when it is new.
 
         Raises: HttpRefused: 422: the key was used for another request.
@@ -49,19 +51,20 @@ class Once:
         kept = json.loads(found.body)
         return Result(kept["body"], found.status, kept["headers"], kept["etag"])
 
-    def answered(self, reply: Result) -> Answer:
-        kept = {"body": reply.body, "headers": dict(reply.headers), "etag": reply.etag}
-        return Answer(self.actor, self.key, self.request_sha256, reply.status, json.dumps(kept), self.now)
+    def answered(self, result: Result[Any]) -> Answer:
+        kept = {"body": result.body, "headers": result.headers, "etag": result.etag}
+        text = msgspec.json.encode(kept).decode()
+        return Answer(self.actor, self.key, self.request_sha256, result.status, text, self.now)
 
-    async def keep(self, registry: Registry, reply: Result, audit: AuditEntry) -> None:
+    async def keep(self, registry: Registry, result: Result[Any], audit: AuditEntry) -> None:
         """Keep the answer to what was many changes, once they have been made.
 
         Raises: Conflict (`idempotency-key-used`): the same request, sent twice at once, has been answered meanwhile.
         """
-        await registry.commit(Change(audit, self.writes(reply)))
+        await registry.commit(Change(audit, self.writes(result)))
 
-    def writes(self, reply: Result) -> tuple[Write, ...]:
-        return DropAnswers(self.now - ANSWER_KEPT), AddAnswer(self.answered(reply))
+    def writes(self, result: Result[Any]) -> tuple[Write, ...]:
+        return DropAnswers(self.now - ANSWER_KEPT), AddAnswer(self.answered(result))
 
 
 def once_of(headers: Headers, actor: str, target: str, body: bytes, now: datetime) -> Once | None:
@@ -82,22 +85,22 @@ def once_of(headers: Headers, actor: str, target: str, body: bytes, now: datetim
 class _Answering:
     """A registry that keeps the answer to a request together with the change that the request made."""
 
-    def __init__(self, registry: Registry, once: Once, reply_of: Callable[[Change], Result]) -> None:
-        self._registry, self._once, self._reply_of = registry, once, reply_of
+    def __init__(self, registry: Registry, once: Once, result_of: Callable[[Change], Result[Any]]) -> None:
+        self._registry, self._once, self._result_of = registry, once, result_of
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._registry, name)
 
     async def commit(self, change: Change) -> None:
         # First of all: of two alike at once, the second must hear that it has been answered, not that it came late.
-        first = self._once.writes(self._reply_of(change))
+        first = self._once.writes(self._result_of(change))
         await self._registry.commit(replace(change, writes=(*first, *change.writes)))
 
 
-def answering(registry: Registry, once: Once | None, reply_of: Callable[[Change], Result]) -> Registry:
-    """The registry through which a request makes its one change. `reply_of` tells from that change what the answer
+def answering(registry: Registry, once: Once | None, result_of: Callable[[Change], Result[Any]]) -> Registry:
+    """The registry through which a request makes its one change. `result_of` tells from that change what the answer
     will be, without any secret.
     """
     if once is None:
         return registry
-    return cast(Registry, _Answering(registry, once, reply_of))
+    return cast(Registry, _Answering(registry, once, result_of))

@@ -1,38 +1,43 @@
-"""The API's description (OpenAPI 3.1), made from the routes themselves: what it says is what is checked."""
+"""The API's description (OpenAPI 3.1), generated from the routes and from the types that they decode into."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
+
 from fleet.domain.access import PERMISSIONS, Permission
 from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.servers.admin.idempotency import HEADER as IDEMPOTENCY_KEY
 from fleet.servers.admin.idempotency import KEY_SIZE_MAX
-from fleet.servers.admin.routes import EVENT_STREAM, JSON, PATH_PARAMETERS, AccessLevel, Condition, Route
-from fleet.servers.admin.schemas import COMPONENTS, SEQ_MAX, Schema, ref
+from fleet.servers.admin.records.base import SEQUENCE_MAX, Problem
+from fleet.servers.admin.routing import EVENT_STREAM, JSON, PATH_PARAMETERS, AccessLevel, Condition, Route
 
 PROBLEM = "application/problem+json"
 
 Json = dict[str, Any]
+Schema = dict[str, Any]
 
 
 def description(routes: Sequence[Route]) -> Json:
     """The whole document."""
+    schemas, components = _schemas(routes)
+    queries = {route.query.__name__ for route in routes if route.query is not None}  # published as parameters
     paths: dict[str, Json] = {}
     for route in routes:
-        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, schemas, components)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Fleet admin API",
             "version": "1",
             "description": "Refusals are problem+json (RFC 9457) with a stable `code`. Lists come in pages: follow "
-            "`next` until it is null. What an operator who is held to models may not see is not there for it.",
+            "`next` until it is null. What an operator who is restricted to models may not see does not exist for it.",
         },
         "security": [{"certificate": []}],
         "paths": paths,
         "components": {
-            "schemas": COMPONENTS,
+            "schemas": {name: schema for name, schema in components.items() if name not in queries},
             "securitySchemes": {
                 "certificate": {"type": "mutualTLS", "description": "A certificate of the operators' CA."}
             },
@@ -40,18 +45,57 @@ def description(routes: Sequence[Route]) -> Json:
     }
 
 
-def _operation(route: Route) -> Json:
+def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, Schema], dict[str, Schema]]:
+    """The schema of every type that a route takes or gives, and the components that they refer to."""
+    kinds = list(dict.fromkeys([Problem, *(kind for route in routes for kind in _kinds(route))]))
+    found, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    for kind in kinds:
+        if issubclass(origin := getattr(kind, "__origin__", kind), msgspec.Struct) and origin is kind:
+            components[kind.__name__] |= getattr(kind, "SCHEMA", {})
+    return (
+        {kind: _published(schema) for kind, schema in zip(kinds, found, strict=True)},
+        {_component(name): _published(schema) for name, schema in components.items()},
+    )
+
+
+def _kinds(route: Route) -> list[Any]:
+    return [kind for kind in (route.takes, route.query, route.gives) if kind is not None]
+
+
+def _component(name: str) -> str:
+    """A generic Page[Device] is published as DevicePage."""
+    return f"{name.removeprefix('Page_').removesuffix('_')}Page" if name.startswith("Page_") else name
+
+
+def _published(value: Any) -> Any:
+    """A generated schema as it is published: patterns as ECMAScript has them, no titles that repeat a name."""
+    if isinstance(value, list):
+        return [_published(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {name: _published(each) for name, each in value.items() if name != "title" or not isinstance(each, str)}
+    if isinstance(pattern := shown.get("pattern"), str):
+        shown["pattern"] = pattern.replace("\\Z", "$")
+        if "format" in shown or "enum" in shown:
+            del shown["pattern"]  # the same, said twice
+    if isinstance(reference := shown.get("$ref"), str):
+        path, _, name = reference.rpartition("/")
+        shown["$ref"] = f"{path}/{_component(name)}"
+    return shown
+
+
+def _operation(route: Route, schemas: dict[Any, Schema], components: dict[str, Schema]) -> Json:
     operation: Json = {
         "operationId": route.name,
         "summary": route.summary,
         "description": _who_may(route),
-        "parameters": _parameters(route),
-        "responses": _responses(route),
+        "parameters": _parameters(route, components),
+        "responses": _responses(route, schemas),
     }
     if route.access is AccessLevel.ANYBODY:
         operation["security"] = []
     if route.takes is not None:
-        content = {media_type: {"schema": route.takes} for media_type in route.takes_types}
+        content = {media_type: {"schema": schemas[route.takes]} for media_type in route.takes_types}
         operation["requestBody"] = {"required": route.needs_body, "content": content}
     return operation
 
@@ -64,12 +108,14 @@ def _who_may(route: Route) -> str:
     return f"Takes the permission {Permission(route.access)}: {', '.join(roles)}.{stations}"
 
 
-def _parameters(route: Route) -> list[Json]:
+def _parameters(route: Route, components: dict[str, Schema]) -> list[Json]:
     found = [
-        _parameter("path", name, {"type": "string", "pattern": PATH_PARAMETERS[name]}, required=True)
+        _parameter("path", name, _published({"type": "string", "pattern": PATH_PARAMETERS[name]}), required=True)
         for name in route.path_parameters
     ]
-    found += [_parameter("query", name, schema) for name, schema in route.query.items()]
+    if route.query is not None:
+        properties = components[route.query.__name__]["properties"]
+        found += [_parameter("query", name, _given(schema)) for name, schema in properties.items()]
     if route.has_etag and route.method == "GET":
         found.append(
             _parameter(
@@ -94,7 +140,7 @@ def _parameters(route: Route) -> list[Json]:
         }
         found.append(_parameter("header", IDEMPOTENCY_KEY, schema))
     if route.streams:
-        sequence: Schema = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX}
+        sequence: Schema = {"type": "integer", "minimum": 0, "maximum": SEQUENCE_MAX}
         found.append(_parameter("header", "Last-Event-ID", sequence))
     return found
 
@@ -103,23 +149,32 @@ def _parameter(place: str, name: str, schema: Schema, *, required: bool = False)
     return {"name": name, "in": place, "required": required, "schema": schema}
 
 
-def _responses(route: Route) -> Json:
-    responses = {str(route.status): _success(route)}
+def _given(schema: Schema) -> Schema:
+    """That of a parameter which is left out or has a value, and is never null."""
+    if schema.get("default", "") is not None:
+        return schema
+    described = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    (kind,) = (each for each in schema["anyOf"] if each != {"type": "null"})
+    return {**kind, **described}
+
+
+def _responses(route: Route, schemas: dict[Any, Schema]) -> Json:
+    responses = {str(route.status): _success(route, schemas[route.gives])}
     if route.has_etag and route.method == "GET":
         responses["304"] = {"description": "It is as you know it.", "headers": {"ETag": {"schema": {"type": "string"}}}}
     for status in sorted(_refusals(route)):
-        content = {PROBLEM: {"schema": ref("Problem")}}
+        content = {PROBLEM: {"schema": schemas[Problem]}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     return responses
 
 
-def _success(route: Route) -> Json:
+def _success(route: Route, schema: Schema) -> Json:
     headers: Json = {}
     if route.has_etag:
         headers["ETag"] = {"schema": {"type": "string"}, "required": True}
     if route.status == HTTPStatus.CREATED and route.has_etag:
         headers["Location"] = {"schema": {"type": "string"}, "required": True}
-    content = {kind: {"schema": route.gives if kind == JSON else {"type": "string"}} for kind in route.media_types}
+    content = {kind: {"schema": schema if kind == JSON else {"type": "string"}} for kind in route.media_types}
     if EVENT_STREAM in content:
         content[EVENT_STREAM] = {"schema": {"type": "string", "description": "Events: id, event, data."}}
     return {"description": HTTPStatus(route.status).phrase, "content": content, "headers": headers}
@@ -130,12 +185,12 @@ def _refusals(route: Route) -> set[int]:
     found = {400, 406, 408, 413, 429, 500, 503}
     if route.access is not AccessLevel.ANYBODY:
         found |= {401, 403}
-    if route.path_parameters or route.finds:
+    if route.path_parameters or route.may_not_find:
         found.add(404)
     if route.may_conflict:
         found.add(409)
     if route.condition is not Condition.NONE:
-        found |= {409, 412}
+        found.add(412)
     if route.condition is Condition.REQUIRED:
         found.add(428)
     if route.takes is not None:

@@ -2,23 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fleet.servers.admin.messages import Stream
 
-Json = Mapping[str, Any]
+Body = TypeVar("Body")
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """An answer that is still a value: `body` as JSON, or `raw` in another media type."""
+class Result(Generic[Body]):
+    """An answer that is still a value: `body` as JSON, `raw` in another media type, or a stream."""
 
-    body: Json = field(default_factory=dict)
+    body: Body | Any = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     etag: str = ""
-    """Without quotes; "" for none of its own."""
+    """Without quotes; "" when it has no revision."""
     media_type: str = "application/json"
     raw: bytes | None = None
     stream: Stream | None = None
-    """Written in place of a body."""

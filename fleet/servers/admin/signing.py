@@ -1,33 +1,38 @@
-"""A certificate request that comes with a call, and what goes back with the certificate that is made for it."""
+"""A certificate request that comes in a body, and what is returned with the certificate that is issued for it.
+
+`cryptography` is loaded by the first of them: most requests need none.
+"""
 
 import base64
 import binascii
 import re
+import ssl
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding
+from typing import TYPE_CHECKING
 
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Invalid
 from fleet.domain.writes import AddCredential
 from fleet.servers.admin.context import Context
-from fleet.services.holders import demand_good_key
-from fleet.wire.csr import Csr, decode_csr
+from fleet.services.holders import demand_good_key, demand_own_name
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from fleet.wire.csr import Csr
 
 _LABEL = "(?:NEW )?CERTIFICATE REQUEST-----"
 _PEM = re.compile(rf"\s*-----BEGIN {_LABEL}([A-Za-z0-9+/=\s]+)-----END {_LABEL}\s*")
 
 
-def read_request(text: str) -> Csr:
+def read_request(text: str) -> "Csr":
     """The certificate request in `text`, PEM: signed by a good new key.
 
     Raises: Invalid: `bad-csr`, `key-not-allowed`. WireError.
     """
+    from fleet.wire.csr import decode_csr
+
     found = _PEM.fullmatch(text)
     try:
         der = base64.b64decode("".join(found[1].split()), validate=True) if found else b""
@@ -40,9 +45,14 @@ def read_request(text: str) -> Csr:
     return csr
 
 
-def lifetime_of(body: dict[str, Any], usual: timedelta) -> timedelta:
-    """How long the certificate is to live."""
-    return timedelta(seconds=int(body["lifetime_seconds"])) if "lifetime_seconds" in body else usual
+def read_named_request(name: str, text: str) -> "Csr":
+    """The same, with the subject CN=`name`.
+
+    Raises: as `read_request`; Invalid (`name-not-in-request`).
+    """
+    csr = read_request(text)
+    demand_own_name(name, csr.subject)
+    return csr
 
 
 def made_in(change: Change) -> Credential:
@@ -50,20 +60,22 @@ def made_in(change: Change) -> Credential:
     return next(write.credential for write in change.writes if isinstance(write, AddCredential))
 
 
-def signed_json(
-    context: Context, credential: Credential, issuers: Sequence[x509.Certificate] | None = None
+def signed(
+    context: Context, credential: Credential, issuers: "Sequence[x509.Certificate] | None" = None
 ) -> dict[str, str]:
-    """What goes back with `credential`: its chain, by whichever of `issuers` has signed it, and the root.
+    """What is returned with `credential`: its chain, by whichever of `issuers` signed it, and the root.
 
     `issuers` are the fleet's own CAs for devices unless others are given.
     """
+    from cryptography import x509
+
     shown = context.authorities().shown()
     if issuers is None:
         issuers = [each.certificate for each in shown if each.role != "root"]
     leaf = x509.load_der_x509_certificate(credential.der)
     chain = [leaf, *(each for each in issuers if _has_signed(each, leaf))]
     root = next(each.certificate for each in shown if each.role == "root")
-    return {"chain": "".join(map(pem_of, chain)), "root": pem_of(root)}
+    return {"chain": "".join(map(_pem, chain)), "root": _pem(root)}
 
 
 async def newest_of(context: Context, holder: str, kind: CredentialKind) -> Credential | None:
@@ -71,11 +83,15 @@ async def newest_of(context: Context, holder: str, kind: CredentialKind) -> Cred
     return next((c for c in reversed(await context.registry.credentials(holder)) if c.kind is kind), None)
 
 
-def pem_of(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(Encoding.PEM).decode()
+def _pem(certificate: "x509.Certificate") -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return ssl.DER_cert_to_PEM_cert(certificate.public_bytes(Encoding.DER))
 
 
-def _has_signed(issuer: x509.Certificate, leaf: x509.Certificate) -> bool:
+def _has_signed(issuer: "x509.Certificate", leaf: "x509.Certificate") -> bool:
+    from cryptography.exceptions import InvalidSignature
+
     try:
         leaf.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):

@@ -67,4 +67,4 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise _Complaint("A number in the body is too large.")
-    return number
+    return int(number) if number.is_integer() else number  # JSON Schema, 6.1.1: 1.0 is an integer

@@ -5,20 +5,22 @@ last id that it has.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Literal
 
-from fleet.domain.access import Operator
+import msgspec
+
+from fleet.domain.access import Operator, Permission
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError
 from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.records import reports
+from fleet.servers.admin.records.base import SEQUENCE_MAX
+from fleet.servers.admin.records.reports import EventQuery
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routes import EVENT_STREAM
-from fleet.servers.admin.schemas import SEQ_MAX
-from fleet.servers.admin.shapes import event_json
+from fleet.servers.admin.routing import EVENT_STREAM, get
 from fleet.servers.refusals import HttpRefused
 from fleet.services.identity import identify_operator
 
@@ -27,12 +29,19 @@ RETRY_AFTER_SECONDS = 15
 LAST_EVENT_ID = "Last-Event-ID"
 
 
-async def follow_events(context: Context, call: Call) -> Result:
-    """Events after the one named; without a name, those from now on."""
-    return Result(media_type=EVENT_STREAM, stream=EventStream(context, call, await _start(context, call)))
+@get(
+    "/v1/events",
+    Permission.EVENT_READ,
+    "Changes as they happen, as Server-Sent Events.",
+    media_types=(EVENT_STREAM,),
+    streams=True,
+)
+async def follow_events(context: Context, call: Call, query: EventQuery) -> Result[str]:
+    after = await _start(context, call, query)
+    return Result(media_type=EVENT_STREAM, stream=EventStream(context, call, after))
 
 
-async def _start(context: Context, call: Call) -> int:
+async def _start(context: Context, call: Call, query: EventQuery) -> int:
     """The sequence behind which the stream begins.
 
     Raises: HttpRefused: 400; 410 when what follows it is not kept any more, or never was.
@@ -40,11 +49,11 @@ async def _start(context: Context, call: Call) -> int:
     last, first = await context.registry.last_event(), await context.registry.first_event()
     text = call.request.headers.get(LAST_EVENT_ID)
     if text is not None:
-        if not (text.isascii() and text.isdigit() and len(text) <= len(str(SEQ_MAX))):
+        if not (text.isascii() and text.isdigit() and len(text) <= len(str(SEQUENCE_MAX))):
             raise HttpRefused(400, "bad-last-event-id", f"{LAST_EVENT_ID} is the sequence of an event.")
         after = int(text)
     else:
-        after = call.query.get("after", last)
+        after = last if query.after is None else query.after
     if after > last or after < first - 1:
         message = f"Events behind {after} are not kept. Read anew what you follow, then follow without a sequence."
         raise HttpRefused(410, "feed-gap", message)
@@ -167,5 +176,5 @@ class EventStream:
 
 
 def _framed(event: Event) -> bytes:
-    data = json.dumps(event_json(event), ensure_ascii=False)
-    return f"id: {event.seq}\nevent: {event.kind}\ndata: {data}\n\n".encode()
+    data = msgspec.json.encode(reports.Event.shown(event))
+    return f"id: {event.seq}\nevent: {event.kind}\ndata: ".encode() + data + b"\n\n"

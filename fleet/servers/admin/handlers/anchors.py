@@ -1,0 +1,51 @@
+"""Makers' CAs, by whose certificates (IDevIDs) a device may earn a first certificate of ours."""
+
+from fleet.domain.access import Permission
+from fleet.domain.changes import Change
+from fleet.domain.writes import AddAnchor
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.cursors import page_of_all
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
+from fleet.servers.admin.records.credentials import Anchor, NewAnchor, RemovedAnchor
+from fleet.servers.admin.result import Result
+from fleet.servers.admin.routing import get, post
+from fleet.services import anchors
+
+
+@get("/v1/anchors", Permission.ANCHOR_READ, "Trusted makers' CAs, by name.")
+async def list_anchors(context: Context, call: Call, query: Paging) -> Result[Page[Anchor]]:
+    """A restricted operator sees those whose models are all its own."""
+    found = [a for a in await context.registry.anchors() if all(call.operator.sees(model) for model in a.models)]
+    return page_of_all(call, query, found, lambda anchor: anchor.name, Anchor.shown)
+
+
+@post("/v1/anchors", Permission.ANCHOR_WRITE, "Trust a maker's CA, for some models.", status=201, may_not_find=True)
+async def create_anchor(context: Context, call: Call, body: NewAnchor) -> Result[Anchor]:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from fleet.ca.trust_anchor import read_maker_ca
+
+    context.authorities().operators()  # made by now, so that it is told from makers' CAs
+    own = [each.certificate for each in context.authorities().shown()]
+    found = read_maker_ca(body.certificate.encode(), own, call.now)
+
+    def result_of(change: Change) -> Result[Anchor]:
+        return Result(Anchor.shown(next(w.anchor for w in change.writes if isinstance(w, AddAnchor))), 201)
+
+    registry = answering(context.registry, call.once, result_of)
+    der = found.public_bytes(Encoding.DER)
+    return Result(Anchor.shown(await anchors.add_anchor(registry, body.name, body.models, der, act=call.act)), 201)
+
+
+@post(
+    "/v1/anchors/{anchor}/remove",
+    Permission.ANCHOR_WRITE,
+    "No longer trust a maker's CA; devices that enrolled with its certificates stay.",
+)
+async def remove_anchor(context: Context, call: Call, body: Reason = NO_REASON) -> Result[RemovedAnchor]:
+    name = call.path["anchor"]
+    result: Result[RemovedAnchor] = Result(RemovedAnchor(name=name))
+    registry = answering(context.registry, call.once, lambda _: result)
+    await anchors.remove_anchor(registry, name, act=call.act, reason=body.reason)
+    return result

@@ -1,0 +1,177 @@
+"""Operations on many devices: by a filter, once their number has been confirmed, in bounded steps.
+
+    dry_run                         how many there are
+    expected                        the first step, unless there are more or fewer
+    cursor, from the previous step  the next step, until `next` is null
+
+Between steps the server keeps nothing: the cursor says where the next one starts, and holds no right. Each device is
+changed by itself, and only as it was seen; a step that is sent again finds nothing to do. With an idempotency key its
+result is sent again, too.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fleet.domain.access import Permission
+from fleet.domain.changes import AuditEntry
+from fleet.domain.device import DeviceFilter, Place
+from fleet.domain.device_filter import parse_filter
+from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.tags import Retag
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.cursors import bad_cursor, packed, unpacked
+from fleet.servers.admin.records.base import DEVICE_ID_PATTERN
+from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
+from fleet.servers.admin.result import Result
+from fleet.servers.admin.rfc3339 import instant, moment
+from fleet.servers.admin.routing import post
+from fleet.services.bulk import DONE, Move, Outcome, Tagging, new_bulk_id
+from fleet.services.bulk_steps import FIRST, StepPlace, one_step
+
+STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
+
+_BULK = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation has come."""
+
+    bulk: str
+    at: datetime
+    """What durations in the filter are relative to: the same in every step."""
+    matched: int
+    left: int
+    place: StepPlace
+
+
+@post(
+    "/v1/bulk",
+    Permission.DEVICE_WRITE,
+    "Operate on every device of a filter: dry run, then step by step, the first confirmed by their number.",
+)
+async def act_in_bulk(context: Context, call: Call, body: BulkAct) -> Result[BulkStep]:
+    step = await _step(context, call, body)
+    result: Result[BulkStep] = Result(step)
+    if call.once is not None and not body.dry_run:
+        done, act = {"act": body.act, "done": str(step.done)}, call.act
+        entry = AuditEntry(act.now, act.actor, "bulk.step", f"bulk {step.bulk}", "ok", act.address, done)
+        await call.once.keep(context.registry, result, entry)
+    return result
+
+
+async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
+    progress = _resumed(body)
+    at = progress.at if progress is not None else call.now
+    filters = _filters(call, parse_filter(body.filter, at))
+    if progress is None:
+        matched = sum([await context.registry.count_devices(where) for where in filters])
+        progress = Progress(new_bulk_id(), at, matched, matched, FIRST)
+        operation = _operation(context, call, body, progress.bulk)
+        if body.dry_run:
+            return _shown(progress, (), None)
+        _must_be_confirmed(body.expected, matched)
+    else:
+        operation = _operation(context, call, body, progress.bulk)
+    stop = asyncio.Event()
+    timer = asyncio.get_running_loop().call_later(STEP_SECONDS_MAX, stop.set)
+    try:
+        step = await one_step(context.registry, filters, operation, progress.place, at_most=progress.left, stop=stop)
+    finally:
+        timer.cancel()
+    left = progress.left - len(step.outcomes)
+    if step.following is None or left == 0:
+        return _shown(progress, step.outcomes, None)
+    following = replace(progress, left=left, place=step.following)
+    return _shown(progress, step.outcomes, _cursor(body, following))
+
+
+def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
+    """Of a restricted operator's models, each by itself."""
+    if where.model is not None:
+        return (where,) if call.operator.sees(where.model) else ()
+    return tuple(replace(where, model=model) for model in call.operator.models) or (where,)
+
+
+def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Tagging:
+    """Raises: Invalid: `bad-reason`, `bad-bulk`; what a Retag raises."""
+    act = call.act
+    labels = (body.tags, body.join, body.leave)
+    if body.act != "tag":
+        if any(each is not UNSET for each in labels):
+            raise Invalid("bad-bulk", f"tags, join and leave go with the act tag, and not with {body.act}.")
+        return Move(body.act, act.actor, body.reason, bulk, context.clock, act.address)
+    tags = body.tags or {}
+    retag = Retag(
+        tuple((key, value) for key, value in tags.items() if value is not None),
+        tuple(key for key, value in tags.items() if value is None),
+        tuple(body.join or ()),
+        tuple(body.leave or ()),
+    )
+    return Tagging(retag, act.actor, body.reason, bulk, context.clock, act.address)
+
+
+def _must_be_confirmed(expected: int | UnsetType, matched: int) -> None:
+    if expected is UNSET:
+        advice = "Ask for it with dry_run, and give it as expected."
+        raise Invalid("count-needed", "An operation on many devices is confirmed by their number.", advice)
+    if expected != matched:
+        raise Conflict("count-differs", f"{matched} match, not {expected}; nothing was changed.")
+
+
+def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | None) -> BulkStep:
+    skipped = Counter(o.code for o in outcomes if o.code != DONE and not o.is_failure)
+    return BulkStep(
+        bulk=progress.bulk,
+        matched=progress.matched,
+        done=sum(o.code == DONE for o in outcomes),
+        skipped=dict(sorted(skipped.items())),
+        failed=[BulkFailure(id=o.device_id, code=o.code, why=o.why) for o in outcomes if o.is_failure],
+        next=following,
+    )
+
+
+def _cursor(body: BulkAct, progress: Progress) -> str:
+    after = progress.place.after
+    expires_at = moment(after.expires_at) if after.expires_at is not None else None
+    counts = (progress.matched, progress.left, progress.place.number)
+    return packed([_digest(body), progress.bulk, moment(progress.at), *counts, after.id, expires_at])
+
+
+def _resumed(body: BulkAct) -> Progress | None:
+    """Raises: HttpRefused: 400 `bad-cursor`: it was made up, or belongs to another operation."""
+    if body.cursor is UNSET:
+        return None
+    try:
+        digest, bulk, at_text, matched, left, number, device, expires = unpacked(body.cursor)
+        at, expires_at = instant(at_text), instant(expires) if expires is not None else None
+        counts = all(isinstance(count, int) for count in (matched, left, number))  # Infinity is none
+        is_ours = digest == _digest(body) and counts and _BULK.fullmatch(bulk) and 0 < left <= matched < 2**53
+        if at is None or not is_ours or number < 0 or (expires is None) != (expires_at is None):
+            raise ValueError("another operation's")
+        if not isinstance(device, str) or (device and not re.search(DEVICE_ID_PATTERN, device)):
+            raise ValueError("no device")
+        by_expiry = parse_filter(body.filter, at).expires_before is not None
+        if device and by_expiry is not (expires_at is not None):
+            raise ValueError("the other order")
+        return Progress(bulk, at, matched, left, StepPlace(number, Place(device, expires_at)))
+    except (ValueError, TypeError):
+        raise bad_cursor() from None
+
+
+def _digest(body: BulkAct) -> str:
+    """Tells this operation from any other: all of the body that stays the same from step to step."""
+    same = {
+        name: value
+        for name, value in msgspec.to_builtins(body).items()
+        if name not in ("cursor", "expected", "dry_run")
+    }
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]

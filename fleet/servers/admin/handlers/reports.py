@@ -1,0 +1,69 @@
+"""The server itself, and the whole fleet: health, status, forecast, retention, the API's description."""
+
+from functools import lru_cache
+from typing import Any
+
+from fleet.domain.access import Permission
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.records.reports import (
+    Forecast,
+    ForecastQuery,
+    Health,
+    Retention,
+    Status,
+    StatusQuery,
+)
+from fleet.servers.admin.result import Result
+from fleet.servers.admin.routing import AccessLevel, get
+from fleet.services.forecast import forecast
+from fleet.services.overview import overview
+from fleet.services.retention_status import retention_status
+
+
+@get("/healthz", AccessLevel.ANYBODY, "Health check.")
+async def health(context: Context, call: Call) -> Result[Health]:
+    await context.registry.last_event()
+    return Result(Health(status="ok"))
+
+
+@get("/v1/status", Permission.STATUS_READ, "Uptime and counters.", for_stations=True)
+async def status(context: Context, call: Call, query: StatusQuery) -> Result[Status]:
+    uptime = (call.now - context.started).total_seconds()
+    if call.caller is None or call.caller.operator is None:
+        return Result({"uptime_seconds": uptime, **context.status()})
+    held = await overview(context.registry, call.now, counts_devices=query.devices is not None)
+    return Result({"uptime_seconds": uptime, "registry": held, **context.status()})
+
+
+@get("/v1/openapi.json", AccessLevel.OPERATOR, "This description.", has_etag=True)
+async def openapi(context: Context, call: Call) -> Result[dict[str, Any]]:
+    return Result(_description())
+
+
+@lru_cache(maxsize=1)
+def _description() -> dict[str, Any]:
+    from fleet.servers.admin.openapi import description
+    from fleet.servers.admin.routes import ROUTES
+
+    return description(ROUTES)
+
+
+@get(
+    "/v1/forecast",
+    Permission.STATUS_READ,
+    "What expires when: certificates, tokens and CAs by week, and what to prepare for.",
+)
+async def get_forecast(context: Context, call: Call, query: ForecastQuery) -> Result[Forecast]:
+    seen = await forecast(
+        context.registry,
+        context.authorities().forecasted(),
+        now=call.now,
+        weeks=query.weeks,
+        cliff_percent=query.cliff_percent,
+    )
+    return Result(Forecast.shown(seen))
+
+
+@get("/v1/retention", Permission.STATUS_READ, "How long the registry keeps records, and what it has now.")
+async def get_retention(context: Context, call: Call) -> Result[Retention]:
+    return Result(Retention.shown(await retention_status(context.registry, context.retention())))

@@ -1,0 +1,103 @@
+"""Requests for a first certificate that wait for an operator's decision."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from fleet.domain.access import Permission
+from fleet.domain.approval import ApprovalRequest, RequestFilter
+from fleet.domain.changes import Change
+from fleet.domain.errors import NotFound
+from fleet.domain.writes import DecideRequest
+from fleet.servers.admin.conditions import demand_match
+from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.cursors import paged, position
+from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.records.base import NO_REASON, Page, Reason
+from fleet.servers.admin.records.credentials import Request, RequestQuery
+from fleet.servers.admin.result import Result
+from fleet.servers.admin.routing import Condition, get, post
+from fleet.services import approvals
+
+Decide = Callable[..., Awaitable[ApprovalRequest]]
+
+
+@get("/v1/requests", Permission.REQUEST_READ, "Requests for a first certificate, by id.")
+async def list_requests(context: Context, call: Call, query: RequestQuery) -> Result[Page[Request]]:
+    values = position(call, query, str)
+    after = values[0] if values else ""
+    where = RequestFilter(query.state, device_id=query.device)
+    found: list[ApprovalRequest] = []
+    for model in call.models(query.model):
+        of_model = replace(where, model=model)
+        found += await context.registry.requests(of_model, now=call.now, after=after, limit=query.limit + 1)
+    found.sort(key=lambda request: request.id)
+    page = found[: query.limit]
+    return paged(call, query, [Request.shown(r) for r in page], [page[-1].id] if len(found) > query.limit else None)
+
+
+@get("/v1/requests/{request}", Permission.REQUEST_READ, "One request.", has_etag=True)
+async def get_request(context: Context, call: Call) -> Result[Request]:
+    return _result(await _found(context, call))
+
+
+@post(
+    "/v1/requests/{request}/approve",
+    Permission.REQUEST_DECIDE,
+    "Approve a certificate for this key and device id.",
+    has_etag=True,
+    condition=Condition.OPTIONAL,
+)
+async def approve_request(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
+    return await _decide(context, call, approvals.approve, body.reason)
+
+
+@post(
+    "/v1/requests/{request}/deny",
+    Permission.REQUEST_DECIDE,
+    "Deny a certificate for this key; revokes an approval that was not used yet.",
+    has_etag=True,
+    condition=Condition.OPTIONAL,
+)
+async def deny_request(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
+    return await _decide(context, call, approvals.deny, body.reason)
+
+
+async def _decide(context: Context, call: Call, decide: Decide, reason: str) -> Result[Request]:
+    request = await _found(context, call)
+    demand_match(call, request.revision, f"Request {request.id}")
+
+    def result_of(change: Change) -> Result[Request]:
+        made = next(write for write in change.writes if isinstance(write, DecideRequest))
+        return _result(
+            replace(
+                request,
+                state=made.to,
+                decided_by=made.by,
+                decided_at=made.at,
+                reason=made.reason,
+                expires_at=made.expires_at,
+                revision=request.revision + 1,
+            )
+        )
+
+    decided = await decide(
+        answering(context.registry, call.once, result_of),
+        request.id,
+        act=call.act,
+        reason=reason,
+        revision=None if call.if_match is None else request.revision,
+        limits=context.waiting(),
+    )
+    return _result(decided)
+
+
+async def _found(context: Context, call: Call) -> ApprovalRequest:
+    """Raises: NotFound (`no-such-request`): for one of another model, too."""
+    request = await approvals.known_request(context.registry, call.path["request"], act=call.act)
+    if not call.operator.sees(request.model):
+        raise NotFound("no-such-request", f"There is no request {request.id}.")
+    return request
+
+
+def _result(request: ApprovalRequest) -> Result[Request]:
+    return Result(Request.shown(request), etag=str(request.revision))

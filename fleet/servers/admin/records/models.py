@@ -1,0 +1,228 @@
+"""Models: what their devices' certificates hold, by which paths devices enroll, which topics they may use."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from fleet.domain import device as domain
+from fleet.domain.model_rules import (
+    EXTENDED_KEY_USAGES,
+    FORMER_TENANTS_MAX,
+    GRACE_MAX,
+    ORGANISATION_SIZE_MAX,
+    SPREAD_MAX,
+    URI_NAMES_MAX,
+    WEBHOOK_URL_SIZE_MAX,
+    AdmissionPath,
+    RenewalKey,
+    rules_json,
+    rules_of,
+)
+from fleet.domain.name_templates import TEMPLATE_SIZE_MAX
+from fleet.domain.topic_policy import FILTERS_MAX
+from fleet.servers.admin.records.base import Changes, Count, Name, Record, TimeText, about, check_times, choice, pattern
+from fleet.servers.admin.rfc3339 import moment
+from fleet.services.renewal import Progress
+
+Lifetime = Annotated[
+    int,
+    Meta(
+        ge=int(domain.LIFETIME_MIN.total_seconds()),
+        le=int(domain.LIFETIME_MAX.total_seconds()),
+        description="Validity period of a certificate.",
+    ),
+]
+_KeyTypes = Annotated[list[Annotated[str, choice(domain.KEY_TYPES)]], Meta(min_length=1)]
+_Filters = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=1024)]],
+    Meta(max_length=FILTERS_MAX, description="MQTT topic filters; {id} and {model} are the device's own."),
+]
+_TENANT = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z"
+_Tenant = Annotated[str, pattern(_TENANT, "Tenant whose issuing CA signs; empty for the fleet's own.")]
+_FormerTenants = Annotated[
+    list[Annotated[str, pattern(_TENANT)]],
+    Meta(
+        max_length=FORMER_TENANTS_MAX,
+        description="Tenants whose certificates are still valid for its devices; a move adds the previous one.",
+    ),
+]
+
+
+class Campaign(Record):
+    """A renewal campaign: certificates issued before `before` are renewed within `spread_seconds` of `start`."""
+
+    before: TimeText
+    start: TimeText
+    spread_seconds: Annotated[int, Meta(ge=0, le=int(SPREAD_MAX.total_seconds()))]
+
+    def __post_init__(self) -> None:
+        check_times(self, "before", "start")
+
+
+class AdmissionRules(Record):
+    """How devices earn a first certificate."""
+
+    paths: list[AdmissionPath] | UnsetType = UNSET
+    any_idevid: Annotated[
+        bool | UnsetType, about("Whether any device of an imported maker's CA may enroll, on the manifest or not.")
+    ] = UNSET
+    webhook: (
+        Annotated[
+            str, Meta(max_length=WEBHOOK_URL_SIZE_MAX, description="https URL asked before each first certificate.")
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class ProfileRules(Record):
+    """What certificates hold beside the device id."""
+
+    extended_key_usages: (
+        Annotated[
+            list[Annotated[str, choice(EXTENDED_KEY_USAGES)]],
+            Meta(min_length=1, description="clientAuth is always among them."),
+        ]
+        | UnsetType
+    ) = UNSET
+    organisation: (
+        Annotated[str, Meta(max_length=ORGANISATION_SIZE_MAX, description="O of the subject.")] | UnsetType
+    ) = UNSET
+    hardware_module_name: Annotated[
+        bool | UnsetType, about("Whether the SAN holds a known hardware serial (IEEE 802.1AR).")
+    ] = UNSET
+    dns_name: (
+        Annotated[str, Meta(max_length=TEMPLATE_SIZE_MAX, description="DNS name in the SAN; {id}, {model} are filled.")]
+        | UnsetType
+    ) = UNSET
+    uris: (
+        Annotated[
+            list[Annotated[str, Meta(max_length=TEMPLATE_SIZE_MAX, description="{id} and {model} are filled in.")]],
+            Meta(max_length=URI_NAMES_MAX, description="URIs in the SAN."),
+        ]
+        | UnsetType
+    ) = UNSET
+    csr_extended_key_usages: Annotated[
+        bool | UnsetType, about("Whether a CSR may ask for fewer of the extended key usages.")
+    ] = UNSET
+    server_keygen: Annotated[bool | UnsetType, about("Server-side key generation (RFC 7030, 4.4).")] = UNSET
+    binding: Annotated[bool | UnsetType, about("Whether requests must carry the channel binding (RFC 7030, 3.5).")] = (
+        UNSET
+    )
+
+
+class RenewalRules(Record):
+    """How devices renew."""
+
+    key: Annotated[RenewalKey | UnsetType, about("Which key a renewal must be for.")] = UNSET
+    grace_seconds: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=int(GRACE_MAX.total_seconds()),
+                description="How long after notAfter a certificate may still be renewed, and nothing else.",
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    campaign: Campaign | UnsetType | None = UNSET
+
+
+class _Members(Record):
+    """What may be said of a model."""
+
+    lifetime_seconds: Lifetime | UnsetType = UNSET
+    key_types: _KeyTypes | UnsetType = UNSET
+    publish: _Filters | UnsetType = UNSET
+    subscribe: _Filters | UnsetType = UNSET
+    retain: Annotated[bool | UnsetType, about("Whether devices may publish retained messages.")] = UNSET
+    tenant: _Tenant | UnsetType = UNSET
+    former_tenants: _FormerTenants | UnsetType = UNSET
+    admission: AdmissionRules | UnsetType = UNSET
+    profile: ProfileRules | UnsetType = UNSET
+    renewal: RenewalRules | UnsetType = UNSET
+
+    def applied(self, model: domain.Model) -> domain.Model:
+        """`model` with these members; those that are not given are as in `model`.
+
+        Raises: Invalid (`bad-rule`).
+        """
+        given: dict[str, Any] = msgspec.to_builtins(self)
+        changed: dict[str, Any] = {name: tuple(given[name]) for name in _TOPICS_AND_KEYS if name in given}
+        if "retain" in given:
+            changed["retain"] = given["retain"]
+        if "lifetime_seconds" in given:
+            changed["certificate_lifetime"] = timedelta(seconds=given["lifetime_seconds"])
+        rules = {name: given[name] for name in _RULES if name in given}
+        return replace(model, rules=rules_of(rules, model.rules), **changed)
+
+
+_TOPICS_AND_KEYS = ("key_types", "publish", "subscribe")
+_RULES = ("tenant", "former_tenants", "admission", "profile", "renewal")
+
+
+class NewModel(_Members, kw_only=True):
+    """A model to add."""
+
+    name: Name
+
+
+class ModelReplacement(_Members):
+    """A whole model; what is left out is as in a new one."""
+
+
+class ModelChanges(_Members, Changes):
+    """A merge patch (RFC 7396): what is not in it stays as it is."""
+
+
+class Model(Record):
+    """A kind of device."""
+
+    name: Name
+    lifetime_seconds: Lifetime
+    key_types: _KeyTypes
+    publish: _Filters
+    subscribe: _Filters
+    retain: Annotated[bool, about("Whether devices may publish retained messages.")]
+    tenant: _Tenant
+    former_tenants: _FormerTenants
+    admission: AdmissionRules
+    profile: ProfileRules
+    renewal: RenewalRules
+    revision: Count
+
+    @classmethod
+    def shown(cls, m: domain.Model) -> Self:
+        rules = rules_json(m.rules)
+        campaign = rules["renewal"]["campaign"]
+        renewal = {**rules["renewal"], "campaign": Campaign(**campaign) if campaign is not None else None}
+        return cls.of(
+            m,
+            lifetime_seconds=int(m.certificate_lifetime.total_seconds()),
+            tenant=m.rules.tenant,
+            former_tenants=rules["former_tenants"],
+            admission=AdmissionRules(**rules["admission"]),
+            profile=ProfileRules(**rules["profile"]),
+            renewal=RenewalRules(**renewal),
+        )
+
+
+class Renewal(Record):
+    """A model's renewal campaign: of its devices with a certificate, how many have renewed since."""
+
+    model: Name
+    campaign: Campaign | None
+    devices: Count
+    renewed: Count
+
+    @classmethod
+    def shown(cls, p: Progress) -> Self:
+        campaign = p.campaign
+        if campaign is None:
+            return cls.of(p)
+        spread = int(campaign.spread.total_seconds())
+        shown = Campaign(before=moment(campaign.before), start=moment(campaign.start), spread_seconds=spread)
+        return cls.of(p, campaign=shown)

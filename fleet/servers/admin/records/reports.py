@@ -1,0 +1,114 @@
+"""The state of the whole: health, counters, what expires when, what is kept for how long; events."""
+
+from typing import Annotated, Literal, Self
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from fleet.domain import changes
+from fleet.servers.admin.records.base import Count, Record, Sequence, about
+from fleet.services import forecast, retention_status
+from fleet.services.forecast import CLIFF_PERCENT
+
+WEEKS = 26
+
+
+class Health(Record):
+    """The server can reach its registry."""
+
+    status: Literal["ok"]
+
+
+class Status(msgspec.Struct):
+    """Counters of every part of the worker that answers."""
+
+    uptime_seconds: Annotated[float, Meta(ge=0)]
+    worker: Annotated[int, Meta(ge=1, description="Number of the worker that answers.")] | UnsetType = UNSET
+    pid: Annotated[int, Meta(ge=1, description="Its process.")] | UnsetType = UNSET
+    registry: Annotated[dict[str, Count] | UnsetType, about("Contents of the registry; for operators.")] = UNSET
+
+
+class StatusQuery(Record):
+    """What to count."""
+
+    devices: Annotated[
+        Literal["count"] | None, about("Count the devices, too, which reads each of them. For operators.")
+    ] = None
+
+
+class ForecastQuery(Record):
+    """How far to look, and what to warn of."""
+
+    weeks: Annotated[int, Meta(ge=1, le=520)] = WEEKS
+    cliff_percent: Annotated[float, Meta(ge=1, le=100)] = CLIFF_PERCENT
+
+
+class Week(Record):
+    """What expires in one week."""
+
+    week: Annotated[str, Meta(description="Its Monday.", extra_json_schema={"format": "date"})]
+    devices: Count
+    tokens: Count
+    authorities: Annotated[list[str], about("CAs that expire in it, by role.")]
+
+
+class Warned(Record):
+    """Something to prepare for."""
+
+    code: str
+    message: str
+
+
+class Forecast(Record):
+    """What expires when, by week from this one on, and what to prepare for."""
+
+    devices: Annotated[Count, about("In service with a certificate, valid or not.")]
+    overdue: Annotated[Count, about("Of them, those whose newest certificate expired before this week.")]
+    weeks: list[Week]
+    warnings: list[Warned]
+
+    @classmethod
+    def shown(cls, f: forecast.Forecast) -> Self:
+        weeks = [Week.of(week, week=f"{week.monday:%Y-%m-%d}") for week in f.weeks]
+        return cls.of(f, weeks=weeks, warnings=[Warned.of(each) for each in f.warnings])
+
+
+class Retention(Record):
+    """How long the registry keeps records, and what it has now."""
+
+    events_days: Annotated[Count, about("Kept for so many days; 0: for ever.")]
+    audit_days: Count
+    expired_credentials_days: Count
+    first_event: Annotated[Sequence, about("The oldest event that is kept; 0: none.")]
+    last_event: Sequence
+    first_audit: Sequence
+    last_audit: Sequence
+
+    @classmethod
+    def shown(cls, status: retention_status.RetentionStatus) -> Self:
+        policy = status.policy
+        return cls.of(
+            status,
+            events_days=policy.events_days,
+            audit_days=policy.audit_days,
+            expired_credentials_days=policy.expired_credentials_days,
+        )
+
+
+class Event(Record):
+    """One change, as the event stream has it."""
+
+    seq: Sequence
+    kind: str
+    subject: str
+    detail: str
+
+    @classmethod
+    def shown(cls, event: changes.Event) -> Self:
+        return cls.of(event)
+
+
+class EventQuery(Record):
+    """Where to begin."""
+
+    after: Annotated[Sequence | None, about("Resume after this event; without it, from now on.")] = None

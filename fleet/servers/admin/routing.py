@@ -1,0 +1,224 @@
+"""Routes: a decorator puts a handler's method, path and permission beside it; its types say what it takes and gives.
+
+    @get("/v1/devices/{id}", Permission.DEVICE_READ, "One device.", has_etag=True)
+    async def get_device(context: Context, call: Call) -> Result[Device]: ...
+
+A parameter `body` or `query` is decoded into its type; a body with a default may be left out. Whatever has no route is
+refused, and a route can't be declared without saying who may use it.
+"""
+
+import enum
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from http import HTTPStatus
+from typing import Any, TypedDict, Unpack
+from urllib.parse import unquote
+
+from fleet.domain.access import Permission
+from fleet.servers.admin.records.base import (
+    DEVICE_ID_PATTERN,
+    NAME_PATTERN,
+    REQUEST_ID_PATTERN,
+    SERIAL_PATTERN,
+    TOKEN_ID_PATTERN,
+    Record,
+)
+from fleet.servers.admin.result import Result
+from fleet.servers.refusals import HttpRefused
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
+PEM = "application/x-pem-file"
+DER = "application/pkix-cert"  # RFC 2585, 4.1
+EVENT_STREAM = "text/event-stream"
+
+BODY_SIZE_MAX = 192 * 1024  # a model with 128 filters of 1024 characters
+
+PATH_PARAMETERS = {
+    "id": DEVICE_ID_PATTERN,
+    "name": NAME_PATTERN,
+    "serial": SERIAL_PATTERN,
+    "token": TOKEN_ID_PATTERN,
+    "request": REQUEST_ID_PATTERN,
+    "station": NAME_PATTERN,
+    "operator": NAME_PATTERN,
+    "claim": NAME_PATTERN,
+    "anchor": NAME_PATTERN,
+}
+"""Parameters of path templates, and what they look like: a segment that does not match names nothing."""
+
+
+class AccessLevel(enum.Enum):
+    """Who may call a route that asks for no permission."""
+
+    ANYBODY = "anybody"
+    HOLDER = "any holder of a certificate in service"
+    OPERATOR = "any operator"
+
+
+class Condition(enum.Enum):
+    """Whether a change takes If-Match."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+Handler = Callable[..., Awaitable[Result[Any]]]
+
+
+class Options(TypedDict, total=False):
+    """What else a route may say of itself."""
+
+    status: int
+    """Of success."""
+    media_types: tuple[str, ...]
+    """What it can answer with, the default first."""
+    has_etag: bool
+    condition: Condition
+    may_not_find: bool
+    """Whether the body or the query names something that may not exist: 404."""
+    for_stations: bool
+    """Open to a factory station in service, too."""
+    streams: bool
+    body_size_max: int
+    is_one_change: bool
+    """Whether its answer can be stored with its one change, or after the last of them. Else no key is taken."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method on one path."""
+
+    method: str
+    template: str
+    access: Permission | AccessLevel
+    summary: str
+    handle: Handler
+    status: int = HTTPStatus.OK
+    media_types: tuple[str, ...] = (JSON,)
+    has_etag: bool = False
+    condition: Condition = Condition.NONE
+    may_not_find: bool = False
+    for_stations: bool = False
+    streams: bool = False
+    body_size_max: int = BODY_SIZE_MAX
+    is_one_change: bool = True
+
+    @property
+    def name(self) -> str:
+        """In the log, and the operationId."""
+        return self.handle.__name__
+
+    @property
+    def may_conflict(self) -> bool:
+        return self.method == "POST" or self.condition is not Condition.NONE
+
+    @property
+    def is_idempotent_by_key(self) -> bool:
+        """Whether it takes an Idempotency-Key."""
+        return self.method == "POST" and self.is_one_change
+
+    @property
+    def path_parameters(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"\{(\w+)\}", self.template))
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return typing.get_type_hints(self.handle, include_extras=True)
+
+    @property
+    def takes(self) -> type[Record] | None:
+        """The type of its body, if it takes one."""
+        return self._hints.get("body")
+
+    @property
+    def takes_types(self) -> tuple[str, ...]:
+        """Media types of its body."""
+        return (MERGE_PATCH, JSON) if self.method == "PATCH" else (JSON,)
+
+    @cached_property
+    def default_body(self) -> Any:
+        """Stands in for a body that is left out; `inspect.Parameter.empty` when it must be there."""
+        return inspect.signature(self.handle).parameters["body"].default
+
+    @property
+    def needs_body(self) -> bool:
+        return self.default_body is inspect.Parameter.empty
+
+    @property
+    def query(self) -> type[Record] | None:
+        """The type of its query, if it takes one."""
+        return self._hints.get("query")
+
+    @property
+    def gives(self) -> Any:
+        """The type of its answer as JSON."""
+        return typing.get_args(self._hints["return"])[0]
+
+
+Access = Permission | AccessLevel
+Declare = Callable[[Handler], Route]
+
+
+def route(method: str, template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
+    """Make a handler a route. Its name becomes the route's."""
+
+    def declared(handle: Handler) -> Route:
+        return Route(method, template, access, summary, handle, **options)
+
+    return declared
+
+
+def get(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
+    return route("GET", template, access, summary, **options)
+
+
+def post(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
+    return route("POST", template, access, summary, **options)
+
+
+def patch(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
+    return route("PATCH", template, access, summary, **options)
+
+
+@lru_cache(maxsize=64)
+def _segments(template: str) -> tuple[str, ...]:
+    return tuple(template.split("/"))
+
+
+def find(routes: Sequence[Route], method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
+    """The route of `method` on `raw_path` (as sent, without a query), and the path's parameters.
+
+    Raises: HttpRefused: 404; 405, naming the methods that the path takes.
+    """
+    given = raw_path.split("/")
+    found = [(route, values) for route in routes if (values := _matched(route.template, given)) is not None]
+    if not found:
+        raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+    for route, values in found:
+        if route.method == method:
+            return route, values
+    allowed = ", ".join(sorted({route.method for route, _ in found}))
+    raise HttpRefused(405, "bad-method", f"This path takes {allowed} only.", {"Allow": allowed})
+
+
+def _matched(template: str, given: list[str]) -> dict[str, str] | None:
+    wanted = _segments(template)
+    if len(wanted) != len(given):
+        return None
+    values: dict[str, str] = {}
+    for want, have in zip(wanted, given, strict=True):
+        if not want.startswith("{"):
+            if want != have:  # as sent: "/%761/models" is no path of ours
+                return None
+            continue
+        name, value = want[1:-1], unquote(have, errors="replace")
+        if not re.search(PATH_PARAMETERS[name], value):
+            return None
+        values[name] = value
+    return values

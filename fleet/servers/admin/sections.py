@@ -1,0 +1,47 @@
+"""Which module of handlers has the routes below a path. What is not in this table is refused.
+
+A command at a home loads the one module that it calls, and not every service; a server loads all (`routes`).
+"""
+
+import importlib
+from collections.abc import Sequence
+from functools import cache
+
+from fleet.servers.admin.routing import Route
+
+SECTIONS = {
+    "healthz": "reports",
+    "status": "reports",
+    "openapi.json": "reports",
+    "forecast": "reports",
+    "retention": "reports",
+    "whoami": "credentials",
+    "credentials": "credentials",
+    "authorities": "credentials",
+    "models": "models",
+    "devices": "devices",
+    "bulk": "bulk",
+    "manifest": "manifest",
+    "tokens": "tokens",
+    "claims": "claims",
+    "anchors": "anchors",
+    "requests": "requests",
+    "stations": "stations",
+    "operators": "operators",
+    "audit": "audit",
+    "events": "events",
+}
+"""The first segment of a path after /v1, and its module."""
+
+
+def routes_at(path: str) -> Sequence[Route]:
+    """The routes among which that of `path` is, if there is one."""
+    section = path.removeprefix("/v1").removeprefix("/").partition("/")[0]
+    return routes_of(SECTIONS[section]) if section in SECTIONS else ()
+
+
+@cache
+def routes_of(module: str) -> Sequence[Route]:
+    """The routes that a module declares."""
+    handlers = importlib.import_module(f"fleet.servers.admin.handlers.{module}")
+    return tuple(value for value in vars(handlers).values() if isinstance(value, Route))
