@@ -18,6 +18,7 @@ import click
 
 from device_agent.errors import NotRunning, SendRefused
 from device_agent.home_option import HOME, pass_home
+from device_agent.interpreter import module_command
 from fleet.config.streams import Program, os_problem
 from fleet.est_client.arguments import KEY_TYPES, check_device_id, check_printable, parse_host_port
 from fleet.est_client.errors import BadConfig, ClientError
@@ -214,8 +215,7 @@ def run(home: Path, publish: str | None, stdin: bool, exit_at_eof: bool, qos: in
     words = ["--home", str(home), "--qos", str(qos)]
     words += ["--publish", publish] if publish is not None else []
     words += ["--stdin"] * stdin + ["--exit-at-eof"] * exit_at_eof
-    # -P: no module in the working directory may shadow one of ours.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "device_agent.run", *words])  # noqa: S606 - no shell
+    os.execv(sys.executable, [*module_command("device_agent.run"), *words])  # noqa: S606 - no shell
 
 
 @cli.command()

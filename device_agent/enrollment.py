@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
+from device_agent.interpreter import module_command
 from fleet.est_client.arguments import KEY_TYPES
 
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
@@ -63,9 +63,7 @@ class EnrollmentProcess:
     """A running child. When `fileno()` is readable, call `read`, until it returns an Outcome."""
 
     def __init__(self, job: EnrollmentJob) -> None:
-        # -P: no module in the working directory may shadow one of ours. Warnings of libraries are not for the log.
-        warnings = [f"-W{option}" for option in sys.warnoptions or ["ignore"]]
-        command = [sys.executable, "-P", *warnings, "-m", "device_agent.enroll_child"]
+        command = module_command("device_agent.enroll_child")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._text = b""
         assert self._process.stdin  # noqa: S101

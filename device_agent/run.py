@@ -5,8 +5,6 @@
 
 import argparse
 import os
-import sys
-import warnings
 from pathlib import Path
 
 from device_agent.agent_config import AgentConfig, read_config
@@ -26,8 +24,6 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     """Run until stopped; see `Runner.run` for the exit code."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries
     stdin_is_open = _open_standard_streams()
     parser = argparse.ArgumentParser(prog="device-agent run")
     parser.add_argument("--home", type=Path, required=True)

@@ -217,6 +217,9 @@ def test_the_window_is_the_smaller_of_both(world: World, receive_maximum: int, w
 
 
 def test_a_packet_too_large_for_the_server_is_never_sent(world: World) -> None:
+    link = world.up()
+    assert world.connection.publish("t", b"x" * 200_000, 0) == 1  # no limit was named
+    world.tell(link, Lost(Setback.NETWORK, "gone"))
     link = world.up(connected(packet_size_max=100))
     assert world.connection.publish("t", b"x" * 80, 1) == 1
     with pytest.raises(ValueError, match="at most 100 bytes"):

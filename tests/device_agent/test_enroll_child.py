@@ -36,6 +36,8 @@ class FakeServer:
         self.made: list[dict[str, Any]] = []
         self.asked: list[tuple[str, bytes | None, str | None]] = []
         self.binding = False
+        self.shy = False
+        """Whether it shows its issuing CA to whom it has issued alone."""
 
     def __call__(
         self, url: str, ca_file: Path, certificate: Any = None, basic: Any = None, **given: Any
@@ -45,6 +47,8 @@ class FakeServer:
 
     def cacerts(self) -> list[x509.Certificate]:
         self.asked.append(("cacerts", None, None))
+        if self.shy and not self.made[-1]["certificate"]:
+            return [self.authority.root]
         return [self.authority.root, self.authority.issuing]
 
     def csrattrs(self) -> CsrAttributes:
@@ -215,6 +219,50 @@ def test_a_certificate_for_another_key_is_not_stored(
     with pytest.raises(EstBadAnswer, match="another key"):
         perform(enrolling(home), NOW)
     assert store.candidate() is None
+
+
+def test_a_server_of_several_cas_is_asked_again_with_the_certificate(
+    server: FakeServer, store: IdentityStore, home: Path, authority: Authority
+) -> None:
+    server.shy = True
+    candidate = perform(enrolling(home), NOW)
+    assert len(x509.load_pem_x509_certificates(candidate.certificate_file.read_bytes())) == 2
+    first, second = server.made
+    assert first["certificate"] is None
+    assert second["certificate"][1] == candidate.key_file
+    assert second["basic"] is None
+    assert (second["policy"].timeout_seconds, second["policy"].patience_seconds) == (30.0, 0)
+
+
+def test_a_new_enrollment_is_not_by_the_old_certificate(
+    server: FakeServer, store: IdentityStore, home: Path, authority: Authority
+) -> None:
+    """It may be revoked: the token alone is shown."""
+    store.promote(put(store, authority))
+    perform(enrolling(home), NOW)
+    assert server.made[0]["certificate"] is None
+
+
+def test_a_clock_that_is_not_set_checks_no_dates(
+    server: FakeServer, store: IdentityStore, home: Path, authority: Authority
+) -> None:
+    perform(enrolling(home), datetime(1970, 1, 1, tzinfo=UTC))
+    assert server.made[0]["policy"].check_time is False
+
+
+def test_a_renewal_keeps_the_type_of_key_that_a_device_can_make(
+    server: FakeServer, store: IdentityStore, home: Path, authority: Authority
+) -> None:
+    for curve, expected in ((ec.SECP384R1(), "secp384r1"), (ec.SECP521R1(), "secp256r1")):
+        certificate, key = authority.issue("cam-7", key=ec.generate_private_key(curve))
+        slot = store.spare_slot()
+        store.clear(slot)
+        store.write_key(slot, key_pem(key))
+        info = certificate_info(certificate, "cam-7", NOW)
+        store.promote(store.complete(slot, pem(certificate, authority.issuing), info))
+        made = parse_key(perform(EnrollmentJob(home, "reenroll"), NOW).key_file.read_bytes())
+        assert isinstance(made, ec.EllipticCurvePrivateKey)
+        assert made.curve.name == expected
 
 
 def test_a_ca_file_that_is_none_is_said(server: FakeServer, store: IdentityStore, home: Path) -> None:

@@ -95,6 +95,27 @@ def test_over_the_limit() -> None:
         assert reader.dropped.oversized == 1
 
 
+def test_a_payload_too_large_in_a_short_enough_frame_is_dropped() -> None:
+    from cobs import cobs
+
+    payload = bytes(PAYLOAD_SIZE_MAX + 1)
+    encoded = cobs.encode(payload + crc32(payload))
+    assert len(encoded) <= ENCODED_SIZE_MAX
+    reader = FrameReader()
+    assert reader.feed(b"\x00" + encoded + b"\x00") == []
+    assert (reader.dropped.oversized, reader.dropped.noise, reader.dropped.bad_crc) == (1, 0, 0)
+
+
+def test_a_check_of_nothing_is_no_frame() -> None:
+    """The CRC of no octets is four zeros: a frame of those has no payload."""
+    from cobs import cobs
+
+    assert crc32(b"") == bytes(4)
+    reader = FrameReader()
+    assert reader.feed(b"\x00" + cobs.encode(bytes(4)) + b"\x00") == []
+    assert reader.dropped.noise == 1
+
+
 def test_empty_stretches_are_no_frames() -> None:
     reader = FrameReader()
     assert reader.feed(b"\x00" * 50 + b"\x01\x00\x01\x01\x01\x01\x00") == []
