@@ -85,7 +85,6 @@ from fleet.domain.audit_log import sound_leaves
 from fleet.domain.writes import AddDevice
 from fleet.domain.errors import Conflict, Unavailable
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.storage.statements import STATEMENTS
 from tests.storage.samples import change, device
 
 async def main():
