@@ -24,7 +24,7 @@ from fleet.domain.ports import Registry
 from fleet.home.ca_store import locked
 from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_log, sync
 from fleet.services.revocation_journal import catch_up
-from fleet.storage.engines import Progress, copy_to_file
+from fleet.storage.engines import CopyProgress, copy_to_file
 from fleet.storage.journals.revocations import Mark
 from fleet.storage.sqlite.snapshot import facts_of
 
@@ -62,7 +62,7 @@ async def save_home(
     passphrase: bytes | None,
     act: Act,
     cost: int = COST,
-    progress: Progress = lambda _table, _rows: None,
+    progress: CopyProgress = lambda _table, _rows: None,
 ) -> Taken:
     """Write a backup of `home` to the new file `file`, 0600, durable, and audit it, as it contains every key.
 

@@ -38,7 +38,7 @@ from fleet.home.layout import (
     sync_tree,
 )
 from fleet.services.restore_revocations import Reapplied, reapply, suspend_all
-from fleet.storage.engines import Progress, load_file, must_be_loadable, open_engine
+from fleet.storage.engines import CopyProgress, load_file, must_be_loadable, open_engine
 from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
 from fleet.storage.sqlite.snapshot import check_copy
 
@@ -146,7 +146,7 @@ async def restore_backup(
     revocations: Path | None,
     act: Act,
     database: Database = IN_THE_HOME,
-    progress: Progress = lambda _table, _rows: None,
+    progress: CopyProgress = lambda _table, _rows: None,
 ) -> Restored:
     """Restore the backup `file` to the home `path`, which must be absent or empty. The registry goes to `database`,
     whichever engine it was saved from: a file in the home, or an empty PostgreSQL database.

@@ -13,7 +13,7 @@ from fleet.domain.errors import Conflict
 from fleet.home.layout import Home, must_be_free, place_for, sync, sync_tree
 from fleet.home.pki import write_authorities
 from fleet.services.inventory import add_model
-from fleet.storage.engines import Place, open_engine
+from fleet.storage.engines import RegistryLocation, open_engine
 
 
 async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
@@ -40,7 +40,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
     return Home(path)
 
 
-async def _make_registry(place: Place, now: datetime) -> None:
+async def _make_registry(place: RegistryLocation, now: datetime) -> None:
     """An empty registry with a model named "default".
 
     Raises: Conflict (`registry-exists`): there is one already, of a fleet with other CAs.

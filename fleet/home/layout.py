@@ -33,8 +33,8 @@ from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.config.settings import Settings, SettingsError, read_settings
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
-from fleet.storage.engines import Engine, Place, open_engine
-from fleet.storage.journals.revocations import RevocationLog
+from fleet.storage.engines import Engine, RegistryLocation, open_engine
+from fleet.storage.journals.revocations import RevocationJournal
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -183,9 +183,9 @@ def fleet_name(home: Home) -> str:
         raise Invalid("bad-settings", str(error)) from error
 
 
-def revocation_log(home: Home) -> RevocationLog:
+def revocation_log(home: Home) -> RevocationJournal:
     """The journal of revocations in the registry of `home`."""
-    return RevocationLog(home.revocations, fleet_fingerprint(home))
+    return RevocationJournal(home.revocations, fleet_fingerprint(home))
 
 
 def fleet_fingerprint(home: Home) -> str:
@@ -205,7 +205,7 @@ def keep_fleet_fingerprint(home: Home) -> None:
         sync(home.ca)
 
 
-def place_of_registry(home: Home) -> Place:
+def place_of_registry(home: Home) -> RegistryLocation:
     """The location of the registry of `home`: FLEET_DATABASE, or else fleet.toml.
 
     Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
@@ -216,7 +216,7 @@ def place_of_registry(home: Home) -> Place:
         raise Invalid("bad-settings", str(error), "Mend that line") from error
 
 
-def place_for(home: Home, database: Database) -> Place:
+def place_for(home: Home, database: Database) -> RegistryLocation:
     said = os.environ.get(DATABASE_VARIABLE)
     try:
         if said and said.startswith(URL_STARTS):

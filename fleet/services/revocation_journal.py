@@ -8,14 +8,14 @@ import logging
 
 from fleet.config.logs import log_event
 from fleet.domain.ports import Registry
-from fleet.storage.journals.revocations import Mark, RevocationLog
+from fleet.storage.journals.revocations import Mark, RevocationJournal
 
 logger = logging.getLogger("fleet.revocations")
 
 BATCH = 1_000
 
 
-async def catch_up(registry: Registry, log: RevocationLog) -> int:
+async def catch_up(registry: Registry, log: RevocationJournal) -> int:
     """Record the events that `log` lacks; the sequence number of the newest one examined.
 
     If events were dropped before they were recorded, the log states from which event on it is complete.
@@ -27,7 +27,7 @@ async def catch_up(registry: Registry, log: RevocationLog) -> int:
     return await record_through(newest, registry, log, mark)
 
 
-async def record_through(newest: int, registry: Registry, log: RevocationLog, mark: Mark) -> int:
+async def record_through(newest: int, registry: Registry, log: RevocationJournal, mark: Mark) -> int:
     """Record the events after `mark` through `newest`; the sequence number of the last one recorded."""
     seen = mark.seen
     while seen < newest:

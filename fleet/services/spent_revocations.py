@@ -11,13 +11,15 @@ from datetime import datetime, timedelta
 from fleet.domain.credential import USABLE
 from fleet.domain.ports import Registry
 from fleet.storage.journals.event_marks import EventMarks
-from fleet.storage.journals.revocations import RevocationLog, read_segments
+from fleet.storage.journals.revocations import RevocationJournal, read_segments
 
 KEPT = timedelta(days=90)  # the default retention of events
 HOLDERS_AT_ONCE = 10_000  # looked up in one run; the rest follows the next day
 
 
-async def trim_spent(registry: Registry, log: RevocationLog, marks: EventMarks, *, noted: int, now: datetime) -> int:
+async def trim_spent(
+    registry: Registry, log: RevocationJournal, marks: EventMarks, *, noted: int, now: datetime
+) -> int:
     """Trim spent entries from `log`; the event through which it was trimmed, or 0.
 
     `noted` is the newest event recorded, `marks` the times at which this node saw events.

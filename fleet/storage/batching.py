@@ -1,8 +1,8 @@
-"""From the event loop to a database thread and back, as few times as possible.
+"""Batches of work for a database connection: a bounded queue, and the connection's thread.
 
-aiosqlite gives every connection its own thread and makes one trip for each statement. A trip costs more than most
-statements, so here a whole batch is one trip: `Thread.run` takes a plain function, and `Batches` gathers whatever has
-been asked until that trip can begin.
+aiosqlite gives each connection a thread and hands every statement over to it separately. A handover costs more than
+most statements, so here a whole batch is one: `Thread.run` takes a function, and `Batches` collects items until it can
+run.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 GATHER_TURNS_MAX = 64  # of the event loop, and no longer than
 GATHER_SECONDS_MAX = 0.02
-QUIET_TURNS = 4  # that bring nothing more: whoever else is coming waits for something slower than we do
+QUIET_TURNS = 4  # without a new item: further callers are waiting for something slower than we are
 
 
 class Thread(aiosqlite.Connection):
@@ -29,7 +29,7 @@ class Thread(aiosqlite.Connection):
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, iter_chunk_size=64)
-        # A process that is told to end ends, even when nobody closed this: what was not committed was not promised.
+        # The process can exit even when this was not closed: what was not committed was not promised.
         self._thread.daemon = True
 
     async def start(self) -> None:
@@ -37,26 +37,26 @@ class Thread(aiosqlite.Connection):
         try:
             await self
         except BaseException:
-            # aiosqlite tells it to stop but does not wait: it would report to an event loop that may be gone by then.
+            # aiosqlite stops it but does not wait: it would report to an event loop that may be closed by then.
             self._thread.join()
             raise
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """`function(sqlite3 connection, *arguments)`, in one trip. It finishes even when the caller is cancelled."""
+        """`function(sqlite3 connection, *arguments)`, run in the thread; cancelling the caller does not stop it."""
         answer: T = await self._execute(function, self._conn, *arguments)  # type: ignore[no-untyped-call]
         return answer
 
 
 Take = Callable[[], Sequence[Item]]
-"""What waits at this moment, and is to be done now. To be called once a trip, in whatever thread."""
+"""Removes the waiting items from the queue. Called once for each batch, from any thread."""
 
 
 class Batches(Generic[Item]):
-    """A bounded queue in front of a function that does many items in one trip.
+    """A bounded queue in front of a function that handles many items at once.
 
-    `run` gets a `take`, calls it when it can begin, and answers with one outcome for each item taken, an Exception
-    standing for a failure. The later it takes, the more go together: who has to wait for a lock takes behind it. While
-    one trip is under way, the next batch gathers.
+    `run` is given a `take`, calls it when it can begin, and returns one outcome for each item taken; an Exception is a
+    failure. The later it takes, the larger the batch: a function that needs a lock takes once it holds the lock. While
+    one batch runs, the next one is collected.
     """
 
     def __init__(
@@ -66,47 +66,47 @@ class Batches(Generic[Item]):
         self._batch_max = batch_max
         self._queue: deque[tuple[Item, asyncio.Future[Any]]] = deque()  # appended to here, emptied in run's thread
         self._room = asyncio.Semaphore(under_way_max)
-        self._coming = 0  # those who wait for room
-        self._stirred = asyncio.Event()
+        self._waiting_for_room = 0
+        self._changed = asyncio.Event()
         self._closed = False
         self._pump = asyncio.create_task(self._pump_batches())
 
     async def put(self, item: Item) -> Any:
-        """The outcome of `item`; waits first until few enough are waiting or under way.
+        """The outcome of `item`. Waits while `under_way_max` items are queued or running.
 
-        Raises: Unavailable (`registry-closed`); and what the outcome was, if that is an exception.
+        Raises: Unavailable (`registry-closed`); and the outcome, if it is an exception.
         """
         if self._closed:
             raise closed()
-        self._coming += 1
+        self._waiting_for_room += 1
         try:
             await self._room.acquire()
         finally:
-            self._coming -= 1
-            self._stirred.set()
+            self._waiting_for_room -= 1
+            self._changed.set()
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((item, outcome))
         return await outcome
 
     async def close(self) -> None:
-        """Serve everything that has been put, then stop. Safe to call twice."""
+        """Handle everything that was put, then stop. Idempotent."""
         self._closed = True
-        self._stirred.set()
+        self._changed.set()
         await self._pump
 
     async def _pump_batches(self) -> None:
-        while self._queue or self._coming or not self._closed:
-            await self._stirred.wait()
-            self._stirred.clear()
+        while self._queue or self._waiting_for_room or not self._closed:
+            await self._changed.wait()
+            self._changed.clear()
             while self._queue:
-                await self._let_gather()
-                await self._make_trip()
+                await self._collect()
+                await self._run_batch()
 
-    async def _let_gather(self) -> None:
-        """Turn the event loop while that brings in more items, so that one trip serves them all.
+    async def _collect(self) -> None:
+        """Yield to the event loop while that brings more items, so that they share one batch.
 
-        A trip has its price whatever it carries. A lone item waits for a few empty turns, some 20 microseconds; in a
-        storm dozens share what each would otherwise pay alone.
+        A batch has a fixed cost. A single item waits for a few empty turns, some 20 microseconds; under load dozens
+        share a cost that each would otherwise pay alone.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + GATHER_SECONDS_MAX
@@ -119,16 +119,16 @@ class Batches(Generic[Item]):
             if quiet == QUIET_TURNS or waiting >= self._batch_max or clock() >= deadline:
                 return
 
-    async def _make_trip(self) -> None:
+    async def _run_batch(self) -> None:
         batch: list[tuple[Item, asyncio.Future[Any]]] = []
-        gone = 0
+        cancelled = 0
 
         def take() -> Sequence[Item]:
-            nonlocal gone
+            nonlocal cancelled
             while self._queue and len(batch) < self._batch_max:
                 waiting = self._queue.popleft()
-                if waiting[1].done():  # its caller has been cancelled before the trip began
-                    gone += 1
+                if waiting[1].done():  # its caller was cancelled before the batch began
+                    cancelled += 1
                 else:
                     batch.append(waiting)
             return [item for item, _ in batch]
@@ -136,7 +136,7 @@ class Batches(Generic[Item]):
         try:
             outcomes = await self._run(take)
         except Exception as error:
-            if not batch:  # it could not even begin: then those who wait now have waited for this
+            if not batch:  # it could not begin: the items that wait now fail with it
                 take()
             outcomes = [error] * len(batch)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
@@ -146,7 +146,7 @@ class Batches(Generic[Item]):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-        for _ in range(len(batch) + gone):
+        for _ in range(len(batch) + cancelled):
             self._room.release()
 
 

@@ -1,10 +1,6 @@
-"""Which engine keeps a registry, and what everybody above may ask of any of them.
-
-A registry's place is a file's Path (SQLite) or a DatabaseUrl (PostgreSQL).
-"""
+"""Opens, copies and inspects a registry, whatever its engine: a Path is a SQLite file, a DatabaseUrl is PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +11,12 @@ from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry
+from fleet.storage.sqlite.snapshot import CopyProgress as CopyProgress
 from fleet.storage.sqlite.snapshot import copy_registry
 
-Place = Path | DatabaseUrl
+RegistryLocation = Path | DatabaseUrl
 
-Progress = Callable[[str, int], None]
-"""Called with a table's name and how many of its rows have been copied so far."""
-
-COUNT_SECONDS_MAX = 60.0  # of one table, which is walked
+COUNT_SECONDS_MAX = 60.0  # for one table, which is scanned
 _COUNTS = {
     "devices": "SELECT count(*) FROM device",
     "certificates": "SELECT count(*) FROM credential",
@@ -32,43 +26,43 @@ _COUNTS = {
 
 
 class Engine(Registry, Protocol):
-    """A registry that is open."""
+    """An open registry."""
 
     async def close(self) -> None:
-        """Commit what has been handed over and end every `follow`. Safe to call twice."""
+        """Commit what is queued and end every `follow`. Idempotent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a registry stands, without having touched it."""
+    """Schema and size of a registry that was only looked at."""
 
     engine: str
     where: str
     """Never with a password."""
     schema: int
     newest_schema: int
-    """The one that this program knows."""
+    """The newest that this program knows."""
     size_bytes: int
     counts: dict[str, int]
 
 
-async def open_engine(place: Place, *, create: bool = True) -> Engine:
-    """Open the registry at `place`, on the newest schema, or make it there unless `create` is False.
+async def open_engine(place: RegistryLocation, *, create: bool = True) -> Engine:
+    """Open the registry at `place` and migrate it to the newest schema; create it unless `create` is False.
 
-    Raises: NotFound, Invalid, Unavailable: with a sentence that says what is wrong with the place.
+    Raises: NotFound, Invalid, Unavailable: the message says what is wrong at `place`.
     """
     if isinstance(place, Path):
         return await SqliteRegistry.open(place, create=create)
-    from fleet.storage.postgres.registry import PostgresRegistry  # whoever stays with SQLite carries no driver
+    from fleet.storage.postgres.registry import PostgresRegistry  # a fleet on SQLite needs no driver
 
     return await PostgresRegistry.open(place, create=create)
 
 
-async def copy_to_file(place: Place, target: Path, progress: Progress) -> None:
-    """Copy the registry at `place`, which may be in use, as it is at one moment to the new SQLite file `target`, 0600.
+async def copy_to_file(place: RegistryLocation, target: Path, progress: CopyProgress) -> None:
+    """Write a consistent copy of the registry at `place`, which may be in use, to the new SQLite file `target`, 0600.
 
-    Raises: FileExistsError; FleetError; OSError or sqlite3.Error: the disk said no.
+    Raises: FileExistsError; FleetError; OSError or sqlite3.Error: the file could not be written.
     """
     if isinstance(place, Path):
         await asyncio.to_thread(copy_registry, place, target)
@@ -85,8 +79,8 @@ async def must_be_loadable(place: DatabaseUrl) -> None:
     await postgres_copy.must_be_loadable(place)
 
 
-async def load_file(source: Path, place: DatabaseUrl, progress: Progress) -> None:
-    """Make a registry of the SQLite file `source` in the empty database at `place`: all of it, or nothing.
+async def load_file(source: Path, place: DatabaseUrl, progress: CopyProgress) -> None:
+    """Load the SQLite file `source` into the empty database at `place`, in one transaction.
 
     Raises: Conflict (`registry-exists`). FleetError.
     """
@@ -95,8 +89,8 @@ async def load_file(source: Path, place: DatabaseUrl, progress: Progress) -> Non
     await copy_in(source, place, progress)
 
 
-async def status_of(place: Place) -> Status:
-    """How the registry at `place` stands; nothing is changed, its schema included.
+async def status_of(place: RegistryLocation) -> Status:
+    """Status of the registry at `place`. Changes nothing, its schema included.
 
     Raises: NotFound (`no-registry`, `no-database`). Unavailable.
     """

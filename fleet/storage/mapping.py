@@ -54,7 +54,7 @@ def json_text(value: object) -> str:
 def serial_octets(serial: str) -> bytes:
     """A serial number's hex digits as the octets of the number, at least one.
 
-    Raises: ValueError: they are no serial number.
+    Raises: ValueError: not a serial number.
     """
     if not _SERIAL.fullmatch(serial):
         raise ValueError("A serial number is 1 to 40 hex digits in lower case.")
@@ -306,7 +306,7 @@ def _detail_text(detail: dict[str, str]) -> str:
 def _audit_row(seq: int, *cells: Any) -> AuditRow:
     at, actor, action, subject, outcome, address, detail, leaf = cells
     if not isinstance(detail, dict) or not isinstance(leaf, bytes):
-        raise TypeError("a column holds what was never written to it")
+        raise TypeError("a column holds a value of another type")
     return AuditRow(seq, AuditEntry(at, actor, action, subject, outcome, address, detail), leaf)
 
 

@@ -16,7 +16,7 @@ from fleet.storage.statements import for_sqlite
 
 T = TypeVar("T")
 
-LIST_MAX = 10_000  # rows of a listing at once, whatever was asked for
+LIST_MAX = 10_000  # rows of one listing, whatever limit was requested
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
 
 
@@ -178,15 +178,15 @@ def count_devices(where: DeviceFilter) -> tuple[Query[int], list[Any]]:
 
 
 def _filtered(where: DeviceFilter, after: Place) -> tuple[str, str, list[Any]]:
-    """FROM with WHERE, the order, and the parameters: it walks the index that leaves least to look at."""
+    """FROM with WHERE, the order, and the parameters: the most selective index is scanned."""
     parameters = _Parameters()
     mark = parameters.mark
     tags = [*(("", where.group),) * (where.group is not None), *where.tags]
     if where.expires_before is not None:
         source, order = "device d", "d.expires_at, d.id"
         since = micros(after.expires_at) if after.expires_at is not None else 0
-        behind = f"(d.expires_at, d.id) > ({mark(since)}, {mark(after.id)})"
-        terms = [_CAN_CONNECT, behind, f"d.expires_at < {mark(micros(where.expires_before))}"]
+        position = f"(d.expires_at, d.id) > ({mark(since)}, {mark(after.id)})"
+        terms = [_CAN_CONNECT, position, f"d.expires_at < {mark(micros(where.expires_before))}"]
     elif tags:
         (key, value), *tags = tags
         source, order = "device_tag t JOIN device d ON d.id = t.device_id", "t.device_id"

@@ -1,4 +1,4 @@
-"""The registry's reads and its feed, the same on every engine: an engine gives `_read`, `_scan` and its own writes."""
+"""The reads and the change feed of a registry, the same on every engine; an engine provides `_read` and its writes."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from fleet.storage.queries import Query, bounded
 
 T = TypeVar("T")
 
-EVENTS_MAX = 1000  # taken from the feed at once: a follower far behind must not fill the memory
+EVENTS_MAX = 1000  # read from the feed at once: bounds the memory of a follower far behind
 
 
 class SqlAuditReader(ABC):
@@ -33,10 +33,10 @@ class SqlAuditReader(ABC):
 
     @abstractmethod
     async def _read(self, query: Query[T], *parameters: Any) -> list[T]:
-        """What the rows of `query` become, at one moment: that of this call or later."""
+        """The rows of `query` as values, from one snapshot that is not older than this call."""
 
     async def _scan(self, query: Query[T], *parameters: Any) -> list[T]:
-        """As `_read`, for what may take long: an engine may keep it from delaying other reads."""
+        """As `_read`, for queries that may take long: an engine may run them apart from the others."""
         return await self._read(query, *parameters)
 
     async def _one(self, query: Query[T], *parameters: Any) -> T | None:
@@ -68,13 +68,13 @@ class SqlAuditReader(ABC):
 
 
 class SqlRegistry(SqlAuditReader):
-    """What a domain.ports.Registry over SQL does alike on every engine. Call `close` at the end."""
+    """Base of every engine's domain.ports.Registry."""
 
     _commits: Batches[Change]
     feed_poll_seconds: float | None = None
-    """How often a follower looks although nothing has woken it; None: never."""
+    """A follower polls the feed at this interval even when not woken; None: never."""
     feed_pause_seconds = 0.0
-    """How long a follower waits after it has heard something: in a storm, one look for many commits."""
+    """Pause of a follower between two reads that returned events: under load, one read serves many commits."""
 
     def __init__(self) -> None:
         self._followers: set[asyncio.Event] = set()
@@ -106,7 +106,7 @@ class SqlRegistry(SqlAuditReader):
             self._start_listening()
         try:
             while True:
-                woken.clear()  # before the look, so that a commit during it wakes us again
+                woken.clear()  # before the read, so that a commit during it wakes us again
                 seen = after
                 for event in await self._read(queries.EVENTS, after, EVENTS_MAX):
                     if event.seq != after + 1:

@@ -42,7 +42,7 @@ def for_sqlite(sql: str) -> str:
 class Statement:
     """One statement, and the Conflict that it means when it finds or changes no row.
 
-    A statement checks what it needs itself: there is no gap between looking and writing.
+    A statement checks its own condition: there is no gap between check and write.
     """
 
     sql: str
@@ -162,7 +162,7 @@ END_CREDENTIAL = Statement(
 REVOKE_CREDENTIALS = Statement("""
     UPDATE credential SET state = 'revoked'
     WHERE holder = $1::text AND kind = $2::text AND state IN ('issued', 'active', 'superseded')""")
-CREDENTIAL_HAS_ENDED = Statement(  # locked, so that nobody revokes it between the look and its end
+CREDENTIAL_HAS_ENDED = Statement(  # locked, so that it is not revoked between this check and its deletion
     "SELECT 1 FROM credential WHERE fingerprint = $1::bytea AND not_after <= $2::bigint FOR UPDATE",
     "credential-kept",
     "A certificate that has not expired is not deleted.",
@@ -210,7 +210,7 @@ SPEND_STATION = Statement(
 )
 
 _PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"
-ADD_REQUEST = Statement(  # nobody else adds one meanwhile: the counts are exact
+ADD_REQUEST = Statement(  # requests are added one batch at a time: the counts are exact
     f"""
     INSERT INTO approval_request ({REQUEST.listed()}) SELECT {REQUEST.marks()}
     WHERE {_PENDING}) < $18::bigint AND {_PENDING} AND model = $3::text) < $19::bigint
@@ -298,7 +298,7 @@ _IDEVID_TAKEN = (
     "idevid-taken",
     "The manufacturer's certificate is bound to another device, or its CA is not trusted any more.",
 )
-HAS_ANCHOR = Statement(  # locked, so that nobody removes it between the look and the end
+HAS_ANCHOR = Statement(  # locked, so that it is not removed before COMMIT
     "SELECT 1 FROM anchor WHERE name = $1::text FOR SHARE", *_IDEVID_TAKEN
 )
 BIND_IDEVID = Statement(IDEVID.insert())

@@ -8,7 +8,7 @@ from fleet.config.database_url import parse_database_url
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import Credential
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, place_of
-from fleet.storage.engines import Place, open_engine
+from fleet.storage.engines import RegistryLocation, open_engine
 from hw_bench.drivers.fill import FilledFleet, Sizes, fill
 from hw_bench.drivers.fill_postgres import fill_postgres
 from tests.postgres_server import PostgresServer
@@ -18,7 +18,7 @@ FLEET = FilledFleet(COUNT, bytes(range(200)), datetime(2026, 11, 1, tzinfo=UTC))
 Contents = tuple[list[Device], list[Credential], list[AuditRow], list[Device]]
 
 
-async def contents(place: Place) -> Contents:
+async def contents(place: RegistryLocation) -> Contents:
     """All devices with their tags, their certificates, the audit, and those found by group."""
     registry = await open_engine(place, create=False)
     try:
@@ -34,7 +34,7 @@ async def contents(place: Place) -> Contents:
         await registry.close()
 
 
-async def make(place: Place) -> None:
+async def make(place: RegistryLocation) -> None:
     await (await open_engine(place)).close()
 
 

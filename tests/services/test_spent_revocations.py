@@ -14,7 +14,7 @@ from fleet.domain.writes import AddCredential, AddDevice, AddModel
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
 from fleet.storage.journals.event_marks import EventMarks
-from fleet.storage.journals.revocations import RevocationLog, read_segments
+from fleet.storage.journals.revocations import RevocationJournal, read_segments
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry
 
@@ -31,8 +31,8 @@ async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> RevocationLog:
-    return RevocationLog(tmp_path / "state" / "revocations.jsonl", "a" * 64)
+def log(tmp_path: Path) -> RevocationJournal:
+    return RevocationJournal(tmp_path / "state" / "revocations.jsonl", "a" * 64)
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ async def revoke(registry: SqliteRegistry, name: str, days: int) -> None:
     await registry.commit(Change(entry(f"revoke {name}"), writes, told))
 
 
-def told_of(log: RevocationLog) -> list[str]:
+def told_of(log: RevocationJournal) -> list[str]:
     return list(dict.fromkeys(event.subject for event in read_segments(log.path)[-1].events))
 
 
-async def run(registry: SqliteRegistry, log: RevocationLog, marks: EventMarks, days: int) -> int:
+async def run(registry: SqliteRegistry, log: RevocationJournal, marks: EventMarks, days: int) -> int:
     noted = await catch_up(registry, log)
     now = NOW + days * DAY
     marks.add(now, noted)
@@ -63,7 +63,7 @@ async def run(registry: SqliteRegistry, log: RevocationLog, marks: EventMarks, d
 
 
 async def test_what_has_expired_goes_and_the_first_that_has_not_keeps_the_rest(
-    registry: SqliteRegistry, log: RevocationLog, marks: EventMarks
+    registry: SqliteRegistry, log: RevocationJournal, marks: EventMarks
 ) -> None:
     await catch_up(registry, log)
     for name, days in (("short-1", 30), ("short-2", 30), ("long", 365), ("short-3", 30)):
@@ -84,7 +84,7 @@ async def test_what_has_expired_goes_and_the_first_that_has_not_keeps_the_rest(
 
 
 async def test_a_run_looks_up_so_many_and_the_next_goes_on(
-    registry: SqliteRegistry, log: RevocationLog, marks: EventMarks, monkeypatch: pytest.MonkeyPatch
+    registry: SqliteRegistry, log: RevocationJournal, marks: EventMarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert HOLDERS_AT_ONCE > 2
     monkeypatch.setattr("fleet.services.spent_revocations.HOLDERS_AT_ONCE", 2)

@@ -8,30 +8,33 @@ import pytest
 from fleet.config.database_url import parse_database_url
 from fleet.domain.errors import NotFound
 from fleet.domain.writes import AddModel
-from fleet.storage.engines import Place, open_engine, status_of
+from fleet.storage.engines import RegistryLocation, open_engine, status_of
 from tests.storage.samples import MODEL, change
 
 
-def no_file(request: pytest.FixtureRequest) -> Place:
+def no_file(request: pytest.FixtureRequest) -> RegistryLocation:
     folder: Path = request.getfixturevalue("tmp_path")
     return folder / "registry.db"
 
 
-def empty_database(request: pytest.FixtureRequest) -> Place:
+def empty_database(request: pytest.FixtureRequest) -> RegistryLocation:
     server = request.getfixturevalue("postgres_server")
     return parse_database_url(server.url(server.make_database()))
 
 
-PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {"sqlite": no_file, "postgresql": empty_database}
+PLACES: dict[str, Callable[[pytest.FixtureRequest], RegistryLocation]] = {
+    "sqlite": no_file,
+    "postgresql": empty_database,
+}
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Place:
+def place(request: pytest.FixtureRequest) -> RegistryLocation:
     """Where no registry is yet, for each engine."""
     return PLACES[request.param](request)
 
 
-async def test_it_is_made_only_when_that_is_meant(place: Place) -> None:
+async def test_it_is_made_only_when_that_is_meant(place: RegistryLocation) -> None:
     with pytest.raises(NotFound) as caught:
         await open_engine(place, create=False)
     assert caught.value.code == "no-registry"
@@ -43,7 +46,7 @@ async def test_it_is_made_only_when_that_is_meant(place: Place) -> None:
     await again.close()
 
 
-async def test_status(place: Place, request: pytest.FixtureRequest) -> None:
+async def test_status(place: RegistryLocation, request: pytest.FixtureRequest) -> None:
     registry = await open_engine(place)
     await registry.commit(change(AddModel(MODEL)))
     found = await status_of(place)

@@ -10,7 +10,7 @@ from fleet.domain.errors import FleetError, Invalid, Refused, Unavailable
 from fleet.storage.journals.revocations import (
     MARK_EVERY,
     Mark,
-    RevocationLog,
+    RevocationJournal,
     events_behind,
     new_lineage,
     read_segments,
@@ -28,8 +28,8 @@ def revoked(seq: int, name: str = "") -> Event:
     return Event(EventKind.DEVICE_STATE, name or f"d{seq}", "revoked", seq)
 
 
-def begun(path: Path, newest: int = 0) -> tuple[RevocationLog, str]:
-    log = RevocationLog(path, FLEET)
+def begun(path: Path, newest: int = 0) -> tuple[RevocationJournal, str]:
+    log = RevocationJournal(path, FLEET)
     return log, log.mark(newest=newest).lineage
 
 
@@ -37,7 +37,7 @@ def test_it_begins_where_the_registry_is(path: Path) -> None:
     log, lineage = begun(path, 5)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert RevocationLog(path, FLEET).mark(newest=9) == Mark(lineage, 5)
+    assert RevocationJournal(path, FLEET).mark(newest=9) == Mark(lineage, 5)
     log.note([revoked(6), Event("model.changed", "m", "", 7), revoked(8), Event("credential.issued", "d", "00", 9)])
     assert log.mark(newest=9) == Mark(lineage, 8)
     assert events_behind(path, FLEET, lineage, 5) == (revoked(6), revoked(8))
@@ -48,7 +48,7 @@ def test_it_begins_where_the_registry_is(path: Path) -> None:
 def test_what_is_there_is_not_noted_twice(path: Path) -> None:
     log, lineage = begun(path)
     log.note([revoked(1), revoked(2)])
-    RevocationLog(path, FLEET).note([revoked(1), revoked(2), revoked(3)])
+    RevocationJournal(path, FLEET).note([revoked(1), revoked(2), revoked(3)])
     assert events_behind(path, FLEET, lineage, 0) == (revoked(1), revoked(2), revoked(3))
 
 
@@ -191,7 +191,7 @@ def test_several_writers(path: Path) -> None:
     events = [revoked(n) for n in range(1, 201)]
 
     def write(trims: bool) -> None:
-        log = RevocationLog(path, FLEET)
+        log = RevocationJournal(path, FLEET)
         for end in range(10, 201, 10):
             log.note(events[:end])
             if trims:

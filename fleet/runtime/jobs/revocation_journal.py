@@ -11,7 +11,7 @@ from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
 from fleet.runtime.background import background
 from fleet.services.revocation_journal import catch_up, record_through
-from fleet.storage.journals.revocations import RevocationLog
+from fleet.storage.journals.revocations import RevocationJournal
 
 logger = logging.getLogger("fleet.revocations")
 
@@ -20,7 +20,7 @@ RETRY_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def journaling_revocations(registry: Registry, log: RevocationLog) -> AsyncIterator[asyncio.Task[None]]:
+async def journaling_revocations(registry: Registry, log: RevocationJournal) -> AsyncIterator[asyncio.Task[None]]:
     """Catches up, then runs the job while the block runs; yields its task.
 
     Raises: as `catch_up`.
@@ -30,7 +30,7 @@ async def journaling_revocations(registry: Registry, log: RevocationLog) -> Asyn
         yield task
 
 
-async def journal_revocations(registry: Registry, log: RevocationLog) -> None:
+async def journal_revocations(registry: Registry, log: RevocationJournal) -> None:
     """Follow the registry until cancelled; retry after a failure of the registry or the disk.
 
     Raises: Refused (`registry-went-back`): such a registry must not be served.

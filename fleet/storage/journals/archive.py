@@ -1,12 +1,12 @@
-"""Files of what the registry has let go of: JSON lines, 0600, durable before anything is dropped, never overwritten.
+"""Archive files of rows that retention deletes: JSON lines, 0600, durable before the deletion, never overwritten.
 
     with Archive(folder).held() as archive:         # one process at a time
         name = archive.put("events-1-1000", lines)  # whole and durable, but still `NAME.jsonl.pending`
-        ...                                         # now the registry may drop it
+        ...                                         # now the registry may delete the rows
         archive.settle(name)                        # `NAME.jsonl`
 
-A crash between the two leaves a pending file; whoever comes next finds it with `pending`, drops what it holds and
-settles it, so that nothing is lost and nothing stands in two files.
+A crash between the two leaves a pending file. The next run finds it with `pending`, deletes its rows and settles it, so
+that no row is lost and none is in two files.
 """
 
 import fcntl
@@ -32,9 +32,9 @@ class Archive:
 
     @contextmanager
     def held(self) -> Iterator["Archive"]:
-        """Nobody else archives here meanwhile.
+        """Hold the folder's lock.
 
-        Raises: Conflict (`archive-in-use`): somebody does. OSError.
+        Raises: Conflict (`archive-in-use`): another process holds it. OSError.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -49,7 +49,7 @@ class Archive:
             os.close(handle)
 
     def put(self, name: str, lines: Iterable[Line]) -> str:
-        """Write `lines` into a new pending file named after `name`; the name that it has got, durable.
+        """Write `lines` into a new pending file named after `name`; returns its final name once it is durable.
 
         Raises: OSError: nothing was written.
         """
@@ -79,7 +79,7 @@ class Archive:
         return free
 
     def settle(self, name: str) -> Path:
-        """What `name` holds is in no registry any more."""
+        """Mark `name` as complete: its rows have been deleted from the registry."""
         settled = self.folder / f"{name}{SETTLED}"
         (self.folder / f"{name}{PENDING}").rename(settled)
         self._sync()

@@ -1,4 +1,4 @@
-"""When the newest event had which number: events bear no time of their own, and retention goes by days.
+"""Which event was the newest at which time: events carry no time, and retention counts in days.
 
 A small file of JSON lines, one a day, written whole each time.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fleet.domain.errors import Invalid
 
-EVERY = timedelta(hours=20)  # a daily run that is a little early still leaves its mark
+EVERY = timedelta(hours=20)  # a daily run that is a little early still adds its mark
 MARKS_MAX = 40_000  # a century of days
 
 
@@ -37,7 +37,7 @@ class EventMarks:
         if marks and at - marks[-1][0] < EVERY:
             return
         if marks and seq < marks[-1][1]:
-            marks = []  # a registry restored from a backup counts from there
+            marks = []  # a restored registry counts on from its backup
         self._write([*marks, (at, seq)][-MARKS_MAX:])
 
     def _read(self) -> list[tuple[datetime, int]]:

@@ -1,14 +1,14 @@
-"""What the registry has said of ends, kept beside it: the high-water mark that outlives the registry's own file.
+"""The revocation journal: a record of revocations outside the registry's own file, which outlives a restore.
 
-A backup is older than what has been revoked since. This log, in another file, knows: `fleet restore` applies it to what
-it restores, and a registry that is behind its own log has been put back by hand and is not served.
+A backup lacks the revocations made since. `fleet restore` applies this journal to what it restores, and a registry that
+is behind its own journal, because an older file was put in its place, is not served.
 
-    {"lineage": "5c…", "from": 41, "fleet": "9f…"}      events of this lineage, none left out behind number 41
+    {"lineage": "5c…", "from": 41, "fleet": "9f…"}      events of this lineage, complete after number 41
     {"lineage": "5c…", "seq": 42, "kind": "device.state", "subject": "cam-7", "detail": "revoked"}
-    {"lineage": "5c…", "seen": 1042}                    nothing to note up to there
+    {"lineage": "5c…", "seen": 1042}                    nothing to record up to there
 
-Several processes may append: each takes the lock, looks how far the file has come, and adds what is missing. A line
-counts from its newline on; an append that holds an end is durable when it returns.
+Several processes may append: each takes the lock, reads the last line, and adds what is missing. A line counts once its
+newline is written; an append that records a revocation is durable when it returns.
 """
 
 import fcntl
@@ -30,21 +30,21 @@ NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind
 _ENDS = frozenset(
     {DeviceState.SUSPENDED.value, DeviceState.REVOKED.value, DeviceState.RETIRED.value, "quarantined", "removed"}
 )
-"""Details of those events by which a right ends."""
+"""Details of those events that end a right."""
 LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
-MARK_EVERY = 1_000  # events that are passed over before that is worth a line
+MARK_EVERY = 1_000  # events without an entry before a line records the position
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
 _FLEET = re.compile(r"[0-9a-f]{64}")
 
 
 def new_lineage() -> str:
-    """A name for one run of event numbers: a restored registry counts on from where its backup was, in another."""
+    """An id for one run of event numbers: a restored registry counts on from its backup in a new lineage."""
     return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Events of one lineage, complete behind number `start` and up to number `seen`."""
+    """Events of one lineage, complete from number `start` (exclusive) to `seen` (inclusive)."""
 
     fleet: str
     lineage: str
@@ -55,23 +55,23 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far the log has come."""
+    """The last event that the journal covers."""
 
     lineage: str
     seen: int
 
 
-class RevocationLog:
-    """The log at `path`, of the fleet whose root certificate has the SHA-256 `fleet`, in hex."""
+class RevocationJournal:
+    """The journal at `path`, of the fleet whose root certificate has the SHA-256 `fleet`, in hex."""
 
     def __init__(self, path: Path, fleet: str) -> None:
         self.path = path
         self._fleet = fleet
 
     def mark(self, *, newest: int) -> Mark:
-        """How far it has come. A log that is not there yet is begun, behind event `newest` of the registry.
+        """The last event that it covers. A missing journal is created, starting after event `newest` of the registry.
 
-        Raises: Invalid (`revocation-log-damaged`); Refused (`registry-went-back`): it has seen events behind `newest`.
+        Raises: Invalid (`revocation-log-damaged`); Refused (`registry-went-back`): it covers events after `newest`.
         """
         with self._locked() as handle:
             mark = self._mark(handle)
@@ -81,18 +81,18 @@ class RevocationLog:
         if mark.seen > newest:
             raise Refused(
                 "registry-went-back",
-                f"The registry ends with event {newest}, but {self.path} has noted events up to {mark.seen}: an older "
-                "registry has been put in its place, and devices revoked since then would be let in.",
+                f"The registry ends with event {newest}, but {self.path} covers events up to {mark.seen}: an older "
+                "registry was put in its place, and devices revoked since then would be accepted.",
                 f"Restore a backup with: fleet restore FILE NEW_HOME --revocations {self.path}",
             )
         return mark
 
     def note(self, events: Sequence[Event]) -> None:
-        """Append those of `events` that are to be noted and not there yet; durable when one of them is an end.
+        """Append those of `events` that belong in the journal and are missing; durable when one ends a right.
 
-        Whoever calls has looked at every event from this log's mark up to the first of these, and noted them.
+        The caller has already recorded every event from this journal's mark up to the first of these.
 
-        Raises: Unavailable (`revocation-log-gone`): there is none any more. Invalid, OSError.
+        Raises: Unavailable (`revocation-log-gone`): it was removed. Invalid, OSError.
         """
         with self._locked() as handle:
             mark = self._mark(handle)
@@ -110,7 +110,7 @@ class RevocationLog:
             self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
 
     def vouch(self, seq: int) -> None:
-        """Say that every event up to number `seq` has been looked at, which whoever calls has done.
+        """Record that the caller has examined every event up to number `seq`.
 
         Raises: Invalid, OSError.
         """
@@ -120,17 +120,17 @@ class RevocationLog:
                 self._append(handle, [{"lineage": mark.lineage, "seen": seq}])
 
     def begin_again(self, mark: Mark) -> None:
-        """From here on the log is complete behind `mark`: after a gap, or in a registry that has been restored."""
+        """Start a new segment that is complete after `mark`: after a gap, or in a restored registry."""
         with self._locked() as handle:
             self._mark(handle)
             self._append(handle, [self._beginning(mark)])
 
     def trim(self, upto: int) -> None:
-        """Forget what was noted up to event `upto` of the newest lineage, and every lineage before it.
+        """Delete entries up to event `upto` of the newest lineage, and every earlier lineage.
 
-        Backups from before that event cannot be restored with this log any more, and it says so.
+        Backups from before that event can no longer be restored with this journal, and are refused.
 
-        Raises: Invalid, OSError: the log is as it was.
+        Raises: Invalid, OSError: the journal is unchanged.
         """
         with self._locked() as handle:
             mark = self._mark(handle)
@@ -161,14 +161,14 @@ class RevocationLog:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)  # held for one append; the kernel drops it when its process dies
-                if _is_at(handle, self.path):  # it is not when it was trimmed while we waited
+                if _is_at(handle, self.path):  # not if it was trimmed while we waited
                     yield handle
                     return
             finally:
                 os.close(handle)
 
     def _mark(self, handle: int) -> Mark | None:
-        """None: there is no whole line. What a crash has left behind the last newline is cut off."""
+        """None: there is no whole line. An incomplete last line, left by a crash, is cut off."""
         size = os.fstat(handle).st_size
         start = max(0, size - 2 * LINE_MAX)
         whole, newline, torn = os.pread(handle, size - start, start).rpartition(b"\n")
@@ -205,7 +205,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def _is_end(event: Event) -> bool:
-    """Whether it takes a right away. That a device is let in is noted too, but a restore can do without."""
+    """Whether it ends a right. Grants are recorded too, but need not be durable: a restore works without them."""
     return event.kind == EventKind.CREDENTIAL_ENDED or event.detail in _ENDS
 
 
@@ -221,7 +221,7 @@ def _encoded(document: dict[str, object]) -> bytes:
 
 
 def _damaged(path: Path, why: str) -> Invalid:
-    advice = "Find out who edited it. A backup holds an older one."
+    advice = "Find out what edited it. A backup holds an older one."
     return Invalid("revocation-log-damaged", f"{path} is damaged: {why}.", advice)
 
 
@@ -249,7 +249,7 @@ def _parsed(line: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_segments(path: Path) -> tuple[Segment, ...]:
-    """Everything that a revocation log says, oldest first. A last line without its newline was never whole.
+    """All segments of a revocation journal, oldest first. A last line without a newline is ignored.
 
     Raises: Invalid (`revocation-log-damaged`). OSError.
     """
@@ -275,23 +275,23 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
 
 
 def events_behind(path: Path, fleet: str, lineage: str, seq: int) -> tuple[Event, ...]:
-    """What was noted behind event `seq` of `lineage`: in that lineage, and in those that followed it.
+    """The events recorded after event `seq` of `lineage`: in that lineage, and in those that followed it.
 
-    Raises: Refused: `revocations-of-another` fleet; `revocations-incomplete`: the log does not know all of it.
+    Raises: Refused: `revocations-of-another` fleet; `revocations-incomplete`: the journal does not cover all of them.
     Invalid, OSError.
     """
     segments = read_segments(path)
     if any(each.fleet != fleet for each in segments):
         raise Refused("revocations-of-another", f"{path} is of another fleet than the backup.", "Check the path.")
     known = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start <= seq]
-    # A later segment of the same lineage follows a gap: whoever needs what came before it is not served by it.
+    # A later segment of the same lineage follows a gap: what came before it is missing.
     gaps = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start > seq]
-    # One that ends before the backup is an old copy, or has been cut off: what it does not hold, nobody knows.
+    # One that ends before the backup is an old copy, or was cut off: what it lacks is unknown.
     if not known or gaps or segments[known[-1]].seen < seq:
         raise Refused(
             "revocations-incomplete",
-            f"{path} does not hold every revocation behind event {seq} of the registry that was saved.",
-            "Take the file from the home that the backup was made of, or a younger backup.",
+            f"{path} does not hold every revocation after event {seq} of the registry that was saved.",
+            "Use the file of the home that the backup was made of, or a newer backup.",
         )
     first = known[-1]
     return tuple(

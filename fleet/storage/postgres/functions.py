@@ -1,7 +1,7 @@
-"""The writing session's own functions (`pg_temp`), which run a whole batch of Changes in one trip over the network.
+"""Session-local functions (`pg_temp`) that execute a whole batch of Changes in one round trip.
 
-Every statement of a write stands in one of them, so its plan is kept. Two programs of different versions may share a
-database: each brings its own functions.
+They hold every statement of a write, so its plan is cached. Programs of different versions may share a database: each
+defines its own functions.
 """
 
 import re
@@ -23,8 +23,8 @@ def _insert_all(table: Table[Any]) -> str:
     return f"INSERT INTO {table.name} ({table.listed()}) SELECT {cells} FROM {_ROWS} ON CONFLICT DO NOTHING"
 
 
-def _all_are_ours(joined: str) -> str:
-    """A row that somebody else has inserted since we looked is not ours."""
+def _all_inserted(joined: str) -> str:
+    """Fails when another session has inserted one of the rows since we checked."""
     return f"SELECT 1 WHERE jsonb_array_length($1::text::jsonb) = (SELECT count(*) FROM {_ROWS} JOIN {joined})"
 
 
@@ -37,16 +37,16 @@ DEVICES_ARE_NEW = Statement(
     *LISTED_ALREADY,
 )
 LIST_DEVICES = Statement(_insert_all(DEVICE))
-DEVICES_ARE_OURS = Statement(
-    _all_are_ours("device d ON d.id = r->>0 AND d.model = r->>1 AND d.created_at = (r->>3)::bigint"), *LISTED_ALREADY
+DEVICES_INSERTED = Statement(
+    _all_inserted("device d ON d.id = r->>0 AND d.model = r->>1 AND d.created_at = (r->>3)::bigint"), *LISTED_ALREADY
 )
 LIST_ENTRIES = Statement(_insert_all(MANIFEST))
-ENTRIES_ARE_OURS = Statement(
-    _all_are_ours("manifest m ON m.device_id = r->>0 AND m.row_sha256 = decode(r->>4, 'hex')"), *LISTED_ALREADY
+ENTRIES_INSERTED = Statement(
+    _all_inserted("manifest m ON m.device_id = r->>0 AND m.row_sha256 = decode(r->>4, 'hex')"), *LISTED_ALREADY
 )
 LIST_TAGS = Statement(_insert_all(TAG))
-TAGS_ARE_OURS = Statement(
-    _all_are_ours("device_tag t ON t.key = r->>0 AND t.value = r->>1 AND t.device_id = r->>2"), *LISTED_ALREADY
+TAGS_INSERTED = Statement(
+    _all_inserted("device_tag t ON t.key = r->>0 AND t.value = r->>1 AND t.device_id = r->>2"), *LISTED_ALREADY
 )
 # Found by the device's own row, before that is changed: `device_tag` has no index by device.
 DROP_TAGS = Statement("""
@@ -60,7 +60,7 @@ DROP_TAGS = Statement("""
 ALL = STATEMENTS | {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
 """Every statement that a batch may run, by its name: those of every engine, and those above."""
 NUMBER_OF = {statement: number for number, statement in enumerate(ALL.values())}
-"""What a statement is called in a batch."""
+"""The number of a statement in a batch."""
 
 _PARAMETER = re.compile(r"\$(\d+)::(text|bigint|bytea)")
 
@@ -99,9 +99,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- One answer for each Change: null when it holds, "step N" when that step found no row, "rule …" when a constraint
--- forbids it. Nearly always all of them hold; only otherwise has each a savepoint of its own, for many of those in one
--- transaction slow down every reader.
+-- One answer for each Change: null without a conflict, "step N" when that step found no row, "rule …" when a constraint
+-- was violated. Nearly always there is none; only then each gets a savepoint, for many of those in one transaction slow
+-- down every reader.
 CREATE FUNCTION pg_temp.fleet_batch(locks bigint[], changes jsonb[]) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE answers text[] := array_fill(NULL::text, ARRAY[cardinality(changes)]);
 BEGIN
@@ -125,8 +125,8 @@ BEGIN
     RETURN answers;
 END $$;
 
--- Where the audit and the feed stand, for the one whose turn it is. Each statement in here sees what was committed
--- before it began.
+-- The last numbers of audit and feed, under the sequence lock. Each statement in here sees what was committed before it
+-- began.
 CREATE FUNCTION pg_temp.fleet_turn(OUT audit_seq bigint, OUT event_seq bigint) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock({SEQUENCE_LOCK});

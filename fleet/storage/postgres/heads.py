@@ -1,4 +1,4 @@
-"""Signed heads of the audit's tree: one node at a time adds one."""
+"""Stores signed heads of the audit's tree, one node at a time."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SEAL_LOCK = "1179399217, 3"  # "FLT1": held while a head is added
 
 ADD_NODES = """
     INSERT INTO audit_node (level, idx, hash) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[])
-    ON CONFLICT DO NOTHING"""  # a smaller head may have completed them meanwhile
+    ON CONFLICT DO NOTHING"""  # a smaller head may have stored them already
 
 
 async def add_head(session: Session, sealed: Sealed, nodes: Sequence[AuditNode]) -> None:
@@ -30,6 +30,6 @@ async def add_head(session: Session, sealed: Sealed, nodes: Sequence[AuditNode])
 async def has_head(session: Session, sealed: Sealed) -> bool:
     """Whether this very head is the largest: asked when a session was lost while it was being added."""
     async with session.transaction():
-        await session.execute(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")  # waits for that session's own end
+        await session.execute(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")  # waits until that session has ended
         largest = await session.fetchrow(queries.LARGEST_HEAD.sql)
     return largest is not None and tuple(largest) == (sealed.head.size, sealed.head.signature)

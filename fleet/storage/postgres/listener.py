@@ -1,6 +1,6 @@
-"""What wakes the followers of the feed: NOTIFY from every node's commits, by a session that only listens.
+"""Wakes the followers of the feed: a session that LISTENs for the NOTIFY of every node's commits.
 
-A notification says "look", never what there is: it may be lost with its session, so followers look by themselves too.
+A notification carries no data and may be lost with its session; followers poll as well.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
 
 
 class Listener:
-    """Calls `ring` for each notification, and whenever one may have been missed. Runs from `start` to `close`."""
+    """Calls `notify` for each notification, and whenever one may have been missed. Runs from `start` to `close`."""
 
-    def __init__(self, url: DatabaseUrl, ring: Callable[[], None]) -> None:
+    def __init__(self, url: DatabaseUrl, notify: Callable[[], None]) -> None:
         self._url = url
-        self._ring = ring
+        self._notify = notify
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Safe to call again."""
+        """Idempotent."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -38,7 +38,7 @@ class Listener:
         while True:
             try:
                 session = await connect(self._url, "feed")
-            except Exception:  # the followers look for themselves, and hear why
+            except Exception:  # the followers read the feed themselves, and raise the error
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_SECONDS_MAX)
                 continue
@@ -49,10 +49,10 @@ class Listener:
                 session.terminate()
 
     async def _listen(self, session: Session) -> None:
-        """Returns when the session is gone."""
-        gone = asyncio.Event()
-        session.add_termination_listener(lambda _: gone.set())
+        """Returns when the session has ended."""
+        ended = asyncio.Event()
+        session.add_termination_listener(lambda _: ended.set())
         with suppress(*DRIVER_ERRORS):
-            await session.add_listener(CHANNEL, lambda *_: self._ring())
-            self._ring()  # for what came while nobody listened
-            await gone.wait()
+            await session.add_listener(CHANNEL, lambda *_: self._notify())
+            self._notify()  # for commits since the last session ended
+            await ended.wait()

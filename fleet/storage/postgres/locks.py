@@ -1,7 +1,7 @@
-"""Which names a Write looks at before it decides: two that share one must not be under way at once.
+"""The names that a Write reads before it decides: two writes that share a name must not run concurrently.
 
-The database's own row locks settle the rest. Taken for a whole batch at once and in one order, these locks also keep
-two batches from waiting for each other.
+Row locks settle the rest. Taken for a whole batch at once and in one order, these advisory locks also keep batches from
+deadlocking.
 """
 
 from hashlib import blake2b
@@ -48,9 +48,9 @@ def locks_of(write: Write) -> list[int]:
 
 
 def names_of(write: Write) -> tuple[str, ...]:
-    """What `write` looks at, by name."""
+    """The names that `write` reads."""
     if isinstance(write, RequestWrite):
-        return ("the requests",)  # counted all together, and those for one device id decided together
+        return ("the requests",)  # counted together, and those for one device id are decided together
     if isinstance(write, ClaimWrite):
         return (f"claim {write.claim.name if isinstance(write, AddClaim) else write.name}",)
     if isinstance(write, RetentionWrite | DropAnswers):

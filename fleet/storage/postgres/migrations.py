@@ -1,4 +1,4 @@
-"""The schema in PostgreSQL: numbered SQL, applied forward only, each number once however many nodes start at once."""
+"""Schema migrations in PostgreSQL: numbered SQL, forward only, each applied once however many nodes start at once."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -9,13 +9,13 @@ from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.postgres.session import SCHEMA, Session, first_line
 
-MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held by whoever changes the schema
+MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held while the schema is changed
 SECONDS_MAX = 3600.0  # for another node's migration, and for ours: it may have to rewrite a large table
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """How far a database's schema is, and how far this program's goes."""
+    """The schema version of a database, and the newest that this program knows."""
 
     have: int
     """0 when there is no registry in the database."""
@@ -30,7 +30,7 @@ def migrations() -> list[tuple[int, str]]:
 
 
 async def schema_of(session: Session) -> Schema:
-    """Looks, and changes nothing."""
+    """Changes nothing."""
     newest = migrations()[-1][0]
     if await session.fetchval(f"SELECT to_regclass('{SCHEMA}.migration')") is None:
         return Schema(0, newest)
@@ -38,10 +38,10 @@ async def schema_of(session: Session) -> Schema:
 
 
 async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
-    """Bring the database to the newest schema, in one transaction; make a registry in it only if `create`.
+    """Migrate the database to the newest schema, in one transaction; create a registry in it only if `create`.
 
-    Raises: NotFound (`no-registry`). Invalid: `registry-newer`; `not-a-registry` where another program's tables stand
-    in the way; `registry-permissions`. And what the driver raises.
+    Raises: NotFound (`no-registry`). Invalid: `registry-newer`; `not-a-registry`: another program's tables are in
+    its place; `registry-permissions`. And what the driver raises.
     """
     schema = await schema_of(session)
     if schema.have == 0 and not create:

@@ -1,4 +1,4 @@
-"""Queries that PostgreSQL answers in its own way: each is one statement, so one trip and one moment."""
+"""Queries that differ on PostgreSQL: each is one statement, so one round trip and one snapshot."""
 
 from itertools import islice
 from typing import Any, TypeVar

@@ -1,8 +1,7 @@
-"""The registry on PostgreSQL: several nodes, one truth.
+"""The registry on PostgreSQL, shared by several nodes.
 
-A pool of sessions answers reads, which never wait for writes. One session takes every waiting Change of this process in
-one transaction (group commit). The feed is woken by NOTIFY. Whatever is lost with the network or the server is opened
-again when it is next needed.
+A pool of sessions answers reads, which never wait for writes. One session commits every waiting Change of this process
+in one transaction (group commit). NOTIFY wakes the feed. Lost sessions are opened again when they are next needed.
 """
 
 import asyncio
@@ -41,20 +40,20 @@ from fleet.storage.registry import SqlRegistry
 T = TypeVar("T")
 
 COMMIT_BATCH_MAX = 256  # Changes in one transaction; each takes some two locks, of 6,400 in a server as it is installed
-COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
+COMMITS_UNDER_WAY_MAX = 4096  # beyond that, callers wait before they take up memory
 READERS_MAX = 8
 READER_IDLE_SECONDS_MAX = 300.0
-READ_TRIES_MAX = 3  # a session that turns out to be dead says nothing about the database
+READ_TRIES_MAX = 3  # a dead session says nothing about the database
 
 
 async def _keep(session: Session) -> None:
-    """Between two uses of a reader there is nothing to undo: a read changes nothing in its session."""
+    """A read leaves nothing to reset in its session."""
 
 
 class PostgresRegistry(SqlRegistry):
-    """A domain.ports.Registry. Make one with `await PostgresRegistry.open(url)`, end it with `await close()`."""
+    """A domain.ports.Registry; see `open` and `close`."""
 
-    feed_poll_seconds = 0.5  # how late an event is heard when its notification was lost
+    feed_poll_seconds = 0.5  # delay of an event whose notification was lost
 
     def __init__(self, url: DatabaseUrl) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class PostgresRegistry(SqlRegistry):
 
     @classmethod
     async def open(cls, url: DatabaseUrl, *, create: bool = True) -> Self:
-        """Open the registry in the database at `url`, on the newest schema, or make it there unless `create` is False.
+        """Open the registry in the database at `url` and migrate it; create it unless `create` is False.
 
         Several processes and nodes may have one open.
 
@@ -76,7 +75,7 @@ class PostgresRegistry(SqlRegistry):
         return registry
 
     async def _connect(self, create: bool) -> None:
-        # It would warn with a traceback every second of an outage, of which whoever asks us hears anyway.
+        # It would log a traceback every second of an outage, which our callers are told of anyway.
         logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
         pool = asyncpg.create_pool(
             **session_arguments(self.url, "reader"),
@@ -99,7 +98,7 @@ class PostgresRegistry(SqlRegistry):
         self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
-        """Commit what has been handed over, end every `follow`, and close every session. Safe to call twice."""
+        """Commit what is queued, end every `follow`, and close every session. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -116,7 +115,7 @@ class PostgresRegistry(SqlRegistry):
 
     async def _write(self, take: Take[Change]) -> Sequence[object]:
         changes = take()
-        if not changes:  # their callers have given up meanwhile
+        if not changes:  # their callers were cancelled
             return ()
         outcomes = await self._writer.write(changes)
         if any(change.events for change in changes):
@@ -135,7 +134,7 @@ class PostgresRegistry(SqlRegistry):
                     raise closed() from error
                 if left == 0 or not connection_lost(error) or isinstance(error, TimeoutError):
                     raise unavailable(error) from error
-                await self._pool.expire_connections()  # the others are as old as the one that was dead
+                await self._pool.expire_connections()  # the other sessions are as old as the dead one
         return [query.of(row) for row in found]
 
     @asynccontextmanager
@@ -169,7 +168,7 @@ class PostgresRegistry(SqlRegistry):
                 raise unavailable(error) from error
 
     async def _is_sealed(self, sealed: Sealed) -> bool:
-        """Whether a head whose session was lost is there all the same; no, when nobody can be asked."""
+        """Whether a head was stored although its session was lost; no, when the database does not answer."""
         try:
             async with self._session() as session:
                 return await heads.has_head(session, sealed)

@@ -1,7 +1,7 @@
-"""Sessions with PostgreSQL: how they are opened and checked, and what their failures mean.
+"""Sessions with PostgreSQL: opening, checking, and the errors that their failures become.
 
-A session of ours never reports a commit that is not on disk, never waits for ever, and leaves nothing locked behind
-when its network goes away.
+A session never reports a commit that is not on disk, never waits without a limit, and leaves no locks behind when its
+network fails.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ Session = Any
 """An asyncpg.Connection; the driver carries no types."""
 
 SCHEMA = "fleet"
-"""Everything of ours stands in this schema, so that a database may be shared with other programs."""
+"""All our tables are in this schema, so that a database may be shared with other programs."""
 VERSION_MIN = 150_000  # PostgreSQL 15, as server_version_num says it
 CONNECT_SECONDS_MAX = 5.0
-STATEMENT_SECONDS_MAX = 10.0  # of any one statement: beyond that the network or the server is gone
+STATEMENT_SECONDS_MAX = 10.0  # for any one statement: beyond that the network or the server has failed
 WAIT_SECONDS_MAX = 10.0  # for one of the pool's sessions to be free
 LOCK_WAIT_SECONDS = 8.0  # for other nodes' batches, which take milliseconds; less than the above, so that it is named
 
 _SETTINGS = {
     "search_path": f"{SCHEMA}, pg_temp",
     "lock_timeout": f"{LOCK_WAIT_SECONDS:.0f}s",
-    # Whoever dies between two statements, or behind a network that is gone, must not keep the others from committing.
+    # A node that dies between two statements, or loses its network, must not block the commits of the others.
     "idle_in_transaction_session_timeout": "5s",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
@@ -41,7 +41,7 @@ _DURABLE = """
     WHERE current_setting('synchronous_commit') IN ('off', 'local')"""
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""Whatever can come of a statement or a connection."""
+"""Every error that a statement or a connection can raise."""
 
 _LOST = (
     asyncpg.PostgresConnectionError,
@@ -57,7 +57,7 @@ _LOST = (
 
 
 def session_arguments(url: DatabaseUrl, role: str) -> dict[str, Any]:
-    """What asyncpg's `connect` and `create_pool` take; `role` stands in the server's list of sessions."""
+    """What asyncpg's `connect` and `create_pool` take; `role` appears in pg_stat_activity."""
     return {
         "dsn": url.dsn,
         "timeout": CONNECT_SECONDS_MAX,
@@ -67,9 +67,9 @@ def session_arguments(url: DatabaseUrl, role: str) -> dict[str, Any]:
 
 
 async def connect(url: DatabaseUrl, role: str) -> Session:
-    """A session that is fit for use.
+    """A checked session.
 
-    Raises: NotFound, Invalid, Unavailable: with a sentence that says what is wrong.
+    Raises: NotFound, Invalid, Unavailable: the message says what is wrong.
     """
     try:
         session = await asyncpg.connect(**session_arguments(url, role))
@@ -84,7 +84,7 @@ async def connect(url: DatabaseUrl, role: str) -> Session:
 
 
 async def prepare(session: Session) -> None:
-    """Make a new session fit for use. Raises: Invalid: the server is not fit for us."""
+    """Check a new session and set it up. Raises: Invalid: the server does not meet our requirements."""
     found = await session.fetchrow(
         "SELECT current_setting('server_version_num')::int AS version, current_setting('server_encoding') AS encoding"
     )
@@ -100,12 +100,12 @@ async def prepare(session: Session) -> None:
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether `error` says that the session is gone, and with it everything that was not committed."""
+    """Whether `error` means that the session was lost, with everything that was not committed."""
     return isinstance(error, _LOST)
 
 
 def cannot_open(url: DatabaseUrl, error: Exception) -> FleetError:
-    """Why a session could not be opened, in a sentence for people."""
+    """The error for a session that could not be opened."""
     match error:
         case FleetError():
             return error
@@ -116,7 +116,7 @@ def cannot_open(url: DatabaseUrl, error: Exception) -> FleetError:
         case asyncpg.InvalidAuthorizationSpecificationError():
             return Unavailable(
                 "database-login",
-                f"The database {url.shown} does not let us in: {first_line(error)}.",
+                f"The database {url.shown} refused the login: {first_line(error)}.",
                 "Give the password in PGPASSWORD, in ~/.pgpass, or in a file for --database-file.",
             )
         case _:
@@ -128,7 +128,7 @@ def cannot_open(url: DatabaseUrl, error: Exception) -> FleetError:
 
 
 def unavailable(error: BaseException) -> FleetError:
-    """What a failing database is to those above; a FleetError stays what it is."""
+    """The FleetError for a database error; a FleetError is returned as it is."""
     match error:
         case FleetError():
             return error
@@ -136,10 +136,10 @@ def unavailable(error: BaseException) -> FleetError:
             return Unavailable(
                 "registry-busy",
                 f"Another program has held a lock in the database for over {LOCK_WAIT_SECONDS:.0f} s.",
-                "Nothing was done. Look into pg_locks and pg_stat_activity.",
+                "Nothing was done. See pg_locks and pg_stat_activity.",
             )
         case asyncpg.CharacterNotInRepertoireError() | asyncpg.DataError():
-            return Invalid("bad-value", "A value is none that the registry can hold.", "Look for NUL characters.")
+            return Invalid("bad-value", "A value cannot be stored in the registry.", "Look for NUL characters.")
         case _:
             return Unavailable(
                 "registry-unavailable",
@@ -149,7 +149,7 @@ def unavailable(error: BaseException) -> FleetError:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's own words; what follows in further lines may hold values of rows."""
+    """The error's message without further lines, which may hold values of rows."""
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     text = str(error).partition("\n")[0].rstrip(". ")

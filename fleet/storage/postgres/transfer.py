@@ -1,4 +1,4 @@
-"""A registry in PostgreSQL as the file that a backup holds, and such a file as a registry in PostgreSQL.
+"""Copies a registry from PostgreSQL to the SQLite file that a backup holds, and such a file into PostgreSQL.
 
 A backup holds a registry in one form, SQLite's, whichever engine it came from: what is checked and what is done to it
 before it may be served is then the same for both, and one engine's backup is restored into the other. Tables, columns
@@ -11,7 +11,7 @@ fastest; into a server it goes by COPY. Neither way holds more than ROWS_AT_ONCE
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -23,14 +23,12 @@ from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
 from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer
-
-Progress = Callable[[str, int], None]
-"""Called with a table's name and how many of its rows have been copied so far."""
+from fleet.storage.sqlite.snapshot import CopyProgress
 
 OF_THE_SERVER = frozenset({"migration", "writer"})
-"""Tables by which a server and those connected to it keep their own books: nothing of the fleet is in them."""
+"""Tables of a server's own bookkeeping, which are not copied."""
 ROWS_AT_ONCE = 2_000
-TELL_EVERY = 100_000  # rows
+REPORT_EVERY = 100_000  # rows
 TABLE_SECONDS_MAX = 86_400.0  # a table of a hundred million rows over a slow network
 
 _KINDS = {"bigint": "INTEGER", "integer": "INTEGER", "smallint": "INTEGER", "text": "TEXT", "bytea": "BLOB"}
@@ -121,10 +119,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def copy_out(url: DatabaseUrl, target: Path, progress: Progress) -> None:
+async def copy_out(url: DatabaseUrl, target: Path, progress: CopyProgress) -> None:
     """Copy the registry at `url`, which may be in use by any number of nodes, to the new SQLite file `target`, 0600.
 
-    All of it is of one moment: a single transaction reads everything, and holds up nobody.
+    One transaction reads all of it from one snapshot, and blocks no other.
 
     Raises: FileExistsError; FleetError.
     """
@@ -133,13 +131,13 @@ async def copy_out(url: DatabaseUrl, target: Path, progress: Progress) -> None:
     try:
         await asyncio.to_thread(_make_tables, target)
         async with session.transaction(isolation="repeatable_read", readonly=True):
-            # Between two reads we wait for our own disk, and nobody waits for us.
+            # Between two reads we wait for our own disk, and hold no locks that others need.
             await session.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")
-            must_be_known(await schema_of(session), url)  # another node may have moved it on since we looked
+            must_be_known(await schema_of(session), url)  # another node may have migrated it since we checked
             with closing(sqlite3.connect(target, isolation_level=None, check_same_thread=False)) as db:
-                await _pour_out(session, db, progress)
+                await _copy_tables_out(session, db, progress)
     except Exception as error:
-        raise _named(error) from error
+        raise _fleet_error(error) from error
     finally:
         session.terminate()
 
@@ -149,19 +147,19 @@ def _make_tables(target: Path) -> None:
     close_writer(connect_writer(target, lock, create=True), lock)
 
 
-async def _pour_out(session: Session, db: sqlite3.Connection, progress: Progress) -> None:
+async def _copy_tables_out(session: Session, db: sqlite3.Connection, progress: CopyProgress) -> None:
     tables = await tables_of(session)
     must_agree(tables, db)
     db.execute("PRAGMA journal_mode = OFF")  # a copy that fails is thrown away
     db.execute("PRAGMA synchronous = OFF")
-    # In one go at the end they take a fraction of the time.
+    # Built at the end they take a fraction of the time.
     indices = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
     db.execute("BEGIN")
     for name, _ in indices:
         db.execute(f"DROP INDEX {_quoted(name)}")
     for table in tables:
         db.execute(f"DELETE FROM {_quoted(table.name)}")
-        await _pour_table_out(session, db, table, progress)
+        await _copy_table_out(session, db, table, progress)
     for _, sql in indices:
         await asyncio.to_thread(_make_index, db, sql)
     db.execute("COMMIT")
@@ -176,7 +174,7 @@ def _make_index(db: sqlite3.Connection, sql: str) -> None:
     db.execute(sql).close()
 
 
-async def _pour_table_out(session: Session, db: sqlite3.Connection, table: Table, progress: Progress) -> None:
+async def _copy_table_out(session: Session, db: sqlite3.Connection, table: Table, progress: CopyProgress) -> None:
     columns = ", ".join(map(_quoted, table.columns))
     key = ", ".join(map(_quoted, table.key))
     marks = ", ".join("?" * len(table.columns))
@@ -189,7 +187,7 @@ async def _pour_table_out(session: Session, db: sqlite3.Connection, table: Table
     while found := await cursor.fetch(ROWS_AT_ONCE, timeout=SECONDS_MAX):
         await asyncio.to_thread(_put, db, insert, found)
         done += len(found)
-        if done % TELL_EVERY < ROWS_AT_ONCE:
+        if done % REPORT_EVERY < ROWS_AT_ONCE:
             progress(table.name, done)
     progress(table.name, done)
 
@@ -200,7 +198,7 @@ async def must_be_loadable(url: DatabaseUrl) -> None:
     try:
         await _must_be_empty(session, url)
     except Exception as error:
-        raise _named(error) from error
+        raise _fleet_error(error) from error
     finally:
         session.terminate()
 
@@ -225,9 +223,9 @@ async def _must_be_empty(session: Session, url: DatabaseUrl) -> None:
     )
 
 
-async def copy_in(source: Path, url: DatabaseUrl, progress: Progress) -> None:
-    """Make a registry at `url`, where there must be none, of the SQLite file `source`, which is on the newest schema
-    and which nobody writes to. One transaction: it is there whole, or nothing is.
+async def copy_in(source: Path, url: DatabaseUrl, progress: CopyProgress) -> None:
+    """Load the SQLite file `source` into the database at `url`, which must be empty, in one transaction. `source` is on
+    the newest schema and is not written to meanwhile.
 
     Raises: Conflict (`registry-exists`). FleetError.
     """
@@ -240,25 +238,25 @@ async def copy_in(source: Path, url: DatabaseUrl, progress: Progress) -> None:
             await _must_be_empty(session, url)
             await migrate(session, url, create=True)
             with closing(connect_reader(source)) as db:
-                await _pour_in(session, db, progress)
+                await _copy_tables_in(session, db, progress)
     except Exception as error:
-        raise _named(error) from error
+        raise _fleet_error(error) from error
     finally:
         session.terminate()
 
 
-async def _pour_in(session: Session, db: sqlite3.Connection, progress: Progress) -> None:
+async def _copy_tables_in(session: Session, db: sqlite3.Connection, progress: CopyProgress) -> None:
     tables = await tables_of(session)
     must_agree(tables, db)
     for table in reversed(tables):
         await session.execute(f"DELETE FROM {SCHEMA}.{_quoted(table.name)}")
     for table in tables:
-        await _pour_table_in(session, db, table, progress)
+        await _copy_table_in(session, db, table, progress)
     for table in tables:
         await session.execute(f"ANALYZE {SCHEMA}.{_quoted(table.name)}", timeout=SECONDS_MAX)
 
 
-async def _pour_table_in(session: Session, db: sqlite3.Connection, table: Table, progress: Progress) -> None:
+async def _copy_table_in(session: Session, db: sqlite3.Connection, table: Table, progress: CopyProgress) -> None:
     columns = ", ".join(map(_quoted, table.columns))
     key = ", ".join(map(_quoted, table.key))
     found = db.execute(f"SELECT {columns} FROM {_quoted(table.name)} ORDER BY {key}")
@@ -267,7 +265,7 @@ async def _pour_table_in(session: Session, db: sqlite3.Connection, table: Table,
         table.name,
         schema_name=SCHEMA,
         columns=table.columns,
-        records=_told(found, table.name, progress),
+        records=_reported(found, table.name, progress),
         timeout=TABLE_SECONDS_MAX,
     )
     if status != f"COPY {count}":
@@ -280,15 +278,15 @@ async def _pour_table_in(session: Session, db: sqlite3.Connection, table: Table,
     progress(table.name, count)
 
 
-def _told(found: sqlite3.Cursor, name: str, progress: Progress) -> Iterator[tuple[Any, ...]]:
+def _reported(found: sqlite3.Cursor, name: str, progress: CopyProgress) -> Iterator[tuple[Any, ...]]:
     for number, row in enumerate(found, 1):
-        if number % TELL_EVERY == 0:
+        if number % REPORT_EVERY == 0:
             progress(name, number)
         yield row
 
 
-def _named(error: Exception) -> Exception:
-    """What happened, in a sentence: of the file, of the server, or of neither."""
+def _fleet_error(error: Exception) -> Exception:
+    """The error to raise for one of the file's or of the server's."""
     if isinstance(error, FleetError):
         return error
     if isinstance(error, sqlite3.Error):

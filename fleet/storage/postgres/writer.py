@@ -1,12 +1,14 @@
-"""A batch of Changes as one transaction, and what becomes of it when the database fails in the middle.
+"""A batch of Changes as one transaction (group commit), and its recovery when the database fails in the middle.
 
-    1  the locks of every name that the batch looks at, in one order; every Change's writes        one trip
-    2  the sequence lock: from here to COMMIT nobody else numbers anything                         one trip
-    3  audit rows and events of the Changes that held, numbered on; this writer's mark; NOTIFY     one trip
+Four round trips:
+
+    1  the advisory locks of every name that the batch reads, in one order; every Change's writes
+    2  the sequence lock: until COMMIT no other session numbers audit rows or events
+    3  audit rows and events of the Changes without a conflict, numbered on; this writer's mark; NOTIFY
     4  COMMIT
 
-The order of sequences is therefore the order of commits, on every node, without gaps: whoever follows by sequence
-misses nothing. Whoever waits for the sequence lock holds locks on names; whoever holds it waits for nothing.
+Sequence order is therefore commit order, on every node, without gaps: a follower by sequence misses nothing. A session
+that waits for the sequence lock holds name locks; one that holds it waits for none, so there is no deadlock.
 """
 
 import asyncio
@@ -53,7 +55,7 @@ RECORD = f"""
         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, seen = now()
     )
     SELECT pg_notify('{CHANNEL}', '') WHERE cardinality(${_EVENTS_AT}::text[]) > 0"""
-# Waits for a transaction of the lost session that is still under way, and changes nothing but the time.
+# Waits for a transaction of the lost session that is still open, and changes nothing but the time.
 LAST_MARK = """
     INSERT INTO writer (id, batch) VALUES ($1::bytea, '') ON CONFLICT (id) DO UPDATE SET seen = now() RETURNING batch"""
 FORGET_MARKS = f"DELETE FROM writer WHERE seen < now() - interval '{MARKS_KEPT}'"
@@ -62,16 +64,16 @@ FORGET_MARK = "DELETE FROM writer WHERE id = $1"
 _CLASHES = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.OutOfMemoryError,  # of the server's lock table, among others: a smaller batch may pass
+    asyncpg.OutOfMemoryError,  # of the server's lock table, among others: a smaller batch may fit
 )
 
 
 class Unsettled(Exception):
-    """The session was lost after COMMIT was sent, and nobody could be asked what became of it."""
+    """The session was lost after COMMIT was sent, and the database could not be asked for the outcome."""
 
 
 class Writer:
-    """The one writing session of a process. It is opened when it is needed, and again when it was lost."""
+    """The one writing session of a process, opened on demand and again after it was lost."""
 
     def __init__(self, url: DatabaseUrl) -> None:
         self._url = url
@@ -83,7 +85,7 @@ class Writer:
         self._settle_by = math.inf
 
     async def open(self) -> Session:
-        """The session; a new one if there is none. While the database is gone, it is asked less and less often.
+        """The session; a new one if there is none, with exponential backoff while the database is down.
 
         Raises: FleetError.
         """
@@ -113,7 +115,7 @@ class Writer:
         return session
 
     def hurry(self, seconds: float) -> None:
-        """From now on, ask no longer than this what became of a COMMIT whose answer was lost."""
+        """From now on, wait no longer than this for the outcome of a COMMIT whose answer was lost."""
         self._settle_by = asyncio.get_running_loop().time() + seconds
 
     async def close(self) -> None:
@@ -129,8 +131,8 @@ class Writer:
     async def write(self, changes: Sequence[Change]) -> list[Exception | None]:
         """Commit `changes`; one outcome each, None for one that is durable.
 
-        An outcome says that nothing happened, with one exception: Unavailable (`registry-unsettled`), after a COMMIT
-        whose answer was lost for good.
+        An exception means that nothing happened, but for Unavailable (`registry-unsettled`): the outcome of a COMMIT
+        could not be learned.
         """
         outcomes: list[Exception | None] = []
         ready: list[Prepared] = []
@@ -186,7 +188,7 @@ class Writer:
         return outcomes
 
     async def _rolled_back(self, session: Session) -> bool:
-        """After an error of the server's own: the transaction is over, and the session as good as new."""
+        """Roll back after an error that the server reported; False: the session is unusable."""
         try:
             await session.execute("ROLLBACK")
         except DRIVER_ERRORS:
@@ -194,9 +196,9 @@ class Writer:
         return True
 
     async def _has_committed(self, mark: bytes) -> bool:
-        """Whether the batch with this mark is there, after its session was lost. Asks until it is told.
+        """Whether the batch with this mark was committed before its session was lost. Retries until there is an answer.
 
-        Raises: Unsettled: nobody answered for SETTLE_SECONDS_MAX.
+        Raises: Unsettled: no answer for SETTLE_SECONDS_MAX.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + SETTLE_SECONDS_MAX
@@ -215,14 +217,14 @@ class Writer:
 
 
 async def apply(session: Session, batch: Sequence[Prepared]) -> list[Exception | None]:
-    """Everything that `batch` writes, inside the open transaction; one outcome each, None for one that holds."""
+    """Execute the writes of `batch` in the open transaction; one outcome each, None without a conflict."""
     locks = sorted({lock for one in batch for lock in one.locks})
     answers = await session.fetchval("SELECT pg_temp.fleet_batch($1, $2)", locks, [one.text for one in batch])
     return [one.outcome(answer) for one, answer in zip(batch, answers, strict=True)]
 
 
 async def record(session: Session, held: Sequence[Change], writer: bytes, mark: bytes) -> None:
-    """Wait for our turn, then number and store the audit rows and events of `held`."""
+    """Take the sequence lock, then number and store the audit rows and events of `held`."""
     turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
     entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
     audits = [mapping.AUDIT.row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
@@ -238,6 +240,6 @@ def _columns(table: Table[Any], found: Sequence[mapping.Row]) -> list[list[Any]]
 def _unsettled() -> Unavailable:
     return Unavailable(
         "registry-unsettled",
-        "The database went away in the middle of a commit: whether the change was made is not known.",
-        "Look whether it is there before trying again.",
+        "The database failed in the middle of a commit: whether the change was made is not known.",
+        "Check whether it was made before trying again.",
     )

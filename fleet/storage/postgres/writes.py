@@ -14,7 +14,7 @@ from fleet.storage.steps import Step, steps_of
 
 
 def _steps_of(write: Write) -> Iterator[Step]:
-    """As fleet.storage.steps, with what PostgreSQL does in its own way."""
+    """As fleet.storage.steps, with bulk statements for imports."""
     if isinstance(write, ImportDevices):
         yield from _list_devices(write)
         return
@@ -30,12 +30,12 @@ def _list_devices(write: ImportDevices) -> Iterator[Step]:
     yield sql.HAVE_MODELS, devices
     yield sql.DEVICES_ARE_NEW, devices
     yield sql.LIST_DEVICES, devices
-    yield sql.DEVICES_ARE_OURS, devices
+    yield sql.DEVICES_INSERTED, devices
     yield sql.LIST_ENTRIES, entries
-    yield sql.ENTRIES_ARE_OURS, entries
+    yield sql.ENTRIES_INSERTED, entries
     if tags:
         yield sql.LIST_TAGS, (_json(tags),)
-        yield sql.TAGS_ARE_OURS, (_json(tags),)
+        yield sql.TAGS_INSERTED, (_json(tags),)
 
 
 def _json(value: object) -> str:
@@ -53,7 +53,7 @@ class Prepared:
     locks: frozenset[int]
 
     def outcome(self, answer: str | None) -> Exception | None:
-        """What the batch's answer for this Change means."""
+        """The outcome that the batch's answer for this Change stands for; None: written."""
         if answer is None:
             return None
         kind, _, rest = answer.partition(" ")

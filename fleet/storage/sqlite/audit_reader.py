@@ -1,6 +1,6 @@
 """The audit of a copy of a registry's file, read as an auditor does: trusting nothing in it.
 
-The copy may come from a backup, may have been edited by hand, and may be broken.
+The copy may come from a backup, may have been edited, and may be damaged.
 """
 
 import sqlite3
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @contextmanager
 def audit_of_copy(path: Path) -> Iterator["SqliteAuditCopy"]:
-    """The audit in the file `path`, to which nobody writes meanwhile; `with audit_of_copy(path) as reader:`.
+    """The audit in the file `path`, which must not be written to meanwhile; `with audit_of_copy(path) as reader:`.
 
     Raises: NotFound (`no-registry`). Invalid (`not-a-registry`).
     """
@@ -41,7 +41,7 @@ def audit_of_copy(path: Path) -> Iterator["SqliteAuditCopy"]:
 class SqliteAuditCopy(SqlAuditReader):
     """The audit of a copy. Its methods block: it is for a command, not for a server.
 
-    Each raises: Invalid: `not-a-registry`; `audit-changed`, and the like, where something in it cannot be what was
+    Each raises: Invalid: `not-a-registry`; `audit-changed`, and the like, where a value in it cannot be what was
     written.
     """
 

@@ -1,4 +1,4 @@
-"""The registry's file: made 0600, checked before it is trusted, brought to the newest schema, locked for each write.
+"""Opens the registry's file: mode 0600, checks, migrations, and the lock around each write.
 
 Everything here blocks, and runs in a connection's own thread.
 """
@@ -35,7 +35,7 @@ _WIDER_THAN_OWNER = 0o077
 class WriteLock:
     """An OS file lock beside the database, held around each write transaction; `with lock: …`.
 
-    SQLite before 3.51.3, which many a Python carries, can lose a WAL reset when two connections write or checkpoint
+    SQLite before 3.51.3, which many Python builds carry, can lose a WAL reset when two connections write or checkpoint
     at once. With this lock only one does. The lock is flock(2): the kernel drops it when its process dies.
     """
 
@@ -43,7 +43,7 @@ class WriteLock:
         self._path = path
         self._fd: int | None = None
         self.contended = False
-        """Whether another process held it when it was last asked for."""
+        """Whether another process held it at the last attempt."""
 
     def __enter__(self) -> None:
         if self._fd is None:
@@ -73,7 +73,7 @@ class WriteLock:
 
 
 def unavailable(error: Exception) -> FleetError:
-    """What a failing database or disk is to those above; a FleetError stays what it is."""
+    """The FleetError for a database or disk error; a FleetError is returned as it is."""
     if isinstance(error, FleetError):
         return error
     return Unavailable(
@@ -86,7 +86,7 @@ def unavailable(error: Exception) -> FleetError:
 def connect_writer(path: Path, lock: WriteLock, create: bool) -> sqlite3.Connection:
     """The writing connection to `path`, on the newest schema.
 
-    Raises: NotFound, Invalid, Unavailable: with a sentence that says what is wrong with the file.
+    Raises: NotFound, Invalid, Unavailable: the message says what is wrong with the file.
     """
     if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
         raise Unavailable("sqlite-too-old", f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed.")
@@ -115,7 +115,7 @@ def close_writer(db: sqlite3.Connection, lock: WriteLock) -> None:
         with lock:
             db.close()
     except Unavailable:
-        db.close()  # whoever holds the lock has it open, so this is not the last connection
+        db.close()  # another process holds the lock and has the file open: this is not the last connection
     finally:
         lock.close()
 
@@ -126,7 +126,7 @@ def _make_or_check(path: Path, create: bool) -> None:
             with suppress(FileExistsError):  # then it is checked like any other
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         mode = path.stat().st_mode
-        # Looked at from outside only: closing a descriptor of our own would drop the locks that another connection
+        # By path only: closing a descriptor of our own would drop the locks that another connection
         # of this process holds on the same file (POSIX), and with them the safety of its log.
         if not stat.S_ISREG(mode) or not os.access(path, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, "not a file that this user may read and write")

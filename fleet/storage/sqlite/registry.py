@@ -1,8 +1,8 @@
-"""The registry on SQLite: one file, several processes, nothing lost.
+"""The registry on SQLite: one file, shared by several processes.
 
-One writing connection takes every waiting Change in one transaction (group commit: one fsync for all of them); two
-reading connections never wait for it. Each connection has a thread of its own, so the event loop never touches the
-disk. A change made by another process is noticed by `PRAGMA data_version`.
+One writing connection commits every waiting Change in one transaction (group commit: one fsync for all of them); two
+reading connections never wait for it. Each connection has its own thread, so the event loop never touches the disk.
+A commit of another process is noticed by polling `PRAGMA data_version`.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ from fleet.storage.sqlite.writes import add_head
 
 T = TypeVar("T")
 
-COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, which the first of them waits for
-COMMITS_UNDER_WAY_MAX = 4096  # beyond that, those who commit wait before they take up memory
-CONTENDED_PAUSE_SECONDS = 0.005  # when others want the lock too: fewer turns, which more Changes share
+COMMIT_BATCH_MAX = 512  # Changes in one transaction: about 50 ms of work, the longest delay of the first
+COMMITS_UNDER_WAY_MAX = 4096  # beyond that, callers wait before they take up memory
+CONTENDED_PAUSE_SECONDS = 0.005  # while other processes want the lock: fewer, larger batches
 READ_BATCH_MAX = 64
 READS_UNDER_WAY_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
 
 
 class SqliteRegistry(SqlRegistry):
-    """A domain.ports.Registry. Make one with `await SqliteRegistry.open(path)`, end it with `await close()`."""
+    """A domain.ports.Registry; see `open` and `close`."""
 
     feed_pause_seconds = 0.01
 
@@ -50,7 +50,7 @@ class SqliteRegistry(SqlRegistry):
 
     @classmethod
     async def open(cls, path: Path, *, create: bool = True) -> Self:
-        """Open the registry at `path`, or make it there unless `create` is False.
+        """Open the registry at `path`; create it unless `create` is False.
 
         The file is made 0600. Several processes may have one open.
 
@@ -82,7 +82,7 @@ class SqliteRegistry(SqlRegistry):
         self._scans: Batches[Read[Any]] = Batches(answer_scans, 1, READS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
-        """Commit what has been handed over, end every `follow`, and close the file. Safe to call twice."""
+        """Commit what is queued, end every `follow`, and close the file. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -116,7 +116,7 @@ class SqliteRegistry(SqlRegistry):
         """The outcomes of the Changes that wait once the lock is ours, and whether any of them has events."""
         with self._lock:
             changes = take()
-            if not changes:  # their callers have given up meanwhile
+            if not changes:  # their callers were cancelled
                 return (), False
             try:
                 outcomes = write_batch(db, changes)
@@ -143,7 +143,7 @@ class SqliteRegistry(SqlRegistry):
         return await self._ask(lambda db: reads.rows_of(db, query, *parameters))
 
     async def _scan(self, query: Query[T], *parameters: Any) -> list[T]:
-        """On a connection of its own: an enrollment does not wait for it."""
+        """On a separate connection: an enrollment does not wait for it."""
         return await self._ask_scan(lambda db: reads.rows_of(db, query, *parameters))
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
@@ -155,7 +155,7 @@ class SqliteRegistry(SqlRegistry):
         def look(db: sqlite3.Connection) -> ManifestFacts:
             return reads.manifest_facts(db, device_ids, serials, keys)
 
-        # An import asks about hundreds: enrollments don't wait for that.
+        # An import asks for hundreds: enrollments don't wait for that.
         return await (self._ask(look) if len(device_ids) <= 1 else self._ask_scan(look))
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
@@ -184,7 +184,7 @@ class SqliteRegistry(SqlRegistry):
             try:
                 found = await self._ask(reads.data_version)
             except FleetError:
-                found = None  # the followers look for themselves, and hear why
+                found = None  # the followers read the feed themselves, and raise the error
             if found is None or found != version:
                 self._wake_followers()
             version = found

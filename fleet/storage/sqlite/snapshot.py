@@ -1,11 +1,11 @@
-"""A consistent copy of a registry's file while it is written to, and what a copy says of itself.
+"""A consistent copy of a registry's file while it is written to, and the integrity check of a copy.
 
 The copy is of one moment: the source is read inside one read transaction, which in WAL mode holds up no writer.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,9 @@ from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import mapping, queries
 from fleet.storage.sqlite.connection import APPLICATION_ID, connect_reader
 
+CopyProgress = Callable[[str, int], None]
+"""Called with a table's name and the number of its rows copied so far."""
+
 STEP_PAGES = 1_024  # 4 MiB at a time: between steps other threads have the interpreter
 
 _ROWS = mapping.AUDIT.select("ORDER BY seq")
@@ -25,13 +28,13 @@ _FIRST_ROW = "SELECT min(seq) FROM audit"
 _NODES = "SELECT hash FROM audit_node WHERE level = ? AND idx < ? ORDER BY idx"
 _HEADS = mapping.HEAD.select("ORDER BY size")
 _LAST_EVENT = queries.LAST_EVENT.sqlite
-_PLANTED = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
+_FOREIGN_OBJECTS = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'view')"
 _UNIT = NODE_LEVELS[0]
 
 
 @dataclass(frozen=True, slots=True)
 class CopyFacts:
-    """Where a copy stands."""
+    """How far the feed and the audit of a copy go."""
 
     event_seq: int
     audit_rows: int
@@ -41,7 +44,7 @@ class CopyFacts:
 def copy_registry(source: Path, target: Path) -> None:
     """Copy the registry `source`, which may be in use, to the new file `target`, 0600. Blocks; run it in a thread.
 
-    Raises: FileExistsError; OSError or sqlite3.Error: the disk said no.
+    Raises: FileExistsError; OSError or sqlite3.Error: the file could not be written.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with closing(connect_reader(source)) as reader, closing(sqlite3.connect(target)) as copy:
@@ -53,12 +56,12 @@ def copy_registry(source: Path, target: Path) -> None:
 
 
 def facts_of(copy: Path) -> CopyFacts:
-    """Where `copy`, a file that nobody writes to, stands; its audit is taken at its word.
+    """The facts of `copy`, which must not be written to meanwhile. Its audit is not checked.
 
     Raises: Invalid (`not-a-registry`).
     """
     with _opened(copy) as db:
-        tree = _forgotten(db).appended(leaf for (leaf,) in db.execute(_LEAVES))
+        tree = _archived_tree(db).appended(leaf for (leaf,) in db.execute(_LEAVES))
         return CopyFacts(db.execute(_LAST_EVENT).fetchone()[0], tree.size, tree.root())
 
 
@@ -70,12 +73,12 @@ def check_copy(copy: Path) -> CopyFacts:
     with _opened(copy) as db:
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise Invalid("not-a-registry", "The registry in it is the database of another program.")
-        if planted := db.execute(_PLANTED).fetchone():  # our schema has none: they would run as we write
-            raise Invalid("not-a-registry", f"The registry in it holds a {planted[0]} that we did not make.")
+        if foreign := db.execute(_FOREIGN_OBJECTS).fetchone():  # our schema has none: they would run when we write
+            raise Invalid("not-a-registry", f"The registry in it holds a {foreign[0]} that is not part of the schema.")
         complaint = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if complaint != "ok":
             raise Invalid("not-a-registry", f"The registry in it is damaged: {complaint}.")
-        tree = _forgotten(db)
+        tree = _archived_tree(db)
         heads = {head.size: head.root for head in map(mapping.head_of, db.execute(_HEADS))}
         for leaf in sound_leaves(map(mapping.audit_of, db.execute(_ROWS)), after=tree.size):
             tree = tree.appended((leaf,))
@@ -85,7 +88,7 @@ def check_copy(copy: Path) -> CopyFacts:
                     "audit-rewritten", f"The audit is broken: its first {tree.size} rows are not those signed."
                 )
         if heads and max(heads) > tree.size:
-            raise Invalid("audit-removed", f"The audit is broken: rows behind {tree.size} were signed and are gone.")
+            raise Invalid("audit-removed", f"The audit is broken: rows after {tree.size} were signed and are missing.")
         return CopyFacts(db.execute(_LAST_EVENT).fetchone()[0], tree.size, tree.root())
 
 
@@ -99,13 +102,13 @@ def _opened(copy: Path) -> Iterator[sqlite3.Connection]:
         raise Invalid("not-a-registry", f"The registry in it cannot be read: {error}.") from error
 
 
-def _forgotten(db: sqlite3.Connection) -> Frontier:
+def _archived_tree(db: sqlite3.Connection) -> Frontier:
     """The tree over the rows that have been archived and dropped, out of the hashes that stayed."""
     first = db.execute(_FIRST_ROW).fetchone()[0] or 1
     units = (first - 1) >> _UNIT
     tree = EMPTY.appended(node for (node,) in db.execute(_NODES, (_UNIT, units)))
     if tree.size << _UNIT != first - 1:
         raise Invalid(
-            "audit-removed", f"The audit is broken: row {first} is its first, and the hashes before it are gone."
+            "audit-removed", f"The audit is broken: row {first} is its first, and the hashes before it are missing."
         )
     return Frontier(tree.size << _UNIT, tree.hashes)

@@ -1,7 +1,7 @@
-"""A batch of Changes as one transaction, which is one fsync. Runs in the writer's own thread.
+"""A batch of Changes as one transaction and one fsync (group commit). Runs in the writer's own thread.
 
-1  every Change's writes, then all audit rows and all events         in one go
-2  only if one of them found otherwise: undone, and again            each Change behind a savepoint, undone alone
+1  every Change's writes, then all audit rows and all events
+2  only if one of them conflicts: rolled back and repeated, each Change in a savepoint
 3  COMMIT
 """
 
@@ -20,79 +20,77 @@ T = TypeVar("T")
 
 ROWS_A_STATEMENT_MAX = 64  # 9 values each; SQLite takes 32,766
 
-_AGAINST_THE_RULES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
+_CONSTRAINT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
-class _FoundOtherwise(Exception):
-    """A Change of a batch that was being written in one go could not be; nothing says that the others cannot."""
+class _BatchConflict(Exception):
+    """A Change of the batch conflicts; the others may still be written."""
 
 
 class Batch:
-    """The Changes of one transaction, each undone alone if need be: knows where the audit and the feed stand, and moves
-    them on.
-    """
+    """Writes Changes one by one in the open transaction, each in a savepoint; numbers their audit rows and events."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._audit_seq, self._event_seq = _last_numbers(db)
 
     def add(self, change: Change) -> Exception | None:
-        """Write `change` whole, or write nothing and say why.
+        """Write all of `change`; or nothing, and return the reason.
 
-        Raises: sqlite3.OperationalError, sqlite3.DatabaseError: the database itself failed, and the batch with it.
+        Raises: sqlite3.OperationalError, sqlite3.DatabaseError: the database failed, and the batch with it.
         """
-        self._db.execute("SAVEPOINT one")
+        self._db.execute("SAVEPOINT change")
         try:
             for write in change.writes:
                 apply(self._db, write)
             _record(self._db, (change,), self._audit_seq, self._event_seq)
-        except _AGAINST_THE_RULES as error:
+        except _CONSTRAINT_ERRORS as error:
             return self._undo(Conflict("against-the-rules", f"The registry's own rules forbid this: {error}."))
         except sqlite3.Error:
             raise
         except Exception as error:  # one caller's bad value must not fail the others in the batch
             return self._undo(error)
-        self._db.execute("RELEASE one")
+        self._db.execute("RELEASE change")
         self._audit_seq += 1
         self._event_seq += len(change.events)
         return None
 
     def _undo(self, error: Exception) -> Exception:
-        self._db.execute("ROLLBACK TO one")
-        self._db.execute("RELEASE one")
+        self._db.execute("ROLLBACK TO change")
+        self._db.execute("RELEASE change")
         return error
 
 
 def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
     """Commit `changes` in one transaction and one fsync; one outcome each, None for a Change that was committed.
 
-    Mostly all of them hold, and are written in one go. When one finds otherwise, that is undone, and each is written
-    behind a savepoint of its own.
+    Nearly always none conflicts, and they are written together. Otherwise that is rolled back, and each is written in a
+    savepoint.
 
     Raises: sqlite3.Error: nothing of any of them happened.
     """
     try:
-        return _in_transaction(db, lambda: _write_in_one_go(db, changes))
-    except _FoundOtherwise:
+        return _in_transaction(db, lambda: _write_together(db, changes))
+    except _BatchConflict:
         return _in_transaction(db, lambda: _write_one_by_one(db, changes))
 
 
-def _write_in_one_go(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
     """Half the statements of `_write_one_by_one`: at each, this thread may have to wait for the interpreter.
 
-    Raises: _FoundOtherwise: a Change does not hold. sqlite3.Error: the database itself failed.
+    Raises: _BatchConflict: a Change conflicts. sqlite3.Error: the database failed.
     """
     try:
         for change in changes:
             for write in change.writes:
                 apply(db, write)
         _record(db, changes, *_last_numbers(db))
-    except _AGAINST_THE_RULES as error:
-        raise _FoundOtherwise from error
+    except _CONSTRAINT_ERRORS as error:
+        raise _BatchConflict from error
     except sqlite3.Error:
         raise
     except Exception as error:
-        raise _FoundOtherwise from error
+        raise _BatchConflict from error
     return [None for _ in changes]
 
 
