@@ -12,6 +12,7 @@ from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Subscribe,
@@ -182,6 +183,80 @@ def test_what_a_broker_must_not_send(first: int) -> None:
     assert RelayHarness(V5).ends(bytes((first, 0)), from_broker=True) is close_reasons.PROTOCOL_ERROR
 
 
+RETAINED = Publish("news/x", b"x", 1, 6, retain=True)
+
+
+@VERSIONS
+def test_a_retained_message_from_the_broker_needs_no_permission(version: int) -> None:
+    harness = RelayHarness(version, TopicPolicy((), ("news/+",), retain=False))
+    harness.relay.from_broker(encode_publish(RETAINED, version))
+    assert harness.to_device == encode_publish(RETAINED, version)
+    assert not harness.notes
+
+
+@VERSIONS
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_retained_message_from_the_device_needs_permission(version: int, retain: bool) -> None:
+    harness = RelayHarness(version, TopicPolicy(("up/#",), (), retain=retain))
+    data = encode_publish(Publish("up/a", b"x", 1, 6, retain=True), version)
+    if not retain and version == V311:
+        assert harness.ends(data) is close_reasons.PUBLISH_REFUSED
+    else:
+        harness.relay.from_device(data)
+    assert bytes(harness.to_broker) == (data if retain else b"")
+    assert bytes(harness.to_device) == (b"\x40\x03\x00\x06\x87" if version == V5 and not retain else b"")
+    assert harness.notes == ([] if retain else [("mqtt.publish", "refused", "up/a")])
+
+
+def test_connack_says_that_retain_is_not_available() -> None:
+    properties = ((Property.RETAIN_AVAILABLE, 1), (Property.RECEIVE_MAXIMUM, 20))
+    for retain in (True, False):
+        harness = RelayHarness(V5, TopicPolicy((), (), retain=retain), greeted=False)
+        harness.relay.from_broker(encode_connack(Connack(False, 0, properties), V5))
+        (packet,) = PacketReader().feed(bytes(harness.to_device))
+        found = decode_connack(packet.body, V5).properties
+        ours = (Property.MAXIMUM_PACKET_SIZE, SIZE_MAX)
+        if retain:
+            assert found == (*properties, ours)
+        else:
+            assert found == ((Property.RECEIVE_MAXIMUM, 20), ours, (Property.RETAIN_AVAILABLE, 0))
+
+
+def test_a_smaller_maximum_of_the_broker_is_kept() -> None:
+    harness = RelayHarness(V5, greeted=False)
+    harness.relay.from_broker(encode_connack(Connack(False, 0, ((Property.MAXIMUM_PACKET_SIZE, 100),)), V5))
+    (packet,) = PacketReader().feed(bytes(harness.to_device))
+    assert decode_connack(packet.body, V5).properties == ((Property.MAXIMUM_PACKET_SIZE, 100),)
+
+
+def test_refused_deliveries_are_noted() -> None:
+    harness = RelayHarness(V5)
+    harness.relay.from_broker(harness.publish("old/a"))
+    assert harness.notes == [("mqtt.deliver", "refused", "old/a")]
+    assert harness.relay.answers == 0
+
+
+def test_answers_are_counted() -> None:
+    harness = RelayHarness(V5)
+    for count, data in enumerate(
+        (harness.publish("other", 1), harness.publish("other", 2), harness.subscribe("#"), harness.subscribe("#")), 1
+    ):
+        harness.relay.from_device(data + harness.publish("up/a", 1))
+        assert harness.relay.answers == count
+    harness.relay.from_device(harness.publish("other") + harness.subscribe("#", "down/a"))
+    assert harness.relay.answers == 4  # the broker answers
+
+
+@VERSIONS
+def test_the_last_packet_of_each_side_closes(version: int) -> None:
+    harness = RelayHarness(version)
+    assert harness.relay.from_device(harness.publish("up/a")) is None
+    assert harness.relay.from_broker(harness.publish("down/a")) is None
+    assert harness.relay.from_device(acks.disconnect(version)) is close_reasons.CLIENT_DISCONNECTED
+    harness = RelayHarness(version)
+    assert harness.relay.from_broker(acks.disconnect(version)) is close_reasons.BROKER_CLOSED
+
+
 # Packets of our own
 
 
@@ -220,6 +295,23 @@ def test_taking_leave_of_both(ending: CloseReason, broker: bytes, device: bytes)
     old = RelayHarness(V311)
     old.relay.disconnect(ending)
     assert (bytes(old.to_broker), bytes(old.to_device)) == (broker, b"")
+
+
+def test_before_connack_only_the_broker_gets_a_disconnect() -> None:
+    harness = RelayHarness(V5, greeted=False)
+    harness.relay.disconnect(close_reasons.DEVICE_ENDED)
+    assert (bytes(harness.to_broker), bytes(harness.to_device)) == (b"\xe0\x00", b"")
+
+
+def test_one_disconnect_to_each_side() -> None:
+    harness = RelayHarness(V5)
+    harness.relay.from_device(acks.disconnect(V5))
+    harness.relay.disconnect(close_reasons.DEVICE_ENDED)
+    assert (bytes(harness.to_broker), bytes(harness.to_device)) == (b"\xe0\x00", b"")
+    harness = RelayHarness(V5)
+    harness.relay.from_broker(acks.disconnect(V5, Reason.SERVER_BUSY))
+    harness.relay.disconnect(close_reasons.SHUTTING_DOWN)
+    assert (bytes(harness.to_broker), bytes(harness.to_device)) == (b"", b"\xe0\x01\x89")
 
 
 def test_no_leave_is_taken_within_a_packet() -> None:

@@ -27,7 +27,7 @@ from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, enco
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
-from tests.servers.gateway_fixtures import MODEL, credential, now, peer_of, until
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, credential, now, peer_of, until
 
 DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
 CERTIFICATE = credential("cam-1")
@@ -434,6 +434,23 @@ async def test_a_session_closed_during_admission_connects_to_no_broker() -> None
     assert bench.context.asked == ["cam-1"]
     assert bench.session.admission is None
     assert bench.outcomes == {"mqtt.session.device-ended": 1}
+
+
+async def test_a_closed_session_is_not_admitted_again() -> None:
+    bench = await Bench().reach(Phase.ADMITTING)
+    await until(lambda: len(bench.context.asked) == 1)
+    bench.session.model_changed()
+    cut_off(bench.session)
+    bench.context.admissions.put_nowait(ADMISSION)
+    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE)
+    assert len(bench.context.asked) == 1
+    bench = await Bench().reach(Phase.CONNECTING)
+    assert bench.session.admission is ADMISSION
+    bench.session.model_changed()
+    cut_off(bench.session)
+    bench.context.connections.put_nowait(bench.broker)
+    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE)
+    assert len(bench.context.asked) == 2
 
 
 async def test_a_session_closed_while_it_connects_closes_the_brokers_side() -> None:

@@ -124,7 +124,7 @@ def test_acknowledgements_and_disconnect() -> None:
     assert acks.disconnect(V311, Reason.NOT_AUTHORIZED) == b"\xe0\x00"
     assert acks.disconnect(V5) == b"\xe0\x00"
     assert acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION) == b"\xe0\x01\x98"
-    assert acks.decode_packet_id(b"\x01\x02\x87") == 258
+    assert acks.decode_packet_id(b"\x01\x02\x87") == acks.decode_packet_id(b"\x01\x02") == 258
     assert acks.decode_reason(b"\x01\x02\x87", 2) == 0x87
     assert acks.decode_reason(b"\x01\x02", 2) == 0
     with pytest.raises(Malformed):
@@ -366,6 +366,12 @@ def test_the_properties_of_connect_and_of_a_will(identifier: int) -> None:
     else:
         with pytest.raises(Malformed):
             decode_connect(willed)
+
+
+def test_a_property_list_ends_with_its_packet() -> None:
+    data = property_list(0x26)
+    with pytest.raises(Malformed):
+        decode_properties(Fields(data, 0, len(data) - 1))
 
 
 def test_256_properties_in_a_list() -> None:

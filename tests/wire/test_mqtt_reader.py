@@ -59,6 +59,13 @@ def test_what_comes_behind_the_first_packet_stays() -> None:
     assert list(reader.feed(b"\xc0\x00")) == [Packet(0xC0, b"")]
 
 
+def test_a_reader_that_was_emptied_starts_anew() -> None:
+    reader = PacketReader()
+    assert list(reader.feed(b"\x30\x7f" + bytes(20))) == []
+    assert len(reader.rest()) == 22
+    assert list(reader.feed(b"\xc0\x00")) == [Packet(0xC0, b"")]
+
+
 def test_a_length_over_the_cap_is_refused_as_soon_as_it_is_read() -> None:
     reader = PacketReader(100)
     with pytest.raises(TooLarge):
