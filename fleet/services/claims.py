@@ -12,7 +12,7 @@ Quarantine is in the registry before the refusal is told, and holds on every nod
 
 import hashlib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.access import Act
@@ -46,34 +46,36 @@ WATCH = "watch"
 """The actor of a quarantine that nobody has ordered."""
 
 
-async def enroll_claim(
-    registry: Registry,
-    issuer: Issuer,
-    name: str,
-    model: str,
-    quota: int,
-    spki_der: bytes,
-    *,
-    expires_at: datetime,
-    act: Act,
-) -> tuple[Claim, Credential]:
-    """Record a claim together with a certificate for its key: both, or neither.
+@dataclass(frozen=True, slots=True)
+class NewClaim:
+    """A claim to enroll."""
 
-    `spki_der` is the claim's public key, a DER SubjectPublicKeyInfo.
+    name: str
+    model: str
+    quota: int
+    """Maximum number of devices that it may enroll."""
+    spki_der: bytes
+    """Its public key, a DER SubjectPublicKeyInfo."""
+    expires_at: datetime
+
+
+async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act: Act) -> tuple[Claim, Credential]:
+    """Record a claim together with a certificate for its key: both, or neither.
 
     Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
     `key-taken`). Refused: the issuer cannot sign that long.
     """
-    plain_name(name, "claim")
+    name, model, quota = plain_name(new.name, "claim"), new.model, new.quota
     if not 1 <= quota <= QUOTA_MAX:
         raise Invalid("bad-quota", f"A claim earns 1 to {QUOTA_MAX} certificates.")
-    if not LIFETIME_MIN <= expires_at - act.now <= LIFETIME_MAX:
+    if not LIFETIME_MIN <= new.expires_at - act.now <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
     if await registry.model(model) is None:
         raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
     if await registry.claim(name) is not None:
         raise Conflict("claim-exists", f"Claim {name} exists already.", "Choose another name.")
-    permit = permit_claim(name, model, spki_der, hashlib.sha256(spki_der).digest(), expires_at, act.now)
+    key_sha256 = hashlib.sha256(new.spki_der).digest()
+    permit = permit_claim(name, model, new.spki_der, key_sha256, new.expires_at, act.now)
     credential = issuer.issue(permit, act.now)
     claim = Claim(name, model, quota, 0, act.now, credential.not_after)
     entry = _entry(
@@ -112,7 +114,7 @@ def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
 
 
 async def revoke_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """No further use, for good: its certificate is revoked. Devices that it has enrolled stay.
+    """Revoke it permanently, with its certificate. Devices that it enrolled stay.
 
     Raises: NotFound (`no-such-claim`). Conflict (`claim-gone`): revoked already. Invalid (`bad-reason`).
     """
@@ -121,49 +123,51 @@ async def revoke_claim(registry: Registry, name: str, *, act: Act, reason: str =
     # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
     ended = [Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held]
     writes: tuple[Write, ...] = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name))
-    await _move(registry, claim, "revoke", "revoked", writes, act, reason, *ended)
+    await _move(registry, claim, "revoke", writes, act, reason, *ended)
 
 
 async def quarantine_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """No further use, until it is let go.
+    """Suspend it until it is released.
 
     Raises: NotFound (`no-such-claim`). Conflict (`claim-not-open`). Invalid (`bad-reason`).
     """
     claim = await known_claim(registry, name)
     write = QuarantineClaim(name, act.now, checked_reason(reason) or BY_WORD)
-    await _move(registry, claim, "quarantine", "quarantined", (write,), act, reason)
+    await _move(registry, claim, "quarantine", (write,), act, reason)
 
 
 async def release_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """It may be used again, as far as its quota and its end let it.
+    """End its quarantine; it may be used again within its quota and validity.
 
     Raises: NotFound (`no-such-claim`). Conflict (`claim-not-quarantined`). Invalid (`bad-reason`).
     """
     claim = await known_claim(registry, name)
-    await _move(registry, claim, "release", "released", (ReleaseClaim(name),), act, reason)
+    await _move(registry, claim, "release", (ReleaseClaim(name),), act, reason)
 
 
 async def _move(
     registry: Registry,
     claim: Claim,
     verb: str,
-    to: str,
     writes: tuple[Write, ...],
     act: Act,
     reason: str,
     *events: Event,
 ) -> None:
+    to = _BECOMES[verb]
     detail = {"reason": checked_reason(reason)} if reason else {}
     changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
     entry = _entry(f"claim.{verb}", claim.name, act, **detail, **changed)
     await registry.commit(Change(entry, writes, (*events, Event(EventKind.CLAIM_STATE, claim.name, to))))
 
 
+_BECOMES = {"revoke": "revoked", "quarantine": "quarantined", "release": "released"}
 MOVES = {"revoke": revoke_claim, "quarantine": quarantine_claim, "release": release_claim}
 
 
 async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: datetime) -> None:
-    """Hold against `claim` that it was refused with `code`; durable when this returns. Most refusals are no misuse.
+    """Record that `claim` was refused with `code`, if that is misuse: a takeover is counted, the rest quarantines it.
+    Durable when this returns.
 
     Raises: Unavailable.
     """

@@ -1,14 +1,14 @@
-"""What the fleet consists of: models, devices, tokens and stations are brought in here.
+"""Inventory: adds and changes models, devices, tokens and stations.
 
-Each function checks, reads what it must, and commits one Change with its audit row, which says by `act` who asked,
-whence and when. Conflicts are the registry's own: two who add the same name at once, and one of them loses.
+Each function validates, reads what it needs, and commits one Change with its audit row, whose actor, address and time
+come from `act`. Conflicts are detected by the registry: of two that add the same name at once, one fails.
 """
 
 import hashlib
 import re
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
@@ -59,6 +59,43 @@ STATION_LIFETIME = timedelta(days=365)
 _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")
 
 
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Tags and groups of a device to register."""
+
+    tags: Tags = ()
+    groups: Sequence[str] = ()
+
+
+NO_LABELS = Labels()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """How a token may be used."""
+
+    uses: int = 1
+    ttl: timedelta = TOKEN_TTL
+    takes_over: bool = True
+    """Whether it may enroll a device that has been in the field: who holds the token could take its place."""
+
+
+DEFAULT_TERMS = TokenTerms()
+
+
+@dataclass(frozen=True, slots=True)
+class NewStation:
+    """A factory station to enroll."""
+
+    name: str
+    models: Sequence[str]
+    spki_der: bytes
+    """Its public key, a DER SubjectPublicKeyInfo."""
+    lifetime: timedelta = STATION_LIFETIME
+    quota: int = 0
+    """Maximum number of certificates a day (UTC); 0: unlimited."""
+
+
 def _change(
     action: str,
     subject: str,
@@ -72,7 +109,7 @@ def _change(
 
 
 def checked_model(model: Model) -> Model:
-    """`model` itself, when devices can live by it.
+    """`model` itself, when it is valid.
 
     Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`,
     `bad-rule`.
@@ -166,11 +203,10 @@ async def add_device(
     model: str,
     *,
     hardware_serial: str = "",
-    tags: Tags = (),
-    groups: Sequence[str] = (),
+    labels: Labels = NO_LABELS,
     act: Act,
 ) -> Device:
-    """Register a device, so that it can be given a certificate.
+    """Register a device, so that it can enroll.
 
     Raises: Invalid: `bad-device-id`, `bad-hardware-serial`, and what `checked_tags` and `checked_groups` raise.
     NotFound (`no-such-model`). Conflict (`device-exists`): in whatever state it is, a device is never registered
@@ -182,18 +218,18 @@ async def add_device(
         DeviceState.REGISTERED,
         act.now,
         hardware_serial,
-        tags=checked_tags(tags),
-        groups=checked_groups(groups),
+        tags=checked_tags(labels.tags),
+        groups=checked_groups(labels.groups),
     )
     if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
         message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
     await known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
-    labels = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
-    labels = {name: text for name, text in labels.items() if text}
+    detail = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
+    detail = {name: text for name, text in detail.items() if text}
     subject = f"device {device.id}"
-    change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **labels)
+    change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **detail)
     await registry.commit(change)
     return device
 
@@ -203,29 +239,25 @@ async def create_token(
     *,
     device: str | None = None,
     model: str | None = None,
-    uses: int = 1,
-    ttl: timedelta = TOKEN_TTL,
-    takes_over: bool = True,
+    terms: TokenTerms = DEFAULT_TERMS,
     act: Act,
 ) -> tuple[Token, str]:
-    """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET". Unless it
-    `takes_over`, for no device that has been seen in the field: who holds the token would take its place.
-
-    The text exists only in this answer: the registry keeps the SHA-256 of the secret.
+    """A new token for one registered device, or for new devices of one model; and its text "ID.SECRET", which exists
+    only in this answer: the registry keeps the SHA-256 of the secret.
 
     Raises: Invalid: `bad-token-scope`, `bad-token-uses`, `bad-token-ttl`. NotFound: `no-such-device`,
     `no-such-model`. Refused: `device-revoked`, `device-retired`: it could never be used; `already-enrolled`.
     """
     if (device is None) == (model is None):
         raise Invalid("bad-token-scope", "A token is for one device or for one model, and not for both.")
-    if not 1 <= uses <= TOKEN_USES_MAX:
+    if not 1 <= terms.uses <= TOKEN_USES_MAX:
         raise Invalid("bad-token-uses", f"A token has 1 to {TOKEN_USES_MAX} uses.")
-    if not TOKEN_TTL_MIN <= ttl <= TOKEN_TTL_MAX:
+    if not TOKEN_TTL_MIN <= terms.ttl <= TOKEN_TTL_MAX:
         raise Invalid("bad-token-ttl", f"A token lives at least one second and at most {TOKEN_TTL_MAX.days} days.")
     if model is not None:
         await known_model(registry, model)
     known = await _enrollable(registry, device) if device is not None else None
-    if known is not None and not takes_over:
+    if known is not None and not terms.takes_over:
         await _must_be_new(registry, known)
     secret = secrets.token_urlsafe(32)
     token = Token(
@@ -233,10 +265,10 @@ async def create_token(
         secret_sha256=hashlib.sha256(secret.encode("ascii")).digest(),
         device_id=known.id if known else None,
         model=model,
-        uses_max=uses,
+        uses_max=terms.uses,
         uses=0,
         created_at=act.now,
-        expires_at=act.now + ttl,
+        expires_at=act.now + terms.ttl,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
     change = _change("token.create", f"token {token.id}", (AddToken(token),), act=act, scope=scope)
@@ -250,7 +282,7 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
         advice = f"Register it with: fleet device add {id_text} --model MODEL"
         raise NotFound("no-such-device", f"There is no device {id_text}.", advice)
     if device.state in (DeviceState.REVOKED, DeviceState.RETIRED):
-        message = f"Device {device.id} is {device.state}, and that is for good."
+        message = f"Device {device.id} is {device.state} permanently."
         raise Refused(f"device-{device.state}", message, "Register the hardware under a new id.")
     return device
 
@@ -260,13 +292,13 @@ async def _must_be_new(registry: Registry, device: Device) -> None:
     if is_in_the_field(device, held):
         raise Refused(
             "already-enrolled",
-            f"Device {device.id} is in the field, and its token would let another one take its place.",
-            "Have it made by an operator who may change devices.",
+            f"Device {device.id} is in the field, and with its token another one could take its place.",
+            "Ask an operator with the permission to change devices.",
         )
 
 
 async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
-    """No further use of the token; certificates that it earned stay.
+    """Revoke the token; certificates that it earned stay.
 
     Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
     """
@@ -324,42 +356,36 @@ async def add_station(registry: Registry, name: str, models: Sequence[str], *, q
 async def enroll_station(
     registry: Registry,
     issuer: Issuer,
-    name: str,
-    models: Sequence[str],
-    spki_der: bytes,
+    new: NewStation,
     *,
-    lifetime: timedelta = STATION_LIFETIME,
-    quota: int = 0,
     act: Act,
 ) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
-    `spki_der` is the station's public key, a DER SubjectPublicKeyInfo; `quota` how many certificates it may earn a day,
-    0 for no limit.
-
     Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
     """
-    if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
+    if not LIFETIME_MIN <= new.lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    station = await _new_station(registry, name, models, quota, act.now)
-    permit = permit_station(station, spki_der, hashlib.sha256(spki_der).digest(), act.now + lifetime, act.now)
+    station = await _new_station(registry, new.name, new.models, new.quota, act.now)
+    key_sha256 = hashlib.sha256(new.spki_der).digest()
+    permit = permit_station(station, new.spki_der, key_sha256, act.now + new.lifetime, act.now)
     credential = issuer.issue(permit, act.now)
     change = _change(
         "station.add",
-        f"station {name}",
+        f"station {new.name}",
         (AddStation(station), AddCredential(credential)),
         act=act,
-        events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
+        events=(Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex()),),
         models=" ".join(station.models),
         serial=credential.serial,
-        **({"quota": str(quota)} if quota else {}),
+        **({"quota": str(new.quota)} if new.quota else {}),
     )
     await registry.commit(change)
     return credential
 
 
 async def set_station_quota(registry: Registry, name: str, quota: int, *, act: Act) -> Station:
-    """From now on the station may earn `quota` certificates a day (UTC); 0: as many as it likes.
+    """Limit the station to `quota` certificates a day (UTC); 0: unlimited.
 
     Raises: Invalid (`bad-quota`). NotFound (`no-such-station`).
     """

@@ -1,7 +1,8 @@
-"""Operators of the admin API: how they come in with a certificate, and how they are put out again."""
+"""Operators of the admin API: enrolled with a certificate, and revoked."""
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from fleet.domain.access import Act, Operator, Role
@@ -18,57 +19,59 @@ OPERATOR_MODELS_MAX = 64
 OPERATOR_LIFETIME = timedelta(days=365)
 
 
-async def enroll_operator(
-    registry: Registry,
-    issuer: Issuer,
-    name: str,
-    role: Role,
-    models: Sequence[str],
-    spki_der: bytes,
-    *,
-    lifetime: timedelta = OPERATOR_LIFETIME,
-    act: Act,
-) -> Credential:
-    """Record an operator together with a certificate for its key: both, or neither.
+@dataclass(frozen=True, slots=True)
+class NewOperator:
+    """An operator to enroll."""
 
-    `spki_der` is its public key, a DER SubjectPublicKeyInfo; `issuer` the operators' CA; `models` what its role is
-    held to, () for all.
+    name: str
+    role: Role
+    models: Sequence[str]
+    """Models that its role is restricted to; () for all."""
+    spki_der: bytes
+    """Its public key, a DER SubjectPublicKeyInfo."""
+    lifetime: timedelta = OPERATOR_LIFETIME
+
+
+async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, *, act: Act) -> Credential:
+    """Record an operator together with a certificate for its key: both, or neither. `issuer` is the operators' CA.
 
     Raises: Invalid: `bad-name`, `bad-operator-models`, `bad-lifetime`. NotFound (`no-such-model`). Conflict
     (`operator-exists`). Refused: the issuer cannot sign that long.
     """
-    if not LIFETIME_MIN <= lifetime <= LIFETIME_MAX:
+    if not LIFETIME_MIN <= new.lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    operator = await _new_operator(registry, name, role, models, act)
-    permit = permit_operator(operator, spki_der, hashlib.sha256(spki_der).digest(), act.now + lifetime, act.now)
+    operator = await _checked(registry, new, act)
+    key_sha256 = hashlib.sha256(new.spki_der).digest()
+    permit = permit_operator(operator, new.spki_der, key_sha256, act.now + new.lifetime, act.now)
     credential = issuer.issue(permit, act.now)
-    detail = {"role": role.value, "models": " ".join(operator.models), "serial": credential.serial}
+    detail = {"role": new.role.value, "models": " ".join(operator.models), "serial": credential.serial}
     await registry.commit(
         Change(
-            audit=AuditEntry(act.now, act.actor, "operator.add", f"operator {name}", "ok", act.address, detail),
+            audit=AuditEntry(act.now, act.actor, "operator.add", f"operator {new.name}", "ok", act.address, detail),
             writes=(AddOperator(operator), AddCredential(credential)),
-            events=(Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),),
+            events=(Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex()),),
         )
     )
     return credential
 
 
-async def _new_operator(registry: Registry, name: str, role: Role, models: Sequence[str], act: Act) -> Operator:
+async def _checked(registry: Registry, new: NewOperator, act: Act) -> Operator:
+    name, models = new.name, new.models
     plain_name(name, "person or program")
     if len(models) > OPERATOR_MODELS_MAX:
-        raise Invalid("bad-operator-models", f"An operator is held to at most {OPERATOR_MODELS_MAX} models.")
-    if role is Role.FACTORY and not models:
-        raise Invalid("bad-operator-models", "The role factory is always held to models.", "Name them.")
+        raise Invalid("bad-operator-models", f"An operator is restricted to at most {OPERATOR_MODELS_MAX} models.")
+    if new.role is Role.FACTORY and not models:
+        raise Invalid("bad-operator-models", "The role factory is always restricted to models.", "Name them.")
     for model in models:
         if await registry.model(model) is None:
             raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
     if await registry.operator(name) is not None:
         raise Conflict("operator-exists", f"Operator {name} exists already.", "Choose another name.")
-    return Operator(name, role, act.now, tuple(dict.fromkeys(models)))
+    return Operator(name, new.role, act.now, tuple(dict.fromkeys(models)))
 
 
 async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """Revoke every certificate of the operator; what it follows of the events ends at once.
+    """Revoke every certificate of the operator; its event streams end at once.
 
     Raises: NotFound (`no-such-operator`). Conflict (`operator-revoked`): it holds none that is not revoked. Invalid
     (`bad-reason`).

@@ -29,23 +29,25 @@ async def suspend(
     (`bad-reason`).
     """
     device = await known_device(registry, id_text)
-    return await _move(registry, device, DeviceState.SUSPENDED, "device.suspend", act, reason, revision)
+    change = moving(device, DeviceState.SUSPENDED, "device.suspend", act=act, reason=reason, revision=revision)
+    return await _moved(registry, device, DeviceState.SUSPENDED, change)
 
 
 async def resume(
     registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
 ) -> Device:
-    """Let a suspended device in again: as ACTIVE, or as REGISTERED when it never had a certificate.
+    """Readmit a suspended device: as ACTIVE, or as REGISTERED when it never had a certificate.
 
     Raises: as `suspend`.
     """
     device = await known_device(registry, id_text)
     to = await resumed_state(registry, device)
-    return await _move(registry, device, to, "device.resume", act, reason, revision)
+    change = moving(device, to, "device.resume", act=act, reason=reason, revision=revision)
+    return await _moved(registry, device, to, change)
 
 
 async def resumed_state(registry: Registry, device: Device) -> DeviceState:
-    """The state in which a resume lets `device` in again.
+    """The state that a resume returns `device` to.
 
     Raises: Conflict (`device-not-suspended`).
     """
@@ -58,23 +60,25 @@ async def resumed_state(registry: Registry, device: Device) -> DeviceState:
 async def revoke(
     registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
 ) -> Device:
-    """Put the device out for good: its live session ends, its certificates are revoked, its id is never enrolled again.
+    """Revoke the device permanently: its live session ends, its certificates are revoked, its id never enrolls again.
 
     Raises: as `suspend`.
     """
     device = await known_device(registry, id_text)
-    return await _move(registry, device, DeviceState.REVOKED, "device.revoke", act, reason, revision)
+    change = moving(device, DeviceState.REVOKED, "device.revoke", act=act, reason=reason, revision=revision)
+    return await _moved(registry, device, DeviceState.REVOKED, change)
 
 
 async def retire(
     registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
 ) -> Device:
-    """Take the device out of service in good order; nothing opens for it any more, and its certificates are revoked.
+    """Take the device out of service permanently, in good order; its certificates are revoked.
 
     Raises: as `suspend`.
     """
     device = await known_device(registry, id_text)
-    return await _move(registry, device, DeviceState.RETIRED, "device.retire", act, reason, revision)
+    change = moving(device, DeviceState.RETIRED, "device.retire", act=act, reason=reason, revision=revision)
+    return await _moved(registry, device, DeviceState.RETIRED, change)
 
 
 async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
@@ -109,10 +113,8 @@ async def known_device(registry: Registry, id_text: str) -> Device:
     return device
 
 
-async def _move(
-    registry: Registry, device: Device, to: DeviceState, action: str, act: Act, reason: str, revision: int | None
-) -> Device:
-    await registry.commit(moving(device, to, action, act=act, reason=reason, revision=revision))
+async def _moved(registry: Registry, device: Device, to: DeviceState, change: Change) -> Device:
+    await registry.commit(change)
     return replace(device, state=to, revision=device.revision + 1)
 
 
@@ -126,8 +128,8 @@ def moving(
     revision: int | None = None,
     **detail: str,
 ) -> Change:
-    """The Change that takes `device` to `to`. With `revision` it finds a Conflict unless the device is of it; without,
-    a revocation is one whatever has happened meanwhile. `detail` goes into the audit.
+    """The Change that moves `device` to state `to`. With `revision` it conflicts unless the device still has it;
+    without, a revocation holds whatever has happened meanwhile. `detail` is for the audit.
 
     Raises: Conflict (`device-STATE`): there is no such move. Invalid (`bad-reason`).
     """

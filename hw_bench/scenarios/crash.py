@@ -20,7 +20,7 @@ from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, place_of
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.home.layout import open_registry
-from fleet.services.inventory import create_token
+from fleet.services.inventory import TokenTerms, create_token
 from hw_bench.drivers.crash import PATIENCE_SECONDS, PAUSE_SECONDS, Clients, Received, Tokens
 from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
@@ -144,8 +144,8 @@ async def _create_tokens(home: FleetHome) -> list[str]:
     try:
         made = []
         for _ in range(TOKENS_AT_ONCE):
-            uses = random.randint(*TOKEN_USES)  # noqa: S311  reproducible draws, not secrets
-            made.append(await create_token(registry, model=MODEL, uses=uses, act=Act("operator", datetime.now(UTC))))
+            terms = TokenTerms(random.randint(*TOKEN_USES))  # noqa: S311  reproducible draws, not secrets
+            made.append(await create_token(registry, model=MODEL, terms=terms, act=Act("operator", datetime.now(UTC))))
         return [text for _, text in made]
     finally:
         await registry.close()

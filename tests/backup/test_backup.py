@@ -325,7 +325,7 @@ class TestRestoring:
         for name in ("used", "revoked", "shut"):
             spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             end = NOW + timedelta(days=1)
-            await claims.enroll_claim(registry, issuer, name, "default", 5, spki, expires_at=end, act=act)
+            await claims.enroll_claim(registry, issuer, claims.NewClaim(name, "default", 5, spki, end), act=act)
         for name in ("gone", "kept"):
             await anchors.add_anchor(registry, name, ("default",), name.encode(), act=act)
         log = revocation_log(home)

@@ -140,7 +140,7 @@ class EstHarness:
 
     async def token(self, device: str | None = None, model: str | None = None, uses: int = 1) -> str:
         _, text = await inventory.create_token(
-            self.registry, device=device, model=model, uses=uses, act=Act("test", self.clock())
+            self.registry, device=device, model=model, terms=inventory.TokenTerms(uses), act=Act("test", self.clock())
         )
         return text
 
@@ -148,7 +148,7 @@ class EstHarness:
         key = generate_key()
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         credential = await inventory.enroll_station(
-            self.registry, self.issuer, name, models, spki, act=Act("test", self.clock())
+            self.registry, self.issuer, inventory.NewStation(name, models, spki), act=Act("test", self.clock())
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
 
@@ -158,11 +158,7 @@ class EstHarness:
         _, credential = await claims.enroll_claim(
             self.registry,
             self.issuer,
-            name,
-            model,
-            quota,
-            spki,
-            expires_at=now + timedelta(days=30),
+            claims.NewClaim(name, model, quota, spki, now + timedelta(days=30)),
             act=Act("test", now),
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
@@ -178,7 +174,7 @@ class EstHarness:
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         act = Act("test", self.clock())
         credential = await operators.enroll_operator(
-            self.registry, self.operators_issuer, name, role, models, spki, lifetime=lifetime, act=act
+            self.registry, self.operators_issuer, operators.NewOperator(name, role, models, spki, lifetime), act=act
         )
         return self.identity(x509.load_der_x509_certificate(credential.der), key)
 

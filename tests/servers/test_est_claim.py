@@ -69,7 +69,10 @@ async def new_batch(est: EstHarness, name: str = "batch-1", quota: int = 3, days
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     act = Act("test", est.clock())
     _, credential = await claims.enroll_claim(
-        est.registry, est.issuer, name, "cam", quota, spki, expires_at=act.now + timedelta(days=days), act=act
+        est.registry,
+        est.issuer,
+        claims.NewClaim(name, "cam", quota, spki, act.now + timedelta(days=days)),
+        act=act,
     )
     return Batch(est, est.identity(x509.load_der_x509_certificate(credential.der), key))
 

@@ -59,9 +59,8 @@ async def count(registry: SqliteRegistry, state: DeviceState) -> int:
 
 class TestTagging:
     async def test_audit_has_before_and_after_and_followers_hear(self, registry: SqliteRegistry) -> None:
-        await inventory.add_device(
-            registry, "cam-7", "cam2", tags=(("lot", "L7"),), groups=("canary",), act=Act("operator", NOW)
-        )
+        labels = inventory.Labels((("lot", "L7"),), ("canary",))
+        await inventory.add_device(registry, "cam-7", "cam2", labels=labels, act=Act("operator", NOW))
         before = await registry.last_event()
         retag = Retag((("site", "Oslo"),), ("lot",), ("pilot",), ("canary",))
         tagged = await tag_device(registry, "cam-7", retag, act=Act("operator", NOW))
@@ -83,11 +82,12 @@ class TestTagging:
         with pytest.raises(NotFound):
             await tag_device(registry, "cam-7", Retag(join=("a",)), act=Act("operator", NOW))
         tags = tuple((f"k{n:02}", "v") for n in range(TAGS_MAX))
-        await inventory.add_device(registry, "cam-7", "cam2", tags=tags, act=Act("operator", NOW))
+        await inventory.add_device(registry, "cam-7", "cam2", labels=inventory.Labels(tags), act=Act("operator", NOW))
         with pytest.raises(Invalid, match="at most"):
             await tag_device(registry, "cam-7", Retag((("more", "v"),)), act=Act("operator", NOW))
+        more = inventory.Labels((*tags, ("more", "v")))
         with pytest.raises(Invalid, match="at most"):
-            await inventory.add_device(registry, "cam-8", "cam2", tags=(*tags, ("more", "v")), act=Act("operator", NOW))
+            await inventory.add_device(registry, "cam-8", "cam2", labels=more, act=Act("operator", NOW))
         assert await registry.device("cam-8") is None
 
 

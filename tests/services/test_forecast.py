@@ -48,7 +48,9 @@ async def look(registry: SqliteRegistry, *own: Authority, weeks: int = 4, cliff_
 async def test_each_in_its_week(registry: SqliteRegistry) -> None:
     await fill(registry, [MONDAY - DAY, MONDAY, NOW, MONDAY + WEEK, MONDAY + 3 * WEEK, MONDAY + 4 * WEEK, None])
     await fill(registry, [NOW], DeviceState.REVOKED)
-    await inventory.create_token(registry, model="cam2", ttl=8 * DAY, act=Act("operator", NOW))
+    await inventory.create_token(
+        registry, model="cam2", terms=inventory.TokenTerms(ttl=8 * DAY), act=Act("operator", NOW)
+    )
     gone, _ = await inventory.create_token(registry, model="cam2", act=Act("operator", NOW))
     await inventory.revoke_token(registry, gone.id, act=Act("operator", NOW))
     seen = await look(registry, ROOT, ISSUING, replace(SERVER, not_after=MONDAY + 3 * WEEK))

@@ -158,7 +158,7 @@ class TestTokens:
 
     async def test_for_a_model(self, registry: SqliteRegistry) -> None:
         token, _ = await inventory.create_token(
-            registry, model="cam2", uses=500, ttl=timedelta(days=7), act=Act("operator", NOW)
+            registry, model="cam2", terms=inventory.TokenTerms(500, timedelta(days=7)), act=Act("operator", NOW)
         )
         assert (token.device_id, token.model, token.uses_max) == (None, "cam2", 500)
         assert token.expires_at == NOW + timedelta(days=7)
@@ -177,10 +177,10 @@ class TestTokens:
         [
             ({}, "bad-token-scope"),
             ({"device": "cam-7", "model": "cam2"}, "bad-token-scope"),
-            ({"model": "cam2", "uses": 0}, "bad-token-uses"),
-            ({"model": "cam2", "uses": 100_001}, "bad-token-uses"),
-            ({"model": "cam2", "ttl": timedelta(0)}, "bad-token-ttl"),
-            ({"model": "cam2", "ttl": timedelta(days=91)}, "bad-token-ttl"),
+            ({"model": "cam2", "terms": inventory.TokenTerms(0)}, "bad-token-uses"),
+            ({"model": "cam2", "terms": inventory.TokenTerms(100_001)}, "bad-token-uses"),
+            ({"model": "cam2", "terms": inventory.TokenTerms(ttl=timedelta(0))}, "bad-token-ttl"),
+            ({"model": "cam2", "terms": inventory.TokenTerms(ttl=timedelta(days=91))}, "bad-token-ttl"),
             ({"model": "pump"}, "no-such-model"),
             ({"device": "cam-8"}, "no-such-device"),
             ({"device": "a/b"}, "bad-device-id"),
@@ -196,7 +196,7 @@ class TestTokens:
     async def test_none_for_a_device_that_is_out_for_good(self, registry: SqliteRegistry, put_out: PutOut) -> None:
         await inventory.add_device(registry, "cam-7", "cam2", act=Act("operator", NOW))
         await put_out(registry, "cam-7", act=Act("operator", NOW))
-        with pytest.raises(Refused, match="for good"):
+        with pytest.raises(Refused, match="permanently"):
             await inventory.create_token(registry, device="cam-7", act=Act("operator", NOW))
 
     @pytest.mark.parametrize(
@@ -211,7 +211,9 @@ class TestTokens:
     async def test_what_a_token_was_when_it_was_revoked(
         self, registry: SqliteRegistry, spent: int, later: timedelta, state: str
     ) -> None:
-        token, _ = await inventory.create_token(registry, model="cam2", uses=2, act=Act("operator", NOW))
+        token, _ = await inventory.create_token(
+            registry, model="cam2", terms=inventory.TokenTerms(2), act=Act("operator", NOW)
+        )
         for _ in range(spent):
             await registry.commit(Change(AuditEntry(NOW, "test", "spend", "", "ok"), (SpendToken(token.id),)))
         await inventory.revoke_token(registry, token.id, act=Act("operator", NOW + later))
@@ -244,7 +246,10 @@ class TestStations:
     async def test_enroll(self, registry: SqliteRegistry, issuer: LocalIssuer) -> None:
         key = spki()
         credential = await inventory.enroll_station(
-            registry, issuer, "st1", ("cam2",), key, lifetime=timedelta(days=10), act=Act("operator", NOW)
+            registry,
+            issuer,
+            inventory.NewStation("st1", ("cam2",), key, timedelta(days=10)),
+            act=Act("operator", NOW),
         )
         facts = await registry.holder_facts(credential.fingerprint)
         assert facts is not None
@@ -274,7 +279,10 @@ class TestStations:
         await inventory.add_station(registry, "st1", ("cam2",), act=Act("operator", NOW))
         with pytest.raises(FleetError) as caught:
             await inventory.enroll_station(
-                registry, issuer, name, models, spki(), lifetime=timedelta(days=days), act=Act("operator", NOW)
+                registry,
+                issuer,
+                inventory.NewStation(name, models, spki(), timedelta(days=days)),
+                act=Act("operator", NOW),
             )
         assert caught.value.code == code
         assert len(await registry.stations()) == 1

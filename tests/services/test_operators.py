@@ -20,7 +20,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services import inventory
 from fleet.services.identity import identify, identify_operator
-from fleet.services.operators import enroll_operator, held_by_operator, revoke_operator
+from fleet.services.operators import NewOperator, enroll_operator, held_by_operator, revoke_operator
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -46,7 +46,7 @@ def spki() -> bytes:
 
 async def test_enrolled_whole(registry: SqliteRegistry, issuer: LocalIssuer) -> None:
     key = spki()
-    made = await enroll_operator(registry, issuer, "bob", Role.VIEWER, ("cam", "cam"), key, act=ACT)
+    made = await enroll_operator(registry, issuer, NewOperator("bob", Role.VIEWER, ("cam", "cam"), key), act=ACT)
     assert (made.kind, made.holder, made.state) == (CredentialKind.OPERATOR, "bob", CredentialState.ISSUED)
     assert made.key_sha256 == hashlib.sha256(key).digest()
     assert await registry.operator("bob") == Operator("bob", Role.VIEWER, NOW, ("cam",))
@@ -73,11 +73,11 @@ async def test_enrolled_whole(registry: SqliteRegistry, issuer: LocalIssuer) -> 
 async def test_refused(
     registry: SqliteRegistry, issuer: LocalIssuer, name: str, role: Role, models: tuple[str, ...], days: int, code: str
 ) -> None:
-    await enroll_operator(registry, issuer, "alice", Role.ADMIN, (), spki(), act=ACT)
+    await enroll_operator(registry, issuer, NewOperator("alice", Role.ADMIN, (), spki()), act=ACT)
     before = await registry.last_audit()
     with pytest.raises(FleetError) as caught:
-        lifetime = timedelta(days=days)
-        await enroll_operator(registry, issuer, name, role, models, spki(), lifetime=lifetime, act=ACT)
+        new = NewOperator(name, role, models, spki(), timedelta(days=days))
+        await enroll_operator(registry, issuer, new, act=ACT)
     assert caught.value.code == code
     assert await registry.last_audit() == before
 
@@ -86,12 +86,12 @@ async def test_the_devices_ca_enrolls_no_operator(registry: SqliteRegistry) -> N
     root = create_root("test", NOW)
     devices = LocalIssuer(*create_issuing("test", *root, NOW))
     with pytest.raises(Refused, match="signs nothing for operator bob"):
-        await enroll_operator(registry, devices, "bob", Role.ADMIN, (), spki(), act=ACT)
+        await enroll_operator(registry, devices, NewOperator("bob", Role.ADMIN, (), spki()), act=ACT)
     assert await registry.operators() == []
 
 
 async def test_identified_as_an_operator_and_as_nothing_else(registry: SqliteRegistry, issuer: LocalIssuer) -> None:
-    made = await enroll_operator(registry, issuer, "bob", Role.ADMIN, (), spki(), act=ACT)
+    made = await enroll_operator(registry, issuer, NewOperator("bob", Role.ADMIN, (), spki()), act=ACT)
     peer = Peer("192.0.2.9", made.der, (made.der,), made.fingerprint)
     assert await identify_operator(registry, peer, NOW) == (Operator("bob", Role.ADMIN, NOW), made)
     with pytest.raises(Unauthenticated, match="not known"):
@@ -107,7 +107,7 @@ async def test_identified_as_an_operator_and_as_nothing_else(registry: SqliteReg
 
 @pytest.mark.parametrize("name", ["bob", "nobody"])
 async def test_revoked_once(registry: SqliteRegistry, issuer: LocalIssuer, name: str) -> None:
-    await enroll_operator(registry, issuer, "bob", Role.ADMIN, (), spki(), act=ACT)
+    await enroll_operator(registry, issuer, NewOperator("bob", Role.ADMIN, (), spki()), act=ACT)
     await revoke_operator(registry, "bob", act=ACT)
     with pytest.raises(FleetError) as caught:
         await revoke_operator(registry, name, act=ACT)

@@ -58,11 +58,9 @@ async def create_claim(context: Context, call: Call, body: NewClaim) -> Result[A
     claim, credential = await claims.enroll_claim(
         answering(context.registry, call.once, result_of),
         context.authorities().stations_issuer(),
-        body.name,
-        body.model,
-        body.quota,
-        csr.spki_der,
-        expires_at=call.now + timedelta(seconds=body.lifetime_seconds),
+        claims.NewClaim(
+            body.name, body.model, body.quota, csr.spki_der, call.now + timedelta(seconds=body.lifetime_seconds)
+        ),
         act=call.act,
     )
     return _created(context, call, claim, credential)

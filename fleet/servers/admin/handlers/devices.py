@@ -88,8 +88,7 @@ async def create_device(context: Context, call: Call, body: NewDevice) -> Result
         body.id,
         body.model,
         hardware_serial=body.hardware_serial,
-        tags=tuple(body.tags.items()),
-        groups=body.groups,
+        labels=inventory.Labels(tuple(body.tags.items()), body.groups),
         act=call.act,
     )
     return _created(added)

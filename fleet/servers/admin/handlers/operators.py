@@ -51,11 +51,7 @@ async def create_operator(context: Context, call: Call, body: NewOperator) -> Re
     credential = await operators.enroll_operator(
         answering(context.registry, call.once, result_of),
         context.authorities().operators_issuer(call.now),
-        body.name,
-        body.role,
-        models,
-        csr.spki_der,
-        lifetime=timedelta(seconds=body.lifetime_seconds),
+        operators.NewOperator(body.name, body.role, models, csr.spki_der, timedelta(seconds=body.lifetime_seconds)),
         act=call.act,
     )
     return _created(context, access.Operator(body.name, body.role, call.now, models), credential)

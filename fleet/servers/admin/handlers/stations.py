@@ -48,11 +48,9 @@ async def create_station(context: Context, call: Call, body: NewStation) -> Resu
     credential = await inventory.enroll_station(
         answering(context.registry, call.once, result_of),
         context.authorities().stations_issuer(),
-        body.name,
-        body.models,
-        csr.spki_der,
-        lifetime=timedelta(seconds=body.lifetime_seconds),
-        quota=body.quota,
+        inventory.NewStation(
+            body.name, body.models, csr.spki_der, timedelta(seconds=body.lifetime_seconds), body.quota
+        ),
         act=call.act,
     )
     station = domain.Station(body.name, tuple(dict.fromkeys(body.models)), call.now, body.quota)

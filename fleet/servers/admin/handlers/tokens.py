@@ -59,10 +59,12 @@ async def create_token(context: Context, call: Call, body: NewToken) -> Result[T
         answering(context.registry, call.once, result_of),
         device=device,
         model=model,
-        uses=body.uses,
-        ttl=timedelta(seconds=body.ttl_seconds),
         # Without the permission to change devices, tokens are for new ones alone.
-        takes_over=Permission.DEVICE_WRITE in PERMISSIONS[call.operator.role],
+        terms=inventory.TokenTerms(
+            body.uses,
+            timedelta(seconds=body.ttl_seconds),
+            takes_over=Permission.DEVICE_WRITE in PERMISSIONS[call.operator.role],
+        ),
         act=call.act,
     )
     return Result(Token.shown(token, call.now, token=text), 201)
