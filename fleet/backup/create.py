@@ -1,6 +1,6 @@
 """Backup creation, also of a home that is being served: one file, complete or absent.
 
-taken = await save_home(home, registry, Path("fleet.backup"), passphrase=b"…", act=act)
+taken = await save_home(home, registry, Path("fleet.backup"), encryption=Encryption(b"..."), act=act)
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,14 @@ LEFT_OUT = frozenset({"run", "archive"})
 """Folders of a home that a backup leaves out: sockets, and immutable files that can be copied by any means."""
 
 SMALL_FILE_MAX = 256 << 20  # for the home's other files, read whole so that the bytes hashed are the bytes written
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """Passphrase of a backup; `cost` is the log2 of scrypt's N."""
+
+    passphrase: bytes = field(repr=False)
+    cost: int = COST
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +67,15 @@ async def save_home(
     registry: Registry,
     file: Path,
     *,
-    passphrase: bytes | None,
+    encryption: Encryption | None,
     act: Act,
-    cost: int = COST,
     progress: CopyProgress = lambda _table, _rows: None,
 ) -> Taken:
     """Write a backup of `home` to the new file `file`, 0600, durable, and audit it, as it contains every key.
 
     The registry, on either engine, is included as one SQLite file.
 
-    Without a passphrase the file exposes the fleet's keys. `cost` is the log2 of scrypt's N.
+    Without `encryption` the file exposes the fleet's keys.
 
     Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`, `registry-differs`; Unavailable; Refused
     (`registry-went-back`); OSError.
@@ -76,7 +83,7 @@ async def save_home(
     _must_be_new(file)
     log = revocation_log(home)
     await catch_up(registry, log)
-    detail = {"file": file.name, "sealed": "no" if passphrase is None else "yes"}
+    detail = {"file": file.name, "sealed": "no" if encryption is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
     mark = log.mark(newest=await registry.last_event())
     home.run.mkdir(mode=0o700, exist_ok=True)
@@ -84,11 +91,9 @@ async def save_home(
     with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
         copy = Path(folder) / REGISTRY
         await copy_to_file(place_of_registry(home), copy, progress)
-        taken = await asyncio.to_thread(take_backup, home, copy, file, mark, passphrase, act.now, cost)
+        taken = await asyncio.to_thread(take_backup, home, copy, file, mark, encryption, act.now)
     await catch_up(registry, log)
-    log.vouch(
-        taken.manifest.event_seq
-    )  # so that a revocation journal copied earlier is detected as incomplete for this backup
+    log.vouch(taken.manifest.event_seq)  # a journal copied earlier is detected as incomplete for this backup
     return taken
 
 
@@ -97,9 +102,7 @@ def _must_be_new(file: Path) -> None:
         raise FileExistsError(None, "the file is there already", str(file))
 
 
-def take_backup(
-    home: Home, copy: Path, file: Path, mark: Mark, passphrase: bytes | None, now: datetime, cost: int
-) -> Taken:
+def take_backup(home: Home, copy: Path, file: Path, mark: Mark, encryption: Encryption | None, now: datetime) -> Taken:
     """Write a backup of `home`, with the registry's copy `copy`, to the new file `file`, 0600, durable.
 
     `mark` names the lineage of the registry's event numbers. Blocking: run it in a thread.
@@ -110,18 +113,18 @@ def take_backup(
         files, left_out = _files(home)
     manifest = _manifest(home, copy, files, mark, now)
     with _beside(file) as out:
-        _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), passphrase, cost)
+        _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), encryption)
         size = out.tell()
     return Taken(manifest, size, left_out)
 
 
 def _write(
-    out: BinaryIO, manifest: Manifest, contents: Iterable[Iterable[bytes]], passphrase: bytes | None, cost: int
+    out: BinaryIO, manifest: Manifest, contents: Iterable[Iterable[bytes]], encryption: Encryption | None
 ) -> None:
-    if passphrase is None:
+    if encryption is None:
         write_archive(out, manifest, contents)
         return
-    sealing = Sealing(out, passphrase, cost=cost)
+    sealing = Sealing(out, encryption.passphrase, cost=encryption.cost)
     write_archive(sealing, manifest, contents)
     sealing.finish()
 

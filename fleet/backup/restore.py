@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +43,19 @@ from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
 from fleet.storage.sqlite.snapshot import check_copy
 
 IN_THE_HOME = Database()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSource:
+    """What a home is restored from."""
+
+    file: Path
+    """The backup."""
+    revocations: Path | None
+    """The revocation journal of the lost home, whose revocations after the backup are applied. None: it is lost, and
+    every device that could connect is suspended.
+    """
+    passphrase: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +152,15 @@ def _check_home(home: Home, manifest: Manifest) -> None:
 
 
 async def restore_backup(
-    file: Path,
+    source: RestoreSource,
     path: Path,
     *,
-    passphrase: bytes | None,
-    revocations: Path | None,
     act: Act,
     database: Database = IN_THE_HOME,
     progress: CopyProgress = lambda _table, _rows: None,
 ) -> Restored:
-    """Restore the backup `file` to the home `path`, which must be absent or empty. The registry goes to `database`,
+    """Restore the backup `source` to the home `path`, which must be absent or empty. The registry goes to `database`,
     whichever engine it was saved from: a file in the home, or an empty PostgreSQL database.
-
-    `revocations` is the revocation journal of the lost home: revocations after the backup are applied. None: it is
-    lost, and every device that could connect is suspended.
 
     Raises: as `check_backup`; Conflict: `home-exists`, `registry-exists`; Refused: `revocations-incomplete`,
     `revocations-of-another`, `database-in-environment`; what `place_for` raises; Unavailable.
@@ -162,11 +170,11 @@ async def restore_backup(
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
     try:
-        manifest = await asyncio.to_thread(_unpacked, file, passphrase, building, lambda _: True)
-        events = _events(revocations, manifest)
+        manifest = await asyncio.to_thread(_unpacked, source.file, source.passphrase, building, lambda _: True)
+        events = _events(source.revocations, manifest)
         building.run.mkdir(mode=0o700)
         open_home(building.path)
-        restored = await _brought_up(building, manifest, events, revocations, act)
+        restored = await _brought_up(building, manifest, events, source.revocations, act)
         name_database(building.settings_file, database)
         await asyncio.to_thread(sync_tree, building.path)
         must_be_free(path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from fleet.backup.archive import Manifest
-from fleet.backup.create import Taken, save_home
-from fleet.backup.restore import Restored, check_backup, needs_passphrase, restore_backup
+from fleet.backup.create import Encryption, Taken, save_home
+from fleet.backup.restore import Restored, RestoreSource, check_backup, needs_passphrase, restore_backup
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.home import act_now, opened, run
@@ -77,7 +77,7 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
                 fleet.home,
                 fleet.registry,
                 file,
-                passphrase=passphrase,
+                encryption=None if passphrase is None else Encryption(passphrase),
                 act=act_now(),
                 progress=_tell,
             )
@@ -184,10 +184,8 @@ def restore(
     with attempting(attempted):
         done = run(
             restore_backup(
-                file,
+                RestoreSource(file, revocations, _passphrase(file, password_file, password_env)),
                 home.absolute(),
-                passphrase=_passphrase(file, password_file, password_env),
-                revocations=revocations,
                 act=act_now(),
                 database=database,
                 progress=_tell,

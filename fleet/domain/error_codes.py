@@ -23,6 +23,7 @@ bad-json | 400 | The body is not strict JSON: syntax, a duplicate member, depth,
 bad-last-event-id | 400 | Last-Event-ID is not the sequence number of an event. | Send the id of the last event received.
 bad-method | 405 | The path does not support this method. | See the Allow header.
 bad-place | 400 | The position does not belong to this listing. | Start from the beginning.
+bad-output | 400 | The output file holds something else. | Name another file.
 bad-request | 400 | A parameter or member is missing, unknown or invalid. | The message names it; see /v1/openapi.json.
 bad-url | 400 | The text is not a valid https URL. | Write https://HOST:PORT, without path, query or user.
 bad-value | 400 | A value cannot be stored in the registry. | Remove NUL and other unsupported characters.

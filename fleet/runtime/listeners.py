@@ -17,7 +17,7 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
 from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
-from fleet.tls.listener import HandshakeLimits, Listener, ProtocolFactory, listen
+from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
 
 NAMES = ("est", "http", "mqtt")
 
@@ -82,7 +82,7 @@ async def open_listener(
     Raises: Unavailable (`cannot-listen`).
     """
     address: Address = getattr(settings, name)
-    limits = HandshakeLimits(
+    limits = ListenerLimits(
         total_max=settings.half_open_max,
         per_address_max=settings.half_open_per_address_max,
         deadline_s=settings.handshake_seconds_max,
@@ -101,8 +101,7 @@ async def open_listener(
     try:
         return await listen(
             factory,
-            address.host,
-            address.port,
+            (address.host, address.port),
             contexts=source,
             limits=limits,
             on_refused=refused,

@@ -9,7 +9,7 @@ more, each worker is a process (worker_main.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -119,7 +119,7 @@ async def run_worker(
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
-        listeners: dict[str, Listener] = {}
+        listeners: dict[str, Listener] = {}  # empty until everything else runs
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
         est = _est_server(home, settings, registry, authorities, clock=clock, authoriser=webhooks)
@@ -141,21 +141,24 @@ async def run_worker(
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
 
         parts.push_async_callback(drain)
-        served: dict[str, tuple[ContextSource, ProtocolFactory]] = {
-            "est": (contexts.est, est),
-            "http": (contexts.http, admin),
-            "mqtt": (contexts.mqtt, gateway.protocol),
-        }
+        factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
         for name in NAMES:
-            source, factory = served[name]
-            listeners[name] = await open_listener(name, source, factory, settings, shared=slot.is_shared)
+            source: ContextSource = getattr(contexts, name)
+            listeners[name] = await open_listener(name, source, factories[name], settings, shared=slot.is_shared)
             parts.callback(listeners[name].close)
-        bound = {name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES}
-        # Objects of start-up live until shutdown: keep the garbage collector from traversing them each time.
-        gc.collect()
-        gc.freeze()
-        endpoints = Endpoints.of(home, with_addresses(settings, bound))
-        yield Worker(endpoints, home, contexts, authorities, (feed, anchors))
+        _freeze()
+        yield Worker(_endpoints(home, settings, listeners), home, contexts, authorities, (feed, anchors))
+
+
+def _endpoints(home: Home, settings: Settings, listeners: Mapping[str, Listener]) -> Endpoints:
+    bound = {name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES}
+    return Endpoints.of(home, with_addresses(settings, bound))
+
+
+def _freeze() -> None:
+    """Objects of start-up live until shutdown: keep the garbage collector from traversing them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _est_server(

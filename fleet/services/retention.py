@@ -1,7 +1,7 @@
 """Retention: moves old records from the registry to an archive, in small Changes.
 
     with Archive(home.archive).held() as archive:
-        report = await Retention(registry, archive, marks, policy, actor="retention").run(noted=seen, now=now)
+        report = await Retention(registry, archive, marks, policy, Mode("retention")).run(noted=seen, now=now)
 
 Never removed: a certificate that has not ended, the last certificate of a device in service, audit rows not covered by
 a signed head, events not yet in the revocation journal.
@@ -59,8 +59,18 @@ class Report:
     files: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How retention runs."""
+
+    actor: str
+    is_dry: bool = False
+    lease: Lease | None = None
+    """Fences every deletion."""
+
+
 class Retention:
-    """One run; the archive is locked meanwhile, and with `lease` every deletion is fenced by it."""
+    """One run; the archive is locked meanwhile."""
 
     def __init__(
         self,
@@ -68,18 +78,15 @@ class Retention:
         archive: Archive,
         marks: EventMarks,
         policy: Policy,
-        *,
-        actor: str,
-        is_dry: bool = False,
-        lease: Lease | None = None,
+        mode: Mode,
     ) -> None:
         self._registry = registry
         self._archive = archive
         self._marks = marks
         self._policy = policy
-        self._actor = actor
-        self._is_dry = is_dry
-        self._lease = lease
+        self._actor = mode.actor
+        self._is_dry = mode.is_dry
+        self._lease = mode.lease
         self._report = Report()
 
     async def run(self, *, noted: int, now: datetime) -> Report:

@@ -89,31 +89,38 @@ class ContextSource:
         self._current = new
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTrust:
+    """CAs that client certificates are verified against."""
+
+    anchors: Sequence[x509.Certificate]
+    tenants: Mapping[bytes, str] | None = None
+    """DER of an issuing CA -> its tenant, the peer's `tenant`; None: all are the fleet's own."""
+    manufacturers: Sequence[x509.Certificate] = ()
+    """Further anchors, for certificates of device manufacturers (IEEE 802.1AR), never accepted when expired."""
+
+
 def server_context(
     identity: ServerIdentity,
-    client_anchors: Sequence[x509.Certificate],
+    trust: ClientTrust,
     *,
     require_client: bool,
     clock: Clock,
     expired_leaf: bool = False,
-    tenants: Mapping[bytes, str] | None = None,
-    makers: Sequence[x509.Certificate] = (),
 ) -> TlsContext:
-    """A context for `identity` that accepts clients whose chain ends at one of `client_anchors`.
+    """A context for `identity` that accepts clients whose chain ends at an anchor of `trust`.
 
     Every anchor is trusted as such, self-signed or not: with the issuing CA given beside its root, chains end at the
     issuing CA, which saves a signature verification in every handshake. With `require_client` false a client may omit
     its certificate; one that it presents must verify all the same. With `expired_leaf` an expired client certificate
-    is accepted, for an application that checks the time itself. `tenants` maps the DER of an issuing CA to the tenant
-    that becomes the peer's `tenant`. `makers` are further anchors, for certificates of device manufacturers
-    (IEEE 802.1AR), which are never accepted when expired.
+    is accepted, for an application that checks the time itself.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
     if not identity.certificate_chain:
         raise ValueError("A server identity needs a certificate.")
-    if not client_anchors:
-        raise ValueError("A server context needs a client anchor: without one nobody could be believed.")
+    if not trust.anchors:
+        raise ValueError("A server context needs a client trust anchor.")
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
@@ -124,8 +131,8 @@ def server_context(
     context.set_options(OPTIONS)
     _forbid_resumption(context)
     _present(context, identity)
-    anchors = _believe(context, client_anchors, makers, require_client=require_client, expired_leaf=expired_leaf)
-    return TlsContext(context, clock, require_client, anchors, tenants)
+    anchors = _trust(context, trust, require_client=require_client, expired_leaf=expired_leaf)
+    return TlsContext(context, clock, require_client, anchors, trust.tenants)
 
 
 def _forbid_resumption(context: SSL.Context) -> None:
@@ -149,26 +156,24 @@ def _present(context: SSL.Context, identity: ServerIdentity) -> None:
     context.check_privatekey()
 
 
-def _believe(
-    context: SSL.Context,
-    anchors: Sequence[x509.Certificate],
-    makers: Sequence[x509.Certificate],
-    *,
-    require_client: bool,
-    expired_leaf: bool,
+def _trust(
+    context: SSL.Context, trust: ClientTrust, *, require_client: bool, expired_leaf: bool
 ) -> Mapping[int, bytes]:
     # Without duplicates, of which the store keeps the first only. A CA of ours is never a manufacturer's too.
-    known = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(anchors))
-    theirs = dict(engine.add_anchor(context, maker) for maker in dict.fromkeys(makers) if maker not in anchors)
+    own = dict(engine.add_anchor(context, anchor) for anchor in dict.fromkeys(trust.anchors))
+    foreign = [ca for ca in dict.fromkeys(trust.manufacturers) if ca not in trust.anchors]
+    manufacturers = dict(engine.add_anchor(context, ca) for ca in foreign)
     engine.trust_each_anchor(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
-    engine.verify_clients(context, mode, _objection, _objection_to_makers, frozenset(theirs), expired_leaf=expired_leaf)
-    return known | theirs
+    engine.verify_clients(
+        context, mode, _objection, _objection_to_manufacturer, frozenset(manufacturers), expired_leaf=expired_leaf
+    )
+    return own | manufacturers
 
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)
-def _objection_to_makers(leaf_der: bytes) -> str:
+def _objection_to_manufacturer(leaf_der: bytes) -> str:
     """Reason to reject a manufacturer's leaf that the engine has accepted; "" for none.
 
     IEEE 802.1AR, 8.10 requires no extended key usage, and few manufacturers include one; the engine has checked that

@@ -16,8 +16,8 @@ from fleet.tls.errors import Refusal
 
 
 @dataclass(frozen=True, slots=True)
-class HandshakeLimits:
-    """Resources that unauthenticated clients may use."""
+class ListenerLimits:
+    """Resources that clients of a listener may use, above all before they are authenticated."""
 
     total_max: int = 2000
     """Handshakes in progress: about 100 MB of the engine's memory."""
@@ -31,10 +31,14 @@ class HandshakeLimits:
     per_address_per_second: float = 0.0
     """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
     millisecond of a core."""
+    close_deadline_s: float = 10.0
+    """For a peer to read what a closing connection still sends."""
+    backlog: int = 1024
+    """Pending connections in the kernel during a burst, which caps it at somaxconn."""
 
     def __post_init__(self) -> None:
         if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0 or self.per_address_per_second < 0:
-            raise ValueError("Handshake limits must be positive.")
+            raise ValueError("A listener's limits must be positive.")
 
 
 class Expiring(Protocol):
@@ -56,7 +60,7 @@ class HalfOpen:
 
     __slots__ = ("_arrivals", "_by_address", "_due", "_limits", "_loop", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: HandshakeLimits) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits) -> None:
         self._loop = loop
         self._limits = limits
         self._due: dict[Expiring, float] = {}  # in order of arrival, hence of deadline

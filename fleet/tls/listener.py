@@ -13,17 +13,15 @@ from fleet.domain.peer import Peer, source_of
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HalfOpen, HandshakeLimits
+from fleet.tls.half_open import HalfOpen, ListenerLimits
 from fleet.tls.handshake import Handshake
 from fleet.tls.quickack import Silent
-from fleet.tls.transport import CLOSE_DEADLINE_S, TlsTransport
+from fleet.tls.transport import TlsTransport
 
-__all__ = ["HandshakeLimits", "Listener", "ListenerStats", "listen"]
+__all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
 
 ProtocolFactory = Callable[[Peer], asyncio.Protocol]
 OnRefused = Callable[[str, str], None]
-
-BACKLOG = 1024  # pending connections in the kernel during a burst, which caps it at somaxconn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +44,13 @@ class Listener:
         self,
         protocol_factory: ProtocolFactory,
         contexts: ContextSource,
-        limits: HandshakeLimits,
+        limits: ListenerLimits,
         on_refused: OnRefused | None,
-        close_deadline_s: float,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.contexts = contexts
         self.scratch = Scratch()
-        self.close_deadline_s = close_deadline_s
+        self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
         self.silent = Silent(self.loop)
         self._protocol_factory = protocol_factory
@@ -68,10 +65,10 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def start(self, host: str | Sequence[str] | None, port: int, *, backlog: int, reuse_port: bool) -> None:
+    async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
         """Bind and listen."""
         self._server = await self.loop.create_server(
-            lambda: Handshake(self), host, port, backlog=backlog, reuse_port=reuse_port or None
+            lambda: Handshake(self), host, port, backlog=self._limits.backlog, reuse_port=reuse_port or None
         )
 
     @property
@@ -160,24 +157,20 @@ class Listener:
 
 async def listen(
     protocol_factory: ProtocolFactory,
-    host: str | Sequence[str] | None,
-    port: int,
+    address: tuple[str | Sequence[str] | None, int],
     *,
     contexts: ContextSource,
-    limits: HandshakeLimits | None = None,
+    limits: ListenerLimits | None = None,
     on_refused: OnRefused | None = None,
-    close_deadline_s: float = CLOSE_DEADLINE_S,
-    backlog: int = BACKLOG,
     reuse_port: bool = False,
 ) -> Listener:
-    """Listen on `host` (several, or None for every interface) and `port` (0: any free one).
+    """Listen on `address`: host (several, or None for every interface) and port (0: any free one).
 
     `on_refused` is called for each refused connection with its address and a value of `Refusal`, often with a detail
-    after a colon. `close_deadline_s` is the time a peer has to read what a closing connection still sends.
-    `reuse_port` lets several processes share the port.
+    after a colon. `reuse_port` lets several processes share the port.
 
     Raises: OSError: the address cannot be bound.
     """
-    listener = Listener(protocol_factory, contexts, limits or HandshakeLimits(), on_refused, close_deadline_s)
-    await listener.start(host, port, backlog=backlog, reuse_port=reuse_port)
+    listener = Listener(protocol_factory, contexts, limits or ListenerLimits(), on_refused)
+    await listener.start(*address, reuse_port=reuse_port)
     return listener

@@ -16,8 +16,8 @@ import uvloop
 from cryptography import x509
 
 from fleet.ca.keys import load_key
-from fleet.tls.contexts import ContextSource, ServerIdentity, TlsContext, server_context
-from fleet.tls.half_open import HandshakeLimits
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
+from fleet.tls.half_open import ListenerLimits
 from fleet.tls.listener import listen
 
 
@@ -25,7 +25,7 @@ def load_context(anchors: Path, certificate: Path, key: Path) -> TlsContext:
     """As `fleet serve` makes it for its gateway."""
     return server_context(
         ServerIdentity(tuple(x509.load_pem_x509_certificates(certificate.read_bytes())), load_key(key)),
-        x509.load_pem_x509_certificates(anchors.read_bytes()),
+        ClientTrust(x509.load_pem_x509_certificates(anchors.read_bytes())),
         require_client=True,
         clock=lambda: datetime.now(UTC),
     )
@@ -38,10 +38,9 @@ async def serve(context: TlsContext, ready: Path) -> None:
     listener = await listen(
         # A plain Protocol ignores what it is sent, and closes at the other end's close.
         lambda peer: asyncio.Protocol(),
-        "127.0.0.1",
-        0,
+        ("127.0.0.1", 0),
         contexts=ContextSource(context),
-        limits=HandshakeLimits(),
+        limits=ListenerLimits(),
     )
     partial = ready.with_suffix(".partial")
     partial.write_text(str(listener.port))

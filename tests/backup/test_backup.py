@@ -15,8 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.backup import create
-from fleet.backup.create import save_home
-from fleet.backup.restore import Restored, check_backup, restore_backup
+from fleet.backup.create import Encryption, save_home
+from fleet.backup.restore import Restored, RestoreSource, check_backup, restore_backup
 from fleet.ca.keys import generate_key
 from fleet.config.settings import Settings
 from fleet.domain.access import Act, Operator, Role
@@ -87,11 +87,17 @@ def _operator(name: str) -> AddOperator:
 
 
 async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
-    await save_home(home, registry, file, passphrase=passphrase, act=Act("operator", NOW), cost=COST)
+    await save_home(
+        home,
+        registry,
+        file,
+        encryption=None if passphrase is None else Encryption(passphrase, COST),
+        act=Act("operator", NOW),
+    )
 
 
 async def restore(file: Path, path: Path, revocations: Path | None, passphrase: bytes | None = PASSPHRASE) -> Restored:
-    return await restore_backup(file, path, passphrase=passphrase, revocations=revocations, act=Act("operator", NOW))
+    return await restore_backup(RestoreSource(file, revocations, passphrase), path, act=Act("operator", NOW))
 
 
 async def door(registry: Engine, name: str, n: int = 1) -> str:

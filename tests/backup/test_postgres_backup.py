@@ -13,8 +13,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fleet.backup.create import save_home
-from fleet.backup.restore import Restored, check_backup, restore_backup
+from fleet.backup.create import Encryption, save_home
+from fleet.backup.restore import Restored, RestoreSource, check_backup, restore_backup
 from fleet.config.addresses import Database
 from fleet.config.database_url import parse_database_url
 from fleet.config.settings import Settings
@@ -85,7 +85,7 @@ async def registry(home: Home) -> AsyncIterator[Engine]:
 
 
 async def restore(file: Path, path: Path, revocations: Path | None, database: Database = IN_THE_HOME) -> Restored:
-    return await restore_backup(file, path, passphrase=PASSPHRASE, revocations=revocations, act=ACT, database=database)
+    return await restore_backup(RestoreSource(file, revocations, PASSPHRASE), path, act=ACT, database=database)
 
 
 Rows = dict[str, list[tuple[Any, ...]]]
@@ -180,7 +180,9 @@ async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
         def slowly(table: str, _rows: int) -> None:
             copied.append(table)
 
-        await save_home(home, registry, tmp_path / "b", passphrase=PASSPHRASE, act=ACT, cost=COST, progress=slowly)
+        await save_home(
+            home, registry, tmp_path / "b", encryption=Encryption(PASSPHRASE, COST), act=ACT, progress=slowly
+        )
         after = enrolled
     finally:
         done.set()
@@ -356,7 +358,7 @@ async def load(*words):
     die()
 real = restore.load_file
 if when == "loaded": restore.load_file = load
-asyncio.run(restore.restore_backup(Path(file), Path(home), passphrase=b"correct horse", revocations=Path(log),
+asyncio.run(restore.restore_backup(restore.RestoreSource(Path(file), Path(log), b"correct horse"), Path(home),
     act=Act("operator", datetime.now(UTC)), database=Database(file=url), progress=progress))
 """
 

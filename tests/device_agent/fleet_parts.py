@@ -34,7 +34,7 @@ from fleet.services import inventory
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.revocation import suspend
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.key_package import Sealer
 from tests import server_logs
@@ -133,14 +133,14 @@ class EstServer:
             authority = self.authority
             chain = (authority.root, authority.issuing)
             identity = ServerIdentity((authority.server, authority.issuing), authority.server_key)
-            context = server_context(identity, chain, require_client=False, clock=_now)
+            context = server_context(identity, ClientTrust(chain), require_client=False, clock=_now)
             est = build_est_server(
                 RegistrationAuthority(self.registry, authority.issuer, self._waiting),
                 StandingTenants(chain),
                 sealer=lambda: Sealer(authority.server, authority.server_key),
                 clock=self.clock,
             )
-            return await listen(est, "127.0.0.1", self.port, contexts=ContextSource(context))
+            return await listen(est, ("127.0.0.1", self.port), contexts=ContextSource(context))
 
         self._listener = self.call(start())
         self.port = self._listener.port

@@ -32,7 +32,7 @@ from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.tls.contexts import ContextSource, ServerIdentity, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
 from fleet.wire.csr import build_csr, names_of_certificate
 from fleet.wire.est import decode_body, decode_certs_only, encode_body
@@ -322,12 +322,18 @@ async def open_est(
     identity = ServerIdentity((server_certificate, issuing[0]), server_key)
 
     def believing(*anchors: x509.Certificate, expired_leaf: bool = False) -> ContextSource:
-        context = server_context(identity, anchors, require_client=False, clock=est.clock, expired_leaf=expired_leaf)
+        context = server_context(
+            identity, ClientTrust(anchors), require_client=False, clock=est.clock, expired_leaf=expired_leaf
+        )
         return ContextSource(context)
 
     def believe_makers(makers: Sequence[x509.Certificate]) -> None:
         fresh = server_context(
-            identity, [issuing[0]], require_client=False, clock=est.clock, makers=makers, expired_leaf=True
+            identity,
+            ClientTrust([issuing[0]], manufacturers=makers),
+            require_client=False,
+            clock=est.clock,
+            expired_leaf=True,
         )
         contexts["est"].swap(fresh)
 
@@ -358,7 +364,7 @@ async def open_est(
     )
     est.servers["admin"] = admin_server(AdminApp(context), limits)
     for name, server in est.servers.items():
-        est.listeners[name] = await listen(server, "127.0.0.1", 0, contexts=contexts[name])
+        est.listeners[name] = await listen(server, ("127.0.0.1", 0), contexts=contexts[name])
     try:
         yield est
     finally:

@@ -9,7 +9,7 @@ from fleet.domain.access import Act
 from fleet.domain.rates import RateLimits, Rates
 from fleet.services import revocation
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HandshakeLimits
+from fleet.tls.half_open import ListenerLimits
 from fleet.tls.listener import listen
 from tests.servers.est_fixtures import EstHarness, basic, csr_for, open_est, renewal_csr
 
@@ -59,10 +59,10 @@ async def test_a_revoked_device_that_knocks_and_knocks(est: EstHarness) -> None:
 
 
 async def test_connections_of_one_address_are_counted_before_anything_is_spent_on_them(est: EstHarness) -> None:
-    limits = HandshakeLimits(per_address_per_second=1.0)
+    limits = ListenerLimits(per_address_per_second=1.0)
     contexts = est.listeners["est"].contexts
     est.servers["est"].rates = None
-    listener = await listen(est.servers["est"], "127.0.0.1", 0, contexts=contexts, limits=limits)
+    listener = await listen(est.servers["est"], ("127.0.0.1", 0), contexts=contexts, limits=limits)
     est.listeners["est"], kept = listener, est.listeners["est"]
     try:
         came = 0

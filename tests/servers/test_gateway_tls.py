@@ -16,7 +16,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.writes import AddCredential, AddDevice, AddModel
 from fleet.services import revocation
 from fleet.tls.contexts import ContextSource
-from fleet.tls.listener import HandshakeLimits, Listener, listen
+from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, decode_connect, encode_connect
@@ -72,10 +72,9 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
         )
         listener = await listen(
             built.gateway.protocol,
-            "127.0.0.1",
-            0,
+            ("127.0.0.1", 0),
             contexts=ContextSource(made.context(now=now())),
-            limits=HandshakeLimits(),
+            limits=ListenerLimits(),
         )
         yield Street(built, listener, tmp_path, made)
         listener.close()

@@ -30,7 +30,7 @@ from fleet.domain.writes import (
 )
 from fleet.services import inventory
 from fleet.services.archived_audit import BLOCK, check_archived
-from fleet.services.retention import Policy, Report, Retention
+from fleet.services.retention import Mode, Policy, Report, Retention
 from fleet.storage.journals.archive import Archive, read_lines
 from fleet.storage.journals.event_marks import EventMarks
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -79,7 +79,7 @@ async def run(
 ) -> Report:
     with Archive(folder).held() as archive:
         marks = EventMarks(folder.parent / "state" / "event-marks.jsonl")
-        retention = Retention(registry, archive, marks, policy, actor="retention", is_dry=dry)
+        retention = Retention(registry, archive, marks, policy, Mode("retention", is_dry=dry))
         return await retention.run(noted=10**9, now=now)
 
 
@@ -157,7 +157,7 @@ class TestEvents:
         await run(registry, folder, now=NOW - 40 * DAY)
         with Archive(folder).held() as archive:
             marks = EventMarks(folder.parent / "state" / "event-marks.jsonl")
-            report = await Retention(registry, archive, marks, ALL, actor="a").run(noted=4, now=NOW)
+            report = await Retention(registry, archive, marks, ALL, Mode("a")).run(noted=4, now=NOW)
         assert report.events == 4
         assert await registry.first_event() == 5
 

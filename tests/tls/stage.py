@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
 from fleet.tls import engine
-from fleet.tls.contexts import ContextSource, ServerIdentity, TlsContext, server_context
-from fleet.tls.listener import HandshakeLimits, Listener, listen
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
+from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.tls.session import TlsSession
 
 DAY = timedelta(days=1)
@@ -114,7 +114,9 @@ class Pki:
         return [self.root.certificate, self.issuing.certificate]
 
     def context(self, *, require_client: bool = True, now: datetime = NOW) -> TlsContext:
-        return server_context(self.identity, self.anchors, require_client=require_client, clock=lambda: now)
+        return server_context(
+            self.identity, ClientTrust(self.anchors), require_client=require_client, clock=lambda: now
+        )
 
 
 @functools.cache
@@ -310,7 +312,7 @@ async def serving(
     make: Callable[[Peer], Recorder] = Recorder,
     *,
     context: TlsContext | None = None,
-    limits: HandshakeLimits | None = None,
+    limits: ListenerLimits | None = None,
     close_deadline_s: float = 10.0,
 ) -> AsyncIterator[Stage]:
     bell = Bell()
@@ -329,12 +331,10 @@ async def serving(
     source = ContextSource(context or pki().context())
     listener = await listen(
         factory,
-        "127.0.0.1",
-        0,
+        ("127.0.0.1", 0),
         contexts=source,
-        limits=limits,
+        limits=replace(limits or ListenerLimits(), close_deadline_s=close_deadline_s),
         on_refused=on_refused,
-        close_deadline_s=close_deadline_s,
     )
     try:
         yield Stage(listener, source, applications, refused, bell)

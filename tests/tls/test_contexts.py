@@ -12,7 +12,7 @@ from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.tls import engine
-from fleet.tls.contexts import ContextSource, ServerIdentity, TlsContext, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
 from fleet.tls.errors import HandshakeFailed, Refusal
 from fleet.tls.session import TlsSession
 from tests.tls.stage import (
@@ -98,13 +98,15 @@ def test_validity_goes_by_the_given_clock(now: datetime, welcome: bool) -> None:
 
 def test_the_clock_is_read_for_each_connection() -> None:
     times = iter([NOW - 5 * DAY, NOW])
-    context = server_context(pki().identity, pki().anchors, require_client=True, clock=lambda: next(times))
+    context = server_context(pki().identity, ClientTrust(pki().anchors), require_client=True, clock=lambda: next(times))
     assert attempt(context, MemoryClient(client_context(pki().bad["expired"]))).peer is not None
     refusal(context, MemoryClient(client_context(pki().bad["expired"])))
 
 
 def test_an_expired_leaf_is_let_in_where_that_is_asked_for_and_nothing_else_is() -> None:
-    lenient = server_context(pki().identity, pki().anchors, require_client=True, clock=lambda: NOW, expired_leaf=True)
+    lenient = server_context(
+        pki().identity, ClientTrust(pki().anchors), require_client=True, clock=lambda: NOW, expired_leaf=True
+    )
     expired = attempt(lenient, MemoryClient(client_context(pki().bad["expired"]))).peer
     assert expired is not None
     assert expired.certificate_der is not None
@@ -123,7 +125,9 @@ def test_an_expired_issuing_ca_takes_its_certificates_along() -> None:
 
 
 def test_the_root_alone_is_enough_when_the_client_sends_the_chain() -> None:
-    context = server_context(pki().identity, [pki().root.certificate], require_client=True, clock=lambda: NOW)
+    context = server_context(
+        pki().identity, ClientTrust([pki().root.certificate]), require_client=True, clock=lambda: NOW
+    )
     with_chain = MemoryClient(client_context(pki().good, chain=(pki().issuing,)))
     peer = attempt(context, with_chain).peer
     assert peer is not None
@@ -256,7 +260,7 @@ def test_a_swapped_context_serves_the_next_connection_only() -> None:
     session.feed(before.take())
 
     identity = ServerIdentity((other.certificate,), other.key)
-    source.swap(server_context(identity, pki().anchors, require_client=True, clock=lambda: NOW))
+    source.swap(server_context(identity, ClientTrust(pki().anchors), require_client=True, clock=lambda: NOW))
     before.give(session.outgoing())
     before.handshake()
     session.feed(before.take())
@@ -269,14 +273,16 @@ def test_a_swapped_context_serves_the_next_connection_only() -> None:
 def test_the_key_must_be_the_certificates() -> None:
     identity = ServerIdentity((pki().server.certificate,), pki().good.key)
     with pytest.raises(ValueError, match="private key"):
-        server_context(identity, pki().anchors, require_client=True, clock=lambda: NOW)
+        server_context(identity, ClientTrust(pki().anchors), require_client=True, clock=lambda: NOW)
 
 
 def test_a_certificate_and_an_anchor_are_needed() -> None:
     with pytest.raises(ValueError, match="certificate"):
-        server_context(ServerIdentity((), pki().server.key), pki().anchors, require_client=True, clock=lambda: NOW)
+        server_context(
+            ServerIdentity((), pki().server.key), ClientTrust(pki().anchors), require_client=True, clock=lambda: NOW
+        )
     with pytest.raises(ValueError, match="anchor"):
-        server_context(pki().identity, [], require_client=False, clock=lambda: NOW)
+        server_context(pki().identity, ClientTrust([]), require_client=False, clock=lambda: NOW)
 
 
 # Whose CA signed
@@ -301,7 +307,7 @@ def test_the_ca_right_above_the_leaf_says_whose_it_is() -> None:
     cas, devices = devices_of("one", "two", "three")
     anchors = [ca.certificate for ca in cas]
     tenants = {cas[0].der: "", cas[1].der: "b"}
-    context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+    context = server_context(pki().identity, ClientTrust(anchors, tenants), require_client=True, clock=lambda: NOW)
     for device, expected in zip(devices, ("", "b", None), strict=True):
         peer = attempt(context, MemoryClient(client_context(device))).peer
         assert peer is not None
@@ -312,7 +318,7 @@ def test_a_client_names_no_tenant_by_what_it_sends_along() -> None:
     cas, devices = devices_of("one", "two")
     tenants = {cas[0].der: "a", cas[1].der: "b"}
     anchors = [ca.certificate for ca in cas]
-    context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+    context = server_context(pki().identity, ClientTrust(anchors, tenants), require_client=True, clock=lambda: NOW)
     peer = attempt(context, MemoryClient(client_context(devices[0], chain=(cas[1], cas[0])))).peer
     assert peer is not None
     assert peer.tenant == "a"
@@ -324,7 +330,7 @@ def test_two_cas_of_one_name_are_told_apart_by_their_keys() -> None:
     for first, second in ((0, 1), (1, 0)):
         anchors = [cas[first].certificate, cas[second].certificate]
         tenants = {cas[0].der: "a", cas[1].der: "b"}
-        context = server_context(pki().identity, anchors, require_client=True, clock=lambda: NOW, tenants=tenants)
+        context = server_context(pki().identity, ClientTrust(anchors, tenants), require_client=True, clock=lambda: NOW)
         for device, expected in zip(devices, ("a", "b"), strict=True):
             peer = attempt(context, MemoryClient(client_context(device))).peer
             assert peer is not None

@@ -287,7 +287,7 @@ async def test_aiohttp_runs_on_it(tmp_path: Path) -> None:
         return response
 
     server = web.Server(handle)
-    listener = await listen(lambda peer: server(), "127.0.0.1", 0, contexts=ContextSource(pki().context()))
+    listener = await listen(lambda peer: server(), ("127.0.0.1", 0), contexts=ContextSource(pki().context()))
     connector = TCPConnector(ssl=stdlib_client(tmp_path, pki().good), family=socket.AF_INET)
     base = f"https://localhost:{listener.port}"
     try:

@@ -6,10 +6,10 @@ import pytest
 from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
-from fleet.tls.contexts import ServerIdentity, server_context
+from fleet.tls.contexts import ClientTrust, ServerIdentity, server_context
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen
-from fleet.tls.listener import HandshakeLimits, listen
+from fleet.tls.listener import ListenerLimits, listen
 from tests.tls.stage import (
     CLIENT_AUTH,
     NOW,
@@ -105,7 +105,7 @@ async def test_who_is_refused_reads_the_alert_though_it_goes_on_sending() -> Non
 
 
 async def test_who_is_refused_and_does_not_go_is_put_out_at_the_deadline() -> None:
-    async with serving(limits=HandshakeLimits(deadline_s=0.2)) as stage:
+    async with serving(limits=ListenerLimits(deadline_s=0.2)) as stage:
         reader, writer = await silent(stage.port)
         client = WireClient(MemoryClient(client_context(None, TLS13)), reader, writer)
         await client.shake_hands()
@@ -171,7 +171,7 @@ async def test_a_handshake_byte_by_byte(version: int) -> None:
 
 
 async def test_a_silent_handshake_ends_at_its_deadline() -> None:
-    async with serving(limits=HandshakeLimits(deadline_s=0.1)) as stage:
+    async with serving(limits=ListenerLimits(deadline_s=0.1)) as stage:
         reader, writer = await silent(stage.port)
         assert await gone(reader) == b""
         assert await stage.refusal() == Refusal.DEADLINE
@@ -180,7 +180,7 @@ async def test_a_silent_handshake_ends_at_its_deadline() -> None:
 
 
 async def test_a_handshake_that_never_says_its_last_byte_ends_at_its_deadline() -> None:
-    async with serving(limits=HandshakeLimits(deadline_s=0.1)) as stage:
+    async with serving(limits=ListenerLimits(deadline_s=0.1)) as stage:
         reader, writer = await silent(stage.port)
         client = MemoryClient(client_context(pki().good))
         client.handshake()
@@ -191,7 +191,7 @@ async def test_a_handshake_that_never_says_its_last_byte_ends_at_its_deadline() 
 
 
 async def test_a_finished_handshake_has_no_deadline() -> None:
-    async with serving(echoing, limits=HandshakeLimits(deadline_s=0.1)) as stage:
+    async with serving(echoing, limits=ListenerLimits(deadline_s=0.1)) as stage:
         client = await WireClient.connect(stage.port)
         await client.shake_hands()
         client.send(b"1")
@@ -211,7 +211,7 @@ async def fill(stage: Stage, count: int) -> list[asyncio.StreamWriter]:
 
 
 async def test_the_cap_for_an_address() -> None:
-    async with serving(limits=HandshakeLimits(per_address_max=3)) as stage:
+    async with serving(limits=ListenerLimits(per_address_max=3)) as stage:
         writers = await fill(stage, 3)
         reader, writer = await silent(stage.port)
         assert await gone(reader) == b""
@@ -235,7 +235,7 @@ async def test_the_cap_for_an_address() -> None:
 
 
 async def test_the_cap_in_all() -> None:
-    async with serving(limits=HandshakeLimits(total_max=2)) as stage:
+    async with serving(limits=ListenerLimits(total_max=2)) as stage:
         writers = await fill(stage, 2)
         reader, writer = await silent(stage.port)
         assert await gone(reader) == b""
@@ -246,7 +246,7 @@ async def test_the_cap_in_all() -> None:
 
 
 async def test_finished_handshakes_do_not_count_for_the_caps() -> None:
-    async with serving(limits=HandshakeLimits(total_max=1, per_address_max=1)) as stage:
+    async with serving(limits=ListenerLimits(total_max=1, per_address_max=1)) as stage:
         clients = []
         for n in range(5):
             clients.append(await WireClient.connect(stage.port))
@@ -266,7 +266,7 @@ async def test_an_ipv6_subscriber_is_one_source() -> None:
         def expire(self) -> None: ...
         def dismiss(self) -> None: ...
 
-    half_open = HalfOpen(asyncio.get_running_loop(), HandshakeLimits(per_address_max=2))
+    half_open = HalfOpen(asyncio.get_running_loop(), ListenerLimits(per_address_max=2))
     inside = [Stranger("2001:db8::1"), Stranger("2001:db8::ffff:1"), Stranger("2001:db8:0:1::1")]
     assert [half_open.enter(stranger) for stranger in inside] == [None, None, None]
     assert half_open.enter(Stranger("2001:db8::2")) is Refusal.ADDRESS_CAP
@@ -279,7 +279,7 @@ async def test_an_ipv6_subscriber_is_one_source() -> None:
 def test_limits_must_be_positive() -> None:
     for wrong in ({"total_max": 0}, {"per_address_max": 0}, {"deadline_s": 0}):
         with pytest.raises(ValueError, match="positive"):
-            HandshakeLimits(**wrong)
+            ListenerLimits(**wrong)
 
 
 # Living and ending
@@ -296,7 +296,9 @@ async def test_swapped_contexts_serve_new_connections_while_old_ones_live() -> N
 
         other = issue("server", other_ca)
         identity = ServerIdentity((other.certificate,), other.key)
-        stage.source.swap(server_context(identity, [other_ca.certificate], require_client=True, clock=lambda: NOW))
+        stage.source.swap(
+            server_context(identity, ClientTrust([other_ca.certificate]), require_client=True, clock=lambda: NOW)
+        )
 
         before.send(b"2")
         assert await before.receive(1) == b"2"
@@ -417,7 +419,7 @@ async def test_many_at_once(tmp_path: Path) -> None:
 
 async def test_several_addresses_and_both_families() -> None:
     async with serving() as stage:
-        listener = await listen(Recorder, ["127.0.0.1", "::1"], 0, contexts=stage.source)
+        listener = await listen(Recorder, (["127.0.0.1", "::1"], 0), contexts=stage.source)
         hosts = [host for host, _ in listener.addresses]
         assert sorted(hosts) == ["127.0.0.1", "::1"]
         assert listener.port == listener.addresses[0][1]
@@ -428,7 +430,7 @@ async def test_several_addresses_and_both_families() -> None:
 async def test_an_address_that_cannot_be_bound_is_told() -> None:
     async with serving() as stage:
         with pytest.raises(OSError):
-            await listen(Recorder, "127.0.0.1", stage.port, contexts=stage.source)
+            await listen(Recorder, ("127.0.0.1", stage.port), contexts=stage.source)
 
 
 def test_refusals_have_their_words() -> None:
@@ -439,11 +441,11 @@ def test_refusals_have_their_words() -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (HandshakeLimits(connected_max=1), Refusal.CONNECTED_CAP),
-        (HandshakeLimits(connected_per_address_max=1), Refusal.CONNECTED_ADDRESS_CAP),
+        (ListenerLimits(connected_max=1), Refusal.CONNECTED_CAP),
+        (ListenerLimits(connected_per_address_max=1), Refusal.CONNECTED_ADDRESS_CAP),
     ],
 )
-async def test_the_caps_for_finished_connections(limits: HandshakeLimits, reason: Refusal) -> None:
+async def test_the_caps_for_finished_connections(limits: ListenerLimits, reason: Refusal) -> None:
     async with serving(limits=limits) as stage:
         first = await WireClient.connect(stage.port)
         await first.shake_hands()

@@ -14,7 +14,7 @@ from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home.layout import Home, revocation_log
 from fleet.runtime.background import background
-from fleet.services.retention import Policy, Report, Retention, take_lease
+from fleet.services.retention import Mode, Policy, Report, Retention, take_lease
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import trim_spent
 from fleet.storage.journals.archive import Archive
@@ -62,7 +62,7 @@ async def retain(home: Home, registry: Registry, settings: Settings, run: Retent
                 marks.add(now, noted)  # if this node takes over, it knows how old the events are
                 await trim_spent(registry, journal, marks, noted=noted, now=now)
                 raise
-        retention = Retention(registry, archive, marks, policy, actor=run.actor, is_dry=run.is_dry, lease=lease)
+        retention = Retention(registry, archive, marks, policy, Mode(run.actor, run.is_dry, lease))
         done = await retention.run(noted=noted, now=now)
     if done.events and not run.is_dry:
         await asyncio.to_thread(journal.trim, await registry.first_event() - 1)

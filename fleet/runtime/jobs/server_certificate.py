@@ -15,7 +15,7 @@ from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.tenants import Authorities, read_authorities
-from fleet.tls.contexts import ContextSource, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
 log = logging.getLogger("fleet")
 
@@ -56,17 +56,11 @@ class Contexts:
             expired_leaf: bool = False,
             makers: Sequence[Certificate] = (),
         ) -> ContextSource:
-            return ContextSource(
-                server_context(
-                    identity,
-                    (*anchors, *more_anchors),
-                    require_client=require_client,
-                    clock=clock,
-                    expired_leaf=expired_leaf,
-                    tenants=tenants,
-                    makers=makers,
-                )
+            trust = ClientTrust((*anchors, *more_anchors), tenants, makers)
+            context = server_context(
+                identity, trust, require_client=require_client, clock=clock, expired_leaf=expired_leaf
             )
+            return ContextSource(context)
 
         operators = operators_authority(home, clock())
         est = source(expired_leaf=True, makers=makers)
