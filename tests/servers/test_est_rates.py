@@ -1,5 +1,6 @@
 """Too many requests, over real TLS: who waits, and who does not."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,8 +26,9 @@ async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
 
 
 async def test_an_address_that_asks_too_often_is_told_when_to_come_again(est: EstHarness) -> None:
-    answers = [await est.send("GET", CACERTS) for _ in range(34)]
-    assert answers[0].status == 200
+    # At once, and three times the burst: a machine too busy for that within 20 s passes no test here.
+    answers = await asyncio.gather(*(est.send("GET", CACERTS) for _ in range(90)))
+    assert 200 in {answer.status for answer in answers}
     late = [answer for answer in answers if answer.status != 200]
     assert late
     assert {(answer.status, answer.code) for answer in late} == {(429, "too-many-requests")}
