@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from device_agent import enroll_child
 from device_agent.agent_config import NewHome, write_config
 from device_agent.device_key import certificate_info, fingerprint, parse_key
-from device_agent.enroll_child import perform
+from device_agent.enroll_child import perform, suggested
 from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.identity_store import Identity, IdentityStore
@@ -36,6 +36,7 @@ class FakeServer:
         self.made: list[dict[str, Any]] = []
         self.asked: list[tuple[str, bytes | None, str | None]] = []
         self.binding = False
+        self.window: tuple[datetime, datetime] | None = None
         self.shy = False
         """Whether it shows its issuing CA to whom it has issued alone."""
 
@@ -47,9 +48,19 @@ class FakeServer:
 
     def cacerts(self) -> list[x509.Certificate]:
         self.asked.append(("cacerts", None, None))
-        if self.shy and not self.made[-1]["certificate"]:
+        certificate = self.made[-1]["certificate"]
+        if self.shy and not (certificate and self._knows(certificate)):
             return [self.authority.root]
         return [self.authority.root, self.authority.issuing]
+
+    def _knows(self, files: tuple[str, Path]) -> bool:
+        [certificate] = x509.load_pem_x509_certificates(Path(files[0]).read_bytes())
+        key = parse_key(files[1].read_bytes())
+        return bool(key and certificate.public_key() == key.public_key())
+
+    def renewal_info(self, fingerprint: str) -> tuple[tuple[datetime, datetime] | None, float]:
+        self.asked.append((f"renewal-info/{fingerprint}", None, None))
+        return self.window, 77.0
 
     def csrattrs(self) -> CsrAttributes:
         self.asked.append(("csrattrs", None, None))
@@ -269,6 +280,52 @@ def test_a_ca_file_that_is_none_is_said(server: FakeServer, store: IdentityStore
     (home / "ca.pem").write_text("hello")
     with pytest.raises(BadConfig, match=r"ca\.pem"):
         perform(enrolling(home), NOW)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_new_root_goes_into_the_homes_own_file_alone(
+    server: FakeServer,
+    store: IdentityStore,
+    home: Path,
+    tmp_path: Path,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: bool,
+) -> None:
+    new = Authority(tmp_path / "new", "new").root
+    monkeypatch.setattr(enroll_child, "new_roots", lambda *_: (new,))
+    file = home / "ca.pem"
+    if elsewhere:
+        file = tmp_path / "of the system.pem"
+        (home / "ca.pem").rename(file)
+        config = home / "agent.toml"
+        config.write_text(config.read_text().replace('ca_file = "ca.pem"', f"ca_file = '{file}'"))
+    perform(enrolling(home), NOW)
+    roots = x509.load_pem_x509_certificates(file.read_bytes())
+    assert roots == ([authority.root] if elsewhere else [authority.root, new])
+    assert (home / "ca.pem").exists() is not elsewhere
+
+
+def test_without_a_new_root_the_file_is_not_written(
+    server: FakeServer, store: IdentityStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[object] = []
+    monkeypatch.setattr(enroll_child, "write_atomically", lambda *given: written.append(given))
+    perform(enrolling(home), NOW)
+    assert written == []
+
+
+@pytest.mark.parametrize("window", [None, (NOW, NOW)])
+def test_the_suggested_window(
+    server: FakeServer, store: IdentityStore, home: Path, window: tuple[datetime, datetime] | None
+) -> None:
+    server.window = window
+    outcome = suggested(EnrollmentJob(home, "window", replaces="ab" * 32, deadline_seconds=60.0))
+    expected = (NOW.isoformat(),) * 2 if window else ()
+    assert outcome == Outcome(True, slot="ab" * 32, retry_after_seconds=77.0, window=expected)
+    assert server.asked == [(f"renewal-info/{'ab' * 32}", None, None)]
+    [made] = server.made
+    assert (made["policy"].timeout_seconds, made["policy"].patience_seconds) == (20.0, 0)
 
 
 # The outcome, as the parent reads it

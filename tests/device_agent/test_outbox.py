@@ -160,3 +160,53 @@ def test_a_line_without_end_is_dropped_and_the_next_is_read() -> None:
     os.close(writer)
     assert lines_of(feed) == [b"next"]
     assert feed.too_long == 1
+
+
+def test_only_what_the_server_has_counts_as_delivered() -> None:
+    heard: list[str] = []
+    outbox = Outbox(10)
+    for _ in range(3):
+        outbox.put(Message("t", b"x", 1, heard.append))
+    send_all(outbox)
+    outbox.acknowledged(1)
+    outbox.acknowledged(2, "quota exceeded")
+    outbox.acknowledged(2)  # answered before
+    outbox.acknowledged(99)
+    assert (outbox.delivered, len(outbox), heard) == (1, 1, ["", "quota exceeded"])
+    never = Message("t", b"x", 1, heard.append)
+    outbox.put(never)
+    assert outbox.next_to_send(10) is never
+    outbox.never(never, "too large")
+    assert (outbox.delivered, len(outbox), heard[-1]) == (1, 1, "too large")
+
+
+def test_a_topic_may_be_as_long_as_its_limit() -> None:
+    assert topic_for("t" * 1024, "cam-7") == "t" * 1024
+    assert topic_for("é" * 512, "cam-7") == "é" * 512
+    for topic in ("t" * 1025, "é" * 513):
+        with pytest.raises(BadConfig, match="longer than 1024 bytes"):
+            topic_for(topic, "cam-7")
+    assert topic_for("a/{id}/b/{id}", "cam-7") == "a/cam-7/b/cam-7"
+
+
+def test_the_queue_is_bounded_in_bytes_that_are_given_back() -> None:
+    outbox = Outbox(1000)
+    largest = b"x" * PAYLOAD_SIZE_MAX
+    for _ in range(QUEUE_SIZE_MAX // PAYLOAD_SIZE_MAX):
+        assert not outbox.is_full
+        outbox.put(Message("t", largest))
+    assert outbox.is_full
+    send_all(outbox, window=1000)
+    assert outbox.is_full  # in flight is not delivered
+    outbox.acknowledged(1)
+    assert not outbox.is_full
+    with pytest.raises(SendRefused, match="larger"):
+        outbox.put(Message("t", largest + b"x"))
+    outbox.put(Message("t", largest, qos=0))
+    assert outbox.is_full
+    send_all(outbox, window=1000)
+    assert not outbox.is_full
+    outbox.put(never := Message("t", largest))
+    assert outbox.next_to_send(1000) is never
+    outbox.never(never, "refused")
+    assert not outbox.is_full

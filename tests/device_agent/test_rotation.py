@@ -92,6 +92,20 @@ def test_a_child_that_hangs_is_killed_after_its_own_deadline(turn: Rotation, clo
     assert not turn.running
 
 
+def test_an_outcome_that_comes_late_still_counts(turn: Rotation, clock: Clock) -> None:
+    child = started(turn)
+    child.outcome = Outcome(ok=True, slot="slot-a")
+    clock.now += 1000.0
+    assert turn.read() == child.outcome
+    assert not child.killed
+
+
+def test_at_first_nothing_runs_and_nothing_is_put_off(turn: Rotation) -> None:
+    assert turn.read() is None
+    assert (turn.running, turn.forced, turn.candidate_refused, turn.done) == (False, False, False, 0)
+    assert (turn.renew_at, turn.prove_at, turn.promote_at, turn.quiescing_until) == (0.0, 0.0, 0.0, 0.0)
+
+
 def test_stopping_kills_the_child(turn: Rotation) -> None:
     turn.stop()
     child = started(turn)
