@@ -86,6 +86,24 @@ def test_a_new_session_begins_with_step_zero() -> None:
     assert isinstance(answer, m.Failed)
 
 
+@pytest.mark.parametrize("state", State)
+def test_hello_of_a_new_session_starts_it_in_any_state(state: State) -> None:
+    device = DeviceDialogue(MemoryBoard())
+    say(device, GREETING, 0)
+    say(device, SAMPLES[1], 1)
+    say(device, m.WriteBegin(1, 4, bytes(32)), 2)
+    device.state = state
+    assert isinstance(say(device, GREETING, 0, b"sessionb"), m.DeviceInfo)
+    assert device.state is State.GREETED
+    old = say(device, m.WriteChunk(1, 0, b"x"), 3)
+    assert isinstance(old, m.Failed)
+    assert old.code == FailureCode.NO_SESSION
+    say(device, SAMPLES[1], 1, b"sessionb")
+    forgotten = say(device, m.WriteChunk(1, 0, b"x"), 2, b"sessionb")
+    assert isinstance(forgotten, m.Failed)
+    assert forgotten.code == FailureCode.OUT_OF_ORDER
+
+
 def test_no_common_version() -> None:
     answer = say(DeviceDialogue(MemoryBoard()), m.Hello((2, 3), ""), 0)
     assert isinstance(answer, m.Failed)
