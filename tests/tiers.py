@@ -30,7 +30,30 @@ def is_quick(path: Path) -> bool:
 
 
 # The modules that take longest, so that no processor is left with one of them at the end (--dist loadfile).
-LONGEST_FIRST: tuple[str, ...] = ()
+LONGEST_FIRST: tuple[str, ...] = (
+    "end_to_end/test_workers.py",
+    "hw_bench/test_scenarios.py",
+    "end_to_end/test_pages.py",
+    "end_to_end/test_tenants.py",
+    "faults/test_crash.py",
+    "end_to_end/test_two_nodes.py",
+    "faults/test_crash_postgres.py",
+    "end_to_end/test_device_life.py",
+    "end_to_end/test_api_description.py",
+    "end_to_end/test_remote_commands.py",
+    "end_to_end/test_restore.py",
+    "faults/test_kill_serve.py",
+    "servers/test_est_deny.py",
+    "end_to_end/test_demo.py",
+    "end_to_end/test_audit.py",
+    "faults/test_full_disk.py",
+    "faults/test_crash_approval.py",
+    "firmware_tools/test_station_cli.py",
+    "interop/test_mosquitto_clients.py",
+    "end_to_end/test_webhook.py",
+    "end_to_end/test_serve.py",
+    "end_to_end/test_makers.py",
+)
 
 
 def place_in_order(path: Path) -> int:

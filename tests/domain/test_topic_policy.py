@@ -96,6 +96,11 @@ def test_may_not_subscribe(topic_filter: str) -> None:
     assert not POLICY.may_subscribe(topic_filter)
 
 
+@pytest.mark.parametrize("topic", ["devices/c/up/x", "devices/c/up", "devices/c/up/x/y"])
+def test_may_publish(topic: str) -> None:
+    assert POLICY.may_publish(topic)
+
+
 @pytest.mark.parametrize(
     "topic_filter", ["devices/c/down/#", "devices/c/down", "devices/c/down/+", "news/x", "news/+", "$share/g/news/+"]
 )

@@ -10,9 +10,9 @@ import pytest
 from fleet.servers.admin.routes import ROUTES
 from hw_bench.peers.home import disable_rate_limits
 from tests.serving import Served, asked_to_wait, run_fleet
+from tests.tiers import Tier
 
 SECONDS_MAX = 900  # far more than it takes: it stops by the number of examples
-EXAMPLES_MAX = 8  # for each operation and each of several phases
 
 # What a description can't tell is refused all the same: a cursor that no page gave, a topic filter with a wildcard
 # where none may be, an ETag of yesterday, a key that was used. And RFC 6585 has a status for a missing If-Match.
@@ -40,7 +40,9 @@ def operator(home: Path, tmp_path: Path) -> Path:
     return tmp_path / "operator"
 
 
-def test_requests_made_up_from_the_description(home: Path, operator: Path, served: Served, tmp_path: Path) -> None:
+def test_requests_made_up_from_the_description(
+    home: Path, operator: Path, served: Served, tmp_path: Path, tier: Tier
+) -> None:
     run_fleet(home, "device", "add", "cam-7", "--model", "default")
     token = json.loads(run_fleet(home, "token", "create", "--device", "cam-7", "-o", "json"))["id"]
     serial = json.loads(run_fleet(home, "operator", "show", "bob", "-o", "json"))["serial"]
@@ -49,7 +51,8 @@ def test_requests_made_up_from_the_description(home: Path, operator: Path, serve
     configuration.write_text(CONFIGURATION.format(serial=serial, token=token, request=request))
     program = [str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(configuration), "run"]
     identity = ["--request-cert", str(operator / "bob.pem"), "--request-cert-key", str(operator / "bob.key")]
-    options = ["--tls-verify", str(served.ca_file), "--max-examples", str(EXAMPLES_MAX), "--seed", "1", "--no-color"]
+    examples = tier.times(5, all=25)  # for each operation and each of several phases
+    options = ["--tls-verify", str(served.ca_file), "--max-examples", str(examples), "--seed", "1", "--no-color"]
     # A stream has no end to wait for; it has tests of its own.
     address = [f"{served.endpoints['http']}/v1/openapi.json", "--exclude-path", "/v1/events"]
     done = subprocess.run(

@@ -13,6 +13,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,13 +159,30 @@ class Afar:
 
 
 @pytest.fixture
-def afar(home: Path, tmp_path: Path, served: Served) -> Afar:
-    password = tmp_path / "password"
+def afar(tmp_path: Path, served: Served) -> Afar:
+    return afar_of(served, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
+    """One served home for all tests that change nothing in it."""
+    folder = tmp_path_factory.mktemp("shared")
+    home = Path(shutil.copytree(pristine_home, folder / "a home", symlinks=True))
+    serving = Served(home, folder / "ready.json").start()
+    try:
+        yield afar_of(serving, folder)
+    finally:
+        serving.stop()
+
+
+def afar_of(served: Served, folder: Path) -> Afar:
+    """With the files of bob, an admin, and eve, a viewer."""
+    password = folder / "password"
     password.write_text("secret\n")
     for name, role in (("bob", "admin"), ("eve", "viewer")):
         words = ("operator", "add", name, "--role", role, "--password-file", str(password))
-        run_fleet(home, *words, "--out", str(tmp_path / "files"))
-    return Afar(served, tmp_path / "files")
+        run_fleet(served.home, *words, "--out", str(folder / "files"))
+    return Afar(served, folder / "files")
 
 
 def said(words: str, environment: dict[str, str]) -> Said:
@@ -418,24 +436,24 @@ async def filled(home: Path, count: int) -> None:
     await registry.close()
 
 
-def test_forecasts_and_proofs_are_the_same(afar: Afar, home: Path, tmp_path: Path) -> None:
+def test_forecasts_and_proofs_are_the_same(shared: Afar, tmp_path: Path) -> None:
     """A proof is of a row, and whoever asks for it gets a head of its own time: the row is what must be the same."""
     for word in ("--weeks 4", "--weeks 30 --cliff 12.5 -o json", "--check", "--weeks 520 --check"):
-        there = said(f"forecast {word}", afar.environment())
-        assert there == said(f"forecast {word}", {"FLEET_HOME": str(home)}), word
+        there = said(f"forecast {word}", shared.environment())
+        assert there == said(f"forecast {word}", {"FLEET_HOME": str(shared.served.home)}), word
         assert there[0] in (0, 1)
-    serial = json.loads(said_exactly("operator show bob -o json", afar.environment()))["serial"]
+    serial = json.loads(said_exactly("operator show bob -o json", shared.environment()))["serial"]
     for what in ("1", serial):
         proof = tmp_path / f"{what}.json"
-        there = json.loads(said_exactly(f"audit prove {what}", afar.environment()))
-        here = json.loads(said_exactly(f"audit prove {what}", {"FLEET_HOME": str(home)}))
+        there = json.loads(said_exactly(f"audit prove {what}", shared.environment()))
+        here = json.loads(said_exactly(f"audit prove {what}", {"FLEET_HOME": str(shared.served.home)}))
         assert (there["seq"], there["entry"], there["leaf"]) == (here["seq"], here["entry"], here["leaf"])
-        assert said(f"audit prove {what} --out {proof}", afar.environment())[0] == 0
-        key = shutil.copy(home / "ca" / "audit.pub", tmp_path / "audit.pub")
+        assert said(f"audit prove {what} --out {proof}", shared.environment())[0] == 0
+        key = shutil.copy(shared.served.home / "ca" / "audit.pub", tmp_path / "audit.pub")
         assert said(f"audit check-proof {proof} --public-key {key}", {})[0] == 0
     for what in ("99999", "0xabc", "abcdefg"):
-        there = said(f"audit prove {what}", afar.environment())
-        assert there == said(f"audit prove {what}", {"FLEET_HOME": str(home)})
+        there = said(f"audit prove {what}", shared.environment())
+        assert there == said(f"audit prove {what}", {"FLEET_HOME": str(shared.served.home)})
         assert there[0] in (1, 2)
 
 
@@ -445,28 +463,28 @@ def said_exactly(words: str, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_status(afar: Afar, home: Path) -> None:
-    there = json.loads(said("status -o json", afar.environment())[1])
-    here = json.loads(said("status -o json", {"FLEET_HOME": str(home)})[1])
+def test_status(shared: Afar) -> None:
+    there = json.loads(said("status -o json", shared.environment())[1])
+    here = json.loads(said("status -o json", {"FLEET_HOME": str(shared.served.home)})[1])
     assert there["registry"] == here["registry"]
     assert (here["registry"]["models"], here["registry"]["operators"]) == (1, 2)
     assert there["uptime_seconds"] > 0
     assert "tls" in there
     assert here["registry"]["devices"] == 0
     assert "broker" in there["upstream"]
-    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+    for environment in (shared.environment(), {"FLEET_HOME": str(shared.served.home)}):
         lines = [line.split() for line in said("status", environment)[1].splitlines()]
         assert lines[0] == ["PART", "WHAT", "VALUE"]
         assert ["registry", "devices", "0"] in lines
         assert all(len(line) >= 3 for line in lines), lines
-    assert said("status", afar.environment())[0] == 0
+    assert said("status", shared.environment())[0] == 0
 
 
-def test_what_a_role_lacks_is_told(afar: Afar) -> None:
-    code, _, complaint = said("device add cam-1 --model default", afar.environment("eve"))
+def test_what_a_role_lacks_is_told(shared: Afar) -> None:
+    code, _, complaint = said("device add cam-1 --model default", shared.environment("eve"))
     assert code == 1
     assert "the role viewer does not have the permission device.create" in complaint
-    assert said("device list", afar.environment("eve"))[0] == 0
+    assert said("device list", shared.environment("eve"))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -480,8 +498,8 @@ def test_what_a_role_lacks_is_told(afar: Afar) -> None:
         ({"FLEET_HOME": "nowhere"}, 2, "and not both"),
     ],
 )
-def test_what_is_wrong_with_the_way_there(afar: Afar, changes: dict[str, str | None], code: int, says: str) -> None:
-    merged = {**afar.environment(), **changes}
+def test_what_is_wrong_with_the_way_there(shared: Afar, changes: dict[str, str | None], code: int, says: str) -> None:
+    merged = {**shared.environment(), **changes}
     environment = {name: value for name, value in merged.items() if value is not None}
     found, _, complaint = said("model list", environment)
     assert (found, "Traceback" in complaint) == (code, False), complaint
@@ -498,17 +516,19 @@ def test_what_works_at_the_home_alone_says_so(words: str) -> None:
     assert "Run it on the machine that has the home." in text
 
 
-def test_nothing_found_in_the_audit_gives_a_hint(afar: Afar, home: Path) -> None:
-    for environment in (afar.environment(), {"FLEET_HOME": str(home)}):
+def test_nothing_found_in_the_audit_gives_a_hint(shared: Afar) -> None:
+    for environment in (shared.environment(), {"FLEET_HOME": str(shared.served.home)}):
         code, output, complaint = said("audit list --action device", environment)
         assert (code, len(output.splitlines())) == (0, 1)
         assert "a * at the end matches any rest" in complaint
         assert "after row 9000" in said("audit list --after 9000", environment)[2]
 
 
-def test_the_command_line_counts_before_the_environment(afar: Afar, home: Path) -> None:
-    assert said(f"model list --url {afar.served.endpoints['http']}", {**afar.environment(), "FLEET_HOME": "x"})[0] == 0
-    code, _, complaint = said("model list --home nowhere", afar.environment())
+def test_the_command_line_counts_before_the_environment(shared: Afar) -> None:
+    assert (
+        said(f"model list --url {shared.served.endpoints['http']}", {**shared.environment(), "FLEET_HOME": "x"})[0] == 0
+    )
+    code, _, complaint = said("model list --home nowhere", shared.environment())
     assert code == 1
     assert "nowhere is not a fleet home" in complaint
 
@@ -521,10 +541,10 @@ def test_a_revoked_operator_is_told_so(afar: Afar, home: Path) -> None:
 
 
 @pytest.mark.parametrize(("listener", "lets_in"), [("est", False), ("mqtt", False), ("http", True)])
-def test_an_operators_certificate_opens_no_other_door(afar: Afar, listener: str, lets_in: bool) -> None:
-    context = ssl.create_default_context(cafile=afar.folder / "ca.pem")
-    context.load_cert_chain(afar.folder / "bob.pem", afar.folder / "bob.key")
-    host, port = afar.served.address(listener)
+def test_an_operators_certificate_opens_no_other_door(shared: Afar, listener: str, lets_in: bool) -> None:
+    context = ssl.create_default_context(cafile=shared.folder / "ca.pem")
+    context.load_cert_chain(shared.folder / "bob.pem", shared.folder / "bob.key")
+    host, port = shared.served.address(listener)
     heard = b""
     with (
         socket.create_connection((host, port), 10) as raw,
@@ -536,4 +556,4 @@ def test_an_operators_certificate_opens_no_other_door(afar: Afar, listener: str,
     assert heard.startswith(b"HTTP/1.1 200 OK") == lets_in
     assert bool(heard) == lets_in
     if not lets_in:
-        afar.served.wait_for_line("event=tls.refused")
+        shared.served.wait_for_line("event=tls.refused")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -42,6 +43,18 @@ def pair(home: Path, tmp_path: Path) -> Iterator[Served]:
     serving = Served(home, tmp_path / "ready.json", TWO).start()
     yield serving
     serving.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two workers for all tests that end none of them, each with devices of its own."""
+    folder = tmp_path_factory.mktemp("shared")
+    home = Path(shutil.copytree(pristine_home, folder / "a home", symlinks=True))
+    serving = Served(home, folder / "ready.json", TWO).start()
+    try:
+        yield serving
+    finally:
+        serving.stop()
 
 
 def worker_pids(served: Served) -> dict[str, int]:
@@ -125,9 +138,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def street(pair: Served, tmp_path: Path) -> AsyncIterator[Street]:
+async def street(shared: Served, tmp_path: Path) -> AsyncIterator[Street]:
     async with contextlib.AsyncExitStack() as stack:
-        yield Street(pair, tmp_path, stack)
+        yield Street(shared, tmp_path, stack)
 
 
 def test_both_listen_before_the_ready_file_is_there_and_sigterm_ends_all(pair: Served) -> None:
@@ -142,19 +155,19 @@ def test_both_listen_before_the_ready_file_is_there_and_sigterm_ends_all(pair: S
     assert "event=stopped" in pair.log
 
 
-def test_status_tells_which_worker_answers(pair: Served, tmp_path: Path) -> None:
+def test_status_tells_which_worker_answers(shared: Served, tmp_path: Path) -> None:
     station = tmp_path / "station"
-    run_fleet(pair.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
-    context = ssl.create_default_context(cafile=pair.ca_file)
+    run_fleet(shared.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
+    context = ssl.create_default_context(cafile=shared.ca_file)
     context.load_cert_chain(station / "station.pem", station / "station.key")
     seen = {}
     for _ in range(TRIES_MAX):
-        with urllib.request.urlopen(f"{pair.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
+        with urllib.request.urlopen(f"{shared.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
             status = json.load(answer)
         seen[str(status["worker"])] = status["pid"]
         if len(seen) == 2:
             break
-    assert seen == worker_pids(pair)
+    assert seen == worker_pids(shared)
 
 
 def test_sighup_reaches_every_worker(pair: Served) -> None:
@@ -239,10 +252,10 @@ def test_a_port_that_is_taken_is_named_once(home: Path) -> None:
     assert "event=ready" not in done.stderr
 
 
-def test_two_fleets_never_share_a_port(pair: Served, pristine_home: Path, tmp_path: Path) -> None:
+def test_two_fleets_never_share_a_port(shared: Served, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run_fleet(other, "init", str(other))
-    address = "{}:{}".format(*pair.address("est"))
+    address = "{}:{}".format(*shared.address("est"))
     for workers in ("1", "2"):
         words = [*ANY_PORTS, "--est", address, "--workers", workers]
         done = program("fleet", "serve", "--home", str(other), *words, expect=1)
@@ -259,12 +272,12 @@ def test_a_reason_that_keeps_workers_from_starting_is_told_once(home: Path, tmp_
     assert not ready.exists()
 
 
-def test_a_second_server_is_refused_however_many_workers(pair: Served) -> None:
+def test_a_second_server_is_refused_however_many_workers(shared: Served) -> None:
     for workers in ("1", "2"):
         words = [*ANY_PORTS, "--workers", workers]
-        done = program("fleet", "serve", "--home", str(pair.home), *words, expect=1)
+        done = program("fleet", "serve", "--home", str(shared.home), *words, expect=1)
         assert "already" in done.stderr
-    assert healthz(pair)[0] == 200
+    assert healthz(shared)[0] == 200
 
 
 @pytest.mark.parametrize("workers", ["-1", "many", "257", "1.5", ""])
@@ -276,7 +289,8 @@ def test_a_number_of_workers_that_is_none(home: Path, workers: str) -> None:
 @needs_mosquitto
 @pytest.mark.parametrize("version", [V311, V5])
 async def test_a_device_that_comes_again_by_another_worker_has_one_session(street: Street, version: int) -> None:
-    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    name = f"again-{version}"
+    cam = await asyncio.to_thread(street.enroll, name)
     old, at = await street.connect(cam, version)
     for _ in range(TRIES_MAX):
         new, now_at = await street.connect(cam, version)
@@ -285,25 +299,26 @@ async def test_a_device_that_comes_again_by_another_worker_has_one_session(stree
         if now_at != at:
             break
         at = now_at
-    assert len(set(street.sessions_of("cam-1"))) == 2
-    await until(lambda: street.ended("cam-1") == len(street.sessions_of("cam-1")) - 1)
-    endings = re.findall(r"event=mqtt\.session device=cam-1 .* code=(\S+)", street.served.log)
+    assert len(set(street.sessions_of(name))) == 2
+    await until(lambda: street.ended(name) == len(street.sessions_of(name)) - 1)
+    endings = re.findall(rf"event=mqtt\.session device={name} .* code=(\S+)", street.served.log)
     # By the other worker's connection, as the broker has it: newer ones say so to a client of 5.0 before they close.
     assert endings[-1] in ("broker-lost", "broker-closed")
     assert set(endings[:-1]) <= {"taken-over"}  # by the same worker's
-    backend = await street.backend("devices/cam-1/up/#")
-    await new.subscribe("devices/cam-1/down/#")
-    await backend.publish("devices/cam-1/down/x", b"here")
-    assert await new.message() == ("devices/cam-1/down/x", b"here")
-    await new.publish("devices/cam-1/up/x", b"there")
-    assert await backend.message() == ("devices/cam-1/up/x", b"there")
+    backend = await street.backend(f"devices/{name}/up/#")
+    await new.subscribe(f"devices/{name}/down/#")
+    await backend.publish(f"devices/{name}/down/x", b"here")
+    assert await new.message() == (f"devices/{name}/down/x", b"here")
+    await new.publish(f"devices/{name}/up/x", b"there")
+    assert await backend.message() == (f"devices/{name}/up/x", b"there")
     assert new.disconnected.empty()
 
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", [V311, V5])
 async def test_of_connections_that_race_at_both_workers_one_wins(street: Street, version: int) -> None:
-    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    name = f"race-{version}"
+    cam = await asyncio.to_thread(street.enroll, name)
     live: list[Paho] = []
     for _ in range(5):
         racing = [street.client(cam, version) for _ in range(3)]
@@ -311,7 +326,7 @@ async def test_of_connections_that_race_at_both_workers_one_wins(street: Street,
         live.extend(one for one, code in zip(racing, codes, strict=True) if code == 0)
         await until(lambda: sum(one.disconnected.empty() for one in live) == 1)
         (winner,) = [one for one in live if one.disconnected.empty()]
-        await winner.subscribe("devices/cam-1/down/#")  # it lives, and not only for a moment
+        await winner.subscribe(f"devices/{name}/down/#")  # it lives, and not only for a moment
     assert winner.disconnected.empty()
 
 
@@ -320,7 +335,7 @@ async def test_of_connections_that_race_at_both_workers_one_wins(street: Street,
 async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(street: Street, version: int) -> None:
     at: dict[str, tuple[Paho, Identity]] = {}
     for number in range(TRIES_MAX):
-        identity = await asyncio.to_thread(street.enroll, f"cam-{number}")
+        identity = await asyncio.to_thread(street.enroll, f"cut-{version}-{number}")
         client, worker = await street.connect(identity, version, will=f"devices/{identity.name}/up/gone")
         at[worker] = client, identity
         if len(at) == 2:
@@ -338,11 +353,11 @@ async def test_a_revocation_by_another_process_cuts_sessions_at_every_worker(str
 
 @needs_mosquitto
 async def test_a_model_made_later_is_known_to_the_broker_whichever_worker_meets_it(
-    pair: Served, tmp_path: Path
+    shared: Served, tmp_path: Path
 ) -> None:
-    await asyncio.to_thread(run_fleet, pair.home, "model", "add", "meter", "--publish", "meters/{id}/#")
+    await asyncio.to_thread(run_fleet, shared.home, "model", "add", "meter", "--publish", "meters/{id}/#")
     async with contextlib.AsyncExitStack() as stack:
-        street = await asyncio.to_thread(Street, pair, tmp_path, stack, "meter")
+        street = await asyncio.to_thread(Street, shared, tmp_path, stack, "meter")
         backend = await street.backend("meters/#")
         identity = await asyncio.to_thread(street.enroll, "meter-1")
         for _ in range(TRIES_MAX):

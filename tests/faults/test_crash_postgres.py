@@ -7,16 +7,17 @@ import pytest
 from hw_bench.peers import postgres
 from hw_bench.scenarios.crash import Crash
 from hw_bench.turns import Plan
+from tests.tiers import Tier
 
-KILLS = 30  # half a minute on two cores with other work to do
 SEED = 20260302
 
 
 @pytest.mark.skipif(postgres.missing() is not None, reason="postgresql: not installed")
-def test_every_certificate_token_and_event_is_accounted_for_when_the_database_is_killed_too() -> None:
-    report = Crash().run(Plan(kills=KILLS, seed=SEED, database="postgres"), lambda text: None)
+def test_every_certificate_token_and_event_is_accounted_for_when_the_database_is_killed_too(tier: Tier) -> None:
+    kills = tier.times(30, all=300)
+    report = Crash().run(Plan(kills=kills, seed=SEED, database="postgres"), lambda text: None)
     checks = "\n".join(report.checks)
-    found = re.match(rf"{KILLS} kills, (\d+) of them of the supervisor, (\d+) of postgres; seed {SEED}\n", checks)
+    found = re.match(rf"{kills} kills, (\d+) of them of the supervisor, (\d+) of postgres; seed {SEED}\n", checks)
     assert found
     assert int(found[1]) >= 1
     assert int(found[2]) >= 3

@@ -19,8 +19,8 @@ from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
 from hw_bench.peers.home import disable_rate_limits
 from tests.serving import Served, run_fleet
+from tests.tiers import Tier
 
-KILLS = 6
 RECEIVED_BEFORE_A_KILL = 15
 CLIENTS = 4
 PATIENCE_SECONDS = 60.0
@@ -94,11 +94,11 @@ async def registry_of(home: Path) -> tuple[dict[str, set[bytes]], int]:
         await registry.close()
 
 
-def test_every_certificate_that_was_received_is_in_the_registry(served: Served) -> None:
+def test_every_certificate_that_was_received_is_in_the_registry(served: Served, tier: Tier) -> None:
     token = run_fleet(served.home, "token", "create", "--model", "default", "--uses", "10000").strip()
     clients = Enrolling(served, token)
     try:
-        for _ in range(KILLS):
+        for _ in range(tier.times(6, all=60)):
             clients.wait_for(len(clients.received) + RECEIVED_BEFORE_A_KILL)
             served.kill()
             served.start()
