@@ -1,12 +1,12 @@
-"""One act on every device that a filter means: each in a Change of its own, many of them under way at once.
+"""Operations on every device of a filter: each device in a separate Change, many of them under way at once.
 
-    deed = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
-    async for outcome in act_on_many(registry, where, deed, at_most=count, stop=stop):
+    operation = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
+    async for outcome in act_on_many(registry, where, operation, at_most=count, stop=stop):
         ...
 
-Each Change holds the device to what was seen of it: one that has changed meanwhile is left alone, for it may not be
-meant any more. Whatever has been begun is finished, so an interruption leaves nothing half done, and running the same
-act again does what is left.
+Each Change names the revision that was read: a device that has changed meanwhile is left alone, since it may no longer
+match. What has begun is finished, so an interruption leaves nothing half done, and the same operation again does what
+is left.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retir
 DONE = "ok"
 
 
-class Deed(Protocol):
+class Operation(Protocol):
     """What is done to each device."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
@@ -42,7 +42,7 @@ class Deed(Protocol):
 
 
 def new_bulk_id() -> str:
-    """What ties the audit rows of one act together."""
+    """The id that the audit rows of one operation share."""
     return secrets.token_hex(6)
 
 
@@ -103,7 +103,7 @@ class Outcome:
 
     device_id: str
     code: str
-    """"ok", or the code of what stood in the way."""
+    """"ok", or the code of the refusal."""
     why: str = ""
     is_failure: bool = False
     """Whether it should be looked at again: the registry failed, or the device was changed by somebody else first."""
@@ -116,7 +116,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Tally:
-    """How far an act has come."""
+    """How far an operation has come."""
 
     done: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Tally:
 
 
 async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Device]:
-    """Every device that `where` means, read page by page."""
+    """Every device that matches `where`, read page by page."""
     after = Place()
     while page := await registry.devices(where, after=after, limit=PAGE):
         for device in page:
@@ -146,9 +146,9 @@ async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Dev
 
 
 async def act_on_many(
-    registry: Registry, where: DeviceFilter, deed: Deed, *, at_most: int, stop: asyncio.Event
+    registry: Registry, where: DeviceFilter, operation: Operation, *, at_most: int, stop: asyncio.Event
 ) -> AsyncIterator[Outcome]:
-    """Do `deed` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
+    """Do `operation` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
 
     When `stop` is set nothing new is begun, and the outcomes of what was under way are still given.
 
@@ -160,7 +160,7 @@ async def act_on_many(
         async for device in matching(registry, where):
             if stop.is_set() or begun == at_most:
                 break
-            running.add(asyncio.create_task(act_on_one(registry, device, deed)))
+            running.add(asyncio.create_task(act_on_one(registry, device, operation)))
             begun += 1
             if len(running) >= WINDOW:
                 ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -175,10 +175,10 @@ async def act_on_many(
             await asyncio.wait(running)
 
 
-async def act_on_one(registry: Registry, device: Device, deed: Deed) -> Outcome:
-    """Do `deed` to `device`, as it was seen."""
+async def act_on_one(registry: Registry, device: Device, operation: Operation) -> Outcome:
+    """Do `operation` to `device`, as it was seen."""
     try:
-        change = await deed.change(registry, device)
+        change = await operation.change(registry, device)
     except FleetError as error:  # a Conflict here says that there is nothing to do
         return Outcome(device.id, error.code, error.message, is_failure=not isinstance(error, Conflict))
     try:

@@ -1,10 +1,9 @@
-"""An act on many devices in steps that end: each takes a bounded number of devices, and says where the next begins.
+"""Operations on many devices in bounded steps: each takes a number of devices, and returns where the next one starts.
 
-    step = await one_step(registry, (where,), deed, FIRST, at_most=count, stop=stop)
-    step = await one_step(registry, (where,), deed, step.following, at_most=count - step.begun, stop=stop)
+    step = await one_step(registry, (where,), operation, FIRST, at_most=count, stop=stop)
+    step = await one_step(registry, (where,), operation, step.following, at_most=count - step.begun, stop=stop)
 
-Nothing is kept between steps: whoever asks for the next brings the place along. Doing a step again finds that there is
-nothing to do, and does no harm.
+Nothing is kept between steps: the client passes the position back. A step that is repeated finds nothing to do.
 """
 
 import asyncio
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 
 from fleet.domain.device import FIRST_PLACE, DeviceFilter, Place, place_of
 from fleet.domain.ports import Registry
-from fleet.services.bulk import WINDOW, Deed, Outcome, act_on_one
+from fleet.services.bulk import WINDOW, Operation, Outcome, act_on_one
 
 STEP_DEVICES_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlace:
-    """Behind which device a step begins: of which of the filters, and where in its pages."""
+    """The position where a step starts: which of the filters, and where in its pages."""
 
     number: int = 0
     after: Place = FIRST_PLACE
@@ -35,20 +34,20 @@ class Step:
 
     outcomes: tuple[Outcome, ...]
     following: StepPlace | None
-    """Where the next begins; None when there is nothing left to look at."""
+    """Where the next one starts; None at the end."""
 
 
 async def one_step(
     registry: Registry,
     filters: Sequence[DeviceFilter],
-    deed: Deed,
+    operation: Operation,
     place: StepPlace,
     *,
     at_most: int,
     stop: asyncio.Event,
 ) -> Step:
-    """Do `deed` to the next devices of `filters`, one filter after the other: to STEP_DEVICES_MAX at most, and never to
-    more than `at_most`. When `stop` is set nothing new is begun, and what was under way is finished.
+    """Apply `operation` to the next devices of `filters`, one filter after the other: to at most STEP_DEVICES_MAX, and
+    never to more than `at_most`. When `stop` is set nothing new is begun, and what is under way is finished.
     """
     outcomes: list[Outcome] = []
     while place.number < len(filters) and len(outcomes) < at_most:
@@ -61,8 +60,8 @@ async def one_step(
             if stop.is_set():
                 return Step(tuple(outcomes), place)
             some = page[start : start + WINDOW]
-            # Shielded: whoever asked may go away, and what has been begun is finished all the same.
-            acts = asyncio.gather(*(act_on_one(registry, device, deed) for device in some))
+            # Shielded: the client may disconnect, and what has begun is finished all the same.
+            acts = asyncio.gather(*(act_on_one(registry, device, operation) for device in some))
             outcomes += await asyncio.shield(acts)
             place = StepPlace(place.number, place_of(some[-1], where))
         if len(page) < room:

@@ -1,13 +1,13 @@
-"""Claim certificates: made, shut, let go again; and what becomes of one that is misused.
+"""Claim certificates: enrolled, quarantined, released, revoked; and the consequences of misuse.
 
-| what it did | what comes of it |
+| request | consequence |
 | --- | --- |
 | shown to the MQTT gateway, to simplereenroll, or to the HTTP API | quarantine |
 | asked for a device of another model, or under another's label | quarantine |
 | asked for an identity that has an owner | refused; more than TAKEOVERS_MAX times: quarantine |
 | expired, used up, a bad CSR | refused |
 
-Quarantine is in the registry before the refusal is told, and holds on every node until an operator lets the claim go.
+Quarantine is in the registry before the refusal is answered, and holds on every node until an operator releases it.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
-"""Stations and operators whose keys were made elsewhere: what is asked of a request before a certificate is made for
-it. That a key answers for one holder only, the registry sees to.
+"""Requirements on the certificate requests of stations and operators. The registry refuses a key that another holder
+has.
 """
 
 from fleet.domain.device import KEY_TYPES
@@ -9,7 +9,7 @@ _COMMON_NAME = "2.5.4.3"
 
 
 def demand_good_key(key_type: str) -> None:
-    """Go on when the key is of a type that we take.
+    """Return when the key's type is allowed.
 
     Raises: Invalid (`key-not-allowed`).
     """
@@ -18,7 +18,7 @@ def demand_good_key(key_type: str) -> None:
 
 
 def demand_own_name(name: str, subject: tuple[tuple[str, str], ...]) -> None:
-    """Go on when the request names whom it is for, and nothing more: its signature then stands for that very name.
+    """Return when the request's subject is the holder's name and nothing more: its signature then covers that name.
 
     Raises: Invalid (`name-not-in-request`).
     """

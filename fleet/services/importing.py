@@ -31,7 +31,7 @@ _HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")  # as in fleet.
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A row and where it stands."""
+    """A row and its line number."""
 
     line: int
     row: ManifestRow

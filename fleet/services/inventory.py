@@ -126,7 +126,7 @@ def checked_model(model: Model) -> Model:
             raise Invalid("too-many-filters", f"A model has at most {FILTERS_MAX} filters of each kind.")
         for text in filters:
             filled = check_filter(text).replace("{id}", "").replace("{model}", "")
-            if "{" in filled or "}" in filled:  # a misspelt {ID} would silently be taken as it stands
+            if "{" in filled or "}" in filled:  # a misspelt {ID} would silently be taken literally
                 message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
                 raise Invalid("bad-topic-filter", message)
     checked_rules(model.rules)
@@ -147,8 +147,8 @@ async def add_model(registry: Registry, model: Model, *, act: Act, tenants: Coll
 
 
 async def set_model(registry: Registry, model: Model, *, act: Act, tenants: Collection[str] = ()) -> Model:
-    """Put `model` in place of the one of its name, and return it as it is then. Live sessions are held to it from now
-    on. One that moves to another tenant keeps the one before among its former tenants.
+    """Replace the model of the same name, and return it as stored. It applies to live sessions at once. A model that
+    moves to another tenant keeps the previous one among its former tenants.
 
     Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict (`no-such-model`).
     """

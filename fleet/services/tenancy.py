@@ -1,4 +1,4 @@
-"""What the audit says of the fleet's CAs, and what stands against a tenant's name."""
+"""Audit rows for the fleet's CAs, and the certificates that a former CA still has in use."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -15,8 +15,8 @@ _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_root: bool, act: Act) -> None:
-    """Write down that tenant `name` gets an issuing CA, of this SHA-256 in hex: before it is there, so that the audit
-    knows every one there is.
+    """Record that tenant `name` gets an issuing CA, of this SHA-256 in hex: before it exists, so that the audit has
+    every one.
 
     Raises: Conflict (`name-taken`): a model has this name, and a label would name two things.
     """
@@ -28,7 +28,7 @@ async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_roo
 
 
 async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, root_too: bool, act: Act) -> None:
-    """Write down that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256, and
+    """Record that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256, and
     perhaps a new root above it.
     """
     detail = {"ends": sha256, **({"root": "new"} if root_too else {})}
@@ -36,22 +36,20 @@ async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, roo
 
 
 async def announce_forgetting(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:
-    """Write down that a former issuing CA of `tenant` is to be believed no more."""
+    """Record that a former issuing CA of `tenant` is no longer trusted."""
     await registry.commit(_noted("ca.forget", _ca_of(tenant), act, {"sha256": sha256}))
 
 
 async def still_in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> Credential | None:
-    """A certificate that opens a door and whose issuer has this name; None when there is none. Looks at every one that
-    has not ended yet.
-    """
+    """A usable certificate whose issuer has this name; None when there is none. Reads every unexpired certificate."""
     async for credential in _in_use(registry, issuer_name_der, now):
         return credential
     return None
 
 
 async def end_what_is_in_use(registry: Registry, issuer_name_der: bytes, *, sha256: str, act: Act) -> int:
-    """End every certificate that opens a door and whose issuer, of this SHA-256 in hex, has this name: on every node
-    whatever stands on one ends with it. How many they were.
+    """End every usable certificate whose issuer, of this SHA-256 in hex, has this name, with its sessions on every
+    node. Returns how many.
     """
     holders = {c.fingerprint: c.holder async for c in _in_use(registry, issuer_name_der, act.now)}
     await end_certificates(registry, holders, act=act, issuer=sha256)
@@ -63,7 +61,7 @@ async def _in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> 
     while True:
         page = await registry.expired_credentials(_END_OF_TIME, PAGE, after=after)
         for credential in page:
-            # The name stands in it as it is: a sequence of its own length, which no device's own name has.
+            # The DER of the name occurs as it is: a sequence with its length, which no device's own name has.
             if credential.state in USABLE and issuer_name_der in credential.der:
                 yield credential
         if len(page) < PAGE:
@@ -72,7 +70,7 @@ async def _in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> 
 
 
 def _ended_at(moment: datetime) -> Credential:
-    """The place before every certificate that ends after `moment`."""
+    """The position before every certificate that expires after `moment`."""
     last = b"\xff" * 32  # what ends at this very moment is over
     return Credential(last, "", CredentialKind.DEVICE, "", b"", moment, moment, CredentialState.ISSUED, moment, b"")
 

@@ -43,7 +43,7 @@ def move(verb: str, bulk_id: str = "b1") -> bulk.Move:
 async def act(
     registry: SqliteRegistry,
     where: DeviceFilter,
-    what: bulk.Deed,
+    what: bulk.Operation,
     at_most: int = 10_000,
     stop: asyncio.Event | None = None,
 ) -> bulk.Tally:

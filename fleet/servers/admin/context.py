@@ -77,7 +77,7 @@ class Call:
 
     def models(self, asked: str | None) -> tuple[str | None, ...]:
         """The models to look under when `asked` is wanted: the operator's alone, if it is restricted to some. None
-        stands for all at once.
+        means all at once.
         """
         if asked is not None:
             return (asked,) if self.operator.sees(asked) else ()

@@ -143,7 +143,7 @@ class Route:
 
     @cached_property
     def default_body(self) -> Any:
-        """Stands in for a body that is left out; `inspect.Parameter.empty` when it must be there."""
+        """In place of a body that is left out; `inspect.Parameter.empty` when it is required."""
         return inspect.signature(self.handle).parameters["body"].default
 
     @property

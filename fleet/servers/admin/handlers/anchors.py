@@ -26,7 +26,7 @@ async def create_anchor(context: Context, call: Call, body: NewAnchor) -> Result
 
     from fleet.ca.trust_anchor import read_maker_ca
 
-    context.authorities().operators()  # made by now, so that it is told from makers' CAs
+    context.authorities().operators()  # created by now, so that it is not taken for a maker's CA
     own = [each.certificate for each in context.authorities().shown()]
     found = read_maker_ca(body.certificate.encode(), own, call.now)
 
