@@ -18,6 +18,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.base_protocol import BaseProtocol
 from multidict import CIMultiDict
 
+from fleet.config.logs import log_event
 from fleet.domain.peer import Peer, source_of
 from fleet.domain.rates import Rates
 from fleet.servers.line_limit import LineLimit
@@ -217,28 +218,31 @@ class HttpServer:
         refusal = refusal_of(error)
         exchange.code = refusal.code
         if refusal.is_internal:
-            self._log.error("event=%s code=internal", exchange.event, exc_info=error)
+            log_event(self._log, logging.ERROR, exchange.event, code="internal", exc_info=error)
         return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
 
     def _note(self, exchange: Exchange, status: int, started: float) -> None:
         self.counters[str(status) if exchange.code == "ok" else f"{status} {exchange.code}"] += 1
         if self._log.isEnabledFor(logging.INFO) and self._lines.allows(time.monotonic()):
-            self._log.info(
-                "event=%s device=%s serial=%s code=%s status=%d ms=%.1f address=%s",
+            log_event(
+                self._log,
+                logging.INFO,
                 exchange.event,
-                exchange.device,
-                exchange.serial,
-                exchange.code,
-                status,
-                (time.perf_counter() - started) * 1000,
-                exchange.peer.address,
+                device=exchange.device,
+                serial=exchange.serial,
+                code=exchange.code,
+                status=status,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+                address=exchange.peer.address,
             )
 
     def not_http(self, peer: Peer) -> web.Response:
         """The response to bytes that are no HTTP request."""
         self.counters["400 bad-http"] += 1
         if self._lines.allows(time.monotonic()):
-            self._log.info("event=http device=- serial=- code=bad-http status=400 address=%s", peer.address)
+            log_event(
+                self._log, logging.INFO, "http", device="", serial="", code="bad-http", status=400, address=peer.address
+            )
         response = self.render(400, "bad-http", NO_HTTP, {})
         response.force_close()
         return response

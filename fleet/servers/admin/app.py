@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
 from fleet.servers.admin import conditions
 from fleet.servers.admin.auth import authenticate, authorize
@@ -45,7 +46,7 @@ class AdminApp:
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.is_internal:
-                _log.error("event=%s code=internal", trace.event, exc_info=error)
+                log_event(_log, logging.ERROR, trace.event, code="internal", exc_info=error)
             body, headers = problem(refusal.status, refusal.code, refusal.message, refusal.headers)
             return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.holder)
 
