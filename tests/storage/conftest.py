@@ -48,7 +48,7 @@ async def postgres_engine(request: pytest.FixtureRequest) -> AsyncIterator[Regis
 
 Engine = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Registry]]
 ENGINES: dict[str, Engine] = {"sqlite": sqlite_engine, "postgres": postgres_engine}
-"""Whoever stands here keeps the whole contract, in test_contract.py."""
+"""Every engine here runs the whole contract suite, test_contract*.py."""
 
 
 @pytest.fixture(params=ENGINES)

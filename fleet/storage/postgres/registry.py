@@ -75,7 +75,7 @@ class PostgresRegistry(SqlRegistry):
         return registry
 
     async def _connect(self, create: bool) -> None:
-        # It would log a traceback every second of an outage, which our callers are told of anyway.
+        # It would log a traceback every second of an outage, which our callers report anyway.
         logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
         pool = asyncpg.create_pool(
             **session_arguments(self.url, "reader"),
