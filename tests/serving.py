@@ -101,8 +101,11 @@ def _read(name: str, process: subprocess.Popen[str]) -> Running:
 class Served:
     """One `fleet serve` of a home; ends with the test."""
 
-    def __init__(self, home: Path, ready_file: Path, words: Sequence[str] = ANY_PORTS) -> None:
+    def __init__(
+        self, home: Path, ready_file: Path, words: Sequence[str] = ANY_PORTS, ready_line: str = "event=ready"
+    ) -> None:
         self.home = home
+        self.ready_line = ready_line  # logged once the ready file is there
         self.ready_file = ready_file
         self.words = list(words)
         self.endpoints: dict[str, Any] = {}
@@ -118,7 +121,7 @@ class Served:
         )
         self.running = _read("fleet serve", process)
         try:
-            self.wait_for_line("event=ready")  # logged once the ready file is there
+            self.wait_for_line(self.ready_line)
             self.endpoints = json.loads(self.ready_file.read_text())
         except BaseException:
             self.stop()

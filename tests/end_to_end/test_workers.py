@@ -238,6 +238,16 @@ def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly_while_the_ot
     assert "worker=2 pid" not in pair.log.partition("event=ready")[2]  # nothing happened to the other
 
 
+def test_every_log_line_is_an_object_when_that_is_set(home: Path, tmp_path: Path) -> None:
+    settings = home / "fleet.toml"
+    settings.write_text(settings.read_text().replace('log_format = "text"', 'log_format = "json"'))
+    served = Served(home, tmp_path / "ready.json", TWO, ready_line='"event":"ready"').start()
+    served.stop()
+    lines = [json.loads(line) for line in served.log.splitlines()]
+    assert {line["worker"] for line in lines if line.get("event") == "worker.ready"} == {1, 2}
+    assert all({"time", "level", "logger"} <= line.keys() for line in lines)
+
+
 def test_help_teaches_it() -> None:
     shown = program("fleet", "serve", "--help").stdout
     assert "--workers" in shown
