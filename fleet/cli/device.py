@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import click
 
 from fleet.cli.bulk import Selection, act_by_filter, ids_or_filter, query_of
-from fleet.cli.device_import import import_
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, limit_option
 from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
@@ -25,9 +25,6 @@ CERTIFICATE = ("serial", "state", "not_before", "not_after", "sha256")
 @click.group()
 def device() -> None:
     """Devices: register them, look them up, tag them, suspend and revoke them."""
-
-
-device.add_command(import_)
 
 
 @device.command()
@@ -61,6 +58,40 @@ def add(
         body = {"id": device_id, "model": model, "hardware_serial": hardware_serial, **labels}
         added = client.post("/v1/devices", body)
     print_value(added, output)
+
+
+@device.command(name="import")
+@client_option
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--errors",
+    "errors_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where refused rows are listed, as CSV; FILE.errors unless given.",
+)
+@output_option
+def import_(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
+    """Register the devices of the manifest FILE, or of standard input when FILE is -.
+
+    FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
+    hardware_serial, by which its maker's certificate is recognised, or a key_sha256, the SHA-256 of its public key's
+    DER, with which a device enrolls without any other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups
+    (pilot;canary).
+
+    Rows are independent: one that is refused is listed in the errors file, and the others are taken. The same row again
+    changes nothing, so an import that was interrupted is resumed by running it again. A row that differs from what was
+    imported before, or has the serial or key of another device, is refused.
+
+    Exit code 1 when a row was refused or could not be read.
+
+    \b
+    Examples:
+      fleet device import lot-7.csv
+      zcat fleet.jsonl.gz | fleet device import - --errors refused.csv
+    """
+    from fleet.cli.device_import import import_manifest
+
+    import_manifest(client, file, errors_file, output)
 
 
 @device.command(name="list")

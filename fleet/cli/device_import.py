@@ -16,8 +16,7 @@ import click
 from fleet.cli.errors import EXIT_FAILED, CliError, attempting
 from fleet.cli.interrupts import noting_interrupts
 from fleet.cli.manifest_files import Items, rows_of
-from fleet.cli.options import client_option
-from fleet.cli.output import output_option, print_value
+from fleet.cli.output import print_value
 from fleet.client.client import Client
 from fleet.client.manifest import ManifestImport
 from fleet.domain.errors import FleetError
@@ -29,34 +28,8 @@ REFUSED_SHOWN_MAX = 20
 ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
 
-@click.command(name="import")
-@client_option
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "--errors",
-    "errors_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where rows that were refused are listed, as CSV; FILE.errors when nothing is said.",
-)
-@output_option
-def import_(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
-    """Register the devices of the manifest FILE, or of standard input when FILE is -.
-
-    FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
-    hardware_serial, by which its maker's certificate is known, or a key_sha256, the SHA-256 of its public key's DER, by
-    which a device enrolls with no other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups (pilot;canary).
-
-    Each row stands for itself: one that is refused is listed in the errors file, and keeps no other from being taken.
-    The same row again changes nothing, so an import that was cut off is resumed by running it again. A row that says
-    something else than it did, or takes the serial or key of another, is refused.
-
-    At the home itself it works whether that is served or not. Exit code 1 when a row was refused or not read.
-
-    \b
-    Examples:
-      fleet device import lot-7.csv
-      zcat fleet.jsonl.gz | fleet device import - --errors refused.csv
-    """
+def import_manifest(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
+    """Register the devices of `file`, "-" for standard input; print a summary. Exit 1 when a row was refused."""
     is_pipe = str(file) == "-"
     if errors_file is None and not is_pipe:
         errors_file = file.with_name(f"{file.name}.errors")

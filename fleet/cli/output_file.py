@@ -56,6 +56,8 @@ def _put_in_place(fresh: Path, path: Path, *, force: bool) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -65,7 +65,7 @@ class PasswordSource:
         return text
 
     def _from_environment(self, name: str) -> bytes:
-        value = os.environb.get(name.encode())
+        value = os.fsencode(os.environ.get(name, ""))
         if not value:
             raise CliError(
                 f"reading the password for {self.purpose} from the environment",

@@ -59,7 +59,7 @@ class Client:
         given = {"Accept": "application/json", **(headers or {})}
         content = None
         if body is not None:
-            content, given["Content-Type"] = json.dumps(body).encode(), "application/json"
+            content, given["Content-Type"] = json.dumps(body, ensure_ascii=False).encode(), "application/json"
         answer = self._transport.send(method, path, given, content)
         value = _json_of(answer, f"{method} {path.partition('?')[0]}")
         if answer.status >= 400:
