@@ -1,7 +1,8 @@
 """The `fleet` command. Each subcommand lives in a module of its own and is loaded only when it is called."""
 
+import gc
 import importlib
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.exceptions import NoSuchCommand
@@ -37,8 +38,17 @@ COMMANDS = {
 }
 
 
+USUAL_GC = gc.get_threshold()
+STARTING_GC = 50_000
+"""With Python's threshold of 700 objects, a fifth of a command's start-up is garbage collection between imports."""
+
+
 class LazyGroup(Program):
     """A group whose commands are imported when they are called: `fleet cert` needs no server library."""
+
+    def __call__(self, *args: Any, **settings: Any) -> NoReturn:
+        gc.set_threshold(STARTING_GC)
+        super().__call__(*args, **settings)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -50,7 +50,7 @@ def backup() -> None:
 @click.argument("file", type=_FILE)
 @password_file
 @password_env
-@click.option("--plain", is_flag=True, help="Do not seal it: whoever has the file has the fleet's keys.")
+@click.option("--plain", is_flag=True, help="Do not encrypt it: the file then holds the fleet's keys in the clear.")
 @output_option
 def take(home: Path, file: Path, password_file: str | None, password_env: str | None, plain: bool, output: str) -> None:
     """Save the home into a new file.
@@ -242,7 +242,9 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
     if again.unknown:
         _names("Not known to the backup; register them, and give each a token", again.unknown)
     if again.barred:
-        _names("Not known to the backup, put out since; they stay out, under the model restore-barred", again.barred)
+        _names(
+            "Not known to the backup, revoked since; they stay revoked, under the model restore-barred", again.barred
+        )
     if again.resumed:
         _names("Suspended in the backup and resumed since; resume them", again.resumed)
     if again.claims:

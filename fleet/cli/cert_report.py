@@ -1,6 +1,6 @@
-"""What `fleet cert inspect` tells about a Bundle, as plain mappings. Key material never enters them.
+"""What `fleet cert inspect` shows of a Bundle, as plain mappings. Key material never enters them.
 
-A file to inspect is often a broken one: what can't be read is told under "problems", and the rest is still shown.
+A file to inspect is often a broken one: what cannot be read is listed under "problems", and the rest is still shown.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
-"""How a command fails: one sentence on stderr that says what was attempted, what went wrong and what to do next.
+"""Errors of commands: one sentence on stderr that says what was attempted, what went wrong and what to do next.
 
     Error: reading 'device.p12': the password is wrong. Give the password that the file was written with.
 
-Exit codes, everywhere: 0 it is done, 1 refused or failed (`CliError`), 2 used wrongly (click's own `UsageError`).
+Exit codes, everywhere: 0 done, 1 refused or failed (`CliError`), 2 wrong use (click's own `UsageError`).
 """
 
 from collections.abc import Iterator
@@ -82,13 +82,13 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
     except WireError as error:
         raise CliError(attempted, str(error), next_step) from error
     except BrokenPipeError:
-        raise  # whoever was reading our output has seen enough: click ends without a word
+        raise  # the reader has closed its pipe: the program ends silently
     except OSError as error:
         raise CliError(attempted, _os_problem(error, attempted), next_step or _os_advice(error)) from error
 
 
 def _uncapitalised(text: str) -> str:
-    """The problem stands after a colon; an abbreviation such as "DER" keeps its capitals."""
+    """The problem follows a colon; an abbreviation such as "DER" keeps its capitals."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 

@@ -31,7 +31,7 @@ Items = Iterator[Numbered | RowRefused]
 
 
 def rows_of(file: TextIO, name: str) -> Items:
-    """The rows of `file`. What it holds is told by its first character: `[` a JSON array, `{` JSON lines, else CSV.
+    """The rows of `file`. Its first character tells the format: `[` a JSON array, `{` JSON lines, else CSV.
 
     Raises: Invalid (`bad-manifest`): it can't be read on from some line.
     """
@@ -122,7 +122,7 @@ def _from_csv(text: _Text, name: str) -> Items:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            # Where the next row begins, nobody can tell: an open quote swallows lines.
+            # Where the next row begins is unknown: an open quote swallows lines.
             raise Invalid("bad-manifest", f"Line {begun}: {error}; nothing behind it was read.") from error
         if cells is None:
             return

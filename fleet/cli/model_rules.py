@@ -10,8 +10,8 @@ import click
 from fleet.cli.durations import DURATION
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, RenewalKey
 
-# parameter -> where its value stands in fleet.domain.model_rules.rules_json
-_PLACES: dict[str, tuple[str, ...]] = {
+# parameter -> path of its value in fleet.domain.model_rules.rules_json
+_PATHS: dict[str, tuple[str, ...]] = {
     "tenant": ("tenant",),
     "former_tenants": ("former_tenants",),
     "admit": ("admission", "paths"),
@@ -30,31 +30,33 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 
 _OPTIONS = (
-    click.option("--tenant", metavar="NAME", help="Whose issuing CA signs its certificates; '' for the fleet's own."),
+    click.option(
+        "--tenant", metavar="NAME", help="Tenant whose issuing CA signs its certificates; '' for the fleet's own."
+    ),
     click.option(
         "--end-former-tenants",
         "former_tenants",
         flag_value=[],
         default=None,
         type=click.UNPROCESSED,
-        help="Refuse from now on what the tenants before signed; without, it is good until renewed or expired.",
+        help="Refuse certificates issued by former tenants at once; else they stay valid until renewed or expired.",
     ),
     click.option(
         "--admit",
         multiple=True,
         type=click.Choice([path.value for path in AdmissionPath]),
-        help="A way in which its devices may come in; may be repeated. Usual: token and station. With approval, a "
-        "device that shows nothing may ask, and waits for an operator: fleet request.",
+        help="An admission path for its devices; may be repeated. Default: token and station. With approval, an "
+        "unauthenticated device may request a certificate, and waits for an operator: fleet request.",
     ),
     click.option(
         "--any-idevid/--listed-idevid",
         default=None,
-        help="Whether a maker's certificate is enough by itself, or its device must be on the manifest (usual).",
+        help="Whether any certificate of the maker is accepted, or only devices listed on the manifest (default).",
     ),
     click.option(
         "--webhook",
         metavar="URL",
-        help="An https URL to ask before each first certificate: what is not a clear yes is a no; '' for none. "
+        help="An https URL that authorises each first certificate: anything but a clear yes refuses it; '' for none. "
         "See: fleet webhook --help",
     ),
     click.option(
@@ -62,14 +64,14 @@ _OPTIONS = (
         "extended_key_usages",
         multiple=True,
         type=click.Choice(list(EXTENDED_KEY_USAGES)),
-        help="What its certificates are good for; may be repeated. Usual: clientAuth, which is always needed.",
+        help="An extended key usage of its certificates; may be repeated. Default: clientAuth, which is required.",
     ),
     click.option("--organisation", metavar="TEXT", help="O of the subject; '' for none."),
     click.option(
         "--hw-module-name/--no-hw-module-name",
         "hardware_module_name",
         default=None,
-        help="Whether a known hardware serial stands in the SAN (IEEE 802.1AR); usually it does.",
+        help="Whether a known hardware serial is put into the SAN (IEEE 802.1AR). Default: yes.",
     ),
     click.option("--dns-name", metavar="TEMPLATE", help="A DNS name for the SAN: {id}.example.com; '' for none."),
     click.option(
@@ -79,17 +81,17 @@ _OPTIONS = (
         "--csr-eku/--no-csr-eku",
         "csr_extended_key_usages",
         default=None,
-        help="Whether a CSR may ask for some of its extended key usages instead of getting all.",
+        help="Whether a CSR may request a subset of its extended key usages.",
     ),
     click.option(
         "--server-keygen/--no-server-keygen",
         default=None,
-        help="Whether the server makes keys for its devices on request.",
+        help="Whether the server generates keys for its devices on request (serverkeygen).",
     ),
     click.option(
         "--binding/--no-binding",
         default=None,
-        help="Whether a request must bind itself to its TLS connection (RFC 7030, 3.5).",
+        help="Whether requests must be bound to their TLS connection (RFC 7030, 3.5).",
     ),
     click.option(
         "--renewal-key", type=click.Choice([key.value for key in RenewalKey]), help="Which key a renewal must be for."
@@ -98,7 +100,7 @@ _OPTIONS = (
         "--grace",
         type=DURATION,
         metavar="DURATION",
-        help="How long after its end a certificate may still be renewed by its own device, and do nothing else.",
+        help="How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
     ),
 )
 
@@ -109,7 +111,7 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def gathering(*args: Any, **given: Any) -> Any:
         rules: dict[str, Any] = {}
-        for parameter, place in _PLACES.items():
+        for parameter, place in _PATHS.items():
             value = given.pop(parameter)
             if value is None or value == ():
                 continue

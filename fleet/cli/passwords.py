@@ -1,5 +1,5 @@
-"""Where a password may come from: a file, an environment variable or a prompt. Never the command line, which
-everybody on the machine can read.
+"""Passwords from a file, an environment variable or a prompt: never from the command line, which every user of the
+machine can read.
 """
 
 import os
@@ -16,7 +16,7 @@ PASSWORD_SIZE_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class PasswordSource:
-    """What the options say. `purpose` stands in prompts and errors ("the input file"), `option` is their prefix."""
+    """What the options say. `purpose` is named in prompts and errors ("the input file"), `option` is their prefix."""
 
     purpose: str
     option: str

@@ -1,10 +1,12 @@
-"""`fleet serve`: EST, the MQTT gateway and the API, until told to stop."""
+"""`fleet serve`: run EST, the MQTT gateway and the API until SIGTERM."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from fleet.cli import USUAL_GC
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import home_option
@@ -58,13 +60,12 @@ def serve(
 ) -> None:
     """Serve a fleet: EST enrollment, the MQTT gateway in front of a broker, and the HTTP API, all on mutual TLS.
 
-    With mosquitto on the machine, one of our own is started behind the gateway on a private socket; without, an
-    embedded broker (MQTT 3.1.1 only). SIGTERM drains and ends within 5 seconds; SIGHUP reads the server certificate
-    again.
+    Behind the gateway it starts mosquitto on a private socket if that is installed, and else an embedded broker (MQTT
+    3.1.1 only). SIGTERM drains connections and ends within 5 seconds; SIGHUP reloads the server certificate.
 
     With --workers N, a supervisor starts N processes that share the listeners, the registry and the broker, and
-    replaces one that dies. Signals go to the supervisor, whose pid is in the ready file. Limits in fleet.toml hold for
-    each worker.
+    restarts one that exits. Send signals to the supervisor, whose pid is in the ready file. Limits in fleet.toml
+    apply to each worker.
 
     \b
     Examples:
@@ -76,7 +77,7 @@ def serve(
         try:
             settings = settings_of(place)
         except SettingsError as error:
-            raise CliError(f"serving '{home}'", str(error), "Mend that line and start again") from error
+            raise CliError(f"serving '{home}'", str(error), "Correct that line and start again") from error
         settings = replace(
             settings,
             est=est or settings.est,
@@ -85,5 +86,6 @@ def serve(
             upstream=upstream or settings.upstream,
             workers=settings.workers if workers is None else workers,
         )
+        gc.set_threshold(*USUAL_GC)
         configure_logging(log_level.upper(), settings.log_format)
         serve_until_stopped(place, settings, ready_file)

@@ -72,7 +72,7 @@ def create(
     if devices_file is not None:
         create_for_each(client, devices_file, terms, out, output)
         return
-    if out is not None and os.path.lexists(out):  # before there is a token that nobody sees
+    if out is not None and os.path.lexists(out):  # checked before the token is made
         raise click.UsageError(f"{out} exists; nothing was done.")
 
     whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"

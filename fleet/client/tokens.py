@@ -1,4 +1,4 @@
-"""Making tokens so that none is left valid that nobody has seen."""
+"""Making tokens: one whose secret was not delivered does not stay valid."""
 
 import contextlib
 import secrets
