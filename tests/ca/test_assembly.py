@@ -11,7 +11,7 @@ from cryptography import x509
 from fleet.ca import issuer as issuer_module
 from fleet.ca import lints, tbs
 from fleet.ca.assembly import ExpectedAssembly
-from fleet.ca.authority import Certified
+from fleet.ca.authority import Certified, create_issuing, create_root
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.profiles import CLIENT_AUTH
 from fleet.ca.profiles import PROFILES as ISSUED_PROFILES
@@ -50,6 +50,11 @@ def test_whatever_matches_passes_every_lint(issuer: LocalIssuer, issuing: Certif
             if expected.matches(bytes(spoiled), permit):
                 matched += 1
                 lints.check(x509.load_der_x509_certificate(bytes(spoiled)), permit, issuing[0])
+    for at in range(signature_at, signature_at + 4):  # tag, length, unused bits, and the SEQUENCE in it
+        for bit in range(8):
+            spoiled = bytearray(der)
+            spoiled[at] ^= 1 << bit
+            assert not expected.matches(bytes(spoiled), permit), (at - signature_at, bit)
     # 19 octets of the serial number may be any others, its first within bounds, and a digit or two of the times.
     assert matched <= 20 * 3 + 6
 
@@ -148,3 +153,47 @@ def test_no_certificate_names_another_issuer(issuer: LocalIssuer, permit: IssueP
     issuer._templates[(CLIENT_AUTH,)] = replace(template, issuer=name)
     with pytest.raises(lints.LintFailed, match="issuer_is_ours"):
         issuer.issue(permit, now)
+
+
+def test_a_long_organisation_is_compared_as_well(issuer: LocalIssuer, issuing: Certified, now: datetime) -> None:
+    """In UTF-8 it takes more octets than a length of one octet can say."""
+    permit = permit_for(KEYS["EC-P256"], now, replace(PROFILES["usual"], organisation="€" * 64))
+    assert ExpectedAssembly(issuing[0]).matches(issuer.issue(permit, now).der, permit)
+
+
+@pytest.mark.parametrize("first", [0x00, 0x80, 0xFF])
+def test_a_serial_number_that_is_not_positive_or_too_short_does_not_match(
+    issuer: LocalIssuer, issuing: Certified, permit: IssuePermit, now: datetime, first: int
+) -> None:
+    der = bytearray(issuer.issue(permit, now).der)
+    at = der.index(b"\x02\x14") + 2
+    expected = ExpectedAssembly(issuing[0])
+    for positive in (0x01, 0x7F):
+        der[at] = positive
+        assert expected.matches(bytes(der), permit)
+    der[at] = first
+    assert not expected.matches(bytes(der), permit)
+
+
+def test_years_from_2050_on_are_left_to_the_lints() -> None:
+    """RFC 5280, 4.1.2.5: GeneralizedTime from then on; a UTCTime would say 1953."""
+    then = datetime(2045, 3, 1, tzinfo=UTC)
+    issuing = create_issuing("Late", *create_root("Late", then), then)
+    permit = replace(permit_for(KEYS["EC-P256"], then), not_after=then + timedelta(days=8 * 365))
+    credential = LocalIssuer(*issuing).issue(permit, then)
+    assert not ExpectedAssembly(issuing[0]).matches(credential.der, permit)
+    assert x509.load_der_x509_certificate(credential.der).not_valid_after_utc == permit.not_after
+    sooner = replace(permit, not_after=datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC))
+    assert ExpectedAssembly(issuing[0]).matches(LocalIssuer(*issuing).issue(sooner, then).der, sooner)
+
+
+def test_a_validity_outside_the_permits_does_not_match(
+    issuer: LocalIssuer, issuing: Certified, permit: IssuePermit, now: datetime
+) -> None:
+    der, expected = issuer.issue(permit, now).der, ExpectedAssembly(issuing[0])
+    assert expected.matches(der, permit)
+    assert not expected.matches(der, replace(permit, not_after=permit.not_after - HOUR))
+    assert not expected.matches(der, replace(permit, not_before=permit.not_before + HOUR))
+    assert not expected.matches(der, replace(permit, not_before=permit.not_before - HOUR))
+    assert not expected.matches(der, replace(permit, key_sha256=b"x" * 32))
+    assert not expected.matches(der, replace(permit, holder="cam 7"))

@@ -416,3 +416,9 @@ def test_the_extended_key_usages_of_each_kind(permit: IssuePermit) -> None:
         assert lints.expected_usages(replace(permit, kind=kind)) == usages
     every = replace(permit, profile=replace(permit.profile, extended_key_usages=tuple(EXTENDED_KEY_USAGES)))
     assert lints.expected_usages(every) == tuple(EXTENDED_KEY_USAGES.values())
+
+
+def test_the_permits_hash_is_of_the_permits_key(permit: IssuePermit) -> None:
+    assert lints.is_permitted_key(permit.spki_der, permit)
+    assert not lints.is_permitted_key(permit.spki_der, replace(permit, key_sha256=b"x" * 32))
+    assert not lints.is_permitted_key(another_key(), permit)
