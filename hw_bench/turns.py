@@ -30,15 +30,15 @@ class Plan:
     rounds: int = 3
     """Turns of each contender."""
     devices: int = 100_000
-    """In the registry that is measured, where one is."""
+    """Devices in the registry, of the scenario `registry`."""
     kills: int = 200
-    """Of a run that kills."""
+    """Kills, of the scenario `crash`."""
     seed: int | None = None
     """Of the random choices; None for a new one."""
     database: str = ""
     """The registry's engine; empty for the scenario's own choice."""
     sessions: int = 50
-    """Devices that are connected, and revoked."""
+    """Connected devices to revoke, of the scenario `revocation`."""
     keep: Path | None = None
     """Folder of a registry that is kept between runs."""
 
@@ -69,7 +69,7 @@ class Contender:
 
 
 def take_turns(contenders: Sequence[Contender], plan: Plan, cores: Cores, progress: Progress) -> list[Turn]:
-    """`plan.rounds` turns of each, after a short one each that is thrown away.
+    """`plan.rounds` turns of each, after a short warm-up each.
 
     Within a round, each turn is cut into slices that alternate with those of the others: the machine's speed can change
     within seconds. Raises: whatever an act raises.

@@ -29,11 +29,10 @@ TLS_VERSIONS = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 
 
 def client_context(certificate: str, key: str, tls: str) -> SSL.Context:
-    """A client that shows its certificate, exchanges keys on P-256, never resumes, and leaves the server unjudged.
+    """TLS client context: client certificate, key exchange on P-256, no resumption, no verification of the server.
 
-    With `certificate` and `key` empty it shows none.
-
-    Not judging the server saves the load's core work that says nothing about the server.
+    With `certificate` and `key` empty it sends no certificate. Verifying the server would cost the load's core time and
+    tell nothing about the server.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(TLS_VERSIONS[tls])
@@ -41,7 +40,7 @@ def client_context(certificate: str, key: str, tls: str) -> SSL.Context:
     if certificate:
         context.use_certificate_chain_file(certificate)
         context.use_privatekey_file(key)
-    # One group for all: else a server with a newer OpenSSL would be given ML-KEM to do, and an older one not.
+    # One group for all: otherwise a server with a newer OpenSSL would do ML-KEM and an older one would not.
     context.set_tmp_ecdh(ec.SECP256R1())
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_NONE)
@@ -49,7 +48,7 @@ def client_context(certificate: str, key: str, tls: str) -> SSL.Context:
 
 
 def connect(address: tuple[str, int]) -> socket.socket:
-    """A blocking TCP connection that is closed without TIME_WAIT and never waits for ever."""
+    """A blocking TCP connection with a receive timeout, closed without TIME_WAIT."""
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
@@ -85,7 +84,7 @@ def _ended_in_order(tls: SSL.Connection) -> bool:
 
 
 def refuses(context: SSL.Context, address: tuple[str, int]) -> bool:
-    """Whether a client with the certificate of `context` gets nothing but a refusal: an alert, or HTTP's 400.
+    """Whether the server refuses a client with the certificate of `context`: by a TLS alert, or by HTTP status 400.
 
     nginx completes every handshake, and refuses at the first request.
     """

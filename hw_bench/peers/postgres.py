@@ -1,7 +1,6 @@
-"""A PostgreSQL of a run's own: a cluster in a temporary folder, on a free loopback port, gone with the run.
+"""A private PostgreSQL cluster in a temporary folder, on a free loopback port. The tests use it too.
 
-PostgreSQL refuses to run as root, so for root it runs as the user `postgres`, or else `nobody`. The tests stand on it
-too.
+PostgreSQL refuses to run as root: started by root it runs as the user `postgres`, or else `nobody`.
 """
 
 import asyncio
@@ -33,14 +32,14 @@ START_SECONDS_MAX = 60.0
 PORTS_TRIED_MAX = 5
 RETRY_SECONDS = 0.05
 NAME = "postgres"
-"""Of the program: in the process table too."""
+"""Name of the server program, also in the process table."""
 USER = "fleet"
-PASSWORD = "a pass/word: 100%"  # noqa: S105  of clusters that live for a minute on loopback
+PASSWORD = "a pass/word: 100%"  # noqa: S105  of temporary clusters on loopback
 COMMON = ("shared_buffers=32MB", "max_connections=60", "unix_socket_permissions=0777")
 
 
 def programs() -> Path | None:
-    """The folder that holds `initdb` and `pg_ctl`, of a version that will do; None when there is none."""
+    """The folder of `initdb` and `pg_ctl` in a supported version, or None."""
     folders = [Path(found).resolve().parent] if (found := shutil.which("pg_ctl")) else []
     packaged = Path("/usr/lib/postgresql").glob("*/bin")
     folders += sorted(packaged, key=lambda p: int(p.parent.name), reverse=True)
@@ -53,23 +52,23 @@ def programs() -> Path | None:
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here, or None."""
+    """Why no cluster can be started on this machine, or None."""
     return None if programs() is not None else f"PostgreSQL {VERSION_MIN} or newer is not installed"
 
 
 def _as_its_user() -> dict[str, Any]:
-    """What makes a child of ours run as a user that PostgreSQL accepts."""
+    """Arguments of `subprocess.run` that start a child as a user that PostgreSQL accepts."""
     if os.geteuid() != 0:
         return {}
     for name in (NAME, "nobody"):
         with contextlib.suppress(KeyError):
             found = pwd.getpwnam(name)
             return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
-    raise BenchError("There is no user that PostgreSQL could run as: neither postgres nor nobody.")
+    raise BenchError("PostgreSQL cannot run as root, and there is neither a user postgres nor nobody.")
 
 
 class Cluster:
-    """One cluster. `make` first; `start`, `kill` and `stop` may follow one another.
+    """One cluster. Call `make` first, then `start`, `kill` and `stop` in any order.
 
     Local connections (`url`) need no password; those over TCP (`tcp_url`) need PASSWORD.
     """
@@ -96,24 +95,24 @@ class Cluster:
         )
 
     def make(self) -> None:
-        """Raises: BenchError."""
+        """Create it with initdb. Raises: BenchError."""
         secret = self.folder / "secret"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
         words = ["-D", str(self.data), "-U", USER, "-E", "UTF8", "--locale=C", "--no-sync", f"--pwfile={secret}"]
         done = self._call("initdb", *words, "--auth-local=trust", "--auth-host=scram-sha-256")
         if done.returncode != 0:
-            raise BenchError(f"making a PostgreSQL cluster in {self.folder} failed: {done.stdout.strip()[-500:]}")
+            raise BenchError(f"creating a PostgreSQL cluster in {self.folder} failed: {done.stdout.strip()[-500:]}")
         secret.unlink()
 
     def start(self) -> None:
-        """Returns when it accepts connections: on the port of its last start, if it had one. Raises: BenchError."""
+        """Start it on its last port, or a free one, and return when it accepts connections. Raises: BenchError."""
         deadline = time.monotonic() + START_SECONDS_MAX
         ports = [self.port] if self.port else [free_port() for _ in range(PORTS_TRIED_MAX)]
-        for port in itertools.cycle(ports):  # after a kill, its last children hold on to the memory for a moment
+        for port in itertools.cycle(ports):  # after a kill, its last children keep shared memory in use for a moment
             words = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
             options = " ".join(f"-c {word}" for word in (*words, *self._options))
-            # -l: or its children would hold our pipe open for as long as they live.
+            # -l: otherwise its children would inherit our pipe and keep it open.
             done = self._call("pg_ctl", "start", "-w", "-s", "-D", str(self.data), "-l", str(self.log), "-o", options)
             if done.returncode == 0:
                 self.port = port
@@ -125,28 +124,28 @@ class Cluster:
     def stop(self, how: str = "fast") -> None:
         """Stop it if it runs: `fast` rolls back and disconnects all clients, `immediate` is a crash."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), handle_of(self.pid) as handle:
-            # pg_ctl waits for the file with the number to go, which is a moment before the process.
+            # pg_ctl waits for the pid file to go, which happens just before the process ends.
             if self._call("pg_ctl", "stop", "-w", "-s", "-D", str(self.data), "-m", how).returncode == 0:
                 select.select([handle], [], [], START_SECONDS_MAX)
 
     @property
     def pid(self) -> int:
-        """Of the server's first process; all others are its children."""
+        """The postmaster's pid; all other server processes are its children."""
         return int((self.data / "postmaster.pid").read_text().split()[0])
 
     def kill(self) -> None:
-        """kill -9 of the server's first process, as when the system runs out of memory."""
+        """kill -9 the postmaster, as the kernel does when memory runs out."""
         os.kill(self.pid, signal.SIGKILL)
 
     def kill_child(self, chance: random.Random) -> bool:
-        """kill -9 of one of the others; the first one then ends them all and recovers by itself. False: it has none."""
+        """kill -9 a child process; the postmaster then ends all others and recovers. False when there is none."""
         first = self.pid
         children = sorted(pid for pid, one in process_tree((first,)).items() if one.parent == first)
         if not children:
             return False
         pid = chance.choice(children)
         with contextlib.suppress(ProcessLookupError), handle_of(pid) as handle:
-            # The number may have been given away since we looked; now that we hold it, it can't be any more.
+            # The pid may have been reused since it was read; the handle pins it now, so check again.
             found = process_time(pid)
             if found is not None and found.parent == first:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -160,8 +159,8 @@ class Cluster:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
 
     def run(self, sql: str, database: str = "postgres") -> Any:
-        """The first column of the first row that `sql` gives."""
-        with ThreadPoolExecutor(1) as apart:  # from an event loop that may run in this thread
+        """Execute `sql`; the first column of the first row."""
+        with ThreadPoolExecutor(1) as apart:  # an event loop may be running in this thread
             return apart.submit(asyncio.run, self._run(sql, database)).result()
 
     async def _run(self, sql: str, database: str) -> Any:
@@ -172,13 +171,13 @@ class Cluster:
             await connection.close()
 
     def make_database(self, template: str = "template1") -> str:
-        """A new database of the cluster, by its name."""
+        """Create a database; its name."""
         name = f"t{secrets.token_hex(6)}"  # a kept cluster has those of earlier runs
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
     def drop_database(self, name: str) -> None:
-        """Terminates open connections to it."""
+        """Drop it, and terminate open connections."""
         self.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -191,7 +190,7 @@ def hand_over(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(inside: Path | None = None) -> Iterator[Path]:
-    """A folder that a cluster can live in, by default where temporary files are; gone at the end."""
+    """A temporary folder for a cluster, removed at the end."""
     # Short, for a socket's path in it, and open to PostgreSQL's own user, as a run's private folder is not.
     folder = Path(tempfile.mkdtemp(prefix="fleet-pg-", dir=inside))
     try:

@@ -128,12 +128,12 @@ class LargeRegistry:
         return tuple(figures)
 
     async def _admissions(self, registry: Registry, fleet: FilledFleet, chance: random.Random) -> Figure:
-        """From a certificate's fingerprint to leave for its MQTT session, one after another."""
+        """Duration from a certificate's fingerprint to the decision on its MQTT session, one at a time."""
         times: list[float] = []
         while len(times) < self.lookups:
             number = chance.randrange(fleet.count)
             if number % SUSPENDED_EVERY == 0:
-                continue  # it would be refused
+                continue  # suspended devices are refused
             peer = Peer("192.0.2.7", fingerprint=fleet.fingerprint(number))
             now = fleet.expires_at(number) - timedelta(days=1)
             times.append(await _timed(partial(admit, registry, peer, fleet.device_id(number), now)))
@@ -141,8 +141,8 @@ class LargeRegistry:
 
 
 def filled(home: FleetHome, fleet: FilledFleet, progress: Progress) -> Sizes:
-    """Put `fleet` into the home's registry, its audit sealed: a server does so each second, and would go on with all of
-    it while it is measured. Raises: sqlite3.Error, asyncpg.PostgresError, OSError, FleetError.
+    """Write `fleet` into the home's registry and seal its audit: otherwise the server would seal all of it while it is
+    measured. Raises: sqlite3.Error, asyncpg.PostgresError, OSError, FleetError.
     """
     began = time.monotonic()
 
@@ -172,7 +172,7 @@ async def _seal(home: FleetHome) -> None:
 
 
 def _certificate(home: FleetHome) -> bytes:
-    """A device's certificate as the home's CA makes it."""
+    """A device certificate issued by the home's CA."""
     now = datetime.now(UTC)
     spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     permit = IssuePermit(
@@ -192,7 +192,7 @@ Where = Callable[[], DeviceFilter]
 
 
 def _filters(fleet: FilledFleet, chance: random.Random) -> dict[str, Where]:
-    """Every filter of a listing, by its name; each call means other devices."""
+    """Each filter of a listing, by name; each call selects different devices."""
 
     def any_number() -> int:
         return chance.randrange(fleet.count)
@@ -211,7 +211,7 @@ def _filters(fleet: FilledFleet, chance: random.Random) -> dict[str, Where]:
 def _page(
     registry: Registry, fleet: FilledFleet, where: Where, chance: random.Random
 ) -> Callable[[], Awaitable[object]]:
-    """One page from anywhere in the listing."""
+    """A page from a random position of the listing."""
     meant, number = where(), chance.randrange(fleet.count)
     after = Place(fleet.device_id(number))
     if meant.expires_before is not None:
@@ -220,7 +220,7 @@ def _page(
 
 
 async def _timed(ask: Callable[[], Awaitable[object]]) -> float:
-    """Milliseconds until it is answered."""
+    """Duration of `ask` in milliseconds."""
     began = time.perf_counter()
     await ask()
     return (time.perf_counter() - began) * 1000
