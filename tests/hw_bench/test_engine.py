@@ -91,7 +91,7 @@ def test_a_cluster_that_cannot_be_made_says_why() -> None:
         cluster = postgres.Cluster(binaries, folder, ())
         cluster.data.mkdir()
         (cluster.data / "other").touch()
-        with pytest.raises(BenchError, match=r"making a PostgreSQL cluster (?s:.)* exists but is not empty"):
+        with pytest.raises(BenchError, match=r"creating a PostgreSQL cluster (?s:.)* exists but is not empty"):
             cluster.make()
 
 
