@@ -230,7 +230,9 @@ class GatewayHarness:
         assert (await side.packet()).type is PacketType.CONNECT
         side.raw.clear()
         side.send(b"\x20\x03\x00\x00\x00" if version == 5 else b"\x20\x02\x00\x00")
-        assert (await wire.packet()).type is PacketType.CONNACK
+        connack = await wire.packet()
+        assert connack.type is PacketType.CONNACK
+        assert decode_connack(connack.body, version).code == 0
         wire.raw.clear()
         return wire, side
 

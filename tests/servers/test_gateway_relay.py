@@ -6,6 +6,8 @@ from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
+from fleet.servers.gateway.relay import Relay
+from fleet.servers.gateway.subscriptions import FILTER_BYTES_MAX, FILTERS_MAX, PENDING_MAX
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -89,6 +91,7 @@ def test_filters_held_are_bounded() -> None:
 
 
 def test_64_kib_of_filters_are_held() -> None:
+    assert (FILTERS_MAX, FILTER_BYTES_MAX, PENDING_MAX) == (1_000, 65_536, 64)
     long, rest = "down/" + "x" * 64_995, "down/" + "y" * 531  # 65,000 and 536 bytes
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest) * 2)
@@ -234,6 +237,17 @@ def test_refused_deliveries_are_noted() -> None:
     harness.relay.from_broker(harness.publish("old/a"))
     assert harness.notes == [("mqtt.deliver", "refused", "old/a")]
     assert harness.relay.answers == 0
+
+
+def test_only_refusals_are_answered() -> None:
+    written = bytearray()
+    relay = Relay(V5, NARROW, written.extend, written.extend, lambda *_: None, SIZE_MAX)
+    assert (relay.connack, relay.closing, relay.answers) == (None, None, 0)
+    relay.from_device(encode_publish(Publish("up/a", b"x", 1, 6), V5))
+    assert relay.answers == 0
+    relay.from_device(encode_publish(Publish("up/b", b"x", 1, 6), V5))
+    assert relay.answers == 1
+    assert written.endswith(b"\x40\x03\x00\x06\x87")
 
 
 def test_answers_are_counted() -> None:

@@ -1,5 +1,6 @@
 """What a gateway has heard the end of stays out, even when the registry is put back to where it was before."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fleet.services.admission import Admission
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import credential, now, open_gateway, operator, populate, refused
+from tests.servers.gateway_fixtures import PATIENCE, credential, now, open_gateway, operator, populate, refused
 
 
 class PutBack(SqliteRegistry):
@@ -46,6 +47,8 @@ async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by:
         wire = await h.dial(one)
         wire.send(encode_connect(Connect(V5, "cam-1")))
         assert await refused(wire, V5) == Reason.BANNED
+        if by == "device":
+            await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)  # its session is purged
         await h.live(two, V5)
     await registry.close()
 

@@ -495,6 +495,8 @@ async def test_a_model_that_changes_while_the_broker_connects_is_asked_for_again
     assert bench.session.phase is Phase.CONNECTING
     bench.context.admissions.put_nowait(replace(ADMISSION, policy=policy_of(DEVICE, replace(MODEL, publish=()))))
     await until(lambda: bench.session.phase is Phase.AWAITING_CONNACK)
+    assert bench.session.admission is not None
+    assert bench.session.admission.policy.publish == ()
     bench.session.broker_data(ACCEPTED)
     bench.broker.written.clear()
     device_sends_a_message(bench.session)
@@ -526,6 +528,20 @@ async def test_packets_behind_connect_wait_for_connack() -> None:
     assert bench.broker.written == MESSAGE * 4
     assert bench.device.reading
     assert bench.outcomes == {"mqtt.connect.ok": 1}
+    assert bench.device.written.startswith(b"\x20")
+    await bench.finish()
+
+
+async def test_the_broker_gets_connect_once_it_is_connected_and_answers_in_pieces() -> None:
+    bench = await Bench(password=b"secret").reach(Phase.CONNECTING)
+    bench.context.connections.put_nowait(bench.broker)
+    await until(lambda: bench.session.phase is Phase.AWAITING_CONNACK)
+    assert bench.broker.written == encode_connect(replace(bench.connect, username="cam-1", password=None))
+    for byte in ACCEPTED:
+        assert bench.session.phase is Phase.AWAITING_CONNACK
+        assert not bench.outcomes
+        bench.session.broker_data(bytes((byte,)))
+    assert bench.session.phase is Phase.RELAYING
     assert bench.device.written.startswith(b"\x20")
     await bench.finish()
 
@@ -711,6 +727,8 @@ async def test_a_side_that_does_not_read_the_answers_it_causes_is_not_read_eithe
     bench.session.resume_writing()
     assert bench.device.reading
     bench.context.link.pause_writing()
+    bench.context.link.data_received(encode_publish(Publish("news/x", b"", 1, 1), V5))
+    assert bench.broker.reading  # no answer to that
     bench.context.link.data_received(encode_publish(Publish("old/x", b"", 1, 1), V5))
     assert not bench.broker.reading
     bench.context.link.resume_writing()
