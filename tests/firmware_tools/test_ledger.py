@@ -1,13 +1,16 @@
 """The ledger: rows on disk, half a line passed over, boards and device ids not given away twice."""
 
+import fcntl
 import json
+import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from firmware_tools.station import ledger as module
 from firmware_tools.station.errors import LedgerError
 from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
 
@@ -90,3 +93,40 @@ def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk() -> None:
     with pytest.raises(LedgerError, match="No space left"):
         Ledger(Path("/dev/full")).append(ROW)
+
+
+def test_a_line_is_utf8_for_people_to_read(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.append(replace(ROW, message="größer als 4 µs"))
+    raw = (tmp_path / "ledger.jsonl").read_bytes()
+    assert "größer als 4 µs".encode() in raw
+    assert raw.count(b"\n") == 1
+
+
+def test_the_name_of_a_new_ledger_is_durable(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "_sync_directory", synced.append)
+    ledger.append(ROW)
+    ledger.append(ROW)
+    assert synced == [tmp_path]
+
+
+def test_a_row_is_on_disk_when_it_is_appended(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    ledger.append(ROW)
+    assert len(synced) == 2  # the file, and its name
+    ledger.append(ROW)
+    assert len(synced) == 3
+
+
+def test_a_row_waits_for_the_other_station(ledger: Ledger, tmp_path: Path) -> None:
+    """Its line may be half-written: ours would be joined to it."""
+    with (tmp_path / "ledger.jsonl").open("wb") as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        appended = pool.submit(ledger.append, ROW)
+        assert wait([appended], timeout=0.3).not_done
+        other.write(b"{}\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        appended.result(30)
+    assert len(list(ledger.rows())) == 2
