@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, read_head_key
 from fleet.cli.audit_reader import audit_reader
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_at, location_options
+from fleet.cli.location import client_at
+from fleet.cli.options import location_options
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
 from fleet.client.client import Client

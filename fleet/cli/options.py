@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from fleet.cli.location import client_at
 from fleet.cli.parameters import REASON, URL
-from fleet.client.client import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -76,37 +76,6 @@ def client_option(command: Callable[..., object]) -> Callable[..., object]:
             return command(client=client, **given)
 
     return location_options(with_client)
-
-
-def client_at(
-    home: Path | None,
-    url: str | None = None,
-    cert: Path | None = None,
-    key: Path | None = None,
-    ca: Path | None = None,
-) -> Client:
-    """The client of the fleet that the options name. Nothing is opened or read before its first request.
-
-    Raises: click.UsageError.
-    """
-    if home is not None and url is not None:
-        # The command line counts before the environment.
-        context = click.get_current_context()
-        said = {name for name in ("home", "url") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        if len(said) != 1:
-            raise click.UsageError("Give --home (or FLEET_HOME) or --url (or FLEET_URL), and not both.")
-        home, url = (home, None) if "home" in said else (None, url)
-    if home is not None:
-        from fleet.client.home import HomeTransport
-
-        return Client(HomeTransport(home), home)
-    if url is None:
-        raise click.UsageError("Give --home (or FLEET_HOME), or --url (or FLEET_URL) with --cert.")
-    if cert is None:
-        raise click.UsageError("--url needs your certificate: --cert (or FLEET_CERT).")
-    from fleet.client.https import HttpsTransport
-
-    return Client(HttpsTransport(url, cert, key, ca))
 
 
 reason_option = click.option("--reason", default="", type=REASON, help="Why, for the audit.")

@@ -61,7 +61,7 @@ class Listed(Checked):
             return []
 
     def _found(self, ctx: click.Context, incomplete: str) -> list[str]:
-        from fleet.cli.options import client_at
+        from fleet.cli.location import client_at
 
         given = {name: ctx.params.get(name) for name in ("home", "url", "cert", "key", "ca")}
         with ctx, client_at(**given) as client:

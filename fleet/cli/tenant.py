@@ -8,7 +8,8 @@ import click
 
 from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_at, client_option, home_option
+from fleet.cli.location import client_at
+from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.client.client import Client
 from fleet.domain.errors import Invalid, NotFound

@@ -48,7 +48,8 @@ def create_for_each(client: Client, file: Path, terms: Row, out: Path | None, ou
         batch = _Batch() if out is None else _batch_at(client, out)
         todo = [each for each in ids if each not in batch.done]
         with noting_interrupts() as interrupts:
-            _make_all(client, todo, terms, batch, _writer(out, output, counts), counts, interrupts)
+            requests = [({"device": each, **terms}, f"{batch.id}-{each}") for each in todo]
+            _make_all(client, requests, _writer(out, output, counts), counts, interrupts)
         left = len(todo) - counts.made - counts.failed
         if output == "json" and out is None:
             click.echo("]" if counts.made else "[]")
@@ -66,33 +67,31 @@ def create_for_each(client: Client, file: Path, terms: Row, out: Path | None, ou
 
 def _make_all(
     client: Client,
-    todo: Sequence[str],
-    terms: Row,
-    batch: "_Batch",
+    requests: Sequence[tuple[Row, str]],
     write: Callable[[str, Row], None],
     counts: _Counts,
     interrupts: Sequence[int],
 ) -> None:
-    """A device that is refused is named on stderr and skipped.
+    """Make a token for each request, a body and its idempotency key. A device that is refused is named and skipped.
 
     Raises: FleetError: the rest would fail as well. OSError: the output cannot be written.
     """
     shown_at = time.monotonic()
-    for number, each in enumerate(todo, 1):
+    for number, (body, key) in enumerate(requests, 1):
         if interrupts:
             return
         try:
-            with delivered_token(client, {"device": each, **terms}, f"{batch.id}-{each}") as made:
-                write(each, made)
+            with delivered_token(client, body, key) as made:
+                write(body["device"], made)
             counts.made += 1
         except (Unavailable, Unauthenticated):
             raise
         except FleetError as error:
-            CliError(f"making a token for device '{each}'", error.message, error.advice).show()
+            CliError(f"making a token for device '{body['device']}'", error.message, error.advice).show()
             counts.failed += 1
         if time.monotonic() - shown_at >= PROGRESS_EVERY_SECONDS:
             shown_at = time.monotonic()
-            click.echo(f"{number} of {len(todo)}", err=True)
+            click.echo(f"{number} of {len(requests)}", err=True)
 
 
 def _writer(out: Path | None, output: str, counts: _Counts) -> Callable[[str, Row], None]:
