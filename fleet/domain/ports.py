@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
@@ -12,11 +12,13 @@ from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
-from fleet.domain.enrollment import IssuePermit
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
+
+if TYPE_CHECKING:
+    from fleet.domain.enrollment import IssuePermit
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ class Registry(AuditReader, Protocol):
 class Issuer(Protocol):
     """Issues certificates for permits, and nothing else."""
 
-    def issue(self, permit: IssuePermit, now: datetime) -> Credential:
+    def issue(self, permit: "IssuePermit", now: datetime) -> Credential:
         """A new certificate, in state ISSUED, linted against its profile before it is returned.
 
         Raises: Refused: the permit cannot be fulfilled, for instance beyond the issuer's validity.

@@ -20,7 +20,6 @@ from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
-from fleet.domain.enrollment import permit_claim
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
@@ -65,6 +64,8 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
     `key-taken`). Refused: the issuer cannot sign that long.
     """
+    from fleet.domain.enrollment import permit_claim  # a listing at a home does without
+
     name, model, quota = plain_name(new.name, "claim"), new.model, new.quota
     if not 1 <= quota <= QUOTA_MAX:
         raise Invalid("bad-quota", f"A claim earns 1 to {QUOTA_MAX} certificates.")

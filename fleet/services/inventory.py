@@ -25,9 +25,7 @@ from fleet.domain.device import (
     device_id,
     plain_name,
 )
-from fleet.domain.enrollment import permit_station
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
-from fleet.domain.issuance_context import is_in_the_field
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
 from fleet.domain.model_rules import checked_rules, moved, rules_json
 from fleet.domain.name_templates import check_model_name
@@ -288,6 +286,8 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
 
 
 async def _must_be_new(registry: Registry, device: Device) -> None:
+    from fleet.domain.issuance_context import is_in_the_field
+
     held = [c for c in await registry.credentials(device.id) if c.kind is CredentialKind.DEVICE]
     if is_in_the_field(device, held):
         raise Refused(
@@ -364,6 +364,8 @@ async def enroll_station(
 
     Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
     """
+    from fleet.domain.enrollment import permit_station  # a listing at a home does without
+
     if not LIFETIME_MIN <= new.lifetime <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
     station = await _new_station(registry, new.name, new.models, new.quota, act.now)
