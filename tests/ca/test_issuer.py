@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from fleet.ca.authority import Certified, create_issuing, create_operators, create_root
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import generate_key
-from fleet.ca.profiles import HARDWARE_TYPE, SIGNS_ONLY
+from fleet.ca.profiles import HARDWARE_TYPE, SIGNS_CERTIFICATES, SIGNS_ONLY
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Invalid, Refused
@@ -206,3 +206,36 @@ def test_openssl_accepts_the_chain_strictly(
     command += ["-CAfile", str(tmp_path / "root"), "-untrusted", str(tmp_path / "issuing"), str(tmp_path / "leaf")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _self_signed(
+    key: ec.EllipticCurvePrivateKey, now: datetime, *, ca: bool = True, usage: x509.KeyUsage = SIGNS_CERTIFICATES
+) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def test_an_issuer_is_a_p256_ca_that_signs_certificates(now: datetime) -> None:
+    key, longer = generate_key(), ec.generate_private_key(ec.SECP384R1())
+    LocalIssuer(_self_signed(key, now), key)
+    for certificate, wrong_key in (
+        (_self_signed(key, now), generate_key()),
+        (_self_signed(longer, now), longer),
+        (_self_signed(key, now, ca=False, usage=SIGNS_ONLY), key),
+        (_self_signed(key, now, usage=SIGNS_ONLY), key),
+    ):
+        with pytest.raises(Invalid) as refused:
+            LocalIssuer(certificate, wrong_key)
+        assert refused.value.code == "bad-issuer"
