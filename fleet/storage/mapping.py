@@ -95,7 +95,8 @@ def _optional(codec: Codec) -> Codec:
 
 
 def _enum(values: type[StrEnum]) -> Codec:
-    return Codec("text", lambda member: member.value, {member.value: member for member in values}.__getitem__)
+    by_text = {member.value: member for member in values}
+    return Codec("text", {member: text for text, member in by_text.items()}.__getitem__, by_text.__getitem__)
 
 
 TEXT, NUMBER, BYTES = Codec("text"), Codec("bigint"), Codec("bytea")
