@@ -276,7 +276,7 @@ class TestProof:
         [
             ("abc", 1, "there is no certificate abc in the registry"),
             ("0x12", 1, "there is no certificate 12 in the registry"),
-            ("0", 1, "seq must be from 1"),
+            ("0", 1, "seq must be at least 1"),
             ("99", 1, "the audit ends with row 4"),
             ("row 3", 2, "Give a row's number, or a certificate's serial number in hex"),
             ("-1", 2, "No such option"),

@@ -11,6 +11,7 @@ import pytest
 from fleet.domain.access import Operator, Role
 from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.peer import Peer
+from fleet.domain.tags import GROUPS_MAX
 from fleet.servers.admin import strict_json
 from fleet.servers.admin.conditions import content_etag, demand_match, if_match, none_match
 from fleet.servers.admin.context import Call
@@ -244,6 +245,10 @@ class TestReading:
             ({"id": "cam-7", "model": "m", "tags": {"site": 5}}, "The body: tags[...]: Expected 'str', got 'int'."),
             ({"model": "m"}, "The body: Object missing required field 'id'."),
             ([], "The body: Expected 'object', got 'array'."),
+            (
+                {"id": "cam-7", "model": "m", "groups": ["g"] * 99},
+                f"The body: groups must have at most {GROUPS_MAX} items.",
+            ),
         ):
             with pytest.raises(HttpRefused) as caught:
                 checked(value, NewDevice, "The body")
@@ -258,6 +263,9 @@ class TestReading:
         for text in ("weeks=05", "weeks=%2B5", "weeks=5_0", "weeks=5.0", "cliff_percent=nan", "cliff_percent=.5"):
             with refused("400 bad-request"):
                 read_query(f"/v1/forecast?{text}", ForecastQuery)
+        with pytest.raises(HttpRefused) as caught:
+            read_query("/v1/forecast?weeks=0", ForecastQuery)
+        assert caught.value.message == "The query: weeks must be at least 1."
         with refused("400 bad-request"):
             read_query("/v1/whoami?colour=red", None)
         assert read_query("/v1/whoami", None) is None

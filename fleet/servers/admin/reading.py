@@ -17,6 +17,20 @@ from fleet.servers.refusals import HttpRefused
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?")
+_BOUNDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"Expected `(?:int|float)` >= (\S+)", r"must be at least \1"),
+        (r"Expected `(?:int|float)` <= (\S+)", r"must be at most \1"),
+        (r"Expected `(?:int|float)` > (\S+)", r"must be more than \1"),
+        (r"Expected `(?:int|float)` < (\S+)", r"must be less than \1"),
+        (r"Expected `str` of length >= (\d+)", r"must have at least \1 characters"),
+        (r"Expected `str` of length <= (\d+)", r"must have at most \1 characters"),
+        (r"Expected `(?:array|object)` of length >= (\d+)", r"must have at least \1 items"),
+        (r"Expected `(?:array|object)` of length <= (\d+)", r"must have at most \1 items"),
+    )
+)
+"""msgspec's text for a bound that is exceeded -> ours."""
 _MESSAGE_SIZE_MAX = 300  # a member's name may be as long as the body
 
 
@@ -65,7 +79,11 @@ def checked(value: Any, kind: type[Record], where: str) -> Any:
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         path = place.replace("`", "").replace("$.", "").replace("$", "")
-        text = ": ".join(filter(None, (where, path, what.replace("`", "'")))) + "."
+        bound = next((found.expand(words) for by, words in _BOUNDS if (found := by.fullmatch(what))), "")
+        if bound:
+            text = f"{where}: {path} {bound}." if path else f"{where} {bound}."
+        else:
+            text = ": ".join(filter(None, (where, path, what.replace("`", "'")))) + "."
         text = "".join(c if c.isprintable() else "?" for c in text)
         raise _bad(text if len(text) <= _MESSAGE_SIZE_MAX else f"{text[:_MESSAGE_SIZE_MAX]}…") from None
 
