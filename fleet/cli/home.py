@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.client.home import unix_user
 from fleet.domain.access import Act
 from fleet.home.layout import Home, open_home, open_registry, revocation_log
+from fleet.home.unix_user import unix_user
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
 

@@ -46,9 +46,9 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
     """
 
     from fleet.cli.home import opened, run, utc_now
-    from fleet.client.home import unix_user
     from fleet.config.settings import SettingsError
     from fleet.home.layout import settings_of
+    from fleet.home.unix_user import unix_user
     from fleet.runtime.jobs.retention import RetentionRun, retain
     from fleet.services.retention import Report
 

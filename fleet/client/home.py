@@ -5,8 +5,6 @@ The user of this machine who can write to the home has every permission; the aud
 
 import asyncio
 import functools
-import os
-import pwd
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ from fleet.client.transport import Answer
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import WaitingLimits
 from fleet.home.layout import Home, open_home, open_registry, revocation_log, settings_of, waiting_limits
+from fleet.home.unix_user import unix_user
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
@@ -25,8 +24,6 @@ from fleet.storage.engines import Engine
 if TYPE_CHECKING:
     from fleet.servers.admin.authorities import Authorities
     from fleet.services.retention import Policy
-
-NAME_SIZE_MAX = 64
 
 
 class HomeTransport:
@@ -92,16 +89,6 @@ class _OpenHome:
             await catch_up(self._registry, revocation_log(self._home))
         finally:
             await self._registry.close()
-
-
-def unix_user() -> str:
-    """The effective user in the audit's words, of characters that are safe there."""
-    user_id = os.geteuid()
-    try:
-        name = pwd.getpwuid(user_id).pw_name
-    except KeyError:
-        return f"uid {user_id}"
-    return "user " + "".join(c if c.isascii() and (c.isalnum() or c in "._-@$") else "?" for c in name)[:NAME_SIZE_MAX]
 
 
 # CAs and what else needs heavy libraries are loaded by the requests that use them.

@@ -12,6 +12,7 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Conflict
 from fleet.home.layout import Home, must_be_free, place_for, sync, sync_tree
 from fleet.home.pki import write_authorities
+from fleet.home.unix_user import unix_user
 from fleet.services.inventory import add_model
 from fleet.storage.engines import RegistryLocation, open_engine
 
@@ -53,6 +54,6 @@ async def _make_registry(place: RegistryLocation, now: datetime) -> None:
                 f"There is a fleet's registry in {place} already; nothing was changed.",
                 "Name another database. For a second node of that fleet, copy its home.",
             )
-        await add_model(registry, Model("default"), act=Act("operator", now))
+        await add_model(registry, Model("default"), act=Act(unix_user(), now))
     finally:
         await registry.close()
