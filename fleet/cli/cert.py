@@ -1,4 +1,4 @@
-"""`fleet cert`: look into certificate files, and turn one form into another."""
+"""`fleet cert`: inspect certificate files, and convert one form into another."""
 
 import os
 import sys
@@ -40,10 +40,10 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 @click.group()
 def cert() -> None:
-    """Look into certificate files, and turn one form into another.
+    """Inspect certificate files, and convert one form into another.
 
-    Reads PEM, DER (.cer .crt .der), PKCS#7 (.p7b .p7c) and PKCS#12 (.p12 .pfx). A file is recognised by what is in it,
-    whatever it is called.
+    Reads PEM, DER (.cer .crt .der), PKCS#7 (.p7b .p7c) and PKCS#12 (.p12 .pfx). The format is recognised by content,
+    not by the file name.
 
     \b
     Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
@@ -70,9 +70,9 @@ def password_options(command: _Command) -> _Command:
 def inspect(file: str, password_file: str | None, password_env: str | None, output: str) -> None:
     """Show what is in FILE ("-" for standard input).
 
-    That is each certificate with its names, issuer, validity, usages and fingerprints; whether a private key is there
-    and which certificate it belongs to; requests and revocation lists. Key material is never shown. A PKCS#12 file
-    that needs a password is asked for on the terminal, unless one of the options gives it.
+    Each certificate with its names, issuer, validity, usages and fingerprints; whether there is a private key, and
+    which certificate it belongs to; certificate requests and CRLs. Key material is never shown. The password of a
+    PKCS#12 file is prompted for on the terminal, unless one of the options gives it.
 
     \b
     Examples:
@@ -128,14 +128,14 @@ def _print_for_people(facts: Mapping[str, Any]) -> None:
         click.echo(f"\nAlso there: {other}")
 
 
-@cert.command(short_help="Turn one form into another.")
+@cert.command(short_help="Convert one form into another.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option(
     "--to",
     "form_name",
     type=click.Choice([str(form) for form in Form]),
-    help="Form of OUT, if its suffix doesn't tell.",
+    help="Form of OUT, if its suffix does not say.",
 )
 @password_options
 @click.option("--out-password-file", metavar="FILE", help="Password to protect OUT with: the first line of FILE.")
@@ -153,9 +153,9 @@ def convert(
     drop: bool,
     force: bool,
 ) -> None:
-    """Turn the file IN into the file OUT; "-" is standard input or output.
+    """Convert the file IN into the file OUT; "-" is standard input or output.
 
-    The suffix of OUT tells the form, and --to overrides it:
+    The suffix of OUT selects the form, and --to overrides it:
 
     \b
       pem         .pem            everything; a key is PKCS#8, encrypted if an output password is given
@@ -166,9 +166,10 @@ def convert(
       p12-legacy  --to p12-legacy the same for old Windows and Java (3DES, SHA-1: weak)
       key         .key            the private key alone, as PEM
 
-    What the form of OUT can't hold is named and nothing is written, unless --drop is given. OUT appears whole or not at
-    all, is readable by you alone when it holds a key, and is not overwritten without --force. Passwords come from a
-    file, the environment or a prompt, never from the command line, where others on the machine could read them.
+    If the form of OUT cannot hold something, that is named and nothing is written, unless --drop is given. OUT is
+    written atomically, with mode 0600 when it holds a key, and is not overwritten without --force. Passwords come
+    from a file, the environment or a prompt, never from the command line, where other users of the machine could read
+    them.
 
     \b
     Examples:
