@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fleet.domain.merkle import (
     EMPTY,
     EMPTY_ROOT,
+    SIZE_MAX,
     Frontier,
     inclusion_path,
     leaf_hash,
@@ -94,3 +95,21 @@ def test_a_wrong_proof_gives_another_root_or_none() -> None:
 def test_a_frontier_that_cannot_be(size: int, packed: bytes) -> None:
     with pytest.raises(ValueError, match="hash"):
         Frontier.unpacked(size, packed)
+
+
+def test_the_largest_tree_has_paths_and_one_larger_has_none() -> None:
+    """No tree is that large: every subtree of it has one made-up root."""
+    root = bytes(32)
+    path = inclusion_path(SIZE_MAX - 1, SIZE_MAX, lambda level, at: root)
+    assert len(path) == 62
+    assert len(root_from_path(root, SIZE_MAX - 1, SIZE_MAX, path)) == 32
+    assert Frontier(SIZE_MAX, (root,)).size == SIZE_MAX
+    with pytest.raises(ValueError, match="no such leaf"):
+        inclusion_path(0, SIZE_MAX + 1, lambda level, at: root)
+    with pytest.raises(ValueError, match="no such leaf"):
+        root_from_path(root, 0, SIZE_MAX + 1, path)
+    for size, hashes in ((SIZE_MAX * 2, (root,)), (-1, (root,)), (1, (root[:31],)), (1, (root + b"x",))):
+        with pytest.raises(ValueError):
+            Frontier(size, hashes)
+    with pytest.raises(ValueError, match="32 bytes"):
+        EMPTY.appended([root[:31]])
