@@ -3,20 +3,23 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from fleet.domain.access import Operator, Role
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.peer import Peer
 from fleet.domain.tags import GROUPS_MAX
+from fleet.domain.writes import AddAnswer, DropAnswers, DropRequests
 from fleet.servers.admin import strict_json
 from fleet.servers.admin.conditions import content_etag, demand_match, if_match, none_match
 from fleet.servers.admin.context import Call
 from fleet.servers.admin.cursors import page_of_all, paged, position, start_of, unpacked
-from fleet.servers.admin.idempotency import KEY_SIZE_MAX, Once, once_of
+from fleet.servers.admin.idempotency import KEY_SIZE_MAX, Once, answering, once_of
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
 from fleet.servers.admin.reading import acceptable, checked, read_query
 from fleet.servers.admin.records.base import Changes, Paging, Record
@@ -115,6 +118,9 @@ class _Answers:
     async def answer(self, actor: str, key: str) -> Any:
         return self.found
 
+    async def commit(self, change: Change) -> None:
+        self.found = change
+
 
 class TestIdempotency:
     def test_a_key_is_of_one_actor_target_and_body(self) -> None:
@@ -150,6 +156,19 @@ class TestIdempotency:
         assert await late.replay(registry) is None
         with refused("422 idempotency-key-reused"):
             await Once("operator bob", "k", b"y" * 32, NOW).replay(registry)
+
+    async def test_the_answer_is_committed_before_the_change_and_with_it(self) -> None:
+        once = Once("operator bob", "k", b"x" * 32, NOW)
+        registry: Any = _Answers()
+        change = Change(AuditEntry(NOW, "operator bob", "device.add", "device cam-7", "ok"), (DropRequests(NOW),))
+        result: Result[Any] = Result({"id": "cam-7"}, 201)
+        kept = (DropAnswers(NOW - ANSWER_KEPT), AddAnswer(once.answered(result)))
+        keeping = answering(registry, once, lambda made: result if made is change else Result())
+        await keeping.commit(change)
+        assert registry.found == replace(change, writes=(*kept, DropRequests(NOW)))
+        await once.keep(registry, result, change.audit)
+        assert registry.found == Change(change.audit, kept)
+        assert answering(registry, None, lambda _: result) is registry
 
 
 class TestCursors:
