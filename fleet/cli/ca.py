@@ -11,11 +11,18 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
+from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
 from fleet.domain.errors import NotFound
 
 COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
-_tenant = click.option("--tenant", default="", metavar="NAME", help="Of this tenant, in place of the fleet's own.")
+_tenant = click.option(
+    "--tenant",
+    default="",
+    metavar="NAME",
+    shell_complete=TENANT.shell_complete,
+    help="Of this tenant, in place of the fleet's own.",
+)
 _SIGNS = "CA keys stay in the home"
 
 

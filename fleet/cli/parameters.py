@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from fleet.client.client import Client
 from fleet.domain.errors import Invalid
 
 COMPLETIONS_MAX = 100
@@ -61,10 +62,7 @@ class Listed(Checked):
             return []
 
     def _found(self, ctx: click.Context, incomplete: str) -> list[str]:
-        from fleet.cli.location import client_at
-
-        given = {name: ctx.params.get(name) for name in ("home", "url", "cert", "key", "ca")}
-        with ctx, client_at(**given) as client:
+        with ctx, _client_of(ctx) as client:
             rows = client.items(self._path, self._looked_at, **self._query(incomplete))
             found = (str(row[self._key]) for row in rows)
             matching = (text for text in found if text.startswith(incomplete))
@@ -81,6 +79,22 @@ class _ListedDevice(Listed):
 
     def _query(self, incomplete: str) -> dict[str, object]:
         return {"after": incomplete or None}
+
+
+class _ListedTenant(Listed):
+    """The API lists tenants with their CAs, in one page."""
+
+    def _found(self, ctx: click.Context, incomplete: str) -> list[str]:
+        with ctx, _client_of(ctx) as client:
+            names = {each["tenant"] for each in client.get(self._path)["items"]}
+        return sorted(name for name in names if name and name.startswith(incomplete))
+
+
+def _client_of(ctx: click.Context) -> Client:
+    """The client of the fleet that the words before the one to complete name."""
+    from fleet.cli.location import client_at
+
+    return client_at(**{name: ctx.params.get(name) for name in ("home", "url", "cert", "key", "ca")})
 
 
 def _device_id(text: str) -> str:
@@ -159,6 +173,7 @@ ANCHOR = Listed("NAME", _name("maker's CA"), "/v1/anchors")
 OPERATOR = Listed("NAME", _name("person or program"), "/v1/operators")
 TOKEN_ID = Listed("TOKEN_ID", _token_id, "/v1/tokens", "id")
 REQUEST_ID = Listed("REQUEST_ID", _id("request", 16), "/v1/requests", "id")
+TENANT = _ListedTenant("NAME", _name("tenant"), "/v1/authorities")
 GROUP = Checked("NAME", _name("group"))
 TIME = Checked("TIME", _time)
 """30d from now, a date, or an RFC 3339 time: gives a datetime."""

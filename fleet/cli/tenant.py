@@ -11,6 +11,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.location import client_at
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
 from fleet.domain.errors import Invalid, NotFound
 
@@ -30,7 +31,7 @@ def tenant() -> None:
 @tenant.command()
 @at_home_only(_WHY)
 @home_option
-@click.argument("name")
+@click.argument("name", type=TENANT)
 @click.option("--own-root", is_flag=True, help="Under its own root CA, in place of the fleet's.")
 @output_option
 def add(home: Path, name: str, own_root: bool, output: str) -> None:
@@ -89,7 +90,7 @@ def list_(client: Client, output: str) -> None:
 
 @tenant.command()
 @client_option
-@click.argument("name")
+@click.argument("name", type=TENANT)
 @output_option
 def show(client: Client, name: str, output: str) -> None:
     """Show the tenant NAME and its CA."""

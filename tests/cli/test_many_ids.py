@@ -193,7 +193,8 @@ def test_the_home_may_be_named_in_front(home: Path) -> None:
         ("device list --model", "", ["default"]),
         ("model show", "de", ["default"]),
         ("station revoke", "", []),
-        ("tenant add", "", []),
+        ("tenant show", "", []),
+        ("ca export --tenant", "", []),
     ],
 )
 def test_ids_complete_in_the_shell(

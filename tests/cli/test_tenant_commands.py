@@ -44,7 +44,6 @@ def test_refusals_are_one_sentence(home: Path) -> None:
         (("tenant", "add", "acme"), "there is a tenant acme already"),
         (("tenant", "add", "cam"), "there is a model cam"),
         (("tenant", "add", "cacerts"), "is an operation of EST"),
-        (("tenant", "add", "../x"), "is not a name for a tenant"),
         (("tenant", "show", "nobody"), "there is no tenant 'nobody'"),
         (("model", "add", "acme"), "there is a tenant acme"),
         (("model", "add", "new", "--tenant", "nobody"), "there is no tenant nobody"),
@@ -137,3 +136,17 @@ def test_a_tenants_home_can_be_copied_to_another_node(home: Path, tmp_path: Path
     run_fleet(home, "tenant", "add", "acme")
     shutil.copytree(home / "ca", node / "ca", dirs_exist_ok=True)
     assert parsed(node, "ca", "show") == parsed(home, "ca", "show")
+
+
+def test_a_name_that_no_tenant_can_have_is_wrong_use(home: Path) -> None:
+    for words in (("tenant", "add", "../x"), ("tenant", "show", "a b")):
+        assert "is not a name for a tenant" in run_fleet(home, *words, expect=2).stderr
+    assert parsed(home, "tenant", "list") == []
+
+
+def test_names_complete_in_the_shell(home: Path) -> None:
+    for name in ("acme", "apart"):
+        run_fleet(home, "tenant", "add", name)
+    environment = {"FLEET_HOME": str(home), "_MAIN_COMPLETE": "bash_complete", "COMP_WORDS": "main tenant show ac"}
+    done = CliRunner().invoke(main, [], env={**environment, "COMP_CWORD": "3"}, prog_name="main")
+    assert done.stdout == "plain,acme\n"
