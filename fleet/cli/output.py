@@ -10,9 +10,7 @@ memory; an object for one value. Keys are stable. A table shows its columns by k
 
 import json
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -127,6 +125,8 @@ def _without_revision(value: Row) -> Row:
 def _width() -> int | None:
     """Columns of the terminal; None for no bound: a pipe or a file gets every cell on one line."""
     if sys.stdout is not None and sys.stdout.isatty():
+        import shutil  # with its compressors, a twentieth of a command's start-up
+
         return shutil.get_terminal_size((WIDTH_UNKNOWN, 24)).columns
     return None
 
@@ -154,6 +154,8 @@ def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 def _folded(cell: str, width: int) -> list[str]:
     if len(cell) <= width:
         return [cell]
+    import textwrap
+
     return textwrap.wrap(cell, width, break_on_hyphens=False) or [cell]
 
 
