@@ -285,6 +285,17 @@ class TestReading:
         with pytest.raises(HttpRefused) as caught:
             read_query("/v1/forecast?weeks=0", ForecastQuery)
         assert caught.value.message == "The query: weeks must be at least 1."
+        with pytest.raises(HttpRefused) as caught:
+            read_query("/v1/devices?state=asleep", DeviceQuery)
+        assert (
+            caught.value.message == "The query: state must be one of registered, active, suspended, revoked, retired."
+        )
+        with pytest.raises(HttpRefused) as caught:
+            read_query("/v1/devices?model=%21", DeviceQuery)
+        assert caught.value.message == "The query: model must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$."
+        with pytest.raises(HttpRefused) as caught:
+            checked({"id": "x", "model": "m", "hardware_serial": "é"}, NewDevice, "The body")
+        assert caught.value.message == "The body: hardware_serial must match ^[A-Za-z0-9 '()+,\\-./:=?]{0,64}$."
         with refused("400 bad-request"):
             read_query("/v1/whoami?colour=red", None)
         assert read_query("/v1/whoami", None) is None

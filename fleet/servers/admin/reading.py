@@ -31,6 +31,8 @@ _BOUNDS = tuple(
     )
 )
 """msgspec's text for a bound that is exceeded -> ours."""
+_PATTERN = re.compile(r"""Expected `str` matching regex (["'])(.*)\1""")
+_ESCAPE = "\\"
 _MESSAGE_SIZE_MAX = 300  # a member's name may be as long as the body
 
 
@@ -80,12 +82,27 @@ def checked(value: Any, kind: type[Record], where: str) -> Any:
         what, _, place = str(error).partition(" - at ")
         path = place.replace("`", "").replace("$.", "").replace("$", "")
         bound = next((found.expand(words) for by, words in _BOUNDS if (found := by.fullmatch(what))), "")
+        if what.startswith("Invalid enum value") and (choices := _choices(kind, path)):
+            bound = f"must be one of {', '.join(choices)}"
+        if pattern := _PATTERN.fullmatch(what):
+            bound = f"must match {pattern[2].replace(_ESCAPE * 2, _ESCAPE).removesuffix(_ESCAPE + 'Z')}$"
         if bound:
             text = f"{where}: {path} {bound}." if path else f"{where} {bound}."
         else:
             text = ": ".join(filter(None, (where, path, what.replace("`", "'")))) + "."
         text = "".join(c if c.isprintable() else "?" for c in text)
         raise _bad(text if len(text) <= _MESSAGE_SIZE_MAX else f"{text[:_MESSAGE_SIZE_MAX]}…") from None
+
+
+def _choices(kind: type[Record], member: str) -> list[str]:
+    """The values of the enumeration that `member` of a `kind` takes; none for a member further down."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)  # noqa: S101
+    for field in info.fields:
+        kinds = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+        if field.encode_name == member:
+            return [str(one.value) for each in kinds if isinstance(each, inspect.EnumType) for one in each.cls]
+    return []
 
 
 def read_query(target: str, kind: type[Record] | None) -> Any:
