@@ -40,7 +40,7 @@ def test_save_check_restore(home: Path, tmp_path: Path) -> None:
     done = run_fleet(home, "restore", file, str(second), *passphrase, "--revocations", log, "-o", "json")
     assert json.loads(done.stdout)["devices_out_again"] == 1
     assert "Not known to the backup; register them, and give each a token: cam-8\n" in done.stderr
-    assert "they stay out, under the model restore-barred: cam-9\n" in done.stderr
+    assert "they stay revoked, under the model restore-barred: cam-9\n" in done.stderr
     assert json.loads(run_fleet(second, "device", "show", "cam-7", "-o", "json").stdout)["state"] == "revoked"
     run_fleet(second, "audit", "verify", "--head", saved["audit_head"])
 

@@ -1,6 +1,7 @@
 """The HTTPS transport: one kept connection, one deadline, and what a server may not do to it."""
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -104,14 +105,19 @@ def answer(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
 
 
 def read_request(tls: ssl.SSLSocket) -> bytes:
-    """The head of a request, b"" at the end of the connection. A body comes in the same record."""
+    """A request with its body, b"" at the end of the connection."""
     data = b""
-    while b"\r\n\r\n" not in data:
+    while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < length_of(data):
         more = tls.recv(65_536)
         if not more:
             return b""
         data += more
     return data
+
+
+def length_of(head: bytes) -> int:
+    found = re.search(rb"Content-Length: (\d+)", head)
+    return int(found[1]) if found else 0
 
 
 def echoing(tls: ssl.SSLSocket) -> None:
@@ -136,9 +142,12 @@ def test_a_kept_connection_that_was_closed_is_made_anew(serving: Callable[[Serve
         tls.sendall(answer(b"{}"))
 
     server = serving(once)
-    with Client(transport(server, file)) as client:
+    there = transport(server, file)
+    with Client(there) as client:
         client.get("/v1/a")
-        time.sleep(0.2)  # until the end of the connection is here
+        kept, given_up = there._connection, time.monotonic() + 60
+        while kept is not None and kept.is_open() and time.monotonic() < given_up:
+            time.sleep(0.01)
         client.post("/v1/b", {})
         client.get("/v1/c")
     assert server.connections == 3
