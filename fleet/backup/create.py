@@ -93,7 +93,7 @@ async def save_home(
         await copy_to_file(place_of_registry(home), copy, progress)
         taken = await asyncio.to_thread(take_backup, home, copy, file, mark, encryption, act.now)
     await catch_up(registry, log)
-    log.vouch(taken.manifest.event_seq)  # a journal copied earlier is detected as incomplete for this backup
+    log.record_examined(taken.manifest.event_seq)  # a journal copied earlier is detected as incomplete for this backup
     return taken
 
 

@@ -246,7 +246,7 @@ async def _brought_up(
         home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
-    revocation_log(home).begin_again(Mark(new_lineage(), newest))
+    revocation_log(home).reset(Mark(new_lineage(), newest))
     return Restored(manifest, done, restore, stations, operators)
 
 

@@ -111,7 +111,7 @@ def device_usages(permit: IssuePermit) -> tuple[str, ...]:
 
 
 def device_subject(permit: IssuePermit) -> bytes:
-    """O = the profile's, if it has one; CN = device id; serialNumber = the maker's serial number, when it is known.
+    """O = the profile's, if any; CN = device id; serialNumber = the manufacturer's serial number, if known.
 
     Raises: Refused (`bad-hardware-serial`): that number is no PrintableString of 1 to 64 characters.
     """

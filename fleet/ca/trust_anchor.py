@@ -1,4 +1,4 @@
-"""A maker's CA as it is imported: what it must be, so that its certificates may earn a first one of ours."""
+"""A manufacturer's CA as it is imported: what it must be, so that its certificates may earn a first one of ours."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,8 +14,8 @@ FILE_SIZE_MAX = 64 * 1024
 RSA_BITS_MIN = 2048
 
 
-def read_maker_ca(data: bytes, own: Sequence[x509.Certificate], now: datetime) -> x509.Certificate:
-    """The one CA certificate in `data`, PEM or DER. `own` are the fleet's CAs: none of them is a maker's.
+def read_trust_anchor(data: bytes, own: Sequence[x509.Certificate], now: datetime) -> x509.Certificate:
+    """The one CA certificate in `data`, PEM or DER. `own` are the fleet's CAs: none of them is a manufacturer's.
 
     Raises: Invalid (`bad-anchor`), with the reason.
     """
@@ -30,7 +30,7 @@ def read_maker_ca(data: bytes, own: Sequence[x509.Certificate], now: datetime) -
     try:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
-        usage = None  # RFC 5280, 4.2.1.3 asks for one; old makers' roots have none
+        usage = None  # RFC 5280, 4.2.1.3 asks for one; old manufacturers' roots have none
     if usage is not None and not usage.key_cert_sign:
         raise _bad("may not sign certificates")
     is_strong = isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) or (
@@ -43,7 +43,7 @@ def read_maker_ca(data: bytes, own: Sequence[x509.Certificate], now: datetime) -
     for ours in own:
         # One of the same name would get in the way of our own chains; one of the same key could be ours.
         if certificate.subject == ours.subject or _spki(certificate) == _spki(ours):
-            raise _bad("has the name or the key of a CA of this fleet, whose certificates are no maker's")
+            raise _bad("has the name or the key of a CA of this fleet, whose certificates are no manufacturer's")
     return certificate
 
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "webhook": ("fleet.cli.webhook", "The key that authorisation webhooks verify requests with."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "claim": ("fleet.cli.claim", "Claim certificates, shared by a batch of new devices."),
-    "anchor": ("fleet.cli.anchor", "Makers' CAs (IEEE 802.1AR) trusted for a first enrollment."),
+    "anchor": ("fleet.cli.anchor", "Manufacturers' CAs (IEEE 802.1AR) trusted for a first enrollment."),
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and the server's counters."),
     "audit": ("fleet.cli.audit", "Who did what, and proof that it was not edited."),

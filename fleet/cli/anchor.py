@@ -1,4 +1,4 @@
-"""`fleet anchor`: makers' CAs, trusted for a first enrollment with a maker's certificate (IDevID, IEEE 802.1AR)."""
+"""`fleet anchor`: manufacturers' CAs, trusted for a first enrollment with an IDevID (IEEE 802.1AR)."""
 
 import ssl
 from pathlib import Path
@@ -19,7 +19,7 @@ FILE_SIZE_MAX = 64 * 1024
 
 @click.group()
 def anchor() -> None:
-    """Makers' CAs: trust anchors for the certificates that devices come with."""
+    """Manufacturers' CAs: trust anchors for the certificates that devices come with."""
 
 
 @anchor.command()
@@ -29,14 +29,15 @@ def anchor() -> None:
 @click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it is for; may be repeated.")
 @output_option
 def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: str) -> None:
-    """Trust the CA of a maker, under the name NAME. FILE holds it, root or intermediate: one certificate, PEM or DER.
+    """Trust a manufacturer's CA under the name NAME. FILE holds it, root or intermediate: one certificate, PEM or DER.
 
-    Its devices present their maker's certificate (IDevID, IEEE 802.1AR) in the TLS handshake of EST's simpleenroll,
+    Its devices present their IDevID certificate (IEEE 802.1AR) in the TLS handshake of EST's simpleenroll,
     and nowhere else. The model must admit them (fleet model set MODEL --admit idevid), and the manifest must list the
     serial (fleet device import FILE), unless the model accepts any of this CA (--any-idevid). Running servers follow
     at once.
 
-    A maker can name any serial of its models: give makers that do not vouch for one another models of their own.
+    A manufacturer can issue for any serial of its models: give manufacturers that do not trust each other separate
+    models.
 
     \b
     Example:
@@ -56,7 +57,7 @@ def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: 
 @client_option
 @output_option
 def list_(client: Client, output: str) -> None:
-    """List the makers' CAs."""
+    """List the manufacturers' CAs."""
     with attempting("listing the anchors"):
         print_rows(COLUMNS, client.items("/v1/anchors"), output)
 
@@ -67,7 +68,7 @@ def list_(client: Client, output: str) -> None:
 @reason_option
 @output_option
 def remove(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
-    """Stop trusting makers' CAs. Devices that enrolled with them stay."""
+    """Stop trusting manufacturers' CAs. Devices that enrolled with them stay."""
 
     def removed(name: str) -> Row:
         client.post(path_of("/v1/anchors/{}/remove", name), {"reason": reason})

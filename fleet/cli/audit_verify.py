@@ -81,7 +81,7 @@ def client_or_copy_option(command: Callable[..., object]) -> Callable[..., objec
     multiple=True,
     metavar="PUB",
     help="A public key that heads may be signed by: a copy of ca/audit.pub. May be repeated. "
-    "With --home, its own is used too; with --url, bring it: who holds the rows must not vouch for the key.",
+    "With --home, its own is used too; with --url, bring it: who holds the rows must not record_examined for the key.",
 )
 @click.option("--head", type=Head(), help="A head noted earlier, which the audit must still contain.")
 @click.option("--since-head", type=Head(), help="Read only what came after this head, noted when it was verified.")
@@ -136,7 +136,7 @@ def verify_(
 
 def _own_keys(client: Client | None) -> list[HeadKey] | None:
     """Keys that heads may be signed by, of the home itself; None where none can be trusted without being brought: who
-    holds the rows must not vouch for the key.
+    holds the rows must not record_examined for the key.
     """
     if client is None or client.home is None:
         return None

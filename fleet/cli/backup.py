@@ -253,9 +253,9 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
         click.echo(
             f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
             f"Resume those that you trust: fleet device resume --filter 'restore={done.restore} and ...'. A station "
-            "that was revoked since can enroll devices again, an operator that was can use the API, a maker's CA "
-            "that was removed is believed (fleet anchor list): before you serve, "
-            "look at each of those named above, and revoke whom you do not trust.",
+            "that was revoked since can enroll devices again, a revoked operator can use the API, a removed trust "
+            "anchor is trusted (fleet anchor list): before you serve, review each of those named above, and revoke "
+            "what you do not trust.",
             err=True,
         )
 

@@ -139,7 +139,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 @click.option("--force", is_flag=True, help="Even when certificates of it are in use: they end now.")
 @output_option
 def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> None:
-    """Believe a former issuing CA no more, and remove its key.
+    """Stop trusting a former issuing CA, and remove its key.
 
     SHA256 is its fingerprint, as `fleet ca show` prints it. It is refused while a certificate of that CA is good.
     """

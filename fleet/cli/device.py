@@ -31,7 +31,7 @@ def device() -> None:
 @client_option
 @click.argument("device_id", type=DEVICE_ID)
 @click.option("--model", required=True, type=MODEL, help="Its model; see: fleet model list")
-@click.option("--serial", "hardware_serial", default="", help="The maker's serial number, for its certificates.")
+@click.option("--serial", "hardware_serial", default="", help="The manufacturer's serial number, for its certificates.")
 @click.option("--tag", "tags", type=TAG, multiple=True, help="A label to find it by; may be repeated.")
 @click.option("--group", "groups", type=GROUP, multiple=True, help="A group that it is in; may be repeated.")
 @output_option
@@ -74,8 +74,8 @@ def import_(client: Client, file: Path, errors_file: Path | None, output: str) -
     """Register the devices of the manifest FILE, or of standard input when FILE is -.
 
     FILE is CSV with a line of column names, JSON lines, or a JSON array of objects. Columns: device_id and model; a
-    hardware_serial, by which its maker's certificate is recognised, or a key_sha256, the SHA-256 of its public key's
-    DER, with which a device enrolls without any other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups
+    hardware_serial, which its IDevID certificate must contain, or a key_sha256, the SHA-256 of its public key's DER,
+    with which a device enrolls without any other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups
     (pilot;canary).
 
     Rows are independent: one that is refused is listed in the errors file, and the others are taken. The same row again

@@ -51,7 +51,7 @@ _OPTIONS = (
     click.option(
         "--any-idevid/--listed-idevid",
         default=None,
-        help="Whether any certificate of the maker is accepted, or only devices listed on the manifest (default).",
+        help="Accept any certificate of the manufacturer, or only devices listed on the manifest (default).",
     ),
     click.option(
         "--webhook",

@@ -27,7 +27,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
-class MakerCertificate:
+class IdevidCertificate:
     """The device's identity in an IDevID certificate."""
 
     fingerprint: bytes
@@ -37,7 +37,7 @@ class MakerCertificate:
     """Candidates for its hardware serial, likeliest first: the subject's serialNumber; hwModuleName as text, in hex."""
 
 
-MakerReader = Callable[[bytes], MakerCertificate]
+IdevidReader = Callable[[bytes], IdevidCertificate]
 """From a certificate's DER. Raises: Invalid (`bad-idevid`): it has no serial, or is malformed."""
 
 

@@ -92,7 +92,7 @@ class Grant(Protocol):
         """The certificate presented for renewal; None for a first one."""
         ...
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         """Name of the model of a device that is not registered yet.
 
         Raises: Refused (`unknown-device`, `model-not-named`): the grant does not cover new devices.
@@ -135,7 +135,7 @@ class IssuanceContext:
         """Whether the device has used a certificate of its own."""
         return is_in_the_field(self.device, self.credentials)
 
-    def earned_unused(self) -> list[Credential]:
+    def issued_unused(self) -> list[Credential]:
         """Certificates issued under this very grant that were never used, oldest first."""
         grant = str(self.grant)
         return [c for c in self.credentials if c.state is CredentialState.ISSUED and c.grant == grant]
@@ -149,7 +149,7 @@ def is_in_the_field(device: Device | None, credentials: Sequence[Credential]) ->
     return device is not None and device.expires_at is not None and not credentials
 
 
-def earned_before(a: IssuanceContext) -> Credential | None:
+def issued_before(a: IssuanceContext) -> Credential | None:
     """The certificate that was issued for this very request before: it is repeated because the answer was lost.
 
     It is for the same key and was never used. Returning it gives nothing away: only the holder of that key can use it.

@@ -21,6 +21,6 @@ def must_be_no_tenant(model: str, tenants: Collection[str]) -> None:
         raise Conflict("name-taken", f"There is a tenant {model}.", "A label names one or the other: choose another.")
 
 
-def leads_to(label: str, model: str, rules: ModelRules) -> bool:
+def label_selects(label: str, model: str, rules: ModelRules) -> bool:
     """Whether a request under `label` may be for a device of `model`."""
     return label in (model, rules.tenant)

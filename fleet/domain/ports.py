@@ -212,7 +212,7 @@ class Issuer(Protocol):
         ...
 
 
-class KeyMaker(Protocol):
+class KeyGenerator(Protocol):
     """Generates a device's key on the server (RFC 7030, 4.4), kept for that response only."""
 
     async def make(self, key_type: str) -> tuple[bytes, bytes]:
@@ -257,7 +257,7 @@ __all__ = [
     "HeadSigner",
     "HolderFacts",
     "Issuer",
-    "KeyMaker",
+    "KeyGenerator",
     "Registry",
     "Tenants",
 ]

@@ -122,7 +122,7 @@ def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None
     """
     finish_rollover(folder)
     if len(list((folder / FORMER).glob("*.pem"))) >= FORMER_MAX:
-        what = f"{FORMER_MAX} former issuing CAs are still believed; one more would make it too many."
+        what = f"{FORMER_MAX} former issuing CAs are still trusted, which is the maximum."
         raise Invalid("too-many-former", what, "Let one go: fleet ca forget FINGERPRINT")
     for left in folder.glob(".issuing.*"):  # left by a rollover interrupted before its commit or after its completion
         _remove(left)

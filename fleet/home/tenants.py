@@ -161,7 +161,7 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
         if new_root is not None and not tenant:
             keep_fleet_fingerprint(home)
         roll_over(folder, issuing, new_root)
-    _tell_of_it(home)
+    _touch_watched_folders(home)
     return authority_of(home, tenant)
 
 
@@ -173,7 +173,7 @@ def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
     folder = authority_of(home, tenant).key_file.parent
     with locked(home.ca):
         gone = forget(folder, sha256)
-    _tell_of_it(home)
+    _touch_watched_folders(home)
     return gone
 
 
@@ -206,7 +206,7 @@ def _generation(authority: Authority) -> int:
     return max(int(text) if text.isdecimal() else 1 for text in names)
 
 
-def _tell_of_it(home: Home) -> None:
+def _touch_watched_folders(home: Home) -> None:
     """Update the times of the two folders that a serving process watches."""
     for folder in filter(Path.exists, (home.ca, home.tenants)):
         os.utime(folder)

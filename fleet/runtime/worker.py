@@ -104,7 +104,7 @@ async def run_worker(
     slot = slot or WorkerSlot()
     async with AsyncExitStack() as parts:
         authorities = LiveAuthorities(home)
-        contexts = Contexts.of(home, clock, makers=await trust_anchors(registry))
+        contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
         contexts.follow(authorities, home)
         monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
         if monitored is not None:

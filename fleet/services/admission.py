@@ -17,7 +17,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
 from fleet.domain.writes import MarkUsed
-from fleet.services.identity import identify, shown_by
+from fleet.services.identity import audit_actor_of, identify
 from fleet.services.refusals import refusals_of
 
 CONNECT = "mqtt.connect"
@@ -109,7 +109,7 @@ async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now
 async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal: FleetError, now: datetime) -> None:
     """Audit a refusal. If the row cannot be written, the refusal is returned all the same."""
     try:
-        actor, detail = await shown_by(registry, peer)
+        actor, detail = await audit_actor_of(registry, peer)
         subject = f"device {_named(client_id)}"
         entry = AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)
         row = refusals_of(registry).row(entry)  # at most one row a minute for repeated refusals

@@ -16,19 +16,19 @@ MODELS_MAX = 64
 
 
 async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: bytes, *, act: Act) -> Anchor:
-    """Trust certificates under the maker's CA `der`, for `models`, from now on.
+    """Trust certificates under the manufacturer's CA `der`, for `models`, from now on.
 
     Raises: Invalid: `bad-name`, `bad-anchor-models`, `too-many-anchors`. NotFound (`no-such-model`). Conflict
     (`anchor-exists`).
     """
-    plain_name(name, "maker's CA")
+    plain_name(name, "manufacturer's CA")
     if not 1 <= len(models) <= MODELS_MAX:
-        raise Invalid("bad-anchor-models", f"A maker's CA is trusted for 1 to {MODELS_MAX} models.")
+        raise Invalid("bad-anchor-models", f"A manufacturer's CA is trusted for 1 to {MODELS_MAX} models.")
     for model in models:
         if await registry.model(model) is None:
             raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
     if len(await registry.anchors()) >= ANCHORS_MAX:
-        raise Invalid("too-many-anchors", f"There are {ANCHORS_MAX} makers' CAs already.", "Remove one first.")
+        raise Invalid("too-many-anchors", f"There are {ANCHORS_MAX} manufacturers' CAs already.", "Remove one first.")
     fingerprint = hashlib.sha256(der).digest()
     anchor = Anchor(name, tuple(dict.fromkeys(models)), fingerprint, der, act.now)
     detail = {"models": " ".join(anchor.models), "sha256": fingerprint.hex()}
@@ -37,7 +37,7 @@ async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: 
 
 
 async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """No longer trust it. Devices that enrolled with its certificates stay, each bound to its maker's certificate.
+    """No longer trust it. Devices that enrolled with its certificates stay, each bound to its IDevID.
 
     Raises: NotFound (`no-such-anchor`).
     """

@@ -148,7 +148,7 @@ class _Verification:
             await self._begin_behind_archived()
         for noted in [each for each in self.noted if each.size < self.start]:
             await self._look_back(noted)
-        self._meet(self.tree.size, self.tree.root())
+        self._check_noted_root(self.tree.size, self.tree.root())
         if self.sealed is not None and self.sealed_size <= self.tree.size:
             self._check_root(self.sealed.head, await tree_at(self.reader, self.sealed_size))
 
@@ -171,7 +171,7 @@ class _Verification:
             if head.size % BLOCK_ROWS == 0:
                 self._check_root(head, await tree_at(self.reader, head.size))
             self.heads.add(head)
-            self._meet(head.size, head.root)
+            self._check_noted_root(head.size, head.root)
         self.tree = await tree_at(self.reader, self.archived)
         self.start = self.good = self.archived
 
@@ -222,7 +222,7 @@ class _Verification:
                     head = await anext(heads, None)
                 if self.sealed is not None and self.tree.size == self.sealed_size:
                     self._check_root(self.sealed.head, self.tree)  # whether it is in the list or not
-                self._meet(self.tree.size, self.tree.root())
+                self._check_noted_root(self.tree.size, self.tree.root())
 
     async def _page(self) -> list[AuditRow]:
         wanted = min(PAGE_ROWS, self.newest - self.tree.size)
@@ -250,7 +250,7 @@ class _Verification:
             raise _broken("audit-rewritten", f"{_rows(self.good, head.size)} not {signed}.")
         self.good = head.size
 
-    def _meet(self, size: int, root: bytes) -> None:
+    def _check_noted_root(self, size: int, root: bytes) -> None:
         """Verify that the recorded root of the first `size` rows is `root`."""
         for noted in [each for each in self.noted if each.size == size]:
             if noted.root != root:

@@ -17,7 +17,7 @@ from fleet.domain.credential import Station, Token
 from fleet.domain.device import Model
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, IdevidGrant, ManifestGrant, StationGrant, TokenGrant
-from fleet.domain.idevid import Anchor, MakerCertificate, MakerReader
+from fleet.domain.idevid import Anchor, IdevidCertificate, IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, Names
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
@@ -65,7 +65,7 @@ class Presented:
     holder: HolderFacts | None
     """The holder of the certificate presented, by live state; None without one of ours."""
     now: datetime
-    maker: tuple[Anchor, MakerCertificate] | None = None
+    manufacturer: tuple[Anchor, IdevidCertificate] | None = None
     """A manufacturer's certificate that was presented instead, and its trust anchor."""
 
 
@@ -73,25 +73,25 @@ Authenticator = Callable[[Presented], Awaitable[Grant | None]]
 
 
 async def present(
-    registry: Registry, peer: Peer, submission: Submission, now: datetime, read_maker: MakerReader | None = None
+    registry: Registry, peer: Peer, submission: Submission, now: datetime, read_idevid: IdevidReader | None = None
 ) -> Presented:
     """The facts that the authenticators look at. A client certificate must be valid, whatever else was presented: ours,
-    or with `read_maker` one of a manufacturer whose CA is imported.
+    or with `read_idevid` one of a manufacturer whose CA is imported.
 
     Raises: Unauthenticated, Refused, as `identify` does. Unavailable.
     """
-    holder, maker = None, None
+    holder, manufacturer = None, None
     if peer.fingerprint is not None:
         try:
             holder = await identify(registry, peer, now, opens_to_claims=True)
         except Unauthenticated:
-            maker = await _maker_of(registry, peer, read_maker)
-            if maker is None:
+            manufacturer = await _idevid_of(registry, peer, read_idevid)
+            if manufacturer is None:
                 raise
     credentials, request = submission.credentials, submission.request
     token_id = token_parts(credentials.password)[0] if credentials else None
     facts = await registry.enrollment_facts(request.device_id, token_id, request.key_sha256)
-    return Presented(registry, peer, submission, facts, holder, now, maker)
+    return Presented(registry, peer, submission, facts, holder, now, manufacturer)
 
 
 async def authenticate(presented: Presented) -> Grant | None:
@@ -132,37 +132,37 @@ async def by_claim(presented: Presented) -> Grant | None:
 
 async def by_idevid(presented: Presented) -> Grant | None:
     """A manufacturer's certificate, with the one device on the manifest that has its serial."""
-    if presented.maker is None:
+    if presented.manufacturer is None:
         return None
-    anchor, certificate = presented.maker
+    anchor, certificate = presented.manufacturer
     label = presented.submission.label
     models = (label,) if label in anchor.models else anchor.models
     entries = await _entries(presented.registry, models, certificate)
     if len(entries) > 1:
-        raise Refused("idevid-ambiguous", "The maker's certificate could be that of several devices on the manifest.")
+        raise Refused("idevid-ambiguous", "The manufacturer's certificate matches several devices of the manifest.")
     device = presented.submission.request.device_id
     bindings = await presented.registry.idevid_bindings(certificate.key_sha256, device)
     model = models[0] if len(models) == 1 else ""
     return IdevidGrant(anchor, certificate, entries[0] if entries else None, tuple(bindings), model)
 
 
-async def _entries(registry: Registry, models: Sequence[str], certificate: MakerCertificate) -> list[ManifestEntry]:
+async def _entries(registry: Registry, models: Sequence[str], certificate: IdevidCertificate) -> list[ManifestEntry]:
     serials = [(model, serial) for model in models for serial in certificate.serials]
     return list((await registry.manifest_facts((), serials, ())).entries)
 
 
-async def _maker_of(
-    registry: Registry, peer: Peer, read_maker: MakerReader | None
-) -> tuple[Anchor, MakerCertificate] | None:
+async def _idevid_of(
+    registry: Registry, peer: Peer, read_idevid: IdevidReader | None
+) -> tuple[Anchor, IdevidCertificate] | None:
     """Judged by the live registry: a CA that was removed since the handshake is no longer trusted.
 
     Raises: Invalid (`bad-idevid`).
     """
-    if read_maker is None or peer.certificate_der is None or len(peer.chain_der) < 2:
+    if read_idevid is None or peer.certificate_der is None or len(peer.chain_der) < 2:
         return None
     for anchor in await registry.anchors():
         if anchor.der == peer.chain_der[-1]:
-            return anchor, read_maker(peer.certificate_der)
+            return anchor, read_idevid(peer.certificate_der)
     return None
 
 
@@ -187,7 +187,7 @@ async def by_approval(presented: Presented) -> Grant | None:
     that the label names for a new device.
     """
     submission, registry, now = presented.submission, presented.registry, presented.now
-    if submission.credentials is not None or presented.holder is not None or presented.maker is not None:
+    if submission.credentials is not None or presented.holder is not None or presented.manufacturer is not None:
         return None
     if presented.facts.device is not None:
         model = presented.facts.model

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Unavailable
-from fleet.domain.labels import leads_to
+from fleet.domain.labels import label_selects
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.services.credentials import BasicCredentials, token_parts, verified_token
@@ -30,7 +30,7 @@ async def model_to_ask_for(
         raise
     except FleetError:
         return None
-    if label is not None and shown is not None and not leads_to(label, shown.name, shown.rules):
+    if label is not None and shown is not None and not label_selects(label, shown.name, shown.rules):
         return None
     return shown
 

@@ -25,17 +25,17 @@ from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
-from fleet.domain.idevid import MakerReader
-from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, earned_before
-from fleet.domain.labels import leads_to
+from fleet.domain.idevid import IdevidReader
+from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
+from fleet.domain.labels import label_selects
 from fleet.domain.peer import Peer
-from fleet.domain.ports import EnrollmentFacts, Issuer, KeyMaker, Registry
+from fleet.domain.ports import EnrollmentFacts, Issuer, KeyGenerator, Registry
 from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice, Write
 from fleet.services.approvals import wait_for_approval
 from fleet.services.authorization import Authoriser, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, present
-from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal, shown_by
+from fleet.services.identity import NO_GRACE, NOBODY, audit_actor_of, identify, identify_for_renewal
 from fleet.services.refusals import refusals_of
 
 RATE_LIMITED_ACTORS = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
@@ -54,7 +54,7 @@ class RegistrationAuthority:
     """How many requests may wait for an operator's approval, and how long."""
     authoriser: Authoriser | None = None
     """Asks the webhook of a model that has one; without it, such a model's devices are refused."""
-    read_maker: MakerReader | None = None
+    read_idevid: IdevidReader | None = None
     """Reads a manufacturer's certificate (IDevID); without it, none is accepted."""
 
     def attempt(self, action: str, peer: Peer, now: datetime) -> "Attempt":
@@ -109,26 +109,26 @@ class Attempt:
         """
         return await self._settled(submission, self._late_renewal)
 
-    async def enroll_with_new_key(self, submission: Submission, key_maker: KeyMaker) -> Credential:
-        """A certificate, first or next, for a key that `key_maker` generates once the request has passed every check
+    async def enroll_with_new_key(self, submission: Submission, key_generator: KeyGenerator) -> Credential:
+        """A certificate, first or next, for a key that `key_generator` makes once the request has passed every check
         (RFC 7030, 4.4). A repeated request gets another key, if its grant covers that: the first was kept nowhere.
 
         Raises: Unauthenticated, Invalid, Refused, Unavailable.
         """
         wanting = replace(submission, request=replace(submission.request, wants_key=True))
-        return await self._settled(wanting, self._first_or_renewal, key_maker)
+        return await self._settled(wanting, self._first_or_renewal, key_generator)
 
     async def _settled(
         self,
         submission: Submission,
         read_facts: Callable[[Submission], Awaitable[IssuanceContext]],
-        key_maker: KeyMaker | None = None,
+        key_generator: KeyGenerator | None = None,
     ) -> Credential:
         self.subject = f"device {submission.request.device_id}"
         for _ in range(ATTEMPTS_MAX):
             context = await read_facts(submission)
             try:
-                return await self._settle(context, key_maker)
+                return await self._settle(context, key_generator)
             except Conflict:
                 continue  # a token was spent, a device suspended: the next reading shows which
         raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
@@ -139,7 +139,7 @@ class Attempt:
         A certificate presented beside the credentials that are used must be valid all the same, and a device's
         certificate must be that of the device requested.
         """
-        presented = await present(self.authority.registry, self.peer, submission, self.now, self.authority.read_maker)
+        presented = await present(self.authority.registry, self.peer, submission, self.now, self.authority.read_idevid)
         holder = presented.holder
         grant = await authenticate(presented)
         if grant is not None:
@@ -194,7 +194,7 @@ class Attempt:
         """The device's model; for a new device, the one that the grant gives it."""
         model = facts.model
         if facts.device is None:
-            name = grant.model_of_newcomer()
+            name = grant.model_for_new_device()
             if model is None or model.name != name:
                 model = await self.authority.registry.model(name)
         if model is None:
@@ -202,19 +202,19 @@ class Attempt:
         _must_match_label(submission.label, model)
         return model
 
-    async def _settle(self, context: IssuanceContext, key_maker: KeyMaker | None) -> Credential:
+    async def _settle(self, context: IssuanceContext, key_generator: KeyGenerator | None) -> Credential:
         """Raises: Conflict: the facts have changed since they were read; nothing was done."""
         authority = self.authority
         try:
             permit = permit_enrollment(context)
         except Pending:
             raise await wait_for_approval(authority.registry, context, authority.waiting, self._entry("")) from None
-        if key_maker is not None:
-            spki_der, key_sha256 = await key_maker.make(context.request.key_type)
+        if key_generator is not None:
+            spki_der, key_sha256 = await key_generator.make(context.request.key_type)
             request = replace(context.request, spki_der=spki_der, key_sha256=key_sha256)
             context = replace(context, request=request)
             permit = permit_enrollment(context)
-        earned = earned_before(context)
+        earned = issued_before(context)
         if earned is not None:
             await self._record(self._entry("ok", serial=earned.serial, repeated="yes"))
             return earned
@@ -263,7 +263,7 @@ class Attempt:
             detail: dict[str, str] = {}
             is_unknown = self.actor == NOBODY  # refused before the client was authenticated
             if is_unknown:
-                self.actor, detail = await shown_by(registry, self.peer)  # its certificate may still say
+                self.actor, detail = await audit_actor_of(registry, self.peer)  # its certificate may still say
             await self._record(self._entry(refusal.code, **detail), is_rate_limited=is_unknown)
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
@@ -290,7 +290,7 @@ def _must_match_label(label: str | None, model: Model) -> None:
     """A barred device's former model is not known, so any label will do."""
     if label is None or model.name == BARRED_MODEL:
         return
-    if not leads_to(label, model.name, model.rules):
+    if not label_selects(label, model.name, model.rules):
         raise Refused("not-your-model", "The label in the path is neither the device's model nor its tenant.")
 
 
@@ -325,7 +325,7 @@ def _events(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
                 break
             if older.state in USABLE:
                 events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, older.fingerprint.hex()))
-        for unused in context.earned_unused():
+        for unused in context.issued_unused():
             events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, unused.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

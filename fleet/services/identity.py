@@ -18,7 +18,7 @@ NO_GRACE = timedelta(0)
 _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
-async def shown_by(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
+async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
     """Audit actor and detail for the certificate that `peer` presented, valid or not.
 
     Raises: Unavailable.

@@ -180,7 +180,7 @@ async def _deny_approved_requests(registry: Registry, act: Act) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Doubt:
+class _SuspendUnverified:
     """Suspends a device of unknown revocation state, and tags it with `restore`."""
 
     restore: str
@@ -212,7 +212,7 @@ async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplie
     Raises: FleetError: for the first device that could not be suspended.
     """
     devices = 0
-    doubt, never = _Doubt(restore, act), asyncio.Event()
+    doubt, never = _SuspendUnverified(restore, act), asyncio.Event()
     for state in sorted(_IN):
         where = DeviceFilter(state=state)
         count = await registry.count_devices(where)

@@ -111,7 +111,7 @@ class Retention:
             lines = [line for line in self._archive.read_pending(name) if "head" not in line and "block" not in line]
             await self._drop_archived(name, lines, now)
 
-    async def _let_go(self, name: str, lines: list[Line], now: datetime) -> None:
+    async def _archive_and_delete(self, name: str, lines: list[Line], now: datetime) -> None:
         if not self._is_dry:
             name = await asyncio.to_thread(self._archive.put, name, lines)
             await self._drop_archived(name, [x for x in lines if "head" not in x and "block" not in x], now)
@@ -157,7 +157,7 @@ class Retention:
             ]
             after = events[-1].seq
             self._report = replace(self._report, events=self._report.events + len(lines))
-            await self._let_go(f"events-{events[0].seq:012}-{after:012}", lines, now)
+            await self._archive_and_delete(f"events-{events[0].seq:012}-{after:012}", lines, now)
 
     async def _audit(self, now: datetime) -> None:
         sealed = await self._registry.last_sealed()
@@ -173,7 +173,7 @@ class Retention:
             ]
             first, after = after + 1, blocks[-1].seq
             self._report = replace(self._report, audit=self._report.audit + len(blocks))
-            await self._let_go(f"audit-{first:012}-{after:012}", lines, now)
+            await self._archive_and_delete(f"audit-{first:012}-{after:012}", lines, now)
 
     async def _old_blocks(self, after: int, sealed: Sealed, oldest_kept: datetime) -> list[AuditRow]:
         """Rows of the next few sealed blocks that are entirely older, without the newest block."""
@@ -193,10 +193,10 @@ class Retention:
             if not await self._is_last(credential):
                 chunk.append(credential)
             if len(chunk) == CREDENTIALS_AT_ONCE:
-                await self._let_go_of(chunk, now)
+                await self._archive_credentials(chunk, now)
                 chunk = []
         if chunk:
-            await self._let_go_of(chunk, now)
+            await self._archive_credentials(chunk, now)
 
     async def _expired(self, before: datetime) -> AsyncIterator[Credential]:
         last: Credential | None = None
@@ -215,11 +215,11 @@ class Retention:
         device = await self._registry.device(credential.holder)
         return device is not None and device.state not in _GONE
 
-    async def _let_go_of(self, chunk: list[Credential], now: datetime) -> None:
+    async def _archive_credentials(self, chunk: list[Credential], now: datetime) -> None:
         lines: list[Line] = [credential_line(credential) for credential in chunk]
         first, last = (f"{c.not_after:%Y%m%dT%H%M%SZ}" for c in (chunk[0], chunk[-1]))
         self._report = replace(self._report, credentials=self._report.credentials + len(chunk))
-        await self._let_go(f"credentials-{first}-{last}", lines, now)
+        await self._archive_and_delete(f"credentials-{first}-{last}", lines, now)
 
 
 def credential_line(c: Credential) -> Line:

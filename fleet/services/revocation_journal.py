@@ -36,7 +36,7 @@ async def record_through(newest: int, registry: Registry, log: RevocationJournal
             break
         if events[0].seq != seen + 1:
             log_event(logger, logging.WARNING, "revocations.gap", after=seen, before=events[0].seq)
-            await asyncio.to_thread(log.begin_again, Mark(mark.lineage, events[0].seq - 1))
+            await asyncio.to_thread(log.reset, Mark(mark.lineage, events[0].seq - 1))
         await asyncio.to_thread(log.note, events)
         seen = events[-1].seq
     return seen

@@ -43,7 +43,7 @@ async def trim_spent(
         looked_at.add(event.subject)
     if upto <= segments[-1].start:
         return 0
-    await asyncio.to_thread(log.vouch, noted)  # trims only what it has recorded
+    await asyncio.to_thread(log.record_examined, noted)  # trims only what it has recorded
     await asyncio.to_thread(log.trim, upto)
     return upto
 

@@ -167,13 +167,13 @@ def _trust(
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client else 0)
     engine.verify_clients(
-        context, mode, _objection, _objection_to_manufacturer, frozenset(manufacturers), expired_leaf=expired_leaf
+        context, mode, _rejection, _rejection_of_manufacturer, frozenset(manufacturers), expired_leaf=expired_leaf
     )
     return own | manufacturers
 
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)
-def _objection_to_manufacturer(leaf_der: bytes) -> str:
+def _rejection_of_manufacturer(leaf_der: bytes) -> str:
     """Reason to reject a manufacturer's leaf that the engine has accepted; "" for none.
 
     IEEE 802.1AR, 8.10 requires no extended key usage, and few manufacturers include one; the engine has checked that
@@ -193,7 +193,7 @@ def _objection_to_manufacturer(leaf_der: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=LEAVES_REMEMBERED)
-def _objection(leaf_der: bytes) -> str:
+def _rejection(leaf_der: bytes) -> str:
     """Reason to reject a leaf that the engine has accepted; "" for none.
 
     The engine accepts a leaf without extended key usage. We require clientAuth, as RFC 5280, 4.2.1.12 allows: a server

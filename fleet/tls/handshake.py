@@ -7,19 +7,19 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
-from fleet.tls.quickack import Silent
+from fleet.tls.quickack import QuickAcks
 from fleet.tls.session import TlsSession
 from fleet.tls.transport import TlsTransport, Wire
 
 
-class Reception(Protocol):
+class HandshakeOwner(Protocol):
     """The listener, as a handshake uses it."""
 
     loop: asyncio.AbstractEventLoop
     contexts: ContextSource
     scratch: Scratch
     half_open: HalfOpen
-    silent: Silent
+    silent: QuickAcks
     close_deadline_s: float
 
     def count_accepted(self) -> None: ...
@@ -34,7 +34,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     __slots__ = ("_context", "_over", "_raw", "_reception", "_session", "address")
 
-    def __init__(self, reception: Reception) -> None:
+    def __init__(self, reception: HandshakeOwner) -> None:
         self.address = ""
         self._reception = reception
         self._session: TlsSession | None = None  # created at the first byte: a silent connection allocates no engine
@@ -64,11 +64,11 @@ class Handshake(asyncio.BufferedProtocol):
         try:
             early = session.received(nbytes)
         except HandshakeFailed as failure:
-            self._refuse_politely(failure.reason, failure.detail, session.outgoing())
+            self._send_alert_and_drain(failure.reason, failure.detail, session.outgoing())
             return
         except ProtocolBroken as failure:
             # The handshake completed and the data after it is malformed. No application has received anything.
-            self._refuse_politely(Refusal.HANDSHAKE, str(failure), session.outgoing())
+            self._send_alert_and_drain(Refusal.HANDSHAKE, str(failure), session.outgoing())
             return
         if session.peer is None:
             if answer := session.outgoing():
@@ -91,7 +91,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._raw.set_protocol(Wire(transport, reception.scratch))
         reception.establish(transport, early)
 
-    def _refuse_politely(self, reason: Refusal, detail: str, alert: bytes) -> None:
+    def _send_alert_and_drain(self, reason: Refusal, detail: str, alert: bytes) -> None:
         """Send the engine's alert and read to the client's end of file: closing with unread data would reset the
         connection, and the client might never read the alert. It stays half-open, with its deadline.
         """

@@ -15,7 +15,7 @@ from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, ListenerLimits
 from fleet.tls.handshake import Handshake
-from fleet.tls.quickack import Silent
+from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 
 __all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
@@ -52,7 +52,7 @@ class Listener:
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
-        self.silent = Silent(self.loop)
+        self.silent = QuickAcks(self.loop)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
         self._accepted = 0

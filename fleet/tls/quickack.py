@@ -16,7 +16,7 @@ ACKNOWLEDGE_AFTER_S = 0.002
 _TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # on Linux
 
 
-class Silent:
+class QuickAcks:
     """Established connections without data, until their ACK is sent or no longer needed."""
 
     __slots__ = ("_loop", "_timer", "_waiting")
@@ -39,7 +39,7 @@ class Silent:
     def _acknowledge(self) -> None:
         waiting, self._waiting, self._timer = self._waiting, {}, None
         for transport in waiting:
-            if _TCP_QUICKACK is not None and not transport.heard and not transport.is_closing():
+            if _TCP_QUICKACK is not None and not transport.has_received_data and not transport.is_closing():
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class TlsTransport(asyncio.Transport):
             raise ValueError("A transport is made after the handshake.")
         super().__init__()
         self.peer: Peer = session.peer
-        self.heard = False
+        self.has_received_data = False
         """Whether data has been received since the handshake."""
         self._loop = loop
         self._raw = raw
@@ -137,7 +137,7 @@ class TlsTransport(asyncio.Transport):
         """`size` bytes have been read into the scratch's receive buffer."""
         if self._closing:
             return
-        self.heard = True
+        self.has_received_data = True
         session = self._session
         try:
             plain = session.received(size)

@@ -13,7 +13,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.enrollment import permit_enrollment, permit_station
 from fleet.domain.errors import FleetError, Invalid
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant, TokenGrant
-from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, earned_before
+from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -286,7 +286,7 @@ class TestAnOperatorsWord:
 
 
 class TestEarnedBefore:
-    found = staticmethod(earned_before)
+    found = staticmethod(issued_before)
 
     def test_the_same_key_unused_in_the_first_half_of_its_life(self) -> None:
         earned = held(CredentialState.ISSUED, same_key=True)

@@ -22,7 +22,7 @@ from fleet.domain.grants import (
     StationGrant,
     TokenGrant,
 )
-from fleet.domain.idevid import Anchor, IdevidBinding, MakerCertificate
+from fleet.domain.idevid import Anchor, IdevidBinding, IdevidCertificate
 from fleet.domain.issuance_context import Grant, IssuanceContext, Names
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import (
@@ -67,7 +67,7 @@ CLAIM = Claim("batch", "cam2", 2, 0, NOW - SECOND, NOW + SECOND)
 ENTRY = ManifestEntry(DeviceId("cam-7"), "cam2", "SN1", None, b"row")
 LISTED = replace(ENTRY, key_sha256=REQUEST.key_sha256)
 ANOTHER_KEY = replace(ENTRY, key_sha256=b"x" * 32)
-MAKER = MakerCertificate(b"m" * 32, b"n" * 32, ("SN1", "534e31"))
+MAKER = IdevidCertificate(b"m" * 32, b"n" * 32, ("SN1", "534e31"))
 BINDING = IdevidBinding(MAKER.key_sha256, DeviceId("cam-7"), MAKER.fingerprint, "acme", NOW)
 ANCHOR = Anchor("acme", ("cam2", "pump"), b"a" * 32, b"der", NOW)
 BY_CLAIM = ClaimGrant(CLAIM, CREDENTIAL)
@@ -225,24 +225,24 @@ def test_permits_by_hand_are_of_their_kind() -> None:
 
 def refused(grant: Grant) -> str:
     with pytest.raises(Refused) as caught:
-        grant.model_of_newcomer()
+        grant.model_for_new_device()
     return caught.value.code
 
 
 def test_the_model_of_a_new_device_follows_from_the_grant() -> None:
-    assert BY_MODEL_TOKEN.model_of_newcomer() == "cam2"
+    assert BY_MODEL_TOKEN.model_for_new_device() == "cam2"
     assert refused(BY_TOKEN) == "unknown-device"
-    assert BY_STATION.model_of_newcomer() == "cam2"
-    assert replace(BY_STATION, model="").model_of_newcomer() == "cam2"
+    assert BY_STATION.model_for_new_device() == "cam2"
+    assert replace(BY_STATION, model="").model_for_new_device() == "cam2"
     several = replace(BY_STATION, station=replace(BY_STATION.station, models=("cam2", "pump")))
-    assert replace(several, model="pump").model_of_newcomer() == "pump"
+    assert replace(several, model="pump").model_for_new_device() == "pump"
     assert refused(replace(several, model="")) == "model-not-named"
-    assert BY_CLAIM.model_of_newcomer() == "cam2"
-    assert BY_IDEVID.model_of_newcomer() == "cam2"
-    assert replace(BY_IDEVID, entry=None, model="pump").model_of_newcomer() == "pump"
+    assert BY_CLAIM.model_for_new_device() == "cam2"
+    assert BY_IDEVID.model_for_new_device() == "cam2"
+    assert replace(BY_IDEVID, entry=None, model="pump").model_for_new_device() == "pump"
     assert refused(replace(BY_IDEVID, entry=None, model="")) == "model-not-named"
-    assert BY_MANIFEST.model_of_newcomer() == "cam2"
-    assert BY_APPROVAL.model_of_newcomer() == "cam2"
+    assert BY_MANIFEST.model_for_new_device() == "cam2"
+    assert BY_APPROVAL.model_for_new_device() == "cam2"
     assert refused(BY_CERTIFICATE) == "unknown-device"
 
 

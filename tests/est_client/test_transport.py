@@ -116,14 +116,14 @@ def test_a_listener_that_never_accepts_is_given_up(authority: Authority) -> None
 def test_each_address_gets_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[float] = []
 
-    class Silent(socket.socket):
+    class QuickAcks(socket.socket):
         def connect(self, address: object) -> None:
             tried.append(self.gettimeout() or 0)
             raise TimeoutError("timed out")
 
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 9))] * 3
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    monkeypatch.setattr(socket, "socket", Silent)
+    monkeypatch.setattr(socket, "socket", QuickAcks)
     with pytest.raises(TimeoutError):
         transport._connect("h", 9, _Deadline(30.0))
     assert tried == pytest.approx([10.0, 15.0, 30.0], abs=1.0)

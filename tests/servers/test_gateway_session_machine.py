@@ -87,7 +87,7 @@ class FakeContext:
     def speaks_v5(self) -> bool:
         return self.v5
 
-    def hears_revocations(self) -> bool:
+    def feed_is_up(self) -> bool:
         return self.feed
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -16,7 +16,7 @@ from fleet.domain.model_rules import ModelRules, RenewalRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
 from fleet.domain.writes import QuarantineClaim
-from fleet.services.identity import NOBODY, identify, identify_for_renewal, identify_operator, shown_by
+from fleet.services.identity import NOBODY, audit_actor_of, identify, identify_for_renewal, identify_operator
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -196,6 +196,6 @@ async def test_a_claim_is_identified_only_where_it_enrolls_and_quarantined_elsew
 
 async def test_the_audit_names_the_holder_of_a_certificate_good_or_not() -> None:
     revoked = replace(OF_DEVICE, credential=replace(CREDENTIAL, state=CredentialState.REVOKED))
-    assert await shown_by(OneHolder(revoked), PEER) == ("device cam-1", {"serial": "0a"})  # type: ignore[arg-type]
-    assert await shown_by(OneHolder(None), PEER) == (NOBODY, {})  # type: ignore[arg-type]
-    assert await shown_by(OneHolder(OF_DEVICE), Peer("192.0.2.7")) == (NOBODY, {})  # type: ignore[arg-type]
+    assert await audit_actor_of(OneHolder(revoked), PEER) == ("device cam-1", {"serial": "0a"})  # type: ignore[arg-type]
+    assert await audit_actor_of(OneHolder(None), PEER) == (NOBODY, {})  # type: ignore[arg-type]
+    assert await audit_actor_of(OneHolder(OF_DEVICE), Peer("192.0.2.7")) == (NOBODY, {})  # type: ignore[arg-type]

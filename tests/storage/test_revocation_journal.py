@@ -58,8 +58,8 @@ def test_one_that_ends_before_the_backup_does_not_do(path: Path) -> None:
     with pytest.raises(Refused) as caught:
         events_behind(path, FLEET, lineage, 3)
     assert caught.value.code == "revocations-incomplete"
-    log.vouch(3)
-    log.vouch(2)  # it has said more already
+    log.record_examined(3)
+    log.record_examined(2)  # it has said more already
     assert log.mark(newest=3) == Mark(lineage, 3)
     assert events_behind(path, FLEET, lineage, 3) == ()
 
@@ -141,7 +141,7 @@ def test_a_tail_without_end_is_not_cut_off(path: Path) -> None:
 def test_after_a_gap_it_vouches_for_what_came_behind_it_only(path: Path) -> None:
     log, lineage = begun(path)
     log.note([revoked(1)])
-    log.begin_again(Mark(lineage, 10))
+    log.reset(Mark(lineage, 10))
     log.note([revoked(11)])
     for seq in (0, 1, 9):
         with pytest.raises(Refused) as caught:
@@ -154,7 +154,7 @@ def test_a_restored_registry_counts_on_in_another_lineage(path: Path) -> None:
     log, old = begun(path)
     log.note([revoked(1), revoked(2), revoked(3)])
     new = new_lineage()
-    log.begin_again(Mark(new, 2))
+    log.reset(Mark(new, 2))
     log.note([revoked(3, "other")])
     assert events_behind(path, FLEET, old, 2) == (revoked(3), revoked(3, "other"))
     assert events_behind(path, FLEET, new, 2) == (revoked(3, "other"),)
@@ -169,7 +169,7 @@ def test_trimmed_it_is_smaller_and_says_from_where_on_it_is_complete(path: Path)
     log, old = begun(path)
     log.note([revoked(1), revoked(2)])
     new = new_lineage()
-    log.begin_again(Mark(new, 2))
+    log.reset(Mark(new, 2))
     log.note([revoked(n) for n in range(3, 9)])
     before = path.read_bytes()
     log.trim(99)  # it has not come so far

@@ -1,17 +1,17 @@
-"""Silent: only who has said nothing and is still there is acknowledged early."""
+"""QuickAcks: only who has said nothing and is still there is acknowledged early."""
 
 import asyncio
 import socket
 from typing import Any, cast
 
-from fleet.tls.quickack import Silent
+from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 
 DEADLINE_S = 10.0
 
 
 class Watched:
-    """What Silent sees of a transport, and what it asks of its socket."""
+    """What QuickAcks sees of a transport, and what it asks of its socket."""
 
     def __init__(self, *, heard: bool = False, closing: bool = False) -> None:
         self.heard = heard
@@ -31,12 +31,12 @@ class Watched:
         self.acknowledged.set()
 
 
-def watch(silent: Silent, watched: Watched) -> None:
+def watch(silent: QuickAcks, watched: Watched) -> None:
     silent.watch(cast(TlsTransport, watched))
 
 
 async def test_only_the_silent_ones_are_acknowledged() -> None:
-    silent = Silent(asyncio.get_running_loop())
+    silent = QuickAcks(asyncio.get_running_loop())
     talker, closing, gone, quiet = Watched(heard=True), Watched(closing=True), Watched(), Watched()
     for each in (talker, closing, gone, quiet):
         watch(silent, each)
@@ -48,7 +48,7 @@ async def test_only_the_silent_ones_are_acknowledged() -> None:
 
 
 async def test_it_looks_again_for_those_who_come_later() -> None:
-    silent = Silent(asyncio.get_running_loop())
+    silent = QuickAcks(asyncio.get_running_loop())
     for _ in range(2):
         quiet = Watched()
         watch(silent, quiet)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import IssuanceContext, earned_before
+from fleet.domain.issuance_context import IssuanceContext, issued_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import CollectRequest, Write
@@ -29,13 +29,13 @@ class ApprovalGrant:
         """Whether it is approved. Until then everything else is checked, and no permit is given."""
         return self.request.state is not RequestState.PENDING
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         return self.request.model
 
     def must_be_valid(self, a: IssuanceContext) -> None:
         if self.request.state is RequestState.DENIED:
             raise Refused("request-denied", "An operator has denied this request.")
-        if self.request.state is RequestState.ISSUED and earned_before(a) is None:
+        if self.request.state is RequestState.ISSUED and issued_before(a) is None:
             raise Refused("request-used-up", "The certificate of this request has been issued.", "Make a new key.")
 
     def must_cover_device(self, a: IssuanceContext) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import IssuanceContext, earned_before
+from fleet.domain.issuance_context import IssuanceContext, issued_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendClaim, Write
@@ -25,7 +25,7 @@ class ClaimGrant:
     def __str__(self) -> str:
         return f"claim {self.claim.name}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         return self.claim.model
 
     def must_be_valid(self, a: IssuanceContext) -> None:
@@ -40,7 +40,7 @@ class ClaimGrant:
             )
         if a.now >= claim.expires_at:
             raise Refused("claim-expired", f"The claim {claim.name} has expired.")
-        if claim.uses >= claim.quota and earned_before(a) is None:
+        if claim.uses >= claim.quota and issued_before(a) is None:
             raise Refused("claim-used-up", f"The claim {claim.name} has been used up.")
 
     def must_cover_device(self, a: IssuanceContext) -> None:

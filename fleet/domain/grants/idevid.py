@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fleet.domain.errors import Refused
-from fleet.domain.idevid import Anchor, IdevidBinding, MakerCertificate
+from fleet.domain.idevid import Anchor, IdevidBinding, IdevidCertificate
 from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
@@ -13,7 +13,7 @@ from fleet.domain.writes import BindIdevid, Write
 @dataclass(frozen=True, slots=True)
 class IdevidGrant:
     anchor: Anchor
-    certificate: MakerCertificate
+    certificate: IdevidCertificate
     entry: ManifestEntry | None
     """The manifest entry with its serial, among the anchor's models; None when there is none."""
     bindings: tuple[IdevidBinding, ...]
@@ -27,7 +27,7 @@ class IdevidGrant:
     def __str__(self) -> str:
         return f"idevid {self.anchor.name} {self.certificate.key_sha256.hex()[:16]}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         if self.entry is not None:
             return self.entry.model
         if not self.model:
@@ -43,24 +43,24 @@ class IdevidGrant:
 
     def must_cover_device(self, a: IssuanceContext) -> None:
         if a.request.wants_key:
-            raise Refused("idevid-only-enrolls", "A maker's certificate earns a certificate for the device's own key.")
+            raise Refused("idevid-only-enrolls", "A manufacturer's certificate enrolls the device's own key only.")
         if a.model.name not in self.anchor.models:
             raise Refused("not-your-model", f"The manufacturer's CA {self.anchor.name} is not trusted for this model.")
         if self.entry is None and not a.model.rules.admission.any_idevid:
             raise Refused(
                 "not-on-manifest",
-                "The serial of the maker's certificate is not on the manifest.",
+                "The serial of the manufacturer's certificate is not on the manifest.",
                 "List it: fleet device import FILE",
             )
         # The device does not choose its id: it is the manifest's, or the certificate's serial.
         named = (self.entry.device_id,) if self.entry is not None else self.certificate.serials
         if a.request.device_id not in named:
-            raise Refused("not-your-identity", "The maker's certificate is that of another device.")
+            raise Refused("not-your-identity", "The manufacturer's certificate is that of another device.")
         for binding in self.bindings:
             if binding.device_id != a.request.device_id:
-                raise Refused("idevid-bound", "This maker's certificate has enrolled another device already.")
+                raise Refused("idevid-bound", "This manufacturer's certificate has enrolled another device already.")
             if binding.key_sha256 != self.certificate.key_sha256:
-                raise Refused("idevid-of-another", "This device has enrolled by another maker's certificate.")
+                raise Refused("idevid-of-another", "This device has enrolled by another manufacturer's certificate.")
 
     def would_take_over(self, a: IssuanceContext) -> bool:
         """A device that has enrolled by this very certificate may do so again, after a reset."""

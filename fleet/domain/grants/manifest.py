@@ -20,7 +20,7 @@ class ManifestGrant:
     def __str__(self) -> str:
         return f"manifest {self.entry.device_id}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         return self.entry.model
 
     def must_be_valid(self, a: IssuanceContext) -> None:

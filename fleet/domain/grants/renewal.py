@@ -26,7 +26,7 @@ class RenewalGrant:
     def __str__(self) -> str:
         return f"certificate {self.credential.serial}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         raise Refused("unknown-device", "The device is not in the registry.")
 
     def must_be_valid(self, a: IssuanceContext) -> None:
@@ -44,7 +44,7 @@ class RenewalGrant:
         return False
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
-        unused = a.earned_unused()
+        unused = a.issued_unused()
         newest = unused[-1].fingerprint if unused else None
         return (
             MarkUsed(self.credential.fingerprint),

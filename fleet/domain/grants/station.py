@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.credential import DAY_SECONDS, Credential, Station, day_of
 from fleet.domain.errors import Refused, TooMany
-from fleet.domain.issuance_context import IssuanceContext, earned_before
+from fleet.domain.issuance_context import IssuanceContext, issued_before
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendStation, Write
 
@@ -23,7 +23,7 @@ class StationGrant:
     def __str__(self) -> str:
         return f"station {self.station.name}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         if self.model:
             return self.model
         if len(self.station.models) == 1:
@@ -36,7 +36,7 @@ class StationGrant:
 
     def must_be_valid(self, a: IssuanceContext) -> None:
         """`identify` has checked the station's certificate."""
-        if self.station.quota and self.station.used_on(a.now) >= self.station.quota and earned_before(a) is None:
+        if self.station.quota and self.station.used_on(a.now) >= self.station.quota and issued_before(a) is None:
             raise TooMany(
                 "station-quota",
                 f"Station {self.station.name} has used its quota of {self.station.quota} certificates a day (UTC).",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fleet.domain.credential import Token
 from fleet.domain.errors import Refused
-from fleet.domain.issuance_context import IssuanceContext, earned_before
+from fleet.domain.issuance_context import IssuanceContext, issued_before
 from fleet.domain.manifest import ManifestEntry, must_be_the_listed_key
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import SpendToken, Write
@@ -24,7 +24,7 @@ class TokenGrant:
     def __str__(self) -> str:
         return f"token {self.token.id}"
 
-    def model_of_newcomer(self) -> str:
+    def model_for_new_device(self) -> str:
         if self.token.model is None:
             raise Refused("unknown-device", "The device is not in the registry.", "Add it: fleet device add.")
         return self.token.model
@@ -34,7 +34,7 @@ class TokenGrant:
             raise Refused("token-revoked", "The token has been revoked.", "Ask for a new one.")
         if a.now >= self.token.expires_at:
             raise Refused("token-expired", "The token has expired.", "Ask for a new one.")
-        if self.token.uses >= self.token.uses_max and earned_before(a) is None:
+        if self.token.uses >= self.token.uses_max and issued_before(a) is None:
             raise Refused("token-used-up", "The token has been used up.", "Ask for a new one.")
 
     def must_cover_device(self, a: IssuanceContext) -> None:

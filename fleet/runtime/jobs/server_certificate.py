@@ -40,11 +40,11 @@ class Contexts:
     est: ContextSource
     http: ContextSource
     clock: Clock
-    makers: list[Certificate] = field(default_factory=list)
+    manufacturers: list[Certificate] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, home: Home, clock: Clock, authorities: Authorities | None = None, makers: Sequence[Certificate] = ()
+        cls, home: Home, clock: Clock, authorities: Authorities | None = None, manufacturers: Sequence[Certificate] = ()
     ) -> "Contexts":
         """`authorities`: the CAs to trust, if they have been read already."""
         anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
@@ -54,22 +54,22 @@ class Contexts:
             *more_anchors: Certificate,
             require_client: bool = False,
             expired_leaf: bool = False,
-            makers: Sequence[Certificate] = (),
+            manufacturers: Sequence[Certificate] = (),
         ) -> ContextSource:
-            trust = ClientTrust((*anchors, *more_anchors), tenants, makers)
+            trust = ClientTrust((*anchors, *more_anchors), tenants, manufacturers)
             context = server_context(
                 identity, trust, require_client=require_client, clock=clock, expired_leaf=expired_leaf
             )
             return ContextSource(context)
 
         operators = operators_authority(home, clock())
-        est = source(expired_leaf=True, makers=makers)
-        return cls(source(require_client=True), est, source(operators), clock, list(makers))
+        est = source(expired_leaf=True, manufacturers=manufacturers)
+        return cls(source(require_client=True), est, source(operators), clock, list(manufacturers))
 
-    def trust(self, home: Home, makers: Sequence[Certificate]) -> None:
+    def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
-        if list(makers) != self.makers:
-            self.makers[:] = makers
+        if list(manufacturers) != self.manufacturers:
+            self.manufacturers[:] = manufacturers
             self.reload(home)
 
     def follow(self, authorities: LiveAuthorities, home: Home) -> None:
@@ -81,7 +81,7 @@ class Contexts:
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
         """All contexts or none: an unusable certificate leaves the old ones in place."""
         try:
-            fresh = Contexts.of(home, self.clock, authorities, self.makers)
+            fresh = Contexts.of(home, self.clock, authorities, self.manufacturers)
         except (FleetError, OSError, ValueError) as error:
             log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
             return

@@ -15,7 +15,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailabl
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Request
 from fleet.servers.admin.routing import AccessLevel, Route
-from fleet.services.identity import identify, identify_operator, shown_by
+from fleet.services.identity import audit_actor_of, identify, identify_operator
 from fleet.services.refusals import refusals_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def _refusals_audited(context: Context, request: Request, route: Route) ->
 async def _audit_refusal(context: Context, request: Request, route: Route, refusal: FleetError) -> None:
     """The refusal is answered whether or not its row could be written: Unavailable must not hide it."""
     try:
-        actor, detail = await shown_by(context.registry, request.peer)
+        actor, detail = await audit_actor_of(context.registry, request.peer)
         subject = f"{route.method} {route.template}"
         entry = AuditEntry(context.clock(), actor, "api.call", subject, refusal.code, request.peer.address, detail)
         row = refusals_of(context.registry).row(entry)  # at most one audit row a minute for repeated refusals

@@ -27,7 +27,7 @@ PKCS8 = "application/pkcs8"
 SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
 RSA_BITS = 2048
 
-_MAKERS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
+_GENERATORS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
     "EC-P256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "EC-P384": lambda: ec.generate_private_key(ec.SECP384R1()),
     "RSA-2048+": lambda: rsa.generate_private_key(65537, RSA_BITS),
@@ -38,8 +38,8 @@ _MAKERS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 
 @dataclass(slots=True)
-class ServerKeyMaker:
-    """Generates the key for one request that has passed the checks; a `fleet.domain.ports.KeyMaker`."""
+class ServerKeyGenerator:
+    """Generates the key for one request that has passed the checks; a `fleet.domain.ports.KeyGenerator`."""
 
     csr: Csr
     peer: Peer
@@ -56,7 +56,7 @@ class ServerKeyMaker:
         if self._recipient() is not None:
             self._sealed_by = self.sealer()
         if self._key is None:
-            self._key = await asyncio.to_thread(_MAKERS[key_type])  # an RSA key takes a tenth of a second
+            self._key = await asyncio.to_thread(_GENERATORS[key_type])  # an RSA key takes a tenth of a second
         spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return spki, hashlib.sha256(spki).digest()
 

@@ -17,8 +17,8 @@ from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.ports import Tenants
 from fleet.domain.rates import Rates
-from fleet.servers.est.keygen import ServerKeyMaker, multipart
-from fleet.servers.est.maker_certificate import maker_certificate
+from fleet.servers.est.idevid_certificate import idevid_certificate
+from fleet.servers.est.keygen import ServerKeyGenerator, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
@@ -67,7 +67,7 @@ def build_est_server(
     `tenants`: whose CAs cacerts returns (RFC 7030, 4.1.3). `sealer`: signs keys that are generated here and encrypted
     for a device (4.4.2).
     """
-    handlers = _Handlers(replace(authority, read_maker=maker_certificate), tenants, sealer, clock)
+    handlers = _Handlers(replace(authority, read_idevid=idevid_certificate), tenants, sealer, clock)
     return HttpServer(
         "est", handlers.handle, refusal, limits or HttpLimits(), rates, rate_key_of, on_throttled=handlers.throttled
     )
@@ -148,14 +148,14 @@ class _Handlers:
         if credentials is None and exchange.peer.fingerprint is None:
             raise Unauthenticated("no-credentials", "A token or a certificate is needed.")
         csr = await read_csr(exchange)
-        maker = ServerKeyMaker(csr, exchange.peer, self._sealer)
+        generator = ServerKeyGenerator(csr, exchange.peer, self._sealer)
         request = read_request(exchange, csr)
         submission = Submission(request, credentials, asked.label, names_presented(exchange))
-        credential = await attempt.enroll_with_new_key(submission, maker)
+        credential = await attempt.enroll_with_new_key(submission, generator)
         exchange.serial = credential.serial
         wrap = wants_lines(exchange)
         certificates = encode_body(join_signed_data((credential.der,)), wrap=wrap)
-        content_type, body = multipart(*maker.key_part(wrap=wrap), certificates)
+        content_type, body = multipart(*generator.key_part(wrap=wrap), certificates)
         return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def throttled(self, exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""The MQTT gateway: mutual TLS on one side, any broker on the other, the registry's word on everything between."""
+"""The MQTT gateway: mutual TLS to devices, any broker behind it, every packet authorized by the registry's state."""
 
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits

@@ -33,7 +33,7 @@ class SessionContext(Protocol[S]):
         """Whether the broker does."""
         ...
 
-    def hears_revocations(self) -> bool:
+    def feed_is_up(self) -> bool:
         """Whether the registry's event feed is up."""
         ...
 

@@ -105,7 +105,7 @@ class Gateway:
     def speaks_v5(self) -> bool:
         return self._upstream.speaks_v5
 
-    def hears_revocations(self) -> bool:
+    def feed_is_up(self) -> bool:
         return self._feed.reliable()
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -213,7 +213,7 @@ class Session(asyncio.Protocol):
             return close_reasons.AUTH_METHOD
         if connect.version == V5 and not self._context.speaks_v5():
             return close_reasons.UNSUPPORTED_VERSION
-        if not self._context.hears_revocations():
+        if not self._context.feed_is_up():
             return close_reasons.FEED_DOWN
         self._context.spawn(self._open(connect))
         return None

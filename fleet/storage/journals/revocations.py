@@ -109,7 +109,7 @@ class RevocationJournal:
                 lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
             self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
 
-    def vouch(self, seq: int) -> None:
+    def record_examined(self, seq: int) -> None:
         """Record that the caller has examined every event up to number `seq`.
 
         Raises: Invalid, OSError.
@@ -119,7 +119,7 @@ class RevocationJournal:
             if mark is not None and mark.seen < seq:
                 self._append(handle, [{"lineage": mark.lineage, "seen": seq}])
 
-    def begin_again(self, mark: Mark) -> None:
+    def reset(self, mark: Mark) -> None:
         """Start a new segment that is complete after `mark`: after a gap, or in a restored registry."""
         with self._locked() as handle:
             self._mark(handle)

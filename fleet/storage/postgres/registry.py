@@ -102,7 +102,7 @@ class PostgresRegistry(SqlRegistry):
         if self._closed:
             return
         self._closed = True
-        self._writer.hurry(CLOSE_SECONDS_MAX)
+        self._writer.set_settle_deadline(CLOSE_SECONDS_MAX)
         await self._commits.close()
         self._wake_followers()
         await self._listener.close()

@@ -114,7 +114,7 @@ class Writer:
             raise
         return session
 
-    def hurry(self, seconds: float) -> None:
+    def set_settle_deadline(self, seconds: float) -> None:
         """From now on, wait no longer than this for the outcome of a COMMIT whose answer was lost."""
         self._settle_by = asyncio.get_running_loop().time() + seconds
 

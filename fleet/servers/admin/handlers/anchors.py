@@ -1,4 +1,4 @@
-"""Makers' CAs, by whose certificates (IDevIDs) a device may earn a first certificate of ours."""
+"""Manufacturers' CAs, by whose certificates (IDevIDs) a device may earn a first certificate of ours."""
 
 from fleet.domain.access import Permission
 from fleet.domain.changes import Change
@@ -13,22 +13,24 @@ from fleet.servers.admin.routing import get, post
 from fleet.services import anchors
 
 
-@get("/v1/anchors", Permission.ANCHOR_READ, "Trusted makers' CAs, by name.")
+@get("/v1/anchors", Permission.ANCHOR_READ, "Trusted manufacturers' CAs, by name.")
 async def list_anchors(context: Context, call: Call, query: Paging) -> Result[Page[Anchor]]:
     """A restricted operator sees those whose models are all its own."""
     found = [a for a in await context.registry.anchors() if all(call.operator.sees(model) for model in a.models)]
     return page_of_all(call, query, found, lambda anchor: anchor.name, Anchor.shown)
 
 
-@post("/v1/anchors", Permission.ANCHOR_WRITE, "Trust a maker's CA, for some models.", status=201, may_not_find=True)
+@post(
+    "/v1/anchors", Permission.ANCHOR_WRITE, "Trust a manufacturer's CA for some models.", status=201, may_not_find=True
+)
 async def create_anchor(context: Context, call: Call, body: NewAnchor) -> Result[Anchor]:
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from fleet.ca.trust_anchor import read_maker_ca
+    from fleet.ca.trust_anchor import read_trust_anchor
 
-    context.authorities().operators()  # created by now, so that it is not taken for a maker's CA
+    context.authorities().operators()  # created by now, so that it is not taken for a manufacturer's CA
     own = [each.certificate for each in context.authorities().shown()]
-    found = read_maker_ca(body.certificate.encode(), own, call.now)
+    found = read_trust_anchor(body.certificate.encode(), own, call.now)
 
     def result_of(change: Change) -> Result[Anchor]:
         return Result(Anchor.shown(next(w.anchor for w in change.writes if isinstance(w, AddAnchor))), 201)
@@ -41,7 +43,7 @@ async def create_anchor(context: Context, call: Call, body: NewAnchor) -> Result
 @post(
     "/v1/anchors/{anchor}/remove",
     Permission.ANCHOR_WRITE,
-    "No longer trust a maker's CA; devices that enrolled with its certificates stay.",
+    "No longer trust a manufacturer's CA; devices that enrolled with its certificates stay.",
 )
 async def remove_anchor(context: Context, call: Call, body: Reason = NO_REASON) -> Result[RemovedAnchor]:
     name = call.path["anchor"]

@@ -1,4 +1,4 @@
-"""Certificates, and what a first one is earned with: tokens, claims, makers' CAs, an operator's approval."""
+"""Certificates, and what a first one is earned with: tokens, claims, manufacturers' CAs, an operator's approval."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -165,7 +165,7 @@ class NewClaim(Record):
 
 
 class Anchor(Record):
-    """A trusted maker's CA."""
+    """A trusted manufacturer's CA."""
 
     name: Name
     models: Names
@@ -191,7 +191,7 @@ class Anchor(Record):
 
 
 class NewAnchor(Record):
-    """A maker's CA to trust."""
+    """A manufacturer's CA to trust."""
 
     name: Name
     models: Annotated[Names, Meta(min_length=1, max_length=ANCHOR_MODELS_MAX)]
@@ -199,6 +199,6 @@ class NewAnchor(Record):
 
 
 class RemovedAnchor(Record):
-    """A maker's CA that is no longer trusted."""
+    """A manufacturer's CA that is no longer trusted."""
 
     name: Name

@@ -67,7 +67,8 @@ class AdmissionRules(Record):
 
     paths: list[AdmissionPath] | UnsetType = UNSET
     any_idevid: Annotated[
-        bool | UnsetType, about("Whether any device of an imported maker's CA may enroll, on the manifest or not.")
+        bool | UnsetType,
+        about("Whether any device of a trust anchor may enroll, on the manifest or not."),
     ] = UNSET
     webhook: (
         Annotated[

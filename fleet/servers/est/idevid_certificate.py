@@ -6,34 +6,34 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.domain.errors import Invalid
-from fleet.domain.idevid import MakerCertificate, is_serial
+from fleet.domain.idevid import IdevidCertificate, is_serial
 from fleet.wire.csr import names_of_certificate
 from fleet.wire.errors import WireError
 
 SERIAL_NUMBER = "2.5.4.5"
 
 
-def maker_certificate(der: bytes) -> MakerCertificate:
+def idevid_certificate(der: bytes) -> IdevidCertificate:
     """Raises: Invalid (`bad-idevid`): it has no serial number, or several; or it can't be read."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, alt_names = names_of_certificate(certificate)
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (WireError, ValueError) as error:  # ValueError: of the library, UnsupportedAlgorithm is none
-        raise Invalid("bad-idevid", "The maker's certificate cannot be read.") from error
+        raise Invalid("bad-idevid", "The manufacturer's certificate cannot be read.") from error
     in_subject = [value for oid, value in subject if oid == SERIAL_NUMBER]
     modules = [name for name in alt_names if name.startswith("HW:")]
     if len(in_subject) > 1 or len(modules) > 1:
-        raise Invalid("bad-idevid", "The maker's certificate names several serials.")
+        raise Invalid("bad-idevid", "The manufacturer's certificate names several serials.")
     serials = [*in_subject, *(text for name in modules for text in _module_serials(name))]
     taken = tuple(dict.fromkeys(text for text in serials if is_serial(text)))
     if not taken:
-        raise Invalid("bad-idevid", "The maker's certificate names no serial: no serialNumber and no hwModuleName.")
-    return MakerCertificate(hashlib.sha256(der).digest(), hashlib.sha256(spki).digest(), taken)
+        raise Invalid("bad-idevid", "The manufacturer's certificate has neither serialNumber nor hwModuleName.")
+    return IdevidCertificate(hashlib.sha256(der).digest(), hashlib.sha256(spki).digest(), taken)
 
 
 def _module_serials(name: str) -> list[str]:
-    """hwSerialNum (RFC 4108, 5) is octets: some makers put text there, some a number."""
+    """hwSerialNum (RFC 4108, 5) is octets: some manufacturers put text there, some a number."""
     octets = bytes.fromhex(name.rpartition(":")[2])
     as_hex = [octets.hex(), octets.hex().upper()]
     try:
