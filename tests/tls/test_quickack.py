@@ -13,8 +13,8 @@ DEADLINE_S = 10.0
 class Watched:
     """What QuickAcks sees of a transport, and what it asks of its socket."""
 
-    def __init__(self, *, heard: bool = False, closing: bool = False) -> None:
-        self.heard = heard
+    def __init__(self, *, has_received_data: bool = False, closing: bool = False) -> None:
+        self.has_received_data = has_received_data
         self.closing = closing
         self.asked: list[tuple[int, int, int]] = []
         self.acknowledged = asyncio.Event()
@@ -37,7 +37,7 @@ def watch(silent: QuickAcks, watched: Watched) -> None:
 
 async def test_only_the_silent_ones_are_acknowledged() -> None:
     silent = QuickAcks(asyncio.get_running_loop())
-    talker, closing, gone, quiet = Watched(heard=True), Watched(closing=True), Watched(), Watched()
+    talker, closing, gone, quiet = Watched(has_received_data=True), Watched(closing=True), Watched(), Watched()
     for each in (talker, closing, gone, quiet):
         watch(silent, each)
     silent.forget(cast(TlsTransport, gone))
