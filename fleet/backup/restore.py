@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from fleet.backup.archive import Manifest, Member, read_archive
+from fleet.backup.archive import MANIFEST, Manifest, Member, read_archive
 from fleet.backup.create import REGISTRY, is_ours_to_save
 from fleet.backup.database_setting import name_database
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
@@ -119,8 +119,11 @@ class _Nowhere:
 
 
 def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
-    sealed = is_sealed(opened.read(HEADER))
+    beginning = opened.read(HEADER)
+    sealed = is_sealed(beginning)
     opened.seek(0)
+    if not sealed and not beginning.startswith(MANIFEST.encode()):
+        raise Invalid("not-a-backup", "It is not a backup of this program, or its beginning is damaged.")
     if not sealed and passphrase is not None:
         # Write access to the backups' folder suffices to forge a plain backup, but not an encrypted one.
         raise Refused(

@@ -110,7 +110,8 @@ def main(**location: object) -> None:
 
     FLEET_HOME takes the place of --home. To work on a served fleet, use --url, --cert and --ca instead: commands are
     the same. Those that need the home's own files work there only, and say so: init, serve, db, backup, restore,
-    retention run, audit seal, and what creates or removes a CA key.
+    retention run and check, audit seal, webhook key, and what creates or removes a
+    CA key.
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong use, 141 the reader of the output closed its pipe.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, reason_option
+from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import ANCHOR, MODEL
 from fleet.cli.several import print_each
@@ -55,11 +55,12 @@ def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: 
 
 @anchor.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the manufacturers' CAs."""
     with attempting("listing the anchors"):
-        print_rows(COLUMNS, client.items("/v1/anchors"), output)
+        print_rows(COLUMNS, client.items("/v1/anchors", limit), output)
 
 
 @anchor.command()

@@ -18,7 +18,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.output_file import new_file
-from fleet.cli.parameters import TIME
+from fleet.cli.parameters import PAST_TIME
 from fleet.client.client import Client
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
@@ -44,8 +44,10 @@ audit.add_command(check_proof)
 @audit.command(name="list")
 @client_option
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows after this one; without it, the newest.")
-@click.option("--since", type=TIME, help="Rows written at or after this time: 2026-03-01, or RFC 3339.")
-@click.option("--until", type=TIME, help="Rows written before this time.")
+@click.option(
+    "--since", type=PAST_TIME, help="Rows written at or after this time: 2026-03-01, RFC 3339, or 12h (ago)."
+)
+@click.option("--until", type=PAST_TIME, help="Rows written before this time.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -69,7 +71,7 @@ def list_(
     outcome: str,
     output: str,
 ) -> None:
-    """List the newest rows, in order.
+    """List the newest rows, in order, or all of a period.
 
     Texts are matched whole; a * at the end matches any rest. Every row may have to be read.
 
@@ -78,6 +80,8 @@ def list_(
       fleet audit list --action 'device.*' --subject 'device cam-7'
       fleet audit list --since 2026-03-01 --until 2026-03-02T12:00Z -o json
     """
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError("--since must be before --until.")
     where = RowFilter(actor, action, subject, outcome, since, until)
     at_most = limit or (NEWEST_ROWS if since is None and until is None else sys.maxsize)
 
@@ -91,7 +95,7 @@ def list_(
     if not rows:
         click.echo(_why_none(where, after), err=True)
     elif limit is None and len(rows) == at_most:
-        click.echo(f"There may be more: --limit N, or --since TIME. These are {at_most}.", err=True)
+        click.echo(f"There may be more: --limit N, --since TIME or --after SEQ. These are {at_most}.", err=True)
 
 
 def _shown(row: AuditRow) -> dict[str, object]:
@@ -111,8 +115,9 @@ def _shown(row: AuditRow) -> dict[str, object]:
 def _why_none(where: RowFilter, after: int | None) -> str:
     if where == RowFilter():
         return f"There is no row after row {after}." if after else "There is no row yet."
-    hint = "Texts are matched whole: a * at the end matches any rest, as in 'device.*'."
-    return f"No row{f' after row {after}' if after else ''} matches. {hint}"
+    has_text = any((where.actor, where.action, where.subject, where.outcome))
+    hint = "Texts are matched whole: a * at the end matches any rest, as in 'device.*'." if has_text else ""
+    return f"No row{f' after row {after}' if after else ''} matches. {hint}".rstrip()
 
 
 @audit.command(name="seal")

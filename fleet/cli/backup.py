@@ -161,7 +161,7 @@ def restore(
     \b
     Examples:
       fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass
-      fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass \
+      fleet restore fleet-1.backup ./home2 --revocations ./home/state/revocations.jsonl --password-file backup.pass \\
         --database postgresql://fleet@db.acme.example/fleet
     """
     attempted = f"restoring '{file}' into '{home}'"

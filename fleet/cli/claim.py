@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.cli.durations import CERTIFICATE_LIFETIME
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, reason_option
+from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import CLAIM, MODEL
 from fleet.cli.passwords import PasswordSource
@@ -120,11 +120,12 @@ def _request_in(csr_file: Path) -> bytes:
 
 @claim.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the claims: their quota and state, and why one is quarantined."""
     with attempting("listing the claims"):
-        print_rows(COLUMNS, map(_shown, client.items("/v1/claims")), output)
+        print_rows(COLUMNS, map(_shown, client.items("/v1/claims", limit)), output)
 
 
 @claim.command()

@@ -9,7 +9,7 @@ import click
 from fleet.cli.durations import CERTIFICATE_LIFETIME, duration_text
 from fleet.cli.errors import attempting
 from fleet.cli.model_rules import rule_options
-from fleet.cli.options import client_option
+from fleet.cli.options import client_option, limit_option
 from fleet.cli.output import Column, Row, output_option, print_rows, print_value
 from fleet.cli.parameters import MODEL, wrong_use
 from fleet.cli.several import print_each
@@ -139,11 +139,12 @@ def _check(name: str, changes: Mapping[str, Any]) -> None:
 
 @model.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the models."""
     with attempting("listing the models"):
-        print_rows(COLUMNS, map(_shown, client.items("/v1/models")), output)
+        print_rows(COLUMNS, map(_shown, client.items("/v1/models", limit)), output)
 
 
 @model.command()

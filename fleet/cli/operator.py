@@ -8,7 +8,7 @@ import click
 
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, reason_option
+from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import MODEL, OPERATOR
 from fleet.cli.passwords import PasswordSource
@@ -66,6 +66,8 @@ def add(
       fleet operator add bob --role admin --out ./operators --password-file bob.password
       fleet operator add line-1 --role factory --model pump --out ./operators --password-env P12_PASSWORD
     """
+    if role == "factory" and not models:
+        raise click.UsageError("--role factory needs --model: it is always restricted to models.")
     files = KeyFiles(out, name, shares_folder=True)
     password = PasswordSource(f"'{files.pkcs12}'", "password", password_file, password_env).given_or_asked(confirm=True)
     terms = {"role": role, "models": list(models), "lifetime_seconds": int(timedelta(days=days).total_seconds())}
@@ -96,11 +98,12 @@ def add(
 
 @operator.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the operators, with roles and certificates."""
     with attempting("listing the operators"):
-        print_rows(COLUMNS, map(_shown, client.items("/v1/operators")), output)
+        print_rows(COLUMNS, map(_shown, client.items("/v1/operators", limit)), output)
 
 
 @operator.command()

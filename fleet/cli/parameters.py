@@ -133,6 +133,13 @@ def _time(text: str) -> datetime:
     return parse_time(text, datetime.now(UTC))
 
 
+def _past_time(text: str) -> datetime:
+    """As `_time`, but a duration counts back from now."""
+    now = datetime.now(UTC)
+    moment = now if text == "now" else _time(text)
+    return now - (moment - now) if re.fullmatch(r"[0-9]+[wdhm]", text) else moment
+
+
 def _filter(text: str) -> str:
     from fleet.domain.device_filter import parse_filter
 
@@ -176,6 +183,7 @@ REQUEST_ID = Listed("REQUEST_ID", _id("request", 16), "/v1/requests", "id")
 TENANT = _ListedTenant("NAME", _name("tenant"), "/v1/authorities")
 GROUP = Checked("NAME", _name("group"))
 TIME = Checked("TIME", _time)
+PAST_TIME = Checked("TIME", _past_time)
 """30d from now, a date, or an RFC 3339 time: gives a datetime."""
 FILTER = Checked("FILTER", _filter)
 """A device filter that can be read: gives its text."""

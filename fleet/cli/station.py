@@ -7,7 +7,7 @@ import click
 
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, reason_option
+from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import MODEL, STATION
 from fleet.cli.several import print_each
@@ -77,11 +77,12 @@ def add(client: Client, name: str, models: tuple[str, ...], out: Path, days: int
 
 @station.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the stations with the state of their certificates."""
     with attempting("listing the stations"):
-        print_rows(COLUMNS, map(_with_quota, client.items("/v1/stations")), output)
+        print_rows(COLUMNS, map(_with_quota, client.items("/v1/stations", limit)), output)
 
 
 @station.command(name="set")

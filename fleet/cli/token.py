@@ -8,7 +8,7 @@ import click
 
 from fleet.cli.durations import TOKEN_LIFETIME, duration_text
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option
+from fleet.cli.options import client_option, limit_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID
@@ -101,11 +101,12 @@ def _deliver(made: Row, out: Path | None, output: str) -> None:
 
 @token.command(name="list")
 @client_option
+@limit_option
 @output_option
-def list_(client: Client, output: str) -> None:
+def list_(client: Client, limit: int | None, output: str) -> None:
     """List the tokens, newest first; never their secrets."""
     with attempting("listing the tokens"):
-        print_rows(COLUMNS, client.items("/v1/tokens"), output)
+        print_rows(COLUMNS, client.items("/v1/tokens", limit), output)
 
 
 @token.command()

@@ -22,8 +22,8 @@ bad-idempotency-key | 400 | The Idempotency-Key is not 1 to 64 printable ASCII c
 bad-json | 400 | The body is not strict JSON: syntax, a duplicate member, depth, or a number out of range. | Correct the body.
 bad-last-event-id | 400 | Last-Event-ID is not the sequence number of an event. | Send the id of the last event received.
 bad-method | 405 | The path does not support this method. | See the Allow header.
-bad-place | 400 | The position does not belong to this listing. | Start from the beginning.
 bad-output | 400 | The output file holds something else. | Name another file.
+bad-place | 400 | The position does not belong to this listing. | Start from the beginning.
 bad-request | 400 | A parameter or member is missing, unknown or invalid. | The message names it; see /v1/openapi.json.
 bad-url | 400 | The text is not a valid https URL. | Write https://HOST:PORT, without path, query or user.
 bad-value | 400 | A value cannot be stored in the registry. | Remove NUL and other unsupported characters.
@@ -49,7 +49,7 @@ too-many-streams | 429 | The operator has too many event streams open. | Close o
 too-slow | 408 | The request did not arrive in time. | Retry on a better connection.
 unsupported | 400 | A version, type or option is not supported. | Use a documented one.
 ## Enrollment and authentication
-already-enrolled | 403 | The device holds a valid certificate. | Renew it with simplereenroll, or revoke the device first.
+already-enrolled | 403 | The device holds a valid certificate. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 approval-pending | 202 | The request waits for an operator's approval. | Send the same request again after Retry-After.
 bad-csr | 400 | `csr` is not a certificate request in PEM. | Create one with openssl req.
 bad-idevid | 400 | The manufacturer's certificate has no usable serial number, or is malformed. | Check the IDevID.
@@ -292,7 +292,8 @@ _HEAD = """\
 # Error codes
 
 Every error has a stable code: `code` in problem details (RFC 9457) and audit rows, `code=` in log lines. The status is
-that of HTTP responses; the commands exit with 1. Where a code has several statuses, they depend on the operation.
+that of HTTP responses; commands exit with 1, or with 2 where it names a wrong use. Where a code has several statuses,
+they depend on the operation. Some are raised by commands only.
 
 This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """

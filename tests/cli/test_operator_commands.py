@@ -94,7 +94,7 @@ def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
     ("name", "role", "options", "code", "says"),
     [
         ("../bob", "admin", (), 2, "not a name for a person or program"),
-        ("bob", "factory", (), 1, "always restricted to models"),
+        ("bob", "factory", (), 2, "always restricted to models"),
         ("bob", "admin", ("--model", "pump"), 1, "no model 'pump'"),
         ("ca", "admin", (), 1, "ca.pem exists, or is reserved"),
     ],

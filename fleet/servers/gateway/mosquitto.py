@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import pwd
+import shlex
 import shutil
 import signal
 from collections.abc import Iterable, Sequence
@@ -107,7 +108,8 @@ class Mosquitto:
         self._acl = acl
 
     def describe(self) -> str:
-        return f"mosquitto on unix:{self.socket} (mosquitto_sub --unix {self.socket} -u {BACKEND} -t '#')"
+        command = f"mosquitto_sub --unix {shlex.quote(str(self.socket))} -u {BACKEND} -t '#'"
+        return f"mosquitto on unix:{self.socket} ({command})"
 
     async def close(self) -> None:
         await self.process.close()
