@@ -8,6 +8,7 @@ over it takes five times as long.
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca import lints
 from fleet.domain.enrollment import IssuePermit
@@ -85,8 +86,8 @@ class ExpectedAssembly:
             and 0 < serial[2] < 0x80
             and self._is_permitted_validity(validity, permit)
             and lints.is_plain_subject(permit)
-            and lints.is_permitted_key(permit.spki_der, permit)
-            and lints.is_strong(load_spki(permit.spki_der))
+            and lints.allows_clients(permit)
+            and _is_permitted_key(permit)
         )
 
     def _is_permitted_validity(self, validity: bytes, permit: IssuePermit) -> bool:
@@ -108,6 +109,13 @@ class ExpectedAssembly:
             return constant + own
         value = encode_element(SEQUENCE, b"".join(map(_general_name, names)))
         return constant + own + _extension(_SUBJECT_ALT_NAME, value)
+
+
+def _is_permitted_key(permit: IssuePermit) -> bool:
+    """Encoded anew from the loaded key: a compressed point, for one, is no other way to write it."""
+    key = load_spki(permit.spki_der)
+    encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return lints.is_permitted_key(encoded, permit) and lints.is_strong(key)
 
 
 def _extension(oid: bytes, value: bytes) -> bytes:

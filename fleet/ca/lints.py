@@ -196,10 +196,14 @@ def is_no_authority(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certi
     )
 
 
+def allows_clients(permit: IssuePermit) -> bool:
+    return _CLIENT_AUTH in expected_usages(permit)
+
+
 def is_for_clients_only(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     usage = c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     found = sorted(oid.dotted_string for oid in usage)
-    return _CLIENT_AUTH in found and found == sorted(expected_usages(permit))
+    return allows_clients(permit) and found == sorted(expected_usages(permit))
 
 
 def key_identifiers_agree(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:

@@ -44,9 +44,7 @@ audit.add_command(check_proof)
 @audit.command(name="list")
 @client_option
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Rows after this one; without it, the newest.")
-@click.option(
-    "--since", type=PAST_TIME, help="Rows written at or after this time: 2026-03-01, RFC 3339, or 12h (ago)."
-)
+@click.option("--since", type=PAST_TIME, help="Rows written at or after this time: 2026-03-01, RFC 3339, or 12h (ago).")
 @click.option("--until", type=PAST_TIME, help="Rows written before this time.")
 @click.option(
     "--limit",

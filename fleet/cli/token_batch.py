@@ -5,15 +5,19 @@ carries an idempotency key of the batch and the device, and the batch's id is ke
 complete: a token whose answer or line was lost in a crash is found by the next run, revoked, and made again.
 """
 
+import contextlib
+import errno
 import json
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -45,15 +49,15 @@ def create_for_each(client: Client, file: Path, terms: Row, out: Path | None, ou
     counts = _Counts()
     with attempting("making tokens"):
         ids = _ids_in(file)
-        batch = _Batch() if out is None else _batch_at(client, out)
+        written, batch = (None, _Batch()) if out is None else _batch_at(client, out)
         todo = [each for each in ids if each not in batch.done]
         with noting_interrupts() as interrupts:
             requests = [({"device": each, **terms}, f"{batch.id}-{each}") for each in todo]
-            _make_all(client, requests, _writer(out, output, counts), counts, interrupts)
+            _make_all(client, requests, _writer(written, output, counts), counts, interrupts)
         left = len(todo) - counts.made - counts.failed
         if output == "json" and out is None:
             click.echo("]" if counts.made else "[]")
-        if batch.file is not None and not left and not counts.failed:
+        if batch.file is not None and not left:
             batch.file.unlink(missing_ok=True)
     if out is not None:
         skipped = len(ids) - len(todo)
@@ -94,17 +98,12 @@ def _make_all(
             click.echo(f"{number} of {len(requests)}", err=True)
 
 
-def _writer(out: Path | None, output: str, counts: _Counts) -> Callable[[str, Row], None]:
+def _writer(descriptor: int | None, output: str, counts: _Counts) -> Callable[[str, Row], None]:
     """What writes one token of a device, so that it is there when this returns."""
 
     def to_file(device: str, made: Row) -> None:
-        assert out is not None  # noqa: S101
-        descriptor = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, MODE_SECRET)
-        try:
-            os.write(descriptor, f"{device},{made['token']}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        assert descriptor is not None  # noqa: S101
+        _append(descriptor, f"{device},{made['token']}\n".encode())
 
     def to_terminal(device: str, made: Row) -> None:
         if output == "json":
@@ -113,7 +112,42 @@ def _writer(out: Path | None, output: str, counts: _Counts) -> Callable[[str, Ro
         else:
             click.echo(f"{device},{made['token']}")
 
-    return to_terminal if out is None else to_file
+    return to_terminal if descriptor is None else to_file
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """All of `line`, durable when this returns; or nothing of it. Raises: OSError."""
+    size = os.fstat(descriptor).st_size
+    try:
+        left = line
+        while left:  # a disk that is nearly full takes a part
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _open(out: Path) -> tuple[int, bool]:
+    """The output, open from here to the end of the program, so that no other file takes its place; whether it is new.
+
+    Raises: Invalid (`bad-output`): a link, no regular file, or one that others can read or own. OSError.
+    """
+    flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with contextlib.suppress(FileExistsError):
+        return os.open(out, flags | os.O_CREAT | os.O_EXCL, MODE_SECRET), True
+    try:
+        descriptor = os.open(out, flags)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Invalid("bad-output", f"{out} is a symbolic link.", "Name another file.") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise Invalid("bad-output", f"{out} is not a regular file.", "Name another file.")
+    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o077):
+        raise Invalid("bad-output", f"{out} belongs to another user, or others can read it.", "Use a file of mode 600.")
+    return descriptor, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +161,16 @@ class _Batch:
     """Where the id is kept until the batch is complete."""
 
 
-def _batch_at(client: Client, out: Path) -> _Batch:
-    """The batch that writes into `out`: the one that was cut off there, or a new one.
+def _batch_at(client: Client, out: Path) -> tuple[int, _Batch]:
+    """`out`, open, and the batch that writes into it: the one that was cut off there, or a new one.
 
     Raises: Invalid (`bad-output`): it holds something else. OSError.
     """
-    if out.is_symlink():
-        raise Invalid("bad-output", f"{out} is a symbolic link.", "Name another file.")
-    done = _resumed(client, out) if out.exists() else frozenset()
+    descriptor, is_new = _open(out)
+    done = _resumed(client, out, descriptor)
     file = out.with_name(f".{out.name}.batch")
+    if is_new:  # an output that is gone was moved away: its tokens are in use, and of no concern here
+        file.unlink(missing_ok=True)
     try:
         id_text = file.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError:
@@ -143,12 +178,13 @@ def _batch_at(client: Client, out: Path) -> _Batch:
         write_file(file, id_text.encode(), secret=True)
     if not _BATCH_ID.fullmatch(id_text):
         raise Invalid("bad-output", f"{file} is not the state of a batch of tokens.", "Remove it.")
-    return _Batch(id_text, done, file)
+    return descriptor, _Batch(id_text, done, file)
 
 
-def _resumed(client: Client, out: Path) -> frozenset[str]:
+def _resumed(client: Client, out: Path, descriptor: int) -> frozenset[str]:
     """Devices with a token in `out`. A last line that was cut off is removed, and its token revoked."""
-    data = _read(out)
+    with os.fdopen(os.dup(descriptor), "rb") as opened:
+        data = _limited(opened, out)
     whole, newline, cut_off = data.rpartition(b"\n")
     lines = [_LINE.fullmatch(line) for line in whole.splitlines()]
     if not all(lines) or (cut_off and not _CUT_OFF.match(cut_off) and len(cut_off) > 80):
@@ -157,7 +193,7 @@ def _resumed(client: Client, out: Path) -> frozenset[str]:
         found = _CUT_OFF.match(cut_off)
         if found is not None:
             revoke_if_valid(client, found[1].decode())
-        os.truncate(out, len(whole) + len(newline))
+        os.ftruncate(descriptor, len(whole) + len(newline))
     return frozenset(line[1].decode(errors="replace") for line in lines if line is not None)
 
 
@@ -180,7 +216,11 @@ def _ids_in(file: Path) -> list[str]:
 
 def _read(file: Path) -> bytes:
     with file.open("rb") as opened:
-        data = opened.read(FILE_SIZE_MAX + 1)
+        return _limited(opened, file)
+
+
+def _limited(opened: BinaryIO, file: Path) -> bytes:
+    data = opened.read(FILE_SIZE_MAX + 1)
     if len(data) > FILE_SIZE_MAX:
         raise Invalid("file-too-large", f"{file} is larger than {FILE_SIZE_MAX >> 20} MiB.")
     return data

@@ -62,7 +62,7 @@ class Client:
             content, given["Content-Type"] = json.dumps(body, ensure_ascii=False).encode(), "application/json"
         answer = self._transport.send(method, path, given, content)
         value = _json_of(answer, f"{method} {path.partition('?')[0]}")
-        if answer.status >= 400:
+        if not 200 <= answer.status < 300:  # a redirect is not followed
             raise _refusal(answer.status, value)
         return value, answer.headers.get("ETag") or ""
 
@@ -93,6 +93,8 @@ class Client:
                 raise bad_answer(f"the answer to GET {path.partition('?')[0]} is not a page of a list")
             yield from page["items"]
             before, following = following, page.get("next")
+            if following is not None and not isinstance(following, str):
+                raise bad_answer(f"the list {path.partition('?')[0]} names no next page")
             if following == before:
                 raise bad_answer(f"the list {path.partition('?')[0]} repeats a page")
 

@@ -296,7 +296,7 @@ def _check_profile(rules: ProfileRules) -> None:
         what = f"{unknown[0][:80]!r} is not known here." if unknown else "A device's certificate needs clientAuth."
         raise Invalid("bad-rule", what, f"Choose from {', '.join(EXTENDED_KEY_USAGES)}.")
     name = rules.organisation
-    if name and (not _ORGANISATION.fullmatch(name) or name.strip() != name):
+    if name and (not _ORGANISATION.fullmatch(name) or not name.isprintable() or name.strip() != name):
         raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
     if rules.dns_name:
         check_dns_template(rules.dns_name)

@@ -10,6 +10,7 @@ from fleet.domain.errors import Invalid, NotFound
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
 from fleet.domain.writes import AddAnchor, DropAnchor, Write
+from fleet.services.revocation import checked_reason
 
 ANCHORS_MAX = 256  # each is named to every client in the handshake
 MODELS_MAX = 64
@@ -39,12 +40,12 @@ async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: 
 async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
     """No longer trust it. Devices that enrolled with its certificates stay, each bound to its IDevID.
 
-    Raises: NotFound (`no-such-anchor`).
+    Raises: NotFound (`no-such-anchor`), Invalid (`bad-reason`).
     """
     found = [anchor for anchor in await registry.anchors() if anchor.name == name]
     if not found:
         raise NotFound("no-such-anchor", f"There is no anchor {name[:80]!r}.", "See: fleet anchor list")
-    detail = {"sha256": found[0].fingerprint.hex(), **({"reason": reason} if reason else {})}
+    detail = {"sha256": found[0].fingerprint.hex(), **({"reason": checked_reason(reason)} if reason else {})}
     await registry.commit(_change("remove", "removed", name, DropAnchor(name), act, detail))
 
 

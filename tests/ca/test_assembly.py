@@ -1,5 +1,6 @@
 """A wrong certificate never leaves the issuer, whichever part of its assembly goes wrong."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca import issuer as issuer_module
 from fleet.ca import lints, tbs
@@ -35,6 +38,26 @@ def test_what_the_issuer_assembles_is_what_was_expected(
         assert expected.matches(issuer.issue(by_hand, now).der, by_hand)
     operator = replace(permit, kind=CredentialKind.OPERATOR, holder="bob", hardware_serial="")
     assert expected.matches(LocalIssuer(*issuing, OPERATORS).issue(operator, now).der, operator)
+
+
+@pytest.mark.parametrize("usages", [(), ("emailProtection",)])
+def test_a_permit_without_client_authentication_is_left_to_the_lints(
+    issuer: LocalIssuer, permit: IssuePermit, now: datetime, usages: tuple[str, ...]
+) -> None:
+    odd = replace(permit, profile=replace(permit.profile, extended_key_usages=usages))
+    with pytest.raises((lints.LintFailed, ValueError)):
+        issuer.issue(odd, now)
+
+
+def test_a_key_that_is_written_in_another_way_is_left_to_the_lints(
+    issuer: LocalIssuer, permit: IssuePermit, now: datetime
+) -> None:
+    point = (
+        ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    )
+    spki = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + point
+    with pytest.raises(lints.LintFailed):
+        issuer.issue(replace(permit, spki_der=spki, key_sha256=hashlib.sha256(spki).digest()), now)
 
 
 def test_whatever_matches_passes_every_lint(issuer: LocalIssuer, issuing: Certified, now: datetime) -> None:

@@ -2,17 +2,19 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from fleet.cli import main
+from fleet.cli import main, token_batch
 
 RunFleet = Callable[..., Result]
 
@@ -43,6 +45,17 @@ def run_fleet(home: Path) -> RunFleet:
         return done
 
     return run
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """Files of this process grow to 150 bytes."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 def parsed(done: Result) -> Any:
@@ -153,6 +166,7 @@ class TestTokensForMany:
     def test_another_file_is_left_alone(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         other = tmp_path / "notes"
         other.write_text("dear diary\n")
+        other.chmod(0o600)
         ids = self.ids(tmp_path, "cam-0001")
         assert "something else" in run_fleet("token", "create", "--devices", ids, "--out", other, expect=1).stderr
         assert other.read_text() == "dear diary\n"
@@ -162,6 +176,36 @@ class TestTokensForMany:
             in run_fleet("token", "create", "--devices", ids, "--out", tmp_path / "link", expect=1).stderr
         )
         assert parsed(run_fleet("token", "list", "-o", "json")) == []
+
+    def test_a_file_that_others_can_read_gets_no_token(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        out = tmp_path / "tokens"
+        out.touch(mode=0o644)
+        out.chmod(0o644)
+        ids = self.ids(tmp_path, "cam-0001")
+        assert "others can read" in run_fleet("token", "create", "--devices", ids, "--out", out, expect=1).stderr
+        os.mkfifo(tmp_path / "pipe")
+        refused = run_fleet("token", "create", "--devices", ids, "--out", tmp_path / "pipe", expect=1)
+        assert "not a regular file" in refused.stderr
+        assert parsed(run_fleet("token", "list", "-o", "json")) == []
+
+    def test_tokens_that_were_moved_away_stay_valid(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+        out = tmp_path / "tokens"
+        words = ("token", "create", "--devices", self.ids(tmp_path, "cam-0001", "later-1"), "--out", out)
+        run_fleet(*words, expect=1)
+        out.rename(tmp_path / "delivered")
+        run_fleet("device", "add", "later-1", "--model", "default")
+        assert parsed(run_fleet(*words, "--ttl", "2h", "-o", "json"))["made"] == 2
+        assert {token["state"] for token in parsed(run_fleet("token", "list", "-o", "json"))} == {"open"}
+
+    def test_a_disk_that_takes_half_a_line(self, tmp_path: Path, limited: None) -> None:
+        """A limit on the file's size stands for a disk that is nearly full: write takes a part and reports no error."""
+        out = tmp_path / "tokens"
+        written = token_batch._open(out)[0]
+        token_batch._append(written, b"x" * 60)
+        with pytest.raises(OSError, match="File too large"):
+            token_batch._append(written, b"y" * 100)
+        os.close(written)
+        assert out.read_bytes() == b"x" * 60
 
     def test_a_full_disk_leaves_no_token_unseen(self, home: Path, tmp_path: Path) -> None:
         file = self.ids(tmp_path, "cam-0001", "cam-0002")

@@ -235,6 +235,8 @@ def test_a_common_name_is_not_a_san(tmp_path: Path) -> None:
         (answer(b"[]"), "is not a page"),
         (answer(b'{"items": [], "next": "/v1/a?limit=1000"}'), "repeats a page"),
         (answer(b"{}", "503 Service Unavailable"), "answered 503 without a code"),
+        (answer(b'{"items": [], "next": null}', "307 Temporary Redirect"), "answered 307"),
+        (answer(b'{"items": [], "next": 5}'), "names no next page"),
         (b"", "cannot be reached"),
     ],
 )

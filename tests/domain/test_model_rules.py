@@ -99,6 +99,7 @@ def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:
         {"profile": {"extended_key_usages": ["eapOverLAN"]}},
         {"profile": {"organisation": "a\x00b"}},
         {"profile": {"organisation": " Acme"}},
+        {"profile": {"organisation": "Acme\u202e"}},
         {"profile": {"organisation": "x" * 65}},
         {"profile": {"dns_name": "{ID}.example.com"}},
         {"profile": {"dns_name": "-{id}.example.com"}},

@@ -69,7 +69,7 @@ def test_an_init_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
 def test_the_ready_file_tells_where_everything_is(served: Served) -> None:
     assert set(served.endpoints) == {"est", "mqtt", "http", "ca_file", "pid"}
     assert served.endpoints["pid"] == served.process.pid
-    assert healthz(served) == (200, b'{"status": "ok"}\n')
+    assert healthz(served) == (200, b'{"status":"ok"}\n')
     assert {server_serial(served, name) for name in ("est", "http")} == {server_serial(served)}
 
 

@@ -146,7 +146,7 @@ async def street(shared: Served, tmp_path: Path) -> AsyncIterator[Street]:
 def test_both_listen_before_the_ready_file_is_there_and_sigterm_ends_all(pair: Served) -> None:
     assert pair.endpoints["pid"] == pair.process.pid
     assert set(worker_pids(pair)) == {"1", "2"}
-    assert healthz(pair) == (200, b'{"status": "ok"}\n')
+    assert healthz(pair) == (200, b'{"status":"ok"}\n')
     family = process_tree((pair.process.pid,))
     assert len(family) >= 4  # supervisor, broker, two workers
     assert pair.stop() == 0

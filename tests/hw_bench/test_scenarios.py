@@ -83,7 +83,7 @@ def test_enroll_beside_step_ca() -> None:
 def test_publish() -> None:
     value = measured(Publish(devices=2, burst=2, under_way=20))
     assert [verdict["goal"]["subject"] for verdict in value["verdicts"]] == ["gateway-qos0", "gateway-qos1"]
-    assert value["checks"] == ["of all messages, held one by one against those sent, 0 were lost or doubled"]
+    assert value["checks"] == ["of all messages, compared one by one with those sent, 0 were lost or doubled"]
 
 
 def test_workers() -> None:

@@ -25,7 +25,7 @@ from fleet.servers.admin.records.base import Problem
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import Condition, Route, find
 from fleet.servers.admin.sections import routes_at
-from fleet.servers.refusals import refusal_of
+from fleet.servers.refusals import HttpRefused, refusal_of
 
 PROBLEM = "application/problem+json"
 
@@ -76,7 +76,11 @@ class AdminApp:
             replayed = await call.once.replay(self._context.registry) if call.once is not None else None
             if replayed is not None:
                 return replayed
-            if conditions.is_stale(error) and route.condition is not Condition.NONE:
+            if (
+                conditions.is_stale(error)
+                and not isinstance(error, HttpRefused)
+                and route.condition is not Condition.NONE
+            ):
                 raise conditions.stale(error.message) from error
             raise
 
