@@ -443,6 +443,7 @@ def test_forecasts_and_proofs_are_the_same(shared: Afar, tmp_path: Path) -> None
         assert there == said(f"forecast {word}", {"FLEET_HOME": str(shared.served.home)}), word
         assert there[0] in (0, 1)
     serial = json.loads(said_exactly("operator show bob -o json", shared.environment()))["serial"]
+    run_fleet(shared.served.home, "audit", "seal")
     for what in ("1", serial):
         proof = tmp_path / f"{what}.json"
         there = json.loads(said_exactly(f"audit prove {what}", shared.environment()))

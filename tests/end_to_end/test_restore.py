@@ -73,5 +73,5 @@ def test_a_registry_that_was_put_back_by_hand_is_not_served(served: Served, tmp_
         left.unlink()
     shutil.copy(old, served.home / "registry.db")
     said = program("fleet", "serve", *served.words, home=served.home, expect=1).stderr
-    assert "an older registry has been put in its place" in said
+    assert "an older registry was put in its place" in said
     assert "fleet restore FILE NEW_HOME --revocations" in said

@@ -63,7 +63,7 @@ async def test_a_revoked_device_stays_out(est: EstHarness) -> None:
     await est.enrolled("cam-1")
     await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()))
     step_back(est)
-    with pytest.raises(Refused, match="for good"):
+    with pytest.raises(Refused, match="permanently"):
         await est.token("cam-1")
 
 

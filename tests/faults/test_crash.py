@@ -64,7 +64,7 @@ DAMAGES = {
     "that is not in the registry": "DELETE FROM credential WHERE seq = 5",
     "counts 1 uses, and": "UPDATE token SET uses = 1 WHERE uses > 1",
     "The feed of events has a gap": "DELETE FROM event WHERE seq = 7",
-    "are not the same": "UPDATE event SET detail = '' WHERE seq = (SELECT max(seq) FROM event"
+    "the events recorded for them differ": "UPDATE event SET detail = '' WHERE seq = (SELECT max(seq) FROM event"
     " WHERE kind = 'credential.issued')",
     "fleet audit verify failed": "UPDATE audit SET subject = 'device other' WHERE seq = 9",
     "is in the registry as that of": "UPDATE credential SET holder = 'crash-0-1' WHERE holder = 'crash-1-2'",

@@ -23,6 +23,7 @@ from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.writes import AddCredential, AddStation, Write
+from fleet.home.reloading_ca import LOOK_EVERY_NS
 from fleet.home.tenants import authority_of
 from fleet.services import approvals, inventory
 from fleet.wire import est
@@ -278,13 +279,20 @@ async def test_a_tenant_that_is_added_while_serving_is_there_at_once(tenants: Te
     assert await tenants.whoami(device) == 200
 
 
+async def next_look() -> None:
+    """What changed on the disk is noticed within LOOK_EVERY_NS."""
+    await asyncio.sleep(LOOK_EVERY_NS / 1e9)
+
+
 async def test_a_tenant_whose_ca_is_away_is_signed_for_by_nobody(tenants: TenantsHarness) -> None:
     await tenants.device("a-1", "a-cam")
     token, away = await tenants.token("a-1"), tenants.folder / "away"
     shutil.move(tenants.home.tenants / "a", away)
+    await next_look()
     for label in ("", "a", "a-cam"):
         assert verdict(await tenants.enroll(csr_for("a-1"), basic(token), label=label)) == (403, "no-such-tenant")
     shutil.move(away, tenants.home.tenants / "a")
+    await next_look()
     assert (await tenants.enroll(csr_for("a-1"), basic(token))).status == 200  # the token was not spent
 
 
@@ -293,12 +301,14 @@ async def test_a_ca_that_cannot_sign_here_is_a_passing_trouble_of_its_tenant_alo
     key = tenants.home.tenants / "a" / "issuing.key"
     key.chmod(0o644)
     (tenants.home.tenants / "x").mkdir()  # as a copy that has only begun
+    await next_look()
     answer = await tenants.reenroll(renewal_csr(device), device)
     assert verdict(answer) == (503, "ca-cannot-sign")
     assert str(key) not in answer.text
     assert await tenants.whoami(device) == 200
     assert (await tenants.member("c-1", "cam")) is not None
     key.chmod(0o600)
+    await next_look()
     assert (await tenants.reenroll(renewal_csr(device), device)).status == 200
     for file in (tenants.home.tenants / "a").iterdir():
         shutil.copy2(file, tenants.home.tenants / "x")
