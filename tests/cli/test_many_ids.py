@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -209,7 +210,7 @@ class TestTokensForMany:
 
     def test_a_full_disk_leaves_no_token_unseen(self, home: Path, tmp_path: Path) -> None:
         file = self.ids(tmp_path, "cam-0001", "cam-0002")
-        command = f"{sys.executable} -m fleet token create --devices {file} >/dev/full"
+        command = f"{shlex.quote(sys.executable)} -m fleet token create --devices {file} >/dev/full"
         environment = {**os.environ, "FLEET_HOME": str(home)}
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, "no space left" in done.stderr) == (1, True)

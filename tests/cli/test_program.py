@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ UNIX_ONLY = ("fcntl", "pwd", "grp", "resource", "termios")
 def shell(home: Path, words: str) -> "subprocess.CompletedProcess[str]":
     """`fleet WORDS` in bash, at the home."""
     environment = {**os.environ, "FLEET_HOME": str(home)}
-    command = ["bash", "-c", f"{sys.executable} -m fleet {words}"]
+    command = ["bash", "-c", f"{shlex.quote(sys.executable)} -m fleet {words}"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -67,7 +68,7 @@ def test_a_token_that_could_not_be_written_is_revoked(home: Path, tmp_path: Path
 
 def test_a_working_directory_that_is_gone(home: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    program = f"{sys.executable} -c 'from fleet.cli import main; main()'"
+    program = f"{shlex.quote(sys.executable)} -c 'from fleet.cli import main; main()'"
     for words, code in ((f"model list --home {home}", 0), ("model list --home relative", 1), ("init here", 1)):
         command = f"mkdir -p {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {program} {words}"
         environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(Path(__file__).parents[2]))}

@@ -1,6 +1,7 @@
 """Standard streams that are closed, full or of another encoding, and how a program ends with them."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_ends(program: Path, words: str, code: int, out: str, err: str) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {program} {words}"], capture_output=True, text=True, check=False, timeout=60
+        ["bash", "-c", f"{shlex.quote(sys.executable)} {program} {words}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert "Traceback" not in done.stderr
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
@@ -93,7 +98,7 @@ def test_another_encoding_escapes_what_it_lacks(program: Path) -> None:
 
 
 def test_a_working_directory_that_is_gone(program: Path, tmp_path: Path) -> None:
-    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} {program} directory"
+    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {shlex.quote(sys.executable)} {program} directory"
     (tmp_path / "gone").mkdir()
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "Error: the working directory has been deleted.\n")

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused
 from fleet.wire.csrattrs import CsrAttributes
 from tests.device_agent.fleet_parts import Authority, key_pem, pem
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=2)  # later than any certificate that a long run makes
 
 
 class FakeServer:

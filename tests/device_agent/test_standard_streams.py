@@ -157,7 +157,7 @@ def test_a_closed_input_has_no_lines_to_publish(shell: Shell) -> None:
     assert shell(f"agent {INIT} --home home")[0] == 0
     said = "Error: Standard input is closed. Leave out --publish and --stdin, or pass an input.\n"
     assert shell("agent run --home home --stdin <&-") == (1, "", said)
-    assert shell("$PYTHON -m device_agent.run --home home --publish t <&-") == (1, "", said)
+    assert shell('"$PYTHON" -m device_agent.run --home home --publish t <&-') == (1, "", said)
     assert shell("agent run --home home --stdin <&- 2>&-") == (1, "", "")
     assert shell("agent run --home home 2>/dev/full")[0] == 1
 
@@ -166,7 +166,7 @@ def test_no_socket_of_the_agent_becomes_a_standard_stream(shell: Shell) -> None:
     """A log line must not go to a server."""
     code = "import os, device_agent.run as run; run._open_standard_streams(); n = os.open('/dev/null', 0); "
     code += "print(n, file=open('n', 'w'))"
-    assert shell(f'$PYTHON -c "{code}" <&- >&- 2>&-')[0] == 0
+    assert shell(f'"$PYTHON" -c "{code}" <&- >&- 2>&-')[0] == 0
     assert int((shell.folder / "n").read_text()) > 2
 
 
