@@ -34,7 +34,7 @@ class EnrollmentRequest:
 def enroll(
     config: AgentConfig, request: EnrollmentRequest, now: datetime, report: Callable[[str], None] = lambda _: None
 ) -> Identity:
-    """Get a certificate. `report` is given the progress of an approval.
+    """Get a certificate, and return it. `report` is given the progress of an approval.
 
     It becomes current at once if there is no valid one. Otherwise it is proven first: by the running agent, or at the
     agent's next start.
@@ -67,7 +67,7 @@ def enroll(
     except (ClientError, TimeoutError):
         if usable:
             raise  # otherwise it is current already, and the agent keeps trying
-    return store.current() or candidate
+    return candidate
 
 
 def renew(config: AgentConfig) -> Identity:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from fleet.config.streams import Program
+from fleet.config.streams import Program, json_text
 from fleet.wire.errors import WireError
 
 try:
@@ -82,7 +82,7 @@ def decode_command(source: BinaryIO, binary: bool) -> None:
             raise click.ClickException("The input is not hex. For raw octets, pass --binary.") from error
         for payload in reader.feed(octets):
             try:
-                click.echo(json.dumps(message_to_json(decode(payload)), ensure_ascii=False))
+                click.echo(json_text(message_to_json(decode(payload))))
                 found += 1
             except WireError as error:
                 click.echo(json.dumps({"error": str(error), "payload": payload.hex()}))

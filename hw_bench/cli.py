@@ -1,6 +1,5 @@
 """The command line of `hw-bench`."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -9,7 +8,7 @@ from types import FrameType
 import click
 
 from fleet.cli.output import output_option, print_rows
-from fleet.config.streams import Program
+from fleet.config.streams import Program, json_text
 
 try:
     from hw_bench.peers.engine import POSTGRES, SQLITE
@@ -163,6 +162,6 @@ def run(
         click.echo("Interrupted; all started processes have ended.", err=True)
         context.exit(EXIT_INTERRUPTED)
     if output == "json":
-        click.echo(json.dumps(report.as_json(), ensure_ascii=False))
+        click.echo(json_text(report.as_json()))
     else:
         click.echo("\n".join(lines(report)))

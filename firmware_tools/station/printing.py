@@ -1,15 +1,16 @@
 """Output of the factory's commands: JSON or aligned text. Control characters of a board's texts are escaped."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import click
+
+from fleet.config.streams import json_text, printable
 
 
 def print_object(value: Mapping[str, object], output: str) -> None:
     """One object: as JSON, or as "key: value" lines without the empty ones."""
     if output == "json":
-        click.echo(json.dumps(value, ensure_ascii=False))
+        click.echo(json_text(value))
         return
     shown = {key.replace("_", " "): plain(value) for key, value in value.items() if value not in ("", None)}
     width = max(map(len, shown), default=0) + 1
@@ -20,7 +21,7 @@ def print_object(value: Mapping[str, object], output: str) -> None:
 def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], output: str) -> None:
     """Rows: as a JSON array, or as a table with a heading."""
     if output == "json":
-        click.echo(json.dumps(list(rows), ensure_ascii=False))
+        click.echo(json_text(list(rows)))
         return
     table = [[column.upper().replace("_", " ") for column in columns]]
     table += [[plain(row[column]) or "-" for column in columns] for row in rows]
@@ -31,4 +32,4 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], ou
 
 def plain(value: object) -> str:
     """`value` with control characters escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return printable(str(value))

@@ -204,7 +204,7 @@ def _confirm(selection: Selection, doing: str, count: int) -> None:
 
 def _report(selection: Selection, doing: str, count: int, bulk: str, tally: _Tally, is_interrupted: bool) -> None:
     for failure in tally.failed[:FAILURES_SHOWN_MAX]:
-        click.echo(f"Not done: {failure['id']}: {failure['why']}", err=True)
+        click.echo(f"Not done: {failure['id']}: {failure['why']} ({failure['code']})", err=True)
     if len(tally.failed) > FAILURES_SHOWN_MAX:
         click.echo(f"Not done: {len(tally.failed) - FAILURES_SHOWN_MAX} more; -o json lists them all.", err=True)
     value: dict[str, object] = {

@@ -13,6 +13,7 @@ from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
 from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
+from fleet.config.streams import printable
 from fleet.domain.errors import NotFound
 
 COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
@@ -62,7 +63,7 @@ def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> 
         authorities = client.get("/v1/authorities")["items"]
         pem = "".join(each["pem"] for each in _chain(authorities, tenant, whole=whole))
         if str(out) == "-":
-            click.echo(pem, nl=False)
+            click.echo(printable(pem, keep="\n"), nl=False)
         else:
             write_file(out, pem.encode(), secret=False, force=force)
 

@@ -16,6 +16,7 @@ from fleet.cli.errors import CliError, attempting
 from fleet.cli.output import output_option, print_value
 from fleet.cli.output_file import write_file
 from fleet.cli.passwords import PasswordSource
+from fleet.config.streams import printable
 from fleet.wire.encodings import (
     FORM_BY_SUFFIX,
     INPUT_SIZE_MAX,
@@ -125,7 +126,7 @@ def _print_for_people(facts: Mapping[str, Any]) -> None:
     if facts["locked_keys"]:
         click.echo("\nPrivate key: encrypted; give its password to see which certificate it belongs to")
     for other in facts["others"]:
-        click.echo(f"\nAlso there: {other}")
+        click.echo(f"\nAlso there: {printable(other)}")
 
 
 @cert.command(short_help="Convert one form into another.")

@@ -170,8 +170,7 @@ def _report(work: _Import, name: str, seconds: float, output: str) -> None:
     }
     print_value(value, output)
     if work.problem is not None:
-        advice = work.problem.advice or "What was taken stays; put that right and run it again"
-        raise CliError(f"importing {name}", work.problem.message, advice)
+        raise CliError.of(f"importing {name}", work.problem, "What was taken stays; put that right and run it again")
     if work.is_interrupted:
         click.echo("Interrupted. What was taken stays; run it again for the rest.", err=True)
     if work.is_interrupted or counts.refused:

@@ -1,16 +1,19 @@
 """Errors of commands: one sentence on stderr that says what was attempted, what went wrong and what to do next.
 
     Error: reading 'device.p12': the password is wrong. Give the password that the file was written with.
+    Error: suspending device 'cam-1': device cam-1 is revoked. (device-revoked)
 
+At the end is the stable code of fleet/ERRORS.md, where the error has one.
 Exit codes, everywhere: 0 done, 1 refused or failed (`CliError`), 2 wrong use (click's own `UsageError`).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import click
 
+from fleet.config.streams import os_problem, printable
 from fleet.domain.errors import FleetError
 from fleet.wire.errors import WireError
 
@@ -43,11 +46,16 @@ class CliError(click.ClickException):
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, attempted: str, problem: str, next_step: str = "") -> None:
+    def __init__(self, attempted: str, problem: str, next_step: str = "", code: str = "") -> None:
         self.attempted = attempted
         self.problem = problem
         self.next_step = next_step
-        super().__init__(_sentence(attempted, problem, next_step))
+        super().__init__(printable(_with_code(_sentence(attempted, problem, next_step), code)))
+
+    @classmethod
+    def of(cls, attempted: str, error: FleetError, next_step: str = "") -> Self:
+        """`next_step` is the advice when the error has none of its own."""
+        return cls(attempted, error.message, error.advice or next_step, error.code)
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"Error: {self.message}", file=file, err=file is None)
@@ -57,6 +65,15 @@ def _sentence(attempted: str, problem: str, next_step: str) -> str:
     said = _uncapitalised(problem.strip().rstrip("."))
     text = f"{attempted}: {said}" + ("" if said.endswith("?") else ".")
     return f"{text} {next_step.strip().rstrip('.')}." if next_step.strip() else text
+
+
+def explained(error: FleetError) -> str:
+    """The error's message, advice and code, for a message that does not say what was attempted."""
+    return _with_code(f"{error.message} {error.advice}".rstrip(), error.code)
+
+
+def _with_code(text: str, code: str) -> str:
+    return f"{text} ({code})" if code else text
 
 
 @contextmanager
@@ -77,8 +94,7 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
         yield
     except FleetError as error:
         has_advice = ". " in error.message  # an answer of the API brings it in the message
-        advice = error.advice or next_step or ("" if has_advice else _LISTS.get(error.code, ""))
-        raise CliError(attempted, error.message, advice) from error
+        raise CliError.of(attempted, error, next_step or ("" if has_advice else _LISTS.get(error.code, ""))) from error
     except WireError as error:
         raise CliError(attempted, str(error), next_step) from error
     except BrokenPipeError:
@@ -93,7 +109,7 @@ def _uncapitalised(text: str) -> str:
 
 
 def _os_problem(error: OSError, attempted: str) -> str:
-    problem = (error.strerror or str(error) or type(error).__name__).lower()
+    problem = os_problem(error)
     is_named = error.filename is None or str(error.filename) in attempted
     return problem if is_named else f"{problem} ({error.filename})"
 

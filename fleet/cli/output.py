@@ -8,7 +8,6 @@ JSON is the value itself: an array for rows, written as they come, an element a 
 memory; an object for one value. Keys are stable. A table shows its columns by key; on a terminal it fits the width.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import click
+
+from fleet.config.streams import json_text, printable
 
 OUTPUTS = ("table", "json")
 WIDTH_UNKNOWN = 80  # of a terminal that does not say
@@ -108,7 +109,7 @@ def print_value(value: Row, output: str, table: Row | None = None) -> None:
         click.echo(_json(_without_revision(value)))
         return
     value = _without_revision(value)
-    shown = {key.replace("_", " "): item for key, item in (table or value).items() if item is not None}
+    shown = {printable(key).replace("_", " "): item for key, item in (table or value).items() if item is not None}
     width = max((len(key) for key in shown), default=0) + 1
     for key, item in shown.items():
         lines = [_text(part) for part in item] if isinstance(item, list | tuple) else [_text(item)]
@@ -167,7 +168,7 @@ def _coloured(line: str) -> str:
 def _json(value: object) -> str:
     """JSON that the standard output can carry: escaped unless it is UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
-    return json.dumps(_plain(value), ensure_ascii=encoding != "utf8")
+    return json_text(_plain(value), ascii_only=encoding != "utf8")
 
 
 def _plain(value: object) -> object:
@@ -208,4 +209,4 @@ def _text(value: object) -> str:
             return f"{value[:10]} {value[11:19]}Z"
         case _:
             text = str(value)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "-"
+    return printable(text) or "-"

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from fleet.cli.errors import explained
 from fleet.client.client import Client
 from fleet.domain.errors import Invalid
 
@@ -32,7 +33,7 @@ class Checked(click.ParamType[Any]):
         try:
             return self._read(value)
         except Invalid as error:
-            return self.fail(f"{error.message} {error.advice}".rstrip(), param, ctx)
+            return self.fail(explained(error), param, ctx)
         except ValueError as error:
             return self.fail(str(error), param, ctx)
 
@@ -43,7 +44,7 @@ def wrong_use() -> Iterator[None]:
     try:
         yield
     except Invalid as error:
-        raise click.UsageError(f"{error.message} {error.advice}".rstrip()) from error
+        raise click.UsageError(explained(error)) from error
 
 
 class Listed(Checked):

@@ -91,7 +91,7 @@ def _make_all(
         except (Unavailable, Unauthenticated):
             raise
         except FleetError as error:
-            CliError(f"making a token for device '{body['device']}'", error.message, error.advice).show()
+            CliError.of(f"making a token for device '{body['device']}'", error).show()
             counts.failed += 1
         if time.monotonic() - shown_at >= PROGRESS_EVERY_SECONDS:
             shown_at = time.monotonic()

@@ -12,13 +12,17 @@ Run as a program, and not by a test runner, the group first makes its streams sa
 - What cannot be written to standard output is an error, exit 1; a pipe that its reader has closed ends the program
   silently with 141, as SIGPIPE would. What cannot be written to standard error is dropped.
 - Warnings of libraries are not shown, unless Python is told to (`-W`, PYTHONWARNINGS).
-- NO_COLOR turns colours off; `click.echo` does so wherever the output is not a terminal.
+- NO_COLOR turns colors off; `click.echo` does so wherever the output is not a terminal.
+- Control characters in what is written to standard error are escaped: a server's text does not control the terminal.
+  On standard output, tables use `printable` and JSON `json_text`.
+- A file that is not found because the working directory has been deleted is an error about that, exit 1.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong use.
 """
 
 import errno
 import io
+import json
 import os
 import sys
 import warnings
@@ -31,6 +35,7 @@ EXIT_USAGE = 2
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that it has ended
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+WITHOUT_DIRECTORY = "the working directory has been deleted"
 
 
 class Program(click.Group):
@@ -53,8 +58,11 @@ def run(command: click.Command) -> NoReturn:
         if isinstance(error.code, str):
             click.echo(error.code, err=True)
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        if _is_for_want_of_directory(error):
+            click.echo(f"Error: {WITHOUT_DIRECTORY}.", err=True)
+        else:
+            error.show()
+            code = error.exit_code
     except click.Abort:
         click.echo("Aborted!", err=True)
     except UnicodeEncodeError as error:
@@ -85,14 +93,29 @@ def prepare() -> "_Output":
         sys.stdin = open(STDIN, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
     output = _Output(STDOUT, "wb", closefd=False)
     sys.stdout = _text(output, sys.stdout)
-    sys.stderr = _text(_Complaints(STDERR, "wb", closefd=False), sys.stderr)
+    sys.stderr = _text(_Complaints(STDERR, "wb", closefd=False), sys.stderr, _PrintableText)
     return output
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control and formatting characters (C0, C1, bidi overrides) escaped, except those in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def json_text(value: object, *, ascii_only: bool = False) -> str:
+    """`value` as JSON on one line, with the same characters escaped as in `printable`."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def os_problem(error: OSError) -> str:
     """What went wrong, as the operating system says it, in lower case."""
     if isinstance(error, FileNotFoundError) and error.filename is None and _is_without_directory():
-        return "the working directory has been deleted"
+        return WITHOUT_DIRECTORY
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
@@ -111,8 +134,25 @@ def _is_without_directory() -> bool:
     return False
 
 
-def _text(raw: io.RawIOBase, before: Any) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
+def _is_for_want_of_directory(error: BaseException) -> bool:
+    """Whether `error` comes from a path relative to a working directory that has been deleted."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FileNotFoundError) and not os.path.isabs(str(cause.filename or "")):  # noqa: PTH117
+            return _is_without_directory()
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+class _PrintableText(io.TextIOWrapper):
+    """Text for people: control characters are escaped."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(printable(text, keep="\n\t"))
+
+
+def _text(raw: io.RawIOBase, before: Any, kind: type[io.TextIOWrapper] = io.TextIOWrapper) -> io.TextIOWrapper:
+    return kind(
         io.BufferedWriter(raw),
         encoding=getattr(before, "encoding", None) or "utf-8",
         errors="backslashreplace",

@@ -135,10 +135,11 @@ class Home:
 def open_home(path: Path) -> Home:
     """The home at `path`.
 
-    Raises: NotFound (`no-home`). Refused (`home-exposed`): other users can write to it or to its folders.
+    Raises: NotFound (`no-home`). OSError. Refused (`home-exposed`): other users can write to it or to its folders.
     """
     home = Home(path)
     if not home.settings_file.is_file():
+        path.absolute()  # another error, where the working directory has been deleted
         raise NotFound("no-home", f"{path} is not a fleet home.", f"Make one with: fleet init {shlex.quote(str(path))}")
     _must_be_ours(home)
     return home

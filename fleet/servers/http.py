@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.base_protocol import BaseProtocol
 from multidict import CIMultiDict
 
@@ -24,6 +24,7 @@ from fleet.domain.rates import Rates
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
 
+VERSIONS = (HttpVersion10, HttpVersion11)
 NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
 LAST_WRITE_SECONDS = 0.1  # for a response that is being written when the drain time is over
 
@@ -194,7 +195,7 @@ class HttpServer:
         try:
             if self.rates is not None:
                 await self._check_rate(self.rates, exchange, credential)
-            if exchange.request.version < HttpVersion10:  # the parser takes a request line without a version for 0.9
+            if exchange.request.version not in VERSIONS:  # the parser takes a line without a version for 0.9, and 2.0
                 raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response: web.StreamResponse = await self.handle(exchange)
         except Exception as error:

@@ -27,8 +27,14 @@ def test_the_three_parts_make_sentences() -> None:
 
 def test_a_fleet_error_brings_its_own_advice() -> None:
     error = Conflict("device-exists", "Device d-1 is there already.", "Choose another id.")
-    assert told(error, "Not this.") == "adding device d-1: device d-1 is there already. Choose another id."
-    assert told(FleetError("x", "It failed."), "Try again.") == "adding device d-1: it failed. Try again."
+    said = "adding device d-1: device d-1 is there already. Choose another id. (device-exists)"
+    assert told(error, "Not this.") == said
+    assert told(FleetError("x", "It failed."), "Try again.") == "adding device d-1: it failed. Try again. (x)"
+
+
+def test_an_error_is_one_line_that_does_not_control_the_terminal() -> None:
+    error = Conflict("device-exists", "It is \x1b[2J\x9b\u202e there.\nError: all is well.")
+    assert told(error).isprintable()
 
 
 def test_a_wire_error() -> None:
@@ -64,5 +70,5 @@ def test_as_a_decorator_and_at_the_shell() -> None:
 
     result = CliRunner().invoke(command)
     assert result.exit_code == 1
-    assert result.stderr == "Error: doing it: no. Do that first.\n"
+    assert result.stderr == "Error: doing it: no. Do that first. (no)\n"
     assert result.stdout == ""

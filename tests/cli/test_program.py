@@ -66,14 +66,18 @@ def test_a_token_that_could_not_be_written_is_revoked(home: Path, tmp_path: Path
     assert [token["state"] for token in tokens(home)] == ["revoked"]
 
 
+GONE = tuple((words, 1) for words in ("cert inspect a.pem", "serve --home x", "restore a b", "cert convert a b.der"))
+
+
 def test_a_working_directory_that_is_gone(home: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     program = f"{shlex.quote(sys.executable)} -c 'from fleet.cli import main; main()'"
-    for words, code in ((f"model list --home {home}", 0), ("model list --home relative", 1), ("init here", 1)):
+    for words, code in ((f"model list --home {home}", 0), ("model list --home relative", 1), ("init here", 1), *GONE):
         command = f"mkdir -p {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {program} {words}"
         environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(Path(__file__).parents[2]))}
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=environment)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert done.stderr == ("Error: the working directory has been deleted.\n" if code else "")
 
 
 def test_a_listing_at_a_home_loads_no_http_server(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Standard streams that are closed, full or of another encoding, and how a program ends with them."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fleet.config.streams import json_text, printable
 
 PROGRAM = """
 import warnings
@@ -38,6 +41,22 @@ def encode(text: str) -> None:
 @main.command()
 def directory() -> None:
     Path("x").absolute()
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True))
+def existing(file: str) -> None: ...
+
+@main.command()
+def missing() -> None:
+    try:
+        open("x")
+    except FileNotFoundError:
+        raise click.ClickException("x is no home of ours.") from None
+
+@main.command()
+def refused() -> None:
+    click.echo("from a server: \\x1b]0;title\\a \\x9b2J \\u202egnp.exe\\r", err=True)
+    raise click.ClickException("from a server: \\x1bc")
 
 @main.command()
 def warn() -> None:
@@ -76,6 +95,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("nonesuch 2>&-", 2, "", ""),
         ("encode $'\\xff'", 2, "\\udcff\n", "Error: '\\udcff' in an argument is not valid UTF-8.\n"),
         ("opens <&- 2>&-", 0, "True\n", ""),
+        (
+            "refused",
+            1,
+            "",
+            "from a server: \\x1b]0;title\\x07 \\x9b2J \\u202egnp.exe\\r\nError: from a server: \\x1bc\n",
+        ),
         ("warn", 0, "quiet\n", ""),
     ],
 )
@@ -97,8 +122,28 @@ def test_another_encoding_escapes_what_it_lacks(program: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b"line 0 \\u2026\n")
 
 
-def test_a_working_directory_that_is_gone(program: Path, tmp_path: Path) -> None:
-    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {shlex.quote(sys.executable)} {program} directory"
+@pytest.mark.parametrize("words", ["directory", "existing x", "missing"])
+def test_a_working_directory_that_is_gone(program: Path, tmp_path: Path, words: str) -> None:
+    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {shlex.quote(sys.executable)} {program} {words}"
     (tmp_path / "gone").mkdir()
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "Error: the working directory has been deleted.\n")
+
+
+@pytest.mark.parametrize("words", ["existing /nowhere/x", "missing"])
+def test_a_file_that_is_missing_elsewhere_is_named(program: Path, tmp_path: Path, words: str) -> None:
+    command = [sys.executable, str(program), *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "the working directory" not in done.stderr
+    assert "x" in done.stderr
+
+
+def test_printable_text_and_json() -> None:
+    hostile = "caf\u00e9 \u20ac \x1b[2J\x9b\x7f\u202e\u2028\n"
+    assert printable(hostile) == "caf\u00e9 \u20ac \\x1b[2J\\x9b\\x7f\\u202e\\u2028\\n"
+    assert printable(hostile, keep="\n").endswith("\\u2028\n")
+    text = json_text({"name": hostile})
+    assert text.isprintable()
+    assert "caf\u00e9" in text
+    assert json.loads(text) == {"name": hostile}
+    assert json_text({"name": hostile}, ascii_only=True).isascii()

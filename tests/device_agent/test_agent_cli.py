@@ -79,6 +79,19 @@ def test_a_token_from_the_environment_or_a_pipe(lone: Device, monkeypatch: pytes
     assert sorted(lone.status()["slots"].values()) == ["candidate", "current"]
 
 
+def test_what_is_printed_is_the_new_certificates_expiry(lone: Device) -> None:
+    lone.init()
+    lone.est.shift = timedelta(minutes=-90)
+    first = _printed_expiry(lone.call("enroll", give=lone.est.token(lone.device_id)).stdout)
+    lone.est.shift = timedelta(0)
+    second = _printed_expiry(lone.call("enroll", "--again", give=lone.est.token(lone.device_id)).stdout)
+    assert second - first > timedelta(hours=1)
+
+
+def _printed_expiry(text: str) -> datetime:
+    return datetime.strptime(text.strip()[-24:], "%Y-%m-%d %H:%M:%S UTC.").replace(tzinfo=UTC)
+
+
 @pytest.mark.parametrize("give", ["", "\n", "two words\x01", "ключ"])
 def test_no_token_is_said_before_anything_is_done(lone: Device, give: str) -> None:
     lone.init()

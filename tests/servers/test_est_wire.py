@@ -325,6 +325,7 @@ async def test_a_request_cut_anywhere_harms_nothing(est: EstHarness) -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         f"GET {CACERTS}\r\n\r\n".encode(),
         f"GET {CACERTS} HTTP/0.9\r\n\r\n".encode(),
+        *(f"GET {CACERTS} HTTP/{version}\r\nHost: a\r\n\r\n".encode() for version in ("1.2", "2.0", "3.0")),
         b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"\r\n",
