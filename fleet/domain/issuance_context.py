@@ -85,35 +85,28 @@ class Grant(Protocol):
     @property
     def path(self) -> AdmissionPath | None:
         """The model's admission path; None for a renewal, which every model allows."""
-        ...
 
     @property
     def replaces(self) -> Credential | None:
         """The certificate presented for renewal; None for a first one."""
-        ...
 
     def model_for_new_device(self) -> str:
         """Name of the model of a device that is not registered yet.
 
         Raises: Refused (`unknown-device`, `model-not-named`): the grant does not cover new devices.
         """
-        ...
 
     def must_be_valid(self, a: "IssuanceContext") -> None:
         """Raises: Refused: the grant has expired, was revoked or is used up."""
-        ...
 
     def must_cover_device(self, a: "IssuanceContext") -> None:
         """Raises: Refused: the grant covers another device or model."""
-        ...
 
     def would_take_over(self, a: "IssuanceContext") -> bool:
         """Whether another device's identity would be taken over, by a grant that covers more than one device."""
-        ...
 
     def writes(self, a: "IssuanceContext") -> tuple[Write, ...]:
         """Writes that use the grant up, in the transaction that records the certificate."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,25 +57,20 @@ class AuditReader(Protocol):
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
         """Rows in order, those with a sequence greater than `after`."""
-        ...
 
     async def last_audit(self) -> int:
         """The sequence of the newest audit row, 0 when there is none."""
-        ...
 
     async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
         """Signed heads of a size greater than `after`, smallest first."""
-        ...
 
     async def last_sealed(self) -> Sealed | None:
         """The largest head; None before the first."""
-        ...
 
     async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
         """Hashes of `count` perfect subtrees from index `first` on: leaves at level 0, else one of NODE_LEVELS.
         Fewer when there are no more.
         """
-        ...
 
 
 class Registry(AuditReader, Protocol):
@@ -90,19 +85,15 @@ class Registry(AuditReader, Protocol):
         """Devices that match `where`, after position `after`, at most `limit`: ordered by id, or by expiry and id when
         `where.expires_before` is given. The next page begins after `place_of(the last, where)`.
         """
-        ...
 
     async def count_devices(self, where: DeviceFilter = EVERY_DEVICE) -> int:
         """Number of devices that match `where`; reads each of them."""
-        ...
 
     async def credentials(self, holder: str) -> list[Credential]:
         """Oldest first."""
-        ...
 
     async def credential(self, serial: str) -> Credential | None:
         """By serial number, lower-case hex."""
-        ...
 
     async def expired_credentials(
         self, before: datetime, limit: int = 1000, *, after: Credential | None = None
@@ -110,22 +101,18 @@ class Registry(AuditReader, Protocol):
         """Credentials that expired before `before`, in any state, ordered by expiry and fingerprint, after `after`, the
         last of the page before.
         """
-        ...
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
         """Devices that can still connect, counted by the week in which their newest certificate ends: (Monday at
         00:00 UTC, count) for each week that has any, up to `until`, in order.
         """
-        ...
 
     async def count_renewals(self, model: str, since: datetime) -> tuple[int, int]:
         """Number of devices of `model` with a usable certificate, and with one issued since `since`; reads each."""
-        ...
 
     async def token(self, token_id: str) -> Token | None: ...
     async def tokens(self) -> list[Token]:
         """Newest first."""
-        ...
 
     async def station(self, name: str) -> Station | None: ...
     async def stations(self) -> list[Station]: ...
@@ -133,17 +120,14 @@ class Registry(AuditReader, Protocol):
     async def operators(self) -> list[Operator]: ...
     async def request(self, request_id: str) -> ApprovalRequest | None:
         """Expired or not."""
-        ...
 
     async def requests(
         self, where: RequestFilter = EVERY_REQUEST, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ApprovalRequest]:
         """Requests that match `where` and have not expired at `now`, by id, after `after`."""
-        ...
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         """Number of requests pending at `now`: in total, for `model`, and from `network`."""
-        ...
 
     async def claim(self, name: str) -> Claim | None: ...
     async def claims(self) -> list[Claim]: ...
@@ -152,29 +136,24 @@ class Registry(AuditReader, Protocol):
         self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
     ) -> ManifestFacts:
         """Records with these device ids, (model, hardware serial) pairs and SHA-256 key hashes."""
-        ...
 
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
         """Bindings of this key and of this device."""
-        ...
 
     async def lease(self, name: str) -> Lease | None:
         """The last lease of this name, expired or not."""
-        ...
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...
 
     async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts: ...
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         """None when no certificate of this fingerprint was ever issued here."""
-        ...
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         """Store a new head with the nodes that it completes; durable on return.
 
         Raises: Conflict: a head of this or a larger size exists. Unavailable.
         """
-        ...
 
     async def commit(self, change: Change) -> None:
         """Make `change` durable; returns only after the fsync.
@@ -182,23 +161,18 @@ class Registry(AuditReader, Protocol):
         Raises: Conflict: the condition of a write failed, and nothing was written. Unavailable: the disk or the
         database failed, and nothing was written, except with code `registry-unsettled`: the outcome is unknown.
         """
-        ...
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Events in order, those with a sequence greater than `after`."""
-        ...
 
     async def first_event(self) -> int:
         """The sequence of the oldest event that is kept, 0 when there is none."""
-        ...
 
     async def last_event(self) -> int:
         """The sequence of the newest event, 0 when there is none."""
-        ...
 
     def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, without end, of every process."""
-        ...
 
 
 class Issuer(Protocol):
@@ -209,7 +183,6 @@ class Issuer(Protocol):
 
         Raises: Refused: the permit cannot be fulfilled, for instance beyond the issuer's validity.
         """
-        ...
 
 
 class KeyGenerator(Protocol):
@@ -220,7 +193,6 @@ class KeyGenerator(Protocol):
 
         Raises: Invalid: it cannot be delivered in the form requested.
         """
-        ...
 
 
 class Tenants(Protocol):
@@ -228,13 +200,11 @@ class Tenants(Protocol):
 
     def names(self) -> frozenset[str]:
         """Names of all tenants; the fleet's own CA has none."""
-        ...
 
     def chain_der(self, tenant: str) -> tuple[bytes, ...] | None:
         """Root first, then the issuing CA, then former ones still in use; for "" the fleet's own. None: no such
         tenant.
         """
-        ...
 
 
 class HeadSigner(Protocol):
@@ -243,11 +213,9 @@ class HeadSigner(Protocol):
     @property
     def key_id(self) -> bytes:
         """SHA-256 of the key's DER SubjectPublicKeyInfo, 32 bytes."""
-        ...
 
     def sign(self, data: bytes) -> bytes:
         """ECDSA with SHA-256 over `data`, DER."""
-        ...
 
 
 __all__ = [

@@ -25,7 +25,6 @@ class Authoriser(Protocol):
 
         Raises: Unreachable: no valid response.
         """
-        ...
 
 
 def question_of(context: IssuanceContext, peer: Peer) -> Question:

@@ -38,7 +38,6 @@ class Operation(Protocol):
 
     async def change(self, registry: Registry, device: Device) -> Change:
         """Raises: FleetError: nothing is to be done to this one, and why."""
-        ...
 
 
 def new_bulk_id() -> str:

@@ -30,7 +30,6 @@ class Engine(Registry, Protocol):
 
     async def close(self) -> None:
         """Commit what is queued and end every `follow`. Idempotent."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

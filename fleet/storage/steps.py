@@ -7,53 +7,9 @@ the steps of a `TagDevice`.
 from collections.abc import Iterator
 from typing import Any, assert_never
 
+from fleet.domain import writes as w
 from fleet.domain.approval import DECIDED_FROM, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
-from fleet.domain.writes import (
-    AddAnchor,
-    AddAnswer,
-    AddClaim,
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddOperator,
-    AddRequest,
-    AddStation,
-    AddToken,
-    AdminWrite,
-    AdmissionWrite,
-    BindIdevid,
-    CollectRequest,
-    CountTakeover,
-    CredentialWrite,
-    DecideRequest,
-    DeviceWrite,
-    DropAnchor,
-    DropAnswers,
-    DropAudit,
-    DropCredentials,
-    DropEvents,
-    DropRequests,
-    EndCredentials,
-    EndUnused,
-    MarkUsed,
-    MoveDevice,
-    QuarantineClaim,
-    ReleaseClaim,
-    RequestWrite,
-    RetentionWrite,
-    RevokeClaim,
-    RevokeCredentials,
-    RevokeToken,
-    SetModel,
-    SetStation,
-    SpendClaim,
-    SpendStation,
-    SpendToken,
-    TagDevice,
-    TakeLease,
-    TouchRequest,
-)
 from fleet.storage import mapping
 from fleet.storage import statements as sql
 from fleet.storage.mapping import json_text, micros
@@ -62,35 +18,35 @@ from fleet.storage.statements import Statement, filled
 Step = tuple[Statement, tuple[Any, ...]]
 """A statement and its parameters."""
 
-SteppedWrite = DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
+SteppedWrite = w.DeviceWrite | w.CredentialWrite | w.AdmissionWrite | w.RequestWrite | w.AdminWrite | w.RetentionWrite
 
 
 def steps_of(write: SteppedWrite) -> Iterator[Step]:
     """Each statement that `write` takes, with its parameters, in order."""
-    if isinstance(write, CredentialWrite):
+    if isinstance(write, w.CredentialWrite):
         return _credential_steps(write)
-    if isinstance(write, DeviceWrite):
+    if isinstance(write, w.DeviceWrite):
         return _device_steps(write)
-    if isinstance(write, AdmissionWrite):
+    if isinstance(write, w.AdmissionWrite):
         return _admission_steps(write)
-    if isinstance(write, RequestWrite):
+    if isinstance(write, w.RequestWrite):
         return _request_steps(write)
-    if isinstance(write, AdminWrite):
+    if isinstance(write, w.AdminWrite):
         return _admin_steps(write)
     return _retention_steps(write)
 
 
-def _device_steps(write: DeviceWrite) -> Iterator[Step]:
+def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
     match write:
-        case AddModel(model=model):
+        case w.AddModel(model=model):
             yield sql.ADD_MODEL, mapping.MODEL.row(model)
-        case SetModel(model=model):
+        case w.SetModel(model=model):
             yield sql.HAS_MODEL, (model.name,)
             yield sql.SET_MODEL, mapping.MODEL.row(model)
-        case AddDevice(device=device):
+        case w.AddDevice(device=device):
             yield sql.ADD_DEVICE, mapping.DEVICE.row(device)
             yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(device))
-        case MoveDevice(device_id=id_, to=to, revision=revision):
+        case w.MoveDevice(device_id=id_, to=to, revision=revision):
             states = filled(write.allowed, sql.DEVICE_STATES)
             expires_at = None if write.expires_at is None else micros(write.expires_at)
             if revision is None:
@@ -98,7 +54,7 @@ def _device_steps(write: DeviceWrite) -> Iterator[Step]:
             else:
                 yield sql.DEVICE_MAY_MOVE, (id_, *states)
                 yield sql.MOVE_DEVICE_REVISION, (id_, to.value, expires_at, revision)
-        case TagDevice(device_id=id_, tags=tags, groups=groups, revision=revision):
+        case w.TagDevice(device_id=id_, tags=tags, groups=groups, revision=revision):
             yield sql.HAS_DEVICE, (id_,)
             yield sql.TAG_DEVICE, (id_, json_text(tags), json_text(groups), revision)
             for key, value in (*tags, *(("", group) for group in groups)):
@@ -107,59 +63,59 @@ def _device_steps(write: DeviceWrite) -> Iterator[Step]:
             assert_never(write)
 
 
-def _credential_steps(write: CredentialWrite) -> Iterator[Step]:
+def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
     match write:
-        case AddCredential(credential=credential):
+        case w.AddCredential(credential=credential):
             yield sql.KEY_IS_FREE, (credential.key_sha256, credential.holder, credential.kind.value)
             yield sql.ADD_CREDENTIAL, mapping.CREDENTIAL.row(credential)
-        case MarkUsed(fingerprint=fingerprint):
+        case w.MarkUsed(fingerprint=fingerprint):
             yield sql.USE_CREDENTIAL, (fingerprint,)
             yield sql.SUPERSEDE_OLDER, (fingerprint,)
-        case EndUnused(kind=kind, holder=holder, grant=grant, newest=newest):
+        case w.EndUnused(kind=kind, holder=holder, grant=grant, newest=newest):
             if newest is None:
                 yield sql.NONE_IS_UNUSED, (holder, kind, grant)
             else:
                 yield sql.NEWEST_UNUSED_IS, (holder, kind, grant, newest)
                 yield sql.END_UNUSED, (holder, kind, grant)
-        case EndCredentials(fingerprints=fingerprints):
+        case w.EndCredentials(fingerprints=fingerprints):
             yield from ((sql.END_CREDENTIAL, (fingerprint,)) for fingerprint in fingerprints)
-        case RevokeCredentials(kind=kind, holder=holder):
+        case w.RevokeCredentials(kind=kind, holder=holder):
             yield sql.REVOKE_CREDENTIALS, (holder, kind)
-        case AddToken(token=token):
+        case w.AddToken(token=token):
             yield sql.ADD_TOKEN, mapping.TOKEN.row(token)
-        case SpendToken(token_id=id_):
+        case w.SpendToken(token_id=id_):
             yield sql.SPEND_TOKEN, (id_,)
-        case RevokeToken(token_id=id_, at=at):
+        case w.RevokeToken(token_id=id_, at=at):
             yield sql.REVOKE_TOKEN, (id_, micros(at))
         case _:
             assert_never(write)
 
 
-def _admission_steps(write: AdmissionWrite) -> Iterator[Step]:
+def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
     match write:
-        case AddStation(station=station):
+        case w.AddStation(station=station):
             yield sql.ADD_STATION, mapping.STATION.row(station)
-        case SetStation(name=name, quota=quota):
+        case w.SetStation(name=name, quota=quota):
             yield sql.SET_STATION, (name, quota)
-        case SpendStation(name=name, day=day):
+        case w.SpendStation(name=name, day=day):
             yield sql.SPEND_STATION, (name, day)
-        case AddClaim(claim=claim):
+        case w.AddClaim(claim=claim):
             yield sql.ADD_CLAIM, mapping.CLAIM.row(claim)
-        case SpendClaim(name=name):
+        case w.SpendClaim(name=name):
             yield sql.SPEND_CLAIM, (name,)
-        case CountTakeover(name=name):
+        case w.CountTakeover(name=name):
             yield sql.COUNT_TAKEOVER, (name,)
-        case QuarantineClaim(name=name, at=at, reason=reason):
+        case w.QuarantineClaim(name=name, at=at, reason=reason):
             yield sql.QUARANTINE_CLAIM, (name, micros(at), reason)
-        case ReleaseClaim(name=name):
+        case w.ReleaseClaim(name=name):
             yield sql.RELEASE_CLAIM, (name,)
-        case RevokeClaim(name=name, at=at):
+        case w.RevokeClaim(name=name, at=at):
             yield sql.REVOKE_CLAIM, (name, micros(at))
-        case AddAnchor(anchor=anchor):
+        case w.AddAnchor(anchor=anchor):
             yield sql.ADD_ANCHOR, mapping.ANCHOR.row(anchor)
-        case DropAnchor(name=name):
+        case w.DropAnchor(name=name):
             yield sql.DROP_ANCHOR, (name,)
-        case BindIdevid(binding=binding):
+        case w.BindIdevid(binding=binding):
             yield sql.HAS_ANCHOR, (binding.anchor,)
             yield sql.BIND_IDEVID, mapping.IDEVID.row(binding)
             yield sql.IS_BOUND, (binding.key_sha256, binding.device_id)
@@ -167,15 +123,15 @@ def _admission_steps(write: AdmissionWrite) -> Iterator[Step]:
             assert_never(write)
 
 
-def _request_steps(write: RequestWrite) -> Iterator[Step]:
+def _request_steps(write: w.RequestWrite) -> Iterator[Step]:
     match write:
-        case AddRequest(request=request, limits=limits):
+        case w.AddRequest(request=request, limits=limits):
             caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
             yield sql.DROP_REQUESTS, (micros(request.first_seen),)
             yield sql.ADD_REQUEST, (*mapping.REQUEST.row(request), *caps)
-        case TouchRequest(request_id=id_, asked=asked, at=at, address=address):
+        case w.TouchRequest(request_id=id_, asked=asked, at=at, address=address):
             yield sql.SEE_REQUEST, (id_, asked, micros(at), address)
-        case DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
+        case w.DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
             decided_at, expires_at = micros(write.at), micros(write.expires_at)
             if to is RequestState.APPROVED:
                 yield sql.NO_OTHER_IS_APPROVED, (id_, decided_at)
@@ -187,38 +143,38 @@ def _request_steps(write: RequestWrite) -> Iterator[Step]:
                 yield sql.DECIDE_REQUEST_REVISION, (*decision, revision)
             if to is RequestState.APPROVED:
                 yield sql.DENY_OTHER_REQUESTS, (id_, by, decided_at, f"request {id_} was approved", expires_at)
-        case CollectRequest(request_id=id_):
+        case w.CollectRequest(request_id=id_):
             yield sql.COLLECT_REQUEST, (id_,)
-        case DropRequests(now=now):
+        case w.DropRequests(now=now):
             yield sql.DROP_REQUESTS, (micros(now),)
         case _:
             assert_never(write)
 
 
-def _admin_steps(write: AdminWrite) -> Iterator[Step]:
+def _admin_steps(write: w.AdminWrite) -> Iterator[Step]:
     match write:
-        case AddOperator(operator=operator):
+        case w.AddOperator(operator=operator):
             yield sql.ADD_OPERATOR, mapping.OPERATOR.row(operator)
-        case AddAnswer(answer=answer):
+        case w.AddAnswer(answer=answer):
             yield sql.ADD_ANSWER, mapping.ANSWER.row(answer)
-        case DropAnswers(before=before):
+        case w.DropAnswers(before=before):
             yield sql.DROP_ANSWERS, (micros(before),)
-        case TakeLease(lease=lease, now=now, by_force=by_force):
+        case w.TakeLease(lease=lease, now=now, by_force=by_force):
             yield sql.TAKE_LEASE, (*mapping.LEASE.row(lease), micros(now), int(by_force))
         case _:
             assert_never(write)
 
 
-def _retention_steps(write: RetentionWrite) -> Iterator[Step]:
+def _retention_steps(write: w.RetentionWrite) -> Iterator[Step]:
     match write:
-        case DropCredentials(fingerprints=fingerprints, now=now):
+        case w.DropCredentials(fingerprints=fingerprints, now=now):
             for fingerprint in fingerprints:
                 yield sql.CREDENTIAL_HAS_ENDED, (fingerprint, micros(now))
                 yield sql.KEEP_REVOKED_KEY, (fingerprint,)
                 yield sql.DROP_CREDENTIAL, (fingerprint,)
-        case DropAudit(upto=upto):
+        case w.DropAudit(upto=upto):
             yield sql.DROP_AUDIT, (upto, 1 << NODE_LEVELS[0])
-        case DropEvents(upto=upto):
+        case w.DropEvents(upto=upto):
             yield sql.DROP_EVENTS, (upto,)
         case _:
             assert_never(write)

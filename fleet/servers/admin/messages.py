@@ -89,7 +89,6 @@ class Stream(Protocol):
 
     async def aclose(self) -> None:
         """To be called in any case, even before the first piece."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

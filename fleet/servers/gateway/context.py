@@ -31,20 +31,15 @@ class SessionContext(Protocol[S]):
 
     def speaks_v5(self) -> bool:
         """Whether the broker does."""
-        ...
 
     def feed_is_up(self) -> bool:
         """Whether the registry's event feed is up."""
-        ...
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """Run `work` as a task that is cancelled when the gateway closes."""
-        ...
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         """Raises: CloseSession."""
-        ...
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         """Connect `factory()` to the broker, which knows the model by then. Raises: CloseSession."""
-        ...

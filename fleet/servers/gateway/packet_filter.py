@@ -69,11 +69,9 @@ class Handler(Protocol):
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
-        ...
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         """Replacement for this packet: None for itself, b"" for nothing."""
-        ...
 
 
 class PacketFilter:

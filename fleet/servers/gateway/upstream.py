@@ -19,19 +19,15 @@ class Upstream(Protocol):
 
     async def connect(self, factory: Factory) -> None:
         """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
-        ...
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """Update the ACLs of a broker that we run. Raises: OSError, TimeoutError."""
-        ...
 
     def describe(self) -> str:
         """Kind and address of the broker, for applications on this machine."""
-        ...
 
     async def close(self) -> None:
         """Stop the broker if we run it. Safe to call twice."""
-        ...
 
 
 class AddressUpstream:

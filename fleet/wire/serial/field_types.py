@@ -12,7 +12,6 @@ class FieldType(Protocol):
 
         Raises: Malformed, TooLarge, naming the field `name`.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,26 +26,21 @@ class Board(Protocol):
 
     def device_info(self) -> m.DeviceInfo:
         """What the board is and what it holds; the dialogue fills in `version`."""
-        ...
 
     def make_key(self, device_id: str, key_type: str, replace: bool) -> bytes:
         """The CSR (DER) for `device_id`, with a key that is on disk when this returns and never leaves the board.
 
         The same device id always gets the same key, even that of an active identity.
         """
-        ...
 
     def install(self, data: ProvisioningData) -> bytes:
         """Check `data` against the key and store it beside the active identity; SHA-256 of its certificate."""
-        ...
 
     def sign(self, octets: bytes) -> bytes:
         """`octets` signed with the key of the stored identity."""
-        ...
 
     def activate(self) -> None:
         """Make the stored identity the active one, in one step that is atomic under power loss."""
-        ...
 
 
 class State(enum.StrEnum):
