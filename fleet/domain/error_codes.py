@@ -119,7 +119,6 @@ archive-in-use | 409 | Another retention run is using the archive. | Wait until 
 bad-anchor | 400 | The certificate cannot be a trust anchor. | The message names the reason.
 bad-anchor-models | 400 | A trust anchor needs 1 to 64 models. | Name them with --model.
 bad-bulk | 400 | Members of the bulk operation do not go together. | See /v1/openapi.json.
-bad-campaign | 400 | The campaign's times are impossible. | Choose `before` in the past.
 bad-device-id | 400 | The text is not a device id. | Use 1 to 64 of letters, digits and . _ : - , beginning with a letter or digit.
 bad-filter | 400 | The device filter is malformed. | The message names the position.
 bad-hardware-serial | 400 403 | The hardware serial has characters that a certificate cannot hold. | Use PrintableString characters.

@@ -5,7 +5,7 @@ A certificate's position in the fleet's spread is derived from its fingerprint, 
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fleet.domain.credential import Credential
 from fleet.domain.model_rules import Campaign
@@ -39,8 +39,3 @@ def suggested_window(credential: Credential, campaign: Campaign | None) -> Windo
 def _share(fingerprint: bytes) -> float:
     """A uniformly distributed number in [0, 1), derived from a hash."""
     return int.from_bytes(fingerprint[:6]) / (1 << 48)
-
-
-def campaign_end(campaign: Campaign) -> datetime:
-    """End of the last window of `campaign`."""
-    return campaign.start + max(campaign.spread, timedelta(0))

@@ -12,7 +12,7 @@ is left.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -111,28 +111,6 @@ class Outcome:
         """Raises: Unavailable: it is not."""
         if self.code != DONE:
             raise Unavailable(self.code, self.why)
-
-
-@dataclass(slots=True)
-class Tally:
-    """How far an operation has come."""
-
-    done: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Code to count: devices to which there was nothing to do."""
-    failed: list[Outcome] = field(default_factory=list)
-
-    def count(self, outcome: Outcome) -> None:
-        if outcome.code == DONE:
-            self.done += 1
-        elif outcome.is_failure:
-            self.failed.append(outcome)
-        else:
-            self.skipped[outcome.code] = self.skipped.get(outcome.code, 0) + 1
-
-    @property
-    def seen(self) -> int:
-        return self.done + sum(self.skipped.values()) + len(self.failed)
 
 
 async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Device]:

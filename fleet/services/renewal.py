@@ -1,11 +1,10 @@
 """Renewal information for a device, and renewal campaigns of a model."""
 
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 
 from fleet.domain.credential import USABLE
-from fleet.domain.device import DeviceState, Model
-from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.device import DeviceState
+from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import Campaign
 from fleet.domain.ports import Registry
 from fleet.domain.renewal import Window, suggested_window
@@ -42,22 +41,6 @@ class Progress:
     """Devices of the model with a certificate."""
     renewed: int
     """Those with one issued since the campaign's `before`."""
-
-
-def with_campaign(model: Model, before: datetime, spread: timedelta, now: datetime) -> Model:
-    """`model` with a campaign that renews all certificates issued before `before` within `spread` from `now`.
-
-    Raises: Invalid (`bad-campaign`).
-    """
-    if before > now:
-        raise Invalid("bad-campaign", "Certificates that are still to be issued need no renewal.", "Name a time past.")
-    rules = model.rules
-    return replace(model, rules=replace(rules, renewal=replace(rules.renewal, campaign=Campaign(before, now, spread))))
-
-
-def without_campaign(model: Model) -> Model:
-    """`model` without a campaign."""
-    return replace(model, rules=replace(model.rules, renewal=replace(model.rules.renewal, campaign=None)))
 
 
 async def progress(registry: Registry, name: str) -> Progress:

@@ -11,18 +11,7 @@ from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag, checked_groups, checked_tags, tags_text
 from fleet.domain.writes import TagDevice
 from fleet.services.differences import differences
-from fleet.services.revocation import checked_reason, known_device
-
-
-async def tag_device(registry: Registry, id_text: str, retag: Retag, *, act: Act, reason: str = "") -> Device:
-    """Give the device the tags and groups that `retag` makes of those it has. When it has them, nothing is written.
-
-    Raises: Invalid: `bad-device-id`, `bad-reason`, `too-many-tags`, `too-many-groups`. NotFound (`no-such-device`).
-    Conflict (`changed-meanwhile`): somebody else changed the device between our look and our write.
-    """
-    device = await known_device(registry, id_text)
-    tags, groups = retag.applied(device)
-    return await label_device(registry, device, tags, groups, act=act, reason=reason)
+from fleet.services.revocation import checked_reason
 
 
 async def label_device(

@@ -1,4 +1,4 @@
-"""Domain values to table rows and back, the same for every engine: each table's columns and types, once.
+"""Domain values to table rows and back, the same for every engine: a table has a column for each field of its class.
 
 Times are stored as microseconds since the epoch, lists and maps as JSON text.
 """
@@ -11,22 +11,23 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fleet.domain.access import Operator, Role
-from fleet.domain.approval import ApprovalRequest, RequestState
+from fleet.domain.access import Operator
+from fleet.domain.approval import ApprovalRequest
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.changes import AuditEntry, AuditRow, Event
 from fleet.domain.claim import Claim
-from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
-from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.device import Device, DeviceId, Model, Tags
 from fleet.domain.errors import Invalid
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.merkle import HASH_SIZE
-from fleet.domain.model_rules import rules_json, rules_of
+from fleet.domain.model_rules import ModelRules, rules_json, rules_of
 
 T = TypeVar("T")
 
@@ -102,7 +103,6 @@ def _enum(values: type[StrEnum]) -> Codec:
 TEXT, NUMBER, BYTES = Codec("text"), Codec("bigint"), Codec("bytea")
 BOOL = Codec("bigint", int, bool)
 MOMENT = Codec("bigint", micros, moment)
-OPTIONAL_MOMENT = _optional(MOMENT)
 SPAN = Codec("bigint", lambda span: span // _MICROSECOND, lambda count: timedelta(microseconds=count))
 SERIAL = Codec("bytea", serial_octets, serial_text)
 TEXTS = Codec("text", json_text, _texts)
@@ -163,135 +163,58 @@ class Table(Generic[T]):
         return f"INSERT INTO {self.name} ({self.listed()}) VALUES ({self.marks()}){ending}"
 
 
-MODEL = Table(
-    "model",
-    Model,
-    {
-        "name": TEXT,
-        "lifetime": SPAN,
-        "key_types": TEXTS,
-        "publish": TEXTS,
-        "subscribe": TEXTS,
-        "retain": BOOL,
-        "rules": RULES,
-        "revision": NUMBER,
-    },
-    {"lifetime": "certificate_lifetime"},
-    cached=1024,  # every enrollment and every connection reads one of a few models
-)
-DEVICE = Table(
-    "device",
-    Device,
-    {
-        "id": TEXT,
-        "model": TEXT,
-        "state": _enum(DeviceState),
-        "created_at": MOMENT,
-        "hardware_serial": TEXT,
-        "expires_at": OPTIONAL_MOMENT,
-        "tags": TAGS,
-        "groups": TEXTS,
-        "revision": NUMBER,
-    },
-)
-CREDENTIAL = Table(
-    "credential",
-    Credential,
-    {
-        "fingerprint": BYTES,
-        "serial": SERIAL,
-        "kind": _enum(CredentialKind),
-        "holder": TEXT,
-        "key_sha256": BYTES,
-        "not_before": MOMENT,
-        "not_after": MOMENT,
-        "state": _enum(CredentialState),
-        "issued_at": MOMENT,
-        "der": BYTES,
-        "earned_by": TEXT,
-    },
-    {"earned_by": "grant"},
-)
-TOKEN = Table(
-    "token",
-    Token,
-    {
-        "id": TEXT,
-        "secret_sha256": BYTES,
-        "device_id": TEXT,
-        "model": TEXT,
-        "uses_max": NUMBER,
-        "uses": NUMBER,
-        "created_at": MOMENT,
-        "expires_at": MOMENT,
-        "revoked_at": OPTIONAL_MOMENT,
-    },
-)
-STATION = Table(
-    "station",
-    Station,
-    {"name": TEXT, "models": TEXTS, "created_at": MOMENT, "quota": NUMBER, "day": NUMBER, "used": NUMBER},
-)
-OPERATOR = Table("operator", Operator, {"name": TEXT, "role": _enum(Role), "created_at": MOMENT, "models": TEXTS})
-ANSWER = Table(
-    "answer",
-    Answer,
-    {"actor": TEXT, "key": TEXT, "request_sha256": BYTES, "status": NUMBER, "body": TEXT, "at": MOMENT},
-)
-LEASE = Table("lease", Lease, {"name": TEXT, "owner": TEXT, "expires_at": MOMENT})
-REQUEST = Table(
-    "approval_request",
-    ApprovalRequest,
-    {
-        "id": TEXT,
-        "device_id": TEXT,
-        "model": TEXT,
-        "key_sha256": BYTES,
-        "key_type": TEXT,
-        "facts": TEXT,
-        "address": TEXT,
-        "network": TEXT,
-        "first_seen": MOMENT,
-        "last_seen": MOMENT,
-        "expires_at": MOMENT,
-        "asked": NUMBER,
-        "state": _enum(RequestState),
-        "decided_by": TEXT,
-        "decided_at": OPTIONAL_MOMENT,
-        "reason": TEXT,
-        "revision": NUMBER,
-    },
-)
-MANIFEST = Table(
-    "manifest",
-    ManifestEntry,
-    {"device_id": TEXT, "model": TEXT, "hardware_serial": TEXT, "key_sha256": BYTES, "row_sha256": BYTES},
-)
-CLAIM = Table(
-    "claim",
-    Claim,
-    {
-        "name": TEXT,
-        "model": TEXT,
-        "quota": NUMBER,
-        "uses": NUMBER,
-        "created_at": MOMENT,
-        "expires_at": MOMENT,
-        "takeovers": NUMBER,
-        "quarantined_at": OPTIONAL_MOMENT,
-        "quarantine_reason": TEXT,
-        "revoked_at": OPTIONAL_MOMENT,
-    },
-)
-ANCHOR = Table(
-    "anchor", Anchor, {"name": TEXT, "models": TEXTS, "fingerprint": BYTES, "der": BYTES, "created_at": MOMENT}
-)
-IDEVID = Table(
-    "idevid",
-    IdevidBinding,
-    {"key_sha256": BYTES, "device_id": TEXT, "fingerprint": BYTES, "anchor": TEXT, "bound_at": MOMENT},
-)
-EVENT = Table("event", Event, {"kind": TEXT, "subject": TEXT, "detail": TEXT, "seq": NUMBER})
+_CODECS: dict[Any, Codec] = {
+    str: TEXT,
+    DeviceId: TEXT,
+    int: NUMBER,
+    bytes: BYTES,
+    bool: BOOL,
+    datetime: MOMENT,
+    timedelta: SPAN,
+    tuple[str, ...]: TEXTS,
+    Tags: TAGS,
+    ModelRules: RULES,
+}
+
+
+def _codec_of(kind: Any) -> Codec:
+    """Raises: KeyError: no column holds values of this type."""
+    if get_origin(kind) in (Union, UnionType):
+        [value] = [each for each in get_args(kind) if each is not NoneType]
+        return _optional(_codec_of(value))
+    return _enum(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else _CODECS[kind]
+
+
+def _table(
+    name: str, kind: type[T], fields: Mapping[str, str] | None = None, cached: int = 0, **codecs: Codec
+) -> Table[T]:
+    """The table of `kind`: a column for each field, stored by the field's type unless `codecs` has one for it."""
+    columns = {field: column for column, field in (fields or {}).items()}
+    types = get_type_hints(kind)
+    return Table(
+        name,
+        kind,
+        {columns.get(field, field): codecs.get(field) or _codec_of(type_) for field, type_ in types.items()},
+        fields,
+        cached,
+    )
+
+
+# Every enrollment and every connection reads one of a few models.
+MODEL = _table("model", Model, {"lifetime": "certificate_lifetime"}, cached=1024)
+DEVICE = _table("device", Device)
+CREDENTIAL = _table("credential", Credential, {"earned_by": "grant"}, serial=SERIAL)
+TOKEN = _table("token", Token)
+STATION = _table("station", Station)
+OPERATOR = _table("operator", Operator)
+ANSWER = _table("answer", Answer)
+LEASE = _table("lease", Lease)
+REQUEST = _table("approval_request", ApprovalRequest)
+MANIFEST = _table("manifest", ManifestEntry)
+CLAIM = _table("claim", Claim)
+ANCHOR = _table("anchor", Anchor)
+IDEVID = _table("idevid", IdevidBinding)
+EVENT = _table("event", Event)
 TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "device_id": TEXT})
 
 
@@ -327,7 +250,7 @@ AUDIT = Table(
     },
     {name: f"entry.{name}" for name in ("at", "actor", "action", "subject", "outcome", "address", "detail")},
 )
-HEAD = Table("audit_head", TreeHead, {"size": NUMBER, "root": BYTES, "at": MOMENT, "key_id": BYTES, "signature": BYTES})
+HEAD = _table("audit_head", TreeHead)
 
 
 def audit_of(row: Row) -> AuditRow:

@@ -38,8 +38,8 @@ from fleet.services.admission import admit
 from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
 from fleet.services.revocation_journal import catch_up
-from fleet.services.tagging import tag_device
 from fleet.storage.engines import Engine
+from tests.services.tagging import tag_device
 
 NOW = datetime.now(UTC)
 PASSPHRASE = b"correct horse"

@@ -4,7 +4,7 @@ import select
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.renewal_schedule import ASK_SECONDS, RenewalSchedule
 from fleet.domain.access import Act
+from fleet.domain.model_rules import rules_of
 from fleet.est_client.client import EstClient
 from fleet.est_client.errors import EstBadAnswer
-from fleet.services import inventory, renewal
+from fleet.services import inventory
 from tests.device_agent.fleet_parts import Authority, Device, EstServer
 from tests.device_agent.wild_servers import answers, http, tls_server
 
@@ -62,8 +63,9 @@ def call_campaign(est: EstServer, device: Device) -> None:
         model = await est.registry.model(name)
         assert model is not None
         now = datetime.now(UTC)
-        called = renewal.with_campaign(model, now, timedelta(0), now)
-        await inventory.set_model(est.registry, called, act=Act("test", now))
+        campaign = {"before": now.isoformat(), "start": now.isoformat(), "spread_seconds": 0}
+        rules = rules_of({"renewal": {"campaign": campaign}}, model.rules)
+        await inventory.set_model(est.registry, replace(model, rules=rules), act=Act("test", now))
 
     est.call(call())
 

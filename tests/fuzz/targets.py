@@ -23,9 +23,7 @@ from fleet.wire.csr import decode_csr
 from fleet.wire.csrattrs import decode_csrattrs
 from fleet.wire.encodings.pem import blocks
 from fleet.wire.errors import WireError
-from fleet.wire.mqtt.acks import decode_packet_id, decode_reason
 from fleet.wire.mqtt.connect import decode_connack, decode_connect
-from fleet.wire.mqtt.publish import decode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import decode_suback, decode_subscribe, decode_unsubscribe
 from fleet.wire.mqtt.topics import is_topic_filter, topic_name
@@ -99,12 +97,6 @@ def mqtt_packets(data: bytes) -> None:
         for decode in (decode_connack, decode_subscribe, decode_suback, decode_unsubscribe):
             with suppress(WireError):
                 decode(data, version)
-        with suppress(WireError):
-            decode_publish(0x30 | (data[0] & 0x0F if data else 0), data[1:], version)
-    with suppress(WireError):
-        decode_packet_id(data)
-    with suppress(WireError):
-        decode_reason(data, 2)
 
 
 def mqtt_topics(data: bytes) -> None:

@@ -9,7 +9,6 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.relay import Relay
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connack, encode_connack
-from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import (
     Suback,
     Subscribe,
@@ -17,6 +16,7 @@ from fleet.wire.mqtt.subscribe import (
     encode_suback,
     encode_subscribe,
 )
+from tests.mqtt_packets import Publish, encode_publish
 
 POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"), retain=True)
 NARROW = TopicPolicy(publish=("up/a",), subscribe=("down/a",))

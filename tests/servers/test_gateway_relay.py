@@ -14,15 +14,14 @@ from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property
-from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Subscribe,
     Subscription,
     Unsubscribe,
     encode_subscribe,
-    encode_unsubscribe,
 )
+from tests.mqtt_packets import Publish, encode_publish, encode_unsubscribe
 from tests.servers.gateway_relay_harness import NARROW, SIZE_MAX, VERSIONS, RelayHarness, chunks
 
 # SUBSCRIBE

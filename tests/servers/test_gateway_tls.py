@@ -20,7 +20,7 @@ from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, decode_connect, encode_connect
-from fleet.wire.mqtt.publish import Publish, encode_publish
+from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
     PATIENCE,

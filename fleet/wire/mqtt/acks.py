@@ -1,6 +1,5 @@
 """Acknowledgements, PING and DISCONNECT: packets that a gateway writes itself (3.4 to 3.7, 3.12 to 3.14)."""
 
-from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.fields import encode_integer, encode_packet
 
@@ -24,15 +23,3 @@ def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reaso
 def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION) -> bytes:
     """A DISCONNECT. Only a client may send it in 3.1.1; in 5.0 a server may too, with a reason."""
     return encode_packet(DISCONNECT, bytes((reason,)) if version == V5 and reason else b"")
-
-
-def decode_packet_id(body: bytes) -> int:
-    """The packet identifier at the start of `body`. Raises: Malformed."""
-    if len(body) < 2:
-        raise Malformed("A packet ends before its packet identifier.")
-    return int.from_bytes(body[:2], "big")
-
-
-def decode_reason(body: bytes, at: int) -> int:
-    """The reason code at `at`: 2 in an acknowledgement, 0 in a DISCONNECT. 0 when omitted (3.4.2.1, 3.14.2.1)."""
-    return body[at] if len(body) > at else 0

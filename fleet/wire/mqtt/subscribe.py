@@ -9,7 +9,6 @@ from fleet.wire.mqtt.properties import Properties, decode_properties, encode_pro
 
 SUBSCRIBE = PacketType.SUBSCRIBE << 4 | 2
 SUBACK = PacketType.SUBACK << 4
-UNSUBSCRIBE = PacketType.UNSUBSCRIBE << 4 | 2
 
 FILTERS_MAX = 1_000  # in one packet: each allocates an object and is checked against the policy
 
@@ -104,14 +103,6 @@ def decode_unsubscribe(body: bytes, version: int) -> Unsubscribe:
     if not found:
         raise Malformed("An UNSUBSCRIBE has no topic filter.")
     return Unsubscribe(packet_id, tuple(found), properties)
-
-
-def encode_unsubscribe(unsubscribe: Unsubscribe, version: int) -> bytes:
-    """The whole packet."""
-    body = encode_integer(unsubscribe.packet_id, 2)
-    if version == V5:
-        body += encode_properties(unsubscribe.properties)
-    return encode_packet(UNSUBSCRIBE, body + b"".join(map(encode_string, unsubscribe.filters)))
 
 
 def _packet_id(fields: Fields) -> int:

@@ -1,4 +1,4 @@
-"""PUBLISH (3.3). The gateway's packet filter does not use this: it reads the head in place."""
+"""PUBLISH (3.3) and UNSUBSCRIBE (3.10) as clients and brokers write them; the gateway reads their heads in place."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,11 @@ from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType
 from fleet.wire.mqtt.fields import Fields, encode_integer, encode_packet, encode_string
 from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties, value_of
+from fleet.wire.mqtt.subscribe import Unsubscribe
 from fleet.wire.mqtt.topics import topic_name
 
 PUBLISH = PacketType.PUBLISH << 4
+UNSUBSCRIBE = PacketType.UNSUBSCRIBE << 4 | 2
 _DUP, _RETAIN = 0x08, 0x01
 
 
@@ -65,3 +67,11 @@ def encode_publish(publish: Publish, version: int) -> bytes:
     if version == V5:
         body += encode_properties(publish.properties)
     return encode_packet(first, body + publish.payload)
+
+
+def encode_unsubscribe(unsubscribe: Unsubscribe, version: int) -> bytes:
+    """The whole packet."""
+    body = encode_integer(unsubscribe.packet_id, 2)
+    if version == V5:
+        body += encode_properties(unsubscribe.properties)
+    return encode_packet(UNSUBSCRIBE, body + b"".join(map(encode_string, unsubscribe.filters)))
