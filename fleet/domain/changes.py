@@ -6,6 +6,7 @@ The services build a Change; a registry commits it in one transaction, and many 
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fleet.domain.access import Act
 from fleet.domain.writes import Write
 
 
@@ -24,6 +25,11 @@ class AuditEntry:
     """"ok", or the code of the refusal."""
     address: str = ""
     detail: dict[str, str] = field(default_factory=dict)
+
+
+def made_by(act: Act, action: str, subject: str, **detail: str) -> AuditEntry:
+    """The entry of a change that was made."""
+    return AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ DeviceId = NewType("DeviceId", str)
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+# It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
+HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
+
 KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519", "ML-DSA-44", "ML-DSA-65")
 """Every kind of public key that a model may allow."""
 
@@ -51,6 +54,27 @@ def plain_name(text: str, what: str) -> str:
             "Use 1 to 64 letters, digits, dots, dashes or underscores, starting with a letter or digit.",
         )
     return text
+
+
+def checked_serial(text: str) -> str:
+    """`text`, which may be a device's hardware serial; "" for none.
+
+    Raises: Invalid (`bad-hardware-serial`).
+    """
+    if text and not HARDWARE_SERIAL.fullmatch(text):
+        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
+        raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
+    return text
+
+
+def checked_lifetime(span: timedelta) -> timedelta:
+    """`span`, which may be the validity period of a certificate.
+
+    Raises: Invalid (`bad-lifetime`).
+    """
+    if not LIFETIME_MIN <= span <= LIFETIME_MAX:
+        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    return span
 
 
 class DeviceState(enum.StrEnum):

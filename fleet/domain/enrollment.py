@@ -6,14 +6,13 @@
 An IssuanceContext holds every fact that the checks need; checks never fetch.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import CredentialKind, CredentialState, Station
-from fleet.domain.device import BARRED_MODEL, Device, DeviceState, Tags
+from fleet.domain.device import BARRED_MODEL, HARDWARE_SERIAL, Device, DeviceState, Tags
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.issuance_context import IssuanceContext
@@ -111,7 +110,7 @@ def hardware_is_as_known(a: IssuanceContext) -> None:
     if not isinstance(a.grant, StationGrant):
         return
     named = a.request.names.serial_numbers()
-    if len(named) > 1 or not all(_HARDWARE_SERIAL.fullmatch(each) for each in named):
+    if len(named) > 1 or not all(HARDWARE_SERIAL.fullmatch(each) for each in named):
         raise Invalid(
             "bad-hardware-serial",
             "The serialNumber in the request's subject is malformed: at most one, of at most 64 characters.",
@@ -192,9 +191,6 @@ def request_is_approved(a: IssuanceContext) -> None:
     if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
         raise Pending("approval-pending", "An operator has yet to approve this request.", retry_after_seconds=0)
 
-
-# X.520: serialNumber is a PrintableString of at most 64 characters.
-_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 Check = Callable[[IssuanceContext], None]
 

@@ -3,15 +3,11 @@
 An IDevID is not issued by the fleet: it authorizes a first enrollment and nothing else.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.domain.device import DeviceId
-
-# Characters of a serialNumber (X.520), and of a hardware serial in the registry.
-_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
+from fleet.domain.device import HARDWARE_SERIAL, DeviceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +49,4 @@ class IdevidBinding:
 
 
 def is_serial(text: str) -> bool:
-    return _SERIAL.fullmatch(text) is not None
+    return HARDWARE_SERIAL.fullmatch(text) is not None

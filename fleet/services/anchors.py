@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Sequence
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Invalid, NotFound
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
 from fleet.domain.writes import AddAnchor, DropAnchor, Write
-from fleet.services.revocation import checked_reason
+from fleet.services.inventory import known_model
+from fleet.services.revocation import given_reason
 
 ANCHORS_MAX = 256  # each is named to every client in the handshake
 MODELS_MAX = 64
@@ -26,8 +27,7 @@ async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: 
     if not 1 <= len(models) <= MODELS_MAX:
         raise Invalid("bad-anchor-models", f"A manufacturer's CA is trusted for 1 to {MODELS_MAX} models.")
     for model in models:
-        if await registry.model(model) is None:
-            raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
+        await known_model(registry, model)
     if len(await registry.anchors()) >= ANCHORS_MAX:
         raise Invalid("too-many-anchors", f"There are {ANCHORS_MAX} manufacturers' CAs already.", "Remove one first.")
     fingerprint = hashlib.sha256(der).digest()
@@ -45,10 +45,10 @@ async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str 
     found = [anchor for anchor in await registry.anchors() if anchor.name == name]
     if not found:
         raise NotFound("no-such-anchor", f"There is no anchor {name[:80]!r}.", "See: fleet anchor list")
-    detail = {"sha256": found[0].fingerprint.hex(), **({"reason": checked_reason(reason)} if reason else {})}
+    detail = {"sha256": found[0].fingerprint.hex(), **given_reason(reason)}
     await registry.commit(_change("remove", "removed", name, DropAnchor(name), act, detail))
 
 
 def _change(verb: str, done: str, name: str, write: Write, act: Act, detail: dict[str, str]) -> Change:
-    entry = AuditEntry(act.now, act.actor, f"anchor.{verb}", f"anchor {name}", "ok", act.address, detail)
+    entry = made_by(act, f"anchor.{verb}", f"anchor {name}", **detail)
     return Change(entry, (write,), (Event(EventKind.ANCHOR_CHANGED, name, done),))

@@ -17,7 +17,7 @@ from fleet.domain.approval import (
     WaitingLimits,
     ask_again_seconds,
 )
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind, made_by
 from fleet.domain.errors import Conflict, NotFound, Pending, TooMany
 from fleet.domain.grants import ApprovalGrant
 from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, EnrollmentRequest, IssuanceContext
@@ -25,7 +25,7 @@ from fleet.domain.ports import Registry
 from fleet.domain.writes import AddRequest, DecideRequest, TouchRequest
 from fleet.services.differences import differences
 from fleet.services.refusals import refusals_of
-from fleet.services.revocation import checked_reason
+from fleet.services.revocation import checked_reason, given_reason
 
 NO_ROOM_SECONDS = 600  # room is made by an operator, or when another request expires
 
@@ -159,12 +159,8 @@ async def _decide(registry: Registry, request_id: str, decision: Decision, act: 
     )
     write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, decision.revision)
     verb = "approve" if to is RequestState.APPROVED else "deny"
-    detail = _detail(request, reason, **differences({"state": request.state}, {"state": to}))
-    entry = AuditEntry(act.now, act.actor, f"request.{verb}", f"request {request.id}", "ok", act.address, detail)
+    about = {"device": request.device_id, "model": request.model, "key": request.fingerprint, **given_reason(reason)}
+    changed = differences({"state": request.state}, {"state": to})
+    entry = made_by(act, f"request.{verb}", f"request {request.id}", **about, **changed)
     await registry.commit(Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)))
     return decided
-
-
-def _detail(request: ApprovalRequest, reason: str, **changed: str) -> dict[str, str]:
-    given = {"reason": reason} if reason else {}
-    return {"device": request.device_id, "model": request.model, "key": request.fingerprint, **given, **changed}

@@ -18,17 +18,15 @@ from typing import Protocol
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
-from fleet.domain.device import Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device import Device, DeviceFilter, Place, place_of
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
-from fleet.services.revocation import checked_reason, moving, resumed_state
+from fleet.services.revocation import checked_reason, given_reason, moving, state_after
 from fleet.services.tagging import tagging
 
 WINDOW = 64  # Changes under way at once: enough to share an fsync, few beside the 512 that enrollments may fill
 PAGE = 500  # devices read at once
-
-MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retire": DeviceState.RETIRED}
 
 DONE = "ok"
 
@@ -61,7 +59,7 @@ class Move:
         checked_reason(self.reason)
 
     async def change(self, registry: Registry, device: Device) -> Change:
-        to = MOVES[self.verb] if self.verb != "resume" else await resumed_state(registry, device)
+        to = await state_after(self.verb, registry, device)
         return moving(
             device,
             to,
@@ -89,10 +87,8 @@ class Tagging:
         checked_reason(self.reason)
 
     async def change(self, registry: Registry, device: Device) -> Change:
-        detail = {"reason": self.reason} if self.reason else {}
-        change, _ = tagging(
-            device, self.retag, act=Act(self.actor, self.clock(), self.address), bulk=self.bulk, **detail
-        )
+        act = Act(self.actor, self.clock(), self.address)
+        change, _ = tagging(device, self.retag, act=act, bulk=self.bulk, **given_reason(self.reason))
         return change
 
 

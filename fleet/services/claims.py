@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
 from fleet.domain.credential import Credential, CredentialKind
-from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
+from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
@@ -34,7 +34,8 @@ from fleet.domain.writes import (
     Write,
 )
 from fleet.services.differences import differences
-from fleet.services.revocation import checked_reason
+from fleet.services.inventory import known_model
+from fleet.services.revocation import checked_reason, given_reason
 
 QUOTA_MAX = 1_000_000
 
@@ -69,20 +70,16 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     name, model, quota = plain_name(new.name, "claim"), new.model, new.quota
     if not 1 <= quota <= QUOTA_MAX:
         raise Invalid("bad-quota", f"A claim earns 1 to {QUOTA_MAX} certificates.")
-    if not LIFETIME_MIN <= new.expires_at - act.now <= LIFETIME_MAX:
-        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
-    if await registry.model(model) is None:
-        raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
+    checked_lifetime(new.expires_at - act.now)
+    await known_model(registry, model)
     if await registry.claim(name) is not None:
         raise Conflict("claim-exists", f"Claim {name} exists already.", "Choose another name.")
     key_sha256 = hashlib.sha256(new.spki_der).digest()
     permit = permit_claim(name, model, new.spki_der, key_sha256, new.expires_at, act.now)
     credential = issuer.issue(permit, act.now)
     claim = Claim(name, model, quota, 0, act.now, credential.not_after)
-    entry = _entry(
-        "claim.create", name, act, model=model, quota=str(quota), serial=credential.serial,
-        expires=credential.not_after.isoformat(),
-    )  # fmt: skip
+    detail = {"serial": credential.serial, "expires": credential.not_after.isoformat()}
+    entry = made_by(act, "claim.create", f"claim {name}", model=model, quota=str(quota), **detail)
     events = (
         Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),
         Event(EventKind.CLAIM_STATE, name, "created"),
@@ -156,9 +153,8 @@ async def _move(
     *events: Event,
 ) -> None:
     to = _BECOMES[verb]
-    detail = {"reason": checked_reason(reason)} if reason else {}
     changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
-    entry = _entry(f"claim.{verb}", claim.name, act, **detail, **changed)
+    entry = made_by(act, f"claim.{verb}", f"claim {claim.name}", **given_reason(reason), **changed)
     await registry.commit(Change(entry, writes, (*events, Event(EventKind.CLAIM_STATE, claim.name, to))))
 
 
@@ -185,14 +181,11 @@ async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: 
     act = Act(WATCH, now, peer.address)
     if reason:
         writes = (*writes, QuarantineClaim(claim.name, now, reason))
-        entry = _entry("claim.quarantine", claim.name, act, reason=reason, refusal=code)
+        entry = made_by(act, "claim.quarantine", f"claim {claim.name}", reason=reason, refusal=code)
         events: tuple[Event, ...] = (Event(EventKind.CLAIM_STATE, claim.name, "quarantined"),)
     else:
-        entry = _entry("claim.takeover", claim.name, act, refusal=code, count=str(claim.takeovers + 1))
+        count = str(claim.takeovers + 1)
+        entry = made_by(act, "claim.takeover", f"claim {claim.name}", refusal=code, count=count)
         events = ()
     with suppress(Conflict):  # somebody else has just quarantined or revoked it
         await registry.commit(Change(entry, writes, events))
-
-
-def _entry(action: str, name: str, act: Act, **detail: str) -> AuditEntry:
-    return AuditEntry(act.now, act.actor, action, f"claim {name}", "ok", act.address, detail)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.ports import Registry
 from fleet.domain.writes import EndCredentials
 
@@ -11,8 +11,7 @@ CHUNK = 500  # in one Change
 
 
 async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, act: Act, **detail: str) -> None:
-    """End the certificates in `holders`, a map of fingerprint to holder. `detail` goes into
-    the audit.
+    """End the certificates in `holders`, a map of fingerprint to holder. `detail` goes into the audit.
 
     Raises: Unavailable.
     """
@@ -20,13 +19,5 @@ async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, 
     for start in range(0, len(fingerprints), CHUNK):
         chunk = fingerprints[start : start + CHUNK]
         told = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
-        entry = AuditEntry(
-            act.now,
-            act.actor,
-            "credential.end",
-            "certificates",
-            "ok",
-            act.address,
-            {"count": str(len(chunk)), **detail},
-        )
+        entry = made_by(act, "credential.end", "certificates", count=str(len(chunk)), **detail)
         await registry.commit(Change(entry, (EndCredentials(chunk),), told))

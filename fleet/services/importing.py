@@ -9,13 +9,12 @@ resumed by running it again.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
-from fleet.domain.device import Device, DeviceState, Tags, device_id
+from fleet.domain.device import Device, DeviceState, Tags, checked_serial, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow
 from fleet.domain.ports import Registry
@@ -25,8 +24,6 @@ from fleet.domain.writes import ImportDevices
 ROWS_AT_ONCE = 1000  # in one Change: some 50 ms for which others wait
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
 ACTION = "device.import"
-
-_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")  # as in fleet.services.inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +62,7 @@ def checked_row(
     """Raises: Invalid: `bad-device-id`, `bad-hardware-serial`, `no-proof`, what `checked_tags` and `checked_groups`
     raise.
     """
-    if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
-        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
-        raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
+    checked_serial(hardware_serial)
     if not hardware_serial and key_sha256 is None:
         raise Invalid("no-proof", "The row has neither a hardware serial nor a key's hash to know the device by.")
     return ManifestRow(

@@ -5,23 +5,22 @@ come from `act`. Conflicts are detected by the registry: of two that add the sam
 """
 
 import hashlib
-import re
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind, Station, Token
 from fleet.domain.device import (
     KEY_TYPES,
-    LIFETIME_MAX,
-    LIFETIME_MIN,
     Device,
     DeviceState,
     Model,
     Tags,
+    checked_lifetime,
+    checked_serial,
     device_id,
     plain_name,
 )
@@ -52,9 +51,6 @@ TOKEN_TTL = timedelta(hours=1)
 STATION_MODELS_MAX = 64
 STATION_QUOTA_MAX = 1_000_000
 STATION_LIFETIME = timedelta(days=365)
-
-# It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
-_HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{0,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ def _change(
     events: tuple[Event, ...] = (),
     **detail: str,
 ) -> Change:
-    return Change(AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail), writes, events)
+    return Change(made_by(act, action, subject, **detail), writes, events)
 
 
 def checked_model(model: Model) -> Model:
@@ -113,8 +109,7 @@ def checked_model(model: Model) -> Model:
     `bad-rule`.
     """
     plain_name(model.name, "model")
-    if not LIFETIME_MIN <= model.certificate_lifetime <= LIFETIME_MAX:
-        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    checked_lifetime(model.certificate_lifetime)
     unknown = sorted(set(model.key_types) - set(KEY_TYPES))
     if unknown or not model.key_types:
         what = f"{unknown[0]!r} is not a key type." if unknown else "A model needs a key type."
@@ -219,9 +214,7 @@ async def add_device(
         tags=checked_tags(labels.tags),
         groups=checked_groups(labels.groups),
     )
-    if not _HARDWARE_SERIAL.fullmatch(hardware_serial):
-        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
-        raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
+    checked_serial(hardware_serial)
     await known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
     detail = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
@@ -366,8 +359,7 @@ async def enroll_station(
     """
     from fleet.domain.enrollment import permit_station  # a listing at a home does without
 
-    if not LIFETIME_MIN <= new.lifetime <= LIFETIME_MAX:
-        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    checked_lifetime(new.lifetime)
     station = await _new_station(registry, new.name, new.models, new.quota, act.now)
     key_sha256 = hashlib.sha256(new.spki_der).digest()
     permit = permit_station(station, new.spki_der, key_sha256, act.now + new.lifetime, act.now)

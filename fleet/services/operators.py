@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fleet.domain.access import Act, Operator, Role
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
-from fleet.domain.credential import Credential, CredentialKind, CredentialState
-from fleet.domain.device import LIFETIME_MAX, LIFETIME_MIN, plain_name
+from fleet.domain.changes import Change, Event, EventKind, made_by
+from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.enrollment import permit_operator
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Issuer, Registry
-from fleet.domain.writes import AddCredential, AddOperator, RevokeCredentials
-from fleet.services.revocation import checked_reason
+from fleet.domain.writes import AddCredential, AddOperator
+from fleet.services.inventory import known_model
+from fleet.services.revocation import revoke_certificates
 
 OPERATOR_MODELS_MAX = 64
 OPERATOR_LIFETIME = timedelta(days=365)
@@ -38,8 +39,7 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     Raises: Invalid: `bad-name`, `bad-operator-models`, `bad-lifetime`. NotFound (`no-such-model`). Conflict
     (`operator-exists`). Refused: the issuer cannot sign that long.
     """
-    if not LIFETIME_MIN <= new.lifetime <= LIFETIME_MAX:
-        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+    checked_lifetime(new.lifetime)
     operator = await _checked(registry, new, act)
     key_sha256 = hashlib.sha256(new.spki_der).digest()
     permit = permit_operator(operator, new.spki_der, key_sha256, act.now + new.lifetime, act.now)
@@ -47,7 +47,7 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     detail = {"role": new.role.value, "models": " ".join(operator.models), "serial": credential.serial}
     await registry.commit(
         Change(
-            audit=AuditEntry(act.now, act.actor, "operator.add", f"operator {new.name}", "ok", act.address, detail),
+            audit=made_by(act, "operator.add", f"operator {new.name}", **detail),
             writes=(AddOperator(operator), AddCredential(credential)),
             events=(Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex()),),
         )
@@ -63,8 +63,7 @@ async def _checked(registry: Registry, new: NewOperator, act: Act) -> Operator:
     if new.role is Role.FACTORY and not models:
         raise Invalid("bad-operator-models", "The role factory is always restricted to models.", "Name them.")
     for model in models:
-        if await registry.model(model) is None:
-            raise NotFound("no-such-model", f"There is no model {model[:80]!r}.", "See: fleet model list")
+        await known_model(registry, model)
     if await registry.operator(name) is not None:
         raise Conflict("operator-exists", f"Operator {name} exists already.", "Choose another name.")
     return Operator(name, new.role, act.now, tuple(dict.fromkeys(models)))
@@ -78,20 +77,5 @@ async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: st
     """
     if await registry.operator(name) is None:
         raise NotFound("no-such-operator", f"There is no operator {name[:80]!r}.", "See: fleet operator list")
-    ending = [c for c in await held_by_operator(registry, name) if c.state is not CredentialState.REVOKED]
-    if not ending:
+    if not await revoke_certificates(registry, CredentialKind.OPERATOR, name, act=act, reason=reason):
         raise Conflict("operator-revoked", f"Operator {name} has no certificate that is not revoked.")
-    detail = {"reason": checked_reason(reason)} if reason else {}
-    await registry.commit(
-        Change(
-            audit=AuditEntry(act.now, act.actor, "operator.revoke", f"operator {name}", "ok", act.address, detail),
-            writes=(RevokeCredentials(CredentialKind.OPERATOR, name),),
-            # By fingerprint: a device may bear the operator's name, and its sessions are none of this.
-            events=tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending),
-        )
-    )
-
-
-async def held_by_operator(registry: Registry, name: str) -> list[Credential]:
-    """The operator's certificates, oldest first."""
-    return [c for c in await registry.credentials(name) if c.kind is CredentialKind.OPERATOR]

@@ -24,7 +24,7 @@ from fleet.services.bulk import act_on_many
 from fleet.services.claims import quarantine_claim, revoke_claim
 from fleet.services.end_credentials import end_certificates
 from fleet.services.inventory import revoke_token
-from fleet.services.revocation import moving
+from fleet.services.revocation import MOVES, moving
 
 RESTORE_TAG = "restore"
 """Tag of devices suspended by a restore; its value identifies the restore."""
@@ -77,8 +77,8 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
         elif device is None:
             unknown.append(id_)
         elif state in _OUT and state in NEXT[device.state]:
-            verb = {DeviceState.SUSPENDED: "suspend", DeviceState.REVOKED: "revoke", DeviceState.RETIRED: "retire"}
-            await registry.commit(moving(device, state, f"device.{verb[state]}", act=act, reason=AS_BEFORE))
+            [verb] = [verb for verb, to in MOVES.items() if to is state]
+            await registry.commit(moving(device, state, f"device.{verb}", act=act, reason=AS_BEFORE))
             devices += 1
         elif state in _IN and device.state is DeviceState.SUSPENDED:
             resumed.append(id_)

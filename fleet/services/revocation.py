@@ -5,9 +5,10 @@ session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 """
 
 from dataclasses import replace
+from functools import partial
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import NEXT, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, NotFound
@@ -18,10 +19,14 @@ from fleet.services.differences import differences
 REASON_MAX = 200  # characters: a line in the audit, not a report
 
 
-async def suspend(
-    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
+MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retire": DeviceState.RETIRED}
+"""Where each verb leads; "resume" depends on the device (`state_after`)."""
+
+
+async def move(
+    verb: str, registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
 ) -> Device:
-    """Refuse the device everywhere until it is resumed. Its certificates stay as they are.
+    """Suspend, resume, revoke or retire the device, by `verb`.
 
     With `revision`, only when the device is of it: what was decided on an older one is not done.
 
@@ -29,56 +34,32 @@ async def suspend(
     (`bad-reason`).
     """
     device = await known_device(registry, id_text)
-    change = moving(device, DeviceState.SUSPENDED, "device.suspend", act=act, reason=reason, revision=revision)
-    return await _moved(registry, device, DeviceState.SUSPENDED, change)
+    to = await state_after(verb, registry, device)
+    await registry.commit(moving(device, to, f"device.{verb}", act=act, reason=reason, revision=revision))
+    return replace(device, state=to, revision=device.revision + 1)
 
 
-async def resume(
-    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
-) -> Device:
-    """Readmit a suspended device: as ACTIVE, or as REGISTERED when it never had a certificate.
-
-    Raises: as `suspend`.
-    """
-    device = await known_device(registry, id_text)
-    to = await resumed_state(registry, device)
-    change = moving(device, to, "device.resume", act=act, reason=reason, revision=revision)
-    return await _moved(registry, device, to, change)
+suspend = partial(move, "suspend")
+"""Refuse the device everywhere until it is resumed. Its certificates stay as they are."""
+resume = partial(move, "resume")
+"""Readmit a suspended device: as ACTIVE, or as REGISTERED when it never had a certificate."""
+revoke = partial(move, "revoke")
+"""Revoke the device permanently: its live session ends, its certificates are revoked, its id never enrolls again."""
+retire = partial(move, "retire")
+"""Take the device out of service permanently, in good order; its certificates are revoked."""
 
 
-async def resumed_state(registry: Registry, device: Device) -> DeviceState:
-    """The state that a resume returns `device` to.
+async def state_after(verb: str, registry: Registry, device: Device) -> DeviceState:
+    """The state to which `verb` moves `device`.
 
     Raises: Conflict (`device-not-suspended`).
     """
+    if verb != "resume":
+        return MOVES[verb]
     if device.state is not DeviceState.SUSPENDED:
         raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
     enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
     return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
-
-
-async def revoke(
-    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
-) -> Device:
-    """Revoke the device permanently: its live session ends, its certificates are revoked, its id never enrolls again.
-
-    Raises: as `suspend`.
-    """
-    device = await known_device(registry, id_text)
-    change = moving(device, DeviceState.REVOKED, "device.revoke", act=act, reason=reason, revision=revision)
-    return await _moved(registry, device, DeviceState.REVOKED, change)
-
-
-async def retire(
-    registry: Registry, id_text: str, *, act: Act, reason: str = "", revision: int | None = None
-) -> Device:
-    """Take the device out of service permanently, in good order; its certificates are revoked.
-
-    Raises: as `suspend`.
-    """
-    device = await known_device(registry, id_text)
-    change = moving(device, DeviceState.RETIRED, "device.retire", act=act, reason=reason, revision=revision)
-    return await _moved(registry, device, DeviceState.RETIRED, change)
 
 
 async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
@@ -88,21 +69,23 @@ async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str
     """
     if await registry.station(name) is None:
         raise NotFound("no-such-station", f"There is no station {name[:80]!r}.", "See: fleet station list")
-    ending = [
-        c
-        for c in await registry.credentials(name)
-        if c.kind is CredentialKind.STATION and c.state is not CredentialState.REVOKED
-    ]
-    if not ending:
+    if not await revoke_certificates(registry, CredentialKind.STATION, name, act=act, reason=reason):
         raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
-    await registry.commit(
-        Change(
-            audit=_entry("station.revoke", f"station {name}", act, reason),
-            writes=(RevokeCredentials(CredentialKind.STATION, name),),
-            # By fingerprint: a device may bear the station's name, and its sessions are none of this.
-            events=tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending),
-        )
-    )
+
+
+async def revoke_certificates(registry: Registry, kind: CredentialKind, name: str, *, act: Act, reason: str) -> bool:
+    """Revoke every certificate of a station or operator; False when it holds none that is not revoked.
+
+    Raises: Invalid (`bad-reason`).
+    """
+    held = [c for c in await registry.credentials(name) if c.kind is kind]
+    ending = [c for c in held if c.state is not CredentialState.REVOKED]
+    if ending:
+        # By fingerprint: a device may bear the holder's name, and its sessions are none of this.
+        events = tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending)
+        entry = made_by(act, f"{kind}.revoke", f"{kind} {name}", **given_reason(reason))
+        await registry.commit(Change(entry, (RevokeCredentials(kind, name),), events))
+    return bool(ending)
 
 
 async def known_device(registry: Registry, id_text: str) -> Device:
@@ -111,11 +94,6 @@ async def known_device(registry: Registry, id_text: str) -> Device:
     if device is None:
         raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")
     return device
-
-
-async def _moved(registry: Registry, device: Device, to: DeviceState, change: Change) -> Device:
-    await registry.commit(change)
-    return replace(device, state=to, revision=device.revision + 1)
 
 
 def moving(
@@ -148,7 +126,8 @@ def moving(
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
     changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at
-    return Change(_entry(action, f"device {device.id}", act, reason, **changed, **detail), writes, events)
+    entry = made_by(act, action, f"device {device.id}", **given_reason(reason), **changed, **detail)
+    return Change(entry, writes, events)
 
 
 def checked_reason(reason: str) -> str:
@@ -161,6 +140,9 @@ def checked_reason(reason: str) -> str:
     return reason
 
 
-def _entry(action: str, subject: str, act: Act, reason: str, **changed: str) -> AuditEntry:
-    detail = {"reason": checked_reason(reason)} if reason else {}
-    return AuditEntry(act.now, act.actor, action, subject, "ok", act.address, {**detail, **changed})
+def given_reason(reason: str) -> dict[str, str]:
+    """`reason` as detail of an audit entry; nothing when none was given.
+
+    Raises: Invalid (`bad-reason`).
+    """
+    return {"reason": checked_reason(reason)} if reason else {}

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.device import Device, Tags
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag, checked_groups, checked_tags, tags_text
 from fleet.domain.writes import TagDevice
 from fleet.services.differences import differences
-from fleet.services.revocation import checked_reason
+from fleet.services.revocation import given_reason
 
 
 async def label_device(
@@ -28,7 +28,7 @@ async def label_device(
     Raises: Invalid: `bad-reason`, `bad-tag`, `tag-twice`, `too-many-tags`, `bad-name`, `too-many-groups`. Conflict
     (`changed-meanwhile`).
     """
-    detail = {"reason": checked_reason(reason)} if reason else {}
+    detail = given_reason(reason)
     kept_tags, kept_groups = checked_tags(tags), checked_groups(groups)
     if (kept_tags, kept_groups) == (device.tags, device.groups):
         return device
@@ -53,13 +53,10 @@ def _labelling(
 ) -> tuple[Change, Device]:
     """The Change that gives `device`, as it was seen, these checked tags and groups, and what it is afterwards."""
     after = replace(device, tags=tags, groups=groups, revision=device.revision + 1)
-    entry = _entry(device, act, **differences(_fields(device, after), _fields(after, device)), **detail)
+    changed = differences(_fields(device, after), _fields(after, device))
+    entry = made_by(act, "device.tag", f"device {device.id}", **changed, **detail)
     write = TagDevice(device.id, tags, groups, device.revision)
     return Change(entry, (write,), (Event(EventKind.DEVICE_TAGGED, device.id),)), after
-
-
-def _entry(device: Device, act: Act, **detail: str) -> AuditEntry:
-    return AuditEntry(act.now, act.actor, "device.tag", f"device {device.id}", "ok", act.address, detail)
 
 
 def _fields(device: Device, other: Device) -> dict[str, object]:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.changes import Change, made_by
 from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
@@ -24,7 +24,7 @@ async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_roo
         text = f"There is a model {name}."
         raise Conflict("name-taken", text, "A label names a model or a tenant: choose another name.")
     detail = {"sha256": sha256, "root": "own" if own_root else "the fleet's"}
-    await registry.commit(_noted("tenant.add", f"tenant {name}", act, detail))
+    await registry.commit(Change(made_by(act, "tenant.add", f"tenant {name}", **detail)))
 
 
 async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, root_too: bool, act: Act) -> None:
@@ -32,12 +32,12 @@ async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, roo
     perhaps a new root above it.
     """
     detail = {"ends": sha256, **({"root": "new"} if root_too else {})}
-    await registry.commit(_noted("ca.rollover", _ca_of(tenant), act, detail))
+    await registry.commit(Change(made_by(act, "ca.rollover", _ca_of(tenant), **detail)))
 
 
 async def announce_forgetting(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:
     """Record that a former issuing CA of `tenant` is no longer trusted."""
-    await registry.commit(_noted("ca.forget", _ca_of(tenant), act, {"sha256": sha256}))
+    await registry.commit(Change(made_by(act, "ca.forget", _ca_of(tenant), sha256=sha256)))
 
 
 async def still_in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> Credential | None:
@@ -73,10 +73,6 @@ def _ended_at(moment: datetime) -> Credential:
     """The position before every certificate that expires after `moment`."""
     last = b"\xff" * 32  # what ends at this very moment is over
     return Credential(last, "", CredentialKind.DEVICE, "", b"", moment, moment, CredentialState.ISSUED, moment, b"")
-
-
-def _noted(action: str, subject: str, act: Act, detail: dict[str, str]) -> Change:
-    return Change(AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail))
 
 
 def _ca_of(tenant: str) -> str:

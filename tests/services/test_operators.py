@@ -20,7 +20,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.services import inventory
 from fleet.services.identity import identify, identify_operator
-from fleet.services.operators import NewOperator, enroll_operator, held_by_operator, revoke_operator
+from fleet.services.operators import NewOperator, enroll_operator, revoke_operator
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -50,7 +50,7 @@ async def test_enrolled_whole(registry: SqliteRegistry, issuer: LocalIssuer) -> 
     assert (made.kind, made.holder, made.state) == (CredentialKind.OPERATOR, "bob", CredentialState.ISSUED)
     assert made.key_sha256 == hashlib.sha256(key).digest()
     assert await registry.operator("bob") == Operator("bob", Role.VIEWER, NOW, ("cam",))
-    assert await held_by_operator(registry, "bob") == [made]
+    assert await registry.credentials("bob") == [made]
     (row,) = await registry.audit(after=await registry.last_audit() - 1)
     assert (row.entry.actor, row.entry.action, row.entry.address) == ("operator alice", "operator.add", "192.0.2.1")
     assert row.entry.detail == {"role": "viewer", "models": "cam", "serial": made.serial}
