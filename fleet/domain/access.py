@@ -5,14 +5,14 @@ them, and nothing that belongs to the whole fleet (FLEET_WIDE).
 """
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.errors import Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Act:
+class Act(Struct, frozen=True):
     """Actor, time and source address of a change, as recorded in the audit."""
 
     actor: str
@@ -108,8 +108,7 @@ FLEET_WIDE = frozenset(
 """Permissions without a model scope: denied to an operator restricted to models."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+class Operator(Struct, frozen=True):
     """Holder of a certificate from the operators' CA."""
 
     name: str

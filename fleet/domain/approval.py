@@ -7,8 +7,9 @@ nothing: two keys for one device id are two requests, and approving one denies t
 import enum
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 from fleet.domain.device import DeviceId
 
@@ -35,8 +36,7 @@ DECIDED_FROM: Mapping[RequestState, frozenset[RequestState]] = {
 """States from which an operator may approve or deny a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApprovalRequest:
+class ApprovalRequest(Struct, frozen=True):
     """A request of one key for one device id."""
 
     id: str
@@ -68,8 +68,7 @@ class ApprovalRequest:
         return key_fingerprint(self.key_sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFilter:
+class RequestFilter(Struct, frozen=True):
     """Requests that match every given field."""
 
     state: RequestState | None = None
@@ -80,8 +79,7 @@ class RequestFilter:
 EVERY_REQUEST = RequestFilter()
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingLimits:
+class WaitingLimits(Struct, frozen=True):
     """How many requests may wait, since unauthenticated clients must not fill the disk; how long, and their retry
     interval.
     """

@@ -8,8 +8,9 @@ need to agree on the numbering only.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
 
 from fleet.domain import merkle
 from fleet.domain.changes import AuditEntry, AuditRow
@@ -47,8 +48,7 @@ def leaf_of(entry: AuditEntry, seq: int) -> bytes:
     return merkle.leaf_hash(leaf_data(entry, seq))
 
 
-@dataclass(frozen=True, slots=True)
-class TreeHead:
+class TreeHead(Struct, frozen=True):
     """A tree head over the first `size` rows as of `at`, signed, so that history cannot be rewritten unnoticed."""
 
     size: int
@@ -72,8 +72,7 @@ def key_id(spki_der: bytes) -> bytes:
     return hashlib.sha256(spki_der).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class AuditNode:
+class AuditNode(Struct, frozen=True):
     """The hash of a complete perfect subtree; `level` is one of NODE_LEVELS."""
 
     level: int
@@ -92,8 +91,7 @@ def grown(tree: merkle.Frontier, leaves: Iterable[bytes]) -> tuple[merkle.Fronti
     return tree.appended(leaves, whole), tuple(nodes)
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(Struct, frozen=True):
     """A head with the state needed to append to its tree."""
 
     head: TreeHead

@@ -7,9 +7,10 @@ check_path(proof)  # the row is in the head's tree; verify the head's signature 
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
 
 from fleet.domain import merkle
 from fleet.domain.audit_log import TreeHead, leaf_data
@@ -29,8 +30,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """Row `seq` is `entry`, the leaf of index seq - 1 in the tree of `head`."""
 
     seq: int

@@ -1,13 +1,13 @@
 """External authorization of a first certificate: the webhook's request and its verdict."""
 
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.device import Tags
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct, frozen=True):
     """Request to authorize a first certificate, after all checks of our own have passed."""
 
     id: str
@@ -23,8 +23,7 @@ class Question:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     allow: bool
     reason: str = ""
     """For the audit; not sent to the device."""

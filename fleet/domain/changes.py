@@ -3,15 +3,15 @@
 The services build a Change; a registry commits it in one transaction, and many of them in one fsync.
 """
 
-from dataclasses import dataclass, field
 from datetime import datetime
+
+from msgspec import Struct, field
 
 from fleet.domain.access import Act
 from fleet.domain.writes import Write
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
+class AuditEntry(Struct, frozen=True):
     """Who did what, to what, by what right, and how it ended. Never holds a secret."""
 
     at: datetime
@@ -32,8 +32,7 @@ def made_by(act: Act, action: str, subject: str, **detail: str) -> AuditEntry:
     return AuditEntry(act.now, act.actor, action, subject, "ok", act.address, detail)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRow:
+class AuditRow(Struct, frozen=True):
     """An entry of the audit with its number, and the leaf hash computed when it was written."""
 
     seq: int
@@ -67,8 +66,7 @@ class EventKind:
     """subject: name of a manufacturer's CA; detail: "added" or "removed"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One entry of the change feed."""
 
     kind: str
@@ -78,8 +76,7 @@ class Event:
     """Assigned by the registry; 0 until then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """All of it is committed, or none. A Change with no writes records a refusal."""
 
     audit: AuditEntry

@@ -4,8 +4,9 @@ One dismantled device yields the key of the whole batch. So a claim has a model,
 it into quarantine until an operator releases it.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 TAKEOVERS_MAX = 5  # a reflashed device requests its own id again once or twice; more attempts are guesses
 
@@ -19,8 +20,7 @@ TAKEOVERS = frozenset({"already-enrolled", "not-your-key", "device-suspended", "
 """Refusal codes of requests for an identity that another device holds: too many of them cause a quarantine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     name: str
     model: str
     quota: int

@@ -1,8 +1,9 @@
 """Issued certificates, and the tokens and stations that authorize enrollment."""
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.device import DeviceId
 
@@ -28,8 +29,7 @@ USABLE = frozenset({CredentialState.ISSUED, CredentialState.ACTIVE})
 """States in which a certificate authenticates its holder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Struct, frozen=True):
     """One issued certificate. `holder` is the device id, or the station's, operator's or claim's name."""
 
     fingerprint: bytes
@@ -49,8 +49,7 @@ class Credential:
     """The right it was issued by, as in the audit: "token 3f2a...", "station st1", "certificate 5d..."."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyUse:
+class KeyUse(Struct, frozen=True):
     """A present or former holder of a certificate for some key, and the certificate's state."""
 
     kind: CredentialKind
@@ -58,8 +57,7 @@ class KeyUse:
     state: CredentialState
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """A bearer token for a first certificate: for one device, or for new devices of one model.
 
     Only the SHA-256 of the secret is stored. Exactly one of `device_id` and `model` is set.
@@ -93,8 +91,7 @@ def day_of(now: datetime) -> int:
     return int(now.timestamp()) // DAY_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class Station:
+class Station(Struct, frozen=True):
     """A factory station: a registration authority restricted to the models named."""
 
     name: str

@@ -2,9 +2,10 @@
 
 import enum
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NewType
+
+from msgspec import Struct
 
 from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
@@ -103,8 +104,7 @@ NEXT: dict[DeviceState, frozenset[DeviceState]] = {
 """Allowed transitions. None leads out of REVOKED or RETIRED back to service."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Struct, frozen=True):
     """A device model: its certificates' profile and its topic policy.
 
     `publish` and `subscribe` are MQTT topic filters in which `{id}` and `{model}` are replaced by the device's.
@@ -126,8 +126,7 @@ Tags = tuple[tuple[str, str], ...]
 """(key, value) of each tag, sorted by key; no key twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     id: DeviceId
     model: str
     state: DeviceState
@@ -143,8 +142,7 @@ class Device:
     """Revision number for optimistic concurrency control."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFilter:
+class DeviceFilter(Struct, frozen=True):
     """Selects the devices that match every field given."""
 
     model: str | None = None
@@ -158,8 +156,7 @@ class DeviceFilter:
 EVERY_DEVICE = DeviceFilter()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Position after which the next page of devices begins."""
 
     id: str = ""

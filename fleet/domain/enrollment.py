@@ -7,8 +7,10 @@ An IssuanceContext holds every fact that the checks need; checks never fetch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import CredentialKind, CredentialState, Station
@@ -19,8 +21,7 @@ from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 
 
-@dataclass(frozen=True, slots=True)
-class IssuePermit:
+class IssuePermit(Struct, frozen=True):
     """Permission to issue one certificate. Only the functions `permit_…` make one."""
 
     kind: CredentialKind

@@ -7,7 +7,8 @@ fleet/ERRORS.md; a test keeps the two equal, and proves that no other code is ra
 """
 
 import sys
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 # One code a line: code | HTTP statuses, by operation | meaning | advice
 _TABLE = """\
@@ -298,8 +299,7 @@ This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorCode:
+class ErrorCode(Struct, frozen=True):
     """One stable code. `statuses`: the HTTP statuses it is sent with, by operation."""
 
     code: str

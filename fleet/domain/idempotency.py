@@ -1,13 +1,13 @@
 """Stored responses of requests with an idempotency key: a repeated request gets the same response."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 ANSWER_KEPT = timedelta(hours=24)  # a client that lost a response repeats its request within minutes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The response to the request of `actor` with the idempotency key `key`."""
 
     actor: str

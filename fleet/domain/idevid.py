@@ -4,14 +4,14 @@ An IDevID is not issued by the fleet: it authorizes a first enrollment and nothi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.device import HARDWARE_SERIAL, DeviceId
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
+class Anchor(Struct, frozen=True):
     """A trust anchor: a manufacturer's CA, imported for some models."""
 
     name: str
@@ -22,8 +22,7 @@ class Anchor:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class IdevidCertificate:
+class IdevidCertificate(Struct, frozen=True):
     """The device's identity in an IDevID certificate."""
 
     fingerprint: bytes
@@ -37,8 +36,7 @@ IdevidReader = Callable[[bytes], IdevidCertificate]
 """From a certificate's DER. Raises: Invalid (`bad-idevid`): it has no serial, or is malformed."""
 
 
-@dataclass(frozen=True, slots=True)
-class IdevidBinding:
+class IdevidBinding(Struct, frozen=True):
     """Permanent binding of an IDevID to the device that enrolled with it."""
 
     key_sha256: bytes

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from msgspec import Struct
+
 from fleet.domain.credential import Credential, CredentialState, KeyUse
 from fleet.domain.device import Device, DeviceId, Model, device_id
 from fleet.domain.errors import Invalid
@@ -19,8 +21,7 @@ COMMON_NAME = "2.5.4.3"
 SERIAL_NUMBER = "2.5.4.5"
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(Struct, frozen=True):
     """Subject and subjectAltName as plain values, comparable between a CSR and a certificate."""
 
     subject: tuple[tuple[str, str], ...] = ()
@@ -109,8 +110,7 @@ class Grant(Protocol):
         """Writes that use the grant up, in the transaction that records the certificate."""
 
 
-@dataclass(frozen=True, slots=True)
-class IssuanceContext:
+class IssuanceContext(Struct, frozen=True):
     """One certificate request with all facts about it."""
 
     request: EnrollmentRequest

@@ -4,12 +4,12 @@ The same Write, TakeLease, acquires, renews and checks it. In one Change with ot
 has lost the lease, suspended or partitioned, changes nothing.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+
+class Lease(Struct, frozen=True):
     """`owner` has the exclusive right to `name` until `expires_at`."""
 
     name: str

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fleet.domain.device import Device, DeviceId, Tags
 from fleet.domain.errors import Invalid, Refused
@@ -10,8 +11,7 @@ from fleet.domain.errors import Invalid, Refused
 KEY_HASH_SIZE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestRow:
+class ManifestRow(Struct, frozen=True):
     """One validated row of an imported file."""
 
     device_id: DeviceId
@@ -29,8 +29,7 @@ class ManifestRow:
         return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestEntry:
+class ManifestEntry(Struct, frozen=True):
     """A row as stored in the registry."""
 
     device_id: DeviceId
@@ -55,16 +54,14 @@ def must_be_the_listed_key(entry: ManifestEntry | None, key_sha256: bytes) -> No
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ListedDevice:
+class ListedDevice(Struct, frozen=True):
     """A device registered by the manifest, with its entry."""
 
     device: Device
     entry: ManifestEntry
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestFacts:
+class ManifestFacts(Struct, frozen=True):
     """Existing records that match or conflict with some rows."""
 
     entries: tuple[ManifestEntry, ...]

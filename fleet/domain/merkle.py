@@ -9,7 +9,8 @@ Everything here is arithmetic on 32-byte SHA-256 values.
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 HASH_SIZE = 32
 SIZE_MAX = 1 << 62  # leaves; a path then has at most 62 hashes
@@ -29,8 +30,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Frontier:
+class Frontier(Struct, frozen=True):
     """A tree of `size` leaves, as the roots of its perfect subtrees, largest first: one for each 1 in `size`."""
 
     size: int = 0

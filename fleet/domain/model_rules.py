@@ -7,10 +7,12 @@ here is stored, shown and changed everywhere.
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
+from msgspec.structs import fields, replace
 
 from fleet.domain.errors import Invalid
 from fleet.domain.name_templates import check_dns_template, check_uri_template
@@ -58,8 +60,7 @@ EXTENDED_KEY_USAGES = {
 """What a device's certificate may be good for beside clientAuth, which every one has; never for a server."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionRules:
+class AdmissionRules(Struct, frozen=True):
     """Rules for the first certificate."""
 
     paths: tuple[AdmissionPath, ...] = (AdmissionPath.TOKEN, AdmissionPath.STATION)
@@ -69,8 +70,7 @@ class AdmissionRules:
     """An https URL called for external authorization of each first certificate; "" for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileRules:
+class ProfileRules(Struct, frozen=True):
     """Content of a certificate besides the device id."""
 
     extended_key_usages: tuple[str, ...] = ("clientAuth",)
@@ -91,8 +91,7 @@ class ProfileRules:
     """Whether a request must carry a channel binding (RFC 7030, 3.5)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Campaign:
+class Campaign(Struct, frozen=True):
     """A renewal campaign: certificates issued before `before` are renewed early, spread over some hours."""
 
     before: datetime
@@ -101,8 +100,7 @@ class Campaign:
     spread: timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class RenewalRules:
+class RenewalRules(Struct, frozen=True):
     """Rules for renewals."""
 
     key: RenewalKey = RenewalKey.ANY
@@ -111,8 +109,7 @@ class RenewalRules:
     campaign: Campaign | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRules:
+class ModelRules(Struct, frozen=True):
     tenant: str = ""
     """The tenant whose issuing CA signs; "" for the fleet's own."""
     former_tenants: tuple[str, ...] = ()
@@ -159,7 +156,7 @@ def rules_json(rules: ModelRules) -> dict[str, Any]:
     return shown
 
 
-def rules_of(given: Mapping[str, Any], old: ModelRules = ModelRules()) -> ModelRules:
+def rules_of(given: Mapping[str, Any], old: ModelRules = DEFAULT_RULES) -> ModelRules:
     """`old` updated by `given`, in the shape of `rules_json`; omitted members are unchanged.
 
     Raises: Invalid (`bad-rule`): an unknown name or an invalid value.

@@ -1,9 +1,10 @@
 """Ports: interfaces that the services consume, implemented by `storage`, `ca` and test fakes."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from fleet.domain.enrollment import IssuePermit
 
 
-@dataclass(frozen=True, slots=True)
-class EnrollmentFacts:
+class EnrollmentFacts(Struct, frozen=True):
     """All records needed for a first enrollment, from one consistent read in one round trip."""
 
     device: Device | None
@@ -35,8 +35,7 @@ class EnrollmentFacts:
     """Every holder of a certificate for the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class HolderFacts:
+class HolderFacts(Struct, frozen=True):
     """A certificate's holder, with its current state."""
 
     credential: Credential

@@ -8,14 +8,14 @@ with a full bucket again. That is the price of bounded memory; connections from 
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 KEYS_MAX = 100_000  # about 15 MB
 BURST_SECONDS = 10.0  # burst allowed after an idle time, in seconds of the rate
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimits:
+class RateLimits(Struct, frozen=True):
     """Rates per second, beyond which the response is 429; 0 for no limit."""
 
     address_per_second: float = 100.0

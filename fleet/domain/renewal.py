@@ -4,8 +4,9 @@ RFC 9773).
 A certificate's position in the fleet's spread is derived from its fingerprint, so the window is stable.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.credential import Credential
 from fleet.domain.model_rules import Campaign
@@ -16,8 +17,7 @@ WINDOW_LENGTH = 0.05  # of the lifetime, for each: a fifth remains for outages
 CAMPAIGN_LENGTH = 0.05  # of the campaign's spread
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """Renew at a random time in [start, end); at once when that has passed."""
 
     start: datetime

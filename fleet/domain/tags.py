@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from fleet.domain.device import Device, Tags, plain_name
 from fleet.domain.errors import Invalid
@@ -20,8 +22,7 @@ TAG_KEY = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
 _KEY = re.compile(TAG_KEY)
 
 
-@dataclass(frozen=True, slots=True)
-class Retag:
+class Retag(Struct, frozen=True):
     """A change of a device's tags and groups: set, removed, the rest unchanged."""
 
     tags: Tags = ()
@@ -33,7 +34,7 @@ class Retag:
 
     def __post_init__(self) -> None:
         """Raises: Invalid: `bad-tag`, `bad-name`, `tag-twice`, `nothing-to-tag`."""
-        object.__setattr__(self, "tags", checked_tags(self.tags))
+        force_setattr(self, "tags", checked_tags(self.tags))
         for key in self.remove:
             tag_key(key)
         for group in (*self.join, *self.leave):

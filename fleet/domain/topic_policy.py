@@ -6,7 +6,8 @@ refusal.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fleet.domain.device import Device, Model
 from fleet.domain.errors import Invalid
@@ -69,8 +70,7 @@ def widened(old: Sequence[str], new: Sequence[str]) -> str:
     return next((each for each in new if not any(covers(outer, each) for outer in old)), "")
 
 
-@dataclass(frozen=True, slots=True)
-class TopicPolicy:
+class TopicPolicy(Struct, frozen=True):
     """The filters of one device, with its id and model filled in."""
 
     publish: tuple[str, ...]

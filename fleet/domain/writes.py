@@ -4,8 +4,9 @@ Each write names what must still be true; one whose condition no longer holds ra
 happens.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
@@ -18,15 +19,13 @@ from fleet.domain.lease import Lease
 from fleet.domain.manifest import ListedDevice
 
 
-@dataclass(frozen=True, slots=True)
-class AddModel:
+class AddModel(Struct, frozen=True):
     """Conflict when the name is taken."""
 
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
-class SetModel:
+class SetModel(Struct, frozen=True):
     """Replace the model of this name; its revision becomes one higher. Conflict when there is no such model, or when
     `model.revision` is not its revision: it was changed since it was read.
     """
@@ -34,15 +33,13 @@ class SetModel:
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
-class AddDevice:
+class AddDevice(Struct, frozen=True):
     """Conflict when the id is taken."""
 
     device: Device
 
 
-@dataclass(frozen=True, slots=True)
-class MoveDevice:
+class MoveDevice(Struct, frozen=True):
     """Change the device's state. Conflict when it is in none of the states `allowed`, or not of `revision` when one is
     given.
     """
@@ -55,8 +52,7 @@ class MoveDevice:
     revision: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TagDevice:
+class TagDevice(Struct, frozen=True):
     """Replace the device's tags and groups. Conflict when there is no such device, or when it is not of `revision`."""
 
     device_id: DeviceId
@@ -68,15 +64,13 @@ class TagDevice:
 DeviceWrite = AddModel | SetModel | AddDevice | MoveDevice | TagDevice
 
 
-@dataclass(frozen=True, slots=True)
-class AddCredential:
+class AddCredential(Struct, frozen=True):
     """Conflict when the fingerprint or the serial is taken, or when its key is another holder's or was revoked."""
 
     credential: Credential
 
 
-@dataclass(frozen=True, slots=True)
-class MarkUsed:
+class MarkUsed(Struct, frozen=True):
     """Move the credential from ISSUED to ACTIVE; every usable credential that its holder was issued before becomes
     SUPERSEDED. Conflict when it is neither ISSUED nor ACTIVE any more.
     """
@@ -84,8 +78,7 @@ class MarkUsed:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EndUnused:
+class EndUnused(Struct, frozen=True):
     """Every credential of the holder that was issued by `grant` and never used becomes SUPERSEDED. Conflict when the
     newest of them is not `newest`: the same request, sent twice, has been answered in the meantime.
     """
@@ -97,37 +90,32 @@ class EndUnused:
     """Its fingerprint; None when there was none."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndCredentials:
+class EndCredentials(Struct, frozen=True):
     """Each of these that is usable becomes SUPERSEDED; one that is unknown or has ended is left as it is."""
 
     fingerprints: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RevokeCredentials:
+class RevokeCredentials(Struct, frozen=True):
     """Every credential of the holder becomes REVOKED. `kind` tells a station from a device of the same name."""
 
     kind: str
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class AddToken:
+class AddToken(Struct, frozen=True):
     """Conflict when the id is taken."""
 
     token: Token
 
 
-@dataclass(frozen=True, slots=True)
-class SpendToken:
+class SpendToken(Struct, frozen=True):
     """Count one use. Conflict when the token is revoked or has no use left: a race that only the registry settles."""
 
     token_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RevokeToken:
+class RevokeToken(Struct, frozen=True):
     """Conflict when it does not exist or is revoked already."""
 
     token_id: str
@@ -139,29 +127,25 @@ CredentialWrite = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AddClaim:
+class AddClaim(Struct, frozen=True):
     """Conflict when the name is taken."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
-class SpendClaim:
+class SpendClaim(Struct, frozen=True):
     """Count one use. Conflict when the claim is revoked or in quarantine, or has no use left."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CountTakeover:
+class CountTakeover(Struct, frozen=True):
     """Count one request of the claim for an identity that another device holds."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineClaim:
+class QuarantineClaim(Struct, frozen=True):
     """Conflict when it is in quarantine already, or revoked."""
 
     name: str
@@ -169,15 +153,13 @@ class QuarantineClaim:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseClaim:
+class ReleaseClaim(Struct, frozen=True):
     """End its quarantine and reset its takeovers. Conflict when it is not in quarantine, or revoked."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class RevokeClaim:
+class RevokeClaim(Struct, frozen=True):
     """Conflict when it does not exist or is revoked already."""
 
     name: str
@@ -187,45 +169,39 @@ class RevokeClaim:
 ClaimWrite = AddClaim | SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
 
 
-@dataclass(frozen=True, slots=True)
-class AddStation:
+class AddStation(Struct, frozen=True):
     """Conflict when the name is taken."""
 
     station: Station
 
 
-@dataclass(frozen=True, slots=True)
-class SetStation:
+class SetStation(Struct, frozen=True):
     """Set the station's daily quota. Conflict when there is no such station."""
 
     name: str
     quota: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpendStation:
+class SpendStation(Struct, frozen=True):
     """Count one certificate on `day`. Conflict when the station's quota for that day has been reached."""
 
     name: str
     day: int
 
 
-@dataclass(frozen=True, slots=True)
-class AddAnchor:
+class AddAnchor(Struct, frozen=True):
     """Conflict when the name or the certificate is taken."""
 
     anchor: Anchor
 
 
-@dataclass(frozen=True, slots=True)
-class DropAnchor:
+class DropAnchor(Struct, frozen=True):
     """Conflict when there is none of this name. Devices enrolled by it stay enrolled, and bound."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class BindIdevid:
+class BindIdevid(Struct, frozen=True):
     """Bind the key of an IDevID to a device. Conflict when the key is another device's, the device has another key, or
     the anchor has been removed.
     """
@@ -236,8 +212,7 @@ class BindIdevid:
 AdmissionWrite = ClaimWrite | AddStation | SetStation | SpendStation | AddAnchor | DropAnchor | BindIdevid
 
 
-@dataclass(frozen=True, slots=True)
-class ImportDevices:
+class ImportDevices(Struct, frozen=True):
     """Register all of these, each with its manifest entry. Conflict when one of them exists already, or has the serial
     or the key of another.
     """
@@ -245,8 +220,7 @@ class ImportDevices:
     devices: tuple[ListedDevice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AddRequest:
+class AddRequest(Struct, frozen=True):
     """Add a pending request; requests that have expired by its `first_seen` are deleted first. Conflict when it exists
     already, or when as many as `limits` allow are pending.
     """
@@ -255,8 +229,7 @@ class AddRequest:
     limits: WaitingLimits
 
 
-@dataclass(frozen=True, slots=True)
-class TouchRequest:
+class TouchRequest(Struct, frozen=True):
     """Record that it was sent `asked` times more, last at `at` from `address`. No conflict when it is gone."""
 
     request_id: str
@@ -265,8 +238,7 @@ class TouchRequest:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class DecideRequest:
+class DecideRequest(Struct, frozen=True):
     """Move the request to `to`, and its expiry to `expires_at`. An approval denies every other pending request for its
     device id. Conflict when its state forbids it, when it is not of `revision` if one is given, or when another request
     for the device id has been approved.
@@ -281,15 +253,13 @@ class DecideRequest:
     revision: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CollectRequest:
+class CollectRequest(Struct, frozen=True):
     """From APPROVED to ISSUED. Conflict when it is not approved any more: a race that only the registry settles."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class DropRequests:
+class DropRequests(Struct, frozen=True):
     """Delete every request that has expired at `now`."""
 
     now: datetime
@@ -298,29 +268,25 @@ class DropRequests:
 RequestWrite = AddRequest | TouchRequest | DecideRequest | CollectRequest | DropRequests
 
 
-@dataclass(frozen=True, slots=True)
-class AddOperator:
+class AddOperator(Struct, frozen=True):
     """Conflict when the name is taken."""
 
     operator: Operator
 
 
-@dataclass(frozen=True, slots=True)
-class AddAnswer:
+class AddAnswer(Struct, frozen=True):
     """Keep the answer to a request with an idempotency key. Conflict when its actor has used the key already."""
 
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class DropAnswers:
+class DropAnswers(Struct, frozen=True):
     """Delete every answer given before `before`."""
 
     before: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class TakeLease:
+class TakeLease(Struct, frozen=True):
     """Take or renew `lease`. Conflict when another owner's has not expired at `now`, unless taken `by_force`."""
 
     lease: Lease
@@ -331,8 +297,7 @@ class TakeLease:
 AdminWrite = AddOperator | AddAnswer | DropAnswers | TakeLease
 
 
-@dataclass(frozen=True, slots=True)
-class DropCredentials:
+class DropCredentials(Struct, frozen=True):
     """Delete these certificates, which have been archived; the keys of revoked ones stay barred. Conflict when one has
     not expired at `now`.
     """
@@ -341,8 +306,7 @@ class DropCredentials:
     now: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class DropAudit:
+class DropAudit(Struct, frozen=True):
     """Delete audit rows up to `upto`, which have been archived. Conflict when they are not all sealed, or when `upto`
     is not a multiple of 256, so that a whole subtree's hash would be lost.
     """
@@ -350,8 +314,7 @@ class DropAudit:
     upto: int
 
 
-@dataclass(frozen=True, slots=True)
-class DropEvents:
+class DropEvents(Struct, frozen=True):
     """Delete events up to `upto`; the newest one always stays."""
 
     upto: int

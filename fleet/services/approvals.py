@@ -4,8 +4,10 @@ A waiting client has presented nothing but a key, and anybody can generate keys:
 limited, and a repeated one fills at most one audit row a minute.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import (

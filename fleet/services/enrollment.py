@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 
+from msgspec import structs
+
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
@@ -212,7 +214,7 @@ class Attempt:
         if key_generator is not None:
             spki_der, key_sha256 = await key_generator.make(context.request.key_type)
             request = replace(context.request, spki_der=spki_der, key_sha256=key_sha256)
-            context = replace(context, request=request)
+            context = structs.replace(context, request=request)
             permit = permit_enrollment(context)
         earned = issued_before(context)
         if earned is not None:

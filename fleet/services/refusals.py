@@ -7,9 +7,11 @@ counters have every refusal; the audit needs the fact, the source and the time.
 
 import ipaddress
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
+
+from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry
 from fleet.domain.ports import Registry

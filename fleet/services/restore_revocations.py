@@ -6,7 +6,9 @@ resumed after the backup need a new token, or are resumed by hand.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState

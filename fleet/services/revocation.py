@@ -4,8 +4,9 @@ Each move is one Change: the state, the credentials, the audit row, and the even
 session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 """
 
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by

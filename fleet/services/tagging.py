@@ -1,7 +1,8 @@
 """Tags and groups: labels by which people find devices, and by which bulk acts mean them."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by

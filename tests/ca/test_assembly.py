@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import structs
 
 from fleet.ca import issuer as issuer_module
 from fleet.ca import lints, tbs
@@ -31,12 +32,12 @@ def test_what_the_issuer_assembles_is_what_was_expected(
     """The comparison is in use for each kind of certificate, not only the lints behind it."""
     expected = ExpectedAssembly(issuing[0])
     permit = permit_for(KEYS[key], now, PROFILES[profile])
-    for each in (permit, replace(permit, hardware_serial="")):
+    for each in (permit, structs.replace(permit, hardware_serial="")):
         assert expected.matches(issuer.issue(each, now).der, each)
     for kind in (CredentialKind.STATION, CredentialKind.CLAIM):
-        by_hand = replace(permit, kind=kind, holder="line-1", hardware_serial="")
+        by_hand = structs.replace(permit, kind=kind, holder="line-1", hardware_serial="")
         assert expected.matches(issuer.issue(by_hand, now).der, by_hand)
-    operator = replace(permit, kind=CredentialKind.OPERATOR, holder="bob", hardware_serial="")
+    operator = structs.replace(permit, kind=CredentialKind.OPERATOR, holder="bob", hardware_serial="")
     assert expected.matches(LocalIssuer(*issuing, OPERATORS).issue(operator, now).der, operator)
 
 
@@ -44,7 +45,7 @@ def test_what_the_issuer_assembles_is_what_was_expected(
 def test_a_permit_without_client_authentication_is_left_to_the_lints(
     issuer: LocalIssuer, permit: IssuePermit, now: datetime, usages: tuple[str, ...]
 ) -> None:
-    odd = replace(permit, profile=replace(permit.profile, extended_key_usages=usages))
+    odd = structs.replace(permit, profile=structs.replace(permit.profile, extended_key_usages=usages))
     with pytest.raises((lints.LintFailed, ValueError)):
         issuer.issue(odd, now)
 
@@ -57,7 +58,7 @@ def test_a_key_that_is_written_in_another_way_is_left_to_the_lints(
     )
     spki = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + point
     with pytest.raises(lints.LintFailed):
-        issuer.issue(replace(permit, spki_der=spki, key_sha256=hashlib.sha256(spki).digest()), now)
+        issuer.issue(structs.replace(permit, spki_der=spki, key_sha256=hashlib.sha256(spki).digest()), now)
 
 
 def test_whatever_matches_passes_every_lint(issuer: LocalIssuer, issuing: Certified, now: datetime) -> None:
@@ -180,7 +181,7 @@ def test_no_certificate_names_another_issuer(issuer: LocalIssuer, permit: IssueP
 
 def test_a_long_organisation_is_compared_as_well(issuer: LocalIssuer, issuing: Certified, now: datetime) -> None:
     """In UTF-8 it takes more octets than a length of one octet can say."""
-    permit = permit_for(KEYS["EC-P256"], now, replace(PROFILES["usual"], organisation="€" * 64))
+    permit = permit_for(KEYS["EC-P256"], now, structs.replace(PROFILES["usual"], organisation="€" * 64))
     assert ExpectedAssembly(issuing[0]).matches(issuer.issue(permit, now).der, permit)
 
 
@@ -202,11 +203,11 @@ def test_years_from_2050_on_are_left_to_the_lints() -> None:
     """RFC 5280, 4.1.2.5: GeneralizedTime from then on; a UTCTime would say 1953."""
     then = datetime(2045, 3, 1, tzinfo=UTC)
     issuing = create_issuing("Late", *create_root("Late", then), then)
-    permit = replace(permit_for(KEYS["EC-P256"], then), not_after=then + timedelta(days=8 * 365))
+    permit = structs.replace(permit_for(KEYS["EC-P256"], then), not_after=then + timedelta(days=8 * 365))
     credential = LocalIssuer(*issuing).issue(permit, then)
     assert not ExpectedAssembly(issuing[0]).matches(credential.der, permit)
     assert x509.load_der_x509_certificate(credential.der).not_valid_after_utc == permit.not_after
-    sooner = replace(permit, not_after=datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC))
+    sooner = structs.replace(permit, not_after=datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC))
     assert ExpectedAssembly(issuing[0]).matches(LocalIssuer(*issuing).issue(sooner, then).der, sooner)
 
 
@@ -215,8 +216,8 @@ def test_a_validity_outside_the_permits_does_not_match(
 ) -> None:
     der, expected = issuer.issue(permit, now).der, ExpectedAssembly(issuing[0])
     assert expected.matches(der, permit)
-    assert not expected.matches(der, replace(permit, not_after=permit.not_after - HOUR))
-    assert not expected.matches(der, replace(permit, not_before=permit.not_before + HOUR))
-    assert not expected.matches(der, replace(permit, not_before=permit.not_before - HOUR))
-    assert not expected.matches(der, replace(permit, key_sha256=b"x" * 32))
-    assert not expected.matches(der, replace(permit, holder="cam 7"))
+    assert not expected.matches(der, structs.replace(permit, not_after=permit.not_after - HOUR))
+    assert not expected.matches(der, structs.replace(permit, not_before=permit.not_before + HOUR))
+    assert not expected.matches(der, structs.replace(permit, not_before=permit.not_before - HOUR))
+    assert not expected.matches(der, structs.replace(permit, key_sha256=b"x" * 32))
+    assert not expected.matches(der, structs.replace(permit, holder="cam 7"))

@@ -3,13 +3,13 @@
 import hashlib
 import shutil
 import subprocess
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec.structs import replace
 
 from fleet.ca.head_signer import LocalHeadSigner, check_head, read_head_key
 from fleet.ca.keys import generate_key

@@ -1,7 +1,6 @@
 import hashlib
 import shutil
 import subprocess
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
+from msgspec.structs import replace
 
 from fleet.ca.authority import Certified, create_issuing, create_operators, create_root
 from fleet.ca.issuer import OPERATORS, LocalIssuer

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, m
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import structs
 
 from fleet.ca import lints
 from fleet.ca.authority import Certified
@@ -69,7 +70,7 @@ def purposes(*oids: x509.ObjectIdentifier) -> Extension:
 
 @pytest.fixture
 def permit(permit: IssuePermit) -> IssuePermit:
-    return replace(permit, hardware_serial="")
+    return structs.replace(permit, hardware_serial="")
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_weak_key_stays_here_even_when_it_was_permitted(
 ) -> None:
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).digest()
-    permitted = replace(permit, spki_der=spki, key_sha256=digest)
+    permitted = structs.replace(permit, spki_der=spki, key_sha256=digest)
     draft = replace(right, spki=spki, own=(x509.SubjectKeyIdentifier(digest[:20]), False))
     with pytest.raises(lints.LintFailed, match="key_is_strong"):
         lints.check(draft.sign(issuing[1]), permitted, issuing[0])
@@ -178,7 +179,7 @@ def test_a_name_out_of_the_charset_stays_here_even_when_it_was_permitted(
 ) -> None:
     draft = replace(right, subject=name((NameOID.COMMON_NAME, holder)))
     with pytest.raises(lints.LintFailed, match="subject_is_plain_text"):
-        lints.check(draft.sign(issuing[1]), replace(permit, holder=holder), issuing[0])
+        lints.check(draft.sign(issuing[1]), structs.replace(permit, holder=holder), issuing[0])
 
 
 HARDWARE = alt_name(f"HW:{HARDWARE_TYPE}:{b'SN1'.hex()}")
@@ -199,8 +200,8 @@ ELSE = [
 def test_the_san_holds_what_the_profile_says_and_nothing_else(
     right: Draft, permit: IssuePermit, issuing: Certified, issuer: LocalIssuer, now: datetime
 ) -> None:
-    profile = replace(permit.profile, dns_name="{id}.example.com", uris=("urn:example:{model}:{id}",))
-    known = replace(permit, hardware_serial="SN1", model="cam", profile=profile)
+    profile = structs.replace(permit.profile, dns_name="{id}.example.com", uris=("urn:example:{model}:{id}",))
+    known = structs.replace(permit, hardware_serial="SN1", model="cam", profile=profile)
     lints.check(x509.load_der_x509_certificate(issuer.issue(known, now).der), known, issuing[0])
     subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, "SN1"))
     whole = replace(right, subject=subject, more=((x509.SubjectAlternativeName(NAMES), False),))
@@ -216,14 +217,18 @@ def test_the_san_holds_what_the_profile_says_and_nothing_else(
 
 def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
     mail = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.4")
-    both = replace(permit, profile=replace(permit.profile, extended_key_usages=("clientAuth", "emailProtection")))
+    both = structs.replace(
+        permit, profile=structs.replace(permit.profile, extended_key_usages=("clientAuth", "emailProtection"))
+    )
     draft = replace(right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, mail))
     lints.check(draft.sign(issuing[1]), both, issuing[0])
     for certificate, permitted in ((draft, permit), (right, both)):
         with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
             lints.check(certificate.sign(issuing[1]), permitted, issuing[0])
     # A profile that came to say so all the same would still make no server of a device.
-    server = replace(permit, profile=replace(permit.profile, extended_key_usages=("clientAuth", "serverAuth")))
+    server = structs.replace(
+        permit, profile=structs.replace(permit.profile, extended_key_usages=("clientAuth", "serverAuth"))
+    )
     with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
         lints.check(
             replace(right, purposes=purposes(ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)).sign(
@@ -236,7 +241,7 @@ def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, 
 
 def test_a_device_is_no_station(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
     with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
-        lints.check(right.sign(issuing[1]), replace(permit, kind=CredentialKind.STATION), issuing[0])
+        lints.check(right.sign(issuing[1]), structs.replace(permit, kind=CredentialKind.STATION), issuing[0])
 
 
 @pytest.mark.parametrize(("bits", "is_right"), [(0, False), (152, False), (153, True), (159, True), (160, False)])
@@ -346,7 +351,7 @@ def test_no_other_key_usage_is_let_through(right: Draft, permit: IssuePermit, is
 def test_a_hardware_name_of_another_form_stays_here(
     right: Draft, permit: IssuePermit, issuing: Certified, value: str
 ) -> None:
-    known = replace(permit, hardware_serial="SN1")
+    known = structs.replace(permit, hardware_serial="SN1")
     subject = name((NameOID.COMMON_NAME, "cam-7"), (NameOID.SERIAL_NUMBER, "SN1"))
 
     def draft(encoded: bytes) -> Draft:
@@ -369,7 +374,7 @@ def test_a_hardware_serial_has_at_most_64_characters(
     except ValueError:
         pytest.skip("the library refuses such a subject itself")
     draft = replace(right, subject=subject, more=((x509.SubjectAlternativeName([hardware]), False),))
-    known = replace(permit, hardware_serial=serial)
+    known = structs.replace(permit, hardware_serial=serial)
     if length <= 64:
         lints.check(draft.sign(issuing[1]), known, issuing[0])
     else:
@@ -379,16 +384,18 @@ def test_a_hardware_serial_has_at_most_64_characters(
 
 @pytest.mark.parametrize(("organisation", "is_right"), [("A" * 64, True), ("A" * 65, False), ("A\u202eB", False)])
 def test_an_organisation_is_plain_text(permit: IssuePermit, organisation: str, is_right: bool) -> None:
-    profile = replace(permit.profile, organisation=organisation)
-    assert lints.is_plain_subject(replace(permit, profile=profile)) is is_right
-    assert lints.is_plain_subject(replace(permit, hardware_serial="SN_1")) is False
+    profile = structs.replace(permit.profile, organisation=organisation)
+    assert lints.is_plain_subject(structs.replace(permit, profile=profile)) is is_right
+    assert lints.is_plain_subject(structs.replace(permit, hardware_serial="SN_1")) is False
 
 
 def test_a_subject_with_two_attributes_in_one_rdn_stays_here(
     right: Draft, permit: IssuePermit, issuing: Certified
 ) -> None:
     both = [x509.NameAttribute(NameOID.COMMON_NAME, "cam-7"), x509.NameAttribute(NameOID.SERIAL_NUMBER, "SN1")]
-    known = replace(permit, hardware_serial="SN1", profile=replace(permit.profile, hardware_module_name=False))
+    known = structs.replace(
+        permit, hardware_serial="SN1", profile=structs.replace(permit.profile, hardware_module_name=False)
+    )
     flat = replace(right, subject=x509.Name(both))
     lints.check(flat.sign(issuing[1]), known, issuing[0])
     joined = replace(right, subject=x509.Name([x509.RelativeDistinguishedName(both)]))
@@ -397,11 +404,11 @@ def test_a_subject_with_two_attributes_in_one_rdn_stays_here(
 
 
 def test_an_organisation_is_a_devices_alone(permit: IssuePermit) -> None:
-    of_acme = replace(permit, profile=replace(permit.profile, organisation="Acme"))
+    of_acme = structs.replace(permit, profile=structs.replace(permit.profile, organisation="Acme"))
     assert [value for _, value in lints.expected_subject(of_acme)] == ["Acme", "cam-7"]
     for kind in (CredentialKind.STATION, CredentialKind.OPERATOR, CredentialKind.CLAIM):
-        assert [value for _, value in lints.expected_subject(replace(of_acme, kind=kind))] == ["cam-7"]
-        assert lints.expected_alt_names(replace(of_acme, kind=kind, hardware_serial="SN1")) == []
+        assert [value for _, value in lints.expected_subject(structs.replace(of_acme, kind=kind))] == ["cam-7"]
+        assert lints.expected_alt_names(structs.replace(of_acme, kind=kind, hardware_serial="SN1")) == []
 
 
 def test_the_extended_key_usages_of_each_kind(permit: IssuePermit) -> None:
@@ -413,12 +420,14 @@ def test_the_extended_key_usages_of_each_kind(permit: IssuePermit) -> None:
         CredentialKind.OPERATOR: (client,),
     }
     for kind, usages in kinds.items():
-        assert lints.expected_usages(replace(permit, kind=kind)) == usages
-    every = replace(permit, profile=replace(permit.profile, extended_key_usages=tuple(EXTENDED_KEY_USAGES)))
+        assert lints.expected_usages(structs.replace(permit, kind=kind)) == usages
+    every = structs.replace(
+        permit, profile=structs.replace(permit.profile, extended_key_usages=tuple(EXTENDED_KEY_USAGES))
+    )
     assert lints.expected_usages(every) == tuple(EXTENDED_KEY_USAGES.values())
 
 
 def test_the_permits_hash_is_of_the_permits_key(permit: IssuePermit) -> None:
     assert lints.is_permitted_key(permit.spki_der, permit)
-    assert not lints.is_permitted_key(permit.spki_der, replace(permit, key_sha256=b"x" * 32))
+    assert not lints.is_permitted_key(permit.spki_der, structs.replace(permit, key_sha256=b"x" * 32))
     assert not lints.is_permitted_key(another_key(), permit)

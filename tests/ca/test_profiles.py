@@ -1,7 +1,6 @@
 """Certificates as a model's profile wants them, read by a decoder that is not ours."""
 
 import time
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from asn1crypto import x509 as judge
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from msgspec.structs import replace
 
 from fleet.ca.issuer import LocalIssuer
 from fleet.domain.errors import Refused

@@ -1,11 +1,11 @@
 """The agent against models that change: every kind of key it makes, renewed, and names that come and go."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from cryptography import x509
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.model_rules import rules_of

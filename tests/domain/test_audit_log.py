@@ -1,10 +1,10 @@
 """Every edit of a row is found, and the first bad row is named."""
 
 import hashlib
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.audit_log import NODE_LEVELS, grown, head_data, leaf_data, leaf_of, sound_leaves
 from fleet.domain.changes import AuditEntry, AuditRow

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from fleet.domain import enrollment
 from fleet.domain.access import Operator, Role
@@ -65,15 +66,15 @@ from tests.domain.test_enrollment_checks import (
 
 CLAIM = Claim("batch", "cam2", 2, 0, NOW - SECOND, NOW + SECOND)
 ENTRY = ManifestEntry(DeviceId("cam-7"), "cam2", "SN1", None, b"row")
-LISTED = replace(ENTRY, key_sha256=REQUEST.key_sha256)
-ANOTHER_KEY = replace(ENTRY, key_sha256=b"x" * 32)
+LISTED = structs.replace(ENTRY, key_sha256=REQUEST.key_sha256)
+ANOTHER_KEY = structs.replace(ENTRY, key_sha256=b"x" * 32)
 MAKER = IdevidCertificate(b"m" * 32, b"n" * 32, ("SN1", "534e31"))
 BINDING = IdevidBinding(MAKER.key_sha256, DeviceId("cam-7"), MAKER.fingerprint, "acme", NOW)
 ANCHOR = Anchor("acme", ("cam2", "pump"), b"a" * 32, b"der", NOW)
 BY_CLAIM = ClaimGrant(CLAIM, CREDENTIAL)
 BY_IDEVID = IdevidGrant(ANCHOR, MAKER, ENTRY, (), "cam2")
 BY_MANIFEST = ManifestGrant(LISTED)
-BY_APPROVAL = ApprovalGrant(replace(ASKED, state=RequestState.APPROVED))
+BY_APPROVAL = ApprovalGrant(structs.replace(ASKED, state=RequestState.APPROVED))
 FIRST: dict[AdmissionPath, Grant] = {
     AdmissionPath.TOKEN: BY_TOKEN,
     AdmissionPath.STATION: BY_STATION,
@@ -87,7 +88,7 @@ FIRST: dict[AdmissionPath, Grant] = {
 def ruled(grant: Grant = BY_TOKEN, *, profile: ProfileRules | None = None, **rules: object) -> IssuanceContext:
     """A context of a model with these rules."""
     values = {**rules, **({"profile": profile} if profile is not None else {})}
-    return application(grant, model=replace(MODEL, rules=ModelRules(**values)))  # type: ignore[arg-type]
+    return application(grant, model=structs.replace(MODEL, rules=ModelRules(**values)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", AdmissionPath)
@@ -104,17 +105,17 @@ def test_a_binding_is_needed_where_the_model_says_so_but_not_from_a_station() ->
     check, bound = enrollment.binding_is_there, ProfileRules(binding=True)
     for is_bound in (None, True, False):
         request = replace(REQUEST, is_bound=is_bound)
-        assert code(check, replace(ruled(), request=request)) == ""
+        assert code(check, structs.replace(ruled(), request=request)) == ""
         wanted = "binding-missing" if is_bound is None else ""
-        assert code(check, replace(ruled(profile=bound), request=request)) == wanted
-        assert code(check, replace(ruled(BY_STATION, profile=bound), request=request)) == ""
+        assert code(check, structs.replace(ruled(profile=bound), request=request)) == wanted
+        assert code(check, structs.replace(ruled(BY_STATION, profile=bound), request=request)) == ""
 
 
 def test_keys_are_generated_only_where_the_model_allows_it() -> None:
     check, wanting = enrollment.keygen_is_open, replace(REQUEST, wants_key=True)
     assert code(check, ruled()) == ""
-    assert code(check, replace(ruled(), request=wanting)) == "keygen-not-open"
-    assert code(check, replace(ruled(profile=ProfileRules(server_keygen=True)), request=wanting)) == ""
+    assert code(check, structs.replace(ruled(), request=wanting)) == "keygen-not-open"
+    assert code(check, structs.replace(ruled(profile=ProfileRules(server_keygen=True)), request=wanting)) == ""
 
 
 CLIENT, MAIL, TLS_SERVER = (
@@ -140,12 +141,12 @@ def test_a_csr_chooses_among_the_models_usages(
     asked: tuple[str, ...] | None, wanted: str, given: tuple[str, ...]
 ) -> None:
     request = replace(REQUEST, extended_key_usages=asked)
-    chosen = replace(ruled(profile=BOTH), request=request)
+    chosen = structs.replace(ruled(profile=BOTH), request=request)
     assert code(enrollment.usages_are_allowed, chosen) == wanted
     if not wanted:
-        assert permit_enrollment(chosen).profile == replace(BOTH, extended_key_usages=given)
-    fixed = replace(BOTH, csr_extended_key_usages=False)
-    ignored = replace(ruled(profile=fixed), request=request)
+        assert permit_enrollment(chosen).profile == structs.replace(BOTH, extended_key_usages=given)
+    fixed = structs.replace(BOTH, csr_extended_key_usages=False)
+    ignored = structs.replace(ruled(profile=fixed), request=request)
     assert code(enrollment.usages_are_allowed, ignored) == ""
     assert permit_enrollment(ignored).profile == fixed
 
@@ -153,10 +154,10 @@ def test_a_csr_chooses_among_the_models_usages(
 @pytest.mark.parametrize("key", RenewalKey)
 def test_a_renewal_keeps_or_changes_its_key_by_the_models_rule(key: RenewalKey) -> None:
     check, rules = enrollment.key_is_renewed_by_the_rule, RenewalRules(key)
-    own = RenewalGrant(replace(CREDENTIAL, key_sha256=REQUEST.key_sha256), NAMES)
+    own = RenewalGrant(structs.replace(CREDENTIAL, key_sha256=REQUEST.key_sha256), NAMES)
     assert code(check, ruled(own, renewal=rules)) == ("key-not-new" if key is RenewalKey.NEW else "")
     assert code(check, ruled(BY_CERTIFICATE, renewal=rules)) == ("key-not-same" if key is RenewalKey.SAME else "")
-    wanting = replace(ruled(own, renewal=rules), request=replace(REQUEST, wants_key=True))
+    wanting = structs.replace(ruled(own, renewal=rules), request=replace(REQUEST, wants_key=True))
     assert code(check, wanting) == ("key-not-same" if key is RenewalKey.SAME else "")
     assert code(check, ruled(BY_TOKEN, renewal=rules)) == ""
 
@@ -181,7 +182,7 @@ def with_serials(*serials: str) -> Names:
 )
 def test_a_station_gives_one_serial_number_and_the_known_one(serials: tuple[str, ...], known: str, wanted: str) -> None:
     check, request = enrollment.hardware_is_as_known, replace(REQUEST, names=with_serials(*serials))
-    device = replace(DEVICE, hardware_serial=known)
+    device = structs.replace(DEVICE, hardware_serial=known)
     assert code(check, application(BY_STATION, request=request, device=device)) == wanted
     assert code(check, application(BY_TOKEN, request=request, device=device)) == ""
     unknown = application(BY_STATION, request=request, device=None)
@@ -192,7 +193,7 @@ def test_the_hardware_serial_is_the_registrys_or_for_a_new_device_its_stations()
     request = replace(REQUEST, names=with_serials("SN 9"))
     for grant, device, serial in (
         (BY_STATION, None, "SN 9"),
-        (BY_STATION, replace(DEVICE, hardware_serial=""), ""),
+        (BY_STATION, structs.replace(DEVICE, hardware_serial=""), ""),
         (BY_MODEL_TOKEN, None, ""),
         (BY_TOKEN, DEVICE, "SN 1"),
     ):
@@ -201,7 +202,7 @@ def test_the_hardware_serial_is_the_registrys_or_for_a_new_device_its_stations()
 
 
 def test_a_barred_device_gets_nothing() -> None:
-    barred = replace(MODEL, name=BARRED_MODEL)
+    barred = structs.replace(MODEL, name=BARRED_MODEL)
     for grant in (*FIRST.values(), BY_CERTIFICATE):
         assert code(enrollment.device_is_not_barred, application(grant, model=barred)) == "device-barred"
         assert code(enrollment.device_is_not_barred, application(grant)) == ""
@@ -233,14 +234,14 @@ def test_the_model_of_a_new_device_follows_from_the_grant() -> None:
     assert BY_MODEL_TOKEN.model_for_new_device() == "cam2"
     assert refused(BY_TOKEN) == "unknown-device"
     assert BY_STATION.model_for_new_device() == "cam2"
-    assert replace(BY_STATION, model="").model_for_new_device() == "cam2"
-    several = replace(BY_STATION, station=replace(BY_STATION.station, models=("cam2", "pump")))
-    assert replace(several, model="pump").model_for_new_device() == "pump"
-    assert refused(replace(several, model="")) == "model-not-named"
+    assert structs.replace(BY_STATION, model="").model_for_new_device() == "cam2"
+    several = structs.replace(BY_STATION, station=structs.replace(BY_STATION.station, models=("cam2", "pump")))
+    assert structs.replace(several, model="pump").model_for_new_device() == "pump"
+    assert refused(structs.replace(several, model="")) == "model-not-named"
     assert BY_CLAIM.model_for_new_device() == "cam2"
     assert BY_IDEVID.model_for_new_device() == "cam2"
-    assert replace(BY_IDEVID, entry=None, model="pump").model_for_new_device() == "pump"
-    assert refused(replace(BY_IDEVID, entry=None, model="")) == "model-not-named"
+    assert structs.replace(BY_IDEVID, entry=None, model="pump").model_for_new_device() == "pump"
+    assert refused(structs.replace(BY_IDEVID, entry=None, model="")) == "model-not-named"
     assert BY_MANIFEST.model_for_new_device() == "cam2"
     assert BY_APPROVAL.model_for_new_device() == "cam2"
     assert refused(BY_CERTIFICATE) == "unknown-device"
@@ -273,7 +274,7 @@ def test_the_audit_names_the_grant() -> None:
     ],
 )
 def test_a_claim_is_good_up_to_its_quota_and_end(changed: dict[str, object], wanted: str) -> None:
-    grant = ClaimGrant(replace(CLAIM, **changed), CREDENTIAL)  # type: ignore[arg-type]
+    grant = ClaimGrant(structs.replace(CLAIM, **changed), CREDENTIAL)
     assert code(enrollment.grant_is_valid, application(grant)) == wanted
     repeated = application(grant, held(CredentialState.ISSUED, same_key=True))
     assert code(enrollment.grant_is_valid, repeated) == ("" if wanted == "claim-used-up" else wanted)
@@ -281,7 +282,7 @@ def test_a_claim_is_good_up_to_its_quota_and_end(changed: dict[str, object], wan
 
 def test_a_stations_quota_is_of_the_day() -> None:
     def with_quota(quota: int, used: int, day: int = day_of(NOW)) -> StationGrant:
-        return replace(BY_STATION, station=replace(BY_STATION.station, quota=quota, used=used, day=day))
+        return structs.replace(BY_STATION, station=structs.replace(BY_STATION.station, quota=quota, used=used, day=day))
 
     for grant, wanted in (
         (with_quota(0, 9), ""),
@@ -307,17 +308,17 @@ def test_a_stations_quota_is_of_the_day() -> None:
 def test_a_shared_grant_respects_the_listed_key(entry: ManifestEntry | None) -> None:
     wanted = "not-your-key" if entry is ANOTHER_KEY else ""
     for grant in (
-        replace(BY_MODEL_TOKEN, listed=entry),
-        replace(BY_CLAIM, listed=entry),
-        replace(BY_APPROVAL, listed=entry),
+        structs.replace(BY_MODEL_TOKEN, listed=entry),
+        structs.replace(BY_CLAIM, listed=entry),
+        structs.replace(BY_APPROVAL, listed=entry),
     ):
         assert code(enrollment.grant_covers_device, application(grant)) == wanted
-    assert code(enrollment.grant_covers_device, application(replace(BY_TOKEN, listed=entry))) == ""
+    assert code(enrollment.grant_covers_device, application(structs.replace(BY_TOKEN, listed=entry))) == ""
 
 
 def test_a_claim_covers_devices_of_its_model() -> None:
     assert (
-        code(enrollment.grant_covers_device, application(BY_CLAIM, model=replace(MODEL, name="pump")))
+        code(enrollment.grant_covers_device, application(BY_CLAIM, model=structs.replace(MODEL, name="pump")))
         == "not-your-model"
     )
 
@@ -329,7 +330,7 @@ def test_a_shared_grant_takes_over_no_identity(grant: Grant) -> None:
     assert code(check, application(grant, held(CredentialState.ISSUED, same_key=True))) == ""
     assert code(check, application(grant, held(CredentialState.ISSUED))) == "already-enrolled"
     assert code(check, application(grant, held(CredentialState.ACTIVE, same_key=True))) == "already-enrolled"
-    archived = replace(DEVICE, expires_at=NOW - timedelta(days=400))
+    archived = structs.replace(DEVICE, expires_at=NOW - timedelta(days=400))
     assert code(check, application(grant, device=archived)) == "already-enrolled"
 
 
@@ -338,27 +339,27 @@ def test_a_listed_key_enrolls_again_until_it_was_renewed_with_another() -> None:
     assert code(check, application(BY_MANIFEST)) == ""
     assert code(check, application(BY_MANIFEST, held(CredentialState.ACTIVE, same_key=True))) == ""
     assert code(check, application(BY_MANIFEST, held(CredentialState.ACTIVE))) == "already-enrolled"
-    archived = replace(DEVICE, expires_at=NOW - timedelta(days=400))
+    archived = structs.replace(DEVICE, expires_at=NOW - timedelta(days=400))
     assert code(check, application(BY_MANIFEST, device=archived)) == "already-enrolled"
 
 
 def test_a_listed_key_covers_its_device() -> None:
     check = enrollment.grant_covers_device
     assert code(check, application(BY_MANIFEST)) == ""
-    for changed in (replace(LISTED, device_id=DeviceId("cam-8")), replace(LISTED, model="pump")):
+    for changed in (structs.replace(LISTED, device_id=DeviceId("cam-8")), structs.replace(LISTED, model="pump")):
         assert code(check, application(ManifestGrant(changed))) == "not-your-identity"
     assert code(check, application(ManifestGrant(ANOTHER_KEY))) == "not-your-key"
 
 
 def test_a_manufacturers_certificate_covers_the_device_with_its_serial() -> None:
     check, any_idevid = enrollment.grant_covers_device, ModelRules(admission=AdmissionRules(any_idevid=True))
-    open_model = replace(MODEL, rules=any_idevid)
-    unlisted = replace(BY_IDEVID, entry=None)
+    open_model = structs.replace(MODEL, rules=any_idevid)
+    unlisted = structs.replace(BY_IDEVID, entry=None)
     assert code(check, application(BY_IDEVID)) == ""
     assert code(check, application(BY_IDEVID, request=named("cam-8"))) == "not-your-identity"
     assert code(check, application(BY_IDEVID, request=named("SN1"))) == "not-your-identity"
     assert code(check, application(BY_IDEVID, request=replace(REQUEST, wants_key=True))) == "idevid-only-enrolls"
-    assert code(check, application(BY_IDEVID, model=replace(MODEL, name="valve"))) == "not-your-model"
+    assert code(check, application(BY_IDEVID, model=structs.replace(MODEL, name="valve"))) == "not-your-model"
     assert code(check, application(unlisted, request=named("SN1"))) == "not-on-manifest"
     assert code(check, application(unlisted, request=named("SN1"), model=open_model)) == ""
     assert code(check, application(unlisted, request=named("534e31"), model=open_model)) == ""
@@ -367,12 +368,12 @@ def test_a_manufacturers_certificate_covers_the_device_with_its_serial() -> None
 
 def test_a_manufacturers_certificate_is_bound_to_one_device() -> None:
     check = enrollment.grant_covers_device
-    assert code(check, application(replace(BY_IDEVID, bindings=(BINDING,)))) == ""
-    elsewhere = replace(BINDING, device_id=DeviceId("cam-8"))
-    assert code(check, application(replace(BY_IDEVID, bindings=(elsewhere,)))) == "idevid-bound"
-    another = replace(BINDING, key_sha256=b"z" * 32)
-    assert code(check, application(replace(BY_IDEVID, bindings=(another,)))) == "idevid-of-another"
-    bound = replace(BY_IDEVID, bindings=(BINDING,))
+    assert code(check, application(structs.replace(BY_IDEVID, bindings=(BINDING,)))) == ""
+    elsewhere = structs.replace(BINDING, device_id=DeviceId("cam-8"))
+    assert code(check, application(structs.replace(BY_IDEVID, bindings=(elsewhere,)))) == "idevid-bound"
+    another = structs.replace(BINDING, key_sha256=b"z" * 32)
+    assert code(check, application(structs.replace(BY_IDEVID, bindings=(another,)))) == "idevid-of-another"
+    bound = structs.replace(BY_IDEVID, bindings=(BINDING,))
     assert code(enrollment.identity_is_free, application(bound, held(CredentialState.ACTIVE))) == ""
 
 
@@ -388,7 +389,8 @@ def test_each_grant_is_used_up_with_the_certificate() -> None:
 
 def test_a_renewal_ends_the_unused_successors_before_it() -> None:
     unused = [
-        replace(held(CredentialState.ISSUED), fingerprint=mark * 32, grant="certificate 01") for mark in (b"1", b"2")
+        structs.replace(held(CredentialState.ISSUED), fingerprint=mark * 32, grant="certificate 01")
+        for mark in (b"1", b"2")
     ]
     used = MarkUsed(CREDENTIAL.fingerprint)
     newest = application(BY_CERTIFICATE, CREDENTIAL, *unused)
@@ -401,13 +403,13 @@ def test_a_renewal_ends_the_unused_successors_before_it() -> None:
 
 
 def test_a_grace_period_lengthens_a_renewal() -> None:
-    late = replace(BY_CERTIFICATE, grace=timedelta(days=3))
+    late = structs.replace(BY_CERTIFICATE, grace=timedelta(days=3))
     end = CREDENTIAL.not_after + timedelta(days=3)
     assert code(enrollment.grant_is_valid, application(late, now=end - SECOND)) == ""
     assert code(enrollment.grant_is_valid, application(late, now=end)) == "certificate-expired"
 
 
 def test_a_token_grant_says_which_token() -> None:
-    assert TokenGrant(replace(TOKEN, id="t9"), "").writes(application()) == (SpendToken("t9"),)
+    assert TokenGrant(structs.replace(TOKEN, id="t9"), "").writes(application()) == (SpendToken("t9"),)
     with pytest.raises(FleetError, match="differ"):
         enrollment.grant_covers_device(application(TokenGrant(TOKEN, "cam-8")))

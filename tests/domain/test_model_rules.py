@@ -1,11 +1,11 @@
 """A model's rules: the codec that everybody shares, and what no model may ask."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import (

@@ -1,12 +1,12 @@
 """Suggested windows: inside the lifetime, spread over the fleet, moved by a campaign."""
 
 import hashlib
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.model_rules import Campaign

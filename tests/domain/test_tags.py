@@ -1,9 +1,9 @@
 """Tags and groups: what they may be called, how many, and what a retagging makes of those a device has."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.errors import Invalid

@@ -1,11 +1,11 @@
 """Who may publish and subscribe where: the subset rule, its traps, and what a policy's filter may be."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid

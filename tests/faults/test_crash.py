@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from hw_bench.drivers.crash import Clients, Received, Tokens
 from hw_bench.peers.home import MODEL, FleetHome
@@ -95,10 +96,10 @@ def test_a_serial_given_twice_and_a_token_used_too_often_are_found(
 ) -> None:
     issued, tokens, _ = asyncio.run(crash.read(copy[0]))
     with pytest.raises(BenchError, match="A serial was given twice"):
-        crash.prove_certificates([*issued, replace(issued[0], fingerprint=bytes(32))], ())
+        crash.prove_certificates([*issued, structs.replace(issued[0], fingerprint=bytes(32))], ())
     spent = next(token for token in tokens if token.uses)
     with pytest.raises(BenchError, match="was used"):
-        crash.prove_tokens(issued, [replace(spent, uses_max=spent.uses - 1)], ())
+        crash.prove_tokens(issued, [structs.replace(spent, uses_max=spent.uses - 1)], ())
 
 
 def test_all_clients_draw_on_one_token_until_it_is_spent() -> None:

@@ -10,9 +10,11 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
@@ -237,7 +239,7 @@ class GatewayHarness:
         return wire, side
 
     async def set_model(self, **changes: tuple[str, ...] | bool) -> None:
-        model = replace(MODEL, **changes)  # type: ignore[arg-type]
+        model = replace(MODEL, **changes)
         event = Event("model.changed", MODEL.name)
         await self.registry.commit(Change(operator("model.set"), (SetModel(model),), (event,)))
 

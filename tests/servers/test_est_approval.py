@@ -1,10 +1,10 @@
 """A device that shows nothing, over EST: 202 with Retry-After (RFC 7030, 4.2.3) until an operator has decided."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act

@@ -12,6 +12,7 @@ from asn1crypto import x509 as judge
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import structs
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
@@ -141,7 +142,7 @@ async def test_a_renewal_repeats_the_old_names_and_gets_those_of_the_profile_now
 def named_as(est: EstHarness, device: str, model: str, like: Identity) -> Identity:
     """An identity whose certificate has the names that the profile will give: nobody has issued it yet."""
     profile = rules_of({"profile": NAMED}).profile
-    permit = replace(permit_for(like.key, est.clock(), profile), holder=device, model=model)
+    permit = structs.replace(permit_for(like.key, est.clock(), profile), holder=device, model=model)
     return replace(like, certificate=x509.load_der_x509_certificate(est.issuer.issue(permit, est.clock()).der))
 
 

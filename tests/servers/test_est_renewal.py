@@ -3,13 +3,13 @@
 import json
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+from msgspec.structs import replace
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act

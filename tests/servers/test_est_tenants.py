@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec.structs import replace
 
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key, load_key

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import DEFAULT_RULES
@@ -230,11 +231,11 @@ def broker_sends_a_request(session: Session) -> None:
 
 
 def model_allows_nothing(session: Session) -> None:
-    session.set_model(replace(MODEL, publish=(), subscribe=()))
+    session.set_model(structs.replace(MODEL, publish=(), subscribe=()))
 
 
 def model_belongs_to_another_tenant(session: Session) -> None:
-    session.set_model(replace(MODEL, rules=replace(DEFAULT_RULES, tenant="other")))
+    session.set_model(structs.replace(MODEL, rules=structs.replace(DEFAULT_RULES, tenant="other")))
 
 
 MATRIX: list[tuple[Event, dict[Phase, Outcome]]] = [
@@ -493,7 +494,9 @@ async def test_a_model_that_changes_while_the_broker_connects_is_asked_for_again
     bench.context.connections.put_nowait(bench.broker)
     await until(lambda: len(bench.context.asked) == 3)
     assert bench.session.phase is Phase.CONNECTING
-    bench.context.admissions.put_nowait(replace(ADMISSION, policy=policy_of(DEVICE, replace(MODEL, publish=()))))
+    bench.context.admissions.put_nowait(
+        replace(ADMISSION, policy=policy_of(DEVICE, structs.replace(MODEL, publish=())))
+    )
     await until(lambda: bench.session.phase is Phase.AWAITING_CONNACK)
     assert bench.session.admission is not None
     assert bench.session.admission.policy.publish == ()
@@ -594,12 +597,12 @@ async def test_a_connack_and_a_disconnect_in_one_read() -> None:
 @pytest.mark.parametrize(
     ("will", "model", "closes"),
     [
-        (None, replace(MODEL, publish=()), False),
+        (None, structs.replace(MODEL, publish=()), False),
         (Will("all/cam2", b""), MODEL, False),
-        (Will("all/cam2", b""), replace(MODEL, publish=("devices/{id}/up/#",)), True),
+        (Will("all/cam2", b""), structs.replace(MODEL, publish=("devices/{id}/up/#",)), True),
         (Will("all/cam2", b"", retain=True), MODEL, False),
-        (Will("all/cam2", b"", retain=True), replace(MODEL, retain=False), True),
-        (Will("all/cam2", b""), replace(MODEL, retain=False), False),
+        (Will("all/cam2", b"", retain=True), structs.replace(MODEL, retain=False), True),
+        (Will("all/cam2", b""), structs.replace(MODEL, retain=False), False),
     ],
 )
 async def test_a_will_that_the_model_no_longer_allows(will: Will | None, model: Model, closes: bool) -> None:

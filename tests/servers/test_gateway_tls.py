@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change

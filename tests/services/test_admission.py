@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
@@ -297,7 +298,7 @@ async def test_the_pause_grows_with_the_age_and_is_spread(authority: ApprovalHar
     request = await authority.only()
 
     def pauses(age: timedelta, first: int = 30) -> list[int]:
-        each = (replace(request, id=f"{n:016x}") for n in range(200))
+        each = (structs.replace(request, id=f"{n:016x}") for n in range(200))
         return [ask_again_seconds(r, request.first_seen + age, first) for r in each]
 
     for age, around in ((0 * MINUTE, 30), (4 * MINUTE, 60), (40 * MINUTE, 600), (600 * MINUTE, 900)):

@@ -1,9 +1,9 @@
 """Whoever answers the questions of a verifier may lie in each answer by itself: nothing of it is believed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key

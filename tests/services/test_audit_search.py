@@ -1,11 +1,11 @@
 """Rows are found by what they say, and a certificate's issue without walking through everything."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditEntry, AuditRow, Change
@@ -104,7 +104,7 @@ def issued(seconds: float) -> Credential:
 
 def issue_of(c: Credential, **changes: object) -> AuditEntry:
     usual = AuditEntry(c.issued_at, "token 3f", "device.enroll", "device cam-7", "ok", detail={"serial": c.serial})
-    return replace(usual, **changes)  # type: ignore[arg-type]
+    return replace(usual, **changes)
 
 
 class TestIssue:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import structs
 
 from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
@@ -614,7 +615,9 @@ async def test_what_has_ended_renews_nothing(
 async def test_a_certificate_without_a_record_renews_nothing(authority: EnrollmentHarness) -> None:
     spki = new_spki()
     permit = permit_station(Station("cam-1", (), NOW), spki, hashlib.sha256(spki).digest(), NOW + timedelta(9), NOW)
-    forged = replace(authority.issuer.issue(replace(permit, kind=CredentialKind.DEVICE), NOW), holder="cam-1")
+    forged = structs.replace(
+        authority.issuer.issue(structs.replace(permit, kind=CredentialKind.DEVICE), NOW), holder="cam-1"
+    )
     with pytest.raises(Unauthenticated) as refused:
         await authority.reenroll(renewal_request(), peer_of(forged))
     assert refused.value.code == "certificate-unknown"

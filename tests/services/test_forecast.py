@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
@@ -36,7 +37,7 @@ async def fill(registry: SqliteRegistry, ends: list[datetime | None], state: Dev
     device = Device(DeviceId(""), "cam2", state, NOW)
     start = await registry.count_devices()
     writes = tuple(
-        AddDevice(replace(device, id=DeviceId(f"d{start + n}"), expires_at=end)) for n, end in enumerate(ends)
+        AddDevice(structs.replace(device, id=DeviceId(f"d{start + n}"), expires_at=end)) for n, end in enumerate(ends)
     )
     await registry.commit(Change(AuditEntry(NOW, "test", "prepare", "", "ok"), writes))
 
@@ -131,5 +132,5 @@ async def test_short_lives_end_every_week_and_a_few_devices_are_no_cliff(registr
     assert await codes(registry) == ["cliff"]
     model = await registry.model("cam2")
     assert model is not None
-    await inventory.set_model(registry, replace(model, certificate_lifetime=7 * DAY), act=Act("operator", NOW))
+    await inventory.set_model(registry, structs.replace(model, certificate_lifetime=7 * DAY), act=Act("operator", NOW))
     assert await codes(registry) == []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.access import Operator, Role
 from fleet.domain.changes import Change
@@ -37,17 +38,20 @@ DEVICE = Device(DeviceId("cam-1"), "cam", DeviceState.ACTIVE, NOW - DAY)
 MODEL = Model("cam")
 OF_DEVICE = HolderFacts(CREDENTIAL, DEVICE, MODEL, None)
 OF_STATION = HolderFacts(
-    replace(CREDENTIAL, kind=CredentialKind.STATION, holder="line-1"), None, None, Station("line-1", ("cam",), NOW)
+    structs.replace(CREDENTIAL, kind=CredentialKind.STATION, holder="line-1"),
+    None,
+    None,
+    Station("line-1", ("cam",), NOW),
 )
 OF_CLAIM = HolderFacts(
-    replace(CREDENTIAL, kind=CredentialKind.CLAIM, holder="batch"),
+    structs.replace(CREDENTIAL, kind=CredentialKind.CLAIM, holder="batch"),
     None,
     None,
     None,
     claim=Claim("batch", "cam", 9, 0, NOW - DAY, NOW + DAY),
 )
 OF_OPERATOR = HolderFacts(
-    replace(CREDENTIAL, kind=CredentialKind.OPERATOR, holder="bob"),
+    structs.replace(CREDENTIAL, kind=CredentialKind.OPERATOR, holder="bob"),
     None,
     None,
     None,
@@ -91,7 +95,7 @@ async def code(how: Identify, facts: HolderFacts | None, peer: Peer = PEER, at: 
 @pytest.mark.parametrize("how", [identify, identify_for_renewal])
 @pytest.mark.parametrize("state", DeviceState)
 async def test_a_device_is_identified_only_in_service(how: Identify, state: DeviceState) -> None:
-    error = await refused(how, replace(OF_DEVICE, device=replace(DEVICE, state=state)))
+    error = await refused(how, structs.replace(OF_DEVICE, device=structs.replace(DEVICE, state=state)))
     if state in (DeviceState.REGISTERED, DeviceState.ACTIVE):
         assert error is None
     else:
@@ -104,7 +108,7 @@ async def test_a_device_is_identified_only_in_service(how: Identify, state: Devi
 @pytest.mark.parametrize("state", CredentialState)
 async def test_a_certificate_must_be_usable(how: Identify, facts: HolderFacts, state: CredentialState) -> None:
     wanted = "" if state in (CredentialState.ISSUED, CredentialState.ACTIVE) else f"certificate-{state}"
-    assert await code(how, replace(facts, credential=replace(facts.credential, state=state))) == wanted
+    assert await code(how, structs.replace(facts, credential=structs.replace(facts.credential, state=state))) == wanted
 
 
 @pytest.mark.parametrize("how", [identify, identify_for_renewal])
@@ -121,7 +125,7 @@ async def test_a_certificate_is_valid_from_its_first_second_up_to_its_last(how: 
 
 
 async def test_a_grace_period_is_for_renewals_alone() -> None:
-    late = replace(OF_DEVICE, model=Model("cam", rules=ModelRules(renewal=RenewalRules(grace=3 * DAY))))
+    late = structs.replace(OF_DEVICE, model=Model("cam", rules=ModelRules(renewal=RenewalRules(grace=3 * DAY))))
     for at, renewal, otherwise in (
         (CREDENTIAL.not_after + 3 * DAY - SECOND, "", "certificate-expired"),
         (CREDENTIAL.not_after + 3 * DAY, "certificate-expired", "certificate-expired"),
@@ -129,13 +133,13 @@ async def test_a_grace_period_is_for_renewals_alone() -> None:
     ):
         assert await code(identify_for_renewal, late, at=at) == renewal
         assert await code(identify, late, at=at) == otherwise
-    suspended = replace(late, device=replace(DEVICE, state=DeviceState.SUSPENDED))
+    suspended = structs.replace(late, device=structs.replace(DEVICE, state=DeviceState.SUSPENDED))
     assert await code(identify_for_renewal, suspended, at=CREDENTIAL.not_after) == "device-suspended"
 
 
 @pytest.mark.parametrize("how", [identify, identify_for_renewal])
 async def test_a_certificate_must_be_signed_for_the_tenant_of_its_holder(how: Identify) -> None:
-    of_tenant = replace(OF_DEVICE, model=Model("cam", rules=ModelRules(tenant="acme", former_tenants=("old",))))
+    of_tenant = structs.replace(OF_DEVICE, model=Model("cam", rules=ModelRules(tenant="acme", former_tenants=("old",))))
     for tenant, own, tenants in (("", "", "other-tenant"), ("acme", "other-tenant", ""), ("old", "other-tenant", "")):
         peer = replace(PEER, tenant=tenant)
         assert await code(how, OF_DEVICE, peer) == own
@@ -168,7 +172,7 @@ async def test_an_operators_certificate_must_be_usable() -> None:
     assert await code(identify_operator, OF_OPERATOR, at=own.not_after) == "certificate-expired"
     assert await code(identify_operator, OF_OPERATOR, at=own.not_before - SECOND) == "certificate-expired"
     for state in (CredentialState.REVOKED, CredentialState.SUPERSEDED):
-        facts = replace(OF_OPERATOR, credential=replace(own, state=state))
+        facts = structs.replace(OF_OPERATOR, credential=structs.replace(own, state=state))
         assert await code(identify_operator, facts) == f"certificate-{state}"
 
 
@@ -176,7 +180,7 @@ async def test_a_claim_is_identified_only_where_it_enrolls_and_quarantined_elsew
     registry = OneHolder(OF_CLAIM)
     assert await identify(registry, PEER, NOW, opens_to_claims=True) == OF_CLAIM  # type: ignore[arg-type]
     assert registry.changes == []
-    expired = replace(OF_CLAIM, credential=replace(OF_CLAIM.credential, not_after=NOW))
+    expired = structs.replace(OF_CLAIM, credential=structs.replace(OF_CLAIM.credential, not_after=NOW))
     with pytest.raises(Refused, match="not valid at this time"):
         await identify(OneHolder(expired), PEER, NOW, opens_to_claims=True)  # type: ignore[arg-type]
     for how, wanted in (
@@ -195,7 +199,7 @@ async def test_a_claim_is_identified_only_where_it_enrolls_and_quarantined_elsew
 
 
 async def test_the_audit_names_the_holder_of_a_certificate_good_or_not() -> None:
-    revoked = replace(OF_DEVICE, credential=replace(CREDENTIAL, state=CredentialState.REVOKED))
+    revoked = structs.replace(OF_DEVICE, credential=structs.replace(CREDENTIAL, state=CredentialState.REVOKED))
     assert await audit_actor_of(OneHolder(revoked), PEER) == ("device cam-1", {"serial": "0a"})  # type: ignore[arg-type]
     assert await audit_actor_of(OneHolder(None), PEER) == (NOBODY, {})  # type: ignore[arg-type]
     assert await audit_actor_of(OneHolder(OF_DEVICE), Peer("192.0.2.7")) == (NOBODY, {})  # type: ignore[arg-type]

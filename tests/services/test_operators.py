@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec.structs import replace
 
 from fleet.ca.authority import create_issuing, create_operators, create_root
 from fleet.ca.issuer import OPERATORS, LocalIssuer

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.access import Act
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id
@@ -242,7 +243,7 @@ class TestCredentials:
         archived = {line["sha256"]: bytes.fromhex(line["der"]) for line in read_lines(file)}
         assert archived == {c.fingerprint.hex(): c.der for c in (*alive[:2], renewed[0], *dead, out[0])}
         # and the key of a revoked one is barred for ever
-        again = replace(dead[0], fingerprint=bytes(32), serial="1", holder="alive", not_after=ahead)
+        again = structs.replace(dead[0], fingerprint=bytes(32), serial="1", holder="alive", not_after=ahead)
         with pytest.raises(Conflict):
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(again),)))
 

@@ -1,11 +1,11 @@
 """A log that no dropping of events trims does not grow for ever, and forgets no certificate that could come back."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState

@@ -1,10 +1,10 @@
 """What every registry promises, whatever engine it stands on: the contract of fleet.domain.ports.Registry."""
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Change, Event, EventKind

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import os
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialKind

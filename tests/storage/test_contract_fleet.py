@@ -1,9 +1,9 @@
 """What every registry promises of tags, filters, expiry, operators and idempotency, whatever engine it stands on."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.access import Operator, Role
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse

@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState, WaitingLimits, request_id
 from fleet.domain.device import DeviceId, Model

@@ -1,10 +1,10 @@
 """Indices that hold hashes instead of values: what they must keep, and a registry from before them."""
 
 import asyncio
-from dataclasses import replace
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.device import DeviceFilter, DeviceId

@@ -1,6 +1,6 @@
 """Grant by an operator's approval, of a client without credentials."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.errors import Refused
@@ -10,8 +10,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import CollectRequest, Write
 
 
-@dataclass(frozen=True, slots=True)
-class ApprovalGrant:
+class ApprovalGrant(Struct, frozen=True):
     request: ApprovalRequest
     is_new: bool = False
     """Whether the request is not recorded yet."""

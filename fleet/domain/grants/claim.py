@@ -1,6 +1,6 @@
 """Grant by a claim certificate, which a batch of devices shares."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential
@@ -11,8 +11,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendClaim, Write
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimGrant:
+class ClaimGrant(Struct, frozen=True):
     claim: Claim
     credential: Credential
     """The claim's certificate."""

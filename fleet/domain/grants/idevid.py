@@ -1,6 +1,6 @@
 """Grant by the manufacturer's certificate (IDevID, IEEE 802.1AR) that the device presented in the TLS handshake."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.errors import Refused
 from fleet.domain.idevid import Anchor, IdevidBinding, IdevidCertificate
@@ -10,8 +10,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import BindIdevid, Write
 
 
-@dataclass(frozen=True, slots=True)
-class IdevidGrant:
+class IdevidGrant(Struct, frozen=True):
     anchor: Anchor
     certificate: IdevidCertificate
     entry: ManifestEntry | None

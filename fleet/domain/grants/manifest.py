@@ -1,6 +1,6 @@
 """Grant by a key that the manifest lists: the CSR's signature proves possession."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import IssuanceContext
@@ -9,8 +9,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import Write
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestGrant:
+class ManifestGrant(Struct, frozen=True):
     entry: ManifestEntry
     """It lists the key that signed the request."""
 

@@ -1,7 +1,8 @@
 """Grant by the device's own current certificate, presented in the TLS handshake."""
 
-from dataclasses import dataclass
 from datetime import timedelta
+
+from msgspec import Struct
 
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.errors import Refused
@@ -9,8 +10,7 @@ from fleet.domain.issuance_context import IssuanceContext, Names
 from fleet.domain.writes import EndUnused, MarkUsed, Write
 
 
-@dataclass(frozen=True, slots=True)
-class RenewalGrant:
+class RenewalGrant(Struct, frozen=True):
     credential: Credential
     names: Names
     """Names in that certificate."""

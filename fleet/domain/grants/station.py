@@ -1,6 +1,6 @@
 """Grant by a factory station that authenticated with its own certificate."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.credential import DAY_SECONDS, Credential, Station, day_of
 from fleet.domain.errors import Refused, TooMany
@@ -9,8 +9,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import MarkUsed, SpendStation, Write
 
 
-@dataclass(frozen=True, slots=True)
-class StationGrant:
+class StationGrant(Struct, frozen=True):
     station: Station
     model: str
     """The model that the label names, "" for none; needed for a new device when the station has several."""

@@ -1,6 +1,6 @@
 """Grant by a token whose secret has been verified."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.credential import Token
 from fleet.domain.errors import Refused
@@ -10,8 +10,7 @@ from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import SpendToken, Write
 
 
-@dataclass(frozen=True, slots=True)
-class TokenGrant:
+class TokenGrant(Struct, frozen=True):
     token: Token
     username: str
     """The HTTP Basic user name sent with it."""

@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.idempotency import ANSWER_KEPT, Answer

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from fleet.domain.access import Permission
 from fleet.domain.changes import AuditEntry
@@ -98,7 +98,7 @@ def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
     """Of a restricted operator's models, each by itself."""
     if where.model is not None:
         return (where,) if call.operator.sees(where.model) else ()
-    return tuple(replace(where, model=model) for model in call.operator.models) or (where,)
+    return tuple(structs.replace(where, model=model) for model in call.operator.models) or (where,)
 
 
 def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Tagging:

@@ -1,11 +1,11 @@
 """Devices, and their certificates."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from fleet.domain import device as domain
 from fleet.domain.access import Operator, Permission, demand_model

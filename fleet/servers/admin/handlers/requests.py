@@ -1,7 +1,8 @@
 """Requests for a first certificate that wait for an operator's decision."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Permission
 from fleet.domain.approval import ApprovalRequest, RequestFilter

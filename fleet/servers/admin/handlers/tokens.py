@@ -1,9 +1,9 @@
 """Tokens. The secret of one is in the answer that makes it, and nowhere else."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
 from fleet.domain.changes import Change

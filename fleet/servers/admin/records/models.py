@@ -1,11 +1,11 @@
 """Models: what their devices' certificates hold, by which paths devices enroll, which topics they may use."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
 from fleet.domain import device as domain
 from fleet.domain.model_rules import (
