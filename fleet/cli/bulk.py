@@ -18,13 +18,14 @@ from fleet.cli.interrupts import noting_interrupts
 from fleet.cli.options import client_option, reason_option
 from fleet.cli.output import Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, TAG
-from fleet.client.client import Client
+from fleet.client.client import Client, bad_answer
 from fleet.domain.device import DeviceFilter
 from fleet.domain.device_filter import parse_filter
 
 PATH = "/v1/bulk"
 PROGRESS_EVERY_SECONDS = 0.5
 FAILURES_SHOWN_MAX = 20
+IDLE_STEPS_MAX = 10  # one after the other
 DRY_COLUMNS = ("id", "model", "state", "expires_at", "tags", "groups")
 
 
@@ -143,10 +144,15 @@ def _in_steps(client: Client, body: Mapping[str, object], count: int, tally: _Ta
         progress.show(tally)
         step = client.post(PATH, {**body, "expected": count})
         tally.add(step)
+        idle = 0
         while step["next"] is not None and not interrupts:
             progress.show(tally)
+            before = tally.seen
             step = client.post(PATH, {**body, "cursor": step["next"]})
             tally.add(step)
+            idle = idle + 1 if tally.seen == before else 0  # a step in which time ran out is followed by another
+            if idle > IDLE_STEPS_MAX or tally.seen > count:
+                raise bad_answer("its steps lead nowhere")
     progress.last(tally)
     return step["bulk"], step["next"] is not None
 

@@ -11,7 +11,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.output_file import write_file
-from fleet.cli.parameters import TENANT
+from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
 from fleet.config.streams import printable
 from fleet.domain.errors import NotFound
@@ -21,7 +21,7 @@ _tenant = click.option(
     "--tenant",
     default="",
     metavar="NAME",
-    shell_complete=TENANT.shell_complete,
+    type=TENANT_IF_ANY,
     help="Of this tenant, in place of the fleet's own.",
 )
 _SIGNS = "CA keys stay in the home"
@@ -136,7 +136,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 @at_home_only(_SIGNS)
 @home_option
 @_tenant
-@click.argument("sha256")
+@click.argument("sha256", type=SHA256)
 @click.option("--force", is_flag=True, help="Even when certificates of it are in use: they end now.")
 @output_option
 def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> None:
@@ -153,7 +153,7 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     async def work() -> tuple[str, int]:
         async with opened(home) as fleet:
             act = act_now()
-            former = former_of(fleet.home, tenant, wanted)
+            former = former_of(fleet.home, tenant, sha256)
             name = former.subject.public_bytes()
             held = None if force else await still_in_use(fleet.registry, name, act.now)
             if held is not None:
@@ -162,13 +162,12 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
                     f"A certificate of it is valid until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
                     "Wait until all have been renewed, or use --force.",
                 )
-            await announce_forgetting(fleet.registry, tenant, sha256=wanted, act=act)
+            await announce_forgetting(fleet.registry, tenant, sha256=sha256, act=act)
             # While it is still trusted: connections that are open depend on the state of their certificate alone.
-            ended = await end_what_is_in_use(fleet.registry, name, sha256=wanted, act=act) if force else 0
-            return forget_former(fleet.home, tenant, wanted).subject.rfc4514_string(), ended
+            ended = await end_what_is_in_use(fleet.registry, name, sha256=sha256, act=act) if force else 0
+            return forget_former(fleet.home, tenant, sha256).subject.rfc4514_string(), ended
 
-    wanted = sha256.lower().replace(":", "")
     with attempting("forgetting a former CA"):
         subject, ended = run(work())
-    value: dict[str, Any] = {"subject": subject, "sha256": wanted, "state": "forgotten"}
+    value: dict[str, Any] = {"subject": subject, "sha256": sha256, "state": "forgotten"}
     print_value({**value, "certificates_ended": ended}, output)

@@ -152,6 +152,8 @@ class _Errors:
 
 def _report(work: _Import, name: str, seconds: float, output: str) -> None:
     counts = work.counts
+    if work.problem is not None and not counts.seen:
+        raise CliError.of(f"importing {name}", work.problem)
     if work.errors_file is None or output == "table":
         for each in work.first_refused:
             click.echo(f"Line {each.line}: {each.device_id or '?'}: {each.message} ({each.code})", err=True)

@@ -122,6 +122,17 @@ def _id(what: str, digits: int) -> Callable[[str], str]:
     return read
 
 
+def _tenant(text: str) -> str:
+    return _name("tenant")(text) if text else ""
+
+
+def _fingerprint(text: str) -> str:
+    digits = text.lower().replace(":", "")
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError(f"{text[:80]!r} is not the SHA-256 fingerprint of a certificate: 64 hex digits.")
+    return digits
+
+
 def _token_id(text: str) -> str:
     if "." in text:  # and the text is not repeated
         raise ValueError("Give the id alone, the part before the dot: a secret does not belong on a command line.")
@@ -182,6 +193,9 @@ OPERATOR = Listed("NAME", _name("person or program"), "/v1/operators")
 TOKEN_ID = Listed("TOKEN_ID", _token_id, "/v1/tokens", "id")
 REQUEST_ID = Listed("REQUEST_ID", _id("request", 16), "/v1/requests", "id")
 TENANT = _ListedTenant("NAME", _name("tenant"), "/v1/authorities")
+TENANT_IF_ANY = _ListedTenant("NAME", _tenant, "/v1/authorities")
+"""A tenant, or "" for none."""
+SHA256 = Checked("SHA256", _fingerprint)
 GROUP = Checked("NAME", _name("group"))
 TIME = Checked("TIME", _time)
 PAST_TIME = Checked("TIME", _past_time)

@@ -19,6 +19,8 @@ from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 
 PAGE_MAX = 1000
 """Rows in a page, at most."""
+PAGES_MAX = 100_000
+"""Pages of a list, at most: of 1,000 rows each, ten times the largest registry measured."""
 
 Json = Mapping[str, Any]
 
@@ -86,17 +88,25 @@ class Client:
         return islice(self._pages(path), limit)
 
     def _pages(self, path: str) -> Iterator[Any]:
-        following: str | None = path
-        while following is not None:
+        """Each page must lead on, so that no server keeps a command running for ever."""
+        following, before = path, None
+        name = path.partition("?")[0]
+        for _ in range(PAGES_MAX):
             page, _ = self.ask("GET", following)
             if not isinstance(page, dict) or not isinstance(page.get("items"), list):
-                raise bad_answer(f"the answer to GET {path.partition('?')[0]} is not a page of a list")
-            yield from page["items"]
-            before, following = following, page.get("next")
-            if following is not None and not isinstance(following, str):
-                raise bad_answer(f"the list {path.partition('?')[0]} names no next page")
-            if following == before:
-                raise bad_answer(f"the list {path.partition('?')[0]} repeats a page")
+                raise bad_answer(f"the answer to GET {name} is not a page of a list")
+            items, next_page = page["items"], page.get("next")
+            if items == before:
+                raise bad_answer(f"the list {name} repeats a page")
+            yield from items
+            if next_page is None:
+                return
+            if not isinstance(next_page, str):
+                raise bad_answer(f"the list {name} names no next page")
+            if not items:
+                raise bad_answer(f"the list {name} names a next page after an empty one")
+            following, before = next_page, items
+        raise bad_answer(f"the list {name} does not end after {PAGES_MAX} pages")
 
 
 def path_of(template: str, *names: str) -> str:

@@ -67,6 +67,7 @@ class _OpenHome:
                 lambda: _retention(home),
                 tenants=lambda: _tenants(home),
                 waiting=lambda: _waiting(home),
+                cursor_key=functools.cache(lambda: _cursor_key(home)),
                 started=now,
             )
         )
@@ -98,6 +99,12 @@ def _authorities(home: Home, now: datetime) -> "Authorities":
     from fleet.home.ca_listing import authorities_for_admin
 
     return authorities_for_admin(home, now)
+
+
+def _cursor_key(home: Home) -> bytes:
+    from fleet.home.pki import cursor_key
+
+    return cursor_key(home)
 
 
 def _tenants(home: Home) -> list[str]:

@@ -122,35 +122,40 @@ class Operator(Struct, frozen=True):
         return not self.models or model in self.models
 
 
+class NotPermitted(Refused):
+    """The operator's role or models do not permit it."""
+
+
 def demand(operator: Operator, permission: Permission) -> None:
     """Check that `operator` has `permission`.
 
-    Raises: Refused: `role-not-enough`, `held-to-models`.
+    Raises: NotPermitted: `role-not-enough`, `held-to-models`.
     """
     if permission not in PERMISSIONS[operator.role]:
-        raise Refused("role-not-enough", f"The role {operator.role} does not have the permission {permission}.")
+        raise NotPermitted("role-not-enough", f"The role {operator.role} does not have the permission {permission}.")
     if operator.models and permission in FLEET_WIDE:
-        raise Refused("held-to-models", f"{permission} concerns the whole fleet, and this operator is held to models.")
+        message = f"{permission} concerns the whole fleet, and this operator is restricted to models."
+        raise NotPermitted("held-to-models", message)
 
 
 def demand_model(operator: Operator, model: str) -> None:
     """Check that `operator` may add something to `model`.
 
-    Raises: Refused (`held-to-models`), whether the model exists or not.
+    Raises: NotPermitted (`held-to-models`), whether the model exists or not.
     """
     if not operator.sees(model):
-        raise Refused("held-to-models", f"This operator is held to other models than {model[:80]!r}.")
+        raise NotPermitted("held-to-models", f"This operator is restricted to models other than {model[:80]!r}.")
 
 
 def demand_grantable(operator: Operator, role: Role, models: tuple[str, ...]) -> None:
     """Check that `operator` may add an operator of `role`, restricted to `models`: no more rights than its own.
 
-    Raises: Refused: `more-than-yours`, `held-to-models`.
+    Raises: NotPermitted: `more-than-yours`, `held-to-models`.
     """
     more = sorted(PERMISSIONS[role] - PERMISSIONS[operator.role])
     if more:
-        raise Refused("more-than-yours", f"The role {role} has the permission {more[0]}, and yours has not.")
+        raise NotPermitted("more-than-yours", f"The role {role} has the permission {more[0]}, and yours has not.")
     if operator.models and not models:
-        raise Refused("more-than-yours", "You are held to models: name those that the new operator is held to.")
+        raise NotPermitted("more-than-yours", "You are restricted to models: name those of the new operator.")
     for model in models:
         demand_model(operator, model)

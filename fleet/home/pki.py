@@ -1,6 +1,7 @@
 """PKI files of a home: create and load its CAs and keys, issue and renew the server certificate."""
 
 import fcntl
+import hmac
 import ipaddress
 import os
 import secrets
@@ -56,6 +57,13 @@ def audit_signer(home: Home) -> LocalHeadSigner:
         message = f"{home.audit_public_key} is not the public half of audit.key beside it."
         raise Invalid("bad-key", message, "Find out who put which of them there.")
     return signer
+
+
+def cursor_key(home: Home) -> bytes:
+    """The key that authenticates the API's cursors: the same in each process and node with this home's keys."""
+    if not home.webhook_key.exists():
+        load_or_make_key(home.webhook_key)
+    return hmac.digest(home.webhook_key.read_bytes(), b"cursors of the admin API", "sha256")
 
 
 def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from fleet.config.addresses import Address
 from fleet.config.settings import Settings
@@ -20,7 +20,7 @@ from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
-from fleet.home.pki import key_sealer, load_webhook_signer
+from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
@@ -198,6 +198,7 @@ def _admin_server(
         status=status,
         tenants=authorities.names,
         waiting=lambda: waiting_limits(settings),
+        cursor_key=cache(lambda: cursor_key(home)),
         started=clock(),
     )
     # Operators page through long lists; their certificates are few and known by name.

@@ -55,7 +55,10 @@ class Exchange:
     ending: asyncio.Event
     """Set when the server shuts down: a streaming handler must end."""
     event: str = "http"
+    kind: str = "device"
+    """Of the certificate's holder: device, station, claim, operator."""
     device: str = "-"
+    """The holder's name."""
     serial: str = "-"
     code: str = "ok"
     credentials: object = None
@@ -229,7 +232,7 @@ class HttpServer:
                 self._log,
                 logging.INFO,
                 exchange.event,
-                device=exchange.device,
+                **{exchange.kind: exchange.device},
                 serial=exchange.serial,
                 code=exchange.code,
                 status=status,

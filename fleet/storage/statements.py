@@ -29,13 +29,14 @@ from fleet.storage.mapping import (
     Row,
 )
 
-_PARAMETER = re.compile(r"\$(\d+)(?:::(?:text|bigint|bytea))?")
-_ROW_LOCK = re.compile(r" FOR (?:UPDATE|SHARE)\b")
+_TOKEN = re.compile(
+    r"""(?P<quoted>'(?:[^']|'')*'|"[^"]*")|\$(?P<parameter>\d+)(?:::(?:text|bigint|bytea))?| FOR (?:UPDATE|SHARE)\b"""
+)
 
 
 def for_sqlite(sql: str) -> str:
-    """`sql` with SQLite's placeholders, and without row locks."""
-    return _ROW_LOCK.sub("", _PARAMETER.sub(r"?\1", sql))
+    """`sql` with SQLite's placeholders, and without row locks. Literals and quoted names stay as they are."""
+    return _TOKEN.sub(lambda token: token["quoted"] or (f"?{token['parameter']}" if token["parameter"] else ""), sql)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -278,6 +278,17 @@ class TestImport:
         assert why in result.stderr, result.stderr
         assert "Traceback" not in result.output
 
+    @pytest.mark.parametrize("form", ["table", "json"])
+    @pytest.mark.parametrize("text", ["", "id,model\ncam-1,default\n", "\xff"])
+    def test_a_file_of_which_nothing_is_read_has_no_summary(
+        self, home: Path, tmp_path: Path, text: str, form: str
+    ) -> None:
+        file = tmp_path / "m"
+        file.write_text(text, "latin-1")
+        result = run_fleet(home, "device", "import", file, "-o", form)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.count("\n") == 1
+
     def test_not_text(self, home: Path, tmp_path: Path) -> None:
         file = tmp_path / "m"
         file.write_bytes(HEADER.encode() + b"cam-1,default,\xff\xfe,,,\n")

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
@@ -50,7 +51,7 @@ def test_refusals_are_one_sentence(home: Path) -> None:
         (("model", "set", "cam", "--tenant", "nobody"), "there is no tenant nobody"),
         (("ca", "rollover", "--tenant", "nobody"), "there is no tenant 'nobody'"),
         (("ca", "export", "--tenant", "nobody"), "there is no tenant 'nobody'"),
-        (("ca", "forget", "00"), "there is no former CA '00'"),
+        (("ca", "forget", "00" * 32), "there is no former CA '0000"),
     ):
         refused = run_fleet(home, *words, expect=1)
         assert sentence in refused.stderr.lower().replace("est", "EST").replace(" ca ", " CA "), refused.stderr
@@ -58,6 +59,21 @@ def test_refusals_are_one_sentence(home: Path) -> None:
     assert [row["name"] for row in parsed(home, "tenant", "list")] == ["acme"]
     assert not list((home / "ca" / "tenants").glob(".*"))
     assert parsed(home, "model", "show", "cam")["tenant"] == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("forget", "abc"),
+        ("forget", "00" * 31),
+        ("forget", "zz" * 32),
+        ("forget", "00" * 32, "--tenant", "a/b"),
+        ("export", "--tenant", "a/b"),
+        ("rollover", "--tenant", "a b"),
+    ],
+)
+def test_what_no_ca_can_have_is_wrong_use(home: Path, words: tuple[str, ...]) -> None:
+    run_fleet(home, "ca", *words, expect=2)
 
 
 def test_every_act_is_in_the_audit_and_what_was_refused_is_not_there(home: Path) -> None:

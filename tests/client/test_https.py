@@ -233,7 +233,9 @@ def test_a_common_name_is_not_a_san(tmp_path: Path) -> None:
         (answer(b"[" * 100_000), "is not JSON"),
         (answer(b'{"items": null}'), "is not a page"),
         (answer(b"[]"), "is not a page"),
-        (answer(b'{"items": [], "next": "/v1/a?limit=1000"}'), "repeats a page"),
+        (answer(b'{"items": [1], "next": "/v1/a?limit=1000"}'), "repeats a page"),
+        (answer(b'{"items": [1], "next": "/v1/a?cursor=2"}'), "repeats a page"),
+        (answer(b'{"items": [], "next": "/v1/a?cursor=2"}'), "names a next page after an empty one"),
         (answer(b"{}", "503 Service Unavailable"), "answered 503 without a code"),
         (answer(b'{"items": [], "next": null}', "307 Temporary Redirect"), "answered 307"),
         (answer(b'{"items": [], "next": 5}'), "names no next page"),
@@ -249,6 +251,24 @@ def test_what_is_no_api(serving: Callable[[Serve], Server], file: Path, data: by
 
     with Client(transport(serving(strange), file)) as client, pytest.raises(Unavailable, match=why):
         list(client.items("/v1/a"))
+
+
+def test_a_list_without_end(serving: Callable[[Serve], Server], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page has new items and another cursor: --limit bounds it, and else a number of pages that no fleet has."""
+    asked: list[bytes] = []
+
+    def endless(tls: ssl.SSLSocket) -> None:
+        while request := read_request(tls):
+            asked.append(request)
+            tls.sendall(answer(b'{"items": [%d], "next": "/v1/a?cursor=%d"}' % (len(asked), len(asked))))
+
+    monkeypatch.setattr("fleet.client.client.PAGES_MAX", 20)
+    with Client(transport(serving(endless), file)) as client:
+        assert list(client.items("/v1/a", 3)) == [1, 2, 3]
+        assert len(asked) == 3
+        with pytest.raises(Unavailable, match="does not end"):
+            list(client.items("/v1/a"))
+    assert len(asked) == 23
 
 
 def test_refusals_keep_their_codes(serving: Callable[[Serve], Server], file: Path) -> None:

@@ -183,6 +183,18 @@ async def test_a_cursor_gives_no_right(api: AdminHarness, admin: Client) -> None
     assert await suspended(api) == 500
 
 
+async def test_a_cursor_cannot_be_made_up(api: AdminHarness, admin: Client) -> None:
+    """Neither the operation's id that the audit shows, nor how many devices were confirmed, nor where it goes on."""
+    await fill(api, 600)
+    _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
+    others = ((1, "f" * 12), (3, 601), (4, 1), (4, 600), (6, ""), (6, "cam:0001"))
+    for at, value in others:
+        told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "cursor": edited(first["next"], at, value)})
+        assert (told[0], told[1]["code"]) == (400, "bad-cursor"), (at, value)
+    assert await suspended(api) == 500
+    assert (await admin.ask("POST", "/v1/bulk", {**SUSPEND, "cursor": first["next"]}))[1]["done"] == 100
+
+
 async def test_what_is_wrong_changes_nothing(api: AdminHarness, admin: Client) -> None:
     await fill(api, 600)
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})

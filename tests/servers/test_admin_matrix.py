@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -242,7 +243,7 @@ async def test_what_is_another_models_is_not_there(api: AdminHarness) -> None:
             {
                 "title": "Forbidden",
                 "status": 403,
-                "detail": f"This operator is held to other models than '{model}'.",
+                "detail": f"This operator is restricted to models other than '{model}'.",
                 "code": "held-to-models",
             },
         )
@@ -306,6 +307,40 @@ async def test_a_refusal_is_in_the_audit_once_a_minute(api: AdminHarness) -> Non
     rows = [row.entry for row in await api.est.registry.audit() if row.entry.action == "api.call"]
     assert [(row.actor, row.subject, row.outcome, row.address) for row in rows] == [
         ("operator viewer", "POST /v1/models", "role-not-enough", "127.0.0.1")
+    ]
+
+
+async def test_the_log_names_the_caller_by_its_kind(api: AdminHarness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fleet.servers.admin")
+    bob = await api.operator("bob")
+    assert (await bob.ask("GET", "/v1/models"))[0] == 200
+    assert (await api.client(api.device).ask("GET", "/v1/whoami"))[0] == 200
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" serial=")[0] for line in lines] == [
+        "event=admin.list_models operator=bob",
+        "event=admin.whoami device=cam-1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/devices", {"id": "x-1", "model": "pump"}),
+        ("POST", "/v1/tokens", {"model": "pump"}),
+        ("PATCH", "/v1/models/{name}", {"publish": ["#"]}),
+    ],
+)
+async def test_what_a_handler_does_not_permit_is_in_the_audit(
+    api: AdminHarness, method: str, path: str, body: dict[str, object]
+) -> None:
+    """Models that the operator is restricted to are known to handlers alone: their refusals are audited like others."""
+    held = await api.operator("held", Role.ADMIN, ("cam",))
+    headers = {"If-Match": "*"} if method == "PATCH" else None
+    for _ in range(2):
+        assert (await held.ask(method, path.format(name="cam"), body, headers))[0] == 403
+    rows = [row.entry for row in await api.est.registry.audit() if row.entry.action == "api.call"]
+    assert [(row.actor, row.subject, row.outcome) for row in rows] == [
+        ("operator held", f"{method} {path}", "held-to-models")
     ]
 
 

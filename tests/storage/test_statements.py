@@ -17,6 +17,11 @@ def test_placeholders_lose_their_types_and_rows_their_locks() -> None:
     sql = "SELECT 1 FROM anchor WHERE name = $1::text AND created_at < $12::bigint FOR SHARE"
     assert for_sqlite(sql) == "SELECT 1 FROM anchor WHERE name = ?1 AND created_at < ?12"
     assert for_sqlite("SELECT 1 FROM audit WHERE seq > $1 LIMIT $2") == "SELECT 1 FROM audit WHERE seq > ?1 LIMIT ?2"
+    assert for_sqlite("SELECT 1 WHERE a = '$1 FOR UPDATE ''$2' AND b = $2 FOR UPDATE") == (
+        "SELECT 1 WHERE a = '$1 FOR UPDATE ''$2' AND b = ?2"
+    )
+    quoted = for_sqlite("""SELECT "$1" FROM t WHERE a = '' AND b = $1::text""")
+    assert quoted == """SELECT "$1" FROM t WHERE a = '' AND b = ?1"""
 
 
 def test_states_fill_their_list() -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from fleet.config.logs import log_event
+from fleet.domain.access import NotPermitted
 from fleet.domain.errors import FleetError
 from fleet.servers.admin import conditions
-from fleet.servers.admin.auth import authenticate, authorize
+from fleet.servers.admin.auth import authenticate, authorize, refusals_audited
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.idempotency import Once, once_of
 from fleet.servers.admin.messages import Caller, Reply, Request
@@ -48,14 +49,15 @@ class AdminApp:
             if refusal.is_internal:
                 log_event(_log, logging.ERROR, trace.event, code="internal", exc_info=error)
             body, headers = problem(refusal.status, refusal.code, refusal.message, refusal.headers)
-            return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.holder)
+            return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.kind, trace.holder)
 
     async def _answered(self, request: Request, trace: "_Trace") -> Reply:
         route, path = find(routes_at(request.path), request.method, request.path)
         trace.event = f"admin.{route.name}"
         caller = await authenticate(self._context, request, route)
         if caller is not None:
-            trace.holder = caller.credential.holder if caller.credential is not None else "-"
+            if caller.credential is not None:
+                trace.kind, trace.holder = str(caller.credential.kind), caller.credential.holder
             await authorize(self._context, request, route, caller)
         media_type = acceptable(request.headers.getall("Accept"), route.media_types)
         now = self._context.clock()
@@ -70,7 +72,8 @@ class AdminApp:
     async def _handled(self, route: Route, call: Call, query: Any, body: Any) -> Result[Any]:
         given = {name: value for name, value in (("query", query), ("body", body)) if value is not None}
         try:
-            return await route.handle(self._context, call, **given)
+            async with refusals_audited(self._context, call.request, route, NotPermitted):
+                return await route.handle(self._context, call, **given)
         except FleetError as error:
             # What was refused now may have been done a moment ago, for the same request sent twice at once.
             replayed = await call.once.replay(self._context.registry) if call.once is not None else None
@@ -89,6 +92,7 @@ class _Trace:
     """What the log will say of a request, as far as it is known."""
 
     event = "http"
+    kind = "operator"
     holder = "-"
 
 
@@ -110,7 +114,7 @@ def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -
     headers = {"Content-Type": result.media_type, **result.headers}
     if result.stream is not None:
         headers["Cache-Control"] = "no-store"
-        return Reply(result.status, headers, b"", result.stream, "ok", trace.event, trace.holder)
+        return Reply(result.status, headers, b"", result.stream, "ok", trace.event, trace.kind, trace.holder)
     headers["Cache-Control"] = "private, no-cache" if route.method == "GET" else "no-store"
     status = result.status
     if route.has_etag:
@@ -121,7 +125,7 @@ def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -
             status, content = 304, b""
     if len(route.media_types) > 1 and status != 304:
         headers["Vary"] = "Accept"
-    return Reply(status, headers, content, None, "ok", trace.event, trace.holder)
+    return Reply(status, headers, content, None, "ok", trace.event, trace.kind, trace.holder)
 
 
 def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:

@@ -31,7 +31,7 @@ async def authenticate(context: Context, request: Request, route: Route) -> Call
         return None
     if request.caller is not None:
         return request.caller
-    async with _refusals_audited(context, request, route):
+    async with refusals_audited(context, request, route):
         chain, now = request.peer.chain_der, context.clock()
         if chain and chain[-1] == _der(context.authorities().operators()):
             operator, credential = await identify_operator(context.registry, request.peer, now)
@@ -51,7 +51,7 @@ async def authorize(context: Context, request: Request, route: Route, caller: Ca
 
     Raises: Unauthenticated, Refused: after an audit row is written, one a minute for each kind.
     """
-    async with _refusals_audited(context, request, route):
+    async with refusals_audited(context, request, route):
         credential = caller.credential
         if route.access is AccessLevel.HOLDER:
             if credential is None:
@@ -67,12 +67,15 @@ async def authorize(context: Context, request: Request, route: Route, caller: Ca
 
 
 @asynccontextmanager
-async def _refusals_audited(context: Context, request: Request, route: Route) -> AsyncIterator[None]:
+async def refusals_audited(
+    context: Context, request: Request, route: Route, of: type[FleetError] = FleetError
+) -> AsyncIterator[None]:
+    """Refusals of kind `of` in the block get an audit row, one a minute for each kind."""
     try:
         yield
     except Unavailable:
         raise
-    except FleetError as refusal:
+    except of as refusal:
         await _audit_refusal(context, request, route, refusal)
         raise
 

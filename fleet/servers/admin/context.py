@@ -1,5 +1,6 @@
 """What a handler is given: what lives as long as the server, and one request."""
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,13 @@ def _nothing() -> Json:
     return {}
 
 
+_KEY_OF_THIS_PROCESS = secrets.token_bytes(32)
+
+
+def _key_of_this_process() -> bytes:
+    return _KEY_OF_THIS_PROCESS
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What lives as long as the server does. What is behind a callable is read anew at each request."""
@@ -46,6 +54,8 @@ class Context:
     """Names of tenants that have an issuing CA."""
     waiting: Callable[[], WaitingLimits] = WaitingLimits
     """How long a decided request is kept."""
+    cursor_key: Callable[[], bytes] = _key_of_this_process
+    """Authenticates cursors: the same in every process that serves the fleet."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)
     streams: Counter[str] = field(default_factory=Counter)

@@ -5,6 +5,7 @@ A cursor belongs to the query that it came from. It holds no right: every page i
 
 import base64
 import hashlib
+import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -63,6 +64,26 @@ def unpacked(text: str) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError("no list")
     return values
+
+
+def authenticated(values: list[Any], key: bytes) -> str:
+    """A cursor that holds `values` and a MAC of them: what the holder must not choose."""
+    return packed([*values, _mac(values, key)])
+
+
+def authentic(text: str, key: bytes) -> list[Any]:
+    """The values in a cursor that `authenticated` has made with `key`.
+
+    Raises: ValueError, TypeError.
+    """
+    *values, mac = unpacked(text)
+    if not isinstance(mac, str) or not hmac.compare_digest(mac.encode(), _mac(values, key).encode()):
+        raise ValueError("made up")
+    return values
+
+
+def _mac(values: list[Any], key: bytes) -> str:
+    return hmac.digest(key, json.dumps(values).encode(), "sha256")[:16].hex()
 
 
 def bad_cursor() -> HttpRefused:

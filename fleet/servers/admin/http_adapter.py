@@ -30,7 +30,8 @@ def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates |
                 shutdown=exchange.ending,
             )
         )
-        exchange.event, exchange.device, exchange.code = reply.event, reply.holder, reply.code
+        exchange.event, exchange.code = reply.event, reply.code
+        exchange.kind, exchange.device = reply.kind, reply.holder
         if reply.stream is not None:
             return await _streamed(request, reply.status, reply.headers, reply.stream)
         return answer(reply.status, reply.body, reply.headers)

@@ -102,5 +102,6 @@ class Reply:
     """The stable code of a refusal."""
     event: str = "http"
     """For the log: "admin." and the route's name."""
+    kind: str = "operator"
     holder: str = "-"
     """For the log: of the certificate presented."""

@@ -4,7 +4,8 @@
     expected                        the first step, unless there are more or fewer
     cursor, from the previous step  the next step, until `next` is null
 
-Between steps the server keeps nothing: the cursor says where the next one starts, and holds no right. Each device is
+Between steps the server keeps nothing: the cursor says where the next one starts, and holds no right. It is
+authenticated: its holder chooses neither the operation's id in the audit nor the number confirmed. Each device is
 changed by itself, and only as it was seen; a step that is sent again finds nothing to do. With an idempotency key its
 result is sent again, too.
 """
@@ -12,7 +13,6 @@ result is sent again, too.
 import asyncio
 import hashlib
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,8 +27,7 @@ from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.tags import Retag
 from fleet.servers.admin.context import Call, Context
-from fleet.servers.admin.cursors import bad_cursor, packed, unpacked
-from fleet.servers.admin.records.base import DEVICE_ID_PATTERN
+from fleet.servers.admin.cursors import authentic, authenticated, bad_cursor
 from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant, moment
@@ -37,8 +36,6 @@ from fleet.services.bulk import DONE, Move, Outcome, Tagging, new_bulk_id
 from fleet.services.bulk_steps import FIRST, StepPlace, one_step
 
 STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
-
-_BULK = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ async def act_in_bulk(context: Context, call: Call, body: BulkAct) -> Result[Bul
 
 
 async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
-    progress = _resumed(body)
+    progress = _resumed(body, context.cursor_key())
     at = progress.at if progress is not None else call.now
     filters = _filters(call, parse_filter(body.filter, at))
     if progress is None:
@@ -91,7 +88,7 @@ async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
     if step.following is None or left == 0:
         return _shown(progress, step.outcomes, None)
     following = replace(progress, left=left, place=step.following)
-    return _shown(progress, step.outcomes, _cursor(body, following))
+    return _shown(progress, step.outcomes, _cursor(body, following, context.cursor_key()))
 
 
 def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
@@ -139,29 +136,23 @@ def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | N
     )
 
 
-def _cursor(body: BulkAct, progress: Progress) -> str:
+def _cursor(body: BulkAct, progress: Progress, key: bytes) -> str:
     after = progress.place.after
     expires_at = moment(after.expires_at) if after.expires_at is not None else None
     counts = (progress.matched, progress.left, progress.place.number)
-    return packed([_digest(body), progress.bulk, moment(progress.at), *counts, after.id, expires_at])
+    values = [_digest(body), progress.bulk, moment(progress.at), *counts, after.id, expires_at]
+    return authenticated(values, key)
 
 
-def _resumed(body: BulkAct) -> Progress | None:
+def _resumed(body: BulkAct, key: bytes) -> Progress | None:
     """Raises: HttpRefused: 400 `bad-cursor`: it was made up, or belongs to another operation."""
     if body.cursor is UNSET:
         return None
     try:
-        digest, bulk, at_text, matched, left, number, device, expires = unpacked(body.cursor)
+        digest, bulk, at_text, matched, left, number, device, expires = authentic(body.cursor, key)
         at, expires_at = instant(at_text), instant(expires) if expires is not None else None
-        counts = all(isinstance(count, int) for count in (matched, left, number))  # Infinity is none
-        is_ours = digest == _digest(body) and counts and _BULK.fullmatch(bulk) and 0 < left <= matched < 2**53
-        if at is None or not is_ours or number < 0 or (expires is None) != (expires_at is None):
+        if at is None or digest != _digest(body):
             raise ValueError("another operation's")
-        if not isinstance(device, str) or (device and not re.search(DEVICE_ID_PATTERN, device)):
-            raise ValueError("no device")
-        by_expiry = parse_filter(body.filter, at).expires_before is not None
-        if device and by_expiry is not (expires_at is not None):
-            raise ValueError("the other order")
         return Progress(bulk, at, matched, left, StepPlace(number, Place(device, expires_at)))
     except (ValueError, TypeError):
         raise bad_cursor() from None

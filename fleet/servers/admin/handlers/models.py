@@ -1,8 +1,8 @@
 """Models."""
 
 from fleet.domain import device as domain
-from fleet.domain.access import Permission
-from fleet.domain.errors import NotFound, Refused
+from fleet.domain.access import NotPermitted, Permission
+from fleet.domain.errors import NotFound
 from fleet.domain.topic_policy import widened
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
@@ -85,18 +85,18 @@ async def _changed(context: Context, call: Call, old: domain.Model, new: domain.
 def _must_not_reach_other_models(old: domain.Model, new: domain.Model) -> None:
     """What an operator who is restricted to models may change in one of them: nothing that reaches others.
 
-    Raises: Refused (`held-to-models`).
+    Raises: NotPermitted (`held-to-models`).
     """
     if set(new.rules.signers) - set(old.rules.signers):
         # A tenant's own people would reach another tenant's CA by it.
-        raise Refused("held-to-models", f"Whose CA signs {_CONCERNS_ALL}")
+        raise NotPermitted("held-to-models", f"Whose CA signs {_CONCERNS_ALL}")
     # Topics are one space: devices of the model would read, or publish as, those of other models.
     if beyond := widened(old.publish, new.publish) or widened(old.subscribe, new.subscribe):
         what = f"{beyond[:80]!r} is wider than the topics of model {old.name}, and that {_CONCERNS_ALL}"
-        raise Refused("held-to-models", what, "Narrow its topics, or ask an operator without that restriction.")
+        raise NotPermitted("held-to-models", what, "Narrow its topics, or ask an operator without that restriction.")
     # And so are names: a device of the model would bear that of another's.
     if set(_name_templates(new)) - set(_name_templates(old)):
-        raise Refused("held-to-models", f"What DNS names and URIs a certificate holds {_CONCERNS_ALL}")
+        raise NotPermitted("held-to-models", f"What DNS names and URIs a certificate holds {_CONCERNS_ALL}")
 
 
 def _name_templates(model: domain.Model) -> tuple[str, ...]:
