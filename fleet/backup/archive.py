@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from fleet.backup.envelope import Sink, Source
 from fleet.domain.errors import Invalid
@@ -26,32 +28,34 @@ NAME_MAX = 99  # the limit of a tar header without extensions
 PIECE = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*(/[A-Za-z0-9_][A-Za-z0-9._@+=-]*){0,4}")
-_HEX = re.compile(r"[0-9a-f]{64}")
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     name: str
     """Relative to the home, with slashes."""
-    size: int
-    sha256: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=MEMBER_SIZE_MAX)]
+    sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Manifest: the fleet, the registry's position and the members."""
 
-    taken_at: datetime
-    fleet: str
-    """SHA-256 of the root certificate, in hex."""
-    lineage: str
+    taken_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    fleet: Sha256
+    """Of the root certificate."""
+    lineage: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     """The registry's lineage: the history of event numbers to which `event_seq` belongs."""
-    event_seq: int
+    event_seq: Count
     """Sequence number of the newest event."""
-    audit_rows: int
-    audit_root: str
-    """Root of the audit's tree over all its rows, in hex."""
-    members: tuple[Member, ...]
+    audit_rows: Count
+    audit_root: Sha256
+    """Root of the audit's tree over all its rows."""
+    members: Annotated[tuple[Member, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
 
 
 def is_name(text: str) -> bool:
@@ -168,46 +172,11 @@ def parse_manifest(data: bytes) -> Manifest:
         if document["format"] != FORMAT:
             message = f"The backup has format {str(document['format'])[:20]}; this program reads format {FORMAT}."
             raise Invalid("backup-newer", message, "Restore it with the version that made it, or a newer one.")
-        return _manifest_of(document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        audit = {"audit_rows": document["audit"]["rows"], "audit_root": document["audit"]["root"]}
+        manifest = msgspec.convert({**document, **audit}, Manifest)
+        names = [member.name for member in manifest.members]
+        if len(set(names)) != len(names) or not all(map(is_name, names)):
+            raise ValueError("no name for a member, or one twice")
+    except (ValueError, KeyError, TypeError, RecursionError, msgspec.ValidationError) as error:
         raise Invalid("backup-damaged", "The backup is damaged: its manifest cannot be read.") from error
-
-
-def _manifest_of(document: dict[str, Any]) -> Manifest:
-    if not isinstance(document["members"], list):
-        raise ValueError("members are a list")
-    members = tuple(_member_of(each) for each in document["members"])
-    names = [member.name for member in members]
-    if len(members) > MEMBERS_MAX or len(set(names)) != len(names):
-        raise ValueError("too many members, or one twice")
-    manifest = Manifest(
-        taken_at=datetime.fromisoformat(document["taken_at"]).astimezone(UTC),
-        fleet=_hex(document["fleet"]),
-        lineage=str(document["lineage"]),
-        event_seq=_count(document["event_seq"]),
-        audit_rows=_count(document["audit"]["rows"]),
-        audit_root=_hex(document["audit"]["root"]),
-        members=members,
-    )
-    if not re.fullmatch(r"[0-9a-f]{32}", manifest.lineage):
-        raise ValueError("no lineage")
     return manifest
-
-
-def _member_of(each: dict[str, Any]) -> Member:
-    member = Member(each["name"], _count(each["size"]), _hex(each["sha256"]))
-    if not is_name(member.name) or member.size > MEMBER_SIZE_MAX:
-        raise ValueError("no name for a member, or too large")
-    return member
-
-
-def _hex(value: object) -> str:
-    if not isinstance(value, str) or not _HEX.fullmatch(value):
-        raise ValueError("no SHA-256")
-    return value
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("no count")
-    return value

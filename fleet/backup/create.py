@@ -6,23 +6,21 @@ taken = await save_home(home, registry, Path("fleet.backup"), encryption=Encrypt
 import asyncio
 import hashlib
 import os
-import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
 from fleet.backup.envelope import COST, Sealing
+from fleet.config.output_file import must_be_absent, new_file
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import Registry
 from fleet.home.ca_store import locked
-from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_log, sync
+from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_log
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import CopyProgress, copy_to_file
 from fleet.storage.journals.revocations import Mark
@@ -80,7 +78,7 @@ async def save_home(
     Raises: FileExistsError; Invalid: `home-changed`, `file-too-large`, `registry-differs`; Unavailable; Refused
     (`registry-went-back`); OSError.
     """
-    _must_be_new(file)
+    must_be_absent(file)  # before the registry is copied; the write itself checks again
     log = revocation_log(home)
     await catch_up(registry, log)
     detail = {"file": file.name, "sealed": "no" if encryption is None else "yes"}
@@ -97,11 +95,6 @@ async def save_home(
     return taken
 
 
-def _must_be_new(file: Path) -> None:
-    if os.path.lexists(file):
-        raise FileExistsError(None, "the file is there already", str(file))
-
-
 def take_backup(home: Home, copy: Path, file: Path, mark: Mark, encryption: Encryption | None, now: datetime) -> Taken:
     """Write a backup of `home`, with the registry's copy `copy`, to the new file `file`, 0600, durable.
 
@@ -112,21 +105,16 @@ def take_backup(home: Home, copy: Path, file: Path, mark: Mark, encryption: Encr
     with locked(home.ca, shared=True):  # a consistent pair of key and certificate
         files, left_out = _files(home)
     manifest = _manifest(home, copy, files, mark, now)
-    with _beside(file) as out:
-        _write(out, manifest, (_pieces(copy), *((data,) for _, data in files)), encryption)
+    with new_file(file, secret=True) as out:
+        contents = (_pieces(copy), *((data,) for _, data in files))
+        if encryption is None:
+            write_archive(out, manifest, contents)
+        else:
+            sealing = Sealing(out, encryption.passphrase, cost=encryption.cost)
+            write_archive(sealing, manifest, contents)
+            sealing.finish()
         size = out.tell()
     return Taken(manifest, size, left_out)
-
-
-def _write(
-    out: BinaryIO, manifest: Manifest, contents: Iterable[Iterable[bytes]], encryption: Encryption | None
-) -> None:
-    if encryption is None:
-        write_archive(out, manifest, contents)
-        return
-    sealing = Sealing(out, encryption.passphrase, cost=encryption.cost)
-    write_archive(sealing, manifest, contents)
-    sealing.finish()
 
 
 def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
@@ -153,10 +141,8 @@ def _files(home: Home) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
 
 def _manifest(home: Home, copy: Path, files: list[tuple[str, bytes]], mark: Mark, now: datetime) -> Manifest:
     facts = facts_of(copy)
-    digest = hashlib.sha256()
-    for piece in _pieces(copy):
-        digest.update(piece)
-    registry = Member(REGISTRY, copy.stat().st_size, digest.hexdigest())
+    with copy.open("rb") as opened:
+        registry = Member(REGISTRY, copy.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest())
     others = (Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files)
     return Manifest(
         taken_at=now,
@@ -173,20 +159,3 @@ def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             yield piece
-
-
-@contextmanager
-def _beside(file: Path) -> Iterator[BinaryIO]:
-    """A new file, 0600, linked as `file` when the block succeeds and removed when it fails."""
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.link(fresh, file)  # unlike a rename, a link never overwrites
-        sync(file.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            fresh.unlink()

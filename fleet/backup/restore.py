@@ -98,8 +98,9 @@ def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[
         if member.name != REGISTRY and not is_ours_to_save(member.name):
             raise Invalid("backup-damaged", f"The backup holds {member.name}, which no backup does.")
         target = home.path.joinpath(*member.name.split("/"))  # archive.is_name ensures that it stays inside
-        if not keep(target):
-            yield _Nowhere()
+        if not keep(target):  # verification extracts no private keys
+            with Path(os.devnull).open("wb") as nowhere:
+                yield nowhere
             return
         for folder in reversed(target.relative_to(home.path).parents[:-1]):
             (home.path / folder).mkdir(mode=0o700, exist_ok=True)
@@ -111,11 +112,6 @@ def _unpacked(file: Path, passphrase: bytes | None, home: Home, keep: Callable[[
         manifest = read_archive(_source(opened, passphrase), place)
     _check_home(home, manifest)
     return manifest
-
-
-class _Nowhere:
-    def write(self, data: bytes, /) -> None:
-        """Verification extracts no private keys."""
 
 
 def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
@@ -174,10 +170,12 @@ async def restore_backup(
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
     try:
         manifest = await asyncio.to_thread(_unpacked, source.file, source.passphrase, building, lambda _: True)
-        events = _events(source.revocations, manifest)
+        log, events = source.revocations, None
+        if log is not None:
+            events = events_behind(log, manifest.fleet, manifest.lineage, manifest.event_seq)
         building.run.mkdir(mode=0o700)
         open_home(building.path)
-        restored = await _brought_up(building, manifest, events, source.revocations, act)
+        restored = await _brought_up(building, manifest, events, log, act)
         name_database(building.settings_file, database)
         await asyncio.to_thread(sync_tree, building.path)
         must_be_free(path)
@@ -210,12 +208,6 @@ async def _server(home: Home, database: Database) -> DatabaseUrl | None:
     return place
 
 
-def _events(revocations: Path | None, manifest: Manifest) -> tuple[Event, ...] | None:
-    if revocations is None:
-        return None
-    return events_behind(revocations, manifest.fleet, manifest.lineage, manifest.event_seq)
-
-
 async def _brought_up(
     home: Home, manifest: Manifest, events: tuple[Event, ...] | None, log: Path | None, act: Act
 ) -> Restored:
@@ -231,15 +223,11 @@ async def _brought_up(
             "event": str(manifest.event_seq),
             "audit_rows": str(manifest.audit_rows),
             "revocations": "none" if events is None else str(len(events)),
-            "devices": str(done.devices),
-            "certificates": str(done.certificates),
-            "tokens": str(done.tokens),
-            "requests": str(done.requests),
+            **{name: str(getattr(done, name)) for name in ("devices", "certificates", "tokens", "requests")},
             "bulk": restore,
         }
-        await registry.commit(
-            Change(AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail))
-        )
+        entry = AuditEntry(act.now, act.actor, "registry.restore", "registry", "ok", detail=detail)
+        await registry.commit(Change(entry))
         stations = await _in_service(registry, CredentialKind.STATION, [s.name for s in await registry.stations()])
         operators = await _in_service(registry, CredentialKind.OPERATOR, [o.name for o in await registry.operators()])
         newest = await registry.last_event()

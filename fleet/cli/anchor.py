@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, limit_option, reason_option
-from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.options import FILE, client_option
+from fleet.cli.output import output_option, print_value
 from fleet.cli.parameters import ANCHOR, MODEL
-from fleet.cli.several import print_each
-from fleet.client.client import Client, path_of
+from fleet.cli.records import Records
+from fleet.client.client import Client
 from fleet.domain.errors import Invalid
 
 COLUMNS = ("name", "models", "subject", "not_after", "sha256", "created_at")
@@ -22,10 +22,19 @@ def anchor() -> None:
     """Manufacturers' CAs: trust anchors for the certificates that devices come with."""
 
 
+ANCHORS = Records(anchor, ANCHOR, COLUMNS)
+ANCHORS.list("List the manufacturers' CAs.")
+ANCHORS.act(
+    "remove",
+    "Stop trusting manufacturers' CAs. Devices that enrolled with them stay.",
+    {"state": "removed"},
+)
+
+
 @anchor.command()
 @client_option
 @click.argument("name", type=ANCHOR)
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it is for; may be repeated.")
 @output_option
 def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: str) -> None:
@@ -50,33 +59,4 @@ def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: 
             raise Invalid("bad-certificate", f"{file} is larger than {FILE_SIZE_MAX} bytes.", "Check the path.")
         text = data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)
         added = client.post("/v1/anchors", {"name": name, "models": list(models), "certificate": text})
-    print_value(added, output, _in_short(added))
-
-
-@anchor.command(name="list")
-@client_option
-@limit_option
-@output_option
-def list_(client: Client, limit: int | None, output: str) -> None:
-    """List the manufacturers' CAs."""
-    with attempting("listing the anchors"):
-        print_rows(COLUMNS, client.items("/v1/anchors", limit), output)
-
-
-@anchor.command()
-@client_option
-@click.argument("names", type=ANCHOR, nargs=-1, required=True, metavar="NAME...")
-@reason_option
-@output_option
-def remove(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
-    """Stop trusting manufacturers' CAs. Devices that enrolled with them stay."""
-
-    def removed(name: str) -> Row:
-        client.post(path_of("/v1/anchors/{}/remove", name), {"reason": reason})
-        return {"name": name, "state": "removed"}
-
-    print_each(names, "removing anchor '{}'", removed, output)
-
-
-def _in_short(anchor: Row) -> Row:
-    return {key: anchor[key] for key in COLUMNS}
+    print_value(added, output, {key: added[key] for key in COLUMNS})

@@ -4,29 +4,28 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from fleet.cli.at_home import at_home_only
-from fleet.cli.audit_proof import check_proof, prove_
-from fleet.cli.audit_reader import audit_reader
+from fleet.cli.audit_proof import ENTRY, check_proof, entry_shown, head_text, prove_
 from fleet.cli.audit_verify import verify_
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, home_option
+from fleet.cli.options import FILE, client_option, home_option
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.cli.output_file import new_file
 from fleet.cli.parameters import PAST_TIME
+from fleet.client.audit import audit_reader
 from fleet.client.client import Client
+from fleet.config.output_file import new_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
 from fleet.domain.changes import AuditRow
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_search import RowFilter, rows_of
 
-COLUMNS = ("seq", "at", "actor", "action", "subject", "outcome", "address", "detail")
+COLUMNS = ("seq", *ENTRY)
 NEWEST_ROWS = 100
 EXPORT_PAGE_ROWS = 1_000
 
@@ -63,11 +62,8 @@ def list_(
     since: datetime | None,
     until: datetime | None,
     limit: int | None,
-    actor: str,
-    action: str,
-    subject: str,
-    outcome: str,
     output: str,
+    **texts: str,
 ) -> None:
     """List the newest rows, in order, or all of a period.
 
@@ -80,7 +76,7 @@ def list_(
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since must be before --until.")
-    where = RowFilter(actor, action, subject, outcome, since, until)
+    where = RowFilter(**texts, since=since, until=until)
     at_most = limit or (NEWEST_ROWS if since is None and until is None else sys.maxsize)
 
     async def work() -> list[AuditRow]:
@@ -89,25 +85,11 @@ def list_(
 
     with attempting("listing the audit"):
         rows = asyncio.run(work())
-    print_rows(COLUMNS, map(_shown, rows), output)
+    print_rows(COLUMNS, [{"seq": row.seq, **entry_shown(row.entry)} for row in rows], output)
     if not rows:
         click.echo(_why_none(where, after), err=True)
     elif limit is None and len(rows) == at_most:
         click.echo(f"There may be more: --limit N, --since TIME or --after SEQ. These are {at_most}.", err=True)
-
-
-def _shown(row: AuditRow) -> dict[str, object]:
-    entry = row.entry
-    return {
-        "seq": row.seq,
-        "at": entry.at,
-        "actor": entry.actor,
-        "action": entry.action,
-        "subject": entry.subject,
-        "outcome": entry.outcome,
-        "address": entry.address,
-        "detail": entry.detail,
-    }
 
 
 def _why_none(where: RowFilter, after: int | None) -> str:
@@ -119,39 +101,32 @@ def _why_none(where: RowFilter, after: int | None) -> str:
 
 
 @audit.command(name="seal")
-@at_home_only("a server seals its own audit each second")
-@home_option
+@home_option("a server seals its own audit each second")
 @output_option
 def seal_(home: Path, output: str) -> None:
     """Sign a head over the rows since the last one, now. A running server does it every second."""
-
-    from fleet.cli.home import opened, run, utc_now
+    from fleet.home.layout import opened
     from fleet.home.pki import audit_signer
     from fleet.services.sealing import seal
 
     async def work() -> tuple[TreeHead | None, TreeHead | None]:
-        async with opened(home) as fleet:
-            ours = await seal(fleet.registry, audit_signer(fleet.home), utc_now())
-            newest = await fleet.registry.last_sealed()
+        async with opened(home) as (place, registry):
+            ours = await seal(registry, audit_signer(place), datetime.now(UTC))
+            newest = await registry.last_sealed()
             return ours, newest.head if newest is not None else None
 
     with attempting(f"sealing the audit of '{home}'"):
-        ours, newest = run(work())
-    print_value(
-        {
-            "sealed": newest.size if newest is not None else 0,
-            "head": f"{newest.size}:{newest.root.hex()}" if newest is not None else None,
-            "at": newest.at if newest is not None else None,
-            "new": ours is not None,
-        },
-        output,
-    )
+        ours, newest = asyncio.run(work())
+    value: dict[str, object] = {"sealed": 0, "head": None, "at": None}
+    if newest is not None:
+        value = {"sealed": newest.size, "head": head_text(newest), "at": newest.at}
+    print_value({**value, "new": ours is not None}, output)
 
 
 @audit.command()
 @client_option
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only rows after this one.")
-@click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT", help="A new file.")
+@click.option("--file", "file", type=FILE, metavar="OUT", help="A new file.")
 @output_option
 def export(client: Client, after: int, file: Path | None, output: str) -> None:
     """Write out the audit as JSON lines.

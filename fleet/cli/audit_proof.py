@@ -6,13 +6,17 @@ from pathlib import Path
 
 import click
 
-from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, check_head, read_head_key
+from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, check_head, read_head_key
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option
+from fleet.cli.options import FILE, client_option
 from fleet.cli.output import output_option, print_value
-from fleet.cli.output_file import write_file
 from fleet.client.client import Client
-from fleet.domain.audit_proof import PROOF_SIZE_MAX, Proof, check_path, proof_text, read_proof
+from fleet.config.output_file import write_file
+from fleet.domain.audit_log import TreeHead
+from fleet.domain.audit_proof import PROOF_SIZE_MAX, check_path, proof_text, read_proof
+from fleet.domain.changes import AuditEntry
+
+ENTRY = ("at", "actor", "action", "subject", "outcome", "address", "detail")
 
 _SEQ = re.compile(r"[0-9]{1,18}")
 _SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
@@ -21,7 +25,7 @@ _SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
 @click.command(name="prove")
 @client_option
 @click.argument("what", metavar="SEQ|SERIAL")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A new file for it.")
+@click.option("--out", type=FILE, metavar="FILE", help="A new file for it.")
 @output_option
 def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
     """Prove that a row is in the audit.
@@ -35,11 +39,14 @@ def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
       fleet audit prove 17 --out row-17.json
       fleet audit prove 5d1f4c0a9be2… --out issue.json
     """
-    if not _SEQ.fullmatch(what) and not _SERIAL.fullmatch(what):
+    is_row = _SEQ.fullmatch(what)
+    if not is_row and not _SERIAL.fullmatch(what):
         raise click.UsageError("Give a row's number, or a certificate's serial number in hex.")
 
-    with attempting(f"proving {'row' if _SEQ.fullmatch(what) else 'the issue of'} {what}"):
-        query = {"seq": what} if _SEQ.fullmatch(what) else {"serial": _serial(what)}
+    with attempting(f"proving {'row' if is_row else 'the issue of'} {what}"):
+        query = (
+            {"seq": what} if is_row else {"serial": what.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"}
+        )
         proof = read_proof(json.dumps(client.get("/v1/audit/proof", **query)).encode("ascii"))
         check_path(proof)
         text = proof_text(proof)
@@ -48,15 +55,15 @@ def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    print_value({"file": str(out), "seq": proof.seq, "head": _head_text(proof)}, output)
+    print_value({"file": str(out), "seq": proof.seq, "head": head_text(proof.head)}, output)
 
 
 @click.command(name="check-proof")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option(
     "--public-key",
     "key_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     required=True,
     metavar="PUB",
     help="The public key that signs the audit's heads: a copy of the home's ca/audit.pub.",
@@ -73,35 +80,27 @@ def check_proof(file: Path, key_file: Path, output: str) -> None:
     Example:
       fleet audit check-proof row-17.json --public-key audit.pub
     """
-    with attempting(f"reading the public key '{key_file}'"), key_file.open("rb") as opened_file:
-        key = read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
+    key = head_key_in(key_file)
     with attempting(f"checking the proof '{file}'"):
         with file.open("rb") as opened_file:
             proof = read_proof(opened_file.read(PROOF_SIZE_MAX + 1))
         check_path(proof)
         check_head(proof.head, (key,))
-    entry = proof.entry
-    print_value(
-        {
-            "ok": True,
-            "seq": proof.seq,
-            "at": entry.at,
-            "actor": entry.actor,
-            "action": entry.action,
-            "subject": entry.subject,
-            "outcome": entry.outcome,
-            "address": entry.address,
-            "detail": entry.detail,
-            "head": _head_text(proof),
-            "sealed_at": proof.head.at,
-        },
-        output,
-    )
+    head = {"head": head_text(proof.head), "sealed_at": proof.head.at}
+    print_value({"ok": True, "seq": proof.seq, **entry_shown(proof.entry), **head}, output)
 
 
-def _serial(text: str) -> str:
-    return text.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"
+def head_key_in(file: Path) -> HeadKey:
+    """The public key in `file`, PEM."""
+    with attempting(f"reading the public key '{file}'"), file.open("rb") as opened_file:
+        return read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
 
 
-def _head_text(proof: Proof) -> str:
-    return f"{proof.head.size}:{proof.head.root.hex()}"
+def entry_shown(entry: AuditEntry) -> dict[str, object]:
+    """A row of the audit as commands print it."""
+    return {key: getattr(entry, key) for key in ENTRY}
+
+
+def head_text(head: TreeHead) -> str:
+    """SIZE:ROOT."""
+    return f"{head.size}:{head.root.hex()}"

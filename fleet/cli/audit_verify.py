@@ -4,22 +4,22 @@ import asyncio
 import functools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, read_head_key
-from fleet.cli.audit_reader import audit_reader
+from fleet.ca.head_signer import HeadKey
+from fleet.cli.audit_proof import head_key_in, head_text
 from fleet.cli.errors import attempting
-from fleet.cli.location import client_at
-from fleet.cli.options import location_options
+from fleet.cli.options import FILE, LOCATION, REMOTE, Checked, client_at, location_options
 from fleet.cli.output import output_option, print_value
-from fleet.cli.output_file import write_file
+from fleet.client.audit import audit_reader
 from fleet.client.client import Client
+from fleet.config.output_file import write_file
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify
@@ -27,43 +27,32 @@ from fleet.storage.sqlite.audit_reader import audit_of_copy
 
 STATE_SIZE_MAX = 4_096
 STATE_VERSION = 1
-HEAD_FORM = "SIZE:ROOT"
 
 _HEAD = re.compile(r"([0-9]{1,18}):([0-9a-fA-F]{64})")
 
 
-class Head(click.ParamType[Noted]):
-    """A number of rows and the root of their tree, as `fleet audit verify` prints them."""
+def _noted(text: str) -> Noted:
+    found = _HEAD.fullmatch(text.strip())
+    if not found:
+        raise ValueError("It is the number of rows, a colon and the root, as `fleet audit verify` prints it.")
+    return Noted(int(found[1]), bytes.fromhex(found[2]))
 
-    name = HEAD_FORM
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Noted:
-        if isinstance(value, Noted):
-            return value
-        found = _HEAD.fullmatch(str(value).strip())
-        if not found:
-            self.fail("It is the number of rows, a colon and the root, as `fleet audit verify` prints it.", param, ctx)
-        return Noted(int(found[1]), bytes.fromhex(found[2]))
+HEAD = Checked("SIZE:ROOT", _noted)
+"""A number of rows and the root of their tree, as `fleet audit verify` prints them."""
 
 
 def client_or_copy_option(command: Callable[..., object]) -> Callable[..., object]:
     """As `client_option`, beside an option that gives `copy` to work on: with that, `client` is None."""
 
     @functools.wraps(command)
-    def with_client_or_copy(
-        home: Path | None,
-        url: str | None,
-        cert: Path | None,
-        key: Path | None,
-        ca: Path | None,
-        copy: Path | None,
-        **given: Any,
-    ) -> object:
+    def with_client_or_copy(copy: Path | None, **given: Any) -> object:
+        location = {name: given.pop(name) for name in LOCATION}
         if copy is None:
-            with client_at(home, url, cert, key, ca) as client:
+            with client_at(**location) as client:
                 return command(client=client, copy=None, **given)
         context = click.get_current_context()
-        for name in ("url", "cert", "key", "ca"):
+        for name in REMOTE:
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name} is for a served fleet, and --file is read here.")
         return command(client=None, copy=copy, **given)
@@ -77,17 +66,17 @@ def client_or_copy_option(command: Callable[..., object]) -> Callable[..., objec
 @click.option(
     "--public-key",
     "key_files",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     multiple=True,
     metavar="PUB",
     help="A public key that heads may be signed by: a copy of ca/audit.pub. May be repeated. "
-    "With --home, its own is used too; with --url, bring it: who holds the rows must not record_examined for the key.",
+    "With --home, its own is used too; with --url, bring it: who holds the rows must not vouch for the key.",
 )
-@click.option("--head", type=Head(), help="A head noted earlier, which the audit must still contain.")
-@click.option("--since-head", type=Head(), help="Read only what came after this head, noted when it was verified.")
+@click.option("--head", type=HEAD, help="A head noted earlier, which the audit must still contain.")
+@click.option("--since-head", type=HEAD, help="Read only what came after this head, noted when it was verified.")
 @click.option(
     "--state",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Remember in FILE the last head that was verified, and read only what came after it.",
 )
@@ -128,7 +117,12 @@ def verify_(
         given = [head_key_in(file) for file in key_files]
         own = _own_keys(client)
         keys = [*(own or ()), *given] if given or own is not None else None
-        verified = asyncio.run(_verify(_reader(client, copy), keys, since, noted))
+
+        async def work() -> Verified:
+            async with _reader(client, copy) as reader:
+                return await verify(reader, keys, since=since, noted=noted)
+
+        verified = asyncio.run(work())
         if state is not None and verified.head is not None:
             write_file(state, _state_of(verified.noted), secret=False, force=True)
     print_value(_shown(verified, signed=keys is not None), output)
@@ -136,7 +130,7 @@ def verify_(
 
 def _own_keys(client: Client | None) -> list[HeadKey] | None:
     """Keys that heads may be signed by, of the home itself; None where none can be trusted without being brought: who
-    holds the rows must not record_examined for the key.
+    holds the rows must not vouch for the key.
     """
     if client is None or client.home is None:
         return None
@@ -144,12 +138,6 @@ def _own_keys(client: Client | None) -> list[HeadKey] | None:
 
     public = open_home(client.home).audit_public_key
     return [head_key_in(public)] if public.exists() else []
-
-
-def head_key_in(file: Path) -> HeadKey:
-    """The public key in `file`, PEM."""
-    with file.open("rb") as opened_file, attempting(f"reading the public key '{file}'"):
-        return read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
 
 
 @asynccontextmanager
@@ -162,16 +150,6 @@ async def _reader(client: Client | None, copy: Path | None) -> AsyncIterator[Aud
             yield kept
 
 
-async def _verify(
-    opening: AbstractAsyncContextManager[AuditReader],
-    keys: Sequence[HeadKey] | None,
-    since: Noted | None,
-    noted: Noted | None,
-) -> Verified:
-    async with opening as reader:
-        return await verify(reader, keys, since=since, noted=noted)
-
-
 def _shown(v: Verified, *, signed: bool) -> dict[str, object]:
     return {
         "ok": True,
@@ -179,7 +157,7 @@ def _shown(v: Verified, *, signed: bool) -> dict[str, object]:
         "head": f"{v.rows}:{v.root.hex()}",
         "sealed": v.sealed,
         "unsealed": v.rows - v.sealed,
-        "sealed_head": f"{v.sealed}:{v.head.root.hex()}" if v.head is not None else None,
+        "sealed_head": head_text(v.head) if v.head is not None else None,
         "sealed_at": v.head.at if v.head is not None else None,
         "read_from": v.first_row,
         "heads_checked": v.heads,

@@ -1,5 +1,6 @@
 """`fleet backup` and `fleet restore`: a home as one file, and back."""
 
+import asyncio
 import shlex
 from pathlib import Path
 
@@ -8,21 +9,21 @@ import click
 from fleet.backup.archive import Manifest
 from fleet.backup.create import Encryption, Taken, save_home
 from fleet.backup.restore import Restored, RestoreSource, check_backup, needs_passphrase, restore_backup
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.home import act_now, opened, run
-from fleet.cli.options import home_option
+from fleet.cli.init import database_options
+from fleet.cli.options import FILE, at_home_only, home_option
 from fleet.cli.output import output_option, print_value
-from fleet.cli.parameters import Checked
-from fleet.cli.passwords import PasswordSource
-from fleet.config.addresses import Database, parse_database
+from fleet.cli.passwords import PasswordSource, password_options
+from fleet.config.addresses import Database
+from fleet.home.layout import opened
+from fleet.home.unix_user import act_now
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
 NAMES_SHOWN_MAX = 20
 PROGRESS_ROWS_MIN = 100_000  # of a table: below that it is done before anybody wonders
 
-password_file = click.option("--password-file", metavar="FILE", help="The passphrase: the first line of FILE.")
-password_env = click.option("--password-env", metavar="VARIABLE", help="The passphrase: in this environment variable.")
+passphrase_options = password_options(
+    "The passphrase: the first line of FILE.", "The passphrase: in this environment variable."
+)
 
 
 class BackupGroup(click.Group):
@@ -45,14 +46,12 @@ def backup() -> None:
 
 
 @backup.command()
-@at_home_only("a backup holds the fleet's keys, and they travel nowhere")
-@home_option
-@click.argument("file", type=_FILE)
-@password_file
-@password_env
+@home_option("a backup holds the fleet's keys, and they travel nowhere")
+@click.argument("file", type=FILE)
+@passphrase_options
 @click.option("--plain", is_flag=True, help="Do not encrypt it: the file then holds the fleet's keys in the clear.")
 @output_option
-def take(home: Path, file: Path, password_file: str | None, password_env: str | None, plain: bool, output: str) -> None:
+def take(home: Path, file: Path, password: PasswordSource, plain: bool, output: str) -> None:
     """Save the home into a new file.
 
     Settings, CAs, keys and the registry go into FILE, sealed with a passphrase. The server may run; nothing waits for
@@ -67,24 +66,17 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
       fleet backup fleet-1.backup --password-file backup.pass
       fleet backup check fleet-1.backup --password-file backup.pass
     """
-    source = PasswordSource("the backup", "password", password_file, password_env)
-    if plain and (password_file or password_env):
+    if plain and (password.file or password.variable):
         raise click.UsageError("Give a passphrase or --plain, not both.")
 
     async def work() -> Taken:
-        async with opened(home) as fleet:
-            return await save_home(
-                fleet.home,
-                fleet.registry,
-                file,
-                encryption=None if passphrase is None else Encryption(passphrase),
-                act=act_now(),
-                progress=_tell,
-            )
+        encryption = None if passphrase is None else Encryption(passphrase)
+        async with opened(home) as (place, registry):
+            return await save_home(place, registry, file, encryption=encryption, act=act_now(), progress=_tell)
 
     with attempting(f"saving '{home}' into '{file}'"):
-        passphrase = None if plain else source.given_or_asked(confirm=True)
-        taken = run(work())
+        passphrase = None if plain else password.given_or_asked("the backup", confirm=True)
+        taken = asyncio.run(work())
     for name in taken.left_out:
         click.echo(f"Left out: {name}", err=True)
     if plain:
@@ -93,25 +85,23 @@ def take(home: Path, file: Path, password_file: str | None, password_env: str | 
 
 
 @backup.command()
-@click.argument("file", type=_FILE)
-@password_file
-@password_env
+@click.argument("file", type=FILE)
+@passphrase_options
 @output_option
-def check(file: Path, password_file: str | None, password_env: str | None, output: str) -> None:
+def check(file: Path, password: PasswordSource, output: str) -> None:
     """Read all of a backup.
 
     Every checksum, the registry's pages, every row of its audit. Needs no home.
     """
     with attempting(f"checking '{file}'"):
         sealed = needs_passphrase(file)
-        passphrase = _passphrase(file, password_file, password_env)
-        manifest = check_backup(file, passphrase)
+        manifest = check_backup(file, _passphrase(file, password))
     _print(manifest, file, output, ok=True, sealed=sealed)
 
 
 @click.command()
 @at_home_only("a home is made in a folder of this machine")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=FILE)
 @click.argument("home", type=click.Path(path_type=Path))
 @click.option(
     "--revocations",
@@ -124,30 +114,19 @@ def check(file: Path, password_file: str | None, password_env: str | None, outpu
     is_flag=True,
     help="That file is lost as well: every device is suspended, for you to resume those that you trust.",
 )
-@click.option(
-    "--database",
-    type=Checked("URL", parse_database),
-    help="Restore the registry into this empty PostgreSQL database, postgresql://USER@HOST[:PORT]/DATABASE; "
-    "whichever engine it was saved from. Without, it comes into HOME as SQLite.",
+@database_options(
+    "Restore the registry into this empty PostgreSQL database, postgresql://USER@HOST[:PORT]/DATABASE; "
+    "whichever engine it was saved from. Without, it comes into HOME as SQLite."
 )
-@click.option(
-    "--database-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A file, mode 600, that holds that URL; this one may hold a password.",
-)
-@password_file
-@password_env
+@passphrase_options
 @output_option
 def restore(
     file: Path,
     home: Path,
     revocations: Path | None,
     none_kept: bool,
-    database: Database | None,
-    database_file: Path | None,
-    password_file: str | None,
-    password_env: str | None,
+    database: Database,
+    password: PasswordSource,
     output: str,
 ) -> None:
     """Make the new folder HOME of the backup FILE. Everything is verified before HOME is there.
@@ -167,11 +146,6 @@ def restore(
     attempted = f"restoring '{file}' into '{home}'"
     if revocations is not None and none_kept:
         raise click.UsageError("Give --revocations or --no-revocations-after-backup, not both.")
-    if database is not None and database_file is not None:
-        raise click.UsageError("Give --database or --database-file, not both.")
-    if database_file is not None:
-        database = Database(file=str(database_file.absolute()))
-    database = database or Database()
     with attempting(attempted):
         file.stat()  # a wrong path is said before what a restore needs
     if revocations is None and not none_kept:
@@ -182,15 +156,9 @@ def restore(
             "suspends every device, for you to resume those that you trust",
         )
     with attempting(attempted):
-        done = run(
-            restore_backup(
-                RestoreSource(file, revocations, _passphrase(file, password_file, password_env)),
-                home.absolute(),
-                act=act_now(),
-                database=database,
-                progress=_tell,
-            )
-        )
+        source = RestoreSource(file, revocations, _passphrase(file, password))
+        restoring = restore_backup(source, home.absolute(), act=act_now(), database=database, progress=_tell)
+        done = asyncio.run(restoring)
     _print_restored(done, home, database, output, none_kept)
 
 
@@ -199,9 +167,8 @@ def _tell(table: str, rows: int) -> None:
         click.echo(f"{table}: {rows} rows copied", err=True)
 
 
-def _passphrase(file: Path, password_file: str | None, password_env: str | None) -> bytes | None:
-    source = PasswordSource(f"'{file}'", "password", password_file, password_env)
-    return source.given_or_asked() if needs_passphrase(file) else source.given()
+def _passphrase(file: Path, password: PasswordSource) -> bytes | None:
+    return password.given_or_asked(f"'{file}'") if needs_passphrase(file) else password.given(f"'{file}'")
 
 
 def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:
@@ -239,16 +206,15 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
     print_value(value, output)
     if not is_json:
         click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
-    if again.unknown:
-        _names("Not known to the backup; register them, and give each a token", again.unknown)
-    if again.barred:
-        _names(
-            "Not known to the backup, revoked since; they stay revoked, under the model restore-barred", again.barred
-        )
-    if again.resumed:
-        _names("Suspended in the backup and resumed since; resume them", again.resumed)
-    if again.claims:
-        _names("Claims in quarantine, for they may have been used since; look at each, and release it", again.claims)
+    for what, names in (
+        ("Not known to the backup; register them, and give each a token", again.unknown),
+        ("Not known to the backup, revoked since; they stay revoked, under the model restore-barred", again.barred),
+        ("Suspended in the backup and resumed since; resume them", again.resumed),
+        ("Claims in quarantine, for they may have been used since; look at each, and release it", again.claims),
+    ):
+        if names:
+            more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+            click.echo(f"{what}: {', '.join(names[:NAMES_SHOWN_MAX])}{more}", err=True)
     if none_kept:
         click.echo(
             f"Warning: devices suspended: {again.devices}. Any of them may have been revoked since the backup. "
@@ -258,8 +224,3 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
             "what you do not trust.",
             err=True,
         )
-
-
-def _names(what: str, names: tuple[str, ...]) -> None:
-    more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
-    click.echo(f"{what}: {', '.join(names[:NAMES_SHOWN_MAX])}{more}", err=True)

@@ -5,7 +5,6 @@ An act by filter goes in steps over the API (POST /v1/bulk), and can be stopped 
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,12 +12,13 @@ from typing import Any
 
 import click
 
-from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.interrupts import noting_interrupts
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.options import client_option, reason_option
 from fleet.cli.output import Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, TAG
 from fleet.client.client import Client, bad_answer
+from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import DeviceFilter
 from fleet.domain.device_filter import parse_filter
 
@@ -139,37 +139,22 @@ def act_by_filter(selection: Selection, doing: str, act: Mapping[str, object]) -
 
 def _in_steps(client: Client, body: Mapping[str, object], count: int, tally: _Tally) -> tuple[str, bool]:
     """Its id, and whether SIGINT or SIGTERM ended it early; the step that was under way is finished."""
-    progress = _Progress(count)
+    progress = Progress(PROGRESS_EVERY_SECONDS)
     with noting_interrupts() as interrupts:
-        progress.show(tally)
+        progress.show(f"0 of {count}")
         step = client.post(PATH, {**body, "expected": count})
         tally.add(step)
         idle = 0
         while step["next"] is not None and not interrupts:
-            progress.show(tally)
+            progress.show(f"{tally.seen} of {count}")
             before = tally.seen
             step = client.post(PATH, {**body, "cursor": step["next"]})
             tally.add(step)
             idle = idle + 1 if tally.seen == before else 0  # a step in which time ran out is followed by another
             if idle > IDLE_STEPS_MAX or tally.seen > count:
                 raise bad_answer("its steps lead nowhere")
-    progress.last(tally)
+    click.echo(f"{tally.seen} of {count}", err=True)
     return step["bulk"], step["next"] is not None
-
-
-class _Progress:
-    """A line on standard error now and then, the first at once."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._shown = count, float("-inf")
-
-    def show(self, tally: _Tally) -> None:
-        if time.monotonic() - self._shown >= PROGRESS_EVERY_SECONDS:
-            self.last(tally)
-
-    def last(self, tally: _Tally) -> None:
-        self._shown = time.monotonic()
-        click.echo(f"{tally.seen} of {self._count}", err=True)
 
 
 def query_of(where: DeviceFilter) -> dict[str, object]:

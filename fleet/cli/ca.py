@@ -1,18 +1,17 @@
 """`fleet ca`: the fleet's certificate authorities."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
-from fleet.cli.output_file import write_file
 from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
+from fleet.config.output_file import write_file
 from fleet.config.streams import printable
 from fleet.domain.errors import NotFound
 
@@ -83,8 +82,7 @@ def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]
 
 
 @ca.command()
-@at_home_only(_SIGNS)
-@home_option
+@home_option(_SIGNS)
 @_tenant
 @click.option("--root", "root_too", is_flag=True, help="Under a new key of the root, too.")
 @output_option
@@ -101,26 +99,25 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
     When the last certificate of the one before has ended: fleet ca forget SHA256
     """
-
-    from fleet.cli.home import act_now, opened, run
     from fleet.home.ca_store import Authority, fingerprint
-    from fleet.home.layout import settings_of
+    from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
     from fleet.home.tenants import authority_of, new_issuing_key
+    from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_rollover
 
     async def work() -> tuple[Authority, str]:
-        async with opened(home) as fleet:
+        async with opened(home) as (place, registry):
             act = act_now()
-            before = fingerprint(authority_of(fleet.home, tenant).issuing)
-            await announce_rollover(fleet.registry, tenant, sha256=before, root_too=root_too, act=act)
-            made = new_issuing_key(fleet.home, tenant, act.now, root_too=root_too)
+            before = fingerprint(authority_of(place, tenant).issuing)
+            await announce_rollover(registry, tenant, sha256=before, root_too=root_too, act=act)
+            made = new_issuing_key(place, tenant, act.now, root_too=root_too)
             if not tenant:
-                renew_server_certificate(fleet.home, settings_of(fleet.home), act.now)
+                renew_server_certificate(place, settings_of(place), act.now)
             return made, before
 
     with attempting(f"rolling over the issuing CA of '{tenant or home}'"):
-        made, before = run(work())
+        made, before = asyncio.run(work())
     print_value(
         {
             "issuing": made.issuing.subject.rfc4514_string(),
@@ -133,8 +130,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
 
 @ca.command()
-@at_home_only(_SIGNS)
-@home_option
+@home_option(_SIGNS)
 @_tenant
 @click.argument("sha256", type=SHA256)
 @click.option("--force", is_flag=True, help="Even when certificates of it are in use: they end now.")
@@ -144,30 +140,29 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
 
     SHA256 is its fingerprint, as `fleet ca show` prints it. It is refused while a certificate of that CA is good.
     """
-
-    from fleet.cli.home import act_now, opened, run
     from fleet.domain.errors import Refused
+    from fleet.home.layout import opened
     from fleet.home.tenants import forget_former, former_of
+    from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
 
     async def work() -> tuple[str, int]:
-        async with opened(home) as fleet:
+        async with opened(home) as (place, registry):
             act = act_now()
-            former = former_of(fleet.home, tenant, sha256)
-            name = former.subject.public_bytes()
-            held = None if force else await still_in_use(fleet.registry, name, act.now)
+            name = former_of(place, tenant, sha256).subject.public_bytes()
+            held = None if force else await still_in_use(registry, name, act.now)
             if held is not None:
                 raise Refused(
                     "ca-in-use",
                     f"A certificate of it is valid until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
                     "Wait until all have been renewed, or use --force.",
                 )
-            await announce_forgetting(fleet.registry, tenant, sha256=sha256, act=act)
+            await announce_forgetting(registry, tenant, sha256=sha256, act=act)
             # While it is still trusted: connections that are open depend on the state of their certificate alone.
-            ended = await end_what_is_in_use(fleet.registry, name, sha256=sha256, act=act) if force else 0
-            return forget_former(fleet.home, tenant, sha256).subject.rfc4514_string(), ended
+            ended = await end_what_is_in_use(registry, name, sha256=sha256, act=act) if force else 0
+            return forget_former(place, tenant, sha256).subject.rfc4514_string(), ended
 
     with attempting("forgetting a former CA"):
-        subject, ended = run(work())
-    value: dict[str, Any] = {"subject": subject, "sha256": sha256, "state": "forgotten"}
-    print_value({**value, "certificates_ended": ended}, output)
+        subject, ended = asyncio.run(work())
+    value = {"subject": subject, "sha256": sha256, "state": "forgotten", "certificates_ended": ended}
+    print_value(value, output)

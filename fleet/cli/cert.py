@@ -3,10 +3,10 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from cryptography.utils import CryptographyDeprecationWarning
@@ -14,8 +14,8 @@ from cryptography.utils import CryptographyDeprecationWarning
 from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, request_facts
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.output import output_option, print_value
-from fleet.cli.output_file import write_file
-from fleet.cli.passwords import PasswordSource
+from fleet.cli.passwords import PasswordSource, password_options
+from fleet.config.output_file import write_file
 from fleet.config.streams import printable
 from fleet.wire.encodings import (
     FORM_BY_SUFFIX,
@@ -36,7 +36,6 @@ from fleet.wire.errors import WireError
 
 _STANDARD_STREAM = "-"
 _FOR_PROGRAMS = frozenset({"expires_in_seconds"})  # people read the sentence
-_Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 @click.group()
@@ -53,22 +52,17 @@ def cert() -> None:
     warnings.simplefilter("ignore", CryptographyDeprecationWarning)
 
 
-def password_options(command: _Command) -> _Command:
-    """`--password-file` and `--password-env`, for the file that is read."""
-    by_file = click.option(
-        "--password-file", metavar="FILE", help="Password of the file that is read: the first line of FILE."
-    )
-    by_variable = click.option(
-        "--password-env", metavar="VARIABLE", help="Password of the file that is read: from the environment."
-    )
-    return by_file(by_variable(command))
+input_password_options = password_options(
+    "Password of the file that is read: the first line of FILE.",
+    "Password of the file that is read: from the environment.",
+)
 
 
 @cert.command(short_help="Show what is in a file.")
 @click.argument("file")
-@password_options
+@input_password_options
 @output_option
-def inspect(file: str, password_file: str | None, password_env: str | None, output: str) -> None:
+def inspect(file: str, password: PasswordSource, output: str) -> None:
     """Show what is in FILE ("-" for standard input).
 
     Each certificate with its names, issuer, validity, usages and fingerprints; whether there is a private key, and
@@ -86,7 +80,7 @@ def inspect(file: str, password_file: str | None, password_env: str | None, outp
     Exit codes: 0 shown (expired or not), 1 it can't be read, 2 used wrongly.
     """
     data = _input(file)
-    bundle = _read(file, data, PasswordSource("the file", "password", password_file, password_env))
+    bundle = _read(file, data, password, "the file")
     now = datetime.now(UTC)
     facts = {
         "file": file,
@@ -138,19 +132,20 @@ def _print_for_people(facts: Mapping[str, Any]) -> None:
     type=click.Choice([str(form) for form in Form]),
     help="Form of OUT, if its suffix does not say.",
 )
-@password_options
-@click.option("--out-password-file", metavar="FILE", help="Password to protect OUT with: the first line of FILE.")
-@click.option("--out-password-env", metavar="VARIABLE", help="Password to protect OUT with: from the environment.")
+@input_password_options
+@password_options(
+    "Password to protect OUT with: the first line of FILE.",
+    "Password to protect OUT with: from the environment.",
+    option="out-password",
+)
 @click.option("--drop", is_flag=True, help="Leave out what the form of OUT can't hold, instead of refusing.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 def convert(
     source: str,
     target: str,
     form_name: str | None,
-    password_file: str | None,
-    password_env: str | None,
-    out_password_file: str | None,
-    out_password_env: str | None,
+    password: PasswordSource,
+    out_password: PasswordSource,
     drop: bool,
     force: bool,
 ) -> None:
@@ -184,31 +179,26 @@ def convert(
     """
     form = Form(form_name) if form_name else _form_of(target)
     data = _input(source)
-    in_source = PasswordSource("the input file", "password", password_file, password_env)
-    bundle = _read(source, data, in_source)
+    bundle = _read(source, data, password, "the input file")
     if bundle.locked_keys and not drop and has_room_for_key(bundle, form):
-        bundle = _opened(source, data, in_source.given_or_asked())
+        bundle = _opened(source, data, password.given_or_asked("the input file"))
     attempted = f"converting '{source}' to {form}"
     left_out = losses(bundle, form)
     if left_out and not drop:
         problem = str(WouldLose(form, left_out))
         raise CliError(attempted, problem, "Add --drop to leave that out, or choose another form with --to")
-    _check_free(target, force=force)
-    out_source = PasswordSource("the output file", "out-password", out_password_file, out_password_env)
-    is_pkcs12 = form in (Form.P12, Form.P12_LEGACY)
-    password = out_source.given_or_asked(confirm=True) if is_pkcs12 else out_source.given()
+    if target != _STANDARD_STREAM and not force and os.path.lexists(target):
+        raise _taken(target)  # before a password is asked for; the write itself checks again
+    secret = out_password.given("the output file")
+    if secret is None and form in (Form.P12, Form.P12_LEGACY):
+        secret = out_password.given_or_asked("the output file", confirm=True)
     with attempting(attempted):
-        converted = write(bundle, form, password, drop=True)
+        converted = write(bundle, form, secret, drop=True)
     _output(target, converted, secret=holds_secret(bundle, form), force=force)
-    _tell(target, form, bundle, left_out, in_clear=holds_secret(bundle, form) and password is None)
-
-
-def _tell(target: str, form: Form, bundle: Bundle, left_out: tuple[str, ...], *, in_clear: bool) -> None:
-    """On stderr, so that OUT may be standard output."""
-    click.echo(f"{target}: written as {form}", err=True)
+    click.echo(f"{target}: written as {form}", err=True)  # OUT may be standard output
     for each in left_out:
         click.echo(f"Left out: {each}", err=True)
-    if in_clear:
+    if holds_secret(bundle, form) and secret is None:
         click.echo("Note: the private key in it is not encrypted; give an output password to protect it.", err=True)
 
 
@@ -231,12 +221,12 @@ def _input(name: str) -> bytes:
             return file.read(INPUT_SIZE_MAX + 1)
 
 
-def _read(name: str, data: bytes, source: PasswordSource) -> Bundle:
+def _read(name: str, data: bytes, password: PasswordSource, purpose: str) -> Bundle:
     """What `data` holds. A password is asked for only if the file can't be opened without."""
     try:
-        return _opened(name, data, source.given())
+        return _opened(name, data, password.given(purpose))
     except PasswordNeeded:
-        return _opened(name, data, source.given_or_asked())
+        return _opened(name, data, password.given_or_asked(purpose))
 
 
 def _opened(name: str, data: bytes, password: bytes | None) -> Bundle:
@@ -249,12 +239,6 @@ def _opened(name: str, data: bytes, password: bytes | None) -> Bundle:
         raise CliError(attempted, str(error), "Check the password") from error
     except WireError as error:
         raise CliError(attempted, str(error), "Check that it is the right file and that it is whole") from error
-
-
-def _check_free(target: str, *, force: bool) -> None:
-    """Before a password is asked for; the write itself checks again."""
-    if target != _STANDARD_STREAM and not force and os.path.lexists(target):
-        raise _taken(target)
 
 
 def _taken(target: str) -> CliError:

@@ -1,12 +1,11 @@
 """`fleet db`: where the registry is, and its schema."""
 
+import asyncio
 from pathlib import Path
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.home import run
 from fleet.cli.options import home_option
 from fleet.cli.output import output_option, print_value
 from fleet.home.layout import open_home, open_registry, place_of_registry
@@ -19,19 +18,18 @@ def db() -> None:
 
 
 @db.command()
-@at_home_only("it works on the database itself")
-@home_option
+@home_option("it works on the database itself")
 @output_option
 def status(home: Path, output: str) -> None:
     """Show the engine, where it is, its schema and its size. Nothing is changed."""
     with attempting(f"looking at the database of '{home}'"):
-        found = run(status_of(place_of_registry(open_home(home))))
-    print_value(_shown(found), output)
+        found = asyncio.run(status_of(place_of_registry(open_home(home))))
+    value = {key: getattr(found, key) for key in ("engine", "where", "schema", "newest_schema", "size_bytes")}
+    print_value({**value, **found.counts}, output)
 
 
 @db.command()
-@at_home_only("it works on the database itself")
-@home_option
+@home_option("it works on the database itself")
 @output_option
 def migrate(home: Path, output: str) -> None:
     """Bring the database to this program's schema.
@@ -49,18 +47,6 @@ def migrate(home: Path, output: str) -> None:
         return before, await status_of(place_of_registry(place))
 
     with attempting(f"migrating the database of '{home}'"):
-        before, after = run(work())
-    print_value(
-        {"engine": after.engine, "where": after.where, "schema_before": before.schema, "schema": after.schema}, output
-    )
-
-
-def _shown(found: Status) -> dict[str, object]:
-    return {
-        "engine": found.engine,
-        "where": found.where,
-        "schema": found.schema,
-        "newest_schema": found.newest_schema,
-        "size_bytes": found.size_bytes,
-        **found.counts,
-    }
+        before, after = asyncio.run(work())
+    value = {"engine": after.engine, "where": after.where, "schema_before": before.schema, "schema": after.schema}
+    print_value(value, output)

@@ -1,19 +1,19 @@
 """`fleet device`: register devices, look them up, tag them, suspend and revoke them."""
 
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fleet.cli.bulk import Selection, act_by_filter, ids_or_filter, query_of
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, limit_option
+from fleet.cli.options import FILE, client_option, limit_option
 from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, GROUP, MODEL, TAG, TAG_KEY, TIME, wrong_use
-from fleet.cli.several import print_each
-from fleet.client.client import Client, path_of
-from fleet.domain.device import DeviceFilter, DeviceState
+from fleet.cli.records import Records, print_each
+from fleet.client.client import Client
+from fleet.domain.device import DeviceFilter, DeviceState, Tags
 from fleet.domain.device_filter import parse_filter, parse_place
 from fleet.domain.tags import Retag, checked_groups, checked_tags
 
@@ -27,6 +27,14 @@ def device() -> None:
     """Devices: register them, look them up, tag them, suspend and revoke them."""
 
 
+def _in_short(shown: Row) -> Row:
+    return {**shown, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
+
+
+DEVICES = Records(device, DEVICE_ID, COLUMNS)
+DEVICES.show("Show devices with their certificates, oldest first.", DEVICES.get_with_certificates, _in_short)
+
+
 @device.command()
 @client_option
 @click.argument("device_id", type=DEVICE_ID)
@@ -35,15 +43,7 @@ def device() -> None:
 @click.option("--tag", "tags", type=TAG, multiple=True, help="A label to find it by; may be repeated.")
 @click.option("--group", "groups", type=GROUP, multiple=True, help="A group that it is in; may be repeated.")
 @output_option
-def add(
-    client: Client,
-    device_id: str,
-    model: str,
-    hardware_serial: str,
-    tags: tuple[tuple[str, str], ...],
-    groups: tuple[str, ...],
-    output: str,
-) -> None:
+def add(client: Client, device_id: str, tags: Tags, groups: tuple[str, ...], output: str, **terms: str) -> None:
     """Register a device.
 
     Then DEVICE_ID can be given a token (fleet token create --device DEVICE_ID), or be provisioned by a station.
@@ -55,8 +55,7 @@ def add(
     with wrong_use():
         labels = {"tags": dict(checked_tags(tags)), "groups": checked_groups(groups)}
     with attempting(f"adding device '{device_id}'"):
-        body = {"id": device_id, "model": model, "hardware_serial": hardware_serial, **labels}
-        added = client.post("/v1/devices", body)
+        added = client.post("/v1/devices", {"id": device_id, **terms, **labels})
     print_value(added, output)
 
 
@@ -64,10 +63,7 @@ def add(
 @client_option
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
-    "--errors",
-    "errors_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where refused rows are listed, as CSV; FILE.errors unless given.",
+    "--errors", "errors_file", type=FILE, help="Where refused rows are listed, as CSV; FILE.errors unless given."
 )
 @output_option
 def import_(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
@@ -116,15 +112,13 @@ def import_(client: Client, file: Path, errors_file: Path | None, output: str) -
 @output_option
 def list_(
     client: Client,
-    model: str | None,
     state: str | None,
-    tags: tuple[tuple[str, str], ...],
-    group: str | None,
-    expires_before: datetime | None,
+    tags: Tags,
     text: str | None,
     after: str,
     limit: int | None,
     output: str,
+    **more: Any,
 ) -> None:
     """List devices, all of them unless --limit is given.
 
@@ -136,53 +130,42 @@ def list_(
       fleet device list --expires-before 30d -o json
       fleet device list --filter 'lot=L7 and site="Oslo East"'
     """
-    if text is not None and (model or state or tags or group or expires_before):
+    if text is not None and (state or tags or any(more.values())):
         raise click.UsageError("--filter takes the place of the others: write them into it.")
     with wrong_use():
-        where = (
-            parse_filter(text, datetime.now(UTC))
-            if text is not None
-            else DeviceFilter(
-                model=model,
-                state=DeviceState(state) if state else None,
-                tags=tuple(sorted(set(tags))),
-                group=group,
-                expires_before=expires_before,
-            )
-        )
+        if text is not None:
+            where = parse_filter(text, datetime.now(UTC))
+        else:
+            by_state = DeviceState(state) if state else None
+            where = DeviceFilter(state=by_state, tags=tuple(sorted(set(tags))), **more)
         parse_place(after, where)
     with attempting("listing the devices"):
         listing = Seen(client.items("/v1/devices", limit, after=after or None, **query_of(where)))
         print_rows(COLUMNS, listing, output)
     if listing.last is not None and listing.count == limit:
-        click.echo(f"There may be more: --after {_position(listing.last, where)}", err=True)
+        last = listing.last
+        position = f"{last['expires_at']}/{last['id']}" if where.expires_before is not None else last["id"]
+        click.echo(f"There may be more: --after {position}", err=True)
 
 
-def _position(last: Row, where: DeviceFilter) -> str:
-    return f"{last['expires_at']}/{last['id']}" if where.expires_before is not None else str(last["id"])
+def _act(verb: str, text: str) -> None:
+    """Declare the command `verb`, whose help is `text`."""
+    doing = f"{verb.removesuffix('e')}ing"
+
+    @device.command(verb, help=text)
+    @ids_or_filter
+    def act(selection: Selection) -> None:
+        def acted(device_id: str) -> Row:
+            return dict(selection.client.post(f"{DEVICES.path(device_id)}/{verb}", {"reason": selection.reason}))
+
+        if selection.text is not None:
+            act_by_filter(selection, doing, {"act": verb})
+        else:
+            print_each(selection.ids, f"{doing} device '{{}}'", acted, selection.output)
 
 
-@device.command()
-@client_option
-@click.argument("device_ids", type=DEVICE_ID, nargs=-1, required=True, metavar="DEVICE_ID...")
-@output_option
-def show(client: Client, device_ids: tuple[str, ...], output: str) -> None:
-    """Show devices with their certificates, oldest first."""
-
-    def shown(device_id: str) -> Row:
-        path = path_of("/v1/devices/{}", device_id)
-        return {**client.get(path), "certificates": list(client.items(f"{path}/credentials"))}
-
-    print_each(device_ids, "showing device '{}'", shown, output, _in_short)
-
-
-def _in_short(shown: Row) -> Row:
-    return {**shown, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
-
-
-@device.command()
-@ids_or_filter
-def suspend(selection: Selection) -> None:
+_act(
+    "suspend",
     """Refuse devices until they are resumed.
 
     Name them by DEVICE_ID, or select them with --filter. Live sessions are closed at once; certificates stay valid.
@@ -191,13 +174,10 @@ def suspend(selection: Selection) -> None:
     Examples:
       fleet device suspend cam-7 --reason 'being repaired'
       fleet device suspend --filter 'lot=L7 and state=active' --dry-run
-    """
-    _move("suspend", "suspending", selection)
-
-
-@device.command()
-@ids_or_filter
-def resume(selection: Selection) -> None:
+    """,
+)
+_act(
+    "resume",
     """Accept suspended devices again.
 
     Name them by DEVICE_ID, or select them with --filter.
@@ -205,13 +185,10 @@ def resume(selection: Selection) -> None:
     \b
     Example:
       fleet device resume --filter 'lot=L7 and state=suspended' --count 12
-    """
-    _move("resume", "resuming", selection)
-
-
-@device.command()
-@ids_or_filter
-def revoke(selection: Selection) -> None:
+    """,
+)
+_act(
+    "revoke",
     """Revoke devices permanently.
 
     Name them by DEVICE_ID, or select them with --filter. Their certificates are revoked and live sessions closed at
@@ -223,13 +200,10 @@ def revoke(selection: Selection) -> None:
     \b
     Example:
       fleet device revoke cam-7 --reason lost
-    """
-    _move("revoke", "revoking", selection)
-
-
-@device.command()
-@ids_or_filter
-def retire(selection: Selection) -> None:
+    """,
+)
+_act(
+    "retire",
     """Take devices out of service permanently, as planned.
 
     Name them by DEVICE_ID, or select them with --filter.
@@ -237,19 +211,8 @@ def retire(selection: Selection) -> None:
     \b
     Example:
       fleet device retire --filter 'model=cam1' --dry-run
-    """
-    _move("retire", "retiring", selection)
-
-
-def _move(verb: str, doing: str, selection: Selection) -> None:
-    def moved(device_id: str) -> Row:
-        path = path_of("/v1/devices/{}/{}", device_id, verb)
-        return dict(selection.client.post(path, {"reason": selection.reason}))
-
-    if selection.text is not None:
-        act_by_filter(selection, doing, {"act": verb})
-    else:
-        print_each(selection.ids, f"{doing} device '{{}}'", moved, selection.output)
+    """,
+)
 
 
 @device.command()
@@ -269,20 +232,18 @@ def tag(selection: Selection, remove: tuple[str, ...], join: tuple[str, ...], le
     """
     with wrong_use():
         retag = Retag(selection.tags, remove, join, leave)
+    tags = {**dict.fromkeys(retag.remove), **dict(retag.tags)}
     if selection.text is not None:
-        tags = {**dict.fromkeys(retag.remove), **dict(retag.tags)}
         act_by_filter(selection, "tagging", {"act": "tag", "tags": tags, "join": join, "leave": leave})
         return
-    tagged = partial(_tagged, selection.client, retag, selection.reason)
+
+    def tagged(device_id: str) -> Row:
+        """Tags are merged (RFC 7396), groups replaced: these are read first."""
+        changes: dict[str, object] = {"tags": tags, "reason": selection.reason}
+        etag = "*"
+        if join or leave:
+            before, etag = selection.client.ask("GET", DEVICES.path(device_id))
+            changes["groups"] = sorted((set(before["groups"]) - set(leave)) | set(join))
+        return dict(selection.client.patch(DEVICES.path(device_id), changes, etag))
+
     print_each(selection.ids, "tagging device '{}'", tagged, selection.output)
-
-
-def _tagged(client: Client, retag: Retag, reason: str, device_id: str) -> Row:
-    """Tags are merged (RFC 7396), groups replaced: these are read first."""
-    path = path_of("/v1/devices/{}", device_id)
-    changes: dict[str, object] = {"tags": {**dict.fromkeys(retag.remove), **dict(retag.tags)}, "reason": reason}
-    etag = "*"
-    if retag.join or retag.leave:
-        before, etag = client.ask("GET", path)
-        changes["groups"] = sorted((set(before["groups"]) - set(retag.leave)) | set(retag.join))
-    return dict(client.patch(path, changes, etag))

@@ -13,17 +13,17 @@ from typing import TextIO
 
 import click
 
-from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.interrupts import noting_interrupts
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.manifest_files import Items, rows_of
 from fleet.cli.output import print_value
 from fleet.client.client import Client
 from fleet.client.manifest import ManifestImport
+from fleet.config.streams import EXIT_FAILED
 from fleet.domain.errors import FleetError
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import ROWS_AT_ONCE, Counts, Numbered, RowRefused
 
-PROGRESS_EVERY_SECONDS = 2.0
 REFUSED_SHOWN_MAX = 20
 ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
@@ -55,7 +55,7 @@ class _Import:
     problem: FleetError | None = None
     """Why it could not go on."""
     is_interrupted: bool = False
-    _shown_at: float = float("-inf")
+    _progress: Progress = field(default_factory=Progress)
 
     @property
     def counts(self) -> Counts:
@@ -79,22 +79,16 @@ class _Import:
                     errors.add(each)
                     if len(self.first_refused) < REFUSED_SHOWN_MAX:
                         self.first_refused.append(each)
-                self._show()
+                counts = self.counts
+                self._progress.show(
+                    f"{counts.seen} rows: {counts.added} added, {counts.unchanged} unchanged, {counts.refused} refused"
+                )
                 if chunk.problem is not None:
                     break
                 chunk = following.result()
         if chunk.problem is not None:
             raise chunk.problem
         self.is_interrupted = not chunk.is_empty
-
-    def _show(self) -> None:
-        if time.monotonic() - self._shown_at >= PROGRESS_EVERY_SECONDS:
-            self._shown_at = time.monotonic()
-            click.echo(_progress(self.counts), err=True)
-
-
-def _progress(counts: Counts) -> str:
-    return f"{counts.seen} rows: {counts.added} added, {counts.unchanged} unchanged, {counts.refused} refused"
 
 
 @dataclass(slots=True)

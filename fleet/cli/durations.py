@@ -3,40 +3,30 @@
 import re
 from datetime import timedelta
 
-import click
+from fleet.cli.options import Checked
 
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _PART = r"[0-9]{1,9}[wdhms]"
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has no parameters here
-    """A click parameter type that gives a timedelta, greater than zero and at most `maximum`."""
+def _duration(maximum: timedelta = timedelta.max) -> Checked:
+    """A timedelta, greater than zero and at most `maximum`."""
 
-    name = "duration"
-
-    def __init__(self, maximum: timedelta = timedelta.max) -> None:
-        self._maximum = maximum
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        if isinstance(value, timedelta):
-            return value
-        text = str(value).strip().lower()
+    def read(given: str) -> timedelta:
+        text = given.strip().lower()
         if not re.fullmatch(f"({_PART})+", text):
-            self.fail(f"{str(value)[:40]!r} is not a duration; write 90s, 15m, 1h or 30d.", param, ctx)
+            raise ValueError(f"{given[:40]!r} is not a duration; write 90s, 15m, 1h or 30d.")
         try:
             total = sum((timedelta(**{_UNITS[p[-1]]: int(p[:-1])}) for p in re.findall(_PART, text)), timedelta())
         except OverflowError:
-            self.fail(f"{text[:40]!r} is too long.", param, ctx)
+            raise ValueError(f"{text[:40]!r} is too long.") from None
         if not total:
-            self.fail("a duration must be greater than zero.", param, ctx)
-        if total > self._maximum:
-            self.fail(f"{text[:40]!r} is too long: at most {duration_text(self._maximum)}.", param, ctx)
+            raise ValueError("a duration must be greater than zero.")
+        if total > maximum:
+            raise ValueError(f"{text[:40]!r} is too long: at most {duration_text(maximum)}.")
         return total
 
-
-DURATION = Duration()
-CERTIFICATE_LIFETIME = Duration(timedelta(days=3650))
-TOKEN_LIFETIME = Duration(timedelta(days=90))
+    return Checked("duration", read)
 
 
 def duration_text(value: timedelta) -> str:
@@ -47,3 +37,8 @@ def duration_text(value: timedelta) -> str:
         count, left = divmod(left, seconds)
         text += f"{count}{letter}" if count else ""
     return text or "0s"
+
+
+DURATION = _duration()
+CERTIFICATE_LIFETIME = _duration(timedelta(days=3650))
+TOKEN_LIFETIME = _duration(timedelta(days=90))

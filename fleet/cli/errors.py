@@ -13,12 +13,9 @@ from typing import IO, Any, Self
 
 import click
 
-from fleet.config.streams import os_problem, printable
+from fleet.config.streams import EXIT_FAILED, os_problem, printable
 from fleet.domain.errors import FleetError
 from fleet.wire.errors import WireError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 # What to do next when the error itself does not tell: by what the operating system said.
 _ADVICE_BY_OS_ERROR: tuple[tuple[type[OSError], str], ...] = (
@@ -50,7 +47,10 @@ class CliError(click.ClickException):
         self.attempted = attempted
         self.problem = problem
         self.next_step = next_step
-        super().__init__(printable(_with_code(_sentence(attempted, problem, next_step), code)))
+        said = _uncapitalised(problem.strip().rstrip("."))
+        sentence = f"{attempted}: {said}" + ("" if said.endswith("?") else ".")
+        advice = f" {next_step.strip().rstrip('.')}." if next_step.strip() else ""
+        super().__init__(printable(_with_code(sentence + advice, code)))
 
     @classmethod
     def of(cls, attempted: str, error: FleetError, next_step: str = "") -> Self:
@@ -59,12 +59,6 @@ class CliError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"Error: {self.message}", file=file, err=file is None)
-
-
-def _sentence(attempted: str, problem: str, next_step: str) -> str:
-    said = _uncapitalised(problem.strip().rstrip("."))
-    text = f"{attempted}: {said}" + ("" if said.endswith("?") else ".")
-    return f"{text} {next_step.strip().rstrip('.')}." if next_step.strip() else text
 
 
 def explained(error: FleetError) -> str:
@@ -100,19 +94,12 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
     except BrokenPipeError:
         raise  # the reader has closed its pipe: the program ends silently
     except OSError as error:
-        raise CliError(attempted, _os_problem(error, attempted), next_step or _os_advice(error)) from error
+        is_named = error.filename is None or str(error.filename) in attempted
+        problem = os_problem(error) if is_named else f"{os_problem(error)} ({error.filename})"
+        advice = next((text for kind, text in _ADVICE_BY_OS_ERROR if isinstance(error, kind)), _ADVICE_OTHERWISE)
+        raise CliError(attempted, problem, next_step or advice) from error
 
 
 def _uncapitalised(text: str) -> str:
     """The problem follows a colon; an abbreviation such as "DER" keeps its capitals."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
-
-
-def _os_problem(error: OSError, attempted: str) -> str:
-    problem = os_problem(error)
-    is_named = error.filename is None or str(error.filename) in attempted
-    return problem if is_named else f"{problem} ({error.filename})"
-
-
-def _os_advice(error: OSError) -> str:
-    return next((text for kind, text in _ADVICE_BY_OS_ERROR if isinstance(error, kind)), _ADVICE_OTHERWISE)

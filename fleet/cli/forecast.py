@@ -4,10 +4,11 @@ import sys
 
 import click
 
-from fleet.cli.errors import EXIT_FAILED, attempting
+from fleet.cli.errors import attempting
 from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_rows, print_value
 from fleet.client.client import Client
+from fleet.config.streams import EXIT_FAILED
 from fleet.services.forecast import CLIFF_PERCENT
 
 COLUMNS = ("week", "devices", "tokens", "authorities")

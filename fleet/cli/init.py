@@ -1,20 +1,46 @@
 """`fleet init`: a new home."""
 
+import asyncio
+import functools
 import shlex
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.home import run, utc_now
+from fleet.cli.options import FILE, Checked, at_home_only
 from fleet.cli.output import output_option, print_value
-from fleet.cli.parameters import Checked
 from fleet.config.addresses import Address, Database, parse_database
 from fleet.config.settings import Settings
 from fleet.home.creation import create_home
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def database_options(text: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Give a command `--database`, whose help is `text`, and `--database-file`; it gets the one given as `database`."""
+
+    def with_options(command: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(command)
+        def with_database(database: Database | None, database_file: Path | None, **given: Any) -> object:
+            if database is not None and database_file is not None:
+                raise click.UsageError("Give --database or --database-file, not both.")
+            if database_file is not None:
+                database = Database(file=str(database_file.absolute()))
+            return command(database=database or Database(), **given)
+
+        by_file = click.option(
+            "--database-file",
+            type=FILE,
+            metavar="FILE",
+            help="A file, mode 600, that holds that URL; this one may hold a password.",
+        )
+        return click.option("--database", type=Checked("URL", parse_database), help=text)(by_file(with_database))
+
+    return with_options
 
 
 @click.command()
@@ -29,27 +55,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
     help="A DNS name or IP address that devices will use; may be repeated. localhost is always in. "
     "With one, the server listens on all interfaces; without, on loopback.",
 )
-@click.option(
-    "--database",
-    type=Checked("URL", parse_database),
-    help="PostgreSQL instead of SQLite: postgresql://USER@HOST[:PORT]/DATABASE, without a password; "
-    "that comes from PGPASSWORD or ~/.pgpass.",
-)
-@click.option(
-    "--database-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A file, mode 600, that holds the URL; this one may hold a password.",
+@database_options(
+    "PostgreSQL instead of SQLite: postgresql://USER@HOST[:PORT]/DATABASE, without a password; "
+    "that comes from PGPASSWORD or ~/.pgpass."
 )
 @output_option
-def init(
-    home: Path,
-    name: str,
-    hosts: tuple[str, ...],
-    database: Database | None,
-    database_file: Path | None,
-    output: str,
-) -> None:
+def init(home: Path, name: str, hosts: tuple[str, ...], database: Database, output: str) -> None:
     """Make a fleet's home in the folder HOME.
 
     It gets settings (fleet.toml, commented), a root CA and an issuing CA, a server certificate, and an empty registry.
@@ -62,10 +73,6 @@ def init(
       fleet init ./home --name acme --host iot.acme.example
       fleet init ./home --database postgresql://fleet@db.acme.example/fleet?sslmode=verify-full
     """
-    if database is not None and database_file is not None:
-        raise click.UsageError("Give --database or --database-file, not both.")
-    if database_file is not None:
-        database = Database(file=str(database_file.absolute()))
     if not name.strip():
         raise click.UsageError("--name must not be empty.")
     listen = "0.0.0.0" if hosts else "127.0.0.1"  # noqa: S104 - an operator who names hosts means to be reached
@@ -75,10 +82,10 @@ def init(
         est=Address(listen, 8443),
         mqtt=Address(listen, 8883),
         http=Address(listen, 8444),
-        database=database or Database(),
+        database=database,
     )
     with attempting(f"making a home in '{home}'"):
-        made = run(create_home(home.absolute(), settings, utc_now()))
+        made = asyncio.run(create_home(home.absolute(), settings, datetime.now(UTC)))
     print_value(
         {
             "home": str(made.path),

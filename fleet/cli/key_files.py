@@ -5,9 +5,9 @@ All that leaves the machine is a certificate request.
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError
 from fleet.cli.output import Row
-from fleet.cli.output_file import write_file
 from fleet.client.client import Client
+from fleet.config.output_file import write_file
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import Bundle, Form, write
@@ -50,40 +50,40 @@ class KeyFiles:
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who is enrolled: "station" and its name."""
-
-    kind: str
-    name: str
+    def shown(self, leaf: x509.Certificate, *, without: str = "") -> dict[str, Any]:
+        """What is printed once they are written, but for one key; None where there is no such file."""
+        value = {
+            "serial": f"{leaf.serial_number:x}",
+            "not_after": leaf.not_valid_after_utc,
+            "certificate": str(self.certificate),
+            "key": str(self.key) if self.key.exists() else None,
+            "pkcs12": str(self.pkcs12) if self.pkcs12.exists() else None,
+            "ca_file": str(self.ca),
+        }
+        return {key: item for key, item in value.items() if key != without}
 
 
 def enroll_with_files(
-    client: Client,
-    holder: Holder,
-    files: KeyFiles,
-    enroll: Callable[[str], Row],
-    *,
-    csr: bytes | None = None,
-    password: bytes | None = None,
+    client: Client, kind: str, terms: Row, files: KeyFiles, *, csr: bytes | None = None, password: bytes | None = None
 ) -> tuple[Row, x509.Certificate]:
-    """Make a key, `enroll` its request (PEM) and write the files. The API's answer, and the certificate.
+    """Make a key, add a `kind` of these `terms` with a request for it, and write the files. The API's answer, and the
+    certificate.
 
     `csr`: a request, DER, for a key that is elsewhere, in place of making one. `password`: of a PKCS#12 file to write.
     Nothing is overwritten, and a key that got no certificate is removed.
 
     Raises: Conflict (`file-exists`). CliError: enrolled, and a file could not be written. FleetError, OSError.
     """
-    root = _root_of(client)
+    root = next(each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root").encode()
     _check_free(files, root)
     key: ec.EllipticCurvePrivateKey | None = None
     if csr is None:
         key = generate_key()
         write_key(files.key, key)
-        csr = request_for(holder.name, key)
+        csr = request_for(terms["name"], key)
     try:
-        answer = enroll(x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode())
+        text = x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode()
+        answer = client.post(f"/v1/{kind}s", {**terms, "csr": text})
     except BaseException:
         if key is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -98,9 +98,9 @@ def enroll_with_files(
             write_file(files.pkcs12, write(Bundle(chain, private_key=key), Form.P12, password), secret=True)
     except OSError as error:
         raise CliError(
-            f"writing the files of {holder.kind} '{holder.name}'",
+            f"writing the files of {kind} '{terms['name']}'",
             f"it is registered, but {error.strerror} ({error.filename})",
-            f"Run `fleet {holder.kind} revoke {holder.name}` and add one of another name",
+            f"Run `fleet {kind} revoke {terms['name']}` and add one of another name",
         ) from error
     return answer, chain[0]
 
@@ -108,11 +108,6 @@ def enroll_with_files(
 def request_for(name: str, key: ec.EllipticCurvePrivateKey) -> bytes:
     """DER of a certificate request for `name`."""
     return build_csr(key, ((_COMMON_NAME, name),), ())
-
-
-def _root_of(client: Client) -> bytes:
-    found: str = next(each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root")
-    return found.encode()
 
 
 def _check_free(files: KeyFiles, root: bytes) -> None:

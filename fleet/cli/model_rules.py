@@ -1,4 +1,4 @@
-"""The options of `fleet model add` and `set` that make up a model's rules, declared once for both."""
+"""The options of `fleet model add` and `set`, declared once for both."""
 
 import functools
 from collections.abc import Callable
@@ -7,29 +7,34 @@ from typing import Any
 
 import click
 
-from fleet.cli.durations import DURATION
+from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
+from fleet.client.client import Client
+from fleet.domain.device import KEY_TYPES
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, RenewalKey
 
-# parameter -> path of its value in fleet.domain.model_rules.rules_json
-_PATHS: dict[str, tuple[str, ...]] = {
-    "tenant": ("tenant",),
-    "former_tenants": ("former_tenants",),
-    "admit": ("admission", "paths"),
-    "any_idevid": ("admission", "any_idevid"),
-    "webhook": ("admission", "webhook"),
-    "extended_key_usages": ("profile", "extended_key_usages"),
-    "organisation": ("profile", "organisation"),
-    "hardware_module_name": ("profile", "hardware_module_name"),
-    "dns_name": ("profile", "dns_name"),
-    "uris": ("profile", "uris"),
-    "csr_extended_key_usages": ("profile", "csr_extended_key_usages"),
-    "server_keygen": ("profile", "server_keygen"),
-    "binding": ("profile", "binding"),
-    "renewal_key": ("renewal", "key"),
-    "grace": ("renewal", "grace_seconds"),
-}
-
-_OPTIONS = (
+# A parameter's name is the path of its value in the API's model, with __ in between.
+_KEYS_AND_FILTERS = (
+    click.option(
+        "--key-type",
+        "key_types",
+        multiple=True,
+        type=click.Choice(KEY_TYPES),
+        help="A key type that its devices may use; may be repeated.",
+    ),
+    click.option(
+        "--publish",
+        multiple=True,
+        metavar="FILTER",
+        help="A topic filter that its devices may publish to; {id} and {model} stand for their own. May be repeated.",
+    ),
+    click.option(
+        "--subscribe",
+        multiple=True,
+        metavar="FILTER",
+        help="A topic filter that its devices may subscribe to. May be repeated.",
+    ),
+)
+_RULES = (
     click.option(
         "--tenant", metavar="NAME", help="Tenant whose issuing CA signs its certificates; '' for the fleet's own."
     ),
@@ -43,6 +48,7 @@ _OPTIONS = (
     ),
     click.option(
         "--admit",
+        "admission__paths",
         multiple=True,
         type=click.Choice([path.value for path in AdmissionPath]),
         help="An admission path for its devices; may be repeated. Default: token and station. With approval, an "
@@ -50,54 +56,71 @@ _OPTIONS = (
     ),
     click.option(
         "--any-idevid/--listed-idevid",
+        "admission__any_idevid",
         default=None,
         help="Accept any certificate of the manufacturer, or only devices listed on the manifest (default).",
     ),
     click.option(
         "--webhook",
+        "admission__webhook",
         metavar="URL",
         help="An https URL that authorises each first certificate: anything but a clear yes refuses it; '' for none. "
         "See: fleet webhook --help",
     ),
     click.option(
         "--eku",
-        "extended_key_usages",
+        "profile__extended_key_usages",
         multiple=True,
         type=click.Choice(list(EXTENDED_KEY_USAGES)),
         help="An extended key usage of its certificates; may be repeated. Default: clientAuth, which is required.",
     ),
-    click.option("--organisation", metavar="TEXT", help="O of the subject; '' for none."),
+    click.option("--organisation", "profile__organisation", metavar="TEXT", help="O of the subject; '' for none."),
     click.option(
         "--hw-module-name/--no-hw-module-name",
-        "hardware_module_name",
+        "profile__hardware_module_name",
         default=None,
         help="Whether a known hardware serial is put into the SAN (IEEE 802.1AR). Default: yes.",
     ),
-    click.option("--dns-name", metavar="TEMPLATE", help="A DNS name for the SAN: {id}.example.com; '' for none."),
     click.option(
-        "--uri", "uris", multiple=True, metavar="TEMPLATE", help="A URI for the SAN: urn:x:{id}. May be repeated."
+        "--dns-name",
+        "profile__dns_name",
+        metavar="TEMPLATE",
+        help="A DNS name for the SAN: {id}.example.com; '' for none.",
+    ),
+    click.option(
+        "--uri",
+        "profile__uris",
+        multiple=True,
+        metavar="TEMPLATE",
+        help="A URI for the SAN: urn:x:{id}. May be repeated.",
     ),
     click.option(
         "--csr-eku/--no-csr-eku",
-        "csr_extended_key_usages",
+        "profile__csr_extended_key_usages",
         default=None,
         help="Whether a CSR may request a subset of its extended key usages.",
     ),
     click.option(
         "--server-keygen/--no-server-keygen",
+        "profile__server_keygen",
         default=None,
         help="Whether the server generates keys for its devices on request (serverkeygen).",
     ),
     click.option(
         "--binding/--no-binding",
+        "profile__binding",
         default=None,
         help="Whether requests must be bound to their TLS connection (RFC 7030, 3.5).",
     ),
     click.option(
-        "--renewal-key", type=click.Choice([key.value for key in RenewalKey]), help="Which key a renewal must be for."
+        "--renewal-key",
+        "renewal__key",
+        type=click.Choice([key.value for key in RenewalKey]),
+        help="Which key a renewal must be for.",
     ),
     click.option(
         "--grace",
+        "renewal__grace_seconds",
         type=DURATION,
         metavar="DURATION",
         help="How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
@@ -105,21 +128,40 @@ _OPTIONS = (
 )
 
 
-def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `command` the options, gathered as `rules`, in the shape of rules_json: only what was said."""
+def model_options(lifetime: str | None, retain: bool | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options, with these defaults, gathered as `changes`: what was said, as the API takes it."""
+    options = (
+        click.option(
+            "--lifetime",
+            "lifetime_seconds",
+            type=CERTIFICATE_LIFETIME,
+            default=lifetime,
+            show_default=True,
+            help="Certificate lifetime: 12h, 30d.",
+        ),
+        *_KEYS_AND_FILTERS,
+        click.option(
+            "--retain/--no-retain",
+            default=retain,
+            show_default=True,
+            help="Whether its devices may publish retained messages, which the broker keeps.",
+        ),
+        *_RULES,
+    )
 
-    @functools.wraps(command)
-    def gathering(*args: Any, **given: Any) -> Any:
-        rules: dict[str, Any] = {}
-        for parameter, place in _PATHS.items():
-            value = given.pop(parameter)
-            if value is None or value == ():
-                continue
-            value = int(value.total_seconds()) if isinstance(value, timedelta) else value
-            group = rules.setdefault(place[0], {}) if len(place) == 2 else rules
-            group[place[-1]] = value
-        return command(*args, rules=rules, **given)
+    def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathering(client: Client, name: str, output: str, **given: Any) -> Any:
+            changes: dict[str, Any] = {}
+            for parameter, value in given.items():
+                if value is not None and value != ():
+                    group, _, key = parameter.rpartition("__")
+                    said = int(value.total_seconds()) if isinstance(value, timedelta) else value
+                    (changes.setdefault(group, {}) if group else changes)[key] = said
+            return command(client=client, name=name, changes=changes, output=output)
 
-    for option in reversed(_OPTIONS):
-        gathering = option(gathering)
-    return gathering
+        for option in reversed(options):
+            gathering = option(gathering)
+        return gathering
+
+    return with_options

@@ -1,11 +1,13 @@
-"""Options that many commands share: where the fleet is, why something is done, and several ids at once.
+"""Options that many commands share: where the fleet is, why something is done, how many rows.
 
     @group.command()
     @client_option
     @output_option
-    def list_(client: Client, output: str) -> None:
-        with attempting("listing the models"):
-            print_rows(COLUMNS, client.items("/v1/models"), output)
+    def status(client: Client, output: str) -> None:
+        with attempting("asking for the status"):
+            print_value(client.get("/v1/status"), output)
+
+What a command does not need is not imported here: `fleet cert` starts fast, and on machines without fcntl.
 
 `--home` and its like are taken in front of the subcommand as well: `fleet --home HOME device list`.
 """
@@ -18,18 +20,55 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fleet.cli.location import client_at
-from fleet.cli.parameters import REASON, URL
+from fleet.cli.errors import explained
+from fleet.client.client import Client
+from fleet.domain.errors import Invalid
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_LOCATION: dict[str, tuple[click.ParamType[Any], str]] = {
+
+class Checked(click.ParamType[Any]):
+    """A value that one of our readers judges: it raises ValueError or Invalid."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except Invalid as error:
+            return self.fail(explained(error), param, ctx)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+def _url(text: str) -> str:
+    from fleet.client.https import host_and_port
+
+    host_and_port(text)
+    return text
+
+
+def _reason(text: str) -> str:
+    from fleet.services.revocation import checked_reason
+
+    return checked_reason(text)
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+REMOTE: dict[str, tuple[click.ParamType[Any], str]] = {
+    "url": (Checked("URL", _url), "Or the admin API of a served fleet: https://HOST:PORT."),
+    "cert": (FILE, "Your operator certificate, for --url: PEM."),
+    "key": (FILE, "Its private key, unless it is beside it as NAME.key, or in the same file."),
+    "ca": (FILE, "The root CA that the server is verified with; without it, the system's."),
+}
+LOCATION: dict[str, tuple[click.ParamType[Any], str]] = {
     "home": (click.Path(path_type=Path), "The fleet's home folder, made by `fleet init`."),
-    "url": (URL, "Or the admin API of a served fleet: https://HOST:PORT."),
-    "cert": (_FILE, "Your operator certificate, for --url: PEM."),
-    "key": (_FILE, "Its private key, unless it is beside it as NAME.key, or in the same file."),
-    "ca": (_FILE, "The root CA that the server is verified with; without it, the system's."),
+    **REMOTE,
 }
 
 
@@ -47,39 +86,95 @@ class LocationOption(click.Option):
 
 def location_options(command: _Command) -> _Command:
     """Give a command all of `--home`, `--url`, `--cert`, `--key` and `--ca`, each passed by its name."""
-    for name in reversed(_LOCATION):
+    for name in reversed(LOCATION):
         command = _location_option(name)(command)
     return command
 
 
 def _location_option(name: str, **more: Any) -> Callable[[_Command], _Command]:
-    kind, text = _LOCATION[name]
+    kind, text = LOCATION[name]
     variable = f"FLEET_{name.upper()}"
     return click.option(
         f"--{name}", cls=LocationOption, type=kind, envvar=variable, show_envvar=True, help=text, **more
     )
 
 
-def home_option(command: _Command) -> _Command:
-    """Give a command `--home` alone, passed to it as `home`, a Path."""
-    return _location_option("home", required=True)(command)
+def home_option(why: str) -> Callable[[_Command], _Command]:
+    """Give a command `--home` alone, passed to it as `home`, a Path; `why` it takes no `--url`."""
+
+    def with_home(command: _Command) -> _Command:
+        return at_home_only(why)(_location_option("home", required=True)(command))
+
+    return with_home
+
+
+def at_home_only(why: str) -> Callable[[_Command], _Command]:
+    """Give a command the options of remote ones, hidden: each is refused with a sentence that ends in `why`."""
+
+    def refuse(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            message = f"`{context.command_path}` works at the home itself and not over --url: {why}."
+            raise click.UsageError(f"{message} Run it on the machine that has the home.", context)
+
+    def with_refusals(command: _Command) -> _Command:
+        for name in REMOTE:
+            hidden = click.option(f"--{name}", cls=LocationOption, hidden=True, expose_value=False, callback=refuse)
+            command = hidden(command)
+        return command
+
+    return with_refusals
+
+
+def client_at(
+    home: Path | None,
+    url: str | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    ca: Path | None = None,
+) -> Client:
+    """The client of the fleet that the options name. Nothing is opened or read before its first request.
+
+    Raises: click.UsageError.
+    """
+    if home is not None and url is not None:
+        # The command line counts before the environment.
+        context = click.get_current_context()
+        said = {name for name in ("home", "url") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if len(said) != 1:
+            raise click.UsageError("Give --home (or FLEET_HOME) or --url (or FLEET_URL), and not both.")
+        home, url = (home, None) if "home" in said else (None, url)
+    if home is not None:
+        from fleet.client.home import HomeTransport
+
+        return Client(HomeTransport(home), home)
+    if url is None:
+        raise click.UsageError("Give --home (or FLEET_HOME), or --url (or FLEET_URL) with --cert.")
+    if cert is None:
+        raise click.UsageError("--url needs your certificate: --cert (or FLEET_CERT).")
+    from fleet.client.https import HttpsTransport
+
+    return Client(HttpsTransport(url, cert, key, ca))
 
 
 def client_option(command: Callable[..., object]) -> Callable[..., object]:
     """Give a command the options that say where its fleet is; it gets a Client as `client`."""
 
     @functools.wraps(command)
-    def with_client(
-        home: Path | None, url: str | None, cert: Path | None, key: Path | None, ca: Path | None, **given: Any
-    ) -> object:
-        with client_at(home, url, cert, key, ca) as client:
+    def with_client(**given: Any) -> object:
+        with client_at(**{name: given.pop(name) for name in LOCATION}) as client:
             return command(client=client, **given)
 
     return location_options(with_client)
 
 
-reason_option = click.option("--reason", default="", type=REASON, help="Why, for the audit.")
+reason_option = click.option("--reason", default="", type=Checked("TEXT", _reason), help="Why, for the audit.")
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1), metavar="N", help="Maximum number of rows; without it, all."
+)
+
+out_option = click.option("--out", required=True, type=FOLDER, help="Folder for its files.")
+
+days_option = click.option(
+    "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Certificate lifetime."
 )

@@ -3,11 +3,11 @@
 import click
 
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, limit_option, reason_option
-from fleet.cli.output import Row, Seen, output_option, print_rows
+from fleet.cli.options import client_option, limit_option
+from fleet.cli.output import Seen, output_option, print_rows
 from fleet.cli.parameters import DEVICE_ID, MODEL, REQUEST_ID
-from fleet.cli.several import print_each
-from fleet.client.client import Client, path_of
+from fleet.cli.records import Records
+from fleet.client.client import Client
 from fleet.domain.approval import RequestState
 
 COLUMNS = ("id", "device", "model", "state", "fingerprint", "address", "asked", "last_seen")
@@ -23,55 +23,10 @@ def request() -> None:
     """
 
 
-@request.command(name="list")
-@client_option
-@click.option("--state", type=click.Choice([state.value for state in RequestState]), help="Only those in this state.")
-@click.option("--model", type=MODEL, help="Only requests for this model.")
-@click.option("--device", type=DEVICE_ID, help="Only requests for this device id.")
-@click.option("--after", type=REQUEST_ID, help="Resume after this request, as --limit printed it.")
-@limit_option
-@output_option
-def list_(
-    client: Client,
-    state: str | None,
-    model: str | None,
-    device: str | None,
-    after: str | None,
-    limit: int | None,
-    output: str,
-) -> None:
-    """List the requests, by id.
-
-    \b
-    Example:
-      fleet request list --state pending --model cam2
-    """
-    with attempting("listing the requests"):
-        requests = client.items("/v1/requests", state=state, model=model, device=device)
-        rows = Seen((each for each in requests if each["id"] > (after or "")), limit)
-        print_rows(COLUMNS, rows, output)
-    if rows.last is not None and rows.count == limit:
-        click.echo(f"There may be more: --after {rows.last['id']}", err=True)
-
-
-_request_ids = click.argument("request_ids", type=REQUEST_ID, nargs=-1, required=True, metavar="REQUEST_ID...")
-
-
-@request.command()
-@client_option
-@_request_ids
-@output_option
-def show(client: Client, request_ids: tuple[str, ...], output: str) -> None:
-    """Show requests with everything that is known of them."""
-    print_each(request_ids, "showing request '{}'", lambda one: client.get(path_of("/v1/requests/{}", one)), output)
-
-
-@request.command()
-@client_option
-@_request_ids
-@reason_option
-@output_option
-def approve(client: Client, request_ids: tuple[str, ...], reason: str, output: str) -> None:
+REQUESTS = Records(request, REQUEST_ID, COLUMNS)
+REQUESTS.show("Show requests with everything that is known of them.")
+REQUESTS.act(
+    "approve",
     """Allow the key of a request one certificate for the device id that it asks for.
 
     The device fetches it with its next attempt. Other requests for the same device id are denied.
@@ -80,25 +35,35 @@ def approve(client: Client, request_ids: tuple[str, ...], reason: str, output: s
     Example:
       fleet request show 91ab0c2d77de0b12     # compare the fingerprint first
       fleet request approve 91ab0c2d77de0b12 --reason 'read out by Kim on site'
-    """
-    _decide(client, "approve", "approving", request_ids, reason, output)
-
-
-@request.command()
-@client_option
-@_request_ids
-@reason_option
-@output_option
-def deny(client: Client, request_ids: tuple[str, ...], reason: str, output: str) -> None:
+    """,
+)
+REQUESTS.act(
+    "deny",
     """Refuse the key of a request, for as long as the request is kept.
 
     An approval that the device has not used yet is withdrawn.
+    """,
+)
+
+
+@request.command(name="list")
+@client_option
+@click.option("--state", type=click.Choice([state.value for state in RequestState]), help="Only those in this state.")
+@click.option("--model", type=MODEL, help="Only requests for this model.")
+@click.option("--device", type=DEVICE_ID, help="Only requests for this device id.")
+@click.option("--after", type=REQUEST_ID, help="Resume after this request, as --limit printed it.")
+@limit_option
+@output_option
+def list_(client: Client, after: str | None, limit: int | None, output: str, **where: str | None) -> None:
+    """List the requests, by id.
+
+    \b
+    Example:
+      fleet request list --state pending --model cam2
     """
-    _decide(client, "deny", "denying", request_ids, reason, output)
-
-
-def _decide(client: Client, verb: str, doing: str, request_ids: tuple[str, ...], reason: str, output: str) -> None:
-    def decided(request_id: str) -> Row:
-        return dict(client.post(path_of("/v1/requests/{}/{}", request_id, verb), {"reason": reason}))
-
-    print_each(request_ids, f"{doing} request '{{}}'", decided, output)
+    with attempting("listing the requests"):
+        requests = client.items("/v1/requests", None, **where)
+        rows = Seen((each for each in requests if each["id"] > (after or "")), limit)
+        print_rows(COLUMNS, rows, output)
+    if rows.last is not None and rows.count == limit:
+        click.echo(f"There may be more: --after {rows.last['id']}", err=True)

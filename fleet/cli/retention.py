@@ -1,10 +1,10 @@
 """`fleet retention`: archive and delete what the registry no longer needs, and verify the archives."""
 
+import asyncio
 from pathlib import Path
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
@@ -29,8 +29,7 @@ def status(client: Client, output: str) -> None:
 
 
 @retention.command(name="run")
-@at_home_only("archives are files in the home; a server does this every day by itself")
-@home_option
+@home_option("archives are files in the home; a server does this every day by itself")
 @click.option("--dry-run", is_flag=True, help="Say what is due, and change nothing.")
 @click.option("--take-over", is_flag=True, help="Archive on this node from now on: the one that did is gone.")
 @output_option
@@ -44,23 +43,22 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
 
     Of several nodes on one database, one archives; another takes over when that one has not for three days.
     """
-
-    from fleet.cli.home import opened, run, utc_now
     from fleet.config.settings import SettingsError
-    from fleet.home.layout import settings_of
-    from fleet.home.unix_user import unix_user
+    from fleet.home.layout import opened, settings_of
+    from fleet.home.unix_user import act_now
     from fleet.runtime.jobs.retention import RetentionRun, retain
     from fleet.services.retention import Report
 
     async def work() -> Report:
-        async with opened(home) as fleet:
-            terms = RetentionRun(unix_user(), utc_now(), is_dry=dry_run, by_force=take_over)
-            return await retain(fleet.home, fleet.registry, settings_of(fleet.home), terms)
+        async with opened(home) as (place, registry):
+            act = act_now()
+            terms = RetentionRun(act.actor, act.now, is_dry=dry_run, by_force=take_over)
+            return await retain(place, registry, settings_of(place), terms)
 
     attempted = f"archiving what is due in '{home}'"
     with attempting(attempted):
         try:
-            done = run(work())
+            done = asyncio.run(work())
         except SettingsError as error:
             raise CliError(attempted, str(error), "Correct that line") from error
     value = {"dry_run": dry_run, "events": done.events, "audit": done.audit, "certificates": done.credentials}
@@ -68,8 +66,7 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
 
 
 @retention.command()
-@at_home_only("archives are files in the home; a server does this every day by itself")
-@home_option
+@home_option("archives are files in the home; a server does this every day by itself")
 @output_option
 def check(home: Path, output: str) -> None:
     """Verify the archives of the audit.

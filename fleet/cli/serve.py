@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from fleet.cli import USUAL_GC
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.options import home_option
-from fleet.cli.parameters import Checked
+from fleet.cli.options import FILE, Checked, home_option
 from fleet.config.addresses import Address, Broker, parse_address, parse_broker
 from fleet.config.logs import configure_logging
 from fleet.config.settings import SettingsError, parse_workers
@@ -21,8 +19,7 @@ ADDRESS = Checked("A:P", parse_address)
 
 
 @click.command()
-@at_home_only("it is what --url reaches")
-@home_option
+@home_option("it is what --url reaches")
 @click.option("--est", type=ADDRESS, help="Where EST listens, instead of fleet.toml's. Port 0: any free one.")
 @click.option("--mqtt", type=ADDRESS, help="Where the MQTT gateway listens.")
 @click.option("--http", type=ADDRESS, help="Where the HTTP API listens.")
@@ -38,7 +35,7 @@ ADDRESS = Checked("A:P", parse_address)
 )
 @click.option(
     "--ready-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Written, whole, when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid.",
 )
 @click.option(

@@ -6,16 +6,14 @@ from pathlib import Path
 import click
 
 from fleet.cli.errors import attempting
-from fleet.cli.key_files import Holder, KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, limit_option, reason_option
-from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.key_files import KeyFiles, enroll_with_files
+from fleet.cli.options import client_option, days_option, out_option
+from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import MODEL, STATION
-from fleet.cli.several import print_each
-from fleet.client.client import Client, path_of
+from fleet.cli.records import Records
+from fleet.client.client import Client
 from fleet.domain.credential import day_of
 from fleet.services.inventory import STATION_QUOTA_MAX
-
-COLUMNS = ("name", "models", "certificate", "not_after", "quota", "used_today", "created_at")
 
 
 @click.group()
@@ -23,6 +21,22 @@ def station() -> None:
     """Factory stations: registration authorities for the models that they build."""
 
 
+def _with_quota(station: Row) -> Row:
+    """The API's station with its quota, None for no limit, and what was used of it on this day."""
+    quota = station["quota"] or None
+    # Of this day, or of the next one, in which another node's clock may be already.
+    used = station["used"] if station["day"] - day_of(datetime.now(UTC)) in (0, 1) else 0
+    return {**station, "quota": quota, "used_today": used if quota else None}
+
+
+COLUMNS = ("name", "models", "certificate", "not_after", "quota", "used_today", "created_at")
+STATIONS = Records(station, STATION, COLUMNS, _with_quota)
+STATIONS.list("List the stations with the state of their certificates.")
+STATIONS.act(
+    "revoke",
+    "Revoke the certificates of stations. Devices that they provisioned stay; revoke them separately.",
+    {"certificate": "revoked"},
+)
 _quota = click.option(
     "--quota",
     type=click.IntRange(0, STATION_QUOTA_MAX),
@@ -36,8 +50,8 @@ _quota = click.option(
 @client_option
 @click.argument("name", type=STATION)
 @click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it builds; may be repeated.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for its files.")
-@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Certificate lifetime.")
+@out_option
+@days_option
 @_quota
 @output_option
 def add(client: Client, name: str, models: tuple[str, ...], out: Path, days: int, quota: int, output: str) -> None:
@@ -53,36 +67,12 @@ def add(client: Client, name: str, models: tuple[str, ...], out: Path, days: int
       fleet station add line-1 --model pump --out ./station
     """
     files = KeyFiles(out, "station")
-    terms = {"models": list(models), "quota": quota, "lifetime_seconds": int(timedelta(days=days).total_seconds())}
-
-    def enroll(csr: str) -> Row:
-        return dict(client.post("/v1/stations", {"name": name, **terms, "csr": csr}))
-
+    lifetime = int(timedelta(days=days).total_seconds())
+    terms = {"name": name, "models": list(models), "quota": quota, "lifetime_seconds": lifetime}
     with attempting(f"adding station '{name}'"):
-        _, certificate = enroll_with_files(client, Holder("station", name), files, enroll)
-    print_value(
-        {
-            "name": name,
-            "models": models,
-            "quota": quota or None,
-            "serial": f"{certificate.serial_number:x}",
-            "not_after": certificate.not_valid_after_utc,
-            "certificate": str(files.certificate),
-            "key": str(files.key),
-            "ca_file": str(files.ca),
-        },
-        output,
-    )
-
-
-@station.command(name="list")
-@client_option
-@limit_option
-@output_option
-def list_(client: Client, limit: int | None, output: str) -> None:
-    """List the stations with the state of their certificates."""
-    with attempting("listing the stations"):
-        print_rows(COLUMNS, map(_with_quota, client.items("/v1/stations", limit)), output)
+        _, certificate = enroll_with_files(client, "station", terms, files)
+    shown = files.shown(certificate, without="pkcs12")
+    print_value({"name": name, "models": models, "quota": quota or None, **shown}, output)
 
 
 @station.command(name="set")
@@ -98,28 +88,5 @@ def set_(client: Client, name: str, quota: int, output: str) -> None:
       fleet station set line-1 --quota 2000
     """
     with attempting(f"changing station '{name}'"):
-        changed = _with_quota(client.patch(path_of("/v1/stations/{}", name), {"quota": quota}))
+        changed = _with_quota(client.patch(STATIONS.path(name), {"quota": quota}))
     print_value({key: changed[key] for key in ("name", "quota", "used_today")}, output)
-
-
-def _with_quota(station: Row) -> dict[str, object]:
-    """The API's station with its quota, None for no limit, and what was used of it on this day."""
-    quota = station["quota"] or None
-    # Of this day, or of the next one, in which another node's clock may be already.
-    used = station["used"] if station["day"] - day_of(datetime.now(UTC)) in (0, 1) else 0
-    return {**station, "quota": quota, "used_today": used if quota else None}
-
-
-@station.command()
-@client_option
-@click.argument("names", type=STATION, nargs=-1, required=True, metavar="NAME...")
-@reason_option
-@output_option
-def revoke(client: Client, names: tuple[str, ...], reason: str, output: str) -> None:
-    """Revoke the certificates of stations. Devices that they provisioned stay; revoke them separately."""
-
-    def revoked(name: str) -> Row:
-        client.post(path_of("/v1/stations/{}/revoke", name), {"reason": reason})
-        return {"name": name, "certificate": "revoked"}
-
-    print_each(names, "revoking station '{}'", revoked, output)

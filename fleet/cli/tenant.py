@@ -1,22 +1,18 @@
 """`fleet tenant`: issuing CAs for separate owners of models."""
 
-from collections.abc import Sequence
+import asyncio
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
-from fleet.cli.location import client_at
-from fleet.cli.options import client_option, home_option
+from fleet.cli.options import client_at, client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
 from fleet.domain.errors import Invalid, NotFound
 
 COLUMNS = ("name", "models", "root", "not_after")
-_WHY = "a tenant is a CA, and CA keys stay in the home"
 
 
 @click.group()
@@ -29,8 +25,7 @@ def tenant() -> None:
 
 
 @tenant.command()
-@at_home_only(_WHY)
-@home_option
+@home_option("a tenant is a CA, and CA keys stay in the home")
 @click.argument("name", type=TENANT)
 @click.option("--own-root", is_flag=True, help="Under its own root CA, in place of the fleet's.")
 @output_option
@@ -46,23 +41,23 @@ def add(home: Path, name: str, own_root: bool, output: str) -> None:
       fleet model add acme-cam --tenant acme
       fleet ca export --tenant acme acme.pem
     """
-
-    from fleet.cli.home import act_now, opened, run
     from fleet.home.ca_store import fingerprint
+    from fleet.home.layout import opened
     from fleet.home.tenants import new_tenant
+    from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_tenant
 
     async def work() -> None:
-        async with opened(home) as fleet:
+        async with opened(home) as (place, registry):
             act = act_now()
-            with new_tenant(fleet.home, name, own_root=own_root, now=act.now) as made:
+            with new_tenant(place, name, own_root=own_root, now=act.now) as made:
                 sha256 = fingerprint(made.issuing)
-                await announce_tenant(fleet.registry, name, sha256=sha256, own_root=own_root, act=act)
+                await announce_tenant(registry, name, sha256=sha256, own_root=own_root, act=act)
 
     with attempting(f"adding tenant '{name}'"):
-        run(work())
+        asyncio.run(work())
         with client_at(home) as client:
-            made = next(each for each in _tenants(client) if each["name"] == name)
+            made = _tenants(client)[name]
     print_value(made, output)
 
 
@@ -81,7 +76,7 @@ def list_(client: Client, output: str) -> None:
                 "root": "own" if each["own_root"] else "the fleet's",
                 "not_after": each["not_after"],
             }
-            for each in tenants
+            for each in tenants.values()
         ]
     print_rows(COLUMNS, rows, output)
     for name, reason in broken.items():
@@ -95,7 +90,7 @@ def list_(client: Client, output: str) -> None:
 def show(client: Client, name: str, output: str) -> None:
     """Show the tenant NAME and its CA."""
     with attempting(f"showing tenant '{name}'"):
-        found = next((each for each in _tenants(client) if each["name"] == name), None)
+        found = _tenants(client).get(name)
         broken = _broken_tenants(client)
         if name in broken:
             raise Invalid("tenant-damaged", f"The CA of tenant {name} cannot be read: {broken[name]}.")
@@ -114,14 +109,14 @@ def _broken_tenants(client: Client) -> dict[str, str]:
     return dict(read_authorities(open_home(client.home)).broken)
 
 
-def _tenants(client: Client) -> list[dict[str, Any]]:
+def _tenants(client: Client) -> dict[str, Row]:
     """Tenants with a CA, by name."""
-    shown: Sequence[Row] = client.get("/v1/authorities")["items"]
+    shown: list[Row] = client.get("/v1/authorities")["items"]
 
     def of(role: str, tenant: str) -> list[Row]:
         return [each for each in shown if (each["role"], each["tenant"]) == (role, tenant)]
 
-    def tenant_of(name: str) -> dict[str, Any]:
+    def tenant_of(name: str) -> Row:
         own, issuing = of("root", name), of("issuing", name)[0]
         return {
             "name": name,
@@ -133,4 +128,4 @@ def _tenants(client: Client) -> list[dict[str, Any]]:
             "former": [each["sha256"] for each in of("former", name)],
         }
 
-    return [tenant_of(name) for name in sorted({each["tenant"] for each in shown if each["tenant"]})]
+    return {name: tenant_of(name) for name in sorted({each["tenant"] for each in shown} - {""})}

@@ -8,14 +8,14 @@ import click
 
 from fleet.cli.durations import TOKEN_LIFETIME, duration_text
 from fleet.cli.errors import attempting
-from fleet.cli.options import client_option, limit_option
-from fleet.cli.output import Row, output_option, print_rows, print_value
-from fleet.cli.output_file import write_file
+from fleet.cli.options import FILE, client_option
+from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID
-from fleet.cli.several import print_each
+from fleet.cli.records import Records, print_each
 from fleet.cli.token_batch import create_for_each
-from fleet.client.client import Client, path_of
+from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
+from fleet.config.output_file import write_file
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
 
@@ -23,6 +23,10 @@ COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "
 @click.group()
 def token() -> None:
     """One-time tokens: bearer credentials for a first certificate."""
+
+
+TOKENS = Records(token, TOKEN_ID, COLUMNS)
+TOKENS.list("List the tokens, newest first; never their secrets.")
 
 
 @token.command()
@@ -38,7 +42,7 @@ def token() -> None:
 @click.option("--model", type=MODEL, help="For devices of this model without a certificate yet, registered or new.")
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="Number of enrollments it allows.")
 @click.option("--ttl", type=TOKEN_LIFETIME, default="1h", show_default=True, help="How long it is valid: 15m, 1h, 7d.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A file for it, mode 0600.")
+@click.option("--out", type=FILE, help="A file for it, mode 0600.")
 @output_option
 def create(
     client: Client,
@@ -99,16 +103,6 @@ def _deliver(made: Row, out: Path | None, output: str) -> None:
         click.echo(made["token"])
 
 
-@token.command(name="list")
-@client_option
-@limit_option
-@output_option
-def list_(client: Client, limit: int | None, output: str) -> None:
-    """List the tokens, newest first; never their secrets."""
-    with attempting("listing the tokens"):
-        print_rows(COLUMNS, client.items("/v1/tokens", limit), output)
-
-
 @token.command()
 @client_option
 @click.argument("token_ids", type=TOKEN_ID, nargs=-1, required=True, metavar="TOKEN_ID...")
@@ -121,7 +115,7 @@ def revoke(client: Client, token_ids: tuple[str, ...], output: str) -> None:
     """
 
     def revoked(token_id: str) -> Row:
-        client.post(path_of("/v1/tokens/{}/revoke", token_id))
+        client.post(f"{TOKENS.path(token_id)}/revoke")
         return {"id": token_id, "state": "revoked"}
 
     print_each(token_ids, "revoking token '{}'", revoked, output)

@@ -13,7 +13,6 @@ import re
 import secrets
 import stat
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +20,16 @@ from typing import BinaryIO
 
 import click
 
-from fleet.cli.errors import EXIT_FAILED, CliError, attempting
-from fleet.cli.interrupts import noting_interrupts
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.output import Row, print_value
-from fleet.cli.output_file import MODE_SECRET, write_file
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token, revoke_if_valid
+from fleet.config.output_file import MODE_SECRET, write_file
+from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import device_id
 from fleet.domain.errors import FleetError, Invalid, Unauthenticated, Unavailable
 
-PROGRESS_EVERY_SECONDS = 2.0
 FILE_SIZE_MAX = 256 * 1024 * 1024  # two million lines
 
 _LINE = re.compile(rb"([^,\n]{1,64}),([0-9a-f]{12})\.[\w-]+")
@@ -80,7 +79,7 @@ def _make_all(
 
     Raises: FleetError: the rest would fail as well. OSError: the output cannot be written.
     """
-    shown_at = time.monotonic()
+    progress = Progress(at_once=False)
     for number, (body, key) in enumerate(requests, 1):
         if interrupts:
             return
@@ -93,9 +92,7 @@ def _make_all(
         except FleetError as error:
             CliError.of(f"making a token for device '{body['device']}'", error).show()
             counts.failed += 1
-        if time.monotonic() - shown_at >= PROGRESS_EVERY_SECONDS:
-            shown_at = time.monotonic()
-            click.echo(f"{number} of {len(requests)}", err=True)
+        progress.show(f"{number} of {len(requests)}")
 
 
 def _writer(descriptor: int | None, output: str, counts: _Counts) -> Callable[[str, Row], None]:

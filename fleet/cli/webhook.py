@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.at_home import at_home_only
 from fleet.cli.errors import attempting
 from fleet.cli.options import home_option
 from fleet.cli.output import output_option, print_value
@@ -22,8 +21,7 @@ def webhook() -> None:
 
 
 @webhook.command()
-@at_home_only("the key is read from the home")
-@home_option
+@home_option("the key is read from the home")
 @output_option
 def key(home: Path, output: str) -> None:
     """Show the public key by which a webhook knows that it is asked by this fleet.

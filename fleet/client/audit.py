@@ -1,7 +1,8 @@
 """The audit over the API, page by page: to search, export, and verify it without trusting the server."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import Frontier
+from fleet.domain.ports import AuditReader
 
 PAGE_MAX = 1000
 HASHES_MAX = 1024  # in one request: after one of them, the next is mostly asked for
@@ -19,6 +21,18 @@ NEWEST = 2**53 - 1  # after every row that there will ever be
 
 Json = Mapping[str, Any]
 _Made = TypeVar("_Made")
+
+
+@asynccontextmanager
+async def audit_reader(client: Client) -> AsyncIterator[AuditReader]:
+    """The audit of a fleet: the registry itself at a home, the API over HTTPS. Raises: FleetError."""
+    if client.home is None:
+        yield ApiAudit(client)
+        return
+    from fleet.home.layout import opened
+
+    async with opened(client.home) as (_, registry):  # millions of rows, without JSON between
+        yield registry
 
 
 class ApiAudit:

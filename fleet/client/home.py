@@ -6,19 +6,19 @@ The user of this machine who can write to the home has every permission; the aud
 import asyncio
 import functools
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.client.transport import Answer
 from fleet.domain.access import Operator, Role
 from fleet.domain.approval import WaitingLimits
-from fleet.home.layout import Home, open_home, open_registry, revocation_log, settings_of, waiting_limits
-from fleet.home.unix_user import unix_user
+from fleet.home.layout import Home, opened, settings_of, waiting_limits
+from fleet.home.unix_user import act_now
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
-from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class HomeTransport:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._runner = asyncio.Runner()
-        self._opened: _OpenHome | None = None
+        self._opening = AsyncExitStack()
+        self._opened: tuple[AdminApp, Caller] | None = None
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         """Raises: NotFound (`no-home`), Refused (`home-exposed`, `registry-went-back`), Unavailable, Invalid: the home
@@ -42,82 +43,52 @@ class HomeTransport:
 
     async def _sent(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         if self._opened is None:
-            self._opened = await _OpenHome.open(self._path)
-        request = Request(method, target, Headers(headers.items()), body_of(body), caller=self._opened.caller)
-        reply = await self._opened.app.dispatch(request)
+            act = act_now()
+            home, registry = await self._opening.enter_async_context(opened(self._path))
+            self._opened = (
+                AdminApp(_context(home, registry, act.now)),
+                Caller(act.actor, Operator(act.actor, Role.ADMIN, act.now)),
+            )
+        app, caller = self._opened
+        reply = await app.dispatch(Request(method, target, Headers(headers.items()), body_of(body), caller=caller))
         return Answer(reply.status, Headers(reply.headers.items()), reply.body)
 
     def close(self) -> None:
         """Note in the revocation log what was revoked meanwhile, and close the registry."""
         try:
             if self._opened is not None:
-                self._runner.run(self._opened.close())
                 self._opened = None
+                self._runner.run(self._opening.aclose())
         finally:
             self._runner.close()
 
 
-class _OpenHome:
-    def __init__(self, home: Home, registry: Engine, now: datetime) -> None:
-        self._home, self._registry = home, registry
-        self.app = AdminApp(
-            Context(
-                registry,
-                functools.cache(lambda: _authorities(home, now)),
-                lambda: _retention(home),
-                tenants=lambda: _tenants(home),
-                waiting=lambda: _waiting(home),
-                cursor_key=functools.cache(lambda: _cursor_key(home)),
-                started=now,
-            )
-        )
-        actor = unix_user()
-        self.caller = Caller(actor, Operator(actor, Role.ADMIN, now))
+def _context(home: Home, registry: Engine, now: datetime) -> Context:
+    """CAs and what else needs heavy libraries are loaded by the requests that use them."""
 
-    @classmethod
-    async def open(cls, path: Path) -> "_OpenHome":
-        home = open_home(path)
-        registry = await open_registry(home)
-        try:
-            await catch_up(registry, revocation_log(home))
-        except BaseException:
-            await registry.close()
-            raise
-        return cls(home, registry, datetime.now(UTC))
+    @functools.cache
+    def authorities() -> "Authorities":
+        from fleet.home.ca_listing import authorities_for_admin
 
-    async def close(self) -> None:
-        try:
-            await catch_up(self._registry, revocation_log(self._home))
-        finally:
-            await self._registry.close()
+        return authorities_for_admin(home, now)
 
+    def retention() -> "Policy":
+        from fleet.runtime.jobs.retention import policy_of
 
-# CAs and what else needs heavy libraries are loaded by the requests that use them.
+        return policy_of(settings_of(home))
 
+    def tenants() -> list[str]:
+        from fleet.home.tenants import tenant_names
 
-def _authorities(home: Home, now: datetime) -> "Authorities":
-    from fleet.home.ca_listing import authorities_for_admin
+        return list(tenant_names(home))
 
-    return authorities_for_admin(home, now)
+    def waiting() -> WaitingLimits:
+        return waiting_limits(settings_of(home))
 
+    @functools.cache
+    def key() -> bytes:
+        from fleet.home.pki import cursor_key
 
-def _cursor_key(home: Home) -> bytes:
-    from fleet.home.pki import cursor_key
+        return cursor_key(home)
 
-    return cursor_key(home)
-
-
-def _tenants(home: Home) -> list[str]:
-    from fleet.home.tenants import tenant_names
-
-    return list(tenant_names(home))
-
-
-def _retention(home: Home) -> "Policy":
-    from fleet.runtime.jobs.retention import policy_of
-
-    return policy_of(settings_of(home))
-
-
-def _waiting(home: Home) -> WaitingLimits:
-    return waiting_limits(settings_of(home))
+    return Context(registry, authorities, retention, tenants=tenants, waiting=waiting, cursor_key=key, started=now)

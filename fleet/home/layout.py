@@ -23,6 +23,8 @@ import hashlib
 import os
 import shlex
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +35,7 @@ from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.config.settings import Settings, SettingsError, read_settings
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, RegistryLocation, open_engine
 from fleet.storage.journals.revocations import RevocationJournal
 
@@ -44,92 +47,42 @@ DATABASE_VARIABLE = "FLEET_DATABASE"
 URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
+class _Below:
+    """A path of a home, from its name below it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, home: "Home", _: object) -> Path:
+        return home.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The paths of a home. Creating the object touches no file."""
 
     path: Path
 
-    @property
-    def settings_file(self) -> Path:
-        return self.path / "fleet.toml"
-
-    @property
-    def ca(self) -> Path:
-        return self.path / "ca"
-
-    @property
-    def tenants(self) -> Path:
-        return self.path / "ca" / "tenants"
-
-    @property
-    def fleet_id(self) -> Path:
-        return self.path / "ca" / "fleet.id"
-
-    @property
-    def root_certificate(self) -> Path:
-        return self.path / "ca" / "root.pem"
-
-    @property
-    def root_key(self) -> Path:
-        return self.path / "ca" / "root.key"
-
-    @property
-    def issuing_certificate(self) -> Path:
-        return self.path / "ca" / "issuing.pem"
-
-    @property
-    def issuing_key(self) -> Path:
-        return self.path / "ca" / "issuing.key"
-
-    @property
-    def webhook_key(self) -> Path:
-        """Signs webhook requests."""
-        return self.path / "ca" / "webhook.key"
-
-    @property
-    def audit_key(self) -> Path:
-        return self.path / "ca" / "audit.key"
-
-    @property
-    def audit_public_key(self) -> Path:
-        return self.path / "ca" / "audit.pub"
-
-    @property
-    def operators_certificate(self) -> Path:
-        return self.path / "ca" / "operators.pem"
-
-    @property
-    def operators_key(self) -> Path:
-        return self.path / "ca" / "operators.key"
-
-    @property
-    def server_chain(self) -> Path:
-        return self.path / "server" / "server.pem"
-
-    @property
-    def server_key(self) -> Path:
-        return self.path / "server" / "server.key"
-
-    @property
-    def registry(self) -> Path:
-        return self.path / "registry.db"
-
-    @property
-    def revocations(self) -> Path:
-        return self.path / "state" / "revocations.jsonl"
-
-    @property
-    def event_marks(self) -> Path:
-        return self.path / "state" / "event-marks.jsonl"
-
-    @property
-    def archive(self) -> Path:
-        return self.path / "archive"
-
-    @property
-    def run(self) -> Path:
-        return self.path / "run"
+    settings_file = _Below("fleet.toml")
+    ca = _Below("ca")
+    tenants = _Below("ca/tenants")
+    fleet_id = _Below("ca/fleet.id")
+    root_certificate = _Below("ca/root.pem")
+    root_key = _Below("ca/root.key")
+    issuing_certificate = _Below("ca/issuing.pem")
+    issuing_key = _Below("ca/issuing.key")
+    webhook_key = _Below("ca/webhook.key")
+    audit_key = _Below("ca/audit.key")
+    audit_public_key = _Below("ca/audit.pub")
+    operators_certificate = _Below("ca/operators.pem")
+    operators_key = _Below("ca/operators.key")
+    server_chain = _Below("server/server.pem")
+    server_key = _Below("server/server.key")
+    registry = _Below("registry.db")
+    revocations = _Below("state/revocations.jsonl")
+    event_marks = _Below("state/event-marks.jsonl")
+    archive = _Below("archive")
+    run = _Below("run")
 
 
 def open_home(path: Path) -> Home:
@@ -256,6 +209,23 @@ async def open_registry(home: Home) -> Engine:
     Raises: FleetError: with the cause.
     """
     return await open_engine(place_of_registry(home), create=False)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[tuple[Home, Engine]]:
+    """The home at `path` and its registry, open. Revocations are written to the journal at both ends.
+
+    Raises: NotFound: no home there. Unavailable: the registry cannot be opened. Refused (`registry-went-back`).
+    """
+    home = open_home(path)
+    registry = await open_registry(home)
+    try:
+        journal = revocation_log(home)
+        await catch_up(registry, journal)
+        yield home, registry
+        await catch_up(registry, journal)
+    finally:
+        await registry.close()
 
 
 def must_be_free(path: Path) -> None:

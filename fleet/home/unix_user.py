@@ -2,6 +2,9 @@
 
 import os
 import pwd
+from datetime import UTC, datetime
+
+from fleet.domain.access import Act
 
 NAME_SIZE_MAX = 64
 
@@ -14,3 +17,8 @@ def unix_user() -> str:
     except KeyError:
         return f"uid {user_id}"
     return "user " + "".join(c if c.isascii() and (c.isalnum() or c in "._-@$") else "?" for c in name)[:NAME_SIZE_MAX]
+
+
+def act_now() -> Act:
+    """A change made now by the user of this machine."""
+    return Act(unix_user(), datetime.now(UTC))

@@ -26,8 +26,8 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
 
     Raises: as `write_file`.
     """
-    if not force and os.path.lexists(path):
-        raise FileExistsError(None, "the file is there already", str(path))
+    if not force:
+        must_be_absent(path)
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
     try:
@@ -40,6 +40,12 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
         with contextlib.suppress(FileNotFoundError):
             fresh.unlink()
     _sync_directory(path.parent)
+
+
+def must_be_absent(path: Path) -> None:
+    """Raises: FileExistsError."""
+    if os.path.lexists(path):
+        raise FileExistsError(None, "the file is there already", str(path))
 
 
 def _put_in_place(fresh: Path, path: Path, *, force: bool) -> None:

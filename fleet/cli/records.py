@@ -1,0 +1,128 @@
+"""Commands on records of one kind in the API, declared: list them, show some, act on some.
+
+    STATIONS = Records(station, STATION, ("name", "models", "created_at"))
+    STATIONS.list("List the stations.")
+    STATIONS.act("revoke", "Revoke stations.", {"state": "revoked"})
+
+Of several ids or names each is a request of its own, and one that fails does not stop the others.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import click
+
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.options import client_option, limit_option, reason_option
+from fleet.cli.output import Column, Row, output_option, print_array, print_rows, print_value
+from fleet.cli.parameters import Listed
+from fleet.client.client import Client, path_of
+from fleet.config.streams import EXIT_FAILED
+
+TableOf = Callable[[Row], Row]
+Ask = Callable[[Client, str], Row]
+
+
+def _same(row: Row) -> Row:
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records that the API lists by the ids or names of `type`."""
+
+    group: click.Group
+    """Named as one of them is: "station"; the commands are added to it."""
+    type: Listed
+    columns: Sequence[str | Column]
+    """Of the list."""
+    shown: TableOf = _same
+    """What commands print of the API's record."""
+
+    def list(self, text: str) -> None:
+        """`list`; `text` is its help, here and below."""
+
+        @self.group.command("list", help=text)
+        @client_option
+        @limit_option
+        @output_option
+        def list_(client: Client, limit: int | None, output: str) -> None:
+            with attempting(f"listing the {self.group.name}s"):
+                print_rows(self.columns, map(self.shown, client.items(self.type.path, limit)), output)
+
+    def show(self, text: str, ask: Ask | None = None, table: TableOf = _same) -> None:
+        """`show`: what `ask` has of a record, all that the API has unless given; `table` is what people get of it."""
+
+        @self.group.command("show", help=text)
+        @client_option
+        @self._ids
+        @output_option
+        def show(client: Client, ids: tuple[str, ...], output: str) -> None:
+            attempted = f"showing {self.group.name} '{{}}'"
+            print_each(ids, attempted, lambda each: (ask or self.get)(client, each), output, table)
+
+    def act(self, verb: str, text: str, done: Row | None = None) -> None:
+        """The command `verb`: it prints what is `done`, or the API's answer."""
+
+        @self.group.command(verb, help=text)
+        @client_option
+        @self._ids
+        @reason_option
+        @output_option
+        def act(client: Client, ids: tuple[str, ...], reason: str, output: str) -> None:
+            def ask(each: str) -> Row:
+                answer: Row = client.post(f"{self.path(each)}/{verb}", {"reason": reason})
+                return answer if done is None else {self.type.key: each, **done}
+
+            print_each(ids, f"{verb.removesuffix('e')}ing {self.group.name} '{{}}'", ask, output)
+
+    def get(self, client: Client, each: str) -> Row:
+        """The record with this id or name, as commands show it."""
+        return self.shown(client.get(self.path(each)))
+
+    def get_with_certificates(self, client: Client, each: str) -> Row:
+        return {**self.get(client, each), "certificates": list(client.items(f"{self.path(each)}/credentials"))}
+
+    def path(self, each: str) -> str:
+        return path_of(f"{self.type.path}/{{}}", each)
+
+    @property
+    def _ids(self) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        return click.argument("ids", type=self.type, nargs=-1, required=True, metavar=f"{self.type.name}...")
+
+
+def print_each(
+    names: Sequence[str], attempted: str, ask: Callable[[str], Row], output: str, table: TableOf = _same
+) -> None:
+    """Ask for each of `names` and print the answer: one value for one name, an array or blocks for several.
+
+    `attempted` holds a {} for the name. Exit 1 when any failed, each with its error on stderr.
+    """
+    if len(names) == 1:
+        with attempting(attempted.format(names[0])):
+            value = ask(names[0])
+        print_value(value, output, table(value))
+        return
+    failed: list[CliError] = []
+
+    def answers() -> Iterator[Row]:
+        for name in dict.fromkeys(names):
+            try:
+                with attempting(attempted.format(name)):
+                    value = ask(name)
+            except CliError as error:
+                error.show()
+                failed.append(error)
+            else:
+                yield value
+
+    if output == "json":
+        print_array(answers())
+    else:
+        for number, value in enumerate(answers()):
+            if number:
+                click.echo()
+            print_value(value, output, table(value))
+    if failed:
+        sys.exit(EXIT_FAILED)
