@@ -291,9 +291,9 @@ wrong-passphrase | 403 | The passphrase is wrong, or the backup's beginning is d
 _HEAD = """\
 # Error codes
 
-Every error has a stable code: `code` in problem details (RFC 9457) and audit rows, `code=` in log lines. The status is
-that of HTTP responses; commands exit with 1, or with 2 where it names a wrong use. Where a code has several statuses,
-they depend on the operation. Some are raised by commands only.
+Every error has a stable code: `code` in problem details (RFC 9457) and audit rows, `code=` in log lines, and in
+parentheses at the end of a command's error. The status is that of HTTP responses; commands exit with 1, or with 2 where
+it names a wrong use. Where a code has several statuses, they depend on the operation. Some are raised by commands only.
 
 This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """
