@@ -50,6 +50,15 @@ class TestBuckets:
             buckets.take(n, 0.0)
         assert len(buckets._full_at) == 10
 
+    def test_beyond_the_memory_the_least_recently_active_is_forgotten(self) -> None:
+        buckets = Buckets(1.0, keys_max=3)
+        for key in ("a", "b", "c"):
+            while not buckets.take(key, 0.0):
+                pass
+        assert [buckets.take(key, 1.0) for key in ("a", "d")] == [0.0, 0.0]
+        used_up = {key: [buckets.take(key, 1.0) > 0.0 for _ in range(2)] for key in ("a", "c", "b")}
+        assert used_up == {"a": [True, True], "c": [False, True], "b": [False, False]}
+
 
 class TestBackoff:
     def test_it_doubles_up_to_its_cap_and_ends_with_a_success(self) -> None:
@@ -105,6 +114,15 @@ class TestBackoff:
 
 
 class TestRates:
+    def test_by_default_the_fifth_refusal_in_a_row_costs_a_second_and_a_wait_is_at_most_five_minutes(self) -> None:
+        rates = Rates(RateLimits())
+        for expected in [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]:
+            rates.answered("a", 401, 0.0)
+            assert rates.wait_s("x", "a", 0.0) == expected
+        for _ in range(20):
+            rates.answered("a", 401, 0.0)
+        assert rates.wait_s("x", "a", 0.0) == 300.0
+
     def test_a_hasty_credential_leaves_its_neighbours_their_share(self) -> None:
         rates = Rates(RateLimits(address_per_second=10.0, credential_per_second=1.0))
         let_in = sum(not rates.wait_s("nat", "noisy", 0.0) for _ in range(10_000))

@@ -1,6 +1,7 @@
 """Mutants of one Python source: each is the source with one small change that its tests should notice.
 
-Left alone, since no test is meant to hold them: annotations, docstrings, what is logged, and the sentences of errors.
+Left alone, since no test is meant to hold them: annotations, docstrings, `__repr__`, what is logged, and the
+sentences of errors.
 """
 
 import ast
@@ -32,7 +33,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
 }
-LOGGING = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
+LOGGING = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log", "log_event"})
 PASS = ast.Pass()
 
 
@@ -167,7 +168,11 @@ def _is_left_alone(node: ast.AST) -> bool:
             return True
         case ast.Expr(value=ast.Constant()):  # a docstring
             return True
-        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if name in LOGGING:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name))) if name in LOGGING:
+            return True
+        case ast.Assign(value=ast.Call(func=ast.Attribute(attr="getLogger"))):
+            return True
+        case ast.FunctionDef(name="__repr__"):
             return True
         case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]) | ast.Import() | ast.ImportFrom():
             return True

@@ -32,7 +32,10 @@ TIMEOUT_MIN_SECONDS = 10.0
 TIMEOUT_FACTOR = 5  # times what the tests take on the module as it is
 MEMORY_MAX_BYTES = 2 * 1024**3  # a mutant may loop for ever, and fill a list while at it
 POLL_SECONDS = 0.01
-PYTEST = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+PYTEST = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:schemathesis", "--hypothesis-seed=0")
+PRELOADED = frozenset(
+    {"OpenSSL", "aiohttp", "asn1crypto", "asyncpg", "click", "cryptography", "hypothesis", "msgspec", "uvloop"}
+)
 
 
 @dataclass(frozen=True)
@@ -95,23 +98,47 @@ def _file_of(module: str) -> str | None:
 
 
 def own_tests(path: str) -> list[str]:
-    """The test files that import the module at `path`: those of its own folder below tests, or else all of them."""
+    """The test files of the module at `path`, namesakes first.
+
+    They are those that bear its name or import it in the folder that mirrors its package, or else those there that
+    import one of its importers, or else those that import it from anywhere.
+    """
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    importing = [test for test in sorted(PROJECT.glob("tests/**/test_*.py")) if module in _imported(test)]
-    room = PROJECT / "tests" / Path(path).parent.relative_to("fleet" if path.startswith("fleet/") else ".")
-    mirrored = [test for test in importing if test.is_relative_to(room)]
-    return [str(test.relative_to(PROJECT)) for test in mirrored or importing]
+    tests = sorted(PROJECT.glob("tests/**/test_*.py"))
+    importing = [test for test in tests if _imports(test, {module})]
+    mirror = room = PROJECT / "tests" / Path(path).parent.relative_to("fleet" if path.startswith("fleet/") else ".")
+    while not room.is_dir():
+        room = room.parent
+    parent, name = module.split(".")[-2:]
+    names = {f"test_{name}"} if room == mirror else {f"test_{parent}_{name}"}
+    chosen = [test for test in tests if test.parent == room and test.stem in names]
+    chosen += [test for test in importing if room != PROJECT / "tests" and test.is_relative_to(room)]
+    if not chosen:
+        sources = PROJECT.glob(f"{module.split('.')[0]}/**/*.py")
+        importers = {_module_of(source) for source in sources if _imports(source, {module})}
+        chosen = [test for test in tests if test.is_relative_to(room) and _imports(test, importers)]
+    return [str(test.relative_to(PROJECT)) for test in dict.fromkeys(chosen or importing)]
 
 
-def _imported(test: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(test.read_bytes())):
+def _module_of(file: Path) -> str:
+    return str(file.relative_to(PROJECT)).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imports(file: Path, modules: set[str]) -> bool:
+    """Whether `file` imports one of `modules`. Parsed only if it may: most don't."""
+    source = file.read_bytes()
+    if not any(module.rsplit(".", 1)[-1].encode() in source for module in modules):
+        return False
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names.update(each.name for each in node.names)
+            names = {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{each.name}" for each in node.names)
-    return names
+            names = {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        else:
+            continue
+        if names & modules:
+            return True
+    return False
 
 
 def run(path: str, tests: Sequence[str], *, jobs: int, sample: int | None = None, project: Path = PROJECT) -> Score:
@@ -221,7 +248,7 @@ def _library(module: object) -> bool:
 
 def _import_libraries(names: Sequence[str]) -> None:
     for name in names:
-        if name.split(".")[0] in ("cryptography", "aiohttp", "click", "hypothesis", "OpenSSL", "asyncpg", "asn1crypto"):
+        if name.split(".")[0] in PRELOADED:
             with suppress(Exception):
                 import_module(name)
 

@@ -68,6 +68,9 @@ def test_what_decides_is_changed() -> None:
         (b"x: tuple[int, ...] = ()", []),
         (b"self.x = y", ["self.x = y -> pass"]),
         (b"x = 'a sentence'", []),
+        (b"log = logging.getLogger('fleet')", []),
+        (b"log_event(log, 3, 'feed.up')", []),
+        (b"def __repr__(self): return f(1)", []),
         (b"x = \xc3\xa4 * 2  # \xc3\xb6", ["2 -> 3", "ä * 2 -> ä // 2"]),
     ],
 )
@@ -121,6 +124,23 @@ def test_tests_that_fail_already_prove_nothing(project: Path) -> None:
 def test_own_tests_are_those_that_import_the_module() -> None:
     assert runner.own_tests("fleet/domain/renewal.py") == ["tests/domain/test_renewal.py"]
     assert runner.own_tests("fleet/__main__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "others"),
+    [
+        ("fleet/tls/transport.py", "tests/tls/test_transport.py", {"tests/tls/test_quickack.py"}),
+        ("fleet/tls/peer_identity.py", "tests/tls/test_contexts.py", {"tests/tls/test_session.py"}),
+        (
+            "fleet/domain/grants/token.py",
+            "tests/domain/test_enrollment_checks.py",
+            {"tests/domain/test_enrollment_rules.py"},
+        ),
+    ],
+)
+def test_own_tests_where_few_or_none_import_it(module: str, first: str, others: set[str]) -> None:
+    tests = runner.own_tests(module)
+    assert (tests[0], set(tests[1:])) == (first, others)
 
 
 def test_a_module_that_is_not_there_is_a_wrong_use() -> None:
