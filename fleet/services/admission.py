@@ -17,8 +17,8 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
 from fleet.domain.writes import MarkUsed
-from fleet.services.identity import audit_actor_of, identify
-from fleet.services.refusals import refusals_of
+from fleet.services.identity import identify
+from fleet.services.refusals import audit_refusal
 
 CONNECT = "mqtt.connect"
 FIRST_USE = "credential.first-use"
@@ -58,7 +58,7 @@ async def admit(
     except Unavailable:
         raise
     except FleetError as refusal:
-        await _audit_refusal(registry, peer, client_id, refusal, now)
+        await audit_refusal(registry, peer, now, CONNECT, f"device {_named(client_id)}", refusal)
         raise
     return admission
 
@@ -104,19 +104,6 @@ async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now
         raise Refused(
             "certificate-ended", "The certificate presented has just been revoked or superseded."
         ) from conflict
-
-
-async def _audit_refusal(registry: Registry, peer: Peer, client_id: str, refusal: FleetError, now: datetime) -> None:
-    """Audit a refusal. If the row cannot be written, the refusal is returned all the same."""
-    try:
-        actor, detail = await audit_actor_of(registry, peer)
-        subject = f"device {_named(client_id)}"
-        entry = AuditEntry(now, actor, CONNECT, subject, refusal.code, peer.address, detail)
-        row = refusals_of(registry).row(entry)  # at most one row a minute for repeated refusals
-        if row is not None:
-            await registry.commit(Change(row))
-    except Unavailable as error:
-        refusal.add_note(f"The audit row could not be written: {error.message}")
 
 
 def _named(client_id: str) -> str:

@@ -13,8 +13,11 @@ from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
-from fleet.domain.changes import AuditEntry
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
+from fleet.services.identity import audit_actor_of
 
 ROW_EVERY = timedelta(minutes=1)
 KINDS_MAX = 4096  # remembered at once; beyond that, unauthenticated clients are grouped by code alone
@@ -72,6 +75,22 @@ _OF_REGISTRY: WeakKeyDictionary[Registry, Refusals] = WeakKeyDictionary()
 def refusals_of(registry: Registry) -> Refusals:
     """The instance for `registry`, one in each process."""
     return _OF_REGISTRY.setdefault(registry, Refusals())
+
+
+async def audit_refusal(
+    registry: Registry, peer: Peer, now: datetime, action: str, subject: str, refusal: FleetError
+) -> None:
+    """Audit a refusal, at most one row a minute for repeated ones. It is answered whether or not its row could be
+    written: Unavailable must not hide it.
+    """
+    try:
+        actor, detail = await audit_actor_of(registry, peer)
+        entry = AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail)
+        row = refusals_of(registry).row(entry)
+        if row is not None:
+            await registry.commit(Change(row))
+    except Unavailable as error:
+        refusal.add_note(f"The audit row could not be written: {error.message}")
 
 
 def network_of(address: str) -> str:

@@ -24,11 +24,9 @@ from fleet.servers.admin.messages import Caller, Reply, Request
 from fleet.servers.admin.reading import acceptable, read_body, read_query
 from fleet.servers.admin.records.base import Problem
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import Condition, Route, find
+from fleet.servers.admin.routing import PROBLEM, Condition, Route, find
 from fleet.servers.admin.sections import routes_at
 from fleet.servers.refusals import HttpRefused, refusal_of
-
-PROBLEM = "application/problem+json"
 
 _log = logging.getLogger("fleet.servers.admin")
 

@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fleet.domain.access import Permission, demand
-from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Request
 from fleet.servers.admin.routing import AccessLevel, Route
-from fleet.services.identity import audit_actor_of, identify, identify_operator
-from fleet.services.refusals import refusals_of
+from fleet.services.identity import identify, identify_operator
+from fleet.services.refusals import audit_refusal
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -76,18 +75,6 @@ async def refusals_audited(
     except Unavailable:
         raise
     except of as refusal:
-        await _audit_refusal(context, request, route, refusal)
-        raise
-
-
-async def _audit_refusal(context: Context, request: Request, route: Route, refusal: FleetError) -> None:
-    """The refusal is answered whether or not its row could be written: Unavailable must not hide it."""
-    try:
-        actor, detail = await audit_actor_of(context.registry, request.peer)
         subject = f"{route.method} {route.template}"
-        entry = AuditEntry(context.clock(), actor, "api.call", subject, refusal.code, request.peer.address, detail)
-        row = refusals_of(context.registry).row(entry)  # at most one audit row a minute for repeated refusals
-        if row is not None:
-            await context.registry.commit(Change(row))
-    except Unavailable as error:
-        refusal.add_note(f"The audit row could not be written: {error.message}")
+        await audit_refusal(context.registry, request.peer, context.clock(), "api.call", subject, refusal)
+        raise

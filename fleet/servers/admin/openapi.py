@@ -11,9 +11,7 @@ from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.servers.admin.idempotency import HEADER as IDEMPOTENCY_KEY
 from fleet.servers.admin.idempotency import KEY_SIZE_MAX
 from fleet.servers.admin.records.base import SEQUENCE_MAX, Problem
-from fleet.servers.admin.routing import EVENT_STREAM, JSON, PATH_PARAMETERS, AccessLevel, Condition, Route
-
-PROBLEM = "application/problem+json"
+from fleet.servers.admin.routing import EVENT_STREAM, JSON, PATH_PARAMETERS, PROBLEM, AccessLevel, Condition, Route
 
 Json = dict[str, Any]
 Schema = dict[str, Any]

@@ -12,10 +12,10 @@ import inspect
 import re
 import typing
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from http import HTTPStatus
-from typing import Any, TypedDict, Unpack
+from typing import Any
 from urllib.parse import unquote
 
 from fleet.domain.access import Permission
@@ -35,6 +35,7 @@ MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
 PEM = "application/x-pem-file"
 DER = "application/pkix-cert"  # RFC 2585, 4.1
 EVENT_STREAM = "text/event-stream"
+PROBLEM = "application/problem+json"  # RFC 9457
 
 BODY_SIZE_MAX = 192 * 1024  # a model with 128 filters of 1024 characters
 
@@ -71,48 +72,38 @@ class Condition(enum.Enum):
 Handler = Callable[..., Awaitable[Result[Any]]]
 
 
-class Options(TypedDict, total=False):
-    """What else a route may say of itself."""
-
-    status: int
-    """Of success."""
-    media_types: tuple[str, ...]
-    """What it can answer with, the default first."""
-    has_etag: bool
-    condition: Condition
-    may_not_find: bool
-    """Whether the body or the query names something that may not exist: 404."""
-    for_stations: bool
-    """Open to a factory station in service, too."""
-    streams: bool
-    body_size_max: int
-    is_one_change: bool
-    """Whether its answer can be stored with its one change, or after the last of them. Else no key is taken."""
+async def _unhandled(context: Any, call: Any) -> Result[Any]:
+    raise NotImplementedError("a route is the decorator of its handler")
 
 
 @dataclass(frozen=True)
 class Route:
-    """One method on one path."""
+    """One method on one path; as a decorator, it takes its handler."""
 
     method: str
     template: str
     access: Permission | AccessLevel
     summary: str
-    handle: Handler
     status: int = HTTPStatus.OK
+    """Of success."""
     media_types: tuple[str, ...] = (JSON,)
+    """What it can answer with, the default first."""
     has_etag: bool = False
     condition: Condition = Condition.NONE
     may_not_find: bool = False
+    """Whether the body or the query names something that may not exist: 404."""
     for_stations: bool = False
+    """Open to a factory station in service, too."""
     streams: bool = False
     body_size_max: int = BODY_SIZE_MAX
     is_one_change: bool = True
+    """Whether its answer can be stored with its one change, or after the last of them. Else no key is taken."""
+    name: str = ""
+    """The handler's: in the log, and the operationId."""
+    handle: Handler = field(default=_unhandled)
 
-    @property
-    def name(self) -> str:
-        """In the log, and the operationId."""
-        return self.handle.__name__
+    def __call__(self, handle: Handler) -> "Route":
+        return replace(self, handle=handle, name=self.name or handle.__name__)
 
     @property
     def may_conflict(self) -> bool:
@@ -161,29 +152,7 @@ class Route:
         return typing.get_args(self._hints["return"])[0]
 
 
-Access = Permission | AccessLevel
-Declare = Callable[[Handler], Route]
-
-
-def route(method: str, template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
-    """Make a handler a route. Its name becomes the route's."""
-
-    def declared(handle: Handler) -> Route:
-        return Route(method, template, access, summary, handle, **options)
-
-    return declared
-
-
-def get(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
-    return route("GET", template, access, summary, **options)
-
-
-def post(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
-    return route("POST", template, access, summary, **options)
-
-
-def patch(template: str, access: Access, summary: str, **options: Unpack[Options]) -> Declare:
-    return route("PATCH", template, access, summary, **options)
+get, post, put, patch = partial(Route, "GET"), partial(Route, "POST"), partial(Route, "PUT"), partial(Route, "PATCH")
 
 
 @lru_cache(maxsize=64)

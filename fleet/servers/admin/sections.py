@@ -10,26 +10,10 @@ from functools import cache
 from fleet.servers.admin.routing import Route
 
 SECTIONS = {
-    "healthz": "reports",
-    "status": "reports",
-    "openapi.json": "reports",
-    "forecast": "reports",
-    "retention": "reports",
-    "whoami": "credentials",
-    "credentials": "credentials",
-    "authorities": "credentials",
-    "models": "models",
-    "devices": "devices",
-    "bulk": "bulk",
-    "manifest": "manifest",
-    "tokens": "tokens",
-    "claims": "claims",
-    "anchors": "anchors",
-    "requests": "requests",
-    "stations": "stations",
-    "operators": "operators",
-    "audit": "audit",
-    "events": "events",
+    **dict.fromkeys(("healthz", "status", "openapi.json", "forecast", "retention"), "reports"),
+    **dict.fromkeys(("whoami", "credentials", "authorities"), "credentials"),
+    **{name: name for name in ("models", "devices", "bulk", "manifest", "tokens", "claims", "anchors", "requests")},
+    **{name: name for name in ("stations", "operators", "audit", "events")},
 }
 """The first segment of a path after /v1, and its module."""
 

@@ -8,13 +8,14 @@ import binascii
 import re
 import ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Invalid
 from fleet.domain.writes import AddCredential
 from fleet.servers.admin.context import Context
+from fleet.servers.admin.records.holders import newest
 from fleet.services.holders import demand_good_key, demand_own_name
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ def signed(
     return {"chain": "".join(map(_pem, chain)), "root": _pem(root)}
 
 
-async def newest_of(context: Context, holder: str, kind: CredentialKind) -> Credential | None:
-    """The newest certificate of `holder`."""
-    return next((c for c in reversed(await context.registry.credentials(holder)) if c.kind is kind), None)
+async def newest_of(context: Context, holder: str, kind: CredentialKind) -> dict[str, Any]:
+    """The fields of the newest certificate of `holder`, if there is one."""
+    held = reversed(await context.registry.credentials(holder))
+    return newest(next((c for c in held if c.kind is kind), None))
 
 
 def _pem(certificate: "x509.Certificate") -> str:

@@ -17,7 +17,7 @@ from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
 from fleet.servers.admin.records.credentials import AddedClaim, Claim, Credential, NewClaim
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get, post
+from fleet.servers.admin.routing import Route, get, post
 from fleet.servers.admin.signing import made_in, read_request, signed
 from fleet.services import claims
 
@@ -71,31 +71,21 @@ def _created(context: Context, call: Call, claim: DomainClaim, credential: Domai
     return Result(AddedClaim.shown(claim, call.now, **signed(context, credential)), 201, location)
 
 
-@post(
-    "/v1/claims/{claim}/revoke",
-    Permission.CLAIM_WRITE,
-    "Revoke a claim permanently; devices that it enrolled stay.",
-)
-async def revoke_claim(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Claim]:
-    return await _move(context, call, "revoke", body.reason)
+def _moving(verb: str, summary: str) -> Route:
+    async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Claim]:
+        found = await _found(context, call)
+        moved = claims.moved(found, verb, call.now, body.reason)
+        result: Result[Claim] = Result(Claim.shown(moved, call.now))
+        registry = answering(context.registry, call.once, lambda _: result)
+        await claims.MOVES[verb](registry, found.name, act=call.act, reason=body.reason)
+        return result
+
+    return post(f"/v1/claims/{{claim}}/{verb}", Permission.CLAIM_WRITE, summary, name=f"{verb}_claim")(handle)
 
 
-@post("/v1/claims/{claim}/quarantine", Permission.CLAIM_WRITE, "Suspend a claim until it is released.")
-async def quarantine_claim(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Claim]:
-    return await _move(context, call, "quarantine", body.reason)
-
-
-@post("/v1/claims/{claim}/release", Permission.CLAIM_WRITE, "Release a claim from quarantine.")
-async def release_claim(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Claim]:
-    return await _move(context, call, "release", body.reason)
-
-
-async def _move(context: Context, call: Call, verb: str, reason: str) -> Result[Claim]:
-    found = await _found(context, call)
-    result: Result[Claim] = Result(Claim.shown(claims.moved(found, verb, call.now, reason), call.now))
-    registry = answering(context.registry, call.once, lambda _: result)
-    await claims.MOVES[verb](registry, found.name, act=call.act, reason=reason)
-    return result
+revoke_claim = _moving("revoke", "Revoke a claim permanently; devices that it enrolled stay.")
+quarantine_claim = _moving("quarantine", "Suspend a claim until it is released.")
+release_claim = _moving("release", "Release a claim from quarantine.")
 
 
 async def _found(context: Context, call: Call) -> DomainClaim:

@@ -1,6 +1,5 @@
 """Devices, and their certificates."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -24,10 +23,8 @@ from fleet.servers.admin.records.credentials import Credential
 from fleet.servers.admin.records.devices import Device, DeviceChanges, DeviceQuery, NewDevice
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant, moment
-from fleet.servers.admin.routing import Condition, get, patch, post
+from fleet.servers.admin.routing import Condition, Route, get, patch, post
 from fleet.services import inventory, revocation, tagging
-
-Move = Callable[..., Awaitable[domain.Device]]
 
 
 @get("/v1/devices", Permission.DEVICE_READ, "Devices that match everything given, by id.")
@@ -117,61 +114,29 @@ async def patch_device(context: Context, call: Call, body: DeviceChanges) -> Res
     return _result(changed)
 
 
-@post(
-    "/v1/devices/{id}/suspend",
-    Permission.DEVICE_WRITE,
-    "Refuse a device everywhere until it is resumed.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def suspend_device(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Device]:
-    return await _move(context, call, revocation.suspend, body.reason)
+def _moving(verb: str, summary: str) -> Route:
+    async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Device]:
+        device = await found_device(context, call.operator, call.path["id"])
+        demand_match(call, device.revision, f"Device {device.id}")
+
+        def result_of(change: Change) -> Result[Device]:
+            to = next(write.to for write in change.writes if isinstance(write, MoveDevice))
+            return _result(replace(device, state=to, revision=device.revision + 1))
+
+        registry = answering(context.registry, call.once, result_of)
+        revision = None if call.if_match is None else device.revision
+        return _result(
+            await revocation.move(verb, registry, device.id, act=call.act, reason=body.reason, revision=revision)
+        )
+
+    path, name = f"/v1/devices/{{id}}/{verb}", f"{verb}_device"
+    return post(path, Permission.DEVICE_WRITE, summary, has_etag=True, condition=Condition.OPTIONAL, name=name)(handle)
 
 
-@post(
-    "/v1/devices/{id}/resume",
-    Permission.DEVICE_WRITE,
-    "Readmit a suspended device.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def resume_device(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Device]:
-    return await _move(context, call, revocation.resume, body.reason)
-
-
-@post(
-    "/v1/devices/{id}/revoke",
-    Permission.DEVICE_WRITE,
-    "Revoke a device permanently, with its certificates.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def revoke_device(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Device]:
-    return await _move(context, call, revocation.revoke, body.reason)
-
-
-@post(
-    "/v1/devices/{id}/retire",
-    Permission.DEVICE_WRITE,
-    "Take a device out of service permanently, in good order.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def retire_device(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Device]:
-    return await _move(context, call, revocation.retire, body.reason)
-
-
-async def _move(context: Context, call: Call, move: Move, reason: str) -> Result[Device]:
-    device = await found_device(context, call.operator, call.path["id"])
-    demand_match(call, device.revision, f"Device {device.id}")
-
-    def result_of(change: Change) -> Result[Device]:
-        to = next(write.to for write in change.writes if isinstance(write, MoveDevice))
-        return _result(replace(device, state=to, revision=device.revision + 1))
-
-    registry = answering(context.registry, call.once, result_of)
-    revision = None if call.if_match is None else device.revision
-    return _result(await move(registry, device.id, act=call.act, reason=reason, revision=revision))
+suspend_device = _moving("suspend", "Refuse a device everywhere until it is resumed.")
+resume_device = _moving("resume", "Readmit a suspended device.")
+revoke_device = _moving("revoke", "Revoke a device permanently, with its certificates.")
+retire_device = _moving("retire", "Take a device out of service permanently, in good order.")
 
 
 @get("/v1/devices/{id}/credentials", Permission.CREDENTIAL_READ, "A device's certificates, oldest first.")

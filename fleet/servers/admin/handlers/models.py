@@ -11,7 +11,7 @@ from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.models import Model, ModelChanges, ModelReplacement, NewModel, Renewal
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import Condition, get, patch, post, route
+from fleet.servers.admin.routing import Condition, get, patch, post, put
 from fleet.services import inventory, renewal
 
 _CONCERNS_ALL = "concerns the whole fleet, and this operator is restricted to models."
@@ -48,8 +48,7 @@ async def get_renewal(context: Context, call: Call) -> Result[Renewal]:
     return Result(Renewal.shown(await renewal.progress(context.registry, model.name)))
 
 
-@route(
-    "PUT",
+@put(
     "/v1/models/{name}",
     Permission.MODEL_WRITE,
     "Replace a model; what is left out is as in a new one.",

@@ -22,14 +22,14 @@ from fleet.services import operators
 @get("/v1/operators", Permission.OPERATOR_READ, "Operators, by name.")
 async def list_operators(context: Context, call: Call, query: Paging) -> Result[Page[Operator]]:
     page, following = slice_of(call, query, await context.registry.operators(), lambda operator: operator.name)
-    items = [Operator.of(o, **newest(await newest_of(context, o.name, CredentialKind.OPERATOR))) for o in page]
+    items = [Operator.of(o, **await newest_of(context, o.name, CredentialKind.OPERATOR)) for o in page]
     return paged(call, query, items, following)
 
 
 @get("/v1/operators/{operator}", Permission.OPERATOR_READ, "One operator.")
 async def get_operator(context: Context, call: Call) -> Result[Operator]:
     found = await _found(context, call)
-    return Result(Operator.of(found, **newest(await newest_of(context, found.name, CredentialKind.OPERATOR))))
+    return Result(Operator.of(found, **await newest_of(context, found.name, CredentialKind.OPERATOR)))
 
 
 @post(
@@ -70,7 +70,7 @@ def _created(context: Context, operator: access.Operator, credential: Credential
 )
 async def revoke_operator(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Operator]:
     found = await _found(context, call)
-    held = newest(await newest_of(context, found.name, CredentialKind.OPERATOR))
+    held = await newest_of(context, found.name, CredentialKind.OPERATOR)
     result: Result[Operator] = Result(Operator.of(found, **{**held, "certificate": CredentialState.REVOKED}))
     registry = answering(context.registry, call.once, lambda _: result)
     await operators.revoke_operator(registry, found.name, act=call.act, reason=body.reason)

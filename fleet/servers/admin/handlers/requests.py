@@ -16,7 +16,7 @@ from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import NO_REASON, Page, Reason
 from fleet.servers.admin.records.credentials import Request, RequestQuery
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import Condition, get, post
+from fleet.servers.admin.routing import Condition, Route, get, post
 from fleet.services import approvals
 
 Decide = Callable[..., Awaitable[ApprovalRequest]]
@@ -41,55 +41,43 @@ async def get_request(context: Context, call: Call) -> Result[Request]:
     return _result(await _found(context, call))
 
 
-@post(
-    "/v1/requests/{request}/approve",
-    Permission.REQUEST_DECIDE,
-    "Approve a certificate for this key and device id.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def approve_request(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
-    return await _decide(context, call, approvals.approve, body.reason)
+def _deciding(verb: str, decide: Decide, summary: str) -> Route:
+    async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
+        request = await _found(context, call)
+        demand_match(call, request.revision, f"Request {request.id}")
 
-
-@post(
-    "/v1/requests/{request}/deny",
-    Permission.REQUEST_DECIDE,
-    "Deny a certificate for this key; revokes an approval that was not used yet.",
-    has_etag=True,
-    condition=Condition.OPTIONAL,
-)
-async def deny_request(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
-    return await _decide(context, call, approvals.deny, body.reason)
-
-
-async def _decide(context: Context, call: Call, decide: Decide, reason: str) -> Result[Request]:
-    request = await _found(context, call)
-    demand_match(call, request.revision, f"Request {request.id}")
-
-    def result_of(change: Change) -> Result[Request]:
-        made = next(write for write in change.writes if isinstance(write, DecideRequest))
-        return _result(
-            replace(
-                request,
-                state=made.to,
-                decided_by=made.by,
-                decided_at=made.at,
-                reason=made.reason,
-                expires_at=made.expires_at,
-                revision=request.revision + 1,
+        def result_of(change: Change) -> Result[Request]:
+            made = next(write for write in change.writes if isinstance(write, DecideRequest))
+            return _result(
+                replace(
+                    request,
+                    state=made.to,
+                    decided_by=made.by,
+                    decided_at=made.at,
+                    reason=made.reason,
+                    expires_at=made.expires_at,
+                    revision=request.revision + 1,
+                )
             )
-        )
 
-    decided = await decide(
-        answering(context.registry, call.once, result_of),
-        request.id,
-        act=call.act,
-        reason=reason,
-        revision=None if call.if_match is None else request.revision,
-        limits=context.waiting(),
-    )
-    return _result(decided)
+        decided = await decide(
+            answering(context.registry, call.once, result_of),
+            request.id,
+            act=call.act,
+            reason=body.reason,
+            revision=None if call.if_match is None else request.revision,
+            limits=context.waiting(),
+        )
+        return _result(decided)
+
+    path, name, optional = f"/v1/requests/{{request}}/{verb}", f"{verb}_request", Condition.OPTIONAL
+    return post(path, Permission.REQUEST_DECIDE, summary, has_etag=True, condition=optional, name=name)(handle)
+
+
+approve_request = _deciding("approve", approvals.approve, "Approve a certificate for this key and device id.")
+deny_request = _deciding(
+    "deny", approvals.deny, "Deny a certificate for this key; revokes an approval that was not used yet."
+)
 
 
 async def _found(context: Context, call: Call) -> ApprovalRequest:

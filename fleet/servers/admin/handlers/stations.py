@@ -24,7 +24,7 @@ async def list_stations(context: Context, call: Call, query: Paging) -> Result[P
     """A restricted operator sees those whose models are all its own."""
     found = [s for s in await context.registry.stations() if all(call.operator.sees(model) for model in s.models)]
     page, following = slice_of(call, query, found, lambda station: station.name)
-    items = [Station.of(s, **newest(await newest_of(context, s.name, CredentialKind.STATION))) for s in page]
+    items = [Station.of(s, **await newest_of(context, s.name, CredentialKind.STATION)) for s in page]
     return paged(call, query, items, following)
 
 
@@ -66,7 +66,7 @@ async def patch_station(context: Context, call: Call, body: StationChanges) -> R
     found = await _found(context, call)
     held = await newest_of(context, found.name, CredentialKind.STATION)
     changed = await inventory.set_station_quota(context.registry, found.name, body.quota, act=call.act)
-    return Result(Station.of(changed, **newest(held)))
+    return Result(Station.of(changed, **held))
 
 
 @post(
@@ -76,7 +76,7 @@ async def patch_station(context: Context, call: Call, body: StationChanges) -> R
 )
 async def revoke_station(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Station]:
     found = await _found(context, call)
-    held = newest(await newest_of(context, found.name, CredentialKind.STATION))
+    held = await newest_of(context, found.name, CredentialKind.STATION)
     result: Result[Station] = Result(Station.of(found, **{**held, "certificate": CredentialState.REVOKED}))
     registry = answering(context.registry, call.once, lambda _: result)
     await revocation.revoke_station(registry, found.name, act=call.act, reason=body.reason)
