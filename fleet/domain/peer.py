@@ -37,8 +37,12 @@ class Peer:
         return self.read_channel_binding()
 
 
-def source_of(address: str) -> str:
-    """Network of the address, for rate limits: an IPv4 address, or the IPv6 /64 of one subscriber."""
+def network_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 of an IPv6 one, which is what a subscriber is assigned."""
     if ":" not in address:
         return address
-    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

@@ -12,7 +12,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceId, Model, Place
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
@@ -215,16 +215,3 @@ class HeadSigner(Protocol):
 
     def sign(self, data: bytes) -> bytes:
         """ECDSA with SHA-256 over `data`, DER."""
-
-
-__all__ = [
-    "AuditReader",
-    "DeviceId",
-    "EnrollmentFacts",
-    "HeadSigner",
-    "HolderFacts",
-    "Issuer",
-    "KeyGenerator",
-    "Registry",
-    "Tenants",
-]

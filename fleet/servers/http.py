@@ -19,7 +19,7 @@ from aiohttp.base_protocol import BaseProtocol
 from multidict import CIMultiDict
 
 from fleet.config.logs import log_event
-from fleet.domain.peer import Peer, source_of
+from fleet.domain.peer import Peer, network_of
 from fleet.domain.rates import Rates
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
@@ -102,7 +102,7 @@ def too_large(size_max: int) -> HttpRefused:
 
 def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
     """Raises: HttpRefused (429), with Retry-After: the rate limit is exceeded."""
-    wait_s = rates.wait_s(source_of(address), credential, time.monotonic())
+    wait_s = rates.wait_s(network_of(address), credential, time.monotonic())
     if wait_s:
         seconds = str(math.ceil(wait_s))
         message = f"Too many requests, or too many refused ones. Retry after {seconds} s."

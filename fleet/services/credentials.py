@@ -21,11 +21,10 @@ from fleet.domain.idevid import Anchor, IdevidCertificate, IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, Names
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
-from fleet.domain.peer import Peer
+from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.services.approvals import facts_of
 from fleet.services.identity import identify
-from fleet.services.refusals import network_of
 
 TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
 

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, Tags, checked_serial, device_id
@@ -42,6 +43,10 @@ class RowRefused:
     device_id: str
     code: str
     message: str
+
+    @classmethod
+    def by(cls, error: FleetError, line: int, device_id: str) -> Self:
+        return cls(line, device_id, error.code, f"{error.message} {error.advice}".rstrip())
 
 
 @dataclass(slots=True)
@@ -131,8 +136,7 @@ class Importer:
                 known.add(each.row)
                 new.append(each)
             except FleetError as error:
-                message = f"{error.message} {error.advice}".rstrip()
-                refused.append(RowRefused(each.line, each.row.device_id, error.code, message))
+                refused.append(RowRefused.by(error, each.line, each.row.device_id))
         return new, len(chunk) - len(new) - len(refused), refused
 
     async def _has_model(self, name: str) -> bool:

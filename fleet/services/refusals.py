@@ -5,7 +5,6 @@ A client without credentials can be refused as often as a link carries it; each 
 counters have every refusal; the audit needs the fact, the source and the time.
 """
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import FleetError, Unavailable
-from fleet.domain.peer import Peer
+from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import Registry
 from fleet.services.identity import audit_actor_of
 
@@ -91,14 +90,3 @@ async def audit_refusal(
             await registry.commit(Change(row))
     except Unavailable as error:
         refusal.add_note(f"The audit row could not be written: {error.message}")
-
-
-def network_of(address: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one, which is what a subscriber is assigned."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)

@@ -69,25 +69,16 @@ class Mode:
     """Fences every deletion."""
 
 
+@dataclass(slots=True)
 class Retention:
     """One run; the archive is locked meanwhile."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        archive: Archive,
-        marks: EventMarks,
-        policy: Policy,
-        mode: Mode,
-    ) -> None:
-        self._registry = registry
-        self._archive = archive
-        self._marks = marks
-        self._policy = policy
-        self._actor = mode.actor
-        self._is_dry = mode.is_dry
-        self._lease = mode.lease
-        self._report = Report()
+    _registry: Registry
+    _archive: Archive
+    _marks: EventMarks
+    _policy: Policy
+    _mode: Mode
+    _report: Report = Report()
 
     async def run(self, *, noted: int, now: datetime) -> Report:
         """Archive and delete what is due. `noted` is the newest event recorded in the revocation journal.
@@ -95,13 +86,13 @@ class Retention:
         Raises: Conflict, Unavailable: the registry changed or failed during the run; run it again. OSError.
         """
         self._report = Report()
-        if not self._is_dry:
+        if not self._mode.is_dry:
             await self._settle_pending(now)
             self._marks.add(now, await self._registry.last_event())
         await self._events(noted, now)
         await self._audit(now)
         await self._credentials(now)
-        if not self._is_dry:
+        if not self._mode.is_dry:
             await self._drop((DropAnswers(now - ANSWER_KEPT), DropRequests(now)), "answers and requests", now)
         return self._report
 
@@ -112,7 +103,7 @@ class Retention:
             await self._drop_archived(name, lines, now)
 
     async def _archive_and_delete(self, name: str, lines: list[Line], now: datetime) -> None:
-        if not self._is_dry:
+        if not self._mode.is_dry:
             name = await asyncio.to_thread(self._archive.put, name, lines)
             await self._drop_archived(name, [x for x in lines if "head" not in x and "block" not in x], now)
         self._report = replace(self._report, files=(*self._report.files, name))
@@ -134,9 +125,9 @@ class Retention:
         await asyncio.to_thread(self._archive.settle, name)
 
     async def _drop(self, writes: tuple[Write, ...], what: str, now: datetime) -> None:
-        if self._lease is not None:  # a suspended node deletes nothing after another has taken over
-            writes = (TakeLease(self._lease, now), *writes)
-        await self._registry.commit(Change(AuditEntry(now, self._actor, ACTION, what, "ok"), writes))
+        if self._mode.lease is not None:  # a suspended node deletes nothing after another has taken over
+            writes = (TakeLease(self._mode.lease, now), *writes)
+        await self._registry.commit(Change(AuditEntry(now, self._mode.actor, ACTION, what, "ok"), writes))
 
     async def _first_audit(self) -> int:
         rows = await self._registry.audit(limit=1)

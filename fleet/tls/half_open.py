@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
-from fleet.domain.peer import source_of
+from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
 
@@ -75,7 +75,7 @@ class HalfOpen:
         """Add `entry`; the reason if it is refused."""
         if len(self._due) >= self._limits.total_max:
             return Refusal.TOTAL_CAP
-        source = source_of(entry.address)
+        source = network_of(entry.address)
         if self._by_address[source] >= self._limits.per_address_max:
             return Refusal.ADDRESS_CAP
         if self._arrivals.take(source, self._loop.time()):
@@ -90,7 +90,7 @@ class HalfOpen:
         """Remove an entry, completed or failed. An unknown entry is ignored."""
         if self._due.pop(entry, None) is None:
             return
-        source = source_of(entry.address)
+        source = network_of(entry.address)
         self._by_address[source] -= 1
         if not self._by_address[source]:
             del self._by_address[source]

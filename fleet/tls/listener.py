@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fleet.domain.peer import Peer, source_of
+from fleet.domain.peer import Peer, network_of
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
@@ -132,14 +132,14 @@ class Listener:
         if limits.connected_max is not None and len(self._connected) >= limits.connected_max:
             return Refusal.CONNECTED_CAP
         cap = limits.connected_per_address_max
-        if cap is not None and self._by_source[source_of(address)] >= cap:
+        if cap is not None and self._by_source[network_of(address)] >= cap:
             return Refusal.CONNECTED_ADDRESS_CAP
         return None
 
     def establish(self, transport: TlsTransport, early: bytes) -> None:
         self._established += 1
         self._connected.add(transport)
-        self._by_source[source_of(transport.peer.address)] += 1
+        self._by_source[network_of(transport.peer.address)] += 1
         self._empty.clear()
         transport.begin(self._protocol_factory(transport.peer), early)
 
@@ -147,7 +147,7 @@ class Listener:
         self.silent.forget(transport)
         if transport in self._connected:
             self._connected.remove(transport)
-            source = source_of(transport.peer.address)
+            source = network_of(transport.peer.address)
             self._by_source[source] -= 1
             if not self._by_source[source]:
                 del self._by_source[source]

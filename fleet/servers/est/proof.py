@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from fleet.domain.errors import Unauthenticated
 from fleet.domain.issuance_context import EnrollmentRequest, Names
-from fleet.domain.peer import Peer, source_of
+from fleet.domain.peer import Peer, network_of
 from fleet.servers.http import Exchange
 from fleet.services.credentials import BasicCredentials, token_parts
 from fleet.wire.csr import Csr
@@ -49,7 +49,7 @@ def rate_key_of(exchange: Exchange) -> Hashable | None:
     address. So nobody who tries another's token can slow down its owner, and no device of a batch the others that share
     its claim.
     """
-    source = source_of(exchange.peer.address)
+    source = network_of(exchange.peer.address)
     if exchange.peer.fingerprint is not None:
         return source, exchange.peer.fingerprint
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fleet.config.logs import log_event
 from fleet.servers.gateway.private_socket import probe_unix
+from fleet.servers.gateway.upstream import UnixUpstream
 
 log = logging.getLogger("fleet.broker")
 
@@ -174,6 +175,15 @@ class BrokerProcess:
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await process.wait()
+
+
+class OwnBroker(UnixUpstream):
+    """An Upstream that is a process of ours, started by `start` of its class."""
+
+    process: BrokerProcess
+
+    async def close(self) -> None:
+        await self.process.close()
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fleet.config.addresses import Broker, BrokerKind
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
+from fleet.servers.gateway.broker_process import OwnBroker
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upstream
@@ -39,4 +40,4 @@ async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model])
 
 def shared_socket(upstream: Upstream) -> Path | None:
     """The socket by which our other processes reach the broker that `upstream` runs; None for an external broker."""
-    return upstream.socket if isinstance(upstream, Mosquitto | Embedded) else None
+    return upstream.socket if isinstance(upstream, OwnBroker) else None

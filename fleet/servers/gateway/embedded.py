@@ -1,27 +1,25 @@
 """The embedded broker, for a demo on a machine without mosquitto: amqtt in a child process, MQTT 3.1.1 only."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker_process import BrokerProcess
-from fleet.servers.gateway.private_socket import connect_unix, private_directory
-from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
+from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
+from fleet.servers.gateway.private_socket import private_directory
 
 SOCKET = "broker.sock"
 PROGRAM = "fleet.servers.gateway.embedded_broker"
 
 
-class Embedded:
-    """An Upstream without ACLs: only the gateway enforces the policy."""
+class Embedded(OwnBroker):
+    """Without ACLs: only the gateway enforces the policy."""
 
     speaks_v5 = False
 
     def __init__(self, run_dir: Path) -> None:
-        self.socket = run_dir / SOCKET
+        super().__init__(run_dir / SOCKET)
         # Our own module path, independent of the working directory.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = (sys.executable, "-P", "-m", PROGRAM, str(self.socket))
@@ -34,15 +32,8 @@ class Embedded:
         await broker.process.start()
         return broker
 
-    async def connect(self, factory: Factory) -> None:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await connect_unix(self.socket, factory)
-
     async def set_models(self, models: Sequence[Model]) -> None:
         """It has no ACLs."""
 
     def describe(self) -> str:
         return f"the embedded broker (amqtt, MQTT 3.1.1 only) on unix:{self.socket}"
-
-    async def close(self) -> None:
-        await self.process.close()

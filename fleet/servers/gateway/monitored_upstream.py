@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from fleet.config.logs import log_event
 from fleet.domain.device import Model
-from fleet.servers.gateway.upstream import AddressUpstream, Factory, SocketUpstream, Upstream
+from fleet.servers.gateway.upstream import External, Factory, Upstream
 
 log = logging.getLogger("fleet.broker")
 
@@ -111,4 +111,4 @@ class _Probe(asyncio.Protocol):
 
 def is_external(upstream: Upstream) -> bool:
     """Whether the broker is run by others: not started or supervised by us."""
-    return isinstance(upstream, AddressUpstream | SocketUpstream)
+    return isinstance(upstream, External)

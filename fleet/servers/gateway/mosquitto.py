@@ -19,9 +19,8 @@ from pathlib import Path
 
 from fleet.config.logs import log_event
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker_process import BrokerProcess
-from fleet.servers.gateway.private_socket import connect_unix, private_directory
-from fleet.servers.gateway.upstream import CONNECT_SECONDS_MAX, Factory
+from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
+from fleet.servers.gateway.private_socket import private_directory
 from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
 
 log = logging.getLogger("fleet.broker")
@@ -66,16 +65,12 @@ def mosquitto_program() -> str | None:
     return shutil.which("mosquitto", path=path)
 
 
-class Mosquitto:
-    """An Upstream."""
-
-    speaks_v5 = True
-
+class Mosquitto(OwnBroker):
     def __init__(self, program: str, run_dir: Path) -> None:
+        super().__init__(run_dir / SOCKET)
         self._run_dir = run_dir
         self._reloaded = asyncio.Event()
         self._acl = ""
-        self.socket = run_dir / SOCKET
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
 
     @classmethod
@@ -90,10 +85,6 @@ class Mosquitto:
         broker._write(ACL, broker._acl)
         await broker.process.start()
         return broker
-
-    async def connect(self, factory: Factory) -> None:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await connect_unix(self.socket, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """Returns when the ACL is in effect. Raises: OSError, TimeoutError."""
@@ -110,9 +101,6 @@ class Mosquitto:
     def describe(self) -> str:
         command = f"mosquitto_sub --unix {shlex.quote(str(self.socket))} -u {BACKEND} -t '#'"
         return f"mosquitto on unix:{self.socket} ({command})"
-
-    async def close(self) -> None:
-        await self.process.close()
 
     def _on_line(self, line: str) -> None:
         # Logged before it reloads; but packets sent from then on are processed after that.

@@ -78,11 +78,19 @@ class Relay:
         self.to_device.stop()
 
 
-class _DeviceHandler:
-    """Handler of the device's packets."""
-
+class _Handler:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
+
+    def _acknowledge(self, side: PacketFilter, qos: int, packet_id: int) -> None:
+        """Answer a refused PUBLISH in place of its receiver (MQTT 5.0, 3.4.2.1 and 3.5.2.1)."""
+        first = acks.PUBACK if qos == 1 else acks.PUBREC
+        self._relay.answers += 1
+        side.inject(acks.acknowledge(first, packet_id, self._relay.version, Reason.NOT_AUTHORIZED))
+
+
+class _DeviceHandler(_Handler):
+    """Handler of the device's packets."""
 
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_publish(topic)
@@ -97,10 +105,7 @@ class _DeviceHandler:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. Acknowledging would hide the loss.
             raise CloseSession(close_reasons.PUBLISH_REFUSED)
         if qos:
-            # MQTT 5.0, 3.4.2.1 and 3.5.2.1
-            first = acks.PUBACK if qos == 1 else acks.PUBREC
-            relay.answers += 1
-            relay.to_device.inject(acks.acknowledge(first, packet_id, V5, Reason.NOT_AUTHORIZED))
+            self._acknowledge(relay.to_device, qos, packet_id)
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
@@ -122,11 +127,8 @@ class _DeviceHandler:
         return None
 
 
-class _BrokerHandler:
+class _BrokerHandler(_Handler):
     """Handler of the broker's packets."""
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
 
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_receive(topic)
@@ -138,10 +140,8 @@ class _BrokerHandler:
         relay = self._relay
         relay.note("mqtt.deliver", "refused", topic)
         if qos:
-            # On the device's behalf, or the message would stay in flight at the broker for ever.
-            first = acks.PUBACK if qos == 1 else acks.PUBREC
-            relay.answers += 1
-            relay.to_broker.inject(acks.acknowledge(first, packet_id, relay.version, Reason.NOT_AUTHORIZED))
+            # Or the message would stay in flight at the broker for ever.
+            self._acknowledge(relay.to_broker, qos, packet_id)
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay

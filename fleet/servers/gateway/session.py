@@ -279,23 +279,24 @@ class Session(asyncio.Protocol):
         return reason
 
     def _relay_from_device(self, data: bytes) -> CloseReason | None:
-        relay = self._relay
-        if relay is None:
-            return None
-        answers = relay.answers
-        reason = relay.from_device(data)
-        if relay.answers != answers:
-            self._device.pause_if_blocked()
-        return reason
+        return self._relayed(data, Relay.from_device, self._device)
 
     def _relay_from_broker(self, data: bytes) -> CloseReason | None:
+        return self._relayed(data, Relay.from_broker, self._broker)
+
+    def _relayed(
+        self,
+        data: bytes,
+        relay_data: Callable[[Relay, bytes], CloseReason | None],
+        side: FlowControlledTransport | None,
+    ) -> CloseReason | None:
         relay = self._relay
         if relay is None:
             return None
         answers = relay.answers
-        reason = relay.from_broker(data)
-        if relay.answers != answers and self._broker is not None:
-            self._broker.pause_if_blocked()
+        reason = relay_data(relay, data)
+        if relay.answers != answers and side is not None:
+            side.pause_if_blocked()
         return reason
 
     def _apply_model(self, model: Model) -> CloseReason | None:

@@ -30,8 +30,31 @@ class Upstream(Protocol):
         """Stop the broker if we run it. Safe to call twice."""
 
 
-class AddressUpstream:
-    """An external broker on TCP. It must trust the gateway's user names, and accept no other client there."""
+class UnixUpstream:
+    """A broker on a Unix socket of this machine."""
+
+    speaks_v5 = True
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    async def connect(self, factory: Factory) -> None:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            await connect_unix(self.socket, factory)
+
+
+class External:
+    """A broker run by others. It must trust the gateway's user names, and accept no other client there."""
+
+    async def set_models(self, models: Sequence[Model]) -> None:
+        """It keeps its own ACLs."""
+
+    async def close(self) -> None:
+        """It keeps running."""
+
+
+class AddressUpstream(External):
+    """On TCP."""
 
     speaks_v5 = True
 
@@ -42,56 +65,29 @@ class AddressUpstream:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             await asyncio.get_running_loop().create_connection(factory, self._host, self._port)
 
-    async def set_models(self, models: Sequence[Model]) -> None:
-        """An external broker keeps its own ACLs."""
-
     def describe(self) -> str:
         return f"the broker at mqtt://{self._host}:{self._port}"
 
-    async def close(self) -> None:
-        """An external broker keeps running."""
 
-
-class SocketUpstream:
-    """An external broker on a Unix socket of this machine. As AddressUpstream."""
-
-    speaks_v5 = True
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def connect(self, factory: Factory) -> None:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await connect_unix(self._path, factory)
-
-    async def set_models(self, models: Sequence[Model]) -> None:
-        """An external broker keeps its own ACLs."""
-
+class SocketUpstream(External, UnixUpstream):
     def describe(self) -> str:
-        return f"the broker at unix:{self._path}"
-
-    async def close(self) -> None:
-        """An external broker keeps running."""
+        return f"the broker at unix:{self.socket}"
 
 
-class SharedUpstream:
+class SharedUpstream(UnixUpstream):
     """Our broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
 
     def __init__(self, socket: Path, *, speaks_v5: bool, request_models: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(socket)
         self.speaks_v5 = speaks_v5
-        self._socket = socket
         self._request_models = request_models
-
-    async def connect(self, factory: Factory) -> None:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await connect_unix(self._socket, factory)
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """The supervisor reads the models itself: those that we have read, or newer ones."""
         await self._request_models()
 
     def describe(self) -> str:
-        return f"our own broker at unix:{self._socket}"
+        return f"our own broker at unix:{self.socket}"
 
     async def close(self) -> None:
         """The supervisor stops it."""

@@ -68,7 +68,7 @@ class Archive:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        self._sync()
+        sync_folder(self.folder)
         return name
 
     def _free(self, name: str) -> str:
@@ -82,7 +82,7 @@ class Archive:
         """Mark `name` as complete: its rows have been deleted from the registry."""
         settled = self.folder / f"{name}{SETTLED}"
         (self.folder / f"{name}{PENDING}").rename(settled)
-        self._sync()
+        sync_folder(self.folder)
         return settled
 
     def pending(self) -> list[str]:
@@ -97,12 +97,14 @@ class Archive:
         """The files of one kind, in order."""
         return sorted(self.folder.glob(f"{kind}-*{SETTLED}"))
 
-    def _sync(self) -> None:
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+
+def sync_folder(path: Path) -> None:
+    """Make the names of its files durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_lines(path: Path) -> Iterator[Line]:

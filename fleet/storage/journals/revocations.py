@@ -25,6 +25,7 @@ from typing import Any
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
+from fleet.storage.journals.archive import sync_folder
 
 NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE, EventKind.ANCHOR_CHANGED})
 _ENDS = frozenset(
@@ -149,7 +150,7 @@ class RevocationJournal:
                 fresh.rename(self.path)
             finally:
                 fresh.unlink(missing_ok=True)
-            self._sync_folder()
+            sync_folder(self.path.parent)
 
     def _beginning(self, mark: Mark) -> dict[str, object]:
         return {"lineage": mark.lineage, "from": mark.seen, "fleet": self._fleet}
@@ -191,14 +192,7 @@ class RevocationJournal:
         if is_urgent:
             os.fsync(handle)
         if is_new:
-            self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            sync_folder(self.path.parent)
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -18,7 +18,7 @@ from fleet.domain.changes import Change
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
-from fleet.storage.batching import Batches, Take
+from fleet.storage.batching import Batches, Take, closed
 from fleet.storage.postgres import heads, reads
 from fleet.storage.postgres.listener import Listener
 from fleet.storage.postgres.migrations import migrate
@@ -27,7 +27,6 @@ from fleet.storage.postgres.session import (
     WAIT_SECONDS_MAX,
     Session,
     cannot_open,
-    closed,
     connection_lost,
     prepare,
     session_arguments,

@@ -154,7 +154,3 @@ def first_line(error: BaseException) -> str:
         return "it did not answer in time"
     text = str(error).partition("\n")[0].rstrip(". ")
     return text or type(error).__name__
-
-
-def closed() -> Unavailable:
-    return Unavailable("registry-closed", "The registry has been closed.")

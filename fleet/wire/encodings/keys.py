@@ -1,5 +1,7 @@
 """Private keys in: PKCS#8, encrypted or not, SEC 1 and PKCS#1; and the cost of a password capped before it is paid."""
 
+from collections.abc import Callable
+
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key
 
@@ -35,13 +37,7 @@ def encrypted_key(data: bytes, password: bytes | None) -> PrivateKeyTypes:
     """
     _check_size(data)
     check_rounds(data)
-    if password is None:
-        raise PasswordNeeded("The private key is encrypted and needs a password.")
-    try:
-        with library_errors("encrypted private key"):
-            return load_der_private_key(data, password)
-    except Malformed:
-        raise WrongPassword("The password does not open the private key, or the key is damaged.") from None
+    return _opened(load_der_private_key, data, password)
 
 
 def old_encrypted_key(text: bytes, password: bytes | None) -> PrivateKeyTypes:
@@ -50,11 +46,17 @@ def old_encrypted_key(text: bytes, password: bytes | None) -> PrivateKeyTypes:
     Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported.
     """
     _check_size(text)
+    return _opened(load_pem_private_key, text, password)
+
+
+def _opened(
+    load: Callable[[bytes, bytes | None], PrivateKeyTypes], data: bytes, password: bytes | None
+) -> PrivateKeyTypes:
     if password is None:
         raise PasswordNeeded("The private key is encrypted and needs a password.")
     try:
         with library_errors("encrypted private key"):
-            return load_pem_private_key(text, password)
+            return load(data, password)
     except Malformed:
         raise WrongPassword("The password does not open the private key, or the key is damaged.") from None
 

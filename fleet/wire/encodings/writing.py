@@ -1,6 +1,7 @@
 """One Bundle out in one form; and an error that says what the form can't hold, before anything is lost."""
 
 from collections.abc import Callable
+from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
@@ -31,7 +32,7 @@ def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool 
     lost = losses(bundle, form)
     if lost and not drop:
         raise WouldLose(form, lost)
-    if not _is_anything_kept(bundle, form):
+    if not any(_kept(bundle, form).values()):
         raise Unsupported(f"There is nothing in the file that {FORM_TITLES[form]} can hold.")
     if password is not None and not holds_secret(bundle, form):
         raise Unsupported(f"Nothing in this {FORM_TITLES[form]} output can be protected by a password.")
@@ -104,10 +105,6 @@ def _kept(bundle: Bundle, form: Form) -> dict[str, int]:
             return nothing | {first: 1 if first != "private key" else key}
 
 
-def _is_anything_kept(bundle: Bundle, form: Form) -> bool:
-    return any(_kept(bundle, form).values())
-
-
 def _write_pem(bundle: Bundle, password: bytes | None) -> bytes:
     """The key first, as Python's and nginx's loaders like it, then its certificate and the chain."""
     parts = [_key(bundle.private_key, Encoding.PEM, password)] if bundle.private_key is not None else []
@@ -139,18 +136,6 @@ def _write_p7b_pem(bundle: Bundle, password: bytes | None) -> bytes:
     return b"-----BEGIN PKCS7-----\n" + text + b"-----END PKCS7-----\n"
 
 
-def _write_p12(bundle: Bundle, password: bytes | None) -> bytes:
-    return write_pkcs12(bundle, password)
-
-
-def _write_p12_legacy(bundle: Bundle, password: bytes | None) -> bytes:
-    return write_pkcs12(bundle, password, legacy=True)
-
-
-def _write_key(bundle: Bundle, password: bytes | None) -> bytes:
-    return _only_key(bundle, Encoding.PEM, password)
-
-
 def _only_key(bundle: Bundle, encoding: Encoding, password: bytes | None) -> bytes:
     if bundle.private_key is None:
         raise Unsupported("There is no private key to write.")
@@ -170,7 +155,7 @@ _WRITERS: dict[Form, Callable[[Bundle, bytes | None], bytes]] = {
     Form.DER: _write_der,
     Form.P7B: _write_p7b,
     Form.P7B_PEM: _write_p7b_pem,
-    Form.P12: _write_p12,
-    Form.P12_LEGACY: _write_p12_legacy,
-    Form.KEY: _write_key,
+    Form.P12: write_pkcs12,
+    Form.P12_LEGACY: partial(write_pkcs12, legacy=True),
+    Form.KEY: lambda bundle, password: _only_key(bundle, Encoding.PEM, password),
 }

@@ -9,13 +9,15 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform, get_args
 
 import cbor2
 
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.serial.field_types import Bool, Bytes, FieldType, ListOf, OneOf, Text, Uint
 from fleet.wire.serial.frames import PAYLOAD_SIZE_MAX
+
+M = TypeVar("M", bound="_Message")
 
 VERSION = 1
 SESSION_SIZE = 8
@@ -68,102 +70,99 @@ class FailureCode(enum.IntEnum):
     """The operator or the station stopped the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    KIND: ClassVar[int] = 1
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (ListOf(Uint(255, 1), 8), Text(64))
+class _Message:
+    __slots__ = ()
+    KIND: ClassVar[int]
+    FIELD_TYPES: ClassVar[tuple[FieldType, ...]]
+
+
+@dataclass_transform(frozen_default=True)
+def _message(kind: int, *field_types: FieldType) -> Callable[[type[M]], type[M]]:
+    """A message of `kind`, frozen, with a type for each of its fields in order."""
+
+    def made(cls: type[M]) -> type[M]:
+        cls.KIND, cls.FIELD_TYPES = kind, field_types
+        return dataclass(frozen=True, slots=True)(cls)
+
+    return made
+
+
+@_message(1, ListOf(Uint(255, 1), 8), Text(64))
+class Hello(_Message):
     versions: tuple[int, ...]
     station: str
 
 
-@dataclass(frozen=True, slots=True)
-class MakeKey:
+@_message(2, _NAME, Text(16, 1), Bool())
+class MakeKey(_Message):
     """Generate a key, or reuse the one for this device id, and prepare a CSR."""
 
-    KIND: ClassVar[int] = 2
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_NAME, Text(16, 1), Bool())
     device_id: str
     key_type: str
     replace: bool
     """Whether another identity that the board holds may be replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadCsr:
-    KIND: ClassVar[int] = 3
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX),)
+@_message(3, Uint(CSR_SIZE_MAX))
+class ReadCsr(_Message):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class WriteBegin:
-    KIND: ClassVar[int] = 4
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1), _SHA256)
+@_message(4, _BLOB, Uint(BLOB_SIZE_MAX, 1), _SHA256)
+class WriteBegin(_Message):
     blob: int
     size: int
     sha256: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WriteChunk:
-    KIND: ClassVar[int] = 5
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+@_message(5, _BLOB, Uint(BLOB_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+class WriteChunk(_Message):
     blob: int
     offset: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Install:
+@_message(6, Text(255, 1), Text(253, 1), Uint(65535, 1))
+class Install(_Message):
     """Check the written blobs and store them beside the active identity."""
 
-    KIND: ClassVar[int] = 6
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Text(255, 1), Text(253, 1), Uint(65535, 1))
     est_url: str
     mqtt_host: str
     mqtt_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prove:
-    KIND: ClassVar[int] = 7
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Bytes(CHALLENGE_SIZE, CHALLENGE_SIZE),)
+@_message(7, Bytes(CHALLENGE_SIZE, CHALLENGE_SIZE))
+class Prove(_Message):
     challenge: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+@_message(8)
+class Finish(_Message):
     """Make the stored identity the active one."""
 
-    KIND: ClassVar[int] = 8
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Abort:
+@_message(9, Uint(255, 1), Text(REASON_SIZE_MAX))
+class Abort(_Message):
     """The station gives up. Not answered."""
 
-    KIND: ClassVar[int] = 9
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
+@_message(
+    65,
+    Uint(255, 1),
+    _NAME,
+    _NAME,
+    Text(64),
+    ListOf(Text(16, 1), 8),
+    Uint(CHUNK_SIZE_MAX, CHUNK_SIZE_MIN),
+    OneOf((BLANK, PENDING, PROVISIONED)),
+    Text(64),
+)
+class DeviceInfo(_Message):
     """Answers Hello."""
 
-    KIND: ClassVar[int] = 65
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (
-        Uint(255, 1),
-        _NAME,
-        _NAME,
-        Text(64),
-        ListOf(Text(16, 1), 8),
-        Uint(CHUNK_SIZE_MAX, CHUNK_SIZE_MIN),
-        OneOf((BLANK, PENDING, PROVISIONED)),
-        Text(64),
-    )
     version: int
     """The version chosen of those that Hello offered."""
     hardware_serial: str
@@ -177,67 +176,51 @@ class DeviceInfo:
     """"" if it is blank."""
 
 
-@dataclass(frozen=True, slots=True)
-class CsrReady:
-    KIND: ClassVar[int] = 66
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX, 1), _SHA256)
+@_message(66, Uint(CSR_SIZE_MAX, 1), _SHA256)
+class CsrReady(_Message):
     size: int
     sha256: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CsrChunk:
-    KIND: ClassVar[int] = 67
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(CSR_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+@_message(67, Uint(CSR_SIZE_MAX), Bytes(CHUNK_SIZE_MAX, 1))
+class CsrChunk(_Message):
     offset: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WriteReady:
-    KIND: ClassVar[int] = 68
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB,)
+@_message(68, _BLOB)
+class WriteReady(_Message):
     blob: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkStored:
-    KIND: ClassVar[int] = 69
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_BLOB, Uint(BLOB_SIZE_MAX, 1))
+@_message(69, _BLOB, Uint(BLOB_SIZE_MAX, 1))
+class ChunkStored(_Message):
     blob: int
     received: int
     """Octets of this blob received so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class Installed:
-    KIND: ClassVar[int] = 70
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_SHA256,)
+@_message(70, _SHA256)
+class Installed(_Message):
     fingerprint: bytes
     """SHA-256 of the stored certificate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    KIND: ClassVar[int] = 71
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Bytes(512, 1),)
+@_message(71, Bytes(512, 1))
+class Proof(_Message):
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    KIND: ClassVar[int] = 72
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (_NAME, _SHA256)
+@_message(72, _NAME, _SHA256)
+class Finished(_Message):
     device_id: str
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+@_message(127, Uint(255, 1), Text(REASON_SIZE_MAX))
+class Failed(_Message):
     """The request failed. It ends the session; a repeated request gets the same answer."""
 
-    KIND: ClassVar[int] = 127
-    FIELD_TYPES: ClassVar[tuple[FieldType, ...]] = (Uint(255, 1), Text(REASON_SIZE_MAX))
     code: int
     text: str
 
@@ -246,18 +229,8 @@ Request = Hello | MakeKey | ReadCsr | WriteBegin | WriteChunk | Install | Prove 
 Answer = DeviceInfo | CsrReady | CsrChunk | WriteReady | ChunkStored | Installed | Proof | Finished | Failed
 Body = Request | Answer
 
-REQUESTS: tuple[type[Request], ...] = (Hello, MakeKey, ReadCsr, WriteBegin, WriteChunk, Install, Prove, Finish, Abort)
-ANSWERS: tuple[type[Answer], ...] = (
-    DeviceInfo,
-    CsrReady,
-    CsrChunk,
-    WriteReady,
-    ChunkStored,
-    Installed,
-    Proof,
-    Finished,
-    Failed,
-)
+REQUESTS: tuple[type[Request], ...] = get_args(Request)
+ANSWERS: tuple[type[Answer], ...] = get_args(Answer)
 BODIES: dict[int, type[Body]] = {body.KIND: body for body in (*REQUESTS, *ANSWERS)}
 """All messages by kind. Any other kind is refused."""
 

@@ -33,8 +33,7 @@ async def import_devices(context: Context, call: Call, body: ManifestPart) -> Re
             demand_model(call.operator, item.model)
             rows.append(Numbered(line, _row(item)))
         except FleetError as error:
-            message = f"{error.message} {error.advice}".rstrip()
-            refused.append(RowRefused(line, item.device_id, error.code, message))
+            refused.append(RowRefused.by(error, line, item.device_id))
     act, bulk = call.act, body.bulk or new_bulk_id()
     importer = Importer(context.registry, act.actor, context.clock, bulk, act.address, sees=call.operator.sees)
     refused += await importer.take(rows)
