@@ -21,6 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 server_logs.watch_processes()
 
+# Examples of each property; Hypothesis has 100.
+settings.register_profile(Tier.QUICK, max_examples=25)
 settings.register_profile(Tier.ALL, max_examples=1000)
 
 
@@ -29,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--tier") is Tier.ALL:
-        settings.load_profile(Tier.ALL)
+    if config.getoption("--tier") is not Tier.SHORT:
+        settings.load_profile(config.getoption("--tier"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -17,7 +17,9 @@ class Tier(StrEnum):
     SHORT = "short"
     ALL = "all"
 
-    def times(self, short: int, *, all: int) -> int:
+    def times(self, short: int, *, all: int, quick: int | None = None) -> int:
+        if self is Tier.QUICK and quick is not None:
+            return quick
         return all if self is Tier.ALL else short
 
 

@@ -27,10 +27,10 @@ def test_what_was_kept_is_read_or_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_well_formed_ones_cut_at_every_byte_and_with_every_byte_gone_wrong(name: str) -> None:
+def test_well_formed_ones_cut_at_every_byte_and_with_every_byte_gone_wrong(name: str, tier: Tier) -> None:
     for seed in seeds(name):
         TARGETS[name](seed)
-        step = max(1, len(seed) // 200)
+        step = max(1, len(seed) // tier.times(200, all=200, quick=40))
         for at in range(0, len(seed), step):
             TARGETS[name](seed[:at])
             TARGETS[name](seed[:at] + bytes((seed[at] ^ 0xFF,)) + seed[at + 1 :])
