@@ -2,11 +2,9 @@
 
 import csv
 import json
-import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fleet.ca.keys import generate_key
 from fleet.cli import main
+from fleet.services.importing import ROWS_AT_ONCE
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import read
 from tests.servers.makers import new_maker
@@ -307,18 +306,20 @@ class TestImport:
 
     def test_killed_and_run_again(self, home: Path, tmp_path: Path) -> None:
         """kill -9 in the middle loses nothing that was taken, and the second run takes the rest."""
-        count = 60_000
+        count = 3 * ROWS_AT_ONCE
+        lines = [f"cam-{n:06},default,SN{n},,,\n" for n in range(count)]
         file = tmp_path / "m.csv"
-        file.write_text(HEADER + "".join(f"cam-{n:06},default,SN{n},,,\n" for n in range(count)))
-        command = [sys.executable, "-m", "fleet", "device", "import", str(file), "--home", str(home)]
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not audit(home, "device.import") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        file.write_text(HEADER + "".join(lines))
+        command = [sys.executable, "-m", "fleet", "device", "import", "-", "--home", str(home)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            assert running.stdin is not None
+            assert running.stderr is not None
+            running.stdin.write(HEADER + "".join(lines[: ROWS_AT_ONCE * 5 // 2]))
+            running.stdin.flush()
+            assert "added" in running.stderr.readline()  # it goes on with the second thousand, and no further
+            running.kill()
         taken = sum(int(row["detail"]["devices"]) for row in audit(home, "device.import"))
-        assert 0 < taken < count
+        assert ROWS_AT_ONCE <= taken < count
         value = done(run_fleet(home, "device", "import", file, "-o", "json"))
         assert self.counts(value) == (count - taken, taken, 0)
         rows = audit(home, "device.import")

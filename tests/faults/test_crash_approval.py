@@ -66,7 +66,7 @@ class Asking:
                 self.answers[error.code] += 1
             except OSError:
                 self.answers[0] += 1  # nobody was there, or died in the midst of it
-            time.sleep(0.05)
+            self.stopping.wait(0.05)
 
 
 def approved_some(home: FleetHome, count: int) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,14 @@ async def test_est_without_a_right_gets_nothing(est: EstHarness) -> None:
         assert pem == b""
 
 
+async def until(holds: Callable[[], bool], asking: asyncio.Task[tuple[int, bytes, str]]) -> None:
+    """Return when `holds()`, while pki asks: a counter tells nobody that it has changed."""
+    async with asyncio.timeout(240):
+        while not holds():
+            assert not asking.done(), asking.result()
+            await asyncio.sleep(0.05)
+
+
 async def test_est_waits_until_an_operator_says_yes(tmp_path: Path) -> None:
     """pki asks again with the same CSR for as long as it is answered 202, at the times of Retry-After."""
     async with open_est(tmp_path, waiting=WaitingLimits(ask_again_seconds=1)) as est:
@@ -95,9 +103,7 @@ async def test_est_waits_until_an_operator_says_yes(tmp_path: Path) -> None:
         await est.device("cam-1")
         key = generate_key()
         asking = asyncio.create_task(pki_est(est, csr_for("cam-1", key)))
-        while est.servers["est"].counters["202 approval-pending"] < 2:
-            await asyncio.sleep(0.05)
-            assert not asking.done(), asking.result()
+        await until(lambda: est.servers["est"].counters["202 approval-pending"] >= 2, asking)
         (waiting,) = await est.registry.requests(now=est.clock())
         await approvals.approve(est.registry, waiting.id, act=Act("operator", est.clock()))
         code, pem, said = await asking
@@ -114,9 +120,9 @@ async def test_est_hears_a_no(tmp_path: Path) -> None:
         await inventory.set_model(est.registry, opened, act=Act("test", est.clock()))
         await est.device("cam-1")
         asking = asyncio.create_task(pki_est(est, csr_for("cam-1")))
-        while not (found := await est.registry.requests(now=est.clock())):  # noqa: ASYNC110  a program of its own
-            await asyncio.sleep(0.05)
-        await approvals.deny(est.registry, found[0].id, act=Act("operator", est.clock()))
+        await until(lambda: est.servers["est"].counters["202 approval-pending"] >= 1, asking)
+        (waiting,) = await est.registry.requests(now=est.clock())
+        await approvals.deny(est.registry, waiting.id, act=Act("operator", est.clock()))
         code, pem, _ = await asking
         assert code != 0
         assert pem == b""

@@ -53,6 +53,9 @@ async def test_what_it_dies_of_is_told_to_who_watches_and_to_nobody_else() -> No
 
 
 async def test_what_ends_the_block_is_raised() -> None:
+    async def work() -> None:
+        await asyncio.Event().wait()
+
     with pytest.raises(LookupError):
-        async with background(asyncio.sleep(60), "work"):
+        async with background(work(), "work"):
             raise LookupError

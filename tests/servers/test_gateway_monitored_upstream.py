@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream
-from fleet.servers.gateway.upstream import AddressUpstream
+from fleet.servers.gateway.upstream import AddressUpstream, Factory
 from tests.free_ports import free_port
 
 
@@ -27,10 +26,26 @@ async def listening(port: int) -> asyncio.Server:
     return await asyncio.start_server(serve, "127.0.0.1", port)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  what is waited for tells nobody
-            await asyncio.sleep(0.01)
+class Tried(AddressUpstream):
+    """Tells of each attempt to connect to it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__("127.0.0.1", port)
+        self.attempts: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def connect(self, factory: Factory) -> None:
+        try:
+            await super().connect(factory)
+        except OSError:
+            self.attempts.put_nowait(False)
+            raise
+        self.attempts.put_nowait(True)
+
+    async def until(self, succeeded: bool) -> None:
+        """Return after the next attempt with that outcome."""
+        async with asyncio.timeout(60):
+            while await self.attempts.get() is not succeeded:
+                pass
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -40,30 +55,35 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_it_is_told_once_when_it_is_away_and_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     port, clock = free_port(), Clock()
-    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=clock, probe_seconds=0.02)
+    broker = Tried(port)
+    upstream = MonitoredUpstream(broker, clock=clock, probe_seconds=0.02)
     assert upstream.status()["reachable"] is None
     watch = asyncio.create_task(upstream.run())
     try:
-        await until(lambda: upstream.status()["reachable"] is False)
-        await asyncio.sleep(0.2)  # tried again and again
+        for _ in range(5):  # tried again and again
+            await broker.until(False)
+        assert upstream.status()["reachable"] is False
         away = "event=upstream outcome=unreachable"
         assert lines(caplog) == [away]
         assert f"mqtt://127.0.0.1:{port}" in caplog.text
         clock.now = datetime(2030, 1, 1, 1, tzinfo=UTC)
         server = await listening(port)
-        await until(lambda: upstream.status()["reachable"] is True)
+        await broker.until(True)
+        assert upstream.status()["reachable"] is True
         assert upstream.status()["since"] == "2030-01-01T01:00:00Z"
         back = "event=upstream outcome=reachable-again"
         assert lines(caplog) == [away, back]
         server.close()
         await server.wait_closed()
-        await asyncio.sleep(0.1)
-        assert upstream.status()["reachable"] is True  # nobody has asked for it
+        with pytest.raises(TimeoutError):  # nobody asks for it
+            await asyncio.wait_for(broker.attempts.get(), 0.1)
+        assert upstream.status()["reachable"] is True
         with pytest.raises(OSError, match="Connect"):
             await upstream.connect(asyncio.Protocol)  # as a session does
         assert lines(caplog) == [away, back, away]
         server = await listening(port)
-        await until(lambda: upstream.status()["reachable"] is True)
+        await broker.until(True)
+        assert upstream.status()["reachable"] is True
         server.close()
         assert lines(caplog) == [away, back, away, back]
     finally:
@@ -74,9 +94,11 @@ async def test_one_that_is_there_is_not_mentioned(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.WARNING)
     server = await listening(0)
     port = server.sockets[0].getsockname()[1]
-    upstream = MonitoredUpstream(AddressUpstream("127.0.0.1", port), clock=Clock())
+    broker = Tried(port)
+    upstream = MonitoredUpstream(broker, clock=Clock())
     watch = asyncio.create_task(upstream.run())
-    await until(lambda: upstream.status()["reachable"] is True)
+    await broker.until(True)
+    assert upstream.status()["reachable"] is True
     watch.cancel()
     server.close()
     assert lines(caplog) == []

@@ -181,9 +181,9 @@ async def test_what_comes_while_another_process_writes_shares_the_next_transacti
         first = asyncio.create_task(registry.commit(change(AddDevice(device("first")))))
         await found_taken(registry)
         late = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(20)]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # each has asked
         late[3].cancel()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         assert sizes == []
     await asyncio.gather(first, *late, return_exceptions=True)
     assert sizes == [20]

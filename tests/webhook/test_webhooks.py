@@ -90,9 +90,6 @@ class TestAsked:
                 assert key_id == SIGNER.key_id
                 return SIGNER.public_pem().encode()
 
-            def resolve_private_key(self, key_id: str) -> bytes:
-                raise NotImplementedError
-
         verifier = HTTPMessageVerifier(signature_algorithm=ECDSA_P256_SHA256, key_resolver=Keys())
 
         def verified(url: str = hook.url, body: bytes = sent.body, **changed: str) -> list[VerifyResult]:
@@ -128,8 +125,8 @@ async def dribble(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
 
 
-async def silent(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
+async def silent(_: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
