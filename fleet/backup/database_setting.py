@@ -1,8 +1,9 @@
 """The database setting of a restored home's fleet.toml; the rest of the file stays unchanged."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from fleet.config.addresses import Database
 from fleet.config.settings import SettingsError, parse_settings, read_settings

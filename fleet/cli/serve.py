@@ -1,10 +1,10 @@
 """`fleet serve`: run EST, the MQTT gateway and the API until SIGTERM."""
 
 import gc
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from fleet.cli import USUAL_GC
 from fleet.cli.errors import CliError, attempting

@@ -2,13 +2,13 @@
 
 import enum
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fleet.config.database_url import parse_database_url
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """Where a listener binds. Port 0 lets the system choose."""
 
     host: str
@@ -38,8 +38,7 @@ class BrokerKind(enum.StrEnum):
     SOCKET = "unix"
 
 
-@dataclass(frozen=True, slots=True)
-class Broker:
+class Broker(Struct, frozen=True):
     """The broker behind the gateway: one of our own, or somebody else's at an address or on a Unix socket."""
 
     kind: BrokerKind = BrokerKind.AUTO
@@ -77,8 +76,7 @@ def parse_broker(text: str) -> Broker:
     raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH")
 
 
-@dataclass(frozen=True, slots=True)
-class Database:
+class Database(Struct, frozen=True):
     """Where the registry is: SQLite in the home; or PostgreSQL, at a URL or at one that a file of its own holds."""
 
     url: str = ""

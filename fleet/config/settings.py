@@ -8,9 +8,10 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from fleet.config.addresses import Address, Broker, Database, parse_address, parse_broker, parse_database
 from fleet.config.logs import LOG_FORMATS
@@ -29,8 +30,7 @@ class SettingsError(Exception):
         self.file, self.line, self.problem = file, line, problem
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """Everything that `fleet.toml` says. Times in seconds, sizes in bytes."""
 
     name: str = "fleet"
@@ -219,13 +219,13 @@ def parse_settings(text: str, file: Path) -> Settings:
 
 
 def _read_value(file: Path, text: str, table: str, key: str, value: Any) -> Any:
-    line = _line_of(text, table, key)
     if key not in READERS[table]:
-        raise SettingsError(file, line, f"{table}.{key} is not a setting{_near(key, READERS[table])}")
+        problem = f"{table}.{key} is not a setting{_near(key, READERS[table])}"
+        raise SettingsError(file, _line_of(text, table, key), problem)
     try:
         return READERS[table][key](value)
     except ValueError as error:
-        raise SettingsError(file, line, f"{table}.{key} {error}") from error
+        raise SettingsError(file, _line_of(text, table, key), f"{table}.{key} {error}") from error
 
 
 def _near(word: str, known: dict[str, Any]) -> str:

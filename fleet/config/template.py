@@ -1,6 +1,6 @@
 """The commented `fleet.toml` of a new home: every setting with its value."""
 
-from dataclasses import fields
+from msgspec.structs import fields
 
 from fleet.config.settings import Settings
 

@@ -25,10 +25,11 @@ import shlex
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
@@ -57,8 +58,7 @@ class _Below:
         return home.path / self._name
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(Struct, frozen=True):
     """The paths of a home. Creating the object touches no file."""
 
     path: Path

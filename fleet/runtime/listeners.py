@@ -9,7 +9,8 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fleet.config.addresses import Address
 from fleet.config.logs import log_event

@@ -14,6 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 
+from msgspec import structs
+
 from fleet.config.addresses import Address
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
@@ -202,7 +204,9 @@ def _admin_server(
         started=clock(),
     )
     # Operators page through long lists; their certificates are few and known by name.
-    return admin_server(AdminApp(context), rates=rates_of(replace(settings, requests_per_credential_per_second=0)))
+    return admin_server(
+        AdminApp(context), rates=rates_of(structs.replace(settings, requests_per_credential_per_second=0))
+    )
 
 
 def rates_of(settings: Settings) -> Rates:

@@ -1,7 +1,8 @@
 """Refusals of a request: HTTP status, stable code and sentence for each error. No HTTP library is needed for them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fleet.domain.errors import (
     Conflict,
@@ -51,8 +52,7 @@ class HttpRefused(FleetError):
         self.headers = dict(headers or {})
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """What a client is answered when a request fails."""
 
     status: int

@@ -12,9 +12,9 @@ Quarantine is in the registry before the refusal is answered, and holds on every
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
@@ -48,8 +48,7 @@ WATCH = "watch"
 """The actor of a quarantine that nobody has ordered."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewClaim:
+class NewClaim(Struct, frozen=True):
     """A claim to enroll."""
 
     name: str

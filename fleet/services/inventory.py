@@ -7,9 +7,9 @@ come from `act`. Conflicts are detected by the registry: of two that add the sam
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
@@ -55,8 +55,7 @@ STATION_QUOTA_MAX = 1_000_000
 STATION_LIFETIME = timedelta(days=365)
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(Struct, frozen=True):
     """Tags and groups of a device to register."""
 
     tags: Tags = ()
@@ -66,8 +65,7 @@ class Labels:
 NO_LABELS = Labels()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenTerms:
+class TokenTerms(Struct, frozen=True):
     """How a token may be used."""
 
     uses: int = 1
@@ -79,8 +77,7 @@ class TokenTerms:
 DEFAULT_TERMS = TokenTerms()
 
 
-@dataclass(frozen=True, slots=True)
-class NewStation:
+class NewStation(Struct, frozen=True):
     """A factory station to enroll."""
 
     name: str

@@ -1,6 +1,6 @@
 """Renewal information for a device, and renewal campaigns of a model."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fleet.domain.credential import USABLE
 from fleet.domain.device import DeviceState
@@ -31,8 +31,7 @@ async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
     return suggested_window(facts.credential, facts.model.rules.renewal.campaign)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """Progress of a campaign."""
 
     model: str

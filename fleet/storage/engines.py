@@ -2,9 +2,10 @@
 
 import asyncio
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import NotFound
@@ -32,8 +33,7 @@ class Engine(Registry, Protocol):
         """Commit what is queued and end every `follow`. Idempotent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """Schema and size of a registry that was only looked at."""
 
     engine: str

@@ -6,13 +6,14 @@ Times are stored as microseconds since the epoch, lists and maps as JSON text.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Struct
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest
@@ -75,8 +76,7 @@ def _tags(stored: str) -> tuple[tuple[str, str], ...]:
     return () if stored == "[]" else tuple((key, value) for key, value in json.loads(stored))
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(Struct, frozen=True):
     """How one kind of value is stored."""
 
     type: str

@@ -1,9 +1,11 @@
 """Every SELECT whose text is the same for both engines, and what becomes of its rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from fleet.domain.approval import RequestFilter
 from fleet.domain.audit_log import Sealed
@@ -20,16 +22,16 @@ LIST_MAX = 10_000  # rows of one listing, whatever limit was requested
 HELD_MAX = 16  # of a device's certificates in one state: an enrollment needs the newest of them
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Query(Generic[T]):
+class Query(Struct, Generic[T], frozen=True, eq=False):
     """One SELECT, and what each of its rows becomes."""
 
     sql: str
     of: Callable[[Row], T]
-    sqlite: str = field(init=False)
+    sqlite: str = ""
+    """The same text for SQLite; follows from `sql`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sqlite", for_sqlite(self.sql))
+        force_setattr(self, "sqlite", for_sqlite(self.sql))
 
 
 def _of(table: Table[T], rest: str) -> Query[T]:

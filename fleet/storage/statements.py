@@ -6,8 +6,10 @@ the same text for SQLite, where parameters carry no type and where one writer at
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Conflict
@@ -39,8 +41,7 @@ def for_sqlite(sql: str) -> str:
     return _TOKEN.sub(lambda token: token["quoted"] or (f"?{token['parameter']}" if token["parameter"] else ""), sql)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Statement:
+class Statement(Struct, frozen=True, eq=False):
     """One statement, and the Conflict that it means when it finds or changes no row.
 
     A statement checks its own condition: there is no gap between check and write.
@@ -52,12 +53,14 @@ class Statement:
     message: str = ""
     """May name the statement's parameters: {0} is `$1`."""
     advice: str = ""
-    sqlite: str = field(init=False)
-    is_query: bool = field(init=False)
+    sqlite: str = ""
+    """The same text for SQLite; follows from `sql`."""
+    is_query: bool = False
+    """Follows from `sql`, too."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sqlite", for_sqlite(self.sql))
-        object.__setattr__(self, "is_query", self.sql.lstrip().startswith("SELECT"))
+        force_setattr(self, "sqlite", for_sqlite(self.sql))
+        force_setattr(self, "is_query", self.sql.lstrip().startswith("SELECT"))
 
     def conflict(self, parameters: Row) -> Conflict:
         """What it means that this statement, with these parameters, has found no row."""

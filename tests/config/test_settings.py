@@ -1,10 +1,10 @@
 """fleet.toml is read strictly: what is not understood starts nothing, and the error says where."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import fields, replace
 
 from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database
 from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings

@@ -17,6 +17,7 @@ HEAVY = (
     "click",
     "cobs",
     "cryptography",
+    "msgspec",
     "OpenSSL",
     "pydantic",
     "serial",

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.identity_store import Identity, IdentityStore
@@ -65,7 +66,7 @@ def call_campaign(est: EstServer, device: Device) -> None:
         now = datetime.now(UTC)
         campaign = {"before": now.isoformat(), "start": now.isoformat(), "spread_seconds": 0}
         rules = rules_of({"renewal": {"campaign": campaign}}, model.rules)
-        await inventory.set_model(est.registry, replace(model, rules=rules), act=Act("test", now))
+        await inventory.set_model(est.registry, structs.replace(model, rules=rules), act=Act("test", now))
 
     est.call(call())
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.config.addresses import Address, parse_broker
 from fleet.config.settings import Settings
@@ -105,7 +106,7 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
         process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
         theirs.close()
         channel = await Channel.on(ours)
-        external = replace(settings, upstream=parse_broker("unix:/nowhere"))
+        external = structs.replace(settings, upstream=parse_broker("unix:/nowhere"))
         channel.send_message(WorkerConfig(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
         async with asyncio.timeout(PATIENCE):
             assert await channel.next() == {"type": "ready"}
@@ -135,7 +136,7 @@ async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
 def ports(http: int = 0) -> Settings:
     """Any port of this machine for each listener."""
     free = Address("127.0.0.1", 0)
-    return replace(Settings(), est=free, mqtt=free, http=Address("127.0.0.1", http))
+    return structs.replace(Settings(), est=free, mqtt=free, http=Address("127.0.0.1", http))
 
 
 def sharing(port: int) -> socket.socket:
@@ -162,7 +163,7 @@ def test_any_port_is_chosen_once_and_shared_by_all_who_follow() -> None:
 
 
 def test_every_address_of_a_name_gets_the_same_port() -> None:
-    with reserved(replace(ports(), est=Address("localhost", 0))) as settings:
+    with reserved(structs.replace(ports(), est=Address("localhost", 0))) as settings:
         families = {found[0] for found in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
         for family in families:
             with socket.socket(family) as stranger, pytest.raises(OSError, match="in use"):

@@ -3,9 +3,10 @@
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
@@ -39,8 +40,7 @@ def _key_of_this_process() -> bytes:
     return _KEY_OF_THIS_PROCESS
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Struct, frozen=True):
     """What lives as long as the server does. What is behind a callable is read anew at each request."""
 
     registry: Registry
@@ -62,8 +62,7 @@ class Context:
     """Open event streams by operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One request that is authorized and well-formed."""
 
     request: Request

@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry, Change
@@ -30,8 +30,7 @@ KEY_SIZE_MAX = 128
 _KEY = re.compile(r"[!-~]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
+class Once(Struct, frozen=True):
     """One request under a key."""
 
     actor: str

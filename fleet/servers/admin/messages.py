@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential
@@ -36,8 +37,7 @@ class Headers(Mapping[str, str]):
         return self._values.get(name.lower(), [])
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """An authenticated client."""
 
     actor: str
@@ -63,8 +63,7 @@ def body_of(content: bytes) -> ReadBody:
     return read
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     method: str
     target: str
     """Path and query, as sent."""
@@ -91,8 +90,7 @@ class Stream(Protocol):
         """To be called in any case, even before the first piece."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes = b""

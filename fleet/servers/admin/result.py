@@ -1,16 +1,16 @@
 """What a handler gives back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct, field
 
 from fleet.servers.admin.messages import Stream
 
 Body = TypeVar("Body")
 
 
-@dataclass(frozen=True, slots=True)
-class Result(Generic[Body]):
+class Result(Struct, Generic[Body], frozen=True):
     """An answer that is still a value: `body` as JSON, `raw` in another media type, or a stream."""
 
     body: Body | Any = None

@@ -18,9 +18,11 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
@@ -43,8 +45,7 @@ def new_lineage() -> str:
     return secrets.token_hex(16)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True):
     """Events of one lineage, complete from number `start` (exclusive) to `seen` (inclusive)."""
 
     fleet: str
@@ -54,8 +55,7 @@ class Segment:
     seen: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """The last event that the journal covers."""
 
     lineage: str

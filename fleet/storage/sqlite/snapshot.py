@@ -7,9 +7,10 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from fleet.domain.audit_log import NODE_LEVELS, sound_leaves
 from fleet.domain.errors import Invalid
@@ -32,8 +33,7 @@ _FOREIGN_OBJECTS = "SELECT type FROM sqlite_master WHERE type IN ('trigger', 'vi
 _UNIT = NODE_LEVELS[0]
 
 
-@dataclass(frozen=True, slots=True)
-class CopyFacts:
+class CopyFacts(Struct, frozen=True):
     """How far the feed and the audit of a copy go."""
 
     event_seq: int
