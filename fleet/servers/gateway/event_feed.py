@@ -41,6 +41,7 @@ class EventFollower:
         self._started = asyncio.Event()
         self._received = 0
         self._down_since: float | None = None
+        self._retry_seconds = RETRY_SECONDS_MIN
         self.failures = 0
         """Number of times that it broke."""
 
@@ -56,7 +57,6 @@ class EventFollower:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        delay = RETRY_SECONDS_MIN
         while True:
             try:
                 # A successful read proves that the registry is up; following alone may be silent for hours.
@@ -69,15 +69,14 @@ class EventFollower:
                     self._received = newest  # before clients are authenticated again: later events are received
                     self._on_missed()
                 await self._follow(newest)
-                delay = RETRY_SECONDS_MIN
             except Unavailable as error:  # an outage, logged at each retry: a traceback adds nothing
                 self._on_down()
                 log_event(log, logging.ERROR, "feed.broken", heard=self._received, reason=error.message)
             except Exception:
                 self._on_down()
                 log_event(log, logging.ERROR, "feed.broken", exc_info=True, heard=self._received)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_SECONDS_MAX)
+            await asyncio.sleep(self._retry_seconds)
+            self._retry_seconds = min(self._retry_seconds * 2, RETRY_SECONDS_MAX)
 
     async def _follow(self, newest: int) -> None:
         """Receive events until the feed ends or stalls. Raises: what the registry or `on_event` raises."""
@@ -114,6 +113,7 @@ class EventFollower:
         if self._down_since is not None:
             log_event(log, logging.WARNING, "feed.back", heard=self._received)
         self._down_since = None
+        self._retry_seconds = RETRY_SECONDS_MIN
 
     def _on_down(self) -> None:
         self.failures += 1
