@@ -120,7 +120,7 @@ class IdentityStore:
 
     def unfinished_key(self, slot: str) -> bytes | None:
         """The PEM key in `slot` if there is no certificate for it yet: an interrupted enrollment is retried with the
-        same key, so that a server that has already issued for it recognises it."""
+        same key, so that a server that has already issued for it recognizes it."""
         directory = self._home / slot
         if (directory / _META).exists():
             return None

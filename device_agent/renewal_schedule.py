@@ -81,7 +81,7 @@ class RenewalSchedule:
         due = start + (end - start) * self.chance()
         known = self._suggested.get(outcome.slot)
         if known is not None and start <= known <= end:
-            return ""  # drawn from the same window before: repeated draws would favour its beginning
+            return ""  # drawn from the same window before: repeated draws would favor its beginning
         self._suggested = {outcome.slot: due}
         return f"{due:%Y-%m-%d %H:%M:%S} UTC"
 

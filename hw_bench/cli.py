@@ -14,7 +14,7 @@ try:
     from hw_bench.peers.engine import POSTGRES, SQLITE
     from hw_bench.processes import BenchError
     from hw_bench.report import lines
-    from hw_bench.scenarios.catalogue import SCENARIOS
+    from hw_bench.scenarios.catalog import SCENARIOS
     from hw_bench.turns import Plan
 except ModuleNotFoundError as error:
     raise SystemExit(

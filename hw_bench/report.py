@@ -197,7 +197,7 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(found), min(found), max(found))
 
 
-def summarise(name: str, version: str, turns: Sequence[Turn]) -> Summary:
+def summarize(name: str, version: str, turns: Sequence[Turn]) -> Summary:
     """Aggregate one contender's turns. Raises: ValueError when there are none."""
     return Summary(
         name=name,

@@ -15,7 +15,7 @@ from hw_bench.cpu_time import CoreTime, core_times, cpu_seconds
 from hw_bench.processes import Cores
 from hw_bench.report import Turn, merged
 
-WARM_UP_SECONDS = 0.3  # caches, allocators and Python's specialised bytecode settle in much less
+WARM_UP_SECONDS = 0.3  # caches, allocators and Python's specialized bytecode settle in much less
 SLICE_SECONDS = 0.5  # long against a tick of 10 ms, short against the drift of a shared machine
 
 Progress = Callable[[str], None]

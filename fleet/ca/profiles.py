@@ -37,7 +37,7 @@ survives a change of the CA, and RFC 7030's rule that names stay the same on re-
 
 KEY_IDENTIFIER_SIZE = 20  # RFC 5280, 4.2.1.2 leaves the method open; 20 octets is what every reader expects
 
-_ORGANISATION = encode_oid(NameOID.ORGANIZATION_NAME.dotted_string)
+_ORGANIZATION = encode_oid(NameOID.ORGANIZATION_NAME.dotted_string)
 _COMMON_NAME = encode_oid(NameOID.COMMON_NAME.dotted_string)
 _SERIAL_NUMBER = encode_oid(NameOID.SERIAL_NUMBER.dotted_string)
 # X.520: serialNumber is a PrintableString of at most 64 characters.
@@ -117,7 +117,7 @@ def device_subject(permit: IssuePermit) -> bytes:
     """
     attributes = [(_COMMON_NAME, tbs.UTF8_STRING, permit.holder)]
     if permit.profile.organisation:
-        attributes.insert(0, (_ORGANISATION, tbs.UTF8_STRING, permit.profile.organisation))
+        attributes.insert(0, (_ORGANIZATION, tbs.UTF8_STRING, permit.profile.organisation))
     if permit.hardware_serial:
         if not _PRINTABLE.fullmatch(permit.hardware_serial):
             raise Refused(

@@ -20,7 +20,7 @@ COMMANDS = {
     "tenant": ("fleet.cli.tenant", "Tenants: models with their own issuing CA."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "request": ("fleet.cli.request", "Enrollment requests that wait for approval."),
-    "webhook": ("fleet.cli.webhook", "The key that authorisation webhooks verify requests with."),
+    "webhook": ("fleet.cli.webhook", "The key that authorization webhooks verify requests with."),
     "station": ("fleet.cli.station", "Factory stations and their certificates."),
     "claim": ("fleet.cli.claim", "Claim certificates, shared by a batch of new devices."),
     "anchor": ("fleet.cli.anchor", "Manufacturers' CAs (IEEE 802.1AR) trusted for a first enrollment."),

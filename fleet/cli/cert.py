@@ -29,7 +29,7 @@ from fleet.wire.encodings import (
     holds_secret,
     losses,
     read,
-    recognise,
+    recognize,
     write,
 )
 from fleet.wire.errors import WireError
@@ -42,7 +42,7 @@ _FOR_PROGRAMS = frozenset({"expires_in_seconds"})  # people read the sentence
 def cert() -> None:
     """Inspect certificate files, and convert one form into another.
 
-    Reads PEM, DER (.cer .crt .der), PKCS#7 (.p7b .p7c) and PKCS#12 (.p12 .pfx). The format is recognised by content,
+    Reads PEM, DER (.cer .crt .der), PKCS#7 (.p7b .p7c) and PKCS#12 (.p12 .pfx). The format is recognized by content,
     not by the file name.
 
     \b
@@ -84,7 +84,7 @@ def inspect(file: str, password: PasswordSource, output: str) -> None:
     now = datetime.now(UTC)
     facts = {
         "file": file,
-        "content": str(recognise(data)),
+        "content": str(recognize(data)),
         "certificates": [certificate_facts(bundle, index, now) for index in range(len(bundle.certificates))],
         "private_key": key_facts(bundle),
         "locked_keys": bundle.locked_keys,

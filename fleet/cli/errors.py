@@ -47,7 +47,7 @@ class CliError(click.ClickException):
         self.attempted = attempted
         self.problem = problem
         self.next_step = next_step
-        said = _uncapitalised(problem.strip().rstrip("."))
+        said = _uncapitalized(problem.strip().rstrip("."))
         sentence = f"{attempted}: {said}" + ("" if said.endswith("?") else ".")
         advice = f" {next_step.strip().rstrip('.')}." if next_step.strip() else ""
         super().__init__(printable(_with_code(sentence + advice, code)))
@@ -100,6 +100,6 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
         raise CliError(attempted, problem, next_step or advice) from error
 
 
-def _uncapitalised(text: str) -> str:
+def _uncapitalized(text: str) -> str:
     """The problem follows a colon; an abbreviation such as "DER" keeps its capitals."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

@@ -64,7 +64,7 @@ _RULES = (
         "--webhook",
         "admission__webhook",
         metavar="URL",
-        help="An https URL that authorises each first certificate: anything but a clear yes refuses it; '' for none. "
+        help="An https URL that authorizes each first certificate: anything but a clear yes refuses it; '' for none. "
         "See: fleet webhook --help",
     ),
     click.option(

@@ -26,7 +26,7 @@ COLUMN_WIDTH_MIN = 8
 GAP = "  "
 
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
-_COLOURS = {
+_COLORS = {
     **dict.fromkeys(("revoked", "denied", "quarantined", "failed", "expired"), "red"),
     **dict.fromkeys(("suspended", "pending", "superseded"), "yellow"),
     **dict.fromkeys(("active", "approved", "open"), "green"),
@@ -88,7 +88,7 @@ def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str
         click.echo(click.style(line, bold=True))
     for cells in table:
         for line in _lines(cells, fitted):
-            click.echo(_coloured(line))
+            click.echo(_colored(line))
 
 
 def print_array(rows: Iterable[object]) -> None:
@@ -160,9 +160,9 @@ def _folded(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_on_hyphens=False) or [cell]
 
 
-def _coloured(line: str) -> str:
-    """States in colour; `click.echo` takes it out again where it does not go to a terminal."""
-    return re.sub(r"(?<=  )[a-z]+(?=  |$)", lambda found: click.style(found[0], fg=_COLOURS.get(found[0])), line)
+def _colored(line: str) -> str:
+    """States in color; `click.echo` takes it out again where it does not go to a terminal."""
+    return re.sub(r"(?<=  )[a-z]+(?=  |$)", lambda found: click.style(found[0], fg=_COLORS.get(found[0])), line)
 
 
 def _json(value: object) -> str:

@@ -26,7 +26,7 @@ class ManifestImport:
     def take(self, chunk: Sequence[Numbered]) -> list[RowRefused]:
         """Register the devices of these rows, durably when this returns; the rows that were refused.
 
-        Raises: FleetError; rows taken before it stay taken, and are recognised when they are sent again.
+        Raises: FleetError; rows taken before it stay taken, and are recognized when they are sent again.
         """
         refused: list[RowRefused] = []
         for part in _parts(chunk):

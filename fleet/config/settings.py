@@ -1,7 +1,7 @@
 """The settings of a home: `fleet.toml`, read once into frozen values.
 
 An unknown key, a value of the wrong type or out of range is an error that names the file, the line and the key, and
-the server does not start. A misspelt key never falls back to a default.
+the server does not start. A misspelled key never falls back to a default.
 """
 
 import difflib

@@ -26,7 +26,7 @@ def mqtt_address(stage: Stage) -> str:
     return str(stage.ready()["mqtt"]).rpartition("//")[2]
 
 
-def initialise(stage: Stage, device: str, home: Path | None = None) -> None:
+def initialize(stage: Stage, device: str, home: Path | None = None) -> None:
     """Configure a device: its id, the servers' addresses and its trusted root CA."""
     ready = stage.ready()
     words = ["--device-id", device, "--est", ready["est"], "--mqtt", mqtt_address(stage), "--ca", ready["ca_file"]]

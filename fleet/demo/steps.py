@@ -80,10 +80,10 @@ def enroll(stage: Stage) -> Facts:
     for device in (CAMERA, METER):
         stage.call(FLEET, "device", "add", device, "--model", MODEL)
         tokens[device] = stage.call(FLEET, "token", "create", "--device", device).out
-        devices.initialise(stage, device)
+        devices.initialize(stage, device)
         stage.call(AGENT, "--home", str(stage.device_home(device)), "enroll", give=tokens[device])
     thief = stage.root / "devices" / "thief"
-    devices.initialise(stage, METER, thief)
+    devices.initialize(stage, METER, thief)
     stage.call(AGENT, "--home", str(thief), "enroll", give=tokens[METER], expect=1)
     return {"devices": [CAMERA, METER], "token_used_again": "refused"}
 

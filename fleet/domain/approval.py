@@ -1,6 +1,6 @@
 """Requests for a first certificate that wait for an operator's approval.
 
-A request is one key for one device id; its id is derived from the two, so a repeated request is recognised. It reserves
+A request is one key for one device id; its id is derived from the two, so a repeated request is recognized. It reserves
 nothing: two keys for one device id are two requests, and approving one denies the other.
 """
 

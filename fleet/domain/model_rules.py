@@ -20,7 +20,7 @@ from fleet.domain.name_templates import check_dns_template, check_uri_template
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
-ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
+ORGANIZATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
 FORMER_TENANTS_MAX = 16  # each is one more CA that can issue for the model's devices
 
@@ -132,7 +132,7 @@ _GROUPS: dict[str, type[AdmissionRules | ProfileRules | RenewalRules]] = {
     "renewal": RenewalRules,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+_ORGANIZATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
 def rules_json(rules: ModelRules) -> dict[str, Any]:
@@ -293,8 +293,8 @@ def _check_profile(rules: ProfileRules) -> None:
         what = f"{unknown[0][:80]!r} is not known here." if unknown else "A device's certificate needs clientAuth."
         raise Invalid("bad-rule", what, f"Choose from {', '.join(EXTENDED_KEY_USAGES)}.")
     name = rules.organisation
-    if name and (not _ORGANISATION.fullmatch(name) or not name.isprintable() or name.strip() != name):
-        raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
+    if name and (not _ORGANIZATION.fullmatch(name) or not name.isprintable() or name.strip() != name):
+        raise Invalid("bad-rule", f"An organization has 1 to {ORGANIZATION_SIZE_MAX} printable characters.")
     if rules.dns_name:
         check_dns_template(rules.dns_name)
     if len(rules.uris) > URI_NAMES_MAX:

@@ -124,7 +124,7 @@ async def run_worker(
         listeners: dict[str, Listener] = {}  # empty until everything else runs
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
-        est = _est_server(home, settings, registry, authorities, clock=clock, authoriser=webhooks)
+        est = _est_server(home, settings, registry, authorities, clock=clock, authorizer=webhooks)
 
         def status() -> dict[str, object]:
             return {
@@ -170,10 +170,10 @@ def _est_server(
     authorities: LiveAuthorities,
     *,
     clock: Clock,
-    authoriser: Webhooks,
+    authorizer: Webhooks,
 ) -> HttpServer:
     return build_est_server(
-        RegistrationAuthority(registry, authorities, waiting_limits(settings), authoriser),
+        RegistrationAuthority(registry, authorities, waiting_limits(settings), authorizer),
         authorities,
         sealer=lambda: key_sealer(home),
         clock=clock,

@@ -1,7 +1,7 @@
 """Audit search: rows by their fields, or the row that recorded a certificate's issue.
 
 Only the sequence is indexed. Rows are in commit order, which is close to the order of their times: a time is found by
-bisection, then its neighbourhood is scanned.
+bisection, then its neighborhood is scanned.
 """
 
 from collections.abc import AsyncIterator

@@ -1,6 +1,6 @@
 """External authorization of a first certificate by the model's webhook. A failed call denies.
 
-    verdict = await verdict_of(authoriser, url, question_of(context, peer))     # raises Unreachable
+    verdict = await verdict_of(authorizer, url, question_of(context, peer))     # raises Unreachable
     allowed(verdict)                                                               # raises Refused
 
 It is called last, once for a request. Its verdict can deny, and can set tags.
@@ -17,7 +17,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.tags import checked_tags
 
 
-class Authoriser(Protocol):
+class Authorizer(Protocol):
     """Client of a webhook."""
 
     async def ask(self, url: str, question: Question) -> Verdict:
@@ -41,17 +41,17 @@ def question_of(context: IssuanceContext, peer: Peer) -> Question:
     )
 
 
-async def verdict_of(authoriser: Authoriser | None, url: str, question: Question) -> Verdict:
+async def verdict_of(authorizer: Authorizer | None, url: str, question: Question) -> Verdict:
     """Raises: Unreachable: no valid response, or no client is configured."""
-    if authoriser is None:
+    if authorizer is None:
         raise Unreachable("this process asks no webhooks")
-    return await authoriser.ask(url, question)
+    return await authorizer.ask(url, question)
 
 
 def allowed(verdict: Verdict) -> None:
     """Raises: Refused (`webhook-denied`)."""
     if not verdict.allow:
-        raise Refused("webhook-denied", "The authorisation service of this model has refused this device.")
+        raise Refused("webhook-denied", "The authorization service of this model has refused this device.")
 
 
 def tags_with(context: IssuanceContext, verdict: Verdict) -> Tags:

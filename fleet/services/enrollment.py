@@ -34,7 +34,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyGenerator, Registry
 from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice, Write
 from fleet.services.approvals import wait_for_approval
-from fleet.services.authorization import Authoriser, allowed, question_of, tags_with, verdict_of
+from fleet.services.authorization import Authorizer, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, present
 from fleet.services.identity import NO_GRACE, NOBODY, audit_actor_of, identify, identify_for_renewal
@@ -54,7 +54,7 @@ class RegistrationAuthority:
     issuer: Issuer
     waiting: WaitingLimits = DEFAULT_WAITING
     """How many requests may wait for an operator's approval, and how long."""
-    authoriser: Authoriser | None = None
+    authorizer: Authorizer | None = None
     """Asks the webhook of a model that has one; without it, such a model's devices are refused."""
     read_idevid: IdevidReader | None = None
     """Reads a manufacturer's certificate (IDevID); without it, none is accepted."""
@@ -220,7 +220,7 @@ class Attempt:
         if earned is not None:
             await self._record(self._entry("ok", serial=earned.serial, repeated="yes"))
             return earned
-        tags = await self._authorised_tags(context)
+        tags = await self._authorized_tags(context)
         credential = authority.issuer.issue(permit, self.now)
         await authority.registry.commit(
             Change(
@@ -231,7 +231,7 @@ class Attempt:
         )
         return credential
 
-    async def _authorised_tags(self, context: IssuanceContext) -> Tags:
+    async def _authorized_tags(self, context: IssuanceContext) -> Tags:
         """The device's tags, with those that the model's webhook adds when it allows a first certificate.
 
         Raises: Refused (`webhook-denied`). Unreachable.
@@ -246,7 +246,7 @@ class Attempt:
                 question = question_of(context, self.peer)
                 detail.clear()
                 detail["webhook"] = question.id
-                self.verdicts[asked] = await verdict_of(self.authority.authoriser, url, question)
+                self.verdicts[asked] = await verdict_of(self.authority.authorizer, url, question)
             verdict = self.verdicts[asked]
             if verdict.reason:
                 detail["webhook_reason"] = verdict.reason

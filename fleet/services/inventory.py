@@ -118,7 +118,7 @@ def checked_model(model: Model) -> Model:
             raise Invalid("too-many-filters", f"A model has at most {FILTERS_MAX} filters of each kind.")
         for text in filters:
             filled = check_filter(text).replace("{id}", "").replace("{model}", "")
-            if "{" in filled or "}" in filled:  # a misspelt {ID} would silently be taken literally
+            if "{" in filled or "}" in filled:  # a misspelled {ID} would silently be taken literally
                 message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
                 raise Invalid("bad-topic-filter", message)
     checked_rules(model.rules)

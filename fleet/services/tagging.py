@@ -33,7 +33,7 @@ async def label_device(
     kept_tags, kept_groups = checked_tags(tags), checked_groups(groups)
     if (kept_tags, kept_groups) == (device.tags, device.groups):
         return device
-    change, after = _labelling(device, kept_tags, kept_groups, act=act, **detail)
+    change, after = _labeling(device, kept_tags, kept_groups, act=act, **detail)
     await registry.commit(change)
     return after
 
@@ -46,12 +46,10 @@ def tagging(device: Device, retag: Retag, *, act: Act, **detail: str) -> tuple[C
     tags, groups = retag.applied(device)
     if (tags, groups) == (device.tags, device.groups):
         raise Conflict("tagged-already", f"Device {device.id} has these tags and groups already.")
-    return _labelling(device, tags, groups, act=act, **detail)
+    return _labeling(device, tags, groups, act=act, **detail)
 
 
-def _labelling(
-    device: Device, tags: Tags, groups: tuple[str, ...], *, act: Act, **detail: str
-) -> tuple[Change, Device]:
+def _labeling(device: Device, tags: Tags, groups: tuple[str, ...], *, act: Act, **detail: str) -> tuple[Change, Device]:
     """The Change that gives `device`, as it was seen, these checked tags and groups, and what it is afterwards."""
     after = replace(device, tags=tags, groups=groups, revision=device.revision + 1)
     changed = differences(_fields(device, after), _fields(after, device))

@@ -46,7 +46,7 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Webhooks:
-    """A `fleet.services.authorization.Authoriser`. Created and closed within one event loop."""
+    """A `fleet.services.authorization.Authorizer`. Created and closed within one event loop."""
 
     def __init__(self, signer: Signer, context: ssl.SSLContext, *, limits: CallLimits = DEFAULT_CALL_LIMITS) -> None:
         self._signer = signer

@@ -19,7 +19,7 @@ EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
 COMMON_NAME = "2.5.4.3"
-ORGANISATION = "2.5.4.10"
+ORGANIZATION = "2.5.4.10"
 EXTENDED_KEY_USAGE = "2.5.29.37"
 
 _EC_PUBLIC_KEY = "1.2.840.10045.2.1"
@@ -97,7 +97,7 @@ def _template(wanted: CsrAttributes) -> bytes:
     names = [der.encode_oid(COMMON_NAME)]
     if wanted.organisation:
         text = der.encode_element(0x0C, wanted.organisation.encode())
-        names.insert(0, der.encode_oid(ORGANISATION) + text)
+        names.insert(0, der.encode_oid(ORGANIZATION) + text)
     rdns = (der.encode_element(der.SET, der.encode_element(der.SEQUENCE, name)) for name in names)
     content = b"\x02\x01\x00" + der.encode_element(der.SEQUENCE, b"".join(rdns))
     if wanted.key_types:

@@ -10,7 +10,7 @@ from typing import Protocol
 from hw_bench.certificates import make_certificates
 from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import Cores, pick_cores
-from hw_bench.report import Goal, Report, Turn, judge, ratio, summarise
+from hw_bench.report import Goal, Report, Turn, judge, ratio, summarize
 from hw_bench.turns import Plan, Progress, machine
 
 
@@ -77,7 +77,7 @@ def start_peers(
 def conclude(scenario: Scenario, plan: Plan, turns: Sequence[Turn], findings: Findings) -> Report:
     """Summaries, ratios and verdicts of all turns."""
     summaries = tuple(
-        summarise(name, version, [turn for turn in turns if turn.contender == name])
+        summarize(name, version, [turn for turn in turns if turn.contender == name])
         for name, version in findings.versions.items()
     )
     ratios = tuple(

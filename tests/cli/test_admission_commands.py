@@ -300,7 +300,7 @@ class TestImport:
         assert self.counts(value) == (1, 0, 0)
 
     def test_a_row_of_json_that_is_none(self, home: Path, tmp_path: Path) -> None:
-        bad = ('{"device_id": "a", "model": "default", "colour": "red"}', '{"device_id": 7, "model": "default"}', "{")
+        bad = ('{"device_id": "a", "model": "default", "color": "red"}', '{"device_id": 7, "model": "default"}', "{")
         text = '{"device_id":"ok","model":"default","hardware_serial":"1"}\n' + "\n".join(bad)
         assert self.counts(self.run(home, tmp_path, text, exit_code=1)) == (1, 0, 3)
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from fleet.cli.cert import cert
 from fleet.config.output_file import write_file
-from fleet.wire.encodings import FORM_BY_SUFFIX, Bundle, Content, Form, read, recognise, write
+from fleet.wire.encodings import FORM_BY_SUFFIX, Bundle, Content, Form, read, recognize, write
 from tests.wire.encodings.material import BUNDLE, CHAIN, CHAIN_PEM, KEY, KEY_PEM, LEAF, PASSWORD, key_bytes
 
 
@@ -63,7 +63,7 @@ def test_the_suffix_tells_the_form(tmp_path: Path, suffix: str, content: Content
     source.write_bytes(LEAF.public_bytes(Encoding.PEM))
     result = convert(source, out)
     assert result.exit_code == 0, result.stderr
-    assert recognise(out.read_bytes()) is content
+    assert recognize(out.read_bytes()) is content
     assert read(out.read_bytes()).certificates == (LEAF,)
     assert mode_of(out) == 0o644 & ~_umask()
 

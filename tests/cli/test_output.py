@@ -146,13 +146,11 @@ def test_a_pipe_gets_each_row_on_one_line() -> None:
     assert "\x1b" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)]
-)
-def test_colour_only_where_it_is_wanted(environment: dict[str, str], coloured: bool) -> None:
+@pytest.mark.parametrize(("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+def test_color_only_where_it_is_wanted(environment: dict[str, str], colored: bool) -> None:
     shown = on_a_terminal(WIDE, 100, **environment)
-    assert ("\x1b[31mrevoked" in shown) == coloured
-    assert ("\x1b" in shown) == coloured
+    assert ("\x1b[31mrevoked" in shown) == colored
+    assert ("\x1b" in shown) == colored
 
 
 def test_json_is_escaped_where_the_output_is_not_utf8() -> None:

@@ -48,7 +48,7 @@ def test_refusals_are_problems_as_over_https(transport: HomeTransport) -> None:
     for method, path, body, status, code in (
         ("GET", "/v1/nothing", None, 404, "no-such-path"),
         ("DELETE", "/v1/devices/cam-7", None, 405, "bad-method"),
-        ("GET", "/v1/devices?colour=red", None, 400, "bad-request"),
+        ("GET", "/v1/devices?color=red", None, 400, "bad-request"),
         ("POST", "/v1/devices", b"{", 400, "bad-json"),
         ("POST", "/v1/devices", b"x" * 200_000, 413, "too-large"),
         ("GET", "/v1/devices/cam-7", None, 404, "no-such-device"),

@@ -61,7 +61,7 @@ def subscriber(broker: Broker) -> Iterator[Subscriber]:
 def new_device(
     est: EstServer, broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Callable[[], Device]]:
-    """A maker of devices that are not initialised yet, each with an id of its own."""
+    """A maker of devices that are not initialized yet, each with an id of its own."""
     devices: list[Device] = []
 
     def make() -> Device:

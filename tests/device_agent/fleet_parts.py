@@ -291,7 +291,7 @@ class Device:
         return self
 
     def enrolled(self, **model: Any) -> "Device":
-        """Initialised and enrolled."""
+        """Initialized and enrolled."""
         self.init()
         self.call("enroll", give=self.est.token(self.device_id, **model))
         return self

@@ -22,7 +22,7 @@ from tests.device_agent.wild_servers import read_packet, tls_server
 
 CONNACK_5, CONNACK_3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
 BAD_VERSION_5, BAD_VERSION_3 = b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01"
-NOT_AUTHORISED = b"\x20\x03\x00\x87\x00"
+NOT_AUTHORIZED = b"\x20\x03\x00\x87\x00"
 
 
 def level(connect: bytes) -> int:
@@ -129,7 +129,7 @@ def test_after_a_crash_whichever_the_server_takes_is_found(authority: Authority,
     def behave(stream: ssl.SSLSocket) -> None:
         read_packet(stream)
         serial = int(str((stream.getpeercert() or {})["serialNumber"]), 16)
-        stream.sendall(CONNACK_5 if serial in good else NOT_AUTHORISED)
+        stream.sendall(CONNACK_5 if serial in good else NOT_AUTHORIZED)
         read_packet(stream)
 
     with tls_server(authority, behave, client_ca=authority) as port:
@@ -170,7 +170,7 @@ def test_a_clock_that_is_not_set_does_not_keep_it_out(authority_500_days_old: Au
 def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Authority, tmp_path: Path) -> None:
     def behave(stream: ssl.SSLSocket) -> None:
         read_packet(stream)
-        stream.sendall(NOT_AUTHORISED)
+        stream.sendall(NOT_AUTHORIZED)
         read_packet(stream)
 
     with tls_server(authority, behave) as port:

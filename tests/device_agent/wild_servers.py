@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 
 from tests.device_agent.fleet_parts import Authority
 
-Behaviour = Callable[[ssl.SSLSocket], None]
+Behavior = Callable[[ssl.SSLSocket], None]
 """What the server does with one connection; it is closed afterwards."""
 
 
 @contextlib.contextmanager
 def tls_server(
-    authority: Authority, behaviour: Behaviour, *, client_ca: Authority | None = None, address: str = "127.0.0.1"
+    authority: Authority, behavior: Behavior, *, client_ca: Authority | None = None, address: str = "127.0.0.1"
 ) -> Iterator[int]:
-    """Serve connections one after another, each by `behaviour`; yields the port. With `client_ca`, a client
+    """Serve connections one after another, each by `behavior`; yields the port. With `client_ca`, a client
     certificate of that CA is required."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.server_file, authority.server_key_file)
@@ -37,7 +37,7 @@ def tls_server(
             connection.settimeout(20)
             with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as stream:
                 served.append(stream)
-                behaviour(stream)
+                behavior(stream)
             connection.close()
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -53,7 +53,7 @@ def tls_server(
         listener.close()
 
 
-def answers(*raw: bytes) -> Behaviour:
+def answers(*raw: bytes) -> Behavior:
     """Read an HTTP request and send the next of `raw`; the last one again and again."""
     left = list(raw)
 

@@ -123,7 +123,7 @@ class TestRates:
             rates.answered("a", 401, 0.0)
         assert rates.wait_s("x", "a", 0.0) == 300.0
 
-    def test_a_hasty_credential_leaves_its_neighbours_their_share(self) -> None:
+    def test_a_hasty_credential_leaves_its_neighbors_their_share(self) -> None:
         rates = Rates(RateLimits(address_per_second=10.0, credential_per_second=1.0))
         let_in = sum(not rates.wait_s("nat", "noisy", 0.0) for _ in range(10_000))
         assert let_in == BURST_SECONDS

@@ -98,7 +98,7 @@ def test_the_old_certificate_is_worth_nothing_once_the_new_one_has_been_used(
     old = tmp_path / "old"
     shutil.copytree(device.home / "current", old)
     device.call("renew")
-    assert mqtt_answer(served, (old / "cert.pem", old / "key.pem"), DEVICE) == 5  # not authorised
+    assert mqtt_answer(served, (old / "cert.pem", old / "key.pem"), DEVICE) == 5  # not authorized
     with pytest.raises(EstRefused):
         renewal_with(served, (old / "cert.pem", old / "key.pem")).simplereenroll(csr_for(DEVICE))
     states = [c["state"] for c in credentials(served)]

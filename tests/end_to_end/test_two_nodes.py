@@ -77,7 +77,7 @@ def test_a_revocation_on_one_node_cuts_the_session_on_the_other(nodes: list[Serv
         run_fleet(first.home, "device", "revoke", DEVICE, "--reason", "lost")
         assert ends(tls)
         print(f"from the start of `fleet device revoke` to the cut: {time.monotonic() - begun:.2f} s")
-    assert mqtt_answer(second, device.pair(), DEVICE) == 5  # not authorised
+    assert mqtt_answer(second, device.pair(), DEVICE) == 5  # not authorized
     assert mqtt_answer(first, device.pair(), DEVICE) == 5
     with pytest.raises(EstRefused):
         renewal_with(second, device.pair()).simplereenroll(csr_for(DEVICE))

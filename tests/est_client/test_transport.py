@@ -21,7 +21,7 @@ from fleet.est_client.tls import client_context, is_refusal_text
 from fleet.est_client.transport import _Deadline
 from fleet.wire.est import BODY_SIZE_MAX
 from tests.device_agent.fleet_parts import Authority, key_pem, pem
-from tests.device_agent.wild_servers import Behaviour, answers, http, read_request, tls_server
+from tests.device_agent.wild_servers import Behavior, answers, http, read_request, tls_server
 
 TIMEOUT_SECONDS = 0.6
 SLACK_SECONDS = 5.0  # a busy machine; without the deadline each of these servers holds a client for 20 s
@@ -36,7 +36,7 @@ def asked_for_seconds(authority: Authority, port: int) -> float:
     return time.monotonic() - begun
 
 
-def dripping(data: bytes, seconds: float = 0.1, *, times: int = 200) -> Behaviour:
+def dripping(data: bytes, seconds: float = 0.1, *, times: int = 200) -> Behavior:
     """Send `data` byte by byte, with less than the timeout in between, then the last byte again and again."""
 
     def behave(stream: ssl.SSLSocket) -> None:

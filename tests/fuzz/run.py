@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every decoder: `python -m tests.fuzz.run --help`. It takes `pip install -e '.[dev,fuzz]'`.
 
 Each target runs in a process of its own, which libFuzzer drives. What it finds new coverage with is kept beside this
-file, minimised, and runs as a plain test ever after (test_corpus.py).
+file, minimized, and runs as a plain test ever after (test_corpus.py).
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help="which decoders; all when none is named")
     parser.add_argument("--runs", type=int, default=100_000, help="executions of each target (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=600, help="and at most so long for each (default: %(default)s)")
-    parser.add_argument("--keep", action="store_true", help="keep a minimised corpus beside this program")
+    parser.add_argument("--keep", action="store_true", help="keep a minimized corpus beside this program")
     parser.add_argument("--one", metavar="TARGET", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from hw_bench.cli import OWN_OPTIONS, main
 from hw_bench.cpu_time import process_tree
-from hw_bench.scenarios.catalogue import SCENARIOS
+from hw_bench.scenarios.catalog import SCENARIOS
 
 END_SECONDS_MAX = 120
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hw_bench.report import Goal, Report, Spread, Turn, judge, lines, merged, ratio, spread, summarise
+from hw_bench.report import Goal, Report, Spread, Turn, judge, lines, merged, ratio, spread, summarize
 
 
 def turn(contender: str = "a", number: int = 1, operations: int = 1000, **others: float) -> Turn:
@@ -85,7 +85,7 @@ def test_a_round_without_a_pair_is_left_out_of_ratios() -> None:
 def test_goals_are_judged_by_the_median() -> None:
     turns = [turn("a", n, rate) for n, rate in ((1, 1000), (2, 1300), (3, 1400))]
     turns += [turn("b", n, 1000) for n in (1, 2, 3)]
-    summaries = [summarise("a", "", turns[:3]), summarise("b", "", turns[3:])]
+    summaries = [summarize("a", "", turns[:3]), summarize("b", "", turns[3:])]
     ratios = [ratio("a", "b", "per_second", turns)]
     by_ratio = judge(Goal("a", "per_second", 1.2, "b"), summaries, ratios)
     assert by_ratio is not None
@@ -98,7 +98,7 @@ def test_goals_are_judged_by_the_median() -> None:
 
 def report() -> Report:
     turns = (turn("ours", 1, 1300, load_core_busy=0.97), turn("theirs", 1, 1000, server_core_busy=0.99, failed=3))
-    summaries = tuple(summarise(one.contender, "v1", [one]) for one in turns)
+    summaries = tuple(summarize(one.contender, "v1", [one]) for one in turns)
     ratios = (ratio("ours", "theirs", "per_core", turns),)
     verdict = judge(Goal("ours", "per_core", 1.2, "theirs"), summaries, ratios)
     assert verdict is not None
@@ -136,9 +136,9 @@ def test_the_table_says_what_the_json_says() -> None:
 
 
 def test_notes_name_what_disturbed_a_measurement() -> None:
-    idle = summarise("a", "", [turn(server_core_busy=0.5, load_core_busy=0.5)])
+    idle = summarize("a", "", [turn(server_core_busy=0.5, load_core_busy=0.5)])
     assert idle.notes == ("neither core was full; per second says less than per CPU second",)
-    disturbed = summarise("a", "", [turn(server_core_busy=0.95, processes_cpu=1.7)])
+    disturbed = summarize("a", "", [turn(server_core_busy=0.95, processes_cpu=1.7)])
     assert disturbed.notes == ("other programs took 0.30 cores; per second is too low",)
-    alone = summarise("a", "", [turn(server_core_busy=0.95, cores=1)])
+    alone = summarize("a", "", [turn(server_core_busy=0.95, cores=1)])
     assert alone.notes == ("server and load had one core between them; per second says little",)

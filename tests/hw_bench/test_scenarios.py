@@ -15,7 +15,7 @@ from hw_bench.drivers.fill import FilledFleet
 from hw_bench.peers.engine import SqliteEngine
 from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Turn, lines
-from hw_bench.scenarios.catalogue import SCENARIOS
+from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.handshakes import Handshakes

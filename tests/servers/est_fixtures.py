@@ -27,7 +27,7 @@ from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.http import HttpLimits, HttpServer
 from fleet.services import claims, inventory, operators
-from fleet.services.authorization import Authoriser
+from fleet.services.authorization import Authorizer
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.forecast import Authority
 from fleet.services.retention import Policy
@@ -306,7 +306,7 @@ async def open_est(
     limits: HttpLimits | None = None,
     heartbeat_seconds: float = 15.0,
     waiting: WaitingLimits = DEFAULT_WAITING,
-    authoriser: Authoriser | None = None,
+    authorizer: Authorizer | None = None,
 ) -> AsyncIterator[EstHarness]:
     """Models cam and pump (P-384 only); EST and admin listening."""
     now = datetime.now(UTC)
@@ -340,7 +340,7 @@ async def open_est(
     est.believing = believe_makers
     contexts = {"est": believing(issuing[0], expired_leaf=True), "admin": believing(issuing[0], operators_ca[0])}
     est.servers["est"] = build_est_server(
-        RegistrationAuthority(registry, est.issuer, waiting, authoriser),
+        RegistrationAuthority(registry, est.issuer, waiting, authorizer),
         StandingTenants((root[0], issuing[0])),
         sealer=lambda: Sealer(server_certificate, server_key),
         clock=est.clock,

@@ -137,7 +137,7 @@ async def test_what_is_wrong_brings_nothing_in(api: AdminHarness, admin: Client)
         ("/v1/anchors/a/remove", {}, 404),
         ("/v1/manifest", {"rows": []}, 400),
         ("/v1/manifest", {"rows": [row()] * (MANIFEST_ROWS_MAX + 1)}, 400),
-        ("/v1/manifest", {"rows": [row(colour="red")]}, 400),
+        ("/v1/manifest", {"rows": [row(color="red")]}, 400),
         ("/v1/manifest", {"rows": [{"device_id": "m-1"}]}, 400),
         ("/v1/manifest", {"rows": [row()], "bulk": "x"}, 400),
     )

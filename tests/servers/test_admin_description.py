@@ -125,7 +125,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
                 assert answer.status == route.status or route.name.startswith(
                     ("resume", "retire", "quarantine_claim", "release_claim")
                 ), route.name
-        unknown = f"{route.template.format(**parameters)}?colour=red"
+        unknown = f"{route.template.format(**parameters)}?color=red"
         judge(document, route, await admin.send(route.method, unknown, body, {"If-Match": "*"}))
         judge(document, route, await admin.send(route.method, path, body, {"If-Match": "*", "Accept": "text/csv"}))
         judge(document, route, await stranger.send(route.method, path, body))

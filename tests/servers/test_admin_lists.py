@@ -151,7 +151,7 @@ class TestFilters:
             "limit=1&limit=2",
             "state=asleep",
             "model=a/b",
-            "colour=red",
+            "color=red",
             "tag=site",
             "tag=" + "&tag=".join(["a:b"] * 9),
             "expires_before=tomorrow",

@@ -66,7 +66,7 @@ async def test_listed_by_page_and_filter(api: AdminHarness, admin: Client) -> No
     assert await ids("state=denied") == {asked[0].id}
     assert await ids("model=pump") == {asked[4].id}
     assert await ids("device=d2&state=pending") == {asked[2].id}
-    for query in ("state=lost", "model=a/b", "colour=red", "cursor=abc"):
+    for query in ("state=lost", "model=a/b", "color=red", "cursor=abc"):
         assert (await admin.ask("GET", f"/v1/requests?{query}"))[0] == 400
     both = await api.operator("both", Role.OPERATOR, ("cam", "pump"))
     assert [i["id"] for i in (await both.get("/v1/requests?limit=5"))["items"]] == found

@@ -297,7 +297,7 @@ class TestReading:
             checked({"id": "x", "model": "m", "hardware_serial": "é"}, NewDevice, "The body")
         assert caught.value.message == "The body: hardware_serial must match ^[A-Za-z0-9 '()+,\\-./:=?]{0,64}$."
         with refused("400 bad-request"):
-            read_query("/v1/whoami?colour=red", None)
+            read_query("/v1/whoami?color=red", None)
         assert read_query("/v1/whoami", None) is None
 
     def test_a_merge_patch_changes_something(self) -> None:

@@ -1,6 +1,6 @@
 """Every kind of key that a model may allow, from CSR to mutual TLS, over the real EST server.
 
-The client is OpenSSL as `cryptography` brings it, which knows ML-DSA; the system's own learnt that in 3.5. On TLS 1.2
+The client is OpenSSL as `cryptography` brings it, which knows ML-DSA; the system's own learned that in 3.5. On TLS 1.2
 no certificate of ML-DSA can be shown: its signatures are TLS 1.3's alone.
 """
 

@@ -38,7 +38,7 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(est: Es
     assert [(row.actor, row.action, row.address) for row in rows] == [("nobody", "est.request", "127.0.0.1")]
 
 
-async def test_a_refused_token_waits_and_its_neighbours_do_not(est: EstHarness) -> None:
+async def test_a_refused_token_waits_and_its_neighbors_do_not(est: EstHarness) -> None:
     await est.device("cam-1")
     good, spent = await est.token("cam-1"), await est.token(model="cam")
     assert (await est.enroll(csr_for("cam-2"), basic(spent))).status == 200

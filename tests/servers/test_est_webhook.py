@@ -30,7 +30,7 @@ async def est(tmp_path: Path, hook: Hook) -> AsyncIterator[EstHarness]:
     """Devices of model cam take the hook's yes."""
     limits = CallLimits(seconds_max=0.5)
     webhooks = Webhooks(Signer(generate_key()), client_context(hook.ca_file), limits=limits)
-    async with open_est(tmp_path, authoriser=webhooks) as est:
+    async with open_est(tmp_path, authorizer=webhooks) as est:
         cam = await est.registry.model("cam")
         assert cam is not None
         hooked = replace(cam, rules=replace(cam.rules, admission=AdmissionRules(webhook=hook.url)))

@@ -20,7 +20,7 @@ from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddDevice, AddModel, DecideRequest, TagDevice
 from fleet.services import approvals
-from fleet.services.authorization import Authoriser
+from fleet.services.authorization import Authorizer
 from fleet.services.credentials import BasicCredentials, Submission
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -33,7 +33,7 @@ CAM_1 = DeviceId("cam-1")
 
 @dataclass
 class Oracle:
-    """An Authoriser that says what it is told to."""
+    """An Authorizer that says what it is told to."""
 
     verdict: Verdict = field(default_factory=lambda: Verdict(True))
     failing: str = ""
@@ -52,13 +52,13 @@ class Oracle:
 
 
 class WebhookHarness(EnrollmentHarness):
-    oracle: Authoriser | None
+    oracle: Authorizer | None
 
     async def first(
         self, name: str = "cam-1", credentials: BasicCredentials | None = None, peer: Peer = STRANGER, **more: str
     ) -> Credential:
         request = request_for(name, more.get("key", "k1"))
-        ra = RegistrationAuthority(self.registry, self.issuer, authoriser=self.oracle)
+        ra = RegistrationAuthority(self.registry, self.issuer, authorizer=self.oracle)
         return await enroll(ra, peer, Submission(request, credentials, more.get("label")), self.now)
 
     async def refused(self, name: str = "cam-1", credentials: BasicCredentials | None = None) -> FleetError:

@@ -54,7 +54,7 @@ async def test_later_migrations_are_applied_to_what_is_there(
 ) -> None:
     first = await PostgresRegistry.open(postgres_url)
     await first.commit(change(AddModel(Model("m"))))
-    steps = [*postgres_schema.migrations(), (NEWEST + 1, "ALTER TABLE model ADD COLUMN colour text; SELECT 1")]
+    steps = [*postgres_schema.migrations(), (NEWEST + 1, "ALTER TABLE model ADD COLUMN color text; SELECT 1")]
     monkeypatch.setattr(postgres_schema, "migrations", lambda: steps)
     again = await asyncio.gather(*(PostgresRegistry.open(postgres_url, create=False) for _ in range(3)))
     assert [m.name for m in await again[0].models()] == ["m"]

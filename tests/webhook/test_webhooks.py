@@ -207,7 +207,7 @@ class TestNoYes:
         started = time.monotonic()
         assert await problem(webhooks, hook.url) == "too many are being asked already"
         hook.answer = http(ALLOW)
-        assert (await webhooks.ask(hook.url + "&another=1", question())).allow  # its neighbour holds up nobody
+        assert (await webhooks.ask(hook.url + "&another=1", question())).allow  # its neighbor holds up nobody
         assert time.monotonic() - started < 0.5
         outcomes = await asyncio.gather(*held, return_exceptions=True)
         assert [type(each) for each in outcomes] == [Unreachable] * 3

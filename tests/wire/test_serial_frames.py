@@ -20,7 +20,7 @@ def read(stream: bytes, step: int) -> list[bytes]:
 
 
 def test_the_check_is_that_of_ethernet() -> None:
-    assert crc32(b"123456789").hex() == "cbf43926"  # the check value of CRC-32/ISO-HDLC in every catalogue
+    assert crc32(b"123456789").hex() == "cbf43926"  # the check value of CRC-32/ISO-HDLC in every catalog
 
 
 def test_a_stream_cut_at_every_octet() -> None:
@@ -47,7 +47,7 @@ def test_no_frame_with_a_flipped_bit_is_taken(payload: bytes) -> None:
         damaged = bytearray(frame)
         damaged[bit // 8] ^= 1 << bit % 8
         # A frame in front and one behind: neither the damaged one nor a blend of two is taken, and both others are.
-        # Damage to a delimiter leaves the frame itself whole: its neighbour's delimiter does the same service.
+        # Damage to a delimiter leaves the frame itself whole: its neighbor's delimiter does the same service.
         expected = [b"before", payload, b"next"] if bit // 8 in (0, len(frame) - 1) else [b"before", b"next"]
         found = read(encode_frame(b"before") + bytes(damaged) + follower, 1)
         assert found in (expected, [b"before", b"next"])

@@ -1,7 +1,7 @@
 """mosquitto as our private broker: generated configuration in a private directory, reachable only by a Unix socket.
 
 It trusts the user name, because only the gateway, and an operator of this machine, can open the socket. Its ACL
-repeats each model's filters with %u for the device, as a second line of defence. The user `_backend`, which cannot be
+repeats each model's filters with %u for the device, as a second line of defense. The user `_backend`, which cannot be
 a device id, may read and write everything:
 
     mosquitto_sub --unix HOME/run/broker.sock -u _backend -t '#'
@@ -43,7 +43,7 @@ max_packet_size {PACKET_SIZE_MAX}
 max_inflight_messages 100
 max_queued_messages 100000
 max_queued_bytes 16777216
-# The last line of defence: beyond it clients are disconnected, before this machine runs out of memory.
+# The last line of defense: beyond it clients are disconnected, before this machine runs out of memory.
 memory_limit {MEMORY_MAX}
 persistence true
 persistence_location ./

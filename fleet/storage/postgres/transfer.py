@@ -2,7 +2,7 @@
 
 A backup holds a registry in one form, SQLite's, whichever engine it came from: what is checked and what is done to it
 before it may be served is then the same for both, and one engine's backup is restored into the other. Tables, columns
-and their order come from the catalogues of the two databases. Where those do not agree nothing is copied.
+and their order come from the catalogs of the two databases. Where those do not agree nothing is copied.
 
 Out of a server a table comes through a cursor, in the order of its key, for that is the order in which SQLite takes it
 fastest; into a server it goes by COPY. Neither way holds more than ROWS_AT_ONCE rows in memory.

@@ -1,4 +1,4 @@
-"""Certificates, keys, requests and revocation lists in the files that people exchange: recognise, read, write.
+"""Certificates, keys, requests and revocation lists in the files that people exchange: recognize, read, write.
 
 bundle = read(path.read_bytes(), password=b"secret")
 path.write_bytes(write(bundle, Form.P7B, drop=True))
@@ -15,7 +15,7 @@ from fleet.wire.encodings.bundle import (
     belongs_to,
 )
 from fleet.wire.encodings.reading import read
-from fleet.wire.encodings.recognise import Content, recognise
+from fleet.wire.encodings.recognize import Content, recognize
 from fleet.wire.encodings.writing import has_room_for_key, holds_secret, losses, write
 
 __all__ = [
@@ -32,6 +32,6 @@ __all__ = [
     "holds_secret",
     "losses",
     "read",
-    "recognise",
+    "recognize",
     "write",
 ]

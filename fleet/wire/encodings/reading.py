@@ -17,7 +17,7 @@ from fleet.wire.encodings.bundle import (
 from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
 from fleet.wire.encodings.pem import Block, blocks
 from fleet.wire.encodings.pkcs12 import read_pkcs12
-from fleet.wire.encodings.recognise import Content, cleaned, recognise
+from fleet.wire.encodings.recognize import Content, cleaned, recognize
 from fleet.wire.errors import TooLarge, Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import split_signed_data
@@ -49,18 +49,18 @@ _SILENT_LABELS = frozenset({"EC PARAMETERS"})  # `openssl ecparam -genkey` write
 
 
 def read(data: bytes, password: bytes | None = None) -> Bundle:
-    """Everything in `data`, which may be any of recognise.Content.
+    """Everything in `data`, which may be any of recognize.Content.
 
     Without `password`, an encrypted key in PEM or PKCS#8 is counted and left closed; PKCS#12 that needs one is refused.
 
     Raises: TooLarge, Malformed (WrongPassword among them), Unsupported (PasswordNeeded among them).
     """
     check_password(password)
-    content = recognise(data)
+    content = recognize(data)
     data = cleaned(data)
     if content is Content.BASE64:
         data = armor.unwrap(data) or b""
-        content = recognise(data)
+        content = recognize(data)
     if content is Content.PKCS12:
         return read_pkcs12(data, password)
     found = _Found(password)

@@ -2,7 +2,7 @@
 
     00  COBS( payload  CRC-32 )  00
 
-Zero never occurs inside a frame, so the reader resynchronises at the next zero after anything: a boot log, half a
+Zero never occurs inside a frame, so the reader resynchronizes at the next zero after anything: a boot log, half a
 frame, line noise. What does not decode is dropped and counted.
 """
 

@@ -260,7 +260,7 @@ def rebuilt(element: der.Element, old: der.Element, new: bytes) -> bytes:
     return der.encode_element(element.tag, b"".join(rebuilt(child, old, new) for child in der.children(element)))
 
 
-def test_a_short_initialisation_vector_is_no_crash() -> None:
+def test_a_short_initialization_vector_is_no_crash() -> None:
     """The library's Rust half panics over it; here it is a damaged file like any other."""
     locked = KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(PASSWORD))
     outer = der.only_element(locked, der.SEQUENCE)

@@ -12,7 +12,7 @@ from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
     FORMER_TENANTS_MAX,
     GRACE_MAX,
-    ORGANISATION_SIZE_MAX,
+    ORGANIZATION_SIZE_MAX,
     SPREAD_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
@@ -89,7 +89,7 @@ class ProfileRules(Record):
         | UnsetType
     ) = UNSET
     organisation: (
-        Annotated[str, Meta(max_length=ORGANISATION_SIZE_MAX, description="O of the subject.")] | UnsetType
+        Annotated[str, Meta(max_length=ORGANIZATION_SIZE_MAX, description="O of the subject.")] | UnsetType
     ) = UNSET
     hardware_module_name: Annotated[
         bool | UnsetType, about("Whether the SAN holds a known hardware serial (IEEE 802.1AR).")

@@ -50,7 +50,7 @@ def cleaned(data: bytes) -> bytes:
     return data
 
 
-def recognise(data: bytes) -> Content:
+def recognize(data: bytes) -> Content:
     """What `data` holds, a byte order mark aside.
 
     Raises: TooLarge over INPUT_SIZE_MAX, Malformed when it is nothing known here, Unsupported for Java's own keystores.
@@ -64,7 +64,7 @@ def recognise(data: bytes) -> Content:
             " 'keytool -importkeystore -deststoretype PKCS12'."
         )
     if _is_whole_sequence(data):
-        return _recognise_der(data)
+        return _recognize_der(data)
     if PEM_BEGIN in data:
         return Content.PEM
     if _is_whole_sequence(armor.unwrap(data) or b""):
@@ -82,13 +82,13 @@ def _is_whole_sequence(data: bytes) -> bool:
     return True
 
 
-def _recognise_der(data: bytes) -> Content:
+def _recognize_der(data: bytes) -> Content:
     # 0x02 is an INTEGER, 0x03 a BIT STRING, 0x17 and 0x18 are times.
     parts = list(der.children(der.only_element(data, der.SEQUENCE, ber=True), ber=True))
     tags = tuple(part.tag for part in parts)
     match tags:
         case (der.SEQUENCE, der.SEQUENCE, 0x03):
-            return _recognise_signed(parts[0])
+            return _recognize_signed(parts[0])
         case (der.OBJECT_IDENTIFIER, *_):
             is_tpm = der.dotted_oid(parts[0].content).startswith(_TPM_KEY_ARC)
             return Content.TPM_KEY if is_tpm else Content.PKCS7
@@ -105,7 +105,7 @@ def _recognise_der(data: bytes) -> Content:
     raise Malformed("The file is DER, but no certificate, request, key, PKCS#7 or PKCS#12.")
 
 
-def _recognise_signed(body: der.Element) -> Content:
+def _recognize_signed(body: der.Element) -> Content:
     """A certificate, a request and a CRL are all SIGNED{...} (X.509): the tags of the body tell which."""
     tags = tuple(part.tag for part in der.children(body))
     match tags:

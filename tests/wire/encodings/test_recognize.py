@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.wire import armor, der
-from fleet.wire.encodings import INPUT_SIZE_MAX, Content, Form, recognise, write
+from fleet.wire.encodings import INPUT_SIZE_MAX, Content, Form, recognize, write
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from tests.wire.encodings.material import BUNDLE, KEY, LEAF, PASSWORD, REQUEST, REVOCATION_LIST
 
@@ -41,15 +41,15 @@ SAMPLES = {
 
 @pytest.mark.parametrize(("data", "expected"), SAMPLES.values(), ids=SAMPLES.keys())
 def test_every_kind(data: bytes, expected: Content) -> None:
-    assert recognise(data) is expected
+    assert recognize(data) is expected
 
 
 @pytest.mark.parametrize("data", [data for data, _ in SAMPLES.values()], ids=SAMPLES.keys())
 def test_cut_at_every_byte_it_is_not_something_else(data: bytes) -> None:
-    expected = recognise(data)
+    expected = recognize(data)
     for at in range(len(data)):
         try:
-            found = recognise(data[:at])
+            found = recognize(data[:at])
         except WireError:
             continue
         # PEM shows by its first line; of base64 only the last line end may be missing.
@@ -58,7 +58,7 @@ def test_cut_at_every_byte_it_is_not_something_else(data: bytes) -> None:
 
 
 def test_a_version_1_certificate() -> None:
-    assert recognise(_version_1()) is Content.CERTIFICATE
+    assert recognize(_version_1()) is Content.CERTIFICATE
 
 
 def _version_1() -> bytes:
@@ -72,12 +72,12 @@ def _version_1() -> bytes:
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"Some words first.\r\n\r\n", b"\n\n"])
 def test_pem_behind_a_mark_or_words(mark: bytes) -> None:
-    assert recognise(mark + LEAF.public_bytes(Encoding.PEM)) is Content.PEM
+    assert recognize(mark + LEAF.public_bytes(Encoding.PEM)) is Content.PEM
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-8-sig"])
 def test_pem_as_windows_redirects_it(codec: str) -> None:
-    assert recognise(LEAF.public_bytes(Encoding.PEM).decode().encode(codec)) is Content.PEM
+    assert recognize(LEAF.public_bytes(Encoding.PEM).decode().encode(codec)) is Content.PEM
 
 
 @pytest.mark.parametrize(
@@ -85,27 +85,27 @@ def test_pem_as_windows_redirects_it(codec: str) -> None:
 )
 def test_what_is_nothing(data: bytes) -> None:
     with pytest.raises(Malformed):
-        recognise(data)
+        recognize(data)
 
 
 def test_bytes_after_der_are_told() -> None:
     with pytest.raises(Malformed, match="after its end"):
-        recognise(LEAF_DER + b"\n")
+        recognize(LEAF_DER + b"\n")
 
 
 def test_a_java_keystore_is_named() -> None:
     with pytest.raises(Unsupported, match="keytool"):
-        recognise(b"\xfe\xed\xfe\xed\0\0\0\2")
+        recognize(b"\xfe\xed\xfe\xed\0\0\0\2")
 
 
 def test_the_size_is_capped_first() -> None:
     with pytest.raises(TooLarge):
-        recognise(bytes(INPUT_SIZE_MAX + 1))
+        recognize(bytes(INPUT_SIZE_MAX + 1))
 
 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_something_or_a_wire_error(data: bytes) -> None:
     try:
-        assert recognise(data) in Content
+        assert recognize(data) in Content
     except WireError:
         return
