@@ -1,4 +1,4 @@
-"""Admission of a CONNECT by registry and revoked cache, and the CONNECT that the broker gets for it."""
+"""Reading of a CONNECT, its admission by registry and revoked cache, and the CONNECT that the broker gets for it."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -6,11 +6,12 @@ from datetime import datetime
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.gateway.close_reasons import CloseSession, connect_refused
+from fleet.servers.gateway.close_reasons import MALFORMED_CONNECT, UNSUPPORTED_VERSION, CloseSession, connect_refused
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.services.admission import Admission, Will, admit
+from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import Reason
-from fleet.wire.mqtt.connect import Connect
+from fleet.wire.mqtt.connect import Connect, decode_connect
 from fleet.wire.mqtt.properties import Property, without
 
 CONNACK_REASONS: dict[str, Reason] = {
@@ -22,6 +23,16 @@ CONNACK_REASONS: dict[str, Reason] = {
     "will-retain": Reason.RETAIN_NOT_SUPPORTED,  # [MQTT-3.2.2-13]
 }
 """Refusal code -> reason in CONNACK; NOT_AUTHORIZED for any other."""
+
+
+def connect_in(body: bytes) -> Connect:
+    """The CONNECT with this body. Raises: CloseSession."""
+    try:
+        return decode_connect(body)
+    except Unsupported as error:
+        raise CloseSession(UNSUPPORTED_VERSION) from error
+    except WireError as error:
+        raise CloseSession(MALFORMED_CONNECT) from error
 
 
 async def admit_client(

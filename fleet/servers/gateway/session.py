@@ -17,21 +17,23 @@ from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect
+from fleet.servers.gateway.admission import broker_connect, connect_in
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.relay import Relay
 from fleet.services.admission import Admission
-from fleet.wire.errors import TooLarge, Unsupported, WireError
+from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
-from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, decode_connect, encode_connect, refusal
+from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, refusal
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
 EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
+
+Forward = Callable[[Relay, bytes], CloseReason | None]
 
 
 class Phase(enum.Enum):
@@ -196,13 +198,7 @@ class Session(asyncio.Protocol):
         if packet is None:
             return None
         self._version = answer_version(packet.body)
-        try:
-            connect = decode_connect(packet.body)
-        except Unsupported:
-            return close_reasons.UNSUPPORTED_VERSION
-        except WireError:
-            return close_reasons.MALFORMED_CONNECT
-        return self._begin_admission(connect)
+        return self._begin_admission(connect_in(packet.body))
 
     def _begin_admission(self, connect: Connect) -> CloseReason | None:
         self.connect = connect
@@ -284,17 +280,12 @@ class Session(asyncio.Protocol):
     def _relay_from_broker(self, data: bytes) -> CloseReason | None:
         return self._relayed(data, Relay.from_broker, self._broker)
 
-    def _relayed(
-        self,
-        data: bytes,
-        relay_data: Callable[[Relay, bytes], CloseReason | None],
-        side: FlowControlledTransport | None,
-    ) -> CloseReason | None:
+    def _relayed(self, data: bytes, forward: Forward, side: FlowControlledTransport | None) -> CloseReason | None:
         relay = self._relay
         if relay is None:
             return None
         answers = relay.answers
-        reason = relay_data(relay, data)
+        reason = forward(relay, data)
         if relay.answers != answers and side is not None:
             side.pause_if_blocked()
         return reason
