@@ -49,6 +49,43 @@ def test_der_refuses_what_is_not_canonical(data: bytes) -> None:
         der.read_element(data, 0, len(data))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x04\x85\0\0\0\0\x01a",  # five octets of length
+        b"\x04\x80\x04\x01a\0\0",  # indefinite, and not constructed
+        b"\x3f\x81\x01\0",  # a long tag, of any class
+        b"\x9f\x01\0",
+        b"\x30",
+    ],
+)
+def test_what_ber_forbids_too(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        der.read_element(data, 0, len(data), ber=True)
+
+
+def test_the_longest_forms_that_are_read() -> None:
+    assert der.only_element(b"\x04\x84\0\0\0\x01a", der.OCTET_STRING, ber=True).content == b"a"
+    assert der.only_element(b"\x04\x81\x80" + bytes(128), der.OCTET_STRING).content == bytes(128)
+    with pytest.raises(Malformed):
+        der.only_element(b"\x04\x81\x7f" + bytes(127), der.OCTET_STRING)
+    with pytest.raises(Malformed):
+        der.only_element(b"\x04\x82\x00\xff" + bytes(255), der.OCTET_STRING)
+
+
+def test_an_element_ends_where_its_parent_does() -> None:
+    """Octets that follow the parent are not the child's, neither as content nor as its end."""
+    for data in (b"\x30\x02\x04\x02aa", b"\x30\x02\x04\x82\x01\x00" + bytes(256), b"\x30\x01\x04\x00"):
+        with pytest.raises(Malformed):
+            list(der.children(der.read_element(data, 0, len(data))))
+    for data in (b"\x30\x02\x30\x80\0\0", b"\x30\x03\x30\x80\0\0"):
+        with pytest.raises(Malformed):
+            list(der.children(der.read_element(data, 0, len(data), ber=True), ber=True))
+    assert [each.whole for each in der.children(der.only_element(b"\x30\x04\x30\x80\0\0", 0x30), ber=True)] == [
+        b"\x30\x80\0\0"
+    ]
+
+
 def test_ber_reads_indefinite_lengths_at_every_level() -> None:
     data = b"\x30\x80\x30\x80\x04\x01a\0\0\x04\x81\x01b\0\0"
     outer = der.only_element(data, der.SEQUENCE, ber=True)
@@ -71,6 +108,30 @@ def test_nesting_and_rows_are_capped() -> None:
         deep = der.encode_element(der.SEQUENCE, deep)
     with pytest.raises(TooLarge):
         list(der.walk(der.only_element(deep, der.SEQUENCE)))
+
+
+def test_as_many_as_the_caps_allow() -> None:
+    levels = b"\x30\x80" * der.DEPTH_MAX + b"\0\0" * der.DEPTH_MAX
+    assert der.only_element(levels, der.SEQUENCE, ber=True).end == len(levels)
+    with pytest.raises(TooLarge):
+        der.only_element(b"\x30\x80" + levels + b"\0\0", der.SEQUENCE, ber=True)
+    row = b"\x05\0" * der.CHILDREN_MAX
+    assert len(list(der.children(der.only_element(der.encode_element(der.SEQUENCE, row), der.SEQUENCE)))) == 10_000
+    assert der.only_element(b"\x30\x80" + row + b"\0\0", der.SEQUENCE, ber=True).content == row
+    with pytest.raises(TooLarge):
+        der.only_element(b"\x30\x80" + row + b"\x05\0\0\0", der.SEQUENCE, ber=True)
+    deep = b""
+    for _ in range(der.WALK_DEPTH_MAX + 1):
+        deep = der.encode_element(der.SEQUENCE, deep)
+    assert len(list(der.walk(der.only_element(deep, der.SEQUENCE)))) == der.WALK_DEPTH_MAX + 1
+    with pytest.raises(TooLarge):
+        list(der.walk(der.only_element(der.encode_element(der.SEQUENCE, deep), der.SEQUENCE)))
+
+
+def test_walk_passes_over_what_it_cannot_read_and_goes_on() -> None:
+    broken, text, last = b"\x04\x03\x30\x05a", b"\x04\x02ab", b"\x05\0"
+    whole = der.encode_element(der.SEQUENCE, broken + text + last)
+    assert [each.whole for each in der.walk(der.only_element(whole, der.SEQUENCE))] == [whole, broken, text, last]
 
 
 def test_walk_looks_into_octet_strings() -> None:
@@ -96,6 +157,19 @@ def test_object_identifiers_agree_with_asn1crypto(arcs: tuple[int, ...]) -> None
 def test_what_is_no_object_identifier(text: str) -> None:
     with pytest.raises(WireError):
         der.encode_oid(text)
+
+
+def test_object_identifiers_as_long_as_allowed() -> None:
+    longest = "1.3" + ".1" * 63  # 64 octets
+    assert der.dotted_oid(der.only_element(der.encode_oid(longest), der.OBJECT_IDENTIFIER).content) == longest
+    with pytest.raises(TooLarge):
+        der.encode_oid(longest + ".1")
+    der.encode_oid("2." + "9" * 39)
+    with pytest.raises(Malformed):
+        der.encode_oid("2." + "9" * 40)
+    assert [der.encode_oid(text)[2:] for text in ("0.39", "1.0", "1.39", "2.0", "2.40")] == [
+        bytes([octet]) for octet in (39, 40, 79, 80, 120)
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"\x2a\x80\x01", b"\x2a\x86", bytes(65)])
