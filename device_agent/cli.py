@@ -97,7 +97,7 @@ def cli(home: Path | None) -> None:
 
     --home is accepted before and after the command.
 
-    Exit codes: 0 done (status: healthy), 1 refused or failed (status: not healthy), 2 wrong usage.
+    Exit codes: 0 done (status: healthy), 1 refused or failed (status: not healthy), 2 wrong use.
 
     Shell completion: eval "$(_DEVICE_AGENT_COMPLETE=bash_source device-agent)" (zsh_source, fish_source).
     """

@@ -132,7 +132,7 @@ def provision(
 
     \b
     Exit codes: 0 provisioned; 1 refused by the board, the EST server or a check;
-    2 wrong usage; 3 no answer from the board, or no port; 4 the EST server
+    2 wrong use; 3 no answer from the board, or no port; 4 the EST server
     cannot be reached or trusted; 130 interrupted.
     """
     try:

@@ -1,11 +1,11 @@
-"""Encrypted stream with a passphrase: scrypt derives the key, AES-256-GCM seals each chunk.
+"""Encrypted stream with a passphrase: scrypt derives the key, AES-256-GCM encrypts each chunk.
 
     magic "FLTBAK1\\n" | log2 N | r | p | 16 octets of salt          the header, authenticated by every chunk
     chunk 0 | chunk 1 | … | last chunk                               64 KiB and a tag of 16 octets; the last shorter
 
 A chunk's nonce is its number and a flag on the last one (the STREAM construction, Hoang et al. 2015): a chunk that was
 changed, moved, omitted or truncated is detected before its content is used. The salt is random for each file, so no
-key seals two.
+key encrypts two.
 """
 
 import hashlib

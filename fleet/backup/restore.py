@@ -124,14 +124,14 @@ def _source(opened: BinaryIO, passphrase: bytes | None) -> Source:
         # Write access to the backups' folder suffices to forge a plain backup, but not an encrypted one.
         raise Refused(
             "backup-not-sealed",
-            "The backup is not sealed, and a passphrase was given for it: it is not the file that was made with it.",
+            "The backup is not encrypted, and a passphrase was given for it: it is not the file that was made with it.",
             "Find out who put it there. One that was made with --plain is taken without a passphrase.",
         )
     if not sealed:
         return opened
     if passphrase is None:
         raise Invalid(
-            "passphrase-needed", "The backup is sealed with a passphrase.", "Give it with --password-file FILE."
+            "passphrase-needed", "The backup is encrypted with a passphrase.", "Give it with --password-file FILE."
         )
     return Opening(opened, passphrase)
 

@@ -108,10 +108,9 @@ def main(**location: object) -> None:
       fleet serve --home HOME              serve it
       fleet token create --device cam-7    a one-time token for a device
 
-    FLEET_HOME takes the place of --home. To work on a served fleet, use --url, --cert and --ca instead: commands are
-    the same. Those that need the home's own files work there only, and say so: init, serve, db, backup, restore,
-    retention run and check, audit seal, webhook key, and what creates or removes a
-    CA key.
+    FLEET_HOME replaces --home. For a served fleet, pass --url, --cert and --ca instead: commands are the same. Those
+    that need the home's own files work there only, and say so: init, serve, db, backup, restore, retention run and
+    check, audit seal, webhook key, and what creates or removes a CA key.
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong use, 141 the reader of the output closed its pipe.
     """

@@ -72,9 +72,9 @@ def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
 def check_proof(file: Path, key_file: Path, output: str) -> None:
     """Check a proof, offline.
 
-    It takes FILE, which `fleet audit prove` has made, the public key, and nothing else.
+    Needs only FILE, made by `fleet audit prove`, and the public key.
 
-    Exit code 0: the row was in the audit when the head was signed. 1: the proof does not hold, or is none.
+    Exit code 0: the row was in the audit when the head was signed. 1: the proof is not valid, or not a proof.
 
     \b
     Example:

@@ -70,7 +70,7 @@ def client_or_copy_option(command: Callable[..., object]) -> Callable[..., objec
     multiple=True,
     metavar="PUB",
     help="A public key that heads may be signed by: a copy of ca/audit.pub. May be repeated. "
-    "With --home, its own is used too; with --url, bring it: who holds the rows must not vouch for the key.",
+    "With --home, its own is used too; with --url, pass your own copy: the server must not vouch for itself.",
 )
 @click.option("--head", type=HEAD, help="A head noted earlier, which the audit must still contain.")
 @click.option("--since-head", type=HEAD, help="Read only what came after this head, noted when it was verified.")

@@ -54,11 +54,11 @@ def backup() -> None:
 def take(home: Path, file: Path, password: PasswordSource, plain: bool, output: str) -> None:
     """Save the home into a new file.
 
-    Settings, CAs, keys and the registry go into FILE, sealed with a passphrase. The server may run; nothing waits for
-    it. Archives of retention (HOME/archive) are left out: they never change, and any copying will do.
+    Settings, CAs, keys and the registry go into FILE, encrypted with a passphrase. The server may run, and is not held
+    up. Archives of retention (HOME/archive) are left out: these files never change; copy them by other means.
 
-    A registry in PostgreSQL is read in one transaction, as it is at one moment, and may be restored into SQLite as
-    well; HOME/run needs room for it as one SQLite file. On several nodes, any one takes it: keep that node's
+    A registry in PostgreSQL is read in one transaction, and can be restored into SQLite too; HOME/run needs space for
+    it as one SQLite file. With several nodes, take the backup on any of them, and keep that node's
     state/revocations.jsonl for the restore.
 
     \b
@@ -112,11 +112,11 @@ def check(file: Path, password: PasswordSource, output: str) -> None:
     "--no-revocations-after-backup",
     "none_kept",
     is_flag=True,
-    help="That file is lost as well: every device is suspended, for you to resume those that you trust.",
+    help="That file is lost as well: all devices are suspended; resume those that you trust.",
 )
 @database_options(
     "Restore the registry into this empty PostgreSQL database, postgresql://USER@HOST[:PORT]/DATABASE; "
-    "whichever engine it was saved from. Without, it comes into HOME as SQLite."
+    "whichever engine it was saved from. Without it, the registry is SQLite in HOME."
 )
 @passphrase_options
 @output_option
@@ -129,13 +129,13 @@ def restore(
     password: PasswordSource,
     output: str,
 ) -> None:
-    """Make the new folder HOME of the backup FILE. Everything is verified before HOME is there.
+    """Restore the backup FILE into the new folder HOME. Everything is verified before HOME is there.
 
-    Certificates issued after the backup are not known to it and are refused; their devices come back with a new token
+    Certificates issued after the backup are not in it and are refused; their devices enroll again with a new token
     (fleet token create --device ID). Tokens that were open in the backup are revoked: they may have been used since.
 
-    A backup of either engine is restored into either: with --database, a fleet moves from SQLite to PostgreSQL, and
-    without, back. The new home's fleet.toml says where its registry is; FLEET_DATABASE must not be set.
+    A backup of either engine can be restored into either: with --database into PostgreSQL, without into SQLite. The
+    new home's fleet.toml says where its registry is; FLEET_DATABASE must not be set.
 
     \b
     Examples:

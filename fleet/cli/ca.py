@@ -47,14 +47,13 @@ def show(client: Client, output: str) -> None:
 @ca.command()
 @client_option
 @_tenant
-@click.option("--chain", "whole", is_flag=True, help="The issuing CA too, after the root.")
+@click.option("--chain", "whole", is_flag=True, help="Append the issuing CA.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
 def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> None:
-    """Write out the root certificate.
+    """Export the root certificate that devices trust, as PEM, to OUT (default: standard output).
 
-    It is what devices trust, as PEM, to OUT (default: standard output). For a tenant with a root of its own, that is
-    two: its own, and the fleet's, by which its devices know the server.
+    For a tenant with its own root CA: two, its own and the fleet's, which its devices verify the server with.
 
     No key is ever written. For other forms: fleet cert convert ca.pem ca.der
     """
@@ -84,20 +83,20 @@ def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]
 @ca.command()
 @home_option(_SIGNS)
 @_tenant
-@click.option("--root", "root_too", is_flag=True, help="Under a new key of the root, too.")
+@click.option("--root", "root_too", is_flag=True, help="Give the root a new key as well.")
 @output_option
 def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
-    """Make a new issuing CA under the same root, and sign with it from now on.
+    """Create a new issuing CA under the same root, and issue from it from now on.
 
-    Certificates of the one before stay good, and are renewed under the new one; its key signs no more. EST's cacerts
-    hands out both. A fleet that is served follows at once, on this machine; on other nodes: copy HOME/ca and
-    HOME/server there, and send the server SIGHUP. The root's key must be in the home for as long as this takes.
+    Certificates issued by the former CA stay valid, and are renewed under the new one. EST's cacerts returns both CAs.
+    Servers on this machine follow within 20 ms; on other nodes, copy HOME/ca and HOME/server there and send the server
+    SIGHUP. The root's key must be in the home during the rollover.
 
-    With --root the root gets a new key under its name. Devices that trust the old root and devices that trust the new
-    one both know the server and are known: cacerts hands out, and the server shows, what leads from one to the other
-    (RFC 7030, 4.1.3). Give the new root to devices before the old one ends.
+    With --root, the root gets a new key under the same name. cacerts and the server's chain contain the certificates
+    that link the old root and the new one (RFC 7030, 4.1.3), so devices that trust either verify the server. Get the
+    new root to all devices before the old one expires.
 
-    When the last certificate of the one before has ended: fleet ca forget SHA256
+    Once the last certificate of the former CA has expired: fleet ca forget SHA256
     """
     from fleet.home.ca_store import Authority, fingerprint
     from fleet.home.layout import opened, settings_of
@@ -133,12 +132,14 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 @home_option(_SIGNS)
 @_tenant
 @click.argument("sha256", type=SHA256)
-@click.option("--force", is_flag=True, help="Even when certificates of it are in use: they end now.")
+@click.option(
+    "--force", is_flag=True, help="Even while certificates issued by it are valid: they are refused from now on."
+)
 @output_option
 def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> None:
     """Stop trusting a former issuing CA, and remove its key.
 
-    SHA256 is its fingerprint, as `fleet ca show` prints it. It is refused while a certificate of that CA is good.
+    SHA256 is its fingerprint, as `fleet ca show` prints it. Refused while a certificate issued by that CA is valid.
     """
     from fleet.domain.errors import Refused
     from fleet.home.layout import opened

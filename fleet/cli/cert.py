@@ -46,7 +46,7 @@ def cert() -> None:
     not by the file name.
 
     \b
-    Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong use.
     """
     # The library warns of certificates that break RFC 5280; the report says so in its own words.
     warnings.simplefilter("ignore", CryptographyDeprecationWarning)
@@ -77,7 +77,7 @@ def inspect(file: str, password: PasswordSource, output: str) -> None:
       openssl s_client -connect localhost:8883 </dev/null | fleet cert inspect -
 
     \b
-    Exit codes: 0 shown (expired or not), 1 it can't be read, 2 used wrongly.
+    Exit codes: 0 shown (expired or not), 1 it cannot be read, 2 wrong use.
     """
     data = _input(file)
     bundle = _read(file, data, password, "the file")
@@ -175,7 +175,7 @@ def convert(
       fleet cert convert root.cer - --to pem
 
     \b
-    Exit codes: 0 written, 1 refused or failed, 2 used wrongly.
+    Exit codes: 0 written, 1 refused or failed, 2 wrong use.
     """
     form = Form(form_name) if form_name else _form_of(target)
     data = _input(source)

@@ -32,11 +32,11 @@ def status(home: Path, output: str) -> None:
 @home_option("it works on the database itself")
 @output_option
 def migrate(home: Path, output: str) -> None:
-    """Bring the database to this program's schema.
+    """Migrate the database to the schema of this version.
 
     `fleet serve` does so when it starts.
 
-    Several may be started at once: each step is applied once. There is no way back: copy the database before.
+    Several may run at once: each migration is applied once. There is no downgrade: copy the database first.
     """
 
     async def work() -> tuple[Status, Status]:

@@ -52,7 +52,7 @@ def database_options(text: str) -> Callable[[Callable[..., object]], Callable[..
     "hosts",
     multiple=True,
     metavar="H",
-    help="A DNS name or IP address that devices will use; may be repeated. localhost is always in. "
+    help="A DNS name or IP address that devices will use; may be repeated. localhost is always included. "
     "With one, the server listens on all interfaces; without, on loopback.",
 )
 @database_options(

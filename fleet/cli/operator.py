@@ -78,7 +78,7 @@ def add(
     \b
     Roles:
       viewer    reads everything
-      operator  runs devices: registers, tags, suspends, revokes, makes tokens
+      operator  manages devices: registers, tags, suspends, revokes, makes tokens
       factory   registers devices of its models and makes tokens for new ones
       admin     everything
 

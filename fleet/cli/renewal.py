@@ -13,7 +13,7 @@ from fleet.cli.parameters import MODEL, TIME
 from fleet.client.client import Client, path_of
 
 COLUMNS = ("model", "before", "start", "end", "devices", "renewed")
-_MODEL = click.option("--model", required=True, type=MODEL, help="Whose devices.")
+_MODEL = click.option("--model", required=True, type=MODEL, help="The model of the devices.")
 
 
 @click.group()
@@ -34,7 +34,7 @@ def renewal() -> None:
 @click.option("--spread", type=DURATION, default="6h", show_default=True, help="Time over which renewals are spread.")
 @output_option
 def campaign(client: Client, model: str, before: str, spread: timedelta, output: str) -> None:
-    """Have all certificates of a model that were issued before a time renewed, spread from now on.
+    """Renew all certificates of a model that were issued before a time, spread over a period from now.
 
     \b
     Example, after a leak on the first of March:

@@ -27,7 +27,7 @@ REQUESTS = Records(request, REQUEST_ID, COLUMNS)
 REQUESTS.show("Show requests with everything that is known of them.")
 REQUESTS.act(
     "approve",
-    """Allow the key of a request one certificate for the device id that it asks for.
+    """Approve requests: each key may get one certificate for the device id requested.
 
     The device fetches it with its next attempt. Other requests for the same device id are denied.
 
@@ -39,7 +39,7 @@ REQUESTS.act(
 )
 REQUESTS.act(
     "deny",
-    """Refuse the key of a request, for as long as the request is kept.
+    """Deny requests: their keys are refused for as long as the requests are kept.
 
     An approval that the device has not used yet is withdrawn.
     """,

@@ -22,7 +22,7 @@ def retention() -> None:
 @client_option
 @output_option
 def status(client: Client, output: str) -> None:
-    """Show how long records are kept (0 days: forever), and from which number to which there are any."""
+    """Show how long records are kept (0 days: forever), and the numbers of those in the registry."""
     with attempting("asking what is kept"):
         seen = client.get("/v1/retention")
     print_value(seen, output)
@@ -30,18 +30,21 @@ def status(client: Client, output: str) -> None:
 
 @retention.command(name="run")
 @home_option("archives are files in the home; a server does this every day by itself")
-@click.option("--dry-run", is_flag=True, help="Say what is due, and change nothing.")
-@click.option("--take-over", is_flag=True, help="Archive on this node from now on: the one that did is gone.")
+@click.option("--dry-run", is_flag=True, help="Show what is due, and change nothing.")
+@click.option("--take-over", is_flag=True, help="Make this the node that archives: the previous one is gone.")
 @output_option
 def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
-    """Archive what is due.
+    """Move records past their retention period from the registry to files in HOME/archive.
 
-    It is moved from the registry into files in HOME/archive. Look first: fleet retention run --dry-run
+    Events: their age counts from the run that first saw them, so the first run moves none. Audit rows: under a signed
+    head, in whole blocks of 256. Certificates: expired ones, but never the newest of a device in service.
 
-    Events: from the second run on, since their age counts from when a run first saw them. Audit: once sealed, in whole
-    blocks of 256 rows. Certificates: never one that is still valid, nor the last one of a device in service.
+    With several nodes on one database, one of them archives. Another takes over three days after its last run, or at
+    once with --take-over.
 
-    Of several nodes on one database, one archives; another takes over when that one has not for three days.
+    \b
+    Example:
+      fleet retention run --dry-run
     """
     from fleet.config.settings import SettingsError
     from fleet.home.layout import opened, settings_of
@@ -73,7 +76,7 @@ def check(home: Path, output: str) -> None:
 
     Every row in HOME/archive is checked against the signed heads beside it: none changed, missing or inserted.
 
-    It reads files only; the registry is not needed.
+    Needs the files only, not the registry.
     """
     from fleet.home.layout import open_home
     from fleet.services.archived_audit import check_archived

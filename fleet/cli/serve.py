@@ -20,9 +20,11 @@ ADDRESS = Checked("A:P", parse_address)
 
 @click.command()
 @home_option("it is what --url reaches")
-@click.option("--est", type=ADDRESS, help="Where EST listens, instead of fleet.toml's. Port 0: any free one.")
-@click.option("--mqtt", type=ADDRESS, help="Where the MQTT gateway listens.")
-@click.option("--http", type=ADDRESS, help="Where the HTTP API listens.")
+@click.option(
+    "--est", type=ADDRESS, help="Address of the EST listener, instead of fleet.toml's. Port 0: any free port."
+)
+@click.option("--mqtt", type=ADDRESS, help="Address of the MQTT gateway.")
+@click.option("--http", type=ADDRESS, help="Address of the HTTP API.")
 @click.option(
     "--upstream",
     type=Checked("URL", parse_broker),
@@ -36,14 +38,14 @@ ADDRESS = Checked("A:P", parse_address)
 @click.option(
     "--ready-file",
     type=FILE,
-    help="Written, whole, when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid.",
+    help="Written atomically when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What goes to standard error, one line an event.",
+    help="Lowest level of the log lines on standard error.",
 )
 def serve(
     home: Path,

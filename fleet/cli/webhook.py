@@ -14,9 +14,9 @@ from fleet.webhook.signing import ALGORITHM, TAG
 
 @click.group()
 def webhook() -> None:
-    """Webhooks that have a say before a first certificate (fleet model set NAME --webhook URL).
+    """Webhooks that authorize first certificates (fleet model set NAME --webhook URL).
 
-    What is asked, what may be answered and how to check the signature is in fleet/webhook/README.md.
+    Requests, responses and the signature are described in fleet/webhook/README.md.
     """
 
 
@@ -24,7 +24,7 @@ def webhook() -> None:
 @home_option("the key is read from the home")
 @output_option
 def key(home: Path, output: str) -> None:
-    """Show the public key by which a webhook knows that it is asked by this fleet.
+    """Print the public key that verifies the signature of this fleet's webhook requests.
 
     \b
     Example:

@@ -54,7 +54,7 @@ class HomeTransport:
         return Answer(reply.status, Headers(reply.headers.items()), reply.body)
 
     def close(self) -> None:
-        """Note in the revocation log what was revoked meanwhile, and close the registry."""
+        """Write to the revocation journal what was revoked meanwhile, and close the registry."""
         try:
             if self._opened is not None:
                 self._opened = None

@@ -247,6 +247,6 @@ async def take_lease(registry: Registry, owner: str, *, actor: str, now: datetim
         raise Conflict(
             "retention-elsewhere",
             f"{held.owner} archives for this fleet, until {held.expires_at:%Y-%m-%d %H:%M} UTC at least.",
-            "Run it there. If that node is gone for good: fleet retention run --take-over",
+            "Run it there. If that node is gone permanently: fleet retention run --take-over",
         ) from error
     return lease

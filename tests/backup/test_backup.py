@@ -228,7 +228,7 @@ class TestRestoring:
         self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await save(home, registry, tmp_path / "b", None)
-        with pytest.raises(Refused, match="not sealed") as refused:
+        with pytest.raises(Refused, match="not encrypted") as refused:
             await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
         assert refused.value.code == "backup-not-sealed"
         assert not (tmp_path / "home2").exists()

@@ -50,7 +50,7 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
     assert "holds the fleet's private keys" in run_fleet(home, "backup", "take", file, "--plain").stderr
     assert "sealed:" in run_fleet(home, "backup", "check", file).stdout
     for words in (("backup", "check", file), ("restore", file, str(tmp_path / "h"), "--no-revocations-after-backup")):
-        assert "not sealed" in run_fleet(home, *words, "--password-env", "PASS", expect=1).stderr
+        assert "not encrypted" in run_fleet(home, *words, "--password-env", "PASS", expect=1).stderr
     done = run_fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
     assert "Warning: devices suspended: 0." in done.stderr
 

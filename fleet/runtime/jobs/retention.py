@@ -44,7 +44,7 @@ class RetentionRun:
 
 
 async def retain(home: Home, registry: Registry, settings: Settings, run: RetentionRun) -> Report:
-    """Archive and delete records that are due by `settings`, unless another node does. The revocation log drops
+    """Archive and delete records that are due by `settings`, unless another node does. The revocation journal drops
     entries whose events were deleted or, where this node deletes none, that are spent.
 
     Raises: Conflict: `archive-in-use`; `retention-elsewhere`, unless `by_force`; what Retention.run raises.
