@@ -1,9 +1,26 @@
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from fleet.domain.changes import AuditEntry
-from fleet.services.refusals import Refusals
+import pytest
+from msgspec.structs import replace
+
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.errors import Refused, Unavailable
+from fleet.domain.peer import Peer
+from fleet.domain.writes import AddCredential
+from fleet.services.refusals import Refusals, audit_refusal, refusals_of
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
+    opened = await SqliteRegistry.open(tmp_path / "registry.db")
+    yield opened
+    await opened.close()
 
 
 def refused(
@@ -48,3 +65,96 @@ def test_many_addresses_are_one_kind_and_take_bounded_room() -> None:
     assert sum(row is not None for row in written) == 5
     later = [refusals.row(refused(f"198.51.100.{n}", seconds=61)) for n in range(100)]
     assert sum(row is not None for row in later) <= 6
+
+
+def test_the_row_after_a_quiet_minute_counts_nothing_left_out() -> None:
+    refusals = Refusals()
+    assert refusals.row(refused()) == refused()
+    assert refusals.row(refused(seconds=60)) == refused(seconds=60)
+    assert refusals.row(refused(seconds=120)) == refused(seconds=120)
+
+
+def test_a_clock_that_was_put_back_does_not_silence_a_kind() -> None:
+    refusals = Refusals()
+    refusals.row(refused())
+    assert refusals.row(refused(seconds=-59)) is None
+    assert refusals.row(refused(seconds=-60)) is not None
+
+
+def test_the_number_left_out_is_added_to_the_rows_own_detail() -> None:
+    refusals = Refusals()
+    entry = replace(refused(), detail={"serial": "5d"})
+    refusals.row(entry)
+    refusals.row(entry)
+    row = refusals.row(replace(entry, at=NOW + timedelta(minutes=1)))
+    assert row is not None
+    assert row.detail == {"serial": "5d", "left_out": "1"}
+
+
+def test_successes_are_grouped_by_their_device_and_refusals_of_made_up_names_are_not() -> None:
+    refusals = Refusals()
+    good = replace(refused(actor="station st1", code="ok"), subject="device a")
+    assert refusals.row(good) is not None
+    assert refusals.row(replace(good, subject="device b")) is not None
+    assert refusals.row(replace(good, address="192.0.2.99")) is None
+    bad = replace(refused(actor="station st1"), subject="device a")
+    assert refusals.row(bad) is not None
+    assert refusals.row(replace(bad, subject="device b")) is None
+    assert refusals.row(replace(bad, action="device.reenroll")) is not None
+
+
+def test_the_kind_that_was_written_longest_ago_makes_room() -> None:
+    refusals = Refusals(kinds_max=2)
+    a, b, c = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+    refusals.row(refused(a))
+    refusals.row(refused(b, seconds=30))
+    refusals.row(refused(a, seconds=61))  # b is the oldest now
+    assert refusals.row(refused(c, seconds=89)) is not None  # as one of anywhere: b is not a minute old yet
+    assert refusals.row(refused("192.0.2.4", seconds=89.5)) is None
+    assert refusals.row(refused(c, seconds=90)) is not None  # by its name, in the place of b
+    assert refusals.row(refused(c, seconds=91)) is None
+    assert refusals.row(refused(a, seconds=91)) is None  # still known
+
+
+def test_beyond_the_memory_devices_and_strangers_are_counted_apart() -> None:
+    refusals = Refusals(kinds_max=1)
+    refusals.row(refused("192.0.2.1"))
+    assert refusals.row(refused("192.0.2.2")) is not None
+    assert refusals.row(refused(actor="device a")) is not None
+    assert refusals.row(refused(actor="device b")) is None  # one row for all devices
+    assert refusals.row(refused("192.0.2.3", code="other")) is not None
+
+
+async def test_a_refusal_is_audited_with_the_holder_of_the_certificate(registry: SqliteRegistry) -> None:
+    held = Credential(
+        *(b"f" * 32, "5d", CredentialKind.DEVICE, "cam-7", b"k" * 32, NOW, NOW, CredentialState.REVOKED, NOW, b"der")
+    )
+    await registry.commit(Change(AuditEntry(NOW, "test", "test", "", "ok"), (AddCredential(held),)))
+    peer = Peer("192.0.2.1", b"der", (b"der",), held.fingerprint)
+    for _ in range(3):
+        await audit_refusal(registry, peer, NOW, "device.reenroll", "device ?", Refused("a-code", "No."))
+    (row,) = (await registry.audit())[1:]
+    assert row.entry == AuditEntry(
+        NOW, "device cam-7", "device.reenroll", "device ?", "a-code", "192.0.2.1", {"serial": "5d"}
+    )
+    await audit_refusal(registry, Peer("192.0.2.1"), NOW, "device.enroll", "device ?", Refused("a-code", "No."))
+    assert (await registry.audit())[-1].entry.actor == "nobody"
+
+
+async def test_a_refusal_stands_when_it_cannot_be_audited(
+    registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(change: Change) -> None:
+        raise Unavailable("disk-full", "The disk is full.")
+
+    monkeypatch.setattr(registry, "commit", full)
+    refusal = Refused("a-code", "No.")
+    await audit_refusal(registry, Peer("192.0.2.1"), NOW, "device.enroll", "device ?", refusal)
+    assert "disk is full" in str(refusal.__notes__)
+
+
+async def test_each_registry_has_refusals_of_its_own(registry: SqliteRegistry, tmp_path: Path) -> None:
+    other = await SqliteRegistry.open(tmp_path / "other.db")
+    assert refusals_of(registry) is refusals_of(registry)
+    assert refusals_of(other) is not refusals_of(registry)
+    await other.close()
