@@ -6,16 +6,15 @@ timeout starts again with every byte received.
 
 import http.client
 import select
-import socket
 import ssl
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from fleet.client.transport import Answer
 from fleet.domain.errors import Invalid, Unavailable
+from fleet.est_client.transport import Deadline, TimedSocket, connect
 
 DEADLINE_SECONDS = 30.0  # a bulk step works for at most ten
 ANSWER_SIZE_MAX = 64 * 1024 * 1024  # a page of a thousand rows has less than one MiB
@@ -37,22 +36,21 @@ class HttpsTransport:
         self._url = url
         self._files = (cert, key, ca)
         self._deadline_seconds = deadline_seconds
-        self._connection: _Connection | None = None
+        self._kept: tuple[http.client.HTTPSConnection, TimedSocket] | None = None
         self._context: ssl.SSLContext | None = None
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         """Raises: Invalid (`bad-certificate`), Unavailable (`cannot-reach`, `bad-answer`). OSError: a file."""
         if self._context is None:
             self._context = tls_context(*self._files)
-        deadline = time.monotonic() + self._deadline_seconds
-        kept = self._connection
-        if kept is not None and not kept.is_open():
-            self._drop()
-            kept = None
+        deadline = Deadline(self._deadline_seconds)
+        if self._kept is not None and select.select([self._kept[1].stream], [], [], 0)[0]:
+            self._drop()  # what comes unasked is the end of the connection
+        was_kept = self._kept is not None
         try:
             return self._exchange(method, target, headers, body, deadline)
         except (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError) as error:
-            if kept is None or method not in SAFE_METHODS:
+            if not was_kept or method not in SAFE_METHODS:
                 raise self._unreachable(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
@@ -65,16 +63,14 @@ class HttpsTransport:
         self._drop()
 
     def _exchange(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: float
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
     ) -> Answer:
-        assert self._context is not None  # noqa: S101  `send` has made it
-        if self._connection is None:
-            self._connection = _Connection(self._host, self._port, self._context)
+        connection, stream = self._kept = self._kept or self._connected(deadline)
+        stream.deadline = deadline
         is_whole = False
         try:
-            self._connection.deadline = deadline
-            self._connection.request(method, target, body, dict(headers))
-            response = self._connection.getresponse()
+            connection.request(method, target, body, dict(headers))
+            response = connection.getresponse()
             raw = response.read(ANSWER_SIZE_MAX + 1)
             is_whole = response.isclosed() and not response.will_close
         finally:
@@ -85,10 +81,25 @@ class HttpsTransport:
             raise Unavailable("bad-answer", message, "Check the address.")
         return Answer(response.status, cast(Mapping[str, str], response.headers), raw)
 
+    def _connected(self, deadline: Deadline) -> tuple[http.client.HTTPSConnection, TimedSocket]:
+        assert self._context is not None  # noqa: S101  `send` has made it
+        raw = connect(self._host, self._port, deadline)
+        try:
+            raw.settimeout(deadline.left())
+            stream = TimedSocket(self._context.wrap_socket(raw, server_hostname=self._host), deadline)
+        except BaseException:
+            raw.close()
+            raise
+        connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
+        connection.sock = stream
+        return connection, stream
+
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._kept is not None:
+            connection, stream = self._kept
+            connection.close()
+            stream.stream.close()
+            self._kept = None
 
     def _unreachable(self, error: Exception) -> Unavailable:
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -125,7 +136,6 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
         context = ssl.create_default_context(cafile=ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False  # RFC 9525, 2: names are in the SAN
-        context.sslsocket_class = _Socket
         beside = cert.with_suffix(".key")
         context.load_cert_chain(cert, key or (beside if beside.is_file() else None), password=_no_password)
     except (ssl.SSLError, ValueError) as error:
@@ -137,76 +147,3 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted")
-
-
-def _seconds_left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-class _Socket(ssl.SSLSocket):
-    """Gives each read and write what is left until `deadline`, on `time.monotonic()`."""
-
-    deadline = 0.0
-
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        self.settimeout(_seconds_left(self.deadline))
-        return super().recv_into(buffer, nbytes, flags)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        self.settimeout(_seconds_left(self.deadline))
-        return super().send(data, flags)
-
-
-class _Connection(http.client.HTTPSConnection):
-    """A connection whose every step, from resolution to the answer's last byte, ends at `deadline`."""
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        super().__init__(host, port, context=context)
-        self._tls = context
-        self._deadline = 0.0
-
-    @property
-    def deadline(self) -> float:
-        return self._deadline
-
-    @deadline.setter
-    def deadline(self, at: float) -> None:
-        self._deadline = at
-        if isinstance(self.sock, _Socket):
-            self.sock.deadline = at
-
-    def connect(self) -> None:
-        raw = self._connected()
-        try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            raw.settimeout(_seconds_left(self._deadline))
-            self.sock = self._tls.wrap_socket(raw, server_hostname=self.host)
-        except BaseException:
-            raw.close()
-            raise
-        self.deadline = self._deadline
-
-    def _connected(self) -> socket.socket:
-        """Each address in turn, all within the deadline."""
-        problem: OSError = ConnectionError("no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-            raw = socket.socket(family, kind, protocol)
-            try:
-                raw.settimeout(_seconds_left(self._deadline))
-                raw.connect(address)
-            except OSError as error:
-                raw.close()
-                problem = error
-            else:
-                return raw
-        raise problem
-
-    def is_open(self) -> bool:
-        """Whether nothing has come in since the last answer: what comes unasked is the end of the connection."""
-        if self.sock is None:
-            return False
-        readable, _, _ = select.select([self.sock], [], [], 0)
-        return not readable

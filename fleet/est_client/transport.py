@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleet.wire.est import BODY_SIZE_MAX
-
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -53,12 +51,12 @@ def exchange(host: str, port: int, context: ssl.SSLContext, request: Request, ti
     Raises: AnswerTooLarge, AnswerCutOff, ssl.SSLError, http.client.HTTPException, OSError (TimeoutError after
     `timeout_seconds`).
     """
-    deadline = _Deadline(timeout_seconds)
-    with _connect(host, port, deadline) as raw:
+    deadline = Deadline(timeout_seconds)
+    with connect(host, port, deadline) as raw:
         raw.settimeout(deadline.left())
         with context.wrap_socket(raw, server_hostname=host) as stream:
             connection = http.client.HTTPSConnection(host, port, context=context)  # never connects: it has its socket
-            connection.sock = _TimedSocket(stream, deadline)
+            connection.sock = TimedSocket(stream, deadline)
             body = request.body(stream)
             connection.request(request.method, request.path, body=body, headers=dict(request.headers))
             with connection.getresponse() as response:
@@ -71,7 +69,9 @@ def channel_binding(stream: ssl.SSLSocket) -> str | None:
     return base64.b64encode(binding).decode() if binding else None
 
 
-class _Deadline:
+class Deadline:
+    """`seconds` from now on."""
+
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
 
@@ -83,7 +83,7 @@ class _Deadline:
         return seconds
 
 
-def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
+def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     """A TCP connection to the first address of `host` that accepts one; each gets its share of the time left."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure: OSError = OSError("the name has no address")
@@ -101,28 +101,28 @@ def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
     raise failure
 
 
-class _TimedSocket:
-    """What http.client needs of a socket, each operation with the time that is left."""
+class TimedSocket:
+    """What http.client needs of a socket, each operation with the time that is left until `deadline`."""
 
-    def __init__(self, stream: ssl.SSLSocket, deadline: _Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
+    def __init__(self, stream: ssl.SSLSocket, deadline: Deadline) -> None:
+        self.stream = stream
+        self.deadline = deadline
 
     def sendall(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            self._stream.settimeout(self._deadline.left())
-            view = view[self._stream.send(view) :]
+            self.stream.settimeout(self.deadline.left())
+            view = view[self.stream.send(view) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self._stream, self._deadline))
+        return io.BufferedReader(_TimedReader(self.stream, self.deadline))
 
     def close(self) -> None:
-        """The stream is closed by `exchange`."""
+        """The stream is closed by who has opened it: answers are read from it after http.client is done with this."""
 
 
 class _TimedReader(io.RawIOBase):
-    def __init__(self, stream: ssl.SSLSocket, deadline: _Deadline) -> None:
+    def __init__(self, stream: ssl.SSLSocket, deadline: Deadline) -> None:
         self._stream = stream
         self._deadline = deadline
 
@@ -135,6 +135,8 @@ class _TimedReader(io.RawIOBase):
 
 
 def _read(response: http.client.HTTPResponse) -> Answer:
+    from fleet.wire.est import BODY_SIZE_MAX  # with what reads certificates, which the API's client does without
+
     parts: list[bytes] = []
     size = 0
     while part := response.read1(_READ_SIZE):

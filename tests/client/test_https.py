@@ -146,9 +146,9 @@ def test_a_kept_connection_that_was_closed_is_made_anew(serving: Callable[[Serve
     there = transport(server, file)
     with Client(there) as client:
         client.get("/v1/a")
-        kept = there._connection
+        kept = there._kept
         assert kept is not None
-        assert select.select([kept.sock], [], [], 60)[0], "it was not closed"
+        assert select.select([kept[1].stream], [], [], 60)[0], "it was not closed"
         client.post("/v1/b", {})
         client.get("/v1/c")
     assert server.connections == 3

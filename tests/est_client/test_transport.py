@@ -18,7 +18,7 @@ from fleet.est_client import transport
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import BadConfig, BadCredentials, EstUnreachable, EstUntrusted
 from fleet.est_client.tls import client_context, is_refusal_text
-from fleet.est_client.transport import _Deadline
+from fleet.est_client.transport import Deadline
 from fleet.wire.est import BODY_SIZE_MAX
 from tests.device_agent.fleet_parts import Authority, key_pem, pem
 from tests.device_agent.wild_servers import Behavior, answers, http, read_request, tls_server
@@ -125,15 +125,15 @@ def test_each_address_gets_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr(socket, "socket", QuickAcks)
     with pytest.raises(TimeoutError):
-        transport._connect("h", 9, _Deadline(30.0))
+        transport.connect("h", 9, Deadline(30.0))
     assert tried == pytest.approx([10.0, 15.0, 30.0], abs=1.0)
 
 
 def test_a_deadline_that_has_passed_is_a_timeout() -> None:
-    assert 0 < _Deadline(5.0).left() <= 5.0
+    assert 0 < Deadline(5.0).left() <= 5.0
     for seconds in (0.0, -1.0):
         with pytest.raises(TimeoutError):
-            _Deadline(seconds).left()
+            Deadline(seconds).left()
 
 
 def test_the_body_is_capped_at_its_limit(authority: Authority) -> None:
