@@ -19,7 +19,6 @@ from fleet.backup.database_setting import name_database
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
 from fleet.config.addresses import Database
 from fleet.config.database_url import DatabaseUrl
-from fleet.config.settings import SettingsError
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
@@ -140,7 +139,7 @@ def _check_home(home: Home, manifest: Manifest) -> None:
     try:
         found = fleet_fingerprint(home)
         settings_of(home)
-    except (OSError, ValueError, SettingsError) as error:
+    except (OSError, ValueError, Invalid) as error:
         raise Invalid("backup-damaged", f"What the backup holds is no home: {error}.") from error
     if not home.registry.is_file() or found != manifest.fleet:
         raise Invalid("backup-damaged", "The backup's manifest is of another fleet than its files.")

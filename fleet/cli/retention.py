@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.errors import CliError, attempting
+from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.client.client import Client
@@ -46,7 +46,6 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
     Example:
       fleet retention run --dry-run
     """
-    from fleet.config.settings import SettingsError
     from fleet.home.layout import opened, settings_of
     from fleet.home.unix_user import act_now
     from fleet.runtime.jobs.retention import RetentionRun, retain
@@ -58,12 +57,8 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
             terms = RetentionRun(act.actor, act.now, is_dry=dry_run, by_force=take_over)
             return await retain(place, registry, settings_of(place), terms)
 
-    attempted = f"archiving what is due in '{home}'"
-    with attempting(attempted):
-        try:
-            done = asyncio.run(work())
-        except SettingsError as error:
-            raise CliError(attempted, str(error), "Correct that line") from error
+    with attempting(f"archiving what is due in '{home}'"):
+        done = asyncio.run(work())
     value = {"dry_run": dry_run, "events": done.events, "audit": done.audit, "certificates": done.credentials}
     print_value({**value, "files": list(done.files)}, output)
 

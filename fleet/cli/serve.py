@@ -7,11 +7,11 @@ import click
 from msgspec.structs import replace
 
 from fleet.cli import USUAL_GC
-from fleet.cli.errors import CliError, attempting
+from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, Checked, home_option
 from fleet.config.addresses import Address, Broker, parse_address, parse_broker
 from fleet.config.logs import configure_logging
-from fleet.config.settings import SettingsError, parse_workers
+from fleet.config.settings import parse_workers
 from fleet.home.layout import open_home, settings_of
 from fleet.runtime.serve import serve_until_stopped
 
@@ -73,10 +73,7 @@ def serve(
     """
     with attempting(f"serving '{home}'"):
         place = open_home(home.absolute())
-        try:
-            settings = settings_of(place)
-        except SettingsError as error:
-            raise CliError(f"serving '{home}'", str(error), "Correct that line and start again") from error
+        settings = settings_of(place)
         settings = replace(
             settings,
             est=est or settings.est,

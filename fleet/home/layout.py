@@ -114,12 +114,15 @@ def _must_be_ours(home: Home) -> None:
 
 
 def settings_of(home: Home) -> Settings:
-    """Raises: SettingsError."""
-    return read_settings(home.settings_file)
+    """Raises: Invalid (`bad-settings`): with the line."""
+    try:
+        return read_settings(home.settings_file)
+    except SettingsError as error:
+        raise Invalid("bad-settings", str(error), "Correct that line.") from error
 
 
 def waiting_limits(settings: Settings) -> WaitingLimits:
-    """Number and lifetime of requests that wait for approval."""
+    """Of requests that wait for approval."""
     return WaitingLimits(
         settings.approval_requests_max,
         settings.approval_per_model_max,
@@ -127,14 +130,6 @@ def waiting_limits(settings: Settings) -> WaitingLimits:
         timedelta(days=settings.approval_days),
         settings.approval_ask_again_seconds,
     )
-
-
-def fleet_name(home: Home) -> str:
-    """Raises: Invalid (`bad-settings`)."""
-    try:
-        return settings_of(home).name
-    except SettingsError as error:
-        raise Invalid("bad-settings", str(error)) from error
 
 
 def revocation_log(home: Home) -> RevocationJournal:
@@ -152,11 +147,7 @@ def fleet_fingerprint(home: Home) -> str:
 def keep_fleet_fingerprint(home: Home) -> None:
     """Keep the fleet's identifier through a rollover of the root."""
     if not home.fleet_id.exists():
-        fresh = home.fleet_id.with_suffix(".new")
-        fresh.write_text(fleet_fingerprint(home) + "\n", "ascii")
-        sync(fresh)
-        fresh.rename(home.fleet_id)
-        sync(home.ca)
+        replace_file(home.fleet_id, fleet_fingerprint(home).encode() + b"\n")
 
 
 def place_of_registry(home: Home) -> RegistryLocation:
@@ -164,10 +155,7 @@ def place_of_registry(home: Home) -> RegistryLocation:
 
     Raises: Invalid: `bad-settings`, `bad-database`, `database-file-exposed`. NotFound (`no-database-file`).
     """
-    try:
-        return place_for(home, settings_of(home).database)
-    except SettingsError as error:
-        raise Invalid("bad-settings", str(error), "Mend that line") from error
+    return place_for(home, settings_of(home).database)
 
 
 def place_for(home: Home, database: Database) -> RegistryLocation:
@@ -241,6 +229,15 @@ def certificate_in(file: Path) -> "x509.Certificate":
     from cryptography import x509  # not every command needs it, and it takes a tenth of a second
 
     return x509.load_pem_x509_certificate(file.read_bytes())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, durably: a reader finds the content before, or all of it."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(data)
+    sync(fresh)
+    fresh.replace(path)
+    sync(path.parent)
 
 
 def sync_tree(top: Path) -> None:

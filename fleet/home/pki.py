@@ -1,6 +1,5 @@
 """PKI files of a home: create and load its CAs and keys, issue and renew the server certificate."""
 
-import fcntl
 import hmac
 import ipaddress
 import os
@@ -17,8 +16,8 @@ from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
-from fleet.home.ca_store import root_in
-from fleet.home.layout import Home, certificate_in, fleet_name, sync
+from fleet.home.ca_store import locked, root_in
+from fleet.home.layout import Home, certificate_in, replace_file, settings_of, sync
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer
@@ -76,15 +75,10 @@ def operators_authority(home: Home, now: datetime) -> x509.Certificate:
 
     Raises: Invalid (`bad-settings`): the fleet's name is unknown, so it cannot be created. OSError.
     """
-    handle = os.open(home.operators_certificate.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two concurrent commands must not create two
+    with locked(home.ca):  # two concurrent commands must not create two
         if not home.operators_certificate.exists():
             home.operators_key.unlink(missing_ok=True)  # left by an interrupted creation
-            _write_operators_authority(home, fleet_name(home), now)
-            sync(home.operators_certificate.parent)
-    finally:
-        os.close(handle)
+            _write_operators_authority(home, settings_of(home).name, now)
     return certificate_in(home.operators_certificate)
 
 
@@ -97,10 +91,7 @@ def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
     """Write the key first, then the certificate atomically: a certificate always has its key."""
     certificate, key = create_operators(name, now)
     write_key(home.operators_key, key)
-    fresh = home.operators_certificate.with_suffix(".new")
-    fresh.write_bytes(certificate.public_bytes(Encoding.PEM))
-    sync(fresh)
-    fresh.rename(home.operators_certificate)
+    replace_file(home.operators_certificate, certificate.public_bytes(Encoding.PEM))
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -115,7 +106,7 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or after a CA rollover. The
     file is replaced atomically: a reader finds the old chain or the new one.
     """
-    current = x509.load_pem_x509_certificates(home.server_chain.read_bytes())[0]
+    current = certificate_in(home.server_chain)
     issuing = certificate_in(home.issuing_certificate)
     life = current.not_valid_after_utc - current.not_valid_before_utc
     if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
@@ -129,13 +120,8 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     renewed, _ = issue_server_certificate(
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )
-    fresh = home.server_chain.with_suffix(".new")
     links = root_in(home.ca).new_with_old  # so that clients that trust a former root can verify it
-    chain = (renewed, issuing, *links)
-    fresh.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
-    sync(fresh)
-    fresh.replace(home.server_chain)
-    sync(home.server_chain.parent)
+    replace_file(home.server_chain, b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, issuing, *links)))
     return why
 
 
@@ -164,8 +150,7 @@ def write_authorities(home: Home, settings: Settings, now: datetime) -> None:
 
 def key_sealer(home: Home) -> Sealer:
     """The signer of server-generated keys: the server itself (RFC 7030, 4.4.2)."""
-    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
-    return Sealer(chain[0], load_key(home.server_key))
+    return Sealer(certificate_in(home.server_chain), load_key(home.server_key))
 
 
 def load_webhook_signer(home: Home) -> Signer:

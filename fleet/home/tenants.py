@@ -22,7 +22,7 @@ from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.labels import must_be_a_label
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
-from fleet.home.layout import Home, fleet_name, keep_fleet_fingerprint, sync, sync_tree
+from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync, sync_tree
 
 TENANTS_MAX = 200  # every CertificateRequest names each tenant's CA: 60 bytes of a handshake each
 
@@ -83,7 +83,7 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
     (`root-key-away`). OSError.
     """
     must_be_a_label(plain_name(name, "tenant"), "tenant")
-    fleet = fleet_name(home)
+    fleet = settings_of(home).name
     read_authorities(home)  # completes an interrupted rollover, which needs the lock
     with locked(home.ca):
         home.tenants.mkdir(mode=0o700, exist_ok=True)
@@ -149,7 +149,7 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
     folder = old.key_file.parent
     has_own_root = (folder / "root.pem").exists()
     root_key = _key_of_root(folder / "root.key" if has_own_root else home.root_key)
-    name = f"{fleet_name(home)} {tenant}" if tenant else fleet_name(home)
+    name = f"{settings_of(home).name} {tenant}".rstrip()
     if root_too and not has_own_root:
         text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
         raise Invalid("not-its-root", text, "Roll over the fleet's: fleet ca rollover --root")

@@ -21,12 +21,14 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.home.layout import Home, open_registry, revocation_log
+from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
-from fleet.runtime.jobs.retention import retaining_daily
+from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
-from fleet.runtime.jobs.server_certificate import Clock, renew_if_due
+from fleet.runtime.jobs.server_certificate import renew_if_due
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import Upstream
+from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet")
 
@@ -90,7 +92,7 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         jobs = (
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
             await parts.enter_async_context(journaling_revocations(registry, revocation_log(home))),
-            await parts.enter_async_context(retaining_daily(home, registry, settings, clock)),
+            await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)

@@ -21,10 +21,11 @@ from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints, Host, ready_file_with, run_host
-from fleet.runtime.jobs.server_certificate import Clock, renew_daily, utc_now
+from fleet.runtime.jobs.server_certificate import renew_daily, utc_now
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import run_supervisor
 from fleet.runtime.worker import loop_factory, run_worker
+from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet")
 

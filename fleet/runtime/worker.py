@@ -9,7 +9,7 @@ more, each worker is a process (worker_main.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -27,7 +27,7 @@ from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
 from fleet.runtime.jobs.retention import policy_of
-from fleet.runtime.jobs.server_certificate import Clock, Contexts
+from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import NAMES, open_listener, with_addresses
 from fleet.runtime.signals import Signals
@@ -41,7 +41,7 @@ from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_exter
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.tls.contexts import ContextSource
+from fleet.tls.contexts import Clock, ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
@@ -55,6 +55,9 @@ class WorkerSlot:
     number: int = 1
     is_shared: bool = False
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
+
+
+ALONE = WorkerSlot()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -97,13 +100,12 @@ async def run_worker(
     upstream: Upstream,
     *,
     clock: Clock,
-    slot: WorkerSlot | None = None,
+    slot: WorkerSlot = ALONE,
 ) -> AsyncIterator[Worker]:
     """Gateway, EST and API over `registry` and `upstream`; they listen when the block begins.
 
     Raises: FleetError, OSError: a part could not start.
     """
-    slot = slot or WorkerSlot()
     async with AsyncExitStack() as parts:
         authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
@@ -111,13 +113,8 @@ async def run_worker(
         monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
         if monitored is not None:
             await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
-        gateway = Gateway(
-            registry,
-            monitored or upstream,
-            clock=clock,
-            limits=Limits(sessions_max=settings.sessions_max),
-            purges=not slot.is_shared,
-        )
+        limits = Limits(sessions_max=settings.sessions_max)
+        gateway = Gateway(registry, monitored or upstream, clock=clock, limits=limits, purges=not slot.is_shared)
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
@@ -148,19 +145,11 @@ async def run_worker(
             source: ContextSource = getattr(contexts, name)
             listeners[name] = await open_listener(name, source, factories[name], settings, shared=slot.is_shared)
             parts.callback(listeners[name].close)
-        _freeze()
-        yield Worker(_endpoints(home, settings, listeners), home, contexts, authorities, (feed, anchors))
-
-
-def _endpoints(home: Home, settings: Settings, listeners: Mapping[str, Listener]) -> Endpoints:
-    bound = {name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES}
-    return Endpoints.of(home, with_addresses(settings, bound))
-
-
-def _freeze() -> None:
-    """Objects of start-up live until shutdown: keep the garbage collector from traversing them each time."""
-    gc.collect()
-    gc.freeze()
+        bound = {name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES}
+        endpoints = Endpoints.of(home, with_addresses(settings, bound))
+        gc.collect()
+        gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
+        yield Worker(endpoints, home, contexts, authorities, (feed, anchors))
 
 
 def _est_server(

@@ -5,9 +5,8 @@ async with sealing_audit(home, registry, clock=clock) as task: ...
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
@@ -16,14 +15,13 @@ from fleet.home.layout import Home
 from fleet.home.pki import audit_signer
 from fleet.runtime.background import background
 from fleet.services.sealing import seal
+from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet.audit")
 
 SEAL_SECONDS = 1.0
 END_SECONDS_MAX = 1.0  # enough for a backlog of hundreds of thousands of rows; shutdown must not wait longer
 FAILURES_A_LINE = 60  # a disk that is full for hours produces a line a minute
-
-Clock = Callable[[], datetime]
 
 
 @asynccontextmanager

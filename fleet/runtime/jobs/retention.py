@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,12 +11,12 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home.layout import Home, revocation_log
-from fleet.runtime.background import background
 from fleet.services.retention import Mode, Policy, Report, Retention, take_lease
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import trim_spent
 from fleet.storage.journals.archive import Archive
 from fleet.storage.journals.event_marks import EventMarks
+from fleet.tls.contexts import Clock
 
 logger = logging.getLogger("fleet.retention")
 
@@ -76,16 +74,7 @@ def node_name(home: Home) -> str:
     return f"{socket.gethostname()}:{home.path.absolute()}"[:NODE_NAME_MAX]
 
 
-@asynccontextmanager
-async def retaining_daily(
-    home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]
-) -> AsyncIterator[asyncio.Task[None]]:
-    """Run the job while the block runs; yields its task."""
-    async with background(retain_daily(home, registry, settings, clock), "retention") as task:
-        yield task
-
-
-async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Callable[[], datetime]) -> None:
+async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Clock) -> None:
     """Run retention daily until cancelled; a failure is logged and retried the next day."""
     await asyncio.sleep(FIRST_SECONDS)
     while True:

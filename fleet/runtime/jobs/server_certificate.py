@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
@@ -15,13 +15,11 @@ from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.tenants import Authorities, read_authorities
-from fleet.tls.contexts import ClientTrust, ContextSource, server_context
+from fleet.tls.contexts import ClientTrust, Clock, ContextSource, server_context
 
 log = logging.getLogger("fleet")
 
 RENEWAL_CHECK_SECONDS = 86_400.0
-
-Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
@@ -50,21 +48,15 @@ class Contexts:
         anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
         identity = server_identity(home)
 
-        def source(
-            *more_anchors: Certificate,
-            require_client: bool = False,
-            expired_leaf: bool = False,
-            manufacturers: Sequence[Certificate] = (),
-        ) -> ContextSource:
-            trust = ClientTrust((*anchors, *more_anchors), tenants, manufacturers)
-            context = server_context(
-                identity, trust, require_client=require_client, clock=clock, expired_leaf=expired_leaf
-            )
-            return ContextSource(context)
+        def source(trust: ClientTrust, *, require_client: bool = False, expired_leaf: bool = False) -> ContextSource:
+            rules = {"require_client": require_client, "expired_leaf": expired_leaf}
+            return ContextSource(server_context(identity, trust, clock=clock, **rules))
 
-        operators = operators_authority(home, clock())
-        est = source(expired_leaf=True, manufacturers=manufacturers)
-        return cls(source(require_client=True), est, source(operators), clock, list(manufacturers))
+        devices = ClientTrust(anchors, tenants)
+        mqtt = source(devices, require_client=True)
+        est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
+        http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
+        return cls(mqtt, est, http, clock, list(manufacturers))
 
     def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
