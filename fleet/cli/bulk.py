@@ -6,11 +6,11 @@ An act by filter goes in steps over the API (POST /v1/bulk), and can be stopped 
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+from msgspec import Struct, field
 
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.long_work import Progress, noting_interrupts
@@ -29,8 +29,7 @@ IDLE_STEPS_MAX = 10  # one after the other
 DRY_COLUMNS = ("id", "model", "state", "expires_at", "tags", "groups")
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """What the arguments and options of `ids_or_filter` say."""
 
     client: Client
@@ -96,8 +95,7 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
 )
 
 
-@dataclass(slots=True)
-class _Tally:
+class _Tally(Struct):
     """How far an act has come."""
 
     done: int = 0

@@ -11,10 +11,9 @@ memory; an object for one value. Keys are stable. A table shows its columns by k
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -36,8 +35,7 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table: the key of its value, its heading, and how it is formatted."""
 
     key: str

@@ -9,9 +9,9 @@ Of several ids or names each is a request of its own, and one that fails does no
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import click
+from msgspec import Struct
 
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import client_option, limit_option, reason_option
@@ -28,8 +28,7 @@ def _same(row: Row) -> Row:
     return row
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Struct, frozen=True):
     """Records that the API lists by the ids or names of `type`."""
 
     group: click.Group

@@ -1,12 +1,10 @@
 """Transports of the API's client: how one request reaches the API and its answer comes back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One HTTP answer."""
 
     status: int

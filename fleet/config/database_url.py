@@ -6,7 +6,6 @@ Standard URLs of libpq, of which a known part is accepted. An unknown parameter 
 the server as a setting of the session, and one of those decides what is durable.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -30,7 +29,7 @@ PARAMETERS = (
 )
 
 _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\],]*)(:[0-9]{0,5})?"
-_HOSTS = re.compile(rf"({_HOST},)*{_HOST}")
+_HOSTS = rf"({_HOST},)*{_HOST}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def parse_database_url(text: str) -> DatabaseUrl:
         raise ValueError("is not a URL: it is too long, or holds a space or a control character")
     try:
         parts = urlsplit(text)
-        if "@" in parts.path + parts.query or not _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
+        if "@" in parts.path + parts.query or not re.fullmatch(_HOSTS, parts.netloc.rpartition("@")[2]):
             # As in u:half/other@host: what stands where a host should is the first half of a password.
             raise ValueError("no host")
         parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -67,6 +66,8 @@ def parse_database_url(text: str) -> DatabaseUrl:
         raise ValueError("is not postgresql://USER@HOST[:PORT]/DATABASE")
     for name, _ in parameters:
         if name not in PARAMETERS:
+            import difflib  # for the hint alone
+
             close = difflib.get_close_matches(name, PARAMETERS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(PARAMETERS)}"
             raise ValueError(f"has the unknown parameter {name[:40]!r}; {hint}")

@@ -4,7 +4,6 @@ An unknown key, a value of the wrong type or out of range is an error that names
 the server does not start. A misspelled key never falls back to a default.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -229,6 +228,8 @@ def _read_value(file: Path, text: str, table: str, key: str, value: Any) -> Any:
 
 
 def _near(word: str, known: dict[str, Any]) -> str:
+    import difflib  # for the hint alone
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 

@@ -6,10 +6,10 @@ counters have every refusal; the audit needs the fact, the source and the time.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.changes import AuditEntry, Change
@@ -24,8 +24,7 @@ KINDS_MAX = 4096  # remembered at once; beyond that, unauthenticated clients are
 _Kind = tuple[str, str, str, str]
 
 
-@dataclass(slots=True)
-class _Written:
+class _Written(Struct):
     at: datetime
     left_out: int = 0
 

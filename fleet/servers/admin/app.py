@@ -8,7 +8,6 @@ Answers are JSON; refusals are problem+json (RFC 9457) with the stable code besi
 import logging
 from collections.abc import Mapping
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -128,6 +127,8 @@ def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -
 
 def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
     """A refusal as problem details (RFC 9457), and its headers; `type` is left out, which means about:blank."""
+    from http import HTTPStatus  # a listing needs none of its phrases
+
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=message, code=code)
     # RFC 9110, 11.6.1 wants a challenge with every 401; there is no scheme for "present a certificate".
     challenge = {"WWW-Authenticate": "Certificate"} if status == 401 else {}

@@ -1,6 +1,6 @@
 """What a handler is given: what lives as long as the server, and one request."""
 
-import secrets
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ def _nothing() -> Json:
     return {}
 
 
-_KEY_OF_THIS_PROCESS = secrets.token_bytes(32)
+_KEY_OF_THIS_PROCESS = os.urandom(32)
 
 
 def _key_of_this_process() -> bytes:

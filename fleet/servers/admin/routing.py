@@ -12,11 +12,12 @@ import inspect
 import re
 import typing
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.domain.access import Permission
 from fleet.servers.admin.records.base import (
@@ -76,15 +77,14 @@ async def _unhandled(context: Any, call: Any) -> Result[Any]:
     raise NotImplementedError("a route is the decorator of its handler")
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(Struct, frozen=True, dict=True):
     """One method on one path; as a decorator, it takes its handler."""
 
     method: str
     template: str
     access: Permission | AccessLevel
     summary: str
-    status: int = HTTPStatus.OK
+    status: int = 200
     """Of success."""
     media_types: tuple[str, ...] = (JSON,)
     """What it can answer with, the default first."""
@@ -100,7 +100,7 @@ class Route:
     """Whether its answer can be stored with its one change, or after the last of them. Else no key is taken."""
     name: str = ""
     """The handler's: in the log, and the operationId."""
-    handle: Handler = field(default=_unhandled)
+    handle: Handler = _unhandled
 
     def __call__(self, handle: Handler) -> "Route":
         return replace(self, handle=handle, name=self.name or handle.__name__)

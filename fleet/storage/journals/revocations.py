@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +41,7 @@ _FLEET = re.compile(r"[0-9a-f]{64}")
 
 def new_lineage() -> str:
     """An id for one run of event numbers: a restored registry counts on from its backup in a new lineage."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 class Segment(Struct, frozen=True):
@@ -137,7 +136,7 @@ class RevocationJournal:
             mark = self._mark(handle)
             if mark is None or upto > mark.seen:
                 return
-            fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
+            fresh = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}")
             try:
                 with self.path.open("rb") as old, open(os.open(fresh, _NEW, 0o600), "wb") as new:
                     new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))

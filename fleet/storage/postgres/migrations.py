@@ -1,7 +1,7 @@
 """Schema migrations in PostgreSQL: numbered SQL, forward only, each applied once however many nodes start at once."""
 
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 import asyncpg
 
@@ -10,6 +10,7 @@ from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.postgres.session import SCHEMA, Session, first_line
 
 MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held while the schema is changed
+_SCHEMA = Path(__file__).parents[1] / "schema" / "postgres"
 SECONDS_MAX = 3600.0  # for another node's migration, and for ours: it may have to rewrite a large table
 
 
@@ -24,9 +25,8 @@ class Schema:
 
 def migrations() -> list[tuple[int, str]]:
     """(number, SQL) of every migration, in order. A file `0001_what.sql` is number 1."""
-    folder = resources.files("fleet.storage") / "schema" / "postgres"
-    found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".sql"))
-    return [(int(name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for name, file in found]
+    found = sorted(_SCHEMA.glob("*.sql"))
+    return [(int(file.name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for file in found]
 
 
 async def schema_of(session: Session) -> Schema:

@@ -10,7 +10,6 @@ import sqlite3
 import stat
 import time
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +29,7 @@ WRITER_CACHE_KIB = 65_536  # new certificates land on random pages of their indi
 CHECKPOINT_PAGES = 4_000  # 16 MB of log: a page that many commits touch is written back once for all of them
 
 _WIDER_THAN_OWNER = 0o077
+_SCHEMA = Path(__file__).parents[1] / "schema" / "sqlite"
 
 
 class WriteLock:
@@ -175,9 +175,8 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> None:
 
 def migrations() -> list[tuple[int, str]]:
     """(number, SQL) of every migration, in order. A file `0001_what.sql` is number 1."""
-    folder = resources.files("fleet.storage") / "schema" / "sqlite"
-    found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".sql"))
-    return [(int(name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for name, file in found]
+    found = sorted(_SCHEMA.glob("*.sql"))
+    return [(int(file.name.split("_", 1)[0]), file.read_text(encoding="utf-8")) for file in found]
 
 
 def _audit_leaf(seq: int, *columns: Any) -> bytes:
