@@ -7,8 +7,9 @@ the server as a setting of the session, and one of those decides what is durable
 """
 
 import re
-from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from msgspec import Struct
 
 URL_SIZE_MAX = 4096
 SCHEMES = ("postgresql", "postgres")
@@ -32,11 +33,10 @@ _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\],]*)(:[0-9]{0,5})?"
 _HOSTS = rf"({_HOST},)*{_HOST}"
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseUrl:
+class DatabaseUrl(Struct, frozen=True):
     """A PostgreSQL URL that has been looked at."""
 
-    dsn: str = field(repr=False)
+    dsn: str
     """What the driver connects to. May hold a password: never print or log it."""
     shown: str
     """The same without a password."""
@@ -44,6 +44,9 @@ class DatabaseUrl:
 
     def __str__(self) -> str:
         return self.shown
+
+    def __repr__(self) -> str:
+        return f"DatabaseUrl({self.shown!r})"
 
 
 def parse_database_url(text: str) -> DatabaseUrl:

@@ -2,11 +2,11 @@
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """The authenticated facts of one TLS connection. A certificate here has passed path validation; what it may do
     depends on the registry's record of its fingerprint.
     """
@@ -28,7 +28,7 @@ class Peer:
     """Name of the key exchange group, "" if unknown."""
     channel_binding_type: str = ""
     """"tls-exporter" on TLS 1.3 (RFC 9266), "tls-unique" on TLS 1.2 (RFC 5929)."""
-    read_channel_binding: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
+    read_channel_binding: Callable[[], bytes] = bytes
     """Computed on demand: few requests carry a binding."""
 
     @property

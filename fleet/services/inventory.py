@@ -5,7 +5,6 @@ come from `act`. Conflicts are detected by the registry: of two that add the sam
 """
 
 import hashlib
-import secrets
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
@@ -249,6 +248,8 @@ async def create_token(
     known = await _enrollable(registry, device) if device is not None else None
     if known is not None and not terms.takes_over:
         await _must_be_new(registry, known)
+    import secrets  # a listing makes none
+
     secret = secrets.token_urlsafe(32)
     token = Token(
         id=secrets.token_hex(6),

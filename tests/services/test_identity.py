@@ -1,11 +1,12 @@
 """Identification by a presented certificate: which holder it is, and every reason for which it is refused."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from fleet.domain.access import Operator, Role
 from fleet.domain.changes import Change
