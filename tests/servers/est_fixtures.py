@@ -25,7 +25,8 @@ from fleet.servers.admin.authorities import Authorities
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
-from fleet.servers.http import HttpLimits, HttpServer
+from fleet.servers.http import HttpServer
+from fleet.servers.http_connection import HttpLimits
 from fleet.services import claims, inventory, operators
 from fleet.services.authorization import Authorizer
 from fleet.services.enrollment import RegistrationAuthority

@@ -15,7 +15,7 @@ from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.writes import DropEvents
 from fleet.servers.admin.handlers.events import STREAMS_MAX
-from fleet.servers.http import HttpLimits
+from fleet.servers.http_connection import HttpLimits
 from fleet.services import revocation
 from tests.servers.admin_fixtures import AdminHarness, open_admin
 from tests.servers.est_fixtures import DEADLINE_SECONDS, Answer, Identity

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from fleet.ca.keys import generate_key
-from fleet.servers.http import HttpLimits
+from fleet.servers.http_connection import HttpLimits
 from fleet.wire.csr import build_csr
 from fleet.wire.est import BODY_SIZE_MAX, encode_body
 from tests.servers.est_fixtures import Answer, EstHarness, basic, csr_for, open_est

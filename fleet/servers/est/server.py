@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from aiohttp import web
 from cryptography import x509
 
 from fleet.domain.changes import AuditEntry
@@ -21,7 +20,8 @@ from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
-from fleet.servers.http import Exchange, HttpLimits, HttpServer, answer
+from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated
 from fleet.services.csr_attributes import model_to_ask_for
@@ -80,19 +80,19 @@ class _Handlers:
         self._authority, self._tenants, self._sealer, self._clock = authority, tenants, sealer, clock
         self._registry = authority.registry
         self._throttled = Refusals()
-        self._open: dict[str, Callable[[Exchange, Route], Awaitable[web.Response]]] = {
+        self._open: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
             RENEWAL_INFO: self.renewal_info,
         }
-        self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[web.Response]]] = {
+        self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[Response]]] = {
             "simpleenroll": self.simpleenroll,
             "simplereenroll": self.simplereenroll,
             "serverkeygen": self.serverkeygen,
         }
 
-    async def handle(self, exchange: Exchange) -> web.Response:
-        asked = route(exchange.request.method, exchange.request.rel_url.raw_path)
+    async def handle(self, exchange: Exchange) -> Response:
+        asked = route(exchange.request.method, exchange.request.url.raw_path)
         operation = asked.operation
         exchange.event, exchange.is_open = f"est.{operation}", operation in self._open
         if exchange.is_open:
@@ -101,7 +101,7 @@ class _Handlers:
         async with self._authority.attempt(ACTIONS[operation], exchange.peer, self._clock()) as attempt:
             return await self._issuing[operation](exchange, asked, attempt)
 
-    async def cacerts(self, exchange: Exchange, asked: Route) -> web.Response:
+    async def cacerts(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.1: a tenant's CAs under its label or one of its models', the fleet's own under any other. Without
         a label: those of the device whose certificate is presented, or the fleet's own.
 
@@ -125,7 +125,7 @@ class _Handlers:
         model = await self._registry.model(label)
         return model.rules.tenant if model is not None else ""
 
-    async def simpleenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
+    async def simpleenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> Response:
         """RFC 7030, 4.2.1."""
         credentials = basic_credentials(exchange)
         has_none = credentials is None and exchange.peer.fingerprint is None
@@ -134,7 +134,7 @@ class _Handlers:
         request = read_request(exchange, await read_csr(exchange))
         return issued(exchange, await attempt.enroll(Submission(request, credentials, asked.label)))
 
-    async def simplereenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
+    async def simplereenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> Response:
         """RFC 7030, 4.2.2."""
         current = names_presented(exchange)
         if current is None:
@@ -142,7 +142,7 @@ class _Handlers:
         request = read_request(exchange, await read_csr(exchange))
         return issued(exchange, await attempt.reenroll(Submission(request, None, asked.label, current)))
 
-    async def serverkeygen(self, exchange: Exchange, asked: Route, attempt: Attempt) -> web.Response:
+    async def serverkeygen(self, exchange: Exchange, asked: Route, attempt: Attempt) -> Response:
         """RFC 7030, 4.4: as simpleenroll and simplereenroll, for a key of the CSR's type that is generated here."""
         credentials = basic_credentials(exchange)
         if credentials is None and exchange.peer.fingerprint is None:
@@ -156,7 +156,7 @@ class _Handlers:
         wrap = wants_lines(exchange)
         certificates = encode_body(join_signed_data((credential.der,)), wrap=wrap)
         content_type, body = multipart(*generator.key_part(wrap=wrap), certificates)
-        return answer(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
+        return Response(200, body, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def throttled(self, exchange: Exchange) -> None:
         """At most one audit row a minute for each client that sends too many requests; no registry access otherwise."""
@@ -166,7 +166,7 @@ class _Handlers:
             attempt = self._authority.attempt(THROTTLED, peer, now)
             await attempt.audit_refusal(HttpRefused(429, TOO_MANY, "Too many requests."))
 
-    async def csrattrs(self, exchange: Exchange, asked: Route) -> web.Response:
+    async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
         try:
             credentials = basic_credentials(exchange)
@@ -174,7 +174,7 @@ class _Handlers:
             credentials = None  # none are needed here
         model = await model_to_ask_for(self._registry, exchange.peer, credentials, asked.label, self._clock())
         if model is None:
-            return answer(204, b"", {})
+            return Response(204, b"", {})
         profile = model.rules.profile
         wanted = CsrAttributes(
             key_types=model.key_types,
@@ -182,14 +182,14 @@ class _Handlers:
             organisation=profile.organisation,
             binding=profile.binding,
         )
-        return answer(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)
+        return Response(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)
 
-    async def renewal_info(self, exchange: Exchange, asked: Route) -> web.Response:
+    async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
         """Suggested renewal window (RFC 9773, 4.2), for any client that knows the certificate's fingerprint."""
         window = await renewal_window(self._registry, asked.fingerprint or b"")
         shown = {"suggestedWindow": {"start": _rfc3339(window.start), "end": _rfc3339(window.end)}}
         headers = {"Content-Type": "application/json", "Retry-After": str(RENEWAL_INFO_SECONDS)}
-        return answer(200, json.dumps(shown).encode(), headers)
+        return Response(200, json.dumps(shown).encode(), headers)
 
 
 def _rfc3339(at: datetime) -> str:
@@ -231,14 +231,14 @@ def names_presented(exchange: Exchange) -> Names | None:
     return Names(*names_of_certificate(x509.load_der_x509_certificate(exchange.peer.certificate_der)))
 
 
-def issued(exchange: Exchange, credential: Credential) -> web.Response:
+def issued(exchange: Exchange, credential: Credential) -> Response:
     """RFC 7030, 4.2.3: the issued certificate alone."""
     exchange.serial = credential.serial
     return certs_only(exchange, join_signed_data((credential.der,)))
 
 
-def certs_only(exchange: Exchange, message: bytes) -> web.Response:
-    return answer(200, encode_body(message, wrap=wants_lines(exchange)), CERTS_HEADERS)
+def certs_only(exchange: Exchange, message: bytes) -> Response:
+    return Response(200, encode_body(message, wrap=wants_lines(exchange)), CERTS_HEADERS)
 
 
 def wants_lines(exchange: Exchange) -> bool:
@@ -246,7 +246,7 @@ def wants_lines(exchange: Exchange) -> bool:
     return exchange.request.headers.get("User-Agent", "").startswith("libest")
 
 
-def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> web.Response:
+def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
     """One sentence for people, with the code for programs."""
     challenge = CHALLENGE if status == 401 else {}
-    return answer(status, f"{message} ({code})\n".encode(), {"Content-Type": PLAIN, **challenge, **headers})
+    return Response(status, f"{message} ({code})\n".encode(), {"Content-Type": PLAIN, **challenge, **headers})

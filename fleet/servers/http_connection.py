@@ -1,0 +1,327 @@
+"""One HTTP connection: aiohttp's parser, and an answer for each request in the order of their arrival.
+
+aiohttp's own protocol keeps two tasks, a timer, a writer and a mapping for each request; here a connection has one task
+while it answers, and all idle ones share a timer.
+"""
+
+import asyncio
+import functools
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Protocol, cast
+
+from aiohttp import HttpVersion10, HttpVersion11
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_writer import HttpVersion
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestPayloadError
+
+from fleet.domain.peer import Peer
+
+REQUESTS_WAITING_MAX = 8  # of one client, parsed ahead while an answer is being made
+BODY_BUFFER_SIZE = 256 * 1024  # of a body that is not read yet; the client is not read from above twice that
+
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a field value: RFC 9110, 5.5
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Limits for one client. Sizes in bytes, times in seconds."""
+
+    line_size_max: int = 4096  # our longest path has 160 bytes
+    header_size_max: int = 4096  # of one field; an Authorization with the longest token has 500
+    headers_max: int = 48
+    idle_seconds_max: float = 15.0
+    """From the end of the handshake, or of the last answer, until all headers of the next request are here."""
+    body_seconds_max: float = 15.0
+    write_seconds_max: float = 15.0
+    """For a client to read what was written to it, once the write buffer is full."""
+    linger_seconds_max: float = 2.0
+    """For reading the rest of a body that is discarded, so that the client sees the answer and no reset."""
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer. It is sent with Content-Length, Date, and a Server that reveals no version."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    closes: bool = field(init=False)
+    """Whether the connection ends after it."""
+    is_written: bool = False
+    """Whether it was a stream, which its handler has written."""
+
+    def __post_init__(self) -> None:
+        self.closes = self.headers.get("Connection") == "close"
+
+    def encoded(self, method: str, version: HttpVersion, *, closes: bool) -> bytes:
+        """Head and body, in answer to a request of `method` and `version`."""
+        body = self.body
+        has_size = self.status not in (204, 304) and (body or method != "HEAD")  # RFC 9110, 8.6
+        size = f"Content-Length: {len(body)}\r\n" if has_size else ""
+        head = _head(self.status, self.headers, size, version, closes=closes)
+        return head + body if size and method != "HEAD" else head
+
+
+@functools.lru_cache(maxsize=256)
+def _fields(headers: tuple[tuple[str, str], ...]) -> str:
+    for name, value in headers:
+        if _FORBIDDEN.search(name) or _FORBIDDEN.search(value):
+            raise ValueError("A header field holds a control character.")
+    return "".join(f"{name}: {value}\r\n" for name, value in headers)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
+def _head(status: int, headers: Mapping[str, str], framing: str, version: HttpVersion, *, closes: bool) -> bytes:
+    persistence = ""
+    if "Connection" not in headers:
+        if closes and version == HttpVersion11:
+            persistence = "Connection: close\r\n"
+        elif not closes and version == HttpVersion10:
+            persistence = "Connection: keep-alive\r\n"
+    return (
+        f"HTTP/{version[0]}.{version[1]} {status} {_PHRASES.get(status, '')}\r\n{_fields(tuple(headers.items()))}"
+        f"Server: fleet\r\n{framing}Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
+    ).encode()
+
+
+class IdleConnections:
+    """Connections that wait for a request. The time allowed is the same for all, so the first is always due next and
+    one timer serves them all.
+    """
+
+    __slots__ = ("_due", "_loop", "_seconds", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop, self._seconds = loop, seconds
+        self._due: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, connection: "Connection") -> None:
+        self._due[connection] = self._loop.time() + self._seconds
+        self._arm()
+
+    def leave(self, connection: "Connection") -> None:
+        self._due.pop(connection, None)
+
+    def _arm(self) -> None:
+        if self._timer is None and self._due:
+            self._timer = self._loop.call_at(next(iter(self._due.values())), self._close_due)
+
+    def _close_due(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for connection in [connection for connection, due in self._due.items() if due <= now]:
+            connection.close()
+        self._arm()
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class ConnectionOwner(Protocol):
+    """The server, as a connection uses it."""
+
+    limits: HttpLimits
+    draining: bool
+    connections: set["Connection"]
+    idle: IdleConnections
+
+    async def answer(self, connection: "Connection", message: RawRequestMessage, payload: StreamReader) -> Response: ...
+    def not_http(self, peer: Peer) -> Response: ...
+    def failed(self, error: Exception) -> None: ...
+
+
+class Connection(BaseProtocol):
+    """One client's connection."""
+
+    __slots__ = ("_is_closed", "_owner", "_payload", "_stuck", "_waiting", "busy", "peer", "task")
+
+    def __init__(self, owner: ConnectionOwner, peer: Peer) -> None:
+        limits, loop = owner.limits, asyncio.get_running_loop()
+        parser = HttpRequestParser(
+            self,
+            loop,
+            BODY_BUFFER_SIZE,
+            max_line_size=limits.line_size_max,
+            max_field_size=limits.header_size_max,
+            max_headers=limits.headers_max,
+            payload_exception=RequestPayloadError,
+            auto_decompress=False,  # a compressed CSR has no purpose but to fill our memory
+            max_msg_queue_size=REQUESTS_WAITING_MAX,
+        )
+        super().__init__(loop, parser)
+        self.peer = peer
+        self.busy = False
+        """Whether a request is in progress: a shutdown waits for it."""
+        self.task: asyncio.Task[None] | None = None
+        """While requests are answered."""
+        self._owner = owner
+        self._waiting: deque[tuple[RawRequestMessage, StreamReader] | None] = deque()
+        """Requests, and None for what is none."""
+        self._payload: StreamReader | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    # Event loops set TCP_NODELAY on every socket they accept; aiohttp's method would make a socket object to set it
+    # again.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._owner.connections.add(self)
+        if self._owner.draining:
+            self.close()  # its handshake was in progress when the shutdown began
+        else:
+            self._owner.idle.enter(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._is_closed = True
+        self._owner.connections.discard(self)
+        self._owner.idle.leave(self)
+        self._unstick()
+        super().connection_lost(exc)
+        if self._payload is not None:
+            self._payload.set_exception(exc or ConnectionResetError("Connection lost"))
+        self._parser = None  # they refer to each other: both are freed at once, not at the next collection
+
+    def close(self) -> None:
+        """Send what was written, then close. What arrives from now on is ignored."""
+        self._is_closed = True
+        self._owner.idle.leave(self)
+        if self.transport is not None:
+            self.transport.close()
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if self._is_closed or parser is None:
+            return
+        try:
+            messages, asks_to_switch, rest = parser.feed_data(data)
+            self._waiting.extend(messages)
+            while asks_to_switch:  # RFC 9110, 7.8: an Upgrade may be ignored
+                parser.set_upgraded(False)
+                if not rest:
+                    break
+                messages, asks_to_switch, rest = parser.feed_data(rest)
+                self._waiting.extend(messages)
+        except HttpProcessingError:
+            self._waiting.append(None)
+        if not self._waiting:
+            return
+        if self.task is None:
+            self._owner.idle.leave(self)
+            self.task = self._loop.create_task(self._answer_all())
+        elif not self._buffer_paused:
+            self._pause_reading_for_buffer()  # it sends requests faster than it gets answers
+
+    async def _answer_all(self) -> None:
+        try:
+            while self._waiting and not self._is_closed:
+                if not await self._answer_next():
+                    self.close()
+        except ConnectionError:
+            self.close()  # the client has gone
+        except Exception as error:
+            self._owner.failed(error)
+            self.close()
+        finally:
+            self.task = self._payload = None
+        if not self._is_closed:
+            self._owner.idle.enter(self)
+
+    def _take_next(self) -> tuple[RawRequestMessage, StreamReader] | None:
+        following = self._waiting.popleft()
+        if self._parser is not None and following is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and not self._waiting:
+            self.data_received(b"")  # what the parser has held back
+            if not self._waiting:
+                self._resume_reading_for_buffer()
+        return following
+
+    async def _answer_next(self) -> bool:
+        """Whether the connection may stay open."""
+        following = self._take_next()
+        if following is None:
+            self.write(self._owner.not_http(self.peer).encoded("", HttpVersion10, closes=True))
+            return False
+        message, self._payload = following
+        payload = self._payload
+        response = await self._owner.answer(self, message, payload)
+        closes = message.should_close or response.closes
+        if not response.is_written:
+            self.write(response.encoded(message.method, message.version, closes=closes))
+        if self._paused:
+            await self._drain_helper()
+        return (payload.is_eof() or await self._discard(payload)) and not closes
+
+    async def _discard(self, payload: StreamReader) -> bool:
+        """Whether the rest of the body came in time."""
+        with suppress(TimeoutError, RequestPayloadError):
+            async with asyncio.timeout(self._owner.limits.linger_seconds_max):
+                while not payload.is_eof():
+                    await payload.readany()
+        return payload.is_eof()
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        """Raises: ConnectionResetError: the client has gone."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("The connection was lost.")
+        self.transport.write(data)
+
+    async def write_stream(
+        self, message: RawRequestMessage, status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]
+    ) -> Response:
+        """Write a body piece by piece as the client reads it, in chunks where it knows them; the response when done.
+
+        Raises: ConnectionError: the client has gone.
+        """
+        chunked = message.version == HttpVersion11
+        response = Response(status, b"", headers, is_written=True)
+        response.closes = response.closes or message.should_close or not chunked
+        framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
+        self.write(_head(status, headers, framing, message.version, closes=response.closes))
+        async for piece in pieces:
+            if piece:  # an empty chunk is the last
+                self.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if self._paused:
+                await self._drain_helper()
+        if chunked:
+            self.write(b"0\r\n\r\n")
+        return response
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        transport = self.transport
+        if transport is not None and self._stuck is None:
+            self._stuck = self._loop.call_later(self._owner.limits.write_seconds_max, transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unstick()
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
