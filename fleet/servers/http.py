@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from aiohttp import HttpVersion10, HttpVersion11
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader
+from aiohttp.http import RawRequestMessage
+from aiohttp.web import RequestPayloadError
 
 from fleet.config.logs import log_event
 from fleet.domain.peer import Peer, network_of

@@ -1,0 +1,296 @@
+"""An HTTP connection on a transport in memory: order, reading ahead, framing, closing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fleet.domain.peer import Peer
+from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http_connection import REQUESTS_WAITING_MAX, Connection, HttpLimits, Response
+
+DEADLINE_SECONDS = 20.0
+PLAIN = {"Content-Type": "text/plain"}
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written; the protocol loses the connection when it closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_paused = False
+        self.protocol: asyncio.Protocol | None = None
+        self.changed = asyncio.Event()
+        self._closing = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+        self.changed.set()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self.lose)
+
+    def abort(self) -> None:
+        self.close()
+
+    def lose(self, error: Exception | None = None) -> None:
+        self._closing = True
+        protocol, self.protocol = self.protocol, None
+        if protocol is not None:
+            protocol.connection_lost(error)
+        self.changed.set()
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+        self.changed.set()
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+        self.changed.set()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not holds():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def closed(self) -> bytes:
+        """All that was written, once it is closed."""
+        await self.until(lambda: self.protocol is None)
+        return self.written
+
+
+class Site:
+    """A server whose handler says which path was asked, once it may."""
+
+    def __init__(self, limits: HttpLimits | None = None) -> None:
+        self.asked: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.response: Callable[[Exchange], Response] | None = None
+        self.pieces: tuple[bytes, ...] = ()
+        self.server = HttpServer("test", self._handle, _refusal, limits or HttpLimits())
+
+    async def _handle(self, exchange: Exchange) -> Response:
+        self.asked.append(f"{exchange.request.method} {exchange.request.url.raw_path}")
+        await self.may_answer.wait()
+        if self.pieces:
+            return await exchange.stream(200, PLAIN, self._pieces())
+        if self.response is not None:
+            return self.response(exchange)
+        body = await exchange.body(100)
+        return Response(200, exchange.request.url.raw_path.encode() + body, PLAIN)
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+
+    def connect(self) -> tuple[Wire, asyncio.Protocol]:
+        wire, connection = Wire(), self.server(Peer("192.0.2.7"))
+        wire.protocol = connection
+        connection.connection_made(wire)
+        return wire, connection
+
+
+def _refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
+    return Response(status, code.encode(), {**PLAIN, **headers})
+
+
+def request(line: str, *fields: str, body: bytes = b"") -> bytes:
+    size = (f"Content-Length: {len(body)}",) if body else ()
+    return "\r\n".join([line, "Host: a", *fields, *size, "", ""]).encode() + body
+
+
+def bodies(written: bytes) -> list[bytes]:
+    """The body of each answer, by its Content-Length."""
+    found = []
+    while written:
+        head, _, written = written.partition(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        found.append(written[:size])
+        written = written[size:]
+    return found
+
+
+async def test_requests_that_come_at_once_are_answered_in_order_and_read_ahead_within_bounds() -> None:
+    site = Site()
+    site.may_answer.clear()
+    wire, connection = site.connect()
+    count = 5 * REQUESTS_WAITING_MAX
+    connection.data_received(b"".join(request(f"GET /{number} HTTP/1.1") for number in range(count)))
+    await asyncio.sleep(0)
+    assert not wire.is_paused  # they came in one batch; the next one is one too many
+    connection.data_received(request("GET /last HTTP/1.1", "Connection: close"))
+    assert wire.is_paused
+    assert isinstance(connection, Connection)
+    assert len(connection._waiting) <= 2 * REQUESTS_WAITING_MAX
+    site.may_answer.set()
+    assert bodies(await wire.closed()) == [b"/%d" % number for number in range(count)] + [b"/last"]
+    assert not site.server.connections
+
+
+async def test_a_request_whose_body_comes_while_another_is_answered_is_read_to_its_end() -> None:
+    site = Site()
+    site.may_answer.clear()
+    wire, connection = site.connect()
+    connection.data_received(request("GET /1 HTTP/1.1"))
+    await asyncio.sleep(0)
+    whole = request("POST /2 HTTP/1.1", "Connection: close", body=b"abcd")
+    connection.data_received(whole[:-2])
+    assert wire.is_paused
+    site.may_answer.set()
+    await wire.until(lambda: not wire.is_paused)
+    connection.data_received(whole[-2:])
+    assert bodies(await wire.closed()) == [b"/1", b"/2abcd"]
+
+
+@pytest.mark.parametrize("cut", [0, 5, None])
+async def test_a_request_to_switch_protocols_is_answered_as_if_it_had_not_asked(cut: int | None) -> None:
+    site = Site()
+    wire, connection = site.connect()
+    first = request("GET /1 HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket")
+    second = request("GET /2 HTTP/1.1", "Connection: close")
+    connection.data_received(first + second[:cut])
+    if cut is not None:
+        connection.data_received(second[cut:])
+    assert bodies(await wire.closed()) == [b"/1", b"/2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("GET http://a/b/c?d HTTP/1.1", "GET /b/c"),
+        ("GET /b/c?d#e HTTP/1.1", "GET /b/c"),
+        ("OPTIONS * HTTP/1.1", "OPTIONS *"),
+    ],
+)
+async def test_a_target_may_have_every_form(line: str, asked: str) -> None:
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(request(line, "Connection: close"))
+    await wire.closed()
+    assert site.asked == [asked]
+
+
+async def test_what_follows_a_request_and_is_no_http_is_answered_after_it() -> None:
+    site = Site()
+    site.may_answer.clear()
+    wire, connection = site.connect()
+    connection.data_received(request("GET /1 HTTP/1.1"))
+    await asyncio.sleep(0)
+    connection.data_received(b"\0\0\0\0\r\n\r\n")
+    connection.data_received(request("GET /2 HTTP/1.1"))
+    site.may_answer.set()
+    first, _, second = (await wire.closed()).partition(b"\r\n\r\n/1")
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert second.startswith(b"HTTP/1.0 400 Bad Request\r\n")
+    assert second.endswith(b"\r\n\r\nbad-http")
+    assert site.asked == ["GET /1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "body", "length", "sent"),
+    [
+        ("GET", 200, b"abc", b"3", b"abc"),
+        ("GET", 200, b"", b"0", b""),
+        ("HEAD", 200, b"abc", b"3", b""),
+        ("GET", 204, b"", None, b""),
+        ("GET", 304, b"", None, b""),
+    ],
+)
+async def test_an_answer_has_a_length_and_a_body_where_its_status_and_method_have_one(
+    method: str, status: int, body: bytes, length: bytes | None, sent: bytes
+) -> None:
+    site = Site()
+    site.response = lambda exchange: Response(status, body, {})
+    wire, connection = site.connect()
+    connection.data_received(request(f"{method} / HTTP/1.1", "Connection: close"))
+    head, _, received = (await wire.closed()).partition(b"\r\n\r\n")
+    fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert fields.pop(b"Date").endswith(b" GMT")
+    assert fields == {b"Server": b"fleet", b"Connection": b"close"} | ({b"Content-Length": length} if length else {})
+    assert received == sent
+
+
+@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\0", "a\x7f"])
+async def test_a_header_with_a_control_character_never_leaves(value: str, caplog: pytest.LogCaptureFixture) -> None:
+    site = Site()
+    site.response = lambda exchange: Response(200, b"abc", {"Location": value})
+    wire, connection = site.connect()
+    connection.data_received(request("GET / HTTP/1.1"))
+    assert await wire.closed() == b""
+    assert "code=internal" in caplog.text
+
+
+async def test_an_answer_that_says_close_is_the_last() -> None:
+    site = Site()
+    site.response = lambda exchange: Response(200, b"abc", {"Connection": "close"})
+    wire, connection = site.connect()
+    connection.data_received(request("GET /1 HTTP/1.1") + request("GET /2 HTTP/1.1"))
+    assert bodies(await wire.closed()) == [b"abc"]
+    assert site.asked == ["GET /1"]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("1.1", b"3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"), ("1.0", b"abcd")], ids=["1.1", "1.0"]
+)
+async def test_a_stream_is_chunked_where_the_client_knows_chunks(version: str, expected: bytes) -> None:
+    site = Site()
+    site.pieces = (b"abc", b"", b"d")
+    wire, connection = site.connect()
+    connection.data_received(request(f"GET / HTTP/{version}", "Connection: close"))
+    head, _, body = (await wire.closed()).partition(b"\r\n\r\n")
+    assert (b"\r\nTransfer-Encoding: chunked" in head) == (version == "1.1")
+    assert b"Content-Length" not in head
+    assert body == expected
+
+
+async def test_a_client_that_goes_while_its_body_is_read_ends_the_request() -> None:
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(request("POST / HTTP/1.1", body=b"abcd")[:-1])
+    await asyncio.sleep(0)
+    assert isinstance(connection, Connection)
+    task = connection.task
+    assert task is not None
+    wire.lose()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await task
+    assert dict(site.server.counters) == {"400 gone": 1}
+    assert wire.written == b""
+
+
+async def test_idle_connections_are_closed_in_their_order_by_one_timer() -> None:
+    site = Site(HttpLimits(idle_seconds_max=0.05))
+    wires = [site.connect()[0] for _ in range(3)]
+    busy, connection = site.connect()
+    site.may_answer.clear()
+    connection.data_received(request("GET / HTTP/1.1"))
+    for wire in wires:
+        assert await wire.closed() == b""
+    assert busy.protocol is connection  # a request in progress is not idle
+    site.may_answer.set()
+    assert bodies(await busy.closed()) == [b"/"]
+
+
+async def test_a_shutdown_closes_idle_connections_and_cancels_who_never_ends() -> None:
+    site = Site()
+    site.may_answer.clear()
+    idle, _ = site.connect()
+    busy, connection = site.connect()
+    connection.data_received(request("GET / HTTP/1.1"))
+    await asyncio.sleep(0)
+    await site.server.shutdown(0.05)
+    assert await idle.closed() == await busy.closed() == b""
+    late, _ = site.connect()
+    assert await late.closed() == b""
