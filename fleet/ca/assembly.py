@@ -5,16 +5,16 @@ length, so a mistake would have to be made twice. Parsing a finished certificate
 over it takes five times as long.
 """
 
+import functools
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca import lints
 from fleet.domain.enrollment import IssuePermit
 from fleet.wire.der import OCTET_STRING, SEQUENCE, SET, encode_element, encode_oid, only_element, read_element
 from fleet.wire.errors import WireError
-from fleet.wire.spki import load_spki
+from fleet.wire.spki import is_encoding, load_spki
 
 _VERSION_3 = bytes.fromhex("a003020102")
 _SERIAL_HEAD = b"\x02\x14"  # INTEGER of 20 octets
@@ -112,10 +112,9 @@ class ExpectedAssembly:
 
 
 def _is_permitted_key(permit: IssuePermit) -> bool:
-    """Encoded anew from the loaded key: a compressed point, for one, is no other way to write it."""
     key = load_spki(permit.spki_der)
-    encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return lints.is_permitted_key(encoded, permit) and lints.is_strong(key)
+    is_exact = is_encoding(permit.spki_der, key) and lints.is_permitted_key(permit.spki_der, permit)
+    return is_exact and lints.is_strong(key)
 
 
 def _extension(oid: bytes, value: bytes) -> bytes:
@@ -144,6 +143,7 @@ def _general_name(text: str) -> bytes:
     return encode_element(0xA0, _HW_MODULE_NAME + encode_element(0xA0, module))
 
 
+@functools.lru_cache(maxsize=256)  # certificates of one second share both times
 def _utc_time(element: bytes) -> datetime | None:
     digits = element[2:14].decode("latin-1")
     if not (element[:2] == b"\x17\x0d" and digits.isascii() and digits.isdigit() and element[14:] == b"Z"):

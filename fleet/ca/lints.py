@@ -6,6 +6,7 @@ costs three times as much as signing, the issuer proves at start-up that its key
 every client verifies it.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -112,7 +113,12 @@ def expected_usages(permit: IssuePermit) -> tuple[str, ...]:
     """Dotted OIDs of the extended key usages, in order."""
     if permit.kind is not CredentialKind.DEVICE:
         return _OF_PEOPLE_AND_STATIONS[permit.kind]
-    return tuple(oid for name, oid in _OF_DEVICES.items() if name in permit.profile.extended_key_usages)
+    return _of_device(permit.profile.extended_key_usages)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_device(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(oid for name, oid in _OF_DEVICES.items() if name in names)
 
 
 def expected_alt_names(permit: IssuePermit) -> list[str]:

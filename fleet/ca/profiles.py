@@ -4,6 +4,7 @@ The holder's names and, for a device, its model's profile come from the registry
 a request contributes its public key and nothing else.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -107,7 +108,12 @@ class Profile:
 
 def device_usages(permit: IssuePermit) -> tuple[str, ...]:
     """The profile's, in a fixed order, so that one set is one template."""
-    return tuple(oid for name, oid in EXTENDED_KEY_USAGES.items() if name in permit.profile.extended_key_usages)
+    return _usages_of(permit.profile.extended_key_usages)
+
+
+@functools.lru_cache(maxsize=64)
+def _usages_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(oid for name, oid in EXTENDED_KEY_USAGES.items() if name in names)
 
 
 def device_subject(permit: IssuePermit) -> bytes:

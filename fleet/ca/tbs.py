@@ -4,6 +4,7 @@ The library's builder takes 90 µs for what is constant but for five fields; thi
 an independent encoding before it is released (`assembly`), so a mistake here issues nothing.
 """
 
+import functools
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -64,6 +65,7 @@ def integer(value: int) -> bytes:
     return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1))
 
 
+@functools.lru_cache(maxsize=256)  # certificates of one second share both times
 def time(moment: datetime) -> bytes:
     """A Time, in whole seconds. RFC 5280, 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on."""
     year, month, day, hour, minute, second = moment.utctimetuple()[:6]

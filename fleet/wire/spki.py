@@ -17,6 +17,11 @@ def encode_spki(key: PublicKeyTypes) -> bytes:
     return spki_der
 
 
+def is_encoding(spki_der: bytes, key: PublicKeyTypes) -> bool:
+    """Whether `encode_spki` makes `spki_der` of `key`: a compressed point, for one, is another way to write it."""
+    return _remembered.get(spki_der) is key or encode_spki(key) == spki_der
+
+
 def load_spki(spki_der: bytes) -> PublicKeyTypes:
     """The public key in `spki_der`; an EC point has been found to lie on its curve.
 
