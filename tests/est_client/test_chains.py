@@ -119,7 +119,7 @@ def test_a_new_root_that_the_old_one_certified_leads_to_the_old_one() -> None:
     ],
 )
 def test_an_issuer_is_a_ca_that_has_not_expired(
-    extensions: tuple[x509.ExtensionType, ...], given: dict[str, datetime], *, fine: bool
+    extensions: tuple[x509.ExtensionType, ...], given: dict[str, Any], *, fine: bool
 ) -> None:
     issuer = issue("issuer", ROOT, *extensions, **given)
     leaf = issue("cam-7", issuer)
