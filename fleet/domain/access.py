@@ -127,10 +127,7 @@ class NotPermitted(Refused):
 
 
 def demand(operator: Operator, permission: Permission) -> None:
-    """Check that `operator` has `permission`.
-
-    Raises: NotPermitted: `role-not-enough`, `held-to-models`.
-    """
+    """Check that `operator` has `permission`. Raises: NotPermitted: `role-not-enough`, `held-to-models`."""
     if permission not in PERMISSIONS[operator.role]:
         raise NotPermitted("role-not-enough", f"The role {operator.role} does not have the permission {permission}.")
     if operator.models and permission in FLEET_WIDE:

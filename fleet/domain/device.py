@@ -44,10 +44,7 @@ def device_id(text: str) -> DeviceId:
 
 
 def plain_name(text: str, what: str) -> str:
-    """`text`, a valid name of a model or a station. `what` is used in the error.
-
-    Raises: Invalid (`bad-name`).
-    """
+    """`text`, a valid name of a model or a station. `what` is used in the error. Raises: Invalid (`bad-name`)."""
     if not _NAME.fullmatch(text):
         raise Invalid(
             "bad-name",
@@ -69,10 +66,7 @@ def checked_serial(text: str) -> str:
 
 
 def checked_lifetime(span: timedelta) -> timedelta:
-    """`span`, which may be the validity period of a certificate.
-
-    Raises: Invalid (`bad-lifetime`).
-    """
+    """`span`, which may be the validity period of a certificate. Raises: Invalid (`bad-lifetime`)."""
     if not LIFETIME_MIN <= span <= LIFETIME_MAX:
         raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
     return span

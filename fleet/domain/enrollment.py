@@ -6,14 +6,14 @@
 An IssuanceContext holds every fact that the checks need; checks never fetch.
 """
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleet.domain.access import Operator
-from fleet.domain.credential import CredentialKind, CredentialState, Station
+from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import BARRED_MODEL, HARDWARE_SERIAL, Device, DeviceState, Tags
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
@@ -270,38 +270,18 @@ def _hardware_serial(a: IssuanceContext) -> str:
     return next(iter(a.request.names.serial_numbers()), "") if isinstance(a.grant, StationGrant) else ""
 
 
-def permit_station(
-    station: Station, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
+def permit_by_operator(
+    kind: CredentialKind, holder: str, spki_der: bytes, not_after: datetime, now: datetime, *, model: str = ""
 ) -> IssuePermit:
-    """Permission to issue a station's certificate, requested by an operator with access to the home."""
-    return _permit_by_hand(CredentialKind.STATION, station.name, spki_der, key_sha256, not_after, now)
-
-
-def permit_operator(
-    operator: Operator, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
-) -> IssuePermit:
-    """Permission to issue an operator's certificate, requested by someone with access to the home."""
-    return _permit_by_hand(CredentialKind.OPERATOR, operator.name, spki_der, key_sha256, not_after, now)
-
-
-def permit_claim(
-    name: str, model: str, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
-) -> IssuePermit:
-    """Permission to issue the certificate of the claim `name`, requested by someone with access to the home."""
-    permit = _permit_by_hand(CredentialKind.CLAIM, name, spki_der, key_sha256, not_after, now)
-    return replace(permit, model=model)
-
-
-def _permit_by_hand(
-    kind: CredentialKind, holder: str, spki_der: bytes, key_sha256: bytes, not_after: datetime, now: datetime
-) -> IssuePermit:
+    """Permission to issue the certificate of a station, an operator or a claim, requested by an operator."""
     return IssuePermit(
         kind=kind,
         holder=holder,
         hardware_serial="",
         spki_der=spki_der,
-        key_sha256=key_sha256,
+        key_sha256=hashlib.sha256(spki_der).digest(),
         not_before=now,
         not_after=not_after,
         grant="operator",
+        model=model,
     )

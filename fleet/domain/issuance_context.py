@@ -30,10 +30,7 @@ class Names(Struct, frozen=True):
     """Each general name as "TYPE:value", in order; () when the extension is absent."""
 
     def common_name(self) -> str:
-        """The one common name.
-
-        Raises: Invalid (`no-common-name`) when there is none, or more than one.
-        """
+        """The one common name. Raises: Invalid (`no-common-name`) when there is none, or more than one."""
         found = [value for oid, value in self.subject if oid == COMMON_NAME]
         if len(found) != 1:
             raise Invalid(

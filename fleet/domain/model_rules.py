@@ -251,10 +251,7 @@ def moved(rules: ModelRules, before: str) -> ModelRules:
 
 
 def checked_rules(rules: ModelRules) -> ModelRules:
-    """`rules`, validated for use by devices.
-
-    Raises: Invalid (`bad-rule`, `bad-name`).
-    """
+    """`rules`, validated for use by devices. Raises: Invalid (`bad-rule`, `bad-name`)."""
     for name in rules.signers:
         if name and not _NAME.fullmatch(name):
             raise Invalid("bad-rule", f"{name[:80]!r} is not a name for a tenant.")

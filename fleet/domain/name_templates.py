@@ -63,10 +63,7 @@ def dns_name(template: str, device: str, model: str) -> str:
 
 
 def uri(template: str, device: str, model: str) -> str:
-    """The URI of `device`.
-
-    Raises: Refused (`name-impossible`): its id or its model's name is not allowed there.
-    """
+    """The URI of `device`. Raises: Refused (`name-impossible`): its id or its model's name is not allowed there."""
     name = _filled(template, device, model)
     parts = _split(template)
     host = parts.netloc if parts is not None else ""

@@ -46,20 +46,14 @@ class Retag(Struct, frozen=True):
             raise Invalid("nothing-to-tag", "No tag and no group is named.", "Give KEY=VALUE, or a group.")
 
     def applied(self, device: Device) -> tuple[Tags, tuple[str, ...]]:
-        """The resulting tags and groups of `device`, sorted.
-
-        Raises: Invalid: `too-many-tags`, `too-many-groups`.
-        """
+        """The resulting tags and groups of `device`, sorted. Raises: Invalid: `too-many-tags`, `too-many-groups`."""
         tags = {key: value for key, value in device.tags if key not in self.remove} | dict(self.tags)
         groups = (set(device.groups) - set(self.leave)) | set(self.join)
         return checked_tags(tags.items()), checked_groups(groups)
 
 
 def tag_key(text: str) -> str:
-    """`text`, a valid tag key.
-
-    Raises: Invalid (`bad-tag`).
-    """
+    """`text`, a valid tag key. Raises: Invalid (`bad-tag`)."""
     if not _KEY.fullmatch(text):
         advice = "Use 1 to 32 letters, digits, dots, dashes or underscores, starting with a letter."
         raise Invalid("bad-tag", f"{text[:80]!r} is not a tag's key.", advice)
@@ -70,10 +64,7 @@ def tag_key(text: str) -> str:
 
 
 def tag_value(text: str) -> str:
-    """`text`, a valid tag value.
-
-    Raises: Invalid (`bad-tag`).
-    """
+    """`text`, a valid tag value. Raises: Invalid (`bad-tag`)."""
     if not 1 <= len(text) <= TAG_VALUE_MAX or not text.isprintable() or text != text.strip():
         advice = f"Use 1 to {TAG_VALUE_MAX} printable characters, no space at either end."
         raise Invalid("bad-tag", f"{text[:80]!r} is not a tag's value.", advice)
@@ -114,10 +105,7 @@ def tags_text(tags: Iterable[tuple[str, str]]) -> str:
 
 
 def parse_tag(text: str) -> tuple[str, str]:
-    """`KEY=VALUE` as a tag.
-
-    Raises: Invalid (`bad-tag`).
-    """
+    """`KEY=VALUE` as a tag. Raises: Invalid (`bad-tag`)."""
     key, equals, value = text.partition("=")
     if not equals:
         raise Invalid("bad-tag", f"{text[:80]!r} is not a tag.", "Write KEY=VALUE.")

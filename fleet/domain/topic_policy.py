@@ -16,10 +16,7 @@ FILTERS_MAX = 64  # of each kind in a model: each is tried for a new topic
 
 
 def check_filter(text: str) -> str:
-    """`text`, a well-formed topic filter for a policy (MQTT 5.0, 4.7).
-
-    Raises: Invalid (`bad-topic-filter`).
-    """
+    """`text`, a well-formed topic filter for a policy (MQTT 5.0, 4.7). Raises: Invalid (`bad-topic-filter`)."""
     # A line break would add a line to a broker's ACL file, and a space at either end would be stripped there.
     # `$share` is a way to subscribe, not a topic.
     bad = not text.isprintable() or text != text.strip() or len(text) > 1024 or text.startswith("$share/")

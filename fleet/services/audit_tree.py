@@ -41,10 +41,7 @@ async def _stored(reader: AuditReader, level: int, first: int, count: int) -> li
 
 
 async def tree_at(reader: AuditReader, size: int) -> Frontier:
-    """The tree of the first `size` rows, stored or archived.
-
-    Raises: Invalid (`audit-hash-missing`).
-    """
+    """The tree of the first `size` rows, stored or archived. Raises: Invalid (`audit-hash-missing`)."""
     hashes = []
     at = 0
     for level in range(size.bit_length() - 1, -1, -1):

@@ -21,10 +21,7 @@ class Authorizer(Protocol):
     """Client of a webhook."""
 
     async def ask(self, url: str, question: Question) -> Verdict:
-        """The verdict of the webhook at `url`, within seconds.
-
-        Raises: Unreachable: no valid response.
-        """
+        """The verdict of the webhook at `url`, within seconds. Raises: Unreachable: no valid response."""
 
 
 def question_of(context: IssuanceContext, peer: Peer) -> Question:
@@ -55,10 +52,7 @@ def allowed(verdict: Verdict) -> None:
 
 
 def tags_with(context: IssuanceContext, verdict: Verdict) -> Tags:
-    """The device's tags with those set by the webhook.
-
-    Raises: Unreachable: the result violates the rules of tags.
-    """
+    """The device's tags with those set by the webhook. Raises: Unreachable: the result violates the rules of tags."""
     old = context.device.tags if context.device is not None else ()
     try:
         return checked_tags({**dict(old), **dict(verdict.tags)}.items())

@@ -10,9 +10,9 @@
 Quarantine is in the registry before the refusal is answered, and holds on every node until an operator releases it.
 """
 
-import hashlib
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -66,7 +66,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
     `key-taken`). Refused: the issuer cannot sign that long.
     """
-    from fleet.domain.enrollment import permit_claim  # a listing at a home does without
+    from fleet.domain.enrollment import permit_by_operator  # a listing at a home does without
 
     name, model, quota = plain_name(new.name, "claim"), new.model, new.quota
     if not 1 <= quota <= QUOTA_MAX:
@@ -75,8 +75,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     await known_model(registry, model)
     if await registry.claim(name) is not None:
         raise Conflict("claim-exists", f"Claim {name} exists already.", "Choose another name.")
-    key_sha256 = hashlib.sha256(new.spki_der).digest()
-    permit = permit_claim(name, model, new.spki_der, key_sha256, new.expires_at, act.now)
+    permit = permit_by_operator(CredentialKind.CLAIM, name, new.spki_der, new.expires_at, act.now, model=model)
     credential = issuer.issue(permit, act.now)
     claim = Claim(name, model, quota, 0, act.now, credential.not_after)
     detail = {"serial": credential.serial, "expires": credential.not_after.isoformat()}
@@ -98,10 +97,7 @@ async def known_claim(registry: Registry, name: str) -> Claim:
 
 
 def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
-    """What `claim` becomes by `verb`: one of MOVES.
-
-    Raises: Invalid (`bad-reason`).
-    """
+    """What `claim` becomes by `verb`, as in `move`. Raises: Invalid (`bad-reason`)."""
     match verb:
         case "revoke":
             return replace(claim, revoked_at=now)
@@ -112,55 +108,36 @@ def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
             return replace(claim, quarantined_at=None, quarantine_reason="", takeovers=0)
 
 
-async def revoke_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """Revoke it permanently, with its certificate. Devices that it enrolled stay.
-
-    Raises: NotFound (`no-such-claim`). Conflict (`claim-gone`): revoked already. Invalid (`bad-reason`).
-    """
-    claim = await known_claim(registry, name)
-    held = [c for c in await registry.credentials(name) if c.kind is CredentialKind.CLAIM]
-    # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
-    ended = [Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held]
-    writes: tuple[Write, ...] = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name))
-    await _move(registry, claim, "revoke", writes, act, reason, *ended)
-
-
-async def quarantine_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """Suspend it until it is released.
-
-    Raises: NotFound (`no-such-claim`). Conflict (`claim-not-open`). Invalid (`bad-reason`).
-    """
-    claim = await known_claim(registry, name)
-    write = QuarantineClaim(name, act.now, checked_reason(reason) or BY_WORD)
-    await _move(registry, claim, "quarantine", (write,), act, reason)
-
-
-async def release_claim(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """End its quarantine; it may be used again within its quota and validity.
-
-    Raises: NotFound (`no-such-claim`). Conflict (`claim-not-quarantined`). Invalid (`bad-reason`).
-    """
-    claim = await known_claim(registry, name)
-    await _move(registry, claim, "release", (ReleaseClaim(name),), act, reason)
-
-
-async def _move(
-    registry: Registry,
-    claim: Claim,
-    verb: str,
-    writes: tuple[Write, ...],
-    act: Act,
-    reason: str,
-    *events: Event,
-) -> None:
-    to = _BECOMES[verb]
-    changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
-    entry = made_by(act, f"claim.{verb}", f"claim {claim.name}", **given_reason(reason), **changed)
-    await registry.commit(Change(entry, writes, (*events, Event(EventKind.CLAIM_STATE, claim.name, to))))
-
-
 _BECOMES = {"revoke": "revoked", "quarantine": "quarantined", "release": "released"}
-MOVES = {"revoke": revoke_claim, "quarantine": quarantine_claim, "release": release_claim}
+
+
+async def move(verb: str, registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+    """Revoke, quarantine or release the claim, by `verb`.
+
+    Raises: NotFound (`no-such-claim`). Conflict: `claim-gone`, `claim-not-open`, `claim-not-quarantined`. Invalid
+    (`bad-reason`).
+    """
+    claim, to = await known_claim(registry, name), _BECOMES[verb]
+    events = [Event(EventKind.CLAIM_STATE, name, to)]
+    writes: tuple[Write, ...] = (ReleaseClaim(name),)
+    if verb == "revoke":
+        writes = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name))
+        held = [c for c in await registry.credentials(name) if c.kind is CredentialKind.CLAIM]
+        # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
+        events = [*(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held), *events]
+    elif verb == "quarantine":
+        writes = (QuarantineClaim(name, act.now, checked_reason(reason) or BY_WORD),)
+    changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
+    entry = made_by(act, f"claim.{verb}", f"claim {name}", **given_reason(reason), **changed)
+    await registry.commit(Change(entry, writes, tuple(events)))
+
+
+revoke_claim = partial(move, "revoke")
+"""Revoke it permanently, with its certificate. Devices that it enrolled stay."""
+quarantine_claim = partial(move, "quarantine")
+"""Suspend it until it is released."""
+release_claim = partial(move, "release")
+"""End its quarantine; it may be used again within its quota and validity."""
 
 
 async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: datetime) -> None:

@@ -9,10 +9,7 @@ _COMMON_NAME = "2.5.4.3"
 
 
 def demand_good_key(key_type: str) -> None:
-    """Return when the key's type is allowed.
-
-    Raises: Invalid (`key-not-allowed`).
-    """
+    """Return when the key's type is allowed. Raises: Invalid (`key-not-allowed`)."""
     if key_type not in KEY_TYPES:
         raise Invalid("key-not-allowed", f"{key_type} keys are not taken.", f"Use one of: {', '.join(KEY_TYPES)}.")
 

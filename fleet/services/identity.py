@@ -19,10 +19,7 @@ _IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
 async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
-    """Audit actor and detail for the certificate that `peer` presented, valid or not.
-
-    Raises: Unavailable.
-    """
+    """Audit actor and detail for the certificate that `peer` presented, valid or not. Raises: Unavailable."""
     facts = await registry.holder_facts(peer.fingerprint) if peer.fingerprint else None
     if facts is None:
         return NOBODY, {}

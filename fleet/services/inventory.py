@@ -89,13 +89,7 @@ class NewStation(Struct, frozen=True):
 
 
 def _change(
-    action: str,
-    subject: str,
-    writes: tuple[Write, ...],
-    *,
-    act: Act,
-    events: tuple[Event, ...] = (),
-    **detail: str,
+    action: str, subject: str, writes: tuple[Write, ...], *, act: Act, events: tuple[Event, ...] = (), **detail: str
 ) -> Change:
     return Change(made_by(act, action, subject, **detail), writes, events)
 
@@ -189,13 +183,7 @@ async def known_model(registry: Registry, name: str) -> Model:
 
 
 async def add_device(
-    registry: Registry,
-    id_text: str,
-    model: str,
-    *,
-    hardware_serial: str = "",
-    labels: Labels = NO_LABELS,
-    act: Act,
+    registry: Registry, id_text: str, model: str, *, hardware_serial: str = "", labels: Labels = NO_LABELS, act: Act
 ) -> Device:
     """Register a device, so that it can enroll.
 
@@ -335,34 +323,22 @@ async def add_station(registry: Registry, name: str, models: Sequence[str], *, q
     (`station-exists`).
     """
     station = await _new_station(registry, name, models, quota, act.now)
-    change = _change(
-        "station.add",
-        f"station {name}",
-        (AddStation(station),),
-        act=act,
-        models=" ".join(station.models),
-    )
+    change = _change("station.add", f"station {name}", (AddStation(station),), act=act, models=" ".join(station.models))
     await registry.commit(change)
     return station
 
 
-async def enroll_station(
-    registry: Registry,
-    issuer: Issuer,
-    new: NewStation,
-    *,
-    act: Act,
-) -> Credential:
+async def enroll_station(registry: Registry, issuer: Issuer, new: NewStation, *, act: Act) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
     Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
     """
-    from fleet.domain.enrollment import permit_station  # a listing at a home does without
+    from fleet.domain.enrollment import permit_by_operator  # a listing at a home does without
 
     checked_lifetime(new.lifetime)
     station = await _new_station(registry, new.name, new.models, new.quota, act.now)
-    key_sha256 = hashlib.sha256(new.spki_der).digest()
-    permit = permit_station(station, new.spki_der, key_sha256, act.now + new.lifetime, act.now)
+    until = act.now + new.lifetime
+    permit = permit_by_operator(CredentialKind.STATION, new.name, new.spki_der, until, act.now)
     credential = issuer.issue(permit, act.now)
     change = _change(
         "station.add",

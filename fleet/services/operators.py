@@ -1,6 +1,5 @@
 """Operators of the admin API: enrolled with a certificate, and revoked."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,7 +8,7 @@ from fleet.domain.access import Act, Operator, Role
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import checked_lifetime, plain_name
-from fleet.domain.enrollment import permit_operator
+from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import AddCredential, AddOperator
@@ -41,8 +40,8 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     """
     checked_lifetime(new.lifetime)
     operator = await _checked(registry, new, act)
-    key_sha256 = hashlib.sha256(new.spki_der).digest()
-    permit = permit_operator(operator, new.spki_der, key_sha256, act.now + new.lifetime, act.now)
+    until = act.now + new.lifetime
+    permit = permit_by_operator(CredentialKind.OPERATOR, new.name, new.spki_der, until, act.now)
     credential = issuer.issue(permit, act.now)
     detail = {"role": new.role.value, "models": " ".join(operator.models), "serial": credential.serial}
     await registry.commit(

@@ -51,10 +51,7 @@ retire = partial(move, "retire")
 
 
 async def state_after(verb: str, registry: Registry, device: Device) -> DeviceState:
-    """The state to which `verb` moves `device`.
-
-    Raises: Conflict (`device-not-suspended`).
-    """
+    """The state to which `verb` moves `device`. Raises: Conflict (`device-not-suspended`)."""
     if verb != "resume":
         return MOVES[verb]
     if device.state is not DeviceState.SUSPENDED:
@@ -132,18 +129,12 @@ def moving(
 
 
 def checked_reason(reason: str) -> str:
-    """`reason` itself, when it can stand in the audit.
-
-    Raises: Invalid (`bad-reason`).
-    """
+    """`reason` itself, when it can stand in the audit. Raises: Invalid (`bad-reason`)."""
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
     return reason
 
 
 def given_reason(reason: str) -> dict[str, str]:
-    """`reason` as detail of an audit entry; nothing when none was given.
-
-    Raises: Invalid (`bad-reason`).
-    """
+    """`reason` as detail of an audit entry; nothing when none was given. Raises: Invalid (`bad-reason`)."""
     return {"reason": checked_reason(reason)} if reason else {}

@@ -11,10 +11,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa
-from cryptography.hazmat.primitives.asymmetric.types import (
-    CertificateIssuerPrivateKeyTypes,
-    PublicKeyTypes,
-)
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
@@ -130,10 +127,7 @@ def decode_csr(data: bytes) -> Csr:
 
 
 def key_type_of(public_key: PublicKeyTypes) -> str:
-    """The kind of `public_key`, by the names that Csr.key_type uses.
-
-    Raises: WeakKey, Unsupported.
-    """
+    """The kind of `public_key`, by the names that Csr.key_type uses. Raises: WeakKey, Unsupported."""
     match public_key:
         case ec.EllipticCurvePublicKey(curve=curve):
             if curve.name in _CURVES:

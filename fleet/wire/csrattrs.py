@@ -110,10 +110,7 @@ def _template(wanted: CsrAttributes) -> bytes:
 
 
 def decode_csrattrs(data: bytes) -> CsrAttributes:
-    """The attributes that our clients support; unknown ones are ignored.
-
-    Raises: TooLarge, Malformed.
-    """
+    """The attributes that our clients support; unknown ones are ignored. Raises: TooLarge, Malformed."""
     if len(data) > SIZE_MAX:
         raise TooLarge(f"The CSR attributes are larger than {SIZE_MAX} bytes.")
     key_types: list[str] = []

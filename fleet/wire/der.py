@@ -95,10 +95,7 @@ def _read_indefinite(data: bytes, at: int, stop: int, depth: int) -> Element:
 
 
 def children(parent: Element, *, ber: bool = False) -> Iterator[Element]:
-    """Yield the elements in `parent`'s content, which they must fill exactly.
-
-    Raises: Malformed, TooLarge.
-    """
+    """Yield the elements in `parent`'s content, which they must fill exactly. Raises: Malformed, TooLarge."""
     position = parent.start
     count = 0
     while position < parent.stop:
@@ -128,10 +125,7 @@ def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:
 
 
 def dotted_oid(content: bytes) -> str:
-    """The dotted text of an OBJECT IDENTIFIER's content octets (X.690, 8.19).
-
-    Raises: Malformed, TooLarge.
-    """
+    """The dotted text of an OBJECT IDENTIFIER's content octets (X.690, 8.19). Raises: Malformed, TooLarge."""
     if len(content) > OID_OCTETS_MAX:
         raise TooLarge("An object identifier is too long.")
     if not content or content[-1] & 0x80:
@@ -160,10 +154,7 @@ def encode_element(tag: int, content: bytes) -> bytes:
 
 
 def encode_oid(dotted: str) -> bytes:
-    """A whole OBJECT IDENTIFIER element.
-
-    Raises: Malformed when `dotted` is not an object identifier.
-    """
+    """A whole OBJECT IDENTIFIER element. Raises: Malformed when `dotted` is not an object identifier."""
     parts = dotted.split(".")
     if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 40 for part in parts):
         raise Malformed("That is not an object identifier in dotted form.")

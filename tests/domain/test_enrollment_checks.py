@@ -11,7 +11,7 @@ from fleet.domain import enrollment
 from fleet.domain.approval import ApprovalRequest, RequestState
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
-from fleet.domain.enrollment import permit_enrollment, permit_station
+from fleet.domain.enrollment import permit_by_operator, permit_enrollment
 from fleet.domain.errors import FleetError, Invalid
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant, TokenGrant
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
@@ -346,7 +346,7 @@ class TestPermit:
         assert asked == list(range(len(checks)))
 
     def test_for_a_station(self) -> None:
-        permit = permit_station(BY_STATION.station, b"spki", b"hash", NOW + SECOND, NOW)
+        permit = permit_by_operator(CredentialKind.STATION, BY_STATION.station.name, b"spki", NOW + SECOND, NOW)
         assert (permit.kind, permit.holder, permit.grant) == (CredentialKind.STATION, "st1", "operator")
         assert (permit.not_before, permit.not_after) == (NOW, NOW + SECOND)
 

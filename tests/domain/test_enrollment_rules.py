@@ -1,5 +1,6 @@
 """Checks that follow a model's rules, and what each grant covers, takes and writes."""
 
+import hashlib
 from dataclasses import replace
 from datetime import timedelta
 
@@ -7,12 +8,11 @@ import pytest
 from msgspec import structs
 
 from fleet.domain import enrollment
-from fleet.domain.access import Operator, Role
 from fleet.domain.approval import RequestState
 from fleet.domain.claim import Claim
 from fleet.domain.credential import DAY_SECONDS, CredentialKind, CredentialState, day_of
 from fleet.domain.device import BARRED_MODEL, DeviceId
-from fleet.domain.enrollment import permit_claim, permit_enrollment, permit_operator
+from fleet.domain.enrollment import permit_by_operator, permit_enrollment
 from fleet.domain.errors import FleetError, Refused, TooMany
 from fleet.domain.grants import (
     ApprovalGrant,
@@ -215,12 +215,13 @@ def test_a_permit_names_model_tenant_and_grant() -> None:
 
 
 def test_permits_by_hand_are_of_their_kind() -> None:
-    operator = permit_operator(Operator("bob", Role.ADMIN, NOW), b"spki", b"hash", NOW + SECOND, NOW)
+    operator = permit_by_operator(CredentialKind.OPERATOR, "bob", b"spki", NOW + SECOND, NOW)
     assert (operator.kind, operator.holder, operator.model) == (CredentialKind.OPERATOR, "bob", "")
-    claim = permit_claim("batch", "cam2", b"spki", b"hash", NOW + SECOND, NOW)
+    claim = permit_by_operator(CredentialKind.CLAIM, "batch", b"spki", NOW + SECOND, NOW, model="cam2")
     assert (claim.kind, claim.holder, claim.model) == (CredentialKind.CLAIM, "batch", "cam2")
+    digest = hashlib.sha256(b"spki").digest()
     for permit in (operator, claim):
-        assert (permit.spki_der, permit.key_sha256, permit.hardware_serial, permit.tenant) == (b"spki", b"hash", "", "")
+        assert (permit.spki_der, permit.key_sha256, permit.hardware_serial, permit.tenant) == (b"spki", digest, "", "")
         assert (permit.not_before, permit.not_after) == (NOW, NOW + SECOND)
 
 

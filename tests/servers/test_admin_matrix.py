@@ -1,7 +1,6 @@
 """Every route against every kind of caller. A route without a row in MAY fails here: nothing is open by default."""
 
 import asyncio
-import hashlib
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from fleet.ca.keys import generate_key
 from fleet.domain.access import Operator, Permission, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind
-from fleet.domain.enrollment import IssuePermit, permit_operator
+from fleet.domain.enrollment import IssuePermit, permit_by_operator
 from fleet.domain.errors import Refused
 from fleet.domain.writes import AddCredential, AddOperator, Write
 from fleet.servers.admin.routes import ROUTES
@@ -224,8 +223,7 @@ def permit_for(api: AdminHarness, name: str) -> tuple[IssuePermit, Key]:
     """Leave for an operator's certificate, and the key that it is for."""
     key, now = generate_key(), api.est.clock()
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    digest = hashlib.sha256(spki).digest()
-    return permit_operator(Operator(name, Role.ADMIN, now), spki, digest, now + timedelta(days=1), now), key
+    return permit_by_operator(CredentialKind.OPERATOR, name, spki, now + timedelta(days=1), now), key
 
 
 def identity_of(api: AdminHarness, credential: Credential, key: Key) -> Identity:

@@ -16,7 +16,7 @@ from fleet.ca.keys import generate_key
 from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
-from fleet.domain.enrollment import permit_station
+from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.peer import Peer
@@ -93,7 +93,7 @@ class EnrollmentHarness:
     async def station(self, *models: str) -> Peer:
         station = Station("line-1", models, NOW)
         spki = new_spki()
-        permit = permit_station(station, spki, hashlib.sha256(spki).digest(), NOW + timedelta(days=365), NOW)
+        permit = permit_by_operator(CredentialKind.STATION, station.name, spki, NOW + timedelta(days=365), NOW)
         credential = self.issuer.issue(permit, NOW)
         await self.write(AddStation(station), AddCredential(credential))
         return peer_of(credential)
@@ -614,7 +614,7 @@ async def test_what_has_ended_renews_nothing(
 
 async def test_a_certificate_without_a_record_renews_nothing(authority: EnrollmentHarness) -> None:
     spki = new_spki()
-    permit = permit_station(Station("cam-1", (), NOW), spki, hashlib.sha256(spki).digest(), NOW + timedelta(9), NOW)
+    permit = permit_by_operator(CredentialKind.STATION, "cam-1", spki, NOW + timedelta(9), NOW)
     forged = structs.replace(
         authority.issuer.issue(structs.replace(permit, kind=CredentialKind.DEVICE), NOW), holder="cam-1"
     )

@@ -12,12 +12,4 @@ from fleet.domain.grants.renewal import RenewalGrant
 from fleet.domain.grants.station import StationGrant
 from fleet.domain.grants.token import TokenGrant
 
-__all__ = [
-    "ApprovalGrant",
-    "ClaimGrant",
-    "IdevidGrant",
-    "ManifestGrant",
-    "RenewalGrant",
-    "StationGrant",
-    "TokenGrant",
-]
+__all__ = ["ApprovalGrant", "ClaimGrant", "IdevidGrant", "ManifestGrant", "RenewalGrant", "StationGrant", "TokenGrant"]

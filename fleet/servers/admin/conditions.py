@@ -35,10 +35,7 @@ def if_match(headers: Headers) -> frozenset[str] | None:
 
 
 def none_match(headers: Headers, etag: str) -> bool:
-    """Whether If-None-Match says that the client has `etag` already.
-
-    Raises: HttpRefused: 400 `bad-etag`.
-    """
+    """Whether If-None-Match says that the client has `etag` already. Raises: HttpRefused: 400 `bad-etag`."""
     text = _joined(headers, "If-None-Match")
     if text is None:
         return False
@@ -57,10 +54,7 @@ def _parsed(text: str) -> list[tuple[str, str]]:
 
 
 def demand_match(call: Call, revision: int, what: str) -> None:
-    """Go on when the change is for `revision`, or for any.
-
-    Raises: HttpRefused: 412 `changed-meanwhile`.
-    """
+    """Go on when the change is for `revision`, or for any. Raises: HttpRefused: 412 `changed-meanwhile`."""
     if call.if_match is not None and str(revision) not in call.if_match:
         raise stale(f"{what} has been changed since it was read.")
 

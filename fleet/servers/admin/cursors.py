@@ -53,10 +53,7 @@ def packed(values: list[Any]) -> str:
 
 
 def unpacked(text: str) -> list[Any]:
-    """The values in a cursor, which may be made up.
-
-    Raises: ValueError, TypeError.
-    """
+    """The values in a cursor, which may be made up. Raises: ValueError, TypeError."""
     try:
         values = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
     except RecursionError:
@@ -72,10 +69,7 @@ def authenticated(values: list[Any], key: bytes) -> str:
 
 
 def authentic(text: str, key: bytes) -> list[Any]:
-    """The values in a cursor that `authenticated` has made with `key`.
-
-    Raises: ValueError, TypeError.
-    """
+    """The values in a cursor that `authenticated` has made with `key`. Raises: ValueError, TypeError."""
     *values, mac = unpacked(text)
     if not isinstance(mac, str) or not hmac.compare_digest(mac.encode(), _mac(values, key).encode()):
         raise ValueError("made up")
@@ -114,20 +108,14 @@ def page_of_all(
 def slice_of(
     call: Call, query: Paging, found: Sequence[Value], key: Callable[[Value], str]
 ) -> tuple[Sequence[Value], list[str] | None]:
-    """What of `found` is in the page, and the position of the next one.
-
-    Raises: HttpRefused: 400 `bad-cursor`.
-    """
+    """What of `found` is in the page, and the position of the next one. Raises: HttpRefused: 400 `bad-cursor`."""
     start = start_of(call, query, found, key)
     page = found[start : start + query.limit]
     return page, [key(page[-1])] if start + query.limit < len(found) else None
 
 
 def start_of(call: Call, query: Paging, found: Sequence[Value], key: Callable[[Value], str]) -> int:
-    """Where in `found` the page of `query` starts.
-
-    Raises: HttpRefused: 400 `bad-cursor`.
-    """
+    """Where in `found` the page of `query` starts. Raises: HttpRefused: 400 `bad-cursor`."""
     values = position(call, query, str)
     if values is None:
         return 0

@@ -68,10 +68,7 @@ class Once(Struct, frozen=True):
 
 
 def once_of(headers: Headers, actor: str, target: str, body: bytes, now: datetime) -> Once | None:
-    """The key that came with a POST to `target`, if one did.
-
-    Raises: HttpRefused: 400 `bad-idempotency-key`.
-    """
+    """The key that came with a POST to `target`, if one did. Raises: HttpRefused: 400 `bad-idempotency-key`."""
     keys = headers.getall(HEADER)
     if not keys:
         return None

@@ -47,10 +47,7 @@ def read_request(text: str) -> "Csr":
 
 
 def read_named_request(name: str, text: str) -> "Csr":
-    """The same, with the subject CN=`name`.
-
-    Raises: as `read_request`; Invalid (`name-not-in-request`).
-    """
+    """The same, with the subject CN=`name`. Raises: as `read_request`; Invalid (`name-not-in-request`)."""
     csr = read_request(text)
     demand_own_name(name, csr.subject)
     return csr

@@ -17,10 +17,7 @@ _NESTING = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(body: bytes) -> Any:
-    """The one value that `body` spells.
-
-    Raises: HttpRefused: 400 `bad-json`. The body is never quoted.
-    """
+    """The one value that `body` spells. Raises: HttpRefused: 400 `bad-json`. The body is never quoted."""
     try:
         text = body.decode("utf-8")
         _check_depth(text)

@@ -48,10 +48,7 @@ class Subscriptions:
         self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
-        """Check each filter of a SUBSCRIBE.
-
-        Raises: WireError; CloseSession: too many await their SUBACK.
-        """
+        """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many await their SUBACK."""
         asked = decode_subscribe(body, self._version)
         codes = tuple(self._code(subscription, policy) for subscription in asked.subscriptions)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.

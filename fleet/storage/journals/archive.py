@@ -32,10 +32,7 @@ class Archive:
 
     @contextmanager
     def held(self) -> Iterator["Archive"]:
-        """Hold the folder's lock.
-
-        Raises: Conflict (`archive-in-use`): another process holds it. OSError.
-        """
+        """Hold the folder's lock. Raises: Conflict (`archive-in-use`): another process holds it. OSError."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -108,10 +105,7 @@ def sync_folder(path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Each line of an archive's file.
-
-    Raises: Invalid (`archive-damaged`). OSError.
-    """
+    """Each line of an archive's file. Raises: Invalid (`archive-damaged`). OSError."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:

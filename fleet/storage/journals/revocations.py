@@ -110,10 +110,7 @@ class RevocationJournal:
             self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
 
     def record_examined(self, seq: int) -> None:
-        """Record that the caller has examined every event up to number `seq`.
-
-        Raises: Invalid, OSError.
-        """
+        """Record that the caller has examined every event up to number `seq`. Raises: Invalid, OSError."""
         with self._locked() as handle:
             mark = self._mark(handle)
             if mark is not None and mark.seen < seq:

@@ -33,8 +33,7 @@ HAVE_MODELS = Statement(
     *NO_SUCH_MODEL,
 )
 DEVICES_ARE_NEW = Statement(
-    f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM {_ROWS} JOIN device d ON d.id = r->>0)",
-    *LISTED_ALREADY,
+    f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM {_ROWS} JOIN device d ON d.id = r->>0)", *LISTED_ALREADY
 )
 LIST_DEVICES = Statement(_insert_all(DEVICE))
 DEVICES_INSERTED = Statement(

@@ -67,10 +67,7 @@ def session_arguments(url: DatabaseUrl, role: str) -> dict[str, Any]:
 
 
 async def connect(url: DatabaseUrl, role: str) -> Session:
-    """A checked session.
-
-    Raises: NotFound, Invalid, Unavailable: the message says what is wrong.
-    """
+    """A checked session. Raises: NotFound, Invalid, Unavailable: the message says what is wrong."""
     try:
         session = await asyncpg.connect(**session_arguments(url, role))
     except Exception as error:

@@ -180,8 +180,7 @@ async def _copy_table_out(session: Session, db: sqlite3.Connection, table: Table
     marks = ", ".join("?" * len(table.columns))
     insert = f"INSERT INTO {_quoted(table.name)} ({columns}) VALUES ({marks})"
     cursor = await session.cursor(
-        f"SELECT {columns} FROM {SCHEMA}.{_quoted(table.name)} ORDER BY {key}",
-        timeout=SECONDS_MAX,
+        f"SELECT {columns} FROM {SCHEMA}.{_quoted(table.name)} ORDER BY {key}", timeout=SECONDS_MAX
     )
     done = 0
     while found := await cursor.fetch(ROWS_AT_ONCE, timeout=SECONDS_MAX):

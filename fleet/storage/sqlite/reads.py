@@ -100,10 +100,7 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
 
 
 def manifest_facts(
-    db: sqlite3.Connection,
-    device_ids: Sequence[str],
-    serials: Sequence[tuple[str, str]],
-    keys: Sequence[bytes],
+    db: sqlite3.Connection, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
 ) -> ManifestFacts:
     found: dict[str, ManifestEntry] = {}
 

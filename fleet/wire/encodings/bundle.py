@@ -40,10 +40,7 @@ def _listed(items: tuple[str, ...]) -> str:
 
 
 def check_password(password: bytes | None) -> None:
-    """Refuse what the library can't take: it passes passwords on as C strings.
-
-    Raises: Unsupported.
-    """
+    """Refuse what the library can't take: it passes passwords on as C strings. Raises: Unsupported."""
     if password is not None and b"\0" in password:
         raise Unsupported("A password can't hold a NUL character.")
 

@@ -21,20 +21,14 @@ _KEY_DERIVATIONS = (
 
 
 def plain_key(data: bytes) -> PrivateKeyTypes:
-    """The unencrypted key in `data`.
-
-    Raises: TooLarge, Malformed, Unsupported.
-    """
+    """The unencrypted key in `data`. Raises: TooLarge, Malformed, Unsupported."""
     _check_size(data)
     with library_errors("private key"):
         return load_der_private_key(data, None)
 
 
 def encrypted_key(data: bytes, password: bytes | None) -> PrivateKeyTypes:
-    """The key in the encrypted PKCS#8 `data`.
-
-    Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported.
-    """
+    """The key in the encrypted PKCS#8 `data`. Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported."""
     _check_size(data)
     check_rounds(data)
     return _opened(load_der_private_key, data, password)

@@ -6,14 +6,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fleet.wire import armor, der
-from fleet.wire.encodings.bundle import (
-    CERTIFICATES_MAX,
-    OBJECTS_MAX,
-    Bundle,
-    belongs_to,
-    chain_order,
-    check_password,
-)
+from fleet.wire.encodings.bundle import CERTIFICATES_MAX, OBJECTS_MAX, Bundle, belongs_to, chain_order, check_password
 from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
 from fleet.wire.encodings.pem import Block, blocks
 from fleet.wire.encodings.pkcs12 import read_pkcs12

@@ -4,12 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from fleet.wire import armor
 from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose, check_password

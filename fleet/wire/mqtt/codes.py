@@ -26,22 +26,9 @@ class PacketType(enum.IntEnum):
     AUTH = 15
 
 
-FIXED_FLAGS: dict[PacketType, int] = {
-    PacketType.CONNECT: 0,
-    PacketType.CONNACK: 0,
-    PacketType.PUBACK: 0,
-    PacketType.PUBREC: 0,
-    PacketType.PUBREL: 2,
-    PacketType.PUBCOMP: 0,
-    PacketType.SUBSCRIBE: 2,
-    PacketType.SUBACK: 0,
-    PacketType.UNSUBSCRIBE: 2,
-    PacketType.UNSUBACK: 0,
-    PacketType.PINGREQ: 0,
-    PacketType.PINGRESP: 0,
-    PacketType.DISCONNECT: 0,
-    PacketType.AUTH: 0,
-}
+FIXED_FLAGS = dict.fromkeys(PacketType, 0) | dict.fromkeys(
+    (PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE), 2
+)
 """The low four bits required of each type but PUBLISH (MQTT 5.0, 2.1.3; [MQTT-2.2.2-1] in 3.1.1)."""
 
 

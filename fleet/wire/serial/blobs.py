@@ -27,10 +27,7 @@ def join_certificates(certificates_der: Iterable[bytes]) -> bytes:
 
 
 def split_certificates(blob: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates in `blob`, in order, at least one.
-
-    Raises: TooLarge, Malformed, Unsupported.
-    """
+    """The certificates in `blob`, in order, at least one. Raises: TooLarge, Malformed, Unsupported."""
     if len(blob) > BLOB_SIZE_MAX:
         raise TooLarge(f"A blob is at most {BLOB_SIZE_MAX} octets.")
     certificates: list[x509.Certificate] = []

@@ -8,10 +8,7 @@ from fleet.wire.errors import Malformed, TooLarge
 
 class FieldType(Protocol):
     def check(self, value: object, name: str) -> object:
-        """`value` as a value of this type.
-
-        Raises: Malformed, TooLarge, naming the field `name`.
-        """
+        """`value` as a value of this type. Raises: Malformed, TooLarge, naming the field `name`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,10 +282,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes) -> Message:
-    """The message in a frame's payload.
-
-    Raises: TooLarge, Malformed; Unsupported for another version or kind.
-    """
+    """The message in a frame's payload. Raises: TooLarge, Malformed; Unsupported for another version or kind."""
     items = _items(payload)
     header = _header(items)
     if header.version != VERSION:

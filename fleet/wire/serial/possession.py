@@ -52,10 +52,7 @@ def sign(key: PrivateKeyTypes, octets: bytes) -> bytes:
 
 
 def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
-    """Verify that `signature` over `octets` is by `key`.
-
-    Raises: BadSignature, Unsupported.
-    """
+    """Verify that `signature` over `octets` is by `key`. Raises: BadSignature, Unsupported."""
     try:
         match key:
             case ec.EllipticCurvePublicKey():

@@ -77,7 +77,7 @@ def _moving(verb: str, summary: str) -> Route:
         moved = claims.moved(found, verb, call.now, body.reason)
         result: Result[Claim] = Result(Claim.shown(moved, call.now))
         registry = answering(context.registry, call.once, lambda _: result)
-        await claims.MOVES[verb](registry, found.name, act=call.act, reason=body.reason)
+        await claims.move(verb, registry, found.name, act=call.act, reason=body.reason)
         return result
 
     return post(f"/v1/claims/{{claim}}/{verb}", Permission.CLAIM_WRITE, summary, name=f"{verb}_claim")(handle)

@@ -147,10 +147,7 @@ async def list_device_credentials(context: Context, call: Call, query: Paging) -
 
 
 async def found_device(context: Context, operator: Operator, device_id: str) -> domain.Device:
-    """The device, if the operator may see it.
-
-    Raises: NotFound (`no-such-device`).
-    """
+    """The device, if the operator may see it. Raises: NotFound (`no-such-device`)."""
     device = await context.registry.device(device_id)
     if device is None or not operator.sees(device.model):
         raise NotFound("no-such-device", f"There is no device {device_id}.")

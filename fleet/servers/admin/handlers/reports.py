@@ -5,14 +5,7 @@ from typing import Any
 
 from fleet.domain.access import Permission
 from fleet.servers.admin.context import Call, Context
-from fleet.servers.admin.records.reports import (
-    Forecast,
-    ForecastQuery,
-    Health,
-    Retention,
-    Status,
-    StatusQuery,
-)
+from fleet.servers.admin.records.reports import Forecast, ForecastQuery, Health, Retention, Status, StatusQuery
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import AccessLevel, get
 from fleet.services.forecast import forecast

@@ -67,8 +67,7 @@ class AdmissionRules(Record):
 
     paths: list[AdmissionPath] | UnsetType = UNSET
     any_idevid: Annotated[
-        bool | UnsetType,
-        about("Whether any device of a trust anchor may enroll, on the manifest or not."),
+        bool | UnsetType, about("Whether any device of a trust anchor may enroll, on the manifest or not.")
     ] = UNSET
     webhook: (
         Annotated[
@@ -147,10 +146,7 @@ class _Members(Record):
     renewal: RenewalRules | UnsetType = UNSET
 
     def applied(self, model: domain.Model) -> domain.Model:
-        """`model` with these members; those that are not given are as in `model`.
-
-        Raises: Invalid (`bad-rule`).
-        """
+        """`model` with these members; those that are not given are as in `model`. Raises: Invalid (`bad-rule`)."""
         given: dict[str, Any] = msgspec.to_builtins(self)
         changed: dict[str, Any] = {name: tuple(given[name]) for name in _TOPICS_AND_KEYS if name in given}
         if "retain" in given:

@@ -23,10 +23,7 @@ def fingerprint(certificate: x509.Certificate) -> bytes:
 
 
 def board_is_wanted(info: m.DeviceInfo, order: ProvisioningOrder, before: m.DeviceInfo | None) -> None:
-    """The board is the one that the order names, and after a restart the same one as before.
-
-    Raises: BadBoard.
-    """
+    """The board is the one that the order names, and after a restart the same one as before. Raises: BadBoard."""
     if info.version != m.VERSION:
         raise BadBoard(FailureCode.UNSUPPORTED, "The board chose a version that was not offered.")
     for what, said, wanted in (
@@ -47,10 +44,7 @@ def board_is_wanted(info: m.DeviceInfo, order: ProvisioningOrder, before: m.Devi
 
 
 def wanted_csr(data: bytes, order: ProvisioningOrder, info: m.DeviceInfo) -> Csr:
-    """The CSR in `data`, if its own signature verifies and it names this device and no other.
-
-    Raises: BadBoard.
-    """
+    """The CSR in `data`, if its own signature verifies and it names this device and no other. Raises: BadBoard."""
     try:
         csr = decode_csr(data)
     except WireError as error:
