@@ -1,24 +1,24 @@
-"""Operations on every device of a filter: each device in a separate Change, many of them under way at once.
+"""Operations on every device of a filter, in bounded steps: each device in a separate Change, many under way at once.
 
     operation = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
-    async for outcome in act_on_many(registry, where, operation, at_most=count, stop=stop):
-        ...
+    step = await one_step(registry, (where,), operation, FIRST, at_most=count, stop=stop)
+    step = await one_step(registry, (where,), operation, step.following, at_most=count - len(step.outcomes), stop=stop)
 
 Each Change names the revision that was read: a device that has changed meanwhile is left alone, since it may no longer
 match. What has begun is finished, so an interruption leaves nothing half done, and the same operation again does what
-is left.
+is left. Nothing is kept between steps: the client passes the position back.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
-from fleet.domain.device import Device, DeviceFilter, Place, place_of
+from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, Place, place_of
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
@@ -26,7 +26,7 @@ from fleet.services.revocation import checked_reason, given_reason, moving, stat
 from fleet.services.tagging import tagging
 
 WINDOW = 64  # Changes under way at once: enough to share an fsync, few beside the 512 that enrollments may fill
-PAGE = 500  # devices read at once
+STEP_DEVICES_MAX = 500
 
 DONE = "ok"
 
@@ -109,46 +109,7 @@ class Outcome:
             raise Unavailable(self.code, self.why)
 
 
-async def matching(registry: Registry, where: DeviceFilter) -> AsyncIterator[Device]:
-    """Every device that matches `where`, read page by page."""
-    after = Place()
-    while page := await registry.devices(where, after=after, limit=PAGE):
-        for device in page:
-            yield device
-        after = place_of(page[-1], where)
-
-
-async def act_on_many(
-    registry: Registry, where: DeviceFilter, operation: Operation, *, at_most: int, stop: asyncio.Event
-) -> AsyncIterator[Outcome]:
-    """Do `operation` to the devices that `where` means, never to more than `at_most`; an outcome each, as they come.
-
-    When `stop` is set nothing new is begun, and the outcomes of what was under way are still given.
-
-    Raises: what reading the devices raises, once everything under way has ended.
-    """
-    running: set[asyncio.Task[Outcome]] = set()
-    begun = 0
-    try:
-        async for device in matching(registry, where):
-            if stop.is_set() or begun == at_most:
-                break
-            running.add(asyncio.create_task(act_on_one(registry, device, operation)))
-            begun += 1
-            if len(running) >= WINDOW:
-                ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    yield task.result()
-        while running:
-            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                yield task.result()
-    finally:
-        if running:
-            await asyncio.wait(running)
-
-
-async def act_on_one(registry: Registry, device: Device, operation: Operation) -> Outcome:
+async def _act_on_one(registry: Registry, device: Device, operation: Operation) -> Outcome:
     """Do `operation` to `device`, as it was seen."""
     try:
         change = await operation.change(registry, device)
@@ -159,3 +120,55 @@ async def act_on_one(registry: Registry, device: Device, operation: Operation) -
     except FleetError as error:
         return Outcome(device.id, error.code, error.message, is_failure=True)
     return Outcome(device.id, DONE)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlace:
+    """The position where a step starts: which of the filters, and where in its pages."""
+
+    number: int = 0
+    after: Place = FIRST_PLACE
+
+
+FIRST = StepPlace()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step has done."""
+
+    outcomes: tuple[Outcome, ...]
+    following: StepPlace | None
+    """Where the next one starts; None at the end."""
+
+
+async def one_step(
+    registry: Registry,
+    filters: Sequence[DeviceFilter],
+    operation: Operation,
+    place: StepPlace,
+    *,
+    at_most: int,
+    stop: asyncio.Event,
+) -> Step:
+    """Apply `operation` to the next devices of `filters`, one filter after the other: to at most STEP_DEVICES_MAX, and
+    never to more than `at_most`. When `stop` is set nothing new is begun, and what is under way is finished.
+    """
+    outcomes: list[Outcome] = []
+    while place.number < len(filters) and len(outcomes) < at_most:
+        where = filters[place.number]
+        room = min(STEP_DEVICES_MAX, at_most) - len(outcomes)
+        if room <= 0 or stop.is_set():
+            return Step(tuple(outcomes), place)
+        page = await registry.devices(where, after=place.after, limit=room)
+        for start in range(0, len(page), WINDOW):
+            if stop.is_set():
+                return Step(tuple(outcomes), place)
+            some = page[start : start + WINDOW]
+            # Shielded: the client may disconnect, and what has begun is finished all the same.
+            acts = asyncio.gather(*(_act_on_one(registry, device, operation) for device in some))
+            outcomes += await asyncio.shield(acts)
+            place = StepPlace(place.number, place_of(some[-1], where))
+        if len(page) < room:
+            place = StepPlace(place.number + 1)
+    return Step(tuple(outcomes), None)

@@ -316,22 +316,11 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], quo
     return Station(name, tuple(dict.fromkeys(models)), now, _checked_quota(quota))
 
 
-async def add_station(registry: Registry, name: str, models: Sequence[str], *, quota: int = 0, act: Act) -> Station:
-    """Record a factory station without a certificate.
-
-    Raises: Invalid: `bad-name`, `bad-station-models`, `bad-quota`. NotFound (`no-such-model`). Conflict
-    (`station-exists`).
-    """
-    station = await _new_station(registry, name, models, quota, act.now)
-    change = _change("station.add", f"station {name}", (AddStation(station),), act=act, models=" ".join(station.models))
-    await registry.commit(change)
-    return station
-
-
 async def enroll_station(registry: Registry, issuer: Issuer, new: NewStation, *, act: Act) -> Credential:
     """Record a factory station together with a certificate for its key: both, or neither.
 
-    Raises: as `add_station`; Invalid (`bad-lifetime`); Refused: the issuer cannot sign that long.
+    Raises: Invalid: `bad-name`, `bad-station-models`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict
+    (`station-exists`). Refused: the issuer cannot sign that long.
     """
     from fleet.domain.enrollment import permit_by_operator  # a listing at a home does without
 

@@ -22,7 +22,7 @@ from fleet.domain.tags import TAGS_MAX
 from fleet.domain.writes import AddDevice, AddModel, TagDevice
 from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
-from fleet.services.bulk import act_on_many
+from fleet.services.bulk import FIRST, STEP_DEVICES_MAX, StepPlace, one_step
 from fleet.services.claims import quarantine_claim, revoke_claim
 from fleet.services.end_credentials import end_certificates
 from fleet.services.inventory import revoke_token
@@ -215,12 +215,13 @@ async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplie
     """
     devices = 0
     doubt, never = _SuspendUnverified(restore, act), asyncio.Event()
-    for state in sorted(_IN):
-        where = DeviceFilter(state=state)
-        count = await registry.count_devices(where)
-        async for outcome in act_on_many(registry, where, doubt, at_most=count, stop=never):
+    filters = [DeviceFilter(state=state) for state in sorted(_IN)]
+    place: StepPlace | None = FIRST
+    while place is not None:
+        step = await one_step(registry, filters, doubt, place, at_most=STEP_DEVICES_MAX, stop=never)
+        for outcome in step.outcomes:
             outcome.must_be_done()
-            devices += 1
+        devices, place = devices + len(step.outcomes), step.following
     tokens = await _revoke_open_tokens(registry, act)
     claims = await _quarantine_open_claims(registry, act)
     requests = await _deny_approved_requests(registry, act)

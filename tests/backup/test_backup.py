@@ -284,9 +284,9 @@ class TestRestoring:
     async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         log = revocation_log(home)
         async with journaling_revocations(registry, log):
-            await inventory.add_station(registry, "st1", ("default",), act=Act("operator", NOW))
+            added = AddStation(Station("st1", ("default",), NOW))
             station = certificate("st1", kind=CredentialKind.STATION)
-            await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(station),)))
+            await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (added, AddCredential(station))))
             await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
             token, _ = await inventory.create_token(registry, model="default", act=Act("operator", NOW))
             approved, pending = waiting("cam-20"), waiting("cam-21")

@@ -70,8 +70,13 @@ async def act(
     stop: asyncio.Event | None = None,
 ) -> Tally:
     tally = Tally()
-    async for outcome in bulk.act_on_many(registry, where, what, at_most=at_most, stop=stop or asyncio.Event()):
-        tally.count(outcome)
+    place: bulk.StepPlace | None = bulk.FIRST
+    while place is not None and not (stop is not None and stop.is_set()):
+        left = at_most - tally.seen
+        step = await bulk.one_step(registry, (where,), what, place, at_most=left, stop=stop or asyncio.Event())
+        for outcome in step.outcomes:
+            tally.count(outcome)
+        place = step.following if tally.seen < at_most else None
     return tally
 
 
@@ -196,17 +201,29 @@ async def test_never_more_than_were_confirmed(registry: SqliteRegistry) -> None:
     assert (await act(registry, ACTIVE, move("suspend"), at_most=0)).seen == 0
 
 
+class Stopped(SqliteRegistry):
+    """Whoever waits for the operation stops it at the commit number `after`."""
+
+    after = 0
+    commits = 0
+    stop: asyncio.Event
+
+    async def commit(self, change: Change) -> None:
+        self.commits += 1
+        if self.commits == self.after:
+            self.stop.set()
+        await super().commit(change)
+
+
 @pytest.mark.parametrize("after", [0, 1, 64, 199])
 async def test_stopped_anywhere_it_has_finished_what_it_began(registry: SqliteRegistry, after: int) -> None:
     await fill(registry, 300)
-    stop = asyncio.Event()
-    tally = Tally()
+    stopped = await Stopped.open(registry.path)
+    stopped.after, stopped.stop = after, asyncio.Event()
     if after == 0:
-        stop.set()
-    async for outcome in bulk.act_on_many(registry, ACTIVE, move("revoke"), at_most=300, stop=stop):
-        tally.count(outcome)
-        if tally.seen == after:
-            stop.set()
+        stopped.stop.set()
+    tally = await act(stopped, ACTIVE, move("revoke"), at_most=300, stop=stopped.stop)
+    await stopped.close()
     assert after <= tally.seen == tally.done <= after + bulk.WINDOW
     assert await count(registry, DeviceState.REVOKED) == tally.done
     assert (await act(registry, ACTIVE, move("revoke"))).done == 300 - tally.done

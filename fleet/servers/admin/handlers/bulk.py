@@ -32,8 +32,7 @@ from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant, moment
 from fleet.servers.admin.routing import post
-from fleet.services.bulk import DONE, Move, Outcome, Tagging, new_bulk_id
-from fleet.services.bulk_steps import FIRST, StepPlace, one_step
+from fleet.services.bulk import DONE, FIRST, Move, Outcome, StepPlace, Tagging, new_bulk_id, one_step
 
 STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
 
