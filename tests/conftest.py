@@ -21,9 +21,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 server_logs.watch_processes()
 
-# Examples of each property; Hypothesis has 100.
-settings.register_profile(Tier.QUICK, max_examples=25)
-settings.register_profile(Tier.ALL, max_examples=1000)
+# Of each property. An example's own deadline is off: how long one takes is the machine's affair.
+for each, examples in ((Tier.QUICK, 25), (Tier.SHORT, 100), (Tier.ALL, 1000)):
+    settings.register_profile(each, max_examples=examples, deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,8 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--tier") is not Tier.SHORT:
-        settings.load_profile(config.getoption("--tier"))
+    settings.load_profile(config.getoption("--tier"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than processors: tests that talk to servers wait for a fifth of their time."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors if config.getoption("--tier") is Tier.QUICK else processors + 1
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

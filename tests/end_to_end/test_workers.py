@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from msgspec.structs import replace
 
+from fleet.cli import main as fleet_main
 from fleet.est_client.client import EstClient
 from fleet.home.layout import Home, settings_of
 from fleet.home.pki import renew_server_certificate
@@ -250,7 +252,7 @@ def test_every_log_line_is_an_object_when_that_is_set(home: Path, tmp_path: Path
 
 
 def test_help_teaches_it() -> None:
-    shown = program("fleet", "serve", "--help").stdout
+    shown = CliRunner().invoke(fleet_main, ["serve", "--help"]).stdout
     assert "--workers" in shown
     assert "fleet serve --home ./home --workers auto" in shown
 
@@ -293,7 +295,8 @@ def test_a_second_server_is_refused_however_many_workers(shared: Served) -> None
 
 @pytest.mark.parametrize("workers", ["-1", "many", "257", "1.5", ""])
 def test_a_number_of_workers_that_is_none(home: Path, workers: str) -> None:
-    done = program("fleet", "serve", "--home", str(home), "--workers", workers, expect=2)
+    done = CliRunner().invoke(fleet_main, ["serve", "--home", str(home), "--workers", workers])
+    assert done.exit_code == 2
     assert "is not a whole number from 0 to 256" in done.stderr
 
 
