@@ -1,5 +1,6 @@
 """The agent's and the factory's programs with closed or full streams, odd arguments, and no working directory."""
 
+import io
 import os
 import subprocess
 import sys
@@ -190,11 +191,23 @@ def test_warnings_of_libraries_are_not_shown(shell: Shell) -> None:
 
 
 def test_a_log_that_cannot_be_written_ends_and_the_agent_goes_on() -> None:
-    with open("/dev/full", "w") as full:
+    class Full(io.TextIOWrapper):
+        written = 0
+
+        def write(self, text: str) -> int:
+            self.written += 1
+            return super().write(text)
+
+        def close(self) -> None:
+            """What is in its buffer fits nowhere."""
+
+    with open("/dev/full", "wb", buffering=0) as device:
+        full = Full(io.BufferedWriter(device))
         log = EventLog(stream=full)
-        for _ in range(2):
-            log.event("started")
-        full.close = lambda: None  # type: ignore[method-assign]
+        log.event("started")
+        once = full.written
+        log.event("started")
+        assert full.written == once > 0
 
 
 def test_a_closed_log_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

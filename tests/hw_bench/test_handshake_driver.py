@@ -1,6 +1,9 @@
 """The handshake driver against real servers."""
 
 import contextlib
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,41 @@ def test_a_stranger_is_refused_and_so_is_nobody(server: Running, environment: En
 
 def test_manners_are_checked_before_anything_is_measured(server: Running, environment: Environment) -> None:
     check_client_verification(server, environment, "TLSv1.3")
+
+
+@pytest.mark.parametrize(
+    ("verifies", "says"),
+    [(ssl.CERT_NONE, "accepted an untrusted certificate"), (ssl.CERT_REQUIRED, "refused the device's certificate")],
+)
+def test_a_server_with_other_manners_is_not_measured(
+    environment: Environment, verifies: ssl.VerifyMode, says: str
+) -> None:
+    with tls_server(environment.certificates.server, verifies) as server, pytest.raises(BenchError, match=says):
+        check_client_verification(server, environment, "TLSv1.3")
+
+
+@contextlib.contextmanager
+def tls_server(identity: Identity, verifies: ssl.VerifyMode) -> Iterator[Running]:
+    """It asks every client, or none, for a certificate, and trusts no CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity.certificate, identity.key)
+    context.verify_mode = verifies
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the end of the listener
+                while True:
+                    accepted, _ = listener.accept()
+                    with accepted, contextlib.suppress(OSError), context.wrap_socket(accepted, True) as tls:
+                        tls.recv(100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield Running("a server", "", listener.getsockname(), ())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_a_crew_counts_together(server: Running, environment: Environment, tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ class TestModels:
 
     async def test_no_filters_is_a_silent_device(self, registry: SqliteRegistry) -> None:
         await inventory.add_model(registry, Model("mute", publish=(), subscribe=()), act=Act("operator", NOW))
+        mute = await registry.model("mute")
+        assert mute is not None
+        assert (mute.publish, mute.subscribe) == ((), ())
 
 
 class TestDevices:
