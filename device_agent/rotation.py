@@ -80,7 +80,7 @@ class Rotation:
         wait = max(backoff.delay_seconds(self._failures, self.chance()), outcome.retry_after_seconds)
         self._failures += 1
         self.renew_at = self.monotonic() + wait
-        self.tell(outcome.message, outcome.advice)
+        self.answer_waiting(outcome.message, outcome.advice)
         return wait
 
     def proof_failed(self, message: str, *, refused: bool, lifetime: Lifetime) -> float:
@@ -89,7 +89,7 @@ class Rotation:
         self._failures += 1
         self.candidate_refused = refused
         self.prove_at = self.renew_at = self.monotonic() + wait
-        self.tell(message, "The working certificate is kept.")
+        self.answer_waiting(message, "The working certificate is kept.")
         return wait
 
     def succeeded(self) -> None:
@@ -98,9 +98,9 @@ class Rotation:
         self._failures = 0
         self.candidate_refused = False
         self.renew_at = 0.0
-        self.tell("", "")
+        self.answer_waiting("", "")
 
-    def tell(self, message: str, advice: str) -> None:
+    def answer_waiting(self, message: str, advice: str) -> None:
         """Call back all callers that wait."""
         waiting, self._waiting = self._waiting, []
         self.forced = False

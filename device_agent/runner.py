@@ -112,7 +112,7 @@ class Runner:
             finally:
                 self.rotation.stop()
                 self.schedule.stop()
-                self.rotation.tell("The agent was stopped.", "")
+                self.rotation.answer_waiting("The agent was stopped.", "")
                 self.connection.close()
                 control.close()
                 self._wakeup.close()
@@ -315,7 +315,7 @@ class Runner:
         name = "disconnected" if event.was_up else "connect-failed"
         self._log.event(name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
         if self.connection.last_tried is Role.CANDIDATE and self._candidate is not None:
-            self.rotation.tell(
+            self.rotation.answer_waiting(
                 f"The new certificate is stored, but could not be proven yet: {event.reason}.",
                 "The next connection tries it again.",
             )

@@ -72,7 +72,9 @@ def take(home: Path, file: Path, password: PasswordSource, plain: bool, output: 
     async def work() -> Taken:
         encryption = None if passphrase is None else Encryption(passphrase)
         async with opened(home) as (place, registry):
-            return await save_home(place, registry, file, encryption=encryption, act=act_now(), progress=_tell)
+            return await save_home(
+                place, registry, file, encryption=encryption, act=act_now(), progress=_print_progress
+            )
 
     with attempting(f"saving '{home}' into '{file}'"):
         passphrase = None if plain else password.given_or_asked("the backup", confirm=True)
@@ -157,12 +159,12 @@ def restore(
         )
     with attempting(attempted):
         source = RestoreSource(file, revocations, _passphrase(file, password))
-        restoring = restore_backup(source, home.absolute(), act=act_now(), database=database, progress=_tell)
+        restoring = restore_backup(source, home.absolute(), act=act_now(), database=database, progress=_print_progress)
         done = asyncio.run(restoring)
     _print_restored(done, home, database, output, none_kept)
 
 
-def _tell(table: str, rows: int) -> None:
+def _print_progress(table: str, rows: int) -> None:
     if rows >= PROGRESS_ROWS_MIN:
         click.echo(f"{table}: {rows} rows copied", err=True)
 

@@ -106,8 +106,8 @@ def print_value(value: Row, output: str, table: Row | None = None) -> None:
     if output == "json":
         click.echo(_json(_without_revision(value)))
         return
-    value = _without_revision(value)
-    shown = {printable(key).replace("_", " "): item for key, item in (table or value).items() if item is not None}
+    value = _without_revision(table or value)
+    shown = {printable(key).replace("_", " "): item for key, item in value.items() if item is not None}
     width = max((len(key) for key in shown), default=0) + 1
     for key, item in shown.items():
         lines = [_text(part) for part in item] if isinstance(item, list | tuple) else [_text(item)]

@@ -68,6 +68,8 @@ class Unreachable(Unavailable):
     """The model's webhook gave no valid response."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__("webhook-failed", "The authorization service of this model could not be asked.", "Try again.")
+        super().__init__(
+            "webhook-failed", "The authorization service of this model gave no valid response.", "Try again."
+        )
         self.problem = problem
         """The cause, for the audit; not sent to the client."""

@@ -147,8 +147,8 @@ async def _decide(registry: Registry, request_id: str, decision: Decision, act: 
     request = await known_request(registry, request_id, act=act)
     to, reason = decision.state, decision.reason
     if request.state not in DECIDED_FROM[to]:
-        already = " already" if request.state is to else ""
-        message = f"Request {request.id} is {request.state}{already}; it cannot become {to}."
+        why = "already" if request.state is to else f"and cannot become {to}"
+        message = f"Request {request.id} is {request.state} {why}."
         raise Conflict(f"request-{request.state}", message)
     decided = replace(
         request,

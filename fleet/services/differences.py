@@ -19,10 +19,10 @@ def differences(before: Mapping[str, object], after: Mapping[str, object]) -> Di
     names = [name for name in after if before.get(name) != after[name]]
     if not names:
         return {}
-    return {"before": _told(before, names), "after": _told(after, names)}
+    return {"before": _listed(before, names), "after": _listed(after, names)}
 
 
-def _told(fields: Mapping[str, object], names: list[str]) -> str:
+def _listed(fields: Mapping[str, object], names: list[str]) -> str:
     text = "; ".join(f"{name}={_text(fields.get(name))}" for name in names)
     return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
 

@@ -18,6 +18,6 @@ async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, 
     fingerprints = tuple(holders)
     for start in range(0, len(fingerprints), CHUNK):
         chunk = fingerprints[start : start + CHUNK]
-        told = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
+        events = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
         entry = made_by(act, "credential.end", "certificates", count=str(len(chunk)), **detail)
-        await registry.commit(Change(entry, (EndCredentials(chunk),), told))
+        await registry.commit(Change(entry, (EndCredentials(chunk),), events))

@@ -118,8 +118,8 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
         detail = {"count": str(len(ids)), "reason": AS_BEFORE}
         entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
         devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
-        told = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
-        await registry.commit(Change(entry, tuple(map(AddDevice, devices)), told))
+        events = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
+        await registry.commit(Change(entry, tuple(map(AddDevice, devices)), events))
 
 
 async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:

@@ -110,10 +110,8 @@ def moving(
     Raises: Conflict (`device-STATE`): there is no such move. Invalid (`bad-reason`).
     """
     if to not in NEXT[device.state]:
-        already = " already" if device.state is to else ""
-        raise Conflict(
-            f"device-{device.state}", f"Device {device.id} is {device.state}{already}; it cannot become {to}."
-        )
+        why = "already" if device.state is to else f"and cannot become {to}"
+        raise Conflict(f"device-{device.state}", f"Device {device.id} is {device.state} {why}.")
     # From every state that may lead there, not just the one that was looked at: a device that is revoked while it
     # enrolls is revoked. But a resume answers a suspension and nothing else.
     resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)

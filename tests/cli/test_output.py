@@ -76,6 +76,14 @@ def test_a_value_as_a_table() -> None:
     assert "ok:    yes" in lines
 
 
+def test_the_revision_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "pump-7", "revision": 3}
+    print_value(row, "table")
+    print_value(row, "table", {**row, "more": 1})
+    print_value(row, "json")
+    assert "3" not in capsys.readouterr().out
+
+
 def test_a_value_as_json() -> None:
     found = json.loads(CliRunner().invoke(value, ["-o", "json"]).output)
     expected = {**VALUE, "key": "0a", "for": 172_800.0}
