@@ -1,6 +1,7 @@
 """When an external broker is probed, and what its status says, on a clock that jumps."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -129,6 +130,20 @@ def test_a_session_that_cannot_connect_has_it_probed_again(error: Exception) -> 
         assert upstream.status()["reachable"] is True
 
     watched(scene)
+
+
+def test_the_log_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+        await asyncio.sleep(60)
+        broker.error = None
+        await asyncio.sleep(60)
+
+    caplog.set_level(logging.WARNING)
+    watched(scene, TimeoutError())  # an error without a text of its own
+    away, back = [record.getMessage() for record in caplog.records if record.name == "fleet.broker"]
+    assert "outcome=unreachable" in away
+    assert "reason=TimeoutError" in away
+    assert "outcome=reachable-again" in back
 
 
 def test_a_fault_of_ours_is_not_the_brokers() -> None:
