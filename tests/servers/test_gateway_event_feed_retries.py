@@ -162,6 +162,41 @@ def test_an_event_that_could_not_be_handled_comes_again_and_none_is_left_out(err
     staged(scene)
 
 
+def test_an_outage_without_events_misses_none_and_is_over_with_the_first_answer() -> None:
+    async def scene(stage: Stage) -> None:
+        registry = stage.registry
+        registry.tell()
+        await stage.pass_time(5)
+        registry.error = DOWN
+        await stage.pass_time(SILENCE_SECONDS_MAX + 10)
+        assert not stage.feed.reliable()
+        registry.error = None
+        asked = len(registry.asked)
+        while len(registry.asked) == asked:
+            await stage.pass_time(0.1)
+        assert stage.feed.reliable()
+        await stage.pass_time(10)
+        assert (stage.heard, stage.missed) == (["6"], [])
+
+    staged(scene)
+
+
+def test_until_the_registry_has_answered_once_it_is_not_relied_on() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.registry.error = DOWN
+        following = asyncio.create_task(stage.feed.run())
+        await stage.pass_time(1)
+        assert (stage.feed.reliable(), stage.feed.failures > 0) == (False, True)
+        stage.registry.error = None
+        await stage.feed.started()
+        await stage.pass_time(1)
+        assert stage.feed.reliable()
+        following.cancel()
+
+    run(main())
+
+
 def test_a_delivery_of_a_few_seconds_is_not_a_stalled_feed() -> None:
     async def scene(stage: Stage) -> None:
         stage.registry.delay = 1.5

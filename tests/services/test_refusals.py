@@ -116,12 +116,23 @@ def test_the_kind_that_was_written_longest_ago_makes_room() -> None:
     assert refusals.row(refused(a, seconds=91)) is None  # still known
 
 
+def test_a_known_kind_keeps_its_own_row_when_the_memory_is_full() -> None:
+    refusals = Refusals(kinds_max=1)
+    refusals.row(refused())
+    refusals.row(refused(seconds=1))
+    refusals.row(refused("192.0.2.2", seconds=50))  # as one of anywhere
+    row = refusals.row(refused(seconds=61))
+    assert row is not None
+    assert row.detail == {"left_out": "1"}
+
+
 def test_beyond_the_memory_devices_and_strangers_are_counted_apart() -> None:
     refusals = Refusals(kinds_max=1)
     refusals.row(refused("192.0.2.1"))
     assert refusals.row(refused("192.0.2.2")) is not None
     assert refusals.row(refused(actor="device a")) is not None
     assert refusals.row(refused(actor="device b")) is None  # one row for all devices
+    assert refusals.row(refused(actor="station st1")) is not None
     assert refusals.row(refused("192.0.2.3", code="other")) is not None
 
 
