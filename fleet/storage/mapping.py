@@ -49,8 +49,13 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+# `json.dumps` with options makes an encoder for each call.
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
+_encoded_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
 def json_text(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return "[]" if value == () else _encoded(value)
 
 
 def serial_octets(serial: str) -> bytes:
@@ -224,7 +229,7 @@ def tag_rows(device: Device) -> list[Row]:
 
 
 def _detail_text(detail: dict[str, str]) -> str:
-    return json.dumps(detail, separators=(",", ":"), sort_keys=True) if detail else "{}"
+    return _encoded_sorted(detail) if detail else "{}"
 
 
 def _audit_row(seq: int, *cells: Any) -> AuditRow:

@@ -142,12 +142,14 @@ ADD_CREDENTIAL = Statement(
     "credential-exists",
     "A certificate with this serial number or fingerprint is recorded already.",
 )
-USE_CREDENTIAL = Statement(
-    "UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')",
+CREDENTIAL_IS_USABLE = Statement(  # locked, so that it is not revoked before COMMIT
+    "SELECT 1 FROM credential WHERE fingerprint = $1::bytea AND state IN ('issued', 'active') FOR UPDATE",
     "credential-ended",
     "The certificate is not usable any more.",
     "Enroll again.",
 )
+# A station's is in use already with each device after the first: its row and its indices are left as they are.
+USE_CREDENTIAL = Statement("UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state = 'issued'")
 SUPERSEDE_OLDER = Statement("""
     UPDATE credential SET state = 'superseded'
     FROM (SELECT seq, holder, kind FROM credential WHERE fingerprint = $1::bytea) AS used

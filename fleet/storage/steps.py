@@ -69,6 +69,7 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
             yield sql.KEY_IS_FREE, (credential.key_sha256, credential.holder, credential.kind.value)
             yield sql.ADD_CREDENTIAL, mapping.CREDENTIAL.row(credential)
         case w.MarkUsed(fingerprint=fingerprint):
+            yield sql.CREDENTIAL_IS_USABLE, (fingerprint,)
             yield sql.USE_CREDENTIAL, (fingerprint,)
             yield sql.SUPERSEDE_OLDER, (fingerprint,)
         case w.EndUnused(kind=kind, holder=holder, grant=grant, newest=newest):

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 ROWS_A_STATEMENT_MAX = 64  # 9 values each; SQLite takes 32,766
 
+LAST_NUMBERS = f"SELECT ({queries.LAST_AUDIT.sqlite}), ({queries.LAST_EVENT.sqlite})"
+
 _CONSTRAINT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
@@ -112,9 +114,8 @@ def _in_transaction(db: sqlite3.Connection, write: Callable[[], T]) -> T:
 
 
 def _last_numbers(db: sqlite3.Connection) -> tuple[int, int]:
-    audit_seq: int = db.execute(queries.LAST_AUDIT.sqlite).fetchone()[0]
-    event_seq: int = db.execute(queries.LAST_EVENT.sqlite).fetchone()[0]
-    return audit_seq, event_seq
+    numbers: tuple[int, int] = db.execute(LAST_NUMBERS).fetchone()
+    return numbers
 
 
 def _record(db: sqlite3.Connection, changes: Sequence[Change], audit_seq: int, event_seq: int) -> None:
