@@ -1,21 +1,20 @@
 """`fleet audit verify`: every row, every signed head, and the hashes stored beside them."""
 
 import asyncio
-import functools
-import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from fleet.ca.head_signer import HeadKey
 from fleet.cli.audit_proof import head_key_in, head_text
 from fleet.cli.errors import attempting
-from fleet.cli.options import FILE, LOCATION, REMOTE, Checked, client_at, location_options
+from fleet.cli.options import FILE, REMOTE, Checked, client_at, location_options
 from fleet.cli.output import output_option, print_value
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
@@ -26,7 +25,6 @@ from fleet.services.audit_verification import Noted, Verified, verify
 from fleet.storage.sqlite.audit_reader import audit_of_copy
 
 STATE_SIZE_MAX = 4_096
-STATE_VERSION = 1
 
 _HEAD = re.compile(r"([0-9]{1,18}):([0-9a-fA-F]{64})")
 
@@ -42,26 +40,8 @@ HEAD = Checked("SIZE:ROOT", _noted)
 """A number of rows and the root of their tree, as `fleet audit verify` prints them."""
 
 
-def client_or_copy_option(command: Callable[..., object]) -> Callable[..., object]:
-    """As `client_option`, beside an option that gives `copy` to work on: with that, `client` is None."""
-
-    @functools.wraps(command)
-    def with_client_or_copy(copy: Path | None, **given: Any) -> object:
-        location = {name: given.pop(name) for name in LOCATION}
-        if copy is None:
-            with client_at(**location) as client:
-                return command(client=client, copy=None, **given)
-        context = click.get_current_context()
-        for name in REMOTE:
-            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name} is for a served fleet, and --file is read here.")
-        return command(client=None, copy=copy, **given)
-
-    return location_options(with_client_or_copy)
-
-
 @click.command(name="verify")
-@client_or_copy_option
+@location_options
 @click.option("--file", "copy", type=click.Path(path_type=Path), metavar="DB", help="Verify this copy of a registry.")
 @click.option(
     "--public-key",
@@ -83,7 +63,6 @@ def client_or_copy_option(command: Callable[..., object]) -> Callable[..., objec
 @click.option("--whole", is_flag=True, help="With --state: read everything, and check it against FILE as well.")
 @output_option
 def verify_(
-    client: Client | None,
     copy: Path | None,
     key_files: tuple[Path, ...],
     head: Noted | None,
@@ -91,6 +70,7 @@ def verify_(
     state: Path | None,
     whole: bool,
     output: str,
+    **location: Any,
 ) -> None:
     """Verify the audit.
 
@@ -111,7 +91,14 @@ def verify_(
         raise click.UsageError("Give one of --since-head and --state.")
     if whole and (state is None or head is not None):
         raise click.UsageError("--whole needs --state, and no --head.")
-    with attempting(f"verifying the audit of '{copy}'" if copy is not None else "verifying the audit"):
+    client = client_at(**location) if copy is None else None
+    if copy is not None:
+        context = click.get_current_context()
+        for name in REMOTE:
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} is for a served fleet, and --file is read here.")
+    attempted = f"verifying the audit of '{copy}'" if copy is not None else "verifying the audit"
+    with attempting(attempted), client or nullcontext():
         remembered = _read_state(state) if state is not None else None
         since, noted = (None, remembered) if whole else (since_head or remembered, head)
         given = [head_key_in(file) for file in key_files]
@@ -166,15 +153,19 @@ def _shown(v: Verified, *, signed: bool) -> dict[str, object]:
     }
 
 
+class _State(msgspec.Struct):
+    """What a --state file remembers of the last head that was verified."""
+
+    version: Literal[1]
+    size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
+    root: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-fA-F]{64}\Z")]
+    heads: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+    heads_digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-fA-F]{64}\Z")]
+
+
 def _state_of(noted: Noted) -> bytes:
-    value = {
-        "version": STATE_VERSION,
-        "size": noted.size,
-        "root": noted.root.hex(),
-        "heads": noted.heads,
-        "heads_digest": noted.heads_digest.hex(),
-    }
-    return json.dumps(value).encode("ascii") + b"\n"
+    state = _State(1, noted.size, noted.root.hex(), noted.heads or 0, noted.heads_digest.hex())
+    return msgspec.json.encode(state) + b"\n"
 
 
 def _read_state(file: Path) -> Noted | None:
@@ -184,24 +175,10 @@ def _read_state(file: Path) -> Noted | None:
     """
     try:
         with file.open("rb") as opened_file:
-            text = opened_file.read(STATE_SIZE_MAX + 1)
+            state = msgspec.json.decode(opened_file.read(STATE_SIZE_MAX + 1), type=_State)
     except FileNotFoundError:
         return None
-    try:
-        value = json.loads(text)
-        if value["version"] != STATE_VERSION:
-            raise ValueError("another version")
-        root, digest = bytes.fromhex(value["root"]), bytes.fromhex(value["heads_digest"])
-        noted = Noted(_count(value["size"]), root, _count(value["heads"]), digest)
-        if len(root) != 32 or len(digest) != 32 or noted.size == 0:
-            raise ValueError("no head")
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         advice = "Put the right file back. To start over from the first row, move it away."
         raise Invalid("bad-state", f"{file} is no state that this command has written.", advice) from None
-    return noted
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
-        raise ValueError("no count")
-    return value
+    return Noted(state.size, bytes.fromhex(state.root), state.heads, bytes.fromhex(state.heads_digest))

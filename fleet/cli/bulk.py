@@ -52,25 +52,17 @@ def ids_or_filter(command: Callable[..., None]) -> Callable[..., object]:
     takes_tags = command.__name__ == "tag"
 
     @functools.wraps(command)
-    def either(
-        client: Client,
-        output: str,
-        reason: str,
-        words: tuple[str, ...],
-        text: str | None,
-        yes: bool,
-        count: int | None,
-        dry_run: bool,
-        **rest: Any,
-    ) -> None:
+    def either(words: tuple[str, ...], **given: Any) -> None:
         first_tag = next((n for n, word in enumerate(words) if "=" in word), len(words)) if takes_tags else len(words)
         ids = tuple(DEVICE_ID.convert(word, None, None) for word in words[:first_tag])
         tags = tuple(TAG.convert(word, None, None) for word in words[first_tag:])
-        if bool(ids) == (text is not None):
+        said = {name: given.pop(name) for name in Selection.__slots__ if name in given}
+        selection = Selection(ids=ids, tags=tags, **said)
+        if bool(ids) == (selection.text is not None):
             raise click.UsageError("Give a DEVICE_ID or --filter, one of the two.")
-        if text is None and (yes or dry_run or count is not None):
+        if ids and (selection.is_confirmed or selection.is_dry or selection.count is not None):
             raise click.UsageError("--yes, --count and --dry-run go with --filter.")
-        command(selection=Selection(client, output, reason, ids, tags, text, yes, count, dry_run), **rest)
+        command(selection=selection, **given)
 
     wrapped: Callable[..., object] = either
     for option in (output_option, *reversed(_OPTIONS), reason_option, client_option):
@@ -87,11 +79,11 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
         help="Every device that matches all terms: 'model=cam2 and lot=L7 and state=active and group=pilot and "
         "expires<30d'. Other keys are tags.",
     ),
-    click.option("--yes", is_flag=True, help="With --filter: do not ask for confirmation."),
+    click.option("--yes", "is_confirmed", is_flag=True, help="With --filter: do not ask for confirmation."),
     click.option(
         "--count", type=click.IntRange(0), metavar="N", help="With --filter: do not ask, but refuse unless N match."
     ),
-    click.option("--dry-run", is_flag=True, help="With --filter: list the devices and change nothing."),
+    click.option("--dry-run", "is_dry", is_flag=True, help="With --filter: list the devices and change nothing."),
 )
 
 
@@ -196,14 +188,8 @@ def _report(selection: Selection, doing: str, count: int, bulk: str, tally: _Tal
         click.echo(f"Not done: {failure['id']}: {failure['why']} ({failure['code']})", err=True)
     if len(tally.failed) > FAILURES_SHOWN_MAX:
         click.echo(f"Not done: {len(tally.failed) - FAILURES_SHOWN_MAX} more; -o json lists them all.", err=True)
-    value: dict[str, object] = {
-        "bulk": bulk,
-        "matched": count,
-        "done": tally.done,
-        "skipped": tally.skipped,
-        "failed": tally.failed,
-        "interrupted": is_interrupted,
-    }
+    counts = {"done": tally.done, "skipped": tally.skipped, "failed": tally.failed}
+    value = {"bulk": bulk, "matched": count, **counts, "interrupted": is_interrupted}
     print_value(value, selection.output, {**value, "failed": len(tally.failed)})
     if is_interrupted:
         click.echo(f"Interrupted while {doing}: {tally.seen} of {count}. Run it again for the rest.", err=True)

@@ -3,9 +3,11 @@
 A file to inspect is often a broken one: what cannot be read is listed under "problems", and the rest is still shown.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -22,6 +24,8 @@ from fleet.wire.names import alt_name_text
 from fleet.wire.parsing import library_errors
 
 Facts = Mapping[str, object]
+_Extensions = list[x509.Extension[x509.ExtensionType]]
+_Value = TypeVar("_Value")
 
 _KEY_USAGES = {
     "digital_signature": "digitalSignature",
@@ -48,35 +52,33 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
     """The certificate at `index` of `bundle`, its validity as seen at `now`."""
     certificate = bundle.certificates[index]
     problems: list[str] = []
-    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    extensions: list[x509.Extension[x509.ExtensionType]] = []
-    subject = issuer = key_type = "?"
-    key_sha256 = None
     if certificate.serial_number <= 0:
         problems.append("The serial number is not positive, which RFC 5280 forbids.")
-    with _noting(problems, "subject"):
-        subject = certificate.subject.rfc4514_string()
-    with _noting(problems, "issuer"):
-        issuer = certificate.issuer.rfc4514_string()
-    with _noting(problems, "public key"):
-        key_type = describe_key(certificate.public_key())
-        key_sha256 = _key_sha256(certificate.public_key())
-    with _noting(problems, "list of extensions"):
-        extensions = list(certificate.extensions)
+    subject = _read(problems, "subject", lambda: certificate.subject.rfc4514_string(), "?")
+    issuer = _read(problems, "issuer", lambda: certificate.issuer.rfc4514_string(), "?")
+    unknown: dict[str, object] = {"key_type": "?", "key_sha256": None}
+    key = _read(problems, "public key", lambda: _key_facts(certificate.public_key()), unknown)
+    extensions = _extensions(certificate, problems)
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return {
         "subject": subject,
-        "alt_names": _alt_names(extensions, problems),
+        "alt_names": [
+            _read(problems, "name", partial(alt_name_text, name), f"{type(name).__name__}: unreadable")
+            for extension in extensions
+            if isinstance(extension.value, x509.SubjectAlternativeName)
+            for name in extension.value
+        ],
         "issuer": issuer,
         "serial": f"{certificate.serial_number:x}",
         "not_before": not_before,
         "not_after": not_after,
         "validity": _validity(not_before, not_after, now),
         "expires_in_seconds": int((not_after - now).total_seconds()),
-        "key_type": key_type,
+        "key_type": key["key_type"],
         **_usage_facts(extensions),
         "sha256": certificate.fingerprint(hashes.SHA256()),
         "sha1": certificate.fingerprint(hashes.SHA1()),  # noqa: S303 - a fingerprint that other tools still show
-        "key_sha256": key_sha256,
+        "key_sha256": key["key_sha256"],
         "friendly_name": bundle.friendly_name(index),
         "problems": problems,
     }
@@ -88,20 +90,13 @@ def key_facts(bundle: Bundle) -> Facts | None:
     if key is None:
         return None
     mates = [number for number, each in enumerate(bundle.certificates, 1) if belongs_to(each, key)]
-    public_key = key.public_key()
-    return {
-        "key_type": describe_key(public_key),
-        "matches_certificate": mates[0] if mates else None,
-        "key_sha256": _key_sha256(public_key),
-    }
+    return {"matches_certificate": mates[0] if mates else None, **_key_facts(key.public_key())}
 
 
 def request_facts(request: x509.CertificateSigningRequest) -> Facts:
     """A certificate request: what it asks for, and why the enrollment server here would refuse it, if it would."""
     problems: list[str] = []
-    facts: dict[str, object] = {"subject": "?"}
-    with _noting(problems, "subject"):
-        facts["subject"] = request.subject.rfc4514_string()
+    facts = {"subject": _read(problems, "subject", lambda: request.subject.rfc4514_string(), "?")}
     try:
         csr = decode_csr(request.public_bytes(Encoding.DER))
     except WireError as error:
@@ -120,17 +115,13 @@ def request_facts(request: x509.CertificateSigningRequest) -> Facts:
 def list_facts(revocation_list: x509.CertificateRevocationList, now: datetime) -> Facts:
     """A certificate revocation list."""
     problems: list[str] = []
-    issuer, number = "?", None
-    with _noting(problems, "issuer"):
-        issuer = revocation_list.issuer.rfc4514_string()
-    with _noting(problems, "list of extensions"):
-        for extension in revocation_list.extensions:
-            if isinstance(extension.value, x509.CRLNumber):
-                number = extension.value.crl_number
+    issuer = _read(problems, "issuer", lambda: revocation_list.issuer.rfc4514_string(), "?")
+    values = [each.value for each in _extensions(revocation_list, problems)]
+    numbers = [each.crl_number for each in values if isinstance(each, x509.CRLNumber)]
     next_update = revocation_list.next_update_utc
     return {
         "issuer": issuer,
-        "number": number,
+        "number": numbers[0] if numbers else None,
         "this_update": revocation_list.last_update_utc,
         "next_update": next_update,
         "state": None if next_update is None else "stale" if next_update <= now else "current",
@@ -152,30 +143,16 @@ def describe_key(public_key: PublicKeyTypes) -> str:
         return f"{kind} (refused here: {error})"
 
 
-def _key_sha256(public_key: PublicKeyTypes) -> bytes:
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(spki(public_key))
-    return digest.finalize()
+def _key_facts(public_key: PublicKeyTypes) -> dict[str, object]:
+    return {"key_type": describe_key(public_key), "key_sha256": hashlib.sha256(spki(public_key)).digest()}
 
 
-def _alt_names(extensions: list[x509.Extension[x509.ExtensionType]], problems: list[str]) -> list[str]:
-    return [
-        _alt_name(name, problems)
-        for extension in extensions
-        if isinstance(extension.value, x509.SubjectAlternativeName)
-        for name in extension.value
-    ]
+def _extensions(holder: x509.Certificate | x509.CertificateRevocationList, problems: list[str]) -> _Extensions:
+    none: _Extensions = []
+    return _read(problems, "list of extensions", lambda: list(holder.extensions), none)
 
 
-def _alt_name(name: x509.GeneralName, problems: list[str]) -> str:
-    try:
-        return alt_name_text(name)
-    except WireError as error:
-        problems.append(str(error))
-        return f"{type(name).__name__}: unreadable"
-
-
-def _usage_facts(extensions: list[x509.Extension[x509.ExtensionType]]) -> Facts:
+def _usage_facts(extensions: _Extensions) -> Facts:
     facts: dict[str, object] = {"ca": False, "key_usage": [], "extended_key_usage": []}
     for extension in extensions:
         match extension.value:
@@ -207,11 +184,11 @@ def _duration(span: timedelta) -> str:
     return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
-@contextmanager
-def _noting(problems: list[str], what: str) -> Iterator[None]:
-    """Add what goes wrong with `what` to `problems`, and go on."""
+def _read(problems: list[str], what: str, read: Callable[[], _Value], otherwise: _Value) -> _Value:
+    """What `read` gives; `otherwise`, and a problem with `what` noted, when the library cannot read it."""
     try:
         with library_errors(what):
-            yield
+            return read()
     except WireError as error:
         problems.append(str(error))
+        return otherwise

@@ -4,9 +4,9 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +25,7 @@ from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import ROWS_AT_ONCE, Counts, Numbered, RowRefused
 
 REFUSED_SHOWN_MAX = 20
+ListError = Callable[[RowRefused], None]
 ERROR_COLUMNS = ("line", "device_id", "code", "message")
 
 
@@ -62,13 +63,13 @@ class _Import:
         return self.manifest.counts
 
     def run(self, source: TextIO, name: str) -> None:
-        with noting_interrupts() as interrupts, _Errors(self.errors_file) as errors:
+        with noting_interrupts() as interrupts, _errors_in(self.errors_file) as list_error:
             try:
-                self._take_all(rows_of(source, name), errors, interrupts)
+                self._take_all(rows_of(source, name), list_error, interrupts)
             except FleetError as problem:
                 self.problem = problem
 
-    def _take_all(self, items: Items, errors: "_Errors", interrupts: Sequence[int]) -> None:
+    def _take_all(self, items: Items, list_error: ListError, interrupts: Sequence[int]) -> None:
         with ThreadPoolExecutor(1) as reader:
             chunk = reader.submit(_next_chunk, items).result()
             while not chunk.is_empty and not interrupts:
@@ -76,7 +77,7 @@ class _Import:
                 refused = [*chunk.refused, *self.manifest.take(chunk.rows)]
                 self.counts.refused += len(chunk.refused)
                 for each in sorted(refused, key=lambda one: one.line):
-                    errors.add(each)
+                    list_error(each)
                     if len(self.first_refused) < REFUSED_SHOWN_MAX:
                         self.first_refused.append(each)
                 counts = self.counts
@@ -118,30 +119,25 @@ def _next_chunk(items: Iterator[Numbered | RowRefused]) -> _Chunk:
     return chunk
 
 
-class _Errors:
-    """The errors file: there when a row was refused, whole when the run has ended, and of this run alone."""
+@contextmanager
+def _errors_in(path: Path | None) -> Iterator[ListError]:
+    """What lists a row in the errors file, which is there when one was refused, and of this run alone."""
+    if path is None:
+        yield lambda refused: None
+        return
+    path.unlink(missing_ok=True)  # of an earlier run: its lines have been seen to, or come again
+    with ExitStack() as opening:
+        file: TextIO | None = None
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: TextIO | None = None
+        def list_error(refused: RowRefused) -> None:
+            nonlocal file
+            if file is None:
+                file = opening.enter_context(path.open("x", encoding="utf-8", newline=""))
+                csv.writer(file).writerow(ERROR_COLUMNS)
+            shown = "".join(c if c.isprintable() else "?" for c in refused.device_id)
+            csv.writer(file).writerow((refused.line, shown, refused.code, refused.message))
 
-    def __enter__(self) -> "_Errors":
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)  # of an earlier run: its lines have been seen to, or come again
-        return self
-
-    def add(self, refused: RowRefused) -> None:
-        if self._path is None:
-            return
-        if self._file is None:
-            self._file = self._path.open("x", encoding="utf-8", newline="")
-            csv.writer(self._file).writerow(ERROR_COLUMNS)
-        shown = "".join(c if c.isprintable() else "?" for c in refused.device_id)
-        csv.writer(self._file).writerow((refused.line, shown, refused.code, refused.message))
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        yield list_error
 
 
 def _report(work: _Import, name: str, seconds: float, output: str) -> None:

@@ -7,6 +7,7 @@ the server does not start. A misspelled key never falls back to a default.
 import re
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,34 +93,20 @@ def _one_of(choices: Sequence[str]) -> Reader:
     return read
 
 
-def _address(value: Any) -> Address:
-    return parse_address(_text(value))
+def _parsed_by(parse: Callable[[str], Any]) -> Reader:
+    return lambda value: parse(_text(value))
 
 
-def _broker(value: Any) -> Broker:
-    return parse_broker(_text(value))
-
-
-def _database(value: Any) -> Database:
-    return parse_database(_text(value))
-
-
-def _number_between(low: float, high: float) -> Reader:
+def _number_between(low: float, high: float, *, kinds: Any = int | float, kind: str = "a number") -> Reader:
     def read(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ValueError(f"must be {kind} from {low} to {high}")
         return value
 
     return read
 
 
-def _count_between(low: int, high: int) -> Reader:
-    def read(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return value
-
-    return read
+_count_between = partial(_number_between, kinds=int, kind="a whole number")
 
 
 def parse_workers(text: str) -> int:
@@ -142,10 +129,10 @@ def _workers(value: Any) -> int:
 
 READERS: dict[str, dict[str, Reader]] = {
     "fleet": {"name": _text, "hosts": _texts},
-    "listen": {"est": _address, "mqtt": _address, "http": _address},
-    "registry": {"database": _database},
+    "listen": dict.fromkeys(("est", "mqtt", "http"), _parsed_by(parse_address)),
+    "registry": {"database": _parsed_by(parse_database)},
     "serve": {"workers": _workers, "log_format": _one_of(LOG_FORMATS)},
-    "gateway": {"upstream": _broker, "sessions_max": _count_between(1, 1_000_000)},
+    "gateway": {"upstream": _parsed_by(parse_broker), "sessions_max": _count_between(1, 1_000_000)},
     "limits": {
         "handshake_seconds_max": _number_between(0.5, 120),
         "half_open_max": _count_between(1, 100_000),
