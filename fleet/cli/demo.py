@@ -52,15 +52,15 @@ def demo(keep: bool, upstream: str, output: str) -> None:
     shown = False
     stage = Stage(Path(tempfile.mkdtemp(prefix="fleet-demo-")), upstream)
     try:
-        for name, step in STEPS:
-            started = time.monotonic()
+        for step in STEPS:
+            name, started = step.__name__, time.monotonic()
             try:
                 facts = step(stage)
             except (StepFailed, OSError, KeyError, ValueError) as error:
-                _report(output, name, False, started, {"error": str(error) or type(error).__name__})
-                raise CliError(
-                    f"demo step {name}", str(error) or type(error).__name__, _where_to_look(stage, keep)
-                ) from error
+                problem = str(error) or type(error).__name__
+                _report(output, name, False, started, {"error": problem})
+                where = f"Look into {stage.root}" if keep else "Run it again with --keep, and look into its folder"
+                raise CliError(f"demo step {name}", problem, where) from error
             _report(output, name, True, started, facts)
         shown = True
         if keep:
@@ -95,10 +95,6 @@ def _report(output: str, name: str, ok: bool, started: float, facts: dict[str, A
 
 def _word(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _where_to_look(stage: Any, keep: bool) -> str:
-    return f"Look into {stage.root}" if keep else "Run it again with --keep, and look into its folder"
 
 
 def _look_around(stage: Any) -> None:

@@ -5,7 +5,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleet.demo.harness import AGENT, PATIENCE_SECONDS, Running, Stage, StepFailed
+from fleet.demo.harness import AGENT, PATIENCE_SECONDS, Finished, Running, Stage, StepFailed
 
 SECONDS_BETWEEN_MESSAGES = 0.01
 
@@ -26,11 +25,16 @@ def mqtt_address(stage: Stage) -> str:
     return str(stage.ready()["mqtt"]).rpartition("//")[2]
 
 
-def initialize(stage: Stage, device: str, home: Path | None = None) -> None:
-    """Configure a device: its id, the servers' addresses and its trusted root CA."""
+def call(stage: Stage, device: str, *words: str, give: str | None = None, expect: int | None = 0) -> Finished:
+    """Run the device's agent to completion, as `Stage.call`."""
+    return stage.call(AGENT, "--home", str(stage.device_home(device)), *words, give=give, expect=expect)
+
+
+def initialize(stage: Stage, device: str, home: str = "") -> None:
+    """Configure a device, in the folder `home`: its id, the servers' addresses and its trusted root CA."""
     ready = stage.ready()
     words = ["--device-id", device, "--est", ready["est"], "--mqtt", mqtt_address(stage), "--ca", ready["ca_file"]]
-    stage.call(AGENT, "--home", str(home or stage.device_home(device)), "init", *words)
+    call(stage, home or device, "init", *words)
 
 
 def run(stage: Stage, device: str) -> Running:
@@ -40,14 +44,12 @@ def run(stage: Stage, device: str) -> Running:
 
 def wait_connected(stage: Stage, device: str) -> None:
     """Return when the device's agent is connected."""
-    stage.call(AGENT, "--home", str(stage.device_home(device)), "status", "--wait-connected", "20")
+    call(stage, device, "status", "--wait-connected", "20")
 
 
 def status(stage: Stage, device: str) -> dict[str, Any]:
     """The status reported by the device's agent."""
-    answer: dict[str, Any] = stage.call(
-        AGENT, "--home", str(stage.device_home(device)), "status", "-o", "json", expect=None
-    ).json()
+    answer: dict[str, Any] = call(stage, device, "status", "-o", "json", expect=None).json()
     return answer
 
 
@@ -57,23 +59,19 @@ def identity(stage: Stage, device: str) -> Pair:
     return current / "cert.pem", current / "key.pem"
 
 
-@dataclass(slots=True)
-class Published:
-    count: int = 0
-
-
 @contextmanager
-def publishing(agent: Running, topic: str, after: int) -> Iterator[Published]:
+def publishing(agent: Running, topic: str, after: int) -> Iterator[list[str]]:
     """Publish 0, 1, 2, ... to `topic` through `agent` while the block runs, and `after` more afterwards."""
-    published, stop = Published(), threading.Event()
+    published: list[str] = []
+    stop = threading.Event()
 
     def work() -> None:
         last: int | None = None
-        while last is None or published.count < last:
-            agent.say(f"{topic} {published.count}")
-            published.count += 1
+        while last is None or len(published) < last:
+            published.append(str(len(published)))
+            agent.say(f"{topic} {published[-1]}")
             if stop.wait(SECONDS_BETWEEN_MESSAGES) and last is None:
-                last = published.count + after
+                last = len(published) + after
 
     thread = threading.Thread(target=work, name=f"publish {topic}")
     thread.start()

@@ -160,16 +160,16 @@ class Stage:
         self.running[name] = Running(name, process)
         return self.running[name]
 
-    def wait_for_file(self, file: Path, manufacturer: Running) -> None:
+    def wait_for_file(self, file: Path, writer: Running) -> None:
         """Return when `file` exists.
 
         Raises: StepFailed: it does not appear in time, or its writer has exited.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not file.exists():
-            if manufacturer.process.poll() is not None or time.monotonic() > deadline:
-                last = manufacturer.lines[-1][1] if manufacturer.lines else "nothing"
-                raise StepFailed(f"{manufacturer.name} did not get ready; its last line: {last}")
+            if writer.process.poll() is not None or time.monotonic() > deadline:
+                last = writer.lines[-1][1] if writer.lines else "nothing"
+                raise StepFailed(f"{writer.name} did not get ready; its last line: {last}")
             time.sleep(0.01)
 
     def close(self) -> None:

@@ -47,9 +47,8 @@ def serve(stage: Stage) -> Facts:
     """The server, on free ports, with a broker behind the gateway."""
     ports = [word for name in ("est", "mqtt", "http") for word in (f"--{name}", "127.0.0.1:0")]
     ready = stage.root / "ready.json"
-    server = stage.start(
-        "fleet-serve", FLEET, "serve", *ports, "--upstream", stage.upstream, "--ready-file", str(ready)
-    )
+    words = ["serve", *ports, "--upstream", stage.upstream, "--ready-file", str(ready)]
+    server = stage.start("fleet-serve", FLEET, *words)
     stage.wait_for_file(ready, server)
     endpoints = stage.ready()
     trust = ssl.create_default_context(cafile=endpoints["ca_file"])
@@ -81,10 +80,9 @@ def enroll(stage: Stage) -> Facts:
         stage.call(FLEET, "device", "add", device, "--model", MODEL)
         tokens[device] = stage.call(FLEET, "token", "create", "--device", device).out
         devices.initialize(stage, device)
-        stage.call(AGENT, "--home", str(stage.device_home(device)), "enroll", give=tokens[device])
-    thief = stage.root / "devices" / "thief"
-    devices.initialize(stage, METER, thief)
-    stage.call(AGENT, "--home", str(thief), "enroll", give=tokens[METER], expect=1)
+        devices.call(stage, device, "enroll", give=tokens[device])
+    devices.initialize(stage, METER, home="thief")
+    devices.call(stage, "thief", "enroll", give=tokens[METER], expect=1)
     return {"devices": [CAMERA, METER], "token_used_again": "refused"}
 
 
@@ -131,11 +129,10 @@ def rotate(stage: Stage) -> Facts:
     agent = stage.running[CAMERA]
     before = devices.status(stage, CAMERA)["serial"]
     with Subscriber(stage.home, f"devices/{CAMERA}/up/rotate") as subscriber:
-        with devices.publishing(agent, f"devices/{CAMERA}/up/rotate", ROTATE_MESSAGES_AFTER) as published:
+        with devices.publishing(agent, f"devices/{CAMERA}/up/rotate", ROTATE_MESSAGES_AFTER) as wanted:
             subscriber.wait_until(lambda seen: len(seen) > 10, "the first messages")
-            stage.call(AGENT, "--home", str(stage.device_home(CAMERA)), "renew")
-        wanted = [str(number) for number in range(published.count)]
-        subscriber.wait_until(lambda seen: set(wanted) <= set(seen), f"{published.count} messages")
+            devices.call(stage, CAMERA, "renew")
+        subscriber.wait_until(lambda seen: set(wanted) <= set(seen), f"{len(wanted)} messages")
         seen = subscriber.seen()
     after = devices.status(stage, CAMERA)["serial"]
     expect(before != after, "the certificate is still the old one")
@@ -152,7 +149,7 @@ def revoke(stage: Stage) -> Facts:
     asyncio.run(_revoke(stage, METER))
     cut = agent.wait_for(lambda line: " disconnected" in line, "that it was disconnected", since)
     agent.wait_for(lambda line: "setback=refused" in line, "that it was refused", since)
-    stage.call(AGENT, "--home", str(stage.device_home(METER)), "renew", expect=1)
+    devices.call(stage, METER, "renew", expect=1)
     return {"cut_ms": round((cut - started) * 1000, 1), "reconnect": "refused", "reenroll": "refused"}
 
 
@@ -194,15 +191,4 @@ def audit(stage: Stage) -> Facts:
 
 Step = Callable[[Stage], Facts]
 
-STEPS: tuple[tuple[str, Step], ...] = (
-    ("init", init),
-    ("serve", serve),
-    ("factory", factory),
-    ("enroll", enroll),
-    ("connect", connect),
-    ("publish", publish),
-    ("isolate", isolate),
-    ("rotate", rotate),
-    ("revoke", revoke),
-    ("audit", audit),
-)
+STEPS: tuple[Step, ...] = (init, serve, factory, enroll, connect, publish, isolate, rotate, revoke, audit)
