@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fleet.backup.archive import PIECE, Manifest, Member, is_name, write_archive
 from fleet.backup.envelope import COST, Sealing
-from fleet.config.output_file import must_be_absent, new_file
+from fleet.config.durable_files import must_be_absent, new_file
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid

@@ -19,6 +19,7 @@ from fleet.backup.database_setting import name_database
 from fleet.backup.envelope import HEADER, Opening, Sink, Source, is_sealed
 from fleet.config.addresses import Database
 from fleet.config.database_url import DatabaseUrl
+from fleet.config.durable_files import sync
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
@@ -29,11 +30,11 @@ from fleet.home.layout import (
     Home,
     fleet_fingerprint,
     must_be_free,
+    new_home,
     open_home,
     place_for,
     revocation_log,
     settings_of,
-    sync,
     sync_tree,
 )
 from fleet.services.restore_revocations import Reapplied, reapply, suspend_all
@@ -165,9 +166,7 @@ async def restore_backup(
     """
     must_be_free(path)
     server = await _server(Home(path), database)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
-    try:
+    with new_home(path) as building:
         manifest = await asyncio.to_thread(_unpacked, source.file, source.passphrase, building, lambda _: True)
         log, events = source.revocations, None
         if log is not None:
@@ -184,11 +183,6 @@ async def restore_backup(
             for left in building.path.glob("registry.*"):
                 left.unlink()
             sync(building.path)
-        building.path.rename(path)  # succeeds only where `path` is absent or an empty folder
-    except BaseException:
-        shutil.rmtree(building.path, ignore_errors=True)
-        raise
-    sync(path.parent)
     return restored
 
 

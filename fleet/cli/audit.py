@@ -18,7 +18,7 @@ from fleet.cli.output import output_option, print_rows, print_value
 from fleet.cli.parameters import PAST_TIME
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
-from fleet.config.output_file import new_file
+from fleet.config.durable_files import new_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import entry_value, head_value
 from fleet.domain.changes import AuditRow

@@ -11,7 +11,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option
 from fleet.cli.output import output_option, print_value
 from fleet.client.client import Client
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.domain.audit_log import TreeHead
 from fleet.domain.audit_proof import PROOF_SIZE_MAX, check_path, proof_text, read_proof
 from fleet.domain.changes import AuditEntry

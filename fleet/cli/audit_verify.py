@@ -18,7 +18,7 @@ from fleet.cli.options import FILE, REMOTE, Checked, client_at, location_options
 from fleet.cli.output import output_option, print_value
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify

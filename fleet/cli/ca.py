@@ -11,7 +11,7 @@ from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
 from fleet.domain.errors import NotFound
 

@@ -15,7 +15,7 @@ from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, requ
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource, password_options
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
 from fleet.wire.encodings import (
     FORM_BY_SUFFIX,

@@ -17,7 +17,7 @@ from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError
 from fleet.cli.output import Row
 from fleet.client.client import Client
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import Bundle, Form, write

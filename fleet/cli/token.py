@@ -15,7 +15,7 @@ from fleet.cli.records import Records, print_each
 from fleet.cli.token_batch import create_for_each
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
 

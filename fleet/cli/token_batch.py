@@ -25,7 +25,7 @@ from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.output import Row, print_value
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token, revoke_if_valid
-from fleet.config.output_file import MODE_SECRET, write_file
+from fleet.config.durable_files import MODE_SECRET, write_file
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import device_id
 from fleet.domain.errors import FleetError, Invalid, Unauthenticated, Unavailable

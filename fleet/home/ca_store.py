@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import Certified, NewRoot
 from fleet.ca.keys import write_key
+from fleet.config.durable_files import sync
 from fleet.domain.errors import Invalid, NotFound, Unavailable
-from fleet.home.layout import certificate_in, sync, sync_tree
+from fleet.home.layout import certificate_in, sync_tree
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW = "root", "new-with-old", "old-with-new"

@@ -1,7 +1,5 @@
 """Creation of a home: built in a temporary folder beside its path and renamed, so that it is complete or absent."""
 
-import shutil
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from fleet.config.template import render
 from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict
-from fleet.home.layout import Home, must_be_free, place_for, sync, sync_tree
+from fleet.home.layout import Home, new_home, place_for, sync_tree
 from fleet.home.pki import write_authorities
 from fleet.home.unix_user import unix_user
 from fleet.services.inventory import add_model
@@ -22,22 +20,13 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
 
     Raises: Conflict (`home-exists`): `path` exists already and is left unchanged.
     """
-    must_be_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))  # mkdtemp creates it 0700
-    try:
+    with new_home(path) as building:
         write_authorities(building, settings, now)
         building.settings_file.write_text(render(settings))
         building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses a home that others can write to
         building.run.mkdir(mode=0o700)
         await _make_registry(place_for(building, settings.database), now)
         sync_tree(building.path)
-        must_be_free(path)
-        building.path.rename(path)  # succeeds only where `path` is absent or an empty folder
-    except BaseException:
-        shutil.rmtree(building.path, ignore_errors=True)
-        raise
-    sync(path.parent)
     return Home(path)
 
 

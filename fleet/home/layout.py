@@ -22,9 +22,11 @@ Keys are 0600, their folders 0700. A home is created by a rename: it is complete
 import hashlib
 import os
 import shlex
+import shutil
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ from msgspec import Struct
 
 from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
+from fleet.config.durable_files import sync, write_file
 from fleet.config.settings import Settings, SettingsError, read_settings
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
@@ -147,7 +150,7 @@ def fleet_fingerprint(home: Home) -> str:
 def keep_fleet_fingerprint(home: Home) -> None:
     """Keep the fleet's identifier through a rollover of the root."""
     if not home.fleet_id.exists():
-        replace_file(home.fleet_id, fleet_fingerprint(home).encode() + b"\n")
+        write_file(home.fleet_id, fleet_fingerprint(home).encode() + b"\n", secret=False, force=True)
 
 
 def place_of_registry(home: Home) -> RegistryLocation:
@@ -225,19 +228,29 @@ def must_be_free(path: Path) -> None:
         raise Conflict("home-exists", f"{path} is {what}; nothing was changed.", "Name a new or empty folder.")
 
 
+@contextmanager
+def new_home(path: Path) -> Iterator[Home]:
+    """A folder, 0700, in which a home is made: at `path` when the block ends well, and else gone.
+
+    Raises: Conflict (`home-exists`): `path` exists already and is left unchanged.
+    """
+    must_be_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))
+    try:
+        yield building
+        must_be_free(path)
+        building.path.rename(path)  # succeeds only where `path` is absent or an empty folder
+    except BaseException:
+        shutil.rmtree(building.path, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
 def certificate_in(file: Path) -> "x509.Certificate":
     from cryptography import x509  # not every command needs it, and it takes a tenth of a second
 
     return x509.load_pem_x509_certificate(file.read_bytes())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, durably: a reader finds the content before, or all of it."""
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    sync(fresh)
-    fresh.replace(path)
-    sync(path.parent)
 
 
 def sync_tree(top: Path) -> None:
@@ -246,12 +259,3 @@ def sync_tree(top: Path) -> None:
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Fsync the file or folder `path`."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,8 +2,6 @@
 
 import hmac
 import ipaddress
-import os
-import secrets
 from contextlib import suppress
 from datetime import datetime
 
@@ -14,10 +12,11 @@ from fleet.ca.authority import create_issuing, create_operators, create_root, is
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
+from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
 from fleet.home.ca_store import locked, root_in
-from fleet.home.layout import Home, certificate_in, replace_file, settings_of, sync
+from fleet.home.layout import Home, certificate_in, settings_of
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer
@@ -43,15 +42,8 @@ def audit_signer(home: Home) -> LocalHeadSigner:
     signer = LocalHeadSigner(load_or_make_key(home.audit_key))
     pem = signer.public_key.pem()
     if not home.audit_public_key.exists():
-        fresh = home.audit_public_key.with_name(f".audit.pub.{secrets.token_hex(6)}")
-        try:
-            fresh.write_bytes(pem)
-            sync(fresh)
-            with suppress(FileExistsError):
-                os.link(fresh, home.audit_public_key)
-        finally:
-            fresh.unlink(missing_ok=True)
-        sync(home.audit_public_key.parent)
+        with suppress(FileExistsError):  # another process has written it meanwhile
+            write_file(home.audit_public_key, pem, secret=False)
     if home.audit_public_key.read_bytes() != pem:
         message = f"{home.audit_public_key} is not the public half of audit.key beside it."
         raise Invalid("bad-key", message, "Find out who put which of them there.")
@@ -91,7 +83,7 @@ def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
     """Write the key first, then the certificate atomically: a certificate always has its key."""
     certificate, key = create_operators(name, now)
     write_key(home.operators_key, key)
-    replace_file(home.operators_certificate, certificate.public_bytes(Encoding.PEM))
+    write_file(home.operators_certificate, certificate.public_bytes(Encoding.PEM), secret=False, force=True)
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -121,7 +113,8 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )
     links = root_in(home.ca).new_with_old  # so that clients that trust a former root can verify it
-    replace_file(home.server_chain, b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, issuing, *links)))
+    chain = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, issuing, *links))
+    write_file(home.server_chain, chain, secret=False, force=True)
     return why
 
 

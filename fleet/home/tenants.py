@@ -18,11 +18,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.ca.keys import load_key, write_key
+from fleet.config.durable_files import sync
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.labels import must_be_a_label
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
-from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync, sync_tree
+from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync_tree
 
 TENANTS_MAX = 200  # every CertificateRequest names each tenant's CA: 60 bytes of a handshake each
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from fleet.cli.cert import cert
-from fleet.config.output_file import write_file
+from fleet.config.durable_files import write_file
 from fleet.wire.encodings import FORM_BY_SUFFIX, Bundle, Content, Form, read, recognize, write
 from tests.wire.encodings.material import BUNDLE, CHAIN, CHAIN_PEM, KEY, KEY_PEM, LEAF, PASSWORD, key_bytes
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fleet.config.durable_files import sync
 from fleet.domain.errors import Conflict, Invalid
 
 PENDING = ".jsonl.pending"
@@ -65,7 +66,7 @@ class Archive:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        sync_folder(self.folder)
+        sync(self.folder)
         return name
 
     def _free(self, name: str) -> str:
@@ -79,7 +80,7 @@ class Archive:
         """Mark `name` as complete: its rows have been deleted from the registry."""
         settled = self.folder / f"{name}{SETTLED}"
         (self.folder / f"{name}{PENDING}").rename(settled)
-        sync_folder(self.folder)
+        sync(self.folder)
         return settled
 
     def pending(self) -> list[str]:
@@ -93,15 +94,6 @@ class Archive:
     def settled(self, kind: str) -> list[Path]:
         """The files of one kind, in order."""
         return sorted(self.folder.glob(f"{kind}-*{SETTLED}"))
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names of its files durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_lines(path: Path) -> Iterator[Line]:

@@ -23,10 +23,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleet.config.durable_files import sync
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
-from fleet.storage.journals.archive import sync_folder
 
 NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE, EventKind.ANCHOR_CHANGED})
 _ENDS = frozenset(
@@ -146,7 +146,7 @@ class RevocationJournal:
                 fresh.rename(self.path)
             finally:
                 fresh.unlink(missing_ok=True)
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def _beginning(self, mark: Mark) -> dict[str, object]:
         return {"lineage": mark.lineage, "from": mark.seen, "fleet": self._fleet}
@@ -188,7 +188,7 @@ class RevocationJournal:
         if is_urgent:
             os.fsync(handle)
         if is_new:
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -39,7 +39,7 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
     finally:
         with contextlib.suppress(FileNotFoundError):
             fresh.unlink()
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def must_be_absent(path: Path) -> None:
@@ -61,10 +61,11 @@ def _put_in_place(fresh: Path, path: Path, *, force: bool) -> None:
         fresh.replace(path)
 
 
-def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
+def sync(path: Path) -> None:
+    """Fsync the file or folder `path`."""
+    if os.name == "nt":  # folders cannot be opened there
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
