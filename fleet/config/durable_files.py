@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +27,7 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
     """
     if not force:
         must_be_absent(path)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
     try:
         with os.fdopen(descriptor, "wb") as file:

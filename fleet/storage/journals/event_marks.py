@@ -4,11 +4,10 @@ A small file of JSON lines, one a day, written whole each time.
 """
 
 import json
-import os
-import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from fleet.config.durable_files import write_file
 from fleet.domain.errors import Invalid
 
 EVERY = timedelta(hours=20)  # a daily run that is a little early still adds its mark
@@ -54,10 +53,5 @@ class EventMarks:
 
     def _write(self, marks: list[tuple[datetime, int]]) -> None:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"at": at.isoformat(), "seq": seq}) + "\n" for at, seq in marks)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path)
+        lines = (json.dumps({"at": at.isoformat(), "seq": seq}) + "\n" for at, seq in marks)
+        write_file(self.path, "".join(lines).encode(), secret=True, force=True)

@@ -23,7 +23,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleet.config.durable_files import sync
+from fleet.config.durable_files import new_file, sync
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
@@ -133,20 +133,12 @@ class RevocationJournal:
             mark = self._mark(handle)
             if mark is None or upto > mark.seen:
                 return
-            fresh = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}")
-            try:
-                with self.path.open("rb") as old, open(os.open(fresh, _NEW, 0o600), "wb") as new:
-                    new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))
-                    for line in old:
-                        document = _parsed(line, self.path)
-                        if document["lineage"] == mark.lineage and _number(document) > upto:
-                            new.write(line)
-                    new.flush()
-                    os.fsync(new.fileno())
-                fresh.rename(self.path)
-            finally:
-                fresh.unlink(missing_ok=True)
-            sync(self.path.parent)
+            with self.path.open("rb") as old, new_file(self.path, secret=True, force=True) as new:
+                new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))
+                for line in old:
+                    document = _parsed(line, self.path)
+                    if document["lineage"] == mark.lineage and _number(document) > upto:
+                        new.write(line)
 
     def _beginning(self, mark: Mark) -> dict[str, object]:
         return {"lineage": mark.lineage, "from": mark.seen, "fleet": self._fleet}
@@ -189,9 +181,6 @@ class RevocationJournal:
             os.fsync(handle)
         if is_new:
             sync(self.path.parent)
-
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def _is_end(event: Event) -> bool:
