@@ -56,7 +56,7 @@ def ids_or_filter(command: Callable[..., None]) -> Callable[..., object]:
         first_tag = next((n for n, word in enumerate(words) if "=" in word), len(words)) if takes_tags else len(words)
         ids = tuple(DEVICE_ID.convert(word, None, None) for word in words[:first_tag])
         tags = tuple(TAG.convert(word, None, None) for word in words[first_tag:])
-        said = {name: given.pop(name) for name in Selection.__slots__ if name in given}
+        said = {name: given.pop(name) for name in Selection.__struct_fields__ if name in given}
         selection = Selection(ids=ids, tags=tags, **said)
         if bool(ids) == (selection.text is not None):
             raise click.UsageError("Give a DEVICE_ID or --filter, one of the two.")
