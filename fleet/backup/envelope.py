@@ -119,11 +119,9 @@ class Opening:
             if self._number == 0:
                 message = "The passphrase is wrong, or the beginning of the backup is damaged."
                 raise Refused("wrong-passphrase", message, "Give the passphrase that it was made with.") from None
-            raise Invalid("backup-damaged", f"The backup is damaged or cut off near byte {self._place()}.") from None
+            near = HEADER + self._number * (CHUNK + TAG)
+            raise Invalid("backup-damaged", f"The backup is damaged or cut off near byte {near}.") from None
         self._number += 1
-
-    def _place(self) -> int:
-        return HEADER + self._number * (CHUNK + TAG)
 
 
 def is_sealed(beginning: bytes) -> bool:

@@ -161,25 +161,21 @@ def _json_of(line: str) -> Mapping[str, Any]:
 def _from_array(text: _Text) -> Items:
     decoder = json.JSONDecoder()
     text.drop(1)
-    expected = "a row or ]"
-    while True:
-        first = text.peek()
-        if first == "]" and expected != "a row":
-            text.drop(1)
-            if text.peek():
-                raise Invalid("bad-manifest", f"Line {text.line}: there is something behind the array's end.")
-            return
-        if expected == ", or ]":
-            if first != ",":
-                raise Invalid("bad-manifest", f"Line {text.line}: a comma or the array's end is missing.")
-            text.drop(1)
-            expected = "a row"
-            continue
+    follows = text.peek()
+    while follows != "]":
         begun = text.line
         value, end = _next_value(decoder, text)
         text.drop(end)
         yield _row(begun, _json_fields, value)
-        expected = ", or ]"
+        follows = text.peek()
+        if follows == ",":
+            text.drop(1)
+            text.peek()  # another row, and not the end, comes after it
+        elif follows != "]":
+            raise Invalid("bad-manifest", f"Line {text.line}: a comma or the array's end is missing.")
+    text.drop(1)
+    if text.peek():
+        raise Invalid("bad-manifest", f"Line {text.line}: there is something behind the array's end.")
 
 
 def _next_value(decoder: json.JSONDecoder, text: _Text) -> tuple[Any, int]:

@@ -95,11 +95,5 @@ def _progress(client: Client, model: str) -> dict[str, Any]:
     if campaign is None:
         return {"model": found["model"], "campaign": "none"}
     end = datetime.fromisoformat(campaign["start"]) + timedelta(seconds=campaign["spread_seconds"])
-    return {
-        "model": found["model"],
-        "before": campaign["before"],
-        "start": campaign["start"],
-        "end": end,
-        "devices": found["devices"],
-        "renewed": found["renewed"],
-    }
+    times = {"before": campaign["before"], "start": campaign["start"], "end": end}
+    return {"model": found["model"], **times, "devices": found["devices"], "renewed": found["renewed"]}

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from fleet.cli import USUAL_GC
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, Checked, home_option
-from fleet.config.addresses import Address, Broker, parse_address, parse_broker
+from fleet.config.addresses import parse_address, parse_broker
 from fleet.config.logs import configure_logging
 from fleet.config.settings import parse_workers
 from fleet.home.layout import open_home, settings_of
@@ -47,16 +47,7 @@ ADDRESS = Checked("A:P", parse_address)
     show_default=True,
     help="Lowest level of the log lines on standard error.",
 )
-def serve(
-    home: Path,
-    est: Address | None,
-    mqtt: Address | None,
-    http: Address | None,
-    upstream: Broker | None,
-    workers: int | None,
-    ready_file: Path | None,
-    log_level: str,
-) -> None:
+def serve(home: Path, ready_file: Path | None, log_level: str, **chosen: object) -> None:
     """Serve a fleet: EST enrollment, the MQTT gateway in front of a broker, and the HTTP API, all on mutual TLS.
 
     Behind the gateway it starts mosquitto on a private socket if that is installed, and else an embedded broker (MQTT
@@ -73,15 +64,7 @@ def serve(
     """
     with attempting(f"serving '{home}'"):
         place = open_home(home.absolute())
-        settings = settings_of(place)
-        settings = replace(
-            settings,
-            est=est or settings.est,
-            mqtt=mqtt or settings.mqtt,
-            http=http or settings.http,
-            upstream=upstream or settings.upstream,
-            workers=settings.workers if workers is None else workers,
-        )
+        settings = replace(settings_of(place), **{name: value for name, value in chosen.items() if value is not None})
         gc.set_threshold(*USUAL_GC)
         configure_logging(log_level.upper(), settings.log_format)
         serve_until_stopped(place, settings, ready_file)

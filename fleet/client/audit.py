@@ -107,15 +107,8 @@ def _stuck() -> Unavailable:
 
 
 def _row(value: Json) -> AuditRow:
-    entry = AuditEntry(
-        at=datetime.fromisoformat(value["at"]),
-        actor=value["actor"],
-        action=value["action"],
-        subject=value["subject"],
-        outcome=value["outcome"],
-        address=value["address"],
-        detail=value["detail"],
-    )
+    rest = (value[name] for name in ("actor", "action", "subject", "outcome", "address", "detail"))
+    entry = AuditEntry(datetime.fromisoformat(value["at"]), *rest)
     return AuditRow(value["seq"], entry, bytes.fromhex(value["leaf"]))
 
 

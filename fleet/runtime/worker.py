@@ -121,7 +121,8 @@ async def run_worker(
         listeners: dict[str, Listener] = {}  # empty until everything else runs
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
-        est = _est_server(home, settings, registry, authorities, clock=clock, authorizer=webhooks)
+        servers = _HttpServers(home, settings, registry, authorities, clock)
+        est = servers.est(webhooks)
 
         def status() -> dict[str, object]:
             return {
@@ -134,7 +135,7 @@ async def run_worker(
                 "upstream": {"broker": upstream.describe()} if monitored is None else monitored.status(),
             }
 
-        admin = _admin_server(home, settings, registry, authorities, clock=clock, status=status)
+        admin = servers.admin(status)
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -152,50 +153,42 @@ async def run_worker(
         yield Worker(endpoints, home, contexts, authorities, (feed, anchors))
 
 
-def _est_server(
-    home: Home,
-    settings: Settings,
-    registry: Registry,
-    authorities: LiveAuthorities,
-    *,
-    clock: Clock,
-    authorizer: Webhooks,
-) -> HttpServer:
-    return build_est_server(
-        RegistrationAuthority(registry, authorities, waiting_limits(settings), authorizer),
-        authorities,
-        sealer=lambda: key_sealer(home),
-        clock=clock,
-        rates=rates_of(settings),
-    )
+@dataclass(frozen=True, slots=True)
+class _HttpServers:
+    """The two HTTP servers of a worker."""
 
+    home: Home
+    settings: Settings
+    registry: Registry
+    authorities: LiveAuthorities
+    clock: Clock
 
-def _admin_server(
-    home: Home,
-    settings: Settings,
-    registry: Registry,
-    authorities: LiveAuthorities,
-    *,
-    clock: Clock,
-    status: Callable[[], dict[str, object]],
-) -> HttpServer:
-    own_authorities = replace(authorities_for_admin(home, clock()), stations_issuer=lambda: authorities)
-    own_authorities.operators()  # a home without an operators' CA gets one now
-    context = Context(
-        registry,
-        lambda: own_authorities,
-        lambda: policy_of(settings),
-        clock,
-        status=status,
-        tenants=authorities.names,
-        waiting=lambda: waiting_limits(settings),
-        cursor_key=cache(lambda: cursor_key(home)),
-        started=clock(),
-    )
-    # Operators page through long lists; their certificates are few and known by name.
-    return admin_server(
-        AdminApp(context), rates=rates_of(structs.replace(settings, requests_per_credential_per_second=0))
-    )
+    def est(self, authorizer: Webhooks) -> HttpServer:
+        return build_est_server(
+            RegistrationAuthority(self.registry, self.authorities, waiting_limits(self.settings), authorizer),
+            self.authorities,
+            sealer=lambda: key_sealer(self.home),
+            clock=self.clock,
+            rates=rates_of(self.settings),
+        )
+
+    def admin(self, status: Callable[[], dict[str, object]]) -> HttpServer:
+        own = replace(authorities_for_admin(self.home, self.clock()), stations_issuer=lambda: self.authorities)
+        own.operators()  # a home without an operators' CA gets one now
+        context = Context(
+            self.registry,
+            lambda: own,
+            lambda: policy_of(self.settings),
+            self.clock,
+            status=status,
+            tenants=self.authorities.names,
+            waiting=lambda: waiting_limits(self.settings),
+            cursor_key=cache(lambda: cursor_key(self.home)),
+            started=self.clock(),
+        )
+        # Operators page through long lists; their certificates are few and known by name.
+        rates = rates_of(structs.replace(self.settings, requests_per_credential_per_second=0))
+        return admin_server(AdminApp(context), rates=rates)
 
 
 def rates_of(settings: Settings) -> Rates:
