@@ -26,6 +26,10 @@ class SimulatedTime(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now
 
+    def advance(self, seconds: float) -> None:
+        """As if what runs now took this long."""
+        self._clock.now += seconds
+
 
 T = TypeVar("T")
 

@@ -1,15 +1,23 @@
 """Batches: many callers, few trips."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Sequence
 
 import pytest
 
 from fleet.domain.errors import Unavailable
-from fleet.storage.batching import QUIET_TURNS, Batches, Take
+from fleet.storage.batching import GATHER_SECONDS_MAX, GATHER_TURNS_MAX, QUIET_TURNS, Batches, Take, Thread
+from tests.simulated_time import SimulatedTime, run
 
 DEADLINE_SECONDS = 120.0
+
+
+def advance(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimulatedTime)
+    loop.advance(seconds)
 
 
 class Trips:
@@ -56,6 +64,94 @@ async def test_those_who_come_one_by_one_go_together_and_a_lone_one_goes_soon() 
     assert there.called.is_set()
     await lone
     await batches.close()
+
+
+def test_a_steady_stream_does_not_keep_a_batch_from_beginning() -> None:
+    async def scene() -> None:
+        there = Trips()
+        batches = Batches(there.run, batch_max=1000, under_way_max=1000)
+        callers = []
+        for number in range(4 * GATHER_TURNS_MAX):  # one in each turn of the event loop
+            callers.append(asyncio.create_task(batches.put(number)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*callers)
+        assert max(map(len, there.trips)) <= GATHER_TURNS_MAX + QUIET_TURNS
+        assert [number for trip in there.trips for number in trip] == list(range(4 * GATHER_TURNS_MAX))
+        await batches.close()
+
+    run(scene())
+
+
+def test_a_busy_loop_keeps_nobody_waiting_for_more_than_moments() -> None:
+    """Where each turn of the event loop takes long, a batch does not wait for dozens of them."""
+
+    async def scene() -> None:
+        there = Trips()
+        batches = Batches(there.run, batch_max=1000, under_way_max=1000)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+
+        async def slow_turns() -> None:
+            number = 0
+            while True:
+                number += 1
+                callers.append(asyncio.create_task(batches.put(number)))
+                advance(0.005)
+                await asyncio.sleep(0)
+
+        callers: list[asyncio.Task[object]] = []
+        busy = asyncio.create_task(slow_turns())
+        await batches.put(0)
+        assert clock() - begun <= GATHER_SECONDS_MAX + 0.02
+        busy.cancel()
+        await asyncio.gather(*callers)
+        await batches.close()
+
+    run(scene())
+
+
+async def test_a_cancelled_caller_gives_its_room_back_whenever_it_goes() -> None:
+    there = Trips()
+    batches = Batches(there.run, batch_max=2, under_way_max=2)
+    for _ in range(5):
+        there.gate.clear()
+        callers = [asyncio.create_task(batches.put(n)) for n in range(4)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        for caller in callers:  # two under way, two that wait for room
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        there.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert [await batches.put(7), await batches.put(8)] == [14, 16]
+    await batches.close()
+
+
+async def test_a_thread_that_cannot_connect_has_ended_with_its_error() -> None:
+    def fails() -> sqlite3.Connection:
+        raise OSError("no such disk")
+
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="no such disk"):
+        await Thread(fails).start()
+    assert set(threading.enumerate()) <= before
+
+
+async def test_a_thread_runs_a_function_over_its_connection_and_keeps_no_process_alive() -> None:
+    before = set(threading.enumerate())
+    thread = Thread(lambda: sqlite3.connect(":memory:"))
+    await thread.start()
+    (own,) = set(threading.enumerate()) - before
+    assert own.daemon
+
+    def added(db: sqlite3.Connection, one: int, other: int) -> tuple[int, bool]:
+        (found,) = db.execute("SELECT ? + ?", (one, other)).fetchone()
+        return found, threading.current_thread() is own
+
+    assert await thread.run(added, 2, 3) == (5, True)
+    with pytest.raises(sqlite3.OperationalError):
+        await thread.run(lambda db: db.execute("SELECT nothing"))
+    await thread.close()
 
 
 async def test_a_failure_is_its_own_callers_alone() -> None:

@@ -1,0 +1,180 @@
+"""Purging a revoked device's session at the broker, on a clock that jumps: what is sent, and what counts as done."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState, Model
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import ANSWER_SECONDS_MAX, PURGES_MAX, SessionPurger, purge_session
+from fleet.servers.gateway.upstream import Factory
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V311
+from fleet.wire.mqtt.connect import Connect, encode_connect
+from tests.simulated_time import run
+
+ACCEPTED = b"\x20\x02\x00\x00"
+
+
+class Connection(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+        self.sent += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Broker:
+    """A broker that answers each connection with `answer`, after `delay` seconds; None: it closes the connection."""
+
+    speaks_v5 = True
+
+    def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0) -> None:
+        self.answer, self.delay = answer, delay
+        self.error: OSError | None = None
+        self.connections: list[Connection] = []
+        self.began: list[float] = []
+
+    async def connect(self, factory: Factory) -> None:
+        if self.error is not None:
+            raise self.error
+        client = factory()
+        assert isinstance(client, asyncio.Protocol)
+        self.connections.append(Connection())
+        self.began.append(seconds())
+        client.connection_made(self.connections[-1])
+        if self.answer is None:
+            asyncio.get_running_loop().call_later(self.delay, client.connection_lost, None)
+        else:
+            asyncio.get_running_loop().call_later(self.delay, client.data_received, self.answer)
+
+    async def set_models(self, models: Sequence[Model]) -> None: ...
+
+    def describe(self) -> str:
+        return "a broker"
+
+    async def close(self) -> None: ...
+
+
+def seconds() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def ended(device: str, state: str = DeviceState.REVOKED, kind: str = EventKind.DEVICE_STATE) -> Event:
+    return Event(kind, device, state)
+
+
+def test_it_connects_as_the_device_with_a_clean_session_and_leaves() -> None:
+    async def scene() -> None:
+        broker = Broker()
+        assert await purge_session(broker, "cam-1")
+        (connection,) = broker.connections
+        connect = encode_connect(Connect(V311, "cam-1", clean=True, username="cam-1"))
+        assert (connection.sent, connection.closed) == (connect + acks.disconnect(V311), True)
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\x20\x02\x00\x05", b"\xd0\x00", b"\x20\x02\x00", b"\xff" * 20, b"", None],
+    ids=["refused", "another-packet", "half-a-packet", "no-mqtt", "silence", "closed"],
+)
+def test_what_the_broker_does_not_accept_is_not_done(answer: bytes | None) -> None:
+    async def scene() -> None:
+        broker, begun = Broker(answer), seconds()
+        assert not await purge_session(broker, "cam-1")
+        assert seconds() - begun <= ANSWER_SECONDS_MAX
+        assert broker.connections[0].closed
+
+    run(scene())
+
+
+def test_an_answer_just_in_time() -> None:
+    async def scene() -> None:
+        assert await purge_session(Broker(delay=ANSWER_SECONDS_MAX - 0.1), "cam-1")
+        assert not await purge_session(Broker(delay=ANSWER_SECONDS_MAX + 0.1), "cam-1")
+
+    run(scene())
+
+
+def test_a_broker_that_cannot_be_reached_raises_nothing() -> None:
+    async def scene() -> None:
+        broker = Broker()
+        broker.error = ConnectionRefusedError()
+        assert not await purge_session(broker, "cam-1")
+
+    run(scene())
+
+
+def test_only_what_has_ended_for_good_is_purged() -> None:
+    async def scene() -> None:
+        broker, outcomes = Broker(), OutcomeLog()
+        purger = SessionPurger(broker, outcomes)
+        for state in (DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.REGISTERED):
+            await purger.on_event(ended("cam-1", state))
+        await purger.on_event(ended("cam-1", DeviceState.REVOKED, EventKind.CREDENTIAL_ENDED))
+        await asyncio.sleep(60)
+        assert broker.connections == []
+        await purger.on_event(ended("cam-1"))
+        await purger.on_event(ended("cam-2", DeviceState.RETIRED))
+        await asyncio.sleep(60)
+        assert outcomes.counts == {"mqtt.purge.ok": 2}
+        broker.answer = None
+        await purger.on_event(ended("cam-3"))
+        await asyncio.sleep(60)
+        assert outcomes.counts == {"mqtt.purge.ok": 2, "mqtt.purge.failed": 1}
+
+    run(scene())
+
+
+def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody() -> None:
+    async def scene() -> None:
+        broker, begun = Broker(), seconds()
+        purger = SessionPurger(broker, OutcomeLog(), after_seconds=5.0)
+        await purger.on_event(ended("cam-1"))
+        assert seconds() == begun
+        await asyncio.sleep(60)
+        assert [at - begun for at in broker.began] == [pytest.approx(5.0)]
+
+    run(scene())
+
+
+def test_a_whole_model_is_purged_a_few_at_once() -> None:
+    async def scene() -> None:
+        broker, outcomes, begun = Broker(delay=2.0), OutcomeLog(), seconds()
+        purger = SessionPurger(broker, outcomes)
+        for number in range(20):
+            await purger.on_event(ended(f"cam-{number}"))
+        await asyncio.sleep(1.0)
+        assert len(broker.connections) == PURGES_MAX == 8
+        await asyncio.sleep(60)
+        assert [round(at - begun) for at in broker.began] == [0] * 8 + [2] * 8 + [4] * 4
+        assert outcomes.counts == {"mqtt.purge.ok": 20}
+
+    run(scene())
+
+
+def test_closing_ends_what_is_under_way() -> None:
+    async def scene() -> None:
+        broker, outcomes = Broker(b"", delay=1.0), OutcomeLog()
+        purger = SessionPurger(broker, outcomes)
+        for number in range(20):
+            await purger.on_event(ended(f"cam-{number}"))
+        await asyncio.sleep(2)
+        begun = seconds()
+        await purger.close()
+        assert seconds() == begun
+        await asyncio.sleep(60)
+        assert (len(broker.connections), dict(outcomes.counts)) == (8, {})
+        assert all(connection.closed for connection in broker.connections)
+
+    run(scene())
