@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,75 @@ def test_only_one_writer(home: Path) -> None:
         pass
     with IdentityStore(home).lock():
         pass
+
+
+def test_a_slot_is_the_owners_alone(home: Path) -> None:
+    store = IdentityStore(home)
+    store.write_key("slot-b", b"key")
+    assert (home / "slot-b").stat().st_mode & 0o777 == 0o700
+    assert store.key_file("slot-b") == home / "slot-b" / "key.pem"
+    assert store.key_file("slot-b").stat().st_mode & 0o777 == 0o600
+    assert store.slots() == {"slot-a": "empty", "slot-b": "incomplete"}
+
+
+@pytest.mark.parametrize("obtained_at", [None, BEGIN])
+def test_when_it_was_obtained_is_kept_if_it_is_known(home: Path, obtained_at: datetime | None) -> None:
+    store = IdentityStore(home)
+    store.write_key("slot-a", b"key")
+    info = CertificateInfo("cam-7", "1", "fp", "CN=test", BEGIN, END, obtained_at)
+    store.complete("slot-a", b"certificate", info)
+    found = IdentityStore(home).candidate()
+    assert found is not None
+    assert found.certificate == info
+    assert found.files == (home / "slot-a" / "cert.pem", home / "slot-a" / "key.pem")
+    assert found.lifetime.begin == BEGIN
+
+
+def test_each_identity_is_a_generation_later_than_all_before(home: Path) -> None:
+    store = IdentityStore(home)
+    generations = []
+    for serial in "123":
+        store.promote(put(store, serial))
+        current = store.current()
+        assert current is not None
+        generations.append(current.generation)
+    assert generations == [1, 2, 3]
+
+
+def test_what_is_erased_is_erased_on_the_disk_too_and_its_record_first(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss in between, a slot without its record counts as empty; one without its key would not."""
+    done: list[str] = []
+    monkeypatch.setattr(identity_store, "sync_directory", lambda folder: done.append(f"{folder.name} synced"))
+    store = IdentityStore(home, done.append)
+    store.promote(put(store, "1"))
+    store.write_key("slot-b", b"key")
+    (home / "slot-b" / "cert.pem").write_bytes(b"certificate")
+    (home / "slot-b" / "meta.json").write_bytes(b"{}")
+    done.clear()
+    store.clear("slot-b")
+    removed = [f"{name} removed" for name in ("meta.json", "cert.pem", "key.pem")]
+    assert done == [line for name in removed for line in (name, "slot-b synced")]
+
+
+def test_the_lock_is_waited_for_as_long_as_asked(home: Path) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with IdentityStore(home).lock():
+            held.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(20)
+    timer = threading.Timer(0.1, release.set)
+    timer.start()
+    with IdentityStore(home).lock(wait_seconds=20):
+        assert release.is_set()
+    holder.join()
+    assert (home / "slots.lock").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("name", ["key.pem", "cert.pem", "meta.json"])
