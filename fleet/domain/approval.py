@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from fleet.domain.device import DeviceId
 
-REASON_SIZE_MAX = 200
 FACTS_SIZE_MAX = 1000  # of the CSR's subject and SAN, for people to read; untrusted text
 ASK_AGAIN_SECONDS_MAX = 900  # an approved device waits at most this long for its certificate
 FINGERPRINT_OCTETS = 8  # 64 bits: too many to search through, few enough to read out

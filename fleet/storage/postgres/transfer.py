@@ -11,15 +11,15 @@ fastest; into a server it goes by COPY. Neither way holds more than ROWS_AT_ONCE
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from fleet.config.database_url import DatabaseUrl
-from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
+from fleet.domain.errors import Conflict, Invalid, Unavailable
 from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
 from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer
@@ -127,8 +127,7 @@ async def copy_out(url: DatabaseUrl, target: Path, progress: CopyProgress) -> No
     Raises: FileExistsError; FleetError.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    session = await connect(url, "backup")
-    try:
+    async with _session(url, "backup") as session:
         await asyncio.to_thread(_make_tables, target)
         async with session.transaction(isolation="repeatable_read", readonly=True):
             # Between two reads we wait for our own disk, and hold no locks that others need.
@@ -136,10 +135,6 @@ async def copy_out(url: DatabaseUrl, target: Path, progress: CopyProgress) -> No
             must_be_known(await schema_of(session), url)  # another node may have migrated it since we checked
             with closing(sqlite3.connect(target, isolation_level=None, check_same_thread=False)) as db:
                 await _copy_tables_out(session, db, progress)
-    except Exception as error:
-        raise _fleet_error(error) from error
-    finally:
-        session.terminate()
 
 
 def _make_tables(target: Path) -> None:
@@ -193,13 +188,8 @@ async def _copy_table_out(session: Session, db: sqlite3.Connection, table: Table
 
 async def must_be_loadable(url: DatabaseUrl) -> None:
     """Raises: Conflict (`registry-exists`): something is in the database at `url` already. FleetError."""
-    session = await connect(url, "restore")
-    try:
+    async with _session(url, "restore") as session:
         await _must_be_empty(session, url)
-    except Exception as error:
-        raise _fleet_error(error) from error
-    finally:
-        session.terminate()
 
 
 async def _must_be_empty(session: Session, url: DatabaseUrl) -> None:
@@ -228,20 +218,14 @@ async def copy_in(source: Path, url: DatabaseUrl, progress: CopyProgress) -> Non
 
     Raises: Conflict (`registry-exists`). FleetError.
     """
-    session = await connect(url, "restore")
-    try:
-        async with session.transaction():
-            await session.execute("SET LOCAL lock_timeout = 0")
-            await session.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")
-            await session.execute(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})", timeout=SECONDS_MAX)
-            await _must_be_empty(session, url)
-            await migrate(session, url, create=True)
-            with closing(connect_reader(source)) as db:
-                await _copy_tables_in(session, db, progress)
-    except Exception as error:
-        raise _fleet_error(error) from error
-    finally:
-        session.terminate()
+    async with _session(url, "restore") as session, session.transaction():
+        await session.execute("SET LOCAL lock_timeout = 0")
+        await session.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+        await session.execute(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})", timeout=SECONDS_MAX)
+        await _must_be_empty(session, url)
+        await migrate(session, url, create=True)
+        with closing(connect_reader(source)) as db:
+            await _copy_tables_in(session, db, progress)
 
 
 async def _copy_tables_in(session: Session, db: sqlite3.Connection, progress: CopyProgress) -> None:
@@ -284,10 +268,16 @@ def _reported(found: sqlite3.Cursor, name: str, progress: CopyProgress) -> Itera
         yield row
 
 
-def _fleet_error(error: Exception) -> Exception:
-    """The error to raise for one of the file's or of the server's."""
-    if isinstance(error, FleetError):
-        return error
-    if isinstance(error, sqlite3.Error):
-        return Unavailable("copy-failed", f"The copy of the registry could not be written or read: {error}.")
-    return unavailable(error)
+@asynccontextmanager
+async def _session(url: DatabaseUrl, role: str) -> AsyncIterator[Session]:
+    """A session, ended with the block. Errors of the file and of the server become FleetErrors."""
+    session = await connect(url, role)
+    try:
+        yield session
+    except sqlite3.Error as error:
+        text = f"The copy of the registry could not be written or read: {error}."
+        raise Unavailable("copy-failed", text) from error
+    except Exception as error:
+        raise unavailable(error) from error
+    finally:
+        session.terminate()

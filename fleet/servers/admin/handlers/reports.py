@@ -10,7 +10,6 @@ from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import AccessLevel, get
 from fleet.services.forecast import forecast
 from fleet.services.overview import overview
-from fleet.services.retention_status import retention_status
 
 
 @get("/healthz", AccessLevel.ANYBODY, "Health check.")
@@ -59,4 +58,13 @@ async def get_forecast(context: Context, call: Call, query: ForecastQuery) -> Re
 
 @get("/v1/retention", Permission.STATUS_READ, "How long the registry keeps records, and what it has now.")
 async def get_retention(context: Context, call: Call) -> Result[Retention]:
-    return Result(Retention.shown(await retention_status(context.registry, context.retention())))
+    registry, oldest = context.registry, await context.registry.audit(limit=1)
+    return Result(
+        Retention.of(
+            context.retention(),
+            first_event=await registry.first_event(),
+            last_event=await registry.last_event(),
+            first_audit=oldest[0].seq if oldest else 0,
+            last_audit=await registry.last_audit(),
+        )
+    )

@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from fleet.domain import changes
 from fleet.servers.admin.records.base import Count, Record, Sequence, about
-from fleet.services import forecast, retention_status
+from fleet.services import forecast
 from fleet.services.forecast import CLIFF_PERCENT
 
 WEEKS = 26
@@ -83,16 +83,6 @@ class Retention(Record):
     last_event: Sequence
     first_audit: Sequence
     last_audit: Sequence
-
-    @classmethod
-    def shown(cls, status: retention_status.RetentionStatus) -> Self:
-        policy = status.policy
-        return cls.of(
-            status,
-            events_days=policy.events_days,
-            audit_days=policy.audit_days,
-            expired_credentials_days=policy.expired_credentials_days,
-        )
 
 
 class Event(Record):
