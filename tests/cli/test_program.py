@@ -66,7 +66,16 @@ def test_a_token_that_could_not_be_written_is_revoked(home: Path, tmp_path: Path
     assert [token["state"] for token in tokens(home)] == ["revoked"]
 
 
-GONE = tuple((words, 1) for words in ("cert inspect a.pem", "serve --home x", "restore a b", "cert convert a b.der"))
+GONE = tuple(
+    (words, 1)
+    for words in (
+        "cert inspect a.pem",
+        "serve --home x",
+        "restore a b",
+        "cert convert a b.der",
+        "audit verify --file a",
+    )
+)
 
 
 def test_a_working_directory_that_is_gone(home: Path, tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ T = TypeVar("T")
 def audit_of_copy(path: Path) -> Iterator["SqliteAuditCopy"]:
     """The audit in the file `path`, which must not be written to meanwhile; `with audit_of_copy(path) as reader:`.
 
-    Raises: NotFound (`no-registry`). Invalid (`not-a-registry`).
+    Raises: NotFound (`no-registry`). Invalid (`not-a-registry`). OSError: there is no working directory.
     """
+    place = path.absolute()
     if not path.is_file():
         raise NotFound("no-registry", f"There is no registry at {path}.")
     # A copy without its log needs no shared memory beside it, and may lie where we cannot write.
     alone = not Path(f"{path}-wal").exists()
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if alone else ''}"
+    uri = f"file:{quote(str(place))}?mode=ro{'&immutable=1' if alone else ''}"
     try:
         db = sqlite3.connect(uri, uri=True, isolation_level=None)
     except sqlite3.Error as error:
