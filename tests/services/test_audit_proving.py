@@ -1,7 +1,9 @@
 """Any row of any tree can be proved, from what is kept of it; and what is not there is named."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 
 from fleet.ca.head_signer import check_head
 from fleet.domain.audit_proof import check_path, proof_text, read_proof
-from fleet.domain.changes import Change
-from fleet.domain.errors import FleetError
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.errors import FleetError, NotFound
 from fleet.domain.merkle import EMPTY, inclusion_path
-from fleet.domain.writes import DropAudit
-from fleet.services.audit_proving import prove
+from fleet.domain.writes import AddCredential, DropAudit
+from fleet.services.audit_proving import prove, seq_of_issue
 from fleet.services.audit_tree import path_of, subtree_hash, tree_at
 from fleet.storage.sqlite.audit_reader import audit_of_copy
 from fleet.storage.sqlite.registry import SqliteRegistry
-from tests.services.audit_stage import KEYS, edit, entry, fill, fill_and_seal, make_file
+from tests.services.audit_stage import KEYS, NOW, edit, entry, fill, fill_and_seal, make_file
 
 ROWS = 1_300
 SLOW_TO_SET_UP = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,6 +83,42 @@ async def test_what_is_not_there_or_not_sealed(registry: SqliteRegistry) -> None
     assert "fleet audit seal" in advice
     await fill_and_seal(registry, (3,))
     assert (await prove(registry, 2)).head.size == 3
+
+
+async def test_the_last_sealed_row_is_proved_and_the_next_one_is_not_yet(registry: SqliteRegistry) -> None:
+    await fill_and_seal(registry, (3,))
+    await fill(registry, 4)
+    assert (await prove(registry, 3)).head.size == 3
+    assert (await refusal(registry, 4))[0] == "not-sealed"
+    assert (await refusal(registry, 5))[0] == "no-such-row"
+
+
+async def test_the_row_of_a_certificates_issue(registry: SqliteRegistry) -> None:
+    der = b"a certificate"
+    held = Credential(
+        hashlib.sha256(der).digest(), "5d01", CredentialKind.DEVICE, "cam-7", bytes(32), NOW, NOW + timedelta(days=1),
+        CredentialState.ISSUED, NOW, der,
+    )  # fmt: skip
+    await fill(registry, 2)
+    with pytest.raises(NotFound) as caught:
+        await seq_of_issue(registry, "5d01")
+    assert caught.value.code == "no-such-certificate"
+    assert "fleet audit list" in caught.value.advice
+    issue = AuditEntry(NOW, "token t1", "device.enroll", "device cam-7", "ok", detail={"serial": "5d01"})
+    await registry.commit(Change(issue, (AddCredential(held),)))
+    await fill(registry, 5)
+    assert await seq_of_issue(registry, "5d01") == 3
+    edit(registry.path, "UPDATE audit SET outcome = 'not-ok' WHERE seq = 3")
+    with pytest.raises(NotFound) as caught:
+        await seq_of_issue(registry, "5d01")
+    assert caught.value.code == "no-such-row"
+    assert "--subject 'device cam-7'" in caught.value.advice
+
+
+async def test_a_serial_that_is_none_is_repeated_in_part(registry: SqliteRegistry) -> None:
+    with pytest.raises(NotFound) as caught:
+        await seq_of_issue(registry, "f" * 5000)
+    assert len(caught.value.message) < 150
 
 
 async def test_rows_behind_archived_ones(registry: SqliteRegistry) -> None:

@@ -127,6 +127,60 @@ async def test_a_cancelled_caller_gives_its_room_back_whenever_it_goes() -> None
     await batches.close()
 
 
+async def test_after_cancellations_no_more_are_under_way_than_allowed() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, batch_max=1, under_way_max=3)
+    first = asyncio.create_task(batches.put(0))
+    await there.called.wait()
+    gone = [asyncio.create_task(batches.put(n)) for n in (1, 2)]
+    await asyncio.sleep(0)
+    for caller in gone:
+        caller.cancel()
+    there.gate.set()
+    await asyncio.gather(first, *gone, return_exceptions=True)
+    there.gate.clear()
+    there.called.clear()
+    callers = [asyncio.create_task(batches.put(n)) for n in range(10)]
+    await there.called.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(batches._queue) == 2  # and one is running
+    there.gate.set()
+    assert await asyncio.gather(*callers) == [n * 2 for n in range(10)]
+    await batches.close()
+
+
+async def test_a_full_batch_does_not_wait_for_more() -> None:
+    there = Trips()
+    batches = Batches(there.run, batch_max=5, under_way_max=100)
+    callers = [asyncio.create_task(batches.put(n)) for n in range(5)]
+    turns = 0
+    while not there.called.is_set():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns <= QUIET_TURNS
+    await asyncio.gather(*callers)
+    await batches.close()
+
+
+async def test_close_returns_when_all_who_came_are_served_those_who_waited_for_room_too() -> None:
+    there = Trips()
+    there.gate.clear()
+    batches = Batches(there.run, batch_max=1, under_way_max=1)
+    callers = [asyncio.create_task(batches.put(n)) for n in range(4)]
+    await there.called.wait()
+    closing = asyncio.create_task(batches.close())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    there.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await closing
+        assert there.trips == [[0], [1], [2], [3]]
+        assert await asyncio.gather(*callers) == [0, 2, 4, 6]
+
+
 async def test_a_thread_that_cannot_connect_has_ended_with_its_error() -> None:
     def fails() -> sqlite3.Connection:
         raise OSError("no such disk")
