@@ -1,11 +1,12 @@
 """Issued certificates, and the tokens and stations that authorize enrollment."""
 
 import enum
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from fleet.domain.device import DeviceId
+from fleet.domain.errors import Refused
 
 
 class CredentialKind(enum.StrEnum):
@@ -47,6 +48,14 @@ class Credential(Struct, frozen=True):
     der: bytes
     grant: str = ""
     """The right it was issued by, as in the audit: "token 3f2a...", "station st1", "certificate 5d..."."""
+
+
+def must_be_usable(credential: Credential, now: datetime, grace: timedelta = timedelta(0)) -> None:
+    """Raises: Refused: `certificate-superseded`, `certificate-revoked`, `certificate-expired`."""
+    if credential.state not in USABLE:
+        raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
+    if not credential.not_before <= now < credential.not_after + grace:
+        raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
 
 
 class KeyUse(Struct, frozen=True):

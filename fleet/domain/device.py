@@ -7,7 +7,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import Invalid, Refused
 from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
 
 DeviceId = NewType("DeviceId", str)
@@ -84,6 +84,10 @@ class DeviceState(enum.StrEnum):
     """Decommissioned; as permanent as REVOKED."""
 
 
+IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+OUT_OF_SERVICE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
+"""Permanently."""
+
 NEXT: dict[DeviceState, frozenset[DeviceState]] = {
     DeviceState.REGISTERED: frozenset(
         {DeviceState.ACTIVE, DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED}
@@ -134,6 +138,12 @@ class Device(Struct, frozen=True):
     """Sorted."""
     revision: int = 1
     """Revision number for optimistic concurrency control."""
+
+
+def must_be_in_service(device: Device) -> None:
+    """Raises: Refused: `device-suspended`, `device-revoked`, `device-retired`."""
+    if device.state not in IN_SERVICE:
+        raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
 
 
 class DeviceFilter(Struct, frozen=True):

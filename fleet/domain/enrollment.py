@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.credential import CredentialKind, CredentialState
-from fleet.domain.device import BARRED_MODEL, HARDWARE_SERIAL, Device, DeviceState, Tags
+from fleet.domain.device import BARRED_MODEL, HARDWARE_SERIAL, Device, DeviceState, Tags, must_be_in_service
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.issuance_context import IssuanceContext
@@ -155,8 +155,8 @@ def grant_covers_device(a: IssuanceContext) -> None:
 
 
 def device_is_in_service(a: IssuanceContext) -> None:
-    if a.device is not None and a.device.state not in (DeviceState.REGISTERED, DeviceState.ACTIVE):
-        raise Refused(f"device-{a.device.state}", f"Device {a.device.id} is {a.device.state}.")
+    if a.device is not None:
+        must_be_in_service(a.device)
 
 
 def identity_is_free(a: IssuanceContext) -> None:

@@ -4,8 +4,7 @@ has.
 
 from fleet.domain.device import KEY_TYPES
 from fleet.domain.errors import Invalid
-
-_COMMON_NAME = "2.5.4.3"
+from fleet.domain.issuance_context import COMMON_NAME
 
 
 def demand_good_key(key_type: str) -> None:
@@ -19,6 +18,6 @@ def demand_own_name(name: str, subject: tuple[tuple[str, str], ...]) -> None:
 
     Raises: Invalid (`name-not-in-request`).
     """
-    if subject != ((_COMMON_NAME, name),):
+    if subject != ((COMMON_NAME, name),):
         message = f"The subject of the certificate request is not CN={name[:80]}."
         raise Invalid("name-not-in-request", message, "Make a request for that name, with no other part.")

@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 
 from fleet.domain.access import Operator
-from fleet.domain.credential import USABLE, Credential
-from fleet.domain.device import Device, DeviceState
+from fleet.domain.credential import Credential, must_be_usable
+from fleet.domain.device import must_be_in_service
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
@@ -14,8 +14,6 @@ NOBODY = "nobody"
 """Audit actor of an unauthenticated client."""
 
 NO_GRACE = timedelta(0)
-
-_IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
 async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
@@ -41,10 +39,10 @@ async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_cl
         raise Refused("claim-only-enrolls", "A claim certificate enrolls new devices, and opens nothing else.")
     if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
-    _must_be_usable(facts.credential, now)
+    must_be_usable(facts.credential, now)
     _must_be_of_its_tenant(facts, peer)
     if facts.device is not None:
-        _must_be_in_service(facts.device)
+        must_be_in_service(facts.device)
     return facts
 
 
@@ -56,9 +54,9 @@ async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) ->
     facts = await _recorded(registry, peer)
     if facts.device is None or facts.model is None:
         return await identify(registry, peer, now)
-    _must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
+    must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
     _must_be_of_its_tenant(facts, peer)
-    _must_be_in_service(facts.device)
+    must_be_in_service(facts.device)
     return facts
 
 
@@ -75,7 +73,7 @@ async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tu
         await misused(registry, facts.claim, "claim-only-enrolls", peer, now)
     if facts.operator is None:
         raise _unknown()
-    _must_be_usable(facts.credential, now)
+    must_be_usable(facts.credential, now)
     return facts.operator, facts.credential
 
 
@@ -93,11 +91,6 @@ def _unknown() -> Unauthenticated:
     return Unauthenticated("certificate-unknown", "The certificate presented is not known here.")
 
 
-def _must_be_in_service(device: Device) -> None:
-    if device.state not in _IN_SERVICE:
-        raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
-
-
 def _must_be_of_its_tenant(facts: HolderFacts, peer: Peer) -> None:
     """A recorded certificate was signed by the CA of its model's tenant; this check holds even if the record is wrong.
     A tenant's CA certifies devices of its own models and never a station.
@@ -105,10 +98,3 @@ def _must_be_of_its_tenant(facts: HolderFacts, peer: Peer) -> None:
     accepted = facts.model.rules.signers if facts.model is not None else ("",)
     if peer.tenant not in accepted:
         raise Refused("other-tenant", "The certificate presented was signed by the CA of another tenant.")
-
-
-def _must_be_usable(credential: Credential, now: datetime, grace: timedelta = NO_GRACE) -> None:
-    if credential.state not in USABLE:
-        raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
-    if not credential.not_before <= now < credential.not_after + grace:
-        raise Refused("certificate-expired", "The certificate presented is not valid at this time.")

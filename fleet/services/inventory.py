@@ -16,6 +16,7 @@ from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind, Station, Token
 from fleet.domain.device import (
     KEY_TYPES,
+    OUT_OF_SERVICE,
     Device,
     DeviceState,
     Model,
@@ -260,7 +261,7 @@ async def _enrollable(registry: Registry, id_text: str) -> Device:
     if device is None:
         advice = f"Register it with: fleet device add {id_text} --model MODEL"
         raise NotFound("no-such-device", f"There is no device {id_text}.", advice)
-    if device.state in (DeviceState.REVOKED, DeviceState.RETIRED):
+    if device.state in OUT_OF_SERVICE:
         message = f"Device {device.id} is {device.state} permanently."
         raise Refused(f"device-{device.state}", message, "Register the hardware under a new id.")
     return device

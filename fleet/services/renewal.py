@@ -3,14 +3,12 @@
 from msgspec import Struct
 
 from fleet.domain.credential import USABLE
-from fleet.domain.device import DeviceState
+from fleet.domain.device import IN_SERVICE
 from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import Campaign
 from fleet.domain.ports import Registry
 from fleet.domain.renewal import Window, suggested_window
 from fleet.services.inventory import known_model
-
-_IN_SERVICE = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
 
 
 async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
@@ -23,7 +21,7 @@ async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
         facts is not None
         and facts.device is not None
         and facts.model is not None
-        and facts.device.state in _IN_SERVICE
+        and facts.device.state in IN_SERVICE
         and facts.credential.state in USABLE
     )
     if facts is None or facts.model is None or not renewable:

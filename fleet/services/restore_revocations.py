@@ -15,7 +15,17 @@ from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.device import BARRED_MODEL, NEXT, Device, DeviceFilter, DeviceState, Model, device_id
+from fleet.domain.device import (
+    BARRED_MODEL,
+    IN_SERVICE,
+    NEXT,
+    OUT_OF_SERVICE,
+    Device,
+    DeviceFilter,
+    DeviceState,
+    Model,
+    device_id,
+)
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
@@ -33,8 +43,7 @@ RESTORE_TAG = "restore"
 
 AS_BEFORE = "as before the restore"
 
-_OUT = frozenset({DeviceState.SUSPENDED, DeviceState.REVOKED, DeviceState.RETIRED})
-_IN = frozenset({DeviceState.REGISTERED, DeviceState.ACTIVE})
+_OUT = OUT_OF_SERVICE | {DeviceState.SUSPENDED}
 CHUNK = 500  # devices barred in one Change
 
 
@@ -82,7 +91,7 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
             [verb] = [verb for verb, to in MOVES.items() if to is state]
             await registry.commit(moving(device, state, f"device.{verb}", act=act, reason=AS_BEFORE))
             devices += 1
-        elif state in _IN and device.state is DeviceState.SUSPENDED:
+        elif state in IN_SERVICE and device.state is DeviceState.SUSPENDED:
             resumed.append(id_)
     await _bar(registry, barred, act)
     ended = await _end_certificates(registry, events, act)
@@ -215,7 +224,7 @@ async def suspend_all(registry: Registry, restore: str, *, act: Act) -> Reapplie
     """
     devices = 0
     doubt, never = _SuspendUnverified(restore, act), asyncio.Event()
-    filters = [DeviceFilter(state=state) for state in sorted(_IN)]
+    filters = [DeviceFilter(state=state) for state in sorted(IN_SERVICE)]
     place: StepPlace | None = FIRST
     while place is not None:
         step = await one_step(registry, filters, doubt, place, at_most=STEP_DEVICES_MAX, stop=never)

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from fleet.domain.audit_log import Sealed
 from fleet.domain.changes import AuditEntry, AuditRow, Change
 from fleet.domain.credential import Credential, CredentialKind
-from fleet.domain.device import DeviceState
+from fleet.domain.device import OUT_OF_SERVICE
 from fleet.domain.errors import Conflict
 from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.lease import Lease
@@ -31,8 +31,6 @@ CREDENTIALS_AT_ONCE = 500
 ACTION = "retention.drop"
 LEASE = "retention"
 LEASE_TIME = timedelta(days=3)  # a node that has missed two daily runs is presumed dead
-
-_GONE = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +202,7 @@ class Retention:
         if credential.kind is not CredentialKind.DEVICE:
             return True
         device = await self._registry.device(credential.holder)
-        return device is not None and device.state not in _GONE
+        return device is not None and device.state not in OUT_OF_SERVICE
 
     async def _archive_credentials(self, chunk: list[Credential], now: datetime) -> None:
         lines: list[Line] = [credential_line(credential) for credential in chunk]

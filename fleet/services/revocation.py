@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import CredentialKind, CredentialState
-from fleet.domain.device import NEXT, Device, DeviceState, device_id
+from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, NotFound
 from fleet.domain.ports import Registry
 from fleet.domain.writes import MoveDevice, RevokeCredentials, Write
@@ -114,11 +114,11 @@ def moving(
         raise Conflict(f"device-{device.state}", f"Device {device.id} is {device.state} {why}.")
     # From every state that may lead there, not just the one that was looked at: a device that is revoked while it
     # enrolls is revoked. But a resume answers a suspension and nothing else.
-    resuming = device.state is DeviceState.SUSPENDED and to in (DeviceState.REGISTERED, DeviceState.ACTIVE)
+    resuming = device.state is DeviceState.SUSPENDED and to in IN_SERVICE
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
     writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
-    if to in (DeviceState.REVOKED, DeviceState.RETIRED):
+    if to in OUT_OF_SERVICE:
         writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
     changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at

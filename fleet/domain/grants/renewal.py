@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from msgspec import Struct
 
-from fleet.domain.credential import USABLE, Credential
+from fleet.domain.credential import Credential, must_be_usable
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import IssuanceContext, Names
 from fleet.domain.writes import EndUnused, MarkUsed, Write
@@ -30,11 +30,7 @@ class RenewalGrant(Struct, frozen=True):
         raise Refused("unknown-device", "The device is not in the registry.")
 
     def must_be_valid(self, a: IssuanceContext) -> None:
-        if self.credential.state not in USABLE:
-            state = self.credential.state
-            raise Refused(f"certificate-{state}", f"The certificate presented is {state}.")
-        if not self.credential.not_before <= a.now < self.credential.not_after + self.grace:
-            raise Refused("certificate-expired", "The certificate presented is not valid at this time.")
+        must_be_usable(self.credential, a.now, self.grace)
 
     def must_cover_device(self, a: IssuanceContext) -> None:
         if self.credential.holder != a.request.device_id:

@@ -7,13 +7,12 @@ that must not readmit a revoked device.
 from typing import TypeVar
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import DeviceState
+from fleet.domain.device import OUT_OF_SERVICE
 from fleet.services.admission import Admission
 
 ENTRIES_MAX = 100_000  # of devices and of certificates each, about 15 MB; the oldest are evicted first
 
 K = TypeVar("K")
-_FINAL = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
 class RevokedCache:
@@ -25,7 +24,7 @@ class RevokedCache:
         self._fingerprints: dict[bytes, None] = {}
 
     def on_event(self, event: Event) -> None:
-        if event.kind == EventKind.DEVICE_STATE and event.detail in _FINAL:
+        if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
             _add(self._devices, event.subject, self._max)
         elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail:
             _add(self._fingerprints, bytes.fromhex(event.detail), self._max)

@@ -4,7 +4,7 @@ import asyncio
 from typing import cast
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import DeviceState
+from fleet.domain.device import OUT_OF_SERVICE
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
@@ -15,7 +15,6 @@ from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 ANSWER_SECONDS_MAX = 10.0
 PURGES_MAX = 8  # concurrent: a whole model may be retired at once
-_FINAL = frozenset({DeviceState.REVOKED, DeviceState.RETIRED})
 
 
 class SessionPurger:
@@ -34,7 +33,7 @@ class SessionPurger:
 
     async def on_event(self, event: Event) -> None:
         """Returns at once: a slow broker must not delay the feed."""
-        if event.kind == EventKind.DEVICE_STATE and event.detail in _FINAL:
+        if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
             task = asyncio.create_task(self._purge(event.subject))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
