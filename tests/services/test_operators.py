@@ -127,7 +127,7 @@ def test_a_role_has_what_it_is_given_and_nothing_else(role: Role) -> None:
                     demand(operator, permission)
     demand_model(free, "pump")
     demand_model(held, "cam")
-    with pytest.raises(Refused, match="other models"):
+    with pytest.raises(Refused, match="models other than"):
         demand_model(held, "pump")
 
 
