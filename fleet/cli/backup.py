@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -187,8 +188,7 @@ def _print(manifest: Manifest, file: Path, output: str, **more: object) -> None:
 
 def _print_restored(done: Restored, home: Path, database: Database, output: str, none_kept: bool) -> None:
     again = done.reapplied
-    is_json = output == "json"
-    value = {
+    value: dict[str, Any] = {
         "home": str(home),
         "database": str(database),
         "backup_of": done.manifest.taken_at,
@@ -197,16 +197,16 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
         "certificates_ended_again": again.certificates,
         "tokens_revoked": again.tokens,
         "approvals_taken_back": again.requests,
-        "unknown": again.unknown if is_json else len(again.unknown),
-        "barred": again.barred if is_json else len(again.barred),
-        "resumed_since": again.resumed if is_json else len(again.resumed),
+        "unknown": again.unknown,
+        "barred": again.barred,
+        "resumed_since": again.resumed,
         "claims_quarantined": again.claims,
         "anchors_removed_again": again.anchors,
         "stations": done.stations,
         "operators": done.operators,
     }
-    print_value(value, output)
-    if not is_json:
+    print_value(value, output, {**value, **{key: len(value[key]) for key in ("unknown", "barred", "resumed_since")}})
+    if output == "table":
         click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
     for what, names in (
         ("Not known to the backup; register them, and give each a token", again.unknown),

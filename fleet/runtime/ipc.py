@@ -14,7 +14,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 LINE_SIZE_MAX = 1_048_576  # config carries fleet.toml, of at most a quarter of it
@@ -35,9 +35,6 @@ class WorkerConfig:
     """Of the broker that we run; "" for an external one, named in `settings`."""
     broker_speaks_v5: bool
 
-    def as_message(self) -> Message:
-        return {"type": "config", **asdict(self)}
-
     @classmethod
     def of(cls, message: Message) -> "WorkerConfig":
         return cls(**{name: value for name, value in message.items() if name != "type"})
@@ -57,11 +54,8 @@ class Channel:
 
     def send(self, message_type: str, **fields: object) -> None:
         """Never blocks: both sides read continuously. A message to a dead peer is lost."""
-        self.send_message({"type": message_type, **fields})
-
-    def send_message(self, message: Message) -> None:
         if not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(json.dumps({"type": message_type, **fields}).encode() + b"\n")
 
     async def messages(self) -> AsyncIterator[Message]:
         """Every message, until the peer closes."""

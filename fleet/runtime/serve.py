@@ -10,38 +10,27 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
-from fleet.runtime.host import Endpoints, Host, ready_file_with, run_host
+from fleet.runtime.host import Host, ready_file_with, run_host
 from fleet.runtime.jobs.server_certificate import renew_daily, utc_now
 from fleet.runtime.signals import Signals
-from fleet.runtime.supervisor import run_supervisor
-from fleet.runtime.worker import loop_factory, run_worker
+from fleet.runtime.supervisor import Supervisor, run_supervisor
+from fleet.runtime.worker import Worker, loop_factory, run_worker
 from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet")
 
 
-class Service(Protocol):
-    """A running fleet: one worker, or a supervisor with several."""
-
-    @property
-    def endpoints(self) -> Endpoints: ...
-
-    async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return at a stop signal; reload at each reload signal.
-
-        Raises: the exception of a permanent task of the service, or of one in `watched`.
-        """
-        ...
+Service = Worker | Supervisor
+"""A running fleet."""
 
 
 def serve_until_stopped(home: Home, settings: Settings, ready_file: Path | None) -> None:

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict
 
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
@@ -91,7 +92,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         channel = await Channel.on(ours)
-        channel.send_message(config.as_message())
+        channel.send("config", **asdict(config))
         return cls(config.worker, process, channel, set_models)
 
     @property
@@ -134,9 +135,8 @@ class WorkerProcess:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await self._process.wait()
         except TimeoutError:
-            log_event(
-                log, logging.ERROR, "worker.killed", worker=self.number, pid=self.pid, reason="did not exit in time"
-            )
+            known = {"worker": self.number, "pid": self.pid}
+            log_event(log, logging.ERROR, "worker.killed", **known, reason="did not exit in time")
             self.signal(signal.SIGKILL)
         await self.ended()
 
@@ -249,10 +249,8 @@ class Supervisor:
             listened_seconds = died - listening_since if listening_since is not None else None
             early_deaths = early_deaths + 1 if died_early(code, listened_seconds) else 0
             delay = restart_delay_seconds(early_deaths)
-            cause = _cause(code)
-            log_event(
-                log, logging.ERROR, "worker.ended", worker=number, pid=worker.pid, cause=cause, restart_seconds=delay
-            )
+            ended = {"worker": number, "pid": worker.pid, "cause": _cause(code), "restart_seconds": delay}
+            log_event(log, logging.ERROR, "worker.ended", **ended)
             await asyncio.sleep(delay)
             try:
                 worker = await self._start(number)
@@ -263,9 +261,8 @@ class Supervisor:
             listening_since = loop.time()
             self.restarts += 1
             ms = round((listening_since - died) * 1000)
-            log_event(
-                log, logging.WARNING, "worker.restarted", worker=number, pid=worker.pid, restarts=self.restarts, ms=ms
-            )
+            restarted = {"worker": number, "pid": worker.pid, "restarts": self.restarts, "ms": ms}
+            log_event(log, logging.WARNING, "worker.restarted", **restarted)
 
     async def _set_models(self) -> None:
         """Load the current models into the broker, one request at a time. Raises: OSError, TimeoutError."""

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,7 +70,7 @@ async def ends() -> AsyncIterator[tuple[Channel, Channel]]:
 async def test_orders_arrive_as_they_were_given(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     orders = replace(ORDERS, settings="# ü\n" * 50_000)
-    ours.send_message(orders.as_message())
+    ours.send("config", **asdict(orders))
     message = await theirs.next()
     assert message is not None
     assert WorkerConfig.of(message) == orders
@@ -107,7 +107,7 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
         theirs.close()
         channel = await Channel.on(ours)
         external = structs.replace(settings, upstream=parse_broker("unix:/nowhere"))
-        channel.send_message(WorkerConfig(1, str(home.path), render(external), logging.ERROR, "", True).as_message())
+        channel.send("config", **asdict(WorkerConfig(1, str(home.path), render(external), logging.ERROR, "", True)))
         async with asyncio.timeout(PATIENCE):
             assert await channel.next() == {"type": "ready"}
             for number in (signal.SIGINT, signal.SIGHUP):  # meant for a terminal's foreground, not for it
@@ -125,7 +125,7 @@ async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
     theirs.close()
     channel = await Channel.on(ours)
-    channel.send_message(WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True).as_message())
+    channel.send("config", **asdict(WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True)))
     async with asyncio.timeout(PATIENCE):
         said = [message async for message in channel.messages()]
         assert await process.wait() == 1
