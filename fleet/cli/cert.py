@@ -214,11 +214,8 @@ def _form_of(target: str) -> Form:
 
 def _input(name: str) -> bytes:
     """The content of the file, a byte more than the cap at most."""
-    with attempting(f"reading '{name}'"):
-        if name == _STANDARD_STREAM:
-            return sys.stdin.buffer.read(INPUT_SIZE_MAX + 1)
-        with Path(name).open("rb") as file:
-            return file.read(INPUT_SIZE_MAX + 1)
+    with attempting(f"reading '{name}'"), click.open_file(name, "rb") as file:
+        return bytes(file.read(INPUT_SIZE_MAX + 1))
 
 
 def _read(name: str, data: bytes, password: PasswordSource, purpose: str) -> Bundle:

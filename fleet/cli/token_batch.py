@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import click
 
@@ -199,7 +199,8 @@ def _ids_in(file: Path) -> list[str]:
 
     Raises: Invalid (`bad-device-id`): with the line. OSError.
     """
-    data = sys.stdin.buffer.read(FILE_SIZE_MAX + 1) if str(file) == "-" else _read(file)
+    with click.open_file(str(file), "rb") as opened:
+        data = _limited(opened, file)
     ids: dict[str, None] = {}
     for number, line in enumerate(data.decode("utf-8", "backslashreplace").splitlines(), 1):
         text = line.strip()
@@ -211,13 +212,8 @@ def _ids_in(file: Path) -> list[str]:
     return list(ids)
 
 
-def _read(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return _limited(opened, file)
-
-
-def _limited(opened: BinaryIO, file: Path) -> bytes:
-    data = opened.read(FILE_SIZE_MAX + 1)
+def _limited(opened: IO[Any], file: Path) -> bytes:
+    data: bytes = opened.read(FILE_SIZE_MAX + 1)
     if len(data) > FILE_SIZE_MAX:
         raise Invalid("file-too-large", f"{file} is larger than {FILE_SIZE_MAX >> 20} MiB.")
     return data

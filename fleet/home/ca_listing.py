@@ -9,13 +9,7 @@ from fleet.ca.issuer import LocalIssuer
 from fleet.ca.view import CaCertificate
 from fleet.domain.errors import Unavailable
 from fleet.home.layout import Home, certificate_in
-from fleet.home.pki import (
-    authority_chain,
-    load_issuer,
-    load_operators_issuer,
-    operators_authority,
-    server_identity,
-)
+from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
 from fleet.home.tenants import read_authorities
 from fleet.servers.admin.authorities import Authorities
 from fleet.services.forecast import Authority
@@ -49,11 +43,11 @@ def shown_authorities(home: Home) -> list[CaCertificate]:
 
 def forecasted_authorities(home: Home) -> list[Authority]:
     """The home's own CA and server certificates, for the forecast."""
-    root, issuing = authority_chain(home)
-    leaf = server_identity(home).certificate_chain[0]
-    found = [_authority(role, each) for role, each in (("root", root), ("issuing", issuing), ("server", leaf))]
-    for name, tenant in read_authorities(home).tenants.items():
-        if tenant.root != root:
+    all_of_them = read_authorities(home)
+    own, server = all_of_them.own, certificate_in(home.server_chain)
+    found = [_authority(r, each) for r, each in (("root", own.root), ("issuing", own.issuing), ("server", server))]
+    for name, tenant in all_of_them.tenants.items():
+        if tenant.root != own.root:
             found.append(_authority("root", tenant.root, name))
         found.append(_authority("issuing", tenant.issuing, name))
     return found

@@ -57,11 +57,6 @@ def cursor_key(home: Home) -> bytes:
     return hmac.digest(home.webhook_key.read_bytes(), b"cursors of the admin API", "sha256")
 
 
-def authority_chain(home: Home) -> tuple[x509.Certificate, ...]:
-    """The certificates of the EST cacerts response: the root first, then the issuing CA."""
-    return certificate_in(home.root_certificate), certificate_in(home.issuing_certificate)
-
-
 def operators_authority(home: Home, now: datetime) -> x509.Certificate:
     """The operators' CA of `home`, created for a home without one.
 

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 from fleet.config.logs import configure_logging
@@ -92,16 +91,15 @@ async def work(channel: Channel) -> int:
 async def _serve(
     config: WorkerConfig, home: Home, settings: Settings, link: SupervisorLink, channel: Channel, signals: Signals
 ) -> None:
-    async with AsyncExitStack() as parts:
-        registry = await open_registry(home)
-        parts.push_async_callback(registry.close)
+    registry = await open_registry(home)
+    try:
         upstream = await _upstream(config, settings, home, link)
         slot = WorkerSlot(config.worker, is_shared=True)
-        worker = await parts.enter_async_context(
-            run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot)
-        )
-        channel.send("ready")
-        await worker.until(signals)
+        async with run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot) as worker:
+            channel.send("ready")
+            await worker.until(signals)
+    finally:
+        await registry.close()
 
 
 async def _upstream(config: WorkerConfig, settings: Settings, home: Home, link: SupervisorLink) -> Upstream:

@@ -16,12 +16,12 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_home, open_registry, settings_of
 from fleet.home.pki import (
     audit_signer,
-    authority_chain,
     load_operators_issuer,
     operators_authority,
     renew_server_certificate,
     server_identity,
 )
+from fleet.home.tenants import read_authorities
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(name="acme")
@@ -169,7 +169,8 @@ async def test_the_operators_have_a_ca_of_their_own(home: Home) -> None:
     authority = operators_authority(home, NOW)
     authority.verify_directly_issued_by(authority)
     assert home.operators_key.stat().st_mode & 0o077 == 0
-    assert authority not in authority_chain(home)
+    own = read_authorities(home).own
+    assert authority not in own.chain
     assert load_operators_issuer(home, NOW).certificate == authority
     assert authority.subject.rfc4514_string() == "CN=acme Operators CA"
 

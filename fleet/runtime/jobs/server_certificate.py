@@ -77,9 +77,8 @@ class Contexts:
         except (FleetError, OSError, ValueError) as error:
             log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
             return
-        self.mqtt.swap(fresh.mqtt.current)
-        self.est.swap(fresh.est.current)
-        self.http.swap(fresh.http.current)
+        for old, new in ((self.mqtt, fresh.mqtt), (self.est, fresh.est), (self.http, fresh.http)):
+            old.swap(new.current)
         log_event(log, logging.INFO, "reload", outcome="ok")
 
 
