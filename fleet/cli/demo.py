@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -48,7 +47,7 @@ def demo(keep: bool, upstream: str, output: str) -> None:
             "running the demo", f"{error.name} is missing", "Install everything: pip install '.[all]'"
         ) from error
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shown = False
     stage = Stage(Path(tempfile.mkdtemp(prefix="fleet-demo-")), upstream)
     try:
@@ -79,22 +78,15 @@ def demo(keep: bool, upstream: str, output: str) -> None:
             shutil.rmtree(stage.root, ignore_errors=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _report(output: str, name: str, ok: bool, started: float, facts: dict[str, Any]) -> None:
     seconds = round(time.monotonic() - started, 2)
     if output == "json":
         click.echo(json.dumps({"step": name, "ok": ok, "seconds": seconds, **facts}))
         return
     mark = click.style("ok  ", fg="green") if ok else click.style("FAIL", fg="red")
-    words = ", ".join(f"{key.replace('_', ' ')}: {_word(value)}" for key, value in facts.items())
+    said = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in facts.items()}
+    words = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in said.items())
     click.echo(f"{mark} {name:<{NAME_WIDTH}} {seconds:6.2f} s  {words}")
-
-
-def _word(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _look_around(stage: Any) -> None:

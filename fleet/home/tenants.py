@@ -91,7 +91,10 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
         for left in home.tenants.glob(".*"):
             shutil.rmtree(left)  # left by an interrupted creation
         known = read_authorities(home, wait=False)
-        _must_be_new(home, name, known)
+        if name in tenant_names(home):
+            raise Conflict("tenant-exists", f"There is a tenant {name} already; nothing was changed.")
+        if len(known.tenants) >= TENANTS_MAX:
+            raise Invalid("too-many-tenants", f"A fleet has at most {TENANTS_MAX} tenants.", "Make a fleet of its own.")
         place = home.tenants / name
         building = home.tenants / f".{name}.{secrets.token_hex(6)}"
         building.mkdir(mode=0o700)
@@ -113,13 +116,6 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
             raise
         sync(home.tenants)
         sync(home.ca)
-
-
-def _must_be_new(home: Home, name: str, known: Authorities) -> None:
-    if name in tenant_names(home):
-        raise Conflict("tenant-exists", f"There is a tenant {name} already; nothing was changed.")
-    if len(known.tenants) >= TENANTS_MAX:
-        raise Invalid("too-many-tenants", f"A fleet has at most {TENANTS_MAX} tenants.", "Make a fleet of its own.")
 
 
 def _must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:

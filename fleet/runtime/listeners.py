@@ -113,13 +113,10 @@ async def open_listener(
 
 
 def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:
+    # The system's text for the error number, without the address that event loops append.
+    reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
     return Unavailable(
         "cannot-listen",
-        f"The {name} listener cannot bind {address}: {_reason(error)}.",
+        f"The {name} listener cannot bind {address}: {reason}.",
         f"Free it, or choose another with --{name} or in fleet.toml.",
     )
-
-
-def _reason(error: OSError) -> str:
-    """The system's text for the error number, without the address that event loops append."""
-    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
