@@ -94,10 +94,7 @@ class Opening:
         self._advance()
 
     def read(self, size: int, /) -> bytes:
-        """The next `size` bytes; fewer only at the end.
-
-        Raises: Invalid (`backup-damaged`).
-        """
+        """The next `size` bytes; fewer only at the end. Raises: Invalid (`backup-damaged`)."""
         parts: list[bytes] = []
         while size:
             if not self._open:

@@ -169,10 +169,7 @@ def _state_of(noted: Noted) -> bytes:
 
 
 def _read_state(file: Path) -> Noted | None:
-    """What FILE remembers; None when it is not there yet.
-
-    Raises: Invalid (`bad-state`).
-    """
+    """What FILE remembers; None when it is not there yet. Raises: Invalid (`bad-state`)."""
     try:
         with file.open("rb") as opened_file:
             state = msgspec.json.decode(opened_file.read(STATE_SIZE_MAX + 1), type=_State)

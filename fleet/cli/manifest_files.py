@@ -56,10 +56,7 @@ class _Text:
         self.at_end = False
 
     def more(self) -> bool:
-        """Whether there was more to read.
-
-        Raises: Invalid (`bad-manifest`): it is not UTF-8.
-        """
+        """Whether there was more to read. Raises: Invalid (`bad-manifest`): it is not UTF-8."""
         try:
             read = self._file.read(READ_SIZE)
         except UnicodeDecodeError as error:

@@ -28,10 +28,7 @@ class HttpsTransport:
     def __init__(
         self, url: str, cert: Path, key: Path | None, ca: Path | None, *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> None:
-        """Files are read at the first request.
-
-        Raises: Invalid (`bad-url`).
-        """
+        """Files are read at the first request. Raises: Invalid (`bad-url`)."""
         self._host, self._port = host_and_port(url)
         self._url = url
         self._files = (cert, key, ca)
@@ -113,10 +110,7 @@ class HttpsTransport:
 
 
 def host_and_port(url: str) -> tuple[str, int]:
-    """Host and port in the address of an API.
-
-    Raises: Invalid (`bad-url`).
-    """
+    """Host and port in the address of an API. Raises: Invalid (`bad-url`)."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -19,10 +19,7 @@ class Address(Struct, frozen=True):
 
 
 def parse_address(text: str) -> Address:
-    """`HOST:PORT` or `[IPV6]:PORT` as an Address.
-
-    Raises: ValueError: with a sentence for people.
-    """
+    """`HOST:PORT` or `[IPV6]:PORT` as an Address. Raises: ValueError: with a sentence for people."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]+)):([0-9]{1,5})", text)
     if not found or int(found[3]) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT (IPv6 in brackets: [::1]:8443)")

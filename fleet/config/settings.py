@@ -167,10 +167,7 @@ READERS: dict[str, dict[str, Reader]] = {
 
 
 def read_settings(file: Path) -> Settings:
-    """The settings in `file`.
-
-    Raises: SettingsError.
-    """
+    """The settings in `file`. Raises: SettingsError."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -185,10 +182,7 @@ def read_settings(file: Path) -> Settings:
 
 
 def parse_settings(text: str, file: Path) -> Settings:
-    """The settings in `text`, which came from `file`.
-
-    Raises: SettingsError.
-    """
+    """The settings in `text`, which came from `file`. Raises: SettingsError."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

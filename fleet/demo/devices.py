@@ -136,10 +136,7 @@ def _try_to_publish(stage: Stage, device: str, topic: str, protocol: MQTTProtoco
 
 
 def refused_by_tls(stage: Stage, pair: Pair | None) -> str:
-    """The gateway's refusal of a connection with this certificate, or with none.
-
-    Raises: StepFailed: it did not.
-    """
+    """The gateway's refusal of a connection with this certificate, or with none. Raises: StepFailed: it did not."""
     host, _, port = mqtt_address(stage).rpartition(":")
     context = client_context(stage, pair)
     try:

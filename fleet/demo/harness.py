@@ -124,10 +124,7 @@ class Stage:
         return content
 
     def call(self, program: Sequence[str], *words: str, give: str | None = None, expect: int | None = 0) -> Finished:
-        """Run a program to completion.
-
-        Raises: StepFailed: its exit code is not `expect` (None: any).
-        """
+        """Run a program to completion. Raises: StepFailed: its exit code is not `expect` (None: any)."""
         done = subprocess.run(
             [sys.executable, *program, *words],
             input=give,
@@ -161,10 +158,7 @@ class Stage:
         return self.running[name]
 
     def wait_for_file(self, file: Path, writer: Running) -> None:
-        """Return when `file` exists.
-
-        Raises: StepFailed: it does not appear in time, or its writer has exited.
-        """
+        """Return when `file` exists. Raises: StepFailed: it does not appear in time, or its writer has exited."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not file.exists():
             if writer.process.poll() is not None or time.monotonic() > deadline:

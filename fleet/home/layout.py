@@ -195,10 +195,7 @@ def _url_in(file: Path) -> DatabaseUrl:
 
 
 async def open_registry(home: Home) -> Engine:
-    """The registry of `home`, on the newest schema.
-
-    Raises: FleetError: with the cause.
-    """
+    """The registry of `home`, on the newest schema. Raises: FleetError: with the cause."""
     return await open_engine(place_of_registry(home), create=False)
 
 

@@ -163,10 +163,7 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
 
 
 def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
-    """Remove a former issuing CA, ending trust in it.
-
-    Raises: NotFound: `no-such-tenant`, `no-such-ca`.
-    """
+    """Remove a former issuing CA, ending trust in it. Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
     folder = authority_of(home, tenant).key_file.parent
     with locked(home.ca):
         gone = forget(folder, sha256)

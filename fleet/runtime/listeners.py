@@ -78,10 +78,7 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...], *
 async def open_listener(
     name: str, source: ContextSource, factory: ProtocolFactory, settings: Settings, *, shared: bool
 ) -> Listener:
-    """The listener `name`, one of NAMES, under the limits of `settings`.
-
-    Raises: Unavailable (`cannot-listen`).
-    """
+    """The listener `name`, one of NAMES, under the limits of `settings`. Raises: Unavailable (`cannot-listen`)."""
     address: Address = getattr(settings, name)
     limits = ListenerLimits(
         total_max=settings.half_open_max,

@@ -100,10 +100,7 @@ class WorkerProcess:
         return self._process.pid
 
     async def ready(self) -> None:
-        """Returns when it listens.
-
-        Raises: Unavailable: it failed, died first, or took too long.
-        """
+        """Returns when it listens. Raises: Unavailable: it failed, died first, or took too long."""
         try:
             async with asyncio.timeout(START_SECONDS_MAX):
                 await asyncio.shield(self._ready)
@@ -191,10 +188,7 @@ class Supervisor:
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 
     async def start(self) -> None:
-        """Returns when every worker listens.
-
-        Raises: Unavailable: one of them cannot. OSError.
-        """
+        """Returns when every worker listens. Raises: Unavailable: one of them cannot. OSError."""
         await self._feed.started()
         await asyncio.gather(*(self._start(number) for number in self._numbers))
         self._restarters = [
@@ -203,10 +197,7 @@ class Supervisor:
         ]
 
     async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return at a stop signal; a reload is forwarded to every worker.
-
-        Raises: the exception of a permanent task.
-        """
+        """Return at a stop signal; a reload is forwarded to every worker. Raises: the exception of a permanent task."""
         await signals.until_stop(self._reload, (self._following, *self._restarters, *watched))
 
     async def close(self) -> None:

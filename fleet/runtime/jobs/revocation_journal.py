@@ -22,10 +22,7 @@ RETRY_SECONDS = 5.0
 
 @asynccontextmanager
 async def journaling_revocations(registry: Registry, log: RevocationJournal) -> AsyncIterator[asyncio.Task[None]]:
-    """Catches up, then runs the job while the block runs; yields its task.
-
-    Raises: as `catch_up`.
-    """
+    """Catches up, then runs the job while the block runs; yields its task. Raises: as `catch_up`."""
     await catch_up(registry, log)
     async with background(journal_revocations(registry, log), "the revocation journal") as task:
         yield task

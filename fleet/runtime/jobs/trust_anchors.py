@@ -23,10 +23,7 @@ RETRY_SECONDS = 5.0
 
 
 async def trust_anchors(registry: Registry) -> tuple[x509.Certificate, ...]:
-    """Every anchor's certificate; an unreadable one is skipped and logged.
-
-    Raises: Unavailable.
-    """
+    """Every anchor's certificate; an unreadable one is skipped and logged. Raises: Unavailable."""
     return tuple(found for anchor in await registry.anchors() if (found := _certificate(anchor)) is not None)
 
 
