@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from fleet.storage import queries
 from fleet.storage.batching import Batches
 from fleet.storage.mapping import micros, serial_octets
 from fleet.storage.queries import Query, bounded
+from fleet.storage.recent_events import RecentEvents
 
 T = TypeVar("T")
 
@@ -79,6 +80,8 @@ class SqlRegistry(SqlAuditReader):
     def __init__(self) -> None:
         self._followers: set[asyncio.Event] = set()
         self._closed = False
+        self._recent = RecentEvents()
+        """Where an engine fills it: those that this process has committed, in the order of their numbers."""
 
     @abstractmethod
     def _start_listening(self) -> None:
@@ -104,11 +107,12 @@ class SqlRegistry(SqlAuditReader):
         self._followers.add(woken)
         if not self._closed:
             self._start_listening()
+        recent: Sequence[Event] = ()
         try:
             while True:
                 woken.clear()  # before the read, so that a commit during it wakes us again
                 seen = after
-                for event in await self._read(queries.EVENTS, after, EVENTS_MAX):
+                for event in recent or await self._read(queries.EVENTS, after, EVENTS_MAX):
                     if event.seq != after + 1:
                         raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
                     yield event
@@ -120,6 +124,7 @@ class SqlRegistry(SqlAuditReader):
                             await woken.wait()
                 elif after - seen < EVENTS_MAX and self.feed_pause_seconds:
                     await asyncio.sleep(self.feed_pause_seconds)
+                recent = self._recent.after(after)
         finally:
             self._followers.discard(woken)
 

@@ -155,7 +155,7 @@ async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkey
     sizes: list[int] = []
     write_batch = sqlite_batch.write_batch
 
-    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> sqlite_batch.Written:
         sizes.append(len(changes))
         return write_batch(db, changes)
 
@@ -171,7 +171,7 @@ async def test_what_comes_while_another_process_writes_shares_the_next_transacti
     sizes: list[int] = []
     write_batch = sqlite_batch.write_batch
 
-    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+    def counted(db: sqlite3.Connection, changes: Sequence[Change]) -> sqlite_batch.Written:
         sizes.append(len(changes))
         return write_batch(db, changes)
 

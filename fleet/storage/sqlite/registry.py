@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fleet.domain.audit_log import AuditNode, Sealed
-from fleet.domain.changes import AuditRow, Change
+from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
@@ -105,24 +105,26 @@ class SqliteRegistry(SqlRegistry):
         if self._lock.contended:
             await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
         try:
-            outcomes, has_events = await self._writer.run(self._write_locked, take)
+            outcomes, events = await self._writer.run(self._write_locked, take)
         except Exception as error:
             raise unavailable(error) from error
-        if has_events:
+        if events:
+            self._recent.add(events)
             self._wake_followers()
         return outcomes
 
-    def _write_locked(self, db: sqlite3.Connection, take: Take[Change]) -> tuple[Sequence[object], bool]:
-        """The outcomes of the Changes that wait once the lock is ours, and whether any of them has events."""
+    def _write_locked(self, db: sqlite3.Connection, take: Take[Change]) -> tuple[Sequence[object], Sequence[Event]]:
+        """The outcomes of the Changes that wait once the lock is ours, and the events that were committed."""
         with self._lock:
             changes = take()
             if not changes:  # their callers were cancelled
-                return (), False
+                return (), ()
             try:
-                outcomes = write_batch(db, changes)
+                outcomes, event_seq = write_batch(db, changes)
             except Exception as error:
-                return [unavailable(error) for _ in changes], False
-        return outcomes, any(change.events for change in changes)
+                return [unavailable(error) for _ in changes], ()
+        new = (e for change, outcome in zip(changes, outcomes, strict=True) if outcome is None for e in change.events)
+        return outcomes, [Event(e.kind, e.subject, e.detail, seq) for seq, e in enumerate(new, event_seq + 1)]
 
     async def _answers(self, thread: Thread, take: Take[Read[Any]]) -> Sequence[object]:
         try:

@@ -8,7 +8,7 @@
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
@@ -25,6 +25,15 @@ LAST_NUMBERS = f"SELECT ({queries.LAST_AUDIT.sqlite}), ({queries.LAST_EVENT.sqli
 _CONSTRAINT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
+class Written(NamedTuple):
+    """What became of a batch."""
+
+    outcomes: list[Exception | None]
+    """One for each Change, None for one that was committed."""
+    event_seq: int
+    """The feed's last number before the batch; its events are numbered on from there."""
+
+
 class _BatchConflict(Exception):
     """A Change of the batch conflicts; the others may still be written."""
 
@@ -34,7 +43,7 @@ class Batch:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._audit_seq, self._event_seq = _last_numbers(db)
+        self._audit_seq, self.event_seq = _last_numbers(db)
 
     def add(self, change: Change) -> Exception | None:
         """Write all of `change`; or nothing, and return the reason.
@@ -45,7 +54,7 @@ class Batch:
         try:
             for write in change.writes:
                 apply(self._db, write)
-            _record(self._db, (change,), self._audit_seq, self._event_seq)
+            _record(self._db, (change,), self._audit_seq, self.event_seq)
         except _CONSTRAINT_ERRORS as error:
             return self._undo(Conflict("against-the-rules", f"The registry's own rules forbid this: {error}."))
         except sqlite3.Error:
@@ -54,7 +63,7 @@ class Batch:
             return self._undo(error)
         self._db.execute("RELEASE change")
         self._audit_seq += 1
-        self._event_seq += len(change.events)
+        self.event_seq += len(change.events)
         return None
 
     def _undo(self, error: Exception) -> Exception:
@@ -63,8 +72,8 @@ class Batch:
         return error
 
 
-def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
-    """Commit `changes` in one transaction and one fsync; one outcome each, None for a Change that was committed.
+def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
+    """Commit `changes` in one transaction and one fsync.
 
     Nearly always none conflicts, and they are written together. Otherwise that is rolled back, and each is written in a
     savepoint.
@@ -77,7 +86,7 @@ def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Excep
         return _in_transaction(db, lambda: _write_one_by_one(db, changes))
 
 
-def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
     """Half the statements of `_write_one_by_one`: at each, this thread may have to wait for the interpreter.
 
     Raises: _BatchConflict: a Change conflicts. sqlite3.Error: the database failed.
@@ -86,19 +95,21 @@ def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> list[E
         for change in changes:
             for write in change.writes:
                 apply(db, write)
-        _record(db, changes, *_last_numbers(db))
+        audit_seq, event_seq = _last_numbers(db)
+        _record(db, changes, audit_seq, event_seq)
     except _CONSTRAINT_ERRORS as error:
         raise _BatchConflict from error
     except sqlite3.Error:
         raise
     except Exception as error:
         raise _BatchConflict from error
-    return [None for _ in changes]
+    return Written([None for _ in changes], event_seq)
 
 
-def _write_one_by_one(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Exception | None]:
+def _write_one_by_one(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
     batch = Batch(db)
-    return [batch.add(change) for change in changes]
+    event_seq = batch.event_seq
+    return Written([batch.add(change) for change in changes], event_seq)
 
 
 def _in_transaction(db: sqlite3.Connection, write: Callable[[], T]) -> T:
