@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
@@ -32,6 +32,16 @@ _PRINTABLE = r"^[^\x00-\x1f\x7f]*\Z"
 def pattern(text: str, description: str | None = None) -> Meta:
     """A text that matches `text`, which ends in \\Z."""
     return Meta(pattern=text, description=description)
+
+
+def at_most(size_max: int, description: str) -> Meta:
+    """Of so many characters, or items of a list."""
+    return Meta(max_length=size_max, description=description)
+
+
+def seconds(least: timedelta, most: timedelta, description: str | None = None) -> Meta:
+    """A whole number of seconds."""
+    return Meta(ge=int(least.total_seconds()), le=int(most.total_seconds()), description=description)
 
 
 def choice(names: Collection[str]) -> Meta:
@@ -74,7 +84,7 @@ TagValue = Annotated[str, Meta(min_length=1, max_length=TAG_VALUE_MAX, pattern=_
 Tags = Annotated[dict[TagKey, TagValue], Meta(max_length=TAGS_MAX)]
 TagChanges = Annotated[dict[TagKey, TagValue | None], Meta(max_length=TAGS_MAX)]
 Groups = Annotated[list[Name], Meta(max_length=GROUPS_MAX)]
-Csr = Annotated[str, Meta(max_length=CSR_TEXT_MAX, description="Certificate request (PKCS #10), PEM.")]
+Csr = Annotated[str, at_most(CSR_TEXT_MAX, "Certificate request (PKCS #10), PEM.")]
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):

@@ -23,7 +23,9 @@ from fleet.servers.admin.records.base import (
     Time,
     TokenId,
     about,
+    at_most,
     pattern,
+    seconds,
 )
 from fleet.servers.admin.records.models import Lifetime
 from fleet.services.anchors import MODELS_MAX as ANCHOR_MODELS_MAX
@@ -82,9 +84,7 @@ class NewToken(Record):
     device: Annotated[DeviceId | UnsetType, about("The registered device that may use it; or give `model`.")] = UNSET
     model: Annotated[Name | UnsetType, about("The model whose new devices may use it; or give `device`.")] = UNSET
     uses: Annotated[int, Meta(ge=1, le=TOKEN_USES_MAX)] = 1
-    ttl_seconds: Annotated[int, Meta(ge=int(TOKEN_TTL_MIN.total_seconds()), le=int(TOKEN_TTL_MAX.total_seconds()))] = (
-        int(TOKEN_TTL.total_seconds())
-    )
+    ttl_seconds: Annotated[int, seconds(TOKEN_TTL_MIN, TOKEN_TTL_MAX)] = int(TOKEN_TTL.total_seconds())
 
 
 class Request(Record):
@@ -195,7 +195,7 @@ class NewAnchor(Record):
 
     name: Name
     models: Annotated[Names, Meta(min_length=1, max_length=ANCHOR_MODELS_MAX)]
-    certificate: Annotated[str, Meta(max_length=ANCHOR_TEXT_MAX, description="One CA, PEM.")]
+    certificate: Annotated[str, at_most(ANCHOR_TEXT_MAX, "One CA, PEM.")]
 
 
 class RemovedAnchor(Record):

@@ -28,6 +28,7 @@ from fleet.servers.admin.records.base import (
     Time,
     TimeText,
     about,
+    at_most,
     check_times,
     pattern,
 )
@@ -106,11 +107,7 @@ class BulkAct(Record):
     """An operation on every device of a filter."""
 
     filter: Annotated[
-        str,
-        Meta(
-            max_length=FILTER_MAX,
-            description="As in the commands: model=cam2 and lot=L7 and state=active and expires<30d",
-        ),
+        str, at_most(FILTER_MAX, "As in the commands: model=cam2 and lot=L7 and state=active and expires<30d")
     ]
     act: Literal["suspend", "resume", "revoke", "retire", "tag"]
     tags: Annotated[TagChanges | UnsetType, about("With tag: tags to set; one that is null is removed.")] = UNSET
@@ -156,7 +153,7 @@ class ManifestRow(Record):
         | UnsetType
     ) = UNSET
     hardware_serial: _Text256 = ""
-    key_sha256: Annotated[str, Meta(max_length=256, description="Of the DER SubjectPublicKeyInfo, hex.")] = ""
+    key_sha256: Annotated[str, at_most(256, "Of the DER SubjectPublicKeyInfo, hex.")] = ""
     tags: Annotated[dict[str, Annotated[str, Meta(max_length=1024)]], Meta(max_length=256)] = field(
         default_factory=dict
     )

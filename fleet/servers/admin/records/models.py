@@ -23,31 +23,49 @@ from fleet.domain.model_rules import (
 )
 from fleet.domain.name_templates import TEMPLATE_SIZE_MAX
 from fleet.domain.topic_policy import FILTERS_MAX
-from fleet.servers.admin.records.base import Changes, Count, Name, Record, TimeText, about, check_times, choice, pattern
+from fleet.servers.admin.records.base import (
+    Changes,
+    Count,
+    Name,
+    Record,
+    TimeText,
+    about,
+    at_most,
+    check_times,
+    choice,
+    pattern,
+    seconds,
+)
 from fleet.servers.admin.rfc3339 import moment
 from fleet.services.renewal import Progress
 
-Lifetime = Annotated[
-    int,
-    Meta(
-        ge=int(domain.LIFETIME_MIN.total_seconds()),
-        le=int(domain.LIFETIME_MAX.total_seconds()),
-        description="Validity period of a certificate.",
-    ),
-]
+Lifetime = Annotated[int, seconds(domain.LIFETIME_MIN, domain.LIFETIME_MAX, "Validity period of a certificate.")]
+NO_TIME = timedelta(0)
 _KeyTypes = Annotated[list[Annotated[str, choice(domain.KEY_TYPES)]], Meta(min_length=1)]
 _Filters = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=1024)]],
-    Meta(max_length=FILTERS_MAX, description="MQTT topic filters; {id} and {model} are the device's own."),
+    at_most(FILTERS_MAX, "MQTT topic filters; {id} and {model} are the device's own."),
 ]
 _TENANT = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z"
 _Tenant = Annotated[str, pattern(_TENANT, "Tenant whose issuing CA signs; empty for the fleet's own.")]
 _FormerTenants = Annotated[
     list[Annotated[str, pattern(_TENANT)]],
-    Meta(
-        max_length=FORMER_TENANTS_MAX,
-        description="Tenants whose certificates are still valid for its devices; a move adds the previous one.",
+    at_most(
+        FORMER_TENANTS_MAX, "Tenants whose certificates are still valid for its devices; a move adds the previous one."
     ),
+]
+_Webhook = Annotated[str, at_most(WEBHOOK_URL_SIZE_MAX, "https URL asked before each first certificate.")]
+_Usages = Annotated[
+    list[Annotated[str, choice(EXTENDED_KEY_USAGES)]],
+    Meta(min_length=1, description="clientAuth is always among them."),
+]
+_Organization = Annotated[str, at_most(ORGANIZATION_SIZE_MAX, "O of the subject.")]
+_DnsName = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "DNS name in the SAN; {id}, {model} are filled.")]
+_Uri = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "{id} and {model} are filled in.")]
+_Uris = Annotated[list[_Uri], at_most(URI_NAMES_MAX, "URIs in the SAN.")]
+_Grace = Annotated[
+    int,
+    seconds(NO_TIME, GRACE_MAX, "How long after notAfter a certificate may still be renewed, and nothing else."),
 ]
 
 
@@ -56,7 +74,7 @@ class Campaign(Record):
 
     before: TimeText
     start: TimeText
-    spread_seconds: Annotated[int, Meta(ge=0, le=int(SPREAD_MAX.total_seconds()))]
+    spread_seconds: Annotated[int, seconds(NO_TIME, SPREAD_MAX)]
 
     def __post_init__(self) -> None:
         check_times(self, "before", "start")
@@ -69,41 +87,19 @@ class AdmissionRules(Record):
     any_idevid: Annotated[
         bool | UnsetType, about("Whether any device of a trust anchor may enroll, on the manifest or not.")
     ] = UNSET
-    webhook: (
-        Annotated[
-            str, Meta(max_length=WEBHOOK_URL_SIZE_MAX, description="https URL asked before each first certificate.")
-        ]
-        | UnsetType
-    ) = UNSET
+    webhook: _Webhook | UnsetType = UNSET
 
 
 class ProfileRules(Record):
     """What certificates hold beside the device id."""
 
-    extended_key_usages: (
-        Annotated[
-            list[Annotated[str, choice(EXTENDED_KEY_USAGES)]],
-            Meta(min_length=1, description="clientAuth is always among them."),
-        ]
-        | UnsetType
-    ) = UNSET
-    organisation: (
-        Annotated[str, Meta(max_length=ORGANIZATION_SIZE_MAX, description="O of the subject.")] | UnsetType
-    ) = UNSET
+    extended_key_usages: _Usages | UnsetType = UNSET
+    organisation: _Organization | UnsetType = UNSET
     hardware_module_name: Annotated[
         bool | UnsetType, about("Whether the SAN holds a known hardware serial (IEEE 802.1AR).")
     ] = UNSET
-    dns_name: (
-        Annotated[str, Meta(max_length=TEMPLATE_SIZE_MAX, description="DNS name in the SAN; {id}, {model} are filled.")]
-        | UnsetType
-    ) = UNSET
-    uris: (
-        Annotated[
-            list[Annotated[str, Meta(max_length=TEMPLATE_SIZE_MAX, description="{id} and {model} are filled in.")]],
-            Meta(max_length=URI_NAMES_MAX, description="URIs in the SAN."),
-        ]
-        | UnsetType
-    ) = UNSET
+    dns_name: _DnsName | UnsetType = UNSET
+    uris: _Uris | UnsetType = UNSET
     csr_extended_key_usages: Annotated[
         bool | UnsetType, about("Whether a CSR may ask for fewer of the extended key usages.")
     ] = UNSET
@@ -117,17 +113,7 @@ class RenewalRules(Record):
     """How devices renew."""
 
     key: Annotated[RenewalKey | UnsetType, about("Which key a renewal must be for.")] = UNSET
-    grace_seconds: (
-        Annotated[
-            int,
-            Meta(
-                ge=0,
-                le=int(GRACE_MAX.total_seconds()),
-                description="How long after notAfter a certificate may still be renewed, and nothing else.",
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+    grace_seconds: _Grace | UnsetType = UNSET
     campaign: Campaign | UnsetType | None = UNSET
 
 
