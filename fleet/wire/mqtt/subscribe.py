@@ -48,9 +48,7 @@ def decode_subscribe(body: bytes, version: int) -> Subscribe:
 
     Raises: Malformed, TooLarge.
     """
-    fields = Fields(body)
-    packet_id = _packet_id(fields)
-    properties = decode_properties(fields) if version == V5 else ()
+    packet_id, properties, fields = _head(body, version)
     found = []
     while fields.left:
         topic_filter, options = fields.string(), fields.integer(1)
@@ -67,34 +65,24 @@ def decode_subscribe(body: bytes, version: int) -> Subscribe:
 
 def encode_subscribe(subscribe: Subscribe, version: int) -> bytes:
     """The whole packet."""
-    body = encode_integer(subscribe.packet_id, 2)
-    if version == V5:
-        body += encode_properties(subscribe.properties)
-    body += b"".join(encode_string(s.topic_filter) + bytes((s.options,)) for s in subscribe.subscriptions)
-    return encode_packet(SUBSCRIBE, body)
+    filters = (encode_string(s.topic_filter) + bytes((s.options,)) for s in subscribe.subscriptions)
+    return encode_packet(SUBSCRIBE, _encoded_head(subscribe, version) + b"".join(filters))
 
 
 def decode_suback(body: bytes, version: int) -> Suback:
     """Raises: Malformed."""
-    fields = Fields(body)
-    packet_id = _packet_id(fields)
-    properties = decode_properties(fields) if version == V5 else ()
+    packet_id, properties, fields = _head(body, version)
     return Suback(packet_id, tuple(fields.take(fields.left)), properties)
 
 
 def encode_suback(suback: Suback, version: int) -> bytes:
     """The whole packet."""
-    body = encode_integer(suback.packet_id, 2)
-    if version == V5:
-        body += encode_properties(suback.properties)
-    return encode_packet(SUBACK, body + bytes(suback.codes))
+    return encode_packet(SUBACK, _encoded_head(suback, version) + bytes(suback.codes))
 
 
 def decode_unsubscribe(body: bytes, version: int) -> Unsubscribe:
     """Raises: Malformed, TooLarge."""
-    fields = Fields(body)
-    packet_id = _packet_id(fields)
-    properties = decode_properties(fields) if version == V5 else ()
+    packet_id, properties, fields = _head(body, version)
     found = []
     while fields.left:
         found.append(fields.string())
@@ -105,12 +93,19 @@ def decode_unsubscribe(body: bytes, version: int) -> Unsubscribe:
     return Unsubscribe(packet_id, tuple(found), properties)
 
 
-def _packet_id(fields: Fields) -> int:
+def _head(body: bytes, version: int) -> tuple[int, Properties, Fields]:
+    """The packet identifier and the properties at the start of `body`, and the fields after them."""
+    fields = Fields(body)
     packet_id = fields.integer(2)
     # [MQTT-2.2.1-3] (5.0), [MQTT-2.3.1-1] (3.1.1)
     if not packet_id:
         raise Malformed("A packet identifier is 0.")
-    return packet_id
+    return packet_id, decode_properties(fields) if version == V5 else (), fields
+
+
+def _encoded_head(packet: Subscribe | Suback, version: int) -> bytes:
+    properties = encode_properties(packet.properties) if version == V5 else b""
+    return encode_integer(packet.packet_id, 2) + properties
 
 
 def _count(found: list[Subscription] | list[str]) -> None:
