@@ -177,5 +177,5 @@ def _read_state(file: Path) -> Noted | None:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         advice = "Put the right file back. To start over from the first row, move it away."
-        raise Invalid("bad-state", f"{file} is no state that this command has written.", advice) from None
+        raise Invalid("bad-state", f"{file} is not a state file of this command.", advice) from None
     return Noted(state.size, bytes.fromhex(state.root), state.heads, bytes.fromhex(state.heads_digest))

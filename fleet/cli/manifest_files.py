@@ -60,7 +60,7 @@ class _Text:
         try:
             read = self._file.read(READ_SIZE)
         except UnicodeDecodeError as error:
-            raise Invalid("bad-manifest", f"Behind line {self.line} the file is not UTF-8.") from error
+            raise Invalid("bad-manifest", f"After line {self.line} the file is not UTF-8.") from error
         self.at_end = not read
         self.buffer += read
         return bool(read)
@@ -120,7 +120,7 @@ def _from_csv(text: _Text, name: str) -> Items:
             cells = next(reader, None)
         except csv.Error as error:
             # Where the next row begins is unknown: an open quote swallows lines.
-            raise Invalid("bad-manifest", f"Line {begun}: {error}; nothing behind it was read.") from error
+            raise Invalid("bad-manifest", f"Line {begun}: {error}; nothing after it was read.") from error
         if cells is None:
             return
         if cells:
@@ -172,7 +172,7 @@ def _from_array(text: _Text) -> Items:
             raise Invalid("bad-manifest", f"Line {text.line}: a comma or the array's end is missing.")
     text.drop(1)
     if text.peek():
-        raise Invalid("bad-manifest", f"Line {text.line}: there is something behind the array's end.")
+        raise Invalid("bad-manifest", f"Line {text.line}: there is something after the array's end.")
 
 
 def _next_value(decoder: json.JSONDecoder, text: _Text) -> tuple[Any, int]:
@@ -181,7 +181,7 @@ def _next_value(decoder: json.JSONDecoder, text: _Text) -> tuple[Any, int]:
             value, end = decoder.raw_decode(text.buffer)
         except (json.JSONDecodeError, RecursionError) as error:
             if len(text.buffer) > ROW_SIZE_MAX or not text.more():
-                raise Invalid("bad-manifest", f"Line {text.line}: not JSON; nothing behind it was read.") from error
+                raise Invalid("bad-manifest", f"Line {text.line}: not JSON; nothing after it was read.") from error
             continue
         if end < len(text.buffer) or not text.more():  # a number could go on behind the buffer's end
             return value, end

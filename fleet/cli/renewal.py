@@ -44,7 +44,7 @@ def campaign(client: Client, model: str, before: str, spread: timedelta, output:
     now = datetime.now(UTC)
     moment = now if before == "now" else TIME.convert(before, None, None)
     if moment > now:
-        raise click.UsageError("--before is a time past: certificates that are still to be issued need no renewal.")
+        raise click.UsageError("--before must be in the past: certificates issued later need no renewal.")
     called = {"before": moment.isoformat(), "start": now.isoformat(), "spread_seconds": int(spread.total_seconds())}
     with attempting(f"calling a renewal campaign for model '{model}'"):
         _patch(client, model, called)

@@ -151,7 +151,7 @@ def demand_grantable(operator: Operator, role: Role, models: tuple[str, ...]) ->
     """
     more = sorted(PERMISSIONS[role] - PERMISSIONS[operator.role])
     if more:
-        raise NotPermitted("more-than-yours", f"The role {role} has the permission {more[0]}, and yours has not.")
+        raise NotPermitted("more-than-yours", f"The role {role} has the permission {more[0]}, and yours does not.")
     if operator.models and not models:
         raise NotPermitted("more-than-yours", "You are restricted to models: name those of the new operator.")
     for model in models:

@@ -122,13 +122,13 @@ def read_proof(data: bytes) -> Proof:
 
 
 def _bad(what: str) -> Invalid:
-    return Invalid("bad-proof", f"This is no proof: {what}.", "Make one with: fleet audit prove")
+    return Invalid("bad-proof", f"This is not a proof: {what}.", "Make one with: fleet audit prove")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name occurs twice in one object")
     return found
 
 
@@ -144,7 +144,7 @@ def _members(value: Any, what: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _number(value: Any, what: str, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= merkle.SIZE_MAX:
-        raise _bad(f"its {what} is no number from {least} on")
+        raise _bad(f"its {what} is not a number from {least} on")
     return value
 
 
@@ -166,7 +166,7 @@ def _moment(value: Any, form: re.Pattern[str], what: str) -> datetime:
     try:
         at = datetime.fromisoformat(value)
     except ValueError:
-        raise _bad(f"its {what} is no time that there is") from None
+        raise _bad(f"its {what} is not a time") from None
     if at < _EPOCH:
         raise _bad(f"its {what} lies before 1970")
     return at

@@ -68,7 +68,7 @@ def checked_serial(text: str) -> str:
 def checked_lifetime(span: timedelta) -> timedelta:
     """`span`, which may be the validity period of a certificate. Raises: Invalid (`bad-lifetime`)."""
     if not LIFETIME_MIN <= span <= LIFETIME_MAX:
-        raise Invalid("bad-lifetime", "A certificate lives at least one minute and at most 3650 days.")
+        raise Invalid("bad-lifetime", "A certificate's lifetime is one minute to 3650 days.")
     return span
 
 

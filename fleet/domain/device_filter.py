@@ -117,7 +117,7 @@ class _Reader:
             case "state":
                 states = [state.value for state in DeviceState]
                 if value not in states:
-                    raise Invalid("bad-filter", f"{value[:80]!r} is no state.", f"States are {', '.join(states)}.")
+                    raise Invalid("bad-filter", f"{value[:80]!r} is not a state.", f"States are {', '.join(states)}.")
                 return value
             case "model" | "group":
                 return plain_name(value, key)
@@ -149,7 +149,7 @@ def parse_time(text: str, now: datetime) -> datetime:
             return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         pass  # no such date, or out of range
-    raise Invalid("bad-time", f"{text[:80]!r} is no time.", "Write 30d, 12h, 2026-12-01 or 2026-12-01T12:00:00Z.")
+    raise Invalid("bad-time", f"{text[:80]!r} is not a time.", "Write 30d, 12h, 2026-12-01 or 2026-12-01T12:00:00Z.")
 
 
 def place_text(place: Place) -> str:
@@ -177,4 +177,4 @@ def parse_place(text: str, where: DeviceFilter) -> Place:
         return Place(device_id(id_text), at)
     except (ValueError, Invalid) as error:
         form = "TIME/ID, as the listing printed it" if by_expiry else "a device id"
-        raise Invalid("bad-place", f"{text[:120]!r} is no place to go on from.", f"Give {form}.") from error
+        raise Invalid("bad-place", f"{text[:120]!r} is not a position to resume after.", f"Give {form}.") from error

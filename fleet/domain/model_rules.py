@@ -192,7 +192,7 @@ def _campaign(given: Mapping[str, Any]) -> Campaign:
     before, start = (_moment(given[name]) for name in ("before", "start"))
     spread = given["spread_seconds"]
     if not isinstance(spread, int) or isinstance(spread, bool):
-        raise ValueError("the spread is no number")
+        raise ValueError("the spread is not a number")
     return Campaign(before, start, timedelta(seconds=spread))
 
 
@@ -240,7 +240,7 @@ def _value(name: str, kind: Any, value: Any) -> Any:
                 return tuple(dict.fromkeys(value))
     except (ValueError, OverflowError):
         pass
-    raise Invalid("bad-rule", f"{str(value)[:80]!r} is no value for {name}.")
+    raise Invalid("bad-rule", f"{str(value)[:80]!r} is not a value for {name}.")
 
 
 def moved(rules: ModelRules, before: str) -> ModelRules:

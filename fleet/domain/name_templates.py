@@ -48,7 +48,7 @@ def check_model_name(model: str, dns_template: str, uri_templates: Sequence[str]
         for template in uri_templates:
             uri(template, "x", model)
     except Refused as refused:
-        raise Invalid("bad-rule", f"The name of model {model} cannot stand in a host.", refused.advice) from None
+        raise Invalid("bad-rule", f"The name of model {model} cannot be used in a host.", refused.advice) from None
 
 
 def dns_name(template: str, device: str, model: str) -> str:
@@ -75,8 +75,8 @@ def uri(template: str, device: str, model: str) -> str:
 def _impossible(device: str, template: str, where: str) -> Refused:
     return Refused(
         "name-impossible",
-        f"The id of device {device} or the name of its model cannot stand in {where} as its model's {template!r} asks.",
-        "There they take lower-case letters, digits and dashes, and at most 63 of them.",
+        f"The id of device {device} or its model's name cannot be in {where} as the model's {template!r} requires.",
+        "Only lower-case letters, digits and dashes, at most 63.",
     )
 
 

@@ -82,7 +82,7 @@ def checked_tags(pairs: Iterable[tuple[str, str]]) -> Tags:
             raise Invalid("tag-twice", f"The tag {key} is given twice.", "Give one value for each key.")
     if len(tags) > TAGS_MAX:
         message = f"A device has at most {TAGS_MAX} tags; these are {len(tags)}."
-        raise Invalid("too-many-tags", message, "Remove one that nobody asks for.")
+        raise Invalid("too-many-tags", message, "Remove one that is not used.")
     return tuple(tags)
 
 

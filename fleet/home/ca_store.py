@@ -124,7 +124,7 @@ def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None
     finish_rollover(folder)
     if len(list((folder / FORMER).glob("*.pem"))) >= FORMER_MAX:
         what = f"{FORMER_MAX} former issuing CAs are still trusted, which is the maximum."
-        raise Invalid("too-many-former", what, "Let one go: fleet ca forget FINGERPRINT")
+        raise Invalid("too-many-former", what, "Remove one: fleet ca forget FINGERPRINT")
     for left in folder.glob(".issuing.*"):  # left by a rollover interrupted before its commit or after its completion
         _remove(left)
     building = folder / f".{NEXT}.{secrets.token_hex(6)}"

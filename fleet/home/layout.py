@@ -110,7 +110,7 @@ def _must_be_ours(home: Home) -> None:
             raise Refused(
                 "home-exposed",
                 f"{place} can be changed by others.",
-                "It must belong to who runs this, or to root, and be writable by nobody else.",
+                "It must belong to the user running this or to root, and be writable by no other user.",
             )
     if home.run.is_symlink():
         raise Refused("home-exposed", f"{home.run} is a link.", "Remove it; it is made anew as a folder.")

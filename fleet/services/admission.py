@@ -66,7 +66,7 @@ async def admit(
 def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
     """The admission of the certificate's device, if the client id matches it."""
     if facts.device is None or facts.model is None:
-        raise Refused("not-a-device", "Only a device's certificate opens an MQTT session.")
+        raise Refused("not-a-device", "Only a device's certificate is accepted for MQTT.")
     if facts.device.state is not DeviceState.ACTIVE:
         raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
     if client_id != facts.device.id:

@@ -70,7 +70,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
 
     name, model, quota = plain_name(new.name, "claim"), new.model, new.quota
     if not 1 <= quota <= QUOTA_MAX:
-        raise Invalid("bad-quota", f"A claim earns 1 to {QUOTA_MAX} certificates.")
+        raise Invalid("bad-quota", f"A claim allows 1 to {QUOTA_MAX} certificates.")
     checked_lifetime(new.expires_at - act.now)
     await known_model(registry, model)
     if await registry.claim(name) is not None:

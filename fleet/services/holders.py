@@ -10,7 +10,7 @@ from fleet.domain.issuance_context import COMMON_NAME
 def demand_good_key(key_type: str) -> None:
     """Return when the key's type is allowed. Raises: Invalid (`key-not-allowed`)."""
     if key_type not in KEY_TYPES:
-        raise Invalid("key-not-allowed", f"{key_type} keys are not taken.", f"Use one of: {', '.join(KEY_TYPES)}.")
+        raise Invalid("key-not-allowed", f"{key_type} keys are not accepted.", f"Use one of: {', '.join(KEY_TYPES)}.")
 
 
 def demand_own_name(name: str, subject: tuple[tuple[str, str], ...]) -> None:

@@ -36,7 +36,7 @@ async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_cl
     facts = await _recorded(registry, peer)
     if facts.claim is not None and not opens_to_claims:
         await misused(registry, facts.claim, "claim-only-enrolls", peer, now)
-        raise Refused("claim-only-enrolls", "A claim certificate enrolls new devices, and opens nothing else.")
+        raise Refused("claim-only-enrolls", "A claim certificate is accepted for enrolling new devices only.")
     if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
     must_be_usable(facts.credential, now)

@@ -69,7 +69,7 @@ def checked_row(
     """
     checked_serial(hardware_serial)
     if not hardware_serial and key_sha256 is None:
-        raise Invalid("no-proof", "The row has neither a hardware serial nor a key's hash to know the device by.")
+        raise Invalid("no-proof", "The row has neither a hardware serial nor a key's hash to identify the device.")
     return ManifestRow(
         device_id(id_text), model, hardware_serial, key_sha256, checked_tags(tags), checked_groups(groups)
     )

@@ -231,7 +231,7 @@ async def create_token(
     if not 1 <= terms.uses <= TOKEN_USES_MAX:
         raise Invalid("bad-token-uses", f"A token has 1 to {TOKEN_USES_MAX} uses.")
     if not TOKEN_TTL_MIN <= terms.ttl <= TOKEN_TTL_MAX:
-        raise Invalid("bad-token-ttl", f"A token lives at least one second and at most {TOKEN_TTL_MAX.days} days.")
+        raise Invalid("bad-token-ttl", f"A token is valid for one second to {TOKEN_TTL_MAX.days} days.")
     if model is not None:
         await known_model(registry, model)
     known = await _enrollable(registry, device) if device is not None else None
@@ -302,7 +302,9 @@ def _state(token: Token, now: datetime) -> str:
 
 def _checked_quota(quota: int) -> int:
     if not 0 <= quota <= STATION_QUOTA_MAX:
-        raise Invalid("bad-quota", f"A station earns 1 to {STATION_QUOTA_MAX} certificates a day, or 0 for no limit.")
+        raise Invalid(
+            "bad-quota", f"A station may obtain 1 to {STATION_QUOTA_MAX} certificates a day, or 0 for no limit."
+        )
     return quota
 
 

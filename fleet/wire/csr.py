@@ -152,7 +152,7 @@ def key_type_of(public_key: PublicKeyTypes) -> str:
         case ed448.Ed448PublicKey():
             return "Ed448"
         case dsa.DSAPublicKey():
-            raise WeakKey("DSA keys are not taken; use an EC key on P-256.")
+            raise WeakKey("DSA keys are not accepted; use an EC key on P-256.")
         case _:
             name = next((name for kind, name in _ML_DSA.items() if isinstance(public_key, kind)), None)
             if name is None:

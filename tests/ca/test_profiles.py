@@ -92,7 +92,7 @@ def test_without_a_hardware_serial_the_other_names_stand_alone(issuer: LocalIssu
 def test_a_device_id_that_cannot_stand_in_a_host_is_refused(
     issuer: LocalIssuer, now: datetime, holder: str, profile: ProfileRules
 ) -> None:
-    with pytest.raises(Refused, match="cannot stand in a") as refused:
+    with pytest.raises(Refused, match="cannot be in a") as refused:
         read(issuer, profile, now, holder=holder)
     assert refused.value.code == "name-impossible"
 

@@ -264,7 +264,7 @@ class TestImport:
             (HEADER + "x" * 70_000, "longer than"),
             ("[{}", "missing"),
             ('[{"device_id": "a" "model"}]', "not JSON"),
-            ("[] x", "behind the array's end"),
+            ("[] x", "after the array's end"),
             ("[,]", "not JSON"),
             ("\x00\x01", "columns"),
         ],

@@ -181,7 +181,7 @@ class TestState:
         state = tmp_path / "state.json"
         state.write_text(text)
         done = run_fleet("audit", "verify", "--state", str(state), expect=1)
-        assert "is no state that this command has written" in done.stderr
+        assert "is not a state file of this command" in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert state.read_text() == text
 
@@ -193,7 +193,7 @@ class TestState:
         state = tmp_path / "state.json"
         run_fleet("audit", "verify", "--state", str(state))
         state.write_text(json.dumps(json.loads(state.read_text()) | change))
-        assert "is no state" in run_fleet("audit", "verify", "--state", str(state), expect=1).stderr
+        assert "is not a state file" in run_fleet("audit", "verify", "--state", str(state), expect=1).stderr
 
 
 class TestProof:
@@ -249,8 +249,8 @@ class TestProof:
             return done.stderr
 
         assert "does not hold" in refused(text.replace("d1", "d7"))
-        assert "this is no proof" in refused(text[:-3])
-        assert "this is no proof" in refused("")
+        assert "this is not a proof" in refused(text[:-3])
+        assert "this is not a proof" in refused("")
         assert "larger than" in refused(text + " " * 300_000)
         assert "names another key" in refused(text, str(other / "ca" / "audit.pub"))
         at = json.loads(text)["head"]["at"]

@@ -100,7 +100,7 @@ def test_pages_by_expiry_go_on_where_they_ended(run_fleet: RunFleet, home: Path)
         after = page.stderr.split("--after ")[1].strip()
     assert found == [f"d{n:04}" for n in (6, 5, 4, 3, 2, 1, 0)]
     assert ids(run_fleet("list", "--expires-before", "90m", "-o", "json")) == "d0006"
-    assert "no place to go on from" in run_fleet("list", "--after", after, expect=2).stderr
+    assert "not a position to resume after" in run_fleet("list", "--after", after, expect=2).stderr
 
 
 def test_the_count_must_be_typed(run_fleet: RunFleet, home: Path) -> None:
@@ -165,7 +165,7 @@ def test_tags_by_filter(run_fleet: RunFleet, home: Path) -> None:
         (("list", "--filter", "lot==L7"), 2, "position 5: expected a value for lot"),
         (("tag", "cam-7", "state=x"), 2, "cannot be a tag's key"),
         (("tag", "--filter", "lot=L7", "cam-7", "lot=x"), 2, "Give a DEVICE_ID or --filter"),
-        (("list", "--expires-before", "soon"), 2, "is no time"),
+        (("list", "--expires-before", "soon"), 2, "is not a time"),
         (("list", "--tag", "lot"), 2, "is not a tag"),
         (("list", "--filter", "lot"), 2, "position 4: expected '=' after lot"),
         (("list", "--filter", "lot=L7", "--state", "active"), 2, "write them into it"),

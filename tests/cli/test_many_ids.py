@@ -109,7 +109,7 @@ def test_the_audit_by_time(run_fleet: RunFleet) -> None:
     assert found("--after", "0", "--until", since) == found("--until", since)
     assert found("--since", "2020-01-01") == [row["seq"] for row in rows]
     assert found("--until", "2020-01-01") == []
-    assert "is no time" in run_fleet("audit", "list", "--since", "soon", expect=2).stderr
+    assert "is not a time" in run_fleet("audit", "list", "--since", "soon", expect=2).stderr
 
 
 class TestTokensForMany:

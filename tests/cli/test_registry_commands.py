@@ -377,7 +377,7 @@ class TestRenewal:
         ("arguments", "code", "says"),
         [
             (("--model", "m", "--before", "now"), 1, "there is no model m"),
-            (("--model", "default", "--before", "soon"), 2, "'soon' is no time"),
+            (("--model", "default", "--before", "soon"), 2, "'soon' is not a time"),
             (("--model", "default", "--before", "2d"), 2, "still to be issued"),
             (("--model", "default"), 2, "--before"),
         ],

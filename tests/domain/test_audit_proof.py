@@ -117,7 +117,7 @@ Edit = Callable[[dict[str, Any]], object]
 FORMS: dict[str, Edit] = {
     "version": lambda p: p.update(version=2),
     "version is": lambda p: p.update(version=True),
-    "version is no number": lambda p: p.update(version=1.0),
+    "version is not a number": lambda p: p.update(version=1.0),
     "other members": lambda p: p.update(more=1),
     "members than": lambda p: p.pop("path"),
     "seq": lambda p: p.update(seq="5"),
@@ -137,7 +137,7 @@ FORMS: dict[str, Edit] = {
     "entry": lambda p: p.update(entry=[]),
     "entry has": lambda p: p["entry"].pop("address"),
     "entry's time": lambda p: p["entry"].update(at="2026-03-01 12:00:00.654321Z"),
-    "no time that there is": lambda p: p["entry"].update(at="2026-02-30T12:00:00.654321Z"),
+    "is not a time": lambda p: p["entry"].update(at="2026-02-30T12:00:00.654321Z"),
     "before 1970": lambda p: p["entry"].update(at="1969-12-31T12:00:00.654321Z"),
     "actor is no text": lambda p: p["entry"].update(actor=None),
     "detail": lambda p: p["entry"].update(detail="x"),

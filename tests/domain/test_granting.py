@@ -24,7 +24,7 @@ def test_a_role(giver: Role, given: Role) -> None:
     if given in MAY_GIVE[giver]:
         demand_grantable(operator, given, ())
     else:
-        with pytest.raises(Refused, match="and yours has not") as refused:
+        with pytest.raises(Refused, match="and yours does not") as refused:
             demand_grantable(operator, given, ())
         assert refused.value.code == "more-than-yours"
 

@@ -84,5 +84,5 @@ def test_the_name_of_a_model_is_judged_when_it_is_made() -> None:
     check_model_name("cam-2", "{id}.{model}.example.com", ("https://{model}.example.com/{id}",))
     check_model_name("Cam.2", "{id}.example.com", ("urn:example:{model}:{id}",))
     for dns, uris in (("{id}.{model}.example.com", ()), ("", ("https://{model}.example.com/{id}",))):
-        with pytest.raises(Invalid, match="cannot stand in a host"):
+        with pytest.raises(Invalid, match="cannot be used in a host"):
             check_model_name("Cam.2", dns, uris)

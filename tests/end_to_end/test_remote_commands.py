@@ -373,7 +373,7 @@ def test_a_key_made_afar_opens_its_doors(afar: Afar, tmp_path: Path) -> None:
     for name in ("station", "carol"):
         assert (out / f"{name}.key").stat().st_mode & 0o777 == 0o600
     station = {**there, "FLEET_CERT": str(out / "station.pem"), "FLEET_CA": str(out / "ca.pem")}
-    assert "does not open this path" in said("model list", station)[2]
+    assert "is not accepted for this path" in said("model list", station)[2]
     assert "uptime" in said("status", station)[1]
     carol = {**there, "FLEET_CERT": str(out / "carol.pem"), "FLEET_CA": str(out / "ca.pem")}
     assert said("model list", carol)[0] == 0

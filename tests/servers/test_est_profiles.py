@@ -155,7 +155,7 @@ async def test_an_id_that_cannot_stand_in_its_dns_name_is_refused_and_told_why(e
     await add_model(est, "probe", dns_name="{id}.example.com")
     answer = await enroll(est, "probe", name, csr_for(name))
     assert (answer.status, answer.code) == (403, "name-impossible")
-    assert "cannot stand in a DNS name" in answer.text
+    assert "cannot be in a DNS name" in answer.text
     assert await est.registry.credentials(name) == []
     *_, row = await est.registry.audit()
     assert (row.entry.subject, row.entry.outcome) == (f"device {name}", "name-impossible")

@@ -60,7 +60,7 @@ async def authorize(context: Context, request: Request, route: Route, caller: Ca
             return
         if caller.operator is None:
             kind = credential.kind if credential is not None else "client"
-            raise Refused("not-for-you", f"A {kind}'s certificate does not open this path.")
+            raise Refused("not-for-you", f"A {kind}'s certificate is not accepted for this path.")
         if isinstance(route.access, Permission):
             demand(caller.operator, route.access)
 

@@ -40,7 +40,7 @@ def read_request(text: str) -> "Csr":
     except binascii.Error:
         der = b""
     if not der:
-        raise Invalid("bad-csr", "csr is no certificate request in PEM.", "Make one with: openssl req -new")
+        raise Invalid("bad-csr", "csr is not a certificate request in PEM.", "Make one with: openssl req -new")
     csr = decode_csr(der)
     demand_good_key(csr.key_type)
     return csr
