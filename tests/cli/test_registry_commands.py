@@ -378,7 +378,7 @@ class TestRenewal:
         [
             (("--model", "m", "--before", "now"), 1, "there is no model m"),
             (("--model", "default", "--before", "soon"), 2, "'soon' is not a time"),
-            (("--model", "default", "--before", "2d"), 2, "still to be issued"),
+            (("--model", "default", "--before", "2d"), 2, "must be in the past"),
             (("--model", "default"), 2, "--before"),
         ],
     )
