@@ -24,7 +24,6 @@ import os
 import shlex
 import shutil
 import ssl
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -233,6 +232,8 @@ def new_home(path: Path) -> Iterator[Home]:
     """
     must_be_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # a listing at a home does without
+
     building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))
     try:
         yield building
