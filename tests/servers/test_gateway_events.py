@@ -262,7 +262,7 @@ def test_its_feed_is_up_for_as_long_as_its_limit_allows() -> None:
     staged(scene, Limits(feed_silence_seconds_max=20.0))
 
 
-def test_closing_tells_every_session_and_ends_what_is_under_way() -> None:
+def test_closing_tells_every_session_and_ends_what_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(stage: Stage) -> None:
         session = stage.session("a", b"a")
         stage.broker.slow = asyncio.Event()
@@ -270,6 +270,17 @@ def test_closing_tells_every_session_and_ends_what_is_under_way() -> None:
         assert stage.gateway.sessions == 1
         await stage.gateway.close()
         assert (session.ends, stage.log) == ([close_reasons.SHUTTING_DOWN], [])
+        await asyncio.sleep(1)
+        assert caplog.records == []  # work that is cancelled has not failed
+
+    staged(scene)
+
+
+def test_work_that_is_done_costs_no_memory() -> None:
+    async def scene(stage: Stage) -> None:
+        for _ in range(10):
+            await stage.told(EventKind.MODEL_CHANGED, "cam")
+        assert not stage.gateway._tasks
 
     staged(scene)
 
