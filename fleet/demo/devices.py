@@ -1,5 +1,6 @@
 """Demo devices: their agents, their certificates, and attacks that must be refused."""
 
+import json
 import socket
 import ssl
 import threading
@@ -49,7 +50,7 @@ def wait_connected(stage: Stage, device: str) -> None:
 
 def status(stage: Stage, device: str) -> dict[str, Any]:
     """The status reported by the device's agent."""
-    answer: dict[str, Any] = call(stage, device, "status", "-o", "json", expect=None).json()
+    answer: dict[str, Any] = json.loads(call(stage, device, "status", "-o", "json", expect=None).stdout)
     return answer
 
 

@@ -27,16 +27,7 @@ class StepFailed(Exception):
     """A step failed. The message states what was expected and what was observed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A program's exit code and output."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
+Finished = subprocess.CompletedProcess[str]
 
 
 class Running:
@@ -138,7 +129,7 @@ class Stage:
         if expect is not None and done.returncode != expect:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["nothing"]
             raise StepFailed(f"`{' '.join((program[-1], *words[:3]))}` ended with {done.returncode}: {said[0]}")
-        return Finished(done.returncode, done.stdout, done.stderr)
+        return done
 
     def start(self, name: str, program: Sequence[str], *words: str) -> Running:
         """Start a program in the background, with pipes for its standard input and error."""

@@ -3,6 +3,7 @@ StepFailed. Later steps use what earlier ones created.
 """
 
 import asyncio
+import json
 import sqlite3
 import ssl
 import time
@@ -68,7 +69,7 @@ def factory(stage: Stage) -> Facts:
     words = ["--port", str(line), "--est", stage.ready()["est"], "--mqtt", devices.mqtt_address(stage)]
     words += ["--cert", str(kit / "station.pem"), "--key", str(kit / "station.key"), "--ca", str(kit / "ca.pem")]
     words += ["--device-id", BOARD, "--model", MODEL, "--ledger", str(kit / "ledger.jsonl")]
-    row = stage.call(STATION, "provision", *words, "-o", "json").json()
+    row = json.loads(stage.call(STATION, "provision", *words, "-o", "json").stdout)
     expect(board.process.wait(PATIENCE_SECONDS) == 0, "the emulated board did not end well")
     return {"device": BOARD, "certificate": row["certificate_serial"], "line_seconds": row["seconds"]}
 
@@ -78,7 +79,7 @@ def enroll(stage: Stage) -> Facts:
     tokens = {}
     for device in (CAMERA, METER):
         stage.call(FLEET, "device", "add", device, "--model", MODEL)
-        tokens[device] = stage.call(FLEET, "token", "create", "--device", device).out
+        tokens[device] = stage.call(FLEET, "token", "create", "--device", device).stdout
         devices.initialize(stage, device)
         devices.call(stage, device, "enroll", give=tokens[device])
     devices.initialize(stage, METER, home="thief")
@@ -164,13 +165,14 @@ async def _revoke(stage: Stage, device: str) -> None:
 
 def audit(stage: Stage) -> Facts:
     """The audit's tree verifies; a row's proof verifies offline, a forged one does not; a flipped byte is detected."""
-    verified = stage.call(FLEET, "audit", "verify", "-o", "json").json()
+    verified = json.loads(stage.call(FLEET, "audit", "verify", "-o", "json").stdout)
     proof = stage.root / "proof.json"
     public_key = str(Home(stage.home).audit_public_key)
     stage.call(FLEET, "audit", "prove", "1", "--out", str(proof))  # the server has sealed it by now
-    proved = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, "-o", "json").json()
+    check = ("audit", "check-proof", str(proof), "--public-key", public_key)
+    proved = json.loads(stage.call(FLEET, *check, "-o", "json").stdout)
     proof.write_text(proof.read_text().replace(proved["actor"], "nobody"))
-    refused = stage.call(FLEET, "audit", "check-proof", str(proof), "--public-key", public_key, expect=1)
+    refused = stage.call(FLEET, *check, expect=1)
     copy = stage.root / "tampered.db"
     # Read only: a second connection that may write or checkpoint must hold the registry's lock.
     live = f"file:{quote(str(stage.home / 'registry.db'))}?mode=ro"
@@ -184,8 +186,8 @@ def audit(stage: Stage) -> Facts:
         "rows": verified["rows"],
         "sealed": verified["sealed"],
         "proved_row": proved["seq"],
-        "forged_proof": refused.err.strip().splitlines()[-1],
-        "flipped_byte": found.err.strip().splitlines()[-1],
+        "forged_proof": refused.stderr.strip().splitlines()[-1],
+        "flipped_byte": found.stderr.strip().splitlines()[-1],
     }
 
 

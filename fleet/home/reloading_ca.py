@@ -118,7 +118,9 @@ class LiveAuthorities:
             except _TROUBLE as error:
                 signers[name] = error
         self._current, self._signers, self._server = current, signers, stamp[0]
-        self._stamp = None if _is_fresh(stamp) else stamp
+        now = time.time_ns()  # the file system's clock, not the injected one
+        is_fresh = any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
+        self._stamp = None if is_fresh else stamp
         broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
         self._watched = _watched(self._home, broken)
         if broken:
@@ -150,11 +152,6 @@ def _changed(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_ctime_ns, found.st_ino  # ctime, which `cp -p` and `touch -d` cannot set back
-
-
-def _is_fresh(stamp: _Stamp) -> bool:
-    now = time.time_ns()  # the file system's clock, not the injected one
-    return any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
 
 
 def _signer(authority: Authority) -> LocalIssuer:
