@@ -24,11 +24,7 @@ def anchor() -> None:
 
 ANCHORS = Records(anchor, ANCHOR, COLUMNS)
 ANCHORS.list("List the manufacturers' CAs.")
-ANCHORS.act(
-    "remove",
-    "Stop trusting manufacturers' CAs. Devices that enrolled with them stay.",
-    {"state": "removed"},
-)
+ANCHORS.act("remove", "Stop trusting manufacturers' CAs. Devices that enrolled with them stay.", {"state": "removed"})
 
 
 @anchor.command()

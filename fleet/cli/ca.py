@@ -17,11 +17,7 @@ from fleet.domain.errors import NotFound
 
 COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
 _tenant = click.option(
-    "--tenant",
-    default="",
-    metavar="NAME",
-    type=TENANT_IF_ANY,
-    help="Of this tenant, in place of the fleet's own.",
+    "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
 )
 _SIGNS = "CA keys stay in the home"
 

@@ -46,11 +46,7 @@ CLAIMS.act(
     "Revoke claims permanently. Devices that they enrolled stay; revoke them separately.",
     {"state": "revoked"},
 )
-CLAIMS.act(
-    "quarantine",
-    "Refuse enrollments with these claims until they are released.",
-    {"state": "quarantined"},
-)
+CLAIMS.act("quarantine", "Refuse enrollments with these claims until they are released.", {"state": "quarantined"})
 CLAIMS.act(
     "release",
     "Release claims from quarantine. Look into the audit first: fleet audit list --subject 'claim NAME'.",

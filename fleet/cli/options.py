@@ -126,11 +126,7 @@ def at_home_only(why: str) -> Callable[[_Command], _Command]:
 
 
 def client_at(
-    home: Path | None,
-    url: str | None = None,
-    cert: Path | None = None,
-    key: Path | None = None,
-    ca: Path | None = None,
+    home: Path | None, url: str | None = None, cert: Path | None = None, key: Path | None = None, ca: Path | None = None
 ) -> Client:
     """The client of the fleet that the options name. Nothing is opened or read before its first request.
 

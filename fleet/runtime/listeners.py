@@ -98,12 +98,7 @@ async def open_listener(
 
     try:
         return await listen(
-            factory,
-            (address.host, address.port),
-            contexts=source,
-            limits=limits,
-            on_refused=refused,
-            reuse_port=shared,
+            factory, (address.host, address.port), contexts=source, limits=limits, on_refused=refused, reuse_port=shared
         )
     except OSError as error:
         raise cannot_listen(name, address, error) from error

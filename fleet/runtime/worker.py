@@ -94,13 +94,7 @@ class Worker:
 
 @asynccontextmanager
 async def run_worker(
-    home: Home,
-    settings: Settings,
-    registry: Registry,
-    upstream: Upstream,
-    *,
-    clock: Clock,
-    slot: WorkerSlot = ALONE,
+    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, slot: WorkerSlot = ALONE
 ) -> AsyncIterator[Worker]:
     """Gateway, EST and API over `registry` and `upstream`; they listen when the block begins.
 
