@@ -106,11 +106,8 @@ def _must_be_ours(home: Home) -> None:
     for place in (home.path, home.settings_file, *filter(Path.exists, folders)):
         found = place.stat()
         if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
-            raise Refused(
-                "home-exposed",
-                f"{place} can be changed by others.",
-                "It must belong to the user running this or to root, and be writable by no other user.",
-            )
+            advice = "It must belong to the user running this or to root, and be writable by no other user."
+            raise Refused("home-exposed", f"{place} can be changed by others.", advice)
     if home.run.is_symlink():
         raise Refused("home-exposed", f"{home.run} is a link.", "Remove it; it is made anew as a folder.")
 
@@ -182,11 +179,8 @@ def _url_in(file: Path) -> DatabaseUrl:
             "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
         ) from error
     if mode & 0o077:
-        raise Invalid(
-            "database-file-exposed",
-            f"The file {file}, which holds the database's URL, is open to other users.",
-            f"Close it with: chmod 600 {shlex.quote(str(file))}",
-        )
+        message = f"The file {file}, which holds the database's URL, is open to other users."
+        raise Invalid("database-file-exposed", message, f"Close it with: chmod 600 {shlex.quote(str(file))}")
     try:
         return parse_database_url(text.partition("\n")[0].strip())
     except ValueError as error:

@@ -186,11 +186,8 @@ def authority_of(home: Home, tenant: str) -> Authority:
 
 def _key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
     if not file.exists():
-        raise Refused(
-            "root-key-away",
-            f"The root's key is not here: {file}.",
-            "An issuing CA is signed by its root: put the key back for as long as this command takes.",
-        )
+        advice = "An issuing CA is signed by its root: put the key back for as long as this command takes."
+        raise Refused("root-key-away", f"The root's key is not here: {file}.", advice)
     return load_key(file)
 
 

@@ -113,11 +113,8 @@ def _sole_server(home: Home) -> Iterator[int]:
         deadline = time.monotonic() + ORPHANS_SECONDS_MAX
         while not _locked(workers.fileno()):  # blocking is fine: the event loop has no work yet
             if time.monotonic() > deadline:
-                raise Conflict(
-                    "home-in-use",
-                    f"Workers of a `fleet serve` that was killed still serve {home.path}.",
-                    f"Find them with: fuser -v {home.run / 'workers.lock'}",
-                )
+                message = f"Workers of a `fleet serve` that was killed still serve {home.path}."
+                raise Conflict("home-in-use", message, f"Find them with: fuser -v {home.run / 'workers.lock'}")
             time.sleep(POLL_SECONDS)
         yield workers.fileno()
 
