@@ -1,6 +1,6 @@
 """Mutants of one Python source: each is the source with one small change that its tests should notice.
 
-Left alone, since no test is meant to hold them: annotations, docstrings, `__repr__`, what is logged, and the
+Left alone, since no test is meant to hold them: types, docstrings, `__repr__`, what is logged, and the
 sentences of errors.
 """
 
@@ -154,6 +154,9 @@ def _is_none(node: ast.expr) -> bool:
 def _within(node: ast.AST) -> Iterator[ast.AST]:
     """Every node that may be changed, below `node` and itself."""
     yield node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cast":
+        yield from (each for value in node.args[1:] if not _is_left_alone(value) for each in _within(value))
+        return
     for name, below in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases", "type_params"):
             continue

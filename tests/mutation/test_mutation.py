@@ -71,6 +71,7 @@ def test_what_decides_is_changed() -> None:
         (b"log = logging.getLogger('fleet')", []),
         (b"log_event(log, 3, 'feed.up')", []),
         (b"def __repr__(self): return f(1)", []),
+        (b"x = cast('Transport', y + 1)", ["1 -> 2", "y + 1 -> y - 1"]),
         (b"x = \xc3\xa4 * 2  # \xc3\xb6", ["2 -> 3", "ä * 2 -> ä // 2"]),
     ],
 )

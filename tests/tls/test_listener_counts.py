@@ -6,8 +6,8 @@ from typing import cast
 import pytest
 
 from fleet.tls.errors import Refusal
-from fleet.tls.listener import Listener, ListenerLimits
-from tests.tls.stage import PATIENCE_S, MemoryClient, client_context, pki
+from fleet.tls.listener import Listener, ListenerLimits, listen
+from tests.tls.stage import PATIENCE_S, MemoryClient, Recorder, client_context, pki
 from tests.tls.test_handshake import Accepting, Socket, last_flight, receive
 
 
@@ -37,7 +37,7 @@ async def test_each_source_has_its_own_cap_and_an_ipv6_network_is_one() -> None:
     assert connect(accepting).ends == []
     assert connect(accepting).ends == ["abort"]
     stats = accepting.listener.stats
-    assert (stats.connected, stats.established, stats.handshaking) == (6, 7, 0)
+    assert (stats.connected, stats.established, stats.handshaking, stats.accepted) == (6, 7, 0, 10)
     assert stats.refused == {Refusal.CONNECTED_ADDRESS_CAP: 3}
 
 
@@ -108,3 +108,27 @@ async def test_before_it_listens_it_has_no_address() -> None:
     assert listener.addresses == ()
     with pytest.raises(RuntimeError):
         assert listener.port
+
+
+async def test_the_application_is_connected_to_its_transport() -> None:
+    accepting = Accepting()
+    raw = connect(accepting)
+    (application,) = accepting.applications
+    assert application.transport.get_extra_info("peer") is application.peer
+    leave(raw)
+    await application.lost()
+
+
+async def test_several_processes_may_share_a_port_if_all_say_so() -> None:
+    source = Accepting().source
+    first = await listen(Recorder, ("127.0.0.1", 0), contexts=source, reuse_port=True)
+    second = await listen(Recorder, ("127.0.0.1", first.port), contexts=source, reuse_port=True)
+    assert second.port == first.port
+    with pytest.raises(OSError):
+        await listen(Recorder, ("127.0.0.1", first.port), contexts=source)
+    for listener in (first, second):
+        listener.close()
+        assert listener.addresses == ()
+        await listener.wait_closed()
+    again = await listen(Recorder, ("127.0.0.1", 0), contexts=source)
+    again.close()

@@ -73,6 +73,22 @@ def test_the_longest_forms_that_are_read() -> None:
         der.only_element(b"\x04\x82\x00\xff" + bytes(255), der.OCTET_STRING)
 
 
+@pytest.mark.parametrize("length", [128, 255, 256, 65_535, 65_536])
+def test_a_length_has_the_least_number_of_octets(length: int) -> None:
+    octets = (length.bit_length() + 7) // 8
+    for more in range(3):
+        size = octets + more
+        if size > der.LENGTH_OCTETS_MAX:
+            continue
+        data = bytes((der.OCTET_STRING, 0x80 | size)) + length.to_bytes(size) + bytes(length)
+        assert len(der.only_element(data, der.OCTET_STRING, ber=True).content) == length
+        if more:
+            with pytest.raises(Malformed, match="shortest"):
+                der.only_element(data, der.OCTET_STRING)
+        else:
+            assert len(der.only_element(data, der.OCTET_STRING).content) == length
+
+
 def test_an_element_ends_where_its_parent_does() -> None:
     """Octets that follow the parent are not the child's, neither as content nor as its end."""
     for data in (b"\x30\x02\x04\x02aa", b"\x30\x02\x04\x82\x01\x00" + bytes(256), b"\x30\x01\x04\x00"):
