@@ -47,7 +47,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs, in an environment that holds the wheel and what it asks for."""
     folder = tmp_path_factory.mktemp("fresh") / "an environment"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
-    words = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", f"{wheel}[all]"]
+    words = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "-q", f"{wheel}[all]"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "bin"

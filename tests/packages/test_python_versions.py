@@ -61,7 +61,7 @@ def test_every_program_shows_its_help_in_an_environment_of_that_python(
     made = run(python, "-m", "venv", str(tmp_path / "environment"))
     assert made.returncode == 0, made.stdout + made.stderr
     inside = tmp_path / "environment" / "bin" / "python"
-    got = run(inside, "-m", "pip", "install", "-q", f"{wheel}[all]")
+    got = run(inside, "-I", "-m", "pip", "install", "-q", f"{wheel}[all]")
     assert got.returncode == 0, got.stdout + got.stderr
     for entry in PROGRAMS:
         done = run(inside, "-I", "-W", "error::DeprecationWarning:fleet", "-c", HELP, entry, folder=tmp_path)
