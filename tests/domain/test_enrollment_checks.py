@@ -276,6 +276,14 @@ class TestAnOperatorsWord:
             code(enrollment.grant_is_valid, application(ApprovalGrant(structs.replace(ASKED, state=state)))) == expected
         )
 
+    def test_an_answer_that_was_lost_is_given_again(self) -> None:
+        issued = ApprovalGrant(structs.replace(ASKED, state=RequestState.ISSUED))
+        assert not issued.is_new
+        lost = held(CredentialState.ISSUED, same_key=True)
+        assert code(enrollment.grant_is_valid, application(issued, lost)) == ""
+        used = held(CredentialState.ACTIVE, same_key=True)
+        assert code(enrollment.grant_is_valid, application(issued, used)) == "request-used-up"
+
     def test_for_this_key_and_device_and_model(self) -> None:
         check = enrollment.grant_covers_device
         assert code(check, application(ApprovalGrant(ASKED))) == ""
