@@ -9,9 +9,10 @@ import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from msgspec import Struct
+from msgspec.structs import fields
 
 from fleet.config.addresses import Address, Broker, Database, parse_address, parse_broker, parse_database
 from fleet.config.logs import LOG_FORMATS
@@ -28,43 +29,6 @@ class SettingsError(Exception):
     def __init__(self, file: Path, line: int, problem: str) -> None:
         super().__init__(f"{file}, line {line}: {problem}")
         self.file, self.line, self.problem = file, line, problem
-
-
-class Settings(Struct, frozen=True):
-    """Everything that `fleet.toml` says. Times in seconds, sizes in bytes."""
-
-    name: str = "fleet"
-    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
-    est: Address = Address("127.0.0.1", 8443)
-    mqtt: Address = Address("127.0.0.1", 8883)
-    http: Address = Address("127.0.0.1", 8444)
-    database: Database = Database()
-    workers: int = 1
-    """Processes that share the listeners; 0: one for each core."""
-    log_format: str = LOG_FORMATS[0]
-    upstream: Broker = Broker()
-    handshake_seconds_max: float = 10.0
-    half_open_max: int = 2000
-    half_open_per_address_max: int = 500
-    http_connections_max: int = 2000
-    http_connections_per_address_max: int = 200
-    connections_per_address_per_second: float = 100.0
-    requests_per_address_per_second: float = 100.0
-    requests_per_credential_per_second: float = 20.0
-    failures_per_credential_max: int = 5
-    failure_backoff_seconds_max: float = 300.0
-    sessions_max: int = 9000
-    events_days: int = 90
-    audit_days: int = 0
-    expired_credentials_days: int = 365
-    approval_requests_max: int = 1000
-    approval_per_model_max: int = 500
-    approval_per_address_max: int = 50
-    approval_days: int = 7
-    approval_ask_again_seconds: int = 30
-    webhook_ca: str = "system"
-    webhook_seconds_max: float = 5.0
-    webhook_at_once_max: int = 64
 
 
 Reader = Callable[[Any], Any]
@@ -97,6 +61,9 @@ def _parsed_by(parse: Callable[[str], Any]) -> Reader:
     return lambda value: parse(_text(value))
 
 
+_address = _parsed_by(parse_address)
+
+
 def _number_between(low: float, high: float, *, kinds: Any = int | float, kind: str = "a number") -> Reader:
     def read(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
@@ -127,43 +94,51 @@ def _workers(value: Any) -> int:
     return parse_workers(str(value))
 
 
-READERS: dict[str, dict[str, Reader]] = {
-    "fleet": {"name": _text, "hosts": _texts},
-    "listen": dict.fromkeys(("est", "mqtt", "http"), _parsed_by(parse_address)),
-    "registry": {"database": _parsed_by(parse_database)},
-    "serve": {"workers": _workers, "log_format": _one_of(LOG_FORMATS)},
-    "gateway": {"upstream": _parsed_by(parse_broker), "sessions_max": _count_between(1, 1_000_000)},
-    "limits": {
-        "handshake_seconds_max": _number_between(0.5, 120),
-        "half_open_max": _count_between(1, 100_000),
-        "half_open_per_address_max": _count_between(1, 100_000),
-        "http_connections_max": _count_between(1, 1_000_000),
-        "http_connections_per_address_max": _count_between(1, 1_000_000),
-        "connections_per_address_per_second": _number_between(0, 1_000_000),
-        "requests_per_address_per_second": _number_between(0, 1_000_000),
-        "requests_per_credential_per_second": _number_between(0, 1_000_000),
-        "failures_per_credential_max": _count_between(0, 1000),
-        "failure_backoff_seconds_max": _number_between(1, 86_400),
-    },
-    "retention": {
-        "events_days": _count_between(0, DAYS_MAX),
-        "audit_days": _count_between(0, DAYS_MAX),
-        "expired_credentials_days": _count_between(0, DAYS_MAX),
-    },
-    "approval": {
-        "approval_requests_max": _count_between(0, 100_000),
-        "approval_per_model_max": _count_between(0, 100_000),
-        "approval_per_address_max": _count_between(0, 100_000),
-        "approval_days": _count_between(1, 365),
-        "approval_ask_again_seconds": _count_between(1, 86_400),
-    },
-    "webhook": {
-        "webhook_ca": _text,
-        "webhook_seconds_max": _number_between(0.1, 30),
-        "webhook_at_once_max": _count_between(1, 10_000),
-    },
-}
-"""Every table and key of fleet.toml, with the function that reads its value. Keys are the fields of Settings."""
+class Settings(Struct, frozen=True):
+    """Everything that `fleet.toml` says: of each key its type, its table and the function that reads its value.
+
+    Times in seconds, sizes in bytes.
+    """
+
+    name: Annotated[str, "fleet", _text] = "fleet"
+    hosts: Annotated[tuple[str, ...], "fleet", _texts] = ("localhost", "127.0.0.1", "::1")
+    est: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8443)
+    mqtt: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8883)
+    http: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8444)
+    database: Annotated[Database, "registry", _parsed_by(parse_database)] = Database()
+    workers: Annotated[int, "serve", _workers] = 1
+    """Processes that share the listeners; 0: one for each core."""
+    log_format: Annotated[str, "serve", _one_of(LOG_FORMATS)] = LOG_FORMATS[0]
+    upstream: Annotated[Broker, "gateway", _parsed_by(parse_broker)] = Broker()
+    sessions_max: Annotated[int, "gateway", _count_between(1, 1_000_000)] = 9000
+    handshake_seconds_max: Annotated[float, "limits", _number_between(0.5, 120)] = 10.0
+    half_open_max: Annotated[int, "limits", _count_between(1, 100_000)] = 2000
+    half_open_per_address_max: Annotated[int, "limits", _count_between(1, 100_000)] = 500
+    http_connections_max: Annotated[int, "limits", _count_between(1, 1_000_000)] = 2000
+    http_connections_per_address_max: Annotated[int, "limits", _count_between(1, 1_000_000)] = 200
+    connections_per_address_per_second: Annotated[float, "limits", _number_between(0, 1_000_000)] = 100.0
+    requests_per_address_per_second: Annotated[float, "limits", _number_between(0, 1_000_000)] = 100.0
+    requests_per_credential_per_second: Annotated[float, "limits", _number_between(0, 1_000_000)] = 20.0
+    failures_per_credential_max: Annotated[int, "limits", _count_between(0, 1000)] = 5
+    failure_backoff_seconds_max: Annotated[float, "limits", _number_between(1, 86_400)] = 300.0
+    events_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 90
+    audit_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 0
+    expired_credentials_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 365
+    approval_requests_max: Annotated[int, "approval", _count_between(0, 100_000)] = 1000
+    approval_per_model_max: Annotated[int, "approval", _count_between(0, 100_000)] = 500
+    approval_per_address_max: Annotated[int, "approval", _count_between(0, 100_000)] = 50
+    approval_days: Annotated[int, "approval", _count_between(1, 365)] = 7
+    approval_ask_again_seconds: Annotated[int, "approval", _count_between(1, 86_400)] = 30
+    webhook_ca: Annotated[str, "webhook", _text] = "system"
+    webhook_seconds_max: Annotated[float, "webhook", _number_between(0.1, 30)] = 5.0
+    webhook_at_once_max: Annotated[int, "webhook", _count_between(1, 10_000)] = 64
+
+
+READERS: dict[str, dict[str, Reader]] = {}
+"""Every table and key of fleet.toml, with the function that reads its value."""
+for _field in fields(Settings):
+    _table, _reader = _field.type.__metadata__
+    READERS.setdefault(_table, {})[_field.name] = _reader
 
 
 def read_settings(file: Path) -> Settings:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import fields, replace
+from msgspec.structs import asdict, fields, replace
 
 from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database
 from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings
@@ -37,7 +37,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
 
 
 def numbers(settings: Settings) -> dict[str, Any]:
-    return {each.name: getattr(settings, each.name) for each in fields(settings) if each.type in (int, float)}
+    return {name: value for name, value in asdict(settings).items() if type(value) in (int, float)}
 
 
 def test_the_template_shows_every_key_with_its_default(tmp_path: Path) -> None:
