@@ -43,20 +43,8 @@ Certified = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def create_root(name: str, now: datetime) -> Certified:
-    """A self-signed root for the fleet called `name`, and its new key. Path length 1.
-
-    Raises: Invalid (`bad-name`).
-    """
-    key = generate_key()
-    subject = _common_name(f"{name} Root CA")
-    return _sign(
-        subject=subject,
-        key=key,
-        issuer=subject,
-        issuer_key=key,
-        validity=(now - CLOCK_SKEW, now + ROOT_LIFETIME),
-        extensions=_authority_extensions(path_length=1),
-    )
+    """A self-signed root for the fleet called `name`, and its new key. Path length 1. Raises: Invalid (`bad-name`)."""
+    return _self_signed(_common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +65,7 @@ def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now
 
     Raises: Invalid (`issuer-expired`).
     """
-    key = generate_key()
-    new, _ = _sign(
-        subject=old.subject,
-        key=key,
-        issuer=old.subject,
-        issuer_key=key,
-        validity=(now - CLOCK_SKEW, now + ROOT_LIFETIME),
-        extensions=_authority_extensions(path_length=1),
-    )
+    new, key = _self_signed(old.subject, now, ROOT_LIFETIME, path_length=1)
     until = _within(old, now, ROOT_LIFETIME)
     between = functools.partial(
         _sign,
@@ -125,16 +105,7 @@ def create_operators(name: str, now: datetime) -> Certified:
 
     Raises: Invalid (`bad-name`).
     """
-    key = generate_key()
-    subject = _common_name(f"{name} Operators CA")
-    return _sign(
-        subject=subject,
-        key=key,
-        issuer=subject,
-        issuer_key=key,
-        validity=(now - CLOCK_SKEW, now + OPERATORS_LIFETIME),
-        extensions=_authority_extensions(path_length=0),
-    )
+    return _self_signed(_common_name(f"{name} Operators CA"), now, OPERATORS_LIFETIME, path_length=0)
 
 
 def issue_server_certificate(
@@ -183,11 +154,20 @@ def spki_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
-def _authority_extensions(path_length: int) -> tuple[tuple[x509.ExtensionType, bool], ...]:
-    return (
-        (x509.BasicConstraints(ca=True, path_length=path_length), True),
-        (SIGNS_CERTIFICATES, True),
+def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int) -> Certified:
+    key = generate_key()
+    return _sign(
+        subject=name,
+        key=key,
+        issuer=name,
+        issuer_key=key,
+        validity=(now - CLOCK_SKEW, now + lifetime),
+        extensions=_authority_extensions(path_length),
     )
+
+
+def _authority_extensions(path_length: int) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+    return (x509.BasicConstraints(ca=True, path_length=path_length), True), (SIGNS_CERTIFICATES, True)
 
 
 def _within(issuer: x509.Certificate, now: datetime, lifetime: timedelta) -> tuple[datetime, datetime]:

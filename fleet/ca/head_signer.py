@@ -56,10 +56,7 @@ class HeadKey:
 
 
 def read_head_key(pem: bytes) -> HeadKey:
-    """The key in the PEM SubjectPublicKeyInfo `pem`.
-
-    Raises: Invalid (`bad-key`).
-    """
+    """The key in the PEM SubjectPublicKeyInfo `pem`. Raises: Invalid (`bad-key`)."""
     try:
         key = load_pem_public_key(pem[:HEAD_KEY_SIZE_MAX])
     except ValueError:

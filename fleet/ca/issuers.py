@@ -21,10 +21,7 @@ class TenantIssuers:
         self._find = find
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
-        """As the issuer found.
-
-        Raises: Refused: `no-such-tenant`, and what that issuer raises.
-        """
+        """As the issuer found. Raises: Refused: `no-such-tenant`, and what that issuer raises."""
         issuer = self._find(permit.tenant)
         if issuer is None:
             raise Refused(

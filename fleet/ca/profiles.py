@@ -49,28 +49,15 @@ _HARDWARE_TYPE = encode_oid(HARDWARE_TYPE)
 _OTHER_NAME, _OTHER_NAME_VALUE, _DNS_NAME, _URI = 0xA0, 0xA0, 0x82, 0x86
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
-SIGNS_ONLY = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
+_NO_USAGE = dict.fromkeys(
+    (
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    ),
+    False,
 )
-SIGNS_CERTIFICATES = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+SIGNS_ONLY = x509.KeyUsage(**_NO_USAGE | {"digital_signature": True})
+SIGNS_CERTIFICATES = x509.KeyUsage(**_NO_USAGE | {"key_cert_sign": True, "crl_sign": True})
 SERIAL_CHANCE_SIZE = 14  # 112 bits; the CA/Browser Forum asks for 64
 END_ENTITY = x509.BasicConstraints(ca=False, path_length=None)
 
@@ -167,26 +154,10 @@ def no_alt_names(permit: IssuePermit) -> None:
 
 
 PROFILES: dict[CredentialKind, Profile] = {
-    CredentialKind.DEVICE: Profile(
-        extended_key_usages=device_usages,
-        subject=device_subject,
-        alt_names=device_alt_names,
-    ),
-    CredentialKind.STATION: Profile(
-        extended_key_usages=lambda permit: (CLIENT_AUTH, CMC_RA),
-        subject=name_subject,
-        alt_names=no_alt_names,
-    ),
-    CredentialKind.CLAIM: Profile(
-        extended_key_usages=lambda permit: (CLIENT_AUTH,),
-        subject=name_subject,
-        alt_names=no_alt_names,
-    ),
-    CredentialKind.OPERATOR: Profile(
-        extended_key_usages=lambda permit: (CLIENT_AUTH,),
-        subject=name_subject,
-        alt_names=no_alt_names,
-    ),
+    CredentialKind.DEVICE: Profile(device_usages, device_subject, device_alt_names),
+    CredentialKind.STATION: Profile(lambda permit: (CLIENT_AUTH, CMC_RA), name_subject, no_alt_names),
+    CredentialKind.CLAIM: Profile(lambda permit: (CLIENT_AUTH,), name_subject, no_alt_names),
+    CredentialKind.OPERATOR: Profile(lambda permit: (CLIENT_AUTH,), name_subject, no_alt_names),
 }
 
 

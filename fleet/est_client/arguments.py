@@ -15,10 +15,7 @@ _HOST_PORT = re.compile(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::(
 
 
 def check_device_id(text: str) -> str:
-    """`text` itself, if it is a valid device id.
-
-    Raises: BadConfig.
-    """
+    """`text` itself, if it is a valid device id. Raises: BadConfig."""
     if not _DEVICE_ID.fullmatch(text):
         raise BadConfig(
             f"{text[:80]!r} is not a device id.",

@@ -91,10 +91,7 @@ class EstClient:
         return _certificates(self._ask("GET", "cacerts", None, label))
 
     def csrattrs(self, label: str | None = None) -> CsrAttributes:
-        """The attributes that the server wants in a CSR; none if it does not say. RFC 7030, 4.5.
-
-        Raises: EstError.
-        """
+        """The attributes that the server wants in a CSR; none if it does not say. RFC 7030, 4.5. Raises: EstError."""
         answer = self._ask("GET", "csrattrs", None, label, (200, 204, 404))
         if answer.status != 200:  # RFC 7030, 4.5.2: 204 and 404 both mean that there are none
             return CsrAttributes()
@@ -133,10 +130,7 @@ class EstClient:
         return self._enroll("simpleenroll", csr, label)
 
     def simplereenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
-        """The successor of the client certificate that we present. RFC 7030, 4.2.2.
-
-        Raises: EstError.
-        """
+        """The successor of the client certificate that we present. RFC 7030, 4.2.2. Raises: EstError."""
         return self._enroll("simplereenroll", csr, label)
 
     def _enroll(

@@ -61,10 +61,7 @@ def set_verification_time(connection: SSL.Connection, seconds: int) -> None:
 
 
 def handshake(connection: SSL.Connection) -> bool:
-    """Continue the handshake with the bytes available; whether it is complete.
-
-    Raises: SSL.Error: it failed.
-    """
+    """Continue the handshake with the bytes available; whether it is complete. Raises: SSL.Error: it failed."""
     ssl = ssl_of(connection)
     lib.ERR_clear_error()
     result = lib.SSL_do_handshake(ssl)

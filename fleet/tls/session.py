@@ -48,10 +48,7 @@ class TlsSession:
         self._into_engine, self._from_engine = bios_of(self._connection)
 
     def feed(self, data: bytes) -> bytes:
-        """Process bytes from the socket; the plaintext that they complete.
-
-        Raises: HandshakeFailed, ProtocolBroken.
-        """
+        """Process bytes from the socket; the plaintext that they complete. Raises: HandshakeFailed, ProtocolBroken."""
         if len(data) <= READ_SIZE:
             return self._feed(ffi.from_buffer(data), len(data))
         view = memoryview(data)

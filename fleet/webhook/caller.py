@@ -35,10 +35,7 @@ DEFAULT_CALL_LIMITS = CallLimits()
 
 
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
-    """A client context that trusts the CAs in `ca_file`, or the system's.
-
-    Raises: Invalid (`bad-webhook-ca`).
-    """
+    """A client context that trusts the CAs in `ca_file`, or the system's. Raises: Invalid (`bad-webhook-ca`)."""
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file is not None else None)
     except OSError as error:  # ssl.SSLError is one

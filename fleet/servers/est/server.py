@@ -202,10 +202,7 @@ def _cacerts(chain_der: tuple[bytes, ...]) -> bytes:
 
 
 async def read_csr(exchange: Exchange) -> Csr:
-    """The CSR in the body, its signature verified.
-
-    Raises: HttpRefused.
-    """
+    """The CSR in the body, its signature verified. Raises: HttpRefused."""
     if not is_pkcs10(exchange.request.headers.get("Content-Type")):
         raise HttpRefused(415, "bad-content-type", "The body must be application/pkcs10.")
     body = await exchange.body(BODY_SIZE_MAX)
