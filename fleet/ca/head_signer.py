@@ -74,7 +74,7 @@ def check_head(head: TreeHead, keys: Iterable[HeadKey]) -> None:
     key = next((key for key in keys if key.id == head.key_id), None)
     if key is None:
         message = f"The head of {head.size} rows names another key, {head.key_id.hex()[:16]}…"
-        raise Invalid("head-key", message, "Give the public key that signed it, if you trust it, with --key.")
+        raise Invalid("head-key", message, "Give the public key that signed it, if you trust it, with --public-key.")
     try:
         key.public.verify(head.signature, head_data(head.size, head.root, head.at), _ALGORITHM)
     except InvalidSignature:

@@ -19,7 +19,7 @@ bad-content-type | 415 | The body has another media type than the route accepts.
 bad-cursor | 400 | The cursor belongs to another query, or is malformed. | Start again without a cursor.
 bad-etag | 400 | An ETag is not a text in double quotes. | Send it as it was received.
 bad-http | 400 | The bytes are not a valid HTTP request. | Check the client; its framing is broken.
-bad-idempotency-key | 400 | The Idempotency-Key is not 1 to 64 printable ASCII characters. | Generate a UUID for each request.
+bad-idempotency-key | 400 | The Idempotency-Key is not 1 to 128 printable ASCII characters without spaces. | Generate a UUID for each request.
 bad-json | 400 | The body is not strict JSON: syntax, a duplicate member, depth, or a number out of range. | Correct the body.
 bad-last-event-id | 400 | Last-Event-ID is not the sequence number of an event. | Send the id of the last event received.
 bad-method | 405 | The path does not support this method. | See the Allow header.
@@ -37,7 +37,7 @@ count-needed | 400 | A bulk operation must be confirmed with the number of devic
 feed-gap | 410 503 | Events after this position have been deleted. | Read the state again and follow from the newest event.
 gone | 400 | The client closed the connection before the response. | Retry.
 idempotency-key-reused | 422 | The Idempotency-Key was used for another request. | Use a new key for each request.
-idempotency-key-used | 409 | Another request with this Idempotency-Key is in progress. | Retry to get its response.
+idempotency-key-used | 409 | Another request with this Idempotency-Key was answered meanwhile. | Send the same request again to get that answer.
 if-match-needed | 428 | The change requires If-Match. | Send the ETag read, or `*`.
 internal | 500 | The server failed; the error is in its log. | Report it with the log lines.
 malformed | 400 | The bytes are not the format expected: base64, DER, a length or UTF-8 is invalid. | Correct the encoding.
@@ -73,7 +73,7 @@ device-registered | 403 409 | The device has no certificate yet. | Enroll it fir
 device-retired | 403 409 | The device is retired. | Register the hardware under a new id.
 device-revoked | 403 409 | The device is revoked. | Register the hardware under a new id.
 device-suspended | 403 409 | The device is suspended. | An operator resumes it: fleet device resume.
-idevid-ambiguous | 403 | The IDevID matches several devices of the manifest. | Name the device id in the CSR.
+idevid-ambiguous | 403 | The IDevID matches several devices of the manifest. | Enroll under the model's EST label, or correct the manifest.
 idevid-bound | 403 | The IDevID has enrolled another device. | An operator checks which device is genuine.
 idevid-of-another | 403 | The device has enrolled with another IDevID. | An operator checks which device is genuine.
 idevid-only-enrolls | 403 | An IDevID authorizes a certificate for its own key only. | Send a CSR with the IDevID's key.
@@ -100,7 +100,7 @@ not-your-model | 403 | The credentials are for another model. | Check the model 
 other-tenant | 403 | The certificate was issued by another tenant's CA. | Use a certificate of the model's tenant.
 path-not-open | 403 | The model does not allow this way of enrolling. | See the model's admission paths: fleet model show.
 request-denied | 403 409 | An operator denied the request. | Ask the operator; a new key makes a new request.
-request-used-up | 403 | The approved request's certificate has been issued. | Renew that certificate.
+request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or generate a new key for a new request.
 sealing-impossible | 400 | The generated key cannot be encrypted as requested. | See the message for the algorithms supported.
 station-quota | 429 | The station has used its certificates of the day (UTC). | Retry tomorrow, or raise the quota.
 token-expired | 403 | The token has expired. | Create a new one: fleet token create.
@@ -128,7 +128,7 @@ bad-key-type | 400 | The key type is unknown. | Use a documented key type.
 bad-lifetime | 400 | The lifetime is out of range. | Choose from one minute to 3650 days.
 bad-manifest | 400 | The manifest file cannot be read. | The message names the line.
 bad-name | 400 | The text is not a valid name. | Use 1 to 64 of letters, digits and . _ - , beginning with a letter or digit.
-bad-operator-models | 400 | The operator's models are invalid for its role. | See the operators page.
+bad-operator-models | 400 | The operator's models are invalid for its role. | See fleet operator add --help.
 bad-quota | 400 | The quota is out of range. | The message names the range.
 bad-reason | 400 | The reason is not one line of printable characters. | Shorten it.
 bad-row | 400 | A row of the manifest is invalid. | The message names the column.
@@ -144,14 +144,14 @@ claim-exists | 409 | The claim exists already. | Choose another name.
 claim-gone | 409 | The claim does not exist, or is revoked. | See fleet claim list.
 claim-not-open | 409 | The claim is revoked or in quarantine. | See fleet claim show.
 claim-not-quarantined | 409 | The claim is not in quarantine. | See fleet claim show.
-claim-spent | 409 | The claim has no use left. | Create a new claim.
+claim-spent | 409 | The claim is revoked or in quarantine, or has no use left. | See fleet claim show.
 credential-ended | 409 | The certificate was revoked or superseded meanwhile. | Use the newest certificate.
 credential-exists | 409 | The certificate or its serial number is in the registry already. | Retry.
 credential-kept | 409 | The certificate has not expired and is kept. | Retry when it has expired.
 device-exists | 409 | The device exists already. | See fleet device show.
 device-not-suspended | 409 | The device is not suspended. | See fleet device show.
 held-to-models | 403 | The operator is restricted to models, and the request is outside them. | Ask an unrestricted operator.
-key-taken | 409 | The key belongs to another device. | Check the manifest.
+key-taken | 409 | The key belongs to another holder, or was revoked. | Generate a new key; of a manifest, correct the row.
 lease-held | 409 | Another node holds the lease. | Wait until it expires.
 model-exists | 409 | The model exists already. | Change it with fleet model set.
 more-than-yours | 403 | The role has permissions that the operator's own lacks. | Ask an admin.
@@ -185,7 +185,7 @@ tag-twice | 400 | A tag is given twice, or both set and removed. | Give it once.
 tagged-already | 409 | The device has these tags and groups already. | Nothing to do.
 token-exists | 409 | The token exists already. | Retry.
 token-gone | 409 | The token does not exist, or is revoked. | See fleet token list.
-token-spent | 409 | The token has no use left. | Create a new one: fleet token create.
+token-spent | 409 | The token is revoked, or has no use left. | Create a new one: fleet token create.
 too-many-anchors | 400 | The number of trust anchors is at its limit. | Remove one.
 too-many-filters | 400 | The model has too many topic filters. | Use wildcards.
 too-many-groups | 400 | The device is in too many groups. | Leave one.
@@ -242,7 +242,7 @@ file-exists | 409 | The output file exists; nothing was changed. | Choose anothe
 file-too-large | 400 | A file of the home is too large for a backup. | Move it out of the home.
 home-changed | 400 | A file changed while it was read for the backup. | Run the backup again.
 home-exists | 409 | The folder exists and is not empty. | Choose another path.
-home-exposed | 403 | Other users can write to the home. | chmod 700 it.
+home-exposed | 403 | The home, or a folder in it, can be changed by other users. | Make this user its owner, and remove the write permission of others.
 home-in-use | 409 | Another process serves the home. | Stop it first.
 issuer-expired | 400 403 | The issuing CA has expired. | Roll the CA over: fleet ca rollover.
 key-exists | 409 | The key file exists and is never overwritten. | Move it away first.
@@ -251,13 +251,13 @@ no-database | 404 | The database does not exist. | Create it, or check the URL.
 no-database-file | 404 | The file with the database URL cannot be read. | Check its path.
 no-home | 404 | The path is not a home. | Create one: fleet init.
 no-mosquitto | 400 | mosquitto is not installed. | Install it, or choose another broker.
-no-registry | 404 | The registry does not exist. | Check the path, or create it: fleet db migrate.
+no-registry | 404 | The registry does not exist. | Check the path or URL, or make a home: fleet init.
 no-such-ca | 404 | The former CA does not exist. | See fleet ca show.
 no-such-tenant | 403 404 | The tenant has no CA here. | See fleet tenant list.
 not-a-backup | 400 | The file is not a backup, or its beginning is damaged. | Name another file.
 not-a-registry | 400 | The database holds something else. | Check the path or URL.
-not-its-root | 400 | The root key does not belong to the root certificate. | Put the right key in place.
-operators-ca-away | 503 | The operators' CA is missing here. | Copy ca/operators.* to this node.
+not-its-root | 400 | The tenant has no root CA of its own. | Roll over the fleet's: fleet ca rollover --root.
+operators-ca-away | 503 | The key of the operators' CA is not on this server. | Add the operator at the home that holds it, with --home.
 part-ended | 503 | A permanent task of the server ended. | See the log.
 passphrase-needed | 400 | The backup is encrypted. | Give its passphrase.
 postgres-encoding | 400 | The database's encoding cannot hold every name. | Use UTF8.

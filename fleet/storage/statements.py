@@ -193,7 +193,10 @@ REVOKE_TOKEN = Statement(
 )
 ADD_OPERATOR = Statement(OPERATOR.insert(), "operator-exists", "Operator {0} exists already.", _OTHER_NAME)
 ADD_ANSWER = Statement(
-    ANSWER.insert(), "idempotency-key-used", "The idempotency key has been used already.", "Take a new one."
+    ANSWER.insert(),
+    "idempotency-key-used",
+    "Another request with this idempotency key was answered meanwhile.",
+    "Send the same request again to get that answer.",
 )
 DROP_ANSWERS = Statement("DELETE FROM answer WHERE at < $1::bigint")
 

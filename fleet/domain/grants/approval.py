@@ -35,7 +35,8 @@ class ApprovalGrant(Struct, frozen=True):
         if self.request.state is RequestState.DENIED:
             raise Refused("request-denied", "An operator has denied this request.")
         if self.request.state is RequestState.ISSUED and issued_before(a) is None:
-            raise Refused("request-used-up", "The certificate of this request has been issued.", "Make a new key.")
+            advice = "Renew it with simplereenroll, or make a new key for a new request."
+            raise Refused("request-used-up", "The certificate of this request has been issued.", advice)
 
     def must_cover_device(self, a: IssuanceContext) -> None:
         if (self.request.device_id, self.request.key_sha256) != (a.request.device_id, a.request.key_sha256):
