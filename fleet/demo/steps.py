@@ -10,7 +10,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -18,8 +17,8 @@ from fleet.demo import devices
 from fleet.demo.foreign_ca import make_foreign_certificate
 from fleet.demo.harness import AGENT, FLEET, PATIENCE_SECONDS, STATION, Stage, StepFailed
 from fleet.demo.subscriber import Subscriber
-from fleet.domain.access import Act
 from fleet.home.layout import Home, open_registry
+from fleet.home.unix_user import act_now
 from fleet.services import revocation
 
 BOARD, CAMERA, METER = "board-1", "cam-7", "meter-3"
@@ -158,7 +157,7 @@ async def _revoke(stage: Stage, device: str) -> None:
     """As with `fleet device revoke`, from a process other than the server's."""
     registry = await open_registry(Home(stage.home))
     try:
-        await revocation.revoke(registry, device, act=Act("operator", datetime.now(UTC)), reason="demo")
+        await revocation.revoke(registry, device, act=act_now(), reason="demo")
     finally:
         await registry.close()
 

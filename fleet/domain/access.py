@@ -16,7 +16,7 @@ class Act(Struct, frozen=True):
     """Actor, time and source address of a change, as recorded in the audit."""
 
     actor: str
-    """In the audit's words: "operator" at the console of the home itself, "operator bob" over the API."""
+    """In the audit's words: "user alice" at the home itself, "operator bob" over the API."""
     now: datetime
     address: str = ""
     """IP address; "" at the home itself."""

@@ -16,7 +16,9 @@ class AuditEntry(Struct, frozen=True):
 
     at: datetime
     actor: str
-    """"operator", "device cam-7", "station st1", "token 3f2a…", "request 91ab…", or "nobody"."""
+    """"user alice", "operator bob", "device cam-7", "station st1", "claim b1", "token 3f2a…", "request 91ab…", a job of
+    the server, or "nobody" and the like.
+    """
     action: str
     """For instance "device.enroll", "device.revoke", "mqtt.connect"."""
     subject: str

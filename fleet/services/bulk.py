@@ -1,6 +1,6 @@
 """Operations on every device of a filter, in bounded steps: each device in a separate Change, many under way at once.
 
-    operation = Move("suspend", actor="operator", reason="lot L7 leaks", clock=utc_now)
+    operation = Move("suspend", actor="operator bob", reason="lot L7 leaks", clock=utc_now)
     step = await one_step(registry, (where,), operation, FIRST, at_most=count, stop=stop)
     step = await one_step(registry, (where,), operation, step.following, at_most=count - len(step.outcomes), stop=stop)
 

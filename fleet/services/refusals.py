@@ -16,7 +16,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import Registry
-from fleet.services.identity import audit_actor_of
+from fleet.services.identity import NOBODY, audit_actor_of
 
 ROW_EVERY = timedelta(minutes=1)
 KINDS_MAX = 4096  # remembered at once; beyond that, unauthenticated clients are grouped by code alone
@@ -53,7 +53,7 @@ class Refusals:
         return replace(entry, detail={**entry.detail, "left_out": str(known.left_out)})
 
     def _kind(self, entry: AuditEntry) -> _Kind:
-        source = network_of(entry.address) if entry.actor == "nobody" else ""
+        source = network_of(entry.address) if entry.actor == NOBODY else ""
         # Repeated successes are grouped by device: each had to authenticate first. A refused client can make up names.
         source = entry.subject if entry.outcome == "ok" else source
         kind = (entry.actor, entry.action, entry.outcome, source)

@@ -26,6 +26,7 @@ from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import Attempt, RegistrationAuthority
+from fleet.services.identity import NOBODY
 from fleet.services.refusals import Refusals
 from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
@@ -161,7 +162,7 @@ class _Handlers:
     async def throttled(self, exchange: Exchange) -> None:
         """At most one audit row a minute for each client that sends too many requests; no registry access otherwise."""
         peer, now = exchange.peer, self._clock()
-        client = peer.fingerprint.hex() if peer.fingerprint else "nobody"
+        client = peer.fingerprint.hex() if peer.fingerprint else NOBODY
         if self._throttled.row(AuditEntry(now, client, THROTTLED, "", TOO_MANY, peer.address)) is not None:
             attempt = self._authority.attempt(THROTTLED, peer, now)
             await attempt.audit_refusal(HttpRefused(429, TOO_MANY, "Too many requests."))
