@@ -13,8 +13,8 @@ from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, GROUP, MODEL, TAG, TAG_KEY, TIME, wrong_use
 from fleet.cli.records import Records, print_each
 from fleet.client.client import Client
-from fleet.domain.device import DeviceFilter, DeviceState, Tags
-from fleet.domain.device_filter import parse_filter, parse_place
+from fleet.domain.device import DeviceFilter, DeviceState, Place, Tags
+from fleet.domain.device_filter import parse_filter, parse_place, place_text
 from fleet.domain.tags import Retag, checked_groups, checked_tags
 
 COLUMNS = ("id", "model", "state", "hardware_serial", "created_at", "expires_at", "tags", "groups")
@@ -144,8 +144,8 @@ def list_(
         print_rows(COLUMNS, listing, output)
     if listing.last is not None and listing.count == limit:
         last = listing.last
-        position = f"{last['expires_at']}/{last['id']}" if where.expires_before is not None else last["id"]
-        click.echo(f"There may be more: --after {position}", err=True)
+        expires_at = datetime.fromisoformat(last["expires_at"]) if where.expires_before is not None else None
+        click.echo(f"There may be more: --after {place_text(Place(last['id'], expires_at))}", err=True)
 
 
 def _act(verb: str, text: str) -> None:

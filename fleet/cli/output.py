@@ -1,6 +1,6 @@
 """What a command prints: a table for people, JSON for programs, both of the same values.
 
-    COLUMNS = ("id", "model", Column("lifetime_seconds", "lifetime", duration_text))
+    COLUMNS = ("id", "model", Column("state", format=str.upper))
 
     print_rows(COLUMNS, client.items("/v1/models"), output)
 
@@ -36,10 +36,9 @@ Row = Mapping[str, Any]
 
 
 class Column(NamedTuple):
-    """A column of a table: the key of its value, its heading, and how it is formatted."""
+    """A column of a table: the key of its value, which is its heading, and how the value is formatted."""
 
     key: str
-    heading: str = ""
     format: Callable[[Any], object] = lambda value: value
 
 
@@ -79,7 +78,7 @@ def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str
         return
     shown = [each if isinstance(each, Column) else Column(each) for each in columns]
     table = [[_text(each.format(row.get(each.key))) for each in shown] for row in rows]
-    heading = [(each.heading or each.key).upper().replace("_", " ") for each in shown]
+    heading = [each.key.upper().replace("_", " ") for each in shown]
     widths = [max(map(len, cells)) for cells in zip(heading, *table, strict=True)]
     fitted = _fitted(widths, _width())
     for line in _lines(heading, fitted):

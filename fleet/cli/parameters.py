@@ -121,8 +121,9 @@ TENANT_IF_ANY = _ListedTenant("NAME", lambda text: plain_name(text, "tenant") if
 SHA256 = Checked("SHA256", _fingerprint)
 GROUP = Checked("NAME", partial(plain_name, what="group"))
 TIME = Checked("TIME", _time)
-PAST_TIME = Checked("TIME", _past_time)
 """30d from now, a date, or an RFC 3339 time: gives a datetime."""
+PAST_TIME = Checked("TIME", _past_time)
+"""30d ago, now, a date, or an RFC 3339 time: gives a datetime."""
 FILTER = Checked("FILTER", _filter)
 """A device filter that can be read: gives its text."""
 TAG = Checked("KEY=VALUE", parse_tag)

@@ -9,7 +9,7 @@ from fleet.cli.durations import DURATION
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
-from fleet.cli.parameters import MODEL, TIME
+from fleet.cli.parameters import MODEL, PAST_TIME
 from fleet.client.client import Client, path_of
 
 COLUMNS = ("model", "before", "start", "end", "devices", "renewed")
@@ -29,7 +29,10 @@ def renewal() -> None:
 @client_option
 @_MODEL
 @click.option(
-    "--before", required=True, metavar="TIME", help="Certificates issued before this time: 2026-03-01, or now."
+    "--before",
+    required=True,
+    metavar="TIME",
+    help="Certificates issued before this time: 12h (ago), 2026-03-01, an RFC 3339 time, or now.",
 )
 @click.option("--spread", type=DURATION, default="6h", show_default=True, help="Time over which renewals are spread.")
 @output_option
@@ -41,8 +44,8 @@ def campaign(client: Client, model: str, before: str, spread: timedelta, output:
       fleet renewal campaign --model cam2 --before 2026-03-01T12:00Z --spread 6h
       fleet renewal progress --model cam2
     """
-    now = datetime.now(UTC)
-    moment = now if before == "now" else TIME.convert(before, None, None)
+    now = datetime.now(UTC)  # for both: certificates issued after the start need no renewal
+    moment = now if before == "now" else PAST_TIME.convert(before, None, None)
     if moment > now:
         raise click.UsageError("--before must be in the past: certificates issued later need no renewal.")
     called = {"before": moment.isoformat(), "start": now.isoformat(), "spread_seconds": int(spread.total_seconds())}

@@ -64,7 +64,7 @@ def run_(home: Path, dry_run: bool, take_over: bool, output: str) -> None:
 
 
 @retention.command()
-@home_option("archives are files in the home; a server does this every day by itself")
+@home_option("archives are files in the home")
 @output_option
 def check(home: Path, output: str) -> None:
     """Verify the archives of the audit.

@@ -90,15 +90,15 @@ def test_a_value_as_json() -> None:
     assert found == expected
 
 
-def test_a_column_has_a_key_a_heading_and_a_format() -> None:
+def test_a_column_has_a_key_and_a_format() -> None:
     @click.command()
     def command() -> None:
-        print_rows(("id", Column("models", "built", len), "other"), ROWS, "table")
+        print_rows(("id", Column("models", format=len), "other"), ROWS, "table")
 
     assert CliRunner().invoke(command).output.splitlines() == [
-        "ID      BUILT  OTHER",
-        "pump-7  2      -",
-        "p       0      -",
+        "ID      MODELS  OTHER",
+        "pump-7  2       -",
+        "p       0       -",
     ]
 
 

@@ -10,7 +10,7 @@ from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.servers.admin.records.base import CertificateSha256, Count, Csr, Name, Names, Record, Serial, Time, about
 from fleet.servers.admin.records.models import Lifetime
 from fleet.services.inventory import STATION_LIFETIME, STATION_MODELS_MAX, STATION_QUOTA_MAX
-from fleet.services.operators import OPERATOR_MODELS_MAX
+from fleet.services.operators import OPERATOR_LIFETIME, OPERATOR_MODELS_MAX
 
 if TYPE_CHECKING:
     from fleet.ca.view import CaCertificate
@@ -100,7 +100,7 @@ class NewOperator(Record):
     role: Role
     csr: _OwnCsr
     models: Annotated[_RestrictedTo, Meta(max_length=OPERATOR_MODELS_MAX)] = field(default_factory=list)
-    lifetime_seconds: Lifetime = int(STATION_LIFETIME.total_seconds())
+    lifetime_seconds: Lifetime = int(OPERATOR_LIFETIME.total_seconds())
 
 
 class Whoami(Record):
