@@ -8,10 +8,10 @@ import enum
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_type_hints
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from msgspec import Struct, field
+from msgspec import Struct, convert, field, to_builtins
 from msgspec.structs import fields, replace
 
 from fleet.domain.errors import Invalid
@@ -91,20 +91,20 @@ class ProfileRules(Struct, frozen=True):
     """Whether a request must carry a channel binding (RFC 7030, 3.5)."""
 
 
-class Campaign(Struct, frozen=True):
+class Campaign(Struct, frozen=True, forbid_unknown_fields=True):
     """A renewal campaign: certificates issued before `before` are renewed early, spread over some hours."""
 
     before: datetime
     start: datetime
     """When the campaign was started."""
-    spread: timedelta
+    spread: timedelta = field(name="spread_seconds")
 
 
 class RenewalRules(Struct, frozen=True):
     """Rules for renewals."""
 
     key: RenewalKey = RenewalKey.ANY
-    grace: timedelta = timedelta(0)
+    grace: timedelta = field(default=timedelta(0), name="grace_seconds")
     """Grace period after notAfter in which a certificate can still be renewed, and nothing else."""
     campaign: Campaign | None = None
 
@@ -126,34 +126,40 @@ class ModelRules(Struct, frozen=True):
 
 DEFAULT_RULES = ModelRules()
 
-_GROUPS: dict[str, type[AdmissionRules | ProfileRules | RenewalRules]] = {
-    "admission": AdmissionRules,
-    "profile": ProfileRules,
-    "renewal": RenewalRules,
-}
+_GROUPS = (AdmissionRules, ProfileRules, RenewalRules)
+_Rules = TypeVar("_Rules", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ORGANIZATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
+_TYPED = (datetime, timedelta)  # msgspec leaves them to `_json` and `_typed`
+
+
 def rules_json(rules: ModelRules) -> dict[str, Any]:
     """`rules` as JSON types, defaults included. Durations are whole seconds, `..._seconds`."""
-    shown: dict[str, Any] = {"tenant": rules.tenant, "former_tenants": list(rules.former_tenants)}
-    for group in _GROUPS:
-        shown[group] = {}
-        for field_ in fields(getattr(rules, group)):
-            name, value = field_.name, getattr(getattr(rules, group), field_.name)
-            match value:
-                case Campaign() | None:
-                    shown[group][name] = _campaign_json(value)
-                case timedelta():
-                    shown[group][f"{name}_seconds"] = int(value.total_seconds())
-                case tuple():
-                    shown[group][name] = [str(item) for item in value]
-                case bool():
-                    shown[group][name] = value
-                case _:
-                    shown[group][name] = str(value)
+    shown: dict[str, Any] = _json(to_builtins(rules, builtin_types=_TYPED))
     return shown
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _json(each) for name, each in value.items()}
+        case tuple():
+            return list(value)
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case timedelta():
+            return int(value.total_seconds())
+        case _:
+            return value
+
+
+def flat_rules(rules: ModelRules) -> dict[str, Any]:
+    """As `rules_json`, each by its whole name: "profile.uris"."""
+    shown = rules_json(rules)
+    groups = {key: shown.pop(key) for key, value in tuple(shown.items()) if isinstance(value, dict)}
+    return shown | {f"{key}.{name}": value for key, group in groups.items() for name, value in group.items()}
 
 
 def rules_of(given: Mapping[str, Any], old: ModelRules = DEFAULT_RULES) -> ModelRules:
@@ -161,86 +167,51 @@ def rules_of(given: Mapping[str, Any], old: ModelRules = DEFAULT_RULES) -> Model
 
     Raises: Invalid (`bad-rule`): an unknown name or an invalid value.
     """
+    return _updated(old, given)
+
+
+def _updated(old: _Rules, given: Mapping[str, Any], group: str = "") -> _Rules:
+    members = {member.encode_name: member for member in fields(old)}
     changed: dict[str, Any] = {}
-    for name, value in given.items():
-        if name == "tenant" and isinstance(value, str):
-            changed[name] = value
-        elif name == "former_tenants":
-            changed[name] = _value(name, tuple[str, ...], value)
-        elif name in _GROUPS and isinstance(value, Mapping):
-            changed[name] = _group(name, value, getattr(old, name))
-        else:
-            raise Invalid("bad-rule", f"{name[:80]!r} is not a rule of a model.", f"Choose from {_known()}.")
-    kept = {f.name: getattr(old, f.name) for f in fields(ModelRules)}
-    return ModelRules(**{**kept, **changed})
-
-
-def _campaign_json(campaign: Campaign | None) -> dict[str, Any] | None:
-    if campaign is None:
-        return None
-    return {
-        "before": campaign.before.astimezone(UTC).isoformat(),
-        "start": campaign.start.astimezone(UTC).isoformat(),
-        "spread_seconds": int(campaign.spread.total_seconds()),
-    }
-
-
-def _campaign(given: Mapping[str, Any]) -> Campaign:
-    """Raises: ValueError, OverflowError."""
-    if set(given) != {"before", "start", "spread_seconds"}:
-        raise ValueError("a campaign has three parts")
-    before, start = (_moment(given[name]) for name in ("before", "start"))
-    spread = given["spread_seconds"]
-    if not isinstance(spread, int) or isinstance(spread, bool):
-        raise ValueError("the spread is not a number")
-    return Campaign(before, start, timedelta(seconds=spread))
-
-
-def _moment(text: Any) -> datetime:
-    moment = datetime.fromisoformat(text) if isinstance(text, str) else None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError("no time with a zone")
-    return moment.astimezone(UTC)
-
-
-def _known() -> str:
-    """The names of all rules, for an error's advice."""
-    shown = rules_json(DEFAULT_RULES)
-    return ", ".join(("tenant", "former_tenants", *(f"{group}.{name}" for group in _GROUPS for name in shown[group])))
-
-
-def _group(group: str, given: Mapping[str, Any], old: Any) -> Any:
-    types = get_type_hints(_GROUPS[group])
-    values = {f.name: getattr(old, f.name) for f in fields(old)}
     for key, value in given.items():
-        name = key.removesuffix("_seconds")
-        kind = types.get(name)
-        if kind is None or key.endswith("_seconds") != (kind is timedelta):
-            raise Invalid("bad-rule", f"'{group}.{key[:80]}' is not a rule of a model.", f"Choose from {_known()}.")
-        values[name] = _value(f"{group}.{key}", kind, value)
-    return type(old)(**values)
+        name, member = f"{group}{key[:80]}", members.get(key)
+        before = getattr(old, member.name) if member is not None else None
+        if isinstance(before, _GROUPS) and isinstance(value, Mapping):
+            changed[key] = _updated(before, value, f"{key}.")
+        elif member is None or isinstance(before, _GROUPS):
+            raise Invalid(
+                "bad-rule",
+                f"{name!r} is not a rule of a model.",
+                f"Choose from {', '.join(flat_rules(DEFAULT_RULES))}.",
+            )
+        else:
+            changed[member.name] = _value(name, member.type, value)
+    return replace(old, **changed)
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
     try:
-        match value:
-            case bool() if kind is bool:
-                return value
-            case int() if kind is timedelta and not isinstance(value, bool):
-                return timedelta(seconds=value)
-            case None if kind == Campaign | None:
-                return None
-            case Mapping() if kind == Campaign | None:
-                return _campaign(value)
-            case str() if kind in (str, RenewalKey):
-                return kind(value)
-            case list() | tuple() if kind == tuple[AdmissionPath, ...]:
-                return tuple(dict.fromkeys(AdmissionPath(item) for item in value))
-            case list() | tuple() if kind == tuple[str, ...] and all(isinstance(item, str) for item in value):
-                return tuple(dict.fromkeys(value))
-    except (ValueError, OverflowError):
-        pass
-    raise Invalid("bad-rule", f"{str(value)[:80]!r} is not a value for {name}.")
+        return convert(_typed(name, value), kind, builtin_types=_TYPED)
+    except (ValueError, OverflowError, TypeError):
+        raise Invalid("bad-rule", f"{str(value)[:80]!r} is not a value for {name}.") from None
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Raises: ValueError, OverflowError, TypeError."""
+    match value:
+        case Mapping():
+            return {key: _typed(key, each) for key, each in value.items()}
+        case list() | tuple():
+            return tuple(dict.fromkeys(value))
+        case int() if name.endswith("_seconds") and not isinstance(value, bool):
+            return timedelta(seconds=value)
+        case str() if name in Campaign.__struct_fields__:
+            moment = datetime.fromisoformat(value)
+            if moment.tzinfo is None:
+                raise ValueError("no time with a zone")
+            return moment.astimezone(UTC)
+        case _:
+            return value
 
 
 def moved(rules: ModelRules, before: str) -> ModelRules:

@@ -9,7 +9,8 @@ also supersedes the device's earlier certificates.
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.access import Act
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import USABLE, Credential, CredentialState
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
@@ -85,21 +86,12 @@ async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now
     held = (await registry.enrollment_facts(device_id(credential.holder), None, credential.key_sha256)).credentials
     fingerprints = [c.fingerprint for c in held]  # oldest first
     older = [c for c in held[: fingerprints.index(credential.fingerprint)] if c.state in USABLE]
-    change = Change(
-        audit=AuditEntry(
-            at=now,
-            actor=f"device {credential.holder}",
-            action=FIRST_USE,
-            subject=f"device {credential.holder}",
-            outcome="ok",
-            address=peer.address,
-            detail={"serial": credential.serial, "superseded": " ".join(c.serial for c in older)},
-        ),
-        writes=(MarkUsed(credential.fingerprint),),
-        events=tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in older),
-    )
+    device, superseded = f"device {credential.holder}", " ".join(c.serial for c in older)
+    act = Act(device, now, peer.address)
+    entry = made_by(act, FIRST_USE, device, serial=credential.serial, superseded=superseded)
+    events = tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in older)
     try:
-        await registry.commit(change)
+        await registry.commit(Change(entry, (MarkUsed(credential.fingerprint),), events))
     except Conflict as conflict:
         raise Refused(
             "certificate-ended", "The certificate presented has just been revoked or superseded."

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
@@ -30,6 +30,8 @@ STEP_DEVICES_MAX = 500
 
 DONE = "ok"
 
+What = TypeVar("What", str, Retag)
+
 
 class Operation(Protocol):
     """What is done to each device."""
@@ -44,51 +46,38 @@ def new_bulk_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class _Bulk(Generic[What]):
+    """One operation: what it does, by whom, why, and the id that its audit rows share."""
+
+    what: What
+    actor: str
+    reason: str
+    bulk: str
+    clock: Callable[[], datetime]
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises: Invalid (`bad-reason`)."""
+        checked_reason(self.reason)
+
+    def act(self) -> Act:
+        return Act(self.actor, self.clock(), self.address)
+
+
+class Move(_Bulk[str]):
     """suspend, resume, revoke or retire."""
 
-    verb: str
-    actor: str
-    reason: str
-    bulk: str
-    clock: Callable[[], datetime]
-    address: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises: Invalid (`bad-reason`)."""
-        checked_reason(self.reason)
-
     async def change(self, registry: Registry, device: Device) -> Change:
-        to = await state_after(self.verb, registry, device)
-        return moving(
-            device,
-            to,
-            f"device.{self.verb}",
-            act=Act(self.actor, self.clock(), self.address),
-            reason=self.reason,
-            revision=device.revision,
-            bulk=self.bulk,
-        )
+        to, action = await state_after(self.what, registry, device), f"device.{self.what}"
+        revision, reason = device.revision, self.reason
+        return moving(device, to, action, act=self.act(), reason=reason, revision=revision, bulk=self.bulk)
 
 
-@dataclass(frozen=True, slots=True)
-class Tagging:
+class Tagging(_Bulk[Retag]):
     """Tags and groups."""
 
-    retag: Retag
-    actor: str
-    reason: str
-    bulk: str
-    clock: Callable[[], datetime]
-    address: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises: Invalid (`bad-reason`)."""
-        checked_reason(self.reason)
-
     async def change(self, registry: Registry, device: Device) -> Change:
-        act = Act(self.actor, self.clock(), self.address)
-        change, _ = tagging(device, self.retag, act=act, bulk=self.bulk, **given_reason(self.reason))
+        change, _ = tagging(device, self.what, act=self.act(), bulk=self.bulk, **given_reason(self.reason))
         return change
 
 

@@ -28,7 +28,7 @@ from fleet.domain.device import (
 )
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
-from fleet.domain.model_rules import checked_rules, moved, rules_json
+from fleet.domain.model_rules import checked_rules, flat_rules, moved
 from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
@@ -166,14 +166,8 @@ def _fields(model: Model) -> dict[str, object]:
         "publish": model.publish,
         "subscribe": model.subscribe,
         "retain": model.retain,
-        **_rule_fields(model),
+        **flat_rules(model.rules),
     }
-
-
-def _rule_fields(model: Model) -> dict[str, object]:
-    shown = rules_json(model.rules)
-    own = {"tenant": shown.pop("tenant"), "former_tenants": shown.pop("former_tenants")}
-    return {**own, **{f"{g}.{name}": v for g in shown for name, v in shown[g].items()}}
 
 
 async def known_model(registry: Registry, name: str) -> Model:

@@ -179,18 +179,7 @@ class Model(Record):
 
     @classmethod
     def shown(cls, m: domain.Model) -> Self:
-        rules = rules_json(m.rules)
-        campaign = rules["renewal"]["campaign"]
-        renewal = {**rules["renewal"], "campaign": Campaign(**campaign) if campaign is not None else None}
-        return cls.of(
-            m,
-            lifetime_seconds=int(m.certificate_lifetime.total_seconds()),
-            tenant=m.rules.tenant,
-            former_tenants=rules["former_tenants"],
-            admission=AdmissionRules(**rules["admission"]),
-            profile=ProfileRules(**rules["profile"]),
-            renewal=RenewalRules(**renewal),
-        )
+        return cls.of(m, lifetime_seconds=int(m.certificate_lifetime.total_seconds()), **rules_json(m.rules))
 
 
 class Renewal(Record):
