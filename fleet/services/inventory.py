@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
-from fleet.domain.credential import Credential, CredentialKind, Station, Token
+from fleet.domain.credential import Credential, CredentialKind, Station, Token, token_state
 from fleet.domain.device import (
     KEY_TYPES,
     OUT_OF_SERVICE,
@@ -287,11 +287,8 @@ async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
 
 
 def _state(token: Token, now: datetime) -> str:
-    if token.revoked_at is not None:
-        return "revoked"
-    if token.uses >= token.uses_max:
-        return "used up"
-    return "expired" if token.expires_at <= now else f"open, {token.uses} of {token.uses_max} uses"
+    state = token_state(token, now)
+    return f"open, {token.uses} of {token.uses_max} uses" if state == "open" else state
 
 
 def _checked_quota(quota: int) -> int:

@@ -7,11 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from fleet.domain.access import Role
+from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
-from fleet.domain.writes import MarkUsed
+from fleet.domain.writes import MarkUsed, SetModel
+from fleet.services import inventory
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 
@@ -48,6 +50,26 @@ class TestModels:
         assert (status, replaced) == (200, {**made, **usual, "retain": False, "revision": 3})
         assert await admin.get("/v1/models/valve") == replaced
         assert (await admin.ask("POST", "/v1/models", new))[1]["code"] == "model-exists"
+
+    async def test_an_answer_is_the_revision_written_whoever_writes_next(
+        self, api: AdminHarness, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = api.est.registry
+        commit = registry.commit
+
+        async def overtaken(change: Change) -> None:
+            await commit(change)
+            if any(isinstance(write, SetModel) for write in change.writes):
+                monkeypatch.undo()
+                stored = await registry.model("cam")
+                assert stored is not None
+                await inventory.set_model(registry, replace(stored, retain=True), act=Act("eve", api.est.clock()))
+
+        monkeypatch.setattr(registry, "commit", overtaken)
+        patched = await admin.send("PATCH", "/v1/models/cam", {"publish": ["up/{id}"]}, {"If-Match": '"1"'})
+        body = json.loads(patched.body)
+        assert (patched.header("ETag"), body["revision"], body["retain"]) == ('"2"', 2, False)
+        assert (await admin.get("/v1/models/cam"))["revision"] == 3
 
     async def test_rules_are_merged_and_replaced(self, admin: Client) -> None:
         new = {"name": "valve", "tenant": "acme", "renewal": {"key": "new", "grace_seconds": 60}}

@@ -209,6 +209,7 @@ class TestTokens:
             (1, timedelta(0), "open, 1 of 2 uses"),
             (2, timedelta(0), "used up"),
             (0, timedelta(hours=1), "expired"),
+            (2, timedelta(hours=1), "expired"),
         ],
     )
     async def test_what_a_token_was_when_it_was_revoked(

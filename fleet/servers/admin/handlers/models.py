@@ -77,8 +77,7 @@ async def _changed(context: Context, call: Call, old: domain.Model, new: domain.
     demand_match(call, old.revision, f"Model {old.name}")
     if call.operator.models:
         _must_not_reach_other_models(old, new)
-    await inventory.set_model(context.registry, new, act=call.act, tenants=context.tenants())
-    return _result(await _found(context, call))
+    return _result(await inventory.set_model(context.registry, new, act=call.act, tenants=context.tenants()))
 
 
 def _must_not_reach_other_models(old: domain.Model, new: domain.Model) -> None:
