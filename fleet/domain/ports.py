@@ -94,11 +94,11 @@ class Registry(AuditReader, Protocol):
     async def credential(self, serial: str) -> Credential | None:
         """By serial number, lower-case hex."""
 
-    async def expired_credentials(
-        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    async def credentials_by_expiry(
+        self, before: datetime, limit: int = 1000, *, after: tuple[datetime, bytes] | None = None
     ) -> list[Credential]:
-        """Credentials that expired before `before`, in any state, ordered by expiry and fingerprint, after `after`, the
-        last of the page before.
+        """Credentials that expire before `before`, in any state, ordered by expiry and fingerprint, after `after`, the
+        expiry and fingerprint of the last of the page before.
         """
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:

@@ -188,11 +188,11 @@ class Retention:
             await self._archive_credentials(chunk, now)
 
     async def _expired(self, before: datetime) -> AsyncIterator[Credential]:
-        last: Credential | None = None
-        while page := await self._registry.expired_credentials(before, CREDENTIALS_AT_ONCE, after=last):
+        after: tuple[datetime, bytes] | None = None
+        while page := await self._registry.credentials_by_expiry(before, CREDENTIALS_AT_ONCE, after=after):
             for credential in page:
                 yield credential
-            last = page[-1]
+            after = (page[-1].not_after, page[-1].fingerprint)
 
     async def _is_last(self, credential: Credential) -> bool:
         """Whether it is the newest of a holder in service, which a renewal is checked against."""

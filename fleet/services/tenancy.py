@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, made_by
-from fleet.domain.credential import USABLE, Credential, CredentialKind, CredentialState
+from fleet.domain.credential import USABLE, Credential
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.services.end_credentials import end_certificates
 
 PAGE = 1000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
+_LAST_FINGERPRINT = b"\xff" * 32
 
 
 async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_root: bool, act: Act) -> None:
@@ -57,22 +58,16 @@ async def end_what_is_in_use(registry: Registry, issuer_name_der: bytes, *, sha2
 
 
 async def _in_use(registry: Registry, issuer_name_der: bytes, now: datetime) -> AsyncIterator[Credential]:
-    after = _ended_at(now)
+    after = (now, _LAST_FINGERPRINT)  # what ends at this very moment is over
     while True:
-        page = await registry.expired_credentials(_END_OF_TIME, PAGE, after=after)
+        page = await registry.credentials_by_expiry(_END_OF_TIME, PAGE, after=after)
         for credential in page:
             # The DER of the name occurs as it is: a sequence with its length, which no device's own name has.
             if credential.state in USABLE and issuer_name_der in credential.der:
                 yield credential
         if len(page) < PAGE:
             return
-        after = page[-1]
-
-
-def _ended_at(moment: datetime) -> Credential:
-    """The position before every certificate that expires after `moment`."""
-    last = b"\xff" * 32  # what ends at this very moment is over
-    return Credential(last, "", CredentialKind.DEVICE, "", b"", moment, moment, CredentialState.ISSUED, moment, b"")
+        after = (page[-1].not_after, page[-1].fingerprint)
 
 
 def _ca_of(tenant: str) -> str:

@@ -56,7 +56,7 @@ MODELS = _of(mapping.MODEL, "ORDER BY name")
 DEVICE = _of(mapping.DEVICE, "WHERE id = $1")
 CREDENTIAL = _of(mapping.CREDENTIAL, "WHERE serial = $1")
 CREDENTIALS = _of(mapping.CREDENTIAL, "WHERE holder = $1 ORDER BY seq")
-EXPIRED = _of(
+CREDENTIALS_BY_EXPIRY = _of(
     mapping.CREDENTIAL,
     "WHERE not_after < $1 AND (not_after, fingerprint) > ($2, $3) ORDER BY not_after, fingerprint LIMIT $4",
 )

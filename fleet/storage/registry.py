@@ -158,11 +158,11 @@ class SqlRegistry(SqlAuditReader):
             return None  # no certificate has such a serial
         return await self._one(queries.CREDENTIAL, octets)
 
-    async def expired_credentials(
-        self, before: datetime, limit: int = 1000, *, after: Credential | None = None
+    async def credentials_by_expiry(
+        self, before: datetime, limit: int = 1000, *, after: tuple[datetime, bytes] | None = None
     ) -> list[Credential]:
-        place = (micros(after.not_after), after.fingerprint) if after is not None else (0, b"")
-        return await self._scan(queries.EXPIRED, micros(before), *place, bounded(limit))
+        place = (micros(after[0]), after[1]) if after is not None else (0, b"")
+        return await self._scan(queries.CREDENTIALS_BY_EXPIRY, micros(before), *place, bounded(limit))
 
     async def expiries(self, until: datetime) -> list[tuple[datetime, int]]:
         return await self._scan(queries.EXPIRIES, micros(until))

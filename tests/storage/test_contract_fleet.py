@@ -159,6 +159,10 @@ class TestRenewals:
         assert await registry.count_renewals("nonesuch", NOW) == (0, 0)
 
 
+def place(last: Credential) -> tuple[datetime, bytes]:
+    return last.not_after, last.fingerprint
+
+
 class TestCredentials:
     async def test_by_serial(self, registry: Registry) -> None:
         made = credential("cam-7", serial="abc")
@@ -167,11 +171,18 @@ class TestCredentials:
         for serial in ("abd", "", "xyz", "a" * 99, "-1"):
             assert await registry.credential(serial) is None
 
+    async def test_by_expiry_from_any_position_whether_expired_or_not(self, registry: Registry) -> None:
+        made = [replace(credential("cam-7"), not_after=NOW + DAY * n) for n in range(3)]
+        await registry.commit(change(*map(AddCredential, made)))
+        assert await registry.credentials_by_expiry(NOW + 9 * DAY, after=(NOW, b"\xff" * 32)) == made[1:]
+        assert await registry.credentials_by_expiry(NOW + 9 * DAY, after=(NOW, b"")) == made
+        assert await registry.credentials_by_expiry(NOW + 2 * DAY, after=(NOW, made[0].fingerprint)) == [made[1]]
+
     async def test_pages_of_what_has_expired_at_one_moment(self, registry: Registry) -> None:
         made = [replace(credential("cam-7"), not_after=NOW + DAY * (n // 4)) for n in range(8)]
         await registry.commit(change(*map(AddCredential, made)))
         found: list[Credential] = []
-        while page := await registry.expired_credentials(NOW + 9 * DAY, 3, after=found[-1] if found else None):
+        while page := await registry.credentials_by_expiry(NOW + 9 * DAY, 3, after=place(found[-1]) if found else None):
             found += page
         assert found == sorted(made, key=lambda c: (c.not_after, c.fingerprint))
 
@@ -184,11 +195,11 @@ class TestCredentials:
         living = made("cam-8", CredentialState.REVOKED, 9 * DAY)
         for one in (old, older, living):
             await registry.commit(change(AddCredential(one)))
-        assert await registry.expired_credentials(NOW + 3 * DAY) == [older, old]
-        assert await registry.expired_credentials(NOW + 3 * DAY, limit=1) == [older]
-        assert await registry.expired_credentials(NOW + DAY) == []
-        assert await registry.expired_credentials(NOW + 3 * DAY, after=older) == [old]
-        assert await registry.expired_credentials(NOW + 3 * DAY, after=old) == []
+        assert await registry.credentials_by_expiry(NOW + 3 * DAY) == [older, old]
+        assert await registry.credentials_by_expiry(NOW + 3 * DAY, limit=1) == [older]
+        assert await registry.credentials_by_expiry(NOW + DAY) == []
+        assert await registry.credentials_by_expiry(NOW + 3 * DAY, after=place(older)) == [old]
+        assert await registry.credentials_by_expiry(NOW + 3 * DAY, after=place(old)) == []
         now = NOW + 3 * DAY
         drop = DropCredentials((older.fingerprint, living.fingerprint), now)
         assert await refused(registry, drop) == "credential-kept"
