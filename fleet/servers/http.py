@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from aiohttp import HttpVersion10, HttpVersion11, StreamReader
+from aiohttp import StreamReader
 from aiohttp.http import RawRequestMessage
 from aiohttp.web import RequestPayloadError
 
@@ -24,13 +24,24 @@ from fleet.servers.http_connection import Connection, HttpLimits, IdleConnection
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
 
-VERSIONS = (HttpVersion10, HttpVersion11)
 NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
 LAST_WRITE_SECONDS = 0.1  # for a response that is being written when the drain time is over
 
 
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What the log line of a request says."""
+
+    event: str = "http"
+    kind: str = "device"
+    """Of the certificate's holder: device, station, claim, operator."""
+    holder: str = "-"
+    serial: str = "-"
+    code: str = "ok"
+
+
 @dataclass(slots=True)
-class Exchange:
+class Exchange(Outcome):
     """One request with what its log line will say."""
 
     request: RawRequestMessage
@@ -40,13 +51,6 @@ class Exchange:
     limits: HttpLimits
     ending: asyncio.Event
     """Set when the server shuts down: a streaming handler must end."""
-    event: str = "http"
-    kind: str = "device"
-    """Of the certificate's holder: device, station, claim, operator."""
-    device: str = "-"
-    """The holder's name."""
-    serial: str = "-"
-    code: str = "ok"
     credentials: object = None
     """The request's credentials, once they have been parsed."""
     is_open: bool = False
@@ -193,8 +197,6 @@ class HttpServer:
         try:
             if self.rates is not None:
                 await self._check_rate(self.rates, exchange, credential)
-            if exchange.request.version not in VERSIONS:  # the parser takes a line without a version for 0.9, and 2.0
-                raise HttpRefused(400, "bad-http", NO_HTTP, {"Connection": "close"})
             response = await self.handle(exchange)
         except Exception as error:
             response = self._refusal(exchange, error)
@@ -202,7 +204,7 @@ class HttpServer:
             self.rates.answered(credential, response.status, time.monotonic())
         if self.draining:
             response.closes = True
-        self._note(exchange, response.status, started)
+        self._note(exchange, response.status, exchange.peer, started)
         return response
 
     async def _check_rate(self, rates: Rates, exchange: Exchange, credential: Hashable | None) -> None:
@@ -220,28 +222,24 @@ class HttpServer:
             log_event(self._log, logging.ERROR, exchange.event, code="internal", exc_info=error)
         return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
 
-    def _note(self, exchange: Exchange, status: int, started: float) -> None:
-        self.counters[str(status) if exchange.code == "ok" else f"{status} {exchange.code}"] += 1
+    def _note(self, outcome: Outcome, status: int, peer: Peer, started: float) -> None:
+        self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1
         if self._log.isEnabledFor(logging.INFO) and self._lines.allows(time.monotonic()):
             log_event(
                 self._log,
                 logging.INFO,
-                exchange.event,
-                **{exchange.kind: exchange.device},
-                serial=exchange.serial,
-                code=exchange.code,
+                outcome.event,
+                **{outcome.kind: outcome.holder},
+                serial=outcome.serial,
+                code=outcome.code,
                 status=status,
                 ms=round((time.perf_counter() - started) * 1000, 1),
-                address=exchange.peer.address,
+                address=peer.address,
             )
 
     def not_http(self, peer: Peer) -> Response:
-        """The response to bytes that are no HTTP request."""
-        self.counters["400 bad-http"] += 1
-        if self._lines.allows(time.monotonic()):
-            log_event(
-                self._log, logging.INFO, "http", device="", serial="", code="bad-http", status=400, address=peer.address
-            )
+        """The response to bytes that are no HTTP request, or one of a version that is not served."""
+        self._note(Outcome(code="bad-http"), 400, peer, time.perf_counter())
         return self.render(400, "bad-http", NO_HTTP, {})
 
     def failed(self, error: Exception) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
@@ -23,6 +23,10 @@ from aiohttp.web import RequestPayloadError
 
 from fleet.domain.peer import Peer
 
+if TYPE_CHECKING:
+    from fleet.servers.http import HttpServer
+
+VERSIONS = (HttpVersion10, HttpVersion11)
 REQUESTS_WAITING_MAX = 8  # of one client, parsed ahead while an answer is being made
 BODY_BUFFER_SIZE = 256 * 1024  # of a body that is not read yet; the client is not read from above twice that
 
@@ -134,26 +138,13 @@ class IdleConnections:
             self._timer = None
 
 
-class ConnectionOwner(Protocol):
-    """The server, as a connection uses it."""
-
-    limits: HttpLimits
-    draining: bool
-    connections: set["Connection"]
-    idle: IdleConnections
-
-    async def answer(self, connection: "Connection", message: RawRequestMessage, payload: StreamReader) -> Response: ...
-    def not_http(self, peer: Peer) -> Response: ...
-    def failed(self, error: Exception) -> None: ...
-
-
 class Connection(BaseProtocol):
     """One client's connection."""
 
-    __slots__ = ("_is_closed", "_owner", "_payload", "_stuck", "_waiting", "busy", "peer", "task")
+    __slots__ = ("_is_closed", "_payload", "_server", "_stuck", "_waiting", "busy", "peer", "task")
 
-    def __init__(self, owner: ConnectionOwner, peer: Peer) -> None:
-        limits, loop = owner.limits, asyncio.get_running_loop()
+    def __init__(self, server: "HttpServer", peer: Peer) -> None:
+        limits, loop = server.limits, asyncio.get_running_loop()
         parser = HttpRequestParser(
             self,
             loop,
@@ -171,7 +162,7 @@ class Connection(BaseProtocol):
         """Whether a request is in progress: a shutdown waits for it."""
         self.task: asyncio.Task[None] | None = None
         """While requests are answered."""
-        self._owner = owner
+        self._server = server
         self._waiting: deque[tuple[RawRequestMessage, StreamReader] | None] = deque()
         """Requests, and None for what is none."""
         self._payload: StreamReader | None = None
@@ -182,16 +173,16 @@ class Connection(BaseProtocol):
     # again.
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._owner.connections.add(self)
-        if self._owner.draining:
+        self._server.connections.add(self)
+        if self._server.draining:
             self.close()  # its handshake was in progress when the shutdown began
         else:
-            self._owner.idle.enter(self)
+            self._server.idle.enter(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._is_closed = True
-        self._owner.connections.discard(self)
-        self._owner.idle.leave(self)
+        self._server.connections.discard(self)
+        self._server.idle.leave(self)
         self._unstick()
         super().connection_lost(exc)
         if self._payload is not None:
@@ -201,7 +192,7 @@ class Connection(BaseProtocol):
     def close(self) -> None:
         """Send what was written, then close. What arrives from now on is ignored."""
         self._is_closed = True
-        self._owner.idle.leave(self)
+        self._server.idle.leave(self)
         if self.transport is not None:
             self.transport.close()
 
@@ -225,7 +216,7 @@ class Connection(BaseProtocol):
         if not self._waiting:
             return
         if self.task is None:
-            self._owner.idle.leave(self)
+            self._server.idle.leave(self)
             self.task = self._loop.create_task(self._answer_all())
         elif not self._buffer_paused:
             self._pause_reading_for_buffer()  # it sends requests faster than it gets answers
@@ -238,12 +229,12 @@ class Connection(BaseProtocol):
         except ConnectionError:
             self.close()  # the client has gone
         except Exception as error:
-            self._owner.failed(error)
+            self._server.failed(error)
             self.close()
         finally:
             self.task = self._payload = None
         if not self._is_closed:
-            self._owner.idle.enter(self)
+            self._server.idle.enter(self)
 
     def _take_next(self) -> tuple[RawRequestMessage, StreamReader] | None:
         following = self._waiting.popleft()
@@ -258,12 +249,13 @@ class Connection(BaseProtocol):
     async def _answer_next(self) -> bool:
         """Whether the connection may stay open."""
         following = self._take_next()
-        if following is None:
-            self.write(self._owner.not_http(self.peer).encoded("", HttpVersion10, closes=True))
+        # The parser takes 2.0, and a line without a version for 0.9. RFC 9110, 2.5: an answer bears a version of ours.
+        if following is None or following[0].version not in VERSIONS:
+            self.write(self._server.not_http(self.peer).encoded("", HttpVersion10, closes=True))
             return False
         message, self._payload = following
         payload = self._payload
-        response = await self._owner.answer(self, message, payload)
+        response = await self._server.answer(self, message, payload)
         closes = message.should_close or response.closes
         if not response.is_written:
             self.write(response.encoded(message.method, message.version, closes=closes))
@@ -274,7 +266,7 @@ class Connection(BaseProtocol):
     async def _discard(self, payload: StreamReader) -> bool:
         """Whether the rest of the body came in time."""
         with suppress(TimeoutError, RequestPayloadError):
-            async with asyncio.timeout(self._owner.limits.linger_seconds_max):
+            async with asyncio.timeout(self._server.limits.linger_seconds_max):
                 while not payload.is_eof():
                     await payload.readany()
         return payload.is_eof()
@@ -312,7 +304,7 @@ class Connection(BaseProtocol):
         super().pause_writing()
         transport = self.transport
         if transport is not None and self._stuck is None:
-            self._stuck = self._loop.call_later(self._owner.limits.write_seconds_max, transport.abort)
+            self._stuck = self._loop.call_later(self._server.limits.write_seconds_max, transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -93,6 +93,12 @@ async def present(
     return Presented(registry, peer, submission, facts, holder, now, manufacturer)
 
 
+def no_credentials() -> Unauthenticated:
+    return Unauthenticated(
+        "no-credentials", "A token, a certificate that enrolls devices, or a key on the manifest is needed."
+    )
+
+
 async def authenticate(presented: Presented) -> Grant | None:
     """The grant that the credentials amount to; None when there are none.
 

@@ -25,7 +25,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
-from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unauthenticated, Unavailable, Unreachable
+from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
 from fleet.domain.idevid import IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
@@ -36,12 +36,15 @@ from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice,
 from fleet.services.approvals import wait_for_approval
 from fleet.services.authorization import Authorizer, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
-from fleet.services.credentials import Submission, authenticate, present
-from fleet.services.identity import NO_GRACE, NOBODY, audit_actor_of, identify, identify_for_renewal
-from fleet.services.refusals import refusals_of
+from fleet.services.credentials import Submission, authenticate, no_credentials, present
+from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal
+from fleet.services.refusals import audit_refusal, refusals_of
 
 RATE_LIMITED_ACTORS = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
 """Actors whose repeated requests cost them nothing: they stay known after their right has ended, or it never ends."""
+
+NO_DEVICE = "device ?"
+"""Audit subject of a request that was refused before it was read."""
 
 ATTEMPTS_MAX = 4  # each further one means that another commit came between reading and writing
 
@@ -76,7 +79,7 @@ class Attempt:
     peer: Peer
     now: datetime
     actor: str = NOBODY
-    subject: str = "device ?"
+    subject: str = NO_DEVICE
     claim: Claim | None = None
     """The claim whose certificate authenticated the client."""
     webhook_detail: dict[str, str] = field(default_factory=dict)
@@ -94,7 +97,7 @@ class Attempt:
         if isinstance(error, Unavailable) and not isinstance(error, Unreachable):
             return  # the registry could not record this either
         if not isinstance(error, Pending):  # recorded already, at most once a minute
-            await self.audit_refusal(error)
+            await self._audit_refusal(error)
 
     async def enroll(self, submission: Submission) -> Credential:
         """A first certificate for the device that the request names.
@@ -151,7 +154,7 @@ class Attempt:
             if holder is not None and holder.device is not None and holder.device.id != submission.request.device_id:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif holder is None:
-            raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
+            raise no_credentials()
         else:
             self.actor = f"{holder.credential.kind} {holder.credential.holder}"
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
@@ -256,27 +259,26 @@ class Attempt:
             detail["webhook_problem"] = error.problem
             raise
 
-    async def audit_refusal(self, refusal: FleetError) -> None:
+    async def _audit_refusal(self, refusal: FleetError) -> None:
         """The refusal holds whether or not its row could be written."""
         registry = self.authority.registry
+        if self.actor == NOBODY:  # refused before the client was authenticated, and before a webhook was asked
+            await audit_refusal(registry, self.peer, self.now, self.action, self.subject, refusal)
+            return
         try:
             if self.claim is not None:
                 await misused(registry, self.claim, refusal.code, self.peer, self.now)
-            detail: dict[str, str] = {}
-            is_unknown = self.actor == NOBODY  # refused before the client was authenticated
-            if is_unknown:
-                self.actor, detail = await audit_actor_of(registry, self.peer)  # its certificate may still say
-            await self._record(self._entry(refusal.code, **detail), is_rate_limited=is_unknown)
+            await self._record(self._entry(refusal.code))
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
 
-    async def _record(self, entry: AuditEntry, *, is_rate_limited: bool = False) -> None:
+    async def _record(self, entry: AuditEntry) -> None:
         """Write the audit row of an attempt that changed nothing: one a minute for actors who can repeat it at no cost.
 
         Raises: Unavailable.
         """
         registry = self.authority.registry
-        if is_rate_limited or self.actor.startswith(RATE_LIMITED_ACTORS):
+        if self.actor.startswith(RATE_LIMITED_ACTORS):
             row = refusals_of(registry).row(entry)
             if row is None:
                 return

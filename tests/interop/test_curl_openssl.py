@@ -79,7 +79,7 @@ async def test_the_whole_life_of_a_certificate(est: EstHarness, tmp_path: Path, 
 async def test_curl_is_told_why_not(est: EstHarness) -> None:
     assert await curl(est, "simpleenroll", *POST, body=b"MAA=") == (
         401,
-        b"A token or a station's certificate is needed. (no-credentials)\n",
+        b"A token, a certificate that enrolls devices, or a key on the manifest is needed. (no-credentials)\n",
     )
     status, said = await curl(est, "simpleenroll", "--user", "cam-1:no.token", *POST, body=b"not base64")
     assert (status, said) == (400, b"The body is not base64. (malformed)\n")

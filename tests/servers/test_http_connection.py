@@ -198,6 +198,24 @@ async def test_what_follows_a_request_and_is_no_http_is_answered_after_it() -> N
     assert site.asked == ["GET /1"]
 
 
+@pytest.mark.parametrize("line", ["GET /1 HTTP/2.0", "GET /1 HTTP/1.2", "GET /1 HTTP/0.9", "GET /1", "HEAD / HTTP/3.0"])
+async def test_a_version_that_is_not_served_is_answered_in_one_that_is(
+    line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(request(line))
+    connection.data_received(request("GET /2 HTTP/1.1"))
+    written = await wire.closed()
+    assert written.startswith(b"HTTP/1.0 400 Bad Request\r\n")  # RFC 9110, 2.5: a version we conform to
+    assert written.endswith(b"\r\n\r\nbad-http")
+    assert site.asked == []
+    assert site.server.counters == {"400 bad-http": 1}
+    (record,) = [record for record in caplog.records if record.name == "fleet.servers.test"]
+    assert "device=- serial=- code=bad-http status=400 ms=" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("method", "status", "body", "length", "sent"),
     [

@@ -12,10 +12,8 @@ from fleet.servers.admin.messages import Headers, Request, Stream
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 
-AdminServer = HttpServer
 
-
-def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates | None = None) -> AdminServer:
+def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates | None = None) -> HttpServer:
     """An HTTP server for `app`, to be given to `fleet.tls.listener.listen` as its protocol factory."""
 
     async def handle(exchange: Exchange) -> Response:
@@ -31,7 +29,7 @@ def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates |
             )
         )
         exchange.event, exchange.code = reply.event, reply.code
-        exchange.kind, exchange.device = reply.kind, reply.holder
+        exchange.kind, exchange.holder = reply.kind, reply.holder
         if reply.stream is not None:
             return await _streamed(exchange, reply.status, reply.headers, reply.stream)
         return Response(reply.status, reply.body, reply.headers)

@@ -1,5 +1,5 @@
 """Enrollment over Secure Transport (RFC 7030 with RFC 8951): every operation but fullcmc."""
 
-from fleet.servers.est.server import EstServer, build_est_server
+from fleet.servers.est.server import build_est_server
 
-__all__ = ["EstServer", "build_est_server"]
+__all__ = ["build_est_server"]

@@ -23,11 +23,11 @@ from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, r
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused, refusal_of
-from fleet.services.credentials import Submission, accepts_unauthenticated
+from fleet.services.credentials import Submission, accepts_unauthenticated, no_credentials
 from fleet.services.csr_attributes import model_to_ask_for
-from fleet.services.enrollment import Attempt, RegistrationAuthority
+from fleet.services.enrollment import NO_DEVICE, Attempt, RegistrationAuthority
 from fleet.services.identity import NOBODY
-from fleet.services.refusals import Refusals
+from fleet.services.refusals import Refusals, audit_refusal
 from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
@@ -37,8 +37,6 @@ from fleet.wire.key_package import Sealer
 from fleet.wire.pkcs7 import join_signed_data
 
 Clock = Callable[[], datetime]
-
-EstServer = HttpServer
 
 ACTIONS = {
     "simpleenroll": "device.enroll",
@@ -62,7 +60,7 @@ def build_est_server(
     clock: Clock,
     limits: HttpLimits | None = None,
     rates: Rates | None = None,
-) -> EstServer:
+) -> HttpServer:
     """An EST server, the protocol factory of `fleet.tls.listener.listen`.
 
     `tenants`: whose CAs cacerts returns (RFC 7030, 4.1.3). `sealer`: signs keys that are generated here and encrypted
@@ -131,7 +129,7 @@ class _Handlers:
         credentials = basic_credentials(exchange)
         has_none = credentials is None and exchange.peer.fingerprint is None
         if has_none and not await accepts_unauthenticated(self._registry, asked.label, attempt.now):
-            raise Unauthenticated("no-credentials", "A token or a station's certificate is needed.")
+            raise no_credentials()
         request = read_request(exchange, await read_csr(exchange))
         return issued(exchange, await attempt.enroll(Submission(request, credentials, asked.label)))
 
@@ -164,8 +162,8 @@ class _Handlers:
         peer, now = exchange.peer, self._clock()
         client = peer.fingerprint.hex() if peer.fingerprint else NOBODY
         if self._throttled.row(AuditEntry(now, client, THROTTLED, "", TOO_MANY, peer.address)) is not None:
-            attempt = self._authority.attempt(THROTTLED, peer, now)
-            await attempt.audit_refusal(HttpRefused(429, TOO_MANY, "Too many requests."))
+            refused = HttpRefused(429, TOO_MANY, "Too many requests.")
+            await audit_refusal(self._registry, peer, now, THROTTLED, NO_DEVICE, refused)
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
@@ -218,7 +216,7 @@ def read_request(exchange: Exchange, csr: Csr) -> EnrollmentRequest:
     """`csr` as the services take it; its device id goes into the log line, if it has one."""
     request = request_of(csr, exchange.peer)
     with suppress(Invalid):  # raised again, and audited, by the attempt
-        exchange.device = request.device_id
+        exchange.holder = request.device_id
     return request
 
 
