@@ -72,7 +72,7 @@ def _with_code(text: str, code: str) -> str:
 
 @contextmanager
 def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
-    """Turn what the rooms below raise into a CliError about `attempted` ("reading 'a.pem'", "adding device d-1").
+    """Turn what the layers below raise into a CliError about `attempted` ("reading 'a.pem'", "adding device d-1").
 
     A context manager and a decorator at once:
 

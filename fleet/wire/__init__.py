@@ -1,1 +1,1 @@
-"""Bytes to frozen values and back, shared by all four programs. No I/O, no clock, no logging."""
+"""Bytes to frozen values and back, shared by all five programs. No I/O, no clock, no logging."""

@@ -106,17 +106,17 @@ def own_tests(path: str) -> list[str]:
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     tests = sorted(PROJECT.glob("tests/**/test_*.py"))
     importing = [test for test in tests if _imports(test, {module})]
-    mirror = room = PROJECT / "tests" / Path(path).parent.relative_to("fleet" if path.startswith("fleet/") else ".")
-    while not room.is_dir():
-        room = room.parent
+    mirror = folder = PROJECT / "tests" / Path(path).parent.relative_to("fleet" if path.startswith("fleet/") else ".")
+    while not folder.is_dir():
+        folder = folder.parent
     parent, name = module.split(".")[-2:]
-    names = {f"test_{name}"} if room == mirror else {f"test_{parent}_{name}"}
-    chosen = [test for test in tests if test.parent == room and test.stem in names]
-    chosen += [test for test in importing if room != PROJECT / "tests" and test.is_relative_to(room)]
+    names = {f"test_{name}"} if folder == mirror else {f"test_{parent}_{name}"}
+    chosen = [test for test in tests if test.parent == folder and test.stem in names]
+    chosen += [test for test in importing if folder != PROJECT / "tests" and test.is_relative_to(folder)]
     if not chosen:
         sources = PROJECT.glob(f"{module.split('.')[0]}/**/*.py")
         importers = {_module_of(source) for source in sources if _imports(source, {module})}
-        chosen = [test for test in tests if test.is_relative_to(room) and _imports(test, importers)]
+        chosen = [test for test in tests if test.is_relative_to(folder) and _imports(test, importers)]
     return [str(test.relative_to(PROJECT)) for test in dict.fromkeys(chosen or importing)]
 
 

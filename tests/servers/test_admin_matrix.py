@@ -1,4 +1,6 @@
-"""Every route against every kind of caller. A route without a row in MAY fails here: nothing is open by default."""
+"""Every route against every kind of caller. Nothing is open by default: a route without a row in MAY fails here, unless
+it is a GET beneath a listed resource and takes that one's permission.
+"""
 
 import asyncio
 import logging

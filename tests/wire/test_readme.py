@@ -1,4 +1,4 @@
-"""The examples in the room's README run, in order, as one program."""
+"""The examples in the package's README run, in order, as one program."""
 
 import re
 from pathlib import Path

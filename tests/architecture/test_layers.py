@@ -61,7 +61,7 @@ def test_the_package_root_is_empty() -> None:
         "fleet.wire.est",
     ],
 )
-def test_device_and_factory_load_three_rooms_only(module: str) -> None:
+def test_device_and_factory_load_three_packages_only(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert not {m for m in loaded if m.split(".")[0] in SERVER_MODULES}
     others = {m for m in loaded if m.startswith("fleet.") and m.split(".")[1] not in ("wire", "est_client")}
