@@ -1,4 +1,4 @@
-"""Ports: interfaces that the services consume, implemented by `storage`, `ca` and test fakes."""
+"""Ports: interfaces that the services consume, implemented by `storage`, `ca`, `home`, `servers.est` and test fakes."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime

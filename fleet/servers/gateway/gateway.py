@@ -96,7 +96,7 @@ class Gateway:
     @property
     def stats(self) -> Mapping[str, int]:
         """Live and read-only: `mqtt.connect.ok`, `mqtt.connect.CODE`, `mqtt.session.CODE`, `mqtt.publish.refused`,
-        `mqtt.subscribe.refused`, `mqtt.deliver.refused` -> count.
+        `mqtt.subscribe.refused`, `mqtt.deliver.refused`, `mqtt.model.applied` -> count.
         """
         return self.outcomes.counts
 

@@ -54,7 +54,7 @@ class MonitoredUpstream:
         await self._upstream.close()
 
     def status(self) -> dict[str, object]:
-        """JSON value for the status page."""
+        """JSON value for `GET /v1/status`."""
         since = self._since.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return {"broker": self.describe(), "reachable": self._is_reachable, "since": since}
 
