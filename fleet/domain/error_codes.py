@@ -100,7 +100,7 @@ not-your-model | 403 | The credentials are for another model. | Check the model 
 other-tenant | 403 | The certificate was issued by another tenant's CA. | Use a certificate of the model's tenant.
 path-not-open | 403 | The model does not allow this way of enrolling. | See the model's admission paths: fleet model show.
 request-denied | 403 409 | An operator denied the request. | Ask the operator; a new key makes a new request.
-request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or generate a new key for a new request.
+request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 sealing-impossible | 400 | The generated key cannot be encrypted as requested. | See the message for the algorithms supported.
 station-quota | 429 | The station has used its certificates of the day (UTC). | Retry tomorrow, or raise the quota.
 token-expired | 403 | The token has expired. | Create a new one: fleet token create.

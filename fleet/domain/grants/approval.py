@@ -35,7 +35,7 @@ class ApprovalGrant(Struct, frozen=True):
         if self.request.state is RequestState.DENIED:
             raise Refused("request-denied", "An operator has denied this request.")
         if self.request.state is RequestState.ISSUED and issued_before(a) is None:
-            advice = "Renew it with simplereenroll, or make a new key for a new request."
+            advice = "Renew it with simplereenroll, or ask for a token to enroll a new key."
             raise Refused("request-used-up", "The certificate of this request has been issued.", advice)
 
     def must_cover_device(self, a: IssuanceContext) -> None:
