@@ -72,12 +72,7 @@ class LocalIssuer:
         if alt_names is not None:
             extensions += raw_extension(_SAN, alt_names, critical=False)
         tbs = self._template(profile.extended_key_usages(permit)).fill(
-            serial=serial,
-            not_before=start,
-            not_after=end,
-            subject=subject,
-            spki=permit.spki_der,
-            extensions=extensions,
+            serial=serial, not_before=start, not_after=end, subject=subject, spki=permit.spki_der, extensions=extensions
         )
         der = sealed(tbs, self._key.sign(tbs, _ALGORITHM))
         if not self._expected.matches(der, permit):

@@ -172,8 +172,6 @@ def validity(permit: IssuePermit, issuer_validity: tuple[datetime, datetime]) ->
     end = min(permit.not_after, issuer_validity[1]).replace(microsecond=0)
     if not permit.not_before < end:
         raise Refused(
-            "issuer-expired",
-            "The issuing certificate expires before this one could begin.",
-            "Make a new issuing CA.",
+            "issuer-expired", "The issuing certificate expires before this one could begin.", "Make a new issuing CA."
         )
     return start, end

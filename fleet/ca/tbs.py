@@ -28,14 +28,7 @@ class Template:
     extensions: bytes
 
     def fill(
-        self,
-        *,
-        serial: int,
-        not_before: datetime,
-        not_after: datetime,
-        subject: bytes,
-        spki: bytes,
-        extensions: bytes,
+        self, *, serial: int, not_before: datetime, not_after: datetime, subject: bytes, spki: bytes, extensions: bytes
     ) -> bytes:
         """The TBSCertificate; `extensions` follow the constant ones."""
         return encode_element(

@@ -101,12 +101,7 @@ class ClientTrust:
 
 
 def server_context(
-    identity: ServerIdentity,
-    trust: ClientTrust,
-    *,
-    require_client: bool,
-    clock: Clock,
-    expired_leaf: bool = False,
+    identity: ServerIdentity, trust: ClientTrust, *, require_client: bool, clock: Clock, expired_leaf: bool = False
 ) -> TlsContext:
     """A context for `identity` that accepts clients whose chain ends at an anchor of `trust`.
 

@@ -15,10 +15,7 @@ EXPORTER_SIZE = 32
 
 
 def peer_of(
-    connection: SSL.Connection,
-    address: str,
-    anchors: Mapping[int, bytes],
-    tenants: Mapping[bytes, str] | None = None,
+    connection: SSL.Connection, address: str, anchors: Mapping[int, bytes], tenants: Mapping[bytes, str] | None = None
 ) -> Peer:
     """The Peer of `connection`, whose handshake has just completed. `anchors`, `tenants`: its context's."""
     chain = engine.verified_chain_der(connection, anchors)
