@@ -12,7 +12,7 @@ from cryptography import x509
 
 from fleet.ca import lints
 from fleet.domain.enrollment import IssuePermit
-from fleet.wire.der import OCTET_STRING, SEQUENCE, SET, encode_element, encode_oid, only_element, read_element
+from fleet.wire.der import OCTET_STRING, SEQUENCE, SET, encode_element, encode_oid, only_element, read_element, sequence
 from fleet.wire.errors import WireError
 from fleet.wire.spki import is_encoding, load_spki
 
@@ -46,8 +46,7 @@ class ExpectedAssembly:
         self._issuer_name = issuer.subject.public_bytes()
         self._issuer_validity = issuer.not_valid_before_utc, issuer.not_valid_after_utc
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-        value = encode_element(SEQUENCE, encode_element(0x80, identifier))
-        self._authority = _extension(_AUTHORITY_KEY_IDENTIFIER, value)
+        self._authority = _extension(_AUTHORITY_KEY_IDENTIFIER, sequence(encode_element(0x80, identifier)))
         self._constant: dict[tuple[str, ...], bytes] = {}
 
     def matches(self, certificate: bytes, permit: IssuePermit) -> bool:
@@ -64,20 +63,15 @@ class ExpectedAssembly:
         serial = certificate[at : at + _SERIAL_SIZE]
         at += _SERIAL_SIZE + len(_ECDSA_WITH_SHA256) + len(self._issuer_name)
         validity = certificate[at : at + _VALIDITY_SIZE]
-        expected = encode_element(
-            SEQUENCE,
-            b"".join(
-                (
-                    _VERSION_3,
-                    serial,
-                    _ECDSA_WITH_SHA256,
-                    self._issuer_name,
-                    validity,
-                    _subject(permit),
-                    permit.spki_der,
-                    encode_element(0xA3, encode_element(SEQUENCE, self._extensions(permit))),
-                )
-            ),
+        expected = sequence(
+            _VERSION_3,
+            serial,
+            _ECDSA_WITH_SHA256,
+            self._issuer_name,
+            validity,
+            _subject(permit),
+            permit.spki_der,
+            encode_element(0xA3, sequence(self._extensions(permit))),
         )
         return (
             certificate[tbs.begin : tbs.end] == expected
@@ -100,15 +94,13 @@ class ExpectedAssembly:
         usages = lints.expected_usages(permit)
         constant = self._constant.get(usages)
         if constant is None:
-            value = encode_element(SEQUENCE, b"".join(map(encode_oid, usages)))
-            purposes = _extension(_EXTENDED_KEY_USAGE, value)
+            purposes = _extension(_EXTENDED_KEY_USAGE, sequence(*map(encode_oid, usages)))
             constant = self._constant[usages] = _BASIC_CONSTRAINTS + _KEY_USAGE + self._authority + purposes
         own = _SUBJECT_KEY_IDENTIFIER + permit.key_sha256[:20]
         names = lints.expected_alt_names(permit)
         if not names:
             return constant + own
-        value = encode_element(SEQUENCE, b"".join(map(_general_name, names)))
-        return constant + own + _extension(_SUBJECT_ALT_NAME, value)
+        return constant + own + _extension(_SUBJECT_ALT_NAME, sequence(*map(_general_name, names)))
 
 
 def _is_permitted_key(permit: IssuePermit) -> bool:
@@ -118,7 +110,7 @@ def _is_permitted_key(permit: IssuePermit) -> bool:
 
 
 def _extension(oid: bytes, value: bytes) -> bytes:
-    return encode_element(SEQUENCE, oid + encode_element(OCTET_STRING, value))
+    return sequence(oid, encode_element(OCTET_STRING, value))
 
 
 def _subject(permit: IssuePermit) -> bytes:
@@ -130,8 +122,8 @@ def _subject(permit: IssuePermit) -> bytes:
         if size < 100:  # each length takes one octet
             rdns += bytes((SET, size + 9, SEQUENCE, size + 7)) + name + bytes((tag, size)) + text
         else:
-            rdns += encode_element(SET, encode_element(SEQUENCE, name + encode_element(tag, text)))
-    return encode_element(SEQUENCE, rdns)
+            rdns += encode_element(SET, sequence(name, encode_element(tag, text)))
+    return sequence(rdns)
 
 
 def _general_name(text: str) -> bytes:
@@ -139,7 +131,7 @@ def _general_name(text: str) -> bytes:
     kind, _, value = text.partition(" ")
     if kind != "HW":
         return encode_element(_NAME_TAGS[kind], value.encode("ascii", "replace"))
-    module = encode_element(SEQUENCE, lints.HARDWARE_TYPE + encode_element(OCTET_STRING, value.encode()))
+    module = sequence(lints.HARDWARE_TYPE, encode_element(OCTET_STRING, value.encode()))
     return encode_element(0xA0, _HW_MODULE_NAME + encode_element(0xA0, module))
 
 

@@ -20,7 +20,7 @@ from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Refused
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
-from fleet.wire.der import OCTET_STRING, SEQUENCE, encode_element, encode_oid
+from fleet.wire.der import OCTET_STRING, encode_element, encode_oid, sequence
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Backdating of notBefore in end-entity certificates. Clocks of one fleet's gateways may differ by some seconds, and a
@@ -132,7 +132,7 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
     names = b""
     if profile.hardware_module_name and permit.hardware_serial:
         serial = permit.hardware_serial.encode("ascii")  # device_subject has refused anything else
-        value = encode_element(SEQUENCE, _HARDWARE_TYPE + encode_element(OCTET_STRING, serial))
+        value = sequence(_HARDWARE_TYPE, encode_element(OCTET_STRING, serial))
         names += encode_element(_OTHER_NAME, _HW_MODULE_NAME + encode_element(_OTHER_NAME_VALUE, value))
     if profile.dns_name:
         name = name_templates.dns_name(profile.dns_name, permit.holder, permit.model)
@@ -140,7 +140,7 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
     for template in profile.uris:
         uri = name_templates.uri(template, permit.holder, permit.model)
         names += encode_element(_URI, uri.encode("ascii"))
-    return encode_element(SEQUENCE, names) if names else None
+    return sequence(names) if names else None
 
 
 def name_subject(permit: IssuePermit) -> bytes:

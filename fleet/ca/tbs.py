@@ -10,14 +10,14 @@ from datetime import datetime
 
 from cryptography import x509
 
-from fleet.wire.der import OCTET_STRING, SEQUENCE, SET, encode_element, encode_oid
+from fleet.wire.der import OCTET_STRING, SET, encode_element, encode_oid, sequence
 
 BOOLEAN_TRUE = b"\x01\x01\xff"
 INTEGER, BIT_STRING, UTF8_STRING, PRINTABLE_STRING, UTC_TIME, GENERALIZED_TIME = 0x02, 0x03, 0x0C, 0x13, 0x17, 0x18
 EXPLICIT_VERSION, EXPLICIT_EXTENSIONS = 0xA0, 0xA3
 
 VERSION_3 = encode_element(EXPLICIT_VERSION, encode_element(INTEGER, b"\x02"))
-ECDSA_WITH_SHA256 = encode_element(SEQUENCE, encode_oid("1.2.840.10045.4.3.2"))  # RFC 5758, 3.2: no parameters
+ECDSA_WITH_SHA256 = sequence(encode_oid("1.2.840.10045.4.3.2"))  # RFC 5758, 3.2: no parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +31,21 @@ class Template:
         self, *, serial: int, not_before: datetime, not_after: datetime, subject: bytes, spki: bytes, extensions: bytes
     ) -> bytes:
         """The TBSCertificate; `extensions` follow the constant ones."""
-        return encode_element(
-            SEQUENCE,
-            b"".join(
-                (
-                    VERSION_3,
-                    integer(serial),
-                    ECDSA_WITH_SHA256,
-                    self.issuer,
-                    encode_element(SEQUENCE, time(not_before) + time(not_after)),
-                    subject,
-                    spki,
-                    encode_element(EXPLICIT_EXTENSIONS, encode_element(SEQUENCE, self.extensions + extensions)),
-                )
-            ),
+        return sequence(
+            VERSION_3,
+            integer(serial),
+            ECDSA_WITH_SHA256,
+            self.issuer,
+            sequence(time(not_before), time(not_after)),
+            subject,
+            spki,
+            encode_element(EXPLICIT_EXTENSIONS, sequence(self.extensions, extensions)),
         )
 
 
 def sealed(tbs: bytes, signature: bytes) -> bytes:
     """The certificate of `tbs` and its ECDSA signature with SHA-256."""
-    return encode_element(SEQUENCE, tbs + ECDSA_WITH_SHA256 + encode_element(BIT_STRING, b"\0" + signature))
+    return sequence(tbs, ECDSA_WITH_SHA256, encode_element(BIT_STRING, b"\0" + signature))
 
 
 def integer(value: int) -> bytes:
@@ -70,12 +65,8 @@ def time(moment: datetime) -> bytes:
 
 def name(*attributes: tuple[bytes, int, str]) -> bytes:
     """A Name with one relative name for each attribute: its OID's DER, the tag of its string, its value."""
-    return encode_element(
-        SEQUENCE,
-        b"".join(
-            encode_element(SET, encode_element(SEQUENCE, oid + encode_element(tag, value.encode("utf-8"))))
-            for oid, tag, value in attributes
-        ),
+    return sequence(
+        *(encode_element(SET, sequence(oid, encode_element(tag, value.encode()))) for oid, tag, value in attributes)
     )
 
 
@@ -87,4 +78,4 @@ def extension(value: x509.ExtensionType, *, critical: bool) -> bytes:
 def raw_extension(oid: bytes, value: bytes, *, critical: bool) -> bytes:
     """One Extension from its OID's and its value's DER."""
     # DER leaves a default out: critical is FALSE unless it says TRUE.
-    return encode_element(SEQUENCE, oid + (BOOLEAN_TRUE if critical else b"") + encode_element(OCTET_STRING, value))
+    return sequence(oid, BOOLEAN_TRUE if critical else b"", encode_element(OCTET_STRING, value))

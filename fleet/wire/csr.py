@@ -210,7 +210,7 @@ def _sealing(attributes: list[x509.Attribute]) -> KeySealing | None:
         raise Malformed("The key to seal a new key for is not named by a short octet string.")
     ciphers = None
     if _SMIME_CAPABILITIES in found:
-        capabilities = der.encode_element(der.SEQUENCE, found[_SMIME_CAPABILITIES].value)
+        capabilities = der.sequence(found[_SMIME_CAPABILITIES].value)
         # RFC 8551, 2.5.2: a SEQUENCE OF SEQUENCE { capabilityID, parameters OPTIONAL }
         parts = [next(der.children(each), None) for each in der.children(der.only_element(capabilities, der.SEQUENCE))]
         if any(part is None or part.tag != der.OBJECT_IDENTIFIER for part in parts):

@@ -56,14 +56,13 @@ def encode_csrattrs(wanted: CsrAttributes) -> bytes:
     parts = [der.encode_oid(CHALLENGE_PASSWORD)] if wanted.binding else []
     parts += [_key_attribute(key_type) for key_type in wanted.key_types]
     if wanted.extended_key_usages:
-        extensions = der.encode_element(der.SEQUENCE, _usage_extension(wanted.extended_key_usages))
-        parts.append(_attribute(EXTENSION_REQUEST, extensions))
+        parts.append(_attribute(EXTENSION_REQUEST, _usage_extensions(wanted.extended_key_usages)))
     parts.append(_attribute(TEMPLATE, _template(wanted)))
-    return der.encode_element(der.SEQUENCE, b"".join(parts))
+    return der.sequence(*parts)
 
 
 def _attribute(oid: str, *values: bytes) -> bytes:
-    return der.encode_element(der.SEQUENCE, der.encode_oid(oid) + der.encode_element(der.SET, b"".join(sorted(values))))
+    return der.sequence(der.encode_oid(oid), der.encode_element(der.SET, b"".join(sorted(values))))
 
 
 def _key_attribute(key_type: str) -> bytes:
@@ -77,19 +76,15 @@ def _key_attribute(key_type: str) -> bytes:
 
 def _algorithm(key_type: str) -> bytes:
     if key_type in _CURVES:
-        content = der.encode_oid(_EC_PUBLIC_KEY) + der.encode_oid(_CURVES[key_type])
-    elif key_type == _RSA:
-        content = der.encode_oid(_RSA_ENCRYPTION) + _NULL
-    else:
-        content = der.encode_oid(_PLAIN[key_type])
-    return der.encode_element(der.SEQUENCE, content)
+        return der.sequence(der.encode_oid(_EC_PUBLIC_KEY), der.encode_oid(_CURVES[key_type]))
+    if key_type == _RSA:
+        return der.sequence(der.encode_oid(_RSA_ENCRYPTION), _NULL)
+    return der.sequence(der.encode_oid(_PLAIN[key_type]))
 
 
-def _usage_extension(oids: Iterable[str]) -> bytes:
-    usages = der.encode_element(der.SEQUENCE, b"".join(der.encode_oid(oid) for oid in oids))
-    return der.encode_element(
-        der.SEQUENCE, der.encode_oid(EXTENDED_KEY_USAGE) + der.encode_element(der.OCTET_STRING, usages)
-    )
+def _usage_extensions(oids: Iterable[str]) -> bytes:
+    usages = der.encode_element(der.OCTET_STRING, der.sequence(*map(der.encode_oid, oids)))
+    return der.sequence(der.sequence(der.encode_oid(EXTENDED_KEY_USAGE), usages))
 
 
 def _template(wanted: CsrAttributes) -> bytes:
@@ -98,15 +93,14 @@ def _template(wanted: CsrAttributes) -> bytes:
     if wanted.organisation:
         text = der.encode_element(0x0C, wanted.organisation.encode())
         names.insert(0, der.encode_oid(ORGANIZATION) + text)
-    rdns = (der.encode_element(der.SET, der.encode_element(der.SEQUENCE, name)) for name in names)
-    content = b"\x02\x01\x00" + der.encode_element(der.SEQUENCE, b"".join(rdns))
+    rdns = (der.encode_element(der.SET, der.sequence(name)) for name in names)
+    content = b"\x02\x01\x00" + der.sequence(*rdns)
     if wanted.key_types:
         content += der.encode_element(der.CONTEXT_0, _algorithm(wanted.key_types[0]))
     attributes = b""
     if wanted.extended_key_usages:
-        extensions = der.encode_element(der.SEQUENCE, _usage_extension(wanted.extended_key_usages))
-        attributes = _attribute(EXTENSION_REQUEST_TEMPLATE, extensions)
-    return der.encode_element(der.SEQUENCE, content + der.encode_element(der.CONTEXT_1, attributes))
+        attributes = _attribute(EXTENSION_REQUEST_TEMPLATE, _usage_extensions(wanted.extended_key_usages))
+    return der.sequence(content, der.encode_element(der.CONTEXT_1, attributes))
 
 
 def decode_csrattrs(data: bytes) -> CsrAttributes:

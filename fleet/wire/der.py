@@ -157,6 +157,11 @@ def encode_element(tag: int, content: bytes) -> bytes:
     return bytes((tag, 0x80 | len(octets))) + octets + content
 
 
+def sequence(*parts: bytes) -> bytes:
+    """A SEQUENCE of `parts`, whole elements."""
+    return encode_element(SEQUENCE, b"".join(parts))
+
+
 def encode_oid(dotted: str) -> bytes:
     """A whole OBJECT IDENTIFIER element. Raises: Malformed when `dotted` is not an object identifier."""
     parts = dotted.split(".")

@@ -34,18 +34,15 @@ _SIGNED_DATA = der.encode_oid("1.2.840.113549.1.7.2")
 _ENVELOPED_DATA = der.encode_oid("1.2.840.113549.1.7.3")
 _CONTENT_TYPE = der.encode_oid("1.2.840.113549.1.9.3")
 _MESSAGE_DIGEST = der.encode_oid("1.2.840.113549.1.9.4")
-_SHA256 = der.encode_element(der.SEQUENCE, der.encode_oid("2.16.840.1.101.3.4.2.1"))
-_ECDSA_SHA256 = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.10045.4.3.2"))
-_MGF1 = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.113549.1.1.8") + _SHA256)
-_OAEP_SHA256 = der.encode_element(
-    der.SEQUENCE,
-    der.encode_oid("1.2.840.113549.1.1.7")
-    + der.encode_element(
-        der.SEQUENCE, der.encode_element(der.CONTEXT_0, _SHA256) + der.encode_element(der.CONTEXT_1, _MGF1)
-    ),
+_SHA256 = der.sequence(der.encode_oid("2.16.840.1.101.3.4.2.1"))
+_ECDSA_SHA256 = der.sequence(der.encode_oid("1.2.840.10045.4.3.2"))
+_MGF1 = der.sequence(der.encode_oid("1.2.840.113549.1.1.8"), _SHA256)
+_OAEP_SHA256 = der.sequence(
+    der.encode_oid("1.2.840.113549.1.1.7"),
+    der.sequence(der.encode_element(der.CONTEXT_0, _SHA256), der.encode_element(der.CONTEXT_1, _MGF1)),
 )
 _ECDH_SHA256_KDF = der.encode_oid("1.3.132.1.11.1")  # dhSinglePass-stdDH-sha256kdf-scheme (RFC 5753, 7.1.4)
-_AES256_WRAP = der.encode_element(der.SEQUENCE, der.encode_oid("2.16.840.1.101.3.4.1.45"))
+_AES256_WRAP = der.sequence(der.encode_oid("2.16.840.1.101.3.4.1.45"))
 _CONTEXT_0_PRIMITIVE = 0x80
 _CONTEXT_2 = 0xA2
 _WRAP_KEY_OCTETS = 32
@@ -84,19 +81,15 @@ def seal_key(pkcs8: bytes, recipient: Recipient, sealer: Sealer, cipher: str = "
     padded = padder.update(_signed(pkcs8, sealer)) + padder.finalize()
     encryptor = Cipher(algorithms.AES(content_key), modes.CBC(iv)).encryptor()
     sealed = encryptor.update(padded) + encryptor.finalize()
-    algorithm = der.encode_element(
-        der.SEQUENCE, der.encode_oid(_CIPHER_OIDS[cipher]) + der.encode_element(der.OCTET_STRING, iv)
-    )
-    content = der.encode_element(
-        der.SEQUENCE, _SIGNED_DATA + algorithm + der.encode_element(_CONTEXT_0_PRIMITIVE, sealed)
-    )
+    algorithm = der.sequence(der.encode_oid(_CIPHER_OIDS[cipher]), der.encode_element(der.OCTET_STRING, iv))
+    content = der.sequence(_SIGNED_DATA, algorithm, der.encode_element(_CONTEXT_0_PRIMITIVE, sealed))
     # RFC 5652, 6.1: version 2, since the recipient is named by a key identifier.
-    enveloped = _integer(2) + der.encode_element(der.SET, _recipient_info(content_key, recipient)) + content
-    return _content_info(_ENVELOPED_DATA, der.encode_element(der.SEQUENCE, enveloped))
+    recipients = der.encode_element(der.SET, _recipient_info(content_key, recipient))
+    return _content_info(_ENVELOPED_DATA, der.sequence(_integer(2), recipients, content))
 
 
 def _content_info(oid: bytes, content: bytes) -> bytes:
-    return der.encode_element(der.SEQUENCE, oid + der.encode_element(der.CONTEXT_0, content))
+    return der.sequence(oid, der.encode_element(der.CONTEXT_0, content))
 
 
 def _integer(number: int) -> bytes:
@@ -116,12 +109,11 @@ def _recipient_info(content_key: bytes, recipient: Recipient) -> bytes:
 def _key_transport(content_key: bytes, key: rsa.RSAPublicKey, identifier: bytes) -> bytes:
     """RFC 5652, 6.2.1, with RSAES-OAEP (RFC 3560)."""
     oaep = rsa_padding.OAEP(mgf=rsa_padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
-    return der.encode_element(
-        der.SEQUENCE,
-        _integer(2)
-        + der.encode_element(_CONTEXT_0_PRIMITIVE, identifier)
-        + _OAEP_SHA256
-        + der.encode_element(der.OCTET_STRING, key.encrypt(content_key, oaep)),
+    return der.sequence(
+        _integer(2),
+        der.encode_element(_CONTEXT_0_PRIMITIVE, identifier),
+        _OAEP_SHA256,
+        der.encode_element(der.OCTET_STRING, key.encrypt(content_key, oaep)),
     )
 
 
@@ -130,61 +122,51 @@ def _key_agreement(content_key: bytes, key: ec.EllipticCurvePublicKey, identifie
     ephemeral = ec.generate_private_key(key.curve)
     # RFC 5753, 7.2: ECC-CMS-SharedInfo
     bits = der.encode_element(der.OCTET_STRING, (_WRAP_KEY_OCTETS * 8).to_bytes(4))
-    shared_info = der.encode_element(der.SEQUENCE, _AES256_WRAP + der.encode_element(_CONTEXT_2, bits))
+    shared_info = der.sequence(_AES256_WRAP, der.encode_element(_CONTEXT_2, bits))
     kdf = X963KDF(hashes.SHA256(), _WRAP_KEY_OCTETS, shared_info)
     wrapped = aes_key_wrap(kdf.derive(ephemeral.exchange(ec.ECDH(), key)), content_key)
     spki = ephemeral.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     originator = der.only_element(spki, der.SEQUENCE).content  # [1] IMPLICIT stands in for the SEQUENCE tag
-    for_recipient = der.encode_element(
-        der.SEQUENCE,
-        der.encode_element(der.CONTEXT_0, der.encode_element(der.OCTET_STRING, identifier))
-        + der.encode_element(der.OCTET_STRING, wrapped),
+    for_recipient = der.sequence(
+        der.encode_element(der.CONTEXT_0, der.encode_element(der.OCTET_STRING, identifier)),
+        der.encode_element(der.OCTET_STRING, wrapped),
     )
     return der.encode_element(
         der.CONTEXT_1,
         _integer(3)
         + der.encode_element(der.CONTEXT_0, der.encode_element(der.CONTEXT_1, originator))
-        + der.encode_element(der.SEQUENCE, _ECDH_SHA256_KDF + _AES256_WRAP)
-        + der.encode_element(der.SEQUENCE, for_recipient),
+        + der.sequence(_ECDH_SHA256_KDF, _AES256_WRAP)
+        + der.sequence(for_recipient),
     )
 
 
 def _signed(pkcs8: bytes, sealer: Sealer) -> bytes:
     """DER of a SignedData over an AsymmetricKeyPackage, without a ContentInfo around it (RFC 5652, 5.1)."""
-    package = der.encode_element(der.SEQUENCE, pkcs8)
-    attributes = b"".join(
-        sorted(
-            (
-                _attribute(_CONTENT_TYPE, _KEY_PACKAGE),
-                _attribute(_MESSAGE_DIGEST, der.encode_element(der.OCTET_STRING, hashlib.sha256(package).digest())),
-            )
-        )
-    )
+    package = der.sequence(pkcs8)
+    digest = der.encode_element(der.OCTET_STRING, hashlib.sha256(package).digest())
+    # X.690, 11.6
+    attributes = b"".join(sorted((_attribute(_CONTENT_TYPE, _KEY_PACKAGE), _attribute(_MESSAGE_DIGEST, digest))))
     # RFC 5652, 5.4: signed as a SET, sent as [0] IMPLICIT.
     signature = sealer.private_key.sign(der.encode_element(der.SET, attributes), ec.ECDSA(hashes.SHA256()))
     certificate = sealer.certificate
     serial = certificate.serial_number
-    signer = (
-        _integer(1)
-        + der.encode_element(
-            der.SEQUENCE,
-            certificate.issuer.public_bytes()
-            + der.encode_element(0x02, serial.to_bytes(serial.bit_length() // 8 + 1, signed=True)),
-        )
-        + _SHA256
-        + der.encode_element(der.CONTEXT_0, attributes)
-        + _ECDSA_SHA256
-        + der.encode_element(der.OCTET_STRING, signature)
+    serial_number = der.encode_element(0x02, serial.to_bytes(serial.bit_length() // 8 + 1, signed=True))
+    signer = der.sequence(
+        _integer(1),
+        der.sequence(certificate.issuer.public_bytes(), serial_number),
+        _SHA256,
+        der.encode_element(der.CONTEXT_0, attributes),
+        _ECDSA_SHA256,
+        der.encode_element(der.OCTET_STRING, signature),
     )
-    signed_data = (
-        _integer(3)
-        + der.encode_element(der.SET, _SHA256)
-        + _content_info(_KEY_PACKAGE, der.encode_element(der.OCTET_STRING, package))
-        + der.encode_element(der.CONTEXT_0, certificate.public_bytes(Encoding.DER))
-        + der.encode_element(der.SET, der.encode_element(der.SEQUENCE, signer))
+    return der.sequence(
+        _integer(3),
+        der.encode_element(der.SET, _SHA256),
+        _content_info(_KEY_PACKAGE, der.encode_element(der.OCTET_STRING, package)),
+        der.encode_element(der.CONTEXT_0, certificate.public_bytes(Encoding.DER)),
+        der.encode_element(der.SET, signer),
     )
-    return der.encode_element(der.SEQUENCE, signed_data)
 
 
 def _attribute(oid: bytes, value: bytes) -> bytes:
-    return der.encode_element(der.SEQUENCE, oid + der.encode_element(der.SET, value))
+    return der.sequence(oid, der.encode_element(der.SET, value))

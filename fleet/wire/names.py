@@ -160,7 +160,7 @@ def alt_name(text: str) -> x509.GeneralName:
                 if not colon:
                     raise Malformed("A hardware name to ask for is not of the form HW:<type OID>:<serial in hex>.")
                 content = der.encode_oid(oid) + der.encode_element(der.OCTET_STRING, bytes.fromhex(serial))
-                return x509.OtherName(HW_MODULE_NAME, der.encode_element(der.SEQUENCE, content))
+                return x509.OtherName(HW_MODULE_NAME, der.sequence(content))
             case "OTHER":
                 oid, _, encoded = value.partition(":")
                 return x509.OtherName(x509.ObjectIdentifier(oid), bytes.fromhex(encoded))

@@ -14,7 +14,7 @@ _OID_SIGNED_DATA = der.encode_oid(_SIGNED_DATA)
 _HEAD = (
     bytes((0x02, 0x01, 0x01))  # version 1
     + der.encode_element(der.SET, b"")  # no digest algorithms
-    + der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.113549.1.7.1"))  # data, absent
+    + der.sequence(der.encode_oid("1.2.840.113549.1.7.1"))  # data, absent
 )
 _NO_SIGNERS = der.encode_element(der.SET, b"")
 
@@ -61,8 +61,7 @@ def join_signed_data(certificates: Iterable[bytes], lists: Iterable[bytes] = ())
     Both are SETs OF, so their order is the encoding's, not the caller's.
     """
     signed_data = _HEAD + _set_of(der.CONTEXT_0, certificates) + _set_of(der.CONTEXT_1, lists) + _NO_SIGNERS
-    content = der.encode_element(der.CONTEXT_0, der.encode_element(der.SEQUENCE, signed_data))
-    return der.encode_element(der.SEQUENCE, _OID_SIGNED_DATA + content)
+    return der.sequence(_OID_SIGNED_DATA, der.encode_element(der.CONTEXT_0, der.sequence(signed_data)))
 
 
 def _set_of(tag: int, encoded: Iterable[bytes]) -> bytes:
