@@ -9,6 +9,7 @@ Of several ids or names each is a request of its own, and one that fails does no
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import click
 from msgspec import Struct
@@ -20,12 +21,13 @@ from fleet.cli.parameters import Listed
 from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
 
+Given = TypeVar("Given")
 TableOf = Callable[[Row], Row]
 Ask = Callable[[Client, str], Row]
 
 
-def _same(row: Row) -> Row:
-    return row
+def _same(given: Given) -> Given:
+    return given
 
 
 class Records(Struct, frozen=True):
@@ -61,17 +63,17 @@ class Records(Struct, frozen=True):
             attempted = f"showing {self.group.name} '{{}}'"
             print_each(ids, attempted, lambda each: (ask or self.get)(client, each), output, table)
 
-    def act(self, verb: str, text: str, done: Row | None = None) -> None:
+    def act(self, verb: str, text: str, done: Row | None = None, *, takes_reason: bool = True) -> None:
         """The command `verb`: it prints what is `done`, or the API's answer."""
 
         @self.group.command(verb, help=text)
         @client_option
         @self._ids
-        @reason_option
+        @(reason_option if takes_reason else _same)
         @output_option
-        def act(client: Client, ids: tuple[str, ...], reason: str, output: str) -> None:
+        def act(client: Client, ids: tuple[str, ...], output: str, **given: str) -> None:
             def ask(each: str) -> Row:
-                answer: Row = client.post(f"{self.path(each)}/{verb}", {"reason": reason})
+                answer: Row = client.post(f"{self.path(each)}/{verb}", given or None)
                 return answer if done is None else {self.type.key: each, **done}
 
             print_each(ids, f"{verb.removesuffix('e')}ing {self.group.name} '{{}}'", ask, output)

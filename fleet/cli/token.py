@@ -11,7 +11,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID
-from fleet.cli.records import Records, print_each
+from fleet.cli.records import Records
 from fleet.cli.token_batch import create_for_each
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
@@ -27,6 +27,16 @@ def token() -> None:
 
 TOKENS = Records(token, TOKEN_ID, COLUMNS)
 TOKENS.list("List the tokens, newest first; never their secrets.")
+TOKENS.act(
+    "revoke",
+    """Revoke tokens.
+
+    TOKEN_ID is the part before the dot; `fleet token list` shows it. Certificates that were enrolled with it stay
+    valid; revoke their devices.
+    """,
+    {"state": "revoked"},
+    takes_reason=False,
+)
 
 
 @token.command()
@@ -101,21 +111,3 @@ def _deliver(made: Row, out: Path | None, output: str) -> None:
         print_value({key: made[key] for key in ("id", "token", "expires_at")}, output)
     else:
         click.echo(made["token"])
-
-
-@token.command()
-@client_option
-@click.argument("token_ids", type=TOKEN_ID, nargs=-1, required=True, metavar="TOKEN_ID...")
-@output_option
-def revoke(client: Client, token_ids: tuple[str, ...], output: str) -> None:
-    """Revoke tokens.
-
-    TOKEN_ID is the part before the dot; `fleet token list` shows it. Certificates that were enrolled with it stay
-    valid; revoke their devices.
-    """
-
-    def revoked(token_id: str) -> Row:
-        client.post(f"{TOKENS.path(token_id)}/revoke")
-        return {"id": token_id, "state": "revoked"}
-
-    print_each(token_ids, "revoking token '{}'", revoked, output)

@@ -14,20 +14,9 @@ from msgspec import Struct
 URL_SIZE_MAX = 4096
 SCHEMES = ("postgresql", "postgres")
 PARAMETERS = (
-    "host",
-    "port",
-    "user",
-    "database",
-    "dbname",
-    "password",
-    "passfile",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "sslcrl",
-    "target_session_attrs",
-)
+    "host", "port", "user", "database", "dbname", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey",
+    "sslcrl", "target_session_attrs",
+)  # fmt: skip
 
 _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\],]*)(:[0-9]{0,5})?"
 _HOSTS = rf"({_HOST},)*{_HOST}"

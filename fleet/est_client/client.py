@@ -189,7 +189,6 @@ class EstClient:
         # A fresh context for each connection, so that a rotated certificate is always the one presented.
         context = self._context(bound=callable(csr))
         request = Request(method, path, headers, body)
-        server = f"{self._host}:{self._port}"
         try:
             return transport.exchange(self._host, self._port, context, request, self._policy.timeout_seconds)
         except transport.AnswerTooLarge:
@@ -200,16 +199,11 @@ class EstClient:
             raise self._tls_failure(error) from error
         except http.client.HTTPException as error:
             raise EstBadAnswer(f"The server's answer is not HTTP: {type(error).__name__}.") from error
-        except TimeoutError as error:
-            raise EstUnreachable(
-                f"The EST server at {server} cannot be reached: it did not answer within "
-                f"{self._policy.timeout_seconds:g} s.",
-                "Check the network and the URL.",
-            ) from error
         except OSError as error:
-            raise EstUnreachable(
-                f"The EST server at {server} cannot be reached: {error}.", "Check the network and the URL."
-            ) from error
+            is_late = isinstance(error, TimeoutError)
+            why = f"it did not answer within {self._policy.timeout_seconds:g} s" if is_late else error
+            message = f"The EST server at {self._host}:{self._port} cannot be reached: {why}."
+            raise EstUnreachable(message, "Check the network and the URL.") from error
 
     def _tls_failure(self, error: ssl.SSLError) -> EstUntrusted | EstRefused | EstUnreachable:
         server = f"{self._host}:{self._port}"

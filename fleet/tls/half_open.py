@@ -100,9 +100,6 @@ class HalfOpen:
         now = self._loop.time()
         for entry in [entry for entry, due in self._due.items() if due <= now]:
             entry.expire()
-        self._arm()
-
-    def _arm(self) -> None:
         first = next(iter(self._due.values()), None)
         if first is not None and self._timer is None:
             self._timer = self._loop.call_at(first, self._expire_due)

@@ -49,7 +49,6 @@ class Handshake(asyncio.BufferedProtocol):
         self.address = _plain_address(peername[0]) if peername else ""
         if reason := reception.half_open.enter(self):
             self._end(reason)
-            return
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reception.scratch.received_view

@@ -12,7 +12,7 @@ The application's protocol is called as on any transport, with these differences
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from fleet.domain.peer import Peer
@@ -186,9 +186,6 @@ class TlsTransport(asyncio.Transport):
                 raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}")
             data = bytes(data)  # the caller may modify it before the turn ends
         self._queue(data)
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        self._queue(b"".join(list_of_data))
 
     def _queue(self, data: bytes) -> None:
         if self._closing or not data:

@@ -64,9 +64,7 @@ async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
             f"The registry in {url.shown} cannot be made or changed: {first_line(error)}.",
             f"Its user must own the database, or the schema {SCHEMA} in it.",
         ) from error
-    except asyncpg.DuplicateObjectError as error:
-        raise _not_ours(url, error) from error
-    except asyncpg.DuplicateTableError as error:
+    except (asyncpg.DuplicateObjectError, asyncpg.DuplicateTableError) as error:
         raise _not_ours(url, error) from error
 
 

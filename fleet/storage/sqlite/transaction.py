@@ -6,17 +6,16 @@
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Conflict
 from fleet.storage import mapping, queries
+from fleet.storage.sqlite.connection import transaction
 from fleet.storage.sqlite.writes import apply
-
-T = TypeVar("T")
 
 ROWS_A_STATEMENT_MAX = 64  # 9 values each; SQLite takes 32,766
 
@@ -81,9 +80,11 @@ def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
     Raises: sqlite3.Error: nothing of any of them happened.
     """
     try:
-        return _in_transaction(db, lambda: _write_together(db, changes))
+        with transaction(db):
+            return _write_together(db, changes)
     except _BatchConflict:
-        return _in_transaction(db, lambda: _write_one_by_one(db, changes))
+        with transaction(db):
+            return _write_one_by_one(db, changes)
 
 
 def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
@@ -110,18 +111,6 @@ def _write_one_by_one(db: sqlite3.Connection, changes: Sequence[Change]) -> Writ
     batch = Batch(db)
     event_seq = batch.event_seq
     return Written([batch.add(change) for change in changes], event_seq)
-
-
-def _in_transaction(db: sqlite3.Connection, write: Callable[[], T]) -> T:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        answer = write()
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # a full disk may have rolled it back already
-            db.execute("ROLLBACK")
-        raise
-    return answer
 
 
 def _last_numbers(db: sqlite3.Connection) -> tuple[int, int]:

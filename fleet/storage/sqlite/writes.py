@@ -7,6 +7,7 @@ from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.errors import Conflict
 from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping, queries, statements
+from fleet.storage.sqlite.connection import transaction
 from fleet.storage.steps import steps_of
 
 DROP_TAG = "DELETE FROM device_tag WHERE key = ? AND value = ? AND device_id = ?"
@@ -56,14 +57,8 @@ def add_head(db: sqlite3.Connection, sealed: Sealed, nodes: Sequence[AuditNode])
 
     Raises: Conflict (`sealed-already`): nothing happened. sqlite3.Error: likewise.
     """
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(db):
         queries.must_be_newer(sealed.head.size, db.execute(queries.LARGEST_HEAD.sqlite).fetchone())
         db.execute(statements.ADD_HEAD.sqlite, mapping.HEAD.row(sealed.head))
         db.executemany(ADD_NODE, [(node.level, node.index, node.hash) for node in nodes])
         db.execute(statements.SET_FRONTIER.sqlite, (sealed.frontier.size, sealed.frontier.packed()))
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
@@ -12,6 +13,8 @@ from fleet.wire.encodings.pkcs12 import can_be_named, write_pkcs12
 from fleet.wire.errors import Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import join_signed_data
+
+_Encodable = x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList
 
 
 def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool = False) -> bytes:
@@ -72,7 +75,7 @@ def losses(bundle: Bundle, form: Form) -> tuple[str, ...]:
     return (*lost, *bundle.others)
 
 
-def _groups(bundle: Bundle) -> dict[str, tuple[object, ...]]:
+def _groups(bundle: Bundle) -> dict[str, tuple[_Encodable, ...]]:
     """The lists in a bundle, by what one item is called."""
     return {
         "certificate": bundle.certificates,
@@ -103,19 +106,14 @@ def _kept(bundle: Bundle, form: Form) -> dict[str, int]:
 def _write_pem(bundle: Bundle, password: bytes | None) -> bytes:
     """The key first, as Python's and nginx's loaders like it, then its certificate and the chain."""
     parts = [_key(bundle.private_key, Encoding.PEM, password)] if bundle.private_key is not None else []
-    parts += [each.public_bytes(Encoding.PEM) for each in bundle.certificates]
-    parts += [each.public_bytes(Encoding.PEM) for each in bundle.requests]
-    parts += [each.public_bytes(Encoding.PEM) for each in bundle.revocation_lists]
+    parts += [each.public_bytes(Encoding.PEM) for items in _groups(bundle).values() for each in items]
     return b"".join(parts)
 
 
 def _write_der(bundle: Bundle, password: bytes | None) -> bytes:
-    if bundle.certificates:
-        return bundle.certificates[0].public_bytes(Encoding.DER)
-    if bundle.requests:
-        return bundle.requests[0].public_bytes(Encoding.DER)
-    if bundle.revocation_lists:
-        return bundle.revocation_lists[0].public_bytes(Encoding.DER)
+    for items in _groups(bundle).values():
+        if items:
+            return items[0].public_bytes(Encoding.DER)
     return _only_key(bundle, Encoding.DER, password)
 
 

@@ -4,8 +4,6 @@ The board signs a context, the session and the station's fresh challenge. No oth
 that begin like the context: those of TLS 1.3 begin with 20, those of TLS 1.2 with 01, those of a CSR with 30.
 """
 
-from typing import Protocol
-
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
@@ -21,11 +19,6 @@ _CURVE_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
     "secp384r1": hashes.SHA384,
     "secp521r1": hashes.SHA512,
 }
-
-
-class _HasCurve(Protocol):
-    @property
-    def curve(self) -> ec.EllipticCurve: ...
 
 
 def signed_octets(session: bytes, challenge: bytes) -> bytes:
@@ -67,7 +60,7 @@ def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
         raise BadSignature("The proof of possession was not made with the certificate's key.") from None
 
 
-def _curve_hash(key: _HasCurve) -> hashes.HashAlgorithm:
+def _curve_hash(key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) -> hashes.HashAlgorithm:
     try:
         return _CURVE_HASHES[key.curve.name]()
     except KeyError:

@@ -84,7 +84,7 @@ class DeviceDialogue:
         self.reader = FrameReader()
         self.state = State.IDLE
         self._board = board
-        self._session: bytes | None = None
+        self._session = b""
         self._step = 0
         self._request = b""
         self._answer = b""
@@ -137,7 +137,7 @@ class DeviceDialogue:
         return self._answer
 
     def _forget(self) -> None:
-        self._session, self._step, self._request, self._answer = None, 0, b"", b""
+        self._session, self._step, self._request, self._answer = b"", 0, b"", b""
         self._csr = self._fingerprint = b""
         self._writing.clear()
         self.state = State.IDLE
@@ -211,8 +211,6 @@ class DeviceDialogue:
         return split_certificates(bytes(writing.data))
 
     def _prove(self, request: m.Prove) -> m.Answer:
-        if self._session is None:
-            raise BoardRefused(FailureCode.NO_SESSION, "There is no such session.")
         signature = self._board.sign(signed_octets(self._session, request.challenge))
         self.state = State.PROVED
         return m.Proof(signature)

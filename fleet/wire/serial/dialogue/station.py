@@ -81,7 +81,8 @@ class StationDialogue:
         self._timing = timing or Timing()
         self._outgoing = bytearray()
         self._outstanding: _Outstanding | None = None
-        self._session = b""
+        self.session = b""
+        """The current session id."""
         self._sessions = 0
         self._step = 0
         self._csr_size = 0
@@ -103,14 +104,13 @@ class StationDialogue:
             m.Finished: self._on_finished,
         }
 
-    @property
-    def session(self) -> bytes:
-        """The current session id."""
-        return self._session
-
     def begin(self, now: float) -> None:
-        """Open a session. Call once."""
-        self._begin_session(now)
+        """Open a session. Call once: the dialogue itself opens another after a restart of the board."""
+        self.session = self._random(m.SESSION_SIZE)
+        self._sessions += 1
+        self._step = -1
+        self._csr = None
+        self._ask(m.Hello((m.VERSION,), printable(self._order.station, 64)), now)
 
     def data_to_send(self) -> bytes:
         """The octets to write to the line now. Each is returned once."""
@@ -186,16 +186,9 @@ class StationDialogue:
         if not self.ended:
             self._fail(NoAnswer(FailureCode.STOPPED, text))
 
-    def _begin_session(self, now: float) -> None:
-        self._session = self._random(m.SESSION_SIZE)
-        self._sessions += 1
-        self._step = -1
-        self._csr = None
-        self._ask(m.Hello((m.VERSION,), printable(self._order.station, 64)), now)
-
     def _ask(self, request: m.Request, now: float) -> None:
         self._step += 1
-        frame = encode_frame(encode(Message(self._session, self._step, request)))
+        frame = encode_frame(encode(Message(self.session, self._step, request)))
         match request:
             case m.Hello():
                 patience = self._timing.board
@@ -209,9 +202,9 @@ class StationDialogue:
     def _fail(self, error: DialogueError) -> None:
         self.ended = True
         self._outstanding = None
-        if self._session:
+        if self.session:
             abort = m.Abort(error.code, printable(error.message, m.REASON_SIZE_MAX))
-            self._outgoing += encode_frame(encode(Message(self._session, self._step, abort)))
+            self._outgoing += encode_frame(encode(Message(self.session, self._step, abort)))
 
     def _on_payload(self, payload: bytes, now: float) -> list[Event]:
         waiting = self._outstanding
@@ -219,7 +212,7 @@ class StationDialogue:
             header = read_header(payload)
         except WireError:
             return []  # not of our session
-        if waiting is None or (header.session, header.step) != (self._session, self._step):
+        if waiting is None or (header.session, header.step) != (self.session, self._step):
             return []  # a late copy, or another station's
         try:
             answer = decode(payload).body
@@ -241,7 +234,7 @@ class StationDialogue:
         if failed.code == FailureCode.NO_SESSION and not isinstance(request, m.Hello):
             if self._sessions >= SESSIONS_MAX:
                 raise NoAnswer(FailureCode.NO_SESSION, "The board keeps restarting.")
-            self._begin_session(now)
+            self.begin(now)
             return [Restarted(self._sessions)]
         raise BoardRefused(failed.code, f"The board refused {type(request).__name__}: {failed.text}")
 
@@ -249,7 +242,7 @@ class StationDialogue:
         checks.board_is_wanted(info, self._order, self.info)
         self.info = info
         self._ask(m.MakeKey(self._order.device_id, self._order.key_type, self._order.replace), now)
-        return [Greeted(info, self._session)]
+        return [Greeted(info, self.session)]
 
     def _on_csr_ready(self, ready: m.CsrReady, request: m.MakeKey, now: float) -> list[Event]:
         self._csr_size, self._csr_sha256 = ready.size, ready.sha256
@@ -306,7 +299,7 @@ class StationDialogue:
     def _on_proof(self, proof: m.Proof, request: m.Prove, now: float) -> list[Event]:
         key = self._delivered().chain[0].public_key()
         try:
-            verify(key, proof.signature, signed_octets(self._session, self._challenge))
+            verify(key, proof.signature, signed_octets(self.session, self._challenge))
         except WireError as error:
             raise BadBoard(FailureCode.BAD_PROOF, str(error)) from error
         self._ask(m.Finish(), now)
