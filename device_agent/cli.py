@@ -20,7 +20,7 @@ from device_agent.errors import NotRunning, SendRefused
 from device_agent.home_option import HOME, pass_home
 from device_agent.interpreter import module_command
 from fleet.config.streams import Program, os_problem
-from fleet.est_client.arguments import KEY_TYPES, check_device_id, check_printable, parse_host_port
+from fleet.est_client.arguments import AGENT_KEY_TYPES, check_device_id, check_printable, parse_host_port
 from fleet.est_client.errors import BadConfig, ClientError
 
 # Loaded when they are called, and not before. name: (module, its line in --help)
@@ -139,8 +139,8 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
 @click.option("--token-env", metavar="VAR", help="Environment variable with the token.")
 @click.option(
     "--key-type",
-    type=click.Choice(KEY_TYPES),
-    default=KEY_TYPES[0],
+    type=click.Choice(AGENT_KEY_TYPES),
+    default=AGENT_KEY_TYPES[0],
     show_default=True,
     help="Type of the key to generate. The device's model must allow it.",
 )

@@ -23,7 +23,7 @@ from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.root_rollover import new_roots
-from fleet.est_client.arguments import KEY_TYPES
+from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.certificate_checks import check_certificate, find_chain, lifetime_of
 from fleet.est_client.client import BoundCsr, EstClient, Policy
 from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstRefused
@@ -192,7 +192,7 @@ def _key_type_like(current: Identity, otherwise: str) -> str:
         key_type = key_type_of(_load_certificates(current.certificate_file)[0].public_key())
     except WireError:
         return otherwise  # a key that was not generated here
-    return key_type if key_type in KEY_TYPES else otherwise
+    return key_type if key_type in AGENT_KEY_TYPES else otherwise
 
 
 def _load_certificates(path: Path) -> list[x509.Certificate]:

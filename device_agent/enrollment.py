@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from device_agent.interpreter import module_command
-from fleet.est_client.arguments import KEY_TYPES
+from fleet.est_client.arguments import AGENT_KEY_TYPES
 
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
 DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
@@ -20,7 +20,7 @@ class EnrollmentJob:
     home: Path
     operation: Literal["enroll", "reenroll", "window"]
     token: str = field(default="", repr=False)
-    key_type: str = KEY_TYPES[0]
+    key_type: str = AGENT_KEY_TYPES[0]
     replaces: str = ""
     """Fingerprint of a useless candidate that a renewal may overwrite; of "window": of the certificate in question."""
     deadline_seconds: float = DEADLINE_SECONDS

@@ -15,7 +15,13 @@ from firmware_tools.station.errors import LinkError, StationError, Stopped
 from firmware_tools.station.ledger import Ledger
 from firmware_tools.station.printing import plain, print_object, print_table
 from fleet.config.streams import Program
-from fleet.est_client.arguments import KEY_TYPES, MQTT_PORT_DEFAULT, check_device_id, check_printable, parse_host_port
+from fleet.est_client.arguments import (
+    AGENT_KEY_TYPES,
+    MQTT_PORT_DEFAULT,
+    check_device_id,
+    check_printable,
+    parse_host_port,
+)
 from fleet.est_client.client import EstClient
 from fleet.est_client.errors import BadConfig, BadCredentials, EstBusy, EstError, EstUnreachable, EstUntrusted
 
@@ -76,8 +82,8 @@ def list_ports(output: str) -> None:
 @click.option("--mqtt", default="", help="MQTT gateway for the device, HOST:PORT.  [default: the EST host, 8883]")
 @click.option(
     "--key-type",
-    type=click.Choice(KEY_TYPES),
-    default=KEY_TYPES[0],
+    type=click.Choice(AGENT_KEY_TYPES),
+    default=AGENT_KEY_TYPES[0],
     show_default=True,
     help="Type of the key that the board generates. The fleet's model must allow it.",
 )

@@ -32,7 +32,7 @@ from device_agent.device_key import (
     spki_der,
 )
 from device_agent.identity_store import Identity, IdentityStore
-from fleet.est_client.arguments import KEY_TYPES, check_device_id
+from fleet.est_client.arguments import AGENT_KEY_TYPES, check_device_id
 from fleet.est_client.certificate_checks import check_certificate
 from fleet.est_client.errors import BadConfig, ClientError, EstError
 from fleet.wire.csr import build_csr
@@ -80,7 +80,7 @@ class HomeBoard:
             hardware_serial=hardware.serial,
             model=hardware.model,
             firmware=hardware.firmware,
-            key_types=KEY_TYPES,
+            key_types=AGENT_KEY_TYPES,
             chunk_size_max=hardware.chunk_size_max,
             state=state,
             device_id=device_id,

@@ -20,7 +20,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import Registry
 from fleet.home.ca_store import locked
-from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_log
+from fleet.home.layout import Home, fleet_fingerprint, place_of_registry, revocation_journal
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import CopyProgress, copy_to_file
 from fleet.storage.journals.revocations import Mark
@@ -79,19 +79,20 @@ async def save_home(
     (`registry-went-back`); OSError.
     """
     must_be_absent(file)  # before the registry is copied; the write itself checks again
-    log = revocation_log(home)
-    await catch_up(registry, log)
+    journal = revocation_journal(home)
+    await catch_up(registry, journal)
     detail = {"file": file.name, "sealed": "no" if encryption is None else "yes"}
     await registry.commit(Change(AuditEntry(act.now, act.actor, "home.backup", "home", "ok", detail=detail)))
-    mark = log.mark(newest=await registry.last_event())
+    mark = journal.mark(newest=await registry.last_event())
     home.run.mkdir(mode=0o700, exist_ok=True)
     # In the home, which is as protected as its files; the backup's disk may not be.
     with tempfile.TemporaryDirectory(prefix="backup.", dir=home.run) as folder:
         copy = Path(folder) / REGISTRY
         await copy_to_file(place_of_registry(home), copy, progress)
         taken = await asyncio.to_thread(take_backup, home, copy, file, mark, encryption, act.now)
-    await catch_up(registry, log)
-    log.record_examined(taken.manifest.event_seq)  # a journal copied earlier is detected as incomplete for this backup
+    await catch_up(registry, journal)
+    # A journal copied earlier is detected as incomplete for this backup.
+    journal.record_examined(taken.manifest.event_seq)
     return taken
 
 

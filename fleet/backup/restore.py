@@ -33,7 +33,7 @@ from fleet.home.layout import (
     new_home,
     open_home,
     place_for,
-    revocation_log,
+    revocation_journal,
     settings_of,
     sync_tree,
 )
@@ -230,7 +230,7 @@ async def _brought_up(
         home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
-    revocation_log(home).reset(Mark(new_lineage(), newest))
+    revocation_journal(home).reset(Mark(new_lineage(), newest))
     return Restored(manifest, done, restore, stations, operators)
 
 

@@ -19,8 +19,9 @@ from fleet.client.client import Client
 from fleet.services.claims import QUOTA_MAX
 from fleet.wire.csr import decode_csr
 
-COLUMNS = ("name", "model", "state", "uses", "quota", "takeovers", "expires_at", "why")
-SHOWN = (*COLUMNS[:6], "created_at", "expires_at", "quarantined_at", "why", "revoked_at", "certificates")
+_IN_FRONT = ("name", "model", "state", "uses", "quota", "takeovers")
+COLUMNS = (*_IN_FRONT, "expires_at", "why")
+SHOWN = (*_IN_FRONT, "created_at", "expires_at", "quarantined_at", "why", "revoked_at", "certificates")
 
 
 @click.group()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from fleet.config.streams import json_text, printable
+from fleet.config.timestamps import rfc3339
 
 OUTPUTS = ("table", "json")
 WIDTH_UNKNOWN = 80  # of a terminal that does not say
@@ -174,7 +175,7 @@ def _plain(value: object) -> object:
         case None | bool() | int() | float():
             return value
         case datetime():
-            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            return rfc3339(value)
         case timedelta():
             return value.total_seconds()
         case bytes():

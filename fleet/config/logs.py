@@ -17,6 +17,8 @@ import warnings
 from datetime import UTC, datetime
 from typing import Any
 
+from fleet.config.timestamps import rfc3339
+
 LOG_FORMATS = ("text", "json")
 
 _BARE = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")  # needs no quotes
@@ -59,7 +61,7 @@ class JsonFormatter(logging.Formatter):
         self._context = context
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time = rfc3339(datetime.fromtimestamp(record.created, UTC), "milliseconds")
         line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "logger": record.name, **self._context}
         if isinstance(record.msg, Event):
             line |= {"event": record.msg.name, **record.msg.fields}

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fleet.config.timestamps import rfc3339
 from fleet.domain import merkle
 from fleet.domain.audit_log import TreeHead, leaf_data
 from fleet.domain.changes import AuditEntry
@@ -40,15 +41,10 @@ class Proof(Struct, frozen=True):
     head: TreeHead
 
 
-def moment_text(at: datetime, timespec: str = "microseconds") -> str:
-    """RFC 3339 in UTC."""
-    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
-
-
 def entry_value(entry: AuditEntry) -> dict[str, object]:
     """`entry` in JSON's types."""
     texts = {name: getattr(entry, name) for name in _ENTRY_TEXTS}
-    return {"at": moment_text(entry.at), **texts, "detail": dict(entry.detail)}
+    return {"at": rfc3339(entry.at, "microseconds"), **texts, "detail": dict(entry.detail)}
 
 
 def head_value(head: TreeHead) -> dict[str, object]:
@@ -56,7 +52,7 @@ def head_value(head: TreeHead) -> dict[str, object]:
     return {
         "size": head.size,
         "root": head.root.hex(),
-        "at": moment_text(head.at, "milliseconds"),
+        "at": rfc3339(head.at, "milliseconds"),
         "key_id": head.key_id.hex(),
         "signature": head.signature.hex(),
     }

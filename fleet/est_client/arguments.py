@@ -4,7 +4,7 @@ import re
 
 from fleet.est_client.errors import BadConfig
 
-KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+AGENT_KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
 """Key types that a device can generate, named as in the fleet's models."""
 
 MQTT_PORT_DEFAULT = 8883

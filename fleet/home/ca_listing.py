@@ -12,14 +12,14 @@ from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
 from fleet.home.tenants import read_authorities
 from fleet.servers.admin.authorities import Authorities
-from fleet.services.forecast import Authority
+from fleet.services.forecast import OwnCertificate
 
 
 def authorities_for_admin(home: Home, now: datetime) -> Authorities:
     """The CAs of `home`."""
     return Authorities(
         operators=cache(lambda: operators_authority(home, now)),
-        stations_issuer=lambda: load_issuer(home),
+        issuer=lambda: load_issuer(home),
         operators_issuer=lambda at: _operators_issuer(home, at),
         shown=lambda: shown_authorities(home),
         forecasted=lambda: forecasted_authorities(home),
@@ -41,20 +41,20 @@ def shown_authorities(home: Home) -> list[CaCertificate]:
     return shown
 
 
-def forecasted_authorities(home: Home) -> list[Authority]:
+def forecasted_authorities(home: Home) -> list[OwnCertificate]:
     """The home's own CA and server certificates, for the forecast."""
     all_of_them = read_authorities(home)
     own, server = all_of_them.own, certificate_in(home.server_chain)
-    found = [_authority(r, each) for r, each in (("root", own.root), ("issuing", own.issuing), ("server", server))]
+    found = [_forecasted(r, each) for r, each in (("root", own.root), ("issuing", own.issuing), ("server", server))]
     for name, tenant in all_of_them.tenants.items():
         if tenant.root != own.root:
-            found.append(_authority("root", tenant.root, name))
-        found.append(_authority("issuing", tenant.issuing, name))
+            found.append(_forecasted("root", tenant.root, name))
+        found.append(_forecasted("issuing", tenant.issuing, name))
     return found
 
 
-def _authority(role: str, certificate: x509.Certificate, tenant: str = "") -> Authority:
-    return Authority(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc, tenant)
+def _forecasted(role: str, certificate: x509.Certificate, tenant: str = "") -> OwnCertificate:
+    return OwnCertificate(role, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc, tenant)
 
 
 def _operators_issuer(home: Home, now: datetime) -> LocalIssuer:

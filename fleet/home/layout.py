@@ -131,7 +131,7 @@ def waiting_limits(settings: Settings) -> WaitingLimits:
     )
 
 
-def revocation_log(home: Home) -> RevocationJournal:
+def revocation_journal(home: Home) -> RevocationJournal:
     """The journal of revocations in the registry of `home`."""
     return RevocationJournal(home.revocations, fleet_fingerprint(home))
 
@@ -201,7 +201,7 @@ async def opened(path: Path) -> AsyncIterator[tuple[Home, Engine]]:
     home = open_home(path)
     registry = await open_registry(home)
     try:
-        journal = revocation_log(home)
+        journal = revocation_journal(home)
         await catch_up(registry, journal)
         yield home, registry
         await catch_up(registry, journal)

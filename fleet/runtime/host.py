@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet.config.addresses import Address
+from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.home.layout import Home, open_registry, revocation_log
+from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
 from fleet.runtime.jobs.retention import retain_daily
@@ -28,7 +29,6 @@ from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import Upstream
-from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet")
 
@@ -91,7 +91,7 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         parts.push_async_callback(registry.close)
         jobs = (
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
-            await parts.enter_async_context(journaling_revocations(registry, revocation_log(home))),
+            await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home))),
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())

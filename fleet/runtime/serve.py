@@ -15,16 +15,16 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
 from fleet.runtime.host import Host, ready_file_with, run_host
-from fleet.runtime.jobs.server_certificate import renew_daily, utc_now
+from fleet.runtime.jobs.server_certificate import renew_daily
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
 from fleet.runtime.worker import Worker, loop_factory, run_worker
-from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet")
 

@@ -17,6 +17,7 @@ from functools import cache, partial
 from msgspec import structs
 
 from fleet.config.addresses import Address
+from fleet.config.clock import Clock
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
@@ -41,7 +42,7 @@ from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_exter
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.tls.contexts import Clock, ContextSource
+from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
@@ -124,6 +125,7 @@ async def run_worker(
                 "pid": os.getpid(),
                 "tls": {name: asdict(listener.stats) for name, listener in listeners.items()},
                 "est": est.counters,
+                "http": admin.counters,
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
                 "upstream": {"broker": upstream.describe()} if monitored is None else monitored.status(),
@@ -167,7 +169,7 @@ class _HttpServers:
         )
 
     def admin(self, status: Callable[[], dict[str, object]]) -> HttpServer:
-        own = replace(authorities_for_admin(self.home, self.clock()), stations_issuer=lambda: self.authorities)
+        own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)
         own.operators()  # a home without an operators' CA gets one now
         context = Context(
             self.registry,

@@ -13,13 +13,13 @@ import socket
 import sys
 from pathlib import Path
 
+from fleet.config.clock import utc_now
 from fleet.config.logs import configure_logging
 from fleet.config.settings import Settings, parse_settings
 from fleet.domain.errors import FleetError
 from fleet.home.layout import Home, open_registry
 from fleet.runtime.background import background
 from fleet.runtime.ipc import Channel, WorkerConfig
-from fleet.runtime.jobs.server_certificate import utc_now
 from fleet.runtime.signals import Signals
 from fleet.runtime.worker import WorkerSlot, loop_factory, run_worker
 from fleet.servers.gateway.broker_process import die_with_parent

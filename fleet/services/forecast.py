@@ -19,7 +19,7 @@ _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Authority:
+class OwnCertificate:
     """A certificate of the fleet's own."""
 
     role: str
@@ -66,7 +66,7 @@ class Forecast:
 
 async def forecast(
     registry: Registry,
-    authorities: Sequence[Authority],
+    authorities: Sequence[OwnCertificate],
     *,
     now: datetime,
     weeks: int = 26,
@@ -106,7 +106,7 @@ def _monday(at: datetime) -> datetime:
     return day - timedelta(days=day.weekday())
 
 
-def _ending(authorities: Sequence[Authority], now: datetime, until: datetime) -> list[Warned]:
+def _ending(authorities: Sequence[OwnCertificate], now: datetime, until: datetime) -> list[Warned]:
     warnings = []
     for each in authorities:
         is_ca = each.role != "server"
@@ -123,7 +123,7 @@ def _ending(authorities: Sequence[Authority], now: datetime, until: datetime) ->
     return warnings
 
 
-def _cutting(authorities: Sequence[Authority], models: Sequence[Model], now: datetime) -> list[Warned]:
+def _cutting(authorities: Sequence[OwnCertificate], models: Sequence[Model], now: datetime) -> list[Warned]:
     warnings = []
     for tenant in sorted({model.rules.tenant for model in models}):
         cas = [each for each in authorities if each.role != "server" and each.tenant == tenant]

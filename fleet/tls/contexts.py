@@ -9,13 +9,13 @@ import functools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from OpenSSL import SSL
 
+from fleet.config.clock import Clock
 from fleet.tls import engine
 
 LEAVES_REMEMBERED = 4096  # the verdict on a leaf depends on its bytes alone, and devices reconnect with the same one
@@ -38,9 +38,6 @@ OPTIONS = (
     | SSL.OP_CIPHER_SERVER_PREFERENCE
     | OP_PRIORITIZE_CHACHA
 )
-
-
-Clock = Callable[[], datetime]  # aware, UTC
 
 
 @dataclass(frozen=True, slots=True)

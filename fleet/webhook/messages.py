@@ -1,9 +1,9 @@
 """Webhook request and response as JSON. A response must be unambiguous to be accepted."""
 
 import json
-from datetime import UTC
 from typing import Any
 
+from fleet.config.timestamps import rfc3339
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.domain.tags import checked_tags
@@ -24,7 +24,7 @@ def encode_question(question: Question) -> bytes:
             "key_type": question.key_type,
             "key_sha256": question.key_sha256.hex(),
             "address": question.address,
-            "at": question.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "at": rfc3339(question.at),
         },
         separators=(",", ":"),
     ).encode()

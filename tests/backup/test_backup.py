@@ -30,7 +30,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
 from fleet.domain.writes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation
 from fleet.home.creation import create_home
-from fleet.home.layout import Home, open_registry, revocation_log
+from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.home.pki import load_issuer
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.services import anchors, approvals, claims, inventory, revocation
@@ -282,7 +282,7 @@ class TestRestoring:
         await restore(tmp_path / "b", tmp_path / "empty", home.revocations)
 
     async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
-        log = revocation_log(home)
+        log = revocation_journal(home)
         async with journaling_revocations(registry, log):
             added = AddStation(Station("st1", ("default",), NOW))
             station = certificate("st1", kind=CredentialKind.STATION)
@@ -334,7 +334,7 @@ class TestRestoring:
             await claims.enroll_claim(registry, issuer, claims.NewClaim(name, "default", 5, spki, end), act=act)
         for name in ("gone", "kept"):
             await anchors.add_anchor(registry, name, ("default",), name.encode(), act=act)
-        log = revocation_log(home)
+        log = revocation_journal(home)
         await catch_up(registry, log)
         await save(home, registry, tmp_path / "b")
         await claims.revoke_claim(registry, "revoked", act=act)
@@ -361,7 +361,7 @@ class TestRestoring:
         issued = replace(fresh, state=CredentialState.ISSUED)
         await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (AddCredential(issued),)))
         assert await door(registry, "cam-7", 2) == "in"  # its first use ends the one before it
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
         await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
         opened = await open_registry(Home(tmp_path / "home2"))
         assert await door(opened, "cam-7", 1) == "certificate-superseded"
@@ -405,7 +405,7 @@ class TestRestoring:
         await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (_operator("cam-7"), AddCredential(held))))
         await save(home, registry, tmp_path / "b")
         await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
         done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
         assert (done.reapplied.devices, done.operators) == (1, ("cam-7",))
 
@@ -413,12 +413,12 @@ class TestRestoring:
         self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         await save(home, registry, tmp_path / "b")
-        lineage = revocation_log(home).mark(newest=0).lineage
+        lineage = revocation_journal(home).mark(newest=0).lineage
         home.revocations.unlink()
         await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
         text = home.revocations.read_text()
-        for given in (text, text.replace(revocation_log(home).mark(newest=99).lineage, lineage)):
+        for given in (text, text.replace(revocation_journal(home).mark(newest=99).lineage, lineage)):
             home.revocations.write_text(given)
             with pytest.raises(Refused) as caught:
                 await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
@@ -428,7 +428,7 @@ class TestRestoring:
     async def test_a_log_that_ends_before_the_backup_is_refused(
         self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
         old_copy = Path(shutil.copyfile(home.revocations, tmp_path / "old.jsonl"))
         retag = Retag((("roof", "north"),))
         await tag_device(registry, "cam-7", retag, act=Act("operator", NOW))  # which no log of revocations notes
@@ -447,7 +447,7 @@ class TestRestoring:
         second = Home(tmp_path / "home2")
         opened = await open_registry(second)
         await revocation.revoke(opened, "cam-8", act=Act("operator", NOW))
-        await catch_up(opened, revocation_log(second))
+        await catch_up(opened, revocation_journal(second))
         await opened.close()
         await restore(tmp_path / "b1", tmp_path / "home3", second.revocations)
         third = await open_registry(Home(tmp_path / "home3"))
@@ -462,7 +462,7 @@ class TestRestoring:
         await save(home, registry, tmp_path / "b")
         other = await create_home(tmp_path / "other", Settings(), NOW)
         opened = await open_registry(other)
-        await catch_up(opened, revocation_log(other))
+        await catch_up(opened, revocation_journal(other))
         await opened.close()
         with pytest.raises(Refused) as caught:
             await restore(tmp_path / "b", tmp_path / "home2", other.revocations)
@@ -471,7 +471,7 @@ class TestRestoring:
 
 class TestNoting:
     async def test_a_serving_process_notes_what_others_do(self, home: Home, registry: Engine) -> None:
-        log = revocation_log(home)
+        log = revocation_journal(home)
         other = await open_registry(home)
         noted = threading.Event()
 
@@ -490,12 +490,12 @@ class TestNoting:
     async def test_a_registry_put_back_by_hand_is_not_served(
         self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
         await registry.close()
         shutil.copy(home.registry, tmp_path / "old.db")
         opened = await open_registry(home)
         await revocation.revoke(opened, "cam-7", act=Act("operator", NOW))
-        await catch_up(opened, revocation_log(home))
+        await catch_up(opened, revocation_journal(home))
         await opened.close()
         for left in home.path.glob("registry.db*"):
             left.unlink()
@@ -503,9 +503,9 @@ class TestNoting:
         back = await open_registry(home)
         assert await door(back, "cam-7") == "in"  # which is why
         with pytest.raises(Refused) as caught:
-            await catch_up(back, revocation_log(home))
+            await catch_up(back, revocation_journal(home))
         assert caught.value.code == "registry-went-back"
         with pytest.raises(Refused):
-            async with journaling_revocations(back, revocation_log(home)):
+            async with journaling_revocations(back, revocation_journal(home)):
                 pass
         await back.close()

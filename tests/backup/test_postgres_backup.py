@@ -21,7 +21,7 @@ from fleet.config.settings import Settings
 from fleet.domain.access import Act
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
 from fleet.home.creation import create_home
-from fleet.home.layout import Home, open_registry, revocation_log, settings_of
+from fleet.home.layout import Home, open_registry, revocation_journal, settings_of
 from fleet.services import revocation
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, open_engine
@@ -190,7 +190,7 @@ async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
     assert after > before, "nobody enrolled while the backup was taken"
     assert {"device", "credential", "audit"} <= set(copied)
     manifest = check_backup(tmp_path / "b", PASSPHRASE)
-    await catch_up(registry, revocation_log(home))
+    await catch_up(registry, revocation_journal(home))
 
     target = place() if into == "postgres" else Database()
     await restore(tmp_path / "b", tmp_path / "home2", home.revocations, target)
@@ -245,7 +245,7 @@ async def test_sqlite_moves_up_and_whoever_was_put_out_since_stays_out(
         await save(home, registry, tmp_path / "b")
         await revocation.revoke(registry, "cam-7", act=ACT)
         await revocation.suspend(registry, "cam-8", act=ACT)
-        await catch_up(registry, revocation_log(home))
+        await catch_up(registry, revocation_journal(home))
     finally:
         await registry.close()
     target = place()
@@ -255,7 +255,7 @@ async def test_sqlite_moves_up_and_whoever_was_put_out_since_stays_out(
     try:
         assert [await door(opened, name) for name in ("cam-7", "cam-8", "cam-9")][2] == "in"
         assert "in" not in [await door(opened, name) for name in ("cam-7", "cam-8")]
-        await catch_up(opened, revocation_log(Home(tmp_path / "home2")))
+        await catch_up(opened, revocation_journal(Home(tmp_path / "home2")))
     finally:
         await opened.close()
 
@@ -265,7 +265,7 @@ async def test_a_revocation_after_the_backup_holds_on_postgres(
 ) -> None:
     await save(home, registry, tmp_path / "b")
     await revocation.revoke(registry, "cam-7", act=ACT)
-    await catch_up(registry, revocation_log(home))
+    await catch_up(registry, revocation_journal(home))
     await restore(tmp_path / "b", tmp_path / "home2", home.revocations, place())
     second = await open_registry(Home(tmp_path / "home2"))
     assert await door(second, "cam-7") != "in"

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.model_rules import rules_of
-from fleet.est_client.arguments import KEY_TYPES
+from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.services import inventory
 from fleet.wire.csr import key_type_of
 from tests.device_agent.fleet_parts import Device
@@ -32,7 +32,7 @@ def set_profile(device: Device, **profile: Any) -> None:
     device.est.call(change())
 
 
-@pytest.mark.parametrize("key_type", KEY_TYPES)
+@pytest.mark.parametrize("key_type", AGENT_KEY_TYPES)
 def test_every_kind_of_key_is_renewed_as_what_it_was(new_device: Callable[[], Device], key_type: str) -> None:
     device = new_device().init()
     device.call("enroll", "--key-type", key_type, give=device.est.token(device.device_id, key_types=(key_type,)))

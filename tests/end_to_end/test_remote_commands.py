@@ -474,6 +474,8 @@ def test_status(shared: Afar) -> None:
     assert "tls" in there
     assert here["registry"]["devices"] == 0
     assert "broker" in there["upstream"]
+    again = json.loads(said("status -o json", shared.environment())[1])
+    assert again["http"]["200"] > there["http"].get("200", 0)  # the answer before is counted
     for environment in (shared.environment(), {"FLEET_HOME": str(shared.served.home)}):
         lines = [line.split() for line in said("status", environment)[1].splitlines()]
         assert lines[0] == ["PART", "WHAT", "VALUE"]

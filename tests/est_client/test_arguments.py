@@ -2,10 +2,9 @@
 
 import pytest
 
-from fleet.domain.device import KEY_TYPES as FLEET_KEY_TYPES
-from fleet.domain.device import device_id
+from fleet.domain.device import KEY_TYPES, device_id
 from fleet.domain.errors import Invalid
-from fleet.est_client.arguments import KEY_TYPES, check_device_id, check_printable, parse_host_port
+from fleet.est_client.arguments import AGENT_KEY_TYPES, check_device_id, check_printable, parse_host_port
 from fleet.est_client.errors import BadConfig
 
 
@@ -29,8 +28,8 @@ def test_a_wrong_id_is_repeated_in_part() -> None:
 
 
 def test_the_key_types_are_the_fleets() -> None:
-    assert KEY_TYPES == ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
-    assert set(KEY_TYPES) <= set(FLEET_KEY_TYPES)
+    assert AGENT_KEY_TYPES == ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+    assert set(AGENT_KEY_TYPES) <= set(KEY_TYPES)
 
 
 def test_text_that_a_terminal_can_show() -> None:

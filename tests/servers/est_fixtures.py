@@ -30,7 +30,7 @@ from fleet.servers.http_connection import HttpLimits
 from fleet.services import claims, inventory, operators
 from fleet.services.authorization import Authorizer
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.services.forecast import Authority
+from fleet.services.forecast import OwnCertificate
 from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
@@ -351,10 +351,10 @@ async def open_est(
         registry,
         lambda: Authorities(
             operators=lambda: operators_ca[0],
-            stations_issuer=lambda: est.issuer,
+            issuer=lambda: est.issuer,
             operators_issuer=lambda _: est.operators_issuer,
             shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
-            forecasted=lambda: [Authority("root", "CN=root", root[0].not_valid_after_utc)],
+            forecasted=lambda: [OwnCertificate("root", "CN=root", root[0].not_valid_after_utc)],
         ),
         lambda: Policy(30, 365, 90),
         est.clock,

@@ -14,15 +14,15 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
 from fleet.domain.writes import AddDevice
 from fleet.services import inventory
-from fleet.services.forecast import Authority, Forecast, Week, forecast
+from fleet.services.forecast import Forecast, OwnCertificate, Week, forecast
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
 MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
 DAY, WEEK = timedelta(days=1), timedelta(weeks=1)
-ROOT = Authority("root", "CN=root", NOW + 5000 * DAY)
-ISSUING = Authority("issuing", "CN=issuing", NOW + 3000 * DAY)
-SERVER = Authority("server", "CN=localhost", NOW + 300 * DAY)
+ROOT = OwnCertificate("root", "CN=root", NOW + 5000 * DAY)
+ISSUING = OwnCertificate("issuing", "CN=issuing", NOW + 3000 * DAY)
+SERVER = OwnCertificate("server", "CN=localhost", NOW + 300 * DAY)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def fill(registry: SqliteRegistry, ends: list[datetime | None], state: Dev
     await registry.commit(Change(AuditEntry(NOW, "test", "prepare", "", "ok"), writes))
 
 
-async def look(registry: SqliteRegistry, *own: Authority, weeks: int = 4, cliff_percent: float = 25.0) -> Forecast:
+async def look(registry: SqliteRegistry, *own: OwnCertificate, weeks: int = 4, cliff_percent: float = 25.0) -> Forecast:
     return await forecast(registry, own or (ROOT, ISSUING, SERVER), now=NOW, weeks=weeks, cliff_percent=cliff_percent)
 
 
@@ -68,7 +68,7 @@ async def test_nothing_there_is_nothing_to_warn_of(registry: SqliteRegistry) -> 
     assert await look(registry, weeks=1) == Forecast(0, 0, (Week(MONDAY),), ())
 
 
-async def codes(registry: SqliteRegistry, *own: Authority) -> list[str]:
+async def codes(registry: SqliteRegistry, *own: OwnCertificate) -> list[str]:
     return [w.code for w in (await look(registry, *own)).warnings]
 
 
@@ -87,7 +87,7 @@ async def codes(registry: SqliteRegistry, *own: Authority) -> list[str]:
     ],
 )
 async def test_what_ends_above_the_devices(
-    registry: SqliteRegistry, own: tuple[Authority, ...], expected: list[str]
+    registry: SqliteRegistry, own: tuple[OwnCertificate, ...], expected: list[str]
 ) -> None:
     assert await codes(registry, *own) == expected
 
@@ -101,7 +101,7 @@ async def test_it_names_the_models_whose_certificates_are_cut(registry: SqliteRe
 
 
 async def test_a_tenants_ca_cuts_the_certificates_of_its_own_models(registry: SqliteRegistry) -> None:
-    of_a = Authority("issuing", "CN=a", NOW + 60 * DAY, tenant="a")
+    of_a = OwnCertificate("issuing", "CN=a", NOW + 60 * DAY, tenant="a")
     for name, tenant in (("own", ""), ("a-cam", "a"), ("b-cam", "b")):
         model = Model(name, 90 * DAY, rules=ModelRules(tenant))
         await inventory.add_model(registry, model, act=Act("operator", NOW), tenants=("a", "b"))

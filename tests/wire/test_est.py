@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.domain import labels
 from fleet.wire import der
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.est import (
@@ -245,6 +246,7 @@ def test_what_we_say_ourselves() -> None:
     assert is_pkcs10(PKCS10)
     assert CERTS_ONLY == "application/pkcs7-mime; smime-type=certs-only"
     assert "simpleenroll" in OPERATIONS
+    assert set(OPERATIONS) == labels.OPERATIONS  # which imports nothing of wire
 
 
 @pytest.mark.parametrize(

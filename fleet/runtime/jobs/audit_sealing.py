@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
@@ -15,7 +16,6 @@ from fleet.home.layout import Home
 from fleet.home.pki import audit_signer
 from fleet.runtime.background import background
 from fleet.services.sealing import seal
-from fleet.tls.contexts import Clock
 
 log = logging.getLogger("fleet.audit")
 

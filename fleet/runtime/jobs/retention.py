@@ -6,17 +6,17 @@ import socket
 from dataclasses import dataclass
 from datetime import datetime
 
+from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
-from fleet.home.layout import Home, revocation_log
+from fleet.home.layout import Home, revocation_journal
 from fleet.services.retention import Mode, Policy, Report, Retention, take_lease
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import trim_spent
 from fleet.storage.journals.archive import Archive
 from fleet.storage.journals.event_marks import EventMarks
-from fleet.tls.contexts import Clock
 
 logger = logging.getLogger("fleet.retention")
 
@@ -48,7 +48,7 @@ async def retain(home: Home, registry: Registry, settings: Settings, run: Retent
     Raises: Conflict: `archive-in-use`; `retention-elsewhere`, unless `by_force`; what Retention.run raises.
     """
     policy, now = policy_of(settings), run.now
-    journal = revocation_log(home)
+    journal = revocation_journal(home)
     noted = await catch_up(registry, journal)
     marks = EventMarks(home.event_marks)
     with Archive(home.archive).held() as archive:

@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 from cryptography.x509 import Certificate
 
+from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import FleetError
@@ -15,16 +15,11 @@ from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.tenants import Authorities, read_authorities
-from fleet.tls.contexts import ClientTrust, Clock, ContextSource, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
 log = logging.getLogger("fleet")
 
 RENEWAL_CHECK_SECONDS = 86_400.0
-
-
-def utc_now() -> datetime:
-    """Current UTC time."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from fleet.domain.ports import Issuer
-from fleet.services.forecast import Authority
+from fleet.services.forecast import OwnCertificate
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -20,9 +20,10 @@ class Authorities:
 
     operators: "Callable[[], x509.Certificate]"
     """The operators' CA: an operator's chain ends here, and nobody else's does."""
-    stations_issuer: Callable[[], Issuer]
+    issuer: Callable[[], Issuer]
+    """Signs for stations and claims."""
     operators_issuer: Callable[[datetime], Issuer]
     """Its key is read when it is needed, and not held. Raises: Unavailable: it is kept elsewhere."""
     shown: "Callable[[], Sequence[CaCertificate]]"
     """The root that devices trust comes first."""
-    forecasted: Callable[[], Sequence[Authority]]
+    forecasted: Callable[[], Sequence[OwnCertificate]]

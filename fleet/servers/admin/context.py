@@ -3,11 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
+from fleet.config.clock import Clock, utc_now
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.ports import Registry
@@ -18,15 +19,9 @@ if TYPE_CHECKING:
     from fleet.servers.admin.authorities import Authorities
     from fleet.services.retention import Policy
 
-Clock = Callable[[], datetime]
 Json = Mapping[str, Any]
 
 HEARTBEAT_SECONDS = 15.0  # half of what balancers give a silent connection at the least
-
-
-def utc_now() -> datetime:
-    """Current UTC time."""
-    return datetime.now(UTC)
 
 
 def _nothing() -> Json:

@@ -7,11 +7,6 @@ PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,
 _RFC3339 = re.compile(PATTERN)
 
 
-def moment(at: datetime) -> str:
-    """`at` as a text."""
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
 def instant(text: str) -> datetime | None:
     """The time that `text` says, in UTC; None when it says none, or one that is beyond the calendar."""
     if not _RFC3339.search(text):

@@ -5,10 +5,11 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from cryptography import x509
 
+from fleet.config.clock import Clock
+from fleet.config.timestamps import rfc3339
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Invalid, Unauthenticated
@@ -35,8 +36,6 @@ from fleet.wire.errors import WireError
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, is_pkcs10
 from fleet.wire.key_package import Sealer
 from fleet.wire.pkcs7 import join_signed_data
-
-Clock = Callable[[], datetime]
 
 ACTIONS = {
     "simpleenroll": "device.enroll",
@@ -186,13 +185,9 @@ class _Handlers:
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
         """Suggested renewal window (RFC 9773, 4.2), for any client that knows the certificate's fingerprint."""
         window = await renewal_window(self._registry, asked.fingerprint or b"")
-        shown = {"suggestedWindow": {"start": _rfc3339(window.start), "end": _rfc3339(window.end)}}
+        shown = {"suggestedWindow": {"start": rfc3339(window.start, "seconds"), "end": rfc3339(window.end, "seconds")}}
         headers = {"Content-Type": "application/json", "Retry-After": str(RENEWAL_INFO_SECONDS)}
         return Response(200, json.dumps(shown).encode(), headers)
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,9 +10,10 @@ is probed every few seconds. Meanwhile the gateway stays open and refuses each d
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from fleet.config.logs import log_event
+from fleet.config.timestamps import rfc3339
 from fleet.domain.device import Model
 from fleet.servers.gateway.upstream import External, Factory, Upstream
 
@@ -55,7 +56,7 @@ class MonitoredUpstream:
 
     def status(self) -> dict[str, object]:
         """JSON value for `GET /v1/status`."""
-        since = self._since.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        since = rfc3339(self._since, "seconds")
         return {"broker": self.describe(), "reachable": self._is_reachable, "since": since}
 
     async def run(self) -> None:

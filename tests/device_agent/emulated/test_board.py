@@ -14,7 +14,7 @@ from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.device_key import load_key
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.identity_store import IdentityStore
-from fleet.est_client.arguments import KEY_TYPES
+from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused
@@ -204,7 +204,7 @@ def test_a_kind_of_key_that_was_not_there(bench: Bench) -> None:
         board.make_key("pump/7", "EC-P256", False)
 
 
-@pytest.mark.parametrize("key_type", KEY_TYPES)
+@pytest.mark.parametrize("key_type", AGENT_KEY_TYPES)
 def test_each_kind_of_key_is_made_and_proved(bench: Bench, key_type: str) -> None:
     assert bench.run(order=replace(ORDER, key_type=key_type)).key_type == key_type
     assert bench.state() == (m.PROVISIONED, "pump-7")

@@ -20,6 +20,7 @@ from datetime import datetime
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
+from fleet.config.timestamps import rfc3339
 from fleet.domain.access import Permission
 from fleet.domain.changes import AuditEntry
 from fleet.domain.device import DeviceFilter, Place
@@ -30,7 +31,7 @@ from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import authentic, authenticated, bad_cursor
 from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.rfc3339 import instant, moment
+from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import post
 from fleet.services.bulk import DONE, FIRST, Move, Outcome, StepPlace, Tagging, new_bulk_id, one_step
 
@@ -137,9 +138,9 @@ def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | N
 
 def _cursor(body: BulkAct, progress: Progress, key: bytes) -> str:
     after = progress.place.after
-    expires_at = moment(after.expires_at) if after.expires_at is not None else None
+    expires_at = rfc3339(after.expires_at) if after.expires_at is not None else None
     counts = (progress.matched, progress.left, progress.place.number)
-    values = [_digest(body), progress.bulk, moment(progress.at), *counts, after.id, expires_at]
+    values = [_digest(body), progress.bulk, rfc3339(progress.at), *counts, after.id, expires_at]
     return authenticated(values, key)
 
 

@@ -57,7 +57,7 @@ async def create_claim(context: Context, call: Call, body: NewClaim) -> Result[A
 
     claim, credential = await claims.enroll_claim(
         answering(context.registry, call.once, result_of),
-        context.authorities().stations_issuer(),
+        context.authorities().issuer(),
         claims.NewClaim(
             body.name, body.model, body.quota, csr.spki_der, call.now + timedelta(seconds=body.lifetime_seconds)
         ),

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from fleet.config.timestamps import rfc3339
 from fleet.domain import device as domain
 from fleet.domain.access import Operator, Permission, demand_model
 from fleet.domain.changes import Change
@@ -22,7 +23,7 @@ from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
 from fleet.servers.admin.records.credentials import Credential
 from fleet.servers.admin.records.devices import Device, DeviceChanges, DeviceQuery, NewDevice
 from fleet.servers.admin.result import Result
-from fleet.servers.admin.rfc3339 import instant, moment
+from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import Condition, Route, get, patch, post
 from fleet.services import inventory, revocation, tagging
 
@@ -70,7 +71,7 @@ def _after(call: Call, query: DeviceQuery, where: DeviceFilter) -> Place:
 
 
 def _position_of(after: Place) -> list[Any]:
-    return [after.id, moment(after.expires_at) if after.expires_at is not None else None]
+    return [after.id, rfc3339(after.expires_at) if after.expires_at is not None else None]
 
 
 @post("/v1/devices", Permission.DEVICE_CREATE, "Register a device.", status=201, has_etag=True, may_not_find=True)

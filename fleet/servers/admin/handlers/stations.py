@@ -47,7 +47,7 @@ async def create_station(context: Context, call: Call, body: NewStation) -> Resu
 
     credential = await inventory.enroll_station(
         answering(context.registry, call.once, result_of),
-        context.authorities().stations_issuer(),
+        context.authorities().issuer(),
         inventory.NewStation(
             body.name, body.models, csr.spki_der, timedelta(seconds=body.lifetime_seconds), body.quota
         ),

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
+from fleet.config.timestamps import rfc3339
 from fleet.domain import device as domain
 from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
@@ -36,7 +37,6 @@ from fleet.servers.admin.records.base import (
     pattern,
     seconds,
 )
-from fleet.servers.admin.rfc3339 import moment
 from fleet.services.renewal import Progress
 
 Lifetime = Annotated[int, seconds(domain.LIFETIME_MIN, domain.LIFETIME_MAX, "Validity period of a certificate.")]
@@ -196,5 +196,5 @@ class Renewal(Record):
         if campaign is None:
             return cls.of(p)
         spread = int(campaign.spread.total_seconds())
-        shown = Campaign(before=moment(campaign.before), start=moment(campaign.start), spread_seconds=spread)
+        shown = Campaign(before=rfc3339(campaign.before), start=rfc3339(campaign.start), spread_seconds=spread)
         return cls.of(p, campaign=shown)
