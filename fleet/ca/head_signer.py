@@ -67,10 +67,7 @@ def read_head_key(pem: bytes) -> HeadKey:
 
 
 def check_head(head: TreeHead, keys: Iterable[HeadKey]) -> None:
-    """Return when `head` was signed by one of `keys`.
-
-    Raises: Invalid: `head-key`, another key's; `head-signature`, not valid.
-    """
+    """Return if `head` was signed by one of `keys`. Raises: Invalid: `head-key`, another key's; `head-signature`."""
     key = next((key for key in keys if key.id == head.key_id), None)
     if key is None:
         message = f"The head of {head.size} rows names another key, {head.key_id.hex()[:16]}…"

@@ -112,11 +112,6 @@ def _common_extensions(issuer: x509.Certificate) -> bytes:
     if not constraints.ca or not usage.key_cert_sign:
         raise Invalid("bad-issuer", "The issuing certificate may not sign certificates.")
     authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    return b"".join(
-        (
-            extension(END_ENTITY, critical=True),
-            # For every key type: TLS with forward secrecy needs nothing else, RSA included.
-            extension(SIGNS_ONLY, critical=True),
-            extension(authority, critical=False),
-        )
-    )
+    # SIGNS_ONLY for every key type: TLS with forward secrecy needs nothing else, RSA included.
+    usages = extension(END_ENTITY, critical=True) + extension(SIGNS_ONLY, critical=True)
+    return usages + extension(authority, critical=False)

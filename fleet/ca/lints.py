@@ -159,12 +159,8 @@ def signature_is_strong(c: x509.Certificate, permit: IssuePermit, issuer: x509.C
 
 
 def validity_is_permitted(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
-    own, above = (_validity(certificate) for certificate in (c, issuer))
+    own, above = ((each.not_valid_before_utc, each.not_valid_after_utc) for each in (c, issuer))
     return is_permitted_validity(own, permit, above)
-
-
-def _validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
-    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def subject_is_the_holder(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:

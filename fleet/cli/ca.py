@@ -63,10 +63,7 @@ def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> 
 
 
 def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]:
-    """What devices of `tenant` trust, and with `whole` what issues their certificates.
-
-    Raises: NotFound (`no-such-tenant`).
-    """
+    """What devices of `tenant` trust; with `whole`, and what issues to them. Raises: NotFound (`no-such-tenant`)."""
     issuers = [each for each in authorities if each["tenant"] == tenant and each["role"] in ("issuing", "former")]
     if not issuers:
         raise NotFound("no-such-tenant", f"There is no tenant {tenant[:80]!r}.", "See: fleet tenant list")

@@ -78,10 +78,7 @@ class _Text:
                 return self.buffer[:1]
 
     def lines(self) -> Iterator[str]:
-        """Each line with its end. `line` is the number of the one behind it.
-
-        Raises: Invalid (`bad-manifest`): one is too long.
-        """
+        """Each line with its end; `line` numbers the next one. Raises: Invalid (`bad-manifest`): one is too long."""
         while True:
             start, end = 0, self.buffer.find("\n")
             while end >= 0:

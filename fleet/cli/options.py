@@ -128,10 +128,7 @@ def at_home_only(why: str) -> Callable[[_Command], _Command]:
 def client_at(
     home: Path | None, url: str | None = None, cert: Path | None = None, key: Path | None = None, ca: Path | None = None
 ) -> Client:
-    """The client of the fleet that the options name. Nothing is opened or read before its first request.
-
-    Raises: click.UsageError.
-    """
+    """The client of the fleet that the options name; nothing is opened before a request. Raises: click.UsageError."""
     if home is not None and url is not None:
         # The command line counts before the environment.
         context = click.get_current_context()

@@ -39,10 +39,7 @@ class DatabaseUrl(Struct, frozen=True):
 
 
 def parse_database_url(text: str) -> DatabaseUrl:
-    """`text` as a DatabaseUrl.
-
-    Raises: ValueError: with a sentence that does not repeat the text, which may hold a password.
-    """
+    """`text` as a DatabaseUrl. Raises: ValueError: not repeating the text, which may hold a password."""
     if len(text) > URL_SIZE_MAX or not text.isprintable() or " " in text:
         raise ValueError("is not a URL: it is too long, or holds a space or a control character")
     try:

@@ -77,10 +77,7 @@ _count_between = partial(_number_between, kinds=int, kind="a whole number")
 
 
 def parse_workers(text: str) -> int:
-    """A number of worker processes, or `auto` (0) for one on each core.
-
-    Raises: ValueError: with a sentence for people.
-    """
+    """A number of workers, or `auto` (0) for one on each core. Raises: ValueError: with a sentence for people."""
     if text == WORKERS_AUTO:
         return 0
     if re.fullmatch(r"[0-9]{1,4}", text) and int(text) <= WORKERS_MAX:

@@ -35,10 +35,7 @@ def check_printable(text: str, what: str) -> str:
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`, with or without `mqtts://`; the port defaults to 8883.
-
-    Raises: BadConfig.
-    """
+    """Host and port of `[mqtts://]HOST[:PORT]`, IPv6 in brackets; the port defaults to 8883. Raises: BadConfig."""
     match = _HOST_PORT.fullmatch(text)
     port = int(match[2] or MQTT_PORT_DEFAULT) if match else 0
     if not match or not 0 < port < 65536:

@@ -59,10 +59,7 @@ def json_text(value: object) -> str:
 
 
 def serial_octets(serial: str) -> bytes:
-    """A serial number's hex digits as the octets of the number, at least one.
-
-    Raises: ValueError: not a serial number.
-    """
+    """A serial number's hex digits as the number's octets, at least one. Raises: ValueError: not a serial number."""
     if not _SERIAL.fullmatch(serial):
         raise ValueError("A serial number is 1 to 40 hex digits in lower case.")
     number = int(serial, 16)

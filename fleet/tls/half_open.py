@@ -48,11 +48,9 @@ class Expiring(Protocol):
 
     def expire(self) -> None:
         """Called when its deadline has passed."""
-        ...
 
     def dismiss(self) -> None:
         """Called when the listener closes."""
-        ...
 
 
 class HalfOpen:

@@ -80,10 +80,7 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """Port of the first address; with port 0 and several addresses each may have its own.
-
-        Raises: RuntimeError: closed.
-        """
+        """Port of the first address; with port 0, each address may have its own. Raises: RuntimeError: closed."""
         addresses = self.addresses
         if not addresses:
             raise RuntimeError("The listener is closed.")

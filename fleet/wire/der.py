@@ -112,10 +112,7 @@ def _check_count(count: int) -> None:
 
 
 def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:
-    """The one element that `data` consists of, with the tag given.
-
-    Raises: Malformed when the tag differs or bytes follow, TooLarge.
-    """
+    """The one element that `data` consists of. Raises: Malformed if its tag is not `tag` or bytes follow, TooLarge."""
     element = read_element(data, 0, len(data), ber=ber)
     if element.tag != tag:
         raise Malformed("The data does not begin with the expected ASN.1 tag.")

@@ -31,10 +31,7 @@ MEDIA_TYPE_SIZE_MAX = 256
 
 
 def decode_body(body: bytes) -> bytes:
-    """The DER that `body` carries as base64 with CR, LF, space and tab anywhere (RFC 8951, 3.1).
-
-    Raises: TooLarge, Malformed.
-    """
+    """The DER in `body`, base64 with CR, LF, space and tab anywhere (RFC 8951, 3.1). Raises: TooLarge, Malformed."""
     if len(body) > BODY_SIZE_MAX:
         raise TooLarge(f"The body is larger than {BODY_SIZE_MAX} bytes.")
     if not body.strip():
@@ -63,10 +60,7 @@ def encode_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
 
 
 def decode_certs_only(data: bytes) -> list[x509.Certificate]:
-    """The certificates of a certs-only message, in its order; BER is read as well as DER.
-
-    Raises: TooLarge, Malformed, Unsupported.
-    """
+    """The certificates of a certs-only message, DER or BER, in its order. Raises: TooLarge, Malformed, Unsupported."""
     if len(data) > BODY_SIZE_MAX:
         raise TooLarge(f"The message is larger than {BODY_SIZE_MAX} bytes.")
     encoded, _ = split_signed_data(data, CERTIFICATES_MAX)

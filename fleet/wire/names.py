@@ -61,10 +61,7 @@ def subject_values(name: x509.Name) -> Subject:
 
 
 def alt_name_values(extensions: x509.Extensions) -> AltNames:
-    """The subjectAltName among `extensions` as text, in order; () when there is none.
-
-    Raises: TooLarge, Malformed, Unsupported.
-    """
+    """The subjectAltName of `extensions` as text in order; () without one. Raises: TooLarge, Malformed, Unsupported."""
     for extension in extensions:
         if isinstance(extension.value, x509.SubjectAlternativeName):
             names = list(extension.value)

@@ -28,10 +28,7 @@ class EventMarks:
         return max((seq for at, seq in self._read() if at <= moment), default=0)
 
     def add(self, at: datetime, seq: int) -> None:
-        """Note that `seq` is the newest event at `at`, unless there is a mark of the same day.
-
-        Raises: as `newest_before`.
-        """
+        """Note that `seq` is the newest event at `at`, unless that day has a mark. Raises: as `newest_before`."""
         marks = self._read()
         if marks and at - marks[-1][0] < EVERY:
             return

@@ -85,10 +85,7 @@ class Writer:
         self._settle_by = math.inf
 
     async def open(self) -> Session:
-        """The session; a new one if there is none, with exponential backoff while the database is down.
-
-        Raises: FleetError.
-        """
+        """The session, opened if there is none; with backoff while the database is down. Raises: FleetError."""
         if self._session is not None and not self._session.is_closed():
             return self._session
         clock = asyncio.get_running_loop().time

@@ -35,10 +35,7 @@ def encrypted_key(data: bytes, password: bytes | None) -> PrivateKeyTypes:
 
 
 def old_encrypted_key(text: bytes, password: bytes | None) -> PrivateKeyTypes:
-    """The key in the PEM block `text`, encrypted by RFC 1421 headers.
-
-    Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported.
-    """
+    """The key in a PEM block encrypted as in RFC 1421. Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported."""
     _check_size(text)
     return _opened(load_pem_private_key, text, password)
 

@@ -263,10 +263,7 @@ _HEADER_TYPES: tuple[tuple[str, FieldType], ...] = (
 
 
 def encode(message: Message) -> bytes:
-    """`message` as the payload of a frame.
-
-    Raises: ValueError if a field is invalid: the caller's mistake, not the peer's.
-    """
+    """`message` as a frame's payload. Raises: ValueError: a field is invalid, the caller's mistake, not the peer's."""
     body = message.body
     names = [field.name for field in dataclasses.fields(body)]
     header = (VERSION, body.KIND, message.session, message.step)
@@ -298,10 +295,7 @@ def decode(payload: bytes) -> Message:
 
 
 def read_header(payload: bytes) -> Header:
-    """Version, kind, session and step of a message of any version, so that it can be answered.
-
-    Raises: TooLarge, Malformed.
-    """
+    """Version, kind, session and step of a message of any version, to answer it. Raises: TooLarge, Malformed."""
     return _header(_items(payload))
 
 

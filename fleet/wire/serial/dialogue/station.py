@@ -125,10 +125,7 @@ class StationDialogue:
         return min(self._outstanding.resend_at, self._outstanding.give_up_at)
 
     def tick(self, now: float) -> None:
-        """Retransmit the request if it has not been answered in time.
-
-        Raises: NoAnswer once the request's deadline has passed.
-        """
+        """Retransmit the request if it has not been answered in time. Raises: NoAnswer once its deadline has passed."""
         waiting = self._outstanding
         if waiting is None:
             return
