@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from aiohttp import StreamReader
+from aiohttp import HttpVersion11, StreamReader
 from aiohttp.http import RawRequestMessage
 from aiohttp.web import RequestPayloadError
 
@@ -67,7 +67,8 @@ class Exchange(Outcome):
             raise HttpRefused(415, "content-encoding", "A compressed body is not accepted.")
         if int(request.headers.get("Content-Length", 0)) > size_max:
             raise too_large(size_max)
-        if request.headers.get("Expect", "").lower() == "100-continue":
+        # RFC 9110, 10.1.1: an HTTP/1.0 client's is ignored
+        if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
             self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             if self.payload.is_eof():  # it came with the headers, as most do

@@ -100,6 +100,15 @@ def _head(status: int, headers: Mapping[str, str], framing: str, version: HttpVe
     ).encode()
 
 
+def _must_close(message: RawRequestMessage) -> bool:
+    """Whether what follows `message` cannot be read safely: the parser would take the last trailer of a chunked body
+    for a header of the next request, and loses what comes behind a request to switch to a protocol it does not know.
+    """
+    switches = message.upgrade and message.method != "CONNECT"
+    unknown = switches and message.headers.get("Upgrade", "").lower() != "websocket"
+    return message.should_close or message.chunked or unknown
+
+
 class IdleConnections:
     """Connections that wait for a request. The time allowed is the same for all, so the first is always due next and
     one timer serves them all.
@@ -141,7 +150,7 @@ class IdleConnections:
 class Connection(BaseProtocol):
     """One client's connection."""
 
-    __slots__ = ("_is_closed", "_payload", "_server", "_stuck", "_waiting", "busy", "peer", "task")
+    __slots__ = ("_is_closed", "_payload", "_server", "_streams", "_stuck", "_waiting", "busy", "peer", "task")
 
     def __init__(self, server: "HttpServer", peer: Peer) -> None:
         limits, loop = server.limits, asyncio.get_running_loop()
@@ -168,6 +177,8 @@ class Connection(BaseProtocol):
         self._payload: StreamReader | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._streams = False
+        """Whether a body is being written piece by piece."""
 
     # Event loops set TCP_NODELAY on every socket they accept; aiohttp's method would make a socket object to set it
     # again.
@@ -185,6 +196,8 @@ class Connection(BaseProtocol):
         self._server.idle.leave(self)
         self._unstick()
         super().connection_lost(exc)
+        if self._streams and self.task is not None:
+            self.task.cancel()  # it may be waiting for the next piece
         if self._payload is not None:
             self._payload.set_exception(exc or ConnectionResetError("Connection lost"))
         self._parser = None  # they refer to each other: both are freed at once, not at the next collection
@@ -212,6 +225,10 @@ class Connection(BaseProtocol):
                 messages, asks_to_switch, rest = parser.feed_data(rest)
                 self._waiting.extend(messages)
         except HttpProcessingError:
+            last = self._waiting[-1] if self._waiting else None
+            payload = last[1] if last is not None else self._payload
+            if payload is not None and not payload.is_eof():
+                payload.set_exception(RequestPayloadError("The body is malformed."))
             self._waiting.append(None)
         if not self._waiting:
             return
@@ -240,9 +257,9 @@ class Connection(BaseProtocol):
         following = self._waiting.popleft()
         if self._parser is not None and following is not None:
             self._parser.message_consumed()
-        if self._buffer_paused and not self._waiting:
+        if not self._waiting:
             self.data_received(b"")  # what the parser has held back
-            if not self._waiting:
+            if self._buffer_paused and not self._waiting:
                 self._resume_reading_for_buffer()
         return following
 
@@ -256,7 +273,7 @@ class Connection(BaseProtocol):
         message, self._payload = following
         payload = self._payload
         response = await self._server.answer(self, message, payload)
-        closes = message.should_close or response.closes
+        closes = response.closes or _must_close(message)
         if not response.is_written:
             self.write(response.encoded(message.method, message.version, closes=closes))
         if self._paused:
@@ -288,14 +305,30 @@ class Connection(BaseProtocol):
         """
         chunked = message.version == HttpVersion11
         response = Response(status, b"", headers, is_written=True)
-        response.closes = response.closes or message.should_close or not chunked
+        response.closes = response.closes or _must_close(message) or not chunked
         framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
         self.write(_head(status, headers, framing, message.version, closes=response.closes))
-        async for piece in pieces:
-            if piece:  # an empty chunk is the last
-                self.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            if self._paused:
-                await self._drain_helper()
+        self._streams = True
+        try:
+            async for piece in pieces:
+                if piece:  # an empty chunk is the last
+                    self.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                if self._paused:
+                    await self._drain_helper()
+        except asyncio.CancelledError:
+            if self.task is None or self.transport is not None:
+                raise
+            self.task.uncancel()
+            raise ConnectionResetError("The client has gone.") from None
+        except ConnectionError:
+            raise
+        except Exception as error:  # within a body there is no place for the response of an error
+            self._server.failed(error)
+            if self.transport is not None:
+                self.transport.abort()
+            raise ConnectionAbortedError("A stream has failed.") from error
+        finally:
+            self._streams = False
         if chunked:
             self.write(b"0\r\n\r\n")
         return response

@@ -15,7 +15,7 @@ from tests.tiers import Tier
 SECONDS_MAX = 900  # far more than it takes: it stops by the number of examples
 
 # What a description can't tell is refused all the same: a cursor that no page gave, a topic filter with a wildcard
-# where none may be, an ETag of yesterday, a key that was used. And RFC 6585 has a status for a missing If-Match.
+# where none may be, an ETag of yesterday, a key that was used. A value that is far too long makes the body too large. And RFC 6585 has a status for a missing If-Match.
 CONFIGURATION = """
 [parameters]
 "path.serial" = "{serial}"
@@ -24,6 +24,9 @@ CONFIGURATION = """
 
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 412, 422]
+
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
 
 [checks.missing_required_header]
 expected-statuses = [400, 428]

@@ -78,22 +78,18 @@ class Site:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.response: Callable[[Exchange], Response] | None = None
-        self.pieces: tuple[bytes, ...] = ()
+        self.stream: Callable[[], AsyncIterator[bytes]] | None = None
         self.server = HttpServer("test", self._handle, _refusal, limits or HttpLimits())
 
     async def _handle(self, exchange: Exchange) -> Response:
         self.asked.append(f"{exchange.request.method} {exchange.request.url.raw_path}")
         await self.may_answer.wait()
-        if self.pieces:
-            return await exchange.stream(200, PLAIN, self._pieces())
+        if self.stream is not None:
+            return await exchange.stream(200, PLAIN, self.stream())
         if self.response is not None:
             return self.response(exchange)
         body = await exchange.body(100)
         return Response(200, exchange.request.url.raw_path.encode() + body, PLAIN)
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
-            yield piece
 
     def connect(self) -> tuple[Wire, asyncio.Protocol]:
         wire, connection = Wire(), self.server(Peer("192.0.2.7"))
@@ -137,6 +133,63 @@ async def test_requests_that_come_at_once_are_answered_in_order_and_read_ahead_w
     site.may_answer.set()
     assert bodies(await wire.closed()) == [b"/%d" % number for number in range(count)] + [b"/last"]
     assert not site.server.connections
+
+
+@pytest.mark.parametrize("count", [1, REQUESTS_WAITING_MAX, REQUESTS_WAITING_MAX + 1, 5 * REQUESTS_WAITING_MAX])
+async def test_requests_that_come_in_one_piece_are_all_answered(count: int) -> None:
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(b"".join(request(f"GET /{number} HTTP/1.1") for number in range(count)))
+    answers = [b"/%d" % number for number in range(count)]
+    await wire.until(lambda: len(bodies(wire.written)) == count)
+    assert bodies(wire.written) == answers
+    connection.data_received(request("GET /last HTTP/1.1", "Connection: close"))
+    assert bodies(await wire.closed()) == [*answers, b"/last"]
+
+
+async def test_a_trailer_is_no_header_of_the_next_request() -> None:
+    site = Site()
+    seen: list[str | None] = []
+
+    def answer(exchange: Exchange) -> Response:
+        seen.append(exchange.request.headers.get("Authorization"))
+        return Response(200, b"", {})
+
+    site.response = answer
+    wire, connection = site.connect()
+    first = request("POST /1 HTTP/1.1", "Transfer-Encoding: chunked") + b"0\r\nAuthorization: Basic a\r\n\r\n"
+    connection.data_received(first + request("POST /2 HTTP/1.1", body=b"ab"))
+    await wire.closed()
+    assert site.asked == ["POST /1"]
+    assert seen == [None]
+
+
+async def test_what_follows_a_switch_to_an_unknown_protocol_is_not_read() -> None:
+    site = Site()
+    wire, connection = site.connect()
+    upgrade = request("GET /1 HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c")
+    connection.data_received(upgrade + request("POST /2 HTTP/1.1", body=b"ab")[:-2])
+    connection.data_received(request("GET /3 HTTP/1.1"))
+    await wire.closed()
+    assert site.asked == ["GET /1"]
+
+
+async def test_a_malformed_chunk_is_answered_as_soon_as_it_comes() -> None:
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(request("POST / HTTP/1.1", "Transfer-Encoding: chunked") + b"2\r\nab\r\n")
+    await asyncio.sleep(0)
+    connection.data_received(b"ZZ\r\n\r\n")
+    written = await wire.closed()
+    assert written.startswith(b"HTTP/1.1 400 ")
+    assert site.server.counters["400 bad-http"] >= 1
+
+
+async def test_a_request_of_http_1_0_gets_no_interim_answer() -> None:
+    site = Site()
+    wire, connection = site.connect()
+    connection.data_received(request("POST / HTTP/1.0", "Expect: 100-continue", body=b"ab"))
+    assert (await wire.closed()).startswith(b"HTTP/1.0 200 ")
 
 
 async def test_a_request_whose_body_comes_while_another_is_answered_is_read_to_its_end() -> None:
@@ -264,13 +317,57 @@ async def test_an_answer_that_says_close_is_the_last() -> None:
 )
 async def test_a_stream_is_chunked_where_the_client_knows_chunks(version: str, expected: bytes) -> None:
     site = Site()
-    site.pieces = (b"abc", b"", b"d")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"abc", b"", b"d"):
+            yield piece
+
+    site.stream = pieces
     wire, connection = site.connect()
     connection.data_received(request(f"GET / HTTP/{version}", "Connection: close"))
     head, _, body = (await wire.closed()).partition(b"\r\n\r\n")
     assert (b"\r\nTransfer-Encoding: chunked" in head) == (version == "1.1")
     assert b"Content-Length" not in head
     assert body == expected
+
+
+async def test_a_stream_ends_when_its_client_goes() -> None:
+    site, ended = Site(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            yield b"a"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    site.stream = pieces
+    wire, connection = site.connect()
+    connection.data_received(request("GET / HTTP/1.1"))
+    await wire.until(lambda: b"\r\na\r\n" in wire.written)
+    wire.lose()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await ended.wait()
+    assert isinstance(connection, Connection)
+    await wire.until(lambda: connection.task is None)
+    assert dict(site.server.counters) == {"400 gone": 1}
+
+
+async def test_a_stream_that_fails_is_cut_and_holds_no_second_answer(caplog: pytest.LogCaptureFixture) -> None:
+    site = Site()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise OSError("the disk")
+
+    site.stream = pieces
+    wire, connection = site.connect()
+    connection.data_received(request("GET /1 HTTP/1.1") + request("GET /2 HTTP/1.1"))
+    written = await wire.closed()
+    assert written.count(b"HTTP/1.1") == 1
+    assert written.endswith(b"\r\n\r\n1\r\na\r\n")
+    assert "the disk" in caplog.text
+    assert site.asked == ["GET /1"]
 
 
 async def test_a_client_that_goes_while_its_body_is_read_ends_the_request() -> None:
