@@ -15,7 +15,8 @@ from tests.tiers import Tier
 SECONDS_MAX = 900  # far more than it takes: it stops by the number of examples
 
 # What a description can't tell is refused all the same: a cursor that no page gave, a topic filter with a wildcard
-# where none may be, an ETag of yesterday, a key that was used. A value that is far too long makes the body too large. And RFC 6585 has a status for a missing If-Match.
+# where none may be, an ETag of yesterday, a key that was used. A value that is far too
+# long makes the whole body too large. And RFC 6585 has a status for a missing If-Match.
 CONFIGURATION = """
 [parameters]
 "path.serial" = "{serial}"
