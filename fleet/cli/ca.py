@@ -13,7 +13,7 @@ from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 
 COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
 _tenant = click.option(
@@ -66,7 +66,7 @@ def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]
     """What devices of `tenant` trust; with `whole`, and what issues to them. Raises: NotFound (`no-such-tenant`)."""
     issuers = [each for each in authorities if each["tenant"] == tenant and each["role"] in ("issuing", "former")]
     if not issuers:
-        raise NotFound("no-such-tenant", f"There is no tenant {tenant[:80]!r}.", "See: fleet tenant list")
+        raise no_such("tenant", tenant)
     roots = [each for each in authorities if each["role"] == "root" and each["tenant"] == tenant]
     if tenant:
         roots += [each for each in authorities if each["role"] == "root" and not each["tenant"]]

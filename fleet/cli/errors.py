@@ -26,11 +26,6 @@ _ADVICE_BY_OS_ERROR: tuple[tuple[type[OSError], str], ...] = (
     (PermissionError, "Check who owns it and who you are."),
     (ConnectionError, "Check that the server runs and that the address is right."),
 )
-# By the code of a refusal that came without advice: where what was named can be looked up.
-_LISTS = {
-    f"no-such-{what}": f"See: fleet {what} list"
-    for what in ("device", "model", "token", "request", "station", "claim", "anchor", "operator", "tenant")
-}
 _ADVICE_OTHERWISE = "Put that right and run the command again."
 
 
@@ -87,8 +82,7 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
     try:
         yield
     except FleetError as error:
-        has_advice = ". " in error.message  # an answer of the API brings it in the message
-        raise CliError.of(attempted, error, next_step or ("" if has_advice else _LISTS.get(error.code, ""))) from error
+        raise CliError.of(attempted, error, next_step) from error
     except WireError as error:
         raise CliError(attempted, str(error), next_step) from error
     except BrokenPipeError:

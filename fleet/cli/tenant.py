@@ -10,7 +10,7 @@ from fleet.cli.options import client_at, client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
-from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.errors import Invalid, no_such
 
 COLUMNS = ("name", "models", "root", "not_after")
 
@@ -95,7 +95,7 @@ def show(client: Client, name: str, output: str) -> None:
         if name in broken:
             raise Invalid("tenant-damaged", f"The CA of tenant {name} cannot be read: {broken[name]}.")
         if found is None:
-            raise NotFound("no-such-tenant", f"There is no tenant {name[:80]!r}.", "See: fleet tenant list")
+            raise no_such("tenant", name)
     print_value(found, output)
 
 

@@ -42,6 +42,11 @@ class NotFound(FleetError):
     """The object named does not exist."""
 
 
+def no_such(what: str, name: str) -> NotFound:
+    """There is no such `what` (a model, device, ...), or it is not for the caller to see: the answer is the same."""
+    return NotFound(f"no-such-{what}", f"There is no {what} {name[:80]!r}.", f"See: fleet {what} list")
+
+
 class Conflict(FleetError):
     """It exists already, or was changed concurrently."""
 

@@ -20,7 +20,7 @@ from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.ca.keys import load_key, write_key
 from fleet.config.durable_files import sync
 from fleet.domain.device import plain_name
-from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, no_such
 from fleet.domain.labels import must_be_a_label
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
 from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync_tree
@@ -131,7 +131,7 @@ def found_tenant(home: Home, name: str) -> Authority:
     if name in found.broken:
         raise Invalid("tenant-damaged", f"The CA of tenant {name} cannot be read: {found.broken[name]}.")
     if name not in found.tenants:
-        raise NotFound("no-such-tenant", f"There is no tenant {name[:80]!r}.", "See: fleet tenant list")
+        raise no_such("tenant", name)
     return found.tenants[name]
 
 

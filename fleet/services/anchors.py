@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.device import plain_name
-from fleet.domain.errors import Invalid, NotFound
+from fleet.domain.errors import Invalid, no_such
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
 from fleet.domain.writes import AddAnchor, DropAnchor, Write
@@ -44,7 +44,7 @@ async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str 
     """
     found = [anchor for anchor in await registry.anchors() if anchor.name == name]
     if not found:
-        raise NotFound("no-such-anchor", f"There is no anchor {name[:80]!r}.", "See: fleet anchor list")
+        raise no_such("anchor", name)
     detail = {"sha256": found[0].fingerprint.hex(), **given_reason(reason)}
     await registry.commit(_change("remove", "removed", name, DropAnchor(name), act, detail))
 

@@ -20,7 +20,7 @@ from fleet.domain.approval import (
     ask_again_seconds,
 )
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind, made_by
-from fleet.domain.errors import Conflict, NotFound, Pending, TooMany
+from fleet.domain.errors import Conflict, Pending, TooMany, no_such
 from fleet.domain.grants import ApprovalGrant
 from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, EnrollmentRequest, IssuanceContext
 from fleet.domain.ports import Registry
@@ -139,7 +139,7 @@ async def known_request(registry: Registry, request_id: str, *, act: Act) -> App
     """Raises: NotFound (`no-such-request`): there never was one, or it has expired."""
     found = await registry.request(request_id)
     if found is None or found.expires_at <= act.now:
-        raise NotFound("no-such-request", f"There is no request {request_id[:80]!r}.", "See: fleet request list")
+        raise no_such("request", request_id)
     return found
 
 

@@ -22,7 +22,7 @@ from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import checked_lifetime, plain_name
-from fleet.domain.errors import Conflict, Invalid, NotFound
+from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import (
@@ -92,7 +92,7 @@ async def known_claim(registry: Registry, name: str) -> Claim:
     """Raises: NotFound (`no-such-claim`)."""
     claim = await registry.claim(name)
     if claim is None:
-        raise NotFound("no-such-claim", f"There is no claim {name[:80]!r}.", "See: fleet claim list")
+        raise no_such("claim", name)
     return claim
 
 

@@ -26,7 +26,7 @@ from fleet.domain.device import (
     device_id,
     plain_name,
 )
-from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, no_such
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
 from fleet.domain.model_rules import checked_rules, flat_rules, moved
 from fleet.domain.name_templates import check_model_name
@@ -173,7 +173,7 @@ def _fields(model: Model) -> dict[str, object]:
 async def known_model(registry: Registry, name: str) -> Model:
     model = await registry.model(name)
     if model is None:
-        raise NotFound("no-such-model", f"There is no model {name[:80]!r}.", "See: fleet model list")
+        raise no_such("model", name)
     return model
 
 
@@ -280,7 +280,7 @@ async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
     """
     token = await registry.token(token_id)
     if token is None:
-        raise NotFound("no-such-token", f"There is no token {token_id[:80]!r}.", "See: fleet token list")
+        raise no_such("token", token_id)
     write = RevokeToken(token_id, act.now)
     changed = differences({"state": _state(token, act.now)}, {"state": "revoked"})
     await registry.commit(_change("token.revoke", f"token {token_id}", (write,), act=act, **changed))
@@ -344,7 +344,7 @@ async def set_station_quota(registry: Registry, name: str, quota: int, *, act: A
     """
     station = await registry.station(name)
     if station is None:
-        raise NotFound("no-such-station", f"There is no station {name[:80]!r}.", "See: fleet station list")
+        raise no_such("station", name)
     write = SetStation(name, _checked_quota(quota))
     changed = differences({"quota": station.quota}, {"quota": quota})
     await registry.commit(_change("station.set", f"station {name}", (write,), act=act, **changed))

@@ -9,7 +9,7 @@ from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.enrollment import permit_by_operator
-from fleet.domain.errors import Conflict, Invalid, NotFound
+from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import AddCredential, AddOperator
 from fleet.services.inventory import known_model
@@ -75,6 +75,6 @@ async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: st
     (`bad-reason`).
     """
     if await registry.operator(name) is None:
-        raise NotFound("no-such-operator", f"There is no operator {name[:80]!r}.", "See: fleet operator list")
+        raise no_such("operator", name)
     if not await revoke_certificates(registry, CredentialKind.OPERATOR, name, act=act, reason=reason):
         raise Conflict("operator-revoked", f"Operator {name} has no certificate that is not revoked.")

@@ -12,7 +12,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, device_id
-from fleet.domain.errors import Conflict, Invalid, NotFound
+from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Registry
 from fleet.domain.writes import MoveDevice, RevokeCredentials, Write
 from fleet.services.differences import differences
@@ -66,7 +66,7 @@ async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str
     Raises: NotFound (`no-such-station`). Conflict (`station-revoked`): it holds none that is not revoked.
     """
     if await registry.station(name) is None:
-        raise NotFound("no-such-station", f"There is no station {name[:80]!r}.", "See: fleet station list")
+        raise no_such("station", name)
     if not await revoke_certificates(registry, CredentialKind.STATION, name, act=act, reason=reason):
         raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
 
@@ -90,7 +90,7 @@ async def known_device(registry: Registry, id_text: str) -> Device:
     """Raises: Invalid (`bad-device-id`). NotFound (`no-such-device`)."""
     device = await registry.device(device_id(id_text))
     if device is None:
-        raise NotFound("no-such-device", f"There is no device {id_text}.", "See: fleet device list")
+        raise no_such("device", id_text)
     return device
 
 

@@ -105,7 +105,12 @@ SET_MODEL = Statement(
 )
 
 ADD_DEVICE = Statement(DEVICE.insert(), "device-exists", "Device {0} exists already.")
-HAS_DEVICE = Statement("SELECT 1 FROM device WHERE id = $1::text", "no-such-device", "There is no device {0}.")
+HAS_DEVICE = Statement(
+    "SELECT 1 FROM device WHERE id = $1::text",
+    "no-such-device",
+    "There is no device {0}.",
+    "See: fleet device list",
+)
 _DEVICE_MOVED = ("device-moved", "Device {0} is not in a state from which this change is allowed.")
 DEVICE_MAY_MOVE = Statement(
     f"SELECT 1 FROM device WHERE id = $1::text AND state IN ({_any_of(2, DEVICE_STATES)})", *_DEVICE_MOVED

@@ -17,10 +17,11 @@ from fleet.servers.refusals import HTTP_STATUS, WIRE_CODES
 FLEET = Path(__file__).parents[2] / "fleet"
 STATUS = {kind.__name__: status for kind, status in HTTP_STATUS.items() if issubclass(kind, errors.FleetError)}
 
-# Codes made at run time, each of a prefix and a state.
+# Codes made at run time, each of a prefix and a state or a kind of record.
 COMPOSED = {
     "device-": [state.value for state in DeviceState if state is not DeviceState.ACTIVE],
     "certificate-": [CredentialState.REVOKED.value, CredentialState.SUPERSEDED.value],
+    "no-such-": ["anchor", "claim", "device", "model", "operator", "request", "station", "tenant", "token"],
     "request-": [RequestState.APPROVED.value, RequestState.DENIED.value, RequestState.ISSUED.value],
 }
 

@@ -79,7 +79,8 @@ def test_several_ids(run_fleet: RunFleet) -> None:
     assert [(each["id"], each["state"]) for each in moved] == [("cam-0001", "suspended"), ("cam-0002", "suspended")]
     some = run_fleet("device", "resume", "cam-0001", "nobody", "cam-0002", "-o", "json", expect=1)
     assert [each["state"] for each in parsed(some)] == ["registered", "registered"]
-    assert some.stderr.startswith("Error: resuming device 'nobody': there is no device nobody. See: fleet device list.")
+    told = "Error: resuming device 'nobody': there is no device 'nobody'. See: fleet device list."
+    assert some.stderr.startswith(told)
     assert some.stderr.endswith(" (no-such-device)\n")
     tagged = parsed(run_fleet("device", "tag", "cam-0001", "cam-0002", "lot=L7", "--group", "pilot", "-o", "json"))
     assert [(each["tags"], each["groups"]) for each in tagged] == [({"lot": "L7"}, ["pilot"])] * 2

@@ -94,8 +94,8 @@ class TestModel:
             (("add", "m", "--lifetime", "0s"), 2, "greater than zero"),
             (("add", "m", "--key-type", "RSA-1024"), 2, "RSA-1024"),
             (("set", "default"), 2, "Nothing to change"),
-            (("set", "m", "--lifetime", "1h"), 1, "there is no model m. See: fleet model list"),
-            (("show", "m"), 1, "there is no model m"),
+            (("set", "m", "--lifetime", "1h"), 1, "there is no model 'm'. See: fleet model list"),
+            (("show", "m"), 1, "there is no model 'm'. See: fleet model list"),
         ],
     )
     def test_refused(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
@@ -151,8 +151,8 @@ class TestDevice:
             (("add", "a/b", "--model", "default"), 2, "is not a device id"),
             (("add", "a", "--model", "pump"), 1, "there is no model 'pump'"),
             (("add", "a"), 2, "--model"),
-            (("show", "a"), 1, "there is no device a. See: fleet device list"),
-            (("revoke", "a"), 1, "revoking device 'a': there is no device a. See: fleet device list"),
+            (("show", "a"), 1, "there is no device 'a'. See: fleet device list"),
+            (("revoke", "a"), 1, "revoking device 'a': there is no device 'a'. See: fleet device list"),
             (("list", "--state", "dead"), 2, "dead"),
         ],
     )
@@ -209,7 +209,7 @@ class TestToken:
             (("create", "--model", "default", "--ttl", "91d"), 2, "at most 90d"),
             (("create", "--model", "default", "--ttl", "999999999w"), 2, "too long"),
             (("revoke", "nobody"), 2, "is not the id of a token"),
-            (("revoke", "0123456789ab"), 1, "there is no token 0123456789ab. See: fleet token list"),
+            (("revoke", "0123456789ab"), 1, "there is no token '0123456789ab'. See: fleet token list"),
             (("revoke", "id.secret"), 2, "the part before the dot"),
         ],
     )
@@ -379,7 +379,7 @@ class TestRenewal:
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),
         [
-            (("--model", "m", "--before", "now"), 1, "there is no model m"),
+            (("--model", "m", "--before", "now"), 1, "there is no model 'm'"),
             (("--model", "default", "--before", "soon"), 2, "'soon' is not a time"),
             (("--model", "default", "--before", "2099-01-01"), 2, "must be in the past"),
             (("--model", "default"), 2, "--before"),

@@ -118,3 +118,24 @@ async def test_who_follows_hears_of_it(api: AdminHarness, admin: Client) -> None
         f"request.pending {other.id} new-2",
         f"request.decided {asked.id} denied",
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "unseen", "missing"),
+    [
+        ("GET", "/v1/models/{}", "pump", "none"),
+        ("GET", "/v1/devices/{}", "pump-1", "pump-9"),
+        ("GET", "/v1/claims/{}", "lot-2", "lot-9"),
+        ("POST", "/v1/stations/{}/revoke", "line-2", "line-9"),
+        ("GET", "/v1/requests/{}", "", "0" * 16),
+    ],
+)
+async def test_what_is_of_another_model_is_answered_like_what_is_not_there(
+    api: AdminHarness, method: str, path: str, unseen: str, missing: str
+) -> None:
+    held = await api.operator("held", Role.ADMIN, ("cam",))
+    name = unseen or (await api.waiting(model="pump")).id
+    told = [(await held.ask(method, path.format(each)))[1] for each in (name, missing)]
+    assert [each["status"] for each in told] == [404, 404]
+    assert told[0]["detail"] == told[1]["detail"].replace(missing, name)
+    assert "See: fleet " in told[0]["detail"]

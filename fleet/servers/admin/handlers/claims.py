@@ -9,7 +9,7 @@ from fleet.domain.changes import Change
 from fleet.domain.claim import Claim as DomainClaim
 from fleet.domain.credential import Credential as DomainCredential
 from fleet.domain.credential import CredentialKind
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import AddClaim
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
@@ -92,5 +92,5 @@ async def _found(context: Context, call: Call) -> DomainClaim:
     """Raises: NotFound (`no-such-claim`): for one of another model, too."""
     found = await context.registry.claim(call.path["claim"])
     if found is None or not call.operator.sees(found.model):
-        raise NotFound("no-such-claim", f"There is no claim {call.path['claim']!r}.")
+        raise no_such("claim", call.path["claim"])
     return found

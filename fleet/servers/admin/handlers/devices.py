@@ -13,7 +13,7 @@ from fleet.domain.changes import Change
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import DeviceFilter, Place, place_of
 from fleet.domain.device_filter import parse_place
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import AddDevice, MoveDevice
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
@@ -151,7 +151,7 @@ async def found_device(context: Context, operator: Operator, device_id: str) -> 
     """The device, if the operator may see it. Raises: NotFound (`no-such-device`)."""
     device = await context.registry.device(device_id)
     if device is None or not operator.sees(device.model):
-        raise NotFound("no-such-device", f"There is no device {device_id}.")
+        raise no_such("device", device_id)
     return device
 
 

@@ -2,7 +2,7 @@
 
 from fleet.domain import device as domain
 from fleet.domain.access import NotPermitted, Permission
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.topic_policy import widened
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
@@ -106,7 +106,7 @@ async def _found(context: Context, call: Call) -> domain.Model:
     name = call.path["name"]
     model = await context.registry.model(name)
     if model is None or not call.operator.sees(name):
-        raise NotFound("no-such-model", f"There is no model {name}.")
+        raise no_such("model", name)
     return model
 
 

@@ -6,7 +6,7 @@ from fleet.domain import access
 from fleet.domain.access import Permission, demand_grantable
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import AddOperator
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
@@ -80,5 +80,5 @@ async def revoke_operator(context: Context, call: Call, body: Reason = NO_REASON
 async def _found(context: Context, call: Call) -> access.Operator:
     found = await context.registry.operator(call.path["operator"])
     if found is None:
-        raise NotFound("no-such-operator", f"There is no operator {call.path['operator']!r}.")
+        raise no_such("operator", call.path["operator"])
     return found

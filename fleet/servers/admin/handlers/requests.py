@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from fleet.domain.access import Permission
 from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.changes import Change
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import DecideRequest
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
@@ -84,7 +84,7 @@ async def _found(context: Context, call: Call) -> ApprovalRequest:
     """Raises: NotFound (`no-such-request`): for one of another model, too."""
     request = await approvals.known_request(context.registry, call.path["request"], act=call.act)
     if not call.operator.sees(request.model):
-        raise NotFound("no-such-request", f"There is no request {request.id}.")
+        raise no_such("request", request.id)
     return request
 
 

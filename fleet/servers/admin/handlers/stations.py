@@ -6,7 +6,7 @@ from fleet.domain import credential as domain
 from fleet.domain.access import Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import AddStation
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
@@ -88,5 +88,5 @@ async def _found(context: Context, call: Call) -> domain.Station:
     name = call.path["station"]
     found = await context.registry.station(name)
     if found is None or not all(call.operator.sees(model) for model in found.models):
-        raise NotFound("no-such-station", f"There is no station {name!r}.")
+        raise no_such("station", name)
     return found

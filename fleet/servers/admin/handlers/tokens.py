@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import Token as DomainToken
-from fleet.domain.errors import NotFound
+from fleet.domain.errors import no_such
 from fleet.domain.writes import AddToken
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, start_of
@@ -74,7 +74,7 @@ async def create_token(context: Context, call: Call, body: NewToken) -> Result[T
 async def revoke_token(context: Context, call: Call) -> Result[Token]:
     token = await context.registry.token(call.path["token"])
     if token is None or not await _may_see(context, call.operator, token):
-        raise NotFound("no-such-token", f"There is no token {call.path['token']}.")
+        raise no_such("token", call.path["token"])
     result: Result[Token] = Result(Token.shown(replace(token, revoked_at=call.now), call.now))
     await inventory.revoke_token(answering(context.registry, call.once, lambda _: result), token.id, act=call.act)
     return result
