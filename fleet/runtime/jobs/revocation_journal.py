@@ -2,21 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
-from msgspec.structs import replace
-
 from fleet.config.logs import log_event
+from fleet.domain.changes import Event
 from fleet.domain.errors import FleetError, Refused
 from fleet.domain.ports import Registry
 from fleet.runtime.background import background
-from fleet.services.revocation_journal import catch_up, record_through
-from fleet.storage.journals.revocations import RevocationJournal
+from fleet.services.revocation_journal import BATCH, catch_up, record_through
+from fleet.storage.journals.revocations import RevocationJournal, ends_a_right
 
 logger = logging.getLogger("fleet.revocations")
 
 GATHER_SECONDS = 0.05  # events within it share one append and its fsync: a thousand renewals a second do
+GRANTS_SECONDS = 1.0  # events that end no right wait this long for one: enrollments make nothing else
 RETRY_SECONDS = 5.0
 
 
@@ -37,15 +37,35 @@ async def journal_revocations(registry: Registry, log: RevocationJournal) -> Non
         try:
             newest = await registry.last_event()
             mark = await asyncio.to_thread(log.mark, newest=newest)
-            mark = replace(mark, seen=await record_through(newest, registry, log, mark))
-            while True:
-                async with aclosing(registry.follow(mark.seen)) as events:
-                    await anext(events, None)  # the first one means that there is something to record
-                await asyncio.sleep(GATHER_SECONDS)
-                newest = await registry.last_event()
-                mark = replace(mark, seen=await record_through(newest, registry, log, mark))
+            seen = await record_through(newest, registry, log, mark)
+            async with aclosing(registry.follow(seen)) as events:
+                async for event in events:
+                    await _record_from(event, events, registry, log)
         except Refused:
             raise
         except (FleetError, OSError) as error:
             log_event(logger, logging.ERROR, "revocations.not-noted", reason=error)
         await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _record_from(
+    first: Event, following: AsyncGenerator[Event, None], registry: Registry, log: RevocationJournal
+) -> None:
+    """Record `first` and what follows it: at once when one of the events ends a right, else a moment later."""
+    clock = asyncio.get_running_loop().time
+    due = clock() + GRANTS_SECONDS
+    found, seen, is_urgent = [first], first.seq, ends_a_right(first)
+    while True:
+        await asyncio.sleep(GATHER_SECONDS)
+        newest = await registry.last_event()
+        while seen < newest:
+            event = await anext(following)
+            seen, is_urgent = event.seq, is_urgent or ends_a_right(event)
+            found.append(event)
+            if len(found) == BATCH:
+                await asyncio.to_thread(log.note, found)
+                found = []
+        if is_urgent or clock() >= due:
+            break
+    if found:
+        await asyncio.to_thread(log.note, found)

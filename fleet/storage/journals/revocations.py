@@ -107,7 +107,7 @@ class RevocationJournal:
             seen = noted[-1].seq if noted else mark.seen
             if fresh and fresh[-1].seq - seen >= MARK_EVERY:
                 lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
-            self._append(handle, lines, is_urgent=any(map(_is_end, noted)))
+            self._append(handle, lines, is_urgent=any(map(ends_a_right, noted)))
 
     def record_examined(self, seq: int) -> None:
         """Record that the caller has examined every event up to number `seq`. Raises: Invalid, OSError."""
@@ -183,8 +183,8 @@ class RevocationJournal:
             sync(self.path.parent)
 
 
-def _is_end(event: Event) -> bool:
-    """Whether it ends a right. Grants are recorded too, but need not be durable: a restore works without them."""
+def ends_a_right(event: Event) -> bool:
+    """Whether `event` does. Grants are recorded too, but need not be durable: a restore works without them."""
     return event.kind == EventKind.CREDENTIAL_ENDED or event.detail in _ENDS
 
 
