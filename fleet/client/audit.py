@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fleet.client.client import Client, bad_answer
 from fleet.domain.audit_log import Sealed, TreeHead
+from fleet.domain.audit_proof import head_of
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import Frontier
@@ -65,7 +66,7 @@ class ApiAudit:
 
     async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
         page = await self._ask(f"/v1/audit/heads?after={max(0, after)}&limit={min(limit, PAGE_MAX)}")
-        heads = _read(lambda value: [_head(each) for each in value["items"]], page)
+        heads = _read(lambda value: [head_of(each) for each in value["items"]], page)
         sizes = [after, *(head.size for head in heads)]
         if any(size >= following for size, following in pairwise(sizes)):
             raise _stuck()
@@ -112,18 +113,8 @@ def _row(value: Json) -> AuditRow:
     return AuditRow(value["seq"], entry, bytes.fromhex(value["leaf"]))
 
 
-def _head(value: Json) -> TreeHead:
-    return TreeHead(
-        value["size"],
-        bytes.fromhex(value["root"]),
-        datetime.fromisoformat(value["at"]),
-        bytes.fromhex(value["key_id"]),
-        bytes.fromhex(value["signature"]),
-    )
-
-
 def _sealed(value: Json) -> Sealed | None:
     if value["head"] is None:
         return None
     frontier = value["frontier"]
-    return Sealed(_head(value["head"]), Frontier.unpacked(frontier["size"], bytes.fromhex(frontier["hashes"])))
+    return Sealed(head_of(value["head"]), Frontier.unpacked(frontier["size"], bytes.fromhex(frontier["hashes"])))

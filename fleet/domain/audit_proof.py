@@ -7,6 +7,7 @@ check_path(proof)  # the row is in the head's tree; verify the head's signature 
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ _SECONDS = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
 _TO_THE_MICROSECOND = re.compile(_SECONDS + r"\.[0-9]{6}Z")
 _TO_THE_MILLISECOND = re.compile(_SECONDS + r"\.[0-9]{3}Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
+ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
 
 
 class Proof(Struct, frozen=True):
@@ -43,7 +44,7 @@ class Proof(Struct, frozen=True):
 
 def entry_value(entry: AuditEntry) -> dict[str, object]:
     """`entry` in JSON's types."""
-    texts = {name: getattr(entry, name) for name in _ENTRY_TEXTS}
+    texts = {name: getattr(entry, name) for name in ENTRY_TEXTS}
     return {"at": rfc3339(entry.at, "microseconds"), **texts, "detail": dict(entry.detail)}
 
 
@@ -56,6 +57,12 @@ def head_value(head: TreeHead) -> dict[str, object]:
         "key_id": head.key_id.hex(),
         "signature": head.signature.hex(),
     }
+
+
+def head_of(value: Mapping[str, Any]) -> TreeHead:
+    """The head in `value`, not verified. Raises: ValueError, KeyError, TypeError: malformed."""
+    root, key_id, signature = (bytes.fromhex(value[name]) for name in ("root", "key_id", "signature"))
+    return TreeHead(int(value["size"]), root, datetime.fromisoformat(value["at"]), key_id, signature)
 
 
 def proof_text(proof: Proof) -> str:
@@ -169,11 +176,11 @@ def _moment(value: Any, form: re.Pattern[str], what: str) -> datetime:
 
 
 def _entry(value: Any) -> AuditEntry:
-    members = _members(value, "entry", ("at", *_ENTRY_TEXTS, "detail"))
+    members = _members(value, "entry", ("at", *ENTRY_TEXTS, "detail"))
     detail = members["detail"]
     if not isinstance(detail, dict):
         raise _bad("its detail is no object")
-    texts = {name: _text(members[name], name) for name in _ENTRY_TEXTS}
+    texts = {name: _text(members[name], name) for name in ENTRY_TEXTS}
     return AuditEntry(
         at=_moment(members["at"], _TO_THE_MICROSECOND, "entry's time"),
         detail={name: _text(each, f"detail {name[:40]!r}") for name, each in detail.items()},

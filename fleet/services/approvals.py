@@ -5,7 +5,6 @@ limited, and a repeated one fills at most one audit row a minute.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 from msgspec.structs import replace
 
@@ -85,56 +84,6 @@ async def _must_have_room(registry: Registry, request: ApprovalRequest, limits: 
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """An operator's decision on a request."""
-
-    state: RequestState
-    reason: str = ""
-    revision: int | None = None
-    """The request's revision that it was based on; None: any."""
-    lifetime: timedelta = DEFAULT_WAITING.lifetime
-    """How long the decided request is kept."""
-
-
-async def approve(
-    registry: Registry,
-    request_id: str,
-    *,
-    act: Act,
-    reason: str = "",
-    revision: int | None = None,
-    limits: WaitingLimits = DEFAULT_WAITING,
-) -> ApprovalRequest:
-    """Let the key of this request have one certificate for the device id requested, and no other key for that id.
-
-    The device collects it with its next request, which must pass every other check then.
-
-    Raises: NotFound (`no-such-request`). Conflict: `request-STATE`, `other-request-approved`, `changed-meanwhile`,
-    `request-moved`. Invalid (`bad-reason`).
-    """
-    decision = Decision(RequestState.APPROVED, reason, revision, limits.lifetime)
-    return await _decide(registry, request_id, decision, act)
-
-
-async def deny(
-    registry: Registry,
-    request_id: str,
-    *,
-    act: Act,
-    reason: str = "",
-    revision: int | None = None,
-    limits: WaitingLimits = DEFAULT_WAITING,
-) -> ApprovalRequest:
-    """Refuse the key of this request for as long as the request is kept; an approval whose certificate has not been
-    collected is withdrawn.
-
-    Raises: as `approve`.
-    """
-    decision = Decision(RequestState.DENIED, reason, revision, limits.lifetime)
-    return await _decide(registry, request_id, decision, act)
-
-
 async def known_request(registry: Registry, request_id: str, *, act: Act) -> ApprovalRequest:
     """Raises: NotFound (`no-such-request`): there never was one, or it has expired."""
     found = await registry.request(request_id)
@@ -143,26 +92,56 @@ async def known_request(registry: Registry, request_id: str, *, act: Act) -> App
     return found
 
 
-async def _decide(registry: Registry, request_id: str, decision: Decision, act: Act) -> ApprovalRequest:
-    request = await known_request(registry, request_id, act=act)
-    to, reason = decision.state, decision.reason
-    if request.state not in DECIDED_FROM[to]:
-        why = "already" if request.state is to else f"and cannot become {to}"
-        message = f"Request {request.id} is {request.state} {why}."
-        raise Conflict(f"request-{request.state}", message)
-    decided = replace(
-        request,
-        state=to,
-        decided_by=act.actor,
-        decided_at=act.now,
-        reason=checked_reason(reason),
-        expires_at=act.now + decision.lifetime,
-        revision=request.revision + 1,
-    )
-    write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, decision.revision)
-    verb = "approve" if to is RequestState.APPROVED else "deny"
-    about = {"device": request.device_id, "model": request.model, "key": request.fingerprint, **given_reason(reason)}
-    changed = differences({"state": request.state}, {"state": to})
-    entry = made_by(act, f"request.{verb}", f"request {request.id}", **about, **changed)
-    await registry.commit(Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)))
-    return decided
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An operator's decision on a request."""
+
+    to: RequestState
+
+    async def __call__(
+        self,
+        registry: Registry,
+        request_id: str,
+        *,
+        act: Act,
+        reason: str = "",
+        revision: int | None = None,
+        limits: WaitingLimits = DEFAULT_WAITING,
+    ) -> ApprovalRequest:
+        """Decide the request; with `revision`, only while it is of that. It is kept for the lifetime in `limits`.
+
+        Raises: NotFound (`no-such-request`). Conflict: `request-STATE`, `other-request-approved`, `changed-meanwhile`,
+        `request-moved`. Invalid (`bad-reason`).
+        """
+        request = await known_request(registry, request_id, act=act)
+        to = self.to
+        if request.state not in DECIDED_FROM[to]:
+            why = "already" if request.state is to else f"and cannot become {to}"
+            message = f"Request {request.id} is {request.state} {why}."
+            raise Conflict(f"request-{request.state}", message)
+        decided = replace(
+            request,
+            state=to,
+            decided_by=act.actor,
+            decided_at=act.now,
+            reason=checked_reason(reason),
+            expires_at=act.now + limits.lifetime,
+            revision=request.revision + 1,
+        )
+        write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, revision)
+        verb = "approve" if to is RequestState.APPROVED else "deny"
+        about = {"device": request.device_id, "model": request.model, "key": request.fingerprint}
+        changed = differences({"state": request.state}, {"state": to})
+        entry = made_by(act, f"request.{verb}", f"request {request.id}", **about, **given_reason(reason), **changed)
+        await registry.commit(Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)))
+        return decided
+
+
+approve = Decision(RequestState.APPROVED)
+"""Let the key of this request have one certificate for the device id requested, and no other key for that id. The
+device collects it with its next request, which must pass every other check then.
+"""
+deny = Decision(RequestState.DENIED)
+"""Refuse the key of this request for as long as the request is kept; an approval whose certificate has not been
+collected is withdrawn.
+"""

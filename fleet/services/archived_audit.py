@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.domain.audit_log import NODE_LEVELS, TreeHead, sound_leaves
+from fleet.domain.audit_proof import ENTRY_TEXTS, head_of, head_value
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.merkle import EMPTY, inclusion_path, node_hash, root_from_path
@@ -24,22 +25,13 @@ HASHES_AT_ONCE = 10_000
 def row_line(row: AuditRow) -> Line:
     """`row` as a line; `parse_row` reads it."""
     e = row.entry
-    return {
-        "seq": row.seq,
-        "at": e.at.isoformat(),
-        "actor": e.actor,
-        "action": e.action,
-        "subject": e.subject,
-        "outcome": e.outcome,
-        "address": e.address,
-        "detail": e.detail,
-        "leaf": row.leaf.hex(),
-    }
+    texts = {name: getattr(e, name) for name in ENTRY_TEXTS}
+    return {"seq": row.seq, "at": e.at.isoformat(), **texts, "detail": e.detail, "leaf": row.leaf.hex()}
 
 
 def parse_row(line: Line) -> AuditRow:
     """Raises: ValueError, KeyError, TypeError: malformed."""
-    texts = {key: line[key] for key in ("actor", "action", "subject", "outcome", "address")}
+    texts = {key: line[key] for key in ENTRY_TEXTS}
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(line["detail"], dict):
         raise TypeError("no entry")
     entry = AuditEntry(at=datetime.fromisoformat(line["at"]), detail=line["detail"], **texts)
@@ -92,19 +84,7 @@ async def _hashes(registry: Registry, level: int, first: int, count: int) -> lis
 
 def head_line(head: TreeHead) -> Line:
     """`head` as the first line of an archive."""
-    return {
-        "size": head.size,
-        "root": head.root.hex(),
-        "at": head.at.isoformat(),
-        "key_id": head.key_id.hex(),
-        "signature": head.signature.hex(),
-    }
-
-
-def parse_head(line: Line) -> TreeHead:
-    """Raises: ValueError, KeyError, TypeError: malformed."""
-    root, key_id, signature = (bytes.fromhex(line[key]) for key in ("root", "key_id", "signature"))
-    return TreeHead(int(line["size"]), root, datetime.fromisoformat(line["at"]), key_id, signature)
+    return {**head_value(head), "at": head.at.isoformat()}
 
 
 def check_archived(path: Path, after: int) -> tuple[int, TreeHead]:
@@ -116,7 +96,7 @@ def check_archived(path: Path, after: int) -> tuple[int, TreeHead]:
     """
     lines = read_lines(path)
     try:
-        head = parse_head(next(lines)["head"])
+        head = head_of(next(lines)["head"])
         blocks: list[Line] = []
         leaves: list[bytes] = []
         rows = _rows(lines, blocks)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from fleet.domain.credential import token_state
 from fleet.domain.device import Model
 from fleet.domain.ports import Registry
 
@@ -81,12 +82,12 @@ async def forecast(
     until = monday + weeks * WEEK
     counts = await registry.expiries(_END_OF_TIME)
     devices = dict(counts)
-    open_tokens = [t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max]
+    open_tokens = [token for token in await registry.tokens() if token_state(token, now) == "open"]
     ahead = tuple(
         Week(
             start,
             devices.get(start, 0),
-            sum(start <= t.expires_at < start + WEEK and t.expires_at > now for t in open_tokens),
+            sum(start <= token.expires_at < start + WEEK for token in open_tokens),
             tuple(a.role + a.of_whom for a in authorities if start <= a.not_after < start + WEEK),
         )
         for start in (monday + n * WEEK for n in range(weeks))

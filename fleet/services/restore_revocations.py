@@ -14,7 +14,7 @@ from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import claim_state
-from fleet.domain.credential import USABLE, CredentialKind
+from fleet.domain.credential import USABLE, CredentialKind, token_state
 from fleet.domain.device import (
     BARRED_MODEL,
     IN_SERVICE,
@@ -171,9 +171,7 @@ async def _end_certificates(registry: Registry, events: Sequence[Event], act: Ac
 
 
 async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
-    still_open = [
-        t for t in await registry.tokens() if t.revoked_at is None and t.uses < t.uses_max and t.expires_at > act.now
-    ]
+    still_open = [token for token in await registry.tokens() if token_state(token, act.now) == "open"]
     for token in still_open:
         await revoke_token(registry, token.id, act=act)
     return len(still_open)
@@ -198,16 +196,9 @@ class _SuspendUnverified:
     act: Act
 
     async def change(self, registry: Registry, device: Device) -> Change:
-        reason = "restored without its revocations"
-        change = moving(
-            device,
-            DeviceState.SUSPENDED,
-            "device.suspend",
-            act=self.act,
-            reason=reason,
-            revision=device.revision,
-            bulk=self.restore,
-        )
+        about = {"reason": "restored without its revocations", "bulk": self.restore}
+        to, revision = DeviceState.SUSPENDED, device.revision
+        change = moving(device, to, "device.suspend", act=self.act, revision=revision, **about)
         tags = tuple(sorted({**dict(device.tags), RESTORE_TAG: self.restore}.items()))
         if len(tags) > TAGS_MAX:
             return change

@@ -23,16 +23,7 @@ Json = Mapping[str, Any]
 
 HEARTBEAT_SECONDS = 15.0  # half of what balancers give a silent connection at the least
 
-
-def _nothing() -> Json:
-    return {}
-
-
 _KEY_OF_THIS_PROCESS = os.urandom(32)
-
-
-def _key_of_this_process() -> bytes:
-    return _KEY_OF_THIS_PROCESS
 
 
 class Context(Struct, frozen=True):
@@ -43,13 +34,13 @@ class Context(Struct, frozen=True):
     retention: "Callable[[], Policy]"
     """How long records are kept."""
     clock: Clock = utc_now
-    status: Callable[[], Json] = _nothing
+    status: Callable[[], Json] = dict
     """Counters of every part, ready for JSON."""
     tenants: Callable[[], Collection[str]] = frozenset
     """Names of tenants that have an issuing CA."""
     waiting: Callable[[], WaitingLimits] = WaitingLimits
     """How long a decided request is kept."""
-    cursor_key: Callable[[], bytes] = _key_of_this_process
+    cursor_key: Callable[[], bytes] = lambda: _KEY_OF_THIS_PROCESS
     """Authenticates cursors: the same in every process that serves the fleet."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)

@@ -1,7 +1,5 @@
 """Requests for a first certificate that wait for an operator's decision."""
 
-from collections.abc import Awaitable, Callable
-
 from msgspec.structs import replace
 
 from fleet.domain.access import Permission
@@ -18,8 +16,6 @@ from fleet.servers.admin.records.credentials import Request, RequestQuery
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import Condition, Route, get, post
 from fleet.services import approvals
-
-Decide = Callable[..., Awaitable[ApprovalRequest]]
 
 
 @get("/v1/requests", Permission.REQUEST_READ, "Requests for a first certificate, by id.")
@@ -41,7 +37,7 @@ async def get_request(context: Context, call: Call) -> Result[Request]:
     return _result(await _found(context, call))
 
 
-def _deciding(verb: str, decide: Decide, summary: str) -> Route:
+def _deciding(verb: str, decide: approvals.Decision, summary: str) -> Route:
     async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
         request = await _found(context, call)
         demand_match(call, request.revision, f"Request {request.id}")
