@@ -9,7 +9,7 @@ no filter selects every device.
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fleet.domain.device import DeviceFilter, DeviceState, Place, device_id, plain_name
 from fleet.domain.errors import Invalid
@@ -18,6 +18,7 @@ from fleet.domain.tags import TAGS_MAX, tag_key, tag_value
 FILTER_MAX = 4096  # characters: every tag a device may have, twice over
 
 _UNITS = {"w": timedelta(weeks=1), "d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_KEYS = ("model", "state", "group", "expires")  # any other is a tag's
 _SPACE = re.compile(r"[ \t]*")
 _KEY = re.compile(r"[^\s=<>!\"']+")
 _BARE = re.compile(r"[^\s\"']+")
@@ -40,7 +41,7 @@ class _Reader:
 
     def __init__(self, text: str, now: datetime) -> None:
         self._text, self._now, self._at = text, now, 0
-        self._given: dict[str, str | datetime] = {}
+        self._given: dict[str, Any] = {}
 
     def filter(self) -> DeviceFilter:
         self._term()
@@ -48,17 +49,11 @@ class _Reader:
             self._and()
             self._term()
         given = dict(self._given)
-        model, state, group, expires = (given.pop(key, None) for key in ("model", "state", "group", "expires"))
-        tags = tuple(sorted((key, str(value)) for key, value in given.items()))
+        model, state, group, expires = (given.pop(key, None) for key in _KEYS)
+        tags = tuple(sorted(given.items()))
         if len(tags) > TAGS_MAX:
             raise Invalid("bad-filter", f"The filter names {len(tags)} tags; no device has more than {TAGS_MAX}.")
-        return DeviceFilter(
-            model=str(model) if model is not None else None,
-            state=DeviceState(str(state)) if state is not None else None,
-            tags=tags,
-            group=str(group) if group is not None else None,
-            expires_before=expires if isinstance(expires, datetime) else None,
-        )
+        return DeviceFilter(model, state, tags, group, expires)
 
     def _skip_space(self) -> int:
         found = _SPACE.match(self._text, self._at)
@@ -88,7 +83,7 @@ class _Reader:
         try:
             self._given[key] = self._meaning(key, value)
         except Invalid as error:
-            bad_key = key not in ("model", "state", "group", "expires") and value == value.strip() != ""
+            bad_key = key not in _KEYS and value == value.strip() != ""
             self._fail(start if bad_key else at, f"{error.message[:-1]}. {error.advice}", is_sentence=True)
 
     def _value(self, key: str) -> str:
@@ -110,7 +105,7 @@ class _Reader:
             self._fail(self._at, "a space; a value with quotes in it stands in double quotes")
         return bare[0]
 
-    def _meaning(self, key: str, value: str) -> str | datetime:
+    def _meaning(self, key: str, value: str) -> str | DeviceState | datetime:
         match key:
             case "expires":
                 return parse_time(value, self._now)
@@ -118,7 +113,7 @@ class _Reader:
                 states = [state.value for state in DeviceState]
                 if value not in states:
                     raise Invalid("bad-filter", f"{value[:80]!r} is not a state.", f"States are {', '.join(states)}.")
-                return value
+                return DeviceState(value)
             case "model" | "group":
                 return plain_name(value, key)
             case _:

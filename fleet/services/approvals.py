@@ -119,22 +119,27 @@ class Decision:
             why = "already" if request.state is to else f"and cannot become {to}"
             message = f"Request {request.id} is {request.state} {why}."
             raise Conflict(f"request-{request.state}", message)
-        decided = replace(
-            request,
-            state=to,
-            decided_by=act.actor,
-            decided_at=act.now,
-            reason=checked_reason(reason),
-            expires_at=act.now + limits.lifetime,
-            revision=request.revision + 1,
-        )
-        write = DecideRequest(request.id, to, act.actor, act.now, reason, decided.expires_at, revision)
+        until = act.now + limits.lifetime
+        write = DecideRequest(request.id, to, act.actor, act.now, checked_reason(reason), until, revision)
         verb = "approve" if to is RequestState.APPROVED else "deny"
         about = {"device": request.device_id, "model": request.model, "key": request.fingerprint}
         changed = differences({"state": request.state}, {"state": to})
         entry = made_by(act, f"request.{verb}", f"request {request.id}", **about, **given_reason(reason), **changed)
         await registry.commit(Change(entry, (write,), (Event(EventKind.REQUEST_DECIDED, request.id, to.value),)))
-        return decided
+        return decided(request, write)
+
+
+def decided(request: ApprovalRequest, write: DecideRequest) -> ApprovalRequest:
+    """What `request` is after `write`."""
+    return replace(
+        request,
+        state=write.to,
+        decided_by=write.by,
+        decided_at=write.at,
+        reason=write.reason,
+        expires_at=write.expires_at,
+        revision=request.revision + 1,
+    )
 
 
 approve = Decision(RequestState.APPROVED)

@@ -235,9 +235,8 @@ async def take_lease(registry: Registry, owner: str, *, actor: str, now: datetim
     """
     lease = Lease(LEASE, owner, now + LEASE_TIME)
     try:
-        await registry.commit(
-            Change(AuditEntry(now, actor, "retention.claim", owner, "ok"), (TakeLease(lease, now, by_force),))
-        )
+        entry = AuditEntry(now, actor, "retention.claim", owner, "ok")
+        await registry.commit(Change(entry, (TakeLease(lease, now, by_force),)))
     except Conflict as error:
         held = await registry.lease(LEASE)
         if error.code != "lease-held" or held is None:

@@ -115,11 +115,8 @@ def _parameters(route: Route, components: dict[str, Schema]) -> list[Json]:
         properties = components[route.query.__name__]["properties"]
         found += [_parameter("query", name, _given(schema)) for name, schema in properties.items()]
     if route.has_etag and route.method == "GET":
-        found.append(
-            _parameter(
-                "header", "If-None-Match", {"type": "string", "pattern": '^(W/)?"[!#-~]*"$', "examples": ['"1"']}
-            )
-        )
+        etag: Schema = {"type": "string", "pattern": '^(W/)?"[!#-~]*"$', "examples": ['"1"']}
+        found.append(_parameter("header", "If-None-Match", etag))
     if route.condition is not Condition.NONE:
         schema = {
             "type": "string",

@@ -44,17 +44,7 @@ def _deciding(verb: str, decide: approvals.Decision, summary: str) -> Route:
 
         def result_of(change: Change) -> Result[Request]:
             made = next(write for write in change.writes if isinstance(write, DecideRequest))
-            return _result(
-                replace(
-                    request,
-                    state=made.to,
-                    decided_by=made.by,
-                    decided_at=made.at,
-                    reason=made.reason,
-                    expires_at=made.expires_at,
-                    revision=request.revision + 1,
-                )
-            )
+            return _result(approvals.decided(request, made))
 
         decided = await decide(
             answering(context.registry, call.once, result_of),
