@@ -14,6 +14,7 @@ When the facts change between reading and committing, they are read again, and t
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 
 from msgspec import structs
@@ -112,7 +113,7 @@ class Attempt:
 
         Raises: Unauthenticated, Invalid, Refused, Unavailable.
         """
-        return await self._settled(submission, self._late_renewal)
+        return await self._settled(submission, partial(self._renewal, is_late=True))
 
     async def enroll_with_new_key(self, submission: Submission, key_generator: KeyGenerator) -> Credential:
         """A certificate, first or next, for a key that `key_generator` makes once the request has passed every check
@@ -170,9 +171,6 @@ class Attempt:
             return await self._renewal(submission)
         return await self._first(submission)
 
-    async def _late_renewal(self, submission: Submission) -> IssuanceContext:
-        return await self._renewal(submission, is_late=True)
-
     async def _renewal(self, submission: Submission, *, is_late: bool = False) -> IssuanceContext:
         """The facts of a renewal; with `is_late`, also of a certificate in its model's grace period."""
         registry = self.authority.registry
@@ -225,13 +223,9 @@ class Attempt:
             return earned
         tags = await self._authorized_tags(context)
         credential = authority.issuer.issue(permit, self.now)
-        await authority.registry.commit(
-            Change(
-                audit=self._entry("ok", serial=credential.serial, grant=permit.grant),
-                writes=_writes(context, credential, tags),
-                events=_events(context, credential, tags),
-            )
-        )
+        entry = self._entry("ok", serial=credential.serial, grant=permit.grant)
+        writes, events = _writes(context, credential, tags), _events(context, credential, tags)
+        await authority.registry.commit(Change(entry, writes, events))
         return credential
 
     async def _authorized_tags(self, context: IssuanceContext) -> Tags:

@@ -160,14 +160,8 @@ def _must_have_a_ca(model: Model, tenants: Collection[str]) -> None:
 
 
 def _fields(model: Model) -> dict[str, object]:
-    return {
-        "lifetime": model.certificate_lifetime,
-        "key_types": model.key_types,
-        "publish": model.publish,
-        "subscribe": model.subscribe,
-        "retain": model.retain,
-        **flat_rules(model.rules),
-    }
+    own = {name: getattr(model, name) for name in ("key_types", "publish", "subscribe", "retain")}
+    return {"lifetime": model.certificate_lifetime, **own, **flat_rules(model.rules)}
 
 
 async def known_model(registry: Registry, name: str) -> Model:
@@ -186,15 +180,8 @@ async def add_device(
     NotFound (`no-such-model`). Conflict (`device-exists`): in whatever state it is, a device is never registered
     anew, so this cannot bring a revoked one back.
     """
-    device = Device(
-        device_id(id_text),
-        model,
-        DeviceState.REGISTERED,
-        act.now,
-        hardware_serial,
-        tags=checked_tags(labels.tags),
-        groups=checked_groups(labels.groups),
-    )
+    id_, tags, groups = device_id(id_text), checked_tags(labels.tags), checked_groups(labels.groups)
+    device = Device(id_, model, DeviceState.REGISTERED, act.now, hardware_serial, tags=tags, groups=groups)
     checked_serial(hardware_serial)
     await known_model(registry, model)
     events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
@@ -323,17 +310,12 @@ async def enroll_station(registry: Registry, issuer: Issuer, new: NewStation, *,
     until = act.now + new.lifetime
     permit = permit_by_operator(CredentialKind.STATION, new.name, new.spki_der, until, act.now)
     credential = issuer.issue(permit, act.now)
-    change = _change(
-        "station.add",
-        f"station {new.name}",
-        (AddStation(station), AddCredential(credential)),
-        act=act,
-        events=(Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex()),),
-        models=" ".join(station.models),
-        serial=credential.serial,
-        **({"quota": str(new.quota)} if new.quota else {}),
-    )
-    await registry.commit(change)
+    detail = {"models": " ".join(station.models), "serial": credential.serial}
+    if new.quota:
+        detail["quota"] = str(new.quota)
+    entry = made_by(act, "station.add", f"station {new.name}", **detail)
+    event = Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex())
+    await registry.commit(Change(entry, (AddStation(station), AddCredential(credential)), (event,)))
     return credential
 
 

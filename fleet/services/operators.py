@@ -44,13 +44,9 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     permit = permit_by_operator(CredentialKind.OPERATOR, new.name, new.spki_der, until, act.now)
     credential = issuer.issue(permit, act.now)
     detail = {"role": new.role.value, "models": " ".join(operator.models), "serial": credential.serial}
-    await registry.commit(
-        Change(
-            audit=made_by(act, "operator.add", f"operator {new.name}", **detail),
-            writes=(AddOperator(operator), AddCredential(credential)),
-            events=(Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex()),),
-        )
-    )
+    entry = made_by(act, "operator.add", f"operator {new.name}", **detail)
+    event = Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex())
+    await registry.commit(Change(entry, (AddOperator(operator), AddCredential(credential)), (event,)))
     return credential
 
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest
 from fleet.domain.audit_log import TreeHead
+from fleet.domain.audit_proof import ENTRY_TEXTS
 from fleet.domain.changes import AuditEntry, AuditRow, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
@@ -242,15 +243,11 @@ AUDIT = Table(
     {
         "seq": NUMBER,
         "at": MOMENT,
-        "actor": TEXT,
-        "action": TEXT,
-        "subject": TEXT,
-        "outcome": TEXT,
-        "address": TEXT,
+        **dict.fromkeys(ENTRY_TEXTS, TEXT),
         "detail": Codec("text", _detail_text, json.loads),
         "leaf": BYTES,
     },
-    {name: f"entry.{name}" for name in ("at", "actor", "action", "subject", "outcome", "address", "detail")},
+    {name: f"entry.{name}" for name in ("at", *ENTRY_TEXTS, "detail")},
 )
 HEAD = _table("audit_head", TreeHead)
 
