@@ -17,17 +17,10 @@ def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates |
     """An HTTP server for `app`, to be given to `fleet.tls.listener.listen` as its protocol factory."""
 
     async def handle(exchange: Exchange) -> Response:
-        request = exchange.request
-        reply = await app.dispatch(
-            Request(
-                request.method,
-                _target(request.url),
-                Headers(request.headers.items()),
-                exchange.body,
-                exchange.peer,
-                shutdown=exchange.ending,
-            )
-        )
+        request, peer = exchange.request, exchange.peer
+        headers = Headers(request.headers.items())
+        asked = Request(request.method, _target(request.url), headers, exchange.body, peer, shutdown=exchange.ending)
+        reply = await app.dispatch(asked)
         exchange.event, exchange.code = reply.event, reply.code
         exchange.kind, exchange.holder = reply.kind, reply.holder
         if reply.stream is not None:
