@@ -1,6 +1,7 @@
 """Issued certificates, and the tokens and stations that authorize enrollment."""
 
 import enum
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -48,6 +49,16 @@ class Credential(Struct, frozen=True):
     der: bytes
     grant: str = ""
     """The right it was issued by, as in the audit: "token 3f2a...", "station st1", "certificate 5d..."."""
+
+
+def usable_before(credentials: Sequence[Credential], fingerprint: bytes) -> list[Credential]:
+    """Those of `credentials`, given oldest first, that are usable and were issued before the one of `fingerprint`; none
+    when that one is not among them.
+    """
+    for index, credential in enumerate(credentials):
+        if credential.fingerprint == fingerprint:
+            return [c for c in credentials[:index] if c.state in USABLE]
+    return []
 
 
 def must_be_usable(credential: Credential, now: datetime, grace: timedelta = timedelta(0)) -> None:

@@ -29,7 +29,8 @@ class EnrollmentFacts(Struct, frozen=True):
     model: Model | None
     """The device's model; for an unknown device the token's model, if any."""
     credentials: tuple[Credential, ...]
-    """The device's credentials, oldest first: the newest few of each state but SUPERSEDED, which never occurs alone."""
+    """The device's credentials, oldest first: the newest few of each state but SUPERSEDED, which never occurs alone,
+    and those that were asked for."""
     token: Token | None
     key_uses: tuple[KeyUse, ...] = ()
     """Every holder of a certificate for the key."""
@@ -144,7 +145,19 @@ class Registry(AuditReader, Protocol):
 
     async def answer(self, actor: str, key: str) -> Answer | None: ...
 
-    async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts: ...
+    async def enrollment_facts(
+        self,
+        device_id: str,
+        token_id: str | None,
+        key_sha256: bytes,
+        *,
+        presented: bytes | None = None,
+        earned_by: str | None = None,
+    ) -> EnrollmentFacts:
+        """Whatever was issued later, `credentials` hold the certificate whose fingerprint is `presented`, the newest
+        unused one for the key, and the newest few unused ones that were issued under the grant `earned_by`.
+        """
+
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         """None when no certificate of this fingerprint was ever issued here."""
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
-from fleet.domain.credential import USABLE, Credential, CredentialState
+from fleet.domain.credential import Credential, CredentialState, usable_before
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.peer import Peer
@@ -82,16 +82,16 @@ def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
 
 async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
     """First use: the certificate becomes ACTIVE, earlier ones SUPERSEDED, with an event."""
-    # The newest few of each state: the cost does not grow with the number of certificates.
-    held = (await registry.enrollment_facts(device_id(credential.holder), None, credential.key_sha256)).credentials
-    fingerprints = [c.fingerprint for c in held]  # oldest first
-    older = [c for c in held[: fingerprints.index(credential.fingerprint)] if c.state in USABLE]
+    # The newest few of each state, and this one: the cost does not grow with the number of certificates.
+    fingerprint = credential.fingerprint
+    facts = await registry.enrollment_facts(credential.holder, None, credential.key_sha256, presented=fingerprint)
+    older = usable_before(facts.credentials, fingerprint)
     device, superseded = f"device {credential.holder}", " ".join(c.serial for c in older)
     act = Act(device, now, peer.address)
     entry = made_by(act, FIRST_USE, device, serial=credential.serial, superseded=superseded)
     events = tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in older)
     try:
-        await registry.commit(Change(entry, (MarkUsed(credential.fingerprint),), events))
+        await registry.commit(Change(entry, (MarkUsed(fingerprint),), events))
     except Conflict as conflict:
         raise Refused(
             "certificate-ended", "The certificate presented has just been revoked or superseded."

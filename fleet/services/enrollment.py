@@ -23,7 +23,7 @@ from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
-from fleet.domain.credential import USABLE, Credential
+from fleet.domain.credential import Credential, usable_before
 from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavailable, Unreachable
@@ -178,9 +178,15 @@ class Attempt:
         self.actor = f"{identified.credential.kind} {identified.credential.holder}"
         if identified.device is None or identified.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
-        facts = await registry.enrollment_facts(identified.device.id, None, submission.request.key_sha256)
         grace = identified.model.rules.renewal.grace if is_late else NO_GRACE
         grant = RenewalGrant(identified.credential, submission.current_names or Names(), grace)
+        facts = await registry.enrollment_facts(
+            identified.device.id,
+            None,
+            submission.request.key_sha256,
+            presented=identified.credential.fingerprint,
+            earned_by=str(grant),
+        )
         if identified.device.id != submission.request.device_id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         _must_match_label(submission.label, identified.model)
@@ -318,12 +324,7 @@ def _events(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
     replaced = context.grant.replaces
     if replaced is not None:
         # The presented certificate is now in use, which ends those before it.
-        for older in context.credentials:
-            if older.fingerprint == replaced.fingerprint:
-                break
-            if older.state in USABLE:
-                events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, older.fingerprint.hex()))
-        for unused in context.issued_unused():
-            events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, unused.fingerprint.hex()))
+        for ended in (*usable_before(context.credentials, replaced.fingerprint), *context.issued_unused()):
+            events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, ended.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

@@ -196,6 +196,17 @@ async def test_first_use_ends_what_was_issued_before(registry: SqliteRegistry) -
     assert (await refusal(registry, shows(used))).code == "certificate-superseded"
 
 
+async def test_the_first_use_of_a_certificate_that_many_were_issued_after(registry: SqliteRegistry) -> None:
+    held = [await holding(registry, certificate(state=CredentialState.ISSUED)) for _ in range(18)]
+    seq = await registry.last_event()
+    admission = await admit(registry, shows(held[0]), CAM, NOW)
+    assert admission.credential.fingerprint == held[0].fingerprint
+    assert (await last_row(registry)).entry.detail == {"serial": held[0].serial, "superseded": ""}
+    assert await registry.last_event() == seq  # none of the others has ended
+    states = [c.state for c in await registry.credentials(CAM)]
+    assert states == [CredentialState.ACTIVE] + [CredentialState.ISSUED] * 17
+
+
 class Raced:
     """A registry in which something happens right after the question whose certificate it is."""
 

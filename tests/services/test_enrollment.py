@@ -146,6 +146,12 @@ async def authority(tmp_path: Path) -> AsyncIterator[EnrollmentHarness]:
     await registry.close()
 
 
+async def many_unused(authority: EnrollmentHarness, count: int, name: str = "many") -> list[Credential]:
+    """Certificates of cam-1 for as many keys, in order of issue."""
+    await authority.token(name, uses_max=count)
+    return [await authority.enroll(request_for("cam-1", f"{name} {n}"), token_text(name)) for n in range(count)]
+
+
 # By token
 
 
@@ -708,3 +714,32 @@ async def test_suspended_between_the_look_and_the_commit(authority: EnrollmentHa
     assert refused.value.code == "device-suspended"
     assert await authority.registry.credentials("cam-1") == []
     assert (await authority.last_audit()).entry.outcome == "device-suspended"
+
+
+# A device with many unused certificates
+
+
+async def test_a_renewal_of_the_oldest_ends_nothing_that_was_issued_later(authority: EnrollmentHarness) -> None:
+    held = await many_unused(authority, 18)
+    renewed = await authority.reenroll(renewal_request("next"), peer_of(held[0]))
+    ended = [event for event in await authority.events() if event[0] == EventKind.CREDENTIAL_ENDED]
+    assert ended == []
+    states = [c.state for c in await authority.registry.credentials("cam-1")]
+    assert states == [CredentialState.ACTIVE] + [CredentialState.ISSUED] * 18
+    assert await authority.state_of(renewed) is CredentialState.ISSUED
+
+
+async def test_a_renewal_finds_its_unused_successor_behind_many(authority: EnrollmentHarness) -> None:
+    first = await authority.enrolled()
+    lost = await authority.reenroll(renewal_request("lost"), peer_of(first))
+    await many_unused(authority, 18)
+    assert await authority.reenroll(renewal_request("lost"), peer_of(first)) == lost
+    await authority.reenroll(renewal_request("next"), peer_of(first))
+    assert await authority.state_of(lost) is CredentialState.SUPERSEDED
+    assert (EventKind.CREDENTIAL_ENDED, "cam-1", lost.fingerprint.hex()) in await authority.events()
+
+
+async def test_a_lost_answer_is_repeated_however_many_came_later(authority: EnrollmentHarness) -> None:
+    first = await authority.enrolled()
+    await many_unused(authority, 18)
+    assert await authority.enroll(request_for("cam-1", "first"), token_text("setup")) == first

@@ -124,6 +124,26 @@ class TestReads:
         held = (await registry.enrollment_facts("cam-7", None, NO_KEY)).credentials
         assert list(held) == [c for c in made[-16 * 4 :] if c.state is not CredentialState.SUPERSEDED]
 
+    async def test_enrollment_facts_hold_what_is_asked_for_however_many_came_later(self, registry: Registry) -> None:
+        presented, of_key = credential("cam-7"), credential("cam-7")
+        earned = replace(credential("cam-7"), grant="certificate 1")
+        others = replace(credential("cam-8"), grant="certificate 1"), credential("cam-7")
+        later = [credential("cam-7") for _ in range(18)]
+        await registry.commit(change(*map(AddCredential, (others[1], of_key, presented, earned, others[0], *later))))
+
+        async def held(key: bytes = NO_KEY, presented: bytes | None = None, earned_by: str | None = None) -> list[int]:
+            facts = await registry.enrollment_facts("cam-7", None, key, presented=presented, earned_by=earned_by)
+            return [[of_key, presented_, earned, *later].index(c) for c in facts.credentials]
+
+        presented_, newest = presented, list(range(5, 21))
+        assert await held() == newest
+        assert await held(presented=presented.fingerprint) == [1, *newest]
+        assert await held(presented=later[-1].fingerprint) == newest
+        assert await held(key=of_key.key_sha256) == [0, *newest]
+        assert await held(key=later[-1].key_sha256) == newest
+        assert await held(earned_by="certificate 1") == [2, *newest]
+        assert await held(of_key.key_sha256, presented.fingerprint, "certificate 1") == [0, 1, 2, *newest]
+
     async def test_enrollment_facts_tell_whose_the_key_is(self, registry: Registry) -> None:
         own, again = credential("cam-8"), credential("cam-8", CredentialState.REVOKED)
         again = replace(again, key_sha256=own.key_sha256)

@@ -12,10 +12,20 @@ from fleet.storage.queries import DEVICE_AND_MODEL, HELD_MAX, Query
 
 T = TypeVar("T")
 
-# The index holds each state's in order of seq: however many there are, no more than these are looked at.
+# The index holds each state's in order of seq: however many there are, no more than these are looked at; beside them
+# those that the caller needs whatever was issued later.
 _NEWEST = """SELECT * FROM credential
             WHERE holder = $1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"""
-_HELD = " UNION ALL ".join(f"({_NEWEST.format(state, HELD_MAX)})" for state in ("issued", "active", "revoked"))
+_ALSO = f"""(SELECT * FROM credential WHERE fingerprint = $4::bytea)
+            UNION ALL (SELECT * FROM credential
+                WHERE holder = $1 AND kind = 'device' AND state = 'issued' AND key_sha256 = $3::bytea
+                ORDER BY seq DESC LIMIT 1)
+            UNION ALL (SELECT * FROM credential
+                WHERE $5::text IS NOT NULL AND holder = $1 AND kind = 'device' AND state = 'issued'
+                    AND earned_by = $5::text
+                ORDER BY seq DESC LIMIT {HELD_MAX})"""
+_NEW = " UNION ALL ".join(f"({_NEWEST.format(state, HELD_MAX)})" for state in ("issued", "active", "revoked"))
+_HELD = f"SELECT DISTINCT ON (seq) * FROM ({_NEW} UNION ALL {_ALSO}) AS each ORDER BY seq"
 _DEVICE_END = len(mapping.DEVICE.columns)
 _TOKEN_END = len(mapping.TOKEN.columns)
 

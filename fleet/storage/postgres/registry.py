@@ -151,8 +151,16 @@ class PostgresRegistry(SqlRegistry):
         entries = await self._read(reads.ENTRIES, device_ids, models, numbers, keys)
         return ManifestFacts(tuple(entries), frozenset(await self._read(reads.KNOWN_DEVICES, device_ids)))
 
-    async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
-        [facts] = await self._read(reads.ENROLLMENT, device_id, token_id, key_sha256)
+    async def enrollment_facts(
+        self,
+        device_id: str,
+        token_id: str | None,
+        key_sha256: bytes,
+        *,
+        presented: bytes | None = None,
+        earned_by: str | None = None,
+    ) -> EnrollmentFacts:
+        [facts] = await self._read(reads.ENROLLMENT, device_id, token_id, key_sha256, presented, earned_by)
         return facts
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:

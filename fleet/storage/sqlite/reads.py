@@ -15,9 +15,21 @@ from fleet.storage.queries import HELD_MAX, Query
 T = TypeVar("T")
 Read = Callable[[sqlite3.Connection], T]
 
-# The index holds each state's in order of seq: however many there are, no more than these are looked at.
+# The index holds each state's in order of seq: however many there are, no more than these are looked at; beside them
+# those that the caller needs whatever was issued later. The + keeps a key's lookup on the key's index.
 _NEWEST = "SELECT seq FROM credential WHERE holder = ?1 AND kind = 'device' AND state = '{}' ORDER BY seq DESC LIMIT {}"
-_HELD = " UNION ALL ".join(f"SELECT * FROM ({_NEWEST.format(s, HELD_MAX)})" for s in ("issued", "active", "revoked"))
+_OTHERS = f"""
+    SELECT seq FROM credential WHERE fingerprint = ?2
+    UNION ALL SELECT * FROM (
+        SELECT seq FROM credential
+        WHERE key_sha256 = ?3 AND +holder = ?1 AND +kind = 'device' AND +state = 'issued' ORDER BY seq DESC LIMIT 1)
+    UNION ALL SELECT * FROM (
+        SELECT seq FROM credential
+        WHERE ?4 IS NOT NULL AND holder = ?1 AND kind = 'device' AND state = 'issued' AND earned_by = ?4
+        ORDER BY seq DESC LIMIT {HELD_MAX})"""
+_HELD = " UNION ALL ".join(
+    (*(f"SELECT * FROM ({_NEWEST.format(s, HELD_MAX)})" for s in ("issued", "active", "revoked")), _OTHERS)
+)
 HELD_CREDENTIALS = mapping.CREDENTIAL.select(f"WHERE seq IN ({_HELD}) ORDER BY seq")
 KEY_USES = """
     SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = ?1
@@ -62,7 +74,12 @@ def _any_text(text: bytes) -> str:
 
 
 def enrollment_facts(
-    db: sqlite3.Connection, device_id: str, token_id: str | None, key_sha256: bytes
+    db: sqlite3.Connection,
+    device_id: str,
+    token_id: str | None,
+    key_sha256: bytes,
+    presented: bytes | None,
+    earned_by: str | None,
 ) -> EnrollmentFacts:
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     token = _one(db, queries.TOKEN, token_id) if token_id is not None else None
@@ -73,7 +90,10 @@ def enrollment_facts(
     return EnrollmentFacts(
         device=mapping.DEVICE.of(row[:_DEVICE_END]) if row else None,
         model=model,
-        credentials=tuple(mapping.CREDENTIAL.of(held) for held in db.execute(HELD_CREDENTIALS, (device_id,))),
+        credentials=tuple(
+            mapping.CREDENTIAL.of(held)
+            for held in db.execute(HELD_CREDENTIALS, (device_id, presented, key_sha256, earned_by))
+        ),
         token=token,
         key_uses=tuple(
             KeyUse(CredentialKind(kind), holder, CredentialState(state))

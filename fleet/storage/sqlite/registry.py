@@ -160,8 +160,18 @@ class SqliteRegistry(SqlRegistry):
         # An import asks for hundreds: enrollments don't wait for that.
         return await (self._ask(look) if len(device_ids) <= 1 else self._ask_scan(look))
 
-    async def enrollment_facts(self, device_id: str, token_id: str | None, key_sha256: bytes) -> EnrollmentFacts:
-        return await self._ask(lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256))
+    async def enrollment_facts(
+        self,
+        device_id: str,
+        token_id: str | None,
+        key_sha256: bytes,
+        *,
+        presented: bytes | None = None,
+        earned_by: str | None = None,
+    ) -> EnrollmentFacts:
+        return await self._ask(
+            lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256, presented, earned_by)
+        )
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
