@@ -28,19 +28,9 @@ _canonical = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), sort_key
 
 def leaf_data(entry: AuditEntry, seq: int) -> bytes:
     """Leaf data of `entry` as row `seq`: canonical JSON, time in microseconds since 1970."""
-    text = _canonical(
-        [
-            seq,
-            (entry.at - _EPOCH) // _MICROSECOND,
-            entry.actor,
-            entry.action,
-            entry.subject,
-            entry.outcome,
-            entry.address,
-            entry.detail,
-        ]
-    )
-    return text.encode("ascii")
+    microseconds = (entry.at - _EPOCH) // _MICROSECOND
+    texts = (entry.actor, entry.action, entry.subject, entry.outcome, entry.address)
+    return _canonical([seq, microseconds, *texts, entry.detail]).encode("ascii")
 
 
 def leaf_of(entry: AuditEntry, seq: int) -> bytes:
