@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from fleet.ca.head_signer import HeadKey
 from fleet.cli.audit_proof import head_key_in, head_text
 from fleet.cli.errors import attempting
-from fleet.cli.options import FILE, REMOTE, Checked, client_at, location_options
+from fleet.cli.options import FILE, REMOTE, Checked, client_at, location_options, reading_answers
 from fleet.cli.output import output_option, print_value
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
@@ -98,7 +98,7 @@ def verify_(
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name} is for a served fleet, and --file is read here.")
     attempted = f"verifying the audit of '{copy}'" if copy is not None else "verifying the audit"
-    with attempting(attempted), client or nullcontext():
+    with attempting(attempted), client or nullcontext(), reading_answers(client) if client else nullcontext():
         remembered = _read_state(state) if state is not None else None
         since, noted = (None, remembered) if whole else (since_head or remembered, head)
         given = [head_key_in(file) for file in key_files]

@@ -16,13 +16,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.keys import generate_key, write_key
 from fleet.cli.errors import CliError
 from fleet.cli.output import Row
-from fleet.client.client import Client
+from fleet.client.client import Client, bad_answer
 from fleet.config.durable_files import write_file
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import Bundle, Form, write
 
 _COMMON_NAME = "2.5.4.3"
+
+Chain = tuple[x509.Certificate, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def enroll_with_files(
 
     Raises: Conflict (`file-exists`). CliError: enrolled, and a file could not be written. FleetError, OSError.
     """
-    root = next(each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root").encode()
+    root = _root_of(client)
     _check_free(files, root)
     key: ec.EllipticCurvePrivateKey | None = None
     if csr is None:
@@ -82,14 +84,15 @@ def enroll_with_files(
         write_key(files.key, key)
         csr = request_for(terms["name"], key)
     try:
-        text = x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode()
+        request = x509.load_der_x509_csr(csr)
+        text = request.public_bytes(Encoding.PEM).decode()
         answer = client.post(f"/v1/{kind}s", {**terms, "csr": text})
+        chain = _chain_for(request, answer, kind, terms["name"])
     except BaseException:
         if key is not None:
             with contextlib.suppress(FileNotFoundError):
                 files.key.unlink()
         raise
-    chain = tuple(x509.load_pem_x509_certificates(answer["chain"].encode()))
     try:
         if not files.ca.exists():
             write_file(files.ca, root, secret=False)
@@ -103,6 +106,33 @@ def enroll_with_files(
             f"Run `fleet {kind} revoke {terms['name']}` and add one of another name",
         ) from error
     return answer, chain[0]
+
+
+def _root_of(client: Client) -> bytes:
+    """The fleet's root CA, PEM. Raises: Unavailable (`bad-answer`): there is none in the answer."""
+    try:
+        roots = [each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root"]
+        root = bytes(roots[0].encode())  # those of tenants come after it
+        x509.load_pem_x509_certificate(root)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise bad_answer("it has no root CA") from None
+    return root
+
+
+def _chain_for(request: x509.CertificateSigningRequest, answer: Any, kind: str, name: str) -> Chain:
+    """The chain in `answer`, of a certificate for the key of `request`. Raises: CliError (`bad-answer`): none is."""
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(answer["chain"].encode()))
+        if chain[0].public_key() == request.public_key():
+            return chain
+    except (LookupError, TypeError, ValueError, AttributeError):
+        pass
+    raise CliError(
+        f"adding {kind} '{name}'",
+        "it is registered, but the answer holds no certificate for its key, and no key was kept",
+        f"Run `fleet {kind} revoke {name}` and add one of another name",
+        "bad-answer",
+    )
 
 
 def request_for(name: str, key: ec.EllipticCurvePrivateKey) -> bytes:

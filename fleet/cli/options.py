@@ -13,15 +13,16 @@ What a command does not need is not imported here: `fleet cert` starts fast, and
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from fleet.cli.errors import explained
-from fleet.client.client import Client
+from fleet.cli.errors import CliError, explained
+from fleet.client.client import Client, bad_answer
 from fleet.domain.errors import Invalid
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -154,10 +155,34 @@ def client_option(command: Callable[..., object]) -> Callable[..., object]:
 
     @functools.wraps(command)
     def with_client(**given: Any) -> object:
-        with client_at(**{name: given.pop(name) for name in LOCATION}) as client:
+        with client_at(**{name: given.pop(name) for name in LOCATION}) as client, reading_answers(client):
             return command(client=client, **given)
 
     return location_options(with_client)
+
+
+# What an answer raises in which something is missing or of another type than the API has.
+_MISREAD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration, RecursionError)
+
+
+@contextmanager
+def reading_answers(client: Client) -> Iterator[None]:
+    """Over --url, an answer that the block cannot read because of what is in it is a CliError (`bad-answer`)."""
+    try:
+        yield
+    except _MISREAD as error:
+        if _is_ours(client, error):
+            raise
+        attempted = f"running `{click.get_current_context().command_path}`"
+        what = "something in an answer is missing, or of another type"
+        raise CliError.of(attempted, bad_answer(what)) from error
+
+
+def _is_ours(client: Client, error: Exception) -> bool:
+    """Whether `error` is no answer's: a home's answers are our own, and over --url there may have been none yet."""
+    is_about_arguments = isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed"
+    is_about_files = isinstance(error, OSError)  # io.UnsupportedOperation is a ValueError, too
+    return client.home is not None or not client.is_answered or is_about_arguments or is_about_files
 
 
 reason_option = click.option("--reason", default="", type=Checked("TEXT", _reason), help="Why, for the audit.")

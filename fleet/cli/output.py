@@ -23,6 +23,9 @@ from fleet.config.timestamps import rfc3339
 OUTPUTS = ("table", "json")
 WIDTH_UNKNOWN = 80  # of a terminal that does not say
 COLUMN_WIDTH_MIN = 8
+CHUNK_ROWS_MAX = 10_000
+"""Rows that a table has in memory at once, and of which the widths are known before one is printed."""
+CHUNK_SIZE_MAX = 16 * 1024 * 1024  # characters of them
 GAP = "  "
 
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
@@ -72,21 +75,40 @@ def output_option(command: _Command) -> _Command:
 def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str) -> None:
     """Print `rows` as a table of `columns` with a heading, or whole as a JSON array of objects.
 
-    No rows: the heading alone, or an empty array.
+    No rows: the heading alone, or an empty array. A table is printed some rows at a time; its columns may grow wider.
     """
     if output == "json":
         print_array(_without_revision(row) for row in rows)
         return
     shown = [each if isinstance(each, Column) else Column(each) for each in columns]
-    table = [[_text(each.format(row.get(each.key))) for each in shown] for row in rows]
     heading = [each.key.upper().replace("_", " ") for each in shown]
-    widths = [max(map(len, cells)) for cells in zip(heading, *table, strict=True)]
-    fitted = _fitted(widths, _width())
-    for line in _lines(heading, fitted):
-        click.echo(click.style(line, bold=True))
+    widths = [len(each) for each in heading]
+    is_first = True
+    for chunk in _chunks([_text(each.format(row.get(each.key))) for each in shown] for row in rows):
+        widths = [max(map(len, cells)) for cells in zip([" " * width for width in widths], *chunk, strict=True)]
+        fitted = _fitted(widths, _width())
+        if is_first:
+            for line in _lines(heading, fitted):
+                click.echo(click.style(line, bold=True))
+        is_first = False
+        for cells in chunk:
+            for line in _lines(cells, fitted):
+                click.echo(_colored(line))
+
+
+def _chunks(table: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """The rows of `table`, some at a time: a list without an end takes no more memory than one chunk. At least one."""
+    chunk: list[list[str]] = []
+    size = 0
+    is_first = True
     for cells in table:
-        for line in _lines(cells, fitted):
-            click.echo(_colored(line))
+        chunk.append(cells)
+        size += sum(map(len, cells))
+        if len(chunk) >= CHUNK_ROWS_MAX or size > CHUNK_SIZE_MAX:
+            yield chunk
+            chunk, size, is_first = [], 0, False
+    if chunk or is_first:
+        yield chunk
 
 
 def print_array(rows: Iterable[object]) -> None:

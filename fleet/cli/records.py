@@ -83,7 +83,7 @@ class Records(Struct, frozen=True):
         return self.shown(client.get(self.path(each)))
 
     def get_with_certificates(self, client: Client, each: str) -> Row:
-        return {**self.get(client, each), "certificates": list(client.items(f"{self.path(each)}/credentials"))}
+        return {**self.get(client, each), "certificates": client.all_items(f"{self.path(each)}/credentials")}
 
     def path(self, each: str) -> str:
         return path_of(f"{self.type.path}/{{}}", each)

@@ -72,7 +72,7 @@ def progress(client: Client, model: str, output: str) -> None:
 def list_(client: Client, output: str) -> None:
     """List the campaigns, with their progress."""
     with attempting("listing the renewal campaigns"):
-        models = [each["name"] for each in client.items("/v1/models") if each["renewal"]["campaign"] is not None]
+        models = [each["name"] for each in client.all_items("/v1/models") if each["renewal"]["campaign"] is not None]
         print_rows(COLUMNS, [_progress(client, name) for name in models], output)
 
 

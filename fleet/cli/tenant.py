@@ -67,7 +67,7 @@ def add(home: Path, name: str, own_root: bool, output: str) -> None:
 def list_(client: Client, output: str) -> None:
     """List the tenants with their models."""
     with attempting("listing the tenants"):
-        tenants, models = _tenants(client), list(client.items("/v1/models"))
+        tenants, models = _tenants(client), client.all_items("/v1/models")
         broken = _broken_tenants(client)
         rows = [
             {

@@ -16,11 +16,14 @@ from urllib.parse import quote, urlencode
 
 from fleet.client.transport import Answer, Transport
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
+from fleet.wire import strict_json
 
 PAGE_MAX = 1000
 """Rows in a page, at most."""
 PAGES_MAX = 100_000
 """Pages of a list, at most: of 1,000 rows each, ten times the largest registry measured."""
+ITEMS_MAX = 100_000
+"""Items of a list that is kept whole, at most: all certificates of a device that renews every hour for ten years."""
 
 Json = Mapping[str, Any]
 
@@ -44,6 +47,8 @@ class Client:
         """`home`: the home folder behind the transport; None over HTTPS."""
         self._transport = transport
         self.home = home
+        self.is_answered = False
+        """Whether there was an answer yet."""
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +68,7 @@ class Client:
         if body is not None:
             content, given["Content-Type"] = json.dumps(body, ensure_ascii=False).encode(), "application/json"
         answer = self._transport.send(method, path, given, content)
+        self.is_answered = True
         value = _json_of(answer, f"{method} {path.partition('?')[0]}")
         if not 200 <= answer.status < 300:  # a redirect is not followed
             raise _refusal(answer.status, value)
@@ -82,6 +88,13 @@ class Client:
     def items(self, path: str, limit: int | None = None, /, **query: object) -> Iterator[Any]:
         """The items of the list at `path`, at most `limit`, page after page as they are consumed."""
         return self.follow(path + _query({"limit": min(limit or PAGE_MAX, PAGE_MAX), **query}), limit)
+
+    def all_items(self, path: str) -> list[Any]:
+        """The whole list at `path`. Raises: Unavailable (`bad-answer`): it has more than ITEMS_MAX."""
+        found = list(self.items(path, ITEMS_MAX + 1))
+        if len(found) > ITEMS_MAX:
+            raise bad_answer(f"the list {path} does not end after {ITEMS_MAX} items")
+        return found
 
     def follow(self, path: str, limit: int | None = None) -> Iterator[Any]:
         """The items of the page at `path`, as a query or a `next` named it, and of those after it."""
@@ -121,8 +134,8 @@ def _query(query: Mapping[str, object]) -> str:
 
 def _json_of(answer: Answer, request: str) -> Any:
     try:
-        return json.loads(answer.body)
-    except (ValueError, RecursionError):
+        return strict_json.loads(answer.body)
+    except ValueError:
         raise bad_answer(f"the answer to {request} is not JSON") from None
 
 

@@ -105,8 +105,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def json_text(value: object, *, ascii_only: bool = False) -> str:
-    """`value` as JSON on one line, with the same characters escaped as in `printable`."""
-    text = json.dumps(value, ensure_ascii=ascii_only)
+    """`value` as JSON on one line, with the same characters escaped as in `printable`. Raises: ValueError: NaN."""
+    text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
