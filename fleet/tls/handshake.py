@@ -98,7 +98,8 @@ class Handshake(asyncio.BufferedProtocol):
         self._reception.refuse(self.address, reason, detail)
         if alert and not self._raw.is_closing():
             self._raw.write(alert)
-            self._raw.write_eof()
+            if not self._raw.is_closing():  # the write may have found the client gone
+                self._raw.write_eof()
         else:
             self._raw.close()
 

@@ -28,11 +28,16 @@ class Socket(asyncio.Transport):
         self.ends: list[str] = []
         self.acknowledged = asyncio.Event()
         self.protocol: asyncio.BaseProtocol | None = None
+        self.is_lost = False
 
     def write(self, data: Any) -> None:
+        if self.is_lost:
+            self.abort()
         self.sent += bytes(data)
 
     def write_eof(self) -> None:
+        if self.is_closing():
+            raise RuntimeError("the transport is closed")  # as a real one does
         self.ends.append("eof")
 
     def close(self) -> None:
@@ -126,6 +131,18 @@ async def test_the_address_is_the_clients(peername: tuple[object, ...] | None, a
     assert handshake.address == address
     handshake.connection_lost(None)
     assert accepting.refused == [(address, Refusal.GONE)]
+
+
+async def test_a_client_that_has_gone_when_its_alert_is_sent_fails_nothing() -> None:
+    accepting = Accepting()
+    handshake, raw = accepting.accept()
+    flight = last_flight(refused_client(), handshake, raw)
+    raw.is_lost = True
+    receive(handshake, flight)
+    assert raw.ends == ["abort"]
+    handshake.connection_lost(None)
+    assert accepting.reasons == [Refusal.NO_CERTIFICATE]
+    assert accepting.listener.stats.handshaking == 0
 
 
 @pytest.mark.parametrize("version", VERSIONS)
