@@ -12,7 +12,7 @@ is left. Nothing is kept between steps: the client passes the position back.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -117,6 +117,12 @@ class StepPlace:
 
     number: int = 0
     after: Place = FIRST_PLACE
+    began: datetime | None = None
+    """When the operation began: devices registered since are left alone. None: there may be none."""
+
+    def takes(self, device: Device) -> bool:
+        """Whether the operation is for `device`."""
+        return self.began is None or device.created_at <= self.began
 
 
 FIRST = StepPlace()
@@ -155,9 +161,9 @@ async def one_step(
                 return Step(tuple(outcomes), place)
             some = page[start : start + WINDOW]
             # Shielded: the client may disconnect, and what has begun is finished all the same.
-            acts = asyncio.gather(*(_act_on_one(registry, device, operation) for device in some))
+            acts = asyncio.gather(*(_act_on_one(registry, device, operation) for device in some if place.takes(device)))
             outcomes += await asyncio.shield(acts)
-            place = StepPlace(place.number, place_of(some[-1], where))
+            place = replace(place, after=place_of(some[-1], where))
         if len(page) < room:
-            place = StepPlace(place.number + 1)
+            place = replace(place, number=place.number + 1, after=FIRST_PLACE)
     return Step(tuple(outcomes), None)

@@ -15,6 +15,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.writes import AddDevice
 from fleet.servers.admin.cursors import packed, unpacked
+from fleet.servers.admin.handlers.bulk import OPERATION_LASTS
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 SUSPEND = {"filter": "lot=L7", "act": "suspend"}
@@ -117,6 +118,31 @@ async def test_a_step_sent_twice_harms_nothing(api: AdminHarness, admin: Client)
     assert (one["next"], two["next"], await suspended(api)) == (None, None, 600)
 
 
+async def test_a_step_sent_again_leaves_alone_what_was_registered_since(api: AdminHarness, admin: Client) -> None:
+    """However often: they are none of those that were confirmed."""
+    await fill(api, 502)
+    body = {"filter": "lot=L7 and state=active", "act": "suspend"}
+    _, first = await admin.ask("POST", "/v1/bulk", {**body, "expected": 502})
+    await fill(api, 4, "pump")  # behind all others by id
+    done = []
+    for _ in range(3):
+        _, step = await admin.ask("POST", "/v1/bulk", {**body, "cursor": first["next"]})
+        done.append((step["done"], step["skipped"], step["next"]))
+    assert (done, await suspended(api)) == ([(2, {}, None), (0, {}, None), (0, {}, None)], 502)
+
+
+async def test_a_cursor_is_refused_once_the_operation_is_too_old(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 600)
+    api.est.now = began = api.est.clock()
+    _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
+    body = {**SUSPEND, "cursor": first["next"]}
+    api.est.now = began + OPERATION_LASTS + timedelta(seconds=1)
+    status, told = await admin.ask("POST", "/v1/bulk", body)
+    assert (status, told["code"], await suspended(api)) == (400, "bad-cursor", 500)
+    api.est.now = began + OPERATION_LASTS
+    assert (await admin.ask("POST", "/v1/bulk", body))[1]["done"] == 100
+
+
 async def test_the_first_step_sent_again_with_its_key_is_told_how_it_went(api: AdminHarness, admin: Client) -> None:
     """Without the key its number would not match any more, and nobody would know what became of it."""
     await fill(api, 3)
@@ -172,13 +198,16 @@ async def test_of_ones_own_models_alone(api: AdminHarness, admin: Client) -> Non
 
 
 async def test_a_cursor_gives_no_right(api: AdminHarness, admin: Client) -> None:
-    """Neither to others' devices, nor to whoever may not act."""
+    """Neither to others' devices, nor to whoever may not act, nor to anybody but whom it was given to."""
     await fill(api, 600, "pump")
     _, first = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 600})
     body = {**SUSPEND, "cursor": first["next"]}
     held = await api.operator("held", Role.OPERATOR, ("cam",))
     viewer = await api.operator("eve", Role.VIEWER)
-    assert (await held.ask("POST", "/v1/bulk", body))[1]["done"] == 0
+    other = await api.operator("rita", Role.OPERATOR)
+    for client in (held, other):
+        status, told = await client.ask("POST", "/v1/bulk", body)
+        assert (status, told["code"]) == (400, "bad-cursor")
     assert (await viewer.ask("POST", "/v1/bulk", body))[0] == 403
     assert await suspended(api) == 500
 

@@ -5,7 +5,8 @@
     cursor, from the previous step  the next step, until `next` is null
 
 Between steps the server keeps nothing: the cursor says where the next one starts, and holds no right. It is
-authenticated: its holder chooses neither the operation's id in the audit nor the number confirmed. Each device is
+authenticated: its holder chooses neither the operation's id in the audit nor the number confirmed. It is for the
+operator who began the operation, for OPERATION_LASTS, and for the devices that were there then. Each device is
 changed by itself, and only as it was seen; a step that is sent again finds nothing to do. With an idempotency key its
 result is sent again, too.
 """
@@ -15,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -33,9 +34,10 @@ from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import post
-from fleet.services.bulk import DONE, FIRST, Move, Outcome, StepPlace, Tagging, new_bulk_id, one_step
+from fleet.services.bulk import DONE, Move, Outcome, StepPlace, Tagging, new_bulk_id, one_step
 
 STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
+OPERATION_LASTS = timedelta(hours=6)  # a million devices take less than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,12 @@ async def act_in_bulk(context: Context, call: Call, body: BulkAct) -> Result[Bul
 
 
 async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
-    progress = _resumed(body, context.cursor_key())
+    progress = _resumed(call, body, context.cursor_key())
     at = progress.at if progress is not None else call.now
     filters = _filters(call, parse_filter(body.filter, at))
     if progress is None:
         matched = sum([await context.registry.count_devices(where) for where in filters])
-        progress = Progress(new_bulk_id(), at, matched, matched, FIRST)
+        progress = Progress(new_bulk_id(), at, matched, matched, StepPlace(began=at))
         operation = _operation(context, call, body, progress.bulk)
         if body.dry_run:
             return _shown(progress, (), None)
@@ -88,7 +90,7 @@ async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
     if step.following is None or left == 0:
         return _shown(progress, step.outcomes, None)
     following = replace(progress, left=left, place=step.following)
-    return _shown(progress, step.outcomes, _cursor(body, following, context.cursor_key()))
+    return _shown(progress, step.outcomes, _cursor(call, body, following, context.cursor_key()))
 
 
 def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
@@ -136,33 +138,35 @@ def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | N
     )
 
 
-def _cursor(body: BulkAct, progress: Progress, key: bytes) -> str:
+def _cursor(call: Call, body: BulkAct, progress: Progress, key: bytes) -> str:
     after = progress.place.after
     expires_at = rfc3339(after.expires_at) if after.expires_at is not None else None
     counts = (progress.matched, progress.left, progress.place.number)
-    values = [_digest(body), progress.bulk, rfc3339(progress.at), *counts, after.id, expires_at]
+    values = [_digest(call, body), progress.bulk, rfc3339(progress.at), *counts, after.id, expires_at]
     return authenticated(values, key)
 
 
-def _resumed(body: BulkAct, key: bytes) -> Progress | None:
-    """Raises: HttpRefused: 400 `bad-cursor`: it was made up, or belongs to another operation."""
+def _resumed(call: Call, body: BulkAct, key: bytes) -> Progress | None:
+    """Raises: HttpRefused: 400 `bad-cursor`: made up, another operation's or operator's, or too old."""
     if body.cursor is UNSET:
         return None
     try:
         digest, bulk, at_text, matched, left, number, device, expires = authentic(body.cursor, key)
         at, expires_at = instant(at_text), instant(expires) if expires is not None else None
-        if at is None or digest != _digest(body):
+        if at is None or digest != _digest(call, body):
             raise ValueError("another operation's")
-        return Progress(bulk, at, matched, left, StepPlace(number, Place(device, expires_at)))
+        if call.now - at > OPERATION_LASTS:
+            raise ValueError("too old")
+        return Progress(bulk, at, matched, left, StepPlace(number, Place(device, expires_at), at))
     except (ValueError, TypeError):
         raise bad_cursor() from None
 
 
-def _digest(body: BulkAct) -> str:
-    """Tells this operation from any other: all of the body that stays the same from step to step."""
+def _digest(call: Call, body: BulkAct) -> str:
+    """Tells this operation from any other: who began it, and all of the body that stays the same from step to step."""
     same = {
         name: value
         for name, value in msgspec.to_builtins(body).items()
         if name not in ("cursor", "expected", "dry_run")
     }
-    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([call.act.actor, same], sort_keys=True).encode()).hexdigest()[:16]
