@@ -35,6 +35,7 @@ CONNECT = {
     "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
     "AUTH_METHOD": ("auth-method", 0, 0x8C, True),
     "FEED_DOWN": ("feed-down", 0, 0x88, True),
+    "INTERNAL": ("internal", 0, 0x88, True),
     "OPEN_TIMEOUT": ("open-timeout", 0, 0x88, True),
     "BROKER_UNREACHABLE": ("broker-unreachable", 0, 0x88, True),
     "BROKER_LOST_BEFORE_CONNACK": ("broker-lost", 0, 0x88, True),

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.changes import Change
+from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.domain.peer import Peer
+from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
@@ -18,6 +21,7 @@ from tests.servers.gateway_fixtures import (
     FakeBroker,
     credential,
     open_gateway,
+    operator,
     peer_of,
     populate,
     refused,
@@ -213,6 +217,40 @@ async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int
             assert await refused(wire, version) == (Reason.SERVER_UNAVAILABLE if version == V5 else 3)
         assert h.gateway.stats["mqtt.connect.broker-lost"] == 1
         assert h.gateway.stats["mqtt.connect.open-timeout"] == 1
+
+
+@pytest.mark.parametrize(("version", "code"), [(V311, 3), (V5, Reason.SERVER_UNAVAILABLE)])
+@pytest.mark.parametrize("failing", ["admit", "connect_broker"])
+async def test_an_unexpected_failure_is_answered_at_once_and_logged_once(
+    tmp_path: Path,
+    version: int,
+    code: int,
+    failing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken(*args: object) -> None:
+        raise LookupError("not in the list")
+
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=2 * PATIENCE)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        with monkeypatch.context() as patch:
+            patch.setattr(h.gateway, failing, broken)
+            wire = await h.dial(cam)
+            wire.send(encode_connect(Connect(version, "cam-1")))
+            assert await refused(wire, version) == code
+        assert h.gateway.stats["mqtt.connect.internal"] == 1
+        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
+        await h.live(cam)
+
+
+async def test_the_oldest_of_many_unused_certificates_connects(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        await populate(h.registry, "cam-1")
+        unused = [credential("cam-1", CredentialState.ISSUED) for _ in range(18)]
+        await h.registry.commit(Change(operator("test"), tuple(map(AddCredential, unused))))
+        await h.live(unused[0])
+        await h.live(unused[17])
 
 
 async def test_sessions_in_all_are_capped(tmp_path: Path) -> None:

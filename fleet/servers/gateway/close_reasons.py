@@ -52,6 +52,8 @@ AUTH_METHOD = connect_refused("auth-method", Reason.BAD_AUTHENTICATION_METHOD)
 """MQTT 5.0, 4.12: no authentication method is supported. The certificate has authenticated the client."""
 FEED_DOWN = connect_refused("feed-down", Reason.SERVER_UNAVAILABLE)
 """No new sessions while revocations could not be received."""
+INTERNAL = connect_refused("internal", Reason.SERVER_UNAVAILABLE)
+"""An exception that nothing here expects; the log has its traceback."""
 OPEN_TIMEOUT = connect_refused("open-timeout", Reason.SERVER_UNAVAILABLE)
 BROKER_UNREACHABLE = connect_refused("broker-unreachable", Reason.SERVER_UNAVAILABLE)
 BROKER_LOST_BEFORE_CONNACK = connect_refused("broker-lost", Reason.SERVER_UNAVAILABLE)

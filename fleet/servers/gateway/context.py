@@ -36,7 +36,7 @@ class SessionContext(Protocol[S]):
         """Whether the registry's event feed is up."""
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
-        """Run `work` as a task that is cancelled when the gateway closes."""
+        """Run `work` as a task that is cancelled when the gateway closes; log the exception that it ends with."""
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         """Raises: CloseSession."""

@@ -230,15 +230,17 @@ class Session(asyncio.Protocol):
             await self._context.connect_broker(admission.device.model, lambda: BrokerLink(self))
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
+            if self._broker is None:
+                return
+            if self.phase is Phase.CONNECTING:
+                self._forward_connect(connect, admission, self._broker)
+            else:  # it was closed before the broker's transport was there
+                self._broker.close(self._context.limits.linger_seconds_max)
         except CloseSession as closing:
             self.close(closing.reason)
-            return
-        if self._broker is None:
-            return
-        if self.phase is Phase.CONNECTING:
-            self._forward_connect(connect, admission, self._broker)
-        else:  # it was closed before the broker's transport was there
-            self._broker.close(self._context.limits.linger_seconds_max)
+        except Exception:
+            self.close(close_reasons.INTERNAL)  # now, not at the deadline
+            raise  # to the context, which logs it
 
     async def _admit(self, connect: Connect) -> Admission:
         while True:
