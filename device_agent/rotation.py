@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from device_agent.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.renewal import Backoff, renewal_backoff
 from fleet.est_client.validity import Lifetime
 
 PROMOTE_RETRY_SECONDS = 10.0  # after the switch could not be stored
+RETRY_AFTER_FRACTION_MAX = 1 / 4  # of the lifetime left: no server puts a renewal off until it is too late
 QUIESCING_SECONDS_MAX = 15.0  # for acknowledgements, before a candidate is proven
 
 OnRenewed = Callable[[str, str], None]
@@ -72,12 +74,17 @@ class Rotation:
         self.candidate_refused = False
         self.prove_at = 0.0
 
-    def fetch_failed(self, outcome: Outcome, lifetime: Lifetime) -> float:
-        """Schedule the next attempt, and return the seconds until then."""
+    def fetch_failed(self, outcome: Outcome, lifetime: Lifetime, now: datetime) -> float:
+        """Schedule the next attempt, and return the seconds until then.
+
+        A Retry-After counts up to a fraction of what is left of the lifetime, or up to the backoff's own maximum.
+        """
         backoff = renewal_backoff(lifetime)
+        left = min(lifetime.length, lifetime.not_after - now).total_seconds()  # the clock may not be set
+        asked = min(outcome.retry_after_seconds, max(left * RETRY_AFTER_FRACTION_MAX, backoff.cap_seconds))
         if outcome.refused:
             backoff = Backoff(backoff.base_seconds, backoff.cap_seconds, self.refused_floor_seconds)
-        wait = max(backoff.delay_seconds(self._failures, self.chance()), outcome.retry_after_seconds)
+        wait = max(backoff.delay_seconds(self._failures, self.chance()), asked)
         self._failures += 1
         self.renew_at = self.monotonic() + wait
         self.answer_waiting(outcome.message, outcome.advice)

@@ -330,7 +330,7 @@ class Runner:
                 self.connection.last_tried = None
             return
         lifetime = self.current.lifetime if self.current else Lifetime(self._clock(), self._clock())
-        wait = self.rotation.fetch_failed(outcome, lifetime)
+        wait = self.rotation.fetch_failed(outcome, lifetime, self._clock())
         self.last_error = outcome.message
         self._log.event("renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1))
 

@@ -32,6 +32,7 @@ from fleet.wire.errors import WireError
 REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
 RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202, 429 or 503 without Retry-After
 RETRY_AFTER_MIN_SECONDS = 1.0  # even for Retry-After: 0, so that no server is polled in a tight loop
+RETRY_AFTER_MAX_SECONDS = 86400.0  # no answer puts a client off for good
 
 
 BoundCsr = Callable[[str | None], bytes]
@@ -248,7 +249,7 @@ def _retry_after_seconds(answer: Answer) -> float:
     text = answer.retry_after
     if not text.strip().isascii() or not text.strip().isdigit():
         return RETRY_AFTER_DEFAULT_SECONDS
-    return max(RETRY_AFTER_MIN_SECONDS, float(text))
+    return min(RETRY_AFTER_MAX_SECONDS, max(RETRY_AFTER_MIN_SECONDS, float(text)))
 
 
 def _certificates(answer: Answer) -> list[x509.Certificate]:

@@ -15,6 +15,8 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 LIFETIME = Lifetime(BEGIN, BEGIN + timedelta(days=90))
 JOB = EnrollmentJob(Path("/home"), "reenroll", deadline_seconds=100.0)
 FLOOR = 60.0
+NOW = BEGIN + timedelta(days=60)
+DAY = 86400.0
 
 
 class Child:
@@ -118,30 +120,53 @@ def test_failures_back_off_and_success_resets(turn: Rotation, clock: Clock) -> N
     backoff = renewal_backoff(LIFETIME)
     failed = Outcome(ok=False, message="no network", advice="check it")
     for attempt in range(4):
-        wait = turn.fetch_failed(failed, LIFETIME)
+        wait = turn.fetch_failed(failed, LIFETIME, NOW)
         assert wait == backoff.delay_seconds(attempt, 0.5)
         assert turn.renew_at == clock.now + wait
     turn.succeeded()
-    assert turn.fetch_failed(failed, LIFETIME) == backoff.delay_seconds(0, 0.5)
+    assert turn.fetch_failed(failed, LIFETIME, NOW) == backoff.delay_seconds(0, 0.5)
 
 
 def test_a_refusal_waits_at_least_the_floor(turn: Rotation) -> None:
     plain = renewal_backoff(LIFETIME).delay_seconds(0, 0.5)
-    assert turn.fetch_failed(Outcome(ok=False, refused=True), LIFETIME) == FLOOR + plain
+    assert turn.fetch_failed(Outcome(ok=False, refused=True), LIFETIME, NOW) == FLOOR + plain
 
 
 def test_the_servers_retry_after_is_the_least(turn: Rotation, clock: Clock) -> None:
-    assert turn.fetch_failed(Outcome(ok=False, retry_after_seconds=7200.0), LIFETIME) == 7200.0
+    assert turn.fetch_failed(Outcome(ok=False, retry_after_seconds=7200.0), LIFETIME, NOW) == 7200.0
     assert turn.renew_at == clock.now + 7200.0
-    again = turn.fetch_failed(Outcome(ok=False, retry_after_seconds=0.001), LIFETIME)
+    again = turn.fetch_failed(Outcome(ok=False, retry_after_seconds=0.001), LIFETIME, NOW)
     assert again == renewal_backoff(LIFETIME).delay_seconds(1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("now", "wait"),
+    [
+        (NOW, 30 / 4 * DAY),
+        (BEGIN + timedelta(days=86), DAY),
+        (BEGIN + timedelta(days=90, seconds=-1), 3600.0),  # as long as our own backoff may become
+        (BEGIN + timedelta(days=91), 3600.0),
+        (datetime(1970, 1, 1, tzinfo=UTC), 90 / 4 * DAY),  # the clock is not set
+    ],
+)
+@pytest.mark.parametrize("seconds", [99999999999.0, float("inf")])
+def test_the_servers_retry_after_leaves_time_to_try_again(
+    turn: Rotation, clock: Clock, now: datetime, wait: float, seconds: float
+) -> None:
+    assert turn.fetch_failed(Outcome(ok=False, retry_after_seconds=seconds), LIFETIME, now) == wait
+    assert turn.renew_at == clock.now + wait
+
+
+def test_a_moderate_retry_after_counts_to_the_end(turn: Rotation) -> None:
+    late = LIFETIME.not_after - timedelta(minutes=1)
+    assert turn.fetch_failed(Outcome(ok=False, retry_after_seconds=600.0), LIFETIME, late) == 600.0
 
 
 def test_who_waits_hears_why_it_failed(turn: Rotation) -> None:
     heard: list[tuple[str, str]] = []
     for _ in range(2):
         turn.force(lambda message, advice: heard.append((message, advice)))
-    turn.fetch_failed(Outcome(ok=False, message="no", advice="wait"), LIFETIME)
+    turn.fetch_failed(Outcome(ok=False, message="no", advice="wait"), LIFETIME, NOW)
     assert heard == [("no", "wait")] * 2
     assert not turn.forced
 

@@ -115,6 +115,9 @@ def test_a_long_reason_is_cut(ask: Ask) -> None:
         ("", 5),
         ("1.5", 5),
         ("-3", 5),
+        ("nan", 5),
+        ("inf", 5),
+        ("1e9", 5),
         ("\u0667", 5),
         ("Fri, 31 Dec 1999 23:59:59 GMT", 5),
     ],
@@ -136,6 +139,13 @@ def test_patience_is_the_sum_of_all_waits(ask: Ask, line: Line, status: int, pen
     assert line.pauses == [20, 20, 20]  # sixty seconds, and not one more
     assert (caught.value.retry_after_seconds, caught.value.pending) == (20, pending)
     assert caught.value.message == "The EST server asks to retry after 20 s."
+
+
+@pytest.mark.parametrize("retry_after", ["86400", "86401", "99999999999", "9" * 400, "9" * 9000])
+def test_no_server_puts_a_client_off_for_more_than_a_day(ask: Ask, retry_after: str) -> None:
+    with pytest.raises(EstBusy, match="retry after 86400 s") as caught:
+        ask(answer(202, retry_after=retry_after)).cacerts()
+    assert caught.value.retry_after_seconds == 86400
 
 
 def test_no_patience_waits_for_nothing(ask: Ask, line: Line) -> None:
