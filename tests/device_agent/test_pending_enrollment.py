@@ -133,7 +133,7 @@ def test_denied(lone: Device, patient: EstServer) -> None:
 def test_a_model_that_lets_nobody_wait(lone: Device, patient: EstServer) -> None:
     patient.call(inventory.add_model(patient.registry, Model("pump"), act=Act("test", patient.clock())))
     told = lone.call("enroll", "--approval", "--model", "pump", expect=1)
-    assert "token or a station" in told.stderr
+    assert "A token, a certificate that enrolls devices, or a key on the manifest is needed." in told.stderr
     assert lone.status()["state"] == "not enrolled"
 
 
