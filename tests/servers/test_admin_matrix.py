@@ -387,6 +387,35 @@ async def test_what_a_handler_does_not_permit_is_in_the_audit(
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (
+            "/v1/manifest",
+            {
+                "rows": [
+                    {"device_id": f"m-{n}", "model": model, "hardware_serial": f"SN-{n}"}
+                    for n, model in enumerate(("cam", "pump", "pump"))
+                ]
+            },
+            200,
+        ),
+        ("/v1/bulk", {"filter": "model=pump", "act": "suspend", "expected": 9}, 409),
+    ],
+    ids=["manifest", "bulk"],
+)
+async def test_what_is_refused_in_another_way_than_by_403_is_in_the_audit(
+    api: AdminHarness, path: str, body: dict[str, object], status: int
+) -> None:
+    for name, models in (("held", ("cam",)), ("both", ("cam", "pump"))):
+        operator = await api.operator(name, Role.OPERATOR, models)
+        assert (await operator.ask("POST", path, body))[0] == status
+    rows = [row.entry for row in await api.est.registry.audit() if row.entry.action == "api.call"]
+    assert [(row.actor, row.subject, row.outcome) for row in rows] == [
+        ("operator held", f"POST {path}", "held-to-models")
+    ]
+
+
 async def test_operators_open_no_other_door(api: AdminHarness) -> None:
     """The EST listener does not believe their CA; neither CA signs for the doors of the other."""
     identity = await api.est.operator("bob")

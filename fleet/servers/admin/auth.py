@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fleet.domain.access import Permission, demand
+from fleet.domain.access import NotPermitted, Permission, demand
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
-from fleet.servers.admin.context import Context
+from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.messages import Caller, Request
 from fleet.servers.admin.routing import AccessLevel, Route
 from fleet.services.identity import identify, identify_operator
@@ -78,3 +78,9 @@ async def refusals_audited(
         subject = f"{route.method} {route.template}"
         await audit_refusal(context.registry, request.peer, context.clock(), "api.call", subject, refusal)
         raise
+
+
+async def audit_partial_refusal(context: Context, call: Call, refusal: NotPermitted) -> None:
+    """Audit a refusal that the answer tells otherwise than by its status: one row a minute for each kind."""
+    subject = f"{call.request.method} {call.request.path}"
+    await audit_refusal(context.registry, call.request.peer, call.now, "api.call", subject, refusal)

@@ -22,12 +22,13 @@ import msgspec
 from msgspec import UNSET, UnsetType, structs
 
 from fleet.config.timestamps import rfc3339
-from fleet.domain.access import Permission
+from fleet.domain.access import NotPermitted, Permission, demand_model
 from fleet.domain.changes import AuditEntry
 from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.tags import Retag
+from fleet.servers.admin.auth import audit_partial_refusal
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import authentic, authenticated, bad_cursor
 from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
@@ -70,7 +71,10 @@ async def act_in_bulk(context: Context, call: Call, body: BulkAct) -> Result[Bul
 async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
     progress = _resumed(call, body, context.cursor_key())
     at = progress.at if progress is not None else call.now
-    filters = _filters(call, parse_filter(body.filter, at))
+    where = parse_filter(body.filter, at)
+    if where.model is not None and not body.dry_run:
+        await _audit_unless_permitted(context, call, where.model)
+    filters = _filters(call, where)
     if progress is None:
         matched = sum([await context.registry.count_devices(where) for where in filters])
         progress = Progress(new_bulk_id(), at, matched, matched, StepPlace(began=at))
@@ -91,6 +95,14 @@ async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
         return _shown(progress, step.outcomes, None)
     following = replace(progress, left=left, place=step.following)
     return _shown(progress, step.outcomes, _cursor(call, body, following, context.cursor_key()))
+
+
+async def _audit_unless_permitted(context: Context, call: Call, model: str) -> None:
+    """To an operator that does not see `model` it has no devices; that this one asked is audited."""
+    try:
+        demand_model(call.operator, model)
+    except NotPermitted as refusal:
+        await audit_partial_refusal(context, call, refusal)
 
 
 def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:

@@ -5,9 +5,10 @@ again.
 from msgspec import UNSET
 
 from fleet.domain import manifest
-from fleet.domain.access import Permission, demand_model
+from fleet.domain.access import NotPermitted, Permission, demand_model
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import key_hash
+from fleet.servers.admin.auth import audit_partial_refusal
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.records.devices import MANIFEST_SIZE_MAX, ManifestPart, ManifestRow, ManifestTaken, RefusedRow
 from fleet.servers.admin.result import Result
@@ -24,16 +25,21 @@ from fleet.services.importing import Importer, Numbered, RowRefused, checked_row
     is_one_change=False,
 )
 async def import_devices(context: Context, call: Call, body: ManifestPart) -> Result[ManifestTaken]:
-    """Each row is taken or refused by itself; rows of models that the operator does not see are refused."""
+    """Each row is taken or refused by itself; rows of models that the operator does not see are refused and audited."""
     rows: list[Numbered] = []
     refused: list[RowRefused] = []
+    not_permitted: NotPermitted | None = None
     for number, item in enumerate(body.rows, 1):
         line = number if item.line is UNSET else item.line
         try:
             demand_model(call.operator, item.model)
             rows.append(Numbered(line, _row(item)))
         except FleetError as error:
+            if isinstance(error, NotPermitted):
+                not_permitted = error
             refused.append(RowRefused.by(error, line, item.device_id))
+    if not_permitted is not None:
+        await audit_partial_refusal(context, call, not_permitted)
     act, bulk = call.act, body.bulk or new_bulk_id()
     importer = Importer(context.registry, act.actor, context.clock, bulk, act.address, sees=call.operator.sees)
     refused += await importer.take(rows)
