@@ -87,7 +87,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
     With --root, the root gets a new key under the same name. cacerts and the server's chain contain the certificates
     that link the old root and the new one (RFC 7030, 4.1.3), so devices that trust either verify the server. Get the
-    new root to all devices before the old one expires.
+    new root, whose fingerprint is printed as root_sha256, to all devices before the old one expires.
 
     Once the last certificate of the former CA has expired: fleet ca forget SHA256
     """
@@ -116,6 +116,7 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
             "not_after": made.issuing.not_valid_after_utc,
             "sha256": fingerprint(made.issuing),
             "former": before,
+            "root_sha256": fingerprint(made.root) if root_too else None,
         },
         output,
     )

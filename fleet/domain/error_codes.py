@@ -291,9 +291,15 @@ wrong-passphrase | 403 | The passphrase is wrong, or the backup's beginning is d
 _HEAD = """\
 # Error codes
 
-Every error has a stable code: `code` in problem details (RFC 9457) and audit rows, `code=` in log lines, and in
-parentheses at the end of a command's error. The status is that of HTTP responses; commands exit with 1, or with 2 where
-it names a wrong use. Where a code has several statuses, they depend on the operation. Some are raised by commands only.
+Errors of the registry, of EST and of the admin API have a stable code: `code` in problem details (RFC 9457) and audit
+rows, `code=` in their log lines, and in parentheses at the end of a command's error. The status is that of HTTP
+responses; commands exit with 1, or with 2 where it names a wrong use. Where a code has several statuses, they depend on
+the operation. Some are raised by commands only.
+
+No code: an error about a file of this machine (missing, there already, a password needed, what `fleet cert` reads), and
+most of wrong use and of what was not confirmed. Not on this page: why the gateway closed a session, also a `code=` in log
+lines, with `ok` for an admitted CONNECT (`fleet/servers/gateway/close_reasons.py`, and the gateway's page), and the codes
+of `fleet-station`, which stand in front of its sentence (`firmware_tools/README.md`).
 
 This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from fleet.cli import main
 
@@ -121,7 +122,9 @@ def test_a_damaged_tenant_is_told_of(home: Path) -> None:
 def test_a_backup_holds_the_tenants(home: Path, tmp_path: Path) -> None:
     run_fleet(home, "tenant", "add", "apart", "--own-root")
     run_fleet(home, "ca", "rollover", "--tenant", "apart")
-    run_fleet(home, "ca", "rollover", "--root")
+    rolled = parsed(home, "ca", "rollover", "--root")
+    root = x509.load_pem_x509_certificate((home / "ca" / "root.pem").read_bytes())
+    assert rolled["root_sha256"] == root.fingerprint(hashes.SHA256()).hex()
     run_fleet(home, "model", "add", "cam", "--tenant", "apart")
     file = tmp_path / "fleet.backup"
     password = tmp_path / "password"

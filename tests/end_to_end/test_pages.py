@@ -42,11 +42,11 @@ STAGES = {
     "home": 'fleet init home >/dev/null\nexport FLEET_HOME="$PWD/home"\n',
     "served": SERVED,
     "device": SERVED
-    + """fleet device add cam-7 --model default >/dev/null
-fleet token create --device cam-7 --out cam-7.token 2>/dev/null
-device-agent --home cam-7 init --device-id cam-7 --est https://localhost:8443 --mqtt localhost:8883 \\
+    + """fleet device add cam-9 --model default >/dev/null
+fleet token create --device cam-9 --out cam-9.token 2>/dev/null
+device-agent --home cam-9 init --device-id cam-9 --est https://localhost:8443 --mqtt localhost:8883 \\
     --ca home/ca/root.pem
-device-agent --home cam-7 enroll --token-file cam-7.token
+device-agent --home cam-9 enroll --token-file cam-9.token
 """,
 }
 
@@ -136,6 +136,14 @@ def test_the_quick_start_runs_the_demo(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok ") == 10
+
+
+@pytest.mark.parametrize("word", [(), ("nonsense",)])
+def test_the_quick_start_says_how_it_is_used_from_another_folder(tmp_path: Path, word: tuple[str, ...]) -> None:
+    script = os.path.relpath(PROJECT / ".quickstart", tmp_path)
+    done = subprocess.run(["sh", script, *word], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "sh .quickstart demo" in done.stdout
 
 
 def test_readme_and_ci_name_the_same_commands() -> None:
