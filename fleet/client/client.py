@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 from fleet.client.transport import Answer, Transport
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
 from fleet.wire import strict_json
+from fleet.wire.errors import WireError
 
 PAGE_MAX = 1000
 """Rows in a page, at most."""
@@ -135,7 +136,7 @@ def _query(query: Mapping[str, object]) -> str:
 def _json_of(answer: Answer, request: str) -> Any:
     try:
         return strict_json.loads(answer.body)
-    except ValueError:
+    except WireError:
         raise bad_answer(f"the answer to {request} is not JSON") from None
 
 
