@@ -23,7 +23,15 @@ from fleet.est_client.arguments import (
     parse_host_port,
 )
 from fleet.est_client.client import EstClient
-from fleet.est_client.errors import BadConfig, BadCredentials, EstBusy, EstError, EstUnreachable, EstUntrusted
+from fleet.est_client.errors import (
+    BadConfig,
+    BadCredentials,
+    EstBusy,
+    EstError,
+    EstRefused,
+    EstUnreachable,
+    EstUntrusted,
+)
 
 try:
     from firmware_tools.station.run import ProvisioningJob, ProvisioningRun, failure_code, station_name
@@ -157,6 +165,8 @@ def provision(
 def _provision(job: ProvisioningJob, baud: int, est: EstClient, ledger: Ledger | None, output: str) -> int:
     """Run `job`, print its outcome, and return the exit code."""
     try:
+        if ledger is not None:
+            ledger.open()  # first: no certificate is issued that could not be written down
         with SerialLink(job.port, baud) as link:
             run = ProvisioningRun(job, link, est, ledger=ledger, report=_progress())
             # SIGTERM ends a run like Ctrl-C: the board gets an Abort, the ledger a row.
@@ -168,7 +178,7 @@ def _provision(job: ProvisioningJob, baud: int, est: EstClient, ledger: Ledger |
                     print_object(asdict(run.row), output)
                 raise
     except (DialogueError, EstError, StationError) as error:
-        return _complain(f"{failure_code(error)}: {error.message}", getattr(error, "advice", ""), exit_code(error))
+        return _complain(f"{failure_code(error)}: {error.message}", advice_on(error), exit_code(error))
     return 0
 
 
@@ -177,6 +187,18 @@ def _station_name(file: Path) -> str:
         return station_name(x509.load_pem_x509_certificates(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise BadConfig(f"{file} cannot be read as a PEM certificate.") from error
+
+
+def advice_on(error: DialogueError | EstError | StationError) -> str:
+    """The next step at a factory line: a station has no token, which the EST client's advice on a refusal is about."""
+    match error:
+        case EstRefused(status=0 | 401 | 403, advice=advice) if advice:
+            return (
+                "Is --cert the certificate of a station, neither expired nor revoked? "
+                "The fleet's engineer makes a new one: fleet station add."
+            )
+        case _:
+            return str(getattr(error, "advice", ""))
 
 
 def exit_code(error: DialogueError | EstError | StationError) -> int:

@@ -4,8 +4,8 @@
     {"at": "...", "event": "provisioned", ...}                      the board has proved its key and activated it
     {"at": "...", "event": "failed",      "code": "bad-proof", ...}
 
-A line that a power loss left incomplete is skipped. Several stations of one
-machine may share a ledger.
+A line that a power loss cut off is skipped; any other line that is not a row refuses the whole file: a damaged row may
+be the one that knows the board. Several stations of one machine may share a ledger.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import errno
 import importlib
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +24,11 @@ from firmware_tools.station.errors import LedgerError
 ISSUED, PROVISIONED, FAILED = "issued", "provisioned", "failed"
 LINE_SIZE_MAX = 16 * 1024  # bytes; ours have under 1 KB
 
-_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# O_NONBLOCK: a FIFO must not block the open that finds out what it is.
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | _FLAGS
+_LINE_START = b'{"event": "'  # of every line that `append` writes
+_LINE_END = re.compile(rb'(?<!\\)"\}\Z')
 _LOCKED_BYTE = 1 << 30  # Windows locks are mandatory: no byte that is ever read or written
 
 
@@ -65,7 +71,7 @@ class Ledger:
         """
         line = json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n"
         try:
-            descriptor = os.open(self._path, _APPEND, 0o640)
+            descriptor = _opened(self._path, _APPEND)
             try:
                 with _locked(descriptor):
                     size = os.fstat(descriptor).st_size
@@ -82,20 +88,40 @@ class Ledger:
                 "ledger-failed", f"The ledger {self._path} cannot be written: {error.strerror}."
             ) from error
 
-    def rows(self) -> Iterator[dict[str, object]]:
-        """Yield each complete line, oldest first; none if there is no ledger yet.
+    def open(self) -> None:
+        """Create the ledger if there is none, and check that it can be appended to and that every line is a row.
 
         Raises: LedgerError.
         """
         try:
-            with self._path.open("rb") as file:
+            os.close(_opened(self._path, _APPEND))
+        except OSError as error:
+            raise LedgerError(
+                "ledger-failed", f"The ledger {self._path} cannot be written: {error.strerror}."
+            ) from error
+        for _ in self.rows():
+            pass
+
+    def rows(self) -> Iterator[dict[str, object]]:
+        """Yield each row, oldest first; none if there is no ledger yet.
+
+        Raises: LedgerError, also for a line that is neither a row nor the cut-off start of one.
+        """
+        try:
+            with os.fdopen(_opened(self._path, os.O_RDONLY | _FLAGS), "rb") as file:
+                number = 0
                 while line := file.readline(LINE_SIZE_MAX):
-                    try:
-                        row = json.loads(line)
-                    except ValueError:
-                        continue  # incomplete
-                    if isinstance(row, dict):
+                    number += 1
+                    if (row := _row_of(line)) is not None:
                         yield row
+                    elif not _is_cut_off(line):
+                        raise LedgerError(
+                            "ledger-failed",
+                            f"Line {number} of {self._path} is not a row of a ledger.",
+                            "Check --ledger. If a row is damaged, restore the file from a copy, or mend that line.",
+                        )
+                    if not line.endswith(b"\n"):
+                        return  # the last one, or another station is writing it
         except FileNotFoundError:
             return
         except OSError as error:
@@ -127,6 +153,43 @@ class Ledger:
                 f"{device_id} was given to board {board_of_id}.",
                 "Choose another device id. If this board replaces that one: --replace.",
             )
+
+
+def _opened(path: Path, flags: int) -> int:
+    """A descriptor of the regular file at `path`. Raises: OSError, also if it is anything else."""
+    with contextlib.suppress(FileNotFoundError):
+        _require_regular(path.stat())  # before open, which alone has effects on some devices
+    descriptor = os.open(path, flags, 0o640)
+    try:
+        _require_regular(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def _row_of(line: bytes) -> dict[str, object] | None:
+    """The row in `line`; None if there is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or row.get("event") not in (ISSUED, PROVISIONED, FAILED):
+        return None
+    return row if all(isinstance(row.get(name), str) for name in ("device_id", "hardware_serial")) else None
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether `line` is the start of a row, cut off by a power loss; the next row stands on a line of its own."""
+    text = line.removesuffix(b"\n")
+    if not text or len(line) == LINE_SIZE_MAX or _LINE_END.search(text):
+        return False
+    return text.startswith(_LINE_START) or _LINE_START.startswith(text)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""The ledger: rows on disk, half a line passed over, boards and device ids not given away twice."""
+"""The ledger: rows on disk, half a line passed over, a damaged one not, boards and device ids not given away twice."""
 
+import errno
 import fcntl
 import json
 import os
@@ -72,12 +73,99 @@ def test_a_board_known_by_another_name(ledger: Ledger) -> None:
     ledger.check("pump-7", "SN-2")
 
 
-def test_what_is_no_row_is_passed_over(ledger: Ledger, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    path.write_bytes(b'\xff\xfe\n[1]\n"text"\n{"event": "provisioned"}\n\n' + b"x" * 100_000 + b"\n")
-    assert list(ledger.rows()) == [{"event": "provisioned"}]
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"secret",
+        b"\xff\xfe",
+        b"[1]",
+        b'"text"',
+        b"{}",
+        b"",
+        b'{"event": "provisioned"}',
+        b'{"event": "sold", "device_id": "a", "hardware_serial": "b"}',
+        b'{"event": "provisioned", "device_id": 7, "hardware_serial": "b"}',
+        b'{"event": "provisioned", device_id": "pump-7", "message": ""}',  # one octet is lost
+        b"x" * 100_000,
+        b'{"event": "' + b"x" * 100_000,
+        b"[" * 10_000,
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_line_that_is_no_row_refuses_the_file(ledger: Ledger, tmp_path: Path, line: bytes, last: bool) -> None:
     ledger.append(ROW)
-    assert json.loads(path.read_bytes().splitlines()[-1])["device_id"] == "pump-7"
+    path = tmp_path / "ledger.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before + line + b"\n" + b"" if last else before + line + b"\n" + before)
+    written = path.read_bytes()
+    for read in (ledger.open, lambda: ledger.check("pump-8", "SN-2"), lambda: list(ledger.rows())):
+        with pytest.raises(LedgerError, match=r"Line 2 of .* is not a row of a ledger") as caught:
+            read()
+        assert caught.value.code == "ledger-failed"
+        assert line.decode("latin-1") not in caught.value.message or not line
+    assert path.read_bytes() == written
+
+
+def test_a_file_of_one_line_without_a_newline_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "bob.password").write_text("secret")
+    with pytest.raises(LedgerError, match="Line 1"):
+        Ledger(tmp_path / "bob.password").open()
+
+
+def test_a_row_that_loses_any_octet_never_loses_its_board(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(ROW)
+    whole = path.read_bytes()
+    for at in range(len(whole) - 3):  # without its end it is a line that was cut off
+        path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :] + whole)
+        with pytest.raises(LedgerError):
+            ledger.check("pump-8", "SN-1")
+
+
+def test_open_makes_an_empty_ledger_and_takes_a_cut_off_one(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.open()
+    assert path.read_bytes() == b""
+    ledger.append(replace(ROW, message='a brace "} in a message'))
+    whole = path.read_bytes()
+    for size in range(1, len(whole)):
+        path.write_bytes(whole[:size])
+        ledger.open()
+        assert path.read_bytes() == whole[:size]
+
+
+def test_a_half_row_of_another_station_is_not_read_on(ledger: Ledger, tmp_path: Path) -> None:
+    """Its other half, read as a line of its own, would refuse the ledger."""
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(ROW)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    rows = ledger.rows()
+    next(rows)
+    with path.open("ab") as other:
+        other.write(whole[50:])
+    assert len(list(rows)) <= 1
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link to a fifo", "nowhere"])
+def test_only_a_regular_file_is_a_ledger(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "ledger"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link to a fifo":
+        os.mkfifo(tmp_path / "fifo")
+        path.symlink_to("fifo")
+    else:
+        path = path / "nowhere"
+    for use in (Ledger(path).open, lambda: Ledger(path).append(ROW)):
+        with pytest.raises(LedgerError, match="cannot be written") as caught:
+            use()
+        assert caught.value.code == "ledger-failed"
+    if kind != "nowhere":
+        with pytest.raises(LedgerError, match="it is not a regular file"):
+            list(Ledger(path).rows())
 
 
 def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
@@ -89,10 +177,18 @@ def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
         list(Ledger(tmp_path / "folder").rows())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk() -> None:
+def test_a_device_is_no_regular_file() -> None:
+    with pytest.raises(OSError, match="not a regular file"):
+        module._require_regular(Path("/dev/null").stat())
+
+
+def test_a_full_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(LedgerError, match="No space left"):
-        Ledger(Path("/dev/full")).append(ROW)
+        ledger.append(ROW)
 
 
 def test_a_line_is_utf8_for_people_to_read(ledger: Ledger, tmp_path: Path) -> None:
@@ -125,7 +221,7 @@ def test_a_row_waits_for_the_other_station(ledger: Ledger, tmp_path: Path) -> No
         fcntl.flock(other, fcntl.LOCK_EX)
         appended = pool.submit(ledger.append, ROW)
         assert wait([appended], timeout=0.3).not_done
-        other.write(b"{}\n")
+        other.write(json.dumps(asdict(ROW)).encode() + b"\n")
         other.flush()
         fcntl.flock(other, fcntl.LOCK_UN)
         appended.result(30)

@@ -1,6 +1,7 @@
 """`fleet-station` as the operator runs it: an emulated board on a pty, the served fleet with its real EST server."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 
 from device_agent.agent_config import read_config
 from device_agent.emulated.pty_port import pty_port
-from firmware_tools.station_cli import exit_code
+from firmware_tools.station_cli import advice_on, exit_code
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.messages import FailureCode
@@ -223,6 +224,42 @@ def test_no_authority_exits_4(factory: Factory, tmp_path: Path) -> None:
 def test_wrong_usage_exits_2(factory: Factory, words: tuple[str, ...]) -> None:
     factory.run(*words, expect=2)
     assert not factory.ledger.exists()
+
+
+@pytest.mark.parametrize("kind", ["other file", "fifo", "nowhere"])
+def test_a_ledger_that_is_none_fails_before_the_port(factory: Factory, tmp_path: Path, kind: str) -> None:
+    """The port does not exist: the ledger's error comes first, and so before any certificate."""
+    path = tmp_path / "nosuch" / "ledger" if kind == "nowhere" else tmp_path / "bob.password"
+    if kind == "other file":
+        path.write_text("secret\n")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    words = ("--port", tmp_path / "port", "--device-id", "cli-10", "--model", "pump", "--ledger", path)
+    done = factory.run(*words, expect=1)
+    assert "Error: ledger-failed: " in done.stderr
+    assert "secret" not in done.stderr
+    if kind == "other file":
+        assert path.read_text() == "secret\n"
+
+
+def test_another_certificate_is_told_how_a_station_gets_one(factory: Factory, tmp_path: Path) -> None:
+    run_fleet(tmp_path / "other", "init", str(tmp_path / "other"))
+    run_fleet(tmp_path / "other", "model", "add", "pump")
+    run_fleet(tmp_path / "other", "station", "add", "line-1", "--model", "pump", "--out", str(tmp_path / "strange"))
+    files = ("--cert", tmp_path / "strange" / "station.pem", "--key", tmp_path / "strange" / "station.key")
+    port = tmp_path / "port"
+    with board(tmp_path / "home", port):
+        words = ("--port", port, "--device-id", "cli-11", "--model", "pump")
+        done = factory.run(*words, *files, expect=1)
+    assert "est-refused" in done.stderr
+    assert "fleet station add" in done.stderr
+    assert "token" not in done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 401, 403])
+def test_no_advice_to_a_station_is_about_a_token(status: int) -> None:
+    assert "fleet station add" in advice_on(EstRefused("no", "Enroll again with a new token.", status))
+    assert advice_on(EstRefused("no, and why", "", status)) == ""
 
 
 def test_a_bad_url_exits_2(factory: Factory) -> None:
