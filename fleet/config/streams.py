@@ -47,7 +47,14 @@ class Program(click.Group):
 
 def run(command: click.Command) -> NoReturn:
     """Run `command` as this process's program and exit."""
-    output = prepare()
+    try:
+        _run(command, prepare())
+    except KeyboardInterrupt:  # while it ended: within a command, click makes an Abort of it
+        click.echo("Aborted!", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _run(command: click.Command, output: "_Output") -> NoReturn:
     color = False if os.environ.get("NO_COLOR") else None
     code = EXIT_FAILED
     try:
@@ -137,7 +144,9 @@ def _is_without_directory() -> bool:
 def _is_for_want_of_directory(error: BaseException) -> bool:
     """Whether `error` comes from a path relative to a working directory that has been deleted."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # an exception may be its own cause
+        seen.add(id(cause))
         if isinstance(cause, FileNotFoundError) and not os.path.isabs(str(cause.filename or "")):  # noqa: PTH117
             return _is_without_directory()
         cause = cause.__cause__ or cause.__context__

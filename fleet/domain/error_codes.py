@@ -251,7 +251,7 @@ no-database | 404 | The database does not exist. | Create it, or check the URL.
 no-database-file | 404 | The file with the database URL cannot be read. | Check its path.
 no-home | 404 | The path is not a home. | Create one: fleet init.
 no-mosquitto | 400 | mosquitto is not installed. | Install it, or choose another broker.
-no-registry | 404 | The registry does not exist. | Check the path or URL, or make a home: fleet init.
+no-registry | 404 | The registry does not exist. | Check the path or URL, or restore a backup: fleet restore.
 no-such-ca | 404 | The former CA does not exist. | See fleet ca show.
 no-such-tenant | 403 404 | The tenant has no CA here. | See fleet tenant list.
 not-a-backup | 400 | The file is not a backup, or its beginning is damaged. | Name another file.

@@ -95,7 +95,10 @@ class TestSqlite:
         run_fleet("init", str(tmp_path / "home"))
         (tmp_path / "home" / "registry.db").unlink()
         for command in ("status", "migrate"):
-            assert "there is no registry at" in run_fleet("db", command, expect=1).stderr
+            complaint = run_fleet("db", command, expect=1).stderr
+            assert "there is no registry at" in complaint
+            assert "fleet restore" in complaint
+            assert "fleet init" not in complaint  # it would refuse the folder
 
 
 class TestPostgres:
@@ -112,6 +115,17 @@ class TestPostgres:
         assert (found["engine"], found["where"], found["audit_rows"]) == ("postgresql", url, 1)
         done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert done["schema_before"] == done["schema"] == found["newest_schema"]
+
+    def test_a_database_without_its_registry_is_told_at_once(
+        self, run_fleet: RunFleet, url: str, database: str, tmp_path: Path, postgres_server: PostgresServer
+    ) -> None:
+        home = tmp_path / "home"
+        run_fleet("init", str(home), "--database", url)
+        postgres_server.run("DROP SCHEMA fleet CASCADE", database)
+        for words in (("db", "status"), ("device", "list"), ("serve", "--est", "127.0.0.1:0")):
+            command = [sys.executable, "-m", "fleet", *words, "--home", str(home)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stderr.count("(no-registry)")) == (1, 1), done.stderr
 
     def test_a_password_in_argv_is_refused(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
         told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")

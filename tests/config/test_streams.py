@@ -54,6 +54,20 @@ def missing() -> None:
         raise click.ClickException("x is no home of ours.") from None
 
 @main.command()
+def own_cause() -> None:
+    error = click.ClickException("it failed.")
+    raise error from error
+
+class Interrupted(click.ClickException):
+    def show(self, file: object = None) -> None:
+        raise KeyboardInterrupt
+
+@main.command()
+@click.argument("where", type=click.Choice(["within", "at-its-end"]))
+def interrupt(where: str) -> None:
+    raise KeyboardInterrupt if where == "within" else Interrupted("it failed.")
+
+@main.command()
 def refused() -> None:
     click.echo("from a server: \\x1b]0;title\\a \\x9b2J \\u202egnp.exe\\r", err=True)
     raise click.ClickException("from a server: \\x1bc")
@@ -102,6 +116,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "from a server: \\x1b]0;title\\x07 \\x9b2J \\u202egnp.exe\\r\nError: from a server: \\x1bc\n",
         ),
         ("warn", 0, "quiet\n", ""),
+        ("own-cause", 1, "", "Error: it failed.\n"),
+        ("interrupt within", 1, "", "\nAborted!\n"),
+        ("interrupt at-its-end", 1, "", "Aborted!\n"),
     ],
 )
 def test_ends(program: Path, words: str, code: int, out: str, err: str) -> None:

@@ -38,8 +38,11 @@ async def test_it_is_made_only_when_that_is_meant(place: RegistryLocation) -> No
     with pytest.raises(NotFound) as caught:
         await open_engine(place, create=False)
     assert caught.value.code == "no-registry"
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as asked:
         await status_of(place)
+    for error in (caught.value, asked.value):
+        assert error.__cause__ is not error  # whoever follows the causes would never end
+        assert error.advice.startswith(("Give the --home of your fleet", "Name the database of your fleet"))
     await (await open_engine(place)).close()
     again = await open_engine(place, create=False)
     await again.close()

@@ -7,7 +7,7 @@ import asyncpg
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Invalid, NotFound
-from fleet.storage.postgres.session import SCHEMA, Session, first_line
+from fleet.storage.postgres.session import ADVICE_NO_REGISTRY, SCHEMA, Session, first_line
 
 MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held while the schema is changed
 _SCHEMA = Path(__file__).parents[1] / "schema" / "postgres"
@@ -48,7 +48,7 @@ async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
         raise NotFound(
             "no-registry",
             f"There is no registry in {url.shown}.",
-            f"Make a home with: fleet init HOME --database {url}",
+            ADVICE_NO_REGISTRY,
         )
     must_be_known(schema, url)
     if schema.have == schema.newest:

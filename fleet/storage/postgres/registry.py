@@ -86,6 +86,8 @@ class PostgresRegistry(SqlRegistry):
         )
         try:
             self._pool = await pool
+        except FleetError:
+            raise
         except Exception as error:
             raise cannot_open(self.url, error) from error
         try:
@@ -93,6 +95,8 @@ class PostgresRegistry(SqlRegistry):
                 await migrate(session, self.url, create=create)
         except Exception as error:
             self._pool.terminate()
+            if isinstance(error, FleetError):
+                raise
             raise unavailable(error) from error
         self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
 
@@ -128,6 +132,8 @@ class PostgresRegistry(SqlRegistry):
                 async with self._session() as session:
                     found = await session.fetch(query.sql, *parameters)
                     break
+            except FleetError:
+                raise
             except Exception as error:
                 if self._closed:
                     raise closed() from error
@@ -170,6 +176,8 @@ class PostgresRegistry(SqlRegistry):
         try:
             async with self._session() as session:
                 await heads.add_head(session, sealed, nodes)
+        except FleetError:
+            raise
         except Exception as error:
             if not connection_lost(error) or self._closed or not await self._is_sealed(sealed):
                 raise unavailable(error) from error

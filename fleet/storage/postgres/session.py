@@ -16,6 +16,9 @@ Session = Any
 
 SCHEMA = "fleet"
 """All our tables are in this schema, so that a database may be shared with other programs."""
+ADVICE_NO_REGISTRY = (
+    "Name the database of your fleet, or restore its backup into this one and a new home with: fleet restore --database"
+)
 VERSION_MIN = 150_000  # PostgreSQL 15, as server_version_num says it
 CONNECT_SECONDS_MAX = 5.0
 STATEMENT_SECONDS_MAX = 10.0  # for any one statement: beyond that the network or the server has failed
@@ -70,6 +73,8 @@ async def connect(url: DatabaseUrl, role: str) -> Session:
     """A checked session. Raises: NotFound, Invalid, Unavailable: the message says what is wrong."""
     try:
         session = await asyncpg.connect(**session_arguments(url, role))
+    except FleetError:
+        raise
     except Exception as error:
         raise cannot_open(url, error) from error
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.config.database_url import DatabaseUrl
-from fleet.domain.errors import Conflict, Invalid, Unavailable
+from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
 from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer
@@ -277,6 +277,8 @@ async def _session(url: DatabaseUrl, role: str) -> AsyncIterator[Session]:
     except sqlite3.Error as error:
         text = f"The copy of the registry could not be written or read: {error}."
         raise Unavailable("copy-failed", text) from error
+    except FleetError:
+        raise
     except Exception as error:
         raise unavailable(error) from error
     finally:

@@ -84,6 +84,15 @@ def unavailable(error: Exception) -> FleetError:
     )
 
 
+def no_registry(path: Path) -> NotFound:
+    """The error for a registry that is not at `path`."""
+    return NotFound(
+        "no-registry",
+        f"There is no registry at {path}.",
+        "Give the --home of your fleet, or restore its backup into a new home with: fleet restore",
+    )
+
+
 def connect_writer(path: Path, lock: WriteLock, create: bool) -> sqlite3.Connection:
     """The writing connection to `path`, on the newest schema.
 
@@ -145,7 +154,7 @@ def _make_or_check(path: Path, create: bool) -> None:
         if not stat.S_ISREG(mode) or not os.access(path, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, "not a file that this user may read and write")
     except FileNotFoundError:
-        raise NotFound("no-registry", f"There is no registry at {path}.", "Make a home with: fleet init HOME") from None
+        raise no_registry(path) from None
     except OSError as error:
         raise Invalid(
             "registry-permissions",

@@ -106,6 +106,8 @@ class SqliteRegistry(SqlRegistry):
             await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
         try:
             outcomes, events = await self._writer.run(self._write_locked, take)
+        except FleetError:
+            raise
         except Exception as error:
             raise unavailable(error) from error
         if events:
@@ -129,6 +131,8 @@ class SqliteRegistry(SqlRegistry):
     async def _answers(self, thread: Thread, take: Take[Read[Any]]) -> Sequence[object]:
         try:
             answers = await thread.run(_read_waiting, take)
+        except FleetError:
+            raise
         except Exception as error:
             raise unavailable(error) from error
         return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
@@ -179,6 +183,8 @@ class SqliteRegistry(SqlRegistry):
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         try:
             await self._writer.run(self._seal_locked, sealed, nodes)
+        except FleetError:
+            raise
         except Exception as error:
             raise unavailable(error) from error
 
