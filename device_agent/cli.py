@@ -189,7 +189,9 @@ def enroll(
 @cli.command()
 @click.option("--publish", metavar="TOPIC", help="Publish each line of standard input to TOPIC; {id} is the device id.")
 @click.option("--stdin", is_flag=True, help="Publish standard input, in lines of `TOPIC PAYLOAD`.")
-@click.option("--exit-at-eof", is_flag=True, help="Exit when the input has ended and every message is delivered.")
+@click.option(
+    "--exit-at-eof", is_flag=True, help="Exit when the input has ended and every message is delivered or refused."
+)
 @click.option(
     "--qos",
     type=click.IntRange(0, 1),

@@ -49,6 +49,8 @@ class Outbox:
         self._size = 0
         self.delivered = 0
         """Messages delivered since the start."""
+        self.refused = 0
+        """Accepted messages, since the start, that the server refused or that cannot be sent."""
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._in_flight)
@@ -99,11 +101,13 @@ class Outbox:
             return
         self._forget(message)
         self.delivered += not failure
+        self.refused += bool(failure)
         message.done(failure)
 
     def never(self, message: Message, failure: str) -> None:
         """`message`, just taken by `next_to_send`, can never be sent."""
         self._forget(message)
+        self.refused += 1
         message.done(failure)
 
     def connection_lost(self) -> None:

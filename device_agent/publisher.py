@@ -19,7 +19,7 @@ class PublishInput:
     """Topic of every line; None: lines are `TOPIC PAYLOAD`."""
     qos: int = 1
     stop_at_end: bool = False
-    """Stop the agent once the input has ended and every message is delivered."""
+    """Stop the agent once the input has ended and every message is delivered or refused."""
 
     def message(self, line: bytes, device_id: str) -> Message:
         """The message in a line.

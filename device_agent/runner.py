@@ -77,8 +77,9 @@ class Runner:
         Raises: Busy if an agent runs in this home already; NotEnrolled; OSError.
         """
         self._serve(self._is_finished)
-        self._log.event("stopped", delivered=self.outbox.delivered, undelivered=len(self.outbox))
-        return 1 if len(self.outbox) else 0
+        outbox = self.outbox
+        self._log.event("stopped", delivered=outbox.delivered, undelivered=len(outbox), refused=outbox.refused)
+        return 1 if len(outbox) or outbox.refused else 0
 
     def renew_once(self) -> None:
         """Renew, prove the new certificate by a connection, and return.

@@ -32,6 +32,21 @@ def test_first_in_first_out_within_the_window() -> None:
     assert send_all(outbox, window=2, first=3) == [b"c"]
 
 
+def test_a_refused_message_is_counted_and_is_not_delivered() -> None:
+    outbox, reasons = Outbox(10), list[str]()
+    for _ in range(3):
+        outbox.put(Message("t", b"x", 1, reasons.append))
+    send_all(outbox, window=2)
+    outbox.acknowledged(1, "Not authorized")
+    outbox.acknowledged(1, "Not authorized")  # of nothing that is in flight
+    outbox.acknowledged(2)
+    last = outbox.next_to_send(2)
+    assert last is not None
+    outbox.never(last, "too large")
+    assert (outbox.delivered, outbox.refused, len(outbox)) == (1, 2, 0)
+    assert reasons == ["Not authorized", "", "too large"]
+
+
 def test_qos_0_ends_with_the_sending() -> None:
     outbox = Outbox(10)
     outbox.put(message("a", qos=0))

@@ -16,6 +16,8 @@ from device_agent.device_key import certificate_info
 from device_agent.errors import NotEnrolled
 from device_agent.event_log import EventLog
 from device_agent.identity_store import Identity, IdentityStore
+from device_agent.line_reader import LineReader
+from device_agent.publisher import PublishInput
 from device_agent.runner import Runner
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
 from tests.device_agent.wild_servers import read_packet, tls_server
@@ -180,6 +182,32 @@ def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Auth
         log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed setback=refused") >= 4)
     assert "Not authorized" in log
     assert store.current() == before
+
+
+def test_a_message_that_the_server_refuses_is_an_exit_code(authority: Authority, tmp_path: Path) -> None:
+    """One of two is refused: nothing is left to deliver, and still not every message was delivered."""
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        for reason in (b"\x00", b"\x87"):
+            packet = read_packet(stream)
+            at = 4 + int.from_bytes(packet[1:3])  # [MQTT-3.3.2] no topic alias here: type, topic, packet id
+            stream.sendall(b"\x40\x03" + packet[at - 1 : at + 1] + reason)
+        read_packet(stream)
+
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo\n")
+    os.close(writing)
+    log = io.StringIO()
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        source = PublishInput(LineReader(reading), "t", 1, True)
+        assert Runner(read_config(tmp_path / "a home"), EventLog(stream=log), source).run() == 1
+    os.close(reading)
+    assert "message-refused" in log.getvalue()
+    assert "stopped delivered=1 undelivered=0 refused=1" in log.getvalue().splitlines()[-1]
 
 
 def test_nothing_to_run_with(authority: Authority, tmp_path: Path) -> None:
