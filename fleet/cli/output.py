@@ -5,7 +5,8 @@
     print_rows(COLUMNS, client.items("/v1/models"), output)
 
 JSON is the value itself: an array for rows, written as they come, an element a line, so that a million rows need no
-memory; an object for one value. Keys are stable. A table shows its columns by key; on a terminal it fits the width.
+memory; an object for one value. Keys are stable. A table shows its columns by key; on a terminal it fits the width, and
+where its columns cannot, each row is a block of "key: text" lines.
 """
 
 import re
@@ -23,6 +24,7 @@ from fleet.config.timestamps import rfc3339
 OUTPUTS = ("table", "json")
 WIDTH_UNKNOWN = 80  # of a terminal that does not say
 COLUMN_WIDTH_MIN = 8
+WORD_WIDTH_MAX = 20  # a longer word is broken before a column takes the room of others
 CHUNK_ROWS_MAX = 10_000
 """Rows that a table has in memory at once, and of which the widths are known before one is printed."""
 CHUNK_SIZE_MAX = 16 * 1024 * 1024  # characters of them
@@ -86,14 +88,28 @@ def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str
     is_first = True
     for chunk in _chunks([_text(each.format(row.get(each.key))) for each in shown] for row in rows):
         widths = [max(map(len, cells)) for cells in zip([" " * width for width in widths], *chunk, strict=True)]
-        fitted = _fitted(widths, _width())
+        width = _width()
+        fitted = _fitted(widths, width, [heading, *chunk])
+        if width is not None and _total(fitted) > width and len(chunk) > 0:
+            _print_blocks(shown, chunk, is_first=is_first)
+            is_first = False
+            continue
         if is_first:
             for line in _lines(heading, fitted):
                 click.echo(click.style(line, bold=True))
         is_first = False
         for cells in chunk:
-            for line in _lines(cells, fitted):
-                click.echo(_colored(line))
+            for line in _lines(cells, fitted, _colors(cells)):
+                click.echo(line)
+
+
+def _print_blocks(columns: Sequence[Column], chunk: Sequence[Sequence[str]], *, is_first: bool) -> None:
+    """Rows that are too wide for the terminal, each as lines of its own."""
+    for number, cells in enumerate(chunk):
+        if number or not is_first:
+            click.echo()
+        labels = [each.key.replace("_", " ") for each in columns]
+        _print_lines([(label, [cell]) for label, cell in zip(labels, cells, strict=True)], _colors(cells))
 
 
 def _chunks(table: Iterable[list[str]]) -> Iterator[list[list[str]]]:
@@ -130,12 +146,30 @@ def print_value(value: Row, output: str, table: Row | None = None) -> None:
         return
     value = _without_revision(table or value)
     shown = {printable(key).replace("_", " "): item for key, item in value.items() if item is not None}
-    width = max((len(key) for key in shown), default=0) + 1
-    for key, item in shown.items():
-        lines = [_text(part) for part in item] if isinstance(item, list | tuple) else [_text(item)]
-        for number, line in enumerate(lines or ["-"]):
-            label = f"{key}:" if number == 0 else ""
-            click.echo(f"{label.ljust(width)} {line}")
+    texts = ((key, list(item) if isinstance(item, list | tuple) else [item]) for key, item in shown.items())
+    _print_lines([(key, [_text(each) for each in items] or ["-"]) for key, items in texts])
+
+
+def _print_lines(texts: Sequence[tuple[str, Sequence[str]]], colors: Sequence[str | None] = ()) -> None:
+    """Labels and their texts, a text longer than the terminal is wide on several lines. No word is broken: it can be
+    copied whole."""
+    indent = max((len(label) for label, _ in texts), default=0) + 2
+    width = _width()
+    for number, (label, items) in enumerate(texts):
+        color = colors[number] if colors else None
+        lines = [line for item in items for line in _wrapped(item, indent, width)]
+        for place, line in enumerate(lines):
+            before = f"{label}:" if place == 0 else ""
+            click.echo(f"{before.ljust(indent - 1)} {_styled(line, color)}")
+
+
+def _wrapped(text: str, indent: int, width: int | None) -> list[str]:
+    if width is None or indent + len(text) <= width:
+        return [text]
+    import textwrap
+
+    room = max(width - indent, COLUMN_WIDTH_MIN)
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [text]
 
 
 def _without_revision(value: Row) -> Row:
@@ -152,24 +186,37 @@ def _width() -> int | None:
     return None
 
 
-def _fitted(widths: list[int], width: int | None) -> list[int]:
-    """`widths`, the widest made narrower until they fit into `width`: their cells are folded."""
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _fitted(widths: list[int], width: int | None, table: Sequence[Sequence[str]]) -> list[int]:
+    """`widths`, the widest made narrower until they fit into `width`: their cells are folded, between words while that
+    is enough. They may not fit even then."""
     fitted = list(widths)
-    over = sum(fitted) + len(GAP) * (len(fitted) - 1) - width if width is not None else 0
-    while over > 0:
-        widest = max(range(len(fitted)), key=fitted.__getitem__)
-        if fitted[widest] <= COLUMN_WIDTH_MIN:
-            break
-        fitted[widest] -= 1
-        over -= 1
+    over = _total(fitted) - width if width is not None else 0
+    if over <= 0:
+        return fitted
+    words = [
+        max((len(word) for cell in cells for word in cell.split()), default=0) for cells in zip(*table, strict=True)
+    ]
+    for bounds in ([min(each, WORD_WIDTH_MAX) for each in words], [COLUMN_WIDTH_MIN] * len(words)):
+        while over > 0:
+            wide = [place for place, bound in enumerate(bounds) if fitted[place] > bound]
+            if not wide:
+                break
+            fitted[max(wide, key=fitted.__getitem__)] -= 1
+            over -= 1
     return fitted
 
 
-def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+def _lines(cells: Sequence[str], widths: Sequence[int], colors: Sequence[str | None] = ()) -> Iterator[str]:
     folded = [_folded(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    colors = colors or [None] * len(cells)
     for number in range(max(map(len, folded), default=0)):
         parts = [lines[number] if number < len(lines) else "" for lines in folded]
-        yield GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()
+        padded = zip(parts, widths, colors, strict=True)
+        yield GAP.join(_styled(part, color) + " " * (width - len(part)) for part, width, color in padded).rstrip()
 
 
 def _folded(cell: str, width: int) -> list[str]:
@@ -177,12 +224,17 @@ def _folded(cell: str, width: int) -> list[str]:
         return [cell]
     import textwrap
 
-    return textwrap.wrap(cell, width, break_on_hyphens=False) or [cell]
+    return textwrap.wrap(cell, width) or [cell]
 
 
-def _colored(line: str) -> str:
-    """States in color; `click.echo` takes it out again where it does not go to a terminal."""
-    return re.sub(r"(?<=  )[a-z]+(?=  |$)", lambda found: click.style(found[0], fg=_COLORS.get(found[0])), line)
+def _colors(cells: Sequence[str]) -> list[str | None]:
+    """Of cells that are a state; the first names the row, and is none."""
+    return [None, *(_COLORS.get(cell) for cell in cells[1:])]
+
+
+def _styled(text: str, color: str | None) -> str:
+    """`click.echo` takes the color out again where it does not go to a terminal."""
+    return click.style(text, fg=color) if color and text else text
 
 
 def _json(value: object) -> str:

@@ -12,7 +12,7 @@ Run as a program, and not by a test runner, the group first makes its streams sa
 - What cannot be written to standard output is an error, exit 1; a pipe that its reader has closed ends the program
   silently with 141, as SIGPIPE would. What cannot be written to standard error is dropped.
 - Warnings of libraries are not shown, unless Python is told to (`-W`, PYTHONWARNINGS).
-- NO_COLOR turns colors off; `click.echo` does so wherever the output is not a terminal.
+- NO_COLOR turns colors off, and so does TERM=dumb; `click.echo` does so wherever the output is not a terminal.
 - Control characters in what is written to standard error are escaped: a server's text does not control the terminal.
   On standard output, tables use `printable` and JSON `json_text`.
 - A file that is not found because the working directory has been deleted is an error about that, exit 1.
@@ -55,7 +55,7 @@ def run(command: click.Command) -> NoReturn:
 
 
 def _run(command: click.Command, output: "_Output") -> NoReturn:
-    color = False if os.environ.get("NO_COLOR") else None
+    color = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
     code = EXIT_FAILED
     try:
         result = command.main(standalone_mode=False, color=color)

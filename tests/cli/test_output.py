@@ -114,7 +114,7 @@ def on_a_terminal(command: str, columns: int, **environment: str) -> str:
     """What `python -c command` prints on a terminal of so many columns; 0 for one that does not say."""
     output, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 0, columns, 0, 0))
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "TERM")}
     done = subprocess.run(
         [sys.executable, "-c", command], stdout=terminal, stderr=terminal, env={**kept, **environment}, check=False
     )
@@ -154,11 +154,60 @@ def test_a_pipe_gets_each_row_on_one_line() -> None:
     assert "\x1b" not in done.stdout
 
 
-@pytest.mark.parametrize(("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+@pytest.mark.parametrize(
+    ("environment", "colored"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
 def test_color_only_where_it_is_wanted(environment: dict[str, str], colored: bool) -> None:
     shown = on_a_terminal(WIDE, 100, **environment)
     assert ("\x1b[31mrevoked" in shown) == colored
     assert ("\x1b" in shown) == colored
+
+
+NARROW = """
+import click
+from fleet.cli.output import print_rows, print_value
+from fleet.config.streams import run
+row = {"id": "pump-hall-17", "state": "quarantined", "at": "2026-01-02T02:04:05Z", "why": "lost in the lab"}
+row["by"] = "eve"
+@click.command()
+def main():
+    print_rows(tuple(row), [row, row], "table")
+run(main)
+"""
+
+
+def test_words_stay_whole_while_columns_can_give_way_between_them() -> None:
+    shown = on_a_terminal(NARROW, 60)
+    assert max(len(click.unstyle(line)) for line in shown.splitlines()) <= 60
+    assert shown.count("\x1b[31mquarantined\x1b[0m") == 2
+    for word in ("pump-", "2026-01-02", "02:04:05Z", "lost", "lab", "eve"):
+        assert shown.count(word) >= 2
+    assert shown.count("\x1b[0m") == 2 + 1  # of the heading, and none of a cell without a color
+
+
+def test_rows_that_cannot_fit_are_blocks() -> None:
+    shown = on_a_terminal(NARROW, 36)
+    lines = [click.unstyle(line) for line in shown.splitlines()]
+    assert lines[: len(lines) // 2] == [
+        "id:    pump-hall-17",
+        "state: quarantined",
+        "at:    2026-01-02 02:04:05Z",
+        "why:   lost in the lab",
+        "by:    eve",
+    ]
+    assert lines[5] == ""
+    assert shown.count("\x1b[31mquarantined\x1b[0m") == 2
+
+
+def test_a_long_text_of_one_value_is_wrapped_on_a_terminal_under_itself_and_no_word_is_broken() -> None:
+    program = "from fleet.cli.output import print_value; print_value({'a': 'word ' * 20 + 'f' * 64, 'bb': 1}, 'table')"
+    lines = on_a_terminal(program, 40).splitlines()
+    assert lines[0] == "a:  word word word word word word word"
+    assert lines[1] == "    word word word word word word word"
+    assert lines[3:] == ["    " + "f" * 64, "bb: 1"]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_json_is_escaped_where_the_output_is_not_utf8() -> None:
