@@ -74,7 +74,8 @@ def import_(client: Client, file: Path, errors_file: Path | None, output: str) -
     with which a device enrolls without any other proof, or both; tags (in CSV lot=L7;site=Oslo) and groups
     (pilot;canary).
 
-    Rows are independent: one that is refused is listed in the errors file, and the others are taken. The same row again
+    Rows are independent: one that is refused is listed in the errors file, and the others are taken. That file takes
+    the place of an earlier import's, and of nothing else. The same row again
     changes nothing, so an import that was interrupted is resumed by running it again. A row that differs from what was
     imported before, or has the serial or key of another device, is refused.
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +20,16 @@ from fleet.cli.manifest_files import Items, rows_of
 from fleet.cli.output import print_value
 from fleet.client.client import Client
 from fleet.client.manifest import ManifestImport
+from fleet.config.durable_files import new_file
 from fleet.config.streams import EXIT_FAILED
-from fleet.domain.errors import FleetError
+from fleet.domain.errors import Conflict, FleetError
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import ROWS_AT_ONCE, Counts, Numbered, RowRefused
 
 REFUSED_SHOWN_MAX = 20
 ListError = Callable[[RowRefused], None]
 ERROR_COLUMNS = ("line", "device_id", "code", "message")
+LINE_SIZE_MAX = 64  # the line of these names
 
 
 def import_manifest(client: Client, file: Path, errors_file: Path | None, output: str) -> None:
@@ -63,11 +66,14 @@ class _Import:
         return self.manifest.counts
 
     def run(self, source: TextIO, name: str) -> None:
-        with noting_interrupts() as interrupts, _errors_in(self.errors_file) as list_error:
+        former = self.errors_file if self.errors_file is not None and _is_former_list(self.errors_file) else None
+        with noting_interrupts() as interrupts, _errors_in(self.errors_file, force=former is not None) as list_error:
             try:
                 self._take_all(rows_of(source, name), list_error, interrupts)
             except FleetError as problem:
                 self.problem = problem
+        if former is not None and self.problem is None and not self.is_interrupted and not self.counts.refused:
+            former.unlink(missing_ok=True)  # its lines have been seen to
 
     def _take_all(self, items: Items, list_error: ListError, interrupts: Sequence[int]) -> None:
         with ThreadPoolExecutor(1) as reader:
@@ -119,20 +125,41 @@ def _next_chunk(items: Iterator[Numbered | RowRefused]) -> _Chunk:
     return chunk
 
 
+def _is_former_list(path: Path) -> bool:
+    """Whether the errors file of an earlier run is at `path`. Raises: Conflict (`file-exists`): it is anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISREG(mode):
+        with path.open("rb") as file:
+            if file.readline(LINE_SIZE_MAX).rstrip(b"\r\n") == ",".join(ERROR_COLUMNS).encode():
+                return True
+    raise Conflict(
+        "file-exists",
+        f"{path} exists, and is not a list of refused rows; nothing was imported.",
+        "Name another file with --errors, or remove that one.",
+    )
+
+
 @contextmanager
-def _errors_in(path: Path | None) -> Iterator[ListError]:
-    """What lists a row in the errors file, which is there when one was refused, and of this run alone."""
+def _errors_in(path: Path | None, *, force: bool) -> Iterator[ListError]:
+    """What lists a row in the errors file, which is there, whole, after the block if one was refused.
+
+    `force`: it takes the place of an earlier run's.
+    """
     if path is None:
         yield lambda refused: None
         return
-    path.unlink(missing_ok=True)  # of an earlier run: its lines have been seen to, or come again
     with ExitStack() as opening:
-        file: TextIO | None = None
+        file: io.TextIOWrapper | None = None
 
         def list_error(refused: RowRefused) -> None:
             nonlocal file
             if file is None:
-                file = opening.enter_context(path.open("x", encoding="utf-8", newline=""))
+                binary = opening.enter_context(new_file(path, secret=True, force=force))
+                file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+                opening.callback(file.detach)  # flushes, and leaves it open for its fsync
                 csv.writer(file).writerow(ERROR_COLUMNS)
             shown = "".join(c if c.isprintable() else "?" for c in refused.device_id)
             csv.writer(file).writerow((refused.line, shown, refused.code, refused.message))

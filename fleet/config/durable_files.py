@@ -1,7 +1,9 @@
 """Write a file whole or not at all: a new name first, then one atomic step to the name that was asked for."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +15,7 @@ MODE_PUBLIC = 0o644  # less what the umask takes away: a root to trust, a head t
 def write_file(path: Path, data: bytes, *, secret: bool, force: bool = False) -> None:
     """Put `data` at `path`, durable when this returns. A secret is readable by its owner alone from the first byte on.
 
-    Raises: FileExistsError when `path` is there already and not `force`, OSError.
+    Raises: FileExistsError when `path` is there already and not `force`; OSError: as when it is a device or a pipe.
     """
     with new_file(path, secret=secret, force=force) as file:
         file.write(data)
@@ -25,7 +27,9 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
 
     Raises: as `write_file`.
     """
-    if not force:
+    if force:
+        _must_not_be_special(path)
+    else:
         must_be_absent(path)
     fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
@@ -45,6 +49,14 @@ def must_be_absent(path: Path) -> None:
     """Raises: FileExistsError."""
     if os.path.lexists(path):
         raise FileExistsError(None, "the file is there already", str(path))
+
+
+def _must_not_be_special(path: Path) -> None:
+    """Raises: OSError: it is, or leads to, a device, pipe or socket, which a rename would remove from its folder."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def _put_in_place(fresh: Path, path: Path, *, force: bool) -> None:

@@ -8,11 +8,12 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fleet.config.addresses import Address
@@ -33,6 +34,7 @@ from fleet.servers.gateway.upstream import Upstream
 log = logging.getLogger("fleet")
 
 ORPHANS_SECONDS_MAX = 8.0  # workers of a killed supervisor end at once, and their sockets close
+READY_SIZE_MAX = 64 * 1024  # four addresses and paths
 POLL_SECONDS = 0.02
 
 
@@ -134,6 +136,7 @@ def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[N
         yield
         return
     handle, name = tempfile.mkstemp(prefix=f".{ready_file.name}.", dir=ready_file.parent)
+    made = os.fstat(handle)
     with os.fdopen(handle, "w") as file:
         json.dump(asdict(endpoints), file)
         file.write("\n")
@@ -142,4 +145,33 @@ def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[N
     try:
         yield
     finally:
-        ready_file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(ready_file.lstat(), made):  # and not another's
+                ready_file.unlink()
+
+
+def remove_former(ready_file: Path) -> None:
+    """Remove an earlier server's ready file. Raises: Conflict (`file-exists`): something else is there. OSError."""
+    try:
+        mode = ready_file.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) or not _holds_endpoints(ready_file):
+        raise Conflict(
+            "file-exists",
+            f"{ready_file} exists, and is not a ready file; nothing was changed.",
+            "Name another file with --ready-file, or remove that one.",
+        )
+    ready_file.unlink()
+
+
+def _holds_endpoints(file: Path) -> bool:
+    with file.open("rb") as opened:
+        content = opened.read(READY_SIZE_MAX)
+    if not content:  # as mktemp makes it
+        return True
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() <= {each.name for each in fields(Endpoints)}

@@ -20,7 +20,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
-from fleet.runtime.host import Host, ready_file_with, run_host
+from fleet.runtime.host import Host, ready_file_with, remove_former, run_host
 from fleet.runtime.jobs.server_certificate import renew_daily
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
@@ -40,7 +40,7 @@ def serve_until_stopped(home: Home, settings: Settings, ready_file: Path | None)
     """
 
     if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # left by a killed server: a client that waits must wait for this one
+        remove_former(ready_file)  # left by a killed server: a client that waits must wait for this one
 
     async def work() -> None:
         signals = Signals.install((signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -205,6 +206,48 @@ class TestImport:
         assert result.exit_code == 1
         assert self.counts(json.loads(result.stdout)) == (1, 0, 1)
         assert errors.exists()
+
+    @pytest.mark.parametrize(
+        "kind", ["unrelated", "empty", "manifest", "fifo", "link to an errors file", "link to nowhere"]
+    )
+    def test_nothing_of_the_users_is_replaced(self, home: Path, tmp_path: Path, kind: str) -> None:
+        (manifest := tmp_path / "lot.csv").write_text(HEADER + "cam-1,default,SN1,,,\n,default,SN2,,,\n")
+        errors, target = tmp_path / "mine", tmp_path / "target"
+        target.write_text("line,device_id,code,message\r\n")
+        match kind:
+            case "unrelated":
+                errors.write_text("line,device_id,code,message,more\r\n")
+            case "empty":
+                errors.touch()
+            case "manifest":
+                errors = manifest
+            case "fifo":
+                os.mkfifo(errors)
+            case "link to a list":
+                errors.symlink_to(target)
+            case _:
+                errors.symlink_to(tmp_path / "nowhere")
+        before = errors.lstat()
+        result = run_fleet(home, "device", "import", manifest, "--errors", errors)
+        assert result.exit_code == 1
+        assert "(file-exists)" in result.stderr
+        assert os.path.samestat(errors.lstat(), before)
+        assert errors.lstat().st_size == before.st_size
+        assert target.read_bytes() == b"line,device_id,code,message\r\n"
+        assert run_fleet(home, "device", "show", "cam-1").exit_code == 1  # nothing was imported
+
+    def test_a_former_list_goes_when_its_rows_have_come_again(self, home: Path, tmp_path: Path) -> None:
+        (good := tmp_path / "good.csv").write_text(HEADER + "cam-1,default,SN1,,,\n")
+        (bad := tmp_path / "bad.csv").write_text(HEADER + ",default,SN2,,,\n")
+        (broken := tmp_path / "broken.csv").write_text("nonesuch\n")
+        errors = tmp_path / "refused.csv"
+        for file, code in ((bad, 1), (bad, 1), (broken, 1), (tmp_path / "missing.csv", 1)):
+            assert run_fleet(home, "device", "import", file, "--errors", errors).exit_code == code
+            assert stat.S_IMODE(errors.stat().st_mode) == 0o600
+            assert len(errors.read_text().splitlines()) == 2
+        assert run_fleet(home, "device", "import", good, "--errors", errors).exit_code == 0
+        assert sorted(each.name for each in tmp_path.glob("*.csv*")) == ["bad.csv", "broken.csv", "good.csv"]
+        assert not list(tmp_path.glob(".refused*"))
 
     def test_the_same_again_changes_nothing(self, home: Path, tmp_path: Path) -> None:
         text = HEADER + "".join(f"cam-{n},default,SN{n},,lot=L7,\n" for n in range(2500))

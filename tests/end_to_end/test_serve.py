@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import socket
 import ssl
@@ -96,6 +97,21 @@ def test_clients_that_never_read_do_not_hold_it_up(served: Served) -> None:
     assert served.stop() == 0  # 5 seconds, and one for a slow machine; then it is killed
     for client in held:
         client.close()
+
+
+@pytest.mark.parametrize("kind", ["unrelated", "json", "link"])
+def test_a_ready_file_replaces_nothing_of_the_users(home: Path, tmp_path: Path, kind: str) -> None:
+    ready, target = tmp_path / "ready.json", tmp_path / "target"
+    target.write_text("{}")
+    if kind == "link":
+        ready.symlink_to(target)
+    else:
+        ready.write_text("my notes" if kind == "unrelated" else '{"est": "", "mine": 1}')
+    before = ready.lstat()
+    (home / "server" / "server.key").unlink()
+    done = program("fleet", "serve", "--home", str(home), *ANY_PORTS, "--ready-file", str(ready), expect=1)
+    assert "(file-exists)" in done.stderr
+    assert os.path.samestat(ready.lstat(), before)
 
 
 def test_a_stale_ready_file_is_gone_before_anything_else(home: Path, tmp_path: Path) -> None:
