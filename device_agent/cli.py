@@ -166,6 +166,8 @@ def enroll(
     The token is read from a file, an environment variable, a prompt or a pipe. It is never an argument, where every
     user of the machine could read it with `ps`.
 
+    While the server asks to retry later, waits up to a minute in all, and prints how long and why.
+
     With --approval, prints the fingerprint of the key for the operator to compare, and waits for the decision. It can
     be interrupted and started again: it retries with the same key.
     """
@@ -290,9 +292,10 @@ def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: fl
     Example:
       device-agent send --home D 'devices/{id}/up/temperature' 21.5 --wait
 
-    Exits 0 once the agent has accepted the message; with --wait, once the server has.
+    Exits 0 once the agent has accepted the message; with --wait, once the server has. A message that the server has not
+    acknowledged by the timeout stays queued in the agent; the error gives the reason.
     """
-    from device_agent.control import ask
+    from device_agent import control
     from device_agent.outbox import PAYLOAD_SIZE_MAX, topic_for
 
     with _usage():
@@ -301,7 +304,8 @@ def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: fl
     if len(data) > PAYLOAD_SIZE_MAX:
         raise SendRefused(f"The payload is larger than {PAYLOAD_SIZE_MAX} bytes.")
     encoded = base64.b64encode(data).decode()
-    ask(home, {"do": "send", "topic": topic, "payload": encoded, "qos": qos, "wait": wait}, timeout)
+    request = {"do": "send", "topic": topic, "payload": encoded, "qos": qos, "wait": wait}
+    control.send(home, request, timeout)
 
 
 def _token(token_file: Path | None, token_env: str | None) -> str:

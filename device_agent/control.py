@@ -20,13 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from device_agent.errors import AgentError, NotRunning
+from device_agent.errors import AgentError, NotRunning, SendRefused
 from device_agent.outbox import PAYLOAD_SIZE_MAX
+from fleet.est_client.errors import ClientError
 
 SOCKET_NAME = "agent.sock"
 LINE_SIZE_MAX = PAYLOAD_SIZE_MAX * 4 // 3 + 8192  # bytes: the largest payload in base64, its topic, and slack
 _SUN_PATH_MAX = 100  # bytes: the kernel accepts 107
 _READ_SIZE = 65536
+_STATUS_SECONDS_MAX = 5.0
 
 Answer = dict[str, Any]
 
@@ -61,6 +63,30 @@ def ask(home: Path, request: dict[str, Any], timeout_seconds: float) -> Answer:
     if not answer.get("ok"):
         raise AgentError(str(answer.get("message", "The agent refused.")), str(answer.get("advice", "")))
     return answer
+
+
+def send(home: Path, request: dict[str, Any], timeout_seconds: float) -> None:
+    """Send the request "send" to the running agent.
+
+    Raises: as `ask`; SendRefused instead of TimeoutError if the agent has the message queued: with the reason.
+    """
+    try:
+        ask(home, request, timeout_seconds)
+    except TimeoutError:
+        try:
+            status = ask(home, {"do": "status"}, _STATUS_SECONDS_MAX)
+        except (ClientError, TimeoutError):
+            status = {}
+        if not status.get("waiting"):
+            raise
+        if status.get("connected"):
+            reason = "it has not acknowledged the message"
+        else:
+            reason = str(status.get("last_error") or "the agent is not connected").rstrip(".")
+        raise SendRefused(
+            f"The server did not answer in time: {reason}. The message stays queued until the server accepts it.",
+            f"Do not send it again. See: device-agent --home {shlex.quote(str(home))} status.",
+        ) from None
 
 
 @contextlib.contextmanager

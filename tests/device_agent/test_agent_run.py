@@ -191,7 +191,10 @@ def test_send_waits_in_vain_and_says_so(device: Device, broker: Broker) -> None:
         agent = device.run()
         agent.wait_for("connect-failed")
         device.call("send", "s/{id}", "1")
-        assert "not answer in time" in device.call("send", "s/{id}", "2", "--wait", "--timeout", "0.3", expect=1).stderr
+        late = device.call("send", "s/{id}", "2", "--wait", "--timeout", "0.3", expect=1).stderr
+        assert "The server did not answer in time" in late
+        assert device.status()["last_error"].rstrip(".") in late
+        assert "stays queued" in late
         assert "full" in device.call("send", "s/{id}", "3", expect=1).stderr
         assert agent.stop() == 1  # two accepted messages were not delivered
         assert "undelivered=2" in agent.lines[-1]

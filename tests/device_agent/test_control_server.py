@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from device_agent.control import LINE_SIZE_MAX, SOCKET_NAME, ask
+from device_agent.control import LINE_SIZE_MAX, SOCKET_NAME, ask, send
 from device_agent.control_server import CLIENTS_MAX, Client, ControlServer
-from device_agent.errors import AgentError, NotRunning
+from device_agent.errors import AgentError, NotRunning, SendRefused
 
 
 def echo(client: Client, request: dict[str, Any]) -> None:
@@ -28,11 +28,18 @@ def silence(_: Client, __: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
+def state() -> dict[str, object]:
+    """The agent's answer to "status"."""
+    return {}
+
+
+@pytest.fixture
+def home(tmp_path: Path, state: dict[str, object]) -> Iterator[Path]:
     """A home with a desk that is served in a thread."""
     home = tmp_path / "a home"
     home.mkdir()
-    desk = ControlServer(home, {"echo": echo, "refuse": refuse, "silence": silence})
+    handlers = {"echo": echo, "refuse": refuse, "silence": silence, "send": silence}
+    desk = ControlServer(home, handlers | {"status": lambda client, _: client.answer(**state)})
     over = threading.Event()
 
     def serve() -> None:
@@ -147,3 +154,27 @@ def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / SOCKET_NAME).is_socket()
     desk.close()
     assert not (tmp_path / SOCKET_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ({"connected": False, "last_error": "the certificate is revoked."}, "the certificate is revoked. The"),
+        ({"connected": False, "last_error": ""}, "the agent is not connected. The"),
+        ({"connected": True, "last_error": ""}, "it has not acknowledged the message. The"),
+    ],
+)
+def test_a_send_in_vain_says_why_and_that_it_is_queued(
+    home: Path, state: dict[str, object], now: dict[str, object], reason: str
+) -> None:
+    state.update(now | {"waiting": 1})
+    with pytest.raises(SendRefused, match="stays queued") as caught:
+        send(home, {"do": "send"}, 0.1)
+    assert f"did not answer in time: {reason}" in caught.value.message
+    assert "status" in caught.value.advice
+
+
+def test_a_send_that_is_not_queued_is_late(home: Path, state: dict[str, object]) -> None:
+    state.update(waiting=0)
+    with pytest.raises(TimeoutError):
+        send(home, {"do": "send"}, 0.1)
