@@ -21,6 +21,7 @@ from device_agent.atomic_files import write_atomically
 from device_agent.device_key import PrivateKey, candidate_key, certificate_info, device_subject, fingerprint, spki_der
 from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
+from device_agent.event_log import EventLog
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.root_rollover import new_roots
 from fleet.est_client.arguments import AGENT_KEY_TYPES
@@ -136,8 +137,17 @@ def _client(config: AgentConfig, job: EnrollmentJob, current: Identity | None, n
             timeout_seconds=min(30.0, job.deadline_seconds),
             patience_seconds=job.deadline_seconds / 2 if job.token or job.operation == "reenroll" else 0.0,
             check_time=clock_is_credible(now, current.lifetime if current else None),
+            report=partial(_report, job),
         ),
     )
+
+
+def _report(job: EnrollmentJob, text: str) -> None:
+    """Print a wait to standard error: for the person at `enroll`, or as a line of the agent's log."""
+    if job.operation == "enroll":
+        print(text, file=sys.stderr, flush=True)
+    else:
+        EventLog().event("renewal-waiting", reason=text)
 
 
 def _chain_for_us(

@@ -22,7 +22,7 @@ from fleet.est_client.arguments import (
     check_printable,
     parse_host_port,
 )
-from fleet.est_client.client import EstClient
+from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import (
     BadConfig,
     BadCredentials,
@@ -151,7 +151,9 @@ def provision(
     """
     try:
         check_printable(model, "The model")
-        est = EstClient(est_url, ca, certificate=(cert, key))
+        progress = _progress()
+        policy = Policy(report=lambda text: progress("wait", text))
+        est = EstClient(est_url, ca, certificate=(cert, key), policy=policy)
         host, mqtt_port = parse_host_port(mqtt) if mqtt else (urlsplit(est_url).hostname or "", MQTT_PORT_DEFAULT)
         order = ProvisioningOrder(
             check_device_id(device_id), key_type, _station_name(cert), replace, hardware_serial, board_model
@@ -159,16 +161,23 @@ def provision(
     except (BadConfig, BadCredentials) as error:
         raise click.UsageError(f"{error.message} {error.advice}".rstrip()) from error
     job = ProvisioningJob(order, model, est_url, host, mqtt_port, port, timeout, Timing(retransmit=retransmit))
-    raise SystemExit(_provision(job, baud, est, Ledger(ledger) if ledger else None, output))
+    raise SystemExit(_provision(job, baud, est, Ledger(ledger) if ledger else None, output, progress))
 
 
-def _provision(job: ProvisioningJob, baud: int, est: EstClient, ledger: Ledger | None, output: str) -> int:
+def _provision(
+    job: ProvisioningJob,
+    baud: int,
+    est: EstClient,
+    ledger: Ledger | None,
+    output: str,
+    progress: Callable[[str, str], None],
+) -> int:
     """Run `job`, print its outcome, and return the exit code."""
     try:
         if ledger is not None:
             ledger.open()  # first: no certificate is issued that could not be written down
         with SerialLink(job.port, baud) as link:
-            run = ProvisioningRun(job, link, est, ledger=ledger, report=_progress())
+            run = ProvisioningRun(job, link, est, ledger=ledger, report=progress)
             # SIGTERM ends a run like Ctrl-C: the board gets an Abort, the ledger a row.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:

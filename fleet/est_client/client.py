@@ -39,9 +39,13 @@ BoundCsr = Callable[[str | None], bytes]
 """Builds the DER of a CSR with this challenge password in it, with the same key each time."""
 
 
+def _silent(_: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Time limits, and how strictly the server is verified."""
+    """Time limits, how strictly the server is verified, and who is told of waits."""
 
     timeout_seconds: float = 30.0
     """For one request: connect, handshake, request and answer."""
@@ -49,6 +53,8 @@ class Policy:
     """For all the waiting that 202, 429 and 503 ask for."""
     check_time: bool = True
     """False ignores the dates (only) of the server's certificate: for a clock that is not set yet."""
+    report: Callable[[str], None] = _silent
+    """Called before each of those waits, with a sentence: how long, and why."""
 
 
 DEFAULT_POLICY = Policy()
@@ -166,14 +172,16 @@ class EstClient:
                 raise _refusal(answer, operation)
             wait_seconds = _retry_after_seconds(answer)
             waited_seconds += wait_seconds
+            reason = _reason(answer)
+            why = f": {reason}" if reason else "."
             if waited_seconds > self._policy.patience_seconds:
-                reason = _reason(answer)
                 raise EstBusy(
-                    f"The EST server asks to retry after {wait_seconds:.0f} s{': ' if reason else '.'}{reason}",
+                    f"The EST server asks to retry after {wait_seconds:.0f} s{why}",
                     "Try again later: the same key will be used.",
                     wait_seconds,
                     pending=answer.status == 202,
                 )
+            self._policy.report(f"Waiting for {wait_seconds:.0f} s, as the EST server asks{why}")
             self._pause(wait_seconds)
 
     def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> Answer:

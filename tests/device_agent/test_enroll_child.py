@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,8 @@ from device_agent.errors import NotEnrolled
 from device_agent.identity_store import Identity, IdentityStore
 from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable
 from fleet.wire.csrattrs import CsrAttributes
-from tests.device_agent.fleet_parts import Authority, key_pem, pem
+from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
+from tests.device_agent.wild_servers import answers, http, tls_server
 
 NOW = datetime.now(UTC) + timedelta(hours=2)  # later than any certificate that a long run makes
 
@@ -376,3 +378,25 @@ def test_a_full_disk_is_reported(outcome_of: Callable[..., Any]) -> None:
 
 def test_success_names_the_slot(outcome_of: Callable[..., Any], store: IdentityStore, authority: Authority) -> None:
     assert outcome_of(put(store, authority)) == (0, Outcome(True, slot="slot-a"))
+
+
+def test_enroll_prints_each_wait(authority: Authority, tmp_path: Path) -> None:
+    busy = http("503 Service Unavailable", b"The webhook is down.", "Content-Type: text/plain", "Retry-After: 1")
+    with tls_server(authority, answers(busy, http("403 Forbidden"))) as port:
+        home = tmp_path / "a waiting home"
+        write_config(
+            home, NewHome("cam-7", f"https://localhost:{port}", "localhost", 1, authority.ca_file.read_bytes())
+        )
+        command = [sys.executable, "-m", "device_agent", "--home", str(home), "enroll"]
+        done = subprocess.run(
+            command, input="a-token", capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS
+        )
+    assert done.returncode == 1
+    told, error = done.stderr.splitlines()
+    assert told == "Waiting for 1 s, as the EST server asks: The webhook is down."
+    assert error.startswith("Error: The EST server refused cacerts (403)")
+
+
+def test_a_renewals_wait_is_a_line_of_the_agents_log(capsys: pytest.CaptureFixture[str]) -> None:
+    enroll_child._report(EnrollmentJob(Path("/home"), "reenroll"), "Waiting for 1 s.")
+    assert capsys.readouterr().err.endswith('Z renewal-waiting reason="Waiting for 1 s."\n')

@@ -132,6 +132,18 @@ def test_it_is_asked_again_when_the_server_says(
     assert line.timeouts == [30.0, 30.0]
 
 
+def test_each_wait_is_reported_with_its_reason(ask: Ask, line: Line) -> None:
+    told = list[str]()
+    busy = Answer(503, "text/plain", "20", b"The webhook of\n model cam cannot be reached.\x1b[31m")
+    with pytest.raises(EstBusy):
+        ask(busy, Answer(429, "", "30", b""), busy, policy=Policy(report=told.append)).cacerts()
+    assert told == [
+        "Waiting for 20 s, as the EST server asks: The webhook of model cam cannot be reached. [31m",
+        "Waiting for 30 s, as the EST server asks.",
+    ]
+    assert line.pauses == [20, 30]
+
+
 @pytest.mark.parametrize(("status", "pending"), [(202, True), (429, False), (503, False)])
 def test_patience_is_the_sum_of_all_waits(ask: Ask, line: Line, status: int, pending: bool) -> None:
     with pytest.raises(EstBusy) as caught:

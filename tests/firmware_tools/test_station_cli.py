@@ -21,6 +21,8 @@ from firmware_tools.station_cli import advice_on, exit_code
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.messages import FailureCode
+from tests.device_agent.fleet_parts import Authority
+from tests.device_agent.wild_servers import answers, http, tls_server
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board
 from tests.serving import Served, run_fleet
 
@@ -254,6 +256,15 @@ def test_another_certificate_is_told_how_a_station_gets_one(factory: Factory, tm
     assert "est-refused" in done.stderr
     assert "fleet station add" in done.stderr
     assert "token" not in done.stderr
+
+
+def test_a_wait_for_the_authority_is_shown(factory: Factory, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    busy = http("503 Service Unavailable", b"The webhook is down.", "Content-Type: text/plain", "Retry-After: 1")
+    port, words = tmp_path / "port", ("--device-id", "cli-12", "--model", "pump")
+    with tls_server(authority, answers(busy, http("403 Forbidden"))) as est, board(tmp_path / "home", port):
+        done = factory.run("--port", port, *words, est=f"https://localhost:{est}", ca=authority.ca_file, expect=1)
+    assert "s  wait     Waiting for 1 s, as the EST server asks: The webhook is down." in done.stderr
 
 
 @pytest.mark.parametrize("status", [0, 401, 403])
