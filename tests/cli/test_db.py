@@ -127,6 +127,18 @@ class TestPostgres:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             assert (done.returncode, done.stderr.count("(no-registry)")) == (1, 1), done.stderr
 
+    def test_a_restore_into_a_database_in_use_is_refused_at_once(
+        self, run_fleet: RunFleet, url: str, tmp_path: Path
+    ) -> None:
+        home, file, new = tmp_path / "home", tmp_path / "pg.backup", tmp_path / "new"
+        run_fleet("init", str(home), "--database", url)
+        run_fleet("backup", str(file), "--plain")
+        words = ("restore", str(file), str(new), "--no-revocations-after-backup", "--database", url)
+        command = [sys.executable, "-m", "fleet", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr.count("(registry-exists)")) == (1, 1), done.stderr
+        assert not new.exists()
+
     def test_a_password_in_argv_is_refused(self, run_fleet: RunFleet, url: str, tmp_path: Path) -> None:
         told = url.replace("fleet@", f"fleet:{quote(PASSWORD, safe='')}@")
         done = run_fleet("init", str(tmp_path / "home"), "--database", told, expect=2)
