@@ -166,16 +166,25 @@ def _batch_at(client: Client, out: Path) -> tuple[int, _Batch]:
     descriptor, is_new = _open(out)
     done = _resumed(client, out, descriptor)
     file = out.with_name(f".{out.name}.batch")
-    if is_new:  # an output that is gone was moved away: its tokens are in use, and of no concern here
-        file.unlink(missing_ok=True)
-    try:
-        id_text = file.read_text(encoding="ascii", errors="replace").strip()
-    except FileNotFoundError:
+    id_text = _kept_id(file)
+    if (
+        is_new or id_text is None
+    ):  # an output that is gone was moved away: its tokens are in use, and of no concern here
         id_text = secrets.token_hex(16)
-        write_file(file, id_text.encode(), secret=True)
-    if not _BATCH_ID.fullmatch(id_text):
-        raise Invalid("bad-output", f"{file} is not the state of a batch of tokens.", "Remove it.")
+        write_file(file, id_text.encode(), secret=True, force=True)
     return descriptor, _Batch(id_text, done, file)
+
+
+def _kept_id(file: Path) -> str | None:
+    """The batch's id in `file`, None if there is none. Raises: Invalid (`bad-output`): anything else. OSError."""
+    try:
+        if stat.S_ISREG(file.lstat().st_mode):
+            text = file.read_text(encoding="ascii", errors="replace").strip()
+            if _BATCH_ID.fullmatch(text):
+                return text
+    except FileNotFoundError:
+        return None
+    raise Invalid("bad-output", f"{file} is not the state of a batch of tokens.", "Remove it.")
 
 
 def _resumed(client: Client, out: Path, descriptor: int) -> frozenset[str]:

@@ -180,6 +180,25 @@ class TestTokensForMany:
         )
         assert parsed(run_fleet("token", "list", "-o", "json")) == []
 
+    @pytest.mark.parametrize("kind", ["notes", "fifo", "link"])
+    def test_another_file_in_place_of_its_state_is_left_alone(
+        self, run_fleet: RunFleet, tmp_path: Path, kind: str
+    ) -> None:
+        out, state, target = tmp_path / "tokens", tmp_path / ".tokens.batch", tmp_path / "target"
+        target.write_text("0" * 32)
+        match kind:
+            case "notes":
+                state.write_text("mine")
+            case "fifo":
+                os.mkfifo(state)
+            case _:
+                state.symlink_to(target)
+        before = state.lstat()
+        words = ("token", "create", "--devices", self.ids(tmp_path, "cam-0001"), "--out", out)
+        assert "(bad-output)" in run_fleet(*words, expect=1).stderr
+        assert os.path.samestat(state.lstat(), before)
+        assert target.read_text() == "0" * 32
+
     def test_a_file_that_others_can_read_gets_no_token(self, run_fleet: RunFleet, tmp_path: Path) -> None:
         out = tmp_path / "tokens"
         out.touch(mode=0o644)
