@@ -109,8 +109,6 @@ def connection_lost(error: BaseException) -> bool:
 def cannot_open(url: DatabaseUrl, error: Exception) -> FleetError:
     """The error for a session that could not be opened."""
     match error:
-        case FleetError():
-            return error
         case asyncpg.InvalidCatalogNameError():
             return NotFound(
                 "no-database", f"There is no database at {url.shown}.", "Make it with: createdb --owner=USER NAME"
