@@ -73,7 +73,7 @@ class Outbox:
             raise SendRefused(f"The payload is larger than {PAYLOAD_SIZE_MAX} bytes.")
         if self.is_full:
             raise SendRefused(
-                f"The outbox is full: {len(self)} messages wait.",
+                f"The outbox is full; messages that wait: {len(self)}.",
                 "Wait until the agent is connected: device-agent status --wait-connected 60.",
             )
         self._waiting.append(message)

@@ -90,7 +90,9 @@ def decode_command(source: BinaryIO, binary: bool) -> None:
     dropped = ", ".join(
         f"{name.replace('_', ' ')} {count}" for name, count in dataclasses.asdict(reader.dropped).items()
     )
-    click.echo(f"{found} messages, {bad} that cannot be decoded; dropped: {dropped}", err=True)
+    click.echo(
+        f"{found} message{'' if found == 1 else 's'}, {bad} that cannot be decoded; dropped: {dropped}", err=True
+    )
     raise SystemExit(0 if found and not bad else 1)
 
 

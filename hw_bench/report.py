@@ -240,7 +240,8 @@ def lines(report: Report) -> list[str]:
     text = [f"{report.scenario}: {report.description}", ""]
     text += [f"  {key}: {value}" for key, value in report.machine.items()]
     if report.summaries:
-        text += [f"  {report.rounds} rounds of {report.seconds:g} s each, taking turns; medians (min to max)", ""]
+        rounds = "1 round" if report.rounds == 1 else f"{report.rounds} rounds"
+        text += [f"  {rounds} of {report.seconds:g} s each, taking turns; medians (min to max)", ""]
         text += _aligned(_rows(report))
     for one in report.ratios:
         text.append(

@@ -20,6 +20,11 @@ from fleet.home.layout import opened
 from fleet.home.unix_user import act_now
 
 NAMES_SHOWN_MAX = 20
+RESTORED_LABELS = {
+    "devices_out_again": "devices out of service again",
+    "approvals_taken_back": "approvals withdrawn",
+}
+"""What people are shown in place of these keys."""
 PROGRESS_ROWS_MIN = 100_000  # of a table: below that it is done before anybody wonders
 
 passphrase_options = password_options(
@@ -205,7 +210,8 @@ def _print_restored(done: Restored, home: Path, database: Database, output: str,
         "stations": done.stations,
         "operators": done.operators,
     }
-    print_value(value, output, {**value, **{key: len(value[key]) for key in ("unknown", "barred", "resumed_since")}})
+    counted = {key: len(value[key]) for key in ("unknown", "barred", "resumed_since")}
+    print_value(value, output, {RESTORED_LABELS.get(key, key): item for key, item in {**value, **counted}.items()})
     if output == "table":
         click.echo(f"\nNext: fleet serve --home {shlex.quote(str(home))}")
     for what, names in (

@@ -173,7 +173,7 @@ def _confirm(selection: Selection, doing: str, count: int) -> None:
         raise CliError(f"{doing} devices", f"{count} match, not {selection.count}; nothing was changed", look)
     if selection.count is not None or selection.is_confirmed or count == 0:
         return
-    click.echo(f"{doing.capitalize()} {count} devices of: {selection.text}", err=True)
+    click.echo(f"{doing.capitalize()} {count} device{'' if count == 1 else 's'} of: {selection.text}", err=True)
     try:
         typed: str = click.prompt("Type their number to go on", err=True)
     except click.Abort:

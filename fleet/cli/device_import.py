@@ -187,7 +187,8 @@ def _report(work: _Import, name: str, seconds: float, output: str) -> None:
         "seconds": round(seconds, 1),
         "peak_rss_mb": _peak_rss_mb(),
     }
-    print_value(value, output)
+    table = {"peak memory, MB" if key == "peak_rss_mb" else key: item for key, item in value.items()}
+    print_value(value, output, table)
     if work.problem is not None:
         raise CliError.of(f"importing {name}", work.problem, "What was taken stays; put that right and run it again")
     if work.is_interrupted:

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 import click
 
-from fleet.config.streams import EXIT_FAILED, os_problem, printable
+from fleet.config.streams import EXIT_FAILED, STDOUT_NAME, os_problem, printable
 from fleet.domain.errors import FleetError
 from fleet.wire.errors import WireError
 
@@ -91,6 +91,8 @@ def attempting(attempted: str, next_step: str = "") -> Iterator[None]:
         is_named = error.filename is None or str(error.filename) in attempted
         problem = os_problem(error) if is_named else f"{os_problem(error)} ({error.filename})"
         advice = next((text for kind, text in _ADVICE_BY_OS_ERROR if isinstance(error, kind)), _ADVICE_OTHERWISE)
+        if problem.startswith(STDOUT_NAME):
+            next_step = "Send the output to where it can be written"
         raise CliError(attempted, problem, next_step or advice) from error
 
 

@@ -46,7 +46,8 @@ def forecast(client: Client, weeks: int, cliff: float, check: bool, output: str)
     else:
         print_rows(COLUMNS, [week for week in seen["weeks"] if any(week[key] for key in COLUMNS[1:])], output)
         devices, overdue = seen["devices"], seen["overdue"]
-        click.echo(f"{devices} devices in service hold a certificate; {overdue} of these have expired.", err=True)
+        hold = "1 device in service holds" if devices == 1 else f"{devices} devices in service hold"
+        click.echo(f"{hold} a certificate; expired: {overdue}.", err=True)
         for warning in seen["warnings"]:
             click.echo(f"Warning: {warning['message']}", err=True)
     if check and seen["warnings"]:

@@ -5,7 +5,7 @@ asked.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -59,6 +59,17 @@ class _ListedDevice(Listed):
 
     def _texts(self, client: Client, incomplete: str) -> Iterator[str]:
         return (row["id"] for row in client.items(self.path, COMPLETIONS_MAX, after=incomplete or None))
+
+
+class ListedRequest(Listed):
+    """A request in one of these states: what a command can act on. Any request can be given."""
+
+    def __init__(self, states: Iterable[str]) -> None:
+        super().__init__("REQUEST_ID", partial(_id, what="request", digits=16), "/v1/requests", "id")
+        self.states = sorted(states)
+
+    def _texts(self, client: Client, incomplete: str) -> Iterator[str]:
+        return (row["id"] for state in self.states for row in client.items(self.path, state=state))
 
 
 class _ListedTenant(Listed):

@@ -57,18 +57,21 @@ class Records(Struct, frozen=True):
 
         @self.group.command("show", help=text)
         @client_option
-        @self._ids
+        @self._ids_of(self.type)
         @output_option
         def show(client: Client, ids: tuple[str, ...], output: str) -> None:
             attempted = f"showing {self.group.name} '{{}}'"
             print_each(ids, attempted, lambda each: (ask or self.get)(client, each), output, table)
 
-    def act(self, verb: str, text: str, done: Row | None = None, *, takes_reason: bool = True) -> None:
-        """The command `verb`: it prints what is `done`, or the API's answer."""
+    def act(
+        self, verb: str, text: str, done: Row | None = None, *, takes_reason: bool = True, offers: Listed | None = None
+    ) -> None:
+        """The command `verb`: it prints what is `done`, or the API's answer. `offers`: ids that complete in the shell,
+        all unless given."""
 
         @self.group.command(verb, help=text)
         @client_option
-        @self._ids
+        @self._ids_of(offers or self.type)
         @(reason_option if takes_reason else _same)
         @output_option
         def act(client: Client, ids: tuple[str, ...], output: str, **given: str) -> None:
@@ -88,9 +91,9 @@ class Records(Struct, frozen=True):
     def path(self, each: str) -> str:
         return path_of(f"{self.type.path}/{{}}", each)
 
-    @property
-    def _ids(self) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        return click.argument("ids", type=self.type, nargs=-1, required=True, metavar=f"{self.type.name}...")
+    @staticmethod
+    def _ids_of(kind: Listed) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        return click.argument("ids", type=kind, nargs=-1, required=True, metavar=f"{kind.name}...")
 
 
 def print_each(

@@ -45,7 +45,10 @@ def campaign(client: Client, model: str, before: str, spread: timedelta, output:
       fleet renewal progress --model cam2
     """
     now = datetime.now(UTC)  # for both: certificates issued after the start need no renewal
-    moment = now if before == "now" else PAST_TIME.convert(before, None, None)
+    try:
+        moment = now if before == "now" else PAST_TIME.convert(before, None, None)
+    except click.BadParameter as error:
+        raise click.BadParameter(error.message, param_hint="'--before'") from error
     if moment > now:
         raise click.UsageError("--before must be in the past: certificates issued later need no renewal.")
     called = {"before": moment.isoformat(), "start": now.isoformat(), "spread_seconds": int(spread.total_seconds())}

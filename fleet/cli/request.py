@@ -5,10 +5,10 @@ import click
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, limit_option
 from fleet.cli.output import Seen, output_option, print_rows
-from fleet.cli.parameters import DEVICE_ID, MODEL, REQUEST_ID
+from fleet.cli.parameters import DEVICE_ID, MODEL, REQUEST_ID, ListedRequest
 from fleet.cli.records import Records
 from fleet.client.client import Client
-from fleet.domain.approval import RequestState
+from fleet.domain.approval import DECIDED_FROM, RequestState
 
 COLUMNS = ("id", "device", "model", "state", "fingerprint", "address", "asked", "last_seen")
 
@@ -36,6 +36,7 @@ REQUESTS.act(
       fleet request show 91ab0c2d77de0b12     # compare the fingerprint first
       fleet request approve 91ab0c2d77de0b12 --reason 'read out by Kim on site'
     """,
+    offers=ListedRequest(DECIDED_FROM[RequestState.APPROVED]),
 )
 REQUESTS.act(
     "deny",
@@ -43,6 +44,7 @@ REQUESTS.act(
 
     An approval that the device has not used yet is withdrawn.
     """,
+    offers=ListedRequest(DECIDED_FROM[RequestState.DENIED]),
 )
 
 

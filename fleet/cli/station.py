@@ -81,7 +81,7 @@ def add(client: Client, name: str, models: tuple[str, ...], out: Path, days: int
 @_quota
 @output_option
 def set_(client: Client, name: str, quota: int, output: str) -> None:
-    """Change how many certificates a day the station NAME may obtain.
+    """Change how many certificates a day the station NAME may obtain. 0 lifts the limit, and so does leaving it out.
 
     \b
     Example:
@@ -89,4 +89,5 @@ def set_(client: Client, name: str, quota: int, output: str) -> None:
     """
     with attempting(f"changing station '{name}'"):
         changed = _with_quota(client.patch(STATIONS.path(name), {"quota": quota}))
-    print_value({key: changed[key] for key in ("name", "quota", "used_today")}, output)
+    value = {key: changed[key] for key in ("name", "quota", "used_today")}
+    print_value(value, output, {**value, "quota": value["quota"] or "no limit"})

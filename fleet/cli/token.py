@@ -1,6 +1,5 @@
 """`fleet token`: one-time tokens for a first enrollment."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fleet.cli.records import Records
 from fleet.cli.token_batch import create_for_each
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
-from fleet.config.durable_files import write_file
+from fleet.config.durable_files import must_be_absent, write_file
 
 COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
 
@@ -86,8 +85,9 @@ def create(
     if devices_file is not None:
         create_for_each(client, devices_file, terms, out, output)
         return
-    if out is not None and os.path.lexists(out):  # checked before the token is made
-        raise click.UsageError(f"{out} exists; nothing was done.")
+    if out is not None:  # checked before the token is made
+        with attempting(f"writing '{out}'"):
+            must_be_absent(out)
 
     whom = f"device '{device}'" if device is not None else f"devices of model '{model}' without a certificate"
     scope = {"device": device} if device is not None else {"model": model}

@@ -63,7 +63,8 @@ def create_for_each(client: Client, file: Path, terms: Row, out: Path | None, ou
         value = {"file": str(out), "made": counts.made, "skipped": skipped, "failed": counts.failed, "left": left}
         print_value(value, output)
     if left:
-        click.echo(f"Interrupted: {left} devices are left. Run it again for the rest.", err=True)
+        devices = "1 device is" if left == 1 else f"{left} devices are"
+        click.echo(f"Interrupted: {devices} left. Run it again for the rest.", err=True)
     if left or counts.failed:
         sys.exit(EXIT_FAILED)
 

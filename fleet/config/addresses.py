@@ -96,6 +96,6 @@ def parse_database(text: str) -> Database:
     if parse_database_url(text).has_password:
         raise ValueError(
             "holds a password. Leave it out: give it in PGPASSWORD or in ~/.pgpass, or put the whole URL into a file "
-            "that only you can read and name that file"
+            "that only you can read and name that file: --database-file, or file:PATH in fleet.toml"
         )
     return Database(url=text)

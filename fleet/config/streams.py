@@ -35,6 +35,7 @@ EXIT_USAGE = 2
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that it has ended
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+STDOUT_NAME = "standard output"
 WITHOUT_DIRECTORY = "the working directory has been deleted"
 
 
@@ -185,7 +186,7 @@ class _Output(io.FileIO):
             if isinstance(error, BrokenPipeError):
                 raise
             problem = "it is closed" if error.errno == errno.EBADF else (error.strerror or "it cannot be written")
-            raise OSError(error.errno, f"standard output: {problem}") from error
+            raise OSError(error.errno, f"{STDOUT_NAME}: {problem}") from error
 
 
 class _Complaints(io.FileIO):

@@ -228,7 +228,11 @@ def new_home(path: Path) -> Iterator[Home]:
     path.parent.mkdir(parents=True, exist_ok=True)
     import tempfile  # a listing at a home does without
 
-    building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))
+    try:
+        building = Home(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))
+    except OSError as error:
+        error.filename = str(path)  # as it was asked for
+        raise
     try:
         yield building
         must_be_free(path)

@@ -135,7 +135,11 @@ def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[N
     if ready_file is None:
         yield
         return
-    handle, name = tempfile.mkstemp(prefix=f".{ready_file.name}.", dir=ready_file.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{ready_file.name}.", dir=ready_file.parent)
+    except OSError as error:
+        error.filename = str(ready_file)  # as it was asked for
+        raise
     made = os.fstat(handle)
     with os.fdopen(handle, "w") as file:
         json.dump(asdict(endpoints), file)

@@ -38,7 +38,7 @@ USER = f"user {getpass.getuser()}"
 
 # What differs from run to run: times, and what is drawn by lot.
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
-TOOK = re.compile(r"""\b(seconds|peak.rss.mb)("?: *)[0-9.]+""")
+TOOK = re.compile(r"""\b(seconds|peak.rss.mb|peak memory, MB)("?: *)[0-9.]+""")
 DRAWN = re.compile(r"\b[0-9a-f]{36,40}\b|\b[0-9a-f]{12}\b(\.[\w-]{43})?|\b[0-9a-f]{64}\b")
 
 COMMANDS = """
