@@ -53,6 +53,8 @@ def test_plain_says_what_it_is(home: Path, tmp_path: Path) -> None:
         assert "not encrypted" in run_fleet(home, *words, "--password-env", "PASS", expect=1).stderr
     done = run_fleet(home, "restore", file, str(tmp_path / "home2"), "--no-revocations-after-backup")
     assert "Warning: devices suspended: 0." in done.stderr
+    assert "\ndevices out of service again: 0\n" in done.stdout
+    assert "\napprovals withdrawn:" in done.stdout
 
 
 @pytest.mark.parametrize(
