@@ -184,7 +184,8 @@ class TestToken:
         planted = tmp_path / "planted"
         planted.symlink_to(tmp_path / "elsewhere")
         for taken in (out, planted):
-            assert "there already" in run_fleet("token", "create", "--model", "default", "--out", str(taken), expect=1).stderr
+            words = ("token", "create", "--model", "default", "--out", str(taken))
+            assert "there already" in run_fleet(*words, expect=1).stderr
         assert len(parsed(run_fleet("token", "list", "-o", "json"))) == 1
         assert not (tmp_path / "elsewhere").exists()
 
