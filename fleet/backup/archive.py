@@ -115,7 +115,7 @@ def read_archive(source: Source, place: Place) -> Manifest:
         if digest.hexdigest() != member.sha256:
             raise Invalid("backup-damaged", f"The backup is damaged: {member.name} is not what was saved.")
     if _header(source) is not None or any(_exactly(source, tarfile.BLOCKSIZE)) or source.read(1):
-        raise Invalid("backup-damaged", "The backup is damaged: something stands behind its end.")
+        raise Invalid("backup-damaged", "The backup is damaged: data follows its end.")
     return manifest
 
 

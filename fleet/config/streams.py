@@ -11,7 +11,7 @@ Run as a program, and not by a test runner, the group first makes its streams sa
 - Text that the terminal's encoding cannot carry is escaped.
 - What cannot be written to standard output is an error, exit 1; a pipe that its reader has closed ends the program
   silently with 141, as SIGPIPE would. What cannot be written to standard error is dropped.
-- Warnings of libraries are not shown, unless Python is told to (`-W`, PYTHONWARNINGS).
+- Warnings of libraries are not shown, unless `-W` or PYTHONWARNINGS asks for them.
 - NO_COLOR turns colors off, and so does TERM=dumb; `click.echo` does so wherever the output is not a terminal.
 - Control characters in what is written to standard error are escaped: a server's text does not control the terminal.
   On standard output, tables use `printable` and JSON `json_text`.

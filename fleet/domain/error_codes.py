@@ -299,7 +299,7 @@ the operation. Some are raised by commands only.
 No code: an error about a file of this machine (missing, there already, a password needed, what `fleet cert` reads), and
 most of wrong use and of what was not confirmed. Not on this page: why the gateway closed a session, also a `code=` in log
 lines, with `ok` for an admitted CONNECT (`fleet/servers/gateway/close_reasons.py`, and the gateway's page), and the codes
-of `fleet-station`, which stand in front of its sentence (`firmware_tools/README.md`).
+of `fleet-station`, which precede its sentence (`firmware_tools/README.md`).
 
 This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """

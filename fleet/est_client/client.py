@@ -32,7 +32,7 @@ from fleet.wire.errors import WireError
 REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
 RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202, 429 or 503 without Retry-After
 RETRY_AFTER_MIN_SECONDS = 1.0  # even for Retry-After: 0, so that no server is polled in a tight loop
-RETRY_AFTER_MAX_SECONDS = 86400.0  # no answer puts a client off for good
+RETRY_AFTER_MAX_SECONDS = 86400.0  # no answer postpones a retry without end
 
 
 BoundCsr = Callable[[str | None], bytes]
@@ -45,7 +45,7 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Time limits, how strictly the server is verified, and who is told of waits."""
+    """Time limits, how strictly the server is verified, and who is notified of waits."""
 
     timeout_seconds: float = 30.0
     """For one request: connect, handshake, request and answer."""

@@ -68,7 +68,7 @@ def test_cut_at_any_byte_it_is_refused() -> None:
     with pytest.raises(Invalid, match="cut off"):
         read(stream[:-1])
     for more in (b"x", bytes(512)):
-        with pytest.raises(Invalid, match="behind its end"):
+        with pytest.raises(Invalid, match="data follows its end"):
             read(stream + more)
 
 

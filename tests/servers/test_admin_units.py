@@ -27,7 +27,7 @@ from fleet.servers.admin.records.devices import DeviceChanges, DeviceQuery, NewD
 from fleet.servers.admin.records.reports import ForecastQuery
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routes import ROUTES
-from fleet.servers.admin.routing import find
+from fleet.servers.admin.routing import AccessLevel, find, get
 from fleet.servers.admin.sections import routes_at
 from fleet.servers.refusals import HttpRefused
 
@@ -336,3 +336,7 @@ class TestRoutes:
         assert (caught.value.status, caught.value.headers) == (405, {"Allow": "GET, PATCH, PUT"})
         route, values = find(ROUTES, "GET", "/v1/devices/a%3Ab")
         assert (route.name, values) == ("get_device", {"id": "a:b"})
+
+    async def test_a_route_without_a_handler_is_denied(self) -> None:
+        with refused("404 no-such-path"):
+            await get("/v1/new", AccessLevel.ANYBODY, "New.").handle(None, None)

@@ -73,8 +73,13 @@ class Condition(enum.Enum):
 Handler = Callable[..., Awaitable[Result[Any]]]
 
 
-async def _unhandled(context: Any, call: Any) -> Result[Any]:
-    raise NotImplementedError("a route is the decorator of its handler")
+def _no_such_path() -> HttpRefused:
+    return HttpRefused(404, "no-such-path", "There is nothing at this path.")
+
+
+async def _denied(context: Any, call: Any) -> Result[Any]:
+    """The handler of a route that has none: denied by default."""
+    raise _no_such_path()
 
 
 class Route(Struct, frozen=True, dict=True):
@@ -100,7 +105,7 @@ class Route(Struct, frozen=True, dict=True):
     """Whether its answer can be stored with its one change, or after the last of them. Else no key is taken."""
     name: str = ""
     """The handler's: in the log, and the operationId."""
-    handle: Handler = _unhandled
+    handle: Handler = _denied
 
     def __call__(self, handle: Handler) -> "Route":
         return replace(self, handle=handle, name=self.name or handle.__name__)
@@ -168,7 +173,7 @@ def find(routes: Sequence[Route], method: str, raw_path: str) -> tuple[Route, di
     given = raw_path.split("/")
     found = [(route, values) for route in routes if (values := _matched(route.template, given)) is not None]
     if not found:
-        raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+        raise _no_such_path()
     for route, values in found:
         if route.method == method:
             return route, values
