@@ -8,8 +8,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from fleet.config.database_url import DatabaseUrl
-from fleet.domain.errors import FleetError, NotFound
+from fleet.domain.errors import NotFound
 from fleet.domain.ports import Registry
+from fleet.storage.errors import reported
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.storage.sqlite.snapshot import CopyProgress as CopyProgress
@@ -99,15 +100,10 @@ async def status_of(place: RegistryLocation) -> Status:
 def _sqlite_status(path: Path) -> Status:
     if not path.is_file():
         raise sqlite_file.no_registry(path)
-    try:
-        with closing(sqlite_file.connect_reader(path)) as db:
-            have = db.execute("PRAGMA user_version").fetchone()[0]
-            size = db.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
-            counts = {name: db.execute(sql).fetchone()[0] for name, sql in _COUNTS.items()}
-    except FleetError:
-        raise
-    except Exception as error:
-        raise sqlite_file.unavailable(error) from error
+    with reported(sqlite_file.unavailable), closing(sqlite_file.connect_reader(path)) as db:
+        have = db.execute("PRAGMA user_version").fetchone()[0]
+        size = db.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+        counts = {name: db.execute(sql).fetchone()[0] for name, sql in _COUNTS.items()}
     return Status("sqlite", str(path), have, sqlite_file.migrations()[-1][0], size, counts)
 
 
@@ -117,15 +113,12 @@ async def _postgres_status(url: DatabaseUrl) -> Status:
 
     session = await connect(url, "status")
     try:
-        schema = await schema_of(session)
-        if schema.have == 0:
-            raise NotFound("no-registry", f"There is no registry in {url.shown}.", ADVICE_NO_REGISTRY)
-        size = await session.fetchval("SELECT pg_database_size(current_database())")
-        counts = {name: await session.fetchval(sql, timeout=COUNT_SECONDS_MAX) for name, sql in _COUNTS.items()}
-    except FleetError:
-        raise
-    except Exception as error:
-        raise unavailable(error) from error
+        with reported(unavailable):
+            schema = await schema_of(session)
+            if schema.have == 0:
+                raise NotFound("no-registry", f"There is no registry in {url.shown}.", ADVICE_NO_REGISTRY)
+            size = await session.fetchval("SELECT pg_database_size(current_database())")
+            counts = {name: await session.fetchval(sql, timeout=COUNT_SECONDS_MAX) for name, sql in _COUNTS.items()}
     finally:
         session.terminate()
     return Status("postgresql", url.shown, schema.have, schema.newest, size, counts)

@@ -20,6 +20,7 @@ from typing import Any
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
+from fleet.storage.errors import reported
 from fleet.storage.postgres.migrations import MIGRATION_LOCK, SECONDS_MAX, migrate, must_be_known, schema_of
 from fleet.storage.postgres.session import SCHEMA, Session, connect, unavailable
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer
@@ -273,13 +274,13 @@ async def _session(url: DatabaseUrl, role: str) -> AsyncIterator[Session]:
     """A session, ended with the block. Errors of the file and of the server become FleetErrors."""
     session = await connect(url, role)
     try:
-        yield session
-    except sqlite3.Error as error:
-        text = f"The copy of the registry could not be written or read: {error}."
-        raise Unavailable("copy-failed", text) from error
-    except FleetError:
-        raise
-    except Exception as error:
-        raise unavailable(error) from error
+        with reported(_failure):
+            yield session
     finally:
         session.terminate()
+
+
+def _failure(error: Exception) -> FleetError:
+    if isinstance(error, sqlite3.Error):
+        return Unavailable("copy-failed", f"The copy of the registry could not be written or read: {error}.")
+    return unavailable(error)

@@ -19,6 +19,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take, Thread
+from fleet.storage.errors import reported
 from fleet.storage.queries import Query
 from fleet.storage.registry import SqlRegistry
 from fleet.storage.sqlite import reads
@@ -104,12 +105,8 @@ class SqliteRegistry(SqlRegistry):
     async def _write(self, take: Take[Change]) -> Sequence[object]:
         if self._lock.contended:
             await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
-        try:
+        with reported(unavailable):
             outcomes, events = await self._writer.run(self._write_locked, take)
-        except FleetError:
-            raise
-        except Exception as error:
-            raise unavailable(error) from error
         if events:
             self._recent.add(events)
             self._wake_followers()
@@ -129,12 +126,8 @@ class SqliteRegistry(SqlRegistry):
         return outcomes, [Event(e.kind, e.subject, e.detail, seq) for seq, e in enumerate(new, event_seq + 1)]
 
     async def _answers(self, thread: Thread, take: Take[Read[Any]]) -> Sequence[object]:
-        try:
+        with reported(unavailable):
             answers = await thread.run(_read_waiting, take)
-        except FleetError:
-            raise
-        except Exception as error:
-            raise unavailable(error) from error
         return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
 
     async def _ask(self, read: Read[T]) -> T:
@@ -181,12 +174,8 @@ class SqliteRegistry(SqlRegistry):
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
-        try:
+        with reported(unavailable):
             await self._writer.run(self._seal_locked, sealed, nodes)
-        except FleetError:
-            raise
-        except Exception as error:
-            raise unavailable(error) from error
 
     def _seal_locked(self, db: sqlite3.Connection, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         with self._lock:
