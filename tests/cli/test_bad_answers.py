@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.cli import audit_verify, main, options, output
-from fleet.client.client import Client
+from fleet.cli import main, output
 from fleet.client.home import HomeTransport
 from fleet.client.transport import Answer, Transport
 from tests.servers.makers import new_maker
@@ -35,7 +34,6 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("anchor", "list"),
     ("request", "list"),
     ("token", "list"),
-    ("tenant", "list"),
     ("status",),
     ("forecast",),
     ("audit", "export"),
@@ -85,10 +83,14 @@ class Recorded:
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, transport: Transport, *words: str) -> Result:
-    """The command over what it takes for HTTPS."""
-    for module in (options, audit_verify):
-        monkeypatch.setattr(module, "client_at", lambda **_: Client(transport))
-    return CliRunner().invoke(main, list(words), env={"P12_PASSWORD": "pass"})
+    """The command over what it takes for HTTPS.
+
+    The transport is replaced where it is looked up at each call: a module of commands that is loaded by this command
+    would keep any other replaced name for the tests after this one.
+    """
+    monkeypatch.setattr("fleet.client.https.HttpsTransport", lambda *_: transport)
+    env = {"P12_PASSWORD": "pass", "FLEET_URL": "https://fleet.example:8444", "FLEET_CERT": __file__}
+    return CliRunner().invoke(main, list(words), env=env)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +187,9 @@ def test_what_is_not_json_is_refused(filled: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_mistake_of_ours_at_a_home_is_not_hidden(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lying = Scripted(HomeTransport(filled), lambda *_: b"{}")
-    monkeypatch.setattr(options, "client_at", lambda **_: Client(lying, filled))
-    assert isinstance(CliRunner().invoke(main, ["operator", "show", "bob"]).exception, KeyError)
+    monkeypatch.setattr("fleet.client.home.HomeTransport", lambda _: lying)
+    done = CliRunner().invoke(main, ["operator", "show", "bob"], env={"FLEET_HOME": str(filled)})
+    assert isinstance(done.exception, KeyError)
 
 
 @pytest.mark.parametrize(
