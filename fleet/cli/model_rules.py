@@ -10,7 +10,7 @@ import click
 from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
 from fleet.client.client import Client
 from fleet.domain.device import KEY_TYPES
-from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, RenewalKey
+from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, OnDenied, RenewalKey
 
 # A parameter's name is the path of its value in the API's model, with __ in between.
 _KEYS_AND_FILTERS = (
@@ -124,6 +124,13 @@ _RULES = (
         type=DURATION,
         metavar="DURATION",
         help="How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
+    ),
+    click.option(
+        "--on-denied",
+        "mqtt__on_denied",
+        type=click.Choice([each.value for each in OnDenied]),
+        help="What an MQTT 3.1.1 device gets for a message on a topic that it may not publish to: an acknowledgement, "
+        "and the message is dropped (default), or a closed connection.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Rules of a model beyond topics and lifetimes: admission paths, certificate profile, renewal.
+"""Rules of a model beyond topics and lifetimes: admission paths, certificate profile, renewal, MQTT sessions.
 
 One codec, `rules_json` and `rules_of`, serves the registry, the admin API and the command line: a rule that is added
 here is stored, shown and changed everywhere.
@@ -109,6 +109,22 @@ class RenewalRules(Struct, frozen=True):
     campaign: Campaign | None = None
 
 
+class OnDenied(enum.StrEnum):
+    """What becomes of an MQTT 3.1.1 session whose PUBLISH is denied: that version has no refusal for a message."""
+
+    ACKNOWLEDGE = "acknowledge"
+    """The message is acknowledged and dropped, as brokers do."""
+    CLOSE = "close"
+    """The connection is closed. Many clients then send the same message again in the next one."""
+
+
+class MqttRules(Struct, frozen=True):
+    """Rules for MQTT sessions."""
+
+    on_denied: OnDenied = OnDenied.ACKNOWLEDGE
+    """For MQTT 3.1.1; with 5.0 the acknowledgement says that the message was refused."""
+
+
 class ModelRules(Struct, frozen=True):
     tenant: str = ""
     """The tenant whose issuing CA signs; "" for the fleet's own."""
@@ -117,6 +133,7 @@ class ModelRules(Struct, frozen=True):
     admission: AdmissionRules = field(default=AdmissionRules())
     profile: ProfileRules = field(default=ProfileRules())
     renewal: RenewalRules = field(default=RenewalRules())
+    mqtt: MqttRules = field(default=MqttRules())
 
     @property
     def signers(self) -> tuple[str, ...]:
@@ -126,7 +143,7 @@ class ModelRules(Struct, frozen=True):
 
 DEFAULT_RULES = ModelRules()
 
-_GROUPS = (AdmissionRules, ProfileRules, RenewalRules)
+_GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules)
 _Rules = TypeVar("_Rules", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ORGANIZATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")

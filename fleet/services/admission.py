@@ -14,6 +14,7 @@ from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialState, usable_before
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
+from fleet.domain.model_rules import DEFAULT_RULES, MqttRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
@@ -32,6 +33,7 @@ class Admission:
     device: Device
     credential: Credential
     policy: TopicPolicy
+    rules: MqttRules = DEFAULT_RULES.mqtt
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
         raise Refused("will-refused", f"Model {facts.model.name} does not allow the will's topic.")
     if will is not None and will.retain and not policy.retain:
         raise Refused("will-retain", f"Model {facts.model.name} does not allow retained messages, so no such will.")
-    return Admission(facts.device, facts.credential, policy)
+    return Admission(facts.device, facts.credential, policy, facts.model.rules.mqtt)
 
 
 async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:

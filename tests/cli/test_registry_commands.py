@@ -66,7 +66,19 @@ class TestModel:
 
     def test_rules(self, run_fleet: RunFleet) -> None:
         run_fleet("tenant", "add", "acme")
-        options = ("--admit", "claim", "--admit", "token", "--grace", "7d", "--uri", "urn:x:{id}", "--binding")
+        options = (
+            "--admit",
+            "claim",
+            "--admit",
+            "token",
+            "--grace",
+            "7d",
+            "--uri",
+            "urn:x:{id}",
+            "--binding",
+            "--on-denied",
+            "close",
+        )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
         assert added["admission"]["paths"] == ["claim", "token"]
@@ -76,7 +88,9 @@ class TestModel:
         assert changed == {**added, "tenant": "", "former_tenants": ["acme"], "profile": profile}
         ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
+        assert added["mqtt"] == {"on_denied": "close"}
         table = run_fleet("model", "show", "cam2").stdout
+        assert "mqtt on denied:        close" in table
         assert "admission paths:" in table
         assert "claim" in table
         assert "renewal grace seconds: 604800" in table

@@ -14,6 +14,8 @@ from fleet.domain.model_rules import (
     AdmissionRules,
     Campaign,
     ModelRules,
+    MqttRules,
+    OnDenied,
     ProfileRules,
     RenewalKey,
     RenewalRules,
@@ -39,6 +41,7 @@ EVERYTHING = ModelRules(
         binding=True,
     ),
     renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7), Campaign(NOW, NOW + timedelta(days=1), timedelta(hours=6))),
+    mqtt=MqttRules(OnDenied.CLOSE),
 )
 
 
@@ -46,6 +49,12 @@ EVERYTHING = ModelRules(
 def test_rules_survive_json(rules: ModelRules) -> None:
     assert rules_of(json.loads(json.dumps(rules_json(rules)))) == rules
     assert checked_rules(rules) is rules
+
+
+def test_rules_stored_before_a_group_was_added_are_read_without_it() -> None:
+    stored = rules_json(EVERYTHING)
+    del stored["mqtt"]
+    assert rules_of(stored) == replace(EVERYTHING, mqtt=MqttRules())
 
 
 def test_what_is_not_said_stays() -> None:
@@ -72,6 +81,8 @@ def test_what_is_not_said_stays() -> None:
         {"renewal": {"grace_seconds": True}},
         {"renewal": {"grace_seconds": 10**30}},
         {"renewal": {"key": "other"}},
+        {"mqtt": {"on_denied": "ignore"}},
+        {"mqtt": {"denied": "close"}},
         {"renewal": {"key_seconds": "any"}},
         {"renewal": {"campaign": {}}},
         {"renewal": {"campaign": "now"}},

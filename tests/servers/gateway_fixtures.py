@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
 from fleet.servers.gateway import Gateway, Limits
@@ -238,7 +239,7 @@ class GatewayHarness:
         wire.raw.clear()
         return wire, side
 
-    async def set_model(self, **changes: tuple[str, ...] | bool) -> None:
+    async def set_model(self, **changes: tuple[str, ...] | bool | ModelRules) -> None:
         model = replace(MODEL, **changes)
         event = Event("model.changed", MODEL.name)
         await self.registry.commit(Change(operator("model.set"), (SetModel(model),), (event,)))

@@ -74,10 +74,11 @@ class TestModels:
     async def test_rules_are_merged_and_replaced(self, admin: Client) -> None:
         new = {"name": "valve", "tenant": "acme", "renewal": {"key": "new", "grace_seconds": 60}}
         _, made = await admin.ask("POST", "/v1/models", new)
-        patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}}
+        patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}, "mqtt": {"on_denied": "close"}}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
         assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
         assert patched["profile"] == {**made["profile"], "binding": True}
+        assert patched["mqtt"] == {"on_denied": "close"}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
         moved = {**rules_json(DEFAULT_RULES), "former_tenants": ["acme"]}

@@ -11,6 +11,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
@@ -108,11 +109,39 @@ async def test_what_is_refused_never_arrives(street: Street, version: int) -> No
         await device.publish("devices/cam-2/up/t", b"forged", 2)  # paho overlooks the reason in a PUBREC
         device.client.publish("devices/cam-2/up/t", b"forged", 0)
     else:
-        device.client.publish("devices/cam-2/up/t", b"forged", 1)
-        await device.got(device.disconnected)
-        device = await street.device(one, version)
+        for qos in (0, 1, 2):
+            await device.publish("devices/cam-2/up/t", b"forged", qos)
     await device.publish("devices/cam-1/up/t", b"true")
     assert await backend.message() == ("devices/cam-1/up/t", b"true")
+
+
+async def test_a_denied_message_of_311_does_not_hold_up_those_behind_it(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    device = await street.device(cam, V311, clean=False)
+    for qos in (1, 2):
+        for topic in ("devices/cam-2/up/t", *["devices/cam-1/up/t"] * 5):
+            device.client.publish(topic, topic.encode(), qos)
+    assert [await device.got(device.pubacks) for _ in range(12)] == [0] * 12
+    for _ in range(10):
+        assert await backend.message() == ("devices/cam-1/up/t", b"devices/cam-1/up/t")
+    assert backend.messages.empty()
+    stats = street.harness.gateway.stats
+    assert (stats["mqtt.connect.ok"], stats["mqtt.publish.refused"]) == (1, 2)
+    assert device.disconnected.empty()
+
+
+async def test_where_the_model_closes_at_a_denied_message_its_devices_feel_it_at_once(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    device = await street.device(cam, V311)
+    await device.publish("devices/cam-2/up/t", b"dropped")
+    await street.harness.set_model(rules=ModelRules(mqtt=MqttRules(OnDenied.CLOSE)))
+    await street.harness.count("mqtt.model.applied")
+    for _ in range(2):  # by the change, then by the admission
+        device.client.publish("devices/cam-2/up/t", b"dropped", 1)
+        await device.got(device.disconnected)
+        device = await street.device(cam, V311)
+    assert street.harness.gateway.stats["mqtt.session.publish-refused"] == 2
 
 
 @VERSIONS

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet.domain.model_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
@@ -18,6 +19,7 @@ from fleet.servers.gateway.packet_filter import (
     TOPICS_MAX,
     PacketFilter,
 )
+from fleet.servers.gateway.relay import UNRELEASED_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -161,14 +163,51 @@ def test_a_length_that_is_cut_needs_only_its_own_bytes() -> None:
 
 
 @pytest.mark.parametrize("topic", ["other", "up", "u", "upp/x", "$SYS/x", "devices/b/up"])
-def test_a_refused_publish_of_311_ends_the_session(topic: str) -> None:
+def test_a_refused_publish_of_311_ends_the_session_where_the_model_says_so(topic: str) -> None:
     for qos in (0, 1, 2):
         harness = RelayHarness(V311, TopicPolicy(("up/+",), ()))
+        harness.relay.rules = MqttRules(OnDenied.CLOSE)
         good = harness.publish("up/a")
         assert harness.ends(good + harness.publish(topic, qos) + good) is close_reasons.PUBLISH_REFUSED
         assert harness.to_broker == good
         assert not harness.to_device
         assert harness.notes == [("mqtt.publish", "refused", topic)]
+
+
+@pytest.mark.parametrize(("qos", "answer"), [(0, b""), (1, b"\x40\x02\x00\x05"), (2, b"\x50\x02\x00\x05")])
+@pytest.mark.parametrize("topic", ["other", "up", "u", "upp/x", "$SYS/x", "devices/b/up"])
+def test_a_refused_publish_of_311_is_acknowledged_and_dropped(topic: str, qos: int, answer: bytes) -> None:
+    harness = RelayHarness(V311, TopicPolicy(("up/+",), ()))
+    good = harness.publish("up/a")
+    for _ in range(2):  # judged, then remembered
+        harness.relay.from_device(good + harness.publish(topic, qos) + good)
+    assert harness.to_broker == good * 4
+    assert harness.to_device == answer * 2
+    assert harness.notes == [("mqtt.publish", "refused", topic)] * 2
+
+
+def test_the_handshake_of_a_dropped_qos_2_message_is_ended_by_us_and_any_other_by_the_broker() -> None:
+    harness = RelayHarness(V311)
+    release = [acks.acknowledge(acks.PUBREL, packet_id, V311) for packet_id in (5, 6)]
+    harness.relay.from_device(harness.publish("other", 2, 5) + harness.publish("up/a", 2, 6))
+    harness.to_broker.clear()
+    harness.to_device.clear()
+    for chunk in chunks(release[0] + release[1] + release[0], 1):  # the last is of a session that we know nothing of
+        harness.relay.from_device(chunk)
+    assert harness.to_device == acks.acknowledge(acks.PUBCOMP, 5, V311)
+    assert harness.to_broker == release[1] + release[0]
+    assert harness.relay.answers == 2
+
+
+def test_dropped_qos_2_messages_held_are_bounded() -> None:
+    harness = RelayHarness(V311)
+    ids = range(1, UNRELEASED_MAX + 3)
+    for packet_id in ids:
+        harness.relay.from_device(harness.publish("other", 2, packet_id))
+    for packet_id in ids:
+        harness.relay.from_device(acks.acknowledge(acks.PUBREL, packet_id, V311))
+    over = ids[UNRELEASED_MAX:]
+    assert harness.to_broker == b"".join(acks.acknowledge(acks.PUBREL, packet_id, V311) for packet_id in over)
 
 
 @pytest.mark.parametrize(("qos", "answer"), [(0, b""), (1, b"\x40\x03\x00\x05\x87"), (2, b"\x50\x03\x00\x05\x87")])

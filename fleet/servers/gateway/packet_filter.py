@@ -48,8 +48,8 @@ def _table(passed: set[PacketType], inspected: set[PacketType], *, checks_retain
 
 _ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP}
 TO_BROKER = _table(
-    passed=_ACKS | {PacketType.PINGREQ},
-    inspected={PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
+    passed=_ACKS - {PacketType.PUBREL} | {PacketType.PINGREQ},
+    inspected={PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
     checks_retain=True,
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""

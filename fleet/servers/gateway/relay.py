@@ -11,6 +11,7 @@ persistent session may still hold filters from before the policy changed.
 from collections.abc import Callable
 from dataclasses import replace
 
+from fleet.domain.model_rules import DEFAULT_RULES, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
@@ -22,6 +23,8 @@ from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.properties import Property, value_of, without
 
 Write = Callable[[bytes], None]
+UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
+
 Note = Callable[[str, str, str], None]
 """(event, code, topic or filter) of a refusal."""
 
@@ -32,6 +35,8 @@ class Relay:
     ) -> None:
         self.version = version
         self.policy = policy
+        self.rules = DEFAULT_RULES.mqtt
+        """The model's; may be set at any time."""
         self.note = note
         self.connack: Connack | None = None
         """The broker's answer to CONNECT."""
@@ -92,6 +97,10 @@ class _Handler:
 class _DeviceHandler(_Handler):
     """Handler of the device's packets."""
 
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(relay)
+        self._unreleased: set[int] = set()  # QoS 2 messages that we have dropped, and that await PUBREL
+
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_publish(topic)
 
@@ -102,8 +111,12 @@ class _DeviceHandler(_Handler):
         relay = self._relay
         relay.note("mqtt.publish", "refused", topic)
         if relay.version != V5:
-            # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. Acknowledging would hide the loss.
-            raise CloseSession(close_reasons.PUBLISH_REFUSED)
+            # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
+            # acknowledged again after each connection, and nothing behind it.
+            if relay.rules.on_denied is OnDenied.CLOSE:
+                raise CloseSession(close_reasons.PUBLISH_REFUSED)
+            if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
+                self._unreleased.add(packet_id)
         if qos:
             self._acknowledge(relay.to_device, qos, packet_id)
 
@@ -118,6 +131,8 @@ class _DeviceHandler(_Handler):
                     relay.answers += 1
                     relay.to_device.inject(verdict.answer)
                 return verdict.forward
+            case PacketType.PUBREL:
+                return self._release(body)
             case PacketType.UNSUBSCRIBE:
                 relay.subscriptions.unsubscribe(body)
             case PacketType.DISCONNECT:
@@ -125,6 +140,16 @@ class _DeviceHandler(_Handler):
                 relay.closing = close_reasons.CLIENT_DISCONNECTED
                 relay.to_broker.stop()
         return None
+
+    def _release(self, body: bytes) -> bytes | None:
+        packet_id = int.from_bytes(body[:2], "big")
+        if packet_id not in self._unreleased:
+            return None
+        self._unreleased.discard(packet_id)
+        relay = self._relay
+        relay.answers += 1
+        relay.to_device.inject(acks.acknowledge(acks.PUBCOMP, packet_id, relay.version))
+        return b""
 
 
 class _BrokerHandler(_Handler):

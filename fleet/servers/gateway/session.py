@@ -255,6 +255,7 @@ class Session(asyncio.Protocol):
         self.admission = admission
         size_max = self._context.limits.packet_size_max
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._record, size_max)
+        self._relay.rules = admission.rules
         broker.write(encode_connect(broker_connect(connect, admission)))
         self._check_expiry(admission.credential.not_after)
 
@@ -298,7 +299,8 @@ class Session(asyncio.Protocol):
         if self.peer.tenant not in model.rules.signers:
             return close_reasons.CREDENTIAL_ENDED
         policy = policy_of(self.admission.device, model)
-        self.admission = replace(self.admission, policy=policy)
+        self.admission = replace(self.admission, policy=policy, rules=model.rules.mqtt)
+        self._relay.rules = model.rules.mqtt
         will = self.connect.will
         will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
         allowed = self._relay.set_policy(policy) and will_allowed

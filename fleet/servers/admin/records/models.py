@@ -18,6 +18,7 @@ from fleet.domain.model_rules import (
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
     AdmissionPath,
+    OnDenied,
     RenewalKey,
     rules_json,
     rules_of,
@@ -117,6 +118,15 @@ class RenewalRules(Record):
     campaign: Campaign | UnsetType | None = UNSET
 
 
+class MqttRules(Record):
+    """How MQTT sessions are treated."""
+
+    on_denied: Annotated[
+        OnDenied | UnsetType,
+        about("MQTT 3.1.1 only: whether a denied PUBLISH is acknowledged and dropped, or closes the connection."),
+    ] = UNSET
+
+
 class _Members(Record):
     """What may be said of a model."""
 
@@ -130,6 +140,7 @@ class _Members(Record):
     admission: AdmissionRules | UnsetType = UNSET
     profile: ProfileRules | UnsetType = UNSET
     renewal: RenewalRules | UnsetType = UNSET
+    mqtt: MqttRules | UnsetType = UNSET
 
     def applied(self, model: domain.Model) -> domain.Model:
         """`model` with these members; those that are not given are as in `model`. Raises: Invalid (`bad-rule`)."""
@@ -144,7 +155,7 @@ class _Members(Record):
 
 
 _TOPICS_AND_KEYS = ("key_types", "publish", "subscribe")
-_RULES = ("tenant", "former_tenants", "admission", "profile", "renewal")
+_RULES = ("tenant", "former_tenants", "admission", "profile", "renewal", "mqtt")
 
 
 class NewModel(_Members, kw_only=True):
@@ -175,6 +186,7 @@ class Model(Record):
     admission: AdmissionRules
     profile: ProfileRules
     renewal: RenewalRules
+    mqtt: MqttRules
     revision: Count
 
     @classmethod
