@@ -15,11 +15,12 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway import session as session_module
+from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session import PHASES, BrokerLink, Phase, Session, Timer
+from fleet.servers.gateway.session import PHASES, Phase, Session, Timer
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks

@@ -18,6 +18,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.admission import broker_connect, connect_in
+from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
@@ -320,28 +321,6 @@ class Session(asyncio.Protocol):
             event, code, now, device=self.client_id, serial=serial, address=self.peer.address, topic=topic,
             ms=round((now - self._opened_at) * 1000),
         )  # fmt: skip
-
-
-class BrokerLink(asyncio.Protocol):
-    """Protocol of a session's own connection to the broker."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._session.broker_connected(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._session.broker_data(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._session.broker_lost()
-
-    def pause_writing(self) -> None:
-        self._session.broker_blocked()
-
-    def resume_writing(self) -> None:
-        self._session.broker_drained()
 
 
 @dataclass(frozen=True, slots=True)
