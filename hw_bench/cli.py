@@ -25,7 +25,7 @@ OWN_OPTIONS = {
     "devices": ("registry",),
     "kills": ("crash",),
     "seed": ("crash",),
-    "sessions": ("revocation",),
+    "sessions": ("fanin", "idle", "storm", "revocation"),
     "keep": ("registry",),
     "database": ("workers", "revocation", "registry", "crash"),
 }
@@ -98,7 +98,7 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--sessions",
     type=click.IntRange(min=2, max=10_000),
-    help=f"revocation: number of connected devices to revoke.  [default: {_PLAN.sessions}]",
+    help="fanin, idle, storm, revocation: number of connected devices.  [default: the scenario's own]",
 )
 @click.option(
     "--database",
@@ -151,7 +151,7 @@ def run(
         kills or _PLAN.kills,
         seed,
         database or _PLAN.database,
-        sessions or _PLAN.sessions,
+        sessions,
         keep.resolve() if keep else None,
     )
     try:

@@ -37,8 +37,8 @@ class Plan:
     """Of the random choices; None for a new one."""
     database: str = ""
     """The registry's engine; empty for the scenario's own choice."""
-    sessions: int = 50
-    """Connected devices to revoke, of the scenario `revocation`."""
+    sessions: int | None = None
+    """Connected devices; None for the scenario's own number."""
     keep: Path | None = None
     """Folder of a registry that is kept between runs."""
 

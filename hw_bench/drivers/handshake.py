@@ -22,7 +22,7 @@ from hw_bench.drivers.command_loop import Command, Handler, serve
 
 CONNECTION_SECONDS_MAX = 10
 # Closing with RST after the server has closed leaves no TIME_WAIT behind; 28,000 ports would last ten seconds.
-_NO_LINGER = struct.pack("ii", 1, 0)
+NO_LINGER = struct.pack("ii", 1, 0)
 _RECEIVE_TIMEOUT = struct.pack("ll", CONNECTION_SECONDS_MAX, 0)
 
 TLS_VERSIONS = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
@@ -51,7 +51,7 @@ def connect(address: tuple[str, int]) -> socket.socket:
     """A blocking TCP connection with a receive timeout, closed without TIME_WAIT."""
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
     # By the kernel, not by settimeout(): that would make the socket non-blocking underneath OpenSSL.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
     connection.connect(address)

@@ -161,8 +161,8 @@ class Subscriber:
         self.socket = connect_unix(Path(path))
         self.socket.settimeout(DRAIN_SECONDS_MAX)
         self.received = 0
-        self._size = len(message)
-        self._marks_at = marks_at
+        self.size = len(message)
+        self.marks_at = marks_at
         self._buffer = bytearray(READ_SIZE + len(message))
         self._kept = 0
         self._marks: list[tuple[bytes, bytes]] = []
@@ -183,12 +183,16 @@ class Subscriber:
         if not got:
             raise ConnectionError("the broker closed the subscriber's connection")
         end = self._kept + got
-        whole = end - end % self._size
-        devices = bytes(self._buffer[self._marks_at : whole : self._size])
-        self._marks.append((devices, bytes(self._buffer[self._marks_at + 1 : whole : self._size])))
-        self.received += len(devices)
+        whole = end - end % self.size
+        self.take(view[:whole], whole // self.size)
+        self.received += whole // self.size
         self._kept = end - whole
         self._buffer[: self._kept] = self._buffer[whole:end]
+
+    def take(self, messages: memoryview, count: int) -> None:
+        """Note `count` whole messages that have come."""
+        devices, places = (bytes(messages[self.marks_at + place :: self.size]) for place in range(MARKS_SIZE))
+        self._marks.append((devices, places))
 
     def marks(self) -> Counter[tuple[int, int]]:
         """(device, place) -> how often it has come since the last call."""

@@ -3,10 +3,15 @@
 from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
+from hw_bench.scenarios.fanin import FanIn
 from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry
+from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
+from hw_bench.scenarios.starve import Starve
+from hw_bench.scenarios.storm import Storm
 from hw_bench.scenarios.workers import Workers
 
 _ALL: tuple[Scenario, ...] = (
@@ -14,6 +19,11 @@ _ALL: tuple[Scenario, ...] = (
     Enroll(),
     Workers(),
     Publish(),
+    FanIn(),
+    Latency(),
+    Idle(),
+    Storm(),
+    Starve(),
     Revocation(),
     LargeRegistry(),
     Crash(),

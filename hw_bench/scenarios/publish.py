@@ -2,19 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from hw_bench.certificates import Certificates, Identity
-from hw_bench.cpu_time import process_tree
+from hw_bench.certificates import Identity
 from hw_bench.drivers.pool import DriverPool, total
 from hw_bench.peers import mosquitto
 from hw_bench.peers.contract import Environment, Running
-from hw_bench.peers.fleet_tls import version
-from hw_bench.peers.home import FleetHome, Served, enroll_devices, make_home, serve
-from hw_bench.processes import BenchError
 from hw_bench.report import Goal, Report
-from hw_bench.scenarios.contract import Findings, conclude, new_environment
+from hw_bench.scenarios.beside_mosquitto import beside_mosquitto
+from hw_bench.scenarios.contract import Findings, conclude
 from hw_bench.turns import Contender, Outcome, Plan, Progress, take_turns
 
 QOS = (0, 1)
@@ -45,28 +41,14 @@ class Publish:
         return tuple(Goal(f"gateway-qos{qos}", "per_second", 0.8, f"mosquitto-qos{qos}") for qos in QOS)
 
     def run(self, plan: Plan, progress: Progress) -> Report:
-        reason = mosquitto.missing()
-        if reason is not None:
-            raise BenchError(f"{reason}; there is nothing to compare with.")
         with contextlib.ExitStack() as stack:
-            apart = stack.enter_context(new_environment())
-            # A gateway with its broker is two processes and mosquitto is one: pinning either would choose the winner.
-            environment = replace(apart, cores=apart.cores.together())
-            progress("making a home")
-            home = make_home(environment)
-            progress("starting fleet serve")
-            served = stack.enter_context(serve(home, environment))
-            progress(f"enrolling {self.devices} devices")
-            devices = enroll_devices(home, served, environment, self.devices * len(QOS))
-            progress("starting mosquitto")
-            peer = stack.enter_context(mosquitto.start(replace(environment, certificates=_certificates(home, devices))))
-            gateway = served_gateway(served)
+            pair = stack.enter_context(beside_mosquitto(self.devices * len(QOS), progress))
             contenders = [
-                stack.enter_context(self._contender(server, qos, devices, environment))
+                stack.enter_context(self._contender(server, qos, pair.devices, pair.environment))
                 for qos in QOS
-                for server in (gateway, peer)
+                for server in pair.servers
             ]
-            cores = environment.cores
+            cores = pair.environment.cores
             turns = take_turns(contenders, plan, cores, progress)
         lost = sum(turn.failed for turn in turns)
         findings = Findings(
@@ -110,28 +92,3 @@ class Publish:
                 return Outcome(total(answers, "operations"), total(answers, "failed"), answers[0]["wall"])
 
             yield Contender(name, server.version, server.pids, act, pool.cpu_seconds)
-
-
-def served_gateway(served: Served) -> Running:
-    """The gateway with the mosquitto behind it, as one server. Raises: BenchError when there is no mosquitto."""
-    names = [(Path("/proc") / str(pid) / "comm").read_text().strip() for pid in process_tree(served.pids)]
-    if "mosquitto" not in names:
-        raise BenchError("fleet serve started no mosquitto.")
-    return Running(
-        "gateway",
-        f"{version()}; {mosquitto.version()}",
-        served.mqtt,
-        served.pids,
-        broker=str(served.home.path / "run" / "broker.sock"),
-    )
-
-
-def _certificates(home: FleetHome, devices: list[Identity]) -> Certificates:
-    """The home's own, for another server to use."""
-    return Certificates(
-        anchors=home.write_anchors(home.path / "anchors.pem"),
-        root=home.files.root_certificate,
-        server=Identity("server", home.files.server_chain, home.files.server_key),
-        devices=tuple(devices),
-        stranger=devices[0],
-    )

@@ -38,6 +38,7 @@ class Revocation:
 
     name: str = "revocation"
     tls: str = "TLSv1.3"
+    sessions: int = 50
 
     def description(self) -> str:
         return (
@@ -60,8 +61,9 @@ class Revocation:
             home = engine.home(environment.folder / "home")
             progress(f"starting fleet serve on {engine.name}")
             nodes = [stack.enter_context(node) for node in _nodes(home, engine.name, environment)]
-            progress(f"enrolling and connecting {plan.sessions} devices")
-            devices = enroll_devices(home, nodes[0], environment, plan.sessions)
+            count = plan.sessions or self.sessions
+            progress(f"enrolling and connecting {count} devices")
+            devices = enroll_devices(home, nodes[0], environment, count)
             sessions = []
             for number, device in enumerate(devices):
                 session = DeviceSession(device, nodes[number % len(nodes)].mqtt, self.tls)

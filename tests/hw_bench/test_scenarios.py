@@ -18,10 +18,15 @@ from hw_bench.report import MEASURES, Figure, Report, Turn, lines
 from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
+from hw_bench.scenarios.fanin import FanIn
 from hw_bench.scenarios.handshakes import Handshakes
+from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry, filled
+from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
+from hw_bench.scenarios.starve import Starve
+from hw_bench.scenarios.storm import Storm
 from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
 from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES, NEEDS_STEP_CA
@@ -84,6 +89,53 @@ def test_publish() -> None:
     value = measured(Publish(devices=2, burst=2, under_way=20))
     assert [verdict["goal"]["subject"] for verdict in value["verdicts"]] == ["gateway-qos0", "gateway-qos1"]
     assert value["checks"] == ["of all messages, compared one by one with those sent, 0 were lost or doubled"]
+
+
+@NEEDS_MOSQUITTO
+def test_fanin() -> None:
+    value = measured(FanIn(sessions=10, rate=200.0))
+    assert [verdict["goal"]["peer"] for verdict in value["verdicts"]] == ["mosquitto"]
+    assert value["checks"] == ["10 devices connected to each, 0 messages lost"]
+
+
+@NEEDS_MOSQUITTO
+def test_latency() -> None:
+    value = measured(Latency(devices=4, under_way=10))
+    figures = {figure["name"]: figure["value"] for figure in value["figures"]}
+    assert figures["rate"] > 0
+    for server in ("gateway", "mosquitto"):
+        assert 0 < figures[f"{server}, p50"] <= figures[f"{server}, p99"]
+    assert figures["added by the gateway, p50"] == figures["gateway, p50"] - figures["mosquitto, p50"]
+
+
+@NEEDS_MOSQUITTO
+def test_idle() -> None:
+    report = Idle(at_once=8).run(replace(TINY, sessions=40), lambda text: None)
+    count, ours, floor, theirs = report.figures
+    assert count.value == 40
+    assert (ours.at_most, ours.unit) == (32, "KiB")
+    assert all(figure.value >= 0 for figure in (ours, floor, theirs))
+
+
+@NEEDS_MOSQUITTO
+def test_storm() -> None:
+    report = Storm(at_once=8).run(replace(TINY, sessions=20), lambda text: None)
+    figures = {figure.name: figure for figure in report.figures}
+    for server in ("gateway", "mosquitto"):
+        assert figures[f"{server}: devices back, of 20"].value == 20
+        assert 0 < figures[f"{server}: a device's time, p50"].value <= figures[f"{server}: until all were back"].value
+    assert figures["connects a CPU second, gateway / mosquitto"].at_least == 1.5
+
+
+@NEEDS_MOSQUITTO
+def test_starve() -> None:
+    report = Starve(devices=3, passes=2, strangers=20).run(TINY, lambda text: None)
+    figures = {figure.name: figure for figure in report.figures}
+    for server in ("gateway", "est", "mosquitto"):
+        assert figures[f"{server}: newcomers refused under attack, of 6"].value == 0
+        assert figures[f"{server}: silent connections opened"].value >= 20
+        assert figures[f"{server}: p99 under attack"].value > 0
+    assert figures["gateway: p99 under attack / without"].at_most == 2
 
 
 def test_workers() -> None:
@@ -209,7 +261,20 @@ def test_a_figure_and_its_goal() -> None:
 
 def test_each_scenario_goes_by_its_name() -> None:
     assert {name: one.name for name, one in SCENARIOS.items()} == {name: name for name in SCENARIOS}
-    assert list(SCENARIOS) == ["handshakes", "enroll", "workers", "publish", "revocation", "registry", "crash"]
+    assert list(SCENARIOS) == [
+        "handshakes",
+        "enroll",
+        "workers",
+        "publish",
+        "fanin",
+        "latency",
+        "idle",
+        "storm",
+        "starve",
+        "revocation",
+        "registry",
+        "crash",
+    ]
 
 
 def test_the_file_system_has_a_name() -> None:
