@@ -20,6 +20,7 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, conne
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.session import PHASES, Phase, Session, Timer
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.services.admission import Admission
@@ -74,6 +75,7 @@ class FakeContext:
     limits: Limits = field(default_factory=Limits)
     outcomes: OutcomeLog = field(default_factory=OutcomeLog)
     open_sessions: SessionRegistry[Session] = field(default_factory=SessionRegistry)
+    return_delays: ReturnDelays = field(default_factory=lambda: ReturnDelays(5.0))
     v5: bool = True
     feed: bool = True
     time: datetime = field(default_factory=now)

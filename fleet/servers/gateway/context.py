@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from fleet.domain.peer import Peer
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory
 from fleet.services.admission import Admission
@@ -26,6 +27,9 @@ class SessionContext(Protocol[S]):
 
     @property
     def open_sessions(self) -> SessionRegistry[S]: ...
+
+    @property
+    def return_delays(self) -> ReturnDelays: ...
 
     def now(self) -> datetime: ...
 

@@ -23,6 +23,7 @@ from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.session import Session
 from fleet.servers.gateway.session_purge import SessionPurger
@@ -53,6 +54,8 @@ class Gateway:
         self.limits = limits or Limits()
         self.outcomes = OutcomeLog()
         self.open_sessions: SessionRegistry[Session] = SessionRegistry()
+        # Half of what a session has to open: the admission needs the rest.
+        self.return_delays = ReturnDelays(self.limits.open_seconds_max / 2)
         self.now = clock
         self._registry = registry
         self._upstream = upstream

@@ -164,6 +164,7 @@ class Session(asyncio.Protocol):
         for side in (self._device, self._broker):
             if side is not None:
                 side.close(self._context.limits.linger_seconds_max)
+        self._context.return_delays.on_close(self.peer.fingerprint, reason.code, self._loop.time())
         self._record(reason.event, reason.code)
 
     def _enter(self, phase: Phase) -> None:
@@ -219,6 +220,8 @@ class Session(asyncio.Protocol):
 
     async def _open(self, connect: Connect) -> None:
         try:
+            if not await self._wait_to_return():
+                return
             admission = await self._admit(connect)
             if self.phase is Phase.CLOSED:
                 return
@@ -242,6 +245,14 @@ class Session(asyncio.Protocol):
         except Exception:
             self.close(close_reasons.INTERNAL)  # now, not at the deadline
             raise  # to the context, which logs it
+
+    async def _wait_to_return(self) -> bool:
+        """False: the session was closed meanwhile."""
+        seconds = self._context.return_delays.seconds(self.peer.fingerprint, self._loop.time())
+        if not seconds:
+            return True
+        await asyncio.sleep(seconds)
+        return self.phase is not Phase.CLOSED
 
     async def _admit(self, connect: Connect) -> Admission:
         while True:

@@ -1,0 +1,56 @@
+"""Delays for devices whose sessions are closed again and again for one cause of their own.
+
+A client that sends what closes its session often connects again at once and sends it again: for ever, at the price of
+a handshake and an admission each time. From the second close on its next CONNECT waits, each time longer.
+"""
+
+from dataclasses import dataclass
+
+from fleet.servers.gateway import close_reasons
+
+SECONDS_MIN = 1.0  # after the second close; doubled with each further one
+FORGOTTEN_SECONDS = 600.0  # after the last close
+ENTRIES_MAX = 10_000  # certificates, about 2 MB; whose last close is longest ago is forgotten first
+
+CAUSES = frozenset({
+    "client-id-mismatch", "will-refused", "will-retain",
+    *(reason.code for reason in (
+        close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
+        close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA,
+    )),
+})  # fmt: skip
+"""Codes of the close reasons that lie in what the device has sent. A suspended device has no part in its refusals."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closes:
+    code: str
+    count: int
+    """In a row."""
+    last: float
+
+
+class ReturnDelays:
+    """By certificate, which TLS has proved: nobody else waits. `now` is the loop's time in seconds."""
+
+    def __init__(self, seconds_max: float) -> None:
+        self._seconds_max = seconds_max
+        self._closes: dict[bytes, _Closes] = {}  # in order of the last close
+
+    def on_close(self, fingerprint: bytes | None, code: str, now: float) -> None:
+        """A session with this certificate was closed, or its CONNECT refused, for the reason of this code."""
+        if fingerprint is None or code not in CAUSES:
+            return
+        before = self._closes.pop(fingerprint, None)
+        repeated = before is not None and before.code == code and now - before.last < FORGOTTEN_SECONDS
+        self._closes[fingerprint] = _Closes(code, before.count + 1 if before and repeated else 1, now)
+        if len(self._closes) > ENTRIES_MAX:
+            del self._closes[next(iter(self._closes))]
+
+    def seconds(self, fingerprint: bytes | None, now: float) -> float:
+        """How long a CONNECT with this certificate waits before it is admitted."""
+        closes = self._closes.get(fingerprint) if fingerprint is not None else None
+        if closes is None or closes.count < 2 or now - closes.last >= FORGOTTEN_SECONDS:
+            return 0.0
+        doublings = min(closes.count - 2, 32)
+        return float(min(SECONDS_MIN * 2**doublings, self._seconds_max))

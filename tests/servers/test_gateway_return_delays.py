@@ -1,0 +1,107 @@
+"""Who is closed again and again for one cause waits, each time longer; nobody else does."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fleet.domain.credential import Credential
+from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
+from fleet.servers.gateway import Limits, close_reasons
+from fleet.servers.gateway.return_delays import CAUSES, ENTRIES_MAX, FORGOTTEN_SECONDS, ReturnDelays
+from fleet.wire.mqtt.codes import V5, V311
+from fleet.wire.mqtt.connect import Will
+from tests.mqtt_packets import Publish, encode_publish
+from tests.servers.gateway_fixtures import GatewayHarness, open_gateway, populate, until
+
+ONE, OTHER = b"1" * 32, b"2" * 32
+
+
+def test_the_delay_grows_from_the_second_close_on_and_is_bounded() -> None:
+    delays, found = ReturnDelays(5.0), []
+    for n in range(70):
+        found.append(delays.seconds(ONE, n))
+        delays.on_close(ONE, "protocol-error", n)
+    assert found == [0.0, 0.0, 1.0, 2.0, 4.0, *[5.0] * 65]
+    assert delays.seconds(OTHER, 70) == 0.0
+    assert delays.seconds(None, 70) == 0.0
+
+
+def test_it_is_forgotten_after_a_while() -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(4):
+        delays.on_close(ONE, "protocol-error", 10.0)
+    assert delays.seconds(ONE, 10.0 + FORGOTTEN_SECONDS - 0.1) == 4.0
+    assert delays.seconds(ONE, 10.0 + FORGOTTEN_SECONDS) == 0.0
+    delays.on_close(ONE, "protocol-error", 10.0 + FORGOTTEN_SECONDS)
+    assert delays.seconds(ONE, 10.0 + FORGOTTEN_SECONDS) == 0.0
+
+
+def test_another_cause_is_counted_anew() -> None:
+    delays = ReturnDelays(5.0)
+    for code in ("protocol-error", "malformed", "protocol-error"):
+        delays.on_close(ONE, code, 1.0)
+        assert delays.seconds(ONE, 1.0) == 0.0
+    delays.on_close(ONE, "protocol-error", 1.0)
+    assert delays.seconds(ONE, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("code", ["client-gone", "taken-over", "shutting-down", "device-suspended", "feed-down"])
+def test_what_a_device_has_no_part_in_counts_for_nothing(code: str) -> None:
+    assert code not in CAUSES
+    delays = ReturnDelays(5.0)
+    for _ in range(3):
+        delays.on_close(ONE, code, 1.0)
+        delays.on_close(None, "protocol-error", 1.0)
+    assert delays.seconds(ONE, 1.0) == 0.0
+
+
+def test_the_table_is_bounded_and_the_longest_quiet_goes_first() -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(2):
+        delays.on_close(ONE, "malformed", 1.0)
+        delays.on_close(OTHER, "malformed", 1.0)
+    delays.on_close(ONE, "malformed", 1.0)
+    for n in range(ENTRIES_MAX - 1):
+        delays.on_close(n.to_bytes(32, "big"), "malformed", 1.0)
+    assert (delays.seconds(OTHER, 1.0), delays.seconds(ONE, 1.0)) == (0.0, 2.0)
+
+
+async def closed(h: GatewayHarness, held: Credential, packet: bytes, cause: str, times: int) -> None:
+    for n in range(times):
+        wire, _ = await h.live(held, V311)
+        wire.send(packet)
+        await wire.until_closed()
+        assert h.gateway.stats[f"mqtt.session.{cause}"] == n + 1
+
+
+async def test_connack_waits_after_two_closes_for_one_cause(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        await h.set_model(rules=ModelRules(mqtt=MqttRules(OnDenied.CLOSE)))
+        denied = encode_publish(Publish("devices/cam-2/up/t", b"x"), V311)
+        await closed(h, one, denied, close_reasons.PUBLISH_REFUSED.code, 2)
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        waiting = asyncio.create_task(h.live(one, V311))
+        await h.live(two, V311)
+        assert not waiting.done()
+        await waiting
+        assert loop.time() - began >= 0.3
+
+
+async def test_a_refusal_waits_too_and_an_event_still_closes_at_once(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        bad = Will("devices/cam-2/up/t", b"x")
+        for n in range(2):
+            await h.connect(one, V5, will=bad)
+            assert h.gateway.stats["mqtt.connect.will-refused"] == n + 1
+        for _ in range(3):  # to the longest delay
+            h.gateway.return_delays.on_close(one.fingerprint, "will-refused", asyncio.get_running_loop().time())
+        refused = asyncio.create_task(h.connect(one, V5, will=bad))
+        await until(lambda: h.gateway.open_sessions.of_device("cam-1"))
+        (session,) = h.gateway.open_sessions.of_device("cam-1")
+        session.close(close_reasons.DEVICE_ENDED)
+        _, connack = await refused
+        assert connack.code == 0x8A
+        assert h.gateway.stats["mqtt.connect.will-refused"] == 2
