@@ -42,14 +42,14 @@ sessions_max = {sessions_max}
 [limits]
 # A handshake that takes longer is aborted.
 handshake_seconds_max = {handshake_seconds_max}
-# Handshakes in progress: in total, and from one address.
+# Handshakes in progress: in total, and from one address. In a full listener the address that holds most gives way.
 half_open_max = {half_open_max}
 half_open_per_address_max = {half_open_per_address_max}
-# Open connections to each of the est and http listeners: in total, and from one address.
+# Open connections to each of the est and http listeners: in total, and from one address. Idle ones give way.
 http_connections_max = {http_connections_max}
 http_connections_per_address_max = {http_connections_per_address_max}
 # New connections a second from one address to each listener, with a burst of ten times as many. 0: no limit, here and
-# below. A fleet that reconnects from behind one address after an outage is held back to this rate.
+# below. Eight times as many where a client has authenticated before, as in a fleet behind one address.
 connections_per_address_per_second = {connections_per_address_per_second}
 # Requests a second to each of est and http: from one address, and with one certificate or token. Beyond it: 429.
 requests_per_address_per_second = {requests_per_address_per_second}

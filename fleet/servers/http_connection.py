@@ -128,6 +128,9 @@ class IdleConnections:
     def leave(self, connection: "Connection") -> None:
         self._due.pop(connection, None)
 
+    def __contains__(self, connection: "Connection") -> bool:
+        return connection in self._due
+
     def _arm(self) -> None:
         if self._timer is None and self._due:
             self._timer = self._loop.call_at(next(iter(self._due.values())), self._close_due)
@@ -201,6 +204,11 @@ class Connection(BaseProtocol):
         if self._payload is not None:
             self._payload.set_exception(exc or ConnectionResetError("Connection lost"))
         self._parser = None  # they refer to each other: both are freed at once, not at the next collection
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request; parts of one may have arrived."""
+        return self in self._server.idle
 
     def close(self) -> None:
         """Send what was written, then close. What arrives from now on is ignored."""

@@ -19,6 +19,8 @@ class Refusal(StrEnum):
     ADDRESS_RATE = "too-many-connections-a-second-from-address"
     CONNECTED_CAP = "too-many-connections"
     CONNECTED_ADDRESS_CAP = "too-many-connections-from-address"
+    GAVE_WAY = "gave-way-to-newcomer"
+    """The listener was full, and this address block held most of it."""
     DEADLINE = "handshake-deadline"
     SIZE = "handshake-too-large"
     NOT_TLS = "not-tls"

@@ -1,18 +1,28 @@
 """Half-open connections, with an incomplete handshake: capped in number, by address and by time.
 
 A handshake costs the server more than the client, and an idle one costs the client nothing. So their number is capped,
-in total and for each address, and each has a deadline. The time allowed is the same for all, so the oldest is always
-due next and one timer serves them all.
+and each has a deadline. When there is no room, it is made at the expense of the address block that holds most, and of
+connections on which nothing has arrived first: whoever fills the listener pays for it, and not the newcomer. What a
+block holds counts less when somebody has authenticated from there before.
+
+The time allowed is the same for all, so the oldest is always due next and one timer serves them all.
 """
 
 import asyncio
-from collections import Counter
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
 from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
+
+SILENT_SECONDS = 1.0
+"""For a client's first octets: within its own address block, only who is silent for longer gives way."""
+KNOWN_MAX = 10_000
+"""Address blocks remembered."""
+KNOWN_WEIGHT = 8
+"""A block from which somebody has authenticated may hold so many times more than another, and arrive as much faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class ListenerLimits:
 
     total_max: int = 2000
     """Handshakes in progress: about 100 MB of the engine's memory."""
-    per_address_max: int = 500
+    per_address_max: int = 2000
     """From one IP address: a factory or fleet behind one NAT reconnects all at once after an outage."""
     deadline_s: float = 10.0
     """From accept to Finished: three round trips over a poor mobile link."""
@@ -30,7 +40,7 @@ class ListenerLimits:
     connected_per_address_max: int | None = None
     per_address_per_second: float = 0.0
     """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
-    millisecond of a core."""
+    millisecond of a core. KNOWN_WEIGHT times as many from where somebody has authenticated before."""
     close_deadline_s: float = 10.0
     """For a peer to read what a closing connection still sends."""
     backlog: int = 1024
@@ -49,49 +59,129 @@ class Expiring(Protocol):
     def expire(self) -> None:
         """Called when its deadline has passed."""
 
+    def give_way(self) -> None:
+        """Called when a newcomer gets its place."""
+
     def dismiss(self) -> None:
         """Called when the listener closes."""
+
+
+class KnownBlocks:
+    """Address blocks from which somebody has authenticated; the least recent one is forgotten first."""
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, block: str) -> bool:
+        return block in self._blocks
+
+    def add(self, block: str) -> None:
+        self._blocks[block] = None
+        self._blocks.move_to_end(block)
+        if len(self._blocks) > KNOWN_MAX:
+            self._blocks.popitem(last=False)
+
+    def weigh(self, block: str, held: int) -> int:
+        """What counts of the `held` connections when holders are compared."""
+        return held if block in self._blocks else held * KNOWN_WEIGHT
+
+
+class _Holder:
+    """The half-open connections of one address block, each in order of arrival."""
+
+    __slots__ = ("heard", "silent")
+
+    def __init__(self) -> None:
+        self.silent: dict[Expiring, None] = {}
+        self.heard: dict[Expiring, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.silent) + len(self.heard)
 
 
 class HalfOpen:
     """The set of half-open connections. Each entry must `leave` exactly once, however it ends."""
 
-    __slots__ = ("_arrivals", "_by_address", "_due", "_limits", "_loop", "_timer")
+    __slots__ = ("_arrivals", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_timer", "known")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits) -> None:
         self._loop = loop
         self._limits = limits
         self._due: dict[Expiring, float] = {}  # in order of arrival, hence of deadline
-        self._by_address: Counter[str] = Counter()
+        self._holders: dict[str, _Holder] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._arrivals = Buckets(limits.per_address_per_second)
+        self._known_arrivals = Buckets(limits.per_address_per_second * KNOWN_WEIGHT)
+        self.known = KnownBlocks()
 
     def __len__(self) -> int:
         return len(self._due)
 
     def enter(self, entry: Expiring) -> Refusal | None:
         """Add `entry`; the reason if it is refused."""
-        if len(self._due) >= self._limits.total_max:
-            return Refusal.TOTAL_CAP
-        source = network_of(entry.address)
-        if self._by_address[source] >= self._limits.per_address_max:
+        block = network_of(entry.address)
+        holder = self._holders.get(block)
+        if holder is not None and len(holder) >= self._limits.per_address_max and not self._drop_silent(holder):
             return Refusal.ADDRESS_CAP
-        if self._arrivals.take(source, self._loop.time()):
+        if len(self._due) >= self._limits.total_max and not self._make_room(block):
+            return Refusal.TOTAL_CAP
+        arrivals = self._known_arrivals if block in self.known else self._arrivals
+        if arrivals.take(block, self._loop.time()):
             return Refusal.ADDRESS_RATE
-        self._by_address[source] += 1
+        # Looked up again: it is gone when its last connection has just given way.
+        self._holders.setdefault(block, _Holder()).silent[entry] = None
         self._due[entry] = self._loop.time() + self._limits.deadline_s
         if self._timer is None:
             self._timer = self._loop.call_later(self._limits.deadline_s, self._expire_due)
         return None
 
+    def heard(self, entry: Expiring) -> None:
+        """The first octets of an entry have arrived."""
+        holder = self._holders.get(network_of(entry.address))
+        if holder is not None and entry in holder.silent:
+            del holder.silent[entry]
+            holder.heard[entry] = None
+
     def leave(self, entry: Expiring) -> None:
         """Remove an entry, completed or failed. An unknown entry is ignored."""
         if self._due.pop(entry, None) is None:
             return
-        source = network_of(entry.address)
-        self._by_address[source] -= 1
-        if not self._by_address[source]:
-            del self._by_address[source]
+        block = network_of(entry.address)
+        holder = self._holders[block]
+        if entry in holder.silent:
+            del holder.silent[entry]
+        else:
+            del holder.heard[entry]
+        if not holder:
+            del self._holders[block]
+
+    def _make_room(self, newcomer: str) -> bool:
+        """End a connection of the block that holds most; False when only the newcomer's own block could give way."""
+        block = max(self._holders, key=lambda one: self.known.weigh(one, len(self._holders[one])))
+        holder = self._holders[block]
+        if self._drop_silent(holder):
+            return True
+        if block == newcomer:
+            return False
+        self._drop(next(iter(holder.silent or holder.heard)))
+        return True
+
+    def _drop_silent(self, holder: _Holder) -> bool:
+        """End the oldest one that has had time to send something and has not; False when there is none."""
+        oldest = next(iter(holder.silent), None)
+        if oldest is None:
+            return False
+        arrived_at = self._due[oldest] - self._limits.deadline_s
+        if self._loop.time() - arrived_at < SILENT_SECONDS:
+            return False
+        self._drop(oldest)
+        return True
+
+    def _drop(self, entry: Expiring) -> None:
+        self.leave(entry)
+        entry.give_way()
 
     def _expire_due(self) -> None:
         self._timer = None

@@ -58,6 +58,7 @@ class Handshake(asyncio.BufferedProtocol):
             return  # data that a refused client still sends
         session = self._session
         if session is None:
+            self._reception.half_open.heard(self)
             self._context = self._reception.contexts.current
             session = self._session = TlsSession(self._context, self.address, self._reception.scratch)
         try:
@@ -112,6 +113,10 @@ class Handshake(asyncio.BufferedProtocol):
     def expire(self) -> None:
         """The deadline has passed."""
         self._end(Refusal.DEADLINE)
+
+    def give_way(self) -> None:
+        """A newcomer gets our place."""
+        self._end(Refusal.GAVE_WAY)
 
     def dismiss(self) -> None:
         """The listener is closing."""

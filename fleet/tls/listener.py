@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from fleet.domain.peer import Peer, network_of
 from fleet.tls.contexts import ContextSource
@@ -19,6 +20,15 @@ from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 
 __all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
+
+
+@runtime_checkable
+class MayGiveWay(Protocol):
+    """A protocol whose connection may be ended for another's while nothing is in progress on it."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
 
 ProtocolFactory = Callable[[Peer], asyncio.Protocol]
 OnRefused = Callable[[str, str], None]
@@ -59,8 +69,8 @@ class Listener:
         self._established = 0
         self._refused: Counter[Refusal] = Counter()
         self._limits = limits
-        self._connected: set[TlsTransport] = set()
-        self._by_source: Counter[str] = Counter()
+        self._connected = 0
+        self._by_source: dict[str, dict[TlsTransport, None]] = {}  # each in order of arrival
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -90,7 +100,7 @@ class Listener:
     def stats(self) -> ListenerStats:
         return ListenerStats(
             handshaking=len(self.half_open),
-            connected=len(self._connected),
+            connected=self._connected,
             accepted=self._accepted,
             established=self._established,
             refused=dict(self._refused),
@@ -106,8 +116,9 @@ class Listener:
 
     def abort_connections(self) -> None:
         """Abort every connection."""
-        for transport in list(self._connected):
-            transport.abort()
+        for transports in list(self._by_source.values()):
+            for transport in list(transports):
+                transport.abort()
 
     async def wait_closed(self) -> None:
         """Return when the last connection has ended."""
@@ -124,32 +135,66 @@ class Listener:
             self._on_refused(address, f"{reason}: {detail}" if detail else str(reason))
 
     def has_no_room(self, address: str) -> Refusal | None:
-        """Reason to refuse one more connection from `address`."""
+        """Reason to refuse one more connection from `address`.
+
+        Before it is refused, an idle connection gives way: one of the address block that holds most when the listener
+        is full, one of its own block when that is.
+        """
         limits = self._limits
-        if limits.connected_max is not None and len(self._connected) >= limits.connected_max:
-            return Refusal.CONNECTED_CAP
+        source = network_of(address)
+        if limits.connected_max is not None and self._connected >= limits.connected_max:
+            biggest = max(self._by_source, key=self._weight, default=source)
+            if not self._end_idle(biggest):
+                return Refusal.CONNECTED_CAP
         cap = limits.connected_per_address_max
-        if cap is not None and self._by_source[network_of(address)] >= cap:
+        if cap is not None and len(self._by_source.get(source, ())) >= cap and not self._end_idle(source):
             return Refusal.CONNECTED_ADDRESS_CAP
         return None
 
+    def _weight(self, source: str) -> int:
+        return self.half_open.known.weigh(source, len(self._by_source[source]))
+
+    def _end_idle(self, source: str) -> bool:
+        """End an idle connection from `source`, the oldest without a certificate first; False when there is none."""
+        idle = [one for one in self._by_source.get(source, ()) if _is_idle(one)]
+        if not idle:
+            return False
+        ended = next((one for one in idle if one.peer.certificate_der is None), idle[0])
+        self._remove(ended)
+        self.refuse(ended.peer.address, Refusal.GAVE_WAY, "")
+        ended.abort()
+        return True
+
     def establish(self, transport: TlsTransport, early: bytes) -> None:
         self._established += 1
-        self._connected.add(transport)
-        self._by_source[network_of(transport.peer.address)] += 1
+        self._connected += 1
+        source = network_of(transport.peer.address)
+        self._by_source.setdefault(source, {})[transport] = None
+        if transport.peer.certificate_der is not None:
+            self.half_open.known.add(source)
         self._empty.clear()
         transport.begin(self._protocol_factory(transport.peer), early)
 
     def lost(self, transport: TlsTransport) -> None:
         self.silent.forget(transport)
-        if transport in self._connected:
-            self._connected.remove(transport)
-            source = network_of(transport.peer.address)
-            self._by_source[source] -= 1
-            if not self._by_source[source]:
-                del self._by_source[source]
+        self._remove(transport)
         if not self._connected:
             self._empty.set()
+
+    def _remove(self, transport: TlsTransport) -> None:
+        source = network_of(transport.peer.address)
+        held = self._by_source.get(source, {})
+        if transport not in held:
+            return
+        del held[transport]
+        self._connected -= 1
+        if not held:
+            del self._by_source[source]
+
+
+def _is_idle(transport: TlsTransport) -> bool:
+    protocol = transport.get_protocol()
+    return isinstance(protocol, MayGiveWay) and protocol.is_idle
 
 
 async def listen(

@@ -1,6 +1,7 @@
 """Too many requests, over real TLS: who waits, and who does not."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -77,4 +78,28 @@ async def test_connections_of_one_address_are_counted_before_anything_is_spent_o
         assert listener.stats.refused[Refusal.ADDRESS_RATE] == 14 - came
     finally:
         est.listeners["est"] = kept
+        listener.close()
+
+
+async def test_connections_that_ask_nothing_do_not_keep_others_out(est: EstHarness) -> None:
+    contexts = est.listeners["est"].contexts
+    est.servers["est"].rates = None
+    limits = ListenerLimits(connected_max=4)
+    listener = await listen(est.servers["est"], ("127.0.0.1", 0), contexts=contexts, limits=limits)
+    est.listeners["est"], kept = listener, est.listeners["est"]
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    strangers = []
+    try:
+        for number in range(8):
+            source = (f"127.0.0.{number % 2 + 2}", 0)
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port, ssl=context, local_addr=source)
+            strangers.append(writer)
+        assert [(await est.send("GET", CACERTS)).status for _ in range(5)] == [200] * 5
+        assert listener.stats.refused.get(Refusal.CONNECTED_CAP, 0) == 0
+        assert listener.stats.refused[Refusal.GAVE_WAY] >= 4
+    finally:
+        est.listeners["est"] = kept
+        for writer in strangers:
+            writer.transport.abort()
         listener.close()

@@ -56,6 +56,9 @@ class Entry:
         self.ends.append("expired")
         self._half_open.leave(self)
 
+    def give_way(self) -> None:
+        self.ends.append("gave way")
+
     def dismiss(self) -> None:
         self.ends.append("dismissed")
         self._half_open.leave(self)
@@ -108,10 +111,78 @@ def test_the_caps_count_what_is_there_now(clock: Clock) -> None:
     assert [waiting.enter(one), waiting.enter(two)] == [None, None]
     assert waiting.enter(Entry(waiting)) is Refusal.ADDRESS_CAP
     assert waiting.enter(Entry(waiting, "192.0.2.2")) is None
-    assert waiting.enter(Entry(waiting, "192.0.2.3")) is Refusal.TOTAL_CAP
-    assert len(waiting) == 3
-    waiting.leave(one)
-    assert waiting.enter(Entry(waiting)) is None
+    assert waiting.enter(Entry(waiting, "192.0.2.3")) is None  # at the expense of the first, who holds two
+    assert (one.ends, two.ends, len(waiting)) == (["gave way"], [], 3)
+    assert waiting.enter(Entry(waiting, "192.0.2.4")) is None  # all hold one: the oldest
+    assert (two.ends, len(waiting)) == (["gave way"], 3)
+    waiting = half_open(clock, total_max=2)
+    assert [waiting.enter(Entry(waiting)) for _ in range(3)] == [None, None, Refusal.TOTAL_CAP]
+
+
+def test_within_a_block_who_has_been_silent_for_long_gives_way_and_who_has_not_does_not(clock: Clock) -> None:
+    waiting = half_open(clock, per_address_max=2)
+    silent, heard = Entry(waiting), Entry(waiting)
+    assert [waiting.enter(heard), waiting.enter(silent)] == [None, None]
+    waiting.heard(heard)
+    assert waiting.enter(Entry(waiting)) is Refusal.ADDRESS_CAP
+    clock.advance(0.9)
+    assert waiting.enter(Entry(waiting)) is Refusal.ADDRESS_CAP
+    clock.advance(0.1)
+    newcomer = Entry(waiting)
+    assert waiting.enter(newcomer) is None
+    assert (silent.ends, heard.ends, newcomer.ends) == (["gave way"], [], [])
+    waiting.heard(newcomer)
+    clock.advance(5)
+    assert waiting.enter(Entry(waiting)) is Refusal.ADDRESS_CAP  # both have sent something
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_strangers_that_fill_the_listener_pay_for_every_newcomer(clock: Clock, speaks: bool) -> None:
+    waiting = half_open(clock, total_max=50)
+    held = {}
+    for number in range(200):
+        entry = held[number] = Entry(waiting, f"192.0.2.{number % 5}")
+        assert number >= 50 or waiting.enter(entry) is None
+        if number >= 50:
+            waiting.enter(entry)
+        if speaks:
+            waiting.heard(entry)
+    newcomers = [Entry(waiting, f"198.51.100.{number}") for number in range(8)]
+    assert [waiting.enter(entry) for entry in newcomers] == [None] * 8
+    assert [entry.ends for entry in newcomers] == [[]] * 8
+    assert len(waiting) == 50
+
+
+def test_where_somebody_has_authenticated_before_eight_times_as_many_are_allowed(clock: Clock) -> None:
+    waiting = half_open(clock, total_max=20)
+    waiting.known.add("192.0.2.1")
+    fleet = [Entry(waiting, "192.0.2.1") for _ in range(16)]
+    strangers = [Entry(waiting, "192.0.2.2") for _ in range(4)]
+    assert {waiting.enter(entry) for entry in [*fleet, *strangers]} == {None}
+    assert waiting.enter(Entry(waiting, "198.51.100.1")) is None
+    assert [entry.ends for entry in strangers] == [["gave way"], [], [], []]
+    assert not any(entry.ends for entry in fleet)
+    assert waiting.enter(Entry(waiting, "192.0.2.1")) is None
+    assert [entry.ends for entry in strangers] == [["gave way"], ["gave way"], [], []]
+
+
+def test_known_blocks_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setattr("fleet.tls.half_open.KNOWN_MAX", 2)
+    known = half_open(clock).known
+    for block in ("a", "b", "a", "c"):
+        known.add(block)
+    assert [block in known for block in ("a", "b", "c")] == [True, False, True]
+
+
+def test_known_blocks_arrive_eight_times_as_fast(clock: Clock) -> None:
+    waiting = half_open(clock, per_address_per_second=1.0)
+    waiting.known.add("192.0.2.1")
+    refused = []
+    for _ in range(100):
+        entry = Entry(waiting)
+        refused.append(waiting.enter(entry))
+        waiting.leave(entry)
+    assert refused == [None] * 80 + [Refusal.ADDRESS_RATE] * 20
 
 
 def test_addresses_that_have_left_cost_no_memory(clock: Clock) -> None:
@@ -120,7 +191,7 @@ def test_addresses_that_have_left_cost_no_memory(clock: Clock) -> None:
         entry = Entry(waiting, f"192.0.2.{n}")
         waiting.enter(entry)
         waiting.leave(entry)
-    assert not waiting._by_address
+    assert not waiting._holders
 
 
 def test_arrivals_are_counted_for_each_address_whatever_becomes_of_them(clock: Clock) -> None:

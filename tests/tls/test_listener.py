@@ -236,13 +236,32 @@ async def test_the_cap_for_an_address() -> None:
 
 async def test_the_cap_in_all() -> None:
     async with serving(limits=ListenerLimits(total_max=2)) as stage:
-        writers = await fill(stage, 2)
+        writers = await fill(stage, 2)  # all from one address: nobody else's place can be given to it
         reader, writer = await silent(stage.port)
         assert await gone(reader) == b""
         assert await stage.refusal() == Refusal.TOTAL_CAP
         assert stage.listener.stats.refused == {Refusal.TOTAL_CAP: 1}
         for left in [*writers, writer]:
             left.close()
+
+
+async def test_strangers_who_send_nothing_do_not_keep_clients_out() -> None:
+    async with serving(echoing, limits=ListenerLimits(total_max=40)) as stage:
+        strangers = []
+        for number in range(60):
+            source = (f"127.0.0.{number % 5 + 2}", 0)
+            strangers.append((await asyncio.open_connection("127.0.0.1", stage.port, local_addr=source))[1])
+        for _ in range(10):
+            client = await WireClient.connect(stage.port)
+            await client.shake_hands()
+            client.send(b"1")
+            assert await client.receive(1) == b"1"
+            await client.close()
+        # A place was taken from them for each of the newcomers, and from none of these.
+        assert {reason for address, reason in stage.refused if address == "127.0.0.1"} <= {Refusal.GONE}
+        assert stage.listener.stats.refused[Refusal.GAVE_WAY] >= 10
+        for writer in strangers:
+            writer.close()
 
 
 async def test_finished_handshakes_do_not_count_for_the_caps() -> None:
@@ -264,6 +283,7 @@ async def test_an_ipv6_subscriber_is_one_source() -> None:
             self.address = address
 
         def expire(self) -> None: ...
+        def give_way(self) -> None: ...
         def dismiss(self) -> None: ...
 
     half_open = HalfOpen(asyncio.get_running_loop(), ListenerLimits(per_address_max=2))

@@ -132,3 +132,41 @@ async def test_several_processes_may_share_a_port_if_all_say_so() -> None:
         await listener.wait_closed()
     again = await listen(Recorder, ("127.0.0.1", 0), contexts=source)
     again.close()
+
+
+class Waiting(Recorder):
+    """An application that has nothing to do."""
+
+    is_idle = True
+
+
+async def test_an_idle_connection_of_the_biggest_holder_gives_way() -> None:
+    accepting = Accepting(connected_max=3)
+    accepting.listener._protocol_factory = Waiting
+    first, second, other = (connect(accepting, f"192.0.2.{number}") for number in (7, 7, 8))
+    newcomer = connect(accepting, "192.0.2.9")
+    assert [one.ends for one in (first, second, other, newcomer)] == [["abort"], [], [], []]
+    assert accepting.refused == [("192.0.2.7", Refusal.GAVE_WAY)]
+    assert accepting.listener.stats.connected == 3
+    leave(first)  # it was counted out already
+    assert accepting.listener.stats.connected == 3
+    for raw in (second, other, newcomer):
+        leave(raw)
+    assert accepting.listener.stats.connected == 0
+    assert not accepting.listener._by_source
+
+
+async def test_an_address_at_its_cap_makes_room_among_its_own() -> None:
+    accepting = Accepting(connected_per_address_max=2)
+    accepting.listener._protocol_factory = Waiting
+    first, second, other = (connect(accepting, f"192.0.2.{number}") for number in (7, 7, 8))
+    newcomer = connect(accepting, "192.0.2.7")
+    assert [one.ends for one in (first, second, other, newcomer)] == [["abort"], [], [], []]
+
+
+async def test_where_all_are_busy_the_newcomer_is_refused() -> None:
+    accepting = Accepting(connected_max=2)
+    busy = [connect(accepting, "192.0.2.7") for _ in range(2)]
+    assert connect(accepting, "192.0.2.8").ends == ["abort"]
+    assert [raw.ends for raw in busy] == [[], []]
+    assert accepting.reasons == [Refusal.CONNECTED_CAP]
