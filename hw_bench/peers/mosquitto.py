@@ -29,8 +29,8 @@ allow_anonymous true
 acl_file {room}/acl
 max_packet_size 16777216
 max_inflight_messages 100
-max_queued_messages 100000
-max_queued_bytes 67108864
+max_queued_messages 2000
+max_queued_bytes 16777216
 persistence true
 persistence_location {room}/
 persistence_file mosquitto.db

@@ -89,6 +89,7 @@ class FakeBroker:
     """An Upstream that accepts everybody, keeps what it was sent, and says what a test makes it say."""
 
     speaks_v5: bool = True
+    user_is_model: bool = False
     sessions: "asyncio.Queue[BrokerSide]" = field(default_factory=asyncio.Queue)
     models: list[Model] = field(default_factory=list)
     hurdle: asyncio.Event | None = None

@@ -130,15 +130,15 @@ def test_the_connect_for_the_broker(version: int) -> None:
     will = Will("t", b"x", 1, True, ((Property.WILL_DELAY_INTERVAL, 30), (Property.CONTENT_TYPE, "a")))
     properties = ((Property.TOPIC_ALIAS_MAXIMUM, 9), (Property.SESSION_EXPIRY_INTERVAL, 60))
     asked = Connect(version, "claimed", False, 33, will, "root", b"secret", properties)
-    forwarded = broker_connect(asked, ADMISSION)
+    forwarded = broker_connect(asked, ADMISSION, "cam")
     assert forwarded == Connect(
         version,
         "cam-1",
         False,
         33,
         replace(will, properties=((Property.CONTENT_TYPE, "a"),)),
-        "cam-1",
+        "cam",
         None,
         ((Property.SESSION_EXPIRY_INTERVAL, 60),),
     )
-    assert broker_connect(replace(asked, will=None), ADMISSION).will is None
+    assert broker_connect(replace(asked, will=None), ADMISSION, "cam").will is None

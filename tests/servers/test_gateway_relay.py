@@ -5,9 +5,10 @@ import pytest
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
+from fleet.servers.gateway.kept_filters import FILTER_BYTES_MAX, FILTERS_MAX
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
 from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.subscriptions import FILTER_BYTES_MAX, FILTERS_MAX, PENDING_MAX
+from fleet.servers.gateway.subscriptions import PENDING_MAX
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

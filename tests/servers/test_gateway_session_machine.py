@@ -18,6 +18,7 @@ from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
+from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
@@ -103,6 +104,12 @@ class FakeContext:
         if isinstance(answer, CloseReason):
             raise CloseSession(answer)
         return answer
+
+    def broker_username(self, admission: Admission) -> str:
+        return admission.device.id
+
+    def kept_filters(self, device_id: str) -> FilterSet:
+        return FilterSet()
 
     async def connect_broker(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self.asked.append(model)

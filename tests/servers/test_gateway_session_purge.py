@@ -36,6 +36,7 @@ class Broker:
     """A broker that answers each connection with `answer`, after `delay` seconds; None: it closes the connection."""
 
     speaks_v5 = True
+    user_is_model = False
 
     def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0) -> None:
         self.answer, self.delay = answer, delay

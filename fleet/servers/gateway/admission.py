@@ -52,7 +52,7 @@ async def admit_client(
     return admission
 
 
-def broker_connect(connect: Connect, admission: Admission) -> Connect:
+def broker_connect(connect: Connect, admission: Admission, username: str) -> Connect:
     """`connect` for the broker, under the identity that the certificate proves."""
     will = connect.will
     if will is not None:
@@ -62,7 +62,7 @@ def broker_connect(connect: Connect, admission: Admission) -> Connect:
         connect,
         will=will,
         client_id=admission.device.id,
-        username=admission.device.id,
+        username=username,
         password=None,
         # Nor may the broker use topic aliases: each message is judged by its topic.
         properties=without(connect.properties, Property.TOPIC_ALIAS_MAXIMUM),

@@ -55,7 +55,11 @@ class BrokerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._lines: asyncio.Task[None] | None = None
+        self.recover: Callable[[], bool] = lambda: False
+        """Called when it has exited at once: whether the cause is removed, and it should be started again."""
         self.restarts = 0
+        self.is_ready = False
+        """Whether it accepts connections, as far as we know; signals that it handles may be sent from then on."""
 
     async def start(self) -> None:
         """Returns when it accepts connections; from then on it is restarted when it exits.
@@ -63,7 +67,7 @@ class BrokerProcess:
         Raises: OSError: it can't be started, or exited at once. TimeoutError: it accepts no connections.
         """
         try:
-            await self._start_once()
+            await self._start_recovering()
         except BaseException:
             await self._stop_process()
             raise
@@ -74,6 +78,16 @@ class BrokerProcess:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    def bytes_read(self) -> int | None:
+        """What it has read from sockets and files so far: unchanged while nobody talks to it. None if unknown."""
+        if self._process is None:
+            return None
+        try:
+            text = Path(f"/proc/{self._process.pid}/io").read_text("ascii")
+        except OSError:
+            return None
+        return int(text.partition("rchar:")[2].split(maxsplit=1)[0])
 
     async def close(self) -> None:
         """Stop it and its supervision. Safe to call twice."""
@@ -89,19 +103,28 @@ class BrokerProcess:
             started_at = loop.time()
             if self._process is not None:
                 code = await self._process.wait()
+                self.is_ready = False
                 log_event(log, logging.ERROR, "broker.ended", name=self._name, code=code)
             if loop.time() - started_at > STEADY_SECONDS:
                 delay = RESTART_SECONDS_MIN
             await asyncio.sleep(delay)
             delay = min(delay * 2, RESTART_SECONDS_MAX)
             try:
-                await self._start_once()
+                await self._start_recovering()
             except (OSError, TimeoutError) as error:
                 log_event(log, logging.ERROR, "broker.not-started", name=self._name, error=error)
                 await self._stop_process()
                 continue
             self.restarts += 1
             log_event(log, logging.WARNING, "broker.restarted", name=self._name, restarts=self.restarts)
+
+    async def _start_recovering(self) -> None:
+        try:
+            await self._start_once()
+        except OSError:
+            if not self.recover():
+                raise
+            await self._start_once()
 
     async def _start_once(self) -> None:
         lock = await self._lock()
@@ -121,6 +144,7 @@ class BrokerProcess:
             os.close(lock)  # the child's descriptor keeps it locked
         self._lines = asyncio.create_task(self._read_lines(self._process))
         await self._until_ready(self._process)
+        self.is_ready = True
 
     async def _lock(self) -> int:
         """Descriptor of this directory's lock, once no predecessor holds it. Raises: OSError."""
@@ -142,6 +166,8 @@ class BrokerProcess:
         async with asyncio.timeout(READY_SECONDS_MAX):
             while True:
                 if process.returncode is not None:
+                    if self._lines is not None:
+                        await self._lines  # its last words say why
                     raise OSError(f"{self._name} exited at once with code {process.returncode}.")
                 try:
                     await probe_unix(self._socket)
@@ -165,6 +191,7 @@ class BrokerProcess:
             self._on_line(text)
 
     async def _stop_process(self) -> None:
+        self.is_ready = False
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -180,6 +207,7 @@ class BrokerProcess:
 class OwnBroker(UnixUpstream):
     """An Upstream that is a process of ours, started by `start` of its class."""
 
+    user_is_model = True
     process: BrokerProcess
 
     async def close(self) -> None:

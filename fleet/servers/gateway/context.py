@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
+from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
@@ -44,6 +45,12 @@ class SessionContext(Protocol[S]):
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         """Raises: CloseSession."""
+
+    def broker_username(self, admission: Admission) -> str:
+        """The user name of the device at the broker."""
+
+    def kept_filters(self, device_id: str) -> FilterSet:
+        """The filters that the broker may hold for the device."""
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         """Connect `factory()` to the broker, which knows the model by then. Raises: CloseSession."""

@@ -21,6 +21,7 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.admission import admit_client
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.event_feed import EventFollower
+from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
@@ -63,6 +64,7 @@ class Gateway:
             registry, self._on_event, self.limits.feed_silence_seconds_max, self._on_events_missed
         )
         self._revoked = RevokedCache()
+        self._kept_filters = KeptFilters()
         self._tasks: set[asyncio.Task[None]] = set()
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
@@ -118,6 +120,13 @@ class Gateway:
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         return await admit_client(self._registry, self._revoked, peer, connect, self.now())
+
+    def broker_username(self, admission: Admission) -> str:
+        device = admission.device
+        return device.model if self._upstream.user_is_model else device.id
+
+    def kept_filters(self, device_id: str) -> FilterSet:
+        return self._kept_filters.of_device(device_id)
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         try:

@@ -37,6 +37,10 @@ class MonitoredUpstream:
     def speaks_v5(self) -> bool:
         return self._upstream.speaks_v5
 
+    @property
+    def user_is_model(self) -> bool:
+        return self._upstream.user_is_model
+
     async def connect(self, factory: Factory) -> None:
         try:
             await self._upstream.connect(factory)

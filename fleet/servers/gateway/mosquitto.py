@@ -1,8 +1,9 @@
 """mosquitto as our private broker: generated configuration in a private directory, reachable only by a Unix socket.
 
-It trusts the user name, because only the gateway, and an operator of this machine, can open the socket. Its ACL
-repeats each model's filters with %u for the device, as a second line of defense. The user `_backend`, which cannot be
-a device id, may read and write everything:
+It trusts user name and client id, because only the gateway, and an operator of this machine, can open the socket. A
+device's user name is its model, and its client id the device id. The ACL repeats the models' filters, as a second line
+of defense: those with {id} for every device, with its own client id in place of it, and the others for the model's
+devices alone. The user `_backend`, which cannot be a model, may read and write everything:
 
     mosquitto_sub --unix HOME/run/broker.sock -u _backend -t '#'
 """
@@ -14,7 +15,9 @@ import pwd
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fleet.config.logs import log_event
@@ -29,7 +32,12 @@ BACKEND = "_backend"  # a device id starts with a letter or a digit
 SOCKET = "broker.sock"
 CONFIG = "mosquitto.conf"
 ACL = "mosquitto.acl"
+DATABASE = "mosquitto.db"
+SET_ASIDE_MAX = 3  # unreadable databases that are kept
 RELOAD_SECONDS_MAX = 1.0  # it takes milliseconds; meanwhile live sessions keep the old policy
+
+SAVE_SECONDS_MIN = 1.0
+SAVED_BYTES_PER_SECOND = 16 * 1024 * 1024  # it stands still while it saves: a large database is saved less often
 
 MEMORY_MAX = 268_435_456  # what it holds is written to disk on SIGTERM, in half of STOP_SECONDS_MAX
 
@@ -39,15 +47,17 @@ CONFIG_TEXT = f"""\
 allow_anonymous true
 acl_file {ACL}
 max_packet_size {PACKET_SIZE_MAX}
-# Messages queue for an offline device: limited by number and by bytes, for each client.
+# Messages queue for a client that is offline, or does not read: limited for each client. Beyond it, the newest of an
+# offline client and all of QoS 0 are dropped, and other clients do not notice.
 max_inflight_messages 100
-max_queued_messages 100000
+max_queued_messages 2000
 max_queued_bytes 16777216
 # The last line of defense: beyond it clients are disconnected, before this machine runs out of memory.
 memory_limit {MEMORY_MAX}
 persistence true
 persistence_location ./
-persistence_file mosquitto.db
+persistence_file {DATABASE}
+# `fleet serve` has it saved every second, a database of more than 16 MiB less often.
 autosave_interval 60
 set_tcp_nodelay true
 connection_messages false
@@ -71,7 +81,10 @@ class Mosquitto(OwnBroker):
         self._run_dir = run_dir
         self._reloaded = asyncio.Event()
         self._acl = ""
+        self._database_is_unreadable = False
+        self._saving: asyncio.Task[None] | None = None
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
+        self.process.recover = self._set_database_aside
 
     @classmethod
     async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":
@@ -84,7 +97,15 @@ class Mosquitto(OwnBroker):
         broker._acl = acl_text(models)
         broker._write(ACL, broker._acl)
         await broker.process.start()
+        broker._saving = asyncio.create_task(broker._save_regularly())
         return broker
+
+    async def close(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
+        await super().close()
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """Returns when the ACL is in effect. Raises: OSError, TimeoutError."""
@@ -106,6 +127,40 @@ class Mosquitto(OwnBroker):
         # Logged before it reloads; but packets sent from then on are processed after that.
         if "Reloading config" in line:
             self._reloaded.set()
+        elif "Couldn't open database" in line:
+            self._database_is_unreadable = True
+
+    def _set_database_aside(self) -> bool:
+        """Rename a database that could not be loaded, so that it starts without; False when that was not the cause."""
+        if not self._database_is_unreadable:
+            return False
+        self._database_is_unreadable = False
+        name = f"{DATABASE}.unreadable-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        try:
+            (self._run_dir / DATABASE).replace(self._run_dir / name)
+        except OSError:
+            return False
+        note = "retained messages, subscriptions and queued messages of before are in it"
+        log_event(log, logging.ERROR, "broker.database-set-aside", file=self._run_dir / name, note=note)
+        for older in sorted(self._run_dir.glob(f"{DATABASE}.unreadable-*"))[:-SET_ASIDE_MAX]:
+            older.unlink(missing_ok=True)
+        return True
+
+    async def _save_regularly(self) -> None:
+        """Have it save what it holds: what it has acknowledged since the last time is lost when it is killed."""
+        read_before = -1
+        while True:
+            size = self._database_size()
+            await asyncio.sleep(max(SAVE_SECONDS_MIN, size / SAVED_BYTES_PER_SECOND))
+            read = self.process.bytes_read()
+            if self.process.is_ready and (read is None or read != read_before):
+                self.process.signal(signal.SIGUSR1)
+                read_before = -1 if read is None else read
+
+    def _database_size(self) -> int:
+        with suppress(OSError):
+            return (self._run_dir / DATABASE).stat().st_size
+        return 0
 
     def _write(self, name: str, text: str) -> None:
         """Atomically: mosquitto may read the file at any time."""
@@ -124,20 +179,25 @@ def config_text() -> str:
 
 
 def acl_text(models: Iterable[Model]) -> str:
-    """mosquitto.acl: each model's filters, for any device, and everything for the backend."""
-    lines = {
-        f"pattern {permission} {_pattern(text, model)}"
-        for model in models
-        for permission, filters in (("write", model.publish), ("read", model.subscribe))
-        for text in filters
-    }
+    """mosquitto.acl: each model's filters, and everything for the backend."""
+    patterns, sections = set[str](), list[str]()
+    for model in sorted(models, key=lambda one: one.name):
+        own = set[str]()
+        for permission, filters in (("write", model.publish), ("read", model.subscribe)):
+            for text in filters:
+                if "{id}" in text:
+                    patterns.add(f"pattern {permission} {_pattern(text, model)}")
+                else:
+                    own.add(f"topic {permission} {_pattern(text, model)}")
+        if own:
+            sections += (f"user {model.name}", *sorted(own), "")
     backend = (f"user {BACKEND}", "topic readwrite #", "topic read $SYS/#", "")
-    return "\n".join((*backend, *sorted(lines), ""))
+    return "\n".join((*backend, *sections, *sorted(patterns), ""))
 
 
 def _pattern(text: str, model: Model) -> str:
     """`text` in mosquitto's syntax. A level with another meaning there becomes +: wider, never narrower."""
     levels = (
-        "+" if "%" in level else level.replace("{id}", "%u").replace("{model}", model.name) for level in text.split("/")
+        "+" if "%" in level else level.replace("{id}", "%c").replace("{model}", model.name) for level in text.split("/")
     )
     return "/".join(levels)

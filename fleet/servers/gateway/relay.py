@@ -188,6 +188,8 @@ class _BrokerHandler(_Handler):
         if connack.code:
             relay.closing = close_reasons.BROKER_REFUSED
             return None
+        if not connack.session_present:
+            relay.subscriptions.forget_all()
         if relay.version != V5:
             return None
         # No topic aliases: without that property the maximum is 0 (3.2.2.3.8). Our own packet size limit is announced.

@@ -268,7 +268,8 @@ class Session(asyncio.Protocol):
         size_max = self._context.limits.packet_size_max
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._record, size_max)
         self._relay.rules = admission.rules
-        broker.write(encode_connect(broker_connect(connect, admission)))
+        self._relay.subscriptions.filters = self._context.kept_filters(admission.device.id)
+        broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
         self._check_expiry(admission.credential.not_after)
 
     def _hold(self, data: bytes) -> CloseReason | None:

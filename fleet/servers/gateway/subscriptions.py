@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, CloseSession
+from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -20,8 +21,6 @@ from fleet.wire.mqtt.subscribe import (
 )
 from fleet.wire.mqtt.topics import is_topic_filter
 
-FILTERS_MAX = 1_000  # kept for a session: each is checked again when the policy changes
-FILTER_BYTES_MAX = 65_536  # of all of them together
 PENDING_MAX = 64  # reduced SUBSCRIBEs that the broker has not acknowledged
 
 
@@ -39,12 +38,12 @@ class Verdict:
 class Subscriptions:
     """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
 
-    __slots__ = ("_bytes", "_filters", "_pending", "_version")
+    __slots__ = ("_pending", "_version", "filters")
 
     def __init__(self, version: int) -> None:
         self._version = version
-        self._filters: set[str] = set()
-        self._bytes = 0
+        self.filters = FilterSet()
+        """What the broker may hold for the device."""
         self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
@@ -79,13 +78,15 @@ class Subscriptions:
     def unsubscribe(self, body: bytes) -> None:
         """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
         for topic_filter in decode_unsubscribe(body, self._version).filters:
-            if topic_filter in self._filters:
-                self._filters.discard(topic_filter)
-                self._bytes -= len(topic_filter)
+            self.filters.discard(topic_filter)
+
+    def forget_all(self) -> None:
+        """The broker has begun a session that holds none."""
+        self.filters.clear()
 
     def allowed_by(self, policy: TopicPolicy) -> bool:
         """Whether `policy` allows every filter of the session."""
-        return all(map(policy.may_subscribe, self._filters))
+        return all(map(policy.may_subscribe, self.filters))
 
     def _code(self, subscription: Subscription, policy: TopicPolicy) -> int:
         """0: forwarded. Otherwise the reason code of the refusal (3.9.3)."""
@@ -94,18 +95,8 @@ class Subscriptions:
             reason = Reason.TOPIC_FILTER_INVALID
         elif not policy.may_subscribe(topic_filter):
             reason = Reason.NOT_AUTHORIZED
-        elif not self._add(topic_filter):
+        elif not self.filters.add(topic_filter):
             reason = Reason.QUOTA_EXCEEDED
         else:
             return 0
         return reason if self._version == V5 else SUBACK_FAILURE_V311
-
-    def _add(self, topic_filter: str) -> bool:
-        """False: the session is at its limit."""
-        if topic_filter in self._filters:
-            return True
-        if len(self._filters) >= FILTERS_MAX or self._bytes + len(topic_filter) > FILTER_BYTES_MAX:
-            return False
-        self._filters.add(topic_filter)
-        self._bytes += len(topic_filter)
-        return True

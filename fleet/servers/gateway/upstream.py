@@ -17,6 +17,10 @@ class Upstream(Protocol):
     @property
     def speaks_v5(self) -> bool: ...
 
+    @property
+    def user_is_model(self) -> bool:
+        """Whether a device's user name is its model, as the ACL of a broker that we run expects, or its device id."""
+
     async def connect(self, factory: Factory) -> None:
         """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
 
@@ -34,6 +38,7 @@ class UnixUpstream:
     """A broker on a Unix socket of this machine."""
 
     speaks_v5 = True
+    user_is_model = False
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -45,6 +50,8 @@ class UnixUpstream:
 
 class External:
     """A broker run by others. It must trust the gateway's user names, and accept no other client there."""
+
+    user_is_model = False
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """It keeps its own ACLs."""
@@ -76,6 +83,8 @@ class SocketUpstream(External, UnixUpstream):
 
 class SharedUpstream(UnixUpstream):
     """Our broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
+
+    user_is_model = True
 
     def __init__(self, socket: Path, *, speaks_v5: bool, request_models: Callable[[], Awaitable[None]]) -> None:
         super().__init__(socket)
