@@ -344,7 +344,7 @@ async def test_a_subscriber_that_hangs_costs_nobody_else_anything(street: Street
             await street.device(held, V311)
         assert device.disconnected.empty()
         assert not street.broker.process.restarts
-        assert street.harness.gateway.stats["mqtt.connect.ok"] == 22
+        assert street.harness.gateway.stats == {"mqtt.connect.ok": 22}  # no session was closed, the flood's included
     finally:
         hung.kill()
         await hung.wait()
