@@ -6,6 +6,8 @@
         reload ────────────────────────────────►
         ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
+        ping: workers ─────────────────────────►        every second; what the supervisor says of all workers
+        ◄──────────────────────────────── pong
 
 When one side dies the other reads end of file: a worker never outlives its supervisor.
 """

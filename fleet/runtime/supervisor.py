@@ -2,7 +2,8 @@
 
 It owns what exists once (host.py): the lock, the ports, the broker. At a worker's request it loads the models into the
 broker, and it purges the broker's sessions of revoked devices. A worker that dies is restarted: at once the first time,
-with growing delays when its successors die soon after their start.
+with growing delays when its successors die soon after their start. One that no longer answers is killed first
+(heartbeat.py): the kernel would go on giving it its share of the new connections.
 """
 
 import asyncio
@@ -11,14 +12,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 
+from fleet.config.clock import utc_now
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.config.template import render
+from fleet.config.timestamps import rfc3339
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.runtime.heartbeat import PING_SECONDS, silent_worker
 from fleet.runtime.host import Endpoints, Host
 from fleet.runtime.ipc import Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
@@ -66,6 +70,8 @@ class WorkerProcess:
         self, number: int, process: asyncio.subprocess.Process, channel: Channel, set_models: SetModels
     ) -> None:
         self.number = number
+        self.unanswered = 0
+        """Pings in a row without an answer."""
         self._process = process
         self._channel = channel
         self._set_models = set_models
@@ -98,6 +104,15 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def listens(self) -> bool:
+        """Whether it is ready, and has not exited."""
+        return self._ready.done() and self._ready.exception() is None and self._process.returncode is None
+
+    def ping(self, workers: Mapping[str, object]) -> None:
+        self.unanswered += 1
+        self._channel.send("ping", workers=workers)
 
     async def ready(self) -> None:
         """Returns when it listens. Raises: Unavailable: it failed, died first, or took too long."""
@@ -142,6 +157,8 @@ class WorkerProcess:
             match message["type"]:
                 case "ready" if not self._ready.done():
                     self._ready.set_result(None)
+                case "pong":
+                    self.unanswered = 0
                 case "failed":
                     self._failed(Unavailable(message["code"], message["message"], message["advice"]))
                 case "models":
@@ -177,6 +194,8 @@ class Supervisor:
     def __init__(self, host: Host, settings: Settings, count: int) -> None:
         self.endpoints = Endpoints.of(host.home, settings)
         self.restarts = 0
+        self._silent = 0
+        self._last_silent: dict[str, object] = {}
         self._host = host
         self._settings = settings
         self._numbers = range(1, count + 1)
@@ -195,6 +214,7 @@ class Supervisor:
             asyncio.create_task(self._restart_when_dead(number), name=f"the restarter of worker {number}")
             for number in self._numbers
         ]
+        self._restarters.append(asyncio.create_task(self._replace_silent(), name="the heartbeat of the workers"))
 
     async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
         """Return at a stop signal; a reload is forwarded to every worker. Raises: the exception of a permanent task."""
@@ -254,6 +274,29 @@ class Supervisor:
             ms = round((listening_since - died) * 1000)
             restarted = {"worker": number, "pid": worker.pid, "restarts": self.restarts, "ms": ms}
             log_event(log, logging.WARNING, "worker.restarted", **restarted)
+
+    async def _replace_silent(self) -> None:
+        """Kill the worker that no longer answers: its restarter starts the next."""
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            listening = {number: worker for number, worker in self._workers.items() if worker.listens}
+            number = silent_worker({number: worker.unanswered for number, worker in listening.items()})
+            if number is not None:
+                silent = listening.pop(number)
+                silent.signal(signal.SIGKILL)
+                known = {"worker": number, "pid": silent.pid}
+                log_event(log, logging.ERROR, "worker.silent", **known, unanswered=silent.unanswered)
+                self._silent += 1
+                self._last_silent = {**known, "at": rfc3339(utc_now(), "seconds")}
+                for worker in self._workers.values():
+                    worker.unanswered = 0
+            for worker in listening.values():
+                worker.ping(self._status())
+
+    def _status(self) -> Mapping[str, object]:
+        """JSON value for `GET /v1/status`, which a worker answers."""
+        counts = {"count": len(self._numbers), "restarts": self.restarts, "silent": self._silent}
+        return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
     async def _set_models(self) -> None:
         """Load the current models into the broker, one request at a time. Raises: OSError, TimeoutError."""

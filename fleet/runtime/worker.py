@@ -9,7 +9,7 @@ more, each worker is a process (worker_main.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -56,6 +56,8 @@ class WorkerSlot:
     number: int = 1
     is_shared: bool = False
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
+    workers: Callable[[], Mapping[str, object]] = dict
+    """What the supervisor says of all workers; nothing when there is none."""
 
 
 ALONE = WorkerSlot()
@@ -128,6 +130,7 @@ async def run_worker(
                 "http": admin.counters,
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
+                **({"workers": slot.workers()} if slot.is_shared else {}),
                 "upstream": {"broker": upstream.describe()} if monitored is None else monitored.status(),
             }
 

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fleet.config.clock import utc_now
@@ -36,6 +37,8 @@ class SupervisorLink:
         self._channel, self._signals = channel, signals
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[str]] = {}
+        self.workers: Mapping[str, object] = {}
+        """What the supervisor last said of all workers."""
 
     async def follow(self) -> None:
         """Execute the supervisor's messages; stop the worker when the supervisor has died."""
@@ -44,6 +47,9 @@ class SupervisorLink:
                 match message["type"]:
                     case "reload":
                         self._signals.reload.set()
+                    case "ping":
+                        self.workers = message["workers"]
+                        self._channel.send("pong")
                     case "models-set":
                         pending = self._pending.pop(message["number"], None)
                         if pending is not None and not pending.done():
@@ -94,7 +100,7 @@ async def _serve(
     registry = await open_registry(home)
     try:
         upstream = await _upstream(config, settings, home, link)
-        slot = WorkerSlot(config.worker, is_shared=True)
+        slot = WorkerSlot(config.worker, is_shared=True, workers=lambda: link.workers)
         async with run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot) as worker:
             channel.send("ready")
             await worker.until(signals)

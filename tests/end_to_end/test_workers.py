@@ -10,11 +10,13 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +28,7 @@ from fleet.cli import main as fleet_main
 from fleet.est_client.client import EstClient
 from fleet.home.layout import Home, settings_of
 from fleet.home.pki import renew_server_certificate
+from fleet.runtime.heartbeat import PING_SECONDS, UNANSWERED_MAX
 from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311
@@ -193,6 +196,56 @@ def test_a_worker_that_dies_is_replaced(pair: Served) -> None:
     assert after["1"] != before["1"]
     assert healthz(pair)[0] == 200
     assert pair.stop() == 0
+
+
+def test_a_worker_that_hangs_is_replaced_and_named_while_the_other_stays(pair: Served, tmp_path: Path) -> None:
+    before = worker_pids(pair)
+    tell(pair, "1", signal.SIGSTOP)
+    pair.wait_for_line(f"event=worker.silent worker=1 pid={before['1']}")
+    pair.wait_for_line("event=worker.restarted worker=1")
+    for _ in range(10):  # the kernel gives none to the one that hung
+        assert healthz(pair)[0] == 200
+    after = worker_pids(pair)
+    assert after["2"] == before["2"]
+    assert after["1"] != before["1"]
+    shown = wait_for_workers(pair, tmp_path, 1)
+    assert shown["last_silent"]["pid"] == before["1"]
+    assert (shown["count"], shown["silent"]) == (2, 1)
+    assert pair.stop() == 0
+
+
+def wait_for_workers(served: Served, folder: Path, restarts: int) -> dict[str, Any]:
+    """What status says of the workers, once it has counted so many restarts."""
+    station = folder / "station"
+    run_fleet(served.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
+    context = ssl.create_default_context(cafile=served.ca_file)
+    context.load_cert_chain(station / "station.pem", station / "station.key")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{served.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
+            workers: dict[str, Any] = json.load(answer).get("workers", {})
+        if workers.get("restarts") == restarts:
+            return workers
+    raise AssertionError(f"no {restarts} restarts in {workers}")
+
+
+def test_workers_that_hang_all_at_once_are_left_alone_for_longer(pair: Served) -> None:
+    before = worker_pids(pair)
+    for worker in before:
+        tell(pair, worker, signal.SIGSTOP)
+    with pytest.raises(OSError, match="timed out"):  # as when the machine is suspended
+        healthz_within(pair, 2 * UNANSWERED_MAX * PING_SECONDS)
+    for worker in before:
+        tell(pair, worker, signal.SIGCONT)
+    assert healthz(pair)[0] == 200
+    assert worker_pids(pair) == before
+    assert "worker.silent" not in pair.log
+
+
+def healthz_within(served: Served, seconds: float) -> None:
+    trust = ssl.create_default_context(cafile=served.ca_file)
+    with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=seconds):
+        pass
 
 
 def test_a_worker_told_to_end_drains_and_is_replaced(pair: Served) -> None:
