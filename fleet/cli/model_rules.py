@@ -10,7 +10,7 @@ import click
 from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
 from fleet.client.client import Client
 from fleet.domain.device import KEY_TYPES
-from fleet.domain.model_rules import EXTENDED_KEY_USAGES, AdmissionPath, OnDenied, RenewalKey
+from fleet.domain.model_rules import EXTENDED_KEY_USAGES, RATE_MAX, AdmissionPath, OnDenied, RenewalKey
 
 # A parameter's name is the path of its value in the API's model, with __ in between.
 _KEYS_AND_FILTERS = (
@@ -131,6 +131,25 @@ _RULES = (
         type=click.Choice([each.value for each in OnDenied]),
         help="What an MQTT 3.1.1 device gets for a message on a topic that it may not publish to: an acknowledgement, "
         "and the message is dropped (default), or a closed connection.",
+    ),
+    click.option(
+        "--messages-per-second",
+        "mqtt__messages_per_second",
+        type=click.IntRange(0, RATE_MAX),
+        help="MQTT packets that a device may send on average; 0: no limit.",
+    ),
+    click.option(
+        "--bytes-per-second",
+        "mqtt__bytes_per_second",
+        type=click.IntRange(0, RATE_MAX),
+        help="Bytes that a device may send on average; 0: no limit.",
+    ),
+    click.option(
+        "--burst",
+        "mqtt__burst_seconds",
+        type=DURATION,
+        metavar="DURATION",
+        help="How much a device may send at once after a rest: what the two rates allow in that time.",
     ),
 )
 

@@ -20,6 +20,9 @@ from fleet.domain.name_templates import check_dns_template, check_uri_template
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
+RATE_MAX = 2**31 - 1
+BYTES_PER_SECOND_MIN = 1_024  # less, and one read of the transport would take longer than a session is kept waiting
+BURST_MIN, BURST_MAX = timedelta(seconds=1), timedelta(hours=1)
 ORGANIZATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
 FORMER_TENANTS_MAX = 16  # each is one more CA that can issue for the model's devices
@@ -123,6 +126,12 @@ class MqttRules(Struct, frozen=True):
 
     on_denied: OnDenied = OnDenied.ACKNOWLEDGE
     """For MQTT 3.1.1; with 5.0 the acknowledgement says that the message was refused."""
+    messages_per_second: int = 10_000
+    """Packets that a device may send on average, of any type; 0 for no limit."""
+    bytes_per_second: int = 4_194_304
+    """Bytes, likewise."""
+    burst: timedelta = field(default=timedelta(seconds=10), name="burst_seconds")
+    """How much may be sent at once after a rest: what the rates allow in that time."""
 
 
 class ModelRules(Struct, frozen=True):
@@ -252,7 +261,17 @@ def checked_rules(rules: ModelRules) -> ModelRules:
     campaign = rules.renewal.campaign
     if campaign is not None and not timedelta(0) <= campaign.spread <= SPREAD_MAX:
         raise Invalid("bad-rule", "A campaign is spread over nothing to 365 days.")
+    _check_mqtt(rules.mqtt)
     return rules
+
+
+def _check_mqtt(rules: MqttRules) -> None:
+    if not 0 <= rules.messages_per_second <= RATE_MAX:
+        raise Invalid("bad-rule", f"Messages per second are 0, for no limit, to {RATE_MAX}.")
+    if rules.bytes_per_second and not BYTES_PER_SECOND_MIN <= rules.bytes_per_second <= RATE_MAX:
+        raise Invalid("bad-rule", f"Bytes per second are 0, for no limit, or {BYTES_PER_SECOND_MIN} to {RATE_MAX}.")
+    if not BURST_MIN <= rules.burst <= BURST_MAX:
+        raise Invalid("bad-rule", "A burst lasts from one second to an hour.")
 
 
 def _check_admission(rules: AdmissionRules) -> None:

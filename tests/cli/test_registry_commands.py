@@ -78,6 +78,8 @@ class TestModel:
             "--binding",
             "--on-denied",
             "close",
+            "--messages-per-second",
+            "50",
         )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
@@ -88,9 +90,9 @@ class TestModel:
         assert changed == {**added, "tenant": "", "former_tenants": ["acme"], "profile": profile}
         ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
-        assert added["mqtt"] == {"on_denied": "close"}
-        table = run_fleet("model", "show", "cam2").stdout
-        assert "mqtt on denied:        close" in table
+        assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], "on_denied": "close", "messages_per_second": 50}
+        table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
+        assert "mqtt on denied: close mqtt messages per second: 50" in table
         assert "admission paths:" in table
         assert "claim" in table
         assert "renewal grace seconds: 604800" in table

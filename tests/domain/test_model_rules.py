@@ -41,7 +41,7 @@ EVERYTHING = ModelRules(
         binding=True,
     ),
     renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7), Campaign(NOW, NOW + timedelta(days=1), timedelta(hours=6))),
-    mqtt=MqttRules(OnDenied.CLOSE),
+    mqtt=MqttRules(OnDenied.CLOSE, 0, 2_048, timedelta(seconds=3)),
 )
 
 
@@ -83,6 +83,8 @@ def test_what_is_not_said_stays() -> None:
         {"renewal": {"key": "other"}},
         {"mqtt": {"on_denied": "ignore"}},
         {"mqtt": {"denied": "close"}},
+        {"mqtt": {"messages_per_second": "many"}},
+        {"mqtt": {"burst_seconds": True}},
         {"renewal": {"key_seconds": "any"}},
         {"renewal": {"campaign": {}}},
         {"renewal": {"campaign": "now"}},
@@ -121,6 +123,11 @@ def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:
         {"profile": {"uris": [f"urn:example:{n}" for n in range(5)]}},
         {"renewal": {"grace_seconds": -1}},
         {"renewal": {"grace_seconds": 400_000_000}},
+        {"mqtt": {"messages_per_second": -1}},
+        {"mqtt": {"bytes_per_second": 1_023}},
+        {"mqtt": {"bytes_per_second": 2**31}},
+        {"mqtt": {"burst_seconds": 0}},
+        {"mqtt": {"burst_seconds": 3_601}},
     ],
 )
 def test_what_no_device_could_live_by_is_refused(given: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ SESSION = {
     "PUBLISH_REFUSED": ("publish-refused", 0x87, 0x87, True),
     "TOO_SLOW": ("too-slow", 0x97, 0x88, True),
     "QUOTA": ("quota", 0x97, 0x97, True),
+    "MESSAGE_RATE": ("message-rate", 0x96, 0x88, True),
+    "BYTE_RATE": ("byte-rate", 0x97, 0x88, True),
 }
 CONNECT = {
     "UNSUPPORTED_VERSION": ("unsupported-version", 0, 0x84, True),

@@ -17,6 +17,7 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
+from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
@@ -77,6 +78,7 @@ class FakeContext:
     outcomes: OutcomeLog = field(default_factory=OutcomeLog)
     open_sessions: SessionRegistry[Session] = field(default_factory=SessionRegistry)
     return_delays: ReturnDelays = field(default_factory=lambda: ReturnDelays(5.0))
+    budgets: Budgets = field(default_factory=lambda: Budgets(10))
     v5: bool = True
     feed: bool = True
     time: datetime = field(default_factory=now)
@@ -107,6 +109,9 @@ class FakeContext:
 
     def broker_username(self, admission: Admission) -> str:
         return admission.device.id
+
+    def budget(self, admission: Admission) -> Budget:
+        return self.budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
 
     def kept_filters(self, device_id: str) -> FilterSet:
         return FilterSet()

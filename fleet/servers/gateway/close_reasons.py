@@ -66,6 +66,10 @@ PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.N
 TOO_SLOW = CloseReason("too-slow", Reason.QUOTA_EXCEEDED)
 """The device did not read for `Limits.stuck_seconds_max`."""
 QUOTA = CloseReason("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED)
+MESSAGE_RATE = CloseReason("message-rate", Reason.MESSAGE_RATE_TOO_HIGH)
+"""More packets per second than the model allows, for longer than it helps not to read."""
+BYTE_RATE = CloseReason("byte-rate", Reason.QUOTA_EXCEEDED)
+"""The same for bytes."""
 
 
 class CloseSession(Exception):

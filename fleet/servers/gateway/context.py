@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
+from fleet.servers.gateway.device_rates import Budget
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
@@ -48,6 +49,9 @@ class SessionContext(Protocol[S]):
 
     def broker_username(self, admission: Admission) -> str:
         """The user name of the device at the broker."""
+
+    def budget(self, admission: Admission) -> Budget:
+        """What the device may still send, on any connection."""
 
     def kept_filters(self, device_id: str) -> FilterSet:
         """The filters that the broker may hold for the device."""

@@ -20,6 +20,7 @@ from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.admission import admit_client
 from fleet.servers.gateway.close_reasons import CloseSession
+from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
@@ -65,6 +66,7 @@ class Gateway:
         )
         self._revoked = RevokedCache()
         self._kept_filters = KeptFilters()
+        self._budgets = Budgets(2 * self.limits.sessions_max)
         self._tasks: set[asyncio.Task[None]] = set()
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
@@ -124,6 +126,9 @@ class Gateway:
     def broker_username(self, admission: Admission) -> str:
         device = admission.device
         return device.model if self._upstream.user_is_model else device.id
+
+    def budget(self, admission: Admission) -> Budget:
+        return self._budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
 
     def kept_filters(self, device_id: str) -> FilterSet:
         return self._kept_filters.of_device(device_id)

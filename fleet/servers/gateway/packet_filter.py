@@ -79,7 +79,7 @@ class PacketFilter:
 
     __slots__ = (
         "_dropping", "_handler", "_held", "_id_size", "_injected", "_kinds", "_left", "_need", "_size_max", "_stopped",
-        "_topics", "_v5", "_write",
+        "_topics", "_v5", "_write", "packets",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +97,8 @@ class PacketFilter:
         self._dropping = False  # instead of streaming it
         self._injected: deque[bytes] = deque()
         self._stopped = False
+        self.packets = 0
+        """Complete packets, or the judged head of a long one, refused ones included: counted with each run."""
 
     @property
     def between_packets(self) -> bool:
@@ -155,18 +157,17 @@ class PacketFilter:
 
     def _filter(self, data: bytes, start: int, pos: int) -> None:
         # One loop on purpose: in Python a call costs as much as all other work for a packet.
-        end, need = len(data), 0
+        end, need, count = len(data), 0, 0
         kinds, topics, v5 = self._kinds, self._topics, self._v5
         try:
             while pos < end:
                 kind = kinds[data[pos]]
                 if kind == _ILLEGAL:
                     raise CloseSession(PROTOCOL_ERROR)
-                body = pos + 2
-                if body > end:
+                if end - pos < 2:
                     need = 2
                     break
-                size = data[pos + 1]
+                size, body = data[pos + 1], pos + 2
                 if size > 0x7F:
                     head = remaining_length(data, pos + 1)
                     if head is None:
@@ -181,6 +182,7 @@ class PacketFilter:
                     if not need:
                         start, pos = self._flush(data, start, pos, end) if self._dropping else start, end
                     break
+                count += 1
                 if kind == _PASS:
                     pos = stop
                     continue
@@ -209,6 +211,7 @@ class PacketFilter:
             self._flush(data, start, pos, end)
             self.stop()
             raise
+        self.packets += count
         self._flush(data, start, pos, end)
         if pos < end and not self._stopped:
             self._held, self._need = bytearray(data[pos:]), need
@@ -275,6 +278,7 @@ class PacketFilter:
             _check_properties(data, after, fields.pos)
         self._dropping = not self._judge(topic, data, pos, after)
         self._left = stop - len(data)
+        self.packets += 1
         return 0
 
 

@@ -16,7 +16,7 @@ CAUSES = frozenset({
     "client-id-mismatch", "will-refused", "will-retain",
     *(reason.code for reason in (
         close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
-        close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA,
+        close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA, close_reasons.MESSAGE_RATE, close_reasons.BYTE_RATE,
     )),
 })  # fmt: skip
 """Codes of the close reasons that lie in what the device has sent. A suspended device has no part in its refusals."""

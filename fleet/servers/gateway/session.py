@@ -21,6 +21,7 @@ from fleet.servers.gateway.admission import broker_connect, connect_in
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
+from fleet.servers.gateway.device_rates import RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.relay import Relay
@@ -71,6 +72,7 @@ class Session(asyncio.Protocol):
         self._device: FlowControlledTransport  # from connection_made, which is the first event
         self._broker: FlowControlledTransport | None = None
         self._relay: Relay | None = None
+        self._meter: RateMeter | None = None
 
     @property
     def client_id(self) -> str:
@@ -156,6 +158,8 @@ class Session(asyncio.Protocol):
         for timer in self._timers.values():
             timer.cancel()
         self._context.open_sessions.remove(self, self.peer.fingerprint, self.client_id)
+        if self._meter is not None:
+            self._meter.stop()
         if self._relay is not None:
             self._relay.disconnect(reason)
         connected = self._relay is not None and self._relay.connack is not None
@@ -268,6 +272,8 @@ class Session(asyncio.Protocol):
         size_max = self._context.limits.packet_size_max
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._record, size_max)
         self._relay.rules = admission.rules
+        budget = self._context.budget(admission)
+        self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         self._relay.subscriptions.filters = self._context.kept_filters(admission.device.id)
         broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
         self._check_expiry(admission.credential.not_after)
@@ -291,7 +297,10 @@ class Session(asyncio.Protocol):
         return reason
 
     def _relay_from_device(self, data: bytes) -> CloseReason | None:
-        return self._relayed(data, Relay.from_device, self._device)
+        reason = self._relayed(data, Relay.from_device, self._device)
+        if self._meter is not None:
+            self._meter.count(len(data))
+        return reason
 
     def _relay_from_broker(self, data: bytes) -> CloseReason | None:
         return self._relayed(data, Relay.from_broker, self._broker)
@@ -314,6 +323,8 @@ class Session(asyncio.Protocol):
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy, rules=model.rules.mqtt)
         self._relay.rules = model.rules.mqtt
+        if self._meter is not None:
+            self._meter.set_rules(model.rules.mqtt)
         will = self.connect.will
         will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
         allowed = self._relay.set_policy(policy) and will_allowed

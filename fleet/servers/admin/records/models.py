@@ -10,10 +10,14 @@ from msgspec.structs import replace
 from fleet.config.timestamps import rfc3339
 from fleet.domain import device as domain
 from fleet.domain.model_rules import (
+    BURST_MAX,
+    BURST_MIN,
+    BYTES_PER_SECOND_MIN,
     EXTENDED_KEY_USAGES,
     FORMER_TENANTS_MAX,
     GRACE_MAX,
     ORGANIZATION_SIZE_MAX,
+    RATE_MAX,
     SPREAD_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
@@ -110,6 +114,23 @@ class ProfileRules(Record):
     )
 
 
+_Messages = Annotated[
+    int, Meta(ge=0, le=RATE_MAX, description="MQTT packets that a device may send on average; 0 for no limit.")
+]
+_Bytes = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=RATE_MAX,
+        description=f"Bytes that a device may send on average; 0 for no limit, else at least {BYTES_PER_SECOND_MIN}.",
+    ),
+]
+_Burst = Annotated[
+    int,
+    seconds(BURST_MIN, BURST_MAX, "What a device may send at once after a rest: what the rates allow in that time."),
+]
+
+
 class RenewalRules(Record):
     """How devices renew."""
 
@@ -125,6 +146,9 @@ class MqttRules(Record):
         OnDenied | UnsetType,
         about("MQTT 3.1.1 only: whether a denied PUBLISH is acknowledged and dropped, or closes the connection."),
     ] = UNSET
+    messages_per_second: _Messages | UnsetType = UNSET
+    bytes_per_second: _Bytes | UnsetType = UNSET
+    burst_seconds: _Burst | UnsetType = UNSET
 
 
 class _Members(Record):

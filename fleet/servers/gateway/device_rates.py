@@ -1,0 +1,193 @@
+"""Rates of each device: packets and bytes per second, whatever number of connections it sends them on.
+
+    budget = budgets.of_device("cam-7", rules, now)
+    meter = RateMeter(budget, relay.to_broker, transport, session.close, loop)
+    meter.count(len(data))          # after each read: what was read is paid afterwards
+
+A device that is over its rate is not read until it has paid, so that TCP slows it down. One that has been over it for
+OVER_SECONDS_MAX is closed. The budget is the device's: who connects again goes on with what is left.
+"""
+
+import asyncio
+from collections.abc import Callable
+from math import ceil
+from typing import Protocol
+
+from fleet.domain.model_rules import MqttRules
+from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
+from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause
+
+OVER_SECONDS_MAX = 30.0
+LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
+SWEEP_SECONDS_MIN = 1.0
+
+
+class _Bucket:
+    """A token bucket as one number: when it will be full again (GCRA)."""
+
+    __slots__ = ("full_at", "interval_s")
+
+    def __init__(self) -> None:
+        self.full_at = self.interval_s = 0.0
+
+    def set_rate(self, per_second: int, now: float) -> None:
+        """What is owed stays the same number of packets or bytes."""
+        interval_s = 1 / per_second if per_second else 0.0
+        if self.interval_s:
+            self.full_at = now + self.missing_s(now) * interval_s / self.interval_s
+        self.interval_s = interval_s
+
+    def take(self, count: int, now: float) -> None:
+        self.full_at = max(self.full_at, now) + count * self.interval_s
+
+    def missing_s(self, now: float) -> float:
+        """Seconds until it is full."""
+        return max(0.0, self.full_at - now)
+
+
+class Budget:
+    """What one device may still send. `now` is the loop's time in seconds."""
+
+    __slots__ = ("_burst_s", "_bytes", "_messages", "lease_size", "over_since", "users")
+
+    def __init__(self) -> None:
+        self._messages, self._bytes = _Bucket(), _Bucket()
+        self._burst_s = 0.0
+        self.lease_size = 0
+        self.over_since: float | None = None
+        """Since when it has been over its rate without saving half of a burst in between."""
+        self.users = 0
+        """Open sessions."""
+
+    def set_rules(self, rules: MqttRules, now: float) -> None:
+        self._messages.set_rate(rules.messages_per_second, now)
+        self._bytes.set_rate(rules.bytes_per_second, now)
+        self._burst_s = rules.burst.total_seconds()
+        bursts = [ceil(rate * self._burst_s) for rate in (rules.messages_per_second, rules.bytes_per_second) if rate]
+        self.lease_size = LEASE_SIZE if all(burst >= 8 * LEASE_SIZE for burst in bursts) else 0
+
+    def spend(self, messages: int, size: int, now: float) -> None:
+        if self.over_since is not None and self._missing_s(now) <= self._burst_s / 2:
+            self.over_since = None
+        self._messages.take(messages, now)
+        self._bytes.take(size, now)
+        if self.over_since is None and self.wait_s(now) > 0:
+            self.over_since = now
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until it may send again; at most 0 when it may now."""
+        return self._missing_s(now) - self._burst_s
+
+    def is_full(self, now: float) -> bool:
+        """Whether forgetting it would forgive nothing."""
+        return self._missing_s(now) <= 0
+
+    def exceeded(self, now: float) -> CloseReason:
+        """The reason to close for, when it has been over its rate for too long."""
+        return MESSAGE_RATE if self._messages.missing_s(now) >= self._bytes.missing_s(now) else BYTE_RATE
+
+    def _missing_s(self, now: float) -> float:
+        return max(self._messages.missing_s(now), self._bytes.missing_s(now))
+
+
+class Budgets:
+    """By device id. Only a budget that is full and not in use is forgotten: nobody loses his debts to a newcomer."""
+
+    def __init__(self, devices_max: int) -> None:
+        self._devices_max = devices_max
+        self._budgets: dict[str, Budget] = {}
+        self._swept_at = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._budgets)
+
+    def of_device(self, device_id: str, rules: MqttRules, now: float) -> Budget:
+        """Its budget, under `rules` from now on. When the table is full of debtors, a newcomer's is not kept."""
+        budget = self._budgets.get(device_id)
+        if budget is None:
+            budget = Budget()
+            if len(self._budgets) >= self._devices_max:
+                self._sweep(now)
+            if len(self._budgets) < self._devices_max:
+                self._budgets[device_id] = budget
+        budget.set_rules(rules, now)
+        return budget
+
+    def _sweep(self, now: float) -> None:
+        if now - self._swept_at < SWEEP_SECONDS_MIN:
+            return
+        self._swept_at = now
+        self._budgets = {
+            device_id: budget for device_id, budget in self._budgets.items() if budget.users or not budget.is_full(now)
+        }
+
+
+class _Counted(Protocol):
+    @property
+    def packets(self) -> int:
+        """Packets that have passed so far."""
+
+
+class RateMeter:
+    """Charges one session's packets to its device's budget, and does not read the device while that is overdrawn."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        packets: _Counted,
+        device: FlowControlledTransport,
+        close: Callable[[CloseReason], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._budget = budget
+        self._packets = packets
+        self._device = device
+        self._close = close
+        self._loop = loop
+        self._size = 0  # bytes and
+        self._charged = 0  # packets charged so far
+        self._timer: asyncio.TimerHandle | None = None
+        budget.users += 1
+
+    def count(self, size: int) -> None:
+        """`size` bytes were read."""
+        self._size += size
+        if self._size > self._budget.lease_size:
+            self._charge()
+            self._check()
+
+    def set_rules(self, rules: MqttRules) -> None:
+        """Apply the model's `rules` from now on."""
+        self._charge()
+        self._budget.set_rules(rules, self._loop.time())
+        self._check()
+
+    def stop(self) -> None:
+        """The session has closed. Call it once."""
+        self._charge()
+        self._cancel()
+        self._budget.users -= 1
+
+    def _charge(self) -> None:
+        packets = self._packets.packets
+        self._budget.spend(packets - self._charged, self._size, self._loop.time())
+        self._size, self._charged = 0, packets
+
+    def _check(self) -> None:
+        self._cancel()
+        now, budget = self._loop.time(), self._budget
+        wait = budget.wait_s(now)
+        if wait <= 0:
+            self._device.resume(Pause.OVER_RATE)
+            return
+        left = OVER_SECONDS_MAX - (now - budget.over_since if budget.over_since is not None else 0.0)
+        if left <= 0:
+            self._close(budget.exceeded(now))
+            return
+        self._device.pause(Pause.OVER_RATE)
+        self._timer = self._loop.call_later(min(wait, left), self._check)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
