@@ -32,6 +32,13 @@ class Peer(Struct, frozen=True):
     """Computed on demand: few requests carry a binding."""
 
     @property
+    def source(self) -> str:
+        """Who it is where something is limited for each client: its certificate (16 hexadecimal digits of the
+        fingerprint), or without one its network.
+        """
+        return self.fingerprint[:8].hex() if self.fingerprint else network_of(self.address)
+
+    @property
     def channel_binding(self) -> bytes:
         """The channel binding of this connection; b"" when the connection has closed."""
         return self.read_channel_binding()

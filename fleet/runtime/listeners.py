@@ -16,6 +16,7 @@ from fleet.config.addresses import Address
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
+from fleet.domain.peer import network_of
 from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
@@ -93,7 +94,7 @@ async def open_listener(
     lines = LineLimit(refusals)
 
     def refused(peer_address: str, reason: str) -> None:
-        if lines.allows(time.monotonic()):
+        if lines.allows(time.monotonic(), reason.partition(":")[0], network_of(peer_address)):
             log_event(refusals, logging.INFO, "tls.refused", address=peer_address, code=reason)
 
     try:

@@ -225,7 +225,9 @@ class HttpServer:
 
     def _note(self, outcome: Outcome, status: int, peer: Peer, started: float) -> None:
         self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1
-        if self._log.isEnabledFor(logging.INFO) and self._lines.allows(time.monotonic()):
+        if not self._log.isEnabledFor(logging.INFO):
+            return
+        if self._lines.allows(time.monotonic(), f"{outcome.event}.{outcome.code}", peer.source):
             log_event(
                 self._log,
                 logging.INFO,

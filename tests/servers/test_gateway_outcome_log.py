@@ -7,7 +7,7 @@ import pytest
 
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.line_limit import LINES_PER_SECOND_MAX
+from fleet.servers.line_limit import FIRST_LINES_MAX, LINES_EACH_MAX, LINES_PER_SECOND_MAX, NAMED_MAX
 
 
 @pytest.fixture
@@ -41,11 +41,47 @@ def test_long_text_is_cut(lines: pytest.LogCaptureFixture) -> None:
 def test_a_flood_is_counted_and_not_written(lines: pytest.LogCaptureFixture) -> None:
     outcomes = OutcomeLog()
     for _ in range(1000):
-        outcomes.record("mqtt.connect", "device-suspended", 7.5)
-    outcomes.record("mqtt.connect", "ok", 8.0)
+        outcomes.record("mqtt.connect", "device-suspended", 7.5, "cam-7")
+    outcomes.record("mqtt.connect", "ok", 8.0, "cam-7")
     assert outcomes.counts == {"mqtt.connect.device-suspended": 1000, "mqtt.connect.ok": 1}
-    assert len(lines.messages) == LINES_PER_SECOND_MAX + 2
-    assert lines.messages[-2] == f"event=log.suppressed lines={1000 - LINES_PER_SECOND_MAX}"
+    assert len(lines.messages) == LINES_EACH_MAX + 2
+    assert lines.messages[-2] == "event=log.suppressed of=mqtt.connect.device-suspended source=cam-7 lines=990"
+
+
+def test_one_noisy_device_hides_nobody(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for second in range(3):
+        for number in range(2000):
+            outcomes.record("mqtt.subscribe", "refused", second + number / 2000, "cam-1", device="cam-1")
+            if number % 200 == 100:
+                outcomes.record("mqtt.subscribe", "refused", second + number / 2000, "cam-2", device="cam-2")
+    assert sum("device=cam-2" in line for line in lines.messages) == 30
+    assert sum("device=cam-1" in line for line in lines.messages) == 30
+
+
+def test_many_noisy_devices_hide_no_first_line_and_no_other_kind(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for device in range(20):
+        for _ in range(100):
+            outcomes.record("mqtt.publish", "refused", 1.0, f"noisy-{device}", device=f"noisy-{device}")
+    assert {line.rpartition("device=noisy-")[2].partition(" ")[0] for line in lines.messages} == set(
+        map(str, range(20))
+    )
+    written = len(lines.messages)
+    outcomes.record("mqtt.publish", "refused", 1.5, "cam-1", device="cam-1")
+    outcomes.record("mqtt.subscribe", "refused", 1.5, "noisy-1", device="noisy-1")
+    assert len(lines.messages) == written + 2
+    outcomes.record("mqtt.connect", "ok", 2.0, "cam-1")
+    told = [line for line in lines.messages if line.startswith("event=log.suppressed")]
+    assert len(told) == NAMED_MAX + 1
+    assert sum(int(line.rpartition("lines=")[2]) for line in told) == 20 * 100 - written
+
+
+def test_lines_of_a_second_are_bounded_whoever_causes_them(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for number in range(10_000):
+        outcomes.record("mqtt.connect", f"code-{number % 20}", 1.0, f"source-{number}")
+    assert len(lines.messages) == LINES_PER_SECOND_MAX + FIRST_LINES_MAX
 
 
 def test_the_session_registry() -> None:

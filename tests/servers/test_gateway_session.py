@@ -353,3 +353,31 @@ async def test_close_tells_everybody(tmp_path: Path) -> None:
         assert new.raw == acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN)
         assert await waiting.until_closed() == []
         assert h.gateway.sessions == 0
+
+
+@VERSIONS
+async def test_what_a_device_may_not_do_is_audited_and_repeats_are_folded(tmp_path: Path, version: int) -> None:
+    async with open_gateway(tmp_path) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        wire, _ = await h.live(one, version)
+        other, _ = await h.live(two, version)
+        for number in range(1, 501):
+            wire.send(encode_subscribe(Subscribe(number, (Subscription("devices/cam-2/#"),)), version))
+            wire.send(up("cam-2", version=version, qos=1))
+        other.send(encode_subscribe(Subscribe(1, (Subscription("devices/cam-1/down/#"),)), version))
+        for _ in range(1000):
+            await wire.packet()
+        await other.packet()
+
+        async def rows() -> list[tuple[str, str, str, str]]:
+            found = [row.entry for row in await h.registry.audit() if row.entry.outcome == "refused"]
+            return sorted((entry.actor, entry.action, entry.subject, entry.detail["topic"]) for entry in found)
+
+        async with asyncio.timeout(PATIENCE):
+            while len(await rows()) < 3:
+                pass
+        assert await rows() == [
+            ("device cam-1", "mqtt.publish", "device cam-1", "devices/cam-2/up/t"),
+            ("device cam-1", "mqtt.subscribe", "device cam-1", "devices/cam-2/#"),
+            ("device cam-2", "mqtt.subscribe", "device cam-2", "devices/cam-1/down/#"),
+        ]

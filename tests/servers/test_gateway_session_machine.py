@@ -107,6 +107,9 @@ class FakeContext:
             raise CloseSession(answer)
         return answer
 
+    def audit_denied(self, peer: object, admission: Admission, action: str, topic: str) -> None:
+        pass
+
     def broker_username(self, admission: Admission) -> str:
         return admission.device.id
 

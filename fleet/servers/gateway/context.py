@@ -47,6 +47,9 @@ class SessionContext(Protocol[S]):
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         """Raises: CloseSession."""
 
+    def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
+        """Audit that the device was refused `topic`; repeats are folded into one row a minute."""
+
     def broker_username(self, admission: Admission) -> str:
         """The user name of the device at the broker."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 
 from fleet.config.logs import log_event
-from fleet.domain.changes import Event, EventKind
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
@@ -24,7 +24,7 @@ from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.outcome_log import TEXT_MAX, OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.session import Session
@@ -32,6 +32,7 @@ from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory, Upstream
 from fleet.services.admission import Admission
+from fleet.services.refusals import refusals_of
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
@@ -122,6 +123,20 @@ class Gateway:
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         return await admit_client(self._registry, self._revoked, peer, connect, self.now())
+
+    def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
+        device = f"device {admission.device.id}"
+        detail = {"serial": admission.credential.serial, "topic": topic[:TEXT_MAX]}
+        entry = AuditEntry(self.now(), device, action, device, "refused", peer.address, detail)
+        row = refusals_of(self._registry).row(entry)
+        if row is not None:
+            self.spawn(self._write_row(row))
+
+    async def _write_row(self, row: AuditEntry) -> None:
+        try:
+            await self._registry.commit(Change(row))
+        except Unavailable as error:
+            log_event(log, logging.ERROR, "audit.not-written", action=row.action, actor=row.actor, error=error)
 
     def broker_username(self, admission: Admission) -> str:
         device = admission.device

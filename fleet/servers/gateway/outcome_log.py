@@ -1,4 +1,4 @@
-"""Outcome counters and a rate-limited log: every outcome is counted, and logged in one line below the limit.
+"""Outcome counters and a rate-limited log: every outcome is counted, and logged in one line below its source's limit.
 
 event=mqtt.connect device=cam-7 serial=5d… ms=3 code=ok
 """
@@ -28,10 +28,11 @@ class OutcomeLog:
         """Live and read-only: counter -> how often."""
         return MappingProxyType(self._counts)
 
-    def record(self, event: str, code: str, monotonic: float, **fields: str | int) -> None:
-        """Count `event.code`, and log it with `fields` unless the second's limit of lines is reached."""
-        self._counts[f"{event}.{code}"] += 1
-        if not self._limit.allows(monotonic):
+    def record(self, event: str, code: str, monotonic: float, source: str = "", **fields: str | int) -> None:
+        """Count `event.code`, and log it with `fields` unless `source`, who caused it, has reached its limit."""
+        counter = f"{event}.{code}"
+        self._counts[counter] += 1
+        if not self._limit.allows(monotonic, counter, source):
             return
         shown = {
             name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items() if value != ""

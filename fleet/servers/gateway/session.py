@@ -38,6 +38,9 @@ EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of n
 Forward = Callable[[Relay, bytes], CloseReason | None]
 
 
+AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not allowed to do; not a delivery
+
+
 class Phase(enum.Enum):
     AWAITING_CONNECT = enum.auto()
     ADMITTING = enum.auto()
@@ -270,7 +273,7 @@ class Session(asyncio.Protocol):
         self._enter(Phase.AWAITING_CONNACK)
         self.admission = admission
         size_max = self._context.limits.packet_size_max
-        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._record, size_max)
+        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, size_max)
         self._relay.rules = admission.rules
         budget = self._context.budget(admission)
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
@@ -337,12 +340,18 @@ class Session(asyncio.Protocol):
         else:
             self._set_timer(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
 
+    def _note(self, event: str, code: str, topic: str) -> None:
+        """The relay has refused a packet."""
+        self._record(event, code, topic)
+        if self.admission is not None and event in AUDITED:
+            self._context.audit_denied(self.peer, self.admission, event, topic)
+
     def _record(self, event: str, code: str, topic: str = "") -> None:
         serial = self.admission.credential.serial if self.admission else ""
         now = self._loop.time()
         self._context.outcomes.record(
-            event, code, now, device=self.client_id, serial=serial, address=self.peer.address, topic=topic,
-            ms=round((now - self._opened_at) * 1000),
+            event, code, now, self.peer.source, device=self.client_id, serial=serial, address=self.peer.address,
+            topic=topic, ms=round((now - self._opened_at) * 1000),
         )  # fmt: skip
 
 
