@@ -318,6 +318,10 @@ async def test_what_one_model_may_do_is_not_open_to_the_others_behind_the_gatewa
 
 async def test_a_subscriber_that_hangs_costs_nobody_else_anything(street: Street) -> None:
     one, two, *rest = await populate(street.harness.registry, *(f"cam-{number}" for number in range(1, 23)))
+    # Without rates, so that the broker gets the whole flood.
+    unlimited = MqttRules(messages_per_second=0, bytes_per_second=0)
+    await street.harness.set_model(rules=ModelRules(mqtt=unlimited))
+    await street.harness.count("mqtt.model.applied")
     hung = await asyncio.create_subprocess_exec(
         "mosquitto_sub", "--unix", str(street.broker.socket), "-u", BACKEND, "-t", "devices/#", "-v",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -344,7 +348,8 @@ async def test_a_subscriber_that_hangs_costs_nobody_else_anything(street: Street
             await street.device(held, V311)
         assert device.disconnected.empty()
         assert not street.broker.process.restarts
-        assert street.harness.gateway.stats == {"mqtt.connect.ok": 22}  # no session was closed, the flood's included
+        # No session was closed, the flood's included.
+        assert street.harness.gateway.stats == {"mqtt.connect.ok": 22, "mqtt.model.applied": 1}
     finally:
         hung.kill()
         await hung.wait()
@@ -500,3 +505,32 @@ async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest
             device.client.publish(f"devices/cam-1/up/{n}", bytes(1_000_000), 1, True)
         await device.got(device.disconnected)
         assert not broker.process.restarts
+
+
+@VERSIONS
+async def test_messages_that_are_never_released_do_not_fill_the_broker(street: Street, version: int) -> None:
+    cam, other = await populate(street.harness.registry, "cam-1", "cam-2")
+    unlimited = MqttRules(messages_per_second=0, bytes_per_second=0)
+    await street.harness.set_model(rules=ModelRules(mqtt=unlimited))
+    await street.harness.count("mqtt.model.applied")
+    bystander = await street.device(other, version)
+    messages = [
+        encode_publish(Publish("devices/cam-1/up/t", bytes(4_000_000), 2, packet_id), version)
+        for packet_id in range(1, 68)
+    ]
+    wire = await street.harness.dial(cam)
+    wire.send(encode_connect(Connect(version, "cam-1", clean=False)))
+    assert (await wire.packet()).type is PacketType.CONNACK
+    for message in messages[:4]:  # the first is held, the others are refused
+        wire.send(message)
+    if version == V5:
+        answers = {(await wire.packet()).body for _ in range(4)}
+        refused = bytes((Reason.QUOTA_EXCEEDED,))
+        assert answers == {b"\x00\x01", *(n.to_bytes(2, "big") + refused for n in (2, 3, 4))}
+        for message in messages[4:]:
+            wire.send(message)
+            assert (await wire.packet()).body[2:] == refused
+    else:
+        await wire.until_closed()
+        assert street.harness.gateway.stats["mqtt.session.quota"] == 1
+    assert await bystander.subscribe("devices/cam-2/down/#") == [1]

@@ -284,6 +284,9 @@ class Verdicts:
         self.asked.append(topic)
         return topic != "other"
 
+    def hold(self, topic: str, packet_id: int, size: int) -> bool:
+        return True
+
     def retain_allowed(self) -> bool:
         self.retains += 1
         return self.retain

@@ -23,7 +23,8 @@ from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
-from fleet.servers.gateway.session import PHASES, Phase, Session, Timer
+from fleet.servers.gateway.session import PHASES, Session
+from fleet.servers.gateway.session_phases import Phase, Timer
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
@@ -113,7 +114,7 @@ class FakeContext:
     def broker_username(self, admission: Admission) -> str:
         return admission.device.id
 
-    def budget(self, admission: Admission) -> Budget:
+    def budget(self, admission: Admission, connect: Connect) -> Budget:
         return self.budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
 
     def kept_filters(self, device_id: str) -> FilterSet:

@@ -53,7 +53,7 @@ class SessionContext(Protocol[S]):
     def broker_username(self, admission: Admission) -> str:
         """The user name of the device at the broker."""
 
-    def budget(self, admission: Admission) -> Budget:
+    def budget(self, admission: Admission, connect: Connect) -> Budget:
         """What the device may still send, on any connection."""
 
     def kept_filters(self, device_id: str) -> FilterSet:

@@ -16,6 +16,7 @@ from typing import Protocol
 from fleet.domain.model_rules import MqttRules
 from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause
+from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
 
 OVER_SECONDS_MAX = 30.0
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
@@ -48,14 +49,15 @@ class _Bucket:
 class Budget:
     """What one device may still send. `now` is the loop's time in seconds."""
 
-    __slots__ = ("_burst_s", "_bytes", "_messages", "lease_size", "over_since", "users")
+    __slots__ = ("_burst_s", "_bytes", "_messages", "in_flight", "lease_size", "over_since", "users")
 
-    def __init__(self) -> None:
+    def __init__(self, total: InFlightTotal) -> None:
         self._messages, self._bytes = _Bucket(), _Bucket()
         self._burst_s = 0.0
         self.lease_size = 0
         self.over_since: float | None = None
         """Since when it has been over its rate without saving half of a burst in between."""
+        self.in_flight = InFlight(total)
         self.users = 0
         """Open sessions."""
 
@@ -80,7 +82,7 @@ class Budget:
 
     def is_full(self, now: float) -> bool:
         """Whether forgetting it would forgive nothing."""
-        return self._missing_s(now) <= 0
+        return self._missing_s(now) <= 0 and not self.in_flight
 
     def exceeded(self, now: float) -> CloseReason:
         """The reason to close for, when it has been over its rate for too long."""
@@ -96,6 +98,7 @@ class Budgets:
     def __init__(self, devices_max: int) -> None:
         self._devices_max = devices_max
         self._budgets: dict[str, Budget] = {}
+        self._in_flight = InFlightTotal()
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:
@@ -105,7 +108,7 @@ class Budgets:
         """Its budget, under `rules` from now on. When the table is full of debtors, a newcomer's is not kept."""
         budget = self._budgets.get(device_id)
         if budget is None:
-            budget = Budget()
+            budget = Budget(self._in_flight)
             if len(self._budgets) >= self._devices_max:
                 self._sweep(now)
             if len(self._budgets) < self._devices_max:

@@ -142,8 +142,11 @@ class Gateway:
         device = admission.device
         return device.model if self._upstream.user_is_model else device.id
 
-    def budget(self, admission: Admission) -> Budget:
-        return self._budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
+    def budget(self, admission: Admission, connect: Connect) -> Budget:
+        now = asyncio.get_running_loop().time()
+        budget = self._budgets.of_device(admission.device.id, admission.rules, now)
+        budget.in_flight.outlives_connection = connect.outlives_connection
+        return budget
 
     def kept_filters(self, device_id: str) -> FilterSet:
         return self._kept_filters.of_device(device_id)

@@ -27,19 +27,19 @@ TOPICS_MAX = 256  # verdicts cached, of topics up to TOPIC_SIZE_MAX bytes: at mo
 TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 
-_PUBLISH, _PUBLISH_ACKED, _PUBLISH_RETAINED, _PASS, _INSPECT, _ILLEGAL = range(6)
+_PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _INSPECT, _ILLEGAL = range(6)
 
 
-def _table(passed: set[PacketType], inspected: set[PacketType], *, checks_retain: bool) -> bytes:
-    """Action for a packet, by its first byte."""
+def _table(passed: set[PacketType], inspected: set[PacketType], *, asks: bool) -> bytes:
+    """Action for a packet, by its first byte. `asks`: the handler is asked for each PUBLISH with RETAIN or QoS 2."""
 
     def kind(first: int) -> int:
         number = first >> 4
         if not flags_are_legal(first):
             return _ILLEGAL
         if number == PacketType.PUBLISH:
-            if first & 1 and checks_retain:
-                return _PUBLISH_RETAINED
+            if first & 5 and asks:
+                return _PUBLISH_ASKED
             return _PUBLISH_ACKED if first & 6 else _PUBLISH
         return _PASS if number in passed else _INSPECT if number in inspected else _ILLEGAL
 
@@ -50,13 +50,13 @@ _ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUB
 TO_BROKER = _table(
     passed=_ACKS - {PacketType.PUBREL} | {PacketType.PINGREQ},
     inspected={PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
-    checks_retain=True,
+    asks=True,
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
 TO_DEVICE = _table(
-    passed=_ACKS | {PacketType.UNSUBACK, PacketType.PINGRESP},
-    inspected={PacketType.CONNACK, PacketType.SUBACK, PacketType.DISCONNECT},
-    checks_retain=False,
+    passed=_ACKS - {PacketType.PUBREC} | {PacketType.UNSUBACK, PacketType.PINGRESP},
+    inspected={PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.DISCONNECT},
+    asks=False,
 )
 
 
@@ -66,6 +66,9 @@ class Handler(Protocol):
     def topic_allowed(self, topic: str) -> bool: ...
 
     def retain_allowed(self) -> bool: ...
+
+    def hold(self, topic: str, packet_id: int, size: int) -> bool:
+        """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
@@ -174,7 +177,7 @@ class PacketFilter:
                         need = end - pos + 1
                         break
                     size, body = head
-                    if size > (self._size_max if kind <= _PUBLISH_RETAINED else HOLD_SIZE_MAX):
+                    if size > (self._size_max if kind <= _PUBLISH_ASKED else HOLD_SIZE_MAX):
                         raise CloseSession(TOO_LARGE)
                 stop = body + size
                 if stop > end:
@@ -204,7 +207,7 @@ class PacketFilter:
                     raise Malformed("A PUBLISH ends within its head.")
                 if v5 and (after == stop or data[after]):
                     _check_properties(data, after, stop)
-                if not (kind != _PUBLISH_RETAINED and topics.get(topic)) and not self._judge(topic, data, pos, after):
+                if (kind == _PUBLISH_ASKED or not topics.get(topic)) and not self._judge(topic, data, pos, after, stop):
                     start = self._flush(data, start, pos, stop)
                 pos = stop
         except Exception:
@@ -232,8 +235,8 @@ class PacketFilter:
             self._write(replacement)
         return start
 
-    def _judge(self, topic: bytes, data: bytes, pos: int, after: int) -> bool:
-        """Whether a PUBLISH to `topic` is forwarded. Its verdict is not cached, or a refusal, or RETAIN is set."""
+    def _judge(self, topic: bytes, data: bytes, pos: int, after: int, stop: int) -> bool:
+        """Whether a PUBLISH to `topic` is forwarded. Its verdict is not cached, or a refusal, or it is asked for."""
         known = self._topics.get(topic)
         if known is None:
             if not topic:
@@ -246,10 +249,12 @@ class PacketFilter:
                 self._topics[topic] = known
         if known and data[pos] & 1:
             known = self._handler.retain_allowed()
+        qos = data[pos] >> 1 & 3
+        packet_id = int.from_bytes(data[after - 2 : after], "big") if qos else 0
         if not known:
-            qos = data[pos] >> 1 & 3
-            packet_id = int.from_bytes(data[after - 2 : after], "big") if qos else 0
             self._handler.refused(topic.decode(), qos, packet_id)
+        elif qos == 2:
+            known = self._handler.hold(topic.decode(), packet_id, stop - pos)
         return known
 
     def _judge_partial(self, data: bytes, pos: int, body: int, stop: int) -> int:
@@ -276,7 +281,7 @@ class PacketFilter:
             return HEAD_SIZE_MAX if size > HEAD_SIZE_MAX else size
         if self._v5:
             _check_properties(data, after, fields.pos)
-        self._dropping = not self._judge(topic, data, pos, after)
+        self._dropping = not self._judge(topic, data, pos, after, stop)
         self._left = stop - len(data)
         self.packets += 1
         return 0

@@ -15,6 +15,7 @@ from fleet.domain.model_rules import DEFAULT_RULES, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
 from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
@@ -23,6 +24,7 @@ from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.properties import Property, value_of, without
 
 Write = Callable[[bytes], None]
+REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
 
 Note = Callable[[str, str, str], None]
@@ -45,6 +47,8 @@ class Relay:
         self.answers = 0
         """Packets injected so far in answer to either side."""
         self.subscriptions = Subscriptions(version)
+        self.in_flight = InFlight(InFlightTotal())
+        """The device's; may be set before CONNACK."""
         self.size_max = size_max
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
@@ -81,17 +85,20 @@ class Relay:
             self.to_device.inject(acks.disconnect(V5, reason.disconnect))
         self.to_broker.stop()
         self.to_device.stop()
+        self.in_flight.disconnected()
 
 
 class _Handler:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
-    def _acknowledge(self, side: PacketFilter, qos: int, packet_id: int) -> None:
+    def _acknowledge(
+        self, side: PacketFilter, qos: int, packet_id: int, reason: Reason = Reason.NOT_AUTHORIZED
+    ) -> None:
         """Answer a refused PUBLISH in place of its receiver (MQTT 5.0, 3.4.2.1 and 3.5.2.1)."""
         first = acks.PUBACK if qos == 1 else acks.PUBREC
         self._relay.answers += 1
-        side.inject(acks.acknowledge(first, packet_id, self._relay.version, Reason.NOT_AUTHORIZED))
+        side.inject(acks.acknowledge(first, packet_id, self._relay.version, reason))
 
 
 class _DeviceHandler(_Handler):
@@ -106,6 +113,16 @@ class _DeviceHandler(_Handler):
 
     def retain_allowed(self) -> bool:
         return self._relay.policy.retain
+
+    def hold(self, topic: str, packet_id: int, size: int) -> bool:
+        relay = self._relay
+        if relay.in_flight.add(packet_id, size):
+            return True
+        relay.note("mqtt.publish", "quota", topic)
+        if relay.version != V5:
+            raise CloseSession(close_reasons.QUOTA)  # 3.1.1 has no refusal
+        self._acknowledge(relay.to_device, 2, packet_id, Reason.QUOTA_EXCEEDED)
+        return False
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
@@ -144,6 +161,7 @@ class _DeviceHandler(_Handler):
     def _release(self, body: bytes) -> bytes | None:
         packet_id = int.from_bytes(body[:2], "big")
         if packet_id not in self._unreleased:
+            self._relay.in_flight.release(packet_id)
             return None
         self._unreleased.discard(packet_id)
         relay = self._relay
@@ -161,6 +179,9 @@ class _BrokerHandler(_Handler):
     def retain_allowed(self) -> bool:
         return True
 
+    def hold(self, topic: str, packet_id: int, size: int) -> bool:
+        return True  # the broker limits what it sends
+
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
         relay.note("mqtt.deliver", "refused", topic)
@@ -173,6 +194,8 @@ class _BrokerHandler(_Handler):
         match first >> 4:
             case PacketType.CONNACK:
                 return self._connack(body)
+            case PacketType.PUBREC if len(body) > 2 and body[2] >= REFUSED:
+                relay.in_flight.release(int.from_bytes(body[:2], "big"))
             case PacketType.SUBACK:
                 return relay.subscriptions.complete_suback(body)
             case PacketType.DISCONNECT:
@@ -190,6 +213,7 @@ class _BrokerHandler(_Handler):
             return None
         if not connack.session_present:
             relay.subscriptions.forget_all()
+            relay.in_flight.clear()
         if relay.version != V5:
             return None
         # No topic aliases: without that property the maximum is 0 (3.2.2.3.8). Our own packet size limit is announced.

@@ -8,7 +8,6 @@ buffer is full: what one session holds in memory stays within a few buffers.
 """
 
 import asyncio
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,8 +22,8 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
 from fleet.servers.gateway.device_rates import RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
-from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.relay import Relay
+from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Deadline, Phase, Timer
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
@@ -39,21 +38,6 @@ Forward = Callable[[Relay, bytes], CloseReason | None]
 
 
 AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not allowed to do; not a delivery
-
-
-class Phase(enum.Enum):
-    AWAITING_CONNECT = enum.auto()
-    ADMITTING = enum.auto()
-    CONNECTING = enum.auto()
-    AWAITING_CONNACK = enum.auto()
-    RELAYING = enum.auto()
-    CLOSED = enum.auto()
-
-
-class Timer(enum.Enum):
-    DEADLINE = enum.auto()  # of the phase
-    EXPIRY = enum.auto()  # of the certificate
-    STUCK = enum.auto()  # of a device that does not read
 
 
 class Session(asyncio.Protocol):
@@ -275,7 +259,8 @@ class Session(asyncio.Protocol):
         size_max = self._context.limits.packet_size_max
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, size_max)
         self._relay.rules = admission.rules
-        budget = self._context.budget(admission)
+        budget = self._context.budget(admission, connect)
+        self._relay.in_flight = budget.in_flight
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         self._relay.subscriptions.filters = self._context.kept_filters(admission.device.id)
         broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
@@ -355,12 +340,6 @@ class Session(asyncio.Protocol):
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    seconds: Callable[[Limits], float]
-    reason: CloseReason
-
-
 def _ignore(session: Session, event: object) -> None:
     pass
 
@@ -377,19 +356,16 @@ class Rules:
     model_set: Callable[[Session, Model], CloseReason | None] = _ignore
 
 
-_CONNECT_DEADLINE = Deadline(lambda limits: limits.connect_seconds_max, close_reasons.CONNECT_TIMEOUT)
-_OPEN_DEADLINE = Deadline(lambda limits: limits.open_seconds_max, close_reasons.OPEN_TIMEOUT)
-
 PHASES: dict[Phase, Rules] = {
-    Phase.AWAITING_CONNECT: Rules(Phase.ADMITTING, _CONNECT_DEADLINE, device_data=Session._read_connect),
+    Phase.AWAITING_CONNECT: Rules(Phase.ADMITTING, CONNECT_DEADLINE, device_data=Session._read_connect),
     # One deadline for the three phases from CONNECT to CONNACK
-    Phase.ADMITTING: Rules(Phase.CONNECTING, _OPEN_DEADLINE, device_data=Session._hold),
+    Phase.ADMITTING: Rules(Phase.CONNECTING, OPEN_DEADLINE, device_data=Session._hold),
     Phase.CONNECTING: Rules(
-        Phase.AWAITING_CONNACK, _OPEN_DEADLINE, device_data=Session._hold, broker_lost=close_reasons.BROKER_LOST
+        Phase.AWAITING_CONNACK, OPEN_DEADLINE, device_data=Session._hold, broker_lost=close_reasons.BROKER_LOST
     ),
     Phase.AWAITING_CONNACK: Rules(
         Phase.RELAYING,
-        _OPEN_DEADLINE,
+        OPEN_DEADLINE,
         device_data=Session._hold,
         broker_data=Session._read_connack,
         broker_lost=close_reasons.BROKER_LOST_BEFORE_CONNACK,

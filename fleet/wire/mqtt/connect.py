@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fleet.wire.errors import Malformed, Unsupported
 from fleet.wire.mqtt.codes import RETURN_CODE, V5, V311, PacketType, Reason, ReturnCode
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_packet, encode_string
-from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties
+from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties, value_of
 from fleet.wire.mqtt.topics import topic_name
 
 CONNECT = PacketType.CONNECT << 4
@@ -48,6 +48,13 @@ class Connect:
     username: str | None = None
     password: bytes | None = None
     properties: Properties = ()
+
+    @property
+    def outlives_connection(self) -> bool:
+        """Whether the client asks the server to keep the session when the connection ends."""
+        if self.version == V5:
+            return bool(value_of(self.properties, Property.SESSION_EXPIRY_INTERVAL))
+        return not self.clean
 
 
 @dataclass(frozen=True, slots=True)

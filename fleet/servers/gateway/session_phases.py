@@ -1,0 +1,34 @@
+"""Phases of a session, their deadlines, and the timers that it has."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_reasons import CloseReason
+from fleet.servers.gateway.limits import Limits
+
+
+class Phase(enum.Enum):
+    AWAITING_CONNECT = enum.auto()
+    ADMITTING = enum.auto()
+    CONNECTING = enum.auto()
+    AWAITING_CONNACK = enum.auto()
+    RELAYING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Timer(enum.Enum):
+    DEADLINE = enum.auto()  # of the phase
+    EXPIRY = enum.auto()  # of the certificate
+    STUCK = enum.auto()  # of a device that does not read
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    seconds: Callable[[Limits], float]
+    reason: CloseReason
+
+
+CONNECT_DEADLINE = Deadline(lambda limits: limits.connect_seconds_max, close_reasons.CONNECT_TIMEOUT)
+OPEN_DEADLINE = Deadline(lambda limits: limits.open_seconds_max, close_reasons.OPEN_TIMEOUT)

@@ -1,0 +1,164 @@
+"""Messages of QoS 2 that are never released: what a broker holds for a device is bounded, over connections too."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fleet.servers.gateway import close_reasons, in_flight
+from fleet.servers.gateway.in_flight import (
+    DEVICE_BYTES_MAX,
+    MESSAGE_BYTES,
+    SHARE_BYTES,
+    TOTAL_BYTES_MAX,
+    InFlight,
+    InFlightTotal,
+)
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, encode_connect
+from fleet.wire.mqtt.properties import Property
+from tests.servers.gateway_fixtures import PATIENCE, BrokerSide, GatewayHarness, Wire, open_gateway, populate
+from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
+
+PAYLOAD = bytes(30_000)
+LONG = bytes(250_000)
+
+
+def test_a_single_message_may_be_of_any_size() -> None:
+    total = InFlightTotal()
+    held = InFlight(total)
+    assert held.add(1, 16_000_000)
+    assert held.add(1, 16_000_000)  # sent again
+    assert not held.add(2, 1)
+    held.release(1)
+    assert held.add(2, 1)
+    held.release(99)
+    held.release(2)
+    assert not held
+    assert total.bytes == 0
+
+
+def test_up_to_the_limit_of_a_device_and_one_past_it() -> None:
+    held = InFlight(InFlightTotal())
+    size = DEVICE_BYTES_MAX // 4 - MESSAGE_BYTES
+    assert [held.add(number, size) for number in range(1, 6)] == [True, True, True, True, False]
+
+
+def test_the_sum_over_devices() -> None:
+    total = InFlightTotal()
+    filled = 0
+    while InFlight(total).add(1, 4_000_000):
+        filled += 1
+    assert filled == TOTAL_BYTES_MAX // (4_000_000 + MESSAGE_BYTES)
+    assert total.bytes <= TOTAL_BYTES_MAX
+    small = InFlight(total)
+    assert all(small.add(number, 1_000) for number in range(1, SHARE_BYTES // (1_000 + MESSAGE_BYTES) + 1))
+    assert not small.add(1_000, 4_000_000)
+
+
+def test_what_ends_with_the_connection() -> None:
+    total = InFlightTotal()
+    held = InFlight(total)
+    held.outlives_connection = True
+    held.add(1, 100)
+    held.disconnected()
+    assert held
+    held.outlives_connection = False
+    held.disconnected()
+    assert not held
+    assert total.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("connect", "outlives"),
+    [
+        (Connect(V311, "cam-1"), False),
+        (Connect(V311, "cam-1", clean=False), True),
+        (Connect(V5, "cam-1", clean=False), False),
+        (Connect(V5, "cam-1", properties=((Property.SESSION_EXPIRY_INTERVAL, 60),)), True),
+        (Connect(V5, "cam-1", properties=((Property.SESSION_EXPIRY_INTERVAL, 0),)), False),
+    ],
+)
+def test_which_sessions_outlive_their_connection(connect: Connect, outlives: bool) -> None:
+    assert connect.outlives_connection is outlives
+
+
+@pytest.mark.parametrize("payload", [PAYLOAD, LONG])
+def test_over_the_limit_it_is_refused_and_the_session_goes_on(payload: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", len(payload) + 1_000)
+    h = RelayHarness(V5)
+    first = h.publish("up/t", 2, 1, payload)
+    assert h.relay.from_device(first) is None
+    assert h.relay.from_device(h.publish("up/t", 2, 2, payload)) is None
+    assert h.to_broker == first
+    assert h.to_device == acks.acknowledge(acks.PUBREC, 2, V5, Reason.QUOTA_EXCEEDED)
+    assert h.notes == [("mqtt.publish", "quota", "up/t")]
+    other = h.publish("up/t", 1, 3, payload)
+    again = acks.acknowledge(acks.PUBREL, 1, V5) + h.publish("up/t", 2, 2, payload)
+    assert h.relay.from_device(other + again) is None
+    assert h.to_broker == first + other + again
+
+
+def test_a_message_that_the_broker_refuses_is_not_held() -> None:
+    h = RelayHarness(V5)
+    h.relay.from_device(h.publish("up/t", 2, 1))
+    accepted = acks.acknowledge(acks.PUBREC, 1, V5)
+    h.relay.from_broker(accepted)
+    assert h.relay.in_flight
+    refusal = acks.acknowledge(acks.PUBREC, 1, V5, Reason.QUOTA_EXCEEDED)
+    h.relay.from_broker(refusal)
+    assert not h.relay.in_flight
+    assert h.to_device == accepted + refusal
+
+
+@VERSIONS
+def test_what_the_model_refuses_is_not_held(version: int) -> None:
+    h = RelayHarness(version)
+    h.relay.from_device(h.publish("other", 2, 1))
+    assert not h.relay.in_flight
+
+
+@VERSIONS
+def test_deliveries_are_not_counted(version: int) -> None:
+    h = RelayHarness(version)
+    for number in range(1, 200):
+        h.relay.from_broker(h.publish("down/t", 2, number, LONG))
+    assert not h.relay.in_flight
+
+
+def test_311_has_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", 40_000)
+    h = RelayHarness(V311)
+    h.relay.from_device(h.publish("up/t", 2, 1, PAYLOAD))
+    assert h.ends(h.publish("up/t", 2, 2, PAYLOAD)) is close_reasons.QUOTA
+
+
+async def _live(h: GatewayHarness, wire: Wire, connect: Connect, *, present: bool) -> BrokerSide:
+    wire.send(encode_connect(connect))
+    side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+    assert (await side.packet()).type is PacketType.CONNECT
+    side.send(encode_connack(Connack(present, 0), connect.version))
+    assert decode_connack((await wire.packet()).body, connect.version).code == 0
+    return side
+
+
+async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", 40_000)
+    persistent = Connect(V5, "cam-1", clean=False, properties=((Property.SESSION_EXPIRY_INTERVAL, 600),))
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        relay = RelayHarness(V5)
+        for packet_id, present, reason in ((1, False, 0), (2, True, Reason.QUOTA_EXCEEDED), (3, False, 0)):
+            wire = await h.dial(cam)
+            side = await _live(h, wire, persistent, present=present)
+            message = relay.publish("devices/cam-1/up/t", 2, packet_id, PAYLOAD)
+            wire.send(message)
+            if reason:
+                assert (await wire.packet()).body == packet_id.to_bytes(2, "big") + bytes((reason,))
+            else:
+                assert (await side.packet()).type is PacketType.PUBLISH
+            wire.transport.abort()
+            await side.until_closed()
