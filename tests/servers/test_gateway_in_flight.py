@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.domain.access import Act
 from fleet.servers.gateway import close_reasons, in_flight
 from fleet.servers.gateway.in_flight import (
     DEVICE_BYTES_MAX,
@@ -14,11 +15,12 @@ from fleet.servers.gateway.in_flight import (
     InFlight,
     InFlightTotal,
 )
+from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property
-from tests.servers.gateway_fixtures import PATIENCE, BrokerSide, GatewayHarness, Wire, open_gateway, populate
+from tests.servers.gateway_fixtures import PATIENCE, BrokerSide, GatewayHarness, Wire, now, open_gateway, populate
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 
 PAYLOAD = bytes(30_000)
@@ -162,3 +164,29 @@ async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(
                 assert (await side.packet()).type is PacketType.PUBLISH
             wire.transport.abort()
             await side.until_closed()
+
+
+async def test_a_revoked_device_no_longer_counts_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_flight, "TOTAL_BYTES_MAX", 100_000)
+    async with open_gateway(tmp_path) as h:
+        cam, other = await populate(h.registry, "cam-1", "cam-2")
+        relay = RelayHarness(V5)
+        hoard = b"".join(relay.publish("devices/cam-1/up/t", 2, number, PAYLOAD) for number in (1, 2, 3))
+        wire = await h.dial(cam)
+        side = await _live(
+            h, wire, Connect(V5, "cam-1", properties=((Property.SESSION_EXPIRY_INTERVAL, 600),)), present=False
+        )
+        wire.send(hoard)
+        for _ in range(3):
+            assert (await side.packet()).type is PacketType.PUBLISH
+        bystander = await h.dial(other)
+        bystander_side = await _live(h, bystander, Connect(V5, "cam-2"), present=False)
+        large = relay.publish("devices/cam-2/up/t", 2, 1, bytes(65_100))
+        bystander.send(large)
+        assert (await bystander.packet()).body == b"\x00\x01" + bytes((Reason.QUOTA_EXCEEDED,))
+        await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
+        await wire.until_closed()
+        bystander.send(large)
+        assert (await bystander_side.packet()).type is PacketType.PUBLISH

@@ -116,6 +116,11 @@ class Budgets:
         budget.set_rules(rules, now)
         return budget
 
+    def session_purged(self, device_id: str) -> None:
+        """The broker's session of the device is purged, and what it holds for the device with it."""
+        if (budget := self._budgets.get(device_id)) is not None:
+            budget.in_flight.clear()
+
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < SWEEP_SECONDS_MIN:
             return

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from fleet.config.logs import log_event
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
-from fleet.domain.device import DeviceState, Model
+from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
@@ -183,6 +183,8 @@ class Gateway:
             return
         for session in self.open_sessions.of_device(device_id):
             session.close(close_reasons.DEVICE_ENDED)
+        if state in OUT_OF_SERVICE:
+            self._budgets.session_purged(device_id)
 
     def _on_credential_ended(self, holder: str, fingerprint: str) -> None:
         sessions = self.open_sessions
