@@ -534,3 +534,20 @@ async def test_messages_that_are_never_released_do_not_fill_the_broker(street: S
         await wire.until_closed()
         assert street.harness.gateway.stats["mqtt.session.quota"] == 1
     assert await bystander.subscribe("devices/cam-2/down/#") == [1]
+
+
+async def test_messages_that_are_never_acknowledged_do_not_fill_the_broker(street: Street) -> None:
+    """Those that it has sent to a client count by bytes, too, until the client acknowledges them."""
+    cam, other = await populate(street.harness.registry, "cam-1", "cam-2")
+    wire, _ = await street.harness.connect(cam, V311)
+    subscription = Subscribe(1, (Subscription("devices/cam-1/down/#", 1),))
+    wire.send(encode_subscribe(subscription, V311))
+    assert (await wire.packet()).type is PacketType.SUBACK
+    backend = await street.backend()
+    for _ in range(67):
+        await backend.publish("devices/cam-1/down/t", bytes(4_000_000), 1)
+    bystander = await street.device(other, V311)
+    assert await bystander.subscribe("devices/cam-2/down/#") == [1]
+    assert backend.disconnected.empty()
+    wire.transport.abort()
+    assert not street.broker.process.restarts

@@ -49,7 +49,9 @@ acl_file {ACL}
 max_packet_size {PACKET_SIZE_MAX}
 # Messages queue for a client that is offline, or does not read: limited for each client. Beyond it, the newest of an
 # offline client and all of QoS 0 are dropped, and other clients do not notice.
+# So is what is sent and not acknowledged: by bytes as well, or a hundred messages of 16 MiB fill the memory.
 max_inflight_messages 100
+max_inflight_bytes 16777216
 max_queued_messages 2000
 max_queued_bytes 16777216
 # The last line of defense: beyond it clients are disconnected, before this machine runs out of memory.
