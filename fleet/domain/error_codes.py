@@ -28,6 +28,7 @@ bad-place | 400 | The position does not belong to this listing. | Start from the
 bad-request | 400 | A parameter or member is missing, unknown or invalid. | The message names it; see /v1/openapi.json.
 bad-url | 400 | The text is not a valid https URL. | Write https://HOST:PORT, without path, query or user.
 bad-value | 400 | A value cannot be stored in the registry. | Remove NUL and other unsupported characters.
+broker-silent | 503 | The MQTT broker does not answer. | Look at the broker and its log.
 busy | 503 | Concurrent changes of the same object kept colliding; nothing was done. | Retry after Retry-After.
 cannot-reach | 503 | The server cannot be reached, or its certificate does not verify. | Check the address, the server, and --ca.
 changed-meanwhile | 409 412 | The object was changed since it was read. | Read it again and retry.

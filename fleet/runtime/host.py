@@ -28,6 +28,8 @@ from fleet.runtime.jobs.audit_sealing import sealing_audit
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
+from fleet.servers.gateway.broker_process import OwnBroker
+from fleet.servers.gateway.broker_restart import restart_when_hung
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import Upstream
 
@@ -98,6 +100,9 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         )
         upstream = await start_upstream(settings.upstream, home.run, await registry.models())
         parts.push_async_callback(upstream.close)
+        if isinstance(upstream, OwnBroker):
+            restarting = restart_when_hung(upstream, upstream.process)
+            await parts.enter_async_context(background(restarting, "the broker's restarts"))
         log_event(log, logging.INFO, "broker", broker=upstream.describe())
         yield Host(home, settings, registry, jobs, upstream, workers_lock)
 

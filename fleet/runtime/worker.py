@@ -38,6 +38,7 @@ from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.live_upstream import LiveUpstream
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
@@ -111,7 +112,10 @@ async def run_worker(
         if monitored is not None:
             await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
         limits = Limits(sessions_max=settings.sessions_max)
-        gateway = Gateway(registry, monitored or upstream, clock=clock, limits=limits, purges=not slot.is_shared)
+        live = LiveUpstream(monitored or upstream)
+        await parts.enter_async_context(background(live.run(), "the broker's probe"))
+        gateway = Gateway(registry, live, clock=clock, limits=limits, purges=not slot.is_shared)
+        live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
@@ -131,10 +135,13 @@ async def run_worker(
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
-                "upstream": {"broker": upstream.describe()} if monitored is None else monitored.status(),
+                "upstream": {
+                    **({"broker": upstream.describe()} if monitored is None else monitored.status()),
+                    "answers": live.answers(),
+                },
             }
 
-        admin = servers.admin(status)
+        admin = servers.admin(status, live.answers)
 
         async def drain() -> None:
             await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
@@ -171,7 +178,7 @@ class _HttpServers:
             rates=rates_of(self.settings),
         )
 
-    def admin(self, status: Callable[[], dict[str, object]]) -> HttpServer:
+    def admin(self, status: Callable[[], dict[str, object]], broker_answers: Callable[[], bool]) -> HttpServer:
         own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)
         own.operators()  # a home without an operators' CA gets one now
         context = Context(
@@ -180,6 +187,7 @@ class _HttpServers:
             lambda: policy_of(self.settings),
             self.clock,
             status=status,
+            broker_answers=broker_answers,
             tenants=self.authorities.names,
             waiting=lambda: waiting_limits(self.settings),
             cursor_key=cache(lambda: cursor_key(self.home)),

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -227,6 +228,26 @@ def wait_for_workers(served: Served, folder: Path, restarts: int) -> dict[str, A
         if workers.get("restarts") == restarts:
             return workers
     raise AssertionError(f"no {restarts} restarts in {workers}")
+
+
+@needs_mosquitto
+def test_a_broker_that_hangs_is_seen_and_restarted(pair: Served) -> None:
+    tree = process_tree((pair.process.pid,))
+    (broker,) = [pid for pid in tree if Path(f"/proc/{pid}/comm").read_text() == "mosquitto\n"]
+    stopped = time.monotonic()
+    os.kill(broker, signal.SIGSTOP)
+    for number in ("1", "2"):
+        pair.wait_for_line(f"worker={number} event=broker.silent")
+    seen = time.monotonic() - stopped
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        healthz(pair)
+    with caught.value as answer:
+        assert (answer.status, json.load(answer)["code"]) == (503, "broker-silent")
+    pair.wait_for_line("event=broker.restarted")
+    for number in ("1", "2"):
+        pair.wait_for_line(f"worker={number} event=broker.answers-again")
+    assert healthz(pair)[0] == 200
+    assert seen < 20  # 4 on an idle machine
 
 
 def test_workers_that_hang_all_at_once_are_left_alone_for_longer(pair: Served) -> None:

@@ -40,6 +40,7 @@ CONNECT = {
     "INTERNAL": ("internal", 0, 0x88, True),
     "OPEN_TIMEOUT": ("open-timeout", 0, 0x88, True),
     "BROKER_UNREACHABLE": ("broker-unreachable", 0, 0x88, True),
+    "BROKER_SILENT": ("broker-silent", 0, 0x88, True),
     "BROKER_LOST_BEFORE_CONNACK": ("broker-lost", 0, 0x88, True),
 }
 

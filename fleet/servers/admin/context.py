@@ -36,6 +36,8 @@ class Context(Struct, frozen=True):
     clock: Clock = utc_now
     status: Callable[[], Json] = dict
     """Counters of every part, ready for JSON."""
+    broker_answers: Callable[[], bool] = lambda: True
+    """Whether the gateway's broker does."""
     tenants: Callable[[], Collection[str]] = frozenset
     """Names of tenants that have an issuing CA."""
     waiting: Callable[[], WaitingLimits] = WaitingLimits

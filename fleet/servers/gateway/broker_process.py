@@ -89,6 +89,18 @@ class BrokerProcess:
             return None
         return int(text.partition("rchar:")[2].split(maxsplit=1)[0])
 
+    def work_done(self) -> str | None:
+        """Its processor time, as the kernel tells: constant while it does nothing. None if unknown, and while it waits
+        for the disk.
+        """
+        if self._process is None:
+            return None
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] == "D" else f"{fields[11]} {fields[12]}"
+
     async def close(self) -> None:
         """Stop it and its supervision. Safe to call twice."""
         supervision, self._supervision = self._supervision, None

@@ -56,6 +56,8 @@ INTERNAL = connect_refused("internal", Reason.SERVER_UNAVAILABLE)
 """An exception that nothing here expects; the log has its traceback."""
 OPEN_TIMEOUT = connect_refused("open-timeout", Reason.SERVER_UNAVAILABLE)
 BROKER_UNREACHABLE = connect_refused("broker-unreachable", Reason.SERVER_UNAVAILABLE)
+BROKER_SILENT = connect_refused("broker-silent", Reason.SERVER_UNAVAILABLE)
+"""It accepts connections, and answers nothing."""
 BROKER_LOST_BEFORE_CONNACK = connect_refused("broker-lost", Reason.SERVER_UNAVAILABLE)
 
 MALFORMED = CloseReason("malformed", Reason.MALFORMED_PACKET, Reason.MALFORMED_PACKET)

@@ -24,10 +24,12 @@ from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.live_upstream import BrokerSilent
 from fleet.servers.gateway.outcome_log import TEXT_MAX, OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.session import Session
+from fleet.servers.gateway.session_phases import Phase
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory, Upstream
@@ -81,6 +83,12 @@ class Gateway:
     async def run(self) -> None:
         """Follow the registry until cancelled. Start it before anything listens."""
         await self._feed.run()
+
+    def on_broker_silent(self) -> None:
+        """Refuse those that wait for the broker's CONNACK now, not at their deadline."""
+        for session in self.open_sessions:
+            if session.phase in (Phase.CONNECTING, Phase.AWAITING_CONNACK):
+                session.close(close_reasons.BROKER_SILENT)
 
     async def following(self) -> None:
         """Returns once every event from now on reaches the sessions."""
@@ -156,6 +164,8 @@ class Gateway:
             if model not in self._brokers_models:  # added since the start: there is no event for that
                 await self._set_models(await self._registry.models())
             await self._upstream.connect(factory)
+        except BrokerSilent as error:
+            raise CloseSession(close_reasons.BROKER_SILENT) from error
         except (OSError, TimeoutError, Unavailable) as error:
             raise CloseSession(close_reasons.BROKER_UNREACHABLE) from error
 

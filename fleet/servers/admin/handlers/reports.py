@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from fleet.domain.access import Permission
+from fleet.domain.errors import Unavailable
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.records.reports import Forecast, ForecastQuery, Health, Retention, Status, StatusQuery
 from fleet.servers.admin.result import Result
@@ -14,6 +15,8 @@ from fleet.services.forecast import forecast
 @get("/healthz", AccessLevel.ANYBODY, "Health check.")
 async def health(context: Context, call: Call) -> Result[Health]:
     await context.registry.last_event()
+    if not context.broker_answers():
+        raise Unavailable("broker-silent", "The MQTT broker does not answer.", "Look at the broker and its log.")
     return Result(Health(status="ok"))
 
 

@@ -14,7 +14,7 @@ WEEKS = 26
 
 
 class Health(Record):
-    """The server can reach its registry."""
+    """The server can reach its registry, and the gateway its broker."""
 
     status: Literal["ok"]
 

@@ -1,0 +1,174 @@
+"""Upstream wrapper that asks the broker every second, on a session of its own, and knows whether it answers.
+
+    upstream = LiveUpstream(broker)
+    async with background(upstream.run(), "the broker's probe"): ...
+
+A broker that hangs keeps its port or socket open: connections succeed, and nothing follows. While it leaves pings
+unanswered, connections are refused at once. Pings are counted, not seconds, so that a pause of our own process or of
+the machine counts as one. Any CONNACK is an answer, a refusal too.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from fleet.config.logs import log_event
+from fleet.domain.device import Model
+from fleet.servers.gateway.upstream import Factory, Upstream
+from fleet.wire.errors import WireError
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V311, PacketType
+from fleet.wire.mqtt.connect import Connect, encode_connect
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
+
+log = logging.getLogger("fleet.broker")
+
+PROBE_SECONDS = 1.0
+UNANSWERED_MAX = 3  # in a row: seen after four seconds at the most
+RECONNECT_UNANSWERED = 10  # on a path that lost our connection, an answer never comes
+USER = "_probe"  # no device's: their ids start with a letter or a digit
+
+
+class BrokerSilent(OSError):
+    """The broker does not answer."""
+
+
+class LiveUpstream:
+    """`upstream`, and whether it answers. Implements Upstream."""
+
+    def __init__(self, upstream: Upstream, *, probe_seconds: float = PROBE_SECONDS) -> None:
+        self.on_silent: Callable[[], None] = lambda: None
+        """Called when it stops answering, though it accepts connections."""
+        self._upstream, self._probe_seconds = upstream, probe_seconds
+        self._unanswered = 0
+        self._is_refused = False  # the last connection: nobody listens
+        self._is_logged = False
+        self._session: _ProbeSession | None = None
+        self._connecting: asyncio.Task[None] | None = None
+
+    @property
+    def speaks_v5(self) -> bool:
+        return self._upstream.speaks_v5
+
+    @property
+    def user_is_model(self) -> bool:
+        return self._upstream.user_is_model
+
+    def answers(self) -> bool:
+        """Whether it has answered within the last few seconds."""
+        return self._unanswered <= UNANSWERED_MAX
+
+    def is_silent(self) -> bool:
+        """Whether it accepts connections, and does not answer."""
+        return not self.answers() and not self._is_refused
+
+    async def connect(self, factory: Factory) -> None:
+        """Raises: BrokerSilent: at once, while it does not answer. OSError, TimeoutError."""
+        if self.is_silent():
+            raise BrokerSilent("The broker does not answer.")
+        await self._upstream.connect(factory)
+
+    async def set_models(self, models: Sequence[Model]) -> None:
+        await self._upstream.set_models(models)
+
+    def describe(self) -> str:
+        return self._upstream.describe()
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+    async def run(self) -> None:
+        """Ask every second, until cancelled."""
+        try:
+            while True:
+                self._ask()
+                await asyncio.sleep(self._probe_seconds)
+        finally:
+            self._drop()
+
+    def _ask(self) -> None:
+        self._unanswered += 1
+        if self._unanswered % RECONNECT_UNANSWERED == 0:
+            self._drop()
+        if self.is_silent() and not self._is_logged:
+            self._is_logged = True
+            shown = {"is": self.describe(), "unanswered": self._unanswered - 1}
+            log_event(log, logging.ERROR, "broker.silent", **shown, devices="refused", until="it-answers")
+            self.on_silent()
+        if self._session is not None:
+            self._session.ping()
+        elif self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        session = _ProbeSession(self._on_answer, self._on_lost)
+        try:
+            await self._upstream.connect(lambda: session)
+        except TimeoutError:
+            self._is_refused = False
+        except OSError:
+            self._is_refused = True
+        else:
+            self._is_refused = False
+            if not session.is_lost:
+                self._session = session
+        finally:
+            self._connecting = None
+
+    def _drop(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _on_answer(self) -> None:
+        self._unanswered = 0
+        if self._is_logged:
+            self._is_logged = False
+            log_event(log, logging.WARNING, "broker.answers-again", **{"is": self.describe()})
+
+    def _on_lost(self, session: "_ProbeSession") -> None:
+        if self._session is session:
+            self._session = None
+
+
+class _ProbeSession(asyncio.Protocol):
+    """CONNECT, then PINGREQ whenever asked. Nothing but CONNACK and then PINGRESP is an answer."""
+
+    def __init__(self, on_answer: Callable[[], None], on_lost: Callable[["_ProbeSession"], None]) -> None:
+        self.is_lost = False
+        self._on_answer, self._on_lost = on_answer, on_lost
+        self._reader = PacketReader(CONNECT_SIZE_MAX)
+        self._expected = PacketType.CONNACK
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # Random: the probe of another process or node must not take this session over.
+        connect = Connect(V311, f"{USER}-{secrets.token_hex(8)}", clean=True, username=USER)
+        self._transport.write(encode_connect(connect))
+
+    def ping(self) -> None:
+        if self._transport is not None and self._expected is PacketType.PINGRESP:
+            self._transport.write(acks.PINGREQ)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for packet in self._reader.feed(data):
+                if packet.type is not self._expected:
+                    raise WireError("Not the packet that was asked for.")
+                self._expected = PacketType.PINGRESP
+                self._on_answer()
+        except WireError:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        self._on_lost(self)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
