@@ -5,7 +5,7 @@ A client without credentials can be refused as often as a link carries it; each 
 counters have every refusal; the audit needs the fact, the source and the time.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,8 @@ from fleet.domain.ports import Registry
 from fleet.services.identity import NOBODY, audit_actor_of
 
 ROW_EVERY = timedelta(minutes=1)
-KINDS_MAX = 4096  # remembered at once; beyond that, unauthenticated clients are grouped by code alone
+KINDS_MAX = 4096  # remembered at once; beyond that, those of the actor with most give way to others
+ANYWHERE = "anywhere"
 
 _Kind = tuple[str, str, str, str]
 
@@ -35,6 +36,7 @@ class Refusals:
     def __init__(self, kinds_max: int = KINDS_MAX) -> None:
         self._kinds_max = kinds_max
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
+        self._held: Counter[str] = Counter()  # kinds by actor
 
     def row(self, entry: AuditEntry) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.
@@ -46,6 +48,8 @@ class Refusals:
         if known is not None and abs(entry.at - known.at) < ROW_EVERY:
             known.left_out += 1
             return None
+        if known is None:
+            self._held[_holder(kind)] += 1
         self._written[kind] = _Written(entry.at)
         self._written.move_to_end(kind)
         if known is None or not known.left_out:
@@ -61,10 +65,35 @@ class Refusals:
             return kind
         oldest, written = next(iter(self._written.items()))
         if abs(entry.at - written.at) >= ROW_EVERY:
-            del self._written[oldest]
+            self._forget(oldest)
+            return kind
+        if self._make_room(entry.actor):
             return kind
         # All are recent: a client with many addresses must not get a row for each of them.
-        return (entry.actor.partition(" ")[0], entry.action, entry.outcome, "anywhere")
+        return (entry.actor.partition(" ")[0], entry.action, entry.outcome, ANYWHERE)
+
+    def _make_room(self, actor: str) -> bool:
+        """Forget the oldest kind of the actor with most of them, unless that is `actor` or has hardly more. All
+        unauthenticated clients are one actor.
+        """
+        most = max((each for each in self._held if each != ANYWHERE), key=self._held.__getitem__, default=actor)
+        if self._held[most] <= self._held[actor] + 1:
+            return False
+        self._forget(next(kind for kind in self._written if _holder(kind) == most))
+        return True
+
+    def _forget(self, kind: _Kind) -> None:
+        del self._written[kind]
+        holder = _holder(kind)
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
+
+
+def _holder(kind: _Kind) -> str:
+    """Whose share of the memory `kind` takes. Kinds of anywhere are few, and nobody's to give."""
+    actor, _, _, source = kind
+    return ANYWHERE if source == ANYWHERE else actor
 
 
 _OF_REGISTRY: WeakKeyDictionary[Registry, Refusals] = WeakKeyDictionary()

@@ -136,6 +136,28 @@ def test_beyond_the_memory_devices_and_strangers_are_counted_apart() -> None:
     assert refusals.row(refused("192.0.2.3", code="other")) is not None
 
 
+def test_strangers_from_many_networks_do_not_take_the_rows_of_devices() -> None:
+    refusals = Refusals(kinds_max=8)
+    for n in range(100):
+        refusals.row(refused(f"192.0.2.{n}"))
+    devices = [refused(actor=f"device cam-{n}", seconds=1) for n in range(4)]
+    assert [refusals.row(entry) for entry in devices] == devices
+    assert [refusals.row(entry) for entry in devices] == [None] * 4
+    again = [refusals.row(refused(f"192.0.2.{n}", seconds=2)) for n in range(100)]
+    assert again == [None] * 100  # who gave way is one of anywhere now, and gets no further row
+
+
+def test_a_device_with_many_kinds_gives_way_to_another_and_takes_nothing_back() -> None:
+    refusals = Refusals(kinds_max=8)
+    for n in range(100):
+        refusals.row(refused(code=f"code-{n}", actor="device loud"))
+    quiet = [refused(code=f"code-{n}", actor="device quiet") for n in range(50, 53)]
+    assert [refusals.row(entry) for entry in quiet] == quiet
+    for n in range(100):
+        refusals.row(refused(code=f"code-{n}", actor="device loud", seconds=1))
+    assert [refusals.row(entry) for entry in quiet] == [None] * 3  # still known
+
+
 async def test_a_refusal_is_audited_with_the_holder_of_the_certificate(registry: SqliteRegistry) -> None:
     held = Credential(
         *(b"f" * 32, "5d", CredentialKind.DEVICE, "cam-7", b"k" * 32, NOW, NOW, CredentialState.REVOKED, NOW, b"der")
