@@ -104,7 +104,9 @@ async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
     [
         (b"\x00\x04MQTT\x06\x02\x00\x3c\x00\x05cam-1", V5, Reason.UNSUPPORTED_PROTOCOL_VERSION),
         (b"\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x05cam-1", V311, 1),
-        (b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x05cam", V311, 5),
+        (b"\x00\x04MQTT\x84\x02\x00\x3c\x00\x05cam-1", V311, 1),  # a mosquitto bridge, which tries again as 3.1.1
+        (b"\x00\x06MQIsdp\x83\x02\x00\x3c\x00\x05cam-1", V311, 1),
+        (b"\x00\x04MQTT\x85\x02\x00\x3c\x00\x05cam-1", V5, Reason.UNSUPPORTED_PROTOCOL_VERSION),
         (b"\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x02\xff\xff", V5, Reason.MALFORMED_PACKET),
     ],
 )
@@ -114,6 +116,16 @@ async def test_connects_that_cannot_be_read(tmp_path: Path, body: bytes, version
         wire = await h.dial(cam)
         wire.send(bytes((0x10, len(body))) + body)
         assert await refused(wire, version) == code
+
+
+async def test_a_malformed_connect_of_311_is_not_answered(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        body = b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x05cam"
+        wire.send(bytes((0x10, len(body))) + body)
+        assert await wire.until_closed() == []
+        assert h.gateway.stats["mqtt.connect.malformed-connect"] == 1
 
 
 async def test_no_connect_in_time(tmp_path: Path) -> None:

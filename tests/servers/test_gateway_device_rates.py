@@ -189,7 +189,10 @@ async def test_by_default_the_clock_is_not_asked_for_each_read(monkeypatch: pyte
     assert asked
 
 
-@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.MESSAGE_RATE_TOO_HIGH))])
+@pytest.mark.parametrize(
+    ("version", "last"),
+    [(V311, b""), (V5, acks.disconnect(V5, Reason.MESSAGE_RATE_TOO_HIGH, close_reasons.MESSAGE_RATE.text))],
+)
 async def test_a_flood_is_held_back_then_disconnected(
     tmp_path: Path, version: int, last: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.kept_filters import LEVELS_MAX
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
+from fleet.servers.gateway.relay import RETAIN_REFUSED
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -445,7 +446,8 @@ async def test_retained_messages_are_a_right_of_their_own(street: Street, versio
     wire, connack = await street.harness.connect(cam, version)
     assert ((Property.RETAIN_AVAILABLE, 0) in connack.properties) == (version == V5)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", b"kept", 1, 7, retain=True), version))
-    assert (await wire.packet()).encode() == acks.acknowledge(acks.PUBACK, 7, version, Reason.NOT_AUTHORIZED)
+    refusal = acks.acknowledge(acks.PUBACK, 7, version, Reason.NOT_AUTHORIZED, RETAIN_REFUSED)
+    assert (await wire.packet()).encode() == refusal
     wire.send(encode_publish(Publish("devices/cam-1/up/t", b"plain", 1, 8), version))
     assert await backend.message() == ("devices/cam-1/up/t", b"plain")
     will = Will("devices/cam-1/up/gone", b"", retain=True)
@@ -524,7 +526,7 @@ async def test_messages_that_are_never_released_do_not_fill_the_broker(street: S
     for message in messages[:4]:  # the first is held, the others are refused
         wire.send(message)
     if version == V5:
-        answers = {(await wire.packet()).body for _ in range(4)}
+        answers = {(await wire.packet()).body[:3] for _ in range(4)}
         refused = bytes((Reason.QUOTA_EXCEEDED,))
         assert answers == {b"\x00\x01", *(n.to_bytes(2, "big") + refused for n in (2, 3, 4))}
         for message in messages[4:]:

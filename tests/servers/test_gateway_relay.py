@@ -7,14 +7,14 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.kept_filters import FILTER_BYTES_MAX, FILTERS_MAX
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
-from fleet.servers.gateway.relay import Relay
+from fleet.servers.gateway.relay import RETAIN_REFUSED, TOPIC_REFUSED, Relay
 from fleet.servers.gateway.subscriptions import PENDING_MAX
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
-from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
-from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.properties import Properties, Property
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Subscribe,
@@ -176,9 +176,13 @@ def test_a_disconnect_of_the_broker_is_its_last_word() -> None:
     harness = RelayHarness(V5)
     harness.relay.from_broker(acks.disconnect(V5, Reason.SESSION_TAKEN_OVER) + harness.publish("down/a"))
     assert harness.to_device == b"\xe0\x01\x8e"
-    assert harness.relay.closing is close_reasons.BROKER_CLOSED
-    harness.relay.disconnect(close_reasons.BROKER_CLOSED)
+    assert harness.relay.closing is close_reasons.TAKEN_OVER
+    harness.relay.disconnect(close_reasons.TAKEN_OVER)
     assert harness.to_device == b"\xe0\x01\x8e"
+    for reason, closing in ((0x8D, close_reasons.KEEP_ALIVE_EXPIRED), (0x97, close_reasons.BROKER_CLOSED)):
+        harness = RelayHarness(V5)
+        harness.relay.from_broker(bytes((0xE0, 1, reason)))
+        assert harness.relay.closing is closing
 
 
 @pytest.mark.parametrize("first", [0x10, 0x82, 0xA2, 0xC0, 0xF0, 0x00])
@@ -204,7 +208,7 @@ def test_a_retained_message_from_the_device_needs_permission(version: int, retai
     data = encode_publish(Publish("up/a", b"x", 1, 6, retain=True), version)
     harness.relay.from_device(data)
     assert bytes(harness.to_broker) == (data if retain else b"")
-    answer = b"\x40\x03\x00\x06\x87" if version == V5 else b"\x40\x02\x00\x06"
+    answer = acks.acknowledge(acks.PUBACK, 6, version, Reason.NOT_AUTHORIZED, RETAIN_REFUSED)
     assert bytes(harness.to_device) == (b"" if retain else answer)
     assert harness.notes == ([] if retain else [("mqtt.publish", "refused", "up/a")])
 
@@ -245,7 +249,7 @@ def test_only_refusals_are_answered() -> None:
     assert relay.answers == 0
     relay.from_device(encode_publish(Publish("up/b", b"x", 1, 6), V5))
     assert relay.answers == 1
-    assert written.endswith(b"\x40\x03\x00\x06\x87")
+    assert written.endswith(acks.acknowledge(acks.PUBACK, 6, V5, Reason.NOT_AUTHORIZED, TOPIC_REFUSED))
 
 
 def test_answers_are_counted() -> None:
@@ -280,7 +284,25 @@ def test_an_answer_never_lands_within_another_packet() -> None:
     harness.relay.from_device(harness.subscribe("#", packet_id=4))
     assert harness.to_device == message[:70_000]
     harness.relay.from_broker(message[70_000:] + acks.PINGRESP)
-    assert harness.to_device == message + b"\x40\x03\x00\x03\x87" + harness.suback(0x87, packet_id=4) + acks.PINGRESP
+    refused = acks.acknowledge(acks.PUBACK, 3, V5, Reason.NOT_AUTHORIZED, TOPIC_REFUSED)
+    assert harness.to_device == message + refused + harness.suback(0x87, packet_id=4) + acks.PINGRESP
+
+
+@pytest.mark.parametrize(
+    ("properties", "explains"),
+    [
+        ((), True),
+        (((Property.REQUEST_PROBLEM_INFORMATION, 1), (Property.MAXIMUM_PACKET_SIZE, 200)), True),
+        (((Property.REQUEST_PROBLEM_INFORMATION, 0),), False),
+        (((Property.MAXIMUM_PACKET_SIZE, 20),), False),
+    ],
+)
+def test_why_is_said_where_the_device_takes_it(properties: Properties, explains: bool) -> None:
+    harness = RelayHarness(V5)
+    harness.relay.reads_reasons(Connect(V5, "cam-1", properties=properties))
+    harness.relay.from_device(harness.publish("other", 1))
+    text = TOPIC_REFUSED if explains else ""
+    assert harness.to_device == acks.acknowledge(acks.PUBACK, 5, V5, Reason.NOT_AUTHORIZED, text)
 
 
 def test_answers_that_wait_are_bounded() -> None:
@@ -293,7 +315,7 @@ def test_answers_that_wait_are_bounded() -> None:
     ("ending", "broker", "device"),
     [
         (close_reasons.DEVICE_ENDED, b"\xe0\x00", b"\xe0\x01\x98"),
-        (close_reasons.CERTIFICATE_EXPIRED, b"", b"\xe0\x01\xa0"),
+        (close_reasons.CERTIFICATE_EXPIRED, b"", b"\xe0\x21\xa0\x1f\x1f\x00\x1cThe certificate has expired."),
         (close_reasons.CLIENT_GONE, b"", b""),
     ],
 )

@@ -14,6 +14,7 @@ from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.relay import TOPIC_REFUSED
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
@@ -217,7 +218,10 @@ async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(
         assert await refused(wire, V311) == 5
 
 
-@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME))])
+@pytest.mark.parametrize(
+    ("version", "last"),
+    [(V311, b""), (V5, acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME, "The certificate has expired."))],
+)
 async def test_a_session_ends_with_its_certificate(
     tmp_path: Path, version: int, last: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +257,8 @@ async def test_a_narrower_model_ends_the_sessions_that_hold_too_much(tmp_path: P
             await wire.until_closed()
             assert wire.raw.endswith(acks.disconnect(V5, Reason.NOT_AUTHORIZED))
         plain.send(up("cam-3", version=V5, qos=1))
-        assert (await plain.packet()).encode() == acks.acknowledge(acks.PUBACK, 1, V5, Reason.NOT_AUTHORIZED)
+        refusal = acks.acknowledge(acks.PUBACK, 1, V5, Reason.NOT_AUTHORIZED, TOPIC_REFUSED)
+        assert (await plain.packet()).encode() == refusal
         assert h.broker.models[0].publish == ("devices/{id}/up/other",)
 
 

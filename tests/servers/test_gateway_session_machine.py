@@ -385,7 +385,7 @@ async def test_connects_that_are_refused_before_admission(version: int) -> None:
         (b"\x00\x04MQTT\x06\x02\x00\x3c", "unsupported-version", refusal(Reason.UNSUPPORTED_PROTOCOL_VERSION, V5)),
         (b"\x00\x06MQIsdp\x03\x02\x00\x3c", "unsupported-version", b"\x20\x02\x00\x01"),
         (b"\x00\x04MQTT\x05\x03\x00\x3c", "malformed-connect", refusal(Reason.MALFORMED_PACKET, V5)),
-        (b"\x00\x04MQTT\x04\x03\x00\x3c", "malformed-connect", b"\x20\x02\x00\x05"),
+        (b"\x00\x04MQTT\x04\x03\x00\x3c", "malformed-connect", b""),  # [MQTT-3.1.4-1] of 3.1.1
     ],
 )
 async def test_connects_that_cannot_be_decoded(body: bytes, counter: str, answer: bytes) -> None:
@@ -682,7 +682,7 @@ async def test_no_timer_outlives_the_session() -> None:
     bench = await Bench().reach(Phase.RELAYING)
     bench.session.pause_writing()
     handles = list(bench.session._timers.values())
-    assert set(bench.session._timers) == {Timer.EXPIRY, Timer.STUCK}
+    assert set(bench.session._timers) == {Timer.EXPIRY, Timer.STUCK, Timer.KEEP_ALIVE}
     cut_off(bench.session)
     assert all(handle.cancelled() for handle in handles)
     bench.session.pause_writing()
@@ -702,7 +702,25 @@ async def test_the_certificates_end_is_looked_up_again() -> None:
     context.time = CERTIFICATE.not_after
     run(timer)
     assert bench.outcomes == {"mqtt.connect.ok": 1, "mqtt.session.certificate-expired": 1}
-    assert bench.device.written == acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME)
+    assert bench.device.written == acks.disconnect(V5, Reason.MAXIMUM_CONNECT_TIME, "The certificate has expired.")
+    await bench.finish()
+
+
+async def test_a_device_that_is_silent_for_too_long() -> None:
+    bench = await Bench().reach(Phase.RELAYING)
+    timer = bench.session._timers[Timer.KEEP_ALIVE]
+    assert 89 < timer.when() - bench.session._loop.time() <= 90  # 1.5 times its keep-alive
+    bench.session.data_received(acks.PINGREQ)
+    run(timer)
+    assert bench.session.phase is Phase.RELAYING
+    bench.session._heard_at -= 100
+    bench.session.broker_blocked()
+    run(bench.session._timers[Timer.KEEP_ALIVE])  # what it sends is not read: that is no silence
+    assert bench.session.phase is Phase.RELAYING
+    bench.session.broker_drained()
+    run(bench.session._timers[Timer.KEEP_ALIVE])
+    assert bench.outcomes == {"mqtt.connect.ok": 1, "mqtt.session.keep-alive": 1}
+    assert bench.device.written[2] == Reason.KEEP_ALIVE_TIMEOUT
     await bench.finish()
 
 

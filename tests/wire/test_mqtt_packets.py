@@ -462,6 +462,7 @@ def test_a_reason_for_311(reason: Reason, code: int) -> None:
 
 def test_reasons_and_packet_types_by_number() -> None:
     assert {reason.name: int(reason) for reason in Reason} == {
+        "KEEP_ALIVE_TIMEOUT": 0x8D, "MESSAGE_RATE_TOO_HIGH": 0x96,
         "SUCCESS": 0x00, "DISCONNECT_WITH_WILL": 0x04, "UNSPECIFIED": 0x80, "MALFORMED_PACKET": 0x81,
         "PROTOCOL_ERROR": 0x82, "UNSUPPORTED_PROTOCOL_VERSION": 0x84, "CLIENT_IDENTIFIER_NOT_VALID": 0x85,
         "NOT_AUTHORIZED": 0x87, "SERVER_UNAVAILABLE": 0x88, "SERVER_BUSY": 0x89, "BANNED": 0x8A,

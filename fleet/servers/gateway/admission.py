@@ -6,13 +6,21 @@ from datetime import datetime
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.gateway.close_reasons import MALFORMED_CONNECT, UNSUPPORTED_VERSION, CloseSession, connect_refused
+from fleet.servers.gateway.close_reasons import (
+    MALFORMED_CONNECT,
+    MALFORMED_CONNECT_311,
+    UNSUPPORTED_VERSION,
+    CloseSession,
+    connect_refused,
+)
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.services.admission import Admission, Will, admit
 from fleet.wire.errors import Unsupported, WireError
-from fleet.wire.mqtt.codes import Reason
-from fleet.wire.mqtt.connect import Connect, decode_connect
+from fleet.wire.mqtt.codes import V5, Reason
+from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
 from fleet.wire.mqtt.properties import Property, without
+
+SYSTEM_TOPICS = "$SYS/"
 
 CONNACK_REASONS: dict[str, Reason] = {
     "client-id-mismatch": Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -32,21 +40,23 @@ def connect_in(body: bytes) -> Connect:
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:
-        raise CloseSession(MALFORMED_CONNECT) from error
+        raise CloseSession(MALFORMED_CONNECT if answer_version(body) == V5 else MALFORMED_CONNECT_311) from error
 
 
 async def admit_client(
     registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
 ) -> Admission:
     """Admission of `peer` under the client id and with the will of `connect`. Raises: CloseSession."""
-    will = Will(connect.will.topic, connect.will.retain) if connect.will else None
+    # The broker's own topics are closed to a device: its will there is dropped. A mosquitto bridge has one.
+    asked = connect.will if connect.will and not connect.will.topic.startswith(SYSTEM_TOPICS) else None
+    will = Will(asked.topic, asked.retain) if asked else None
     try:
         admission = await admit(registry, peer, connect.client_id, now, will=will)
     except Unavailable as error:
         raise CloseSession(connect_refused(error.code, Reason.SERVER_UNAVAILABLE)) from error
     except FleetError as error:
         reason = CONNACK_REASONS.get(error.code, Reason.NOT_AUTHORIZED)
-        raise CloseSession(connect_refused(error.code, reason)) from error
+        raise CloseSession(connect_refused(error.code, reason, error.message)) from error
     if code := revoked.refusal_code(admission):
         raise CloseSession(connect_refused(code, CONNACK_REASONS[code]))
     return admission
@@ -55,6 +65,8 @@ async def admit_client(
 def broker_connect(connect: Connect, admission: Admission, username: str) -> Connect:
     """`connect` for the broker, under the identity that the certificate proves."""
     will = connect.will
+    if will is not None and will.topic.startswith(SYSTEM_TOPICS):
+        will = None
     if will is not None:
         # A delayed will outlives the session, and could not be withdrawn when the device is suspended meanwhile.
         will = replace(will, properties=without(will.properties, Property.WILL_DELAY_INTERVAL))

@@ -18,11 +18,13 @@ class CloseReason:
     DISCONNECT from us, so that it discards the will."""
     event: str = "mqtt.session"
     """The log's event."""
+    text: str = ""
+    """Reason String for a 5.0 device: one sentence."""
 
 
-def connect_refused(code: str, connack: Reason) -> CloseReason:
-    """CONNECT is refused with `connack`."""
-    return CloseReason(code, connack=connack, event="mqtt.connect")
+def connect_refused(code: str, connack: Reason | None, text: str = "") -> CloseReason:
+    """CONNECT is refused with `connack`; None: the connection is closed without an answer."""
+    return CloseReason(code, connack=connack, event="mqtt.connect", text=text)
 
 
 CLIENT_DISCONNECTED = CloseReason("client-disconnected")
@@ -35,20 +37,45 @@ BROKER_BROKE_PROTOCOL = CloseReason("broker-broke-protocol", Reason.UNSPECIFIED)
 TAKEN_OVER = CloseReason("taken-over", Reason.SESSION_TAKEN_OVER)
 SHUTTING_DOWN = CloseReason("shutting-down", Reason.SERVER_SHUTTING_DOWN)
 
-DEVICE_ENDED = CloseReason("device-ended", Reason.ADMINISTRATIVE_ACTION, Reason.BANNED, publishes_will=False)
-CREDENTIAL_ENDED = CloseReason("credential-ended", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, publishes_will=False)
-POLICY_CHANGED = CloseReason("policy-changed", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED, publishes_will=False)
+DEVICE_ENDED = CloseReason(
+    "device-ended",
+    Reason.ADMINISTRATIVE_ACTION,
+    Reason.BANNED,
+    publishes_will=False,
+)
+CREDENTIAL_ENDED = CloseReason(
+    "credential-ended",
+    Reason.NOT_AUTHORIZED,
+    Reason.NOT_AUTHORIZED,
+    publishes_will=False,
+)
+POLICY_CHANGED = CloseReason(
+    "policy-changed",
+    Reason.NOT_AUTHORIZED,
+    Reason.NOT_AUTHORIZED,
+    publishes_will=False,
+)
 EVENTS_MISSED = CloseReason("events-missed", Reason.SERVER_BUSY)
 """Events were lost: the device must connect again, to be authenticated against the registry's current state."""
-CERTIFICATE_EXPIRED = CloseReason("certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED)
+CERTIFICATE_EXPIRED = CloseReason(
+    "certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED, text="The certificate has expired."
+)
 
 CONNECT_TIMEOUT = CloseReason("connect-timeout", connack=None)
 NOT_CONNECT = CloseReason("not-connect", connack=None)
 TOO_MANY_SESSIONS = CloseReason("too-many-sessions", connack=None)
 
-UNSUPPORTED_VERSION = connect_refused("unsupported-version", Reason.UNSUPPORTED_PROTOCOL_VERSION)
+UNSUPPORTED_VERSION = connect_refused(
+    "unsupported-version",
+    Reason.UNSUPPORTED_PROTOCOL_VERSION,
+)
 MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET)
-AUTH_METHOD = connect_refused("auth-method", Reason.BAD_AUTHENTICATION_METHOD)
+MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
+"""[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
+AUTH_METHOD = connect_refused(
+    "auth-method",
+    Reason.BAD_AUTHENTICATION_METHOD,
+)
 """MQTT 5.0, 4.12: no authentication method is supported. The certificate has authenticated the client."""
 FEED_DOWN = connect_refused("feed-down", Reason.SERVER_UNAVAILABLE)
 """No new sessions while revocations could not be received."""
@@ -65,12 +92,17 @@ PROTOCOL_ERROR = CloseReason("protocol-error", Reason.PROTOCOL_ERROR, Reason.PRO
 TOO_LARGE = CloseReason("too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_LARGE)
 ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID)
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
-TOO_SLOW = CloseReason("too-slow", Reason.QUOTA_EXCEEDED)
+KEEP_ALIVE_EXPIRED = CloseReason(
+    "keep-alive", Reason.KEEP_ALIVE_TIMEOUT, text="Nothing was received for 1.5 times the keep-alive."
+)
+TOO_SLOW = CloseReason("too-slow", Reason.QUOTA_EXCEEDED, text="The device did not read for too long.")
 """The device did not read for `Limits.stuck_seconds_max`."""
-QUOTA = CloseReason("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED)
-MESSAGE_RATE = CloseReason("message-rate", Reason.MESSAGE_RATE_TOO_HIGH)
+QUOTA = CloseReason("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED, text="Too many requests await their answer.")
+MESSAGE_RATE = CloseReason(
+    "message-rate", Reason.MESSAGE_RATE_TOO_HIGH, text="More packets a second than the device's model allows."
+)
 """More packets per second than the model allows, for longer than it helps not to read."""
-BYTE_RATE = CloseReason("byte-rate", Reason.QUOTA_EXCEEDED)
+BYTE_RATE = CloseReason("byte-rate", Reason.QUOTA_EXCEEDED, text="More bytes a second than the device's model allows.")
 """The same for bytes."""
 
 

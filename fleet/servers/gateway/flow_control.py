@@ -28,6 +28,11 @@ class FlowControlledTransport:
         self.blocked = False
         """Whether its write buffer is full: the peer does not read."""
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not read."""
+        return bool(self._pauses)
+
     def pause(self, reason: Pause) -> None:
         """Stop reading until every reason is resolved."""
         if not self._pauses and not self._transport.is_closing():

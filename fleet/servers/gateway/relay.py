@@ -20,12 +20,21 @@ from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilt
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
 from fleet.wire.mqtt.properties import Property, value_of, without
 
 Write = Callable[[bytes], None]
 REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
+
+TOPIC_REFUSED = "The device's model does not allow this topic."
+RETAIN_REFUSED = "The device's model does not allow retained messages."
+TOO_MUCH_IN_FLIGHT = "Too many bytes of QoS 2 messages have not been released."
+BROKERS_REASONS: dict[int, CloseReason] = {
+    Reason.SESSION_TAKEN_OVER: close_reasons.TAKEN_OVER,
+    Reason.KEEP_ALIVE_TIMEOUT: close_reasons.KEEP_ALIVE_EXPIRED,
+}
+"""What a DISCONNECT of the broker means, which the device has received: at another gateway the device has come back."""
 
 Note = Callable[[str, str, str], None]
 """(event, code, topic or filter) of a refusal."""
@@ -49,6 +58,8 @@ class Relay:
         self.subscriptions = Subscriptions(version)
         self.in_flight = InFlight(InFlightTotal())
         """The device's; may be set before CONNACK."""
+        self._explains = True
+        self._devices_size_max: int | None = None
         self.size_max = size_max
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
@@ -82,23 +93,33 @@ class Relay:
         reachable = self.connack is not None and self.closing is None and self.to_device.between_packets
         # Only in 5.0 may a server send DISCONNECT.
         if reachable and reason.disconnect is not None and self.version == V5:
-            self.to_device.inject(acks.disconnect(V5, reason.disconnect))
+            self.to_device.inject(self._within(acks.disconnect, V5, reason.disconnect, text=reason.text))
         self.to_broker.stop()
         self.to_device.stop()
         self.in_flight.disconnected()
+
+    def reads_reasons(self, connect: Connect) -> None:
+        """Note what the CONNECT says of Reason Strings: 3.1.2.11.7 and the maximum packet size, 3.1.2.11.4."""
+        self._explains = value_of(connect.properties, Property.REQUEST_PROBLEM_INFORMATION) != 0
+        size_max = value_of(connect.properties, Property.MAXIMUM_PACKET_SIZE)
+        self._devices_size_max = size_max if isinstance(size_max, int) else None
+
+    def refuse_publish(self, first: int, packet_id: int, reason: Reason, text: str) -> None:
+        """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
+        self.answers += 1
+        text = text if self._explains else ""
+        self.to_device.inject(self._within(acks.acknowledge, first, packet_id, self.version, reason, text=text))
+
+    def _within(self, encode: Callable[..., bytes], *args: int, text: str) -> bytes:
+        """The packet, without its Reason String where the device takes none so long ([MQTT-3.14.2-3] and the like)."""
+        packet = encode(*args, text)
+        is_too_long = self._devices_size_max is not None and len(packet) > self._devices_size_max
+        return encode(*args, "") if is_too_long else packet
 
 
 class _Handler:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-
-    def _acknowledge(
-        self, side: PacketFilter, qos: int, packet_id: int, reason: Reason = Reason.NOT_AUTHORIZED
-    ) -> None:
-        """Answer a refused PUBLISH in place of its receiver (MQTT 5.0, 3.4.2.1 and 3.5.2.1)."""
-        first = acks.PUBACK if qos == 1 else acks.PUBREC
-        self._relay.answers += 1
-        side.inject(acks.acknowledge(first, packet_id, self._relay.version, reason))
 
 
 class _DeviceHandler(_Handler):
@@ -121,7 +142,7 @@ class _DeviceHandler(_Handler):
         relay.note("mqtt.publish", "quota", topic)
         if relay.version != V5:
             raise CloseSession(close_reasons.QUOTA)  # 3.1.1 has no refusal
-        self._acknowledge(relay.to_device, 2, packet_id, Reason.QUOTA_EXCEEDED)
+        relay.refuse_publish(acks.PUBREC, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
         return False
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
@@ -135,7 +156,8 @@ class _DeviceHandler(_Handler):
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased.add(packet_id)
         if qos:
-            self._acknowledge(relay.to_device, qos, packet_id)
+            text = TOPIC_REFUSED if not relay.policy.may_publish(topic) else RETAIN_REFUSED
+            relay.refuse_publish(acks.PUBACK if qos == 1 else acks.PUBREC, packet_id, Reason.NOT_AUTHORIZED, text)
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
@@ -187,7 +209,9 @@ class _BrokerHandler(_Handler):
         relay.note("mqtt.deliver", "refused", topic)
         if qos:
             # Or the message would stay in flight at the broker for ever.
-            self._acknowledge(relay.to_broker, qos, packet_id)
+            relay.answers += 1
+            first = acks.PUBACK if qos == 1 else acks.PUBREC
+            relay.to_broker.inject(acks.acknowledge(first, packet_id, relay.version, Reason.NOT_AUTHORIZED))
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
@@ -199,7 +223,7 @@ class _BrokerHandler(_Handler):
             case PacketType.SUBACK:
                 return relay.subscriptions.complete_suback(body)
             case PacketType.DISCONNECT:
-                relay.closing = close_reasons.BROKER_CLOSED
+                relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
                 relay.to_device.stop()
         return None
 

@@ -24,10 +24,11 @@ from fleet.servers.gateway.device_rates import RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Deadline, Phase, Timer
+from fleet.servers.gateway.timers import Timers
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
-from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, refusal
+from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, refusal, silence_max
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
@@ -52,7 +53,8 @@ class Session(asyncio.Protocol):
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._opened_at = self._loop.time()
-        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._timers = Timers(self._loop)
+        self._heard_at = self._opened_at
         self._reader = PacketReader(CONNECT_SIZE_MAX)
         self._version: int | None = None  # of the packets to the device; None before CONNECT
         self._policy_outdated = False  # a model has changed since the last admission began
@@ -79,6 +81,7 @@ class Session(asyncio.Protocol):
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         try:
             reason = self._rules.device_data(self, data)
         except CloseSession as closing:
@@ -95,11 +98,11 @@ class Session(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         block(self._device, self._broker)
-        self._set_timer(Timer.STUCK, self._context.limits.stuck_seconds_max, self.close, close_reasons.TOO_SLOW)
+        self._timers.start(Timer.STUCK, self._context.limits.stuck_seconds_max, self.close, close_reasons.TOO_SLOW)
 
     def resume_writing(self) -> None:
         unblock(self._device, self._broker)
-        self._cancel_timer(Timer.STUCK)
+        self._timers.cancel(Timer.STUCK)
 
     # Events of the broker's transport, whose protocol is a BrokerLink
 
@@ -142,8 +145,7 @@ class Session(asyncio.Protocol):
         if self.phase is Phase.CLOSED:
             return
         self._enter(Phase.CLOSED)
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.close()
         self._context.open_sessions.remove(self, self.peer.fingerprint, self.client_id)
         if self._meter is not None:
             self._meter.stop()
@@ -151,7 +153,7 @@ class Session(asyncio.Protocol):
             self._relay.disconnect(reason)
         connected = self._relay is not None and self._relay.connack is not None
         if not connected and self._version is not None and reason.connack is not None:
-            self._device.write(refusal(reason.connack, self._version))
+            self._device.write(refusal(reason.connack, self._version, reason.text))
         for side in (self._device, self._broker):
             if side is not None:
                 side.close(self._context.limits.linger_seconds_max)
@@ -168,18 +170,9 @@ class Session(asyncio.Protocol):
 
     def _set_deadline(self) -> None:
         if (deadline := self._rules.deadline) is None:
-            self._cancel_timer(Timer.DEADLINE)
+            self._timers.cancel(Timer.DEADLINE)
         else:
-            self._set_timer(Timer.DEADLINE, deadline.seconds(self._context.limits), self.close, deadline.reason)
-
-    def _set_timer(self, timer: Timer, seconds: float, callback: Callable[..., object], *args: object) -> None:
-        self._cancel_timer(timer)
-        if self.phase is not Phase.CLOSED:
-            self._timers[timer] = self._loop.call_later(seconds, callback, *args)
-
-    def _cancel_timer(self, timer: Timer) -> None:
-        if (handle := self._timers.pop(timer, None)) is not None:
-            handle.cancel()
+            self._timers.start(Timer.DEADLINE, deadline.seconds(self._context.limits), self.close, deadline.reason)
 
     # Actions of AWAITING_CONNECT
 
@@ -259,6 +252,7 @@ class Session(asyncio.Protocol):
         size_max = self._context.limits.packet_size_max
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, size_max)
         self._relay.rules = admission.rules
+        self._relay.reads_reasons(connect)
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
@@ -274,11 +268,12 @@ class Session(asyncio.Protocol):
 
     def _read_connack(self, data: bytes) -> CloseReason | None:
         reason = self._relay_from_broker(data)
-        if self._relay is not None and self._relay.connack is not None:
+        if self._relay is not None and self._relay.connack is not None and self.connect is not None:
             code = self._relay.connack.code
             self._record("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
             if code == 0:
                 self._enter(Phase.RELAYING)
+                self._check_keep_alive(silence_max(self.connect, self._relay.connack))
                 if early := self._reader.rest():
                     self.data_received(early)
                 self._device.resume(Pause.AWAITING_CONNACK)
@@ -318,12 +313,20 @@ class Session(asyncio.Protocol):
         allowed = self._relay.set_policy(policy) and will_allowed
         return None if allowed else close_reasons.POLICY_CHANGED
 
+    def _check_keep_alive(self, seconds: float) -> None:
+        """`seconds` may pass in silence; 0: any time. What a device sends that is not read is no silence."""
+        silent = 0.0 if self._device.is_paused else self._loop.time() - self._heard_at
+        if seconds and silent >= seconds:
+            self.close(close_reasons.KEEP_ALIVE_EXPIRED)
+        elif seconds:
+            self._timers.start(Timer.KEEP_ALIVE, seconds - silent, self._check_keep_alive, seconds)
+
     def _check_expiry(self, not_after: datetime) -> None:
         left = (not_after - self._context.now()).total_seconds()
         if left <= 0:
             self.close(close_reasons.CERTIFICATE_EXPIRED)
         else:
-            self._set_timer(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
+            self._timers.start(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
 
     def _note(self, event: str, code: str, topic: str) -> None:
         """The relay has refused a packet."""

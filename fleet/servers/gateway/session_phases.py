@@ -22,6 +22,7 @@ class Timer(enum.Enum):
     DEADLINE = enum.auto()  # of the phase
     EXPIRY = enum.auto()  # of the certificate
     STUCK = enum.auto()  # of a device that does not read
+    KEEP_ALIVE = enum.auto()  # of a device that sends nothing
 
 
 @dataclass(frozen=True, slots=True)

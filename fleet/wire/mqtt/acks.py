@@ -2,6 +2,7 @@
 
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.fields import encode_integer, encode_packet
+from fleet.wire.mqtt.properties import encode_properties, reason_string
 
 PUBACK = PacketType.PUBACK << 4
 PUBREC = PacketType.PUBREC << 4
@@ -12,14 +13,18 @@ PINGRESP = bytes((PacketType.PINGRESP << 4, 0))
 DISCONNECT = PacketType.DISCONNECT << 4
 
 
-def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS) -> bytes:
+def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS, text: str = "") -> bytes:
     """The PUBACK, PUBREC, PUBREL or PUBCOMP of first byte `first`. 3.1.1 has no reason codes there."""
-    body = encode_integer(packet_id, 2)
-    if version == V5 and reason:
-        body += bytes((reason,))  # 3.4.2.2.1: without properties their length may be omitted
-    return encode_packet(first, body)
+    return encode_packet(first, encode_integer(packet_id, 2) + _reason(version, reason, text))
 
 
-def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION) -> bytes:
+def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text: str = "") -> bytes:
     """A DISCONNECT. Only a client may send it in 3.1.1; in 5.0 a server may too, with a reason."""
-    return encode_packet(DISCONNECT, bytes((reason,)) if version == V5 and reason else b"")
+    return encode_packet(DISCONNECT, _reason(version, reason, text))
+
+
+def _reason(version: int, reason: Reason, text: str) -> bytes:
+    """Reason code and Reason String. 3.4.2.2.1, 3.14.2.2.1: without properties their length may be omitted."""
+    if version != V5 or not reason:
+        return b""
+    return bytes((reason,)) + (encode_properties(reason_string(text)) if text else b"")

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from fleet.wire.errors import Malformed, Unsupported
 from fleet.wire.mqtt.codes import RETURN_CODE, V5, V311, PacketType, Reason, ReturnCode
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_packet, encode_string
-from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties, value_of
+from fleet.wire.mqtt.properties import (
+    Properties,
+    Property,
+    decode_properties,
+    encode_properties,
+    reason_string,
+    value_of,
+)
 from fleet.wire.mqtt.topics import topic_name
 
 CONNECT = PacketType.CONNECT << 4
@@ -131,9 +138,12 @@ def encode_connect(connect: Connect) -> bytes:
 
 
 def answer_version(body: bytes) -> int:
-    """The version for the answer to a CONNECT, even one that cannot be decoded: V5 for 5 and later, else V311."""
+    """The version for the answer to a CONNECT, even one that cannot be decoded: V5 for 5 and later, else V311.
+
+    The high bit of the version is mosquitto's private mark of a bridge: 0x84 is a 3.1.1 that tries again without it.
+    """
     # Protocol name, then the version byte
-    return V5 if body[:6] == b"\0\4MQTT" and len(body) > 6 and body[6] >= V5 else V311
+    return V5 if body[:6] == b"\0\4MQTT" and len(body) > 6 and body[6] & 0x7F >= V5 else V311
 
 
 def decode_connack(body: bytes, version: int) -> Connack:
@@ -157,9 +167,18 @@ def encode_connack(connack: Connack, version: int) -> bytes:
     return encode_packet(CONNACK, body)
 
 
-def refusal(reason: Reason, version: int) -> bytes:
-    """The CONNACK that refuses for `reason`, as `version` encodes it."""
+def refusal(reason: Reason, version: int, text: str = "") -> bytes:
+    """The CONNACK that refuses for `reason`, as `version` encodes it; `text` is the Reason String of 5.0."""
     # [MQTT-3.2.2-4] of 3.1.1, [MQTT-3.2.2-6] of 5.0: session present is 0 when the connection is refused
     if version == V5:
-        return encode_connack(Connack(False, reason), V5)
+        return encode_connack(Connack(False, reason, reason_string(text)), V5)
     return encode_connack(Connack(False, RETURN_CODE.get(reason, ReturnCode.NOT_AUTHORIZED)), V311)
+
+
+def silence_max(connect: Connect, connack: Connack) -> float:
+    """Seconds that may pass between two packets of the client (3.1.2.10); 0: any time.
+
+    One and a half times the keep-alive: the server's, if its CONNACK names one, else the client's.
+    """
+    servers = value_of(connack.properties, Property.SERVER_KEEP_ALIVE)
+    return 1.5 * (servers if isinstance(servers, int) else connect.keep_alive)

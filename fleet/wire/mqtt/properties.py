@@ -118,3 +118,8 @@ def without(properties: Properties, *identifiers: int) -> Properties:
 def value_of(properties: Properties, identifier: int) -> Value | None:
     """The first value of `identifier`, or None."""
     return next((value for found, value in properties if found == identifier), None)
+
+
+def reason_string(text: str) -> Properties:
+    """The properties that hold `text` as Reason String; none without text."""
+    return ((Property.REASON_STRING, text),) if text else ()
