@@ -2,8 +2,8 @@
 
 Each device has its own TLS connection and sends `burst` messages at a time, each in a separate TLS record, as real
 devices do. With QoS 1 it waits for the acknowledgements of a burst before the next one.
-With QoS 0 all devices together wait while more than `under_way` messages have not arrived yet: without a limit, the
-figure would be of how fast messages can be thrown into buffers.
+All devices together wait while more than `under_way` messages have not arrived yet: without a limit, the figure would
+be of how fast messages can be thrown into buffers, and a broker drops what a subscriber is too slow for.
 
 The packets are made before the turn, and all have one length: a message counts when its last byte has arrived, and
 counting takes no parsing. Two bytes of the payload name the device and the place in the burst; after
@@ -15,7 +15,7 @@ import os
 import select
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ class Fleet:
         start = time.monotonic()
         before = self._subscriber.received
         if self._qos:
-            self._publish_acknowledged(start + seconds)
+            self._publish_acknowledged(start + seconds, before)
         else:
             self._publish_unacknowledged(start + seconds, before)
         expected = before + self._messages_sent()
@@ -258,16 +258,21 @@ class Fleet:
             if time.monotonic() >= end:
                 return
 
-    def _publish_acknowledged(self, end: float) -> None:
+    def _publish_acknowledged(self, end: float, before: int) -> None:
+        size, sent = len(self._devices[0].packets), 0
+        waiting = deque(self._devices)
         poll = select.epoll()
         try:
             by_handle = {device.socket.fileno(): device for device in self._devices}
             for handle in (self._subscriber.socket.fileno(), *by_handle):
                 poll.register(handle, select.EPOLLIN)
-            for device in self._devices:
-                self._burst(device)
-            busy = len(self._devices)
-            while busy:
+            busy = 0
+            while True:
+                while waiting and sent + size - (self._subscriber.received - before) <= self._under_way:
+                    self._burst(waiting.popleft())
+                    busy, sent = busy + 1, sent + size
+                if not busy and not waiting:
+                    return
                 events = poll.poll(DRAIN_SECONDS_MAX)
                 if not events:
                     raise TimeoutError(f"{busy} devices got no acknowledgement")
@@ -279,10 +284,9 @@ class Fleet:
                     device.read_acknowledgements()
                     if device.unacknowledged:
                         continue
+                    busy -= 1
                     if time.monotonic() < end:
-                        self._burst(device)
-                    else:
-                        busy -= 1
+                        waiting.append(device)
         finally:
             poll.close()
 

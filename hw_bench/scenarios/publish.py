@@ -27,8 +27,8 @@ class Publish:
     """Octets of payload."""
     burst: int = 10
     """Messages that a device sends at a time, each in a TLS record of its own."""
-    under_way: int = 2000
-    """QoS 0 messages of all devices that may be on their way at once."""
+    under_way: int = 1500
+    """Messages of all devices that may be on their way to the subscriber at once: a broker drops those beyond 2,000."""
 
     def description(self) -> str:
         return (
