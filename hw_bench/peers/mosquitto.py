@@ -66,7 +66,8 @@ def start(environment: Environment) -> Iterator[Running]:
     config.write_text(_config(environment, room, port))
     # From version 2.1 on, an access list that others may read is refused.
     (room / "acl").touch(mode=0o600)
-    (room / "acl").write_text(acl_text([Model("default")]))
+    # Behind the gateway the client id is proved; here the user name is, by the certificate.
+    (room / "acl").write_text(acl_text([Model("default")]).replace("%c", "%u"))
     argv = [program("mosquitto") or "mosquitto", "-c", str(config)]
     # In its room, so that the socket's name is short: a whole path may be longer than an address of a Unix socket.
     with running(argv, cores=environment.server_cores, log=log, cwd=room) as process:

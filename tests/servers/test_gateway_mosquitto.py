@@ -372,6 +372,23 @@ async def test_what_a_device_has_subscribed_to_counts_over_connections(street: S
     assert await device.subscribe(f"devices/cam-1/down/{'/'.join('x' * 183)}") == [1]
 
 
+@pytest.mark.parametrize("on_denied", list(OnDenied))
+async def test_what_a_bridge_tells_of_itself_is_dropped(street: Street, on_denied: OnDenied) -> None:
+    """A mosquitto bridge has a will below $SYS, and publishes there when it has connected."""
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#", "$SYS/broker/connection/#")
+    state = "$SYS/broker/connection/cam-1/state"
+    device = await street.device(cam, V311, will=state)
+    await street.harness.set_model(rules=ModelRules(mqtt=MqttRules(on_denied)))
+    await street.harness.count("mqtt.model.applied")
+    assert await device.publish(state, b"1", 1, retain=True) == 0
+    await device.publish("devices/cam-1/up/t", b"still there")
+    assert await backend.message() == ("devices/cam-1/up/t", b"still there")
+    device.vanish()
+    await street.harness.count("mqtt.session.client-gone")
+    assert backend.messages.empty()
+
+
 async def test_acknowledged_messages_survive_a_kill_of_the_broker(street: Street) -> None:
     (cam,) = await populate(street.harness.registry, "cam-1")
     device = await street.device(cam, V5, clean=False)

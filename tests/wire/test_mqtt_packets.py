@@ -460,6 +460,14 @@ def test_a_reason_for_311(reason: Reason, code: int) -> None:
     assert refusal(reason, V311) == b"\x20\x02\x00" + bytes((code,))
 
 
+def test_a_reason_string_that_the_client_does_not_take_is_left_out() -> None:
+    whole = refusal(Reason.BANNED, V5, "suspended")
+    assert whole == b"\x20\x0f\x00\x8a\x0c\x1f\x00\x09suspended"
+    assert refusal(Reason.BANNED, V5, "suspended", len(whole)) == whole
+    assert refusal(Reason.BANNED, V5, "suspended", len(whole) - 1) == refusal(Reason.BANNED, V5)
+    assert refusal(Reason.BANNED, V311, "suspended") == b"\x20\x02\x00\x05"
+
+
 def test_reasons_and_packet_types_by_number() -> None:
     assert {reason.name: int(reason) for reason in Reason} == {
         "KEEP_ALIVE_TIMEOUT": 0x8D, "MESSAGE_RATE_TOO_HIGH": 0x96,

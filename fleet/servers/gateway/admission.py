@@ -19,8 +19,7 @@ from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
 from fleet.wire.mqtt.properties import Property, without
-
-SYSTEM_TOPICS = "$SYS/"
+from fleet.wire.mqtt.topics import SYSTEM_TOPICS
 
 CONNACK_REASONS: dict[str, Reason] = {
     "client-id-mismatch": Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -34,22 +33,25 @@ CONNACK_REASONS: dict[str, Reason] = {
 
 
 def connect_in(body: bytes) -> Connect:
-    """The CONNECT with this body. Raises: CloseSession."""
+    """The CONNECT with this body. Raises: CloseSession.
+
+    The broker's own topics are closed to devices: a will there is dropped. A mosquitto bridge has one.
+    """
     try:
-        return decode_connect(body)
+        connect = decode_connect(body)
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:
         raise CloseSession(MALFORMED_CONNECT if answer_version(body) == V5 else MALFORMED_CONNECT_311) from error
+    is_dropped = connect.will is not None and connect.will.topic.startswith(SYSTEM_TOPICS)
+    return replace(connect, will=None) if is_dropped else connect
 
 
 async def admit_client(
     registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
 ) -> Admission:
     """Admission of `peer` under the client id and with the will of `connect`. Raises: CloseSession."""
-    # The broker's own topics are closed to a device: its will there is dropped. A mosquitto bridge has one.
-    asked = connect.will if connect.will and not connect.will.topic.startswith(SYSTEM_TOPICS) else None
-    will = Will(asked.topic, asked.retain) if asked else None
+    will = Will(connect.will.topic, connect.will.retain) if connect.will else None
     try:
         admission = await admit(registry, peer, connect.client_id, now, will=will)
     except Unavailable as error:
@@ -65,8 +67,6 @@ async def admit_client(
 def broker_connect(connect: Connect, admission: Admission, username: str) -> Connect:
     """`connect` for the broker, under the identity that the certificate proves."""
     will = connect.will
-    if will is not None and will.topic.startswith(SYSTEM_TOPICS):
-        will = None
     if will is not None:
         # A delayed will outlives the session, and could not be withdrawn when the device is suspended meanwhile.
         will = replace(will, properties=without(will.properties, Property.WILL_DELAY_INTERVAL))

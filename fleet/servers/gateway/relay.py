@@ -20,8 +20,9 @@ from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilt
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
 from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.topics import SYSTEM_TOPICS
 
 Write = Callable[[bytes], None]
 REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
@@ -101,8 +102,7 @@ class Relay:
     def reads_reasons(self, connect: Connect) -> None:
         """Note what the CONNECT says of Reason Strings: 3.1.2.11.7 and the maximum packet size, 3.1.2.11.4."""
         self._explains = value_of(connect.properties, Property.REQUEST_PROBLEM_INFORMATION) != 0
-        size_max = value_of(connect.properties, Property.MAXIMUM_PACKET_SIZE)
-        self._devices_size_max = size_max if isinstance(size_max, int) else None
+        self._devices_size_max = packet_size_max(connect)
 
     def refuse_publish(self, first: int, packet_id: int, reason: Reason, text: str) -> None:
         """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
@@ -151,7 +151,8 @@ class _DeviceHandler(_Handler):
         if relay.version != V5:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
             # acknowledged again after each connection, and nothing behind it.
-            if relay.rules.on_denied is OnDenied.CLOSE:
+            # A mosquitto bridge tells of itself there, whatever it is answered.
+            if relay.rules.on_denied is OnDenied.CLOSE and not topic.startswith(SYSTEM_TOPICS):
                 raise CloseSession(close_reasons.PUBLISH_REFUSED)
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased.add(packet_id)

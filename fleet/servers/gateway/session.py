@@ -28,7 +28,15 @@ from fleet.servers.gateway.timers import Timers
 from fleet.services.admission import Admission
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
-from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, refusal, silence_max
+from fleet.wire.mqtt.connect import (
+    CONNECT,
+    Connect,
+    answer_version,
+    encode_connect,
+    packet_size_max,
+    refusal,
+    silence_max,
+)
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
@@ -153,7 +161,8 @@ class Session(asyncio.Protocol):
             self._relay.disconnect(reason)
         connected = self._relay is not None and self._relay.connack is not None
         if not connected and self._version is not None and reason.connack is not None:
-            self._device.write(refusal(reason.connack, self._version, reason.text))
+            size_max = packet_size_max(self.connect) if self.connect is not None else None
+            self._device.write(refusal(reason.connack, self._version, reason.text, size_max))
         for side in (self._device, self._broker):
             if side is not None:
                 side.close(self._context.limits.linger_seconds_max)

@@ -167,11 +167,15 @@ def encode_connack(connack: Connack, version: int) -> bytes:
     return encode_packet(CONNACK, body)
 
 
-def refusal(reason: Reason, version: int, text: str = "") -> bytes:
-    """The CONNACK that refuses for `reason`, as `version` encodes it; `text` is the Reason String of 5.0."""
+def refusal(reason: Reason, version: int, text: str = "", size_max: int | None = None) -> bytes:
+    """The CONNACK that refuses for `reason`, as `version` encodes it.
+
+    `text` is the Reason String of 5.0, left out when the packet would be longer than `size_max` ([MQTT-3.2.2-19]).
+    """
     # [MQTT-3.2.2-4] of 3.1.1, [MQTT-3.2.2-6] of 5.0: session present is 0 when the connection is refused
     if version == V5:
-        return encode_connack(Connack(False, reason, reason_string(text)), V5)
+        packet = encode_connack(Connack(False, reason, reason_string(text)), V5)
+        return packet if size_max is None or len(packet) <= size_max else encode_connack(Connack(False, reason), V5)
     return encode_connack(Connack(False, RETURN_CODE.get(reason, ReturnCode.NOT_AUTHORIZED)), V311)
 
 
@@ -182,3 +186,9 @@ def silence_max(connect: Connect, connack: Connack) -> float:
     """
     servers = value_of(connack.properties, Property.SERVER_KEEP_ALIVE)
     return 1.5 * (servers if isinstance(servers, int) else connect.keep_alive)
+
+
+def packet_size_max(connect: Connect) -> int | None:
+    """The longest packet that the client takes (3.1.2.11.4); None: any."""
+    found = value_of(connect.properties, Property.MAXIMUM_PACKET_SIZE)
+    return found if isinstance(found, int) else None

@@ -5,6 +5,9 @@ from fleet.wire.mqtt.fields import FIELD_SIZE_MAX, utf8
 
 _SHARE = "$share/"
 
+SYSTEM_TOPICS = "$SYS/"
+"""What topics of the broker itself begin with."""
+
 
 def topic_name(data: bytes) -> str:
     """The topic name that `data` encodes. Raises: Malformed."""
