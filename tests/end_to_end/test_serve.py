@@ -133,14 +133,11 @@ def test_connections_of_strangers_are_capped(home: Path, tmp_path: Path) -> None
         trust = ssl.create_default_context(cafile=served.ca_file)
         host, port = served.address("est")
         held = [trust.wrap_socket(socket.create_connection((host, port), 10), server_hostname=host) for _ in range(2)]
-        for client in held:  # a request is in progress on both: they don't give way
-            client.sendall(b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-        with pytest.raises(OSError), socket.create_connection((host, port), 10) as raw:
-            third = trust.wrap_socket(raw, server_hostname=host)
-            third.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            if not third.recv(1):
-                raise ConnectionResetError
-        served.wait_for_line("code=too-many")
+        # They ask for nothing: one of them gives way to a third, which is served.
+        with trust.wrap_socket(socket.create_connection((host, port), 10), server_hostname=host) as third:
+            third.sendall(b"GET /.well-known/est/cacerts HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert third.recv(12) == b"HTTP/1.1 200"
+            served.wait_for_line("code=gave-way-to-newcomer")
         for client in held:
             client.close()
     finally:

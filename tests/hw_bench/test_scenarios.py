@@ -93,7 +93,7 @@ def test_publish() -> None:
 
 @NEEDS_MOSQUITTO
 def test_fanin() -> None:
-    value = measured(FanIn(sessions=10, rate=200.0))
+    value = measured(FanIn(sessions=10, rate=2000.0))
     assert [verdict["goal"]["peer"] for verdict in value["verdicts"]] == ["mosquitto"]
     assert value["checks"] == ["10 devices connected to each, 0 messages lost"]
 

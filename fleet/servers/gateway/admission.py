@@ -19,7 +19,7 @@ from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
 from fleet.wire.mqtt.properties import Property, without
-from fleet.wire.mqtt.topics import SYSTEM_TOPICS
+from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
 CONNACK_REASONS: dict[str, Reason] = {
     "client-id-mismatch": Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -35,7 +35,7 @@ CONNACK_REASONS: dict[str, Reason] = {
 def connect_in(body: bytes) -> Connect:
     """The CONNECT with this body. Raises: CloseSession.
 
-    The broker's own topics are closed to devices: a will there is dropped. A mosquitto bridge has one.
+    The will by which a mosquitto bridge tells of itself is dropped: the broker's own topics are closed to devices.
     """
     try:
         connect = decode_connect(body)
@@ -43,7 +43,7 @@ def connect_in(body: bytes) -> Connect:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:
         raise CloseSession(MALFORMED_CONNECT if answer_version(body) == V5 else MALFORMED_CONNECT_311) from error
-    is_dropped = connect.will is not None and connect.will.topic.startswith(SYSTEM_TOPICS)
+    is_dropped = connect.will is not None and connect.will.topic.startswith(BRIDGE_TOPICS)
     return replace(connect, will=None) if is_dropped else connect
 
 

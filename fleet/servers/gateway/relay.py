@@ -22,7 +22,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
 from fleet.wire.mqtt.properties import Property, value_of, without
-from fleet.wire.mqtt.topics import SYSTEM_TOPICS
+from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
 Write = Callable[[bytes], None]
 REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
@@ -152,7 +152,7 @@ class _DeviceHandler(_Handler):
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
             # acknowledged again after each connection, and nothing behind it.
             # A mosquitto bridge tells of itself there, whatever it is answered.
-            if relay.rules.on_denied is OnDenied.CLOSE and not topic.startswith(SYSTEM_TOPICS):
+            if relay.rules.on_denied is OnDenied.CLOSE and not topic.startswith(BRIDGE_TOPICS):
                 raise CloseSession(close_reasons.PUBLISH_REFUSED)
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased.add(packet_id)

@@ -5,8 +5,8 @@ from fleet.wire.mqtt.fields import FIELD_SIZE_MAX, utf8
 
 _SHARE = "$share/"
 
-SYSTEM_TOPICS = "$SYS/"
-"""What topics of the broker itself begin with."""
+BRIDGE_TOPICS = "$SYS/broker/connection/"
+"""What the topics begin with by which a mosquitto bridge tells of itself."""
 
 
 def topic_name(data: bytes) -> str:
