@@ -2,8 +2,8 @@
 
 A handshake costs the server more than the client, and an idle one costs the client nothing. So their number is capped,
 and each has a deadline. When there is no room, it is made at the expense of the address block that holds most, and of
-connections on which nothing has arrived first: whoever fills the listener pays for it, and not the newcomer. What a
-block holds counts less when somebody has authenticated from there before.
+connections on which nothing has arrived first, never of a newcomer from another block. What a block holds counts less
+when a client has authenticated from there before.
 
 The time allowed is the same for all, so the oldest is always due next and one timer serves them all.
 """

@@ -1,7 +1,7 @@
 """A private key on its way to its owner, sealed for one recipient (RFC 7030, 4.4.2).
 
     EnvelopedData                 for the recipient's RSA or EC key (RFC 5652, 6; RFC 5753)
-      SignedData                  by whoever made the key
+      SignedData                  by the generator of the key
         AsymmetricKeyPackage      the PKCS#8 (RFC 5958)
 
 Only the writing half is here; any CMS reader opens it, for instance `openssl cms -decrypt`.

@@ -11,12 +11,11 @@ the machine counts as one. Any CONNACK is an answer, a refusal too.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 from fleet.config.logs import log_event
-from fleet.domain.device import Model
-from fleet.servers.gateway.upstream import Factory, Upstream
+from fleet.servers.gateway.upstream import Factory, Upstream, UpstreamWrapper
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311, PacketType
@@ -35,26 +34,19 @@ class BrokerSilent(OSError):
     """The broker does not answer."""
 
 
-class LiveUpstream:
+class LiveUpstream(UpstreamWrapper):
     """`upstream`, and whether it answers. Implements Upstream."""
 
     def __init__(self, upstream: Upstream, *, probe_seconds: float = PROBE_SECONDS) -> None:
         self.on_silent: Callable[[], None] = lambda: None
         """Called when it stops answering, though it accepts connections."""
-        self._upstream, self._probe_seconds = upstream, probe_seconds
+        super().__init__(upstream)
+        self._probe_seconds = probe_seconds
         self._unanswered = 0
         self._is_refused = False  # the last connection: nobody listens
         self._is_logged = False
         self._session: _ProbeSession | None = None
         self._connecting: asyncio.Task[None] | None = None
-
-    @property
-    def speaks_v5(self) -> bool:
-        return self._upstream.speaks_v5
-
-    @property
-    def user_is_model(self) -> bool:
-        return self._upstream.user_is_model
 
     def answers(self) -> bool:
         """Whether it has answered within the last few seconds."""
@@ -69,15 +61,6 @@ class LiveUpstream:
         if self.is_silent():
             raise BrokerSilent("The broker does not answer.")
         await self._upstream.connect(factory)
-
-    async def set_models(self, models: Sequence[Model]) -> None:
-        await self._upstream.set_models(models)
-
-    def describe(self) -> str:
-        return self._upstream.describe()
-
-    async def close(self) -> None:
-        await self._upstream.close()
 
     async def run(self) -> None:
         """Ask every second, until cancelled."""

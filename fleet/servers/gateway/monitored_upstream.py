@@ -9,37 +9,29 @@ is probed every few seconds. Meanwhile the gateway stays open and refuses each d
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
 from fleet.config.logs import log_event
 from fleet.config.timestamps import rfc3339
-from fleet.domain.device import Model
-from fleet.servers.gateway.upstream import External, Factory, Upstream
+from fleet.servers.gateway.upstream import External, Factory, Upstream, UpstreamWrapper
 
 log = logging.getLogger("fleet.broker")
 
 PROBE_SECONDS = 5.0  # a refused agent also retries within seconds
 
 
-class MonitoredUpstream:
+class MonitoredUpstream(UpstreamWrapper):
     """`upstream` and its reachability. Implements Upstream."""
 
     def __init__(
         self, upstream: Upstream, *, clock: Callable[[], datetime], probe_seconds: float = PROBE_SECONDS
     ) -> None:
-        self._upstream, self._clock, self._probe_seconds = upstream, clock, probe_seconds
+        super().__init__(upstream)
+        self._clock, self._probe_seconds = clock, probe_seconds
         self._is_reachable: bool | None = None  # unknown
         self._since = clock()
         self._unreachable = asyncio.Event()
-
-    @property
-    def speaks_v5(self) -> bool:
-        return self._upstream.speaks_v5
-
-    @property
-    def user_is_model(self) -> bool:
-        return self._upstream.user_is_model
 
     async def connect(self, factory: Factory) -> None:
         try:
@@ -48,15 +40,6 @@ class MonitoredUpstream:
             self._on_failure(error)
             raise
         self._on_success()
-
-    async def set_models(self, models: Sequence[Model]) -> None:
-        await self._upstream.set_models(models)
-
-    def describe(self) -> str:
-        return self._upstream.describe()
-
-    async def close(self) -> None:
-        await self._upstream.close()
 
     def status(self) -> dict[str, object]:
         """JSON value for `GET /v1/status`."""

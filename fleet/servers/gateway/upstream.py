@@ -34,6 +34,33 @@ class Upstream(Protocol):
         """Stop the broker if we run it. Safe to call twice."""
 
 
+class UpstreamWrapper:
+    """An Upstream around another, of which it changes what a subclass overrides."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    @property
+    def speaks_v5(self) -> bool:
+        return self._upstream.speaks_v5
+
+    @property
+    def user_is_model(self) -> bool:
+        return self._upstream.user_is_model
+
+    async def connect(self, factory: Factory) -> None:
+        await self._upstream.connect(factory)
+
+    async def set_models(self, models: Sequence[Model]) -> None:
+        await self._upstream.set_models(models)
+
+    def describe(self) -> str:
+        return self._upstream.describe()
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+
 class UnixUpstream:
     """A broker on a Unix socket of this machine."""
 

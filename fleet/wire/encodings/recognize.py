@@ -1,6 +1,7 @@
 """What a file holds, by its content alone: names and suffixes lie.
 
-DER is told apart by the tags of its first two levels, which is enough: each kind begins in its own way.
+The kind of a DER file is recognized by the tags of its first two levels, which is enough: each kind begins in its own
+way.
 """
 
 import enum
