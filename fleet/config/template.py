@@ -39,6 +39,28 @@ upstream = {upstream}
 # Maximum number of live MQTT sessions; each takes two file descriptors.
 sessions_max = {sessions_max}
 
+[mqtt]
+# Limits of MQTT sessions; sizes in bytes. A model may lower two of them: `fleet model set --help`.
+# A CONNECT, whose sender has proved a certificate of the fleet by then. A will alone may have 65535 bytes.
+connect_size_max = {connect_size_max}
+# Any other packet, in either direction; one that is not a PUBLISH has at most 65536.
+packet_size_max = {packet_size_max}
+# Topic filters in one SUBSCRIBE or UNSUBSCRIBE; beyond it the session closes.
+filters_per_packet_max = {filters_per_packet_max}
+# Of one device, as long as the broker keeps its session: filters, their bytes, and their levels, each of which takes
+# memory of the broker. Beyond it a filter is refused (0x97).
+filters_per_device_max = {filters_per_device_max}
+filter_bytes_per_device_max = {filter_bytes_per_device_max}
+filter_levels_per_device_max = {filter_levels_per_device_max}
+# QoS 2 messages not released by PUBREL: of one device, and of all.
+in_flight_bytes_per_device_max = {in_flight_bytes_per_device_max}
+in_flight_bytes_max = {in_flight_bytes_max}
+# What our own mosquitto keeps for a client that is offline or does not read: messages, and bytes of QoS 1 and 2; and
+# bytes that it has sent and that are not acknowledged. It has 268435456 for all clients.
+queued_messages_per_device_max = {queued_messages_per_device_max}
+queued_bytes_per_device_max = {queued_bytes_per_device_max}
+unacknowledged_bytes_per_device_max = {unacknowledged_bytes_per_device_max}
+
 [limits]
 # A handshake that takes longer is aborted.
 handshake_seconds_max = {handshake_seconds_max}

@@ -28,6 +28,7 @@ from fleet.runtime.jobs.audit_sealing import sealing_audit
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
+from fleet.runtime.mqtt_limits import mqtt_limits
 from fleet.servers.gateway.broker_process import OwnBroker
 from fleet.servers.gateway.broker_restart import restart_when_hung
 from fleet.servers.gateway.brokers import start_upstream
@@ -98,7 +99,8 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
             await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home))),
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
-        upstream = await start_upstream(settings.upstream, home.run, await registry.models())
+        models = await registry.models()
+        upstream = await start_upstream(settings.upstream, home.run, models, mqtt_limits(settings))
         parts.push_async_callback(upstream.close)
         if isinstance(upstream, OwnBroker):
             restarting = restart_when_hung(upstream, upstream.process)

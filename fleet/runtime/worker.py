@@ -31,13 +31,13 @@ from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import NAMES, open_listener, with_addresses
+from fleet.runtime.mqtt_limits import mqtt_limits
 from fleet.runtime.signals import Signals
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
-from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.live_upstream import LiveUpstream
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.upstream import Upstream
@@ -111,10 +111,9 @@ async def run_worker(
         monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
         if monitored is not None:
             await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
-        limits = Limits(sessions_max=settings.sessions_max)
         live = LiveUpstream(monitored or upstream)
         await parts.enter_async_context(background(live.run(), "the broker's probe"))
-        gateway = Gateway(registry, live, clock=clock, limits=limits, purges=not slot.is_shared)
+        gateway = Gateway(registry, live, clock=clock, limits=mqtt_limits(settings), purges=not slot.is_shared)
         live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))

@@ -6,6 +6,7 @@ import pytest
 
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.relay import Relay
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connack, encode_connack
@@ -21,19 +22,27 @@ from tests.mqtt_packets import Publish, encode_publish
 POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"), retain=True)
 NARROW = TopicPolicy(publish=("up/a",), subscribe=("down/a",))
 SIZE_MAX = 300_000
+LIMITS = Limits(packet_size_max=SIZE_MAX)
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
 
 class RelayHarness:
     """A relay with what it has written and noted."""
 
-    def __init__(self, version: int, policy: TopicPolicy = POLICY, *, greeted: bool = True) -> None:
+    def __init__(
+        self,
+        version: int,
+        policy: TopicPolicy = POLICY,
+        *,
+        greeted: bool = True,
+        limits: Limits = LIMITS,
+    ) -> None:
         self.version = version
         self.to_broker = bytearray()
         self.to_device = bytearray()
         self.writes = 0
         self.notes: list[tuple[str, str, str]] = []
-        self.relay = Relay(version, policy, self._broker, self._device, self._note, SIZE_MAX)
+        self.relay = Relay(version, policy, self._broker, self._device, self._note, limits)
         if greeted:
             self.relay.from_broker(encode_connack(Connack(False, 0), version))
             self.to_device.clear()

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
-from fleet.servers.gateway import close_reasons, in_flight
+from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.in_flight import (
-    DEVICE_BYTES_MAX,
     MESSAGE_BYTES,
     SHARE_BYTES,
-    TOTAL_BYTES_MAX,
     InFlight,
     InFlightTotal,
 )
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.relay import TOO_MUCH_IN_FLIGHT
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
@@ -44,7 +43,7 @@ def test_a_single_message_may_be_of_any_size() -> None:
 
 def test_up_to_the_limit_of_a_device_and_one_past_it() -> None:
     held = InFlight(InFlightTotal())
-    size = DEVICE_BYTES_MAX // 4 - MESSAGE_BYTES
+    size = DEFAULT_LIMITS.in_flight_bytes_per_device_max // 4 - MESSAGE_BYTES
     assert [held.add(number, size) for number in range(1, 6)] == [True, True, True, True, False]
 
 
@@ -53,8 +52,8 @@ def test_the_sum_over_devices() -> None:
     filled = 0
     while InFlight(total).add(1, 4_000_000):
         filled += 1
-    assert filled == TOTAL_BYTES_MAX // (4_000_000 + MESSAGE_BYTES)
-    assert total.bytes <= TOTAL_BYTES_MAX
+    assert filled == DEFAULT_LIMITS.in_flight_bytes_max // (4_000_000 + MESSAGE_BYTES)
+    assert total.bytes <= DEFAULT_LIMITS.in_flight_bytes_max
     small = InFlight(total)
     assert all(small.add(number, 1_000) for number in range(1, SHARE_BYTES // (1_000 + MESSAGE_BYTES) + 1))
     assert not small.add(1_000, 4_000_000)
@@ -88,9 +87,8 @@ def test_which_sessions_outlive_their_connection(connect: Connect, outlives: boo
 
 
 @pytest.mark.parametrize("payload", [PAYLOAD, LONG])
-def test_over_the_limit_it_is_refused_and_the_session_goes_on(payload: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", len(payload) + 1_000)
-    h = RelayHarness(V5)
+def test_over_the_limit_it_is_refused_and_the_session_goes_on(payload: bytes) -> None:
+    h = RelayHarness(V5, limits=Limits(in_flight_bytes_per_device_max=len(payload) + 1_000))
     first = h.publish("up/t", 2, 1, payload)
     assert h.relay.from_device(first) is None
     assert h.relay.from_device(h.publish("up/t", 2, 2, payload)) is None
@@ -130,9 +128,8 @@ def test_deliveries_are_not_counted(version: int) -> None:
     assert not h.relay.in_flight
 
 
-def test_311_has_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", 40_000)
-    h = RelayHarness(V311)
+def test_311_has_no_refusal() -> None:
+    h = RelayHarness(V311, limits=Limits(in_flight_bytes_per_device_max=40_000))
     h.relay.from_device(h.publish("up/t", 2, 1, PAYLOAD))
     assert h.ends(h.publish("up/t", 2, 2, PAYLOAD)) is close_reasons.QUOTA
 
@@ -146,12 +143,9 @@ async def _live(h: GatewayHarness, wire: Wire, connect: Connect, *, present: boo
     return side
 
 
-async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(in_flight, "DEVICE_BYTES_MAX", 40_000)
+async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(tmp_path: Path) -> None:
     persistent = Connect(V5, "cam-1", clean=False, properties=((Property.SESSION_EXPIRY_INTERVAL, 600),))
-    async with open_gateway(tmp_path) as h:
+    async with open_gateway(tmp_path, limits=Limits(in_flight_bytes_per_device_max=40_000)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         relay = RelayHarness(V5)
         for packet_id, present, reason in ((1, False, 0), (2, True, Reason.QUOTA_EXCEEDED), (3, False, 0)):
@@ -167,11 +161,8 @@ async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(
             await side.until_closed()
 
 
-async def test_a_revoked_device_no_longer_counts_for_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(in_flight, "TOTAL_BYTES_MAX", 100_000)
-    async with open_gateway(tmp_path) as h:
+async def test_a_revoked_device_no_longer_counts_for_the_others(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path, limits=Limits(in_flight_bytes_max=100_000)) as h:
         cam, other = await populate(h.registry, "cam-1", "cam-2")
         relay = RelayHarness(V5)
         hoard = b"".join(relay.publish("devices/cam-1/up/t", 2, number, PAYLOAD) for number in (1, 2, 3))

@@ -16,7 +16,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
-from fleet.servers.gateway.kept_filters import LEVELS_MAX
+from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.servers.gateway.relay import RETAIN_REFUSED
 from fleet.services import revocation
@@ -367,7 +367,7 @@ async def test_what_a_device_has_subscribed_to_counts_over_connections(street: S
         granted += codes.count(1)
         assert set(codes) <= {1, 0x97}
         await device.close()
-    assert granted == LEVELS_MAX // 188
+    assert granted == DEFAULT_LIMITS.filter_levels_per_device_max // 188
     device = await street.device(cam, V5)  # a clean start: the broker forgets, and so do we
     assert await device.subscribe(f"devices/cam-1/down/{'/'.join('x' * 183)}") == [1]
 

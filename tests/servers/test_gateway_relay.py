@@ -5,7 +5,7 @@ import pytest
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.kept_filters import FILTER_BYTES_MAX, FILTERS_MAX
+from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
 from fleet.servers.gateway.relay import RETAIN_REFUSED, TOPIC_REFUSED, Relay
 from fleet.servers.gateway.subscriptions import PENDING_MAX
@@ -91,7 +91,8 @@ def test_filters_held_are_bounded() -> None:
 
 
 def test_64_kib_of_filters_are_held() -> None:
-    assert (FILTERS_MAX, FILTER_BYTES_MAX, PENDING_MAX) == (1_000, 65_536, 64)
+    limits = DEFAULT_LIMITS
+    assert (limits.filters_per_device_max, limits.filter_bytes_per_device_max, PENDING_MAX) == (1_000, 65_536, 64)
     long, rest = "down/" + "x" * 64_995, "down/" + "y" * 531  # 65,000 and 536 bytes
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest) * 2)
@@ -243,7 +244,7 @@ def test_refused_deliveries_are_noted() -> None:
 
 def test_only_refusals_are_answered() -> None:
     written = bytearray()
-    relay = Relay(V5, NARROW, written.extend, written.extend, lambda *_: None, SIZE_MAX)
+    relay = Relay(V5, NARROW, written.extend, written.extend, lambda *_: None, DEFAULT_LIMITS)
     assert (relay.connack, relay.closing, relay.answers) == (None, None, 0)
     relay.from_device(encode_publish(Publish("up/a", b"x", 1, 6), V5))
     assert relay.answers == 0

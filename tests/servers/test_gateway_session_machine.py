@@ -30,6 +30,7 @@ from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, encode_connect, refusal
+from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
 from tests.mqtt_packets import Publish, encode_publish
@@ -408,7 +409,7 @@ async def test_connect_in_pieces_and_nothing_else_first() -> None:
     assert not bench.device.reading
     await bench.finish()
     bench = Bench()
-    bench.session.data_received(b"\x10" + (CONNECT_SIZE_MAX + 1).to_bytes(1 + 1, "big"))
+    bench.session.data_received(b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1))
     assert bench.session.phase is not Phase.ADMITTING
 
 

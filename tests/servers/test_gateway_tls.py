@@ -1,6 +1,7 @@
 """The gateway behind the real TLS listener: who is who by the handshake alone, with paho too."""
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
-from fleet.wire.mqtt.connect import Connect, decode_connect, encode_connect
+from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
 from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
@@ -116,6 +117,18 @@ async def test_no_certificate_of_ours_no_word(street: Street, name: str | None) 
         wire = await street.dial(name)
         wire.send(encode_connect(Connect(V311, "cam-1")))
         await wire.packet()
+    assert street.harness.gateway.sessions == 0
+
+
+@pytest.mark.parametrize("name", ["foreign", None])
+async def test_nothing_that_a_stranger_sends_reaches_a_session(street: Street, name: str | None) -> None:
+    # In TLS 1.3 it may send a large CONNECT with its handshake.
+    will = Will("devices/cam-1/up/gone", bytes(65_000))
+    with contextlib.suppress(OSError):
+        wire = await street.dial(name)
+        wire.send(encode_connect(Connect(V311, "cam-1", will=will)))
+        await wire.until_closed()
+    assert street.harness.gateway.stats == {}
     assert street.harness.gateway.sessions == 0
 
 

@@ -105,7 +105,7 @@ def test_garbage_never_raises_anything_else(data: bytes) -> None:
 
 
 def test_the_limits_before_and_after_connect() -> None:
-    assert CONNECT_SIZE_MAX == 16_384
+    assert CONNECT_SIZE_MAX == 131_072
     assert PACKET_SIZE_MAX == 16_777_216
     assert PacketReader().size_max == 268_435_455
 

@@ -17,11 +17,14 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway.broker_process import OwnBroker
 from fleet.servers.gateway.embedded import Embedded
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upstream
 
 
-async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model]) -> Upstream:
+async def start_upstream(
+    broker: Broker, run_dir: Path, models: Sequence[Model], limits: Limits = DEFAULT_LIMITS
+) -> Upstream:
     """The Upstream for `broker`, started and ready when we run it. `run_dir` holds its socket and files.
 
     Raises: Invalid (`no-mosquitto`). OSError, TimeoutError: it did not start.
@@ -32,7 +35,7 @@ async def start_upstream(broker: Broker, run_dir: Path, models: Sequence[Model])
         return SocketUpstream(Path(broker.path))
     program = None if broker.kind is BrokerKind.EMBEDDED else mosquitto_program()
     if program is not None:
-        return await Mosquitto.start(program, run_dir, models)
+        return await Mosquitto.start(program, run_dir, models, limits)
     if broker.kind is BrokerKind.MOSQUITTO:
         raise Invalid("no-mosquitto", "mosquitto is not installed.", "Install it, or use --upstream embedded.")
     return await Embedded.start(run_dir)

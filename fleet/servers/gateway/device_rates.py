@@ -17,6 +17,7 @@ from fleet.domain.model_rules import MqttRules
 from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause
 from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 
 OVER_SECONDS_MAX = 30.0
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
@@ -95,10 +96,10 @@ class Budget:
 class Budgets:
     """By device id. Only a budget that is full and not in use is forgotten: nobody loses his debts to a newcomer."""
 
-    def __init__(self, devices_max: int) -> None:
+    def __init__(self, devices_max: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self._devices_max = devices_max
         self._budgets: dict[str, Budget] = {}
-        self._in_flight = InFlightTotal()
+        self._in_flight = InFlightTotal(limits)
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:

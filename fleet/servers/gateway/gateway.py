@@ -68,8 +68,8 @@ class Gateway:
             registry, self._on_event, self.limits.feed_silence_seconds_max, self._on_events_missed
         )
         self._revoked = RevokedCache()
-        self._kept_filters = KeptFilters()
-        self._budgets = Budgets(2 * self.limits.sessions_max)
+        self._kept_filters = KeptFilters(self.limits)
+        self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._tasks: set[asyncio.Task[None]] = set()
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
         self._applying = asyncio.Lock()  # in order of the events: the last model counts

@@ -4,19 +4,20 @@ The broker holds each in memory, with a persistent session over connections, and
 QoS 1 needs no such limit: the broker passes a message on at once, and what it has not read yet blocks its sender.
 """
 
-DEVICE_BYTES_MAX = 4_194_304  # held for one device, unless it is a single message
-TOTAL_BYTES_MAX = 67_108_864  # held for all devices: a quarter of what our own mosquitto has
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+
 SHARE_BYTES = 65_536  # a device that holds no more than this is not refused for what others hold
 MESSAGE_BYTES = 512  # of the broker's memory for a message besides its bytes
 
 
 class InFlightTotal:
-    """What the broker holds for all devices."""
+    """What the broker holds for all devices, and the limits of it."""
 
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "limits")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.bytes = 0
+        self.limits = limits
 
 
 class InFlight:
@@ -40,9 +41,10 @@ class InFlight:
         growth = size + MESSAGE_BYTES - before
         held = self._bytes + growth
         alone = self._bytes == before
-        if held > DEVICE_BYTES_MAX and not alone:
+        limits = self._total.limits
+        if held > limits.in_flight_bytes_per_device_max and not alone:
             return False
-        if held > SHARE_BYTES and growth > 0 and self._total.bytes + growth > TOTAL_BYTES_MAX:
+        if held > SHARE_BYTES and growth > 0 and self._total.bytes + growth > limits.in_flight_bytes_max:
             return False
         self._sizes[packet_id] = size + MESSAGE_BYTES
         self._grow(growth)

@@ -8,18 +8,18 @@ subscribed to since the broker last had no session of it.
 from collections import OrderedDict
 from collections.abc import Iterator
 
-FILTERS_MAX = 1_000  # kept for a device: each is checked again when the policy changes
-FILTER_BYTES_MAX = 65_536  # of all of them together
-LEVELS_MAX = 4_000  # of all of them together: 2.4 MB of mosquitto's memory
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+
 DEVICES_MAX = 100_000
 
 
 class FilterSet:
     """The filters of one device."""
 
-    __slots__ = ("_bytes", "_filters", "_levels")
+    __slots__ = ("_bytes", "_filters", "_levels", "_limits")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self._filters: set[str] = set()
         self._bytes = self._levels = 0
 
@@ -31,7 +31,12 @@ class FilterSet:
         if topic_filter in self._filters:
             return True
         size, levels = self._bytes + len(topic_filter), self._levels + topic_filter.count("/") + 1
-        if len(self._filters) >= FILTERS_MAX or size > FILTER_BYTES_MAX or levels > LEVELS_MAX:
+        limits = self._limits
+        if (
+            len(self._filters) >= limits.filters_per_device_max
+            or size > limits.filter_bytes_per_device_max
+            or levels > limits.filter_levels_per_device_max
+        ):
             return False
         self._filters.add(topic_filter)
         self._bytes, self._levels = size, levels
@@ -52,11 +57,12 @@ class FilterSet:
 class KeptFilters:
     """By device id. The device that connected longest ago is forgotten first: it then starts at nothing again."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self._devices: OrderedDict[str, FilterSet] = OrderedDict()
 
     def of_device(self, device_id: str) -> FilterSet:
-        found = self._devices.setdefault(device_id, FilterSet())
+        found = self._devices.setdefault(device_id, FilterSet(self._limits))
         self._devices.move_to_end(device_id)
         if len(self._devices) > DEVICES_MAX:
             self._devices.popitem(last=False)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_MAX
+from fleet.wire.mqtt.subscribe import FILTERS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,5 +24,27 @@ class Limits:
     """For a device that does not read: meanwhile the broker queues its messages in memory."""
     feed_silence_seconds_max: float = 10.0
     """For the registry's feed to be down, before no new sessions are admitted."""
+    connect_size_max: int = CONNECT_SIZE_MAX
+    """Remaining length of a CONNECT. Its sender has proved a certificate of the fleet, but is not admitted yet."""
     packet_size_max: int = PACKET_SIZE_MAX
-    """Remaining length of a PUBLISH after CONNECT."""
+    """Remaining length of a packet after CONNECT; of any other than PUBLISH never more than HOLD_SIZE_MAX."""
+    filters_per_packet_max: int = FILTERS_MAX
+    filters_per_device_max: int = 1_000
+    """Kept for a device over connections: each is checked again when the policy changes."""
+    filter_bytes_per_device_max: int = 65_536
+    """Of all of them together."""
+    filter_levels_per_device_max: int = 4_000
+    """Of all of them together: 2.4 MB of mosquitto's memory."""
+    in_flight_bytes_per_device_max: int = 4_194_304
+    """QoS 2 messages not released by one device, unless it is a single one."""
+    in_flight_bytes_max: int = 67_108_864
+    """Those of all devices: a quarter of what our own mosquitto has."""
+    queued_messages_per_device_max: int = 2_000
+    """Messages that our own mosquitto keeps for a client that is offline or does not read."""
+    queued_bytes_per_device_max: int = 16_777_216
+    """The bytes of those of QoS 1 and 2."""
+    unacknowledged_bytes_per_device_max: int = 16_777_216
+    """Of QoS 1 and 2 that our own mosquitto has sent to a client, and that are not acknowledged."""
+
+
+DEFAULT_LIMITS = Limits()

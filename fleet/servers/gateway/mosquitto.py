@@ -18,13 +18,14 @@ import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from fleet.config.logs import log_event
 from fleet.domain.device import Model
 from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.private_socket import private_directory
-from fleet.wire.mqtt.reader import PACKET_SIZE_MAX
 
 log = logging.getLogger("fleet.broker")
 
@@ -46,14 +47,14 @@ CONFIG_TEXT = f"""\
 {{user}}listener 0 {SOCKET}
 allow_anonymous true
 acl_file {ACL}
-max_packet_size {PACKET_SIZE_MAX}
+max_packet_size {{packet_size_max}}
 # Messages queue for a client that is offline, or does not read: limited for each client. Beyond it, the newest of an
 # offline client and all of QoS 0 are dropped, and other clients do not notice.
 # So is what is sent and not acknowledged: by bytes as well, or a hundred messages of 16 MiB fill the memory.
 max_inflight_messages 100
-max_inflight_bytes 16777216
-max_queued_messages 2000
-max_queued_bytes 16777216
+max_inflight_bytes {{unacknowledged_bytes_per_device_max}}
+max_queued_messages {{queued_messages_per_device_max}}
+max_queued_bytes {{queued_bytes_per_device_max}}
 # The last line of defense: beyond it clients are disconnected, before this machine runs out of memory.
 memory_limit {MEMORY_MAX}
 persistence true
@@ -89,13 +90,15 @@ class Mosquitto(OwnBroker):
         self.process.recover = self._set_database_aside
 
     @classmethod
-    async def start(cls, program: str, run_dir: Path, models: Sequence[Model]) -> "Mosquitto":
+    async def start(
+        cls, program: str, run_dir: Path, models: Sequence[Model], limits: Limits = DEFAULT_LIMITS
+    ) -> "Mosquitto":
         """Returns when it accepts connections. Raises: OSError, TimeoutError."""
         broker = cls(program, private_directory(run_dir))
         if os.geteuid() == 0:
             note = "mosquitto runs as root: run fleet serve as a user of its own"
             log_event(log, logging.WARNING, "broker.root", note=note)
-        broker._write(CONFIG, config_text())
+        broker._write(CONFIG, config_text(limits))
         broker._acl = acl_text(models)
         broker._write(ACL, broker._acl)
         await broker.process.start()
@@ -174,10 +177,10 @@ class Mosquitto(OwnBroker):
         fresh.replace(self._run_dir / name)
 
 
-def config_text() -> str:
+def config_text(limits: Limits = DEFAULT_LIMITS) -> str:
     """mosquitto.conf. As root it would drop to the user mosquitto, who can't enter our directory."""
     user = f"user {pwd.getpwuid(0).pw_name}\n" if os.geteuid() == 0 else ""
-    return CONFIG_TEXT.format(user=user)
+    return CONFIG_TEXT.format(user=user, **asdict(limits))
 
 
 def acl_text(models: Iterable[Model]) -> str:

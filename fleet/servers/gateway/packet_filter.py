@@ -81,8 +81,8 @@ class PacketFilter:
     """After `stop` all input is discarded."""
 
     __slots__ = (
-        "_dropping", "_handler", "_held", "_id_size", "_injected", "_kinds", "_left", "_need", "_size_max", "_stopped",
-        "_topics", "_v5", "_write", "packets",
+        "_dropping", "_handler", "_held", "_id_size", "_injected", "_kinds", "_left", "_need", "_stopped", "_topics",
+        "_v5", "_write", "packets", "size_max",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +92,8 @@ class PacketFilter:
         self._v5 = version == V5
         self._handler = handler
         self._write = write
-        self._size_max = size_max
+        self.size_max = size_max
+        """Limit of the remaining length; may be changed at any time."""
         self._topics: dict[bytes, bool] = {}
         self._held = bytearray()  # the start of an incomplete packet
         self._need = 0  # bytes at which it is processed again
@@ -177,7 +178,7 @@ class PacketFilter:
                         need = end - pos + 1
                         break
                     size, body = head
-                    if size > (self._size_max if kind <= _PUBLISH_ASKED else HOLD_SIZE_MAX):
+                    if size > self.size_max or (size > HOLD_SIZE_MAX and kind > _PUBLISH_ASKED):
                         raise CloseSession(TOO_LARGE)
                 stop = body + size
                 if stop > end:

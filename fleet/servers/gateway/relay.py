@@ -16,6 +16,7 @@ from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
@@ -43,7 +44,7 @@ Note = Callable[[str, str, str], None]
 
 class Relay:
     def __init__(
-        self, version: int, policy: TopicPolicy, to_broker: Write, to_device: Write, note: Note, size_max: int
+        self, version: int, policy: TopicPolicy, to_broker: Write, to_device: Write, note: Note, limits: Limits
     ) -> None:
         self.version = version
         self.policy = policy
@@ -56,12 +57,12 @@ class Relay:
         """Set by a packet that is its side's last: DISCONNECT, or a CONNACK that refuses."""
         self.answers = 0
         """Packets injected so far in answer to either side."""
-        self.subscriptions = Subscriptions(version)
-        self.in_flight = InFlight(InFlightTotal())
+        self.subscriptions = Subscriptions(version, limits)
+        self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
         self._explains = True
         self._devices_size_max: int | None = None
-        self.size_max = size_max
+        size_max = limits.packet_size_max
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
 
@@ -243,7 +244,8 @@ class _BrokerHandler(_Handler):
             return None
         # No topic aliases: without that property the maximum is 0 (3.2.2.3.8). Our own packet size limit is announced.
         brokers_max = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
-        size_max = min(brokers_max, relay.size_max) if isinstance(brokers_max, int) else relay.size_max
+        size_max = relay.to_broker.size_max
+        size_max = min(brokers_max, size_max) if isinstance(brokers_max, int) else size_max
         kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
         properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max))
         if not relay.policy.retain:

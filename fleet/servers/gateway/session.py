@@ -38,7 +38,7 @@ from fleet.wire.mqtt.connect import (
     silence_max,
 )
 from fleet.wire.mqtt.properties import Property, value_of
-from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
+from fleet.wire.mqtt.reader import PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
 EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
@@ -63,7 +63,7 @@ class Session(asyncio.Protocol):
         self._opened_at = self._loop.time()
         self._timers = Timers(self._loop)
         self._heard_at = self._opened_at
-        self._reader = PacketReader(CONNECT_SIZE_MAX)
+        self._reader = PacketReader(context.limits.connect_size_max)
         self._version: int | None = None  # of the packets to the device; None before CONNECT
         self._policy_outdated = False  # a model has changed since the last admission began
         self._device: FlowControlledTransport  # from connection_made, which is the first event
@@ -258,8 +258,8 @@ class Session(asyncio.Protocol):
     def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
         self._enter(Phase.AWAITING_CONNACK)
         self.admission = admission
-        size_max = self._context.limits.packet_size_max
-        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, size_max)
+        limits = self._context.limits
+        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, limits)
         self._relay.rules = admission.rules
         self._relay.reads_reasons(connect)
         budget = self._context.budget(admission, connect)

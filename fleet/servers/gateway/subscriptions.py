@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, CloseSession
 from fleet.servers.gateway.kept_filters import FilterSet
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -38,17 +39,18 @@ class Verdict:
 class Subscriptions:
     """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
 
-    __slots__ = ("_pending", "_version", "filters")
+    __slots__ = ("_pending", "_per_packet_max", "_version", "filters")
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self._version = version
-        self.filters = FilterSet()
+        self._per_packet_max = limits.filters_per_packet_max
+        self.filters = FilterSet(limits)
         """What the broker may hold for the device."""
         self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
         """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many await their SUBACK."""
-        asked = decode_subscribe(body, self._version)
+        asked = decode_subscribe(body, self._version, self._per_packet_max)
         codes = tuple(self._code(subscription, policy) for subscription in asked.subscriptions)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
         self._pending.pop(asked.packet_id, None)
@@ -77,7 +79,7 @@ class Subscriptions:
 
     def unsubscribe(self, body: bytes) -> None:
         """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
-        for topic_filter in decode_unsubscribe(body, self._version).filters:
+        for topic_filter in decode_unsubscribe(body, self._version, self._per_packet_max).filters:
             self.filters.discard(topic_filter)
 
     def forget_all(self) -> None:

@@ -11,7 +11,7 @@ from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.mqtt.codes import PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import VARINT_MAX, encode_packet
 
-CONNECT_SIZE_MAX = 16_384  # client id and user name of 64, a will of some KiB, properties; before authentication
+CONNECT_SIZE_MAX = 131_072  # a will of 65,535 bytes, and as much again for its topic, user name, password, properties
 PACKET_SIZE_MAX = 16 * 1024 * 1024  # after CONNECT: a firmware image in one message is possible, a gigabyte is not
 
 

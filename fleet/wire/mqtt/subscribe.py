@@ -43,7 +43,7 @@ class Unsubscribe:
     properties: Properties = ()
 
 
-def decode_subscribe(body: bytes, version: int) -> Subscribe:
+def decode_subscribe(body: bytes, version: int, filters_max: int = FILTERS_MAX) -> Subscribe:
     """Filters are well-formed UTF-8; whether they are topic filters is for `topics.is_topic_filter` to check.
 
     Raises: Malformed, TooLarge.
@@ -56,7 +56,7 @@ def decode_subscribe(body: bytes, version: int) -> Subscribe:
         if options & 3 == 3 or options & (0xC0 if version == V5 else 0xFC) or options & 0x30 == 0x30:
             raise Malformed("A subscription has invalid options.")
         found.append(Subscription(topic_filter, options))
-        _count(found)
+        _count(found, filters_max)
     # [MQTT-3.8.3-3] of 3.1.1, [MQTT-3.8.3-2] of 5.0
     if not found:
         raise Malformed("A SUBSCRIBE has no topic filter.")
@@ -80,13 +80,13 @@ def encode_suback(suback: Suback, version: int) -> bytes:
     return encode_packet(SUBACK, _encoded_head(suback, version) + bytes(suback.codes))
 
 
-def decode_unsubscribe(body: bytes, version: int) -> Unsubscribe:
+def decode_unsubscribe(body: bytes, version: int, filters_max: int = FILTERS_MAX) -> Unsubscribe:
     """Raises: Malformed, TooLarge."""
     packet_id, properties, fields = _head(body, version)
     found = []
     while fields.left:
         found.append(fields.string())
-        _count(found)
+        _count(found, filters_max)
     # [MQTT-3.10.3-2]
     if not found:
         raise Malformed("An UNSUBSCRIBE has no topic filter.")
@@ -108,6 +108,6 @@ def _encoded_head(packet: Subscribe | Suback, version: int) -> bytes:
     return encode_integer(packet.packet_id, 2) + properties
 
 
-def _count(found: list[Subscription] | list[str]) -> None:
-    if len(found) > FILTERS_MAX:
-        raise TooLarge(f"A packet has more than {FILTERS_MAX} topic filters.")
+def _count(found: list[Subscription] | list[str], filters_max: int) -> None:
+    if len(found) > filters_max:
+        raise TooLarge(f"A packet has more than {filters_max} topic filters.")

@@ -1,0 +1,243 @@
+"""Every limit of `[mqtt]` at its edge, and one past it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fleet.config.settings import READERS, Settings, SettingsError, parse_settings
+from fleet.runtime.mqtt_limits import mqtt_limits
+from fleet.servers.gateway import Limits, close_reasons
+from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
+from fleet.servers.gateway.kept_filters import FilterSet
+from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, config_text, mosquitto_program
+from fleet.wire.errors import TooLarge
+from fleet.wire.mqtt.codes import V5, V311, PacketType
+from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
+from fleet.wire.mqtt.properties import Property, value_of
+from fleet.wire.mqtt.subscribe import Unsubscribe
+from tests.mqtt_packets import encode_unsubscribe
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, populate
+from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
+from tests.servers.paho_client import Paho
+
+BOUNDS = {
+    "connect_size_max": (1_024, 262_144),
+    "packet_size_max": (524_288, 67_108_864),
+    "filters_per_packet_max": (1, 10_000),
+    "filters_per_device_max": (1, 100_000),
+    "filter_bytes_per_device_max": (64, 16_777_216),
+    "filter_levels_per_device_max": (1, 100_000),
+    "in_flight_bytes_per_device_max": (1_024, 67_108_864),
+    "in_flight_bytes_max": (1_024, 134_217_728),
+    "queued_messages_per_device_max": (1, 100_000),
+    "queued_bytes_per_device_max": (1_024, 67_108_864),
+    "unacknowledged_bytes_per_device_max": (1_024, 67_108_864),
+}
+
+
+# fleet.toml
+
+
+def test_settings_and_limits_have_the_same_defaults() -> None:
+    assert mqtt_limits(Settings()) == Limits()
+    assert BOUNDS.keys() == READERS["mqtt"].keys()
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+def test_bounds_of_each_setting(key: str) -> None:
+    least, most = BOUNDS[key]
+    for value in (least, most):
+        assert getattr(mqtt_limits(parse_settings(f"[mqtt]\n{key} = {value}\n", Path("x"))), key) == value
+    for wrong in (least - 1, most + 1, "true", "1.5", '"1"'):
+        with pytest.raises(SettingsError, match=rf"x, line 3: mqtt\.{key} must be a whole number") as caught:
+            parse_settings(f"[mqtt]\n\n{key} = {wrong}\n", Path("x"))
+        assert str(least) in caught.value.problem
+        assert str(most) in caught.value.problem
+
+
+def test_our_broker_gets_its_part() -> None:
+    lines = config_text(
+        Limits(
+            packet_size_max=600_000,
+            queued_messages_per_device_max=11,
+            queued_bytes_per_device_max=2_222,
+            unacknowledged_bytes_per_device_max=3_333,
+        )
+    ).splitlines()
+    assert {"max_packet_size 600000", "max_queued_messages 11", "max_queued_bytes 2222"} < set(lines)
+    assert "max_inflight_bytes 3333" in lines
+
+
+# CONNECT
+
+
+def connect_of(size: int, version: int) -> bytes:
+    """A CONNECT of this remaining length, with a will of 60,000 bytes."""
+    will = Will("devices/cam-1/up/gone", bytes(60_000), 1)
+
+    def made(password: int) -> bytes:
+        return encode_connect(Connect(version, "cam-1", will=will, username="u", password=bytes(password)))
+
+    packet = made(size - (len(made(0)) - 4))
+    assert len(packet) == size + 4
+    return packet
+
+
+@VERSIONS
+async def test_a_connect_at_the_limit_and_one_past_it(tmp_path: Path, version: int) -> None:
+    async with open_gateway(tmp_path, limits=Limits(connect_size_max=70_000)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(connect_of(70_000, version))
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        assert (await side.packet()).type is PacketType.CONNECT
+        side.send(encode_connack(Connack(False, 0), version))
+        assert decode_connack((await wire.packet()).body, version).code == 0
+        wire = await h.dial(cam)
+        wire.send(connect_of(70_001, version))
+        assert await wire.until_closed() == []
+        assert h.gateway.stats["mqtt.session.too-large"] == 1
+
+
+# Packets after CONNECT
+
+
+@VERSIONS
+@pytest.mark.parametrize("size_max", [600_000, 2_000])
+def test_a_publish_at_the_limit_and_one_past_it(version: int, size_max: int) -> None:
+    h = RelayHarness(version, limits=Limits(packet_size_max=size_max))
+    head = len(h.publish("up/t", 1, payload=bytes(200))) - 3 - 200
+    packet = h.publish("up/t", 1, payload=bytes(size_max - head))
+    h.relay.from_device(packet)
+    assert h.to_broker == packet
+    assert h.ends(h.publish("up/t", 1, payload=bytes(size_max - head + 1))) is close_reasons.TOO_LARGE
+
+
+def test_no_packet_is_larger_than_a_publish_may_be() -> None:
+    h = RelayHarness(V5, limits=Limits(packet_size_max=2_000))
+    h.relay.from_device(h.subscribe("down/" + "x" * (2_000 - 2 - 1 - 2 - 5 - 1)))
+    assert len(h.to_broker) == 2_000 + 3
+    assert h.ends(h.subscribe("down/" + "x" * (2_001 - 2 - 1 - 2 - 5 - 1))) is close_reasons.TOO_LARGE
+
+
+def test_the_limit_is_announced() -> None:
+    h = RelayHarness(V5, greeted=False, limits=Limits(packet_size_max=600_000))
+    h.relay.from_broker(encode_connack(Connack(False, 0), V5))
+    connack = decode_connack(bytes(h.to_device[2:]), V5)
+    assert value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE) == 600_000
+
+
+# Filters
+
+
+@VERSIONS
+def test_filters_in_a_packet_at_the_limit_and_one_past_it(version: int) -> None:
+    limits = Limits(filters_per_packet_max=3)
+    h = RelayHarness(version, limits=limits)
+    packets = h.subscribe("down/1", "down/2", "down/3") + encode_unsubscribe(Unsubscribe(9, ("a", "b", "c")), version)
+    h.relay.from_device(packets)
+    assert h.to_broker == packets
+    with pytest.raises(TooLarge):
+        h.relay.from_device(h.subscribe("down/1", "down/2", "down/3", "down/3"))
+    with pytest.raises(TooLarge):
+        RelayHarness(version, limits=limits).relay.from_device(
+            encode_unsubscribe(Unsubscribe(9, ("a", "b", "c", "d")), version)
+        )
+
+
+@pytest.mark.parametrize(
+    ("limits", "within", "beyond"),
+    [
+        (Limits(filters_per_device_max=3), ["a", "b", "c"], "d"),
+        (Limits(filter_bytes_per_device_max=70), ["a" * 30, "b" * 40], "c"),
+        (Limits(filter_levels_per_device_max=5), ["a/b/c", "d/#"], "e"),
+    ],
+)
+def test_filters_of_a_device_at_the_limit_and_one_past_it(limits: Limits, within: list[str], beyond: str) -> None:
+    kept = FilterSet(limits)
+    assert all(map(kept.add, within))
+    assert kept.add(within[0])  # again
+    assert not kept.add(beyond)
+    kept.discard(within[0])
+    assert kept.add(beyond)
+
+
+# QoS 2
+
+
+def test_in_flight_at_the_limit_and_one_past_it() -> None:
+    limits = Limits(in_flight_bytes_per_device_max=200_000, in_flight_bytes_max=300_000)
+    held = InFlight(InFlightTotal(limits))
+    assert held.add(1, 100_000 - MESSAGE_BYTES)
+    assert not held.add(2, 100_001 - MESSAGE_BYTES)
+    assert held.add(2, 100_000 - MESSAGE_BYTES)
+    total = InFlightTotal(limits)
+    assert InFlight(total).add(1, 200_000 - MESSAGE_BYTES)
+    assert not InFlight(total).add(1, 100_001 - MESSAGE_BYTES)
+    assert InFlight(total).add(1, 100_000 - MESSAGE_BYTES)
+    assert InFlight(total).add(1, SHARE_BYTES - MESSAGE_BYTES)
+    assert not InFlight(total).add(1, SHARE_BYTES - MESSAGE_BYTES + 1)
+
+
+# A real broker with limits that are not the default
+
+
+PROGRAM = mosquitto_program()
+needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
+
+
+@asynccontextmanager
+async def before_mosquitto(path: Path, limits: Limits) -> AsyncIterator[tuple[GatewayHarness, Mosquitto]]:
+    assert PROGRAM is not None
+    broker = await Mosquitto.start(PROGRAM, path / "run", [MODEL], limits)
+    try:
+        async with open_gateway(path, broker, limits=limits) as h:
+            yield h, broker
+    finally:
+        await broker.close()
+
+
+async def backend_of(broker: Mosquitto, *filters: str) -> Paho:
+    client = Paho("backend", V311, transport="unix")
+    client.client.username_pw_set(BACKEND)
+    assert await client.connect_unix(broker.socket) == 0
+    await client.subscribe(*filters, qos=1)
+    return client
+
+
+@needs_mosquitto
+@VERSIONS
+async def test_a_will_of_65_535_bytes_is_published(tmp_path: Path, version: int) -> None:
+    async with before_mosquitto(tmp_path, Limits()) as (h, broker):
+        (cam,) = await populate(h.registry, "cam-1")
+        backend = await backend_of(broker, "devices/+/up/#")
+        wire, connack = await h.connect(cam, version, will=Will("devices/cam-1/up/gone", b"w" * 65_535, 1))
+        assert connack.code == 0
+        wire.transport.abort()
+        assert await backend.message() == ("devices/cam-1/up/gone", b"w" * 65_535)
+        await backend.close()
+
+
+@needs_mosquitto
+async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path) -> None:
+    async with before_mosquitto(tmp_path, Limits(queued_messages_per_device_max=5)) as (h, broker):
+        (cam,) = await populate(h.registry, "cam-1")
+        device = Paho("cam-1", V311, clean=False)
+        assert await device.connect("127.0.0.1", await h.door(cam)) == 0
+        assert await device.subscribe("devices/cam-1/down/#", qos=1) == [1]
+        await device.close()
+        await h.count("mqtt.session.client-disconnected")
+        backend = await backend_of(broker, "devices/cam-1/down/end")
+        for number in range(8):
+            await backend.publish("devices/cam-1/down/t", str(number).encode(), 1)
+        again = Paho("cam-1", V311, clean=False)
+        assert await again.connect("127.0.0.1", await h.door(cam)) == 0
+        found = [(await again.message())[1] for _ in range(5)]
+        await backend.publish("devices/cam-1/down/end", b"end", 1)
+        assert await again.message() == ("devices/cam-1/down/end", b"end")
+        assert found == [b"0", b"1", b"2", b"3", b"4"]
+        await again.close()
+        await backend.close()
