@@ -23,9 +23,11 @@ from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
 from fleet.servers.gateway import Gateway, Limits
+from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.upstream import Factory
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.wire.mqtt.codes import V311, PacketType
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import Packet, PacketReader
 from tests.mqtt_packets import Publish, encode_publish
@@ -291,6 +293,13 @@ async def refused(wire: Wire, version: int) -> int:
     (packet,) = await wire.until_closed()
     assert packet.type is PacketType.CONNACK
     return decode_connack(packet.body, version).code
+
+
+def last_words(reason: CloseReason) -> bytes:
+    """The DISCONNECT that a 5.0 device gets for `reason`."""
+    assert reason.disconnect is not None
+    assert reason.text
+    return acks.disconnect(V5, reason.disconnect, reason.text)
 
 
 def up(device: str, payload: bytes = b"x", version: int = V311, qos: int = 0) -> bytes:

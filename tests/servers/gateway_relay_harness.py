@@ -7,9 +7,11 @@ import pytest
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.reason_strings import FILTERS
 from fleet.servers.gateway.relay import Relay
-from fleet.wire.mqtt.codes import V5, V311
+from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, encode_connack
+from fleet.wire.mqtt.properties import reason_string
 from fleet.wire.mqtt.subscribe import (
     Suback,
     Subscribe,
@@ -67,6 +69,10 @@ class RelayHarness:
 
     def suback(self, *codes: int, packet_id: int = 1) -> bytes:
         return encode_suback(Suback(packet_id, codes), self.version)
+
+    def explained(self, *codes: int, packet_id: int = 1, text: str = FILTERS[Reason.NOT_AUTHORIZED]) -> bytes:
+        """The SUBACK with a Reason String in 5.0."""
+        return encode_suback(Suback(packet_id, codes, reason_string(text)), self.version)
 
     def ends(self, data: bytes, *, from_broker: bool = False) -> CloseReason:
         with pytest.raises(CloseSession) as caught:

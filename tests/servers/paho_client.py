@@ -22,6 +22,8 @@ class Paho:
         self._loop = asyncio.get_running_loop()
         self.messages: asyncio.Queue[mqtt.MQTTMessage] = asyncio.Queue()
         self.subacks: asyncio.Queue[list[int]] = asyncio.Queue()
+        self.reasons: list[str] = []
+        """Reason Strings of SUBACK, PUBACK and DISCONNECT, in order; "" for one without."""
         self.pubacks: asyncio.Queue[int] = asyncio.Queue()
         self.disconnected: asyncio.Queue[int] = asyncio.Queue()
         self._connack: asyncio.Queue[int] = asyncio.Queue()
@@ -35,15 +37,31 @@ class Paho:
         self.client.max_inflight_messages_set(100)
         self.client.on_connect = lambda c, u, f, reason, p: self._put(self._connack, reason.value)
         self.client.on_message = lambda c, u, message: self._put(self.messages, message)
-        self.client.on_subscribe = lambda c, u, m, reasons, p: self._put(self.subacks, [r.value for r in reasons])
+        self.client.on_subscribe = self._subscribed
         self.client.on_publish = self._published
-        self.client.on_disconnect = lambda c, u, f, reason, p: self._put(self.disconnected, reason.value)
+        self.client.on_disconnect = self._disconnected
 
     def _put(self, queue: "asyncio.Queue[Any]", value: object) -> None:
         self._loop.call_soon_threadsafe(queue.put_nowait, value)
 
     def _published(self, client: object, data: object, mid: int, reason: ReasonCode, properties: Properties) -> None:
+        self._note_reason(properties)
         self._put(self.pubacks, reason.value)
+
+    def _subscribed(
+        self, client: object, data: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        self._note_reason(properties)
+        self._put(self.subacks, [reason.value for reason in reasons])
+
+    def _disconnected(
+        self, client: object, data: object, flags: object, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        self._note_reason(properties)
+        self._put(self.disconnected, reason.value)
+
+    def _note_reason(self, properties: Properties | None) -> None:
+        self.reasons.append(getattr(properties, "ReasonString", ""))
 
     async def connect_unix(self, path: Path) -> int:
         """As `connect`. By way of the directory: a test's own may be longer than a socket's address."""

@@ -58,6 +58,20 @@ def test_the_table() -> None:
     assert len(found) == len(SESSION) + len(CONNECT)
 
 
+def test_each_packet_says_why_in_sentences() -> None:
+    found = {name: value for name, value in vars(close_reasons).items() if isinstance(value, CloseReason)}
+    silent = {name for name, reason in found.items() if not reason.text}
+    # The device is gone, has closed itself or has the broker's reason, or it is one of 3.1.1, or nothing is sent.
+    assert silent == {
+        *("CLIENT_DISCONNECTED", "CLIENT_GONE", "BROKER_CLOSED", "BROKER_REFUSED", "CONNECT_TIMEOUT", "NOT_CONNECT"),
+        *("TOO_MANY_SESSIONS", "MALFORMED_CONNECT_311", "PUBLISH_REFUSED"),
+    }
+    for reason in found.values():
+        assert reason.text == "" or (reason.text.endswith(".") and reason.text.isascii() and len(reason.text) <= 120)
+    assert close_reasons.device_ended("revoked").text == "The device has been revoked."
+    assert close_reasons.device_ended("revoked").code == close_reasons.DEVICE_ENDED.code
+
+
 def test_codes_are_unique_within_their_event() -> None:
     for table in (SESSION, CONNECT):
         # A malformed CONNECT has one code, and no CONNACK in 3.1.1.

@@ -11,15 +11,14 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.domain.writes import DropEvents
-from fleet.servers.gateway import Limits
+from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway import event_feed as feed_module
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.services import revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import PATIENCE, now, open_gateway, operator, populate, refused, until
+from tests.servers.gateway_fixtures import PATIENCE, last_words, now, open_gateway, operator, populate, refused, until
 
 
 class Fragile(SqliteRegistry):
@@ -172,7 +171,7 @@ async def test_a_registry_that_was_put_back_has_everybody_prove_themselves_again
         live, side = await h.live(one, V5)
         registry.back_by = 2  # as if an older state had been restored under us
         await live.until_closed()
-        assert live.raw == acks.disconnect(V5, Reason.SERVER_BUSY)
+        assert live.raw == last_words(close_reasons.EVENTS_MISSED)
         await side.until_closed()
         registry.back_by = 0
         await until(h.gateway._feed.reliable)

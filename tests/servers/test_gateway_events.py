@@ -146,7 +146,7 @@ def test_a_device_that_leaves_service_loses_its_sessions(state: DeviceState) -> 
         one, other = stage.session("cam-1", b"a"), stage.session("cam-1", b"b")
         waiting, bystander = stage.session("cam-1", b"c", None), stage.session("cam-2", b"d")
         await stage.told(EventKind.DEVICE_STATE, "cam-1", state)
-        wanted = [] if state is DeviceState.ACTIVE else [close_reasons.DEVICE_ENDED]
+        wanted = [] if state is DeviceState.ACTIVE else [close_reasons.device_ended(state)]
         assert [each.ends for each in (one, other, waiting, bystander)] == [wanted] * 3 + [[]]
 
     staged(scene)
@@ -205,7 +205,7 @@ def test_a_slow_broker_delays_no_revocation_and_the_last_model_counts() -> None:
         stage.registry.known["pump"] = Model("pump", retain=True)
         await stage.told(EventKind.MODEL_CHANGED, "pump")
         await stage.told(EventKind.DEVICE_STATE, "a", DeviceState.REVOKED)
-        assert (session.ends, stage.log) == ([close_reasons.DEVICE_ENDED], [])
+        assert (session.ends, stage.log) == ([close_reasons.device_ended("revoked")], [])
         stage.broker.slow.set()
         await asyncio.sleep(1)
         assert stage.log == ["broker cam pump", "a cam", "broker cam pump"]

@@ -14,7 +14,7 @@ from fleet.servers.gateway.in_flight import (
     InFlightTotal,
 )
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.relay import TOO_MUCH_IN_FLIGHT
+from fleet.servers.gateway.reason_strings import TOO_MUCH_IN_FLIGHT
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason

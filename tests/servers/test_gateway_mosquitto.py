@@ -18,7 +18,7 @@ from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
-from fleet.servers.gateway.relay import RETAIN_REFUSED
+from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -284,6 +284,19 @@ async def test_a_model_that_is_new_to_a_running_broker(street: Street) -> None:
     backend = await street.backend("#")
     assert await (await street.device(held, V5)).publish("locks/lock-1/up", b"x") in (0, 0x10)
     assert await backend.message() == ("locks/lock-1/up", b"x")
+
+
+async def test_paho_reads_why_it_is_refused_and_closed(street: Street) -> None:
+    (held,) = await populate(street.harness.registry, "cam-1")
+    device = await street.device(held, V5)
+    assert await device.subscribe("#", "news/a", "devices/cam-2/down/#") == [0x87, 1, 0x87]
+    assert await device.subscribe("#") == [0x87]
+    assert await device.subscribe("news/b") == [1]
+    assert await device.publish("devices/cam-2/up/t", b"forged", 1) == 0x87
+    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
+    assert await device.got(device.disconnected) == 0x98
+    refused = FILTERS[Reason.NOT_AUTHORIZED]
+    assert device.reasons == [refused, refused, "", TOPIC_REFUSED, "The device has been suspended."]
 
 
 async def test_the_second_wall_holds_by_itself(street: Street) -> None:

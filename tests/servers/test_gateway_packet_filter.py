@@ -19,7 +19,8 @@ from fleet.servers.gateway.packet_filter import (
     TOPICS_MAX,
     PacketFilter,
 )
-from fleet.servers.gateway.relay import TOPIC_REFUSED, UNRELEASED_MAX
+from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
+from fleet.servers.gateway.relay import UNRELEASED_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

@@ -7,19 +7,22 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
-from fleet.servers.gateway.relay import RETAIN_REFUSED, TOPIC_REFUSED, Relay
+from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
+from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.subscriptions import PENDING_MAX
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
-from fleet.wire.mqtt.properties import Properties, Property
+from fleet.wire.mqtt.properties import Properties, Property, reason_string
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
+    Suback,
     Subscribe,
     Subscription,
     Unsubscribe,
+    encode_suback,
     encode_subscribe,
 )
 from tests.mqtt_packets import Publish, encode_publish, encode_unsubscribe
@@ -34,7 +37,7 @@ def test_a_refused_filter_never_reaches_the_broker(version: int, code: int, topi
     harness = RelayHarness(version, TopicPolicy((), ("down/+",)))
     harness.relay.from_device(harness.subscribe(topic_filter, packet_id=7))
     assert not harness.to_broker
-    assert harness.to_device == harness.suback(code, packet_id=7)
+    assert harness.to_device == harness.explained(code, packet_id=7)
     assert harness.notes == [("mqtt.subscribe", "refused", topic_filter)]
 
 
@@ -45,7 +48,9 @@ def test_a_mixed_subscribe_gets_one_whole_suback(version: int, code: int, bad: i
     assert harness.to_broker == harness.subscribe("down/a", "$share/g/news/+")
     assert not harness.to_device
     harness.relay.from_broker(harness.suback(9, packet_id=2) + harness.suback(1, 2))
-    assert harness.to_device == harness.suback(9, packet_id=2) + harness.suback(code, 1, bad, 2, code)
+    assert harness.to_device == harness.suback(9, packet_id=2) + harness.explained(
+        code, 1, bad, 2, code, text=f"{FILTERS[0x87]} {FILTERS[0x8F]}"
+    )
     harness.relay.from_broker(harness.suback(0))  # answered once
     assert harness.to_device.endswith(harness.suback(0))
 
@@ -62,7 +67,7 @@ def test_a_suback_that_is_too_short_is_filled_with_failures() -> None:
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.subscribe("#", "down/a", "down/b"))
     harness.relay.from_broker(harness.suback(1))
-    assert harness.to_device == harness.suback(0x87, 1, 0x80)
+    assert harness.to_device == harness.explained(0x87, 1, 0x80)
 
 
 def test_pending_subscribes_are_bounded() -> None:
@@ -78,7 +83,7 @@ def test_filters_held_are_bounded() -> None:
     for n in range(10):
         harness.relay.from_device(harness.subscribe(*(f"down/{n}/{m}" for m in range(100))))
     harness.relay.from_device(harness.subscribe("down/a"))
-    assert harness.to_device == harness.suback(0x97)
+    assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97])
     harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, ("down/0/0",)), V5))
     harness.to_device.clear()
     harness.relay.from_device(harness.subscribe("down/a") + harness.subscribe("down/a"))
@@ -87,7 +92,7 @@ def test_filters_held_are_bounded() -> None:
         harness = RelayHarness(V5)
         harness.relay.from_device(harness.subscribe("down/" + "x" * 60_000))
         harness.relay.from_device(harness.subscribe("down/" + "y" * 60_000, packet_id=n + 1))
-        assert harness.to_device == harness.suback(0x97, packet_id=n + 1)
+        assert harness.to_device == harness.explained(0x97, packet_id=n + 1, text=FILTERS[0x97])
 
 
 def test_64_kib_of_filters_are_held() -> None:
@@ -98,11 +103,11 @@ def test_64_kib_of_filters_are_held() -> None:
     harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest) * 2)
     assert not harness.to_device
     harness.relay.from_device(harness.subscribe("down/a"))
-    assert harness.to_device == harness.suback(0x97)
+    assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97])
     harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, (rest, "down/unknown")), V5))
     harness.relay.from_device(harness.subscribe("down/" + "z" * 531))
     harness.relay.from_device(harness.subscribe("down/a"))
-    assert harness.to_device == harness.suback(0x97) * 2
+    assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97]) * 2
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest + "y"))
     assert harness.to_broker == harness.subscribe(long)
@@ -286,7 +291,7 @@ def test_an_answer_never_lands_within_another_packet() -> None:
     assert harness.to_device == message[:70_000]
     harness.relay.from_broker(message[70_000:] + acks.PINGRESP)
     refused = acks.acknowledge(acks.PUBACK, 3, V5, Reason.NOT_AUTHORIZED, TOPIC_REFUSED)
-    assert harness.to_device == message + refused + harness.suback(0x87, packet_id=4) + acks.PINGRESP
+    assert harness.to_device == message + refused + harness.explained(0x87, packet_id=4) + acks.PINGRESP
 
 
 @pytest.mark.parametrize(
@@ -306,6 +311,44 @@ def test_why_is_said_where_the_device_takes_it(properties: Properties, explains:
     assert harness.to_device == acks.acknowledge(acks.PUBACK, 5, V5, Reason.NOT_AUTHORIZED, text)
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+@pytest.mark.parametrize(
+    ("properties", "short_by"),
+    [
+        ((), None),
+        (((Property.REQUEST_PROBLEM_INFORMATION, 1),), None),
+        (((Property.REQUEST_PROBLEM_INFORMATION, 0),), 1),
+        ((), 0),
+        ((), 1),
+    ],
+)
+def test_a_suback_says_why_where_the_device_takes_it(
+    properties: Properties, short_by: int | None, is_mixed: bool
+) -> None:
+    harness = RelayHarness(V5)
+    filters, codes = (("#", "down/a"), (0x87, 1)) if is_mixed else (("#",), (0x87,))
+    whole, bare = harness.explained(*codes), harness.suback(*codes)
+    if short_by is not None and not properties:
+        properties = ((Property.MAXIMUM_PACKET_SIZE, len(whole) - short_by),)
+    harness.relay.reads_reasons(Connect(V5, "cam-1", properties=properties))
+    for byte in harness.subscribe(*filters):
+        assert not harness.to_device
+        harness.relay.from_device(bytes((byte,)))
+    if is_mixed:
+        for byte in harness.suback(1):
+            assert not harness.to_device
+            harness.relay.from_broker(bytes((byte,)))
+    assert harness.to_device == (bare if short_by else whole)
+
+
+def test_a_reason_string_of_the_broker_is_kept_and_not_doubled() -> None:
+    harness = RelayHarness(V5)
+    harness.relay.from_device(harness.subscribe("#", "down/a"))
+    said = ((Property.USER_PROPERTY, ("a", "b")), *reason_string("Enough."))
+    harness.relay.from_broker(encode_suback(Suback(1, (0x80,), said), V5))
+    assert harness.to_device == encode_suback(Suback(1, (0x87, 0x80), said), V5)
+
+
 def test_answers_that_wait_are_bounded() -> None:
     harness = RelayHarness(V5)
     harness.relay.from_broker(harness.publish("down/a", payload=bytes(100_000))[:70_000])
@@ -315,7 +358,11 @@ def test_answers_that_wait_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("ending", "broker", "device"),
     [
-        (close_reasons.DEVICE_ENDED, b"\xe0\x00", b"\xe0\x01\x98"),
+        (
+            close_reasons.device_ended("revoked"),
+            b"\xe0\x00",
+            b"\xe0\x21\x98\x1f\x1f\x00\x1cThe device has been revoked.",
+        ),
         (close_reasons.CERTIFICATE_EXPIRED, b"", b"\xe0\x21\xa0\x1f\x1f\x00\x1cThe certificate has expired."),
         (close_reasons.CLIENT_GONE, b"", b""),
     ],
@@ -372,7 +419,7 @@ def test_a_new_policy_is_asked_about_known_topics_too() -> None:
     assert harness.to_broker == harness.publish("up/a")
     assert harness.to_device == harness.publish("down/a")
     harness.relay.from_device(harness.subscribe("down/b"))
-    assert harness.to_device.endswith(harness.suback(0x87))
+    assert harness.to_device.endswith(harness.explained(0x87))
 
 
 def test_a_filter_that_is_no_longer_allowed_is_found() -> None:

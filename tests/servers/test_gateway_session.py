@@ -11,10 +11,10 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential
-from fleet.servers.gateway import Gateway, Limits
+from fleet.servers.gateway import Gateway, Limits, close_reasons
 from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.relay import TOPIC_REFUSED
+from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
@@ -28,6 +28,7 @@ from tests.servers.gateway_fixtures import (
     GatewayHarness,
     Wire,
     credential,
+    last_words,
     now,
     open_gateway,
     operator,
@@ -65,7 +66,7 @@ async def test_a_device_that_vanishes_leaves_its_will_to_the_broker(tmp_path: Pa
         assert not side.raw
 
 
-@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN))])
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, last_words(close_reasons.BROKER_LOST))])
 async def test_a_broker_that_goes_away(tmp_path: Path, version: int, last: bytes) -> None:
     async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
@@ -75,7 +76,7 @@ async def test_a_broker_that_goes_away(tmp_path: Path, version: int, last: bytes
         assert wire.raw == last
 
 
-@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.SESSION_TAKEN_OVER))])
+@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, last_words(close_reasons.TAKEN_OVER))])
 async def test_a_newer_session_takes_over(tmp_path: Path, version: int, last: bytes) -> None:
     async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")
@@ -89,16 +90,19 @@ async def test_a_newer_session_takes_over(tmp_path: Path, version: int, last: by
         assert h.gateway.sessions == 1
 
 
-@pytest.mark.parametrize(("version", "last"), [(V311, b""), (V5, acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION))])
-@pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
-async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, last: bytes, how: object) -> None:
+@pytest.mark.parametrize("version", [V311, V5])
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [(revocation.suspend, "suspended"), (revocation.revoke, "revoked"), (revocation.retire, "retired")],
+)
+async def test_a_device_that_is_cut_off(tmp_path: Path, version: int, how: object, state: str) -> None:
     async with open_gateway(tmp_path) as h:
         cam, other = await populate(h.registry, "cam-1", "cam-2")
         wire, side = await h.live(cam, version)
         bystander, bystander_side = await h.live(other, version)
         await how(h.registry, "cam-1", act=Act("operator", now()))  # type: ignore[operator]
         await wire.until_closed()
-        assert wire.raw == last
+        assert wire.raw == (last_words(close_reasons.device_ended(state)) if version == V5 else b"")
         # The broker hears DISCONNECT, which drops the will.
         assert [p.type for p in await side.until_closed()] == [PacketType.DISCONNECT]
         again = await h.dial(cam)
@@ -255,7 +259,7 @@ async def test_a_narrower_model_ends_the_sessions_that_hold_too_much(tmp_path: P
         await h.set_model(publish=("devices/{id}/up/other",), subscribe=("devices/{id}/down/#",))
         for wire in (holder, willed):
             await wire.until_closed()
-            assert wire.raw.endswith(acks.disconnect(V5, Reason.NOT_AUTHORIZED))
+            assert wire.raw.endswith(last_words(close_reasons.POLICY_CHANGED))
         plain.send(up("cam-3", version=V5, qos=1))
         refusal = acks.acknowledge(acks.PUBACK, 1, V5, Reason.NOT_AUTHORIZED, TOPIC_REFUSED)
         assert (await plain.packet()).encode() == refusal
@@ -355,7 +359,7 @@ async def test_close_tells_everybody(tmp_path: Path) -> None:
         waiting = await h.dial(two)
         await h.gateway.close()
         await new.until_closed()
-        assert new.raw == acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN)
+        assert new.raw == last_words(close_reasons.SHUTTING_DOWN)
         assert await waiting.until_closed() == []
         assert h.gateway.sessions == 0
 

@@ -34,7 +34,7 @@ from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
 from tests.mqtt_packets import Publish, encode_publish
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, credential, now, peer_of, until
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, credential, last_words, now, peer_of, until
 
 DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
 CERTIFICATE = credential("cam-1")
@@ -199,9 +199,11 @@ async def test_no_other_transition() -> None:
 
 # What an event does in each phase: the packets for the device, those for the broker, and the outcome
 
-BOTH = (b"\xe0\x01\x98", b"\xe0\x00")
-BANNED = refusal(Reason.BANNED, V5)
-UNAVAILABLE = refusal(Reason.SERVER_UNAVAILABLE, V5)
+BANNED = refusal(Reason.BANNED, V5, close_reasons.DEVICE_ENDED.text)
+
+
+def unavailable(reason: CloseReason, version: int = V5) -> bytes:
+    return refusal(Reason.SERVER_UNAVAILABLE, version, reason.text)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Outcome:
 
 IGNORED = Outcome(closed=False)
 GONE = Outcome("mqtt.session.client-gone")
-LOST = Outcome("mqtt.session.broker-lost", acks.disconnect(V5, Reason.SERVER_SHUTTING_DOWN))
+LOST = Outcome("mqtt.session.broker-lost", last_words(close_reasons.BROKER_LOST))
 Event = Callable[[Session], object]
 
 
@@ -266,15 +268,17 @@ MATRIX: list[tuple[Event, dict[Phase, Outcome]]] = [
             Phase.ADMITTING: Outcome("mqtt.session.device-ended", BANNED),
             Phase.CONNECTING: Outcome("mqtt.session.device-ended", BANNED),
             Phase.AWAITING_CONNACK: Outcome("mqtt.session.device-ended", BANNED, b"\xe0\x00"),
-            Phase.RELAYING: Outcome("mqtt.session.device-ended", b"\xe0\x01\x98", b"\xe0\x00"),
+            Phase.RELAYING: Outcome("mqtt.session.device-ended", last_words(close_reasons.DEVICE_ENDED), b"\xe0\x00"),
         },
     ),
     (device_gone, dict.fromkeys(list(Phase)[:-1], GONE)),
     (
         broker_gone,
         {
-            Phase.CONNECTING: Outcome("mqtt.session.broker-lost", UNAVAILABLE),
-            Phase.AWAITING_CONNACK: Outcome("mqtt.connect.broker-lost", UNAVAILABLE),
+            Phase.CONNECTING: Outcome("mqtt.session.broker-lost", unavailable(close_reasons.BROKER_LOST)),
+            Phase.AWAITING_CONNACK: Outcome(
+                "mqtt.connect.broker-lost", unavailable(close_reasons.BROKER_LOST_BEFORE_CONNACK)
+            ),
             Phase.RELAYING: LOST,
         },
     ),
@@ -289,37 +293,49 @@ MATRIX: list[tuple[Event, dict[Phase, Outcome]]] = [
         device_sends_garbage,
         {
             Phase.AWAITING_CONNECT: Outcome("mqtt.session.not-connect"),
-            Phase.RELAYING: Outcome("mqtt.session.malformed", b"\xe0\x01\x81"),
+            Phase.RELAYING: Outcome("mqtt.session.malformed", last_words(close_reasons.MALFORMED)),
         },
     ),
     (
         device_sends_too_much,
         {
             Phase.AWAITING_CONNECT: Outcome("mqtt.session.too-large"),
-            Phase.RELAYING: Outcome("mqtt.session.protocol-error", b"\xe0\x01\x82"),
+            Phase.RELAYING: Outcome("mqtt.session.protocol-error", last_words(close_reasons.PROTOCOL_ERROR)),
         },
     ),
     (
         broker_sends_garbage,
         {
-            Phase.AWAITING_CONNACK: Outcome("mqtt.session.broker-broke-protocol", UNAVAILABLE),
-            Phase.RELAYING: Outcome("mqtt.session.broker-broke-protocol", b"\xe0\x01\x80"),
+            Phase.AWAITING_CONNACK: Outcome(
+                "mqtt.session.broker-broke-protocol", unavailable(close_reasons.BROKER_BROKE_PROTOCOL)
+            ),
+            Phase.RELAYING: Outcome(
+                "mqtt.session.broker-broke-protocol", last_words(close_reasons.BROKER_BROKE_PROTOCOL)
+            ),
         },
     ),
     (
         broker_sends_a_request,
         {
-            Phase.AWAITING_CONNACK: Outcome("mqtt.session.broker-broke-protocol", UNAVAILABLE),
-            Phase.RELAYING: Outcome("mqtt.session.broker-broke-protocol", b"\xe0\x01\x80"),
+            Phase.AWAITING_CONNACK: Outcome(
+                "mqtt.session.broker-broke-protocol", unavailable(close_reasons.BROKER_BROKE_PROTOCOL)
+            ),
+            Phase.RELAYING: Outcome(
+                "mqtt.session.broker-broke-protocol", last_words(close_reasons.BROKER_BROKE_PROTOCOL)
+            ),
         },
     ),
     (
         model_belongs_to_another_tenant,
         {
             Phase.AWAITING_CONNACK: Outcome(
-                "mqtt.session.credential-ended", refusal(Reason.NOT_AUTHORIZED, V5), b"\xe0\x00"
+                "mqtt.session.credential-ended",
+                refusal(Reason.NOT_AUTHORIZED, V5, close_reasons.CREDENTIAL_ENDED.text),
+                b"\xe0\x00",
             ),
-            Phase.RELAYING: Outcome("mqtt.session.credential-ended", b"\xe0\x01\x87", b"\xe0\x00"),
+            Phase.RELAYING: Outcome(
+                "mqtt.session.credential-ended", last_words(close_reasons.CREDENTIAL_ENDED), b"\xe0\x00"
+            ),
         },
     ),
     (model_allows_nothing, {}),
@@ -351,6 +367,9 @@ async def test_an_event_in_each_phase(phase: Phase, event: Event, outcomes: dict
 
 # CONNECT
 
+UNSUPPORTED = refusal(Reason.UNSUPPORTED_PROTOCOL_VERSION, V5, close_reasons.UNSUPPORTED_VERSION.text)
+MALFORMED = refusal(Reason.MALFORMED_PACKET, V5, close_reasons.MALFORMED_CONNECT.text)
+
 
 async def refused(bench: Bench, connect: Connect | bytes) -> str:
     """The counter of the refusal, whose CONNACK is the only packet."""
@@ -367,14 +386,14 @@ async def test_connects_that_are_refused_before_admission(version: int) -> None:
     method = Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),))
     bench = Bench()
     assert await refused(bench, method) == "mqtt.connect.auth-method"
-    assert bench.device.written == refusal(Reason.BAD_AUTHENTICATION_METHOD, V5)
+    assert bench.device.written == refusal(Reason.BAD_AUTHENTICATION_METHOD, V5, close_reasons.AUTH_METHOD.text)
     bench = Bench(FakeContext(feed=False))
     assert await refused(bench, Connect(version, "cam-1")) == "mqtt.connect.feed-down"
-    assert bench.device.written == refusal(Reason.SERVER_UNAVAILABLE, version)
+    assert bench.device.written == unavailable(close_reasons.FEED_DOWN, version)
     bench = Bench(FakeContext(v5=False), version=version)
     if version == V5:
         assert await refused(bench, Connect(version, "cam-1")) == "mqtt.connect.unsupported-version"
-        assert bench.device.written == refusal(Reason.UNSUPPORTED_PROTOCOL_VERSION, V5)
+        assert bench.device.written == UNSUPPORTED
     else:
         await bench.reach(Phase.RELAYING)
     assert not bench.context.asked or version == V311
@@ -383,9 +402,9 @@ async def test_connects_that_are_refused_before_admission(version: int) -> None:
 @pytest.mark.parametrize(
     ("body", "counter", "answer"),
     [
-        (b"\x00\x04MQTT\x06\x02\x00\x3c", "unsupported-version", refusal(Reason.UNSUPPORTED_PROTOCOL_VERSION, V5)),
+        (b"\x00\x04MQTT\x06\x02\x00\x3c", "unsupported-version", UNSUPPORTED),
         (b"\x00\x06MQIsdp\x03\x02\x00\x3c", "unsupported-version", b"\x20\x02\x00\x01"),
-        (b"\x00\x04MQTT\x05\x03\x00\x3c", "malformed-connect", refusal(Reason.MALFORMED_PACKET, V5)),
+        (b"\x00\x04MQTT\x05\x03\x00\x3c", "malformed-connect", MALFORMED),
         (b"\x00\x04MQTT\x04\x03\x00\x3c", "malformed-connect", b""),  # [MQTT-3.1.4-1] of 3.1.1
     ],
 )
@@ -442,7 +461,7 @@ async def test_a_broker_that_is_unreachable() -> None:
     bench = await Bench().reach(Phase.CONNECTING)
     bench.context.connections.put_nowait(None)
     await until(lambda: bench.session.phase is Phase.CLOSED)
-    assert bench.device.written == UNAVAILABLE
+    assert bench.device.written == unavailable(close_reasons.BROKER_UNREACHABLE)
     assert bench.outcomes == {"mqtt.connect.broker-unreachable": 1}
     await bench.finish()
 
@@ -491,7 +510,7 @@ async def test_a_newer_session_takes_over_only_from_admitted_ones() -> None:
     context.admissions.put_nowait(ADMISSION)  # for the one that asked first
     await until(lambda: admitting.session.phase is Phase.CONNECTING)
     assert live.session.phase is Phase.CLOSED
-    assert live.device.written == acks.disconnect(V5, Reason.SESSION_TAKEN_OVER)
+    assert live.device.written == last_words(close_reasons.TAKEN_OVER)
     assert newer.session.phase is Phase.ADMITTING
     await newer.finish()
 
@@ -529,7 +548,9 @@ async def test_a_model_that_changes_while_the_broker_connects_is_asked_for_again
     bench = await Bench().reach(Phase.CONNECTING)
     bench.session.model_changed()
     bench.context.connections.put_nowait(bench.broker)
-    bench.context.admissions.put_nowait(connect_refused("device-suspended", Reason.BANNED))
+    bench.context.admissions.put_nowait(
+        connect_refused("device-suspended", Reason.BANNED, close_reasons.DEVICE_ENDED.text)
+    )
     await until(lambda: bench.session.phase is Phase.CLOSED)
     assert bench.device.written == BANNED
     assert bench.broker.closing
@@ -577,7 +598,7 @@ async def test_packets_behind_connect_are_limited(monkeypatch: pytest.MonkeyPatc
     assert bench.session.phase is Phase.ADMITTING
     bench.session.data_received(b"\0")
     assert bench.outcomes == {"mqtt.session.too-large": 1}
-    assert bench.device.written == refusal(Reason.PACKET_TOO_LARGE, V5)
+    assert bench.device.written == refusal(Reason.PACKET_TOO_LARGE, V5, close_reasons.TOO_LARGE.text)
     await bench.finish()
 
 
@@ -655,7 +676,7 @@ async def test_the_deadline_of_a_phase(phase: Phase, counter: str) -> None:
     assert (handle.when() - bench.session._loop.time() < 501) == opening
     run(handle)
     assert bench.outcomes == {counter: 1}
-    assert bench.device.written == (UNAVAILABLE if opening else b"")
+    assert bench.device.written == (unavailable(close_reasons.OPEN_TIMEOUT) if opening else b"")
     await bench.finish()
 
 

@@ -16,6 +16,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.writes import AddCredential, AddDevice, AddModel
+from fleet.servers.gateway import close_reasons
 from fleet.services import revocation
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, listen
@@ -29,6 +30,7 @@ from tests.servers.gateway_fixtures import (
     GatewayHarness,
     Wire,
     credential,
+    last_words,
     now,
     open_gateway,
     operator,
@@ -142,7 +144,7 @@ async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
     wire.raw.clear()
     await revocation.revoke(street.harness.registry, "cam-1", act=Act("operator", now()))
     await wire.until_closed()
-    assert wire.raw == acks.disconnect(V5, Reason.ADMINISTRATIVE_ACTION)
+    assert wire.raw == last_words(close_reasons.device_ended("revoked"))
 
 
 async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
+from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import (
     MALFORMED_CONNECT,
     MALFORMED_CONNECT_311,
@@ -55,12 +56,15 @@ async def admit_client(
     try:
         admission = await admit(registry, peer, connect.client_id, now, will=will)
     except Unavailable as error:
-        raise CloseSession(connect_refused(error.code, Reason.SERVER_UNAVAILABLE)) from error
+        raise CloseSession(
+            connect_refused(error.code, Reason.SERVER_UNAVAILABLE, close_reasons.FEED_DOWN.text)
+        ) from error
     except FleetError as error:
         reason = CONNACK_REASONS.get(error.code, Reason.NOT_AUTHORIZED)
         raise CloseSession(connect_refused(error.code, reason, error.message)) from error
     if code := revoked.refusal_code(admission):
-        raise CloseSession(connect_refused(code, CONNACK_REASONS[code]))
+        ended = close_reasons.DEVICE_ENDED if code.startswith("device-") else close_reasons.CREDENTIAL_ENDED
+        raise CloseSession(connect_refused(code, CONNACK_REASONS[code], ended.text))
     return admission
 
 

@@ -1,6 +1,6 @@
 """Close reasons of a session, as a table: the log's code, CONNACK or DISCONNECT for the device, and the will's fate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.wire.mqtt.codes import Reason
 
@@ -22,40 +22,56 @@ class CloseReason:
     """Reason String for a 5.0 device: one sentence."""
 
 
+def device_ended(state: str) -> CloseReason:
+    """DEVICE_ENDED, with the device's new state in its Reason String."""
+    return replace(DEVICE_ENDED, text=f"The device has been {state}.")
+
+
 def connect_refused(code: str, connack: Reason | None, text: str = "") -> CloseReason:
     """CONNECT is refused with `connack`; None: the connection is closed without an answer."""
     return CloseReason(code, connack=connack, event="mqtt.connect", text=text)
 
+
+NO_BROKER = "The message broker is not available. Retry later."
 
 CLIENT_DISCONNECTED = CloseReason("client-disconnected")
 CLIENT_GONE = CloseReason("client-gone", connack=None)
 BROKER_CLOSED = CloseReason("broker-closed")
 """The broker sent DISCONNECT, which a 5.0 device has received."""
 BROKER_REFUSED = CloseReason("broker-refused", connack=None)
-BROKER_LOST = CloseReason("broker-lost", Reason.SERVER_SHUTTING_DOWN)
-BROKER_BROKE_PROTOCOL = CloseReason("broker-broke-protocol", Reason.UNSPECIFIED)
-TAKEN_OVER = CloseReason("taken-over", Reason.SESSION_TAKEN_OVER)
-SHUTTING_DOWN = CloseReason("shutting-down", Reason.SERVER_SHUTTING_DOWN)
+BROKER_LOST = CloseReason(
+    "broker-lost", Reason.SERVER_SHUTTING_DOWN, text="The message broker is not available. Connect again."
+)
+BROKER_BROKE_PROTOCOL = CloseReason("broker-broke-protocol", Reason.UNSPECIFIED, text="The server failed.")
+TAKEN_OVER = CloseReason("taken-over", Reason.SESSION_TAKEN_OVER, text="The device has connected again.")
+SHUTTING_DOWN = CloseReason(
+    "shutting-down", Reason.SERVER_SHUTTING_DOWN, text="The server is shutting down. Connect again."
+)
 
 DEVICE_ENDED = CloseReason(
     "device-ended",
     Reason.ADMINISTRATIVE_ACTION,
     Reason.BANNED,
     publishes_will=False,
+    text="The device has been suspended, revoked or retired.",
 )
 CREDENTIAL_ENDED = CloseReason(
     "credential-ended",
     Reason.NOT_AUTHORIZED,
     Reason.NOT_AUTHORIZED,
     publishes_will=False,
+    text="The certificate has been revoked or superseded, or its CA is no longer the model's.",
 )
 POLICY_CHANGED = CloseReason(
     "policy-changed",
     Reason.NOT_AUTHORIZED,
     Reason.NOT_AUTHORIZED,
     publishes_will=False,
+    text="The device's model has changed and no longer allows a subscription or the will of this session.",
 )
-EVENTS_MISSED = CloseReason("events-missed", Reason.SERVER_BUSY)
+EVENTS_MISSED = CloseReason(
+    "events-missed", Reason.SERVER_BUSY, text="The device must be authenticated again. Connect again."
+)
 """Events were lost: the device must connect again, to be authenticated against the registry's current state."""
 CERTIFICATE_EXPIRED = CloseReason(
     "certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED, text="The certificate has expired."
@@ -68,29 +84,35 @@ TOO_MANY_SESSIONS = CloseReason("too-many-sessions", connack=None)
 UNSUPPORTED_VERSION = connect_refused(
     "unsupported-version",
     Reason.UNSUPPORTED_PROTOCOL_VERSION,
+    "This version of MQTT is not supported.",
 )
-MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET)
+MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
 MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
 AUTH_METHOD = connect_refused(
     "auth-method",
     Reason.BAD_AUTHENTICATION_METHOD,
+    "No authentication method is supported: the certificate authenticates the device.",
 )
 """MQTT 5.0, 4.12: no authentication method is supported. The certificate has authenticated the client."""
-FEED_DOWN = connect_refused("feed-down", Reason.SERVER_UNAVAILABLE)
+FEED_DOWN = connect_refused("feed-down", Reason.SERVER_UNAVAILABLE, "Devices cannot be authenticated now. Retry later.")
 """No new sessions while revocations could not be received."""
-INTERNAL = connect_refused("internal", Reason.SERVER_UNAVAILABLE)
+INTERNAL = connect_refused("internal", Reason.SERVER_UNAVAILABLE, "The server failed. Retry later.")
 """An exception that nothing here expects; the log has its traceback."""
-OPEN_TIMEOUT = connect_refused("open-timeout", Reason.SERVER_UNAVAILABLE)
-BROKER_UNREACHABLE = connect_refused("broker-unreachable", Reason.SERVER_UNAVAILABLE)
-BROKER_SILENT = connect_refused("broker-silent", Reason.SERVER_UNAVAILABLE)
+OPEN_TIMEOUT = connect_refused("open-timeout", Reason.SERVER_UNAVAILABLE, "The server took too long. Retry later.")
+BROKER_UNREACHABLE = connect_refused("broker-unreachable", Reason.SERVER_UNAVAILABLE, NO_BROKER)
+BROKER_SILENT = connect_refused("broker-silent", Reason.SERVER_UNAVAILABLE, NO_BROKER)
 """It accepts connections, and answers nothing."""
-BROKER_LOST_BEFORE_CONNACK = connect_refused("broker-lost", Reason.SERVER_UNAVAILABLE)
+BROKER_LOST_BEFORE_CONNACK = connect_refused("broker-lost", Reason.SERVER_UNAVAILABLE, NO_BROKER)
 
-MALFORMED = CloseReason("malformed", Reason.MALFORMED_PACKET, Reason.MALFORMED_PACKET)
-PROTOCOL_ERROR = CloseReason("protocol-error", Reason.PROTOCOL_ERROR, Reason.PROTOCOL_ERROR)
-TOO_LARGE = CloseReason("too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_LARGE)
-ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID)
+MALFORMED = CloseReason("malformed", Reason.MALFORMED_PACKET, Reason.MALFORMED_PACKET, text="A packet is malformed.")
+PROTOCOL_ERROR = CloseReason(
+    "protocol-error", Reason.PROTOCOL_ERROR, Reason.PROTOCOL_ERROR, text="A packet is not allowed here."
+)
+TOO_LARGE = CloseReason(
+    "too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_LARGE, text="A packet is larger than the server allows."
+)
+ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID, text="The server did not allow this topic alias.")
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
 KEEP_ALIVE_EXPIRED = CloseReason(
     "keep-alive", Reason.KEEP_ALIVE_TIMEOUT, text="Nothing was received for 1.5 times the keep-alive."

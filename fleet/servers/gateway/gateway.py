@@ -192,7 +192,7 @@ class Gateway:
         if state == DeviceState.ACTIVE:
             return
         for session in self.open_sessions.of_device(device_id):
-            session.close(close_reasons.DEVICE_ENDED)
+            session.close(close_reasons.device_ended(state))
         if state in OUT_OF_SERVICE:
             self._budgets.session_purged(device_id)
 

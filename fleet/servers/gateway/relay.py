@@ -10,6 +10,7 @@ persistent session may still hold filters from before the policy changed.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from fleet.domain.model_rules import DEFAULT_RULES, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
@@ -18,10 +19,11 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
+from fleet.servers.gateway.reason_strings import RETAIN_REFUSED, TOO_MUCH_IN_FLIGHT, TOPIC_REFUSED, ReasonStrings
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
 from fleet.wire.mqtt.properties import Property, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
@@ -29,9 +31,6 @@ Write = Callable[[bytes], None]
 REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
 
-TOPIC_REFUSED = "The device's model does not allow this topic."
-RETAIN_REFUSED = "The device's model does not allow retained messages."
-TOO_MUCH_IN_FLIGHT = "Too many bytes of QoS 2 messages have not been released."
 BROKERS_REASONS: dict[int, CloseReason] = {
     Reason.SESSION_TAKEN_OVER: close_reasons.TAKEN_OVER,
     Reason.KEEP_ALIVE_TIMEOUT: close_reasons.KEEP_ALIVE_EXPIRED,
@@ -60,9 +59,8 @@ class Relay:
         self.subscriptions = Subscriptions(version, limits)
         self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
-        self._explains = True
-        self._devices_size_max: int | None = None
         size_max = limits.packet_size_max
+        self.reasons = self.subscriptions.reasons = ReasonStrings()
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
 
@@ -95,27 +93,21 @@ class Relay:
         reachable = self.connack is not None and self.closing is None and self.to_device.between_packets
         # Only in 5.0 may a server send DISCONNECT.
         if reachable and reason.disconnect is not None and self.version == V5:
-            self.to_device.inject(self._within(acks.disconnect, V5, reason.disconnect, text=reason.text))
+            encode = partial(acks.disconnect, V5, reason.disconnect)
+            self.to_device.inject(self.reasons.disconnect(encode, reason.text))
         self.to_broker.stop()
         self.to_device.stop()
         self.in_flight.disconnected()
 
     def reads_reasons(self, connect: Connect) -> None:
         """Note what the CONNECT says of Reason Strings: 3.1.2.11.7 and the maximum packet size, 3.1.2.11.4."""
-        self._explains = value_of(connect.properties, Property.REQUEST_PROBLEM_INFORMATION) != 0
-        self._devices_size_max = packet_size_max(connect)
+        self.reasons = self.subscriptions.reasons = ReasonStrings(connect)
 
     def refuse_publish(self, first: int, packet_id: int, reason: Reason, text: str) -> None:
         """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
         self.answers += 1
-        text = text if self._explains else ""
-        self.to_device.inject(self._within(acks.acknowledge, first, packet_id, self.version, reason, text=text))
-
-    def _within(self, encode: Callable[..., bytes], *args: int, text: str) -> bytes:
-        """The packet, without its Reason String where the device takes none so long ([MQTT-3.14.2-3] and the like)."""
-        packet = encode(*args, text)
-        is_too_long = self._devices_size_max is not None and len(packet) > self._devices_size_max
-        return encode(*args, "") if is_too_long else packet
+        encode = partial(acks.acknowledge, first, packet_id, self.version, reason)
+        self.to_device.inject(self.reasons.answer(encode, text))
 
 
 class _Handler:

@@ -10,7 +10,9 @@ from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, CloseSession
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
+from fleet.wire.mqtt.properties import Property, reason_string, value_of
 from fleet.wire.mqtt.subscribe import (
     Suback,
     Subscription,
@@ -39,13 +41,14 @@ class Verdict:
 class Subscriptions:
     """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
 
-    __slots__ = ("_pending", "_per_packet_max", "_version", "filters")
+    __slots__ = ("_pending", "_per_packet_max", "_version", "filters", "reasons")
 
     def __init__(self, version: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self._version = version
         self._per_packet_max = limits.filters_per_packet_max
         self.filters = FilterSet(limits)
         """What the broker may hold for the device."""
+        self.reasons = ReasonStrings()
         self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
@@ -59,7 +62,7 @@ class Subscriptions:
         if not refused:
             return Verdict()
         if not kept:
-            return Verdict(b"", encode_suback(Suback(asked.packet_id, codes), self._version), refused)
+            return Verdict(b"", self._suback(Suback(asked.packet_id, codes), codes), refused)
         if len(self._pending) >= PENDING_MAX:
             raise CloseSession(QUOTA)
         self._pending[asked.packet_id] = codes
@@ -75,7 +78,17 @@ class Subscriptions:
             return None
         granted = iter(suback.codes)
         whole = tuple(code or next(granted, Reason.UNSPECIFIED) for code in codes)
-        return encode_suback(replace(suback, codes=whole), self._version)
+        return self._suback(replace(suback, codes=whole), codes)
+
+    def _suback(self, suback: Suback, codes: tuple[int, ...]) -> bytes:
+        """`suback` with a Reason String for the refusals of ours among `codes`, unless the broker has put one."""
+
+        def encode(text: str) -> bytes:
+            properties = (*suback.properties, *reason_string(text))
+            return encode_suback(replace(suback, properties=properties), self._version)
+
+        has_one = value_of(suback.properties, Property.REASON_STRING) is not None
+        return self.reasons.answer(encode, "" if has_one else of_filters(codes))
 
     def unsubscribe(self, body: bytes) -> None:
         """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
