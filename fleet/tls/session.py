@@ -21,6 +21,9 @@ from fleet.tls.peer_identity import peer_of
 # Mostly the client's certificates: the engine stops at 100 KB of them, real chains have 2 to 5 KB.
 HANDSHAKE_SIZE_MAX = 128 * 1024
 
+# Of a TLS 1.3 record: header, type of the content, tag (RFC 8446, 5.2). With more than that, the engine is asked again.
+RECORD_OVERHEAD = 5 + 1 + 16
+
 _NOT_TLS = {"http request", "https proxy request", "wrong version number", "packet length too long"}
 _NO_CERTIFICATE = {"peer did not return a certificate"}
 
@@ -67,7 +70,7 @@ class TlsSession:
             lib.BIO_write(self._into_engine, data + at, part)
             at += part
             if self.peer is not None or self._handshake(part):
-                got = self._decrypt(got)
+                got = self._decrypt(got, part)
         return bytes(ffi.unpack(self._scratch.plain, got)) if got else b""
 
     def _handshake(self, size: int) -> bool:
@@ -97,16 +100,19 @@ class TlsSession:
             return HandshakeFailed(Refusal.NOT_TLS, text)
         return HandshakeFailed(Refusal.HANDSHAKE, text)
 
-    def _decrypt(self, got: int) -> int:
+    def _decrypt(self, got: int, sealed: int) -> int:
         """Append everything that the engine can decrypt to the `got` bytes in the scratch; their new number.
 
-        One read returns at most one record, so they are collected.
+        One read returns at most one record, so they are collected. `sealed` bytes have just been given to the engine:
+        only when the records read may account for them is it asked whether it holds more.
         """
         scratch = self._scratch
+        read, ssl, plain, room = lib.SSL_read, self._ssl, scratch.plain, scratch.plain_size
         lib.ERR_clear_error()  # an error left in this thread's queue would be mistaken for ours
-        while (size := lib.SSL_read(self._ssl, scratch.plain + got, scratch.plain_size - got)) > 0:
+        while (size := read(ssl, plain + got, room - got)) > 0:
             got += size
-            if not lib.BIO_get_mem_data(self._into_engine, scratch.ignored):
+            sealed -= size + RECORD_OVERHEAD
+            if sealed <= 0 and not lib.BIO_get_mem_data(self._into_engine, scratch.ignored):
                 return got  # the engine consumes no more than the record that it returns: nothing stays in it
         self._judge_end_of_data(size)
         return got

@@ -100,6 +100,32 @@ def test_many_packets_leave_in_one_write(version: int) -> None:
 
 
 @VERSIONS
+@pytest.mark.parametrize("qos", [0, 1])
+def test_each_packet_of_a_run_is_judged_as_by_itself(version: int, qos: int) -> None:
+    """One octet of a packet in the middle differs: what comes of it is the same as when each octet comes alone."""
+
+    def outcome(stream: bytes, size: int) -> tuple[bytes, bytes, int, object]:
+        harness = RelayHarness(version)
+        reason: object = None
+        try:
+            for chunk in chunks(stream, size):
+                harness.relay.from_device(chunk)
+        except CloseSession as closing:
+            reason = closing.reason
+        except WireError as error:
+            reason = type(error)
+        packets = harness.relay.to_broker.packets if reason is None else 0
+        return bytes(harness.to_broker), bytes(harness.to_device), packets, reason
+
+    packet = RelayHarness(version).publish("up/a", qos, payload=b"\x23\x00\x01 and more")
+    for place in range(len(packet)):
+        for value in {0, 1, packet[place] ^ 1, packet[place] + 1 & 0xFF, 0x23, 0x32, 0x80, 0xFF}:
+            odd = packet[:place] + bytes([value]) + packet[place + 1 :]
+            stream = packet * 3 + odd + packet * 2
+            assert outcome(stream, len(stream)) == outcome(stream, 1)
+
+
+@VERSIONS
 def test_nothing_follows_a_disconnect(version: int) -> None:
     harness = RelayHarness(version)
     harness.relay.from_device(acks.disconnect(version) + harness.publish("up/a"))

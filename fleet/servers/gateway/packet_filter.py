@@ -169,17 +169,13 @@ class PacketFilter:
                 if kind == _ILLEGAL:
                     raise CloseSession(PROTOCOL_ERROR)
                 if end - pos < 2:
-                    need = 2
                     break
                 size, body = data[pos + 1], pos + 2
                 if size > 0x7F:
-                    head = remaining_length(data, pos + 1)
+                    head = self._long_size(data, pos, kind)
                     if head is None:
-                        need = end - pos + 1
                         break
                     size, body = head
-                    if size > self.size_max or (size > HOLD_SIZE_MAX and kind > _PUBLISH_ASKED):
-                        raise CloseSession(TOO_LARGE)
                 stop = body + size
                 if stop > end:
                     need = self._judge_partial(data, pos, body, stop)
@@ -187,11 +183,9 @@ class PacketFilter:
                         start, pos = self._flush(data, start, pos, end) if self._dropping else start, end
                     break
                 count += 1
-                if kind == _PASS:
-                    pos = stop
-                    continue
-                if kind == _INSPECT:
-                    start = self._inspect(data, start, pos, body, stop)
+                if kind >= _PASS:
+                    if kind == _INSPECT:
+                        start = self._inspect(data, start, pos, body, stop)
                     pos = stop
                     if self._stopped:
                         break
@@ -208,8 +202,13 @@ class PacketFilter:
                     raise Malformed("A PUBLISH ends within its head.")
                 if v5 and (after == stop or data[after]):
                     _check_properties(data, after, stop)
-                if (kind == _PUBLISH_ASKED or not topics.get(topic)) and not self._judge(topic, data, pos, after, stop):
-                    start = self._flush(data, start, pos, stop)
+                if kind == _PUBLISH_ASKED or not topics.get(topic):
+                    if not self._judge(topic, data, pos, after, stop):
+                        start = self._flush(data, start, pos, stop)
+                elif stop + stop - pos <= end:
+                    same = self._count_same(data, pos, body + 2 + len(topic), after, stop)
+                    count += same
+                    stop += same * (stop - pos)
                 pos = stop
         except Exception:
             self._flush(data, start, pos, end)
@@ -218,7 +217,25 @@ class PacketFilter:
         self.packets += count
         self._flush(data, start, pos, end)
         if pos < end and not self._stopped:
-            self._held, self._need = bytearray(data[pos:]), need
+            self._held, self._need = bytearray(data[pos:]), need or end - pos + 1
+
+    def _long_size(self, data: bytes, pos: int, kind: int) -> tuple[int, int] | None:
+        """Size of the packet's body and where it begins; None: its remaining length is incomplete."""
+        head = remaining_length(data, pos + 1)
+        if head is not None and (head[0] > self.size_max or (head[0] > HOLD_SIZE_MAX and kind > _PUBLISH_ASKED)):
+            raise CloseSession(TOO_LARGE)
+        return head
+
+    def _count_same(self, data: bytes, pos: int, head_end: int, after: int, stop: int) -> int:
+        """Number of packets behind the PUBLISH at `pos` that are as long, with the same head to the end of the topic
+        and, in 5.0, no properties: like it, they are forwarded.
+        """
+        head, size, properties, v5 = data[pos:head_end], stop - pos, after - pos, self._v5
+        count, at, last = 0, stop, len(data) - size
+        while at <= last and data.startswith(head, at) and not (v5 and data[at + properties]):
+            at += size
+            count += 1
+        return count
 
     def _flush(self, data: bytes, start: int, pos: int, stop: int) -> int:
         """Write the run from `start` to `pos`, skip to `stop`, and return that: the start of the next run."""
