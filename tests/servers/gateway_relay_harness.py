@@ -67,6 +67,13 @@ class RelayHarness:
     def subscribe(self, *filters: str, packet_id: int = 1, qos: int = 1) -> bytes:
         return encode_subscribe(Subscribe(packet_id, tuple(Subscription(f, qos) for f in filters)), self.version)
 
+    def subscribed(self, *filters: str, packet_id: int = 1) -> None:
+        """Subscribe to `filters`, which the broker grants."""
+        self.relay.from_device(self.subscribe(*filters, packet_id=packet_id))
+        self.relay.from_broker(self.suback(*[1] * len(filters), packet_id=packet_id))
+        assert self.to_device.endswith(self.suback(*[1] * len(filters), packet_id=packet_id))
+        self.to_device.clear()
+
     def suback(self, *codes: int, packet_id: int = 1) -> bytes:
         return encode_suback(Suback(packet_id, codes), self.version)
 

@@ -9,7 +9,7 @@ from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.packet_filter import INJECTED_MAX
 from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
 from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.subscriptions import PENDING_MAX
+from fleet.servers.gateway.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -72,16 +72,17 @@ def test_a_suback_that_is_too_short_is_filled_with_failures() -> None:
 
 def test_pending_subscribes_are_bounded() -> None:
     harness = RelayHarness(V5)
-    for packet_id in range(1, 65):
+    room = AWAITED_BYTES_MAX // (ENTRY_BYTES + 2)
+    for packet_id in range(1, room + 1):
         harness.relay.from_device(harness.subscribe("#", "down/a", packet_id=packet_id))
     harness.relay.from_device(harness.subscribe("#", "down/a", packet_id=1))
-    assert harness.ends(harness.subscribe("#", "down/a", packet_id=99)) is close_reasons.QUOTA
+    assert harness.ends(harness.subscribe("#", "down/a", packet_id=room + 1)) is close_reasons.QUOTA
 
 
 def test_filters_held_are_bounded() -> None:
     harness = RelayHarness(V5)
     for n in range(10):
-        harness.relay.from_device(harness.subscribe(*(f"down/{n}/{m}" for m in range(100))))
+        harness.subscribed(*(f"down/{n}/{m}" for m in range(100)))
     harness.relay.from_device(harness.subscribe("down/a"))
     assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97])
     harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, ("down/0/0",)), V5))
@@ -90,24 +91,25 @@ def test_filters_held_are_bounded() -> None:
     assert not harness.to_device
     for n in range(3):
         harness = RelayHarness(V5)
-        harness.relay.from_device(harness.subscribe("down/" + "x" * 60_000))
+        harness.subscribed("down/" + "x" * 60_000)
         harness.relay.from_device(harness.subscribe("down/" + "y" * 60_000, packet_id=n + 1))
         assert harness.to_device == harness.explained(0x97, packet_id=n + 1, text=FILTERS[0x97])
 
 
 def test_64_kib_of_filters_are_held() -> None:
     limits = DEFAULT_LIMITS
-    assert (limits.filters_per_device_max, limits.filter_bytes_per_device_max, PENDING_MAX) == (1_000, 65_536, 64)
+    assert (limits.filters_per_device_max, limits.filter_bytes_per_device_max) == (1_000, 65_536)
     long, rest = "down/" + "x" * 64_995, "down/" + "y" * 531  # 65,000 and 536 bytes
     harness = RelayHarness(V5)
-    harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest) * 2)
-    assert not harness.to_device
+    for topic_filter in (long, rest, rest):
+        harness.subscribed(topic_filter)
     harness.relay.from_device(harness.subscribe("down/a"))
     assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97])
     harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, (rest, "down/unknown")), V5))
-    harness.relay.from_device(harness.subscribe("down/" + "z" * 531))
+    harness.to_device.clear()
+    harness.subscribed("down/" + "z" * 531)
     harness.relay.from_device(harness.subscribe("down/a"))
-    assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97]) * 2
+    assert harness.to_device == harness.explained(0x97, text=FILTERS[0x97])
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.subscribe(long) + harness.subscribe(rest + "y"))
     assert harness.to_broker == harness.subscribe(long)
@@ -410,7 +412,7 @@ def test_no_leave_is_taken_within_a_packet() -> None:
 def test_a_new_policy_is_asked_about_known_topics_too() -> None:
     harness = RelayHarness(V5)
     harness.relay.from_device(harness.publish("up/b") + harness.subscribe("down/a"))
-    harness.relay.from_broker(harness.publish("down/b"))
+    harness.relay.from_broker(harness.publish("down/b") + harness.suback(1))
     assert harness.relay.set_policy(NARROW)
     harness.to_broker.clear()
     harness.to_device.clear()

@@ -215,7 +215,7 @@ class _BrokerHandler(_Handler):
             case PacketType.PUBREC if len(body) > 2 and body[2] >= REFUSED:
                 relay.in_flight.release(int.from_bytes(body[:2], "big"))
             case PacketType.SUBACK:
-                return relay.subscriptions.complete_suback(body)
+                return relay.subscriptions.complete_suback(first, body)
             case PacketType.DISCONNECT:
                 relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
                 relay.to_device.stop()

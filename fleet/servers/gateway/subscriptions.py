@@ -1,9 +1,11 @@
 """Subscriptions of one session: removes refused filters from SUBSCRIBE, and adds their codes to the SUBACK.
 
 A refused filter is never forwarded. When some filters of a packet are allowed, the broker answers for those, and the
-refusals are inserted into its SUBACK, in the order of the request.
+refusals are inserted into its SUBACK, in the order of the request. When none is, the SUBACK is ours, and follows those
+of the SUBSCRIBEs before it: a client need not wait for one answer before it sends the next packet.
 """
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
@@ -12,6 +14,7 @@ from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
+from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property, reason_string, value_of
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -24,7 +27,8 @@ from fleet.wire.mqtt.subscribe import (
 )
 from fleet.wire.mqtt.topics import is_topic_filter
 
-PENDING_MAX = 64  # reduced SUBSCRIBEs that the broker has not acknowledged
+AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,000 SUBSCRIBEs with a refused filter each
+ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,17 @@ class Verdict:
     forward: bytes | None = None
     """For the broker: None for the packet itself, b"" for nothing."""
     answer: bytes | None = None
-    """For the device: the SUBACK when nothing is forwarded."""
+    """For the device, at once: the SUBACK when nothing is forwarded, and the broker has answered all before it."""
     refused: tuple[str, ...] = ()
 
 
 class Subscriptions:
     """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
 
-    __slots__ = ("_pending", "_per_packet_max", "_version", "filters", "reasons")
+    __slots__ = (
+        "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_version", "filters",
+        "reasons",
+    )  # fmt: skip
 
     def __init__(self, version: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self._version = version
@@ -49,38 +56,63 @@ class Subscriptions:
         self.filters = FilterSet(limits)
         """What the broker may hold for the device."""
         self.reasons = ReasonStrings()
-        self._pending: dict[int, tuple[int, ...]] = {}  # packet id -> a code for each filter, 0 for the broker's
+        self._forwarded = self._acknowledged = 0  # SUBSCRIBEs, whole and reduced
+        self._pending: dict[int, bytes] = {}  # of reduced ones: packet id -> a code for each filter, 0 for the broker's
+        self._own: deque[tuple[int, int, bytes]] = deque()  # refused: the number of those before it, packet id, codes
+        self._awaited_bytes = 0  # in both
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
         """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many await their SUBACK."""
         asked = decode_subscribe(body, self._version, self._per_packet_max)
-        codes = tuple(self._code(subscription, policy) for subscription in asked.subscriptions)
+        codes = bytes(self._code(subscription, policy) for subscription in asked.subscriptions)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
-        self._pending.pop(asked.packet_id, None)
+        self._forget(self._pending.pop(asked.packet_id, None))
         kept = tuple(s for s, code in zip(asked.subscriptions, codes, strict=True) if not code)
         refused = tuple(s.topic_filter for s, code in zip(asked.subscriptions, codes, strict=True) if code)
         if not refused:
+            self._forwarded += 1
             return Verdict()
         if not kept:
-            return Verdict(b"", self._suback(Suback(asked.packet_id, codes), codes), refused)
-        if len(self._pending) >= PENDING_MAX:
-            raise CloseSession(QUOTA)
+            if self._acknowledged == self._forwarded:
+                return Verdict(b"", self._refusal(asked.packet_id, codes), refused)
+            self._remember(codes)
+            self._own.append((self._forwarded, asked.packet_id, codes))
+            return Verdict(b"", None, refused)
+        self._remember(codes)
         self._pending[asked.packet_id] = codes
+        self._forwarded += 1
         return Verdict(encode_subscribe(replace(asked, subscriptions=kept), self._version), None, refused)
 
-    def complete_suback(self, body: bytes) -> bytes | None:
-        """The SUBACK for the device in place of the broker's; None: that one itself. Raises: WireError."""
-        if not self._pending:
-            return None
+    def complete_suback(self, first: int, body: bytes) -> bytes | None:
+        """What the device gets in place of the broker's SUBACK, our own answers behind it; None: that SUBACK itself.
+
+        Raises: WireError.
+        """
+        packet = self._completed(body) if self._pending else None
+        self._acknowledged = min(self._acknowledged + 1, self._forwarded)
+        if not self._own or self._own[0][0] > self._acknowledged:
+            return packet
+        packets = [packet or encode_packet(first, body)]
+        while self._own and self._own[0][0] <= self._acknowledged:
+            _, packet_id, codes = self._own.popleft()
+            self._forget(codes)
+            packets.append(self._refusal(packet_id, codes))
+        return b"".join(packets)
+
+    def _completed(self, body: bytes) -> bytes | None:
         suback = decode_suback(body, self._version)
         codes = self._pending.pop(suback.packet_id, None)
         if codes is None:
             return None
+        self._forget(codes)
         granted = iter(suback.codes)
         whole = tuple(code or next(granted, Reason.UNSPECIFIED) for code in codes)
         return self._suback(replace(suback, codes=whole), codes)
 
-    def _suback(self, suback: Suback, codes: tuple[int, ...]) -> bytes:
+    def _refusal(self, packet_id: int, codes: bytes) -> bytes:
+        return self._suback(Suback(packet_id, tuple(codes)), codes)
+
+    def _suback(self, suback: Suback, codes: bytes) -> bytes:
         """`suback` with a Reason String for the refusals of ours among `codes`, unless the broker has put one."""
 
         def encode(text: str) -> bytes:
@@ -89,6 +121,16 @@ class Subscriptions:
 
         has_one = value_of(suback.properties, Property.REASON_STRING) is not None
         return self.reasons.answer(encode, "" if has_one else of_filters(codes))
+
+    def _remember(self, codes: bytes) -> None:
+        """Raises: CloseSession: too many await the broker's answers."""
+        self._awaited_bytes += ENTRY_BYTES + len(codes)
+        if self._awaited_bytes > AWAITED_BYTES_MAX:
+            raise CloseSession(QUOTA)
+
+    def _forget(self, codes: bytes | None) -> None:
+        if codes is not None:
+            self._awaited_bytes -= ENTRY_BYTES + len(codes)
 
     def unsubscribe(self, body: bytes) -> None:
         """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
