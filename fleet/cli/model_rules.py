@@ -151,6 +151,12 @@ _RULES = (
         metavar="DURATION",
         help="How much a device may send at once after a rest: what the two rates allow in that time.",
     ),
+    click.option(
+        "--check-response-topic/--no-check-response-topic",
+        "mqtt__check_response_topic",
+        default=None,
+        help="Whether a device may ask for a response (MQTT 5.0) only on topics that it may subscribe to.",
+    ),
 )
 
 

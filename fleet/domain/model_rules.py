@@ -132,6 +132,8 @@ class MqttRules(Struct, frozen=True):
     """Bytes, likewise."""
     burst: timedelta = field(default=timedelta(seconds=10), name="burst_seconds")
     """How much may be sent at once after a rest: what the rates allow in that time."""
+    check_response_topic: bool = True
+    """Whether a message or will of MQTT 5.0 may ask for a response only on a topic that the device may subscribe to."""
 
 
 class ModelRules(Struct, frozen=True):

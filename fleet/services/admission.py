@@ -42,6 +42,8 @@ class Will:
 
     topic: str
     retain: bool
+    response_topic: str | None = None
+    """Where it asks for a response (MQTT 5.0)."""
 
 
 async def admit(
@@ -50,8 +52,8 @@ async def admit(
     """Admit an MQTT session of `client_id`, which must be the device's id, with `will` if any.
 
     Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `client-id-mismatch`,
-    `will-refused`, `will-retain`, `certificate-ended`; each after its audit row is written. Unavailable: the registry
-    failed, or a first use could not be recorded.
+    `will-refused`, `will-retain`, `will-response`, `certificate-ended`; each after its audit row is
+    written. Unavailable: the registry failed, or a first use could not be recorded.
     """
     try:
         facts = await identify(registry, peer, now)
@@ -75,11 +77,32 @@ def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
     if client_id != facts.device.id:
         raise Refused("client-id-mismatch", f"The client id must be the device id, {facts.device.id}.")
     policy = policy_of(facts.device, facts.model)
-    if will is not None and not policy.may_publish(will.topic):
-        raise Refused("will-refused", f"Model {facts.model.name} does not allow the will's topic.")
-    if will is not None and will.retain and not policy.retain:
-        raise Refused("will-retain", f"Model {facts.model.name} does not allow retained messages, so no such will.")
-    return Admission(facts.device, facts.credential, policy, facts.model.rules.mqtt)
+    rules = facts.model.rules.mqtt
+    if code := will_refusal(will, policy, rules):
+        raise Refused(code, f"Model {facts.model.name} does not allow {WILL_REFUSALS[code]}.")
+    return Admission(facts.device, facts.credential, policy, rules)
+
+
+WILL_REFUSALS = {
+    "will-refused": "the will's topic",
+    "will-retain": "retained messages, so no such will",
+    "will-response": "a response on the will's Response Topic",
+}
+
+
+def will_refusal(will: Will | None, policy: TopicPolicy, rules: MqttRules) -> str:
+    """Why `will` is not allowed, as a key of WILL_REFUSALS; "" if it is."""
+    if will is None:
+        return ""
+    if not policy.may_publish(will.topic):
+        return "will-refused"
+    if will.retain and not policy.retain:
+        return "will-retain"
+    # Whoever answers it would publish there in the device's place.
+    response = will.response_topic
+    if response is not None and rules.check_response_topic and not policy.may_receive(response):
+        return "will-response"
+    return ""
 
 
 async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:

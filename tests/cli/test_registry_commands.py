@@ -80,6 +80,7 @@ class TestModel:
             "close",
             "--messages-per-second",
             "50",
+            "--no-check-response-topic",
         )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
@@ -90,7 +91,8 @@ class TestModel:
         assert changed == {**added, "tenant": "", "former_tenants": ["acme"], "profile": profile}
         ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
-        assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], "on_denied": "close", "messages_per_second": 50}
+        changes = {"on_denied": "close", "messages_per_second": 50, "check_response_topic": False}
+        assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], **changes}
         table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
         assert "mqtt on denied: close mqtt messages per second: 50" in table
         assert "admission paths:" in table

@@ -74,15 +74,12 @@ class TestModels:
     async def test_rules_are_merged_and_replaced(self, admin: Client) -> None:
         new = {"name": "valve", "tenant": "acme", "renewal": {"key": "new", "grace_seconds": 60}}
         _, made = await admin.ask("POST", "/v1/models", new)
-        patch = {
-            "renewal": {"grace_seconds": 120},
-            "profile": {"binding": True},
-            "mqtt": {"on_denied": "close", "burst_seconds": 2},
-        }
+        mqtt = {"on_denied": "close", "burst_seconds": 2, "check_response_topic": False}
+        patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}, "mqtt": mqtt}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
         assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
         assert patched["profile"] == {**made["profile"], "binding": True}
-        assert patched["mqtt"] == {**made["mqtt"], "on_denied": "close", "burst_seconds": 2}
+        assert patched["mqtt"] == {**made["mqtt"], **mqtt}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})
         moved = {**rules_json(DEFAULT_RULES), "former_tenants": ["acme"]}

@@ -189,6 +189,24 @@ async def test_a_retained_will_to_another_devices_topic(tmp_path: Path, version:
         assert (await h.registry.audit())[-1].entry.outcome == "will-refused"
 
 
+@pytest.mark.parametrize(
+    ("response", "reason", "code"),
+    [
+        ("devices/cam-2/down/r", Reason.NOT_AUTHORIZED, "will-response"),
+        ("devices/cam-1/down/#", Reason.PROTOCOL_ERROR, "will-response-topic"),
+        ("", Reason.PROTOCOL_ERROR, "will-response-topic"),
+    ],
+)
+async def test_a_will_with_a_response_topic(tmp_path: Path, response: str, reason: Reason, code: str) -> None:
+    async with open_gateway(tmp_path) as h:
+        cam, _ = await populate(h.registry, "cam-1", "cam-2")
+        wire = await h.dial(cam)
+        will = Will("devices/cam-1/up/t", b"x", properties=((Property.RESPONSE_TOPIC, response),))
+        wire.send(encode_connect(Connect(V5, "cam-1", will=will)))
+        assert await refused(wire, V5) == reason
+        assert h.gateway.stats[f"mqtt.connect.{code}"] == 1
+
+
 async def test_an_authentication_method(tmp_path: Path) -> None:
     async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")

@@ -105,7 +105,7 @@ class Clock:
 
 class Metered:
     def __init__(self, budget: Budget, clock: Clock) -> None:
-        self.packets = 0
+        self.packets = self.growth = 0
         self.transport = FakeTransport()
         self.closed: list[CloseReason] = []
         self.meter = RateMeter(

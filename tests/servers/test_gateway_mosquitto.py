@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties as PahoProperties
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
@@ -19,11 +21,12 @@ from fleet.servers.gateway import Limits, mosquitto
 from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
+from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
-from fleet.wire.mqtt.connect import Connect, Will, encode_connect
-from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.connect import Connect, Will, decode_connack, encode_connect
+from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
 from tests.mqtt_packets import Publish, decode_publish, encode_publish
 from tests.servers.gateway_fixtures import (
@@ -257,6 +260,43 @@ async def raw_session(street: Street, cam: Credential) -> Wire:
     assert (await wire.packet()).type is PacketType.CONNACK
     assert (await wire.packet()).type is PacketType.SUBACK
     return wire
+
+
+async def test_topic_aliases_both_ways(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    backend = await street.backend("devices/+/up/#")
+    wire = await street.harness.dial(cam)
+    wire.send(encode_connect(Connect(V5, cam.holder, properties=((Property.TOPIC_ALIAS_MAXIMUM, 1),))))
+    wire.send(encode_subscribe(Subscribe(1, (Subscription("devices/cam-1/down/#", 1),)), V5))
+    connack = decode_connack((await wire.packet()).body, V5)
+    assert value_of(connack.properties, Property.TOPIC_ALIAS_MAXIMUM) == ALIASES_MAX
+    assert (await wire.packet()).type is PacketType.SUBACK
+    alias = ((Property.TOPIC_ALIAS, ALIASES_MAX),)
+    for n, topic in enumerate(("devices/cam-1/up/t", "", "")):
+        wire.send(encode_publish(Publish(topic, b"%d" % n, 1, n + 1, properties=alias), V5))
+        assert (await wire.packet()).type is PacketType.PUBACK
+        assert await backend.message() == ("devices/cam-1/up/t", b"%d" % n)
+    for n, expected in enumerate((("devices/cam-1/down/t", None), ("devices/cam-1/down/t", 1), ("", 1))):
+        await backend.publish("devices/cam-1/down/t", b"%d" % n)
+        packet = await wire.packet()
+        publish = decode_publish(packet.first, packet.body, V5)
+        assert (publish.topic, publish.alias) == expected
+        assert publish.payload == b"%d" % n
+        wire.send(acks.acknowledge(acks.PUBACK, publish.packet_id, V5))
+
+
+async def test_a_response_topic_of_another_device(street: Street) -> None:
+    cam, _ = await populate(street.harness.registry, "cam-1", "cam-2")
+    backend = await street.backend("devices/+/up/#")
+    device = await street.device(cam, V5)
+    properties = PahoProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.CorrelationData = b"c"
+    properties.ResponseTopic = "devices/cam-2/down/r"
+    device.client.publish("devices/cam-1/up/t", b"forged", 1, properties=properties)
+    properties.ResponseTopic = "devices/cam-1/down/r"
+    device.client.publish("devices/cam-1/up/t", b"true", 1, properties=properties)
+    assert await backend.message() == ("devices/cam-1/up/t", b"true")
+    assert [await device.got(device.pubacks) for _ in range(2)] == [0x87, 0]
 
 
 async def test_a_wider_model_reaches_the_second_wall_too(street: Street) -> None:

@@ -315,6 +315,12 @@ class Verdicts:
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         return True
 
+    def response_allowed(self, topic: str) -> bool:
+        return True
+
+    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
+        raise AssertionError(topic)
+
     def retain_allowed(self) -> bool:
         self.retains += 1
         return self.retain
@@ -470,21 +476,29 @@ def with_properties(properties: bytes, topic: bytes = b"up/a", payload: bytes = 
     return encode_packet(0x30, len(topic).to_bytes(2, "big") + topic + properties + payload)
 
 
-def test_an_alias_ends_the_session() -> None:
+@pytest.mark.parametrize("alias", [b"\x00\x00", b"\x00\x11", b"\xff\xff"])
+def test_an_alias_over_the_maximum_ends_the_session(alias: bytes) -> None:
     for topic in (b"up/a", b""):
         harness = RelayHarness(V5)
         harness.relay.from_device(harness.publish("up/a"))
-        assert harness.ends(with_properties(b"\x03\x23\x00\x01", topic)) is close_reasons.ALIAS
+        assert harness.ends(with_properties(b"\x03\x23" + alias, topic)) is close_reasons.ALIAS
 
 
-def test_an_alias_in_a_long_publish_ends_the_session() -> None:
-    packet = with_properties(b"\x03\x23\x00\x01", payload=bytes(100_000))
+@pytest.mark.parametrize("alias", [b"\x00\x00", b"\x00\x11"])
+def test_an_alias_over_the_maximum_in_a_long_publish_ends_the_session(alias: bytes) -> None:
+    packet = with_properties(b"\x03\x23" + alias, payload=bytes(100_000))
     for size in (1000, 1 << 20):
         harness = RelayHarness(V5)
         with pytest.raises(CloseSession) as caught:
             for chunk in chunks(packet, size):
                 harness.relay.from_device(chunk)
         assert caught.value.reason is close_reasons.ALIAS
+
+
+def test_an_alias_of_the_broker_ends_the_session() -> None:
+    for topic in (b"down/a", b""):
+        harness = RelayHarness(V5)
+        assert harness.ends(with_properties(b"\x03\x23\x00\x01", topic), from_broker=True) is close_reasons.ALIAS
 
 
 def test_other_properties_go_through() -> None:

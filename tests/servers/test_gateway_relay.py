@@ -125,7 +125,7 @@ def test_a_malformed_subscribe(version: int) -> None:
 # The broker's side
 
 
-def test_connack_loses_its_aliases_and_learns_our_cap() -> None:
+def test_connack_has_our_own_aliases_and_learns_our_cap() -> None:
     harness = RelayHarness(V5, greeted=False)
     properties = (
         (Property.TOPIC_ALIAS_MAXIMUM, 10),
@@ -134,7 +134,8 @@ def test_connack_loses_its_aliases_and_learns_our_cap() -> None:
     )
     harness.relay.from_broker(encode_connack(Connack(True, 0, properties), V5))
     (packet,) = PacketReader().feed(bytes(harness.to_device))
-    expected = ((Property.RECEIVE_MAXIMUM, 20), (Property.MAXIMUM_PACKET_SIZE, SIZE_MAX))
+    ours = ((Property.MAXIMUM_PACKET_SIZE, SIZE_MAX), (Property.TOPIC_ALIAS_MAXIMUM, 16))
+    expected = ((Property.RECEIVE_MAXIMUM, 20), *ours)
     assert decode_connack(packet.body, V5) == Connack(True, 0, expected)
     assert harness.ends(encode_connack(Connack(False, 0), V5), from_broker=True) is close_reasons.PROTOCOL_ERROR
 
@@ -228,18 +229,19 @@ def test_connack_says_that_retain_is_not_available() -> None:
         harness.relay.from_broker(encode_connack(Connack(False, 0, properties), V5))
         (packet,) = PacketReader().feed(bytes(harness.to_device))
         found = decode_connack(packet.body, V5).properties
-        ours = (Property.MAXIMUM_PACKET_SIZE, SIZE_MAX)
+        ours = ((Property.MAXIMUM_PACKET_SIZE, SIZE_MAX), (Property.TOPIC_ALIAS_MAXIMUM, 16))
         if retain:
-            assert found == (*properties, ours)
+            assert found == (*properties, *ours)
         else:
-            assert found == ((Property.RECEIVE_MAXIMUM, 20), ours, (Property.RETAIN_AVAILABLE, 0))
+            assert found == ((Property.RECEIVE_MAXIMUM, 20), *ours, (Property.RETAIN_AVAILABLE, 0))
 
 
 def test_a_smaller_maximum_of_the_broker_is_kept() -> None:
     harness = RelayHarness(V5, greeted=False)
     harness.relay.from_broker(encode_connack(Connack(False, 0, ((Property.MAXIMUM_PACKET_SIZE, 100),)), V5))
     (packet,) = PacketReader().feed(bytes(harness.to_device))
-    assert decode_connack(packet.body, V5).properties == ((Property.MAXIMUM_PACKET_SIZE, 100),)
+    announced = ((Property.MAXIMUM_PACKET_SIZE, 100), (Property.TOPIC_ALIAS_MAXIMUM, 16))
+    assert decode_connack(packet.body, V5).properties == announced
 
 
 def test_refused_deliveries_are_noted() -> None:

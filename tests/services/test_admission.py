@@ -14,9 +14,19 @@ from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
+from fleet.domain.model_rules import ModelRules, MqttRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
-from fleet.domain.writes import AddCredential, AddDevice, AddModel, AddStation, MoveDevice, RevokeCredentials, Write
+from fleet.domain.writes import (
+    AddCredential,
+    AddDevice,
+    AddModel,
+    AddStation,
+    MoveDevice,
+    RevokeCredentials,
+    SetModel,
+    Write,
+)
 from fleet.services import revocation
 from fleet.services.admission import CONNECT, FIRST_USE, Will, admit
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -146,6 +156,20 @@ async def test_a_will_must_be_allowed(registry: SqliteRegistry) -> None:
         await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-8/up/gone", retain=False))
     assert caught.value.code == "will-refused"
     assert (await last_row(registry)).entry.outcome == "will-refused"
+
+
+async def test_a_will_may_ask_for_a_response_where_its_device_may_subscribe(registry: SqliteRegistry) -> None:
+    held = await holding(registry, certificate())
+    will = Will("devices/cam-7/up/gone", False, "devices/cam-7/down/r")
+    await admit(registry, shows(held), CAM, NOW, will=will)
+    elsewhere = Will(will.topic, will.retain, "devices/cam-8/down/r")
+    with pytest.raises(Refused) as caught:
+        await admit(registry, shows(held), CAM, NOW, will=elsewhere)
+    assert caught.value.code == "will-response"
+    assert (await last_row(registry)).entry.outcome == "will-response"
+    unchecked = replace(MODEL, rules=ModelRules(mqtt=MqttRules(check_response_topic=False)))
+    await write(registry, SetModel(unchecked))
+    assert (await admit(registry, shows(held), CAM, NOW, will=elsewhere)).rules == unchecked.rules.mqtt
 
 
 async def test_a_will_that_may_not_be_retained_uses_up_nothing(registry: SqliteRegistry) -> None:

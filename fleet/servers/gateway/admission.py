@@ -11,6 +11,7 @@ from fleet.servers.gateway.close_reasons import (
     MALFORMED_CONNECT,
     MALFORMED_CONNECT_311,
     UNSUPPORTED_VERSION,
+    WILL_RESPONSE_INVALID,
     CloseSession,
     connect_refused,
 )
@@ -19,8 +20,8 @@ from fleet.services.admission import Admission, Will, admit
 from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
-from fleet.wire.mqtt.properties import Property, without
-from fleet.wire.mqtt.topics import BRIDGE_TOPICS
+from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
 
 CONNACK_REASONS: dict[str, Reason] = {
     "client-id-mismatch": Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -44,17 +45,27 @@ def connect_in(body: bytes) -> Connect:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:
         raise CloseSession(MALFORMED_CONNECT if answer_version(body) == V5 else MALFORMED_CONNECT_311) from error
+    will = will_of(connect)
+    if will is not None and will.response_topic is not None and not is_topic_name(will.response_topic):
+        raise CloseSession(WILL_RESPONSE_INVALID)
     is_dropped = connect.will is not None and connect.will.topic.startswith(BRIDGE_TOPICS)
     return replace(connect, will=None) if is_dropped else connect
+
+
+def will_of(connect: Connect) -> Will | None:
+    """The will of `connect`, as far as a model's policy is concerned."""
+    if connect.will is None:
+        return None
+    response = value_of(connect.will.properties, Property.RESPONSE_TOPIC)
+    return Will(connect.will.topic, connect.will.retain, response if isinstance(response, str) else None)
 
 
 async def admit_client(
     registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
 ) -> Admission:
     """Admission of `peer` under the client id and with the will of `connect`. Raises: CloseSession."""
-    will = Will(connect.will.topic, connect.will.retain) if connect.will else None
     try:
-        admission = await admit(registry, peer, connect.client_id, now, will=will)
+        admission = await admit(registry, peer, connect.client_id, now, will=will_of(connect))
     except Unavailable as error:
         raise CloseSession(
             connect_refused(error.code, Reason.SERVER_UNAVAILABLE, close_reasons.FEED_DOWN.text)
@@ -80,6 +91,6 @@ def broker_connect(connect: Connect, admission: Admission, username: str) -> Con
         client_id=admission.device.id,
         username=username,
         password=None,
-        # Nor may the broker use topic aliases: each message is judged by its topic.
+        # Topic aliases are between the gateway and the device.
         properties=without(connect.properties, Property.TOPIC_ALIAS_MAXIMUM),
     )

@@ -89,6 +89,10 @@ UNSUPPORTED_VERSION = connect_refused(
 MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
 MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
+WILL_RESPONSE_INVALID = connect_refused(
+    "will-response-topic", Reason.PROTOCOL_ERROR, "The will's Response Topic is not a topic name."
+)
+"""[MQTT-3.3.2-14]: it contains a wildcard, or nothing."""
 AUTH_METHOD = connect_refused(
     "auth-method",
     Reason.BAD_AUTHENTICATION_METHOD,
@@ -113,6 +117,9 @@ TOO_LARGE = CloseReason(
     "too-large", Reason.PACKET_TOO_LARGE, Reason.PACKET_TOO_LARGE, text="A packet is larger than the server allows."
 )
 ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID, text="The server did not allow this topic alias.")
+ALIASED_TOPIC_TOO_LONG = CloseReason(
+    "topic-alias-length", Reason.QUOTA_EXCEEDED, text="A topic with an alias is longer than 256 bytes."
+)
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
 KEEP_ALIVE_EXPIRED = CloseReason(
     "keep-alive", Reason.KEEP_ALIVE_TIMEOUT, text="Nothing was received for 1.5 times the keep-alive."

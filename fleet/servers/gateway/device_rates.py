@@ -136,6 +136,10 @@ class _Counted(Protocol):
     def packets(self) -> int:
         """Packets that have passed so far."""
 
+    @property
+    def growth(self) -> int:
+        """Bytes that the broker got beyond those of the device."""
+
 
 class RateMeter:
     """Charges one session's packets to its device's budget, and does not read the device while that is overdrawn."""
@@ -154,7 +158,7 @@ class RateMeter:
         self._close = close
         self._loop = loop
         self._size = 0  # bytes and
-        self._charged = 0  # packets charged so far
+        self._charged = self._grown = 0  # packets, and bytes of growth, charged so far
         self._timer: asyncio.TimerHandle | None = None
         budget.users += 1
 
@@ -178,9 +182,9 @@ class RateMeter:
         self._budget.users -= 1
 
     def _charge(self) -> None:
-        packets = self._packets.packets
-        self._budget.spend(packets - self._charged, self._size, self._loop.time())
-        self._size, self._charged = 0, packets
+        packets, growth = self._packets.packets, self._packets.growth
+        self._budget.spend(packets - self._charged, self._size + growth - self._grown, self._loop.time())
+        self._size, self._charged, self._grown = 0, packets, growth
 
     def _check(self) -> None:
         self._cancel()

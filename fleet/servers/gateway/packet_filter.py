@@ -13,11 +13,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from fleet.servers.gateway.close_reasons import ALIAS, PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
+from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
+from fleet.servers.gateway.topic_aliases import (
+    ALIAS_MARK,
+    ALIAS_OR_RESPONSE_MARK,
+    ALIASES_MAX,
+    Head,
+    ReceivedAliases,
+    SentAliases,
+    marked,
+    with_topic,
+)
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import Fields
-from fleet.wire.mqtt.properties import Property, decode_properties, value_of
 from fleet.wire.mqtt.reader import remaining_length
 from fleet.wire.mqtt.topics import topic_name
 
@@ -30,15 +39,15 @@ INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 _PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _INSPECT, _ILLEGAL = range(6)
 
 
-def _table(passed: set[PacketType], inspected: set[PacketType], *, asks: bool) -> bytes:
-    """Action for a packet, by its first byte. `asks`: the handler is asked for each PUBLISH with RETAIN or QoS 2."""
+def _table(passed: set[PacketType], inspected: set[PacketType], judged: range | set[int]) -> bytes:
+    """Action for a packet, by its first byte; `judged`: flags of a PUBLISH that is judged each time."""
 
     def kind(first: int) -> int:
         number = first >> 4
         if not flags_are_legal(first):
             return _ILLEGAL
         if number == PacketType.PUBLISH:
-            if first & 5 and asks:
+            if first & 0xF in judged:
                 return _PUBLISH_ASKED
             return _PUBLISH_ACKED if first & 6 else _PUBLISH
         return _PASS if number in passed else _INSPECT if number in inspected else _ILLEGAL
@@ -50,14 +59,13 @@ _ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUB
 TO_BROKER = _table(
     passed=_ACKS - {PacketType.PUBREL} | {PacketType.PINGREQ},
     inspected={PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
-    asks=True,
+    judged={flags for flags in range(16) if flags & 5},  # RETAIN or QoS 2
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
-TO_DEVICE = _table(
-    passed=_ACKS - {PacketType.PUBREC} | {PacketType.UNSUBACK, PacketType.PINGRESP},
-    inspected={PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.DISCONNECT},
-    asks=False,
-)
+_FROM_BROKER = _ACKS - {PacketType.PUBREC} | {PacketType.UNSUBACK, PacketType.PINGRESP}
+_READ_FROM_BROKER = {PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.DISCONNECT}
+TO_DEVICE = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=set())
+_WITH_ALIASES = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=range(16))
 
 
 class Handler(Protocol):
@@ -70,8 +78,14 @@ class Handler(Protocol):
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
 
+    def response_allowed(self, topic: str) -> bool:
+        """Whether a PUBLISH may ask for a response on `topic`."""
+
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
+
+    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
+        """The same, for its Response Topic."""
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         """Replacement for this packet: None for itself, b"" for nothing."""
@@ -81,8 +95,8 @@ class PacketFilter:
     """After `stop` all input is discarded."""
 
     __slots__ = (
-        "_dropping", "_handler", "_held", "_id_size", "_injected", "_kinds", "_left", "_need", "_stopped", "_topics",
-        "_v5", "_write", "packets", "size_max",
+        "_aliases", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need", "_sent",
+        "_stopped", "_topics", "_v5", "_write", "growth", "packets", "size_max",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +108,9 @@ class PacketFilter:
         self._write = write
         self.size_max = size_max
         """Limit of the remaining length; may be changed at any time."""
+        self._aliases = ReceivedAliases(ALIASES_MAX if kinds is TO_BROKER else 0)
+        self._mark = ALIAS_OR_RESPONSE_MARK if kinds is TO_BROKER else ALIAS_MARK
+        self._sent: SentAliases | None = None
         self._topics: dict[bytes, bool] = {}
         self._held = bytearray()  # the start of an incomplete packet
         self._need = 0  # bytes at which it is processed again
@@ -103,6 +120,8 @@ class PacketFilter:
         self._stopped = False
         self.packets = 0
         """Complete packets, or the judged head of a long one, refused ones included: counted with each run."""
+        self.growth = 0
+        """Bytes by which packets have grown, by topics in place of aliases."""
 
     @property
     def between_packets(self) -> bool:
@@ -117,6 +136,10 @@ class PacketFilter:
     def forget_topics(self) -> None:
         """Drop cached verdicts: the policy has changed."""
         self._topics.clear()
+
+    def send_aliases(self, maximum: int, size_max: int | None) -> None:
+        """Send up to `maximum` topic aliases from now on, in packets of at most `size_max` bytes."""
+        self._kinds, self._sent = _WITH_ALIASES, SentAliases(maximum, size_max)
 
     def inject(self, packet: bytes) -> None:
         """Write `packet` at the next packet boundary. Raises: CloseSession: too many are waiting."""
@@ -178,9 +201,8 @@ class PacketFilter:
                     size, body = head
                 stop = body + size
                 if stop > end:
-                    need = self._judge_partial(data, pos, body, stop)
-                    if not need:
-                        start, pos = self._flush(data, start, pos, end) if self._dropping else start, end
+                    need, start = self._partial(data, start, pos, body, stop)
+                    pos = pos if need else end
                     break
                 count += 1
                 if kind >= _PASS:
@@ -200,11 +222,9 @@ class PacketFilter:
                     after += 2
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
-                if v5 and (after == stop or data[after]):
-                    _check_properties(data, after, stop)
-                if kind == _PUBLISH_ASKED or not topics.get(topic):
-                    if not self._judge(topic, data, pos, after, stop):
-                        start = self._flush(data, start, pos, stop)
+                found = marked(data, after, stop, self._mark) if v5 and (after == stop or data[after]) else None
+                if found is not None or kind == _PUBLISH_ASKED or not topics.get(topic):
+                    start = self._publish(Head(topic, pos, after, stop, found), data, start)
                 elif stop + stop - pos <= end:
                     same = self._count_same(data, pos, body + 2 + len(topic), after, stop)
                     count += same
@@ -253,37 +273,70 @@ class PacketFilter:
             self._write(replacement)
         return start
 
-    def _judge(self, topic: bytes, data: bytes, pos: int, after: int, stop: int) -> bool:
-        """Whether a PUBLISH to `topic` is forwarded. Its verdict is not cached, or a refusal, or it is asked for."""
+    def _publish(self, head: Head, data: bytes, start: int) -> int:
+        """Keep, replace or drop a PUBLISH: its verdict is not cached, or a refusal, or it is asked for, or its
+        properties count. Returns the start of the current run.
+        """
+        is_known = head.topic in self._topics
+        replacement = self._judge(head, data)
+        if replacement:
+            self._flush(data, start, head.pos, head.stop)
+            self._write(replacement + head.payload(data))
+            return head.stop
+        if replacement is None:
+            return self._flush(data, start, head.pos, head.stop)
+        if self._sent is not None and is_known and (shorter := self._sent.shorten(head, data)):
+            self._flush(data, start, head.pos, head.stop)
+            self._write(shorter)
+            return head.stop
+        return start
+
+    def _judge(self, head: Head, data: bytes) -> bytes | None:
+        """What a PUBLISH is forwarded with in place of its head, up to the payload; b"": as it is; None: dropped."""
+        topic, found, replacement, size = head.topic, head.marked, b"", head.stop - head.pos
+        if found is not None and found.alias is not None:
+            topic = self._aliases.topic(found.alias, topic)
+            replacement = with_topic(topic, head, data)
+            size = len(replacement) + head.stop - found.payload_at
+            if size > self.size_max:
+                raise CloseSession(TOO_LARGE)
+            self.growth += max(0, size - (head.stop - head.pos))
+        allowed = self._allowed(topic)
+        if allowed and data[head.pos] & 1:
+            allowed = self._handler.retain_allowed()
+        qos = data[head.pos] >> 1 & 3
+        packet_id = int.from_bytes(data[head.after - 2 : head.after], "big") if qos else 0
+        if not allowed:
+            self._handler.refused(topic.decode(), qos, packet_id)
+        elif found is not None and found.response is not None and not self._handler.response_allowed(found.response):
+            self._handler.response_refused(found.response, qos, packet_id)
+            allowed = False
+        elif qos == 2:
+            allowed = self._handler.hold(topic.decode(), packet_id, size)
+        return replacement if allowed else None
+
+    def _allowed(self, topic: bytes) -> bool:
         known = self._topics.get(topic)
         if known is None:
             if not topic:
-                # MQTT 5.0, 3.3.2.1: an empty topic needs an alias, of which CONNACK has allowed none
+                # MQTT 5.0, 3.3.2.1: an empty topic needs an alias
                 raise CloseSession(PROTOCOL_ERROR)
             known = self._handler.topic_allowed(topic_name(topic))
             if len(topic) <= TOPIC_SIZE_MAX:
                 if len(self._topics) >= TOPICS_MAX:
                     self._topics.clear()
                 self._topics[topic] = known
-        if known and data[pos] & 1:
-            known = self._handler.retain_allowed()
-        qos = data[pos] >> 1 & 3
-        packet_id = int.from_bytes(data[after - 2 : after], "big") if qos else 0
-        if not known:
-            self._handler.refused(topic.decode(), qos, packet_id)
-        elif qos == 2:
-            known = self._handler.hold(topic.decode(), packet_id, stop - pos)
         return known
 
-    def _judge_partial(self, data: bytes, pos: int, body: int, stop: int) -> int:
-        """Number of bytes of an incomplete packet to wait for; 0 when its head has been judged, so that the rest is
-        streamed or dropped.
+    def _partial(self, data: bytes, start: int, pos: int, body: int, stop: int) -> tuple[int, int]:
+        """Judge the head of an incomplete packet, if it is there. Returns the bytes to wait for, 0 when the rest is
+        streamed or dropped, and the start of the current run.
         """
         size, have = stop - pos, len(data) - pos
         if size <= HOLD_SIZE_MAX or data[pos] >> 4 != PacketType.PUBLISH:
-            return size
+            return size, start
         if have < HOLD_SIZE_MAX:
-            return HOLD_SIZE_MAX
+            return HOLD_SIZE_MAX, start
         fields = Fields(data, body)
         try:
             topic = fields.binary()
@@ -296,25 +349,16 @@ class PacketFilter:
             # The head is incomplete. At most three fields' worth of it is awaited.
             if have >= HEAD_SIZE_MAX:
                 raise CloseSession(TOO_LARGE) from None
-            return HEAD_SIZE_MAX if size > HEAD_SIZE_MAX else size
-        if self._v5:
-            _check_properties(data, after, fields.pos)
-        self._dropping = not self._judge(topic, data, pos, after, stop)
+            return min(size, HEAD_SIZE_MAX), start
+        found = marked(data, after, fields.pos, self._mark) if self._v5 else None
+        head = Head(topic, pos, after, stop, found)
+        replacement = self._judge(head, data)
         self._left = stop - len(data)
+        self._dropping = replacement is None
         self.packets += 1
-        return 0
-
-
-def _check_properties(data: bytes, pos: int, stop: int) -> None:
-    """Refuse a topic alias in the properties at `pos`. Their other rules are left to the broker.
-
-    Raises: CloseSession, Malformed.
-    """
-    fields = Fields(data, pos, stop)
-    size = fields.varint()
-    # Without the identifier's byte there is no alias, and nothing to decode.
-    if Property.TOPIC_ALIAS not in fields.take(size):
-        return
-    if value_of(decode_properties(Fields(data, pos, stop)), Property.TOPIC_ALIAS) is not None:
-        # [MQTT-3.3.2-9] an alias greater than the maximum, which is 0, must not be sent
-        raise CloseSession(ALIAS)
+        if replacement == b"":
+            return 0, start
+        start = self._flush(data, start, pos, len(data))
+        if replacement:
+            self._write(replacement + head.payload(data))
+        return 0, start

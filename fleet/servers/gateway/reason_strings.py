@@ -10,6 +10,7 @@ from fleet.wire.mqtt.connect import Connect, packet_size_max
 from fleet.wire.mqtt.properties import Property, value_of
 
 TOPIC_REFUSED = "The device's model does not allow this topic."
+RESPONSE_REFUSED = "The device's model does not allow a response on this topic."
 RETAIN_REFUSED = "The device's model does not allow retained messages."
 TOO_MUCH_IN_FLIGHT = "Too many bytes of QoS 2 messages have not been released."
 

@@ -19,11 +19,18 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
-from fleet.servers.gateway.reason_strings import RETAIN_REFUSED, TOO_MUCH_IN_FLIGHT, TOPIC_REFUSED, ReasonStrings
+from fleet.servers.gateway.reason_strings import (
+    RESPONSE_REFUSED,
+    RETAIN_REFUSED,
+    TOO_MUCH_IN_FLIGHT,
+    TOPIC_REFUSED,
+    ReasonStrings,
+)
 from fleet.servers.gateway.subscriptions import Subscriptions
+from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
 from fleet.wire.mqtt.properties import Property, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
@@ -100,8 +107,11 @@ class Relay:
         self.in_flight.disconnected()
 
     def reads_reasons(self, connect: Connect) -> None:
-        """Note what the CONNECT says of Reason Strings: 3.1.2.11.7 and the maximum packet size, 3.1.2.11.4."""
+        """Note what the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)."""
         self.reasons = self.subscriptions.reasons = ReasonStrings(connect)
+        aliases_max = value_of(connect.properties, Property.TOPIC_ALIAS_MAXIMUM)
+        if isinstance(aliases_max, int) and aliases_max:
+            self.to_device.send_aliases(aliases_max, packet_size_max(connect))
 
     def refuse_publish(self, first: int, packet_id: int, reason: Reason, text: str) -> None:
         """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
@@ -137,6 +147,17 @@ class _DeviceHandler(_Handler):
             raise CloseSession(close_reasons.QUOTA)  # 3.1.1 has no refusal
         relay.refuse_publish(acks.PUBREC, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
         return False
+
+    def response_allowed(self, topic: str) -> bool:
+        relay = self._relay
+        return not relay.rules.check_response_topic or relay.policy.may_receive(topic)
+
+    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
+        relay = self._relay
+        relay.note("mqtt.publish", "response-refused", topic)
+        if qos:
+            first = acks.PUBACK if qos == 1 else acks.PUBREC
+            relay.refuse_publish(first, packet_id, Reason.NOT_AUTHORIZED, RESPONSE_REFUSED)
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
@@ -198,6 +219,12 @@ class _BrokerHandler(_Handler):
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         return True  # the broker limits what it sends
 
+    def response_allowed(self, topic: str) -> bool:
+        return True  # the device may publish its response only where its model allows
+
+    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
+        """None is."""
+
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
         relay.note("mqtt.deliver", "refused", topic)
@@ -234,12 +261,13 @@ class _BrokerHandler(_Handler):
             relay.in_flight.clear()
         if relay.version != V5:
             return None
-        # No topic aliases: without that property the maximum is 0 (3.2.2.3.8). Our own packet size limit is announced.
+        # Our own limits are announced, for packets (3.2.2.3.6) and topic aliases (3.2.2.3.8).
         brokers_max = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
         size_max = relay.to_broker.size_max
         size_max = min(brokers_max, size_max) if isinstance(brokers_max, int) else size_max
+        relay.to_broker.size_max = size_max
         kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
-        properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max))
+        properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max), (Property.TOPIC_ALIAS_MAXIMUM, ALIASES_MAX))
         if not relay.policy.retain:
             # 3.2.2.3.5: the client must not send RETAIN
             properties = (*without(properties, Property.RETAIN_AVAILABLE), (Property.RETAIN_AVAILABLE, 0))

@@ -16,7 +16,7 @@ from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect, connect_in
+from fleet.servers.gateway.admission import broker_connect, connect_in, will_of
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
@@ -25,7 +25,7 @@ from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, b
 from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Deadline, Phase, Timer
 from fleet.servers.gateway.timers import Timers
-from fleet.services.admission import Admission
+from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import (
@@ -317,9 +317,8 @@ class Session(asyncio.Protocol):
         self._relay.rules = model.rules.mqtt
         if self._meter is not None:
             self._meter.set_rules(model.rules.mqtt)
-        will = self.connect.will
-        will_allowed = will is None or (policy.may_publish(will.topic) and (policy.retain or not will.retain))
-        allowed = self._relay.set_policy(policy) and will_allowed
+        will_refused = will_refusal(will_of(self.connect), policy, model.rules.mqtt)
+        allowed = self._relay.set_policy(policy) and not will_refused
         return None if allowed else close_reasons.POLICY_CHANGED
 
     def _check_keep_alive(self, seconds: float) -> None:

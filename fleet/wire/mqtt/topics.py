@@ -21,6 +21,11 @@ def topic_name(data: bytes) -> str:
     return text
 
 
+def is_topic_name(text: str) -> bool:
+    """Whether `text`, a string of MQTT, is a topic name."""
+    return text != "" and "#" not in text and "+" not in text
+
+
 def is_topic_filter(text: str) -> bool:
     """Whether `text` is a well-formed topic filter; that of a shared subscription too."""
     if text.startswith(_SHARE):

@@ -149,6 +149,10 @@ class MqttRules(Record):
     messages_per_second: _Messages | UnsetType = UNSET
     bytes_per_second: _Bytes | UnsetType = UNSET
     burst_seconds: _Burst | UnsetType = UNSET
+    check_response_topic: Annotated[
+        bool | UnsetType,
+        about("Whether a Response Topic (MQTT 5.0) must be one that the device may subscribe to."),
+    ] = UNSET
 
 
 class _Members(Record):
