@@ -27,6 +27,7 @@ from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
+from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
@@ -108,6 +109,7 @@ async def run_worker(
         authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
         contexts.follow(authorities, home)
+        await parts.enter_async_context(counting_refusals(registry, clock=clock))
         monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
         if monitored is not None:
             await parts.enter_async_context(background(monitored.run(), "the broker monitor"))

@@ -60,7 +60,7 @@ async def wait_for_approval(
         event = Event(EventKind.REQUEST_PENDING, request.id, request.device_id)
         await registry.commit(Change(entry, (AddRequest(request, limits),), (event,)))
     else:
-        row = refusals_of(registry).row(entry)
+        row = refusals_of(registry).row(entry, by_itself=False)
         if row is not None:
             asked = 1 + int(row.detail.get("left_out", "0"))
             await registry.commit(Change(row, (TouchRequest(request.id, asked, now, entry.address),)))

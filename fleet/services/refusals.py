@@ -1,8 +1,9 @@
 """Rate limit for audit rows of repeated events that change nothing, refusals above all: one row a minute for each kind,
 with the number of suppressed ones.
 
-A client without credentials can be refused as often as a link carries it; each row costs an fsync and is kept. Logs and
-counters have every refusal; the audit needs the fact, the source and the time.
+A client without credentials can be refused as often as a link carries it; each row costs an fsync and is kept. Counters
+have every refusal; the audit needs the fact, the source, the time and the number. Rows and their `left_out` add up to
+all entries: those suppressed last get a row of their own (`due`) when no further entry of their kind brings one.
 """
 
 from collections import Counter, OrderedDict
@@ -28,6 +29,8 @@ _Kind = tuple[str, str, str, str]
 class _Written(Struct):
     at: datetime
     left_out: int = 0
+    last: AuditEntry | None = None
+    """The newest of those left out, if it may be written by itself."""
 
 
 class Refusals:
@@ -38,39 +41,77 @@ class Refusals:
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
         self._held: Counter[str] = Counter()  # kinds by actor
 
-    def row(self, entry: AuditEntry) -> AuditEntry | None:
+    def row(self, entry: AuditEntry, *, by_itself: bool = True) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.
 
-        Its detail `left_out` is the number of entries suppressed since the one before it.
+        Its detail `left_out` is the number of entries suppressed since the one before it. `by_itself`: the row is all
+        that is written, so that `due` may bring it later.
         """
         kind = self._kind(entry)
         known = self._written.get(kind)
         if known is not None and abs(entry.at - known.at) < ROW_EVERY:
             known.left_out += 1
+            known.last = entry if by_itself else None
             return None
-        if known is None:
-            self._held[_holder(kind)] += 1
-        self._written[kind] = _Written(entry.at)
-        self._written.move_to_end(kind)
-        if known is None or not known.left_out:
-            return entry
-        return replace(entry, detail={**entry.detail, "left_out": str(known.left_out)})
+        self._remember(kind, entry.at)
+        return _counting(entry, known.left_out if known is not None else 0)
 
-    def _kind(self, entry: AuditEntry) -> _Kind:
+    def due(self, now: datetime, *, at_once: bool = False) -> list[AuditEntry]:
+        """A row for each kind of which entries were left out and none was written for a minute since, or `at_once` for
+        each of which any were left out: the last of them, with the number of the others.
+        """
+        ended = [
+            (kind, known.last, known.left_out - 1)
+            for kind, known in self._written.items()
+            if known.last is not None and (at_once or abs(now - known.at) >= ROW_EVERY)
+        ]
+        for kind, _, _ in ended:
+            self._remember(kind, now)
+        return [_counting(last, others) for _, last, others in ended]
+
+    def put_back(self, row: AuditEntry) -> None:
+        """Count `row`, which could not be written, and what it counts as left out. It is due at once."""
+        kind = self._own_kind(row)
+        if kind not in self._written:
+            kind = _anywhere(kind)
+        detail = dict(row.detail)
+        left_out = 1 + int(detail.pop("left_out", "0"))
+        self._leave_out(kind, replace(row, detail=detail), left_out)
+        self._written[kind].at = row.at - ROW_EVERY
+
+    def _leave_out(self, kind: _Kind, last: AuditEntry, number: int) -> None:
+        if kind not in self._written:
+            self._remember(kind, last.at)
+        self._written[kind].left_out += number
+        self._written[kind].last = last
+
+    def _remember(self, kind: _Kind, at: datetime) -> None:
+        """A row of `kind` is written now."""
+        if kind not in self._written:
+            self._held[_holder(kind)] += 1
+        self._written[kind] = _Written(at)
+        self._written.move_to_end(kind)
+
+    def _own_kind(self, entry: AuditEntry) -> _Kind:
         source = network_of(entry.address) if entry.actor == NOBODY else ""
         # Repeated successes are grouped by device: each had to authenticate first. A refused client can make up names.
         source = entry.subject if entry.outcome == "ok" else source
-        kind = (entry.actor, entry.action, entry.outcome, source)
+        return (entry.actor, entry.action, entry.outcome, source)
+
+    def _kind(self, entry: AuditEntry) -> _Kind:
+        kind = self._own_kind(entry)
         if kind in self._written or len(self._written) < self._kinds_max:
             return kind
-        oldest, written = next(iter(self._written.items()))
-        if abs(entry.at - written.at) >= ROW_EVERY:
+        # Kinds of anywhere that count something stay: what others leave behind is counted there.
+        may_go = (each for each, known in self._written.items() if each[3] != ANYWHERE or not known.left_out)
+        oldest = next(may_go, None)
+        if oldest is not None and abs(entry.at - self._written[oldest].at) >= ROW_EVERY:
             self._forget(oldest)
             return kind
         if self._make_room(entry.actor):
             return kind
         # All are recent: a client with many addresses must not get a row for each of them.
-        return (entry.actor.partition(" ")[0], entry.action, entry.outcome, ANYWHERE)
+        return _anywhere(kind)
 
     def _make_room(self, actor: str) -> bool:
         """Forget the oldest kind of the actor with most of them, unless that is `actor` or has hardly more. All
@@ -83,7 +124,9 @@ class Refusals:
         return True
 
     def _forget(self, kind: _Kind) -> None:
-        del self._written[kind]
+        known = self._written.pop(kind)
+        if known.last is not None:
+            self._leave_out(_anywhere(kind), known.last, known.left_out)
         holder = _holder(kind)
         self._held[holder] -= 1
         if not self._held[holder]:
@@ -94,6 +137,15 @@ def _holder(kind: _Kind) -> str:
     """Whose share of the memory `kind` takes. Kinds of anywhere are few, and nobody's to give."""
     actor, _, _, source = kind
     return ANYWHERE if source == ANYWHERE else actor
+
+
+def _anywhere(kind: _Kind) -> _Kind:
+    actor, action, outcome, _ = kind
+    return (actor.partition(" ")[0], action, outcome, ANYWHERE)
+
+
+def _counting(entry: AuditEntry, left_out: int) -> AuditEntry:
+    return replace(entry, detail={**entry.detail, "left_out": str(left_out)}) if left_out else entry
 
 
 _OF_REGISTRY: WeakKeyDictionary[Registry, Refusals] = WeakKeyDictionary()

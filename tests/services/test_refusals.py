@@ -1,6 +1,7 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -156,6 +157,71 @@ def test_a_device_with_many_kinds_gives_way_to_another_and_takes_nothing_back() 
     for n in range(100):
         refusals.row(refused(code=f"code-{n}", actor="device loud", seconds=1))
     assert [refusals.row(entry) for entry in quiet] == [None] * 3  # still known
+
+
+def test_those_left_out_last_are_due_a_minute_later_in_one_row() -> None:
+    refusals = Refusals()
+    refusals.row(refused())
+    for n in range(3):
+        refusals.row(refused(seconds=10 + n))
+    refusals.row(refused("192.0.2.2", seconds=20))  # alone: nothing of it was left out
+    assert refusals.due(NOW + timedelta(seconds=59)) == []
+    assert refusals.due(NOW + timedelta(seconds=60)) == [replace(refused(seconds=12), detail={"left_out": "2"})]
+    assert refusals.due(NOW + timedelta(hours=1)) == []
+    refusals = Refusals()
+    refusals.row(refused())
+    refusals.row(refused(seconds=1))
+    assert refusals.due(NOW + timedelta(seconds=60)) == [refused(seconds=1)]
+    assert refusals.row(refused(seconds=119)) is None  # a minute since that row
+    assert refusals.due(NOW + timedelta(seconds=120)) == [refused(seconds=119)]
+
+
+def test_at_the_end_all_are_due() -> None:
+    refusals = Refusals()
+    entry = replace(refused(), detail={"serial": "5d"})
+    for _ in range(3):
+        refusals.row(entry)
+    assert refusals.due(NOW, at_once=True) == [replace(entry, detail={"serial": "5d", "left_out": "1"})]
+    assert refusals.due(NOW, at_once=True) == []
+
+
+def test_a_row_that_is_part_of_a_change_is_never_due() -> None:
+    refusals = Refusals()
+    for _ in range(3):
+        refusals.row(refused(), by_itself=False)
+    assert refusals.due(NOW, at_once=True) == []
+    row = refusals.row(refused(seconds=60), by_itself=False)
+    assert row is not None
+    assert row.detail == {"left_out": "2"}
+
+
+def test_a_row_that_could_not_be_written_is_due_at_once() -> None:
+    refusals = Refusals()
+    first = refusals.row(refused())
+    assert first is not None
+    refusals.put_back(first)
+    assert refusals.due(NOW) == [refused()]
+    refusals.row(refused(seconds=1))
+    counting = replace(refused(seconds=2), detail={"left_out": "6"})
+    refusals.put_back(counting)
+    assert refusals.due(NOW + timedelta(seconds=2)) == [replace(refused(seconds=2), detail={"left_out": "7"})]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_and_what_they_count_add_up_to_all_entries(seed: int) -> None:
+    random, refusals = Random(seed), Refusals(kinds_max=6)
+    rows: list[AuditEntry] = []
+    for step in range(2_000):
+        actor = random.choice(("nobody", "device cam-1", "device cam-2", "station st1"))
+        at = step * random.choice((0.01, 0.5))
+        entry = refused(f"192.0.2.{random.randrange(20)}", f"code-{random.randrange(3)}", actor, at)
+        row = refusals.row(entry)
+        rows += [row] if row is not None else []
+        if step % 100 == 99:
+            rows += refusals.due(NOW + timedelta(seconds=at))
+            refusals.put_back(rows.pop(random.randrange(len(rows))))
+    rows += refusals.due(NOW + timedelta(hours=1), at_once=True)
+    assert sum(1 + int(row.detail.get("left_out", "0")) for row in rows) == 2_000
 
 
 async def test_a_refusal_is_audited_with_the_holder_of_the_certificate(registry: SqliteRegistry) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 
 from fleet.config.logs import log_event
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import AuditEntry, Event, EventKind
 from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
@@ -34,7 +34,7 @@ from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory, Upstream
 from fleet.services.admission import Admission
-from fleet.services.refusals import refusals_of
+from fleet.services.refusal_rows import RefusalRows
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
@@ -70,6 +70,7 @@ class Gateway:
         self._revoked = RevokedCache()
         self._kept_filters = KeptFilters(self.limits)
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
+        self._denials = RefusalRows(registry)
         self._tasks: set[asyncio.Task[None]] = set()
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
@@ -101,6 +102,7 @@ class Gateway:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._denials.close()
         if self._purger is not None:
             await self._purger.close()
 
@@ -136,15 +138,7 @@ class Gateway:
         device = f"device {admission.device.id}"
         detail = {"serial": admission.credential.serial, "topic": topic[:TEXT_MAX]}
         entry = AuditEntry(self.now(), device, action, device, "refused", peer.address, detail)
-        row = refusals_of(self._registry).row(entry)
-        if row is not None:
-            self.spawn(self._write_row(row))
-
-    async def _write_row(self, row: AuditEntry) -> None:
-        try:
-            await self._registry.commit(Change(row))
-        except Unavailable as error:
-            log_event(log, logging.ERROR, "audit.not-written", action=row.action, actor=row.actor, error=error)
+        self._denials.put(entry)
 
     def broker_username(self, admission: Admission) -> str:
         device = admission.device
