@@ -177,6 +177,7 @@ class HttpServer:
         for connection in list(self.connections):
             connection.close()
         self.idle.stop()
+        self._lines.report()
 
     async def answer(self, connection: Connection, message: RawRequestMessage, payload: StreamReader) -> Response:
         """The response to one request, whatever happens; called by `connection`."""
@@ -227,7 +228,8 @@ class HttpServer:
         self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1
         if not self._log.isEnabledFor(logging.INFO):
             return
-        if self._lines.allows(time.monotonic(), f"{outcome.event}.{outcome.code}", peer.source):
+        kind, is_authenticated = f"{outcome.event}.{outcome.code}", peer.fingerprint is not None
+        if self._lines.allows(time.monotonic(), kind, peer.source, authenticated=is_authenticated):
             log_event(
                 self._log,
                 logging.INFO,

@@ -1,13 +1,23 @@
 """Counters always, lines within bounds, and no line that a peer could have written."""
 
+import asyncio
 import json
 import logging
 
 import pytest
 
+from fleet.servers import line_limit
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.line_limit import FIRST_LINES_MAX, LINES_EACH_MAX, LINES_PER_SECOND_MAX, NAMED_MAX
+from fleet.servers.line_limit import (
+    FIRST_LINES_AUTHENTICATED_MAX,
+    FIRST_LINES_MAX,
+    LINES_EACH_MAX,
+    LINES_PER_SECOND_MAX,
+    NAMED_MAX,
+    SOURCES_MAX,
+    LineLimit,
+)
 
 
 @pytest.fixture
@@ -82,6 +92,74 @@ def test_lines_of_a_second_are_bounded_whoever_causes_them(lines: pytest.LogCapt
     for number in range(10_000):
         outcomes.record("mqtt.connect", f"code-{number % 20}", 1.0, f"source-{number}")
     assert len(lines.messages) == LINES_PER_SECOND_MAX + FIRST_LINES_MAX
+
+
+def test_strangers_take_no_line_of_a_device(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for number in range(3 * SOURCES_MAX):
+        outcomes.record("mqtt.connect", "no-certificate", 1.0, f"2001:db8::{number:x}")
+    for number in range(10):
+        outcomes.record("mqtt.connect", "no-certificate", 1.5, "cam-1", authenticated=True, device="cam-1", ms=number)
+    assert sum("device=cam-1" in line for line in lines.messages) == 10
+
+
+def test_many_certificates_hide_no_first_line(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for device in range(FIRST_LINES_AUTHENTICATED_MAX):
+        for _ in range(20):
+            outcomes.record("mqtt.publish", "refused", 1.0, f"noisy-{device}", authenticated=True)
+    before = len(lines.messages)
+    assert before <= FIRST_LINES_AUTHENTICATED_MAX + LINES_PER_SECOND_MAX
+    for kind in ("mqtt.publish", "mqtt.subscribe", "mqtt.connect"):
+        outcomes.record(kind, "refused", 1.9, "cam-1", authenticated=True, device="cam-1")
+    assert len(lines.messages) == before + 3
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_a_newcomer_is_not_taken_for_one_that_has_had_its_lines(
+    monkeypatch: pytest.MonkeyPatch, authenticated: bool
+) -> None:
+    monkeypatch.setattr(line_limit, "SOURCES_MAX", 20)
+    limit = LineLimit(logging.getLogger("fleet.gateway"))
+    for number in range(45):
+        assert limit.allows(1.0, "refused", f"cam-{number}", authenticated=authenticated)
+    share = limit._authenticated if authenticated else limit._others
+    assert len(share._came) <= 20
+    for number in range(200):
+        for _ in range(12):
+            limit.allows(1.0, "refused", f"loud-{number}", authenticated=authenticated)
+    assert len(share._came) <= 20
+    assert len(share.left_out) <= 20 + 1
+    assert share.left_out.total() + share._of_kind.total() == 45 + 200 * 12
+
+
+async def test_what_was_left_out_is_told_when_no_further_line_comes(
+    lines: pytest.LogCaptureFixture,
+) -> None:
+    outcomes, told = OutcomeLog(), asyncio.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.set() if "log.suppressed" in record.getMessage() else None  # type: ignore[method-assign]
+    logging.getLogger("fleet.gateway").addHandler(handler)
+    try:
+        now = asyncio.get_running_loop().time()
+        for _ in range(LINES_EACH_MAX + 7):
+            outcomes.record("mqtt.publish", "refused", now, "cam-1", authenticated=True)
+        assert not told.is_set()
+        await asyncio.wait_for(told.wait(), 60)
+    finally:
+        logging.getLogger("fleet.gateway").removeHandler(handler)
+    assert lines.messages[-1] == "event=log.suppressed of=mqtt.publish.refused source=cam-1 lines=7"
+    outcomes.close()
+    outcomes.record("mqtt.publish", "refused", now + 2, "cam-1", authenticated=True)
+    assert sum("log.suppressed" in line for line in lines.messages) == 1  # told once
+
+
+def test_what_was_left_out_is_told_at_the_end(lines: pytest.LogCaptureFixture) -> None:
+    outcomes = OutcomeLog()
+    for _ in range(LINES_EACH_MAX + 7):
+        outcomes.record("mqtt.publish", "refused", 1.0, "cam-1", authenticated=True)
+    outcomes.close()
+    assert lines.messages[-1] == "event=log.suppressed of=mqtt.publish.refused source=cam-1 lines=7"
 
 
 def test_the_session_registry() -> None:

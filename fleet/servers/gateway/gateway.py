@@ -102,6 +102,7 @@ class Gateway:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.outcomes.close()
         await self._denials.close()
         if self._purger is not None:
             await self._purger.close()

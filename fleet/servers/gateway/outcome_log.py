@@ -28,13 +28,29 @@ class OutcomeLog:
         """Live and read-only: counter -> how often."""
         return MappingProxyType(self._counts)
 
-    def record(self, event: str, code: str, monotonic: float, source: str = "", **fields: str | int) -> None:
-        """Count `event.code`, and log it with `fields` unless `source`, who caused it, has reached its limit."""
+    def record(
+        self,
+        event: str,
+        code: str,
+        monotonic: float,
+        source: str = "",
+        *,
+        authenticated: bool = False,
+        **fields: str | int,
+    ) -> None:
+        """Count `event.code`, and log it with `fields` unless `source`, who caused it, has reached its limit.
+
+        `authenticated`: `source` is a certificate, which TLS has proved.
+        """
         counter = f"{event}.{code}"
         self._counts[counter] += 1
-        if not self._limit.allows(monotonic, counter, source):
+        if not self._limit.allows(monotonic, counter, source, authenticated=authenticated):
             return
         shown = {
             name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items() if value != ""
         }
         log_event(log, logging.INFO, event, **shown, code=code)
+
+    def close(self) -> None:
+        """Log what was left out."""
+        self._limit.report()

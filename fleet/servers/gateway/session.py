@@ -346,8 +346,8 @@ class Session(asyncio.Protocol):
         serial = self.admission.credential.serial if self.admission else ""
         now = self._loop.time()
         self._context.outcomes.record(
-            event, code, now, self.peer.source, device=self.client_id, serial=serial, address=self.peer.address,
-            topic=topic, ms=round((now - self._opened_at) * 1000),
+            event, code, now, self.peer.source, authenticated=self.peer.fingerprint is not None, device=self.client_id,
+            serial=serial, address=self.peer.address, topic=topic, ms=round((now - self._opened_at) * 1000),
         )  # fmt: skip
 
 
