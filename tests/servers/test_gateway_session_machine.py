@@ -15,6 +15,7 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway import session as session_module
+from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.device_rates import Budget, Budgets
@@ -80,6 +81,7 @@ class FakeContext:
     outcomes: OutcomeLog = field(default_factory=OutcomeLog)
     open_sessions: SessionRegistry[Session] = field(default_factory=SessionRegistry)
     return_delays: ReturnDelays = field(default_factory=lambda: ReturnDelays(5.0))
+    ack_runs: AckRuns = field(default_factory=AckRuns)
     budgets: Budgets = field(default_factory=lambda: Budgets(10))
     v5: bool = True
     feed: bool = True

@@ -3,9 +3,15 @@
 import asyncio
 from typing import Protocol
 
+from fleet.servers.gateway.ack_runs import AckRuns, can_wait
+
 
 class BrokerSide(Protocol):
     """What a session does on the events of its connection to the broker."""
+
+    @property
+    def last_acknowledged_id(self) -> bytes:
+        """Packet id of the last message that the device has sent for acknowledgement; b"" when there is none."""
 
     def broker_connected(self, transport: asyncio.BaseTransport) -> None: ...
 
@@ -19,19 +25,40 @@ class BrokerSide(Protocol):
 
 
 class BrokerLink(asyncio.Protocol):
-    """Protocol of a session's own connection to the broker."""
+    """Protocol of a session's own connection to the broker. What it holds back is as if it had not been read yet."""
 
-    def __init__(self, session: BrokerSide) -> None:
+    def __init__(self, session: BrokerSide, runs: AckRuns) -> None:
         self._session = session
+        self._runs = runs
+        self._held = b""
+        self._is_waiting = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._session.broker_connected(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._session.broker_data(data)
+        held = self._held + data
+        if can_wait(held, self._session.last_acknowledged_id):
+            self._held = held
+            if not self._is_waiting:
+                self._is_waiting = True
+                self._runs.wait(self._release)
+            return
+        self._held = b""
+        self._session.broker_data(held)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._pass_on()
         self._session.broker_lost()
+
+    def _release(self) -> None:
+        self._is_waiting = False
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if held := self._held:
+            self._held = b""
+            self._session.broker_data(held)
 
     def pause_writing(self) -> None:
         self._session.broker_blocked()

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
+from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.device_rates import Budget
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
@@ -32,6 +33,9 @@ class SessionContext(Protocol[S]):
 
     @property
     def return_delays(self) -> ReturnDelays: ...
+
+    @property
+    def ack_runs(self) -> AckRuns: ...
 
     def now(self) -> datetime: ...
 

@@ -18,6 +18,7 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.admission import admit_client
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
@@ -61,6 +62,7 @@ class Gateway:
         self.open_sessions: SessionRegistry[Session] = SessionRegistry()
         # Half of what a session has to open: the admission needs the rest.
         self.return_delays = ReturnDelays(self.limits.open_seconds_max / 2)
+        self.ack_runs = AckRuns()
         self.now = clock
         self._registry = registry
         self._upstream = upstream

@@ -96,7 +96,7 @@ class PacketFilter:
 
     __slots__ = (
         "_aliases", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need", "_sent",
-        "_stopped", "_topics", "_v5", "_write", "growth", "packets", "size_max",
+        "_stopped", "_topics", "_v5", "_write", "growth", "last_acknowledged_id", "packets", "size_max",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +118,8 @@ class PacketFilter:
         self._dropping = False  # instead of streaming it
         self._injected: deque[bytes] = deque()
         self._stopped = False
+        self.last_acknowledged_id = b""
+        """Packet id of the last PUBLISH that has one and was not streamed."""
         self.packets = 0
         """Complete packets, or the judged head of a long one, refused ones included: counted with each run."""
         self.growth = 0
@@ -219,6 +221,7 @@ class PacketFilter:
                 after += data[body] << 8 | data[body + 1]
                 topic = data[body + 2 : after]
                 if kind and data[pos] & 6:
+                    self.last_acknowledged_id = data[after : after + 2]
                     after += 2
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
@@ -255,6 +258,9 @@ class PacketFilter:
         while at <= last and data.startswith(head, at) and not (v5 and data[at + properties]):
             at += size
             count += 1
+        if data[pos] & 6:
+            last_id = at - size + properties
+            self.last_acknowledged_id = data[last_id - 2 : last_id]
         return count
 
     def _flush(self, data: bytes, start: int, pos: int, stop: int) -> int:

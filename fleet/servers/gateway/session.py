@@ -114,6 +114,10 @@ class Session(asyncio.Protocol):
 
     # Events of the broker's transport, whose protocol is a BrokerLink
 
+    @property
+    def last_acknowledged_id(self) -> bytes:
+        return b"" if self._relay is None else self._relay.to_broker.last_acknowledged_id
+
     def broker_connected(self, transport: asyncio.BaseTransport) -> None:
         self._broker = FlowControlledTransport(transport)
 
@@ -224,7 +228,7 @@ class Session(asyncio.Protocol):
             for other in self._context.open_sessions.of_device(admission.device.id):
                 if other is not self and other.admission is not None:
                     other.close(close_reasons.TAKEN_OVER)
-            await self._context.connect_broker(admission.device.model, lambda: BrokerLink(self))
+            await self._context.connect_broker(admission.device.model, lambda: BrokerLink(self, self._context.ack_runs))
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
             if self._broker is None:
