@@ -1,6 +1,9 @@
 """The gateway's limits, as fleet.toml says."""
 
+from dataclasses import replace
+
 from fleet.config.settings import READERS, Settings
+from fleet.servers.gateway.in_flight import MESSAGE_BYTES
 from fleet.servers.gateway.limits import Limits
 
 
@@ -8,3 +11,9 @@ def mqtt_limits(settings: Settings) -> Limits:
     """Each key of `[mqtt]` is the limit of that name."""
     given = {name: getattr(settings, name) for name in READERS["mqtt"]}
     return Limits(sessions_max=settings.sessions_max, **given)
+
+
+def of_worker(limits: Limits, workers: int) -> Limits:
+    """`limits` for each of so many workers: what all devices may have is divided, down to one message of any size."""
+    share = max(limits.in_flight_bytes_max // workers, limits.packet_size_max + MESSAGE_BYTES)
+    return replace(limits, in_flight_bytes_max=min(share, limits.in_flight_bytes_max))

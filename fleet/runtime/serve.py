@@ -8,7 +8,6 @@ The ready file is written when every listener of every worker accepts connection
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +23,7 @@ from fleet.runtime.host import Host, ready_file_with, remove_former, run_host
 from fleet.runtime.jobs.server_certificate import renew_daily
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
-from fleet.runtime.worker import Worker, loop_factory, run_worker
+from fleet.runtime.worker import Worker, loop_factory, run_worker, worker_count
 
 log = logging.getLogger("fleet")
 
@@ -64,7 +63,7 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
 
     Raises: Conflict (`home-in-use`): another process serves this home. FleetError, OSError: a part could not start.
     """
-    count = settings.workers or len(os.sched_getaffinity(0))
+    count = worker_count(settings)
     async with run_host(home, settings, clock=clock) as host:
         if count == 1:
             async with run_worker(home, settings, host.registry, host.upstream, clock=clock) as worker:

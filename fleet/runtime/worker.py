@@ -32,13 +32,14 @@ from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import NAMES, open_listener, with_addresses
-from fleet.runtime.mqtt_limits import mqtt_limits
+from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.runtime.signals import Signals
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.gateway.gateway import Gateway
+from fleet.servers.gateway.kept_filters import KeptFilters
 from fleet.servers.gateway.live_upstream import LiveUpstream
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.upstream import Upstream
@@ -63,6 +64,11 @@ class WorkerSlot:
 
 
 ALONE = WorkerSlot()
+
+
+def worker_count(settings: Settings) -> int:
+    """Number of workers of a home with these settings."""
+    return settings.workers or len(os.sched_getaffinity(0))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -115,7 +121,7 @@ async def run_worker(
             await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
         live = LiveUpstream(monitored or upstream)
         await parts.enter_async_context(background(live.run(), "the broker's probe"))
-        gateway = Gateway(registry, live, clock=clock, limits=mqtt_limits(settings), purges=not slot.is_shared)
+        gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
         live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
@@ -216,6 +222,14 @@ def _webhooks(home: Home, settings: Settings) -> Webhooks:
     ca_file = None if settings.webhook_ca == "system" else home.path / settings.webhook_ca
     limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max)
     return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
+
+
+def _gateway(
+    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, is_shared: bool
+) -> Gateway:
+    limits = of_worker(mqtt_limits(settings), worker_count(settings))
+    kept = KeptFilters(limits, home.run / "kept-filters")
+    return Gateway(registry, upstream, clock=clock, limits=limits, purges=not is_shared, kept_filters=kept)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
 from fleet.servers.gateway import Gateway, Limits
 from fleet.servers.gateway.close_reasons import CloseReason
+from fleet.servers.gateway.kept_filters import KeptFilters
 from fleet.servers.gateway.upstream import Factory
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
@@ -263,11 +264,12 @@ async def open_gateway(
     limits: Limits | None = None,
     clock: Callable[[], datetime] = now,
     registry: SqliteRegistry | None = None,
+    kept_filters: KeptFilters | None = None,
 ) -> AsyncIterator[GatewayHarness]:
     """A running gateway on `upstream`, a FakeBroker when it is None."""
     own = registry or await SqliteRegistry.open(path / "registry.db")
     broker = upstream if upstream is not None else FakeBroker()
-    gateway = Gateway(own, broker, clock=clock, limits=limits)  # type: ignore[arg-type]
+    gateway = Gateway(own, broker, clock=clock, limits=limits, kept_filters=kept_filters)  # type: ignore[arg-type]
     run = asyncio.create_task(gateway.run())
     await asyncio.wait_for(gateway.following(), PATIENCE)
     built = GatewayHarness(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleet.config.settings import READERS, Settings, SettingsError, parse_settings
-from fleet.runtime.mqtt_limits import mqtt_limits
+from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
 from fleet.servers.gateway.kept_filters import FilterSet
@@ -158,11 +159,11 @@ def test_filters_in_a_packet_at_the_limit_and_one_past_it(version: int) -> None:
 )
 def test_filters_of_a_device_at_the_limit_and_one_past_it(limits: Limits, within: list[str], beyond: str) -> None:
     kept = FilterSet(limits)
-    assert all(map(kept.add, within))
-    assert kept.add(within[0])  # again
-    assert not kept.add(beyond)
-    kept.discard(within[0])
-    assert kept.add(beyond)
+    assert kept.add(within) == frozenset()
+    assert kept.add(within[:1]) == frozenset()  # again
+    assert kept.add([beyond]) == {beyond}
+    kept.leave(1, within[:1])
+    assert kept.add([beyond]) == frozenset()
 
 
 # QoS 2
@@ -241,3 +242,10 @@ async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path) -> N
         assert found == [b"0", b"1", b"2", b"3", b"4"]
         await again.close()
         await backend.close()
+
+
+def test_the_workers_of_a_home_share_what_all_devices_may_have_in_flight() -> None:
+    limits = Limits()
+    assert of_worker(limits, 1) == limits
+    assert of_worker(limits, 2) == replace(limits, in_flight_bytes_max=limits.in_flight_bytes_max // 2)
+    assert of_worker(limits, 64).in_flight_bytes_max > limits.packet_size_max  # or none could pass such a message

@@ -18,6 +18,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.servers.gateway import Limits, mosquitto
+from fleet.servers.gateway.kept_filters import KeptFilters
 from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
@@ -423,6 +424,25 @@ async def test_what_a_device_has_subscribed_to_counts_over_connections(street: S
     assert granted == DEFAULT_LIMITS.filter_levels_per_device_max // 188
     device = await street.device(cam, V5)  # a clean start: the broker forgets, and so do we
     assert await device.subscribe(f"devices/cam-1/down/{'/'.join('x' * 183)}") == [1]
+
+
+async def test_what_a_device_has_subscribed_to_counts_over_workers_and_our_restarts(tmp_path: Path) -> None:
+    """Each gateway here is another worker, or the next process: the broker keeps the session over all of them."""
+    assert PROGRAM is not None
+    broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+    granted, deep, held = 0, "/".join("x" * 183), None
+    try:
+        for number in range(6):
+            async with AsyncExitStack() as stack:
+                kept = KeptFilters(directory=tmp_path / "run" / "kept-filters")
+                built = await stack.enter_async_context(open_gateway(tmp_path, broker, kept_filters=kept))
+                held = held or (await populate(built.registry, "cam-1"))[0]
+                device = await Street(built, broker, stack).device(held, V311, clean=False)
+                codes = await device.subscribe(*(f"devices/cam-1/down/{number}/{one}/{deep}" for one in range(10)))
+                granted += codes.count(1)
+        assert granted == DEFAULT_LIMITS.filter_levels_per_device_max // 188
+    finally:
+        await broker.close()
 
 
 @pytest.mark.parametrize("on_denied", list(OnDenied))

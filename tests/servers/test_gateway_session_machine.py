@@ -120,7 +120,7 @@ class FakeContext:
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         return self.budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
 
-    def kept_filters(self, device_id: str) -> FilterSet:
+    def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
         return FilterSet()
 
     async def connect_broker(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:

@@ -60,8 +60,8 @@ class SessionContext(Protocol[S]):
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         """What the device may still send, on any connection."""
 
-    def kept_filters(self, device_id: str) -> FilterSet:
-        """The filters that the broker may hold for the device."""
+    def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
+        """The filters that the broker may hold for the device. Call it before the broker gets the CONNECT."""
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         """Connect `factory()` to the broker, which knows the model by then. Raises: CloseSession."""

@@ -56,6 +56,7 @@ class Gateway:
         clock: Callable[[], datetime],
         limits: Limits | None = None,
         purges: bool = True,
+        kept_filters: KeptFilters | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.outcomes = OutcomeLog()
@@ -70,7 +71,7 @@ class Gateway:
             registry, self._on_event, self.limits.feed_silence_seconds_max, self._on_events_missed
         )
         self._revoked = RevokedCache()
-        self._kept_filters = KeptFilters(self.limits)
+        self._kept_filters = kept_filters or KeptFilters(self.limits)
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._denials = RefusalRows(registry)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,8 +154,9 @@ class Gateway:
         budget.in_flight.outlives_connection = connect.outlives_connection
         return budget
 
-    def kept_filters(self, device_id: str) -> FilterSet:
-        return self._kept_filters.of_device(device_id)
+    def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
+        outlives = connect.outlives_connection
+        return self._kept_filters.of_session(admission.device.id, outlives_connection=outlives)
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         try:
@@ -192,6 +194,7 @@ class Gateway:
             session.close(close_reasons.device_ended(state))
         if state in OUT_OF_SERVICE:
             self._budgets.session_purged(device_id)
+            self._kept_filters.session_purged(device_id)
 
     def _on_credential_ended(self, holder: str, fingerprint: str) -> None:
         sessions = self.open_sessions

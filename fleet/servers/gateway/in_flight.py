@@ -11,7 +11,7 @@ MESSAGE_BYTES = 512  # of the broker's memory for a message besides its bytes
 
 
 class InFlightTotal:
-    """What the broker holds for all devices, and the limits of it."""
+    """What the broker holds for all devices of this process, and the limits of it."""
 
     __slots__ = ("bytes", "limits")
 

@@ -2,68 +2,261 @@
 
 A persistent session keeps its subscriptions over connections, and the broker pays for each in memory: a node for each
 level of the filter. What counts is therefore not what one connection has asked for, but all that the device has
-subscribed to since the broker last had no session of it.
+subscribed to since the broker last had no session of it, at whichever worker, and before our own restart: each device
+with a persistent session has a file.
 """
 
+import fcntl
+import logging
+import os
+import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
+from fleet.config.logs import log_event
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 
+log = logging.getLogger("fleet.gateway")
+
+LEAVING_MAX = 1_000  # filters of UNSUBSCRIBEs that await their UNSUBACK; any further stay counted
 DEVICES_MAX = 100_000
+_OWNER_SIZE = 16
 
 
 class FilterSet:
-    """The filters of one device."""
+    """The filters of one device, as one of its sessions knows them.
 
-    __slots__ = ("_bytes", "_filters", "_levels", "_limits")
+    From UNSUBSCRIBE to UNSUBACK a filter is in the file alone: what is subscribed to behind it has room, since the
+    broker keeps the order; but when the connection ends between the two, the broker may still hold it.
+    """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    __slots__ = ("_bytes", "_file", "_filters", "_leaving", "_levels", "_limits", "_outlives")
+
+    def __init__(
+        self, limits: Limits = DEFAULT_LIMITS, file: "FilterFile | None" = None, *, outlives_connection: bool = True
+    ) -> None:
         self._limits = limits
-        self._filters: set[str] = set()
+        self._filters: dict[str, str] = {}  # each in one copy
+        self._leaving: dict[int, tuple[str, ...]] = {}  # packet identifier of the UNSUBSCRIBE -> filters
         self._bytes = self._levels = 0
+        self._file = file
+        self._outlives = outlives_connection
+        if file is not None:
+            with _logged("read"):
+                self._keep(file.begin_session(create=outlives_connection))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._filters)
 
-    def add(self, topic_filter: str) -> bool:
-        """False: there is no room for it."""
-        if topic_filter in self._filters:
-            return True
-        size, levels = self._bytes + len(topic_filter), self._levels + topic_filter.count("/") + 1
-        limits = self._limits
+    def add(self, filters: Iterable[str]) -> frozenset[str]:
+        """Returns those for which there is no room."""
+        fresh = dict.fromkeys(one for one in filters if one not in self._filters)
+        if not fresh:
+            return frozenset()
+        if self._file is None or not self._outlives:
+            return frozenset(one for one in fresh if not self._add(one))
+        with _logged("written"):
+            with self._file.opened(create=True) as content:
+                leaving = self._all_leaving()
+                self._keep(one for one in content.filters if one not in leaving)
+                refused = frozenset(one for one in fresh if not self._add(one))
+                try:
+                    content.append(fresh.keys() - refused - set(content.filters))
+                except OSError:
+                    self._forget(fresh)
+                    raise
+            return refused
+        return frozenset(fresh)  # what can't be counted can't be kept
+
+    def leave(self, packet_id: int, filters: Iterable[str]) -> None:
+        """An UNSUBSCRIBE is on its way to the broker."""
+        held = tuple({one: self._filters[one] for one in filters if one in self._filters}.values())
+        if sum(map(len, self._leaving.values())) + len(held) <= LEAVING_MAX:
+            self._leaving[packet_id] = (*self._leaving.get(packet_id, ()), *held)
+            self._forget(held)
+
+    def is_leaving(self, packet_id: int) -> bool:
+        """Whether an UNSUBSCRIBE with this packet identifier awaits its answer."""
+        return packet_id in self._leaving
+
+    def left(self, packet_id: int) -> None:
+        """The broker has acknowledged it."""
+        held = self._leaving.pop(packet_id, ())
+        if held and self._file is not None:
+            with _logged("written"):
+                self._file.remove(frozenset(held) - self._filters.keys() - self._all_leaving())
+
+    def stayed(self, packet_id: int) -> None:
+        """The broker has refused it."""
+        self._keep(self._leaving.pop(packet_id, ()))
+
+    def clear(self) -> None:
+        """The broker holds nothing any more."""
+        self._filters.clear()
+        self._leaving.clear()
+        self._bytes = self._levels = 0
+        if self._file is not None:
+            with _logged("written"):
+                self._file.clear(keep=self._outlives)
+
+    def _all_leaving(self) -> frozenset[str]:
+        return frozenset(one for held in self._leaving.values() for one in held)
+
+    def _keep(self, filters: Iterable[str]) -> None:
+        """The broker holds these, whether there is room or not."""
+        for one in filters:
+            if one not in self._filters:
+                self._filters[one] = one
+                self._bytes += len(one)
+                self._levels += _levels(one)
+
+    def _add(self, one: str) -> bool:
+        size, levels, limits = self._bytes + len(one), self._levels + _levels(one), self._limits
         if (
             len(self._filters) >= limits.filters_per_device_max
             or size > limits.filter_bytes_per_device_max
             or levels > limits.filter_levels_per_device_max
         ):
             return False
-        self._filters.add(topic_filter)
-        self._bytes, self._levels = size, levels
+        self._keep((one,))
         return True
 
-    def discard(self, topic_filter: str) -> None:
-        if topic_filter in self._filters:
-            self._filters.discard(topic_filter)
-            self._bytes -= len(topic_filter)
-            self._levels -= topic_filter.count("/") + 1
+    def _forget(self, filters: Iterable[str]) -> None:
+        for one in filters:
+            if self._filters.pop(one, None) is not None:
+                self._bytes -= len(one)
+                self._levels -= _levels(one)
 
-    def clear(self) -> None:
-        """The broker holds nothing any more."""
-        self._filters.clear()
-        self._bytes = self._levels = 0
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """An open, locked file: the owner, then each filter and a NUL, which no filter contains."""
+
+    descriptor: int
+    owner: bytes
+    filters: tuple[str, ...]
+    size: int
+    """Without an incomplete filter at its end: the disk was full."""
+
+    def append(self, filters: Iterable[str]) -> None:
+        self._write_at(self.size, filters)
+
+    def replace(self, filters: Iterable[str]) -> None:
+        self._write_at(_OWNER_SIZE, filters)
+
+    def _write_at(self, start: int, filters: Iterable[str]) -> None:
+        data = b"".join(one.encode() + b"\0" for one in filters)
+        if os.pwrite(self.descriptor, data, start) < len(data):
+            raise OSError("The disk is full.")
+        os.ftruncate(self.descriptor, start + len(data))
+
+
+class FilterFile:
+    """The file of one device, as one of its sessions uses it. The methods raise OSError.
+
+    Any session may add: before its SUBSCRIBE is forwarded. Only the one that connected last may remove: an earlier one
+    may read the broker's answer only when another has subscribed again.
+    """
+
+    __slots__ = ("_owner", "_path")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._owner = secrets.token_bytes(_OWNER_SIZE)
+
+    def begin_session(self, *, create: bool) -> tuple[str, ...]:
+        """The filters so far. Call it before the broker gets CONNECT."""
+        try:
+            with self.opened(create=create) as content:
+                os.pwrite(content.descriptor, self._owner, 0)
+                return content.filters
+        except FileNotFoundError:
+            return ()
+
+    def remove(self, filters: frozenset[str]) -> None:
+        with suppress(FileNotFoundError), self.opened() as content:
+            if content.owner == self._owner:
+                content.replace(one for one in content.filters if one not in filters)
+
+    def clear(self, *, keep: bool) -> None:
+        """Remove all, and unless `keep` the file."""
+        with suppress(FileNotFoundError), self.opened() as content:
+            if content.owner == self._owner:
+                if keep:
+                    content.replace(())
+                else:
+                    self._path.unlink()
+
+    @contextmanager
+    def opened(self, *, create: bool = False) -> Iterator[_Content]:
+        descriptor = self._locked(os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0))
+        try:
+            data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            if len(data) < _OWNER_SIZE:
+                data = self._owner
+                os.pwrite(descriptor, data, 0)
+            size = data.rfind(b"\0", _OWNER_SIZE) + 1 or _OWNER_SIZE
+            filters = data[_OWNER_SIZE:size].decode(errors="replace").split("\0")[:-1]
+            yield _Content(descriptor, data[:_OWNER_SIZE], tuple(filters), size)
+        finally:
+            os.close(descriptor)
+
+    def _locked(self, flags: int) -> int:
+        while True:
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for microseconds
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it was removed meanwhile
 
 
 class KeptFilters:
-    """By device id. The device that connected longest ago is forgotten first: it then starts at nothing again."""
+    """By device id, in files of `directory`, or without one in memory of this process alone.
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    Of the latter, the device that connected longest ago is forgotten first: it then starts at nothing again.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, directory: Path | None = None) -> None:
         self._limits = limits
+        self._directory = directory
         self._devices: OrderedDict[str, FilterSet] = OrderedDict()
+        if directory is not None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def of_device(self, device_id: str) -> FilterSet:
+    def of_session(self, device_id: str, *, outlives_connection: bool) -> FilterSet:
+        """Call it before the broker gets the session's CONNECT."""
+        if self._directory is not None:
+            file = FilterFile(self._directory / device_id)
+            return FilterSet(self._limits, file, outlives_connection=outlives_connection)
         found = self._devices.setdefault(device_id, FilterSet(self._limits))
         self._devices.move_to_end(device_id)
         if len(self._devices) > DEVICES_MAX:
             self._devices.popitem(last=False)
         return found
+
+    def session_purged(self, device_id: str) -> None:
+        """The broker's session of the device is purged."""
+        self._devices.pop(device_id, None)
+        if self._directory is not None:
+            with _logged("removed"):
+                (self._directory / device_id).unlink(missing_ok=True)
+
+
+def _levels(topic_filter: str) -> int:
+    return topic_filter.count("/") + 1
+
+
+@contextmanager
+def _logged(act: str) -> Iterator[None]:
+    """Log that a file could not be `act`, in place of raising OSError."""
+    try:
+        yield
+    except OSError as error:
+        log_event(log, logging.ERROR, f"kept-filters.not-{act}", error=error)

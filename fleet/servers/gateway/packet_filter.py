@@ -62,8 +62,10 @@ TO_BROKER = _table(
     judged={flags for flags in range(16) if flags & 5},  # RETAIN or QoS 2
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
-_FROM_BROKER = _ACKS - {PacketType.PUBREC} | {PacketType.UNSUBACK, PacketType.PINGRESP}
-_READ_FROM_BROKER = {PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.DISCONNECT}
+_FROM_BROKER = _ACKS - {PacketType.PUBREC} | {PacketType.PINGRESP}
+_READ_FROM_BROKER = {
+    PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT
+}  # fmt: skip
 TO_DEVICE = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=set())
 _WITH_ALIASES = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=range(16))
 

@@ -26,7 +26,7 @@ from fleet.servers.gateway.reason_strings import (
     TOPIC_REFUSED,
     ReasonStrings,
 )
-from fleet.servers.gateway.subscriptions import Subscriptions
+from fleet.servers.gateway.subscriptions import REFUSED, Subscriptions
 from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -35,7 +35,6 @@ from fleet.wire.mqtt.properties import Property, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
 Write = Callable[[bytes], None]
-REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
 
 BROKERS_REASONS: dict[int, CloseReason] = {
@@ -243,6 +242,8 @@ class _BrokerHandler(_Handler):
                 relay.in_flight.release(int.from_bytes(body[:2], "big"))
             case PacketType.SUBACK:
                 return relay.subscriptions.complete_suback(first, body)
+            case PacketType.UNSUBACK:
+                relay.subscriptions.complete_unsuback(body)
             case PacketType.DISCONNECT:
                 relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
                 relay.to_device.stop()

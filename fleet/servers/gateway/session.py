@@ -269,7 +269,7 @@ class Session(asyncio.Protocol):
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
-        self._relay.subscriptions.filters = self._context.kept_filters(admission.device.id)
+        self._relay.subscriptions.filters = self._context.kept_filters(admission, connect)
         broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
         self._check_expiry(admission.credential.not_after)
 

@@ -6,6 +6,7 @@ of the SUBSCRIBEs before it: a client need not wait for one answer before it sen
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
@@ -29,6 +30,7 @@ from fleet.wire.mqtt.topics import is_topic_filter
 
 AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,000 SUBSCRIBEs with a refused filter each
 ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
+REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Verdict:
 
 
 class Subscriptions:
-    """Sans-I/O. Filters are kept from the SUBSCRIBE on: possibly more than the broker grants, never fewer."""
+    """Filters are kept from the SUBSCRIBE to the UNSUBACK: possibly more than the broker holds, never fewer."""
 
     __slots__ = (
         "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_version", "filters",
@@ -64,7 +66,7 @@ class Subscriptions:
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
         """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many await their SUBACK."""
         asked = decode_subscribe(body, self._version, self._per_packet_max)
-        codes = bytes(self._code(subscription, policy) for subscription in asked.subscriptions)
+        codes = self._codes(asked.subscriptions, policy)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
         self._forget(self._pending.pop(asked.packet_id, None))
         kept = tuple(s for s, code in zip(asked.subscriptions, codes, strict=True) if not code)
@@ -133,9 +135,17 @@ class Subscriptions:
             self._awaited_bytes -= ENTRY_BYTES + len(codes)
 
     def unsubscribe(self, body: bytes) -> None:
-        """Forget the filters of an UNSUBSCRIBE. Raises: WireError."""
-        for topic_filter in decode_unsubscribe(body, self._version, self._per_packet_max).filters:
-            self.filters.discard(topic_filter)
+        """An UNSUBSCRIBE is forwarded. Raises: WireError."""
+        asked = decode_unsubscribe(body, self._version, self._per_packet_max)
+        self.filters.leave(asked.packet_id, asked.filters)
+
+    def complete_unsuback(self, body: bytes) -> None:
+        """The broker has answered it. Raises: WireError."""
+        if not self.filters.is_leaving(int.from_bytes(body[:2], "big")):
+            return
+        unsuback = decode_suback(body, self._version)  # the same fields; without codes in 3.1.1
+        is_refused = any(code >= REFUSED for code in unsuback.codes)
+        (self.filters.stayed if is_refused else self.filters.left)(unsuback.packet_id)
 
     def forget_all(self) -> None:
         """The broker has begun a session that holds none."""
@@ -145,15 +155,18 @@ class Subscriptions:
         """Whether `policy` allows every filter of the session."""
         return all(map(policy.may_subscribe, self.filters))
 
-    def _code(self, subscription: Subscription, policy: TopicPolicy) -> int:
-        """0: forwarded. Otherwise the reason code of the refusal (3.9.3)."""
-        topic_filter = subscription.topic_filter
+    def _codes(self, asked: Sequence[Subscription], policy: TopicPolicy) -> bytes:
+        """For each subscription 0, to be forwarded, or the reason code of its refusal (3.9.3)."""
+        reasons = [self._reason(subscription.topic_filter, policy) for subscription in asked]
+        full = self.filters.add(one.topic_filter for one, reason in zip(asked, reasons, strict=True) if not reason)
+        codes = (
+            Reason.QUOTA_EXCEEDED if not reason and one.topic_filter in full else reason
+            for one, reason in zip(asked, reasons, strict=True)
+        )
+        return bytes(code if not code or self._version == V5 else SUBACK_FAILURE_V311 for code in codes)
+
+    @staticmethod
+    def _reason(topic_filter: str, policy: TopicPolicy) -> int:
         if not is_topic_filter(topic_filter):
-            reason = Reason.TOPIC_FILTER_INVALID
-        elif not policy.may_subscribe(topic_filter):
-            reason = Reason.NOT_AUTHORIZED
-        elif not self.filters.add(topic_filter):
-            reason = Reason.QUOTA_EXCEEDED
-        else:
-            return 0
-        return reason if self._version == V5 else SUBACK_FAILURE_V311
+            return Reason.TOPIC_FILTER_INVALID
+        return 0 if policy.may_subscribe(topic_filter) else Reason.NOT_AUTHORIZED
