@@ -64,7 +64,8 @@ unacknowledged_bytes_per_device_max = {unacknowledged_bytes_per_device_max}
 [limits]
 # A handshake that takes longer is aborted.
 handshake_seconds_max = {handshake_seconds_max}
-# Handshakes in progress: in total, and from one address. In a full listener the address that holds most gives way.
+# Connections without a complete handshake: in total, and from one address, behind which a whole fleet may come back at
+# once. Most of them wait for their turn. In a full listener the address that holds most gives way.
 half_open_max = {half_open_max}
 half_open_per_address_max = {half_open_per_address_max}
 # Open connections to each of the est and http listeners: in total, and from one address. Idle ones give way.

@@ -105,6 +105,12 @@ async def open_listener(
         raise cannot_listen(name, address, error) from error
 
 
+def make_known(listeners: Mapping[str, Listener], address: str) -> None:
+    """A client from `address` has been admitted at one of `listeners`: all know its address block."""
+    for listener in listeners.values():
+        listener.admitted(address)
+
+
 def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:
     # The system's text for the error number, without the address that event loops append.
     reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)

@@ -31,7 +31,7 @@ from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
-from fleet.runtime.listeners import NAMES, open_listener, with_addresses
+from fleet.runtime.listeners import NAMES, make_known, open_listener, with_addresses
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.runtime.signals import Signals
 from fleet.servers.admin.app import AdminApp
@@ -131,6 +131,7 @@ async def run_worker(
         parts.push_async_callback(webhooks.close)
         servers = _HttpServers(home, settings, registry, authorities, clock)
         est = servers.est(webhooks)
+        gateway.on_admitted = est.on_admitted = partial(make_known, listeners)
 
         def status() -> dict[str, object]:
             return {
@@ -150,10 +151,7 @@ async def run_worker(
 
         admin = servers.admin(status, live.answers)
 
-        async def drain() -> None:
-            await asyncio.gather(est.shutdown(DRAIN_SECONDS_MAX), admin.shutdown(DRAIN_SECONDS_MAX))
-
-        parts.push_async_callback(drain)
+        parts.push_async_callback(_drain, est, admin)
         factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
         for name in NAMES:
             source: ContextSource = getattr(contexts, name)
@@ -164,6 +162,10 @@ async def run_worker(
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
         yield Worker(endpoints, home, contexts, authorities, (feed, anchors))
+
+
+async def _drain(*servers: HttpServer) -> None:
+    await asyncio.gather(*(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
 
 
 @dataclass(frozen=True, slots=True)

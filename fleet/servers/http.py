@@ -138,6 +138,8 @@ class HttpServer:
     credential_of: CredentialOf = certificate_shown
     on_throttled: OnThrottled | None = None
     """Called for each request over its rate limit, before it is answered."""
+    on_admitted: Callable[[str], None] | None = None
+    """Called with the address of each client whose request that needs credentials was granted."""
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status and code: "200", "403 device-suspended"."""
     draining: bool = False
@@ -204,6 +206,8 @@ class HttpServer:
             response = self._refusal(exchange, error)
         if self.rates is not None and not exchange.is_open:
             self.rates.answered(credential, response.status, time.monotonic())
+        if self.on_admitted is not None and response.status == 200 and not exchange.is_open:
+            self.on_admitted(exchange.peer.address)
         if self.draining:
             response.closes = True
         self._note(exchange, response.status, exchange.peer, started)

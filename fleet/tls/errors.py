@@ -21,6 +21,8 @@ class Refusal(StrEnum):
     CONNECTED_ADDRESS_CAP = "too-many-connections-from-address"
     GAVE_WAY = "gave-way-to-newcomer"
     """The listener was full, and this address block held most of it."""
+    NO_DESCRIPTOR = "no-descriptor"
+    """The system had no descriptor or memory for it; it stays in the kernel's queue."""
     DEADLINE = "handshake-deadline"
     SIZE = "handshake-too-large"
     NOT_TLS = "not-tls"

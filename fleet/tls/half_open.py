@@ -3,44 +3,42 @@
 A handshake costs the server more than the client, and an idle one costs the client nothing. So their number is capped,
 and each has a deadline. When there is no room, it is made at the expense of the address block that holds most, and of
 connections on which nothing has arrived first, never of a newcomer from another block. What a block holds counts less
-when a client has authenticated from there before.
+when a client has been admitted from there before.
 
 The time allowed is the same for all, so the oldest is always due next and one timer serves them all.
 """
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
+from fleet.tls.known_blocks import KNOWN_WEIGHT, KnownBlocks, Ranking
 
 SILENT_SECONDS = 1.0
 """For a client's first octets: within its own address block, only who is silent for longer gives way."""
-KNOWN_MAX = 10_000
-"""Address blocks remembered."""
-KNOWN_WEIGHT = 8
-"""A block from which somebody has authenticated may hold so many times more than another, and arrive as much faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerLimits:
     """Resources that clients of a listener may use, above all before they are authenticated."""
 
-    total_max: int = 2000
-    """Handshakes in progress: about 100 MB of the engine's memory."""
-    per_address_max: int = 2000
+    total_max: int = 10_000
+    """Connections without a complete handshake. One that is silent or waits takes a few kilobytes, and `Turns` limits
+    how many have an engine."""
+    per_address_max: int = 10_000
     """From one IP address: a factory or fleet behind one NAT reconnects all at once after an outage."""
     deadline_s: float = 10.0
-    """From accept to Finished: three round trips over a poor mobile link."""
+    """From accept to Finished, without the wait for its turn: three round trips over a poor mobile link."""
     connected_max: int | None = None
     """Established connections; None for no cap."""
     connected_per_address_max: int | None = None
     per_address_per_second: float = 0.0
     """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
-    millisecond of a core. KNOWN_WEIGHT times as many from where somebody has authenticated before."""
+    millisecond of a core. KNOWN_WEIGHT times as many from where somebody has been admitted before."""
     close_deadline_s: float = 10.0
     """For a peer to read what a closing connection still sends."""
     backlog: int = 1024
@@ -66,28 +64,6 @@ class Expiring(Protocol):
         """Called when the listener closes."""
 
 
-class KnownBlocks:
-    """Address blocks from which somebody has authenticated; the least recent one is forgotten first."""
-
-    __slots__ = ("_blocks",)
-
-    def __init__(self) -> None:
-        self._blocks: OrderedDict[str, None] = OrderedDict()
-
-    def __contains__(self, block: str) -> bool:
-        return block in self._blocks
-
-    def add(self, block: str) -> None:
-        self._blocks[block] = None
-        self._blocks.move_to_end(block)
-        if len(self._blocks) > KNOWN_MAX:
-            self._blocks.popitem(last=False)
-
-    def weigh(self, block: str, held: int) -> int:
-        """What counts of the `held` connections when holders are compared."""
-        return held if block in self._blocks else held * KNOWN_WEIGHT
-
-
 class _Holder:
     """The half-open connections of one address block, each in order of arrival."""
 
@@ -104,20 +80,25 @@ class _Holder:
 class HalfOpen:
     """The set of half-open connections. Each entry must `leave` exactly once, however it ends."""
 
-    __slots__ = ("_arrivals", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_timer", "known")
+    __slots__ = ("_arrivals", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_ranking", "_timer",
+                 "_waiting", "known")  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits, known: KnownBlocks | None = None
+    ) -> None:
         self._loop = loop
         self._limits = limits
-        self._due: dict[Expiring, float] = {}  # in order of arrival, hence of deadline
+        self._due: dict[Expiring, float] = {}  # in order of their deadlines
+        self._waiting: set[Expiring] = set()
         self._holders: dict[str, _Holder] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._arrivals = Buckets(limits.per_address_per_second)
         self._known_arrivals = Buckets(limits.per_address_per_second * KNOWN_WEIGHT)
-        self.known = KnownBlocks()
+        self.known = KnownBlocks() if known is None else known
+        self._ranking = Ranking(self.known)
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self._due) + len(self._waiting)
 
     def enter(self, entry: Expiring) -> Refusal | None:
         """Add `entry`; the reason if it is refused."""
@@ -125,16 +106,16 @@ class HalfOpen:
         holder = self._holders.get(block)
         if holder is not None and len(holder) >= self._limits.per_address_max and not self._drop_silent(holder):
             return Refusal.ADDRESS_CAP
-        if len(self._due) >= self._limits.total_max and not self._make_room(block):
+        if len(self) >= self._limits.total_max and not self._make_room(block):
             return Refusal.TOTAL_CAP
         arrivals = self._known_arrivals if block in self.known else self._arrivals
         if arrivals.take(block, self._loop.time()):
             return Refusal.ADDRESS_RATE
         # Looked up again: it is gone when its last connection has just given way.
-        self._holders.setdefault(block, _Holder()).silent[entry] = None
-        self._due[entry] = self._loop.time() + self._limits.deadline_s
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._limits.deadline_s, self._expire_due)
+        holder = self._holders.setdefault(block, _Holder())
+        holder.silent[entry] = None
+        self._ranking.set(block, len(holder))
+        self._set_deadline(entry)
         return None
 
     def heard(self, entry: Expiring) -> None:
@@ -144,9 +125,27 @@ class HalfOpen:
             del holder.silent[entry]
             holder.heard[entry] = None
 
+    def waits(self, entry: Expiring) -> None:
+        """Others are before it: it has no deadline until it `begins`."""
+        if self._due.pop(entry, None) is not None:
+            self._waiting.add(entry)
+
+    def begins(self, entry: Expiring) -> None:
+        """It waits no longer, and has as long as one that has just arrived."""
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+            self._set_deadline(entry)
+
+    def _set_deadline(self, entry: Expiring) -> None:
+        self._due[entry] = self._loop.time() + self._limits.deadline_s
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._limits.deadline_s, self._expire_due)
+
     def leave(self, entry: Expiring) -> None:
         """Remove an entry, completed or failed. An unknown entry is ignored."""
-        if self._due.pop(entry, None) is None:
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+        elif self._due.pop(entry, None) is None:
             return
         block = network_of(entry.address)
         holder = self._holders[block]
@@ -154,12 +153,15 @@ class HalfOpen:
             del holder.silent[entry]
         else:
             del holder.heard[entry]
+        self._ranking.set(block, len(holder))
         if not holder:
             del self._holders[block]
 
     def _make_room(self, newcomer: str) -> bool:
         """End a connection of the block that holds most; False when only the newcomer's own block could give way."""
-        block = max(self._holders, key=lambda one: self.known.weigh(one, len(self._holders[one])))
+        block = self._ranking.biggest()
+        if block is None:
+            return False
         holder = self._holders[block]
         if self._drop_silent(holder):
             return True
@@ -186,7 +188,7 @@ class HalfOpen:
     def _expire_due(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for entry in [entry for entry, due in self._due.items() if due <= now]:
+        for entry, _ in list(takewhile(lambda item: item[1] <= now, self._due.items())):
             entry.expire()
         first = next(iter(self._due.values()), None)
         if first is not None and self._timer is None:
@@ -194,7 +196,7 @@ class HalfOpen:
 
     def close(self) -> None:
         """Close every entry."""
-        for entry in list(self._due):
+        for entry in [*self._due, *self._waiting]:
             entry.dismiss()
         if self._timer is not None:
             self._timer.cancel()

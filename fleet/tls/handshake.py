@@ -10,6 +10,9 @@ from fleet.tls.half_open import HalfOpen
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.session import TlsSession
 from fleet.tls.transport import TlsTransport, Wire
+from fleet.tls.turns import Turns
+
+WAITING_SIZE_MAX = 4096  # of a client that waits for its turn: a ClientHello with a post-quantum key has 1,800 octets
 
 
 class HandshakeOwner(Protocol):
@@ -19,6 +22,7 @@ class HandshakeOwner(Protocol):
     contexts: ContextSource
     scratch: Scratch
     half_open: HalfOpen
+    turns: Turns
     silent: QuickAcks
     close_deadline_s: float
 
@@ -32,12 +36,14 @@ class HandshakeOwner(Protocol):
 class Handshake(asyncio.BufferedProtocol):
     """The socket's first protocol; it passes the socket to a TlsTransport when the handshake is complete."""
 
-    __slots__ = ("_context", "_over", "_raw", "_reception", "_session", "address")
+    __slots__ = ("_context", "_held", "_over", "_raw", "_reception", "_session", "address")
 
     def __init__(self, reception: HandshakeOwner) -> None:
         self.address = ""
         self._reception = reception
         self._session: TlsSession | None = None  # created at the first byte: a silent connection allocates no engine
+        self._held = b""
+        """Received before its turn."""
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,16 +57,47 @@ class Handshake(asyncio.BufferedProtocol):
             self._end(reason)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reception.scratch.received_view
+        reception = self._reception
+        if self._session is None and reception.turns.waiting:
+            return reception.scratch.received_view[:WAITING_SIZE_MAX]
+        return reception.scratch.received_view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
             return  # data that a refused client still sends
-        session = self._session
-        if session is None:
-            self._reception.half_open.heard(self)
-            self._context = self._reception.contexts.current
-            session = self._session = TlsSession(self._context, self.address, self._reception.scratch)
+        if (session := self._session) is not None:
+            self._advance(session, nbytes)
+            return
+        reception = self._reception
+        if not self._held:
+            reception.half_open.heard(self)
+            if reception.turns.take(self):
+                self._advance(self._start(), nbytes)
+                return
+            reception.half_open.waits(self)
+        self._held += bytes(reception.scratch.received_view[:nbytes])
+        if len(self._held) >= WAITING_SIZE_MAX:
+            self._raw.pause_reading()
+
+    def begin(self) -> None:
+        """It is our turn."""
+        if self._over:
+            return
+        reception = self._reception
+        reception.half_open.begins(self)
+        held, self._held = self._held, b""
+        reception.scratch.received_view[: len(held)] = held
+        self._advance(self._start(), len(held))
+        if len(held) >= WAITING_SIZE_MAX and not self._raw.is_closing():
+            self._raw.resume_reading()
+
+    def _start(self) -> TlsSession:
+        reception = self._reception
+        self._context = reception.contexts.current
+        self._session = TlsSession(self._context, self.address, reception.scratch)
+        return self._session
+
+    def _advance(self, session: TlsSession, nbytes: int) -> None:
         try:
             early = session.received(nbytes)
         except HandshakeFailed as failure:
@@ -82,7 +119,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._end(reason)
             return
         self._over = True
-        reception.half_open.leave(self)
+        self._leave()
         transport = TlsTransport(
             reception.loop, self._raw, session, self._context, reception.lost, reception.close_deadline_s
         )
@@ -110,6 +147,10 @@ class Handshake(asyncio.BufferedProtocol):
             self._reception.refuse(self.address, reason, "")
         self._raw.abort()
 
+    def _leave(self) -> None:
+        self._reception.half_open.leave(self)
+        self._reception.turns.leave(self)
+
     def expire(self) -> None:
         """The deadline has passed."""
         self._end(Refusal.DEADLINE)
@@ -126,7 +167,7 @@ class Handshake(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._reception.half_open.leave(self)
+        self._leave()
         if not self._over:
             self._over = True
             self._reception.refuse(self.address, Refusal.GONE, "")

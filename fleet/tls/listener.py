@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from fleet.domain.peer import Peer, network_of
+from fleet.tls.acceptor import Acceptor
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, ListenerLimits
 from fleet.tls.handshake import Handshake
+from fleet.tls.known_blocks import Ranking
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
+from fleet.tls.turns import Turns
 
 __all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
 
@@ -39,7 +42,7 @@ class ListenerStats:
     """Counters since the start; the first two are current values."""
 
     handshaking: int
-    """Current."""
+    """Current, those that wait for their turn included."""
     connected: int
     """Current."""
     accepted: int
@@ -62,6 +65,7 @@ class Listener:
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
+        self.turns = Turns(self.loop, self.half_open.known)
         self.silent = QuickAcks(self.loop)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
@@ -71,22 +75,21 @@ class Listener:
         self._limits = limits
         self._connected = 0
         self._by_source: dict[str, dict[TlsTransport, None]] = {}  # each in order of arrival
-        self._server: asyncio.Server | None = None
+        self._ranking = Ranking(self.half_open.known)
+        self._acceptor: Acceptor | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
     async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
         """Bind and listen."""
-        self._server = await self.loop.create_server(
-            lambda: Handshake(self), host, port, backlog=self._limits.backlog, reuse_port=reuse_port or None
-        )
+        acceptor = Acceptor(lambda: Handshake(self), self._limits.backlog, self._on_exhausted)
+        await acceptor.start(host, port, reuse_port=reuse_port)
+        self._acceptor = acceptor
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Each bound address and port."""
-        if self._server is None:
-            return ()
-        return tuple((name[0], name[1]) for name in (socket.getsockname() for socket in self._server.sockets))
+        return () if self._acceptor is None else self._acceptor.addresses
 
     @property
     def port(self) -> int:
@@ -108,10 +111,11 @@ class Listener:
 
     def close(self) -> None:
         """Stop accepting and drop incomplete handshakes. Established connections continue."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         self.half_open.close()
+        self.turns.close()
         self.silent.close()
 
     def abort_connections(self) -> None:
@@ -123,6 +127,13 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return when the last connection has ended."""
         await self._empty.wait()
+
+    def admitted(self, address: str) -> None:
+        """The registry has admitted a client from `address`: its address block is known from now on."""
+        self.half_open.known.add(network_of(address))
+
+    def _on_exhausted(self, error: OSError) -> None:
+        self.refuse("", Refusal.NO_DESCRIPTOR, error.strerror or "")
 
     # Called by handshakes
 
@@ -142,24 +153,21 @@ class Listener:
         """
         limits = self._limits
         source = network_of(address)
-        if limits.connected_max is not None and self._connected >= limits.connected_max:
-            biggest = max(self._by_source, key=self._weight, default=source)
-            if not self._end_idle(biggest):
-                return Refusal.CONNECTED_CAP
+        is_full = limits.connected_max is not None and self._connected >= limits.connected_max
+        if is_full and not self._end_idle(self._ranking.biggest() or source):
+            return Refusal.CONNECTED_CAP
         cap = limits.connected_per_address_max
         if cap is not None and len(self._by_source.get(source, ())) >= cap and not self._end_idle(source):
             return Refusal.CONNECTED_ADDRESS_CAP
         return None
 
-    def _weight(self, source: str) -> int:
-        return self.half_open.known.weigh(source, len(self._by_source[source]))
-
     def _end_idle(self, source: str) -> bool:
         """End an idle connection from `source`, the oldest without a certificate first; False when there is none."""
-        idle = [one for one in self._by_source.get(source, ()) if _is_idle(one)]
-        if not idle:
+        held = self._by_source.get(source, {})
+        ended = next((one for one in held if one.peer.certificate_der is None and _is_idle(one)), None)
+        ended = ended or next((one for one in held if _is_idle(one)), None)
+        if ended is None:
             return False
-        ended = next((one for one in idle if one.peer.certificate_der is None), idle[0])
         self._remove(ended)
         self.refuse(ended.peer.address, Refusal.GAVE_WAY, "")
         ended.abort()
@@ -169,9 +177,9 @@ class Listener:
         self._established += 1
         self._connected += 1
         source = network_of(transport.peer.address)
-        self._by_source.setdefault(source, {})[transport] = None
-        if transport.peer.certificate_der is not None:
-            self.half_open.known.add(source)
+        held = self._by_source.setdefault(source, {})
+        held[transport] = None
+        self._ranking.set(source, len(held))
         self._empty.clear()
         transport.begin(self._protocol_factory(transport.peer), early)
 
@@ -187,6 +195,7 @@ class Listener:
         if transport not in held:
             return
         del held[transport]
+        self._ranking.set(source, len(held))
         self._connected -= 1
         if not held:
             del self._by_source[source]

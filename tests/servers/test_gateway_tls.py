@@ -147,6 +147,21 @@ async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
     assert wire.raw == last_words(close_reasons.device_ended("revoked"))
 
 
+async def test_only_who_is_admitted_makes_its_address_known(street: Street) -> None:
+    admitted: list[str] = []
+    street.harness.gateway.on_admitted = admitted.append
+    await revocation.revoke(street.harness.registry, "cam-2", act=Act("operator", now()))
+    for name in ("cam-2", "unknown"):
+        wire = await street.dial(name)
+        wire.send(encode_connect(Connect(V5, name)))
+        await wire.until_closed()
+    assert admitted == []
+    wire = await street.dial("cam-1")
+    wire.send(encode_connect(Connect(V5, "cam-1")))
+    await until(lambda: admitted)
+    assert admitted == ["127.0.0.1"]
+
+
 async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V311, "cam-1")))

@@ -167,7 +167,7 @@ def test_where_somebody_has_authenticated_before_eight_times_as_many_are_allowed
 
 
 def test_known_blocks_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr("fleet.tls.half_open.KNOWN_MAX", 2)
+    monkeypatch.setattr("fleet.tls.known_blocks.KNOWN_MAX", 2)
     known = half_open(clock).known
     for block in ("a", "b", "a", "c"):
         known.add(block)

@@ -65,6 +65,8 @@ class Gateway:
         self.return_delays = ReturnDelays(self.limits.open_seconds_max / 2)
         self.ack_runs = AckRuns()
         self.now = clock
+        self.on_admitted: Callable[[str], None] | None = None
+        """Called with the address of each client that the registry admits."""
         self._registry = registry
         self._upstream = upstream
         self._feed = EventFollower(
@@ -136,7 +138,10 @@ class Gateway:
         task.add_done_callback(self._on_done)
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
-        return await admit_client(self._registry, self._revoked, peer, connect, self.now())
+        admission = await admit_client(self._registry, self._revoked, peer, connect, self.now())
+        if self.on_admitted is not None:
+            self.on_admitted(peer.address)
+        return admission
 
     def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
         device = f"device {admission.device.id}"
