@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 
 from firmware_tools.station.errors import LedgerError, StationError, Stopped
 from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
-from fleet.est_client.certificate_checks import check_certificate, is_root
+from fleet.est_client.certificate_checks import check_certificate, current_roots
 from fleet.est_client.errors import EstError
 from fleet.wire.csr import Csr
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
@@ -199,7 +199,7 @@ class ProvisioningRun:
         # First the chain: no certificate is issued that could not be used.
         authorities = self._est.cacerts(job.model or None)
         certificate = self._est.simpleenroll(csr.der, job.model or None)
-        anchors = tuple(each for each in authorities if is_root(each))
+        anchors = current_roots(authorities)  # a root that was rolled over is for devices that are out there
         chain = check_certificate(
             certificate,
             spki_der=csr.spki_der,

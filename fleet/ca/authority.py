@@ -43,8 +43,12 @@ Certified = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def create_root(name: str, now: datetime) -> Certified:
-    """A self-signed root for the fleet called `name`, and its new key. Path length 1. Raises: Invalid (`bad-name`)."""
-    return _self_signed(_common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=1)
+    """A self-signed root for the fleet called `name`, and its new key. Raises: Invalid (`bad-name`).
+
+    Without a path length: after a rollover, certificates that link roots stand between it and an issuing CA, and Go,
+    GnuTLS and Mbed TLS count them although they are self-issued (RFC 5280, 6.1.4 l). An issuing CA has path length 0.
+    """
+    return _self_signed(_common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +64,18 @@ class NewRoot:
 
 
 def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now: datetime) -> NewRoot:
-    """A new key for the root `old`, under the same name: so the cross-certificates are self-issued and do not count for
-    the path length (RFC 5280, 4.2.1.9).
+    """A new key for the root `old`, under the same name: so the certificates that link them are self-issued.
 
     Raises: Invalid (`issuer-expired`).
     """
-    new, key = _self_signed(old.subject, now, ROOT_LIFETIME, path_length=1)
+    new, key = _self_signed(old.subject, now, ROOT_LIFETIME, path_length=None)
     until = _within(old, now, ROOT_LIFETIME)
     between = functools.partial(
         _sign,
         subject=old.subject,
         issuer=old.subject,
         validity=(max(until[0], new.not_valid_before_utc), until[1]),
-        extensions=_authority_extensions(path_length=1),
+        extensions=_authority_extensions(path_length=None),
     )
     new_with_old, _ = between(key=key, issuer_key=old_key)
     old_with_new, _ = between(key=old_key, issuer_key=key)
@@ -96,6 +99,25 @@ def create_issuing(
         validity=_within(root, now, ISSUING_LIFETIME),
         extensions=_authority_extensions(path_length=0),
     )
+
+
+def cross_certify(
+    issuing: Certified, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime
+) -> x509.Certificate:
+    """The issuing CA once more, signed by the former root `root`: for clients that trust that root alone.
+
+    Raises: Invalid (`issuer-expired`).
+    """
+    certificate, key = issuing
+    made, _ = _sign(
+        subject=certificate.subject,
+        key=key,
+        issuer=root.subject,
+        issuer_key=root_key,
+        validity=_within(root, now, ISSUING_LIFETIME),
+        extensions=_authority_extensions(path_length=0),
+    )
+    return made
 
 
 def create_operators(name: str, now: datetime) -> Certified:
@@ -154,7 +176,7 @@ def spki_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
-def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int) -> Certified:
+def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int | None) -> Certified:
     key = generate_key()
     return _sign(
         subject=name,
@@ -166,7 +188,7 @@ def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_le
     )
 
 
-def _authority_extensions(path_length: int) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+def _authority_extensions(path_length: int | None) -> tuple[tuple[x509.ExtensionType, bool], ...]:
     return (x509.BasicConstraints(ca=True, path_length=path_length), True), (SIGNS_CERTIFICATES, True)
 
 

@@ -127,35 +127,48 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 @_tenant
 @click.argument("sha256", type=SHA256)
 @click.option(
-    "--force", is_flag=True, help="Even while certificates issued by it are valid: they are refused from now on."
+    "--force",
+    is_flag=True,
+    help="Even while certificates are valid: those issued by a former issuing CA are refused from now on.",
 )
 @output_option
 def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> None:
-    """Stop trusting a former issuing CA, and remove its key.
+    """Stop trusting a former issuing CA or a former root, and remove its key.
 
-    SHA256 is its fingerprint, as `fleet ca show` prints it. Refused while a certificate issued by that CA is valid.
+    SHA256 is its fingerprint, as `fleet ca show` prints it. Refused while a certificate issued by that CA, or below
+    that root, is valid: a device that has not renewed since a rollover may trust no other root. With --force, a root is
+    removed all the same, and its devices' certificates stay valid.
     """
     from fleet.domain.errors import Refused
-    from fleet.home.layout import opened
-    from fleet.home.tenants import forget_former, former_of
+    from fleet.home.layout import opened, settings_of
+    from fleet.home.pki import renew_server_certificate
+    from fleet.home.tenants import forget_former, former_of, issuers_below
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
 
     async def work() -> tuple[str, int]:
         async with opened(home) as (place, registry):
             act = act_now()
-            name = former_of(place, tenant, sha256).subject.public_bytes()
-            held = None if force else await still_in_use(registry, name, act.now)
-            if held is not None:
-                raise Refused(
-                    "ca-in-use",
-                    f"A certificate of it is valid until {held.not_after:%Y-%m-%d}, that of {held.kind} {held.holder}.",
-                    "Wait until all have been renewed, or use --force.",
-                )
+            former = former_of(place, tenant, sha256)
+            names = [each.subject.public_bytes() for each in issuers_below(place, former)]
+            for name in () if force else names:
+                held = await still_in_use(registry, name, act.now)
+                if held is not None:
+                    raise Refused(
+                        "ca-in-use",
+                        f"A certificate of it is valid until {held.not_after:%Y-%m-%d}, "
+                        f"that of {held.kind} {held.holder}.",
+                        "Wait until all have been renewed, or use --force.",
+                    )
             await announce_forgetting(registry, tenant, sha256=sha256, act=act)
-            # While it is still trusted: connections that are open depend on the state of their certificate alone.
-            ended = await end_what_is_in_use(registry, name, sha256=sha256, act=act) if force else 0
-            return forget_former(place, tenant, sha256).subject.rfc4514_string(), ended
+            ended = 0
+            if force and former.subject.public_bytes() in names:
+                # While it is still trusted: connections that are open depend on the state of their certificate alone.
+                ended = await end_what_is_in_use(registry, names[0], sha256=sha256, act=act)
+            forget_former(place, tenant, sha256)
+            if not tenant:
+                renew_server_certificate(place, settings_of(place), act.now)  # its chain may have held it
+            return former.subject.rfc4514_string(), ended
 
     with attempting("forgetting a former CA"):
         subject, ended = asyncio.run(work())

@@ -123,20 +123,22 @@ def find_chain(
     anchors: Sequence[x509.Certificate],
     now: datetime,
 ) -> tuple[tuple[x509.Certificate, ...], bool]:
-    """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached."""
-    chain: list[x509.Certificate] = []
-    below = certificate
+    """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached: the shortest way,
+    since a CA may have been certified by several roots.
+    """
     # A self-signed root ends the path. Another certificate of its name may not: NewWithOld (RFC 4210, 4.4).
-    between = [each for each in intermediates if not is_root(each)]
+    left = [each for each in intermediates if not is_root(each)]
+    paths: list[tuple[x509.Certificate, ...]] = [(certificate,)]
     for _ in range(CHAIN_LENGTH_MAX):
-        if any(has_issued(anchor, below, now) for anchor in anchors):
-            return tuple(chain), True
-        issuer = next((each for each in between if each not in chain and has_issued(each, below, now)), None)
-        if issuer is None:
+        for path in paths:
+            if any(has_issued(anchor, path[-1], now) for anchor in anchors):
+                return path[1:], True
+        longer = [(*path, issuer) for path in paths for issuer in left if has_issued(issuer, path[-1], now)]
+        if not longer:
             break
-        chain.append(issuer)
-        below = issuer
-    return tuple(chain), False
+        paths = longer
+        left = [each for each in left if all(each != path[-1] for path in paths)]
+    return paths[0][1:], False
 
 
 def is_root(certificate: x509.Certificate) -> bool:
@@ -146,6 +148,14 @@ def is_root(certificate: x509.Certificate) -> bool:
     except (InvalidSignature, ValueError, TypeError):
         return False
     return True
+
+
+def current_roots(certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The roots among `certificates` but those that have been rolled over: of each name, the one that begins last."""
+    newest: dict[x509.Name, x509.Certificate] = {}
+    for root in sorted(filter(is_root, certificates), key=lambda each: each.not_valid_before_utc):
+        newest[root.subject] = root
+    return tuple(each for each in certificates if newest.get(each.subject) == each)
 
 
 def has_issued(issuer: x509.Certificate, certificate: x509.Certificate, now: datetime) -> bool:

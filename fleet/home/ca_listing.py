@@ -33,7 +33,7 @@ def shown_authorities(home: Home) -> list[CaCertificate]:
     for each in found.all:
         if not each.tenant or each.root != found.own.root:
             shown.append(CaCertificate("root", each.root, each.tenant))
-            shown += [CaCertificate("former root", root, each.tenant) for root in each.former_roots]
+            shown += [CaCertificate("former root", root.certificate, each.tenant) for root in each.former_roots]
         shown.append(CaCertificate("issuing", each.issuing, each.tenant))
         shown += [CaCertificate("former", former, each.tenant) for former in each.former]
     if home.operators_certificate.exists():

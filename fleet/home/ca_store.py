@@ -5,6 +5,7 @@
     FOLDER/former/FINGERPRINT.pem, .key  issuing CAs before a rollover: they sign no more, but are trusted until removed
     FOLDER/roots/N-root.pem, .key        the Nth root before its rollover; beside it N-new-with-old.pem and
                                          N-old-with-new.pem, which link the two (RFC 7030, 4.1.3)
+    FOLDER/roots/N-issuing.pem           the current issuing CA, signed by the Nth root
     FOLDER/issuing.next/                 a committed rollover; the next reader completes it
 
 A rollover is committed by one rename. Each step after it is idempotent: if the process is killed, the next reader
@@ -15,7 +16,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +28,33 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.authority import Certified, NewRoot
 from fleet.ca.keys import write_key
 from fleet.config.durable_files import sync
-from fleet.domain.errors import Invalid, NotFound, Unavailable
+from fleet.domain.errors import Invalid, Unavailable
 from fleet.home.layout import certificate_in, sync_tree
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
-OLD, NEW_WITH_OLD, OLD_WITH_NEW = "root", "new-with-old", "old-with-new"
+OLD, NEW_WITH_OLD, OLD_WITH_NEW, ISSUING = "root", "new-with-old", "old-with-new", "issuing"
 CERTIFICATE, KEY = "issuing.pem", "issuing.key"
 FORMER_MAX = 8  # each is one more trust anchor of every listener
+
+
+@dataclass(frozen=True, slots=True)
+class FormerRoot:
+    """A root before its rollover, with the certificates that link it to its successor and to the issuing CA."""
+
+    number: int
+    certificate: x509.Certificate
+    key_file: Path
+    """May be absent."""
+    new_with_old: x509.Certificate
+    """Its successor, signed by it: for clients that trust it."""
+    old_with_new: x509.Certificate
+    """Signed by its successor: for clients that trust that one, and chains from what this root signed."""
+    issuing: x509.Certificate | None = None
+    """The current issuing CA, signed by it; None if it has been made while this root's key was away."""
+
+    @property
+    def links(self) -> tuple[x509.Certificate, ...]:
+        return (*((self.issuing,) if self.issuing else ()), self.new_with_old, self.old_with_new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +67,14 @@ class Authority:
     former: tuple[x509.Certificate, ...]
     """Former issuing CAs, whose certificates may still be in use."""
     key_file: Path
-    former_roots: tuple[x509.Certificate, ...] = ()
-    """Newest first, as in the fields below."""
-    new_with_old: tuple[x509.Certificate, ...] = ()
-    """NewWithOld certificates: chain to a former root, part of the server's chain."""
-    old_with_new: tuple[x509.Certificate, ...] = ()
-    """OldWithNew certificates: chain from a former root's certificates to its successor."""
+    former_roots: tuple[FormerRoot, ...] = ()
+    """Newest first."""
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """The certificates of the EST cacerts response."""
-        return (self.root, *self.issuers, *self.new_with_old, *self.old_with_new, *self.former_roots)
+        links = (link for each in self.former_roots for link in each.links)
+        return (self.root, *self.issuers, *links, *(each.certificate for each in self.former_roots))
 
     @property
     def issuers(self) -> tuple[x509.Certificate, ...]:
@@ -94,30 +112,55 @@ def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Pat
             finish_rollover(folder)
     former = sorted(map(certificate_in, (folder / FORMER).glob("*.pem")), key=lambda each: each.not_valid_before_utc)
     above = root_in(folder) if fleets is None or (folder / "root.pem").exists() else fleets
+    issuing = certificate_in(folder / CERTIFICATE)
     return replace(
         above,
         tenant=tenant,
-        issuing=certificate_in(folder / CERTIFICATE),
+        issuing=issuing,
         former=tuple(reversed(former)),
         key_file=folder / KEY,
+        former_roots=tuple(replace(each, issuing=_cross_in(folder, each, issuing)) for each in above.former_roots),
     )
+
+
+def cross_file(folder: Path, root: FormerRoot) -> Path:
+    """Where the issuing CA of `folder` is kept as signed by `root`."""
+    return folder / ROOTS / f"{root.number}-{ISSUING}.pem"
+
+
+def _cross_in(folder: Path, root: FormerRoot, issuing: x509.Certificate) -> x509.Certificate | None:
+    file = cross_file(folder, root)
+    found = certificate_in(file) if file.exists() else None
+    # One of a former issuing CA is left behind by a rollover without the key of `root`.
+    return found if found is not None and found.public_key() == issuing.public_key() else None
 
 
 def root_in(folder: Path) -> Authority:
     """The root in `folder` and its predecessors, without an issuing CA."""
 
-    def kept(name: str) -> tuple[x509.Certificate, ...]:
-        files = sorted((folder / ROOTS).glob(f"*-{name}.pem"), key=lambda file: -int(file.name.partition("-")[0]))
-        return tuple(map(certificate_in, files))
-
+    roots = folder / ROOTS
+    numbers = (int(file.name.partition("-")[0]) for file in roots.glob(f"*-{OLD}.pem"))
+    former = tuple(
+        FormerRoot(
+            number,
+            certificate_in(roots / f"{number}-{OLD}.pem"),
+            roots / f"{number}-{OLD}.key",
+            certificate_in(roots / f"{number}-{NEW_WITH_OLD}.pem"),
+            certificate_in(roots / f"{number}-{OLD_WITH_NEW}.pem"),
+        )
+        for number in sorted(numbers, reverse=True)
+    )
     root = certificate_in(folder / "root.pem")
-    return Authority("", root, root, (), folder / KEY, kept(OLD), kept(NEW_WITH_OLD), kept(OLD_WITH_NEW))
+    return Authority("", root, root, (), folder / KEY, former)
 
 
-def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None:
+def roll_over(
+    folder: Path, new: Certified, crosses: Mapping[int, x509.Certificate], root: NewRoot | None = None
+) -> None:
     """Make `new` the issuing CA, under the new `root` if given. Its predecessor is kept with its key and signs no more.
 
-    The caller holds the folder's lock.
+    `crosses` are `new` as signed by former roots, by their numbers; with a new `root`, one is of the present one, by
+    the number that it gets. The caller holds the folder's lock.
 
     Raises: Invalid (`too-many-former`); OSError.
     """
@@ -134,6 +177,10 @@ def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None
     write_key(building / KEY, key)
     for name in (CERTIFICATE, KEY):
         _copy(folder / name, building / f"former.{name}")
+    if crosses or root is not None:
+        (building / ROOTS).mkdir(mode=0o700)
+    for number, cross in crosses.items():
+        (building / ROOTS / f"{number}-{ISSUING}.pem").write_bytes(cross.public_bytes(Encoding.PEM))
     if root is not None:
         _write_root(folder, building, root)
     sync_tree(building)
@@ -143,16 +190,20 @@ def roll_over(folder: Path, new: Certified, root: NewRoot | None = None) -> None
 
 
 def _write_root(folder: Path, building: Path, root: NewRoot) -> None:
-    number = len(list((folder / ROOTS).glob(f"*-{OLD}.pem"))) + 1
+    number = next_number(root_in(folder).former_roots)
     certificate, key = root.certified
     (building / "root.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
     write_key(building / "root.key", key)
     roots = building / ROOTS
-    roots.mkdir(mode=0o700)
     for suffix in (".pem", ".key"):
         _copy(folder / f"root{suffix}", roots / f"{number}-{OLD}{suffix}")
     for name, link in ((NEW_WITH_OLD, root.new_with_old), (OLD_WITH_NEW, root.old_with_new)):
         (roots / f"{number}-{name}.pem").write_bytes(link.public_bytes(Encoding.PEM))
+
+
+def next_number(roots: Sequence[FormerRoot]) -> int:
+    """Number of the present root, should it be rolled over."""
+    return roots[0].number + 1 if roots else 1
 
 
 def finish_rollover(folder: Path) -> None:
@@ -181,20 +232,19 @@ def finish_rollover(folder: Path) -> None:
     _remove(done)
 
 
-def forget(folder: Path, wanted: str) -> x509.Certificate:
-    """Remove the former CA with this fingerprint and its key. The caller holds the folder's lock.
-
-    Raises: NotFound (`no-such-ca`).
-    """
-    for file in (folder / FORMER).glob("*.pem"):
-        if file.stem == wanted:
-            certificate = certificate_in(file)
-            file.unlink()  # the certificate first: without it the key is unused
-            file.with_suffix(".key").unlink(missing_ok=True)
-            sync(file.parent)
-            os.utime(folder)
-            return certificate
-    raise NotFound("no-such-ca", f"There is no former CA {wanted[:80]!r} in {folder}.", "See: fleet ca show")
+def forget(folder: Path, wanted: x509.Certificate) -> None:
+    """Remove this former issuing CA or former root, its key and what links it. The caller holds the folder's lock."""
+    name = fingerprint(wanted)
+    files = [folder / FORMER / f"{name}.pem", folder / FORMER / f"{name}.key"]
+    for root in root_in(folder).former_roots if (folder / "root.pem").exists() else ():
+        if root.certificate == wanted:
+            files = sorted(
+                (folder / ROOTS).glob(f"{root.number}-*"), key=lambda file: file.stem != f"{root.number}-{OLD}"
+            )
+    for file in files:  # the certificate first: without it the others are unused
+        file.unlink(missing_ok=True)
+        sync(file.parent)
+    os.utime(folder)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

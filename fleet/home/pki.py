@@ -15,8 +15,10 @@ from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
-from fleet.home.ca_store import locked, root_in
+from fleet.home.ca_store import locked
 from fleet.home.layout import Home, certificate_in, settings_of
+from fleet.home.served_chain import served_chain
+from fleet.home.tenants import authority_of
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer
@@ -90,11 +92,12 @@ def server_identity(home: Home) -> ServerIdentity:
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
     """Renew the server certificate if due, for the same key; the reason, or "" if it was not due.
 
-    It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or after a CA rollover. The
-    file is replaced atomically: a reader finds the old chain or the new one.
+    It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or when the CAs above it have
+    changed. The file is replaced atomically: a reader finds the old chain or the new one.
     """
-    current = certificate_in(home.server_chain)
-    issuing = certificate_in(home.issuing_certificate)
+    current, *above = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    authority = authority_of(home, "")
+    issuing, chain = authority.issuing, served_chain(authority, now)
     life = current.not_valid_after_utc - current.not_valid_before_utc
     if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
         why = "fleet.toml names other hosts"
@@ -102,14 +105,15 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
         why = f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
     elif current.issuer != issuing.subject:
         why = "its issuing CA signs no more"
+    elif above != [*chain]:
+        why = "another chain serves every client"
     else:
         return ""
     renewed, _ = issue_server_certificate(
         issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
     )
-    links = root_in(home.ca).new_with_old  # so that clients that trust a former root can verify it
-    chain = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, issuing, *links))
-    write_file(home.server_chain, chain, secret=False, force=True)
+    pem = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, *chain))
+    write_file(home.server_chain, pem, secret=False, force=True)
     return why
 
 

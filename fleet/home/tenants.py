@@ -8,21 +8,33 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root, succeed_root
+from fleet.ca.authority import Certified, create_issuing, create_root, cross_certify, succeed_root
 from fleet.ca.keys import load_key, write_key
-from fleet.config.durable_files import sync
+from fleet.config.durable_files import sync, write_file
 from fleet.domain.device import plain_name
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, no_such
 from fleet.domain.labels import must_be_a_label
-from fleet.home.ca_store import CERTIFICATE, KEY, Authority, fingerprint, forget, locked, read_authority, roll_over
+from fleet.home.ca_store import (
+    CERTIFICATE,
+    KEY,
+    Authority,
+    cross_file,
+    fingerprint,
+    forget,
+    locked,
+    next_number,
+    read_authority,
+    roll_over,
+)
 from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync_tree
 
 TENANTS_MAX = 200  # every CertificateRequest names each tenant's CA: 60 bytes of a handshake each
@@ -155,28 +167,85 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
         new_root = succeed_root(old.root, root_key, now) if root_too else None
         root, key = new_root.certified if new_root is not None else (old.root, root_key)
         issuing = create_issuing(name, root, key, now, generation=_generation(old) + 1)
+        crosses = _signed_by_former(issuing, old, now)
+        if new_root is not None:
+            crosses[next_number(old.former_roots)] = cross_certify(issuing, old.root, root_key, now)
         if new_root is not None and not tenant:
             keep_fleet_fingerprint(home)
-        roll_over(folder, issuing, new_root)
+        roll_over(folder, issuing, crosses, new_root)
     _touch_watched_folders(home)
     return authority_of(home, tenant)
 
 
+def complete_cross_certificates(home: Home, now: datetime) -> None:
+    """Have the former roots whose keys are here sign the fleet's issuing CA, where they have not."""
+    with locked(home.ca):
+        own = read_authorities(home, wait=False).own
+        lacking = replace(own, former_roots=tuple(each for each in own.former_roots if each.issuing is None))
+        if not any(each.key_file.exists() for each in lacking.former_roots):
+            return
+        made = _signed_by_former((own.issuing, load_key(own.key_file)), lacking, now)
+        for root in lacking.former_roots:
+            if cross := made.get(root.number):
+                write_file(cross_file(home.ca, root), cross.public_bytes(Encoding.PEM), secret=False, force=True)
+    _touch_watched_folders(home)
+
+
+def _signed_by_former(issuing: Certified, authority: Authority, now: datetime) -> dict[int, x509.Certificate]:
+    """`issuing` as signed by each former root of `authority` that has not expired and whose key is here, by number."""
+    return {
+        root.number: cross_certify(issuing, root.certificate, load_key(root.key_file), now)
+        for root in authority.former_roots
+        if root.key_file.exists() and root.certificate.not_valid_after_utc > now
+    }
+
+
 def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
-    """Remove a former issuing CA, ending trust in it. Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
+    """Remove a former issuing CA or a former root, ending trust in it. Raises: as `former_of`."""
     folder = authority_of(home, tenant).key_file.parent
     with locked(home.ca):
-        gone = forget(folder, sha256)
+        gone = former_of(home, tenant, sha256)
+        forget(folder, gone)
     _touch_watched_folders(home)
     return gone
 
 
 def former_of(home: Home, tenant: str, sha256: str) -> x509.Certificate:
-    """Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
-    for each in authority_of(home, tenant).former:
+    """A former issuing CA or former root of `tenant`. Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
+    authority = authority_of(home, tenant)
+    has_own_root = (authority.key_file.parent / "root.pem").exists()
+    roots = (root.certificate for root in authority.former_roots if has_own_root)
+    for each in (*authority.former, *roots):
         if fingerprint(each) == sha256:
             return each
     raise NotFound("no-such-ca", f"There is no former CA {sha256[:80]!r}.", "See: fleet ca show")
+
+
+def issuers_below(home: Home, former: x509.Certificate) -> tuple[x509.Certificate, ...]:
+    """The former issuing CAs whose certificates need `former`: itself, or those that it has signed as a root.
+
+    Raises: Refused (`ca-in-use`): it has signed the present issuing CA of a tenant.
+    """
+    known = read_authorities(home).all
+    issuers = [c for each in known for c in each.former]
+    if former in issuers:
+        return (former,)
+    for each in known:
+        if _has_signed(former, each.issuing):
+            raise Refused(
+                "ca-in-use",
+                f"It has signed the issuing CA of tenant {each.tenant}.",
+                f"Roll that over first: fleet ca rollover --tenant {each.tenant}",
+            )
+    return tuple(each for each in issuers if _has_signed(former, each))
+
+
+def _has_signed(root: x509.Certificate, below: x509.Certificate) -> bool:
+    try:
+        below.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def authority_of(home: Home, tenant: str) -> Authority:

@@ -11,7 +11,7 @@ from fleet.domain.errors import Invalid
 
 
 def test_root_and_issuing_are_authorities_and_nothing_else(root: Certified, issuing: Certified) -> None:
-    for (certificate, _), path_length in ((root, 1), (issuing, 0)):
+    for (certificate, _), path_length in ((root, None), (issuing, 0)):
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
         assert constraints.critical
         assert (constraints.value.ca, constraints.value.path_length) == (True, path_length)

@@ -169,3 +169,27 @@ def test_names_complete_in_the_shell(home: Path) -> None:
     environment = {"FLEET_HOME": str(home), "_MAIN_COMPLETE": "bash_complete", "COMP_WORDS": "main tenant show ac"}
     done = CliRunner().invoke(main, [], env={**environment, "COMP_CWORD": "3"}, prog_name="main")
     assert done.stdout == "plain,acme\n"
+
+
+def test_a_former_root_is_forgotten_once_no_tenant_is_below_it(home: Path) -> None:
+    run_fleet(home, "tenant", "add", "acme")
+    first = {row["role"]: row["sha256"] for row in parsed(home, "ca", "show") if not row["tenant"]}
+    run_fleet(home, "ca", "rollover", "--root")
+    served = home / "server" / "server.pem"
+    both = served.read_bytes()
+    refused = run_fleet(home, "ca", "forget", first["root"], expect=1).stderr
+    assert "it has signed the issuing CA of tenant acme" in refused
+    assert "fleet ca rollover --tenant acme" in refused
+    run_fleet(home, "ca", "forget", first["root"], "--force", expect=1)
+    run_fleet(home, "ca", "rollover", "--tenant", "acme")
+    assert parsed(home, "ca", "forget", first["root"])["state"] == "forgotten"
+    assert "former root" not in {row["role"] for row in parsed(home, "ca", "show")}
+    assert not list((home / "ca" / "roots").iterdir())
+    leaf, issuing = x509.load_pem_x509_certificates(served.read_bytes())
+    assert len(x509.load_pem_x509_certificates(both)) == 3
+    [root] = x509.load_pem_x509_certificates(run_fleet(home, "ca", "export").stdout_bytes)
+    issuing.verify_directly_issued_by(root)
+    leaf.verify_directly_issued_by(issuing)
+    run_fleet(home, "ca", "forget", first["root"], expect=1)
+    run_fleet(home, "ca", "rollover", "--root")
+    assert sorted(file.name for file in (home / "ca" / "roots").iterdir())[0] == "1-issuing.pem"

@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet.est_client.certificate_checks import CHAIN_LENGTH_MAX, check_certificate, find_chain, has_issued, is_root
+from fleet.est_client.certificate_checks import (
+    CHAIN_LENGTH_MAX,
+    check_certificate,
+    current_roots,
+    find_chain,
+    has_issued,
+    is_root,
+)
 from fleet.est_client.errors import EstBadAnswer
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -172,3 +179,13 @@ def test_a_certificate_that_is_never_valid() -> None:
     instant = issue("cam-7", ROOT, begin=NOW, end=NOW)
     with pytest.raises(EstBadAnswer, match="expired"):
         check(instant, now=NOW - DAY)
+
+
+def test_of_roots_that_were_rolled_over_the_newest_is_current() -> None:
+    old, other = issue("root", None, CA, begin=NOW - 3 * DAY), issue("another", None, CA)
+    new = issue("root", None, CA)
+    link, issuing = issue("root", old, CA, key=new.key), issue("issuing", new, CA)
+    bundle = certificates([old, new, link, other, issuing])
+    assert current_roots(bundle) == (new.certificate, other.certificate)
+    assert current_roots(bundle[::-1]) == (other.certificate, new.certificate)
+    assert current_roots([]) == ()

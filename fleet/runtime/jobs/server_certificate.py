@@ -14,7 +14,7 @@ from fleet.domain.errors import FleetError
 from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
-from fleet.home.tenants import Authorities, read_authorities
+from fleet.home.tenants import Authorities, complete_cross_certificates, read_authorities
 from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
 log = logging.getLogger("fleet")
@@ -79,6 +79,10 @@ class Contexts:
 
 def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
     """Whether it was renewed. A failure is logged: the present certificate may still be valid."""
+    try:
+        complete_cross_certificates(home, clock())
+    except (FleetError, OSError, ValueError) as error:
+        log_event(log, logging.ERROR, "cross-certificates", outcome="not-made", reason=error)
     try:
         why = renew_server_certificate(home, settings, clock())
     except (FleetError, OSError, ValueError) as error:

@@ -1,0 +1,51 @@
+"""The certificates that a listener sends after its own: one chain that a client with any one of the roots can verify.
+
+A client that follows the chain in the order sent (OpenSSL, GnuTLS, Mbed TLS) stops at the first certificate that one
+of its roots has signed. So the chain climbs: the issuing CA as the oldest root has signed it, then from each former
+root to its successor (OldWithNew). Go searches all that is sent; it counts self-issued certificates towards the path
+length, as GnuTLS and Mbed TLS do.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from fleet.home.ca_store import Authority, FormerRoot
+
+MARGIN = timedelta(days=7)
+"""A former root leaves the chain this long before it expires: an expired certificate in it would fail other clients."""
+
+
+def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate, ...]:
+    """Without the server's own certificate, and without a root."""
+    former = [each for each in authority.former_roots if each.certificate.not_valid_after_utc - MARGIN > now]
+    if not former:
+        return (authority.issuing,)
+    oldest_first = former[::-1]
+    climbing = (*_cross(oldest_first[0]), *(each.old_with_new for each in oldest_first))
+    if oldest_first[0].issuing is not None and _within_path_lengths(authority, oldest_first):
+        return climbing
+    # The oldest root's key was away, or a newer root has path length 1: what OpenSSL and Go can verify with any root
+    # that has signed the issuing CA, and the others with the current one.
+    return (authority.issuing, *(each.new_with_old for each in former), *(c for each in former for c in _cross(each)))
+
+
+def _cross(root: FormerRoot) -> tuple[x509.Certificate, ...]:
+    return (root.issuing,) if root.issuing is not None else ()
+
+
+def _within_path_lengths(authority: Authority, oldest_first: list[FormerRoot]) -> bool:
+    """Whether each root but the oldest, and each link, allows as many CAs as are below it in the climbing chain."""
+    successors = (*(each.certificate for each in oldest_first[1:]), authority.root)
+    bounds: Iterator[tuple[x509.Certificate, int]] = (
+        (certificate, below)
+        for position, (root, successor) in enumerate(zip(oldest_first, successors, strict=True), start=1)
+        for certificate, below in ((root.old_with_new, position), (successor, position + 1))
+    )
+    return all(_path_length(certificate) >= below for certificate, below in bounds)
+
+
+def _path_length(authority: x509.Certificate) -> float:
+    found = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+    return float("inf") if found is None else found
