@@ -123,8 +123,9 @@ def find_chain(
     anchors: Sequence[x509.Certificate],
     now: datetime,
 ) -> tuple[tuple[x509.Certificate, ...], bool]:
-    """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached: the shortest way,
-    since a CA may have been certified by several roots.
+    """The intermediates between `certificate` and one of `anchors`, and whether an anchor was reached.
+
+    The shortest chain, since a CA may have been certified by several roots.
     """
     # A self-signed root ends the path. Another certificate of its name may not: NewWithOld (RFC 4210, 4.4).
     left = [each for each in intermediates if not is_root(each)]

@@ -175,7 +175,7 @@ def test_a_root_is_rolled_over_and_devices_that_trust_either_go_on(served: Serve
         known = x509.load_pem_x509_certificates((agent.home / "ca.pem").read_bytes())
         assert len(known) == (2 if agent in olds else 1)
         assert known[-1] == x509.load_pem_x509_certificate(served.ca_file.read_bytes())
-    # Both roots have signed the fleet's issuing CA; only the old one the tenant's, to which the new one leads by another.
+    # Both roots have signed the fleet's issuing CA; the tenant's only the old one, which the new one has signed.
     leaf = ["acme Issuing CA 2", "acme Root CA"]
     assert [agent.chain for agent in olds] == [leaf, ["acme acme2 Issuing CA", "acme Root CA"]]
     assert [agent.chain for agent in news] == [leaf, ["acme acme2 Issuing CA", "acme Root CA", "acme Root CA"]]
