@@ -6,6 +6,10 @@
         reload ────────────────────────────────►
         ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
+        ◄─────────────────────────── who-holds: device    the broker has closed its connection: taken over?
+        who-holds: device, asker ──────────────►        to every other worker
+        ◄──────────────────────── holds: device, asker    from one that has a session of the device
+        held: device ──────────────────────────►        to the one that asked
         ping: workers ─────────────────────────►        every second; what the supervisor says of all workers
         ◄──────────────────────────────── pong
 

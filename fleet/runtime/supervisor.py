@@ -24,7 +24,7 @@ from fleet.config.timestamps import rfc3339
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.runtime.heartbeat import PING_SECONDS, silent_worker
 from fleet.runtime.host import Endpoints, Host
-from fleet.runtime.ipc import Channel, WorkerConfig
+from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
 from fleet.servers.gateway.brokers import shared_socket
@@ -61,13 +61,20 @@ def died_early(code: int, listened_seconds: float | None) -> bool:
 
 
 SetModels = Callable[[], Awaitable[None]]
+Forward = Callable[[int, Message], None]
+"""A worker's number, and what it sends to others."""
 
 
 class WorkerProcess:
     """One worker process, from start to exit. Made by `WorkerProcess.start`."""
 
     def __init__(
-        self, number: int, process: asyncio.subprocess.Process, channel: Channel, set_models: SetModels
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        channel: Channel,
+        set_models: SetModels,
+        forward: Forward,
     ) -> None:
         self.number = number
         self.unanswered = 0
@@ -75,12 +82,13 @@ class WorkerProcess:
         self._process = process
         self._channel = channel
         self._set_models = set_models
+        self._forward = forward
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests: set[asyncio.Task[None]] = set()
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, config: WorkerConfig, lock: int, set_models: SetModels) -> "WorkerProcess":
+    async def start(cls, config: WorkerConfig, lock: int, set_models: SetModels, forward: Forward) -> "WorkerProcess":
         """Start it and send it `config`; it inherits `lock`. Raises: OSError."""
         ours, theirs = socket.socketpair()
         try:
@@ -99,7 +107,7 @@ class WorkerProcess:
             theirs.close()
         channel = await Channel.on(ours)
         channel.send("config", **asdict(config))
-        return cls(config.worker, process, channel, set_models)
+        return cls(config.worker, process, channel, set_models, forward)
 
     @property
     def pid(self) -> int:
@@ -113,6 +121,9 @@ class WorkerProcess:
     def ping(self, workers: Mapping[str, object]) -> None:
         self.unanswered += 1
         self._channel.send("ping", workers=workers)
+
+    def send(self, message_type: str, **fields: object) -> None:
+        self._channel.send(message_type, **fields)
 
     async def ready(self) -> None:
         """Returns when it listens. Raises: Unavailable: it failed, died first, or took too long."""
@@ -159,6 +170,8 @@ class WorkerProcess:
                     self._ready.set_result(None)
                 case "pong":
                     self.unanswered = 0
+                case "who-holds" | "holds":
+                    self._forward(self.number, message)
                 case "failed":
                     self._failed(Unavailable(message["code"], message["message"], message["advice"]))
                 case "models":
@@ -243,7 +256,7 @@ class Supervisor:
             broker_socket=str(shared_socket(host.upstream) or ""),
             broker_speaks_v5=host.upstream.speaks_v5,
         )
-        worker = await WorkerProcess.start(config, host.workers_lock, self._set_models)
+        worker = await WorkerProcess.start(config, host.workers_lock, self._set_models, self._forward)
         self._workers[number] = worker
         await worker.ready()
         log_event(log, logging.INFO, "worker.ready", worker=number, pid=worker.pid)
@@ -297,6 +310,15 @@ class Supervisor:
         """JSON value for `GET /v1/status`, which a worker answers."""
         counts = {"count": len(self._numbers), "restarts": self.restarts, "silent": self._silent}
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
+
+    def _forward(self, sender: int, message: Message) -> None:
+        """A worker's question who holds a device's session to all others, and an answer to the one that asked."""
+        if message["type"] == "holds":
+            self._workers[message["asker"]].send("held", device=message["device"])
+            return
+        for number, worker in self._workers.items():
+            if number != sender:
+                worker.send("who-holds", device=message["device"], asker=sender)
 
     async def _set_models(self) -> None:
         """Load the current models into the broker, one request at a time. Raises: OSError, TimeoutError."""

@@ -9,7 +9,7 @@ more, each worker is a process (worker_main.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -61,6 +61,8 @@ class WorkerSlot:
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
     workers: Callable[[], Mapping[str, object]] = dict
     """What the supervisor says of all workers; nothing when there is none."""
+    held_elsewhere: Callable[[str], Awaitable[bool]] | None = None
+    """Whether another worker holds a session of the device."""
 
 
 ALONE = WorkerSlot()
@@ -88,6 +90,7 @@ class Worker:
     home: Home
     contexts: Contexts
     authorities: LiveAuthorities
+    gateway: Gateway
     permanent: tuple[asyncio.Task[None], ...]
     """Tasks that must run until shutdown."""
 
@@ -122,6 +125,7 @@ async def run_worker(
         live = LiveUpstream(monitored or upstream)
         await parts.enter_async_context(background(live.run(), "the broker's probe"))
         gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
+        gateway.held_elsewhere = slot.held_elsewhere
         live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
@@ -161,7 +165,7 @@ async def run_worker(
         endpoints = Endpoints.of(home, with_addresses(settings, bound))
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
-        yield Worker(endpoints, home, contexts, authorities, (feed, anchors))
+        yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
 
 
 async def _drain(*servers: HttpServer) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fleet.config.clock import utc_now
@@ -30,6 +30,10 @@ from fleet.servers.gateway.upstream import SharedUpstream, Upstream
 MODELS_SECONDS_MAX = 2.0  # the broker has one; a session that waits for its model has ten
 
 
+QUESTIONS_MAX = 64  # at once: a broker that is gone ends every session
+HELD_SECONDS_MAX = 0.25  # the answer takes a millisecond; who does not hold it does not answer
+
+
 class SupervisorLink:
     """The worker's side of the channel."""
 
@@ -37,6 +41,9 @@ class SupervisorLink:
         self._channel, self._signals = channel, signals
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[str]] = {}
+        self._asked: dict[str, asyncio.Future[None]] = {}
+        self.holds: Callable[[str], bool] = lambda device_id: False
+        """The gateway's, once there is one."""
         self.workers: Mapping[str, object] = {}
         """What the supervisor last said of all workers."""
 
@@ -50,6 +57,12 @@ class SupervisorLink:
                     case "ping":
                         self.workers = message["workers"]
                         self._channel.send("pong")
+                    case "who-holds" if self.holds(message["device"]):
+                        self._channel.send("holds", device=message["device"], asker=message["asker"])
+                    case "held":
+                        asked = self._asked.get(message["device"])
+                        if asked is not None and not asked.done():
+                            asked.set_result(None)
                     case "models-set":
                         pending = self._pending.pop(message["number"], None)
                         if pending is not None and not pending.done():
@@ -69,6 +82,23 @@ class SupervisorLink:
             self._pending.pop(number, None)
         if problem:
             raise OSError(problem)
+
+    async def held_elsewhere(self, device_id: str) -> bool:
+        """Whether another worker holds a session of the device. No answer in time is a no."""
+        asked = self._asked.get(device_id)
+        if asked is None:
+            if len(self._asked) >= QUESTIONS_MAX:
+                return False
+            asked = self._asked[device_id] = asyncio.get_running_loop().create_future()
+            self._channel.send("who-holds", device=device_id)
+        try:
+            async with asyncio.timeout(HELD_SECONDS_MAX):
+                await asyncio.shield(asked)
+        except TimeoutError:
+            return False
+        finally:
+            self._asked.pop(device_id, None)
+        return True
 
 
 async def work(channel: Channel) -> int:
@@ -100,8 +130,11 @@ async def _serve(
     registry = await open_registry(home)
     try:
         upstream = await _upstream(config, settings, home, link)
-        slot = WorkerSlot(config.worker, is_shared=True, workers=lambda: link.workers)
+        slot = WorkerSlot(
+            config.worker, is_shared=True, workers=lambda: link.workers, held_elsewhere=link.held_elsewhere
+        )
         async with run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot) as worker:
+            link.holds = worker.gateway.holds
             channel.send("ready")
             await worker.until(signals)
     finally:

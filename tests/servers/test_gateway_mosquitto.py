@@ -153,6 +153,46 @@ async def test_where_the_model_closes_at_a_denied_message_its_devices_feel_it_at
 
 
 @VERSIONS
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_device_that_comes_back_at_another_gateway_of_the_same_broker(
+    street: Street, tmp_path: Path, version: int, asks: bool
+) -> None:
+    """Newer brokers tell 5.0 why they close the older connection, mosquitto 2.0.11 does not; the other gateway does."""
+    (tmp_path / "two").mkdir()
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    async with open_gateway(tmp_path / "two", street.broker) as other:
+        (again,) = await populate(other.registry, "cam-1")
+
+        async def held_elsewhere(device_id: str) -> bool:
+            return other.gateway.holds(device_id)
+
+        street.harness.gateway.held_elsewhere = held_elsewhere if asks else None
+        older = await street.device(cam, version)
+        assert not other.gateway.holds("cam-1")
+        newer = Paho("cam-1", version)
+        assert await newer.connect("127.0.0.1", await other.door(again)) == 0
+        codes = ("mqtt.session.taken-over", "mqtt.session.broker-lost")
+        await until(lambda: any(code in street.harness.gateway.stats for code in codes[: 1 if asks else 2]))
+        is_named = codes[0] in street.harness.gateway.stats
+        assert is_named or not asks
+        assert await older.got(older.disconnected) == ((0x8E if is_named else 0x8B) if version == V5 else 0x80)
+        assert newer.disconnected.empty()
+        await newer.close()
+
+
+async def test_a_broker_that_goes_takes_nobodys_session_over(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+
+    async def held_elsewhere(device_id: str) -> bool:
+        return False
+
+    street.harness.gateway.held_elsewhere = held_elsewhere
+    await street.device(cam, V311)
+    street.broker.process.signal(signal.SIGKILL)
+    await street.harness.count("mqtt.session.broker-lost")
+
+
+@VERSIONS
 async def test_retained_messages(street: Street, version: int) -> None:
     (cam,) = await populate(street.harness.registry, "cam-1")
     backend = await street.backend()

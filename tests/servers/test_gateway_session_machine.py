@@ -98,6 +98,9 @@ class FakeContext:
     def speaks_v5(self) -> bool:
         return self.v5
 
+    def on_broker_lost(self, session: Session, reason: CloseReason) -> None:
+        session.close(reason)
+
     def feed_is_up(self) -> bool:
         return self.feed
 

@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
 from fleet.servers.gateway.ack_runs import AckRuns
+from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.device_rates import Budget
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
@@ -56,6 +57,10 @@ class SessionContext(Protocol[S]):
 
     def broker_username(self, admission: Admission) -> str:
         """The user name of the device at the broker."""
+
+    def on_broker_lost(self, session: S, reason: CloseReason) -> None:
+        """The broker has closed `session`'s connection: close it for `reason`, or because the device has connected
+        elsewhere."""
 
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         """What the device may still send, on any connection."""

@@ -14,6 +14,8 @@ class Pause(enum.Enum):
     """What it sends would be written to a full buffer."""
     ANSWERS_UNREAD = enum.auto()
     """Its packets are answered by the gateway itself, and it does not read the answers."""
+    BROKER_LOST = enum.auto()
+    """The session closes once the cause is known."""
     OVER_RATE = enum.auto()
     """It has sent more than its model allows."""
 

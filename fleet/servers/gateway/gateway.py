@@ -8,7 +8,7 @@ listen(gateway.protocol, ...)
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 
 from fleet.config.logs import log_event
@@ -20,7 +20,7 @@ from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.admission import admit_client
-from fleet.servers.gateway.close_reasons import CloseSession
+from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
@@ -81,6 +81,9 @@ class Gateway:
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
         self._setting = asyncio.Lock()
         self._brokers_models: frozenset[str] = frozenset()
+
+        self.held_elsewhere: Callable[[str], Awaitable[bool]] | None = None
+        """Whether another gateway in front of the same broker holds a session of the device; may be set at any time."""
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
@@ -152,6 +155,20 @@ class Gateway:
     def broker_username(self, admission: Admission) -> str:
         device = admission.device
         return device.model if self._upstream.user_is_model else device.id
+
+    def on_broker_lost(self, session: Session, reason: CloseReason) -> None:
+        if reason is close_reasons.BROKER_LOST and self.held_elsewhere is not None:
+            self.spawn(self._close_lost(session, self.held_elsewhere(session.client_id)))
+        else:
+            session.close(reason)
+
+    async def _close_lost(self, session: Session, is_held_elsewhere: Awaitable[bool]) -> None:
+        session.close(close_reasons.TAKEN_OVER if await is_held_elsewhere else close_reasons.BROKER_LOST)
+
+    def holds(self, device_id: str) -> bool:
+        """Whether the broker has got a CONNECT of the device from here, and its session lives."""
+        at_broker = (Phase.AWAITING_CONNACK, Phase.RELAYING)
+        return any(session.phase in at_broker for session in self.open_sessions.of_device(device_id))
 
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         now = asyncio.get_running_loop().time()

@@ -130,8 +130,9 @@ class Session(asyncio.Protocol):
             self.close(reason)
 
     def broker_lost(self) -> None:
-        if self._rules.broker_lost is not None:
-            self.close(self._rules.broker_lost)
+        if (reason := self._rules.broker_lost) is not None:
+            self._device.pause(Pause.BROKER_LOST)
+            self._context.on_broker_lost(self, reason)
 
     def broker_blocked(self) -> None:
         block(self._broker, self._device)
