@@ -29,7 +29,7 @@ from hw_bench.turns import Plan, Progress, machine
 
 NODES = 2
 END_SECONDS_MAX = 10.0  # a longer session counts as not ended
-MILLISECONDS_MAX = 1000.0
+P99_MILLISECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,15 @@ async def _revoke(registry: Registry, session: DeviceSession) -> float:
 def _figures(times: Sequence[float]) -> tuple[Figure, ...]:
     """Raises: statistics.StatisticsError: fewer than two."""
     percentiles = statistics.quantiles(times, n=100, method="inclusive")
-    found = {"p50": percentiles[49], "p99": percentiles[98], "max": max(times)}
+    found = (
+        ("p50", percentiles[49], None),
+        ("p99", percentiles[98], P99_MILLISECONDS_MAX),
+        ("max", max(times), None),
+    )
     return (
         Figure("devices revoked", len(times), ""),
         *(
-            Figure(f"from the revocation's commit to the session's end, {name}", ms, "ms", at_most=MILLISECONDS_MAX)
-            for name, ms in found.items()
+            Figure(f"from the revocation's commit to the session's end, {name}", ms, "ms", at_most=at_most)
+            for name, ms, at_most in found
         ),
     )

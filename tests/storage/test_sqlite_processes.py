@@ -6,9 +6,12 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
+import pytest
+
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Event
 from fleet.domain.writes import AddDevice, AddModel
+from fleet.storage.sqlite import registry as sqlite_registry
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
 
@@ -71,6 +74,32 @@ async def test_a_follower_that_waits_hears_another_process(db_path: Path) -> Non
         assert (await waiting).subject == "a-0"
         assert await other.wait() == 0
     await registry.close()
+
+
+async def test_it_hears_it_without_polling(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_registry, "FOREIGN_COMMIT_POLL_SECONDS", 10 * DEADLINE_SECONDS)
+    registry = await made(db_path)
+    other = await SqliteRegistry.open(db_path)
+    feed = registry.follow(0)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        for number in range(3):
+            waiting = asyncio.ensure_future(anext(feed))
+            await registry.commit(change(AddDevice(device(f"own-{number}")), events=(Event("test", "own"),)))
+            assert (await waiting).subject == "own"
+            waiting = asyncio.ensure_future(anext(feed))
+            await registry.last_event()  # it has read that there is nothing more
+            await other.commit(change(AddDevice(device(f"other-{number}")), events=(Event("test", "other"),)))
+            assert (await waiting).subject == "other"
+    await other.close()
+    await registry.close()
+
+
+async def test_where_there_is_no_inotify_it_polls(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError("no more inotify instances")
+
+    monkeypatch.setattr(sqlite_registry, "CommitWatch", missing)
+    await test_a_follower_that_waits_hears_another_process(db_path)
 
 
 async def test_what_was_acknowledged_survives_kill_9(db_path: Path) -> None:

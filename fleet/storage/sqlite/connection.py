@@ -29,6 +29,7 @@ STATEMENTS_CACHED = 256
 WRITER_CACHE_KIB = 65_536  # new certificates land on random pages of their indices: at a million they should be at hand
 CHECKPOINT_PAGES = 4_000  # 16 MB of log: a page that many commits touch is written back once for all of them
 
+_SEQ_SIZE = 8
 _WIDER_THAN_OWNER = 0o077
 _SCHEMA = Path(__file__).parents[1] / "schema" / "sqlite"
 
@@ -41,14 +42,16 @@ class WriteLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._fd: int | None = None
+        self.announced = 0
+        """What `announce` has written last."""
         self.contended = False
         """Whether another process held it at the last attempt."""
 
     def __enter__(self) -> None:
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
         self.contended = False
         while True:
@@ -66,6 +69,18 @@ class WriteLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._fd is not None  # noqa: S101  entered, or we would not be here
         fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def announce(self, event_seq: int) -> None:
+        """Tell other processes that watch the file that events up to `event_seq` are committed. Call it locked."""
+        assert self._fd is not None  # noqa: S101  locked
+        self.announced = event_seq
+        with suppress(OSError):  # a full disk: they poll as well
+            os.pwrite(self._fd, event_seq.to_bytes(_SEQ_SIZE, "big"), 0)
+
+    @staticmethod
+    def read_newest(descriptor: int) -> int:
+        """What was announced last, by any process, from a descriptor of the file."""
+        return int.from_bytes(os.pread(descriptor, _SEQ_SIZE, 0), "big")
 
     def close(self) -> None:
         if self._fd is not None:

@@ -2,7 +2,7 @@
 
 One writing connection commits every waiting Change in one transaction (group commit: one fsync for all of them); two
 reading connections never wait for it. Each connection has its own thread, so the event loop never touches the disk.
-A commit of another process is noticed by polling `PRAGMA data_version`.
+A commit of another process is noticed by inotify, and by polling `PRAGMA data_version` where that fails.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from fleet.storage.errors import reported
 from fleet.storage.queries import Query
 from fleet.storage.registry import SqlRegistry
 from fleet.storage.sqlite import reads
+from fleet.storage.sqlite.commit_watch import CommitWatch
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite.reads import Read
 from fleet.storage.sqlite.transaction import write_batch
@@ -41,13 +42,14 @@ FOREIGN_COMMIT_POLL_SECONDS = 0.025
 class SqliteRegistry(SqlRegistry):
     """A domain.ports.Registry; see `open` and `close`."""
 
-    feed_pause_seconds = 0.01
+    feed_pause_seconds = 0.005
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._lock = WriteLock(path.with_suffix(".lock"))
         self._poll: asyncio.Task[None] | None = None
+        self._watch: CommitWatch | None = None
 
     @classmethod
     async def open(cls, path: Path, *, create: bool = True) -> Self:
@@ -87,6 +89,8 @@ class SqliteRegistry(SqlRegistry):
         if self._closed:
             return
         self._closed = True
+        if self._watch is not None:
+            self._watch.close()
         if self._poll is not None:
             self._poll.cancel()
             with suppress(asyncio.CancelledError):
@@ -122,8 +126,11 @@ class SqliteRegistry(SqlRegistry):
                 outcomes, event_seq = write_batch(db, changes)
             except Exception as error:
                 return [unavailable(error) for _ in changes], ()
-        new = (e for change, outcome in zip(changes, outcomes, strict=True) if outcome is None for e in change.events)
-        return outcomes, [Event(e.kind, e.subject, e.detail, seq) for seq, e in enumerate(new, event_seq + 1)]
+            new = (e for change, one in zip(changes, outcomes, strict=True) if one is None for e in change.events)
+            events = [Event(e.kind, e.subject, e.detail, seq) for seq, e in enumerate(new, event_seq + 1)]
+            if events:
+                self._lock.announce(events[-1].seq)
+        return outcomes, events
 
     async def _answers(self, thread: Thread, take: Take[Read[Any]]) -> Sequence[object]:
         with reported(unavailable):
@@ -183,9 +190,11 @@ class SqliteRegistry(SqlRegistry):
 
     def _start_listening(self) -> None:
         if self._poll is None:
-            self._poll = asyncio.create_task(self._watch_other_processes())
+            self._poll = asyncio.create_task(self._poll_other_processes())
+            with suppress(OSError):
+                self._watch = CommitWatch(self._lock, self._wake_followers)
 
-    async def _watch_other_processes(self) -> None:
+    async def _poll_other_processes(self) -> None:
         version = None
         while True:
             try:
