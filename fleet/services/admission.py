@@ -47,9 +47,9 @@ class Will:
 
 
 async def admit(
-    registry: Registry, peer: Peer, client_id: str, now: datetime, *, will: Will | None = None
+    registry: Registry, peer: Peer, client_id: str | None, now: datetime, *, will: Will | None = None
 ) -> Admission:
-    """Admit an MQTT session of `client_id`, which must be the device's id, with `will` if any.
+    """Admit an MQTT session of `client_id`, which must be the device's id, with `will` if any. None: it is assigned.
 
     Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `client-id-mismatch`,
     `will-refused`, `will-retain`, `will-response`, `certificate-ended`; each after its audit row is
@@ -63,18 +63,18 @@ async def admit(
     except Unavailable:
         raise
     except FleetError as refusal:
-        await audit_refusal(registry, peer, now, CONNECT, f"device {_named(client_id)}", refusal)
+        await audit_refusal(registry, peer, now, CONNECT, f"device {_named(client_id or '')}", refusal)
         raise
     return admission
 
 
-def _bound(facts: HolderFacts, client_id: str, will: Will | None) -> Admission:
+def _bound(facts: HolderFacts, client_id: str | None, will: Will | None) -> Admission:
     """The admission of the certificate's device, if the client id matches it."""
     if facts.device is None or facts.model is None:
         raise Refused("not-a-device", "Only a device's certificate is accepted for MQTT.")
     if facts.device.state is not DeviceState.ACTIVE:
         raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
-    if client_id != facts.device.id:
+    if client_id is not None and client_id != facts.device.id:
         raise Refused("client-id-mismatch", f"The client id must be the device id, {facts.device.id}.")
     policy = policy_of(facts.device, facts.model)
     rules = facts.model.rules.mqtt

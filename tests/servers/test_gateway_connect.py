@@ -141,7 +141,7 @@ async def test_no_connect_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 2), (V5, Reason.CLIENT_IDENTIFIER_NOT_VALID)])
-@pytest.mark.parametrize("client_id", ["cam-2", "", "#", "CAM-1"])
+@pytest.mark.parametrize("client_id", ["cam-2", "#", "CAM-1"])
 async def test_a_client_id_of_somebody_else(tmp_path: Path, version: int, code: int, client_id: str) -> None:
     async with open_gateway(tmp_path) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")

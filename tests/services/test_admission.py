@@ -143,6 +143,16 @@ async def test_another_client_id(registry: SqliteRegistry, client_id: str) -> No
     assert subject == (f"device {client_id}" if client_id in ("cam-8", "CAM-7") else "device ?")  # an id, or not shown
 
 
+async def test_a_client_id_that_is_assigned(registry: SqliteRegistry) -> None:
+    held = await holding(registry, certificate())
+    assert (await admit(registry, shows(held), None, NOW)).device.id == CAM
+    await revocation.suspend(registry, CAM, act=Act("operator", NOW))
+    with pytest.raises(Refused) as caught:
+        await admit(registry, shows(held), None, NOW)
+    assert caught.value.code == "device-suspended"
+    assert (await last_row(registry)).entry.subject == "device ?"
+
+
 async def test_a_station_is_no_device(registry: SqliteRegistry) -> None:
     await write(registry, AddStation(Station("st1", (MODEL.name,), NOW)))
     held = await holding(registry, certificate("st1", kind=CredentialKind.STATION))

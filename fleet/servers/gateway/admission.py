@@ -64,8 +64,9 @@ async def admit_client(
     registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
 ) -> Admission:
     """Admission of `peer` under the client id and with the will of `connect`. Raises: CloseSession."""
+    client_id = None if connect.asks_for_client_id else connect.client_id
     try:
-        admission = await admit(registry, peer, connect.client_id, now, will=will_of(connect))
+        admission = await admit(registry, peer, client_id, now, will=will_of(connect))
     except Unavailable as error:
         raise CloseSession(
             connect_refused(error.code, Reason.SERVER_UNAVAILABLE, close_reasons.FEED_DOWN.text)
@@ -89,6 +90,8 @@ def broker_connect(connect: Connect, admission: Admission, username: str) -> Con
         connect,
         will=will,
         client_id=admission.device.id,
+        # Of a session that the device had under its id, who asks for one knows nothing ([MQTT-3.2.2-5]).
+        clean=connect.clean or connect.asks_for_client_id,
         username=username,
         password=None,
         # Topic aliases are between the gateway and the device.

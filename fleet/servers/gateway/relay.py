@@ -58,6 +58,8 @@ class Relay:
         self.note = note
         self.connack: Connack | None = None
         """The broker's answer to CONNECT."""
+        self.assigned_client_id = ""
+        """For CONNACK, when the client has asked for one."""
         self.closing: CloseReason | None = None
         """Set by a packet that is its side's last: DISCONNECT, or a CONNACK that refuses."""
         self.answers = 0
@@ -272,4 +274,8 @@ class _BrokerHandler(_Handler):
         if not relay.policy.retain:
             # 3.2.2.3.5: the client must not send RETAIN
             properties = (*without(properties, Property.RETAIN_AVAILABLE), (Property.RETAIN_AVAILABLE, 0))
+        if relay.assigned_client_id:
+            # [MQTT-3.2.2-16]
+            assigned = (Property.ASSIGNED_CLIENT_IDENTIFIER, relay.assigned_client_id)
+            properties = (*without(properties, Property.ASSIGNED_CLIENT_IDENTIFIER), assigned)
         return encode_connack(replace(connack, properties=properties), V5)

@@ -4,6 +4,7 @@ A client that sends what closes its session often connects again at once and sen
 a handshake and an admission each time. From the second close on its next CONNECT waits, each time longer.
 """
 
+import asyncio
 from dataclasses import dataclass
 
 from fleet.servers.gateway import close_reasons
@@ -46,6 +47,13 @@ class ReturnDelays:
         self._closes[fingerprint] = _Closes(code, before.count + 1 if before and repeated else 1, now)
         if len(self._closes) > ENTRIES_MAX:
             del self._closes[next(iter(self._closes))]
+
+    async def wait(self, fingerprint: bytes | None, now: float) -> bool:
+        """Return when a CONNECT with this certificate may be admitted: whether it had to wait."""
+        seconds = self.seconds(fingerprint, now)
+        if seconds:
+            await asyncio.sleep(seconds)
+        return bool(seconds)
 
     def seconds(self, fingerprint: bytes | None, now: float) -> float:
         """How long a CONNECT with this certificate waits before it is admitted."""

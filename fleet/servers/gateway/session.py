@@ -218,7 +218,8 @@ class Session(asyncio.Protocol):
 
     async def _open(self, connect: Connect) -> None:
         try:
-            if not await self._wait_to_return():
+            waited = await self._context.return_delays.wait(self.peer.fingerprint, self._loop.time())
+            if waited and self.phase is Phase.CLOSED:
                 return
             admission = await self._admit(connect)
             if self.phase is Phase.CLOSED:
@@ -244,20 +245,18 @@ class Session(asyncio.Protocol):
             self.close(close_reasons.INTERNAL)  # now, not at the deadline
             raise  # to the context, which logs it
 
-    async def _wait_to_return(self) -> bool:
-        """False: the session was closed meanwhile."""
-        seconds = self._context.return_delays.seconds(self.peer.fingerprint, self._loop.time())
-        if not seconds:
-            return True
-        await asyncio.sleep(seconds)
-        return self.phase is not Phase.CLOSED
-
     async def _admit(self, connect: Connect) -> Admission:
         while True:
             self._policy_outdated = False
             admission = await self._context.admit(self.peer, connect)
+            if self.phase is Phase.CLOSED:
+                return admission
+            if not self.client_id:
+                # Events find it under the assigned id from now on; what they said before, the registry says now.
+                self.connect = replace(connect, client_id=admission.device.id)
+                self._context.open_sessions.claim(self, self.client_id)
             # A model that changed meanwhile may be the device's: the policy could be the old or the new one.
-            if not self._policy_outdated or self.phase is Phase.CLOSED:
+            elif not self._policy_outdated:
                 return admission
 
     def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
@@ -267,6 +266,7 @@ class Session(asyncio.Protocol):
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, limits)
         self._relay.rules = admission.rules
         self._relay.reads_reasons(connect)
+        self._relay.assigned_client_id = "" if connect.client_id else admission.device.id
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)

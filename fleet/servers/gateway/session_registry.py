@@ -29,8 +29,9 @@ class SessionRegistry(Generic[S]):
             self._by_fingerprint.setdefault(fingerprint, set()).add(session)
 
     def claim(self, session: S, device_id: str) -> None:
-        """`session` claims to be `device_id`."""
-        self._by_device.setdefault(device_id, set()).add(session)
+        """`session` claims to be `device_id`; with "" it does not say yet."""
+        if device_id:
+            self._by_device.setdefault(device_id, set()).add(session)
 
     def remove(self, session: S, fingerprint: bytes | None, device_id: str) -> None:
         """Remove `session` from every index; does nothing when it is not registered."""

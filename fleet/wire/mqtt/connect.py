@@ -57,6 +57,12 @@ class Connect:
     properties: Properties = ()
 
     @property
+    def asks_for_client_id(self) -> bool:
+        """Whether the server assigns the client id: [MQTT-3.1.3-6] of 5.0; with Clean Session, of 3.1.1."""
+        # [MQTT-3.1.3-8] of 3.1.1: without Clean Session an empty client id is refused
+        return not self.client_id and (self.version == V5 or self.clean)
+
+    @property
     def outlives_connection(self) -> bool:
         """Whether the client asks the server to keep the session when the connection ends."""
         if self.version == V5:
