@@ -10,7 +10,15 @@ import click
 from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
 from fleet.client.client import Client
 from fleet.domain.device import KEY_TYPES
-from fleet.domain.model_rules import EXTENDED_KEY_USAGES, RATE_MAX, AdmissionPath, OnDenied, RenewalKey
+from fleet.domain.model_rules import (
+    EXTENDED_KEY_USAGES,
+    PACKET_SIZE_MAX,
+    RATE_MAX,
+    SUBSCRIPTIONS_MAX,
+    AdmissionPath,
+    OnDenied,
+    RenewalKey,
+)
 
 # A parameter's name is the path of its value in the API's model, with __ in between.
 _KEYS_AND_FILTERS = (
@@ -150,6 +158,19 @@ _RULES = (
         type=DURATION,
         metavar="DURATION",
         help="How much a device may send at once after a rest: what the two rates allow in that time.",
+    ),
+    click.option(
+        "--max-subscriptions",
+        "mqtt__subscriptions_max",
+        type=click.IntRange(0, SUBSCRIPTIONS_MAX),
+        help="Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: as that says.",
+    ),
+    click.option(
+        "--max-packet-size",
+        "mqtt__packet_size_max",
+        type=click.IntRange(0, PACKET_SIZE_MAX),
+        metavar="BYTES",
+        help="Bytes of an MQTT packet of a device, if fewer than fleet.toml allows (packet_size_max); 0: as that says.",
     ),
     click.option(
         "--check-response-topic/--no-check-response-topic",

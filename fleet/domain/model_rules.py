@@ -22,6 +22,8 @@ SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
 RATE_MAX = 2**31 - 1
 BYTES_PER_SECOND_MIN = 1_024  # less, and one read of the transport would take longer than a session is kept waiting
+SUBSCRIPTIONS_MAX = 100_000
+PACKET_SIZE_MIN, PACKET_SIZE_MAX = 1_024, 67_108_864
 BURST_MIN, BURST_MAX = timedelta(seconds=1), timedelta(hours=1)
 ORGANIZATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
@@ -134,6 +136,10 @@ class MqttRules(Struct, frozen=True):
     """How much may be sent at once after a rest: what the rates allow in that time."""
     check_response_topic: bool = True
     """Whether a message or will of MQTT 5.0 may ask for a response only on a topic that the device may subscribe to."""
+    subscriptions_max: int = 0
+    """Topic filters of a device; 0, or more than fleet.toml allows: what that allows."""
+    packet_size_max: int = 0
+    """Bytes of an MQTT packet of a device, likewise."""
 
 
 class ModelRules(Struct, frozen=True):
@@ -274,6 +280,10 @@ def _check_mqtt(rules: MqttRules) -> None:
         raise Invalid("bad-rule", f"Bytes per second are 0, for no limit, or {BYTES_PER_SECOND_MIN} to {RATE_MAX}.")
     if not BURST_MIN <= rules.burst <= BURST_MAX:
         raise Invalid("bad-rule", "A burst lasts from one second to an hour.")
+    if not 0 <= rules.subscriptions_max <= SUBSCRIPTIONS_MAX:
+        raise Invalid("bad-rule", f"A device has at most {SUBSCRIPTIONS_MAX} subscriptions; 0: as fleet.toml says.")
+    if rules.packet_size_max and not PACKET_SIZE_MIN <= rules.packet_size_max <= PACKET_SIZE_MAX:
+        raise Invalid("bad-rule", f"A packet has {PACKET_SIZE_MIN} to {PACKET_SIZE_MAX} bytes; 0: as fleet.toml says.")
 
 
 def _check_admission(rules: AdmissionRules) -> None:

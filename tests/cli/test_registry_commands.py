@@ -80,6 +80,10 @@ class TestModel:
             "close",
             "--messages-per-second",
             "50",
+            "--max-subscriptions",
+            "7",
+            "--max-packet-size",
+            "2048",
             "--no-check-response-topic",
         )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
@@ -92,6 +96,7 @@ class TestModel:
         ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
         changes = {"on_denied": "close", "messages_per_second": 50, "check_response_topic": False}
+        changes |= {"subscriptions_max": 7, "packet_size_max": 2_048}
         assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], **changes}
         table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
         assert "mqtt on denied: close mqtt messages per second: 50" in table

@@ -41,7 +41,7 @@ EVERYTHING = ModelRules(
         binding=True,
     ),
     renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7), Campaign(NOW, NOW + timedelta(days=1), timedelta(hours=6))),
-    mqtt=MqttRules(OnDenied.CLOSE, 0, 2_048, timedelta(seconds=3)),
+    mqtt=MqttRules(OnDenied.CLOSE, 0, 2_048, timedelta(seconds=3), False, 5, 2_048),
 )
 
 
@@ -128,12 +128,30 @@ def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:
         {"mqtt": {"bytes_per_second": 2**31}},
         {"mqtt": {"burst_seconds": 0}},
         {"mqtt": {"burst_seconds": 3_601}},
+        {"mqtt": {"subscriptions_max": -1}},
+        {"mqtt": {"subscriptions_max": 100_001}},
+        {"mqtt": {"packet_size_max": -1}},
+        {"mqtt": {"packet_size_max": 1_023}},
+        {"mqtt": {"packet_size_max": 67_108_865}},
     ],
 )
 def test_what_no_device_could_live_by_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as refused:
         checked_rules(rules_of(given))
     assert refused.value.code == "bad-rule"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"subscriptions_max": 0, "packet_size_max": 0},
+        {"subscriptions_max": 1, "packet_size_max": 1_024},
+        {"subscriptions_max": 100_000, "packet_size_max": 67_108_864},
+    ],
+)
+def test_mqtt_limits_at_their_edges(given: dict[str, int]) -> None:
+    rules = checked_rules(rules_of({"mqtt": given}))
+    assert (rules.mqtt.subscriptions_max, rules.mqtt.packet_size_max) == tuple(given.values())
 
 
 def test_a_move_keeps_whose_certificates_are_still_about() -> None:

@@ -75,6 +75,7 @@ class TestModels:
         new = {"name": "valve", "tenant": "acme", "renewal": {"key": "new", "grace_seconds": 60}}
         _, made = await admin.ask("POST", "/v1/models", new)
         mqtt = {"on_denied": "close", "burst_seconds": 2, "check_response_topic": False}
+        mqtt |= {"subscriptions_max": 3, "packet_size_max": 4_096}
         patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}, "mqtt": mqtt}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
         assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
@@ -93,6 +94,8 @@ class TestModels:
             ("PATCH", "/v1/models/cam", {"tenant": "nobody"}, (403, "no-such-tenant")),
             ("PATCH", "/v1/models/cam", {"former_tenants": ["a b"]}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"former_tenants": "acme"}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"mqtt": {"subscriptions_max": 100_001}}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"mqtt": {"packet_size_max": 67_108_865}}, (400, "bad-request")),
         ):
             status, problem = await admin.ask(method, path, body, {"If-Match": "*"} if method == "PATCH" else None)
             assert (status, problem["code"]) == expected, body

@@ -7,20 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.config.settings import READERS, Settings, SettingsError, parse_settings
+from fleet.domain.changes import Change, Event, EventKind
+from fleet.domain.model_rules import PACKET_SIZE_MAX, PACKET_SIZE_MIN, SUBSCRIPTIONS_MAX, ModelRules, MqttRules
+from fleet.domain.writes import SetModel
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
 from fleet.servers.gateway.kept_filters import FilterSet
+from fleet.servers.gateway.limits import lowered
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, config_text, mosquitto_program
 from fleet.wire.errors import TooLarge
-from fleet.wire.mqtt.codes import V5, V311, PacketType
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property, value_of
-from fleet.wire.mqtt.subscribe import Unsubscribe
+from fleet.wire.mqtt.subscribe import Unsubscribe, decode_suback
 from tests.mqtt_packets import encode_unsubscribe
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, populate
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, operator, populate
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 from tests.servers.paho_client import Paho
 
@@ -181,6 +186,80 @@ def test_in_flight_at_the_limit_and_one_past_it() -> None:
     assert InFlight(total).add(1, 100_000 - MESSAGE_BYTES)
     assert InFlight(total).add(1, SHARE_BYTES - MESSAGE_BYTES)
     assert not InFlight(total).add(1, SHARE_BYTES - MESSAGE_BYTES + 1)
+
+
+# By model
+
+
+@VERSIONS
+def test_a_models_packet_size_at_the_limit_and_one_past_it(version: int) -> None:
+    h = RelayHarness(version, greeted=False)
+    h.relay.set_rules(MqttRules(packet_size_max=2_000))
+    h.relay.from_broker(encode_connack(Connack(False, 0), version))
+    if version == V5:
+        connack = decode_connack(bytes(h.to_device[2:]), V5)
+        assert value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE) == 2_000
+    # It was announced: a change counts for the next connection.
+    h.relay.set_rules(MqttRules(packet_size_max=1_024))
+    head = len(h.publish("up/t", 1, payload=bytes(200))) - 3 - 200
+    packet = h.publish("up/t", 1, payload=bytes(2_000 - head))
+    h.relay.from_device(packet)
+    assert h.to_broker == packet
+    # Messages for the device are of any size that the process allows.
+    message = h.publish("down/t", payload=bytes(100_000))
+    h.relay.from_broker(message)
+    assert h.to_device.endswith(message)
+    assert h.ends(h.publish("up/t", 1, payload=bytes(2_001 - head))) is close_reasons.TOO_LARGE
+
+
+@VERSIONS
+def test_a_models_subscriptions_at_the_limit_and_one_past_it(version: int) -> None:
+    h = RelayHarness(version)
+    failure = 0x97 if version == V5 else 0x80
+    h.relay.set_rules(MqttRules(subscriptions_max=2))
+    h.relay.from_device(h.subscribe("down/1", "down/2", "down/3"))
+    assert h.to_broker == h.subscribe("down/1", "down/2")
+    h.relay.from_broker(h.suback(1, 1))
+    assert decode_suback(bytes(h.to_device[2:]), version).codes == (1, 1, failure)
+    # A change counts at once; what is held already stays.
+    h.relay.set_rules(MqttRules(subscriptions_max=3))
+    h.subscribed("down/3")
+    h.relay.set_rules(MqttRules(subscriptions_max=1))
+    h.subscribed("down/1", "down/2", "down/3")
+    h.relay.from_device(h.subscribe("down/4"))
+    assert decode_suback(bytes(h.to_device[2:]), version).codes == (failure,)
+
+
+def test_a_model_may_lower_a_limit_and_not_raise_it() -> None:
+    assert [lowered(10, by_model) for by_model in (0, 1, 9, 10, 11)] == [10, 1, 9, 10, 10]
+    least, most = BOUNDS["packet_size_max"]
+    assert (least, most + 1) > (PACKET_SIZE_MIN, PACKET_SIZE_MAX)
+    assert BOUNDS["filters_per_device_max"][1] == SUBSCRIPTIONS_MAX
+
+
+async def test_limits_of_a_model_reach_its_sessions(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        await h.set_model(rules=ModelRules(mqtt=MqttRules(subscriptions_max=1, packet_size_max=1_024)))
+        await h.count("mqtt.model.applied")
+        relay = RelayHarness(V5)
+        wire, side = await h.live(cam, V5)
+        asked = relay.subscribe("devices/cam-1/down/1", "devices/cam-1/down/2")
+        wire.send(asked)
+        assert (await side.packet()).encode() == relay.subscribe("devices/cam-1/down/1")
+        side.send(relay.suback(1))
+        assert decode_suback((await wire.packet()).body, V5).codes == (1, 0x97)
+        model = await h.registry.model(MODEL.name)
+        assert model is not None
+        changed = structs.replace(model, rules=ModelRules(mqtt=MqttRules(subscriptions_max=2, packet_size_max=1_024)))
+        event = Event(EventKind.MODEL_CHANGED, MODEL.name)
+        await h.registry.commit(Change(operator("model.set"), (SetModel(changed),), (event,)))
+        await h.count("mqtt.model.applied", 2)
+        wire.send(asked)
+        assert (await side.packet()).encode() == asked
+        wire.send(relay.publish("devices/cam-1/up/t", payload=bytes(1_100)))
+        (*_, last) = await wire.until_closed()
+        assert (last.type, last.body[0]) == (PacketType.DISCONNECT, Reason.PACKET_TOO_LARGE)
 
 
 # A real broker with limits that are not the default

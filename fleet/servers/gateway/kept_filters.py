@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet.config.logs import log_event
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+from fleet.domain.model_rules import MqttRules
+from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits, lowered
 
 log = logging.getLogger("fleet.gateway")
 
@@ -33,12 +34,13 @@ class FilterSet:
     broker keeps the order; but when the connection ends between the two, the broker may still hold it.
     """
 
-    __slots__ = ("_bytes", "_file", "_filters", "_leaving", "_levels", "_limits", "_outlives")
+    __slots__ = ("_bytes", "_count_max", "_file", "_filters", "_leaving", "_levels", "_limits", "_outlives")
 
     def __init__(
         self, limits: Limits = DEFAULT_LIMITS, file: "FilterFile | None" = None, *, outlives_connection: bool = True
     ) -> None:
         self._limits = limits
+        self._count_max = limits.filters_per_device_max
         self._filters: dict[str, str] = {}  # each in one copy
         self._leaving: dict[int, tuple[str, ...]] = {}  # packet identifier of the UNSUBSCRIBE -> filters
         self._bytes = self._levels = 0
@@ -50,6 +52,10 @@ class FilterSet:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._filters)
+
+    def set_rules(self, rules: MqttRules) -> None:
+        """Apply the model's rules to what is added from now on."""
+        self._count_max = lowered(self._limits.filters_per_device_max, rules.subscriptions_max)
 
     def add(self, filters: Iterable[str]) -> frozenset[str]:
         """Returns those for which there is no room."""
@@ -116,7 +122,7 @@ class FilterSet:
     def _add(self, one: str) -> bool:
         size, levels, limits = self._bytes + len(one), self._levels + _levels(one), self._limits
         if (
-            len(self._filters) >= limits.filters_per_device_max
+            len(self._filters) >= self._count_max
             or size > limits.filter_bytes_per_device_max
             or levels > limits.filter_levels_per_device_max
         ):

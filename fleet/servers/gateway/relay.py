@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from fleet.domain.model_rules import DEFAULT_RULES, OnDenied
+from fleet.domain.model_rules import DEFAULT_RULES, MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.limits import Limits, lowered
 from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.reason_strings import (
     RESPONSE_REFUSED,
@@ -54,7 +54,7 @@ class Relay:
         self.version = version
         self.policy = policy
         self.rules = DEFAULT_RULES.mqtt
-        """The model's; may be set at any time."""
+        """The model's."""
         self.note = note
         self.connack: Connack | None = None
         """The broker's answer to CONNECT."""
@@ -67,7 +67,7 @@ class Relay:
         self.subscriptions = Subscriptions(version, limits)
         self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
-        size_max = limits.packet_size_max
+        self._size_max = size_max = limits.packet_size_max
         self.reasons = self.subscriptions.reasons = ReasonStrings()
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
@@ -81,6 +81,13 @@ class Relay:
         """Raises: CloseSession, WireError."""
         self.to_device.feed(data)
         return self.closing
+
+    def set_rules(self, rules: MqttRules) -> None:
+        """Apply the model's `rules` from now on; a maximum packet size only before CONNACK, which announces it."""
+        self.rules = rules
+        self.subscriptions.filters.set_rules(rules)
+        if self.connack is None:
+            self.to_broker.size_max = lowered(self._size_max, rules.packet_size_max)
 
     def set_policy(self, policy: TopicPolicy) -> bool:
         """Apply `policy` from now on; False when the session holds a filter that it does not allow."""

@@ -264,13 +264,13 @@ class Session(asyncio.Protocol):
         self.admission = admission
         limits = self._context.limits
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, limits)
-        self._relay.rules = admission.rules
         self._relay.reads_reasons(connect)
         self._relay.assigned_client_id = "" if connect.client_id else admission.device.id
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         self._relay.subscriptions.filters = self._context.kept_filters(admission, connect)
+        self._relay.set_rules(admission.rules)
         broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
         self._check_expiry(admission.credential.not_after)
 
@@ -319,7 +319,7 @@ class Session(asyncio.Protocol):
             return close_reasons.CREDENTIAL_ENDED
         policy = policy_of(self.admission.device, model)
         self.admission = replace(self.admission, policy=policy, rules=model.rules.mqtt)
-        self._relay.rules = model.rules.mqtt
+        self._relay.set_rules(model.rules.mqtt)
         if self._meter is not None:
             self._meter.set_rules(model.rules.mqtt)
         will_refused = will_refusal(will_of(self.connect), policy, model.rules.mqtt)

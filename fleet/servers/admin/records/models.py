@@ -17,8 +17,11 @@ from fleet.domain.model_rules import (
     FORMER_TENANTS_MAX,
     GRACE_MAX,
     ORGANIZATION_SIZE_MAX,
+    PACKET_SIZE_MAX,
+    PACKET_SIZE_MIN,
     RATE_MAX,
     SPREAD_MAX,
+    SUBSCRIPTIONS_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
     AdmissionPath,
@@ -125,6 +128,19 @@ _Bytes = Annotated[
         description=f"Bytes that a device may send on average; 0 for no limit, else at least {BYTES_PER_SECOND_MIN}.",
     ),
 ]
+_Subscriptions = Annotated[
+    int,
+    Meta(ge=0, le=SUBSCRIPTIONS_MAX, description="Topic filters of a device, if fewer than fleet.toml allows; else 0."),
+]
+_PacketSize = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=PACKET_SIZE_MAX,
+        description="Bytes of an MQTT packet of a device, if fewer than fleet.toml allows: at least "
+        f"{PACKET_SIZE_MIN}; else 0.",
+    ),
+]
 _Burst = Annotated[
     int,
     seconds(BURST_MIN, BURST_MAX, "What a device may send at once after a rest: what the rates allow in that time."),
@@ -153,6 +169,8 @@ class MqttRules(Record):
         bool | UnsetType,
         about("Whether a Response Topic (MQTT 5.0) must be one that the device may subscribe to."),
     ] = UNSET
+    subscriptions_max: _Subscriptions | UnsetType = UNSET
+    packet_size_max: _PacketSize | UnsetType = UNSET
 
 
 class _Members(Record):
