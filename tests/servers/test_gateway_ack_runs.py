@@ -3,7 +3,7 @@
 import asyncio
 
 from fleet.servers.gateway.ack_runs import HELD_SECONDS_MAX, HELD_SIZE_MAX, AckRuns
-from fleet.servers.gateway.broker_link import BrokerLink
+from fleet.servers.gateway.broker_link import BrokerLink, BrokerLinks
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from tests.simulated_time import run
@@ -39,7 +39,7 @@ def puback(packet_id: int) -> bytes:
 def test_the_puback_of_the_only_message_goes_at_once() -> None:
     async def scenario() -> None:
         side = Recorder(last_id=7)
-        BrokerLink(side, AckRuns()).data_received(puback(7))
+        BrokerLink(side, AckRuns(), BrokerLinks()).data_received(puback(7))
         assert side.heard == [puback(7)]
 
     run(scenario())
@@ -48,7 +48,7 @@ def test_the_puback_of_the_only_message_goes_at_once() -> None:
 def test_those_before_the_last_go_with_it() -> None:
     async def scenario() -> None:
         side = Recorder(last_id=3)
-        link = BrokerLink(side, AckRuns())
+        link = BrokerLink(side, AckRuns(), BrokerLinks())
         link.data_received(puback(1))
         link.data_received(puback(2))
         assert side.heard == []
@@ -63,7 +63,7 @@ def test_those_before_the_last_go_with_it() -> None:
 def test_they_do_not_wait_longer_than_the_limit() -> None:
     async def scenario() -> None:
         runs, sides = AckRuns(), [Recorder(last_id=9), Recorder(last_id=9)]
-        links = [BrokerLink(side, runs) for side in sides]
+        links = [BrokerLink(side, runs, BrokerLinks()) for side in sides]
         for _ in range(3):
             for link in links:
                 link.data_received(puback(1))
@@ -90,7 +90,7 @@ def test_nothing_else_waits_and_nothing_is_overtaken() -> None:
     async def scenario() -> None:
         for other in others:
             side = Recorder(last_id=9)
-            link = BrokerLink(side, AckRuns())
+            link = BrokerLink(side, AckRuns(), BrokerLinks())
             link.data_received(other)
             link.data_received(puback(1))
             assert side.heard == [other]
@@ -103,7 +103,7 @@ def test_nothing_else_waits_and_nothing_is_overtaken() -> None:
 def test_what_is_held_is_bounded_and_precedes_the_end() -> None:
     async def scenario() -> None:
         side = Recorder(last_id=9)
-        link = BrokerLink(side, AckRuns())
+        link = BrokerLink(side, AckRuns(), BrokerLinks())
         for _ in range(HELD_SIZE_MAX // 4 + 1):
             assert side.heard == []
             link.data_received(puback(1))

@@ -18,7 +18,7 @@ from fleet.services.admission import Admission
 from fleet.services.admission import Will as ShownWill
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, Will
-from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.properties import Properties, Property
 from tests.servers.gateway_fixtures import MODEL, credential, now, peer_of
 
 DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
@@ -125,20 +125,26 @@ def test_the_revoked_cache() -> None:
     assert RevokedCache()._max == 100_000
 
 
-@pytest.mark.parametrize("version", [V311, V5])
-def test_the_connect_for_the_broker(version: int) -> None:
-    will = Will("t", b"x", 1, True, ((Property.WILL_DELAY_INTERVAL, 30), (Property.CONTENT_TYPE, "a")))
-    properties = ((Property.TOPIC_ALIAS_MAXIMUM, 9), (Property.SESSION_EXPIRY_INTERVAL, 60))
-    asked = Connect(version, "claimed", False, 33, will, "root", b"secret", properties)
-    forwarded = broker_connect(asked, ADMISSION, "cam")
-    assert forwarded == Connect(
-        version,
-        "cam-1",
-        False,
-        33,
-        replace(will, properties=((Property.CONTENT_TYPE, "a"),)),
-        "cam",
-        None,
-        ((Property.SESSION_EXPIRY_INTERVAL, 60),),
+DELAY, KIND = (Property.WILL_DELAY_INTERVAL, 30), (Property.CONTENT_TYPE, "a")
+
+
+@pytest.mark.parametrize(
+    ("version", "expiry", "delays_will", "kept"),
+    [
+        (V5, 60, True, (DELAY, KIND)),
+        (V5, 60, False, (KIND,)),
+        (V5, 0, True, (KIND,)),
+        (V311, 60, True, (KIND,)),
+    ],
+    ids=["delayed", "no-room", "session-ends-with-the-connection", "3.1.1"],
+)
+def test_the_connect_for_the_broker(version: int, expiry: int, delays_will: bool, kept: Properties) -> None:
+    will = Will("t", b"x", 1, True, (DELAY, KIND))
+    expires = (Property.SESSION_EXPIRY_INTERVAL, expiry)
+    asked = Connect(
+        version, "claimed", False, 33, will, "root", b"secret", ((Property.TOPIC_ALIAS_MAXIMUM, 9), expires)
     )
-    assert broker_connect(replace(asked, will=None), ADMISSION, "cam").will is None
+    forwarded = broker_connect(asked, ADMISSION, "cam", delays_will=delays_will)
+    assert forwarded.will == Will("t", b"x", 1, True, kept)
+    assert replace(forwarded, will=None) == Connect(version, "cam-1", False, 33, None, "cam", None, (expires,))
+    assert broker_connect(replace(asked, will=None), ADMISSION, "cam", delays_will=delays_will).will is None

@@ -610,19 +610,6 @@ async def test_nothing_is_answered_before_connack(street: Street) -> None:
     assert (await wire.packet()).type is PacketType.SUBACK
 
 
-async def test_a_delayed_will_does_not_outlive_the_session(street: Street) -> None:
-    """It is published when the device vanishes, while it may still speak: a suspension later finds none waiting."""
-    (cam,) = await populate(street.harness.registry, "cam-1")
-    backend = await street.backend("devices/+/up/#")
-    wire = await street.harness.dial(cam)
-    will = Will("devices/cam-1/up/gone", b"gone", properties=((Property.WILL_DELAY_INTERVAL, 3600),))
-    expiry = ((Property.SESSION_EXPIRY_INTERVAL, 7200),)
-    wire.send(encode_connect(Connect(V5, "cam-1", will=will, properties=expiry)))
-    assert (await wire.packet()).type is PacketType.CONNACK
-    wire.transport.abort()
-    assert await backend.message() == ("devices/cam-1/up/gone", b"gone")
-
-
 async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert PROGRAM is not None
     small = mosquitto.CONFIG_TEXT.replace(f"memory_limit {mosquitto.MEMORY_MAX}", "memory_limit 8000000")

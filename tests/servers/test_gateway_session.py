@@ -20,6 +20,7 @@ from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
+from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
 from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
@@ -117,8 +118,10 @@ async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> No
         await populate(h.registry, "cam-1")
         await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
         visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
-        assert decode_connect((await visit.packet()).body) == Connect(V311, "cam-1", True, 60, username="cam-1")
-        visit.send(b"\x20\x02\x00\x00")
+        properties = ((Property.SESSION_EXPIRY_INTERVAL, 0), (Property.RECEIVE_MAXIMUM, 1))
+        expected = Connect(V5, "cam-1", False, 60, username="cam-1", properties=properties)
+        assert decode_connect((await visit.packet()).body) == expected
+        visit.send(b"\x20\x03\x00\x00\x00")
         assert (await visit.packet()).type is PacketType.DISCONNECT
         await visit.until_closed()
         await h.count("mqtt.purge.ok")

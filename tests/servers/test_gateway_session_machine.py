@@ -16,7 +16,7 @@ from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway import session as session_module
 from fleet.servers.gateway.ack_runs import AckRuns
-from fleet.servers.gateway.broker_link import BrokerLink
+from fleet.servers.gateway.broker_link import BrokerLink, BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
@@ -27,6 +27,7 @@ from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.session import PHASES, Session
 from fleet.servers.gateway.session_phases import Phase, Timer
 from fleet.servers.gateway.session_registry import SessionRegistry
+from fleet.servers.gateway.waiting_wills import WaitingWills
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -69,6 +70,9 @@ class FakeTransport(asyncio.Transport):
     def close(self) -> None:
         self.closing = True
 
+    def write_eof(self) -> None:
+        self.closing = True
+
     def abort(self) -> None:
         self.aborted = True
 
@@ -82,6 +86,8 @@ class FakeContext:
     open_sessions: SessionRegistry[Session] = field(default_factory=SessionRegistry)
     return_delays: ReturnDelays = field(default_factory=lambda: ReturnDelays(5.0))
     ack_runs: AckRuns = field(default_factory=AckRuns)
+    broker_links: BrokerLinks = field(default_factory=BrokerLinks)
+    wills: WaitingWills = field(default_factory=lambda: WaitingWills(10))
     budgets: Budgets = field(default_factory=lambda: Budgets(10))
     v5: bool = True
     feed: bool = True

@@ -1,21 +1,29 @@
 """Purging a revoked device's session at the broker, on a clock that jumps: what is sent, and what counts as done."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Coroutine, Sequence
 
 import pytest
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import ANSWER_SECONDS_MAX, PURGES_MAX, SessionPurger, purge_session
+from fleet.servers.gateway.session_purge import (
+    ANSWER_SECONDS_MAX,
+    PURGES_MAX,
+    SessionPurger,
+    cancel_will,
+    purge_session,
+)
 from fleet.servers.gateway.upstream import Factory
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V311
+from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, encode_connect
+from fleet.wire.mqtt.properties import Property
 from tests.simulated_time import run
 
-ACCEPTED = b"\x20\x02\x00\x00"
+ACCEPTED = b"\x20\x03\x00\x00\x00"
 
 
 class Connection(asyncio.Transport):
@@ -35,10 +43,10 @@ class Connection(asyncio.Transport):
 class Broker:
     """A broker that answers each connection with `answer`, after `delay` seconds; None: it closes the connection."""
 
-    speaks_v5 = True
     user_is_model = False
 
-    def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0) -> None:
+    def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0, *, speaks_v5: bool = True) -> None:
+        self.speaks_v5 = speaks_v5
         self.answer, self.delay = answer, delay
         self.error: OSError | None = None
         self.connections: list[Connection] = []
@@ -73,13 +81,46 @@ def ended(device: str, state: str = DeviceState.REVOKED, kind: str = EventKind.D
     return Event(kind, device, state)
 
 
-def test_it_connects_as_the_device_with_a_clean_session_and_leaves() -> None:
+async def sent_to(broker: Broker, visit: Coroutine[object, object, bool]) -> bytes:
+    """What is sent on the one connection of a visit that succeeds."""
+    assert await visit
+    (connection,) = broker.connections
+    assert connection.closed
+    return connection.sent
+
+
+def goes_on(username: str, expiry: int) -> bytes:
+    """Of a visit that goes on with the session, which then has `expiry` seconds."""
+    properties = ((Property.SESSION_EXPIRY_INTERVAL, expiry), (Property.RECEIVE_MAXIMUM, 1))
+    connect = Connect(V5, "cam-1", clean=False, username=username, properties=properties)
+    return encode_connect(connect) + acks.disconnect(V5)
+
+
+def test_it_goes_on_with_the_session_which_then_expires_at_once() -> None:
     async def scene() -> None:
         broker = Broker()
-        assert await purge_session(broker, "cam-1")
-        (connection,) = broker.connections
+        assert await sent_to(broker, purge_session(broker, "cam-1")) == goes_on("cam-1", 0)
+
+    run(scene())
+
+
+def test_a_broker_of_311_discards_a_clean_session() -> None:
+    async def scene() -> None:
+        broker = Broker(b"\x20\x02\x00\x00", speaks_v5=False)
         connect = encode_connect(Connect(V311, "cam-1", clean=True, username="cam-1"))
-        assert (connection.sent, connection.closed) == (connect + acks.disconnect(V311), True)
+        assert await sent_to(broker, purge_session(broker, "cam-1")) == connect + acks.disconnect(V311)
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "expiry"),
+    [(-1.0, 0), (0.0, 0), (0.1, 1), (59.0, 59), (4294967294.5, 0xFFFFFFFF), (math.inf, 0xFFFFFFFF)],
+)
+def test_a_cancelled_will_leaves_the_session_its_time(seconds_left: float, expiry: int) -> None:
+    async def scene() -> None:
+        broker = Broker()
+        assert await sent_to(broker, cancel_will(broker, "cam-1", "cam2", seconds_left)) == goes_on("cam2", expiry)
 
     run(scene())
 

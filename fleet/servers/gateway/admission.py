@@ -16,11 +16,12 @@ from fleet.servers.gateway.close_reasons import (
     connect_refused,
 )
 from fleet.servers.gateway.revoked_cache import RevokedCache
-from fleet.services.admission import Admission, Will, admit
+from fleet.servers.gateway.waiting_wills import may_wait, will_of
+from fleet.services.admission import Admission, admit
 from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
-from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.properties import Property, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
 
 CONNACK_REASONS: dict[str, Reason] = {
@@ -52,14 +53,6 @@ def connect_in(body: bytes) -> Connect:
     return replace(connect, will=None) if is_dropped else connect
 
 
-def will_of(connect: Connect) -> Will | None:
-    """The will of `connect`, as far as a model's policy is concerned."""
-    if connect.will is None:
-        return None
-    response = value_of(connect.will.properties, Property.RESPONSE_TOPIC)
-    return Will(connect.will.topic, connect.will.retain, response if isinstance(response, str) else None)
-
-
 async def admit_client(
     registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
 ) -> Admission:
@@ -80,11 +73,14 @@ async def admit_client(
     return admission
 
 
-def broker_connect(connect: Connect, admission: Admission, username: str) -> Connect:
-    """`connect` for the broker, under the identity that the certificate proves."""
+def broker_connect(connect: Connect, admission: Admission, username: str, *, delays_will: bool) -> Connect:
+    """`connect` for the broker, under the identity that the certificate proves.
+
+    `delays_will`: whether its will, once it waits, can be cancelled when the device is suspended meanwhile.
+    """
     will = connect.will
-    if will is not None:
-        # A delayed will outlives the session, and could not be withdrawn when the device is suspended meanwhile.
+    if will is not None and not (delays_will and may_wait(connect)):
+        # Without a session that outlives the connection it is not delayed (3.1.3.2.2); mosquitto would all the same.
         will = replace(will, properties=without(will.properties, Property.WILL_DELAY_INTERVAL))
     return replace(
         connect,

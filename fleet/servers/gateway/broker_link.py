@@ -1,6 +1,7 @@
 """Protocol of the connection to the broker that each session has: its events become the session's."""
 
 import asyncio
+from contextlib import suppress
 from typing import Protocol
 
 from fleet.servers.gateway.ack_runs import AckRuns, can_wait
@@ -24,16 +25,42 @@ class BrokerSide(Protocol):
     def broker_drained(self) -> None: ...
 
 
+class BrokerLinks:
+    """The open ones of a gateway."""
+
+    def __init__(self) -> None:
+        self._open: set[BrokerLink] = set()
+        self._none_open = asyncio.Event()
+
+    def add(self, link: "BrokerLink") -> None:
+        self._open.add(link)
+
+    def remove(self, link: "BrokerLink") -> None:
+        self._open.discard(link)
+        if not self._open:
+            self._none_open.set()
+
+    async def closed(self, seconds_max: float) -> None:
+        """Returns when none is open, at the latest after `seconds_max`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                while self._open:
+                    self._none_open.clear()
+                    await self._none_open.wait()
+
+
 class BrokerLink(asyncio.Protocol):
     """Protocol of a session's own connection to the broker. What it holds back is as if it had not been read yet."""
 
-    def __init__(self, session: BrokerSide, runs: AckRuns) -> None:
+    def __init__(self, session: BrokerSide, runs: AckRuns, links: BrokerLinks) -> None:
         self._session = session
         self._runs = runs
+        self._links = links
         self._held = b""
         self._is_waiting = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._links.add(self)
         self._session.broker_connected(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -48,6 +75,7 @@ class BrokerLink(asyncio.Protocol):
         self._session.broker_data(held)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._links.remove(self)
         self._pass_on()
         self._session.broker_lost()
 

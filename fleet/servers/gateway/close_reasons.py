@@ -45,8 +45,12 @@ BROKER_LOST = CloseReason(
 BROKER_BROKE_PROTOCOL = CloseReason("broker-broke-protocol", Reason.UNSPECIFIED, text="The server failed.")
 TAKEN_OVER = CloseReason("taken-over", Reason.SESSION_TAKEN_OVER, text="The device has connected again.")
 SHUTTING_DOWN = CloseReason(
-    "shutting-down", Reason.SERVER_SHUTTING_DOWN, text="The server is shutting down. Connect again."
+    "shutting-down",
+    Reason.SERVER_SHUTTING_DOWN,
+    publishes_will=False,
+    text="The server is shutting down. Connect again.",
 )
+"""The device is well."""
 
 DEVICE_ENDED = CloseReason(
     "device-ended",
@@ -70,9 +74,14 @@ POLICY_CHANGED = CloseReason(
     text="The device's model has changed and no longer allows a subscription or the will of this session.",
 )
 EVENTS_MISSED = CloseReason(
-    "events-missed", Reason.SERVER_BUSY, text="The device must be authenticated again. Connect again."
+    "events-missed",
+    Reason.SERVER_BUSY,
+    publishes_will=False,
+    text="The device must be authenticated again. Connect again.",
 )
-"""Events were lost: the device must connect again, to be authenticated against the registry's current state."""
+"""Events were lost: the device must connect again, to be authenticated against the registry's current state. It is
+well, or what was lost forbids its will.
+"""
 CERTIFICATE_EXPIRED = CloseReason(
     "certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED, text="The certificate has expired."
 )

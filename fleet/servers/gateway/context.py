@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
 from fleet.servers.gateway.ack_runs import AckRuns
+from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.device_rates import Budget
 from fleet.servers.gateway.kept_filters import FilterSet
@@ -14,6 +15,7 @@ from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory
+from fleet.servers.gateway.waiting_wills import WaitingWills
 from fleet.services.admission import Admission
 from fleet.wire.mqtt.connect import Connect
 
@@ -37,6 +39,12 @@ class SessionContext(Protocol[S]):
 
     @property
     def ack_runs(self) -> AckRuns: ...
+
+    @property
+    def broker_links(self) -> BrokerLinks: ...
+
+    @property
+    def wills(self) -> WaitingWills: ...
 
     def now(self) -> datetime: ...
 

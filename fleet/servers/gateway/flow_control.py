@@ -53,6 +53,15 @@ class FlowControlledTransport:
         if self.blocked:
             self.pause(Pause.ANSWERS_UNREAD)
 
+    def finish(self, linger_seconds: float) -> None:
+        """As `close`, but the peer closes: it has then processed all that was written. What it sends is still read."""
+        if self._transport.is_closing():
+            return
+        for reason in tuple(self._pauses):
+            self.resume(reason)
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)
+
     def close(self, linger_seconds: float) -> None:
         """Close once the write buffer is empty; abort after `linger_seconds`."""
         self._transport.close()

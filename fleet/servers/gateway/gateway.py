@@ -20,6 +20,7 @@ from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.admission import admit_client
+from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
@@ -34,11 +35,17 @@ from fleet.servers.gateway.session_phases import Phase
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory, Upstream
+from fleet.servers.gateway.waiting_wills import WaitingWills
+from fleet.servers.gateway.will_cancellation import WillCancellation
 from fleet.services.admission import Admission
 from fleet.services.refusal_rows import RefusalRows
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
+
+FLUSH_SECONDS_MAX = 1.0  # for a broker to close the connections to which DISCONNECT was written
+CANCEL_SECONDS_MAX = 1.0  # for waiting wills, when we stop
+OTHERS_SECONDS = 1.0  # by then the other gateways of a broker have received an event, too, and closed their sessions
 
 
 class Gateway:
@@ -64,6 +71,8 @@ class Gateway:
         # Half of what a session has to open: the admission needs the rest.
         self.return_delays = ReturnDelays(self.limits.open_seconds_max / 2)
         self.ack_runs = AckRuns()
+        self.broker_links = BrokerLinks()
+        self.wills = WaitingWills(self.limits.sessions_max)
         self.now = clock
         self.on_admitted: Callable[[str], None] | None = None
         """Called with the address of each client that the registry admits."""
@@ -78,6 +87,9 @@ class Gateway:
         self._denials = RefusalRows(registry)
         self._tasks: set[asyncio.Task[None]] = set()
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
+        self._cancellation = WillCancellation(self.wills, registry, upstream, self.outcomes, self)
+        if not purges:
+            self._cancellation.after_seconds = OTHERS_SECONDS
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
         self._setting = asyncio.Lock()
         self._brokers_models: frozenset[str] = frozenset()
@@ -104,14 +116,21 @@ class Gateway:
         await self._feed.started()
 
     async def close(self) -> None:
-        """Close every session, with DISCONNECT to those of 5.0, and cancel pending work."""
+        """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
+
+        A broker that we run is stopped next, at which it publishes every will that it has not been told to discard.
+        """
         for session in self.open_sessions:
             session.close(close_reasons.SHUTTING_DOWN)
+        await self.broker_links.closed(FLUSH_SECONDS_MAX)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.outcomes.close()
         await self._denials.close()
+        if self._upstream.user_is_model and (left := await self._cancellation.cancel_all(CANCEL_SECONDS_MAX)):
+            log_event(log, logging.WARNING, "wills.not-cancelled", wills=left)
+        await self._cancellation.close()
         if self._purger is not None:
             await self._purger.close()
 
@@ -170,6 +189,9 @@ class Gateway:
         at_broker = (Phase.AWAITING_CONNACK, Phase.RELAYING)
         return any(session.phase in at_broker for session in self.open_sessions.of_device(device_id))
 
+    async def is_held_elsewhere(self, device_id: str) -> bool:
+        return self.held_elsewhere is not None and await self.held_elsewhere(device_id)
+
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         now = asyncio.get_running_loop().time()
         budget = self._budgets.of_device(admission.device.id, admission.rules, now)
@@ -201,13 +223,15 @@ class Gateway:
                 self._on_credential_ended(event.subject, event.detail)
             case EventKind.MODEL_CHANGED:
                 await self._on_model_changed(event.subject)
+        self._cancellation.on_event(event)  # its session has been closed above
         if self._purger is not None:
-            await self._purger.on_event(event)  # its session has been closed above
+            await self._purger.on_event(event)
 
     def _on_events_missed(self) -> None:
         """Events were lost: close all sessions so that clients authenticate again."""
         for session in self.open_sessions:
             session.close(close_reasons.EVENTS_MISSED)
+        self._cancellation.on_events_missed()
 
     def _on_device_state(self, device_id: str, state: str) -> None:
         if state == DeviceState.ACTIVE:
@@ -242,6 +266,7 @@ class Gateway:
             for session in self.open_sessions:
                 if session.admission is not None and session.admission.device.model == model.name:
                     session.set_model(model)
+            self._cancellation.on_model(model)
             self.outcomes.record("mqtt.model", "applied", asyncio.get_running_loop().time(), model=model.name)
 
     async def _set_models(self, models: Sequence[Model]) -> None:

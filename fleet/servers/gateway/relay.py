@@ -62,6 +62,8 @@ class Relay:
         """For CONNACK, when the client has asked for one."""
         self.closing: CloseReason | None = None
         """Set by a packet that is its side's last: DISCONNECT, or a CONNACK that refuses."""
+        self.farewell: bytes | None = None
+        """Body of the DISCONNECT that the broker has got."""
         self.answers = 0
         """Packets injected so far in answer to either side."""
         self.subscriptions = Subscriptions(version, limits)
@@ -71,6 +73,13 @@ class Relay:
         self.reasons = self.subscriptions.reasons = ReasonStrings()
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
+
+    @property
+    def leaves_will(self) -> bool:
+        """Whether the broker publishes the will of the connection, if there is one, once this has ended."""
+        left_in_order = self.farewell is not None and self.farewell[:1] in (b"", b"\0")
+        ended_by_broker = self.closing in (close_reasons.TAKEN_OVER, close_reasons.BROKER_REFUSED)
+        return not left_in_order and not ended_by_broker
 
     def from_device(self, data: bytes) -> CloseReason | None:
         """Raises: CloseSession, WireError."""
@@ -98,13 +107,10 @@ class Relay:
 
     def disconnect(self, reason: CloseReason) -> None:
         """Send each side the DISCONNECT that `reason` calls for, if one can still be sent; then forward nothing."""
-        if (
-            not reason.publishes_will
-            and self.closing is not close_reasons.CLIENT_DISCONNECTED
-            and self.to_broker.between_packets
-        ):
+        if not reason.publishes_will and self.closing is None and self.to_broker.between_packets:
             # 3.14.4: on DISCONNECT the broker discards the will
             self.to_broker.inject(acks.disconnect(self.version))
+            self.farewell = b""
         reachable = self.connack is not None and self.closing is None and self.to_device.between_packets
         # Only in 5.0 may a server send DISCONNECT.
         if reachable and reason.disconnect is not None and self.version == V5:
@@ -200,6 +206,7 @@ class _DeviceHandler(_Handler):
             case PacketType.DISCONNECT:
                 # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it
                 relay.closing = close_reasons.CLIENT_DISCONNECTED
+                relay.farewell = body
                 relay.to_broker.stop()
         return None
 

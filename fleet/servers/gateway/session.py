@@ -9,22 +9,23 @@ buffer is full: what one session holds in memory stays within a few buffers.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect, connect_in, will_of
+from fleet.servers.gateway.admission import broker_connect, connect_in
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
 from fleet.servers.gateway.device_rates import RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Deadline, Phase, Timer
+from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
 from fleet.servers.gateway.timers import Timers
+from fleet.servers.gateway.waiting_wills import waiting_will, will_of
 from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.codes import V5
@@ -164,15 +165,24 @@ class Session(asyncio.Protocol):
             self._meter.stop()
         if self._relay is not None:
             self._relay.disconnect(reason)
+            self._remember_will(self._relay)
         connected = self._relay is not None and self._relay.connack is not None
         if not connected and self._version is not None and reason.connack is not None:
             size_max = packet_size_max(self.connect) if self.connect is not None else None
             self._device.write(refusal(reason.connack, self._version, reason.text, size_max))
-        for side in (self._device, self._broker):
-            if side is not None:
-                side.close(self._context.limits.linger_seconds_max)
+        self._device.close(self._context.limits.linger_seconds_max)
+        if self._broker is not None:
+            end = self._broker.close if reason.publishes_will else self._broker.finish
+            end(self._context.limits.linger_seconds_max)
         self._context.return_delays.on_close(self.peer.fingerprint, reason.code, self._loop.time())
         self._record(reason.event, reason.code)
+
+    def _remember_will(self, relay: Relay) -> None:
+        if relay.leaves_will and self.connect is not None and self.admission is not None:
+            now, farewell = self._loop.time(), relay.farewell or b""
+            will = waiting_will(self.connect, self.admission, self.peer.tenant, relay.connack, farewell, now)
+            if will is not None:
+                self._context.wills.add(will, now)
 
     def _enter(self, phase: Phase) -> None:
         before = self._rules
@@ -230,7 +240,10 @@ class Session(asyncio.Protocol):
             for other in self._context.open_sessions.of_device(admission.device.id):
                 if other is not self and other.admission is not None:
                     other.close(close_reasons.TAKEN_OVER)
-            await self._context.connect_broker(admission.device.model, lambda: BrokerLink(self, self._context.ack_runs))
+            context = self._context
+            await context.connect_broker(
+                admission.device.model, lambda: BrokerLink(self, context.ack_runs, context.broker_links)
+            )
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
             if self._broker is None:
@@ -271,7 +284,9 @@ class Session(asyncio.Protocol):
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         self._relay.subscriptions.filters = self._context.kept_filters(admission, connect)
         self._relay.set_rules(admission.rules)
-        broker.write(encode_connect(broker_connect(connect, admission, self._context.broker_username(admission))))
+        username, has_room = self._context.broker_username(admission), self._context.wills.has_room(self._loop.time())
+        self.connect = broker_connect(connect, admission, username, delays_will=has_room)
+        broker.write(encode_connect(self.connect))
         self._check_expiry(admission.credential.not_after)
 
     def _hold(self, data: bytes) -> CloseReason | None:
@@ -287,6 +302,7 @@ class Session(asyncio.Protocol):
             self._record("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
             if code == 0:
                 self._enter(Phase.RELAYING)
+                self._context.wills.drop(self.client_id)
                 self._check_keep_alive(silence_max(self.connect, self._relay.connack))
                 if early := self._reader.rest():
                     self.data_received(early)
@@ -356,23 +372,7 @@ class Session(asyncio.Protocol):
         )  # fmt: skip
 
 
-def _ignore(session: Session, event: object) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """One phase: the one that follows (CLOSED always may), its deadline, and each event's action or close reason."""
-
-    next: Phase | None
-    deadline: Deadline | None
-    device_data: Callable[[Session, bytes], CloseReason | None] = _ignore
-    broker_data: Callable[[Session, bytes], CloseReason | None] = _ignore
-    broker_lost: CloseReason | None = None
-    model_set: Callable[[Session, Model], CloseReason | None] = _ignore
-
-
-PHASES: dict[Phase, Rules] = {
+PHASES: dict[Phase, Rules[Session]] = {
     Phase.AWAITING_CONNECT: Rules(Phase.ADMITTING, CONNECT_DEADLINE, device_data=Session._read_connect),
     # One deadline for the three phases from CONNECT to CONNACK
     Phase.ADMITTING: Rules(Phase.CONNECTING, OPEN_DEADLINE, device_data=Session._hold),

@@ -1,12 +1,16 @@
-"""Phases of a session, their deadlines, and the timers that it has."""
+"""Phases of a session, what happens in each, their deadlines, and the timers that it has."""
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from fleet.domain.device import Model
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.limits import Limits
+
+S = TypeVar("S")
 
 
 class Phase(enum.Enum):
@@ -33,3 +37,22 @@ class Deadline:
 
 CONNECT_DEADLINE = Deadline(lambda limits: limits.connect_seconds_max, close_reasons.CONNECT_TIMEOUT)
 OPEN_DEADLINE = Deadline(lambda limits: limits.open_seconds_max, close_reasons.OPEN_TIMEOUT)
+
+
+def _ignore(session: object, event: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rules(Generic[S]):
+    """One phase: the one that follows (CLOSED always may), its deadline, and each event's action or close reason.
+
+    `S` is the session.
+    """
+
+    next: Phase | None
+    deadline: Deadline | None
+    device_data: Callable[[S, bytes], CloseReason | None] = _ignore
+    broker_data: Callable[[S, bytes], CloseReason | None] = _ignore
+    broker_lost: CloseReason | None = None
+    model_set: Callable[[S, Model], CloseReason | None] = _ignore

@@ -1,6 +1,7 @@
-"""Purges the broker's persistent session of a revoked or retired device: subscriptions and queued messages."""
+"""Purges the broker's session of a revoked or retired device: subscriptions, queued messages, a waiting will."""
 
 import asyncio
+import math
 from typing import cast
 
 from fleet.domain.changes import Event, EventKind
@@ -9,8 +10,9 @@ from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V311, PacketType
+from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
+from fleet.wire.mqtt.properties import NEVER, Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 ANSWER_SECONDS_MAX = 10.0
@@ -20,7 +22,7 @@ PURGES_MAX = 8  # concurrent: a whole model may be retired at once
 class SessionPurger:
     """Purges a device's session `after_seconds` after the event that it was revoked or retired.
 
-    A purge takes over the device's connection at the broker, which then publishes its will: the gateway of that
+    A purge takes over the device's connection at the broker, which then may publish its will: the gateway of that
     connection must have sent DISCONNECT before. In this process it has; other processes may receive the event later.
     """
 
@@ -53,11 +55,29 @@ class SessionPurger:
 
 
 async def purge_session(upstream: Upstream, device_id: str) -> bool:
-    """Connect as the device with Clean Session and disconnect: MQTT 3.1.1, 3.1.2.4 discards the persistent session.
+    """Connect as the device and disconnect, so that the broker discards the persistent session, and a waiting will.
 
+    With MQTT 5.0 the session goes on and then expires at once: to begin with another would end it, at which a waiting
+    will is published (3.1.3.2.2). In 3.1.1 Clean Session discards it (3.1.2.4).
     Returns whether the broker accepted. A broker's failure raises nothing.
     """
-    client = _PurgeClient(device_id)
+    if upstream.speaks_v5:
+        return await cancel_will(upstream, device_id, device_id, 0.0)
+    return await _visit(upstream, Connect(V311, device_id, clean=True, username=device_id))
+
+
+async def cancel_will(upstream: Upstream, device_id: str, username: str, expiry_seconds: float) -> bool:
+    """Connect as the device, go on with its session, and disconnect: its waiting will is not published any more.
+
+    The session then expires in `expiry_seconds`. Returns and raises as `purge_session`.
+    """
+    expiry = NEVER if expiry_seconds >= NEVER else max(0, math.ceil(expiry_seconds))
+    properties = ((Property.SESSION_EXPIRY_INTERVAL, expiry), (Property.RECEIVE_MAXIMUM, 1))
+    return await _visit(upstream, Connect(V5, device_id, clean=False, username=username, properties=properties))
+
+
+async def _visit(upstream: Upstream, connect: Connect) -> bool:
+    client = _Visitor(connect)
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             await upstream.connect(lambda: client)
@@ -68,23 +88,23 @@ async def purge_session(upstream: Upstream, device_id: str) -> bool:
         client.disconnect()
 
 
-class _PurgeClient(asyncio.Protocol):
-    def __init__(self, device_id: str) -> None:
+class _Visitor(asyncio.Protocol):
+    def __init__(self, connect: Connect) -> None:
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._device_id = device_id
+        self._connect = connect
         self._reader = PacketReader(CONNECT_SIZE_MAX)
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        connect = Connect(V311, self._device_id, clean=True, username=self._device_id)
-        self._transport.write(encode_connect(connect))
+        self._transport.write(encode_connect(self._connect))
 
     def data_received(self, data: bytes) -> None:
+        version = self._connect.version
         try:
-            packet = next(self._reader.feed(data), None)
+            packet = None if self.done.done() else next(self._reader.feed(data), None)
             if packet is not None:
-                self._finish(packet.type is PacketType.CONNACK and decode_connack(packet.body, V311).code == 0)
+                self._finish(packet.type is PacketType.CONNACK and decode_connack(packet.body, version).code == 0)
         except WireError:
             self._finish(False)
 
@@ -93,9 +113,9 @@ class _PurgeClient(asyncio.Protocol):
 
     def disconnect(self) -> None:
         if self._transport is not None:
-            self._transport.write(acks.disconnect(V311))
+            self._transport.write(acks.disconnect(self._connect.version))
             self._transport.close()
 
-    def _finish(self, purged: bool) -> None:
+    def _finish(self, accepted: bool) -> None:
         if not self.done.done():
-            self.done.set_result(purged)
+            self.done.set_result(accepted)

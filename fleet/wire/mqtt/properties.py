@@ -8,6 +8,7 @@ from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode
 Value = int | str | bytes | tuple[str, str]
 Properties = tuple[tuple[int, Value], ...]
 
+NEVER = 0xFFFFFFFF  # a Session Expiry Interval (3.1.2.11.2)
 PROPERTIES_MAX = 256  # in one list; user properties may repeat, and each allocates an object
 
 

@@ -1,0 +1,142 @@
+"""Wills that wait at the broker: known here so that those of a device that may no longer speak can be cancelled.
+
+With a Will Delay Interval the broker publishes a will only when that has passed after the end of the connection, or
+when the session has ended, and not at all if the device has returned by then (MQTT 5.0, 3.1.3.2.2). Meanwhile the
+device may be suspended; nothing in MQTT but a connection with its client id withdraws the will then. There is one for
+each device at most. All times are seconds of the event loop's clock.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fleet.domain.device import Device, Model
+from fleet.domain.topic_policy import policy_of
+from fleet.services.admission import Admission, Will, will_refusal
+from fleet.wire.errors import WireError
+from fleet.wire.mqtt.codes import V5
+from fleet.wire.mqtt.connect import Connack, Connect
+from fleet.wire.mqtt.fields import Fields
+from fleet.wire.mqtt.properties import NEVER, Properties, Property, decode_properties, value_of
+
+LATE_SECONDS = 2.0  # mosquitto looks once a second which wills are due
+SWEEP_SECONDS_MIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingWill:
+    device: Device
+    tenant: str | None
+    """Of the certificate of the connection that has ended, and its fingerprint."""
+    fingerprint: bytes
+    username: str
+    """The device's at the broker."""
+    will: Will
+    due_at: float
+    session_ends_at: float
+
+    @property
+    def waits_until(self) -> float:
+        """By then the broker has published it."""
+        return self.due_at + LATE_SECONDS
+
+    def allowed_by(self, model: Model) -> bool:
+        """Whether the device may publish it when its model is `model`."""
+        refused = will_refusal(self.will, policy_of(self.device, model), model.rules.mqtt)
+        return not refused and self.tenant in model.rules.signers
+
+
+def will_of(connect: Connect) -> Will | None:
+    """The will of `connect`, as far as a model's policy is concerned."""
+    if connect.will is None:
+        return None
+    response = value_of(connect.will.properties, Property.RESPONSE_TOPIC)
+    return Will(connect.will.topic, connect.will.retain, response if isinstance(response, str) else None)
+
+
+def may_wait(connect: Connect) -> bool:
+    """Whether the will of `connect` is to be delayed: not without a session that outlives the connection."""
+    delayed = connect.will is not None and value_of(connect.will.properties, Property.WILL_DELAY_INTERVAL)
+    return connect.version == V5 and bool(delayed) and connect.outlives_connection
+
+
+def waiting_will(
+    connect: Connect, admission: Admission, tenant: str | None, connack: Connack | None, farewell: bytes, now: float
+) -> WaitingWill | None:
+    """The will that waits after a connection has ended that began with `connect`, as the broker got it.
+
+    `farewell`: the body of its DISCONNECT, b"" without one. None: no will waits.
+    """
+    will = will_of(connect)
+    if will is None or connect.will is None or not may_wait(connect):
+        return None
+    properties = connect.properties if connack is None else (*connack.properties, *connect.properties)
+    expiry = _seconds((*_properties(farewell), *properties), Property.SESSION_EXPIRY_INTERVAL)
+    delay = min(_seconds(connect.will.properties, Property.WILL_DELAY_INTERVAL), expiry)
+    if not delay:
+        return None
+    return WaitingWill(
+        admission.device,
+        tenant,
+        admission.credential.fingerprint,
+        connect.username or "",
+        will,
+        due_at=now + delay,
+        session_ends_at=now + expiry,
+    )
+
+
+def _properties(farewell: bytes) -> Properties:
+    """3.14.2.2.2: DISCONNECT may change the session's expiry."""
+    try:
+        return decode_properties(Fields(farewell, 1)) if len(farewell) > 1 else ()
+    except WireError:
+        return ()  # a protocol error, at which the broker keeps to CONNECT
+
+
+def _seconds(properties: Properties, identifier: int) -> float:
+    found = value_of(properties, identifier)
+    return 0.0 if not isinstance(found, int) else math.inf if found == NEVER else float(found)
+
+
+class WaitingWills:
+    """By device id.
+
+    `wills_max`: from there on `has_room` is False, and a session that begins has no delayed will. Those that have one
+    already may still leave theirs: it never holds more than `wills_max` and as many as there are sessions.
+    """
+
+    def __init__(self, wills_max: int) -> None:
+        self._max = wills_max
+        self._wills: dict[str, WaitingWill] = {}
+        self._swept_at = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._wills)
+
+    def __iter__(self) -> Iterator[WaitingWill]:
+        return iter(tuple(self._wills.values()))
+
+    def of_device(self, device_id: str, now: float) -> WaitingWill | None:
+        will = self._wills.get(device_id)
+        return will if will is not None and now < will.waits_until else None
+
+    def has_room(self, now: float) -> bool:
+        """Whether the will of one more session may be delayed."""
+        if len(self._wills) >= self._max:
+            self._sweep(now)
+        return len(self._wills) < self._max
+
+    def add(self, will: WaitingWill, now: float) -> None:
+        self._sweep(now)
+        self._wills[will.device.id] = will
+
+    def drop(self, device_id: str) -> None:
+        """The device has returned, or its will is cancelled. Does nothing when none waits."""
+        self._wills.pop(device_id, None)
+
+    def _sweep(self, now: float) -> None:
+        if now - self._swept_at < SWEEP_SECONDS_MIN:
+            return
+        self._swept_at = now
+        self._wills = {device_id: will for device_id, will in self._wills.items() if now < will.waits_until}

@@ -1,0 +1,148 @@
+"""Cancels the waiting will of a device that may no longer speak: suspended, revoked, retired, or by its model.
+
+It connects to the broker as the device, goes on with the session, and disconnects: the device has returned, and has
+left in good order (MQTT 5.0, 3.1.3.2.2).
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Protocol
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.credential import CredentialState
+from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
+from fleet.domain.errors import Unavailable
+from fleet.domain.ports import Registry
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import cancel_will
+from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.waiting_wills import WaitingWill, WaitingWills
+
+CANCELS_MAX = 32  # concurrent: a network with thousands of devices may be down when a model changes
+RETRY_SECONDS = 1.0
+
+
+class Holders(Protocol):
+    """Who has a session at the broker. None may be thrown out to cancel a will of before."""
+
+    def holds(self, device_id: str) -> bool:
+        """Whether this gateway has one of the device."""
+
+    async def is_held_elsewhere(self, device_id: str) -> bool:
+        """Whether another gateway of the broker has one."""
+
+
+class WillCancellation:
+    """`after_seconds`: what it takes other gateways of the broker to receive an event as well, and to close their
+    sessions; a will that is due earlier is cancelled earlier.
+    """
+
+    def __init__(
+        self,
+        wills: WaitingWills,
+        registry: Registry,
+        upstream: Upstream,
+        outcomes: OutcomeLog,
+        holders: Holders,
+    ) -> None:
+        self.after_seconds = 0.0
+        self._wills = wills
+        self._registry = registry
+        self._upstream = upstream
+        self._outcomes = outcomes
+        self._holders = holders
+        self._slots = asyncio.Semaphore(CANCELS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def on_event(self, event: Event) -> None:
+        """The device's sessions here have been closed. Returns at once: a slow broker must not delay the feed."""
+        will = self._wills.of_device(event.subject, _now())
+        if will is None:
+            return
+        if event.kind == EventKind.DEVICE_STATE and event.detail != DeviceState.ACTIVE:
+            self._start(will, purges=event.detail in OUT_OF_SERVICE)
+        elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail in ("", will.fingerprint.hex()):
+            self._follow(self._look_up(will))
+
+    def on_model(self, model: Model) -> None:
+        """The policy of its devices is now the one of `model`."""
+        for will in self._wills:
+            if will.device.model == model.name and not will.allowed_by(model):
+                self._start(will)
+
+    def on_events_missed(self) -> None:
+        """What has happened to the devices is unknown: ask the registry."""
+        for will in self._wills:
+            self._follow(self._look_up(will))
+
+    async def cancel_all(self, seconds_max: float) -> int:
+        """Cancel every will that waits, before the broker is stopped: it would publish them. How many still wait."""
+        for will in self._wills:
+            self._start(will, at_once=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                await asyncio.gather(*self._tasks)
+        await self.close()
+        return len(self._wills)
+
+    async def close(self) -> None:
+        """Give up what is under way; those wills stay at the broker."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
+        self._follow(self._cancel(will, purges=purges, at_once=at_once))
+
+    def _follow(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_up(self, will: WaitingWill) -> None:
+        """Cancel it unless the registry says that its device may speak; a certificate may have been superseded."""
+        try:
+            facts = await self._registry.holder_facts(will.fingerprint)
+        except Unavailable:
+            facts = None
+        device = facts.device if facts is not None else None
+        in_service = device is not None and device.state is DeviceState.ACTIVE
+        revoked = facts is None or facts.credential.state is CredentialState.REVOKED
+        model = facts.model if facts is not None else None
+        if not in_service or revoked or model is None or not will.allowed_by(model):
+            await self._cancel(will)
+
+    async def _cancel(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
+        if not at_once:
+            await asyncio.sleep(min(self.after_seconds, max(0.0, will.due_at - _now()) / 2))
+        while self._waits(will):
+            if await self._try(will, purges=purges, asks=not at_once) or at_once:
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _try(self, will: WaitingWill, *, purges: bool, asks: bool) -> bool:
+        """Whether there is nothing left to do for it. `asks`: whether the other gateways go on meanwhile."""
+        device_id = will.device.id
+        async with self._slots:
+            if not self._waits(will):
+                return True
+            if self._holders.holds(device_id):
+                return False  # until the broker's CONNACK has told that it is back
+            if asks and await self._holders.is_held_elsewhere(device_id):
+                self._wills.drop(device_id)
+                return True
+            expiry = 0.0 if purges else will.session_ends_at - _now()
+            done = await cancel_will(self._upstream, device_id, will.username, expiry)
+        if done and self._waits(will):
+            self._wills.drop(device_id)
+        self._outcomes.record("mqtt.will", "cancelled" if done else "failed", _now(), device=device_id)
+        return done
+
+    def _waits(self, will: WaitingWill) -> bool:
+        """False: its device has returned, or it has been published."""
+        return self._wills.of_device(will.device.id, _now()) is will
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,250 @@
+"""Wills with a delay, before a real mosquitto: published in time, not when the device is back, nor when it may not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from fleet.domain.access import Act
+from fleet.domain.changes import Change, Event, EventKind
+from fleet.domain.credential import Credential
+from fleet.domain.device import DeviceState
+from fleet.domain.writes import AddCredential, MoveDevice, SetModel
+from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
+from fleet.services import revocation
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
+from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
+from tests.mqtt_packets import Publish, decode_publish, encode_publish
+from tests.servers.gateway_fixtures import (
+    MODEL,
+    GatewayHarness,
+    Wire,
+    credential,
+    now,
+    open_gateway,
+    operator,
+    populate,
+    until,
+)
+from tests.servers.paho_client import Paho
+
+PROGRAM = mosquitto_program()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
+
+GONE = ("devices/cam-1/up/gone", b"gone")
+LAST = ("devices/cam-2/up/t", b"last")
+SOON, LATE = 1, 3600  # seconds of delay
+
+
+class Street:
+    """A gateway before mosquitto, an observer behind it, and two devices with certificates."""
+
+    def __init__(self, built: GatewayHarness, broker: Mosquitto, observer: Paho, held: list[Credential]) -> None:
+        self.harness, self.broker, self.observer = built, broker, observer
+        self.cam, self.other = held
+
+    async def device(
+        self, delay: int = SOON, expiry: int = LATE, *, clean: bool = False, through: GatewayHarness | None = None
+    ) -> tuple[Wire, Connack]:
+        """cam-1, connected with a will that waits for `delay` seconds."""
+        wire = await (through or self.harness).dial(self.cam)
+        will = Will(*GONE, qos=1, properties=((Property.WILL_DELAY_INTERVAL, delay),))
+        expires = ((Property.SESSION_EXPIRY_INTERVAL, expiry),)
+        wire.send(encode_connect(Connect(V5, "cam-1", clean, will=will, properties=expires)))
+        packet = await wire.packet()
+        assert packet.type is PacketType.CONNACK
+        connack = decode_connack(packet.body, V5)
+        assert connack.code == 0
+        return wire, connack
+
+    async def leaves(self, delay: int = SOON, expiry: int = LATE) -> None:
+        """cam-1 connects and is lost: its will waits."""
+        wire, _ = await self.device(delay, expiry)
+        wire.transport.abort()
+        await until(lambda: self.waiting == 1)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.harness.gateway.wills)
+
+    async def no_will_for(self, seconds: float) -> None:
+        """What the observer gets next is the other device's message, `seconds` from now."""
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.observer.messages.get()
+        wire, _ = await self.harness.connect(self.other)
+        wire.send(encode_publish(Publish(*LAST), V311))
+        assert await self.observer.message() == LAST
+        wire.transport.abort()
+
+
+@pytest.fixture
+async def street(tmp_path: Path) -> AsyncIterator[Street]:
+    assert PROGRAM is not None
+    async with AsyncExitStack() as stack:
+        broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+        stack.push_async_callback(broker.close)
+        observer = Paho("observer", V311, transport="unix")
+        observer.client.username_pw_set(BACKEND)
+        assert await observer.connect_unix(broker.socket) == 0
+        stack.push_async_callback(observer.close)
+        await observer.subscribe("devices/+/up/#", qos=1)
+        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
+        yield Street(built, broker, observer, await populate(built.registry, "cam-1", "cam-2"))
+
+
+async def test_a_will_is_published_after_its_delay(street: Street) -> None:
+    begun = asyncio.get_running_loop().time()
+    await street.leaves(delay=2)
+    assert await street.observer.message() == GONE
+    assert asyncio.get_running_loop().time() - begun >= 2
+
+
+async def test_a_session_that_expires_first_ends_the_delay(street: Street) -> None:
+    await street.leaves(delay=LATE, expiry=1)
+    assert await street.observer.message() == GONE
+
+
+async def test_without_a_session_that_outlives_the_connection_there_is_no_delay(street: Street) -> None:
+    """MQTT 5.0, 3.1.3.2.2: the will is published when the session ends."""
+    wire, _ = await street.device(delay=LATE, expiry=0)
+    wire.transport.abort()
+    assert await street.observer.message() == GONE
+    assert street.waiting == 0
+
+
+async def test_no_will_of_a_device_that_is_back_in_time(street: Street) -> None:
+    await street.leaves()
+    _, connack = await street.device()
+    assert connack.session_present
+    assert street.waiting == 0
+    await street.no_will_for(SOON + 2)  # [MQTT-3.1.3-9]
+
+
+async def test_a_newer_connection_that_takes_over_is_a_return(street: Street) -> None:
+    old, _ = await street.device()
+    await street.device()
+    assert [packet.body[0] for packet in await old.until_closed()] == [Reason.SESSION_TAKEN_OVER]
+    assert street.waiting == 0
+    await street.no_will_for(SOON + 2)
+
+
+async def test_no_will_of_a_device_that_leaves_in_order(street: Street) -> None:
+    wire, _ = await street.device()
+    wire.send(acks.disconnect(V5))
+    await wire.until_closed()
+    assert street.waiting == 0
+    await street.no_will_for(SOON + 2)
+
+
+async def test_a_will_is_published_for_who_asks_for_it(street: Street) -> None:
+    wire, _ = await street.device()
+    wire.send(acks.disconnect(V5, Reason(0x04)))  # 3.14.2.1: disconnect with will message
+    await wire.until_closed()
+    assert street.waiting == 1
+    assert await street.observer.message() == GONE
+
+
+@pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
+async def test_no_will_of_a_device_that_may_not_speak_any_more(
+    street: Street, how: Callable[..., Awaitable[object]]
+) -> None:
+    await street.leaves(delay=3)
+    await how(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await street.harness.count("mqtt.will.cancelled")
+    assert street.waiting == 0
+    await street.no_will_for(5)
+
+
+async def test_a_suspended_device_finds_its_session_as_it_was(street: Street) -> None:
+    wire, _ = await street.device(delay=LATE)
+    down = (Subscription("devices/cam-1/down/#", 1),)
+    wire.send(encode_subscribe(Subscribe(1, down), V5))
+    assert (await wire.packet()).type is PacketType.SUBACK
+    wire.transport.abort()
+    await until(lambda: street.waiting == 1)
+    texts = [str(n).encode() for n in range(50)]
+    for text in texts:
+        await street.observer.publish("devices/cam-1/down/t", text)
+    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await street.harness.count("mqtt.will.cancelled")
+    await revocation.resume(street.harness.registry, "cam-1", act=Act("operator", now()))
+    wire, connack = await street.device()
+    assert connack.session_present
+    messages: list[bytes] = []
+    while len(messages) < len(texts):
+        packet = await wire.packet()
+        found = decode_publish(packet.first, packet.body, V5)
+        wire.send(acks.acknowledge(acks.PUBACK, found.packet_id, V5))
+        messages.append(found.payload)
+    assert messages == texts
+
+
+async def test_no_will_to_a_topic_that_the_model_allows_no_more(street: Street) -> None:
+    await street.leaves(delay=3)
+    registry = street.harness.registry
+    for publish in ("devices/{id}/up/gone", "devices/{id}/up/t"):
+        assert street.waiting == 1
+        model = await registry.model(MODEL.name)
+        assert model is not None
+        event = Event(EventKind.MODEL_CHANGED, MODEL.name)
+        narrower = SetModel(replace(model, publish=(publish,)))
+        await registry.commit(Change(operator("model.set"), (narrower,), (event,)))
+        await street.harness.count("mqtt.model.applied", 1 if publish.endswith("gone") else 2)
+    await street.harness.count("mqtt.will.cancelled")
+    await street.no_will_for(5)
+
+
+async def test_a_certificate_that_is_superseded_cancels_no_will(street: Street) -> None:
+    await street.leaves(delay=2)
+    newer = credential("cam-1")
+    ended = Event(EventKind.CREDENTIAL_ENDED, "cam-1", street.cam.fingerprint.hex())
+    await street.harness.registry.commit(Change(operator("renew"), (AddCredential(newer),), (ended,)))
+    assert await street.observer.message() == GONE
+    assert "mqtt.will.cancelled" not in street.harness.gateway.stats
+
+
+async def test_a_stop_of_the_gateway_publishes_no_will(street: Street) -> None:
+    """Neither that of a device that is connected, nor one that waits: our broker would publish it at its own stop."""
+    wire, _ = await street.harness.connect(street.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
+    await street.leaves(delay=LATE)
+    await street.harness.gateway.close()
+    await wire.until_closed()
+    await street.broker.close()
+    await street.observer.got(street.observer.disconnected)
+    assert street.observer.messages.empty()
+
+
+async def test_a_broker_has_read_all_before_it_is_stopped(street: Street) -> None:
+    """A DISCONNECT behind a backlog: the gateway waits until the broker has come to it."""
+    will = Will("devices/cam-2/up/gone", b"gone")
+    wire, _ = await street.harness.connect(street.other, V311, will=will)
+    message = encode_publish(Publish("devices/cam-2/up/t", bytes(1000)), V311)
+    wire.send(message * 2000)
+    await street.observer.message()
+    await street.harness.gateway.close()
+    await street.broker.close()
+    await street.observer.got(street.observer.disconnected)
+    topics = {street.observer.messages.get_nowait().topic for _ in range(street.observer.messages.qsize())}
+    assert topics <= {"devices/cam-2/up/t"}
+
+
+async def test_what_was_missed_is_asked_of_the_registry(street: Street) -> None:
+    await street.leaves(delay=3)
+    registry, gateway = street.harness.registry, street.harness.gateway
+    gateway._on_events_missed()
+    await until(lambda: not gateway._cancellation._tasks)
+    assert street.waiting == 1  # the device is in service
+    device = await registry.device("cam-1")
+    assert device is not None
+    suspended = MoveDevice(device.id, frozenset({device.state}), DeviceState.SUSPENDED)
+    await registry.commit(Change(operator("suspend"), (suspended,)))  # and no event arrives
+    gateway._on_events_missed()
+    await street.harness.count("mqtt.will.cancelled")
+    await street.no_will_for(4)
