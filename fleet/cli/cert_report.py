@@ -20,12 +20,13 @@ from fleet.wire.csr import decode_csr, key_type_of
 from fleet.wire.encodings import Bundle, belongs_to
 from fleet.wire.encodings.bundle import spki
 from fleet.wire.errors import WireError
-from fleet.wire.names import alt_name_text
+from fleet.wire.names import AltNames, alt_name_values
 from fleet.wire.parsing import library_errors
 
 Facts = Mapping[str, object]
 _Extensions = list[x509.Extension[x509.ExtensionType]]
 _Value = TypeVar("_Value")
+_NO_NAMES: AltNames = ()
 
 _KEY_USAGES = {
     "digital_signature": "digitalSignature",
@@ -63,10 +64,12 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
     return {
         "subject": subject,
         "alt_names": [
-            _read(problems, "name", partial(alt_name_text, name), f"{type(name).__name__}: unreadable")
+            name
             for extension in extensions
             if isinstance(extension.value, x509.SubjectAlternativeName)
-            for name in extension.value
+            for name in _read(
+                problems, "subjectAltName", partial(alt_name_values, extension.value.public_bytes()), _NO_NAMES
+            )
         ],
         "issuer": issuer,
         "serial": f"{certificate.serial_number:x}",

@@ -6,9 +6,9 @@ Order matters in `decode_csr`: size, then structure, then the kind of key, and o
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PublicKeyTypes
@@ -16,12 +16,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
 from fleet.wire import der
-from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey
-from fleet.wire.names import AltNames, Subject, alt_name, alt_name_values, names_of_certificate, subject_name
-from fleet.wire.names import subject_values as _subject_values
+from fleet.wire.csr_signature import RSASSA_PSS, verify_signature
+from fleet.wire.errors import Malformed, TooLarge, Unsupported, WeakKey
+from fleet.wire.names import (
+    SUBJECT_ALT_NAME,
+    AltNames,
+    Subject,
+    alt_name,
+    alt_name_values,
+    extension_values,
+    names_of_certificate,
+    subject_name,
+    subject_values,
+)
 from fleet.wire.parsing import library_errors
 from fleet.wire.rsa_modulus import modulus_weakness
-from fleet.wire.spki import encode_spki
+from fleet.wire.spki import encode_spki, load_spki
 
 __all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "names_of_certificate"]
 
@@ -42,11 +52,27 @@ _ML_DSA = {
     mldsa.MLDSA65PublicKey: "ML-DSA-65",
     mldsa.MLDSA87PublicKey: "ML-DSA-87",
 }
-_WEAK_HASHES = ("md5", "sha1")
 
+_INTEGER, _BIT_STRING = 0x02, 0x03
+_CHALLENGE_PASSWORD = AttributeOID.CHALLENGE_PASSWORD.dotted_string
+_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+_MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
+_EXTENDED_KEY_USAGE = "2.5.29.37"
 _DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
 _ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
 _SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
+
+_RSA_ENCRYPTION = der.encode_oid("1.2.840.113549.1.1.1")
+_READ_ATTRIBUTES = frozenset(
+    {
+        _CHALLENGE_PASSWORD,
+        _EXTENSION_REQUEST,
+        _MICROSOFT_EXTENSION_REQUEST,
+        _DECRYPT_KEY,
+        _ASYMMETRIC_DECRYPT_KEY,
+        _SMIME_CAPABILITIES,
+    }
+)
 
 _UTF8_STRING, _PRINTABLE_STRING, _T61_STRING, _IA5_STRING, _BMP_STRING = 12, 19, 20, 22, 30
 _CHALLENGE_CODECS = {
@@ -91,32 +117,41 @@ class Csr:
     """Dotted OIDs of the requested extension, in order; None without one."""
 
 
+class _Parts(NamedTuple):
+    """RFC 2986, 4.1 and 4.2."""
+
+    signed: bytes
+    """DER of the CertificationRequestInfo."""
+    subject: der.Element
+    spki: der.Element
+    attributes: der.Element | None
+    algorithm: der.Element
+    signature: bytes
+
+
 def decode_csr(data: bytes) -> Csr:
     """The request in `data`: DER, exact to the byte, its signature verified (RFC 2986).
+
+    Read are the subject, the key, the signature, subjectAltName, extendedKeyUsage, challengePassword and what names the
+    key to seal a new one for. Whatever else is in it is signed, and left unread.
 
     Raises: TooLarge, Malformed, WeakKey, Unsupported, BadSignature.
     """
     if len(data) > CSR_SIZE_MAX:
         raise TooLarge(f"The certificate request is larger than {CSR_SIZE_MAX} bytes.")
-    with library_errors("certificate request"):
-        request = x509.load_der_x509_csr(data)
-        attributes = list(request.attributes)
-        public_key = request.public_key()
-        subject = request.subject
-        extensions = request.extensions
+    parts = _parts_of(data)
+    public_key, spki_der = _key_of(parts.spki)
     key_type = key_type_of(public_key)
-    spki_der = encode_spki(public_key)
-    if spki_der not in data:
-        # RFC 5480, 2.1.1: explicit curve parameters are forbidden; the library reads them where it knows the curve.
-        raise Unsupported("The public key has explicit curve parameters or a compressed point; use a named curve.")
-    _check_shape(subject, attributes)
-    names = _subject_values(subject), alt_name_values(extensions)
+    subject = _subject_of(parts.subject)
+    attributes = _attributes_of(parts.attributes)
+    extensions = _extensions_of(attributes)
+    alt_names = alt_name_values(extensions.get(SUBJECT_ALT_NAME))
     challenge = _challenge_password(attributes)
-    _verify(request, public_key)
+    verify_signature(public_key, key_type, parts.algorithm, parts.signature, parts.signed)
     return Csr(
         der=data,
-        subject=names[0],
-        alt_names=names[1],
+        subject=subject,
+        alt_names=alt_names,
         key_type=key_type,
         spki_der=spki_der,
         key_sha256=hashlib.sha256(spki_der).digest(),
@@ -124,6 +159,80 @@ def decode_csr(data: bytes) -> Csr:
         sealing=_sealing(attributes),
         extended_key_usages=_extended_key_usages(extensions),
     )
+
+
+def _parts_of(data: bytes) -> _Parts:
+    whole = list(der.children(der.only_element(data, der.SEQUENCE)))
+    if [part.tag for part in whole] != [der.SEQUENCE, der.SEQUENCE, _BIT_STRING]:
+        raise Malformed("The certificate request is not a signed CertificationRequestInfo.")
+    info, algorithm, signature = whole
+    fields = list(der.children(info))
+    tags = [each.tag for each in fields]
+    if tags[:3] != [_INTEGER, der.SEQUENCE, der.SEQUENCE] or tags[3:] not in ([], [der.CONTEXT_0]):
+        raise Malformed("The CertificationRequestInfo is not version, subject, public key and attributes.")
+    version, subject, spki, *attributes = fields
+    if version.content != b"\0":
+        if len(version.content) == 1 and version.content < b"\x80":
+            raise Unsupported("The certificate request is of another version than 1.")
+        raise Malformed("The version of the certificate request is badly formed.")
+    if signature.content[:1] != b"\0":
+        raise Malformed("The signature of the certificate request is not a whole number of octets.")
+    return _Parts(info.whole, subject, spki, attributes[0] if attributes else None, algorithm, signature.content[1:])
+
+
+def _key_of(spki: der.Element) -> tuple[PublicKeyTypes, bytes]:
+    """The public key, and its SubjectPublicKeyInfo as a certificate will hold it."""
+    with library_errors("public key"):
+        key = load_spki(spki.whole)
+        canonical = encode_spki(key)
+    if canonical == spki.whole or _is_rsa_encryption(spki):
+        return key, canonical
+    if der.encode_oid(RSASSA_PSS) in spki.whole[:32]:
+        raise Unsupported("The key is for RSASSA-PSS alone (id-RSASSA-PSS); use rsaEncryption or an EC key on P-256.")
+    # RFC 5480, 2.1.1: explicit curve parameters are forbidden; the library reads them where it knows the curve.
+    raise Unsupported("The public key has explicit curve parameters or a compressed point; use a named curve.")
+
+
+def _is_rsa_encryption(spki: der.Element) -> bool:
+    """Its parameters are NULL, or left out by some: the key is the same."""
+    algorithm = next(der.children(spki))
+    return next(der.children(algorithm)).whole == _RSA_ENCRYPTION
+
+
+def _subject_of(name: der.Element) -> Subject:
+    if any(len(list(der.children(rdn))) != 1 for rdn in der.children(name)):
+        # Two values in one RDN would compare equal to two RDNs once flattened.
+        raise Unsupported("The subject has an RDN without or with several attributes; give each attribute its own RDN.")
+    return subject_values(name)
+
+
+def _attributes_of(attributes: der.Element | None) -> dict[str, der.Element]:
+    """The value of each attribute that is read, by its dotted OID."""
+    found: dict[str, der.Element] = {}
+    all_of_them = list(der.children(attributes)) if attributes is not None else []
+    if len(all_of_them) > ATTRIBUTES_MAX:
+        raise TooLarge(f"The request holds {len(all_of_them)} attributes; at most {ATTRIBUTES_MAX} are taken.")
+    for attribute in all_of_them:
+        kind = next(der.children(attribute), None)
+        if kind is None or kind.tag != der.OBJECT_IDENTIFIER:
+            raise Malformed("An attribute of the request is badly formed.")
+        oid = der.dotted_oid(kind.content)
+        if oid not in _READ_ATTRIBUTES:
+            continue
+        if oid in found:
+            raise Malformed("The request holds the same attribute twice.")
+        values = [value for each in list(der.children(attribute))[1:] for value in der.children(each)]
+        if len(values) != 1:
+            raise Malformed("An attribute of the request has no value or several.")
+        found[oid] = values[0]
+    return found
+
+
+def _extensions_of(attributes: dict[str, der.Element]) -> dict[str, bytes]:
+    asked = [attributes[oid] for oid in (_EXTENSION_REQUEST, _MICROSOFT_EXTENSION_REQUEST) if oid in attributes]
+    if len(asked) > 1:
+        raise Malformed("The request asks for extensions twice.")
+    return extension_values(asked[0], (SUBJECT_ALT_NAME, _EXTENDED_KEY_USAGE)) if asked else {}
 
 
 def key_type_of(public_key: PublicKeyTypes) -> str:
@@ -160,83 +269,49 @@ def key_type_of(public_key: PublicKeyTypes) -> str:
             return name
 
 
-def _extended_key_usages(extensions: x509.Extensions) -> tuple[str, ...] | None:
-    for extension in extensions:
-        if isinstance(extension.value, x509.ExtendedKeyUsage):
-            return tuple(usage.dotted_string for usage in extension.value)
-    return None
-
-
-def _check_shape(subject: x509.Name, attributes: list[x509.Attribute]) -> None:
-    """Refuses shapes that the library accepts and later checks would have to reason about."""
-    for rdn in subject.rdns:
-        if len(rdn) != 1:
-            # Two values in one RDN would compare equal to two RDNs once flattened.
-            raise Unsupported("The subject has an RDN with several attributes; give each attribute its own RDN.")
-    if len(attributes) > ATTRIBUTES_MAX:
-        raise TooLarge(f"The request holds {len(attributes)} attributes; at most {ATTRIBUTES_MAX} are taken.")
-    if len(attributes) > 1 and len({attribute.oid for attribute in attributes}) != len(attributes):
-        raise Malformed("The request holds the same attribute twice.")
-
-
-def _challenge_password(attributes: list[x509.Attribute]) -> str | None:
-    for attribute in attributes:
-        if attribute.oid != AttributeOID.CHALLENGE_PASSWORD:
-            continue
-        if len(attribute.value) > CHALLENGE_SIZE_MAX:
-            raise TooLarge(f"The challenge password is longer than {CHALLENGE_SIZE_MAX} bytes.")
-        codec = _CHALLENGE_CODECS.get(attribute._type)
-        if codec is None:
-            raise Unsupported("The challenge password is not a string.")
-        try:
-            return attribute.value.decode(codec)
-        except UnicodeDecodeError:
-            # Not chained: the decoding error repeats the bytes.
-            raise Malformed("The challenge password is not valid text.") from None
-    return None
-
-
-def _sealing(attributes: list[x509.Attribute]) -> KeySealing | None:
-    if not attributes:
+def _extended_key_usages(extensions: dict[str, bytes]) -> tuple[str, ...] | None:
+    if _EXTENDED_KEY_USAGE not in extensions:
         return None
-    found = {attribute.oid.dotted_string: attribute for attribute in attributes}
-    named = [oid for oid in (_DECRYPT_KEY, _ASYMMETRIC_DECRYPT_KEY) if oid in found]
+    usages = list(der.children(der.only_element(extensions[_EXTENDED_KEY_USAGE], der.SEQUENCE)))
+    if not usages or any(usage.tag != der.OBJECT_IDENTIFIER for usage in usages):
+        raise Malformed("The extended key usages that are asked for are badly formed.")
+    return tuple(der.dotted_oid(usage.content) for usage in usages)
+
+
+def _challenge_password(attributes: dict[str, der.Element]) -> str | None:
+    value = attributes.get(_CHALLENGE_PASSWORD)
+    if value is None:
+        return None
+    if len(value.content) > CHALLENGE_SIZE_MAX:
+        raise TooLarge(f"The challenge password is longer than {CHALLENGE_SIZE_MAX} bytes.")
+    codec = _CHALLENGE_CODECS.get(value.tag)
+    if codec is None:
+        raise Unsupported("The challenge password is not a string.")
+    try:
+        return value.content.decode(codec)
+    except UnicodeDecodeError:
+        # Not chained: the decoding error repeats the bytes.
+        raise Malformed("The challenge password is not valid text.") from None
+
+
+def _sealing(attributes: dict[str, der.Element]) -> KeySealing | None:
+    named = [oid for oid in (_DECRYPT_KEY, _ASYMMETRIC_DECRYPT_KEY) if oid in attributes]
     if not named:
         return None
     if len(named) > 1:
         raise Malformed("The request names two keys to seal a new key for; one is taken.")
-    identifier = found[named[0]]
-    if identifier._type != der.OCTET_STRING or not 1 <= len(identifier.value) <= KEY_IDENTIFIER_SIZE_MAX:
+    identifier = attributes[named[0]]
+    if identifier.tag != der.OCTET_STRING or not 1 <= len(identifier.content) <= KEY_IDENTIFIER_SIZE_MAX:
         raise Malformed("The key to seal a new key for is not named by a short octet string.")
     ciphers = None
-    if _SMIME_CAPABILITIES in found:
-        capabilities = der.sequence(found[_SMIME_CAPABILITIES].value)
+    if _SMIME_CAPABILITIES in attributes:
+        capabilities = der.only_element(attributes[_SMIME_CAPABILITIES].whole, der.SEQUENCE)
         # RFC 8551, 2.5.2: a SEQUENCE OF SEQUENCE { capabilityID, parameters OPTIONAL }
-        parts = [next(der.children(each), None) for each in der.children(der.only_element(capabilities, der.SEQUENCE))]
+        parts = [next(der.children(each), None) for each in der.children(capabilities)]
         if any(part is None or part.tag != der.OBJECT_IDENTIFIER for part in parts):
             raise Malformed("The SMIMECapabilities are badly formed.")
         ciphers = tuple(der.dotted_oid(part.content) for part in parts if part is not None)
-    return KeySealing(identifier.value, named[0] == _ASYMMETRIC_DECRYPT_KEY, ciphers)
-
-
-def _verify(request: x509.CertificateSigningRequest, public_key: PublicKeyTypes) -> None:
-    with library_errors("certificate request"):
-        algorithm = request.signature_algorithm_parameters
-        hash_algorithm = request.signature_hash_algorithm
-        if hash_algorithm is not None and hash_algorithm.name in _WEAK_HASHES:
-            raise Unsupported("The request is signed with MD5 or SHA-1; use SHA-256.")
-        if isinstance(algorithm, ec.ECDSA) and isinstance(public_key, ec.EllipticCurvePublicKey):
-            # A sixth of the whole cost cheaper than `is_signature_valid`, which reads the key a second time.
-            try:
-                public_key.verify(request.signature, request.tbs_certrequest_bytes, algorithm)
-            except InvalidSignature:
-                valid = False
-            else:
-                valid = True
-        else:
-            valid = request.is_signature_valid
-    if not valid:
-        raise BadSignature("The certificate request's own signature does not verify.")
+    return KeySealing(identifier.content, named[0] == _ASYMMETRIC_DECRYPT_KEY, ciphers)
 
 
 def build_csr(

@@ -15,83 +15,143 @@
 
 import ipaddress
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cryptography import x509
 
 from fleet.wire import der
-from fleet.wire.errors import Malformed, TooLarge, Unsupported
+from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.parsing import library_errors
 
 HW_MODULE_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.8.4")
+SUBJECT_ALT_NAME = "2.5.29.17"
 
 SUBJECT_ATTRIBUTES_MAX = 16  # an IDevID has three or four
 ALT_NAMES_MAX = 64  # a device has one or two, a server a handful
 VALUE_CHARACTERS_MAX = 512  # the longest URI that makes sense here
+
+_IDENTIFYING = ("2.5.4.3", "2.5.4.5")
+"""commonName and serialNumber: a device is known by them, so they must be text."""
+_CODECS = {
+    0x0C: "utf-8",  # UTF8String
+    0x12: "ascii",  # NumericString
+    0x13: "ascii",  # PrintableString: `_` and others are not of its alphabet, and in use
+    0x14: "latin-1",  # TeletexString
+    0x16: "ascii",  # IA5String
+    0x1A: "ascii",  # VisibleString
+    0x1C: "utf-32-be",  # UniversalString
+    0x1E: "utf-16-be",  # BMPString
+}
+_EXTENSIONS = 0xA3
 
 Subject = tuple[tuple[str, str], ...]
 AltNames = tuple[str, ...]
 
 
 def names_of_certificate(certificate: x509.Certificate) -> tuple[Subject, AltNames]:
-    """Subject and subjectAltName of `certificate`, as a Csr shows its own.
+    """Subject and subjectAltName of `certificate`, as a Csr shows its own. Nothing else of it is read.
 
     Raises: WireError when a name can't be read, holds a control character or is over a cap.
     """
     with library_errors("certificate"):
-        subject = certificate.subject
-        extensions = certificate.extensions
-    return subject_values(subject), alt_name_values(extensions)
+        tbs = certificate.tbs_certificate_bytes
+    # RFC 5280, 4.1: version [0], serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, ...
+    fields = list(der.children(der.only_element(tbs, der.SEQUENCE)))
+    subject = fields[5 if fields[0].tag == der.CONTEXT_0 else 4]
+    extensions = [part for field in fields if field.tag == _EXTENSIONS for part in der.children(field)]
+    found = extension_values(extensions[0], (SUBJECT_ALT_NAME,)) if extensions else {}
+    return subject_values(subject), alt_name_values(found.get(SUBJECT_ALT_NAME))
 
 
-def subject_values(name: x509.Name) -> Subject:
-    """(dotted OID, value) of each attribute, in order; a value that is a bit string as "#" and hex.
+def extension_values(extensions: der.Element, wanted: Sequence[str]) -> dict[str, bytes]:
+    """The values of the extensions whose dotted OIDs are `wanted`. What the others hold is left unread.
 
-    Raises: TooLarge, Malformed.
+    Raises: Malformed: one of them stands there twice, or the list is badly formed. TooLarge.
     """
-    values = []
-    for rdn in name.rdns:
-        for attribute in rdn:
-            value = attribute.value
-            text = value if isinstance(value, str) else f"#{value.hex()}"
-            values.append((attribute.oid.dotted_string, _shown_safely(text)))
+    values: dict[str, bytes] = {}
+    for extension in der.children(extensions):
+        parts = list(der.children(extension))
+        if not 2 <= len(parts) <= 3 or (parts[0].tag, parts[-1].tag) != (der.OBJECT_IDENTIFIER, der.OCTET_STRING):
+            raise Malformed("An extension is badly formed.")
+        oid = der.dotted_oid(parts[0].content)
+        if oid not in wanted:
+            continue
+        if oid in values:
+            raise Malformed("An extension stands there twice.")
+        values[oid] = parts[-1].content
+    return values
+
+
+def subject_values(name: der.Element) -> Subject:
+    """(dotted OID, value) of each attribute of a Name, in order.
+
+    A value that is no printable text is "#" and the hex of its DER, as in RFC 4514, 2.4.
+
+    Raises: TooLarge. Malformed: it is badly formed, or the commonName or the serialNumber is no text.
+    """
+    values = [
+        (oid, _text_of_attribute(oid, value))
+        for rdn in der.children(name)
+        for kind, value in map(_pair, der.children(rdn))
+        for oid in (der.dotted_oid(kind.content),)
+    ]
     if len(values) > SUBJECT_ATTRIBUTES_MAX:
         raise TooLarge(f"The subject holds {len(values)} attributes; at most {SUBJECT_ATTRIBUTES_MAX} are taken.")
     return tuple(values)
 
 
-def alt_name_values(extensions: x509.Extensions) -> AltNames:
-    """The subjectAltName of `extensions` as text in order; () without one. Raises: TooLarge, Malformed, Unsupported."""
-    for extension in extensions:
-        if isinstance(extension.value, x509.SubjectAlternativeName):
-            names = list(extension.value)
-            if len(names) > ALT_NAMES_MAX:
-                raise TooLarge(f"The subjectAltName holds {len(names)} names; at most {ALT_NAMES_MAX} are taken.")
-            if not names:
-                # RFC 5280, 4.2.1.6: the sequence must contain at least one entry.
-                raise Malformed("The subjectAltName holds no name.")
-            return tuple(map(alt_name_text, names))
-    return ()
+def _pair(parent: der.Element) -> tuple[der.Element, der.Element]:
+    """The OID and what follows it. Raises: Malformed."""
+    parts = list(der.children(parent))
+    if len(parts) != 2 or parts[0].tag != der.OBJECT_IDENTIFIER:
+        raise Malformed("A name is badly formed.")
+    return parts[0], parts[1]
 
 
-def alt_name_text(name: x509.GeneralName) -> str:
-    """One general name as "TYPE:value".
+def _text_of_attribute(oid: str, value: der.Element) -> str:
+    codec = _CODECS.get(value.tag)
+    try:
+        text = value.content.decode(codec) if codec is not None else ""
+    except UnicodeDecodeError:
+        text, codec = "", None
+    if codec is not None and text.isprintable():
+        return _within_cap(text)
+    if oid in _IDENTIFYING:
+        # CVE-2013-4238: a NUL in a name. The same rule keeps out line ends, escapes and marks that turn text around.
+        raise Malformed("A name holds a control character or one that can't be printed, or is no text.")
+    return _within_cap(f"#{value.whole.hex()}")
 
-    Raises: Malformed, TooLarge, Unsupported.
+
+def alt_name_values(value: bytes | None) -> AltNames:
+    """The subjectAltName of this DER as text in order; () without one. Raises: TooLarge, Malformed."""
+    if value is None:
+        return ()
+    names = list(der.children(der.only_element(value, der.SEQUENCE)))
+    if len(names) > ALT_NAMES_MAX:
+        raise TooLarge(f"The subjectAltName holds {len(names)} names; at most {ALT_NAMES_MAX} are taken.")
+    if not names:
+        # RFC 5280, 4.2.1.6: the sequence must contain at least one entry.
+        raise Malformed("The subjectAltName holds no name.")
+    return tuple(map(alt_name_text, names))
+
+
+def alt_name_text(name: der.Element) -> str:
+    """One GeneralName as "TYPE:value", or as "#" and the hex of its DER: one of another type, or damaged.
+
+    Raises: TooLarge.
     """
-    text_of = _TEXT_OF.get(type(name))
-    if text_of is None:
-        raise Unsupported("The subjectAltName holds a type of name that is not taken here.")
-    text = text_of(name)
-    if type(name) in _IA5 and not text.isascii():
-        raise Malformed("A DNS name, URI or e-mail address in the subjectAltName is not ASCII; use its xn-- form.")
-    return _shown_safely(text)
+    try:
+        text = _TEXT_OF[name.tag](name)
+    except (KeyError, ValueError, WireError):
+        text = ""
+    return _within_cap(text if text and text.isprintable() else f"#{name.whole.hex()}")
 
 
-def _other_text(name: x509.OtherName) -> str:
-    if name.type_id == HW_MODULE_NAME:
-        return _hardware_text(name.value)
-    return f"OTHER:{name.type_id.dotted_string}:{name.value.hex()}"
+def _other_text(name: der.Element) -> str:
+    kind, tagged = _pair(name)
+    oid, value = der.dotted_oid(kind.content), tagged.content
+    if oid == HW_MODULE_NAME.dotted_string:
+        return _hardware_text(value)
+    return f"OTHER:{oid}:{value.hex()}"
 
 
 def _hardware_text(value: bytes) -> str:
@@ -103,25 +163,29 @@ def _hardware_text(value: bytes) -> str:
     return f"HW:{der.dotted_oid(kind.content)}:{serial.content.hex()}"
 
 
-_IA5 = frozenset({x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name})
-"""RFC 5280, 4.2.1.6: their text is an IA5String. The library reads UTF-8 there."""
+def _directory_text(name: der.Element) -> str:
+    values = subject_values(der.only_element(name.content, der.SEQUENCE))
+    return f"DIR:{subject_name(values).rfc4514_string()}"
 
-# By type, not by `match`: these classes are abstract bases, whose isinstance costs ten times a look into a dict.
-_TEXT_OF: dict[type[x509.GeneralName], Callable[[Any], str]] = {
-    x509.DNSName: lambda name: f"DNS:{name.value}",
-    x509.IPAddress: lambda name: f"IP:{name.value}",
-    x509.OtherName: _other_text,
-    x509.UniformResourceIdentifier: lambda name: f"URI:{name.value}",
-    x509.RFC822Name: lambda name: f"EMAIL:{name.value}",
-    x509.DirectoryName: lambda name: f"DIR:{name.value.rfc4514_string()}",
-    x509.RegisteredID: lambda name: f"RID:{name.value.dotted_string}",
+
+def _ia5(kind: str) -> Callable[[der.Element], str]:
+    """RFC 5280, 4.2.1.6: the text is an IA5String."""
+    return lambda name: f"{kind}:{name.content.decode('ascii')}"
+
+
+_TEXT_OF: dict[int, Callable[[der.Element], str]] = {
+    0xA0: _other_text,
+    0x81: _ia5("EMAIL"),
+    0x82: _ia5("DNS"),
+    0xA4: _directory_text,
+    0x86: _ia5("URI"),
+    0x87: lambda name: f"IP:{ipaddress.ip_address(name.content)}",
+    0x88: lambda name: f"RID:{der.dotted_oid(name.content)}",
 }
+"""By the tag of a GeneralName (RFC 5280, 4.2.1.6)."""
 
 
-def _shown_safely(text: str) -> str:
-    # CVE-2013-4238: a NUL in a name. The same rule keeps out line ends, escapes and marks that turn text around.
-    if not text.isprintable():
-        raise Malformed("A name holds a control character or one that can't be printed.")
+def _within_cap(text: str) -> str:
     if len(text) > VALUE_CHARACTERS_MAX:
         raise TooLarge(f"A name is longer than {VALUE_CHARACTERS_MAX} characters.")
     return text
