@@ -411,6 +411,27 @@ async def test_what_one_model_may_do_is_not_open_to_the_others_behind_the_gatewa
     assert [payload for topic, payload in found if topic != "devices/cam-1/up/t"] == expected
 
 
+async def test_what_one_model_may_read_is_not_delivered_to_the_others_behind_the_gateway(street: Street) -> None:
+    hub = type(MODEL)("hub", publish=(), subscribe=("#",))
+    await street.broker.set_models((MODEL, hub))
+    backend = await street.backend()
+    clients = {}
+    for model, device in ((MODEL.name, "cam-1"), ("hub", "hub-1")):
+        clients[model] = Paho(device, V5, transport="unix")
+        clients[model].client.username_pw_set(model)
+        assert await clients[model].connect_unix(street.broker.socket) == 0
+    topics = ["devices/cam-2/down/t", "devices/cam-2/up/t", "news/x/y", "devices/cam-1/down/t"]
+    # mosquitto grants them, and judges each message; what is in $SYS is retained, and would come at once.
+    await clients[MODEL.name].subscribe("#", "devices/+/down/#", "$SYS/#", "$share/g/#")
+    await clients["hub"].subscribe("#")
+    for topic in topics:
+        await backend.publish(topic, b"x")
+    assert [(await clients["hub"].message())[0] for _ in topics] == topics
+    assert (await clients[MODEL.name].message())[0] == "devices/cam-1/down/t"
+    for client in clients.values():
+        await client.close()
+
+
 async def test_a_subscriber_that_hangs_costs_nobody_else_anything(street: Street) -> None:
     one, two, *rest = await populate(street.harness.registry, *(f"cam-{number}" for number in range(1, 23)))
     # Without rates, so that the broker gets the whole flood.
