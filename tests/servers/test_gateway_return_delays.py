@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.credential import Credential
+from fleet.domain.changes import Change
+from fleet.domain.credential import Credential, CredentialState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
+from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway.return_delays import CAUSES, ENTRIES_MAX, FORGOTTEN_SECONDS, ReturnDelays
 from fleet.wire.mqtt.codes import V5, V311
-from fleet.wire.mqtt.connect import Will
+from fleet.wire.mqtt.connect import Connect, Will, encode_connect
+from fleet.wire.mqtt.properties import Property
 from tests.mqtt_packets import Publish, encode_publish
-from tests.servers.gateway_fixtures import GatewayHarness, open_gateway, populate, until
+from tests.servers.gateway_fixtures import GatewayHarness, credential, open_gateway, operator, populate, refused, until
 
 ONE, OTHER = b"1" * 32, b"2" * 32
 
@@ -98,10 +101,79 @@ async def test_a_refusal_waits_too_and_an_event_still_closes_at_once(tmp_path: P
             assert h.gateway.stats["mqtt.connect.will-refused"] == n + 1
         for _ in range(3):  # to the longest delay
             h.gateway.return_delays.on_close(one.fingerprint, "will-refused", asyncio.get_running_loop().time())
-        refused = asyncio.create_task(h.connect(one, V5, will=bad))
+        denied = asyncio.create_task(h.connect(one, V5, will=bad))
         await until(lambda: h.gateway.open_sessions.of_device("cam-1"))
         (session,) = h.gateway.open_sessions.of_device("cam-1")
         session.close(close_reasons.DEVICE_ENDED)
-        _, connack = await refused
+        _, connack = await denied
         assert connack.code == 0x8A
         assert h.gateway.stats["mqtt.connect.will-refused"] == 2
+
+
+MALFORMED = b"\x10\x0c\x00\x04MQTT\x05\x03\x00\x3c\x00\x00"
+AUTH = encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),)))
+UNKNOWN = b"\x10\x0a\x00\x04MQTT\x06\x02\x00\x3c"
+
+
+@pytest.mark.parametrize(("packet", "code"), [(MALFORMED, "malformed-connect"), (AUTH, "auth-method")])
+async def test_a_refusal_before_admission_waits_too(tmp_path: Path, packet: bytes, code: str) -> None:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        for n in range(2):
+            wire = await h.dial(one)
+            wire.send(packet)
+            assert len(await wire.until_closed()) == 1
+            assert h.gateway.stats[f"mqtt.connect.{code}"] == n + 1
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        wire = await h.dial(one)
+        wire.send(packet + bytes(1000))  # what comes behind is held, and not read
+        other = await h.dial(two)
+        other.send(packet)
+        assert len(await other.until_closed()) == 1  # at once
+        assert not wire.raw
+        assert len(await wire.until_closed()) == 1
+        assert loop.time() - began >= 0.3
+        assert h.gateway.stats[f"mqtt.connect.{code}"] == 4
+
+
+async def test_an_event_ends_a_refusal_that_waits(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for _ in range(5):
+            h.gateway.return_delays.on_close(one.fingerprint, "auth-method", asyncio.get_running_loop().time())
+        wire = await h.dial(one)
+        wire.send(AUTH)
+        await until(lambda: h.gateway.open_sessions.of_device("cam-1"))
+        (session,) = h.gateway.open_sessions.of_device("cam-1")
+        session.close(close_reasons.DEVICE_ENDED)
+        assert await refused(wire, V5) == 0x8A
+        assert h.gateway.stats == {"mqtt.session.device-ended": 1}
+
+
+async def test_a_version_that_is_not_supported_is_refused_at_once(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for _ in range(5):
+            h.gateway.return_delays.on_close(one.fingerprint, "malformed-connect", asyncio.get_running_loop().time())
+            wire = await h.dial(one)
+            wire.send(UNKNOWN)
+            await wire.until_closed()
+        assert h.gateway.return_delays.seconds(one.fingerprint, asyncio.get_running_loop().time()) == 5.0
+
+
+async def test_a_revoked_certificate_waits_and_its_successor_does_not(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        (old,) = await populate(h.registry, "cam-1")
+        new = credential("cam-1", CredentialState.ISSUED)
+        await h.registry.commit(Change(operator("populate"), (AddCredential(new),)))
+        await h.live(new)
+        for _ in range(2):
+            await h.connect(old)
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        waiting = asyncio.create_task(h.connect(old))
+        await h.live(new)
+        assert not waiting.done()
+        _, connack = await waiting
+        assert connack.code == 5
+        assert loop.time() - began >= 0.3
+        assert h.gateway.stats["mqtt.connect.certificate-superseded"] == 3

@@ -21,7 +21,7 @@ from fleet.services.admission import Admission, admit
 from fleet.wire.errors import Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
-from fleet.wire.mqtt.properties import Property, without
+from fleet.wire.mqtt.properties import Property, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
 
 CONNACK_REASONS: dict[str, Reason] = {
@@ -51,6 +51,16 @@ def connect_in(body: bytes) -> Connect:
         raise CloseSession(WILL_RESPONSE_INVALID)
     is_dropped = connect.will is not None and connect.will.topic.startswith(BRIDGE_TOPICS)
     return replace(connect, will=None) if is_dropped else connect
+
+
+def must_be_servable(connect: Connect, *, speaks_v5: bool, feed_is_up: bool) -> None:
+    """Require what an admission needs of the CONNECT, the broker and the registry's feed. Raises: CloseSession."""
+    if value_of(connect.properties, Property.AUTHENTICATION_METHOD) is not None:
+        raise CloseSession(close_reasons.AUTH_METHOD)
+    if connect.version == V5 and not speaks_v5:
+        raise CloseSession(UNSUPPORTED_VERSION)
+    if not feed_is_up:
+        raise CloseSession(close_reasons.FEED_DOWN)
 
 
 async def admit_client(

@@ -61,7 +61,9 @@ class SessionContext(Protocol[S]):
         """Raises: CloseSession."""
 
     def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
-        """Audit that the device was refused `topic`; repeats are folded into one row a minute."""
+        """Audit that the device was refused `topic`, unless `action` is a delivery; repeats are folded into one row a
+        minute.
+        """
 
     def broker_username(self, admission: Admission) -> str:
         """The user name of the device at the broker."""

@@ -43,6 +43,8 @@ from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
 
+AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not allowed to do; not a delivery
+
 FLUSH_SECONDS_MAX = 1.0  # for a broker to close the connections to which DISCONNECT was written
 CANCEL_SECONDS_MAX = 1.0  # for waiting wills, when we stop
 OTHERS_SECONDS = 1.0  # by then the other gateways of a broker have received an event, too, and closed their sessions
@@ -166,6 +168,8 @@ class Gateway:
         return admission
 
     def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
+        if action not in AUDITED:
+            return
         device = f"device {admission.device.id}"
         detail = {"serial": admission.credential.serial, "topic": topic[:TEXT_MAX]}
         entry = AuditEntry(self.now(), device, action, device, "refused", peer.address, detail)

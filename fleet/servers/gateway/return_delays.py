@@ -14,13 +14,17 @@ FORGOTTEN_SECONDS = 600.0  # after the last close
 ENTRIES_MAX = 10_000  # certificates, about 2 MB; whose last close is longest ago is forgotten first
 
 CAUSES = frozenset({
-    "client-id-mismatch", "will-refused", "will-retain",
+    "client-id-mismatch", "will-refused", "will-retain", "will-response", "not-a-device", "device-revoked",
+    "device-retired", "certificate-revoked", "certificate-superseded",
     *(reason.code for reason in (
         close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
+        close_reasons.MALFORMED_CONNECT, close_reasons.AUTH_METHOD, close_reasons.WILL_RESPONSE_INVALID,
         close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA, close_reasons.MESSAGE_RATE, close_reasons.BYTE_RATE,
     )),
 })  # fmt: skip
-"""Codes of the close reasons that lie in what the device has sent. A suspended device has no part in its refusals."""
+"""Codes of the close reasons that lie in what the device has sent, or in a certificate that is never accepted again. A
+suspended device may be resumed at any time. Whose MQTT version is not supported tries another, as bridges do.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,10 @@ class ReturnDelays:
         if seconds:
             await asyncio.sleep(seconds)
         return bool(seconds)
+
+    def seconds_before(self, code: str, fingerprint: bytes | None, now: float) -> float:
+        """How long the answer to a CONNECT waits that is refused before its admission, for the reason of this code."""
+        return self.seconds(fingerprint, now) if code in CAUSES else 0.0
 
     def seconds(self, fingerprint: bytes | None, now: float) -> float:
         """How long a CONNECT with this certificate waits before it is admitted."""

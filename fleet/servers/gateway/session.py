@@ -16,7 +16,7 @@ from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect, connect_in
+from fleet.servers.gateway.admission import broker_connect, connect_in, must_be_servable
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
@@ -28,7 +28,6 @@ from fleet.servers.gateway.timers import Timers
 from fleet.servers.gateway.waiting_wills import waiting_will, will_of
 from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import TooLarge, WireError
-from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import (
     CONNECT,
     Connect,
@@ -38,16 +37,12 @@ from fleet.wire.mqtt.connect import (
     refusal,
     silence_max,
 )
-from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.reader import PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
 EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
 
 Forward = Callable[[Relay, bytes], CloseReason | None]
-
-
-AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not allowed to do; not a delivery
 
 
 class Session(asyncio.Protocol):
@@ -208,21 +203,23 @@ class Session(asyncio.Protocol):
         if packet is None:
             return None
         self._version = answer_version(packet.body)
-        return self._begin_admission(connect_in(packet.body))
-
-    def _begin_admission(self, connect: Connect) -> CloseReason | None:
-        self.connect = connect
         self._enter(Phase.ADMITTING)
         self._device.pause(Pause.AWAITING_CONNACK)
-        self._context.open_sessions.claim(self, connect.client_id)
-        if value_of(connect.properties, Property.AUTHENTICATION_METHOD) is not None:
-            return close_reasons.AUTH_METHOD
-        if connect.version == V5 and not self._context.speaks_v5():
-            return close_reasons.UNSUPPORTED_VERSION
-        if not self._context.feed_is_up():
-            return close_reasons.FEED_DOWN
-        self._context.spawn(self._open(connect))
+        try:
+            self._begin_admission(connect_in(packet.body))
+        except CloseSession as closing:
+            delays, reason = self._context.return_delays, closing.reason
+            seconds = delays.seconds_before(reason.code, self.peer.fingerprint, self._heard_at)
+            if not seconds:
+                return reason
+            self._timers.start(Timer.DEADLINE, seconds, self.close, reason)
         return None
+
+    def _begin_admission(self, connect: Connect) -> None:
+        self.connect = connect
+        self._context.open_sessions.claim(self, connect.client_id)
+        must_be_servable(connect, speaks_v5=self._context.speaks_v5(), feed_is_up=self._context.feed_is_up())
+        self._context.spawn(self._open(connect))
 
     # Actions of ADMITTING and CONNECTING: after each await the session may be closed
 
@@ -360,7 +357,7 @@ class Session(asyncio.Protocol):
     def _note(self, event: str, code: str, topic: str) -> None:
         """The relay has refused a packet."""
         self._record(event, code, topic)
-        if self.admission is not None and event in AUDITED:
+        if self.admission is not None:
             self._context.audit_denied(self.peer, self.admission, event, topic)
 
     def _record(self, event: str, code: str, topic: str = "") -> None:
