@@ -84,6 +84,15 @@ def bios_of(connection: SSL.Connection) -> tuple[Any, Any]:
     return connection._into_ssl, connection._from_ssl
 
 
+def renew_bios(connection: SSL.Connection) -> tuple[Any, Any]:
+    """Give the engine new memory BIOs in place of those that it has, whatever is in them: a BIO never shrinks."""
+    connection._into_ssl, connection._from_ssl = (lib.BIO_new(lib.BIO_s_mem()) for _ in range(2))
+    if ffi.NULL in bios_of(connection):
+        raise MemoryError
+    lib.SSL_set_bio(ssl_of(connection), *bios_of(connection))  # it owns them from now on, and frees the others
+    return bios_of(connection)
+
+
 def _pointer(context: SSL.Context) -> Any:
     return context._context
 

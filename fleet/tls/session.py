@@ -14,7 +14,18 @@ from OpenSSL import SSL
 
 from fleet.domain.peer import Peer
 from fleet.tls.contexts import TlsContext
-from fleet.tls.engine import READ_SIZE, SLICE_SIZE, Scratch, bios_of, ffi, handshake, lib, set_verification_time, ssl_of
+from fleet.tls.engine import (
+    READ_SIZE,
+    SLICE_SIZE,
+    Scratch,
+    bios_of,
+    ffi,
+    handshake,
+    lib,
+    renew_bios,
+    set_verification_time,
+    ssl_of,
+)
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.peer_identity import peer_of
 
@@ -31,8 +42,8 @@ _NO_CERTIFICATE = {"peer did not return a certificate"}
 class TlsSession:
     """The server side of one connection. After an exception, only `outgoing` may be called."""
 
-    __slots__ = ("_address", "_anchors", "_connection", "_from_engine", "_handshake_size", "_into_engine", "_scratch",
-                 "_ssl", "_tenants", "closed_by_peer", "peer")  # fmt: skip
+    __slots__ = ("_address", "_anchors", "_connection", "_from_engine", "_handshake_size", "_into_engine",
+                 "_is_compact", "_scratch", "_ssl", "_tenants", "closed_by_peer", "peer")  # fmt: skip
 
     def __init__(self, context: TlsContext, address: str, scratch: Scratch | None = None) -> None:
         """`scratch` may be shared by all sessions of one thread."""
@@ -44,6 +55,7 @@ class TlsSession:
         self._anchors, self._tenants = context.anchors, context.tenants
         self._scratch = scratch or Scratch()
         self._handshake_size = 0
+        self._is_compact = False
         self._connection = SSL.Connection(context.engine_context)
         self._connection.set_accept_state()
         set_verification_time(self._connection, int(context.clock().timestamp()))
@@ -84,8 +96,6 @@ class TlsSession:
             if self._handshake_size > HANDSHAKE_SIZE_MAX:
                 raise HandshakeFailed(Refusal.SIZE)
             return False
-        # Releases an idle connection's record buffers: those of 16,000 idle devices would take 0.5 GB.
-        lib.SSL_set_mode(self._ssl, lib.SSL_MODE_RELEASE_BUFFERS)
         self.peer = peer_of(self._connection, self._address, self._anchors, self._tenants)
         return True
 
@@ -165,7 +175,15 @@ class TlsSession:
         if size <= 0:
             return b""
         part = bytes(ffi.unpack(scratch.sealed, size))
+        if not self._is_compact and self.peer is not None:
+            self._compact()
         return part if size < scratch.sealed_size else part + self.outgoing()
+
+    def _compact(self) -> None:
+        """Once after the handshake, when they are empty: replace the buffers, which have grown with its messages."""
+        if not self.outgoing_size() and not lib.BIO_get_mem_data(self._into_engine, self._scratch.ignored):
+            self._into_engine, self._from_engine = renew_bios(self._connection)
+            self._is_compact = True
 
 
 def _reason_of(error: SSL.Error) -> str:

@@ -1,8 +1,11 @@
+import ctypes
+import gc
 import hashlib
 import weakref
 
 import pytest
 
+from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.session import HANDSHAKE_SIZE_MAX, TlsSession
 from tests.tls.stage import TLS12, TLS13, MemoryClient, client_context, join, pki
@@ -272,3 +275,70 @@ def test_a_handshake_that_goes_on_for_ever_is_ended() -> None:
         assert session.feed(record) == b""
         fed += len(record)
     pytest.fail("the cap was never reached")
+
+
+class MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    )
+
+
+def allocated() -> int:
+    """Octets that the engine and others have of malloc."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = MallocInfo
+    found = mallinfo()
+    return int(found.uordblks) + int(found.hblkhd)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_idle_session_keeps_no_buffers(version: int) -> None:
+    """The buffers of its records are 16 KiB for each direction, those of the handshake's messages 5 KiB."""
+    context, scratch = pki().context(), Scratch()
+    clients_context = client_context(pki().good, version, chain=(pki().issuing,))
+
+    def idle() -> TlsSession:
+        client, session = MemoryClient(clients_context), TlsSession(context, ADDRESS, scratch)
+        join(client, session)
+        client.give(session.outgoing())
+        assert session.feed(_sealed(client, b"hello")) == b"hello"
+        session.write(b"welcome")
+        client.give(session.outgoing())
+        assert client.read() == b"welcome"
+        return session
+
+    for _ in range(3):
+        idle()
+    before = allocated()
+    sessions = [idle() for _ in range(50)]
+    assert (allocated() - before) / len(sessions) < 40 * 1024
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("cut", [0, 1, 5, 6, 30])
+def test_what_came_with_the_end_of_the_handshake_is_kept(version: int, cut: int) -> None:
+    client, session = client_of(version), session_of()
+    last = client.last_flight(session)
+    if version == TLS12:  # the client has its Finished, and waits for ours
+        session.feed(last)
+        client.give(session.outgoing())
+        client.handshake()
+        last = b""
+    sealed = _sealed(client, b"early")
+    got = session.feed(last + sealed[:cut])
+    client.give(session.outgoing())
+    assert got + session.feed(sealed[cut:]) == b"early"
+    session.write(b"answer")
+    client.give(session.outgoing())
+    assert client.read() == b"answer"
+    assert session.feed(_sealed(client, b"later")) == b"later"
+
+
+def _sealed(client: MemoryClient, plain: bytes) -> bytes:
+    client.connection.send(plain)
+    return client.take()
