@@ -155,7 +155,7 @@ async def run_worker(
 
         admin = servers.admin(status, live.answers)
 
-        parts.push_async_callback(_drain, est, admin)
+        parts.push_async_callback(_drain, gateway, est, admin)
         factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
         for name in NAMES:
             source: ContextSource = getattr(contexts, name)
@@ -168,8 +168,9 @@ async def run_worker(
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
 
 
-async def _drain(*servers: HttpServer) -> None:
-    await asyncio.gather(*(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
+async def _drain(gateway: Gateway, *servers: HttpServer) -> None:
+    """At the same time: the broker that we run is stopped soon, and what it has not been told by then is lost."""
+    await asyncio.gather(gateway.close(), *(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
 
 
 @dataclass(frozen=True, slots=True)

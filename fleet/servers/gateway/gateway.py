@@ -120,7 +120,8 @@ class Gateway:
     async def close(self) -> None:
         """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
 
-        A broker that we run is stopped next, at which it publishes every will that it has not been told to discard.
+        Safe to call twice. A broker that we run is stopped next: it then publishes every will that it has not been told
+        to discard.
         """
         for session in self.open_sessions:
             session.close(close_reasons.SHUTTING_DOWN)
@@ -129,12 +130,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.outcomes.close()
-        await self._denials.close()
+        await asyncio.gather(self._denials.close(), self._leave_no_will())
+        if self._purger is not None:
+            await self._purger.close()
+
+    async def _leave_no_will(self) -> None:
         if self._upstream.user_is_model and (left := await self._cancellation.cancel_all(CANCEL_SECONDS_MAX)):
             log_event(log, logging.WARNING, "wills.not-cancelled", wills=left)
         await self._cancellation.close()
-        if self._purger is not None:
-            await self._purger.close()
 
     @property
     def sessions(self) -> int:

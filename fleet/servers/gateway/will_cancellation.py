@@ -131,6 +131,7 @@ class WillCancellation:
                 return False  # until the broker's CONNACK has told that it is back
             if asks and await self._holders.is_held_elsewhere(device_id):
                 self._wills.drop(device_id)
+                self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
                 return True
             expiry = 0.0 if purges else will.session_ends_at - _now()
             done = await cancel_will(self._upstream, device_id, will.username, expiry)
