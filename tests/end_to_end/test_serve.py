@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.servers.gateway.mosquitto import mosquitto_program
 from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 
@@ -140,6 +141,20 @@ def test_connections_of_strangers_are_capped(home: Path, tmp_path: Path) -> None
             served.wait_for_line("code=gave-way-to-newcomer")
         for client in held:
             client.close()
+    finally:
+        served.stop()
+
+
+@pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_mqtt_limits_reach_our_broker(home: Path, tmp_path: Path, workers: str) -> None:
+    settings = home / "fleet.toml"
+    text = settings.read_text().replace("queued_messages_per_device_max = 2000", "queued_messages_per_device_max = 77")
+    settings.write_text(text.replace("\npacket_size_max = 16777216", "\npacket_size_max = 700000"))
+    served = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", workers)).start()
+    try:
+        lines = (home / "run" / "mosquitto.conf").read_text().splitlines()
+        assert {"max_queued_messages 77", "max_packet_size 700000", "max_queued_bytes 16777216"} < set(lines)
     finally:
         served.stop()
 

@@ -302,8 +302,16 @@ async def test_a_will_of_65_535_bytes_is_published(tmp_path: Path, version: int)
 
 
 @needs_mosquitto
-async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path) -> None:
-    async with before_mosquitto(tmp_path, Limits(queued_messages_per_device_max=5)) as (h, broker):
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        (Limits(queued_messages_per_device_max=5), 5),
+        (Limits(queued_bytes_per_device_max=3_001), 4),  # it is full when there are as many bytes, or more
+        (Limits(queued_bytes_per_device_max=3_000), 3),
+    ],
+)
+async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path, limits: Limits, kept: int) -> None:
+    async with before_mosquitto(tmp_path, limits) as (h, broker):
         (cam,) = await populate(h.registry, "cam-1")
         device = Paho("cam-1", V311, clean=False)
         assert await device.connect("127.0.0.1", await h.door(cam)) == 0
@@ -312,13 +320,13 @@ async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path) -> N
         await h.count("mqtt.session.client-disconnected")
         backend = await backend_of(broker, "devices/cam-1/down/end")
         for number in range(8):
-            await backend.publish("devices/cam-1/down/t", str(number).encode(), 1)
+            await backend.publish("devices/cam-1/down/t", b"%1000d" % number, 1)
         again = Paho("cam-1", V311, clean=False)
         assert await again.connect("127.0.0.1", await h.door(cam)) == 0
-        found = [(await again.message())[1] for _ in range(5)]
+        found = [(await again.message())[1] for _ in range(kept)]
         await backend.publish("devices/cam-1/down/end", b"end", 1)
         assert await again.message() == ("devices/cam-1/down/end", b"end")
-        assert found == [b"0", b"1", b"2", b"3", b"4"]
+        assert list(map(int, found)) == list(range(kept))
         await again.close()
         await backend.close()
 
