@@ -39,7 +39,7 @@ from fleet.services.authorization import Authorizer, allowed, question_of, tags_
 from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, no_credentials, present
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal
-from fleet.services.refusals import audit_refusal, refusals_of
+from fleet.services.refusals import audit_refusal, write_row
 
 RATE_LIMITED_ACTORS = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
 """Actors whose repeated requests cost them nothing: they stay known after their right has ended, or it never ends."""
@@ -279,11 +279,9 @@ class Attempt:
         """
         registry = self.authority.registry
         if self.actor.startswith(RATE_LIMITED_ACTORS):
-            row = refusals_of(registry).row(entry)
-            if row is None:
-                return
-            entry = row
-        await registry.commit(Change(entry))
+            await write_row(registry, entry)
+        else:
+            await registry.commit(Change(entry))
 
     def _entry(self, outcome: str, **detail: str) -> AuditEntry:
         details = {**self.webhook_detail, **detail}

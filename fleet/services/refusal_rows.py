@@ -41,7 +41,7 @@ class RefusalRows:
         if row is None:
             return
         if len(self._rows) >= QUEUE_ROWS_MAX:
-            refusals_of(self._registry).put_back(row)
+            refusals_of(self._registry).put_back(row, at_once=True)
             self._put_back += 1
             return
         self._rows.append(row)
@@ -54,7 +54,7 @@ class RefusalRows:
             await asyncio.wait((self._writing,), timeout=END_SECONDS_MAX)
             self._writing.cancel()
         while self._rows:
-            refusals_of(self._registry).put_back(self._rows.popleft())
+            refusals_of(self._registry).put_back(self._rows.popleft(), at_once=True)
 
     async def _write(self) -> None:
         while self._rows:
@@ -72,7 +72,7 @@ async def write_due(registry: Registry, now: datetime, *, at_once: bool = False)
             await _commit(registry, [rows.popleft() for _ in range(min(BATCH_ROWS, len(rows)))])
     finally:
         for row in rows:
-            refusals_of(registry).put_back(row)
+            refusals_of(registry).put_back(row, at_once=True)
 
 
 async def _commit(registry: Registry, rows: Sequence[AuditEntry]) -> None:
@@ -81,7 +81,7 @@ async def _commit(registry: Registry, rows: Sequence[AuditEntry]) -> None:
     errors = []
     for row, outcome in zip(rows, outcomes, strict=True):
         if outcome is not None:
-            refusals_of(registry).put_back(row)
+            refusals_of(registry).put_back(row, at_once=True)
             errors.append(outcome)
     if errors:
         unexpected = next((error for error in errors if not isinstance(error, Unavailable)), None)

@@ -69,15 +69,16 @@ class Refusals:
             self._remember(kind, now)
         return [_counting(last, others) for _, last, others in ended]
 
-    def put_back(self, row: AuditEntry) -> None:
-        """Count `row`, which could not be written, and what it counts as left out. It is due at once."""
+    def put_back(self, row: AuditEntry, *, at_once: bool = False) -> None:
+        """Count `row`, which could not be written, and what it counts as left out. It is due a minute later, or now."""
         kind = self._own_kind(row)
         if kind not in self._written:
             kind = _anywhere(kind)
         detail = dict(row.detail)
         left_out = 1 + int(detail.pop("left_out", "0"))
         self._leave_out(kind, replace(row, detail=detail), left_out)
-        self._written[kind].at = row.at - ROW_EVERY
+        if at_once:
+            self._written[kind].at = row.at - ROW_EVERY
 
     def _leave_out(self, kind: _Kind, last: AuditEntry, number: int) -> None:
         if kind not in self._written:
@@ -164,9 +165,21 @@ async def audit_refusal(
     """
     try:
         actor, detail = await audit_actor_of(registry, peer)
-        entry = AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail)
-        row = refusals_of(registry).row(entry)
-        if row is not None:
-            await registry.commit(Change(row))
+        await write_row(registry, AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail))
     except Unavailable as error:
         refusal.add_note(f"The audit row could not be written: {error.message}")
+
+
+async def write_row(registry: Registry, entry: AuditEntry) -> None:
+    """Audit `entry`, unless one of its kind was audited within the last minute.
+
+    Raises: Unavailable: it could not be written; a later row counts it.
+    """
+    row = refusals_of(registry).row(entry)
+    if row is None:
+        return
+    try:
+        await registry.commit(Change(row))
+    except Unavailable:
+        refusals_of(registry).put_back(row)
+        raise

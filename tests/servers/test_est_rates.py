@@ -10,6 +10,7 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.rates import RateLimits, Rates
 from fleet.services import revocation
+from fleet.services.refusal_rows import write_due
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import ListenerLimits
 from fleet.tls.listener import listen
@@ -37,6 +38,9 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(est: Es
     assert est.servers["est"].counters["429 too-many-requests"] == len(late)
     rows = [row.entry for row in await est.registry.audit() if row.entry.outcome == "too-many-requests"]
     assert [(row.actor, row.action, row.address) for row in rows] == [("nobody", "est.request", "127.0.0.1")]
+    await write_due(est.registry, est.clock(), at_once=True)
+    rows = [row.entry for row in await est.registry.audit() if row.entry.outcome == "too-many-requests"]
+    assert sum(1 + int(row.detail.get("left_out", "0")) for row in rows) == len(late)
 
 
 async def test_a_refused_token_waits_and_its_neighbors_do_not(est: EstHarness) -> None:

@@ -199,11 +199,11 @@ def test_a_row_that_could_not_be_written_is_due_at_once() -> None:
     refusals = Refusals()
     first = refusals.row(refused())
     assert first is not None
-    refusals.put_back(first)
+    refusals.put_back(first, at_once=True)
     assert refusals.due(NOW) == [refused()]
     refusals.row(refused(seconds=1))
     counting = replace(refused(seconds=2), detail={"left_out": "6"})
-    refusals.put_back(counting)
+    refusals.put_back(counting, at_once=True)
     assert refusals.due(NOW + timedelta(seconds=2)) == [replace(refused(seconds=2), detail={"left_out": "7"})]
 
 
@@ -219,7 +219,7 @@ def test_rows_and_what_they_count_add_up_to_all_entries(seed: int) -> None:
         rows += [row] if row is not None else []
         if step % 100 == 99:
             rows += refusals.due(NOW + timedelta(seconds=at))
-            refusals.put_back(rows.pop(random.randrange(len(rows))))
+            refusals.put_back(rows.pop(random.randrange(len(rows))), at_once=random.random() < 0.5)
     rows += refusals.due(NOW + timedelta(hours=1), at_once=True)
     assert sum(1 + int(row.detail.get("left_out", "0")) for row in rows) == 2_000
 
@@ -250,6 +250,10 @@ async def test_a_refusal_stands_when_it_cannot_be_audited(
     refusal = Refused("a-code", "No.")
     await audit_refusal(registry, Peer("192.0.2.1"), NOW, "device.enroll", "device ?", refusal)
     assert "disk is full" in str(refusal.__notes__)
+    assert refusals_of(registry).due(NOW + timedelta(seconds=59)) == []
+    assert refusals_of(registry).due(NOW + timedelta(seconds=60)) == [
+        AuditEntry(NOW, "nobody", "device.enroll", "device ?", "a-code", "192.0.2.1")
+    ]
 
 
 async def test_each_registry_has_refusals_of_its_own(registry: SqliteRegistry, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from fleet.config.clock import Clock
 from fleet.config.timestamps import rfc3339
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
-from fleet.domain.errors import Invalid, Unauthenticated
+from fleet.domain.errors import Invalid, Unauthenticated, Unavailable
 from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
+from fleet.domain.peer import Peer
 from fleet.domain.ports import Tenants
 from fleet.domain.rates import Rates
 from fleet.servers.est.idevid_certificate import idevid_certificate
@@ -27,8 +28,8 @@ from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated, no_credentials
 from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import NO_DEVICE, Attempt, RegistrationAuthority
-from fleet.services.identity import NOBODY
-from fleet.services.refusals import Refusals, audit_refusal
+from fleet.services.identity import audit_actor_of
+from fleet.services.refusals import write_row
 from fleet.services.renewal import renewal_window
 from fleet.wire.csr import Csr, decode_csr, names_of_certificate
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
@@ -44,6 +45,7 @@ ACTIONS = {
 }
 """Name in the audit of each operation that issues a certificate."""
 THROTTLED, TOO_MANY = "est.request", "too-many-requests"
+ACTORS_MAX = 4096  # certificates of clients that asked too often; the first go first
 PLAIN = "text/plain; charset=utf-8"
 RENEWAL_INFO_SECONDS = 6 * 3600  # between two requests of one client: a campaign takes effect within that time
 # RFC 8951 receivers ignore Content-Transfer-Encoding; BouncyCastle takes the body for DER without it.
@@ -77,7 +79,7 @@ class _Handlers:
     ) -> None:
         self._authority, self._tenants, self._sealer, self._clock = authority, tenants, sealer, clock
         self._registry = authority.registry
-        self._throttled = Refusals()
+        self._actors: dict[bytes, tuple[str, dict[str, str]]] = {}  # by certificate, of those who asked too often
         self._open: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
@@ -159,10 +161,21 @@ class _Handlers:
     async def throttled(self, exchange: Exchange) -> None:
         """At most one audit row a minute for each client that sends too many requests; no registry access otherwise."""
         peer, now = exchange.peer, self._clock()
-        client = peer.fingerprint.hex() if peer.fingerprint else NOBODY
-        if self._throttled.row(AuditEntry(now, client, THROTTLED, "", TOO_MANY, peer.address)) is not None:
-            refused = HttpRefused(429, TOO_MANY, "Too many requests.")
-            await audit_refusal(self._registry, peer, now, THROTTLED, NO_DEVICE, refused)
+        with suppress(Unavailable):  # a later row counts it
+            actor, detail = await self._actor_of(peer)
+            entry = AuditEntry(now, actor, THROTTLED, NO_DEVICE, TOO_MANY, peer.address, detail)
+            await write_row(self._registry, entry)
+
+    async def _actor_of(self, peer: Peer) -> tuple[str, dict[str, str]]:
+        known = self._actors.get(peer.fingerprint) if peer.fingerprint else None
+        if known is not None:
+            return known
+        found = await audit_actor_of(self._registry, peer)
+        if peer.fingerprint:
+            self._actors[peer.fingerprint] = found
+            if len(self._actors) > ACTORS_MAX:
+                del self._actors[next(iter(self._actors))]
+        return found
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
