@@ -28,8 +28,6 @@ from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import SharedUpstream, Upstream
 
 MODELS_SECONDS_MAX = 2.0  # the broker has one; a session that waits for its model has ten
-
-
 QUESTIONS_MAX = 64  # at once: a broker that is gone ends every session
 HELD_SECONDS_MAX = 0.25  # the answer takes a millisecond; who does not hold it does not answer
 

@@ -33,6 +33,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     run_fleet(folder / "home", "init", str(folder / "home"))
     model = ("--publish", "devices/{id}/up/#", "--subscribe", "devices/{id}/down/#")
     run_fleet(folder / "home", "model", "add", "brief", "--lifetime", "1m", *model)
+    run_fleet(folder / "home", "model", "add", "strict", *model)
+    run_fleet(folder / "home", "model", "set", "strict", "--on-denied", "close")
     both = "devices/{id}/both/#"
     run_fleet(folder / "home", "model", "add", "both", "--publish", both, "--subscribe", both)
     serving = Served(folder / "home", folder / "ready.json", words=(*ANY_PORTS, "--upstream", "mosquitto")).start()
@@ -164,6 +166,18 @@ async def test_a_bridge_connects_as_the_page_shows_it(
     await site.received(range(20))
     assert not site.logged("mqtt.session")
     assert site.logged("mqtt.publish", r"topic=(\S+)") == [f"$SYS/broker/connection/{site.name}/state"]
+
+
+async def test_a_model_that_closes_at_a_denied_message_does_not_close_a_bridge(
+    served: Served, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    device = await asyncio.to_thread(StockDevice, served, "strict-site", tmp_path, "strict")
+    site = await Site.open(device, tmp_path, stack, "try_private false")
+    await site.connected(1)
+    await site.subscribed()
+    await site.publish(range(20))
+    await site.received(range(20))
+    assert not site.logged("mqtt.session")
 
 
 @pytest.mark.parametrize(("version", "returned"), [("try_private false", 1), ("bridge_protocol_version mqttv50", 0)])

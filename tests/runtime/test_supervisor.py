@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from msgspec import structs
@@ -20,6 +22,7 @@ from fleet.domain.errors import Unavailable
 from fleet.home.creation import create_home
 from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
+from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import (
     EARLY_DEATHS_FREE,
     RESTART_SECONDS_MAX,
@@ -28,6 +31,7 @@ from fleet.runtime.supervisor import (
     died_early,
     restart_delay_seconds,
 )
+from fleet.runtime.worker_main import QUESTIONS_MAX, SupervisorLink
 
 PATIENCE = 120.0
 ORDERS = WorkerConfig(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
@@ -83,6 +87,34 @@ async def test_messages_arrive_in_order_until_the_other_side_is_gone(ends: tuple
     theirs.close()
     assert [message["number"] async for message in ours.messages()] == [0, 1, 2]
     ours.send("models-set", number=0, problem="")  # lost, and no error
+
+
+async def test_who_holds_a_session_is_asked_of_the_other_workers(ends: tuple[Channel, Channel]) -> None:
+    supervisor, worker = ends
+    link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
+    following = asyncio.create_task(link.follow())
+    asked = [asyncio.create_task(link.held_elsewhere("cam-1")) for _ in range(2)]
+    assert await supervisor.next() == {"type": "who-holds", "device": "cam-1"}  # once for both
+    supervisor.send("held", device="cam-2")  # asked by nobody
+    supervisor.send("held", device="cam-1")
+    assert await asyncio.gather(*asked) == [True, True]
+    assert not await link.held_elsewhere("cam-1")  # nobody answers
+    assert await supervisor.next() == {"type": "who-holds", "device": "cam-1"}
+    link.holds = lambda device_id: device_id == "cam-3"
+    for device in ("cam-1", "cam-3"):
+        supervisor.send("who-holds", device=device, asker=2)
+    assert await supervisor.next() == {"type": "holds", "device": "cam-3", "asker": 2}
+    supervisor.close()
+    await asyncio.wait_for(following, PATIENCE)
+
+
+async def test_questions_to_other_workers_are_bounded(ends: tuple[Channel, Channel]) -> None:
+    supervisor, worker = ends
+    link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
+    asked = [asyncio.create_task(link.held_elsewhere(f"cam-{number}")) for number in range(QUESTIONS_MAX + 5)]
+    assert not any(await asyncio.gather(*asked))
+    worker.close()
+    assert len([message async for message in supervisor.messages()]) == QUESTIONS_MAX
 
 
 async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
