@@ -23,8 +23,8 @@ except ModuleNotFoundError as error:
 
 OWN_OPTIONS = {
     "devices": ("registry",),
-    "kills": ("crash",),
-    "seed": ("crash",),
+    "kills": ("crash", "broker-crash"),
+    "seed": ("crash", "broker-crash"),
     "sessions": ("fanin", "idle", "storm", "revocation"),
     "keep": ("registry",),
     "database": ("workers", "revocation", "registry", "crash"),
@@ -92,9 +92,13 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--kills",
     type=click.IntRange(min=1, max=1_000_000),
-    help=f"crash: number of processes to kill.  [default: {_PLAN.kills}]",
+    help=f"crash, broker-crash: number of processes to kill.  [default: {_PLAN.kills}]",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="crash: repeat the kills of the run that printed this seed.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="crash, broker-crash: repeat the kills of the run that printed this seed.",
+)
 @click.option(
     "--sessions",
     type=click.IntRange(min=2, max=10_000),

@@ -57,6 +57,12 @@ def _one_of(choices: Sequence[str]) -> Reader:
     return read
 
 
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 def _parsed_by(parse: Callable[[str], Any]) -> Reader:
     return lambda value: parse(_text(value))
 
@@ -108,6 +114,7 @@ class Settings(Struct, frozen=True):
     log_format: Annotated[str, "serve", _one_of(LOG_FORMATS)] = LOG_FORMATS[0]
     upstream: Annotated[Broker, "gateway", _parsed_by(parse_broker)] = Broker()
     sessions_max: Annotated[int, "gateway", _count_between(1, 1_000_000)] = 9000
+    durable: Annotated[bool, "gateway", _yes_or_no] = False
     connect_size_max: Annotated[int, "mqtt", _count_between(1_024, 262_144)] = 131_072
     packet_size_max: Annotated[int, "mqtt", _count_between(524_288, 67_108_864)] = 16_777_216
     filters_per_packet_max: Annotated[int, "mqtt", _count_between(1, 10_000)] = 1_000

@@ -38,6 +38,9 @@ log_format = {log_format}
 upstream = {upstream}
 # Maximum number of live MQTT sessions; each takes two file descriptors.
 sessions_max = {sessions_max}
+# true: a device gets the acknowledgement of a message only when our own mosquitto has it on disk, which it is told to
+# save to ten times a second. false: killed by force, the broker loses what it has acknowledged in the last second.
+durable = {durable}
 
 [mqtt]
 # Limits of MQTT sessions; sizes in bytes. A model may lower two of them: `fleet model set --help`.

@@ -114,6 +114,7 @@ weak-key | 400 | The key is too short, or of an unsafe kind. | Generate a strong
 webhook-denied | 403 | The model's external authorization service denied the device. | Ask its operator.
 webhook-failed | 503 | The model's external authorization service gave no valid response. | Retry; check the webhook.
 will-refused | 403 | The model does not allow the will's topic. | Change the will or the model.
+will-response | 403 | The model does not allow a response on the will's Response Topic. | Change the will or the model.
 will-retain | 403 | The model does not allow a retained will. | Change the will or the model.
 ## Objects of the registry
 anchor-exists | 409 | The trust anchor's name or certificate exists already. | Choose another name.
@@ -257,6 +258,7 @@ no-such-ca | 404 | The former CA does not exist. | See fleet ca show.
 no-such-tenant | 403 404 | The tenant has no CA here. | See fleet tenant list.
 not-a-backup | 400 | The file is not a backup, or its beginning is damaged. | Name another file.
 not-a-registry | 400 | The database holds something else. | Check the path or URL.
+not-durable | 400 | durable = true needs our own mosquitto. | Install it, or set durable = false.
 not-its-root | 400 | The tenant has no root CA of its own. | Roll over the fleet's: fleet ca rollover --root.
 operators-ca-away | 503 | The key of the operators' CA is not on this server. | Add the operator at the home that holds it, with --home.
 part-ended | 503 | A permanent task of the server ended. | See the log.

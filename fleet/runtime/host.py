@@ -100,7 +100,9 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
         models = await registry.models()
-        upstream = await start_upstream(settings.upstream, home.run, models, mqtt_limits(settings))
+        upstream = await start_upstream(
+            settings.upstream, home.run, models, mqtt_limits(settings), durable=settings.durable
+        )
         parts.push_async_callback(upstream.close)
         if isinstance(upstream, OwnBroker):
             restarting = restart_when_hung(upstream, upstream.process)

@@ -42,6 +42,8 @@ from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.kept_filters import KeptFilters
 from fleet.servers.gateway.live_upstream import LiveUpstream
 from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
+from fleet.servers.gateway.mosquitto import DATABASE
+from fleet.servers.gateway.saved_acks import Saves
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
@@ -236,7 +238,10 @@ def _gateway(
 ) -> Gateway:
     limits = of_worker(mqtt_limits(settings), worker_count(settings))
     kept = KeptFilters(limits, home.run / "kept-filters")
-    return Gateway(registry, upstream, clock=clock, limits=limits, purges=not is_shared, kept_filters=kept)
+    gateway = Gateway(registry, upstream, clock=clock, limits=limits, purges=not is_shared, kept_filters=kept)
+    if settings.durable:
+        gateway.saves = Saves(home.run / DATABASE, gateway.spawn)
+    return gateway
 
 
 @asynccontextmanager

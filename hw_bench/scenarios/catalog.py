@@ -1,5 +1,6 @@
 """Every scenario, by name. A new one is a module beside these and a line here."""
 
+from hw_bench.scenarios.broker_crash import BrokerCrash
 from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
@@ -27,5 +28,6 @@ _ALL: tuple[Scenario, ...] = (
     Revocation(),
     LargeRegistry(),
     Crash(),
+    BrokerCrash(),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

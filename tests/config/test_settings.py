@@ -28,6 +28,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         database=parse_database("postgresql://u@h/d?sslmode=require"),
         upstream=parse_broker("mqtt://b:1883"),
         log_format="json",
+        durable=True,
         webhook_ca="hooks.pem",
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )

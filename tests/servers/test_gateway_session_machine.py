@@ -132,6 +132,9 @@ class FakeContext:
     def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
         return FilterSet()
 
+    def hold_acks(self, relay: object, broker: object) -> None:
+        pass
+
     async def connect_broker(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self.asked.append(model)
         transport = await self.connections.get()

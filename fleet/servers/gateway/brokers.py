@@ -18,24 +18,33 @@ from fleet.domain.errors import Invalid
 from fleet.servers.gateway.broker_process import OwnBroker
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
+from fleet.servers.gateway.mosquitto import SAVE_SECONDS, SAVE_SECONDS_DURABLE, Mosquitto, mosquitto_program
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upstream
 
 
 async def start_upstream(
-    broker: Broker, run_dir: Path, models: Sequence[Model], limits: Limits = DEFAULT_LIMITS
+    broker: Broker, run_dir: Path, models: Sequence[Model], limits: Limits = DEFAULT_LIMITS, *, durable: bool = False
 ) -> Upstream:
     """The Upstream for `broker`, started and ready when we run it. `run_dir` holds its socket and files.
 
-    Raises: Invalid (`no-mosquitto`). OSError, TimeoutError: it did not start.
+    `durable`: it is saved so often that acknowledgements can wait for it.
+
+    Raises: Invalid (`no-mosquitto`, `not-durable`). OSError, TimeoutError: it did not start.
     """
+    program = mosquitto_program() if broker.kind in (BrokerKind.AUTO, BrokerKind.MOSQUITTO) else None
+    if durable and program is None:
+        raise Invalid(
+            "not-durable",
+            "durable = true needs our own mosquitto.",
+            'Install mosquitto, and set upstream = "mosquitto"; an external broker has settings of its own.',
+        )
     if broker.address is not None:
         return AddressUpstream(broker.address.host, broker.address.port)
     if broker.kind is BrokerKind.SOCKET:
         return SocketUpstream(Path(broker.path))
-    program = None if broker.kind is BrokerKind.EMBEDDED else mosquitto_program()
     if program is not None:
-        return await Mosquitto.start(program, run_dir, models, limits)
+        save_seconds = SAVE_SECONDS_DURABLE if durable else SAVE_SECONDS
+        return await Mosquitto.start(program, run_dir, models, limits, save_seconds)
     if broker.kind is BrokerKind.MOSQUITTO:
         raise Invalid("no-mosquitto", "mosquitto is not installed.", "Install it, or use --upstream embedded.")
     return await Embedded.start(run_dir)

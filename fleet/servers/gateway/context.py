@@ -9,9 +9,11 @@ from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.device_rates import Budget
+from fleet.servers.gateway.flow_control import FlowControlledTransport
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.upstream import Factory
@@ -77,6 +79,9 @@ class SessionContext(Protocol[S]):
 
     def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
         """The filters that the broker may hold for the device. Call it before the broker gets the CONNECT."""
+
+    def hold_acks(self, relay: Relay, broker: FlowControlledTransport) -> None:
+        """Hold back the acknowledgements of a session, if `durable` is set."""
 
     async def connect_broker(self, model: str, factory: Factory) -> None:
         """Connect `factory()` to the broker, which knows the model by then. Raises: CloseSession."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import enum
+import socket
+import struct
 from typing import cast
 
 
@@ -34,6 +36,12 @@ class FlowControlledTransport:
     def is_paused(self) -> bool:
         """Whether it is not read."""
         return bool(self._pauses)
+
+    def peer_pid(self) -> int:
+        """The process that listens at the other end of a Unix socket."""
+        options = self._transport.get_extra_info("socket")
+        pid, _, _ = struct.unpack("3i", options.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
 
     def pause(self, reason: Pause) -> None:
         """Stop reading until every reason is resolved."""

@@ -24,12 +24,15 @@ from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
+from fleet.servers.gateway.flow_control import FlowControlledTransport
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.live_upstream import BrokerSilent
 from fleet.servers.gateway.outcome_log import TEXT_MAX, OutcomeLog
+from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.revoked_cache import RevokedCache
+from fleet.servers.gateway.saved_acks import HeldAcks, Saves
 from fleet.servers.gateway.session import Session
 from fleet.servers.gateway.session_phases import Phase
 from fleet.servers.gateway.session_purge import SessionPurger
@@ -88,6 +91,8 @@ class Gateway:
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._denials = RefusalRows(registry)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.saves: Saves | None = None
+        """Set it before anything listens: devices get the acknowledgement of what the broker has saved."""
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
         self._cancellation = WillCancellation(self.wills, registry, upstream, self.outcomes, self)
         if not purges:
@@ -204,6 +209,10 @@ class Gateway:
         budget = self._budgets.of_device(admission.device.id, admission.rules, now)
         budget.in_flight.outlives_connection = connect.outlives_connection
         return budget
+
+    def hold_acks(self, relay: Relay, broker: FlowControlledTransport) -> None:
+        if self.saves is not None:
+            relay.hold_acks(HeldAcks(self.saves, broker.peer_pid(), relay.to_device))
 
     def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
         outlives = connect.outlives_connection

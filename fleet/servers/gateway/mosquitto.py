@@ -37,7 +37,8 @@ DATABASE = "mosquitto.db"
 SET_ASIDE_MAX = 3  # unreadable databases that are kept
 RELOAD_SECONDS_MAX = 1.0  # it takes milliseconds; meanwhile live sessions keep the old policy
 
-SAVE_SECONDS_MIN = 1.0
+SAVE_SECONDS = 1.0
+SAVE_SECONDS_DURABLE = 0.1  # devices wait for it
 SAVED_BYTES_PER_SECOND = 16 * 1024 * 1024  # it stands still while it saves: a large database is saved less often
 
 MEMORY_MAX = 268_435_456  # what it holds is written to disk on SIGTERM, in half of STOP_SECONDS_MAX
@@ -85,16 +86,26 @@ class Mosquitto(OwnBroker):
         self._reloaded = asyncio.Event()
         self._acl = ""
         self._database_is_unreadable = False
+        self._save_seconds = SAVE_SECONDS
         self._saving: asyncio.Task[None] | None = None
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
         self.process.recover = self._set_database_aside
 
     @classmethod
     async def start(
-        cls, program: str, run_dir: Path, models: Sequence[Model], limits: Limits = DEFAULT_LIMITS
+        cls,
+        program: str,
+        run_dir: Path,
+        models: Sequence[Model],
+        limits: Limits = DEFAULT_LIMITS,
+        save_seconds: float = SAVE_SECONDS,
     ) -> "Mosquitto":
-        """Returns when it accepts connections. Raises: OSError, TimeoutError."""
+        """Returns when it accepts connections. Raises: OSError, TimeoutError.
+
+        `save_seconds`: from one save to the next, while there is traffic.
+        """
         broker = cls(program, private_directory(run_dir))
+        broker._save_seconds = save_seconds
         if os.geteuid() == 0:
             note = "mosquitto runs as root: run fleet serve as a user of its own"
             log_event(log, logging.WARNING, "broker.root", note=note)
@@ -153,14 +164,17 @@ class Mosquitto(OwnBroker):
 
     async def _save_regularly(self) -> None:
         """Have it save what it holds: what it has acknowledged since the last time is lost when it is killed."""
-        read_before = -1
+        before: tuple[int, int | None] | None = None
+        was_read = False
         while True:
             size = self._database_size()
-            await asyncio.sleep(max(SAVE_SECONDS_MIN, size / SAVED_BYTES_PER_SECOND))
-            read = self.process.bytes_read()
-            if self.process.is_ready and (read is None or read != read_before):
+            await asyncio.sleep(max(self._save_seconds, size / SAVED_BYTES_PER_SECOND))
+            read = (self.process.restarts, self.process.bytes_read())  # a successor may have read just as much
+            is_read = read[1] is None or read != before
+            # Once more than it has read: an acknowledgement under way during a save waits for the next (saved_acks.py).
+            if self.process.is_ready and (is_read or was_read):
                 self.process.signal(signal.SIGUSR1)
-                read_before = -1 if read is None else read
+                before, was_read = read, is_read
 
     def _database_size(self) -> int:
         with suppress(OSError):

@@ -39,7 +39,7 @@ INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 _PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _INSPECT, _ILLEGAL = range(6)
 
 
-def _table(passed: set[PacketType], inspected: set[PacketType], judged: range | set[int]) -> bytes:
+def _table(passed: set[PacketType], inspected: set[PacketType], judged: set[int]) -> bytes:
     """Action for a packet, by its first byte; `judged`: flags of a PUBLISH that is judged each time."""
 
     def kind(first: int) -> int:
@@ -62,12 +62,13 @@ TO_BROKER = _table(
     judged={flags for flags in range(16) if flags & 5},  # RETAIN or QoS 2
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
-_FROM_BROKER = _ACKS - {PacketType.PUBREC} | {PacketType.PINGRESP}
-_READ_FROM_BROKER = {
-    PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT
-}  # fmt: skip
-TO_DEVICE = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=set())
-_WITH_ALIASES = _table(_FROM_BROKER, _READ_FROM_BROKER, judged=range(16))
+TO_DEVICE = _table(
+    passed=_ACKS - {PacketType.PUBREC} | {PacketType.PINGRESP},
+    inspected={PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT},
+    judged=set(),
+)
+_ASK_ALWAYS = bytes.maketrans(bytes((_PUBLISH, _PUBLISH_ACKED)), bytes((_PUBLISH_ASKED, _PUBLISH_ASKED)))
+_INSPECT_ALL = bytes.maketrans(bytes((_PASS,)), bytes((_INSPECT,)))
 
 
 class Handler(Protocol):
@@ -143,7 +144,11 @@ class PacketFilter:
 
     def send_aliases(self, maximum: int, size_max: int | None) -> None:
         """Send up to `maximum` topic aliases from now on, in packets of at most `size_max` bytes."""
-        self._kinds, self._sent = _WITH_ALIASES, SentAliases(maximum, size_max)
+        self._kinds, self._sent = self._kinds.translate(_ASK_ALWAYS), SentAliases(maximum, size_max)
+
+    def inspect_all(self) -> None:
+        """Show every packet but PUBLISH to the handler from now on."""
+        self._kinds = self._kinds.translate(_INSPECT_ALL)
 
     def inject(self, packet: bytes) -> None:
         """Write `packet` at the next packet boundary. Raises: CloseSession: too many are waiting."""

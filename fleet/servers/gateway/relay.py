@@ -26,11 +26,13 @@ from fleet.servers.gateway.reason_strings import (
     TOPIC_REFUSED,
     ReasonStrings,
 )
+from fleet.servers.gateway.saved_acks import HeldAcks
 from fleet.servers.gateway.subscriptions import REFUSED, Subscriptions
 from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
+from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
@@ -69,6 +71,7 @@ class Relay:
         self.subscriptions = Subscriptions(version, limits)
         self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
+        self._held: HeldAcks | None = None
         self._size_max = size_max = limits.packet_size_max
         self.reasons = self.subscriptions.reasons = ReasonStrings()
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
@@ -118,7 +121,22 @@ class Relay:
             self.to_device.inject(self.reasons.disconnect(encode, reason.text))
         self.to_broker.stop()
         self.to_device.stop()
+        if self._held is not None:
+            self._held.close()
         self.in_flight.disconnected()
+
+    def hold_acks(self, held: HeldAcks) -> None:
+        """Hold back the broker's acknowledgements in `held`."""
+        self._held = held
+        self.to_device.inspect_all()
+
+    def ack(self, packet: bytes) -> bytes | None:
+        """What the device gets now of an acknowledgement of the broker; None: all of it."""
+        if self._held is None:
+            return None
+        if not self._held.add(packet):
+            self.closing = close_reasons.QUOTA
+        return b""
 
     def reads_reasons(self, connect: Connect) -> None:
         """Note what the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)."""
@@ -256,6 +274,9 @@ class _BrokerHandler(_Handler):
                 return self._connack(body)
             case PacketType.PUBREC if len(body) > 2 and body[2] >= REFUSED:
                 relay.in_flight.release(int.from_bytes(body[:2], "big"))
+                return relay.ack(encode_packet(first, body))
+            case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBCOMP:
+                return relay.ack(encode_packet(first, body))
             case PacketType.SUBACK:
                 return relay.subscriptions.complete_suback(first, body)
             case PacketType.UNSUBACK:

@@ -278,6 +278,7 @@ class Session(asyncio.Protocol):
         self._relay.assigned_client_id = "" if connect.client_id else admission.device.id
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight
+        self._context.hold_acks(self._relay, broker)
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         self._relay.subscriptions.filters = self._context.kept_filters(admission, connect)
         self._relay.set_rules(admission.rules)
