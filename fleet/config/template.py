@@ -36,7 +36,8 @@ log_format = {log_format}
 # The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
 # "embedded", "mqtt://HOST:PORT" or "unix:PATH".
 upstream = {upstream}
-# Maximum number of live MQTT sessions; each takes two file descriptors.
+# Maximum number of live MQTT sessions. Each takes two file descriptors: where the system's limit of open files
+# (ulimit -Hn) allows fewer, fewer are admitted, and the log says so at the start.
 sessions_max = {sessions_max}
 # true: a device gets the acknowledgement of a message only when our own mosquitto has it on disk, which it is told to
 # save to ten times a second. false: killed by force, the broker loses what it has acknowledged in the last second.

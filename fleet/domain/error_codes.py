@@ -283,6 +283,7 @@ root-key-away | 403 | The root CA's key is not here. | Put it in place for this 
 sqlite-too-old | 503 | SQLite is older than 3.37. | Upgrade Python or SQLite.
 tenant-damaged | 400 503 | The tenant's CA cannot be read. | Complete its folder.
 tenant-exists | 409 | The tenant exists already; nothing was changed. | Choose another name.
+too-few-descriptors | 503 | The limit of open files leaves too few for connections. | Raise it: ulimit -n, or LimitNOFILE of the unit.
 too-many-former | 400 | There are too many former issuing CAs. | Remove one: fleet ca forget.
 too-many-tenants | 400 | The number of tenants is at its limit. | Use another fleet.
 worker-died | 503 | A worker exited before it listened. | See the log.

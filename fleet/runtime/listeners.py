@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 
 from msgspec.structs import replace
 
@@ -17,6 +18,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import network_of
+from fleet.runtime.descriptors import SESSION, places_of, raise_limit
 from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
@@ -76,39 +78,75 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...], *
     return bound
 
 
-async def open_listener(
-    name: str, source: ContextSource, factory: ProtocolFactory, settings: Settings, *, shared: bool
-) -> Listener:
-    """The listener `name`, one of NAMES, under the limits of `settings`. Raises: Unavailable (`cannot-listen`)."""
-    address: Address = getattr(settings, name)
-    limits = ListenerLimits(
-        total_max=settings.half_open_max,
-        per_address_max=settings.half_open_per_address_max,
-        deadline_s=settings.handshake_seconds_max,
-        # A session may outlive its connection by seconds, so twice as many leaves room for reconnecting clients.
-        connected_max=settings.sessions_max * 2 if name == "mqtt" else settings.http_connections_max,
-        per_address_per_second=settings.connections_per_address_per_second,
-        connected_per_address_max=None if name == "mqtt" else settings.http_connections_per_address_max,
-    )
-    refusals = logging.getLogger(f"fleet.{name}.tls")
-    lines = LineLimit(refusals)
+class Listeners:
+    """The listeners of one worker, by name; none until they are opened."""
 
-    def refused(peer_address: str, reason: str) -> None:
-        if lines.allows(time.monotonic(), reason.partition(":")[0], network_of(peer_address)):
-            log_event(refusals, logging.INFO, "tls.refused", address=peer_address, code=reason)
+    def __init__(self, settings: Settings, *, shared: bool) -> None:
+        self._limit = raise_limit()
+        self._places = places_of(settings, self._limit)
+        self._settings = settings
+        self._shared = shared
+        self._by_name: dict[str, Listener] = {}
 
-    try:
-        return await listen(
-            factory, (address.host, address.port), contexts=source, limits=limits, on_refused=refused, reuse_port=shared
+    async def open(self, name: str, source: ContextSource, factory: ProtocolFactory) -> None:
+        """Open `name`, one of NAMES. Raises: Unavailable (`cannot-listen`)."""
+        address: Address = getattr(self._settings, name)
+        refusals = logging.getLogger(f"fleet.{name}.tls")
+        lines = LineLimit(refusals)
+
+        def refused(peer_address: str, reason: str) -> None:
+            if lines.allows(time.monotonic(), reason.partition(":")[0], network_of(peer_address)):
+                log_event(refusals, logging.INFO, "tls.refused", address=peer_address, code=reason)
+
+        try:
+            self._by_name[name] = await listen(
+                factory,
+                (address.host, address.port),
+                contexts=source,
+                limits=self._limits(name),
+                on_refused=refused,
+                reuse_port=self._shared,
+            )
+        except OSError as error:
+            raise cannot_listen(name, address, error) from error
+
+    def _limits(self, name: str) -> ListenerLimits:
+        settings, is_mqtt = self._settings, name == "mqtt"
+        return ListenerLimits(
+            total_max=settings.half_open_max,
+            per_address_max=settings.half_open_per_address_max,
+            deadline_s=settings.handshake_seconds_max,
+            # A session may outlive its connection by seconds, so twice as many leaves room for reconnecting clients.
+            connected_max=settings.sessions_max * 2 if is_mqtt else settings.http_connections_max,
+            per_address_per_second=settings.connections_per_address_per_second,
+            connected_per_address_max=None if is_mqtt else settings.http_connections_per_address_max,
+            places=self._places,
+            descriptors_each=SESSION if is_mqtt else 1,
         )
-    except OSError as error:
-        raise cannot_listen(name, address, error) from error
 
+    def close(self) -> None:
+        """Stop listening; connections go on."""
+        for listener in self._by_name.values():
+            listener.close()
 
-def make_known(listeners: Mapping[str, Listener], address: str) -> None:
-    """A client from `address` has been admitted at one of `listeners`: all know its address block."""
-    for listener in listeners.values():
-        listener.admitted(address)
+    def admitted(self, address: str) -> None:
+        """A client from `address` has been admitted at one of them: all know its address block."""
+        for listener in self._by_name.values():
+            listener.admitted(address)
+
+    def with_ports(self) -> Settings:
+        """The settings, with the bound ports."""
+        bound = {name: Address(getattr(self._settings, name).host, one.port) for name, one in self._by_name.items()}
+        return with_addresses(self._settings, bound)
+
+    def descriptors(self) -> dict[str, int]:
+        """For `GET /v1/status`: the limit of open files, what connections may take of it and take, and what follows."""
+        places, sessions_max = self._places, self._settings.sessions_max
+        return {"limit": self._limit, "max": places.total, "taken": places.taken, "sessions_max": sessions_max}
+
+    def status(self) -> dict[str, object]:
+        """For `GET /v1/status`."""
+        return {name: asdict(listener.stats) for name, listener in self._by_name.items()}
 
 
 def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:

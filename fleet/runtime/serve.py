@@ -19,6 +19,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.home.layout import Home
 from fleet.runtime.background import background
+from fleet.runtime.descriptors import fitted, raise_limit
 from fleet.runtime.host import Host, ready_file_with, remove_former, run_host
 from fleet.runtime.jobs.server_certificate import renew_daily
 from fleet.runtime.signals import Signals
@@ -64,6 +65,7 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
     Raises: Conflict (`home-in-use`): another process serves this home. FleetError, OSError: a part could not start.
     """
     count = worker_count(settings)
+    settings = fitted(settings, raise_limit(), count)
     async with run_host(home, settings, clock=clock) as host:
         if count == 1:
             async with run_worker(home, settings, host.registry, host.upstream, clock=clock) as worker:

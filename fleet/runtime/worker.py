@@ -11,12 +11,11 @@ import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from msgspec import structs
 
-from fleet.config.addresses import Address
 from fleet.config.clock import Clock
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
@@ -31,7 +30,7 @@ from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
-from fleet.runtime.listeners import NAMES, make_known, open_listener, with_addresses
+from fleet.runtime.listeners import NAMES, Listeners
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.runtime.signals import Signals
 from fleet.servers.admin.app import AdminApp
@@ -47,8 +46,7 @@ from fleet.servers.gateway.saved_acks import Saves
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.tls.contexts import ContextSource
-from fleet.tls.listener import Listener, ProtocolFactory
+from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
 DRAIN_SECONDS_MAX = 2.0  # for requests in progress: with workers and broker, SIGTERM to exit stays within 5 s
@@ -132,18 +130,19 @@ async def run_worker(
         feed = await parts.enter_async_context(_following(gateway))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
-        listeners: dict[str, Listener] = {}  # empty until everything else runs
+        listeners = Listeners(settings, shared=slot.is_shared)
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
         servers = _HttpServers(home, settings, registry, authorities, clock)
         est = servers.est(webhooks)
-        gateway.on_admitted = est.on_admitted = partial(make_known, listeners)
+        gateway.on_admitted = est.on_admitted = listeners.admitted
 
         def status() -> dict[str, object]:
             return {
                 "worker": slot.number,
                 "pid": os.getpid(),
-                "tls": {name: asdict(listener.stats) for name, listener in listeners.items()},
+                "tls": listeners.status(),
+                "descriptors": listeners.descriptors(),
                 "est": est.counters,
                 "http": admin.counters,
                 "mqtt": dict(gateway.stats),
@@ -158,13 +157,11 @@ async def run_worker(
         admin = servers.admin(status, live.answers)
 
         parts.push_async_callback(_drain, gateway, est, admin)
+        parts.callback(listeners.close)
         factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
         for name in NAMES:
-            source: ContextSource = getattr(contexts, name)
-            listeners[name] = await open_listener(name, source, factories[name], settings, shared=slot.is_shared)
-            parts.callback(listeners[name].close)
-        bound = {name: Address(getattr(settings, name).host, listeners[name].port) for name in NAMES}
-        endpoints = Endpoints.of(home, with_addresses(settings, bound))
+            await listeners.open(name, getattr(contexts, name), factories[name])
+        endpoints = Endpoints.of(home, listeners.with_ports())
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))

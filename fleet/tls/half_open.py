@@ -17,6 +17,7 @@ from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
 from fleet.tls.known_blocks import KNOWN_WEIGHT, KnownBlocks, Ranking
+from fleet.tls.places import Places
 
 SILENT_SECONDS = 1.0
 """For a client's first octets: within its own address block, only who is silent for longer gives way."""
@@ -41,6 +42,10 @@ class ListenerLimits:
     millisecond of a core. KNOWN_WEIGHT times as many from where somebody has been admitted before."""
     close_deadline_s: float = 10.0
     """For a peer to read what a closing connection still sends."""
+    places: Places | None = None
+    """Descriptors shared with other listeners of the process."""
+    descriptors_each: int = 1
+    """That a connection takes of them."""
     backlog: int = 1024
     """Pending connections in the kernel during a burst, which caps it at somaxconn."""
 
@@ -106,8 +111,11 @@ class HalfOpen:
         holder = self._holders.get(block)
         if holder is not None and len(holder) >= self._limits.per_address_max and not self._drop_silent(holder):
             return Refusal.ADDRESS_CAP
-        if len(self) >= self._limits.total_max and not self._make_room(block):
+        if len(self) >= self._limits.total_max and not self.make_room(block):
             return Refusal.TOTAL_CAP
+        places = self._limits.places
+        if places is not None and not places.make_room(block, self._limits.descriptors_each):
+            return Refusal.NO_DESCRIPTOR
         arrivals = self._known_arrivals if block in self.known else self._arrivals
         if arrivals.take(block, self._loop.time()):
             return Refusal.ADDRESS_RATE
@@ -157,7 +165,7 @@ class HalfOpen:
         if not holder:
             del self._holders[block]
 
-    def _make_room(self, newcomer: str) -> bool:
+    def make_room(self, newcomer: str) -> bool:
         """End a connection of the block that holds most; False when only the newcomer's own block could give way."""
         block = self._ranking.biggest()
         if block is None:

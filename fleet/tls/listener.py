@@ -65,6 +65,8 @@ class Listener:
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
+        if limits.places is not None:
+            limits.places.join(self)
         self.turns = Turns(self.loop, self.half_open.known)
         self.silent = QuickAcks(self.loop)
         self._protocol_factory = protocol_factory
@@ -74,6 +76,8 @@ class Listener:
         self._refused: Counter[Refusal] = Counter()
         self._limits = limits
         self._connected = 0
+        self._may_be_idle = False
+        """Whether its protocols may have nothing in progress."""
         self._by_source: dict[str, dict[TlsTransport, None]] = {}  # each in order of arrival
         self._ranking = Ranking(self.half_open.known)
         self._acceptor: Acceptor | None = None
@@ -132,8 +136,26 @@ class Listener:
         """The registry has admitted a client from `address`: its address block is known from now on."""
         self.half_open.known.add(network_of(address))
 
+    @property
+    def descriptors(self) -> int:
+        """Those that its connections take."""
+        return (len(self.half_open) + self._connected) * self._limits.descriptors_each
+
+    @property
+    def may_give(self) -> int:
+        """Those of connections that may be ended for a newcomer's."""
+        count = len(self.half_open) + (self._connected if self._may_be_idle else 0)
+        return count * self._limits.descriptors_each
+
+    def give_way(self, newcomer: str) -> bool:
+        """End a connection for one from the address block `newcomer`; False when none may be ended for it."""
+        if not self._may_be_idle or len(self.half_open) >= self._connected:
+            return self.half_open.make_room(newcomer)
+        return self._end_idle(self._ranking.biggest() or newcomer) or self.half_open.make_room(newcomer)
+
     def _on_exhausted(self, error: OSError) -> None:
         self.refuse("", Refusal.NO_DESCRIPTOR, error.strerror or "")
+        self.give_way("")
 
     # Called by handshakes
 
@@ -181,7 +203,9 @@ class Listener:
         held[transport] = None
         self._ranking.set(source, len(held))
         self._empty.clear()
-        transport.begin(self._protocol_factory(transport.peer), early)
+        protocol = self._protocol_factory(transport.peer)
+        self._may_be_idle = self._may_be_idle or isinstance(protocol, MayGiveWay)
+        transport.begin(protocol, early)
 
     def lost(self, transport: TlsTransport) -> None:
         self.silent.forget(transport)

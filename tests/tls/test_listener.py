@@ -1,6 +1,7 @@
 import asyncio
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from OpenSSL import SSL
@@ -297,7 +298,8 @@ async def test_an_ipv6_subscriber_is_one_source() -> None:
 
 
 def test_limits_must_be_positive() -> None:
-    for wrong in ({"total_max": 0}, {"per_address_max": 0}, {"deadline_s": 0}):
+    wrongs: tuple[dict[str, Any], ...] = ({"total_max": 0}, {"per_address_max": 0}, {"deadline_s": 0})
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="positive"):
             ListenerLimits(**wrong)
 
