@@ -4,6 +4,7 @@ pyOpenSSL is a thin layer over the OpenSSL inside `cryptography`'s wheel, and bo
 beyond pyOpenSSL's public names is in this module, so that a new release is checked in one place.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -198,7 +199,7 @@ def agreed_on(connection: SSL.Connection) -> tuple[str, str, str]:
 
 
 def _text(name: Any) -> str:
-    return "" if name == ffi.NULL else bytes(ffi.string(name)).decode()
+    return "" if name == ffi.NULL else sys.intern(bytes(ffi.string(name)).decode())
 
 
 def _der_of(certificate: Any) -> bytes:

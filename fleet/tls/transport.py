@@ -11,7 +11,6 @@ The application's protocol is called as on any transport, with these differences
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +53,7 @@ class TlsTransport(asyncio.Transport):
         self._protocol: asyncio.Protocol = _NOBODY
         self._failure: Exception | None = None
 
-        self._pending: deque[bytes | memoryview] = deque()
+        self._pending: list[bytes | memoryview] = []
         self._pending_size = 0
         self._flush_scheduled = False
         self._delivering = False
@@ -223,18 +222,19 @@ class TlsTransport(asyncio.Transport):
         """Remove and return what to encrypt next, at most SLICE_SIZE octets."""
         pending = self._pending
         if self._pending_size <= SLICE_SIZE:
-            whole = pending.popleft() if len(pending) == 1 else b"".join(pending)
+            whole = pending[0] if len(pending) == 1 else b"".join(pending)
             pending.clear()
             self._pending_size = 0
             return whole if isinstance(whole, bytes) else bytes(whole)
         parts, room = [], SLICE_SIZE
-        while room:
-            part = pending.popleft()
-            if len(part) > room:
-                pending.appendleft(memoryview(part)[room:])
-                part = memoryview(part)[:room]
-            parts.append(part)
-            room -= len(part)
+        for part in pending:
+            parts.append(part[:room] if len(part) <= room else memoryview(part)[:room])
+            room -= len(parts[-1])
+            if not room:
+                break
+        last = len(parts) - 1
+        rest = memoryview(pending[last])[len(parts[last]) :]
+        pending[: last + 1] = [rest] if rest else []
         self._pending_size -= SLICE_SIZE
         return b"".join(parts)
 

@@ -1,24 +1,28 @@
 """PUBACKs of the broker, collected so that a device gets a run of them in one TLS record and one send.
 
 A broker acknowledges each QoS 1 message in a write of its own. When a device has sent several messages, those that
-come before the PUBACK of its last one wait for it, for a few turns of the event loop at most: as if they were still
-in the socket. A device that waits for each PUBACK gets it at once.
+come before the PUBACK of its last one wait for it, HELD_SECONDS_MAX at most: as if they were still in the socket. A
+device that waits for each PUBACK gets it at once.
 """
 
 import asyncio
 from collections.abc import Callable
 
-from fleet.wire.mqtt.acks import PUBACK
+from fleet.wire.mqtt import acks
 
+PUBACK = acks.PUBACK
 HELD_SECONDS_MAX = 0.002
 _SIZE = 4  # of a PUBACK without reason code
 HELD_SIZE_MAX = 32 * _SIZE
 
 
 def can_wait(data: bytes, last_id: bytes) -> bool:
-    """Whether `data` consists of PUBACKs, and the one of the message `last_id`, the device's last, is not the end."""
+    """Whether `data`, which begins with a PUBACK, has nothing else, nor at its end that of the device's last message.
+
+    `last_id` is the last message's packet identifier.
+    """
     size = len(data)
-    if size % _SIZE or size > HELD_SIZE_MAX or data[0] != PUBACK or data.endswith(last_id):
+    if size % _SIZE or size > HELD_SIZE_MAX or data.endswith(last_id):
         return False
     return size == _SIZE or data[::_SIZE].count(PUBACK) * _SIZE == size
 

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Protocol
 
-from fleet.servers.gateway.ack_runs import AckRuns, can_wait
+from fleet.servers.gateway.ack_runs import PUBACK, AckRuns, can_wait
 
 
 class BrokerSide(Protocol):
@@ -64,15 +64,16 @@ class BrokerLink(asyncio.Protocol):
         self._session.broker_connected(transport)
 
     def data_received(self, data: bytes) -> None:
-        held = self._held + data
-        if can_wait(held, self._session.last_acknowledged_id):
-            self._held = held
+        if self._held:
+            data = self._held + data
+        if data[0] == PUBACK and can_wait(data, self._session.last_acknowledged_id):
+            self._held = data
             if not self._is_waiting:
                 self._is_waiting = True
                 self._runs.wait(self._release)
             return
         self._held = b""
-        self._session.broker_data(held)
+        self._session.broker_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._links.remove(self)

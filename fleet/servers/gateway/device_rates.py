@@ -144,6 +144,8 @@ class _Counted(Protocol):
 class RateMeter:
     """Charges one session's packets to its device's budget, and does not read the device while that is overdrawn."""
 
+    __slots__ = ("_budget", "_charged", "_close", "_device", "_grown", "_loop", "_packets", "_size", "_timer")
+
     def __init__(
         self,
         budget: Budget,

@@ -27,7 +27,7 @@ class FlowControlledTransport:
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._pauses: set[Pause] = set()
+        self._pauses: tuple[Pause, ...] = ()  # not a set: each idle session has two of them
         self.write = self._transport.write
         self.blocked = False
         """Whether its write buffer is full: the peer does not read."""
@@ -47,12 +47,13 @@ class FlowControlledTransport:
         """Stop reading until every reason is resolved."""
         if not self._pauses and not self._transport.is_closing():
             self._transport.pause_reading()
-        self._pauses.add(reason)
+        if reason not in self._pauses:
+            self._pauses += (reason,)
 
     def resume(self, reason: Pause) -> None:
         """Resolve `reason`; does nothing when reading was not paused for it."""
         if reason in self._pauses:
-            self._pauses.discard(reason)
+            self._pauses = tuple(one for one in self._pauses if one is not reason)
             if not self._pauses and not self._transport.is_closing():
                 self._transport.resume_reading()
 
@@ -65,7 +66,7 @@ class FlowControlledTransport:
         """As `close`, but the peer closes: it has then processed all that was written. What it sends is still read."""
         if self._transport.is_closing():
             return
-        for reason in tuple(self._pauses):
+        for reason in self._pauses:
             self.resume(reason)
         self._transport.write_eof()
         asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)

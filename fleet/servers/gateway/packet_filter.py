@@ -9,7 +9,6 @@ it is complete, so that a device that disconnects in the middle leaves no partia
 HOLD_SIZE_MAX is judged by its head and streamed. Memory is bounded by HEAD_SIZE_MAX, whatever the packet's size.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -119,7 +118,7 @@ class PacketFilter:
         self._need = 0  # bytes at which it is processed again
         self._left = 0  # bytes outstanding of a long PUBLISH that is streamed
         self._dropping = False  # instead of streaming it
-        self._injected: deque[bytes] = deque()
+        self._injected: list[bytes] = []
         self._stopped = False
         self.last_acknowledged_id = b""
         """Packet id of the last PUBLISH that has one and was not streamed."""
@@ -188,8 +187,9 @@ class PacketFilter:
     def _end_of_long(self, last: bytes) -> None:
         if last:
             self._write(last)
-        while self._injected:
-            self._write(self._injected.popleft())
+        injected, self._injected = self._injected, []
+        for packet in injected:
+            self._write(packet)
 
     def _filter(self, data: bytes, start: int, pos: int) -> None:
         # One loop on purpose: in Python a call costs as much as all other work for a packet.

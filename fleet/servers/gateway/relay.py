@@ -153,6 +153,8 @@ class Relay:
 
 
 class _Handler:
+    __slots__ = ("_relay",)
+
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
@@ -160,9 +162,11 @@ class _Handler:
 class _DeviceHandler(_Handler):
     """Handler of the device's packets."""
 
+    __slots__ = ("_unreleased",)
+
     def __init__(self, relay: Relay) -> None:
         super().__init__(relay)
-        self._unreleased: set[int] = set()  # QoS 2 messages that we have dropped, and that await PUBREL
+        self._unreleased: dict[int, None] = {}  # QoS 2 messages that we have dropped, and that await PUBREL
 
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_publish(topic)
@@ -201,7 +205,7 @@ class _DeviceHandler(_Handler):
             if relay.rules.on_denied is OnDenied.CLOSE and not topic.startswith(BRIDGE_TOPICS):
                 raise CloseSession(close_reasons.PUBLISH_REFUSED)
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
-                self._unreleased.add(packet_id)
+                self._unreleased[packet_id] = None
         if qos:
             text = TOPIC_REFUSED if not relay.policy.may_publish(topic) else RETAIN_REFUSED
             relay.refuse_publish(acks.PUBACK if qos == 1 else acks.PUBREC, packet_id, Reason.NOT_AUTHORIZED, text)
@@ -233,7 +237,7 @@ class _DeviceHandler(_Handler):
         if packet_id not in self._unreleased:
             self._relay.in_flight.release(packet_id)
             return None
-        self._unreleased.discard(packet_id)
+        del self._unreleased[packet_id]
         relay = self._relay
         relay.answers += 1
         relay.to_device.inject(acks.acknowledge(acks.PUBCOMP, packet_id, relay.version))
@@ -242,6 +246,8 @@ class _DeviceHandler(_Handler):
 
 class _BrokerHandler(_Handler):
     """Handler of the broker's packets."""
+
+    __slots__ = ()
 
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_receive(topic)

@@ -14,8 +14,8 @@ class SessionRegistry(Generic[S]):
 
     def __init__(self) -> None:
         self._all: set[S] = set()
-        self._by_device: dict[str, set[S]] = {}
-        self._by_fingerprint: dict[bytes, set[S]] = {}
+        self._by_device: dict[str, tuple[S, ...]] = {}  # mostly of one
+        self._by_fingerprint: dict[bytes, tuple[S, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -26,12 +26,12 @@ class SessionRegistry(Generic[S]):
     def add(self, session: S, fingerprint: bytes | None) -> None:
         self._all.add(session)
         if fingerprint is not None:
-            self._by_fingerprint.setdefault(fingerprint, set()).add(session)
+            _add(self._by_fingerprint, fingerprint, session)
 
     def claim(self, session: S, device_id: str) -> None:
         """`session` claims to be `device_id`; with "" it does not say yet."""
         if device_id:
-            self._by_device.setdefault(device_id, set()).add(session)
+            _add(self._by_device, device_id, session)
 
     def remove(self, session: S, fingerprint: bytes | None, device_id: str) -> None:
         """Remove `session` from every index; does nothing when it is not registered."""
@@ -41,15 +41,20 @@ class SessionRegistry(Generic[S]):
         _remove(self._by_device, device_id, session)
 
     def of_device(self, device_id: str) -> tuple[S, ...]:
-        return tuple(self._by_device.get(device_id, ()))
+        return self._by_device.get(device_id, ())
 
     def of_fingerprint(self, fingerprint: bytes) -> tuple[S, ...]:
-        return tuple(self._by_fingerprint.get(fingerprint, ()))
+        return self._by_fingerprint.get(fingerprint, ())
 
 
-def _remove(index: dict[K, set[S]], key: K, session: S) -> None:
-    found = index.get(key)
-    if found is not None:
-        found.discard(session)
-        if not found:
-            del index[key]
+def _add(index: dict[K, tuple[S, ...]], key: K, session: S) -> None:
+    found = index.get(key, ())
+    if session not in found:
+        index[key] = (*found, session)
+
+
+def _remove(index: dict[K, tuple[S, ...]], key: K, session: S) -> None:
+    if left := tuple(one for one in index.get(key, ()) if one is not session):
+        index[key] = left
+    else:
+        index.pop(key, None)

@@ -5,7 +5,6 @@ refusals are inserted into its SUBACK, in the order of the request. When none is
 of the SUBSCRIBEs before it: a client need not wait for one answer before it sends the next packet.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +59,7 @@ class Subscriptions:
         self.reasons = ReasonStrings()
         self._forwarded = self._acknowledged = 0  # SUBSCRIBEs, whole and reduced
         self._pending: dict[int, bytes] = {}  # of reduced ones: packet id -> a code for each filter, 0 for the broker's
-        self._own: deque[tuple[int, int, bytes]] = deque()  # refused: the number of those before it, packet id, codes
+        self._own: list[tuple[int, int, bytes]] = []  # refused: the number of those before it, packet id, codes
         self._awaited_bytes = 0  # in both
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
@@ -96,7 +95,7 @@ class Subscriptions:
             return packet
         packets = [packet or encode_packet(first, body)]
         while self._own and self._own[0][0] <= self._acknowledged:
-            _, packet_id, codes = self._own.popleft()
+            _, packet_id, codes = self._own.pop(0)
             self._forget(codes)
             packets.append(self._refusal(packet_id, codes))
         return b"".join(packets)

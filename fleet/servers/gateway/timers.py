@@ -7,6 +7,8 @@ from fleet.servers.gateway.session_phases import Timer
 
 
 class Timers(dict[Timer, asyncio.TimerHandle]):
+    __slots__ = ("_is_closed", "_loop")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._loop = loop
