@@ -25,6 +25,7 @@ OWN_OPTIONS = {
     "devices": ("registry",),
     "kills": ("crash", "broker-crash"),
     "seed": ("crash", "broker-crash"),
+    "cycles": ("soak",),
     "sessions": ("fanin", "idle", "storm", "revocation"),
     "keep": ("registry",),
     "database": ("workers", "revocation", "registry", "crash"),
@@ -105,6 +106,11 @@ def list_scenarios(output: str) -> None:
     help="fanin, idle, storm, revocation: number of connected devices.  [default: the scenario's own]",
 )
 @click.option(
+    "--cycles",
+    type=click.IntRange(min=1_000, max=1_000_000_000),
+    help="soak: number of connections; 100,000 take ten minutes.  [default: 100,000]",
+)
+@click.option(
     "--database",
     type=click.Choice((SQLITE, POSTGRES)),
     help="workers, revocation, registry, crash: sqlite, or postgres in a private cluster.  [default: sqlite; for "
@@ -127,6 +133,7 @@ def run(
     kills: int | None,
     seed: int | None,
     sessions: int | None,
+    cycles: int | None,
     database: str | None,
     keep: Path | None,
     output: str,
@@ -144,7 +151,7 @@ def run(
     hw-bench run crash --kills 1000 --seed 7
     """
     own: dict[str, object] = {"devices": devices, "kills": kills, "seed": seed, "sessions": sessions}
-    own |= {"database": database, "keep": keep}
+    own |= {"database": database, "keep": keep, "cycles": cycles}
     for option, value in own.items():
         if value is not None and name not in OWN_OPTIONS[option]:
             raise click.UsageError(f"--{option} applies to {', '.join(OWN_OPTIONS[option])}, not to {name}.")
@@ -156,6 +163,7 @@ def run(
         seed,
         database or _PLAN.database,
         sessions,
+        cycles,
         keep.resolve() if keep else None,
     )
     try:

@@ -39,6 +39,8 @@ class Plan:
     """The registry's engine; empty for the scenario's own choice."""
     sessions: int | None = None
     """Connected devices; None for the scenario's own number."""
+    cycles: int | None = None
+    """Connections, of the scenario `soak`; None for its own number."""
     keep: Path | None = None
     """Folder of a registry that is kept between runs."""
 

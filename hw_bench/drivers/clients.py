@@ -26,6 +26,8 @@ CONNACK_ACCEPTED = b"\x20\x02\x00\x00"
 READ_SIZE = 4096
 WAIT_SECONDS = 0.2  # at the most between two looks at the clock
 LAST_SECONDS_MAX = 10.0  # for the last messages to arrive; without them, they are lost
+END_SECONDS_MAX = 10.0  # from DISCONNECT to the end of the connection
+DISCONNECT = b"\xe0\x00"
 STAMP = struct.Struct("d")
 
 
@@ -77,6 +79,13 @@ class Client:
     def publish(self, packet: bytes) -> None:
         """Send one packet. Raises: SSL.Error, also when the socket takes no more."""
         self._tls.send(packet)
+
+    def await_end(self) -> None:
+        """Raises: TimeoutError: the server does not close the connection."""
+        self.socket.settimeout(END_SECONDS_MAX)
+        with contextlib.suppress(ConnectionError):
+            while self.socket.recv(READ_SIZE):
+                pass
 
     def close(self) -> None:
         """Cut it off, as a power cut would: TCP RST, no DISCONNECT, no close_notify."""
@@ -176,6 +185,17 @@ class Clients:
             client.close()
             client.connected = False
 
+    def leave(self, *, cut: bool) -> None:
+        """Each publishes a message, and then disconnects and waits for the end of its connection, or is `cut` off."""
+        for number, client in enumerate(self._all):
+            message = self._message(number, time.monotonic())
+            client.publish(message if cut else message + DISCONNECT)
+        for client in self._all:
+            if not cut:
+                client.await_end()
+            client.close()
+            client.connected = False
+
     def publish(self, rate: float, seconds: float) -> dict[str, Any]:
         """One message after the other, device by device, `rate` a second in all; 0 for as fast as they arrive.
 
@@ -222,10 +242,15 @@ def prepare(config: Command) -> Mapping[str, Handler]:
         clients.cut()
         return {}
 
+    def leave(command: Command) -> dict[str, Any]:
+        clients.leave(cut=bool(command["cut"]))
+        return {}
+
     handlers: dict[str, Callable[[Command], dict[str, Any]]] = {
         "connect": lambda command: clients.connect(command["seconds"], command["at_once"], command["retry"]),
         "open": lambda command: {"open": clients.still_open()},
         "cut": cut,
+        "leave": leave,
         "publish": lambda command: clients.publish(command["rate"], command["seconds"]),
     }
     return handlers

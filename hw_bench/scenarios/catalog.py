@@ -11,6 +11,7 @@ from hw_bench.scenarios.large_registry import LargeRegistry
 from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
+from hw_bench.scenarios.soak import Soak
 from hw_bench.scenarios.starve import Starve
 from hw_bench.scenarios.storm import Storm
 from hw_bench.scenarios.workers import Workers
@@ -25,6 +26,7 @@ _ALL: tuple[Scenario, ...] = (
     Idle(),
     Storm(),
     Starve(),
+    Soak(),
     Revocation(),
     LargeRegistry(),
     Crash(),

@@ -25,6 +25,7 @@ from hw_bench.scenarios.large_registry import LargeRegistry, filled
 from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
+from hw_bench.scenarios.soak import Soak
 from hw_bench.scenarios.starve import Starve
 from hw_bench.scenarios.storm import Storm
 from hw_bench.scenarios.workers import Workers, scaling, throughput
@@ -106,6 +107,22 @@ def test_latency() -> None:
     for server in ("gateway", "mosquitto"):
         assert 0 < figures[f"{server}, p50"] <= figures[f"{server}, p99"]
     assert figures["added by the gateway, p50"] == figures["gateway, p50"] - figures["mosquitto, p50"]
+
+
+@NEEDS_MOSQUITTO
+def test_soak() -> None:
+    lines: list[str] = []
+    soak = Soak(devices=5, cycles=200)
+    report = soak.run(TINY, lines.append)
+    assert report.checks == tuple(line for line in lines if "cycles: " in line)
+    assert len(report.checks) == 20
+    assert [figure.name for figure in report.figures] == [
+        f"{name}: growth of {what}"
+        for name in ("supervisor", "mosquitto", "worker 1", "worker 2")
+        for what in ("resident memory", "descriptors")
+    ]
+    with pytest.raises(BenchError, match="worker 1: growth of resident memory"):
+        replace(soak, growth_max=-(2**30)).run(TINY, lines.append)
 
 
 @NEEDS_MOSQUITTO
