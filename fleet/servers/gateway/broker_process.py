@@ -22,7 +22,8 @@ from fleet.servers.gateway.upstream import UnixUpstream
 
 log = logging.getLogger("fleet.broker")
 
-READY_SECONDS_MAX = 10.0
+READY_SECONDS_MAX = 10.0  # of doing nothing, before it accepts connections
+LOAD_SECONDS_MAX = 300.0  # of loading what it has saved: killed for that, it would begin anew for ever
 STOP_SECONDS_MAX = 3.0
 PREDECESSOR_SECONDS_MAX = 8.0  # after its parent's death it first writes its sessions to disk
 POLL_SECONDS = 0.02
@@ -175,18 +176,26 @@ class BrokerProcess:
             raise
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
-        async with asyncio.timeout(READY_SECONDS_MAX):
+        clock = asyncio.get_running_loop().time
+        working_at, worked = clock(), self.work_done()
+        async with asyncio.timeout(LOAD_SECONDS_MAX):
             while True:
                 if process.returncode is not None:
                     if self._lines is not None:
                         await self._lines  # its last words say why
                     raise OSError(f"{self._name} exited at once with code {process.returncode}.")
                 try:
-                    await probe_unix(self._socket)
-                except OSError:
+                    async with asyncio.timeout(READY_SECONDS_MAX):
+                        await probe_unix(self._socket)
+                except (ConnectionError, FileNotFoundError):
                     await asyncio.sleep(POLL_SECONDS)
                 else:
                     return
+                work = self.work_done()
+                if work is None or work != worked:
+                    working_at, worked = clock(), work
+                elif clock() - working_at > READY_SECONDS_MAX:
+                    raise TimeoutError(f"{self._name} did not accept connections.")
 
     async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
         if process.stderr is None:

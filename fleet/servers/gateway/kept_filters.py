@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,24 @@ log = logging.getLogger("fleet.gateway")
 
 LEAVING_MAX = 1_000  # filters of UNSUBSCRIBEs that await their UNSUBACK; any further stay counted
 DEVICES_MAX = 100_000
+LOG_SECONDS = 10.0  # at least between two lines about files
 _OWNER_SIZE = 16
+
+
+class DiskErrors:
+    """Logs that a file could not be read or written, in place of raising OSError; at most one line in LOG_SECONDS."""
+
+    def __init__(self) -> None:
+        self._logged_at = float("-inf")
+
+    @contextmanager
+    def logged(self, act: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if time.monotonic() - self._logged_at >= LOG_SECONDS:
+                self._logged_at = time.monotonic()
+                log_event(log, logging.ERROR, f"kept-filters.not-{act}", error=error)
 
 
 class FilterSet:
@@ -47,7 +65,7 @@ class FilterSet:
         self._file = file
         self._outlives = outlives_connection
         if file is not None:
-            with _logged("read"):
+            with file.errors.logged("read"):
                 self._keep(file.begin_session(create=outlives_connection))
 
     def __iter__(self) -> Iterator[str]:
@@ -64,7 +82,7 @@ class FilterSet:
             return frozenset()
         if self._file is None or not self._outlives:
             return frozenset(one for one in fresh if not self._add(one))
-        with _logged("written"):
+        with self._file.errors.logged("written"):
             with self._file.opened(create=True) as content:
                 leaving = self._all_leaving()
                 self._keep(one for one in content.filters if one not in leaving)
@@ -92,7 +110,7 @@ class FilterSet:
         """The broker has acknowledged it."""
         held = self._leaving.pop(packet_id, ())
         if held and self._file is not None:
-            with _logged("written"):
+            with self._file.errors.logged("written"):
                 self._file.remove(frozenset(held) - self._filters.keys() - self._all_leaving())
 
     def stayed(self, packet_id: int) -> None:
@@ -105,7 +123,7 @@ class FilterSet:
         self._leaving.clear()
         self._bytes = self._levels = 0
         if self._file is not None:
-            with _logged("written"):
+            with self._file.errors.logged("written"):
                 self._file.clear(keep=self._outlives)
 
     def _all_leaving(self) -> frozenset[str]:
@@ -167,10 +185,11 @@ class FilterFile:
     may read the broker's answer only when another has subscribed again.
     """
 
-    __slots__ = ("_owner", "_path")
+    __slots__ = ("_owner", "_path", "errors")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, errors: DiskErrors) -> None:
         self._path = path
+        self.errors = errors
         self._owner = secrets.token_bytes(_OWNER_SIZE)
 
     def begin_session(self, *, create: bool) -> tuple[str, ...]:
@@ -232,6 +251,7 @@ class KeptFilters:
     def __init__(self, limits: Limits = DEFAULT_LIMITS, directory: Path | None = None) -> None:
         self._limits = limits
         self._directory = directory
+        self._errors = DiskErrors()
         self._devices: OrderedDict[str, FilterSet] = OrderedDict()
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,7 +259,7 @@ class KeptFilters:
     def of_session(self, device_id: str, *, outlives_connection: bool) -> FilterSet:
         """Call it before the broker gets the session's CONNECT."""
         if self._directory is not None:
-            file = FilterFile(self._directory / device_id)
+            file = FilterFile(self._directory / device_id, self._errors)
             return FilterSet(self._limits, file, outlives_connection=outlives_connection)
         found = self._devices.setdefault(device_id, FilterSet(self._limits))
         self._devices.move_to_end(device_id)
@@ -251,18 +271,9 @@ class KeptFilters:
         """The broker's session of the device is purged."""
         self._devices.pop(device_id, None)
         if self._directory is not None:
-            with _logged("removed"):
+            with self._errors.logged("removed"):
                 (self._directory / device_id).unlink(missing_ok=True)
 
 
 def _levels(topic_filter: str) -> int:
     return topic_filter.count("/") + 1
-
-
-@contextmanager
-def _logged(act: str) -> Iterator[None]:
-    """Log that a file could not be `act`, in place of raising OSError."""
-    try:
-        yield
-    except OSError as error:
-        log_event(log, logging.ERROR, f"kept-filters.not-{act}", error=error)

@@ -17,7 +17,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,6 +86,8 @@ class Mosquitto(OwnBroker):
         self._acl = ""
         self._database_is_unreadable = False
         self._save_seconds = SAVE_SECONDS
+        self._error = ""  # the last that it has reported
+        self._is_unsaved = False
         self._saving: asyncio.Task[None] | None = None
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
         self.process.recover = self._set_database_aside
@@ -145,6 +146,8 @@ class Mosquitto(OwnBroker):
             self._reloaded.set()
         elif "Couldn't open database" in line:
             self._database_is_unreadable = True
+        elif "Error: " in line:
+            self._error = line.partition("Error: ")[2]
 
     def _set_database_aside(self) -> bool:
         """Rename a database that could not be loaded, so that it starts without; False when that was not the cause."""
@@ -165,21 +168,40 @@ class Mosquitto(OwnBroker):
     async def _save_regularly(self) -> None:
         """Have it save what it holds: what it has acknowledged since the last time is lost when it is killed."""
         before: tuple[int, int | None] | None = None
-        was_read = False
+        was_read = was_asked = False
         while True:
-            size = self._database_size()
-            await asyncio.sleep(max(self._save_seconds, size / SAVED_BYTES_PER_SECOND))
+            database = self._database_state()
+            await asyncio.sleep(max(self._save_seconds, database[1] / SAVED_BYTES_PER_SECOND))
+            is_saved = not was_asked or self._is_saved(database)
             read = (self.process.restarts, self.process.bytes_read())  # a successor may have read just as much
             is_read = read[1] is None or read != before
             # Once more than it has read: an acknowledgement under way during a save waits for the next (saved_acks.py).
-            if self.process.is_ready and (is_read or was_read):
+            was_asked = self.process.is_ready and (is_read or was_read or not is_saved)
+            if was_asked:
+                self._error = ""
                 self.process.signal(signal.SIGUSR1)
                 before, was_read = read, is_read
 
-    def _database_size(self) -> int:
-        with suppress(OSError):
-            return (self._run_dir / DATABASE).stat().st_size
-        return 0
+    def _is_saved(self, before: tuple[int, int]) -> bool:
+        """Whether it has saved, or reported no error; logs when that changes. `before`: the state when it was asked."""
+        if self._database_state() != before:
+            self._error = ""
+            if self._is_unsaved:
+                log_event(log, logging.WARNING, "broker.saved-again")
+            self._is_unsaved = False
+        elif self._error and not self._is_unsaved:
+            self._is_unsaved = True
+            note = "what it has acknowledged since the last time is lost if it ends"
+            log_event(log, logging.ERROR, "broker.not-saved", reason=self._error, note=note)
+        return not self._error
+
+    def _database_state(self) -> tuple[int, int]:
+        """Another after each time that it was saved, and its size in bytes."""
+        try:
+            found = (self._run_dir / DATABASE).stat()
+        except OSError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_size
 
     def _write(self, name: str, text: str) -> None:
         """Atomically: mosquitto may read the file at any time."""

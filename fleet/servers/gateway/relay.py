@@ -72,6 +72,7 @@ class Relay:
         self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
         self._held: HeldAcks | None = None
+        self._has_begun = False  # the broker has sent something
         self._size_max = size_max = limits.packet_size_max
         self.reasons = self.subscriptions.reasons = ReasonStrings()
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
@@ -91,8 +92,16 @@ class Relay:
 
     def from_broker(self, data: bytes) -> CloseReason | None:
         """Raises: CloseSession, WireError."""
+        if self.connack is None:
+            self._expect_connack(data)
         self.to_device.feed(data)
         return self.closing
+
+    def _expect_connack(self, data: bytes) -> None:
+        # [MQTT-3.2.0-1] the server's first packet must be CONNACK
+        if not self._has_begun and data[0] >> 4 != PacketType.CONNACK:
+            raise CloseSession(close_reasons.PROTOCOL_ERROR)
+        self._has_begun = True
 
     def set_rules(self, rules: MqttRules) -> None:
         """Apply the model's `rules` from now on; a maximum packet size only before CONNACK, which announces it."""
