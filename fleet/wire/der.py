@@ -5,6 +5,7 @@ asks for it, because some EST servers and Windows write PKCS#7 that way.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from fleet.wire.errors import Malformed, TooLarge
@@ -121,6 +122,7 @@ def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:
     return element
 
 
+@lru_cache(maxsize=256)  # a few occur in every request
 def dotted_oid(content: bytes) -> str:
     """The dotted text of an OBJECT IDENTIFIER's content octets (X.690, 8.19). Raises: Malformed, TooLarge."""
     if len(content) > OID_OCTETS_MAX:
