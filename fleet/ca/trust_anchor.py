@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.domain.errors import Invalid
+from fleet.wire.certificate_fields import certificate_fields, why_unsupported
+from fleet.wire.encodings.pem import blocks
+from fleet.wire.errors import WireError
+from fleet.wire.parsing import library_errors
 
 FILE_SIZE_MAX = 64 * 1024
 RSA_BITS_MIN = 2048
@@ -21,30 +24,43 @@ def read_trust_anchor(data: bytes, own: Sequence[x509.Certificate], now: datetim
     """
     certificate = _only_certificate(data)
     try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        key = certificate.public_key()
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, UnsupportedAlgorithm):
-        raise _bad("is no CA: it has no basic constraints, or cannot be read") from None
-    if not constraints.ca:
+        _check(certificate, own, now)
+    except WireError as error:
+        raise Invalid("bad-anchor", str(error)) from None
+    return certificate
+
+
+def _check(certificate: x509.Certificate, own: Sequence[x509.Certificate], now: datetime) -> None:
+    fields = certificate_fields(certificate.public_bytes(Encoding.DER))
+    constraints, usage = fields.basic_constraints, fields.key_usage
+    if constraints is None:
+        raise _bad("is no CA: it has no basic constraints")
+    if not constraints[0]:
         raise _bad("is no CA")
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None  # RFC 5280, 4.2.1.3 asks for one; old manufacturers' roots have none
-    if usage is not None and not usage.key_cert_sign:
+    # RFC 5280, 4.2.1.3 asks for a key usage; old manufacturers' roots have none.
+    if usage is not None and "keyCertSign" not in usage:
         raise _bad("may not sign certificates")
+    with _field("public key"):
+        key = certificate.public_key()
     is_strong = isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) or (
         isinstance(key, rsa.RSAPublicKey) and key.key_size >= RSA_BITS_MIN
     )
     if not is_strong:
         raise _bad(f"has a key that is neither EC nor Ed25519, nor RSA of {RSA_BITS_MIN} bits")
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+    with _field("validity"):
+        is_valid = certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
+    if not is_valid:
         raise _bad("is not valid at this time")
+    with _field("subject"):
+        subject = certificate.subject
     for ours in own:
         # One of the same name would get in the way of our own chains; one of the same key could be ours.
-        if certificate.subject == ours.subject or _spki(certificate) == _spki(ours):
+        if subject == ours.subject or _spki(certificate) == _spki(ours):
             raise _bad("has the name or the key of a CA of this fleet, whose certificates are no manufacturer's")
-    return certificate
+
+
+def _field(what: str) -> library_errors:
+    return library_errors(f"certificate's {what}")
 
 
 def _only_certificate(data: bytes) -> x509.Certificate:
@@ -55,11 +71,20 @@ def _only_certificate(data: bytes) -> x509.Certificate:
             return x509.load_der_x509_certificate(data)
         found = x509.load_pem_x509_certificates(data)
     except ValueError:
-        raise Invalid("bad-anchor", "The file holds no certificate in PEM or DER.") from None
+        why = why_unsupported(_first_der(data))
+        message = f"The certificate is not supported: {why}." if why else "The file holds no certificate in PEM or DER."
+        raise Invalid("bad-anchor", message) from None
     if len(found) != 1:
         message = f"The file holds {len(found)} certificates; one CA is imported at a time."
         raise Invalid("bad-anchor", message, "Devices send the CAs between theirs and this one along.")
     return found[0]
+
+
+def _first_der(data: bytes) -> bytes:
+    try:
+        return next((block.content for block in blocks(data)), data) if b"-----BEGIN" in data else data
+    except WireError:
+        return b""
 
 
 def _spki(certificate: x509.Certificate) -> bytes:

@@ -6,7 +6,6 @@ A file to inspect is often a broken one: what cannot be read is listed under "pr
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TypeVar
 
 from cryptography import x509
@@ -14,38 +13,29 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from fleet.wire.certificate_fields import CertificateFields, certificate_fields
 from fleet.wire.csr import decode_csr, key_type_of
 from fleet.wire.encodings import Bundle, belongs_to
-from fleet.wire.encodings.bundle import spki
+from fleet.wire.encodings.bundle import Request, spki
 from fleet.wire.errors import WireError
-from fleet.wire.names import AltNames, alt_name_values
+from fleet.wire.names import SUBJECT_ALT_NAME, AltNames, alt_name_values, subject_name
 from fleet.wire.parsing import library_errors
+from fleet.wire.spki import load_spki
 
 Facts = Mapping[str, object]
 _Extensions = list[x509.Extension[x509.ExtensionType]]
 _Value = TypeVar("_Value")
-_NO_NAMES: AltNames = ()
 
-_KEY_USAGES = {
-    "digital_signature": "digitalSignature",
-    "content_commitment": "nonRepudiation",
-    "key_encipherment": "keyEncipherment",
-    "data_encipherment": "dataEncipherment",
-    "key_agreement": "keyAgreement",
-    "key_cert_sign": "keyCertSign",
-    "crl_sign": "cRLSign",
-}
 _EXTENDED_KEY_USAGES = {
-    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
-    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
-    ExtendedKeyUsageOID.CODE_SIGNING: "codeSigning",
-    ExtendedKeyUsageOID.EMAIL_PROTECTION: "emailProtection",
-    ExtendedKeyUsageOID.TIME_STAMPING: "timeStamping",
-    ExtendedKeyUsageOID.OCSP_SIGNING: "OCSPSigning",
-    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "any",
-    x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28"): "cmcRA",
+    "1.3.6.1.5.5.7.3.2": "clientAuth",
+    "1.3.6.1.5.5.7.3.1": "serverAuth",
+    "1.3.6.1.5.5.7.3.3": "codeSigning",
+    "1.3.6.1.5.5.7.3.4": "emailProtection",
+    "1.3.6.1.5.5.7.3.8": "timeStamping",
+    "1.3.6.1.5.5.7.3.9": "OCSPSigning",
+    "2.5.29.37.0": "any",
+    "1.3.6.1.5.5.7.3.28": "cmcRA",
 }
 
 
@@ -59,26 +49,18 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
     issuer = _read(problems, "issuer", lambda: certificate.issuer.rfc4514_string(), "?")
     unknown: dict[str, object] = {"key_type": "?", "key_sha256": None}
     key = _read(problems, "public key", lambda: _key_facts(certificate.public_key()), unknown)
-    extensions = _extensions(certificate, problems)
-    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    fields = certificate_fields(certificate.public_bytes(Encoding.DER))
+    none: AltNames = ()
+    names = "subjectAltName"
+    alt_names = _read(problems, names, lambda: alt_name_values(fields.extension(SUBJECT_ALT_NAME)), none)
     return {
         "subject": subject,
-        "alt_names": [
-            name
-            for extension in extensions
-            if isinstance(extension.value, x509.SubjectAlternativeName)
-            for name in _read(
-                problems, "subjectAltName", partial(alt_name_values, extension.value.public_bytes()), _NO_NAMES
-            )
-        ],
+        "alt_names": alt_names,
         "issuer": issuer,
         "serial": f"{certificate.serial_number:x}",
-        "not_before": not_before,
-        "not_after": not_after,
-        "validity": _validity(not_before, not_after, now),
-        "expires_in_seconds": int((not_after - now).total_seconds()),
+        **_read(problems, "validity", lambda: _validity_facts(certificate, now), _NO_VALIDITY),
         "key_type": key["key_type"],
-        **_usage_facts(extensions),
+        **_usage_facts(fields, problems),
         "sha256": certificate.fingerprint(hashes.SHA256()),
         "sha1": certificate.fingerprint(hashes.SHA1()),  # noqa: S303 - a fingerprint that other tools still show
         "key_sha256": key["key_sha256"],
@@ -96,23 +78,29 @@ def key_facts(bundle: Bundle) -> Facts | None:
     return {"matches_certificate": mates[0] if mates else None, **_key_facts(key.public_key())}
 
 
-def request_facts(request: x509.CertificateSigningRequest) -> Facts:
+def request_facts(request: Request) -> Facts:
     """A certificate request: what it asks for, and why the enrollment server here would refuse it, if it would."""
     problems: list[str] = []
-    facts = {"subject": _read(problems, "subject", lambda: request.subject.rfc4514_string(), "?")}
     try:
-        csr = decode_csr(request.public_bytes(Encoding.DER))
+        csr = decode_csr(request.der)
     except WireError as error:
-        return {**facts, "accepted": False, "problems": [*problems, str(error)]}
+        return {"subject": _subject_of_refused(request.der), "accepted": False, "problems": [str(error)]}
     return {
-        **facts,
+        "subject": _read(problems, "subject", lambda: subject_name(csr.subject).rfc4514_string(), "?"),
         "alt_names": csr.alt_names,
-        "key_type": describe_key(request.public_key()),
+        "key_type": describe_key(load_spki(csr.spki_der)),
         "key_sha256": csr.key_sha256,
         "challenge_password": "present" if csr.challenge_password is not None else None,
         "accepted": True,
         "problems": problems,
     }
+
+
+def _subject_of_refused(data: bytes) -> str:
+    try:
+        return x509.load_der_x509_csr(data).subject.rfc4514_string()
+    except ValueError:
+        return "?"
 
 
 def list_facts(revocation_list: x509.CertificateRevocationList, now: datetime) -> Facts:
@@ -150,24 +138,41 @@ def _key_facts(public_key: PublicKeyTypes) -> dict[str, object]:
     return {"key_type": describe_key(public_key), "key_sha256": hashlib.sha256(spki(public_key)).digest()}
 
 
-def _extensions(holder: x509.Certificate | x509.CertificateRevocationList, problems: list[str]) -> _Extensions:
+def _extensions(holder: x509.CertificateRevocationList, problems: list[str]) -> _Extensions:
     none: _Extensions = []
     return _read(problems, "list of extensions", lambda: list(holder.extensions), none)
 
 
-def _usage_facts(extensions: _Extensions) -> Facts:
-    facts: dict[str, object] = {"ca": False, "key_usage": [], "extended_key_usage": []}
-    for extension in extensions:
-        match extension.value:
-            case x509.BasicConstraints(ca=ca, path_length=length):
-                facts |= {"ca": ca, "path_length": length}
-            case x509.KeyUsage() as usage:
-                facts["key_usage"] = [title for name, title in _KEY_USAGES.items() if getattr(usage, name)]
-            case x509.ExtendedKeyUsage() as usages:
-                facts["extended_key_usage"] = [_EXTENDED_KEY_USAGES.get(oid, oid.dotted_string) for oid in usages]
-            case _:
-                pass
-    return facts
+def _usage_facts(fields: CertificateFields, problems: list[str]) -> Facts:
+    none: tuple[str, ...] = ()
+    ca = _read(problems, "basic constraints", lambda: _ca_facts(fields), _UNKNOWN)
+    extended = _read(problems, "extended key usage", lambda: fields.extended_key_usage or none, none)
+    return {
+        **ca,
+        "key_usage": list(_read(problems, "key usage", lambda: fields.key_usage or none, none)),
+        "extended_key_usage": [_EXTENDED_KEY_USAGES.get(oid, oid) for oid in extended],
+    }
+
+
+_UNKNOWN: dict[str, object] = {"ca": "unknown"}
+
+
+def _ca_facts(fields: CertificateFields) -> dict[str, object]:
+    found = fields.basic_constraints
+    return {"ca": False} if found is None else {"ca": found[0], "path_length": found[1]}
+
+
+_NO_VALIDITY: Facts = {"not_before": None, "not_after": None, "validity": "?", "expires_in_seconds": None}
+
+
+def _validity_facts(certificate: x509.Certificate, now: datetime) -> Facts:
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return {
+        "not_before": not_before,
+        "not_after": not_after,
+        "validity": _validity(not_before, not_after, now),
+        "expires_in_seconds": int((not_after - now).total_seconds()),
+    }
 
 
 def _validity(not_before: datetime, not_after: datetime, now: datetime) -> str:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from fleet.config.clock import Clock
 from fleet.tls import engine
+from fleet.wire.certificate_fields import certificate_fields
+from fleet.wire.errors import WireError
 
 LEAVES_REMEMBERED = 4096  # the verdict on a leaf depends on its bytes alone, and devices reconnect with the same one
 CHAIN_DEPTH_MAX = 5  # certificates between leaf and anchor; real device PKIs have one or two
@@ -175,14 +177,13 @@ def _rejection_of_manufacturer(leaf_der: bytes) -> str:
     one present allows clientAuth. A key usage present must allow digitalSignature, with which TLS proves the key.
     """
     try:
-        extensions = x509.load_der_x509_certificate(leaf_der).extensions
-        found = {extension.oid: extension.value for extension in extensions}
-    except (x509.DuplicateExtension, ValueError):  # ValueError: an extension that is not DER
+        fields = certificate_fields(leaf_der)
+        usage, constraints = fields.key_usage, fields.basic_constraints
+    except WireError:
         return "the certificate's extensions cannot be read"
-    usage, constraints = found.get(ExtensionOID.KEY_USAGE), found.get(ExtensionOID.BASIC_CONSTRAINTS)
-    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+    if usage is not None and "digitalSignature" not in usage:
         return "key usage does not hold digitalSignature"
-    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+    if constraints is not None and constraints[0]:
         return "a CA is no device"
     return ""
 
@@ -195,11 +196,11 @@ def _rejection(leaf_der: bytes) -> str:
     or code signing certificate of the same CA must not authenticate a device.
     """
     try:
-        usage = x509.load_der_x509_certificate(leaf_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except x509.ExtensionNotFound:
-        return "extended key usage clientAuth is missing"
-    except (x509.DuplicateExtension, ValueError):  # ValueError: an extension that is not DER
+        usages = certificate_fields(leaf_der).extended_key_usage
+    except WireError:
         return "the certificate's extensions cannot be read"
-    if ExtendedKeyUsageOID.CLIENT_AUTH not in usage.value:
+    if usages is None:
+        return "extended key usage clientAuth is missing"
+    if ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string not in usages:
         return "extended key usage does not hold clientAuth"
     return ""

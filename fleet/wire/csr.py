@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
 from fleet.wire import der
-from fleet.wire.csr_signature import RSASSA_PSS, verify_signature
+from fleet.wire.certificate_fields import EXTENDED_KEY_USAGE, extension_value
+from fleet.wire.csr_signature import verify_signature
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WeakKey
 from fleet.wire.names import (
     SUBJECT_ALT_NAME,
@@ -24,14 +25,13 @@ from fleet.wire.names import (
     Subject,
     alt_name,
     alt_name_values,
-    extension_values,
     names_of_certificate,
     subject_name,
     subject_values,
 )
 from fleet.wire.parsing import library_errors
 from fleet.wire.rsa_modulus import modulus_weakness
-from fleet.wire.spki import encode_spki, load_spki
+from fleet.wire.spki import encode_spki, is_for_pss, load_spki
 
 __all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "names_of_certificate"]
 
@@ -57,7 +57,6 @@ _INTEGER, _BIT_STRING = 0x02, 0x03
 _CHALLENGE_PASSWORD = AttributeOID.CHALLENGE_PASSWORD.dotted_string
 _EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 _MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
-_EXTENDED_KEY_USAGE = "2.5.29.37"
 _DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
 _ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
 _SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
@@ -145,7 +144,7 @@ def decode_csr(data: bytes) -> Csr:
     subject = _subject_of(parts.subject)
     attributes = _attributes_of(parts.attributes)
     extensions = _extensions_of(attributes)
-    alt_names = alt_name_values(extensions.get(SUBJECT_ALT_NAME))
+    alt_names = alt_name_values(extension_value(extensions, SUBJECT_ALT_NAME) if extensions is not None else None)
     challenge = _challenge_password(attributes)
     verify_signature(public_key, key_type, parts.algorithm, parts.signature, parts.signed)
     return Csr(
@@ -187,7 +186,7 @@ def _key_of(spki: der.Element) -> tuple[PublicKeyTypes, bytes]:
         canonical = encode_spki(key)
     if canonical == spki.whole or _is_rsa_encryption(spki):
         return key, canonical
-    if der.encode_oid(RSASSA_PSS) in spki.whole[:32]:
+    if is_for_pss(spki):
         raise Unsupported("The key is for RSASSA-PSS alone (id-RSASSA-PSS); use rsaEncryption or an EC key on P-256.")
     # RFC 5480, 2.1.1: explicit curve parameters are forbidden; the library reads them where it knows the curve.
     raise Unsupported("The public key has explicit curve parameters or a compressed point; use a named curve.")
@@ -228,11 +227,11 @@ def _attributes_of(attributes: der.Element | None) -> dict[str, der.Element]:
     return found
 
 
-def _extensions_of(attributes: dict[str, der.Element]) -> dict[str, bytes]:
+def _extensions_of(attributes: dict[str, der.Element]) -> der.Element | None:
     asked = [attributes[oid] for oid in (_EXTENSION_REQUEST, _MICROSOFT_EXTENSION_REQUEST) if oid in attributes]
     if len(asked) > 1:
         raise Malformed("The request asks for extensions twice.")
-    return extension_values(asked[0], (SUBJECT_ALT_NAME, _EXTENDED_KEY_USAGE)) if asked else {}
+    return asked[0] if asked else None
 
 
 def key_type_of(public_key: PublicKeyTypes) -> str:
@@ -269,10 +268,11 @@ def key_type_of(public_key: PublicKeyTypes) -> str:
             return name
 
 
-def _extended_key_usages(extensions: dict[str, bytes]) -> tuple[str, ...] | None:
-    if _EXTENDED_KEY_USAGE not in extensions:
+def _extended_key_usages(extensions: der.Element | None) -> tuple[str, ...] | None:
+    value = extension_value(extensions, EXTENDED_KEY_USAGE) if extensions is not None else None
+    if value is None:
         return None
-    usages = list(der.children(der.only_element(extensions[_EXTENDED_KEY_USAGE], der.SEQUENCE)))
+    usages = list(der.children(der.only_element(value, der.SEQUENCE)))
     if not usages or any(usage.tag != der.OBJECT_IDENTIFIER for usage in usages):
         raise Malformed("The extended key usages that are asked for are badly formed.")
     return tuple(der.dotted_oid(usage.content) for usage in usages)

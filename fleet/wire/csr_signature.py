@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from fleet.wire import der
 from fleet.wire.errors import BadSignature, Malformed, Unsupported
 from fleet.wire.parsing import library_errors
+from fleet.wire.spki import RSASSA_PSS
 
 _SHA3 = "2.16.840.1.101.3.4.3"
 _ECDSA: dict[str, hashes.HashAlgorithm] = {
@@ -33,7 +34,6 @@ _RSA: dict[str, hashes.HashAlgorithm] = {
     f"{_SHA3}.15": hashes.SHA3_384(),
     f"{_SHA3}.16": hashes.SHA3_512(),
 }
-RSASSA_PSS = "1.2.840.113549.1.1.10"
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     "2.16.840.1.101.3.4.2.4": hashes.SHA224(),
     "2.16.840.1.101.3.4.2.1": hashes.SHA256(),

@@ -17,8 +17,10 @@ import ipaddress
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import der
+from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.parsing import library_errors
 
@@ -41,7 +43,6 @@ _CODECS = {
     0x1C: "utf-32-be",  # UniversalString
     0x1E: "utf-16-be",  # BMPString
 }
-_EXTENSIONS = 0xA3
 
 Subject = tuple[tuple[str, str], ...]
 AltNames = tuple[str, ...]
@@ -53,32 +54,8 @@ def names_of_certificate(certificate: x509.Certificate) -> tuple[Subject, AltNam
     Raises: WireError when a name can't be read, holds a control character or is over a cap.
     """
     with library_errors("certificate"):
-        tbs = certificate.tbs_certificate_bytes
-    # RFC 5280, 4.1: version [0], serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, ...
-    fields = list(der.children(der.only_element(tbs, der.SEQUENCE)))
-    subject = fields[5 if fields[0].tag == der.CONTEXT_0 else 4]
-    extensions = [part for field in fields if field.tag == _EXTENSIONS for part in der.children(field)]
-    found = extension_values(extensions[0], (SUBJECT_ALT_NAME,)) if extensions else {}
-    return subject_values(subject), alt_name_values(found.get(SUBJECT_ALT_NAME))
-
-
-def extension_values(extensions: der.Element, wanted: Sequence[str]) -> dict[str, bytes]:
-    """The values of the extensions whose dotted OIDs are `wanted`. What the others hold is left unread.
-
-    Raises: Malformed: one of them stands there twice, or the list is badly formed. TooLarge.
-    """
-    values: dict[str, bytes] = {}
-    for extension in der.children(extensions):
-        parts = list(der.children(extension))
-        if not 2 <= len(parts) <= 3 or (parts[0].tag, parts[-1].tag) != (der.OBJECT_IDENTIFIER, der.OCTET_STRING):
-            raise Malformed("An extension is badly formed.")
-        oid = der.dotted_oid(parts[0].content)
-        if oid not in wanted:
-            continue
-        if oid in values:
-            raise Malformed("An extension stands there twice.")
-        values[oid] = parts[-1].content
-    return values
+        fields = certificate_fields(certificate.public_bytes(Encoding.DER))
+    return subject_values(fields.subject), alt_name_values(fields.extension(SUBJECT_ALT_NAME))
 
 
 def subject_values(name: der.Element) -> Subject:

@@ -3,6 +3,9 @@
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
+from fleet.wire import der
+
+RSASSA_PSS = "1.2.840.113549.1.1.10"
 KEYS_REMEMBERED_MAX = 256  # an enrollment needs its key twice within milliseconds; a key takes about 1 KB
 
 _remembered: dict[bytes, PublicKeyTypes] = {}
@@ -28,3 +31,13 @@ def load_spki(spki_der: bytes) -> PublicKeyTypes:
     Raises: ValueError, TypeError, UnsupportedAlgorithm: it can't be read.
     """
     return _remembered.get(spki_der) or load_der_public_key(spki_der)
+
+
+def is_for_pss(holder: der.Element) -> bool:
+    """Whether the key in a SubjectPublicKeyInfo or a PKCS#8 PrivateKeyInfo is for RSASSA-PSS alone (RFC 4055, 1.2).
+
+    The library reads it as any RSA key, and would write it as one. Raises: Malformed, TooLarge.
+    """
+    algorithm = next((part for part in der.children(holder) if part.tag == der.SEQUENCE), None)
+    kind = next(der.children(algorithm), None) if algorithm is not None else None
+    return kind is not None and kind.whole == der.encode_oid(RSASSA_PSS)

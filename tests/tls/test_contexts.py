@@ -11,10 +11,23 @@ from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
-from fleet.tls import engine
+from fleet.tls import contexts, engine
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
 from fleet.tls.errors import HandshakeFailed, Refusal
 from fleet.tls.session import TlsSession
+from fleet.wire.der import encode_oid, sequence
+from tests.odd_certificates import (
+    BASIC,
+    CA_OF_ONE,
+    CERT_SIGN,
+    EXTENDED,
+    FALSE_IN_FULL,
+    SAN,
+    USAGE,
+    X400_NAME,
+    certificate,
+    extension,
+)
 from tests.tls.stage import (
     CLIENT_AUTH,
     DAY,
@@ -350,3 +363,32 @@ def test_a_source_looks_before_each_connection() -> None:
     source.look = lambda: source.swap(second) if next(looks) else None
     assert source.current is first
     assert source.current is second
+
+
+FOR_CLIENTS = sequence(encode_oid(CLIENT_AUTH.dotted_string))
+
+
+@pytest.mark.parametrize(
+    ("extensions", "reason"),
+    [
+        ((extension(BASIC, FALSE_IN_FULL), extension(SAN, X400_NAME)), ""),
+        ((extension(BASIC, CA_OF_ONE),), "a CA is no device"),
+        ((extension(USAGE, CERT_SIGN),), "key usage does not hold digitalSignature"),
+        ((extension(USAGE, b""),), "the certificate's extensions cannot be read"),
+        ((), ""),
+    ],
+)
+def test_a_manufacturers_leaf_is_judged_by_what_is_asked_of_it(extensions: tuple[bytes, ...], reason: str) -> None:
+    assert contexts._rejection_of_manufacturer(certificate(generate_key(), *extensions)) == reason
+
+
+@pytest.mark.parametrize(
+    ("extensions", "reason"),
+    [
+        ((extension(EXTENDED, FOR_CLIENTS), extension(SAN, X400_NAME), extension(BASIC, FALSE_IN_FULL)), ""),
+        ((extension(SAN, X400_NAME),), "extended key usage clientAuth is missing"),
+        ((extension(EXTENDED, b""),), "the certificate's extensions cannot be read"),
+    ],
+)
+def test_a_leaf_of_ours_is_judged_by_its_extended_key_usage(extensions: tuple[bytes, ...], reason: str) -> None:
+    assert contexts._rejection(certificate(generate_key(), *extensions)) == reason

@@ -8,8 +8,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.wire import armor
+from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.errors import Malformed, Unsupported, WireError
 from fleet.wire.parsing import library_errors
+from fleet.wire.spki import is_for_pss
 
 INPUT_SIZE_MAX = 16 * 1024 * 1024  # a CRL of 100,000 entries is 3.9 MB, 5.3 MB as PEM
 CERTIFICATES_MAX = 1000  # the world's root programs together hold some 300
@@ -80,12 +83,26 @@ FORM_BY_SUFFIX = {
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A certificate request, undecoded: what the enrollment server takes of it is `fleet.wire.csr`'s to say."""
+
+    der: bytes
+
+    def public_bytes(self, encoding: Encoding) -> bytes:
+        """In PEM or DER, as the library's objects have it."""
+        if encoding is Encoding.DER:
+            return self.der
+        heading = b"CERTIFICATE REQUEST"
+        return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (heading, armor.lines(self.der), heading)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """Everything found in one file. When the key's own certificate is there, it comes first."""
 
     certificates: tuple[x509.Certificate, ...] = ()
     private_key: PrivateKeyTypes | None = field(default=None, repr=False)
-    requests: tuple[x509.CertificateSigningRequest, ...] = ()
+    requests: tuple[Request, ...] = ()
     revocation_lists: tuple[x509.CertificateRevocationList, ...] = ()
     friendly_names: tuple[str | None, ...] = ()
     """PKCS#12's name for each certificate, in their order; () when none has one."""
@@ -104,10 +121,14 @@ def spki(public_key: PublicKeyTypes) -> bytes:
 
 
 def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:
-    """Whether `certificate` is for `private_key`. One whose key can't be read belongs to nobody."""
+    """Whether `certificate` is for `private_key`. One whose key can't be read belongs to nobody.
+
+    An RSA key and a certificate for RSASSA-PSS alone are no pair, though their numbers be equal: TLS engines refuse it.
+    """
     try:
         with library_errors("public key"):
-            return spki(certificate.public_key()) == spki(private_key.public_key())
+            own = certificate_fields(certificate.public_bytes(Encoding.DER)).spki
+            return not is_for_pss(own) and spki(certificate.public_key()) == spki(private_key.public_key())
     except WireError:
         return False
 

@@ -7,12 +7,21 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, l
 
 from fleet.wire import der
 from fleet.wire.encodings.bundle import KEY_SIZE_MAX, PasswordNeeded, WrongPassword
-from fleet.wire.errors import Malformed, TooLarge, WireError
+from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.parsing import library_errors
 
 ROUNDS_MAX = 10_000_000  # some four seconds; the boldest keystores ask for a million
 
 _INTEGER = 0x02
+_PBES2 = "1.2.840.113549.1.5.13"
+_KNOWN_CIPHERS = ("2.16.840.1.101.3.4.1.", "1.2.840.113549.3.")  # AES; 3DES and RC2
+_OTHER_CIPHERS = {
+    "1.2.410.200046.1.1.": "ARIA",
+    "1.2.392.200011.61.1.1.1.": "Camellia",
+    "1.2.410.200004.1.": "SEED",
+    "1.2.156.10197.1.104.": "SM4",
+    "1.3.14.3.2.7": "DES",
+}
 _KEY_DERIVATIONS = (
     "1.2.840.113549.1.5.",  # PKCS#5: PBES1, PBKDF2
     "1.2.840.113549.1.12.1.",  # PKCS#12: its own schemes
@@ -31,7 +40,27 @@ def encrypted_key(data: bytes, password: bytes | None) -> PrivateKeyTypes:
     """The key in the encrypted PKCS#8 `data`. Raises: PasswordNeeded, WrongPassword, TooLarge, Unsupported."""
     _check_size(data)
     check_rounds(data)
-    return _opened(load_der_private_key, data, password)
+    try:
+        return _opened(load_der_private_key, data, password)
+    except WrongPassword:
+        if cipher := _unsupported_cipher(data):
+            message = f"The private key is encrypted by {cipher}, which is not supported; use AES-256-CBC."
+            raise Unsupported(message) from None
+        raise
+
+
+def _unsupported_cipher(data: bytes) -> str:
+    """The cipher of a PKCS#8 key encrypted by PBES2 (RFC 8018, 6.2), if it is none that the library knows; else ""."""
+    oids = [der.dotted_oid(each.content) for each in der.walk(der.only_element(data, der.SEQUENCE)) if _is_oid(each)]
+    if _PBES2 not in oids or any(oid.startswith(_KNOWN_CIPHERS) for oid in oids):
+        return ""
+    return next(
+        (f"{name} ({oid})" for oid in oids for arc, name in _OTHER_CIPHERS.items() if oid.startswith(arc)), oids[-1]
+    )
+
+
+def _is_oid(element: der.Element) -> bool:
+    return element.tag == der.OBJECT_IDENTIFIER
 
 
 def old_encrypted_key(text: bytes, password: bytes | None) -> PrivateKeyTypes:

@@ -9,6 +9,8 @@ from fleet.wire.encodings.bundle import OBJECTS_MAX
 from fleet.wire.errors import Malformed, TooLarge
 
 _BEGIN = re.compile(rb"-----BEGIN ([!-,.-~ ](?:[ -~]{0,62}[!-,.-~])?)-----")
+_GLUED = re.compile(rb"-----(?=-----BEGIN )")
+"""Files joined where the first has no line end."""
 _HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]*:")
 
 
@@ -31,7 +33,7 @@ def blocks(data: bytes) -> Iterator[Block]:
 
     Raises: Malformed naming the line, TooLarge for more than OBJECTS_MAX blocks.
     """
-    lines = data.splitlines()
+    lines = _GLUED.sub(b"-----\n", data).splitlines()
     count, position = 0, 0
     while position < len(lines):
         begin = _BEGIN.fullmatch(lines[position].strip())

@@ -32,6 +32,7 @@ _KeyTypes = (
     | ed448.Ed448PrivateKey
     | dsa.DSAPrivateKey
 )
+_BAG_OF_SECRETS = "1.2.840.113549.1.12.10.1.5"
 _KEY_BAGS = ("1.2.840.113549.1.12.10.1.1", "1.2.840.113549.1.12.10.1.2")
 
 
@@ -45,7 +46,7 @@ def read_pkcs12(data: bytes, password: bytes | None) -> Bundle:
     if len(data) > PKCS12_SIZE_MAX:
         raise TooLarge(f"The PKCS#12 file is larger than {PKCS12_SIZE_MAX // 1024} KiB.")
     check_rounds(data)
-    _check_one_key(data)
+    others = _check_one_key(data)
     loaded = _opened(data, password)
     entries = [entry for entry in (loaded.cert, *loaded.additional_certs) if entry is not None]
     if len(entries) > CERTIFICATES_MAX:
@@ -57,6 +58,7 @@ def read_pkcs12(data: bytes, password: bytes | None) -> Bundle:
         certificates=tuple(entry.certificate for entry in entries),
         private_key=key,
         friendly_names=names if any(names) else (),
+        others=others,
     )
 
 
@@ -73,16 +75,26 @@ def _opened(data: bytes, password: bytes | None) -> pkcs12.PKCS12KeyAndCertifica
     raise WrongPassword("The password does not open the PKCS#12 file, or the file is damaged.")
 
 
-def _check_one_key(data: bytes) -> None:
-    """The library would return one key and keep quiet about the rest."""
+def _check_one_key(data: bytes) -> tuple[str, ...]:
+    """The library would return one key and keep quiet about the rest. What else is there, in words.
+
+    Raises: Unsupported: it holds several.
+    """
     outer = der.only_element(data, der.SEQUENCE, ber=True)
     oids = [each.content for each in der.walk(outer) if each.tag == der.OBJECT_IDENTIFIER]
-    wanted = [der.read_element(encoded, 0, len(encoded)).content for encoded in map(der.encode_oid, _KEY_BAGS)]
-    count = sum(oid in wanted for oid in oids)
+    wanted = [_content(bag) for bag in _KEY_BAGS]
+    # Java keeps a secret key as an encrypted key within a secretBag.
+    secrets = oids.count(_content(_BAG_OF_SECRETS))
+    count = sum(oid in wanted for oid in oids) - secrets
     if count > 1:
         raise Unsupported(
             f"The PKCS#12 file holds {count} private keys; take one out first with the tool that made it."
         )
+    return ("a secret key",) * secrets
+
+
+def _content(oid: str) -> bytes:
+    return der.only_element(der.encode_oid(oid), der.OBJECT_IDENTIFIER).content
 
 
 def _text(name: bytes | None) -> str | None:

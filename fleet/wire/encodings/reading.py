@@ -6,14 +6,24 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fleet.wire import armor, der
-from fleet.wire.encodings.bundle import CERTIFICATES_MAX, OBJECTS_MAX, Bundle, belongs_to, chain_order, check_password
+from fleet.wire.certificate_fields import why_unsupported
+from fleet.wire.encodings.bundle import (
+    CERTIFICATES_MAX,
+    OBJECTS_MAX,
+    Bundle,
+    Request,
+    belongs_to,
+    chain_order,
+    check_password,
+)
 from fleet.wire.encodings.keys import encrypted_key, old_encrypted_key, plain_key
 from fleet.wire.encodings.pem import Block, blocks
 from fleet.wire.encodings.pkcs12 import read_pkcs12
 from fleet.wire.encodings.recognize import Content, cleaned, recognize
-from fleet.wire.errors import TooLarge, Unsupported
+from fleet.wire.errors import Malformed, TooLarge, Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import split_signed_data
+from fleet.wire.spki import is_for_pss
 
 _CONTENT_BY_LABEL = {
     "CERTIFICATE": Content.CERTIFICATE,
@@ -38,6 +48,7 @@ _OTHERS_BY_LABEL = {
     "OPENSSH PRIVATE KEY": "an OpenSSH private key",
 }
 _A_TPM_KEY = "a key held by a TPM (TSS2 PRIVATE KEY)"
+_A_PSS_KEY = "a private key for RSASSA-PSS alone (id-RSASSA-PSS), which is not read here"
 _SILENT_LABELS = frozenset({"EC PARAMETERS"})  # `openssl ecparam -genkey` writes them before the key that repeats them
 
 
@@ -72,7 +83,7 @@ class _Found:
     password: bytes | None = field(repr=False)
     certificates: list[x509.Certificate] = field(default_factory=list)
     keys: list[PrivateKeyTypes] = field(default_factory=list, repr=False)
-    requests: list[x509.CertificateSigningRequest] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     lists: list[x509.CertificateRevocationList] = field(default_factory=list)
     locked_keys: int = 0
     others: list[str] = field(default_factory=list)
@@ -98,14 +109,17 @@ class _Found:
             case Content.CERTIFICATE:
                 self._add_certificate(data)
             case Content.REQUEST:
-                with library_errors("certificate request"):
-                    self.requests.append(x509.load_der_x509_csr(data))
+                self._add_request(data)
             case Content.REVOCATION_LIST:
                 self._add_list(data)
             case Content.PKCS7:
                 self._add_pkcs7(data)
             case Content.PRIVATE_KEY:
-                self.keys.append(plain_key(data))
+                key = plain_key(data)
+                if is_for_pss(der.only_element(data, der.SEQUENCE, ber=True)):
+                    self.others.append(_A_PSS_KEY)
+                else:
+                    self.keys.append(key)
             case Content.ENCRYPTED_KEY if self.password is None:
                 self.locked_keys += 1
             case Content.ENCRYPTED_KEY:
@@ -120,8 +134,18 @@ class _Found:
     def _add_certificate(self, data: bytes) -> None:
         if len(self.certificates) >= CERTIFICATES_MAX:
             raise TooLarge(f"The file holds more than {CERTIFICATES_MAX} certificates.")
-        with library_errors("certificate"):
-            self.certificates.append(x509.load_der_x509_certificate(data))
+        try:
+            with library_errors("certificate"):
+                self.certificates.append(x509.load_der_x509_certificate(data))
+        except Malformed:
+            if why := why_unsupported(data):
+                raise Unsupported(f"The certificate is not supported: {why}.") from None
+            raise
+
+    def _add_request(self, data: bytes) -> None:
+        if recognize(data) is not Content.REQUEST:
+            raise Malformed("The certificate request can't be read: it is damaged or not what it says it is.")
+        self.requests.append(Request(data))
 
     def _add_pkcs7(self, data: bytes) -> None:
         begin = len(self.certificates)

@@ -8,13 +8,13 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from fleet.wire import armor
-from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose, check_password
+from fleet.wire.encodings.bundle import FORM_TITLES, Bundle, Form, PasswordNeeded, Request, WouldLose, check_password
 from fleet.wire.encodings.pkcs12 import can_be_named, write_pkcs12
 from fleet.wire.errors import Unsupported
 from fleet.wire.parsing import library_errors
 from fleet.wire.pkcs7 import join_signed_data
 
-_Encodable = x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList
+_Encodable = x509.Certificate | Request | x509.CertificateRevocationList
 
 
 def write(bundle: Bundle, form: Form, password: bytes | None = None, drop: bool = False) -> bytes:

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import Bundle
+from fleet.wire.encodings.bundle import Request
 from fleet.wire.names import alt_name
 
 NEEDS_OPENSSL = pytest.mark.skipif(which("openssl") is None, reason="needs openssl")
@@ -59,7 +60,7 @@ ALT_NAMES = ("DNS:pump-7.example", "HW:1.3.6.1.4.1.4128.1:0a0b0c")
 LEAF = _certificate("pump-7", KEY, "Issuing", ISSUING_KEY, alt_names=ALT_NAMES)
 CHAIN = (LEAF, ISSUING, ROOT)
 
-REQUEST = x509.load_der_x509_csr(build_csr(KEY, (("2.5.4.3", "pump-7"),), ALT_NAMES))
+REQUEST = Request(build_csr(KEY, (("2.5.4.3", "pump-7"),), ALT_NAMES))
 REVOCATION_LIST = (
     x509.CertificateRevocationListBuilder()
     .issuer_name(_name("Issuing"))

@@ -7,7 +7,9 @@ import pytest
 from asn1crypto import cms, pkcs12
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.wire.encodings import Bundle, Form, read, write
+from fleet.wire.encodings import Bundle, Form, belongs_to, read, write
+from fleet.wire.encodings.bundle import WouldLose
+from fleet.wire.errors import Unsupported
 from tests.wire.encodings.material import (
     BUNDLE,
     CHAIN,
@@ -188,3 +190,51 @@ def test_asn1crypto_reads_our_pkcs12() -> None:
     store = pkcs12.Pfx.load(write(BUNDLE, Form.P12, PASSWORD), strict=True)
     assert store["version"].native == "v3"
     assert store["mac_data"]["mac"]["digest_algorithm"]["algorithm"].native == "sha256"
+
+
+@NEEDS_OPENSSL
+def test_a_key_for_pss_alone_is_named_and_never_written_as_another(tmp_path: Path) -> None:
+    key, whole = tmp_path / "key.pem", tmp_path / "whole.pem"
+    openssl("genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048", "-out", str(key))
+    certificate = openssl("req", "-x509", "-new", "-key", str(key), "-subj", "/CN=pump", "-days", "9")
+    whole.write_bytes(key.read_bytes() + certificate)
+    found = read(whole.read_bytes())
+    assert (len(found.certificates), found.private_key) == (1, None)
+    assert "RSASSA-PSS" in found.others[0]
+    for form in (Form.PEM, Form.P12):
+        with pytest.raises(WouldLose, match="RSASSA-PSS"):
+            write(found, form, b"secret")
+    sealed = openssl("pkey", "-in", str(key), "-aes256", "-passout", "pass:secret")
+    opened = read(sealed + certificate, b"secret")  # the kind of key is inside the encryption, and in the certificate
+    assert opened.private_key is not None
+    assert not belongs_to(opened.certificates[0], opened.private_key)
+    with pytest.raises(Unsupported, match="belongs to none"):
+        write(opened, Form.P12, b"secret")
+
+
+@NEEDS_OPENSSL
+@pytest.mark.parametrize(("cipher", "named"), [("aria-256-cbc", "ARIA"), ("camellia-128-cbc", "Camellia")])
+def test_a_cipher_that_is_not_known_is_named(tmp_path: Path, cipher: str, named: str) -> None:
+    key = tmp_path / "key.pem"
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(key))
+    sealed = openssl("pkcs8", "-topk8", "-v2", cipher, "-in", str(key), "-passout", "pass:secret")
+    for password in (b"secret", b"another"):
+        with pytest.raises(Unsupported, match=named):
+            read(sealed, password)
+
+
+@NEEDS_OPENSSL
+@NEEDS_KEYTOOL
+def test_a_secret_key_beside_the_private_one_is_left_out_by_name(files: Path) -> None:
+    store = ("-storetype", "PKCS12", "-keystore", str(files / "both.p12"))
+    keytool(files, "-genkeypair", *store, "-alias", "pair", "-keyalg", "EC", "-dname", "CN=pump")
+    keytool(files, "-genseckey", *store, "-alias", "secret", "-keyalg", "AES", "-keysize", "128")
+    found = read((files / "both.p12").read_bytes(), STORE_PASSWORD.encode())
+    assert found.private_key is not None
+    assert belongs_to(found.certificates[0], found.private_key)
+    assert found.others == ("a secret key",)
+
+
+def test_pem_joined_without_a_line_end_is_read() -> None:
+    pem = LEAF.public_bytes(Encoding.PEM)
+    assert read(pem.rstrip() + pem).certificates == (LEAF, LEAF)
