@@ -52,6 +52,8 @@ LONGEST_FIRST: tuple[str, ...] = (
     "faults/test_crash_approval.py",
     "firmware_tools/test_station_cli.py",
     "interop/test_mosquitto_clients.py",
+    "interop/test_mosquitto_bridge.py",
+    "interop/test_clients.py",
     "end_to_end/test_webhook.py",
     "end_to_end/test_serve.py",
     "end_to_end/test_makers.py",

@@ -1,7 +1,6 @@
 """mosquitto_pub and mosquitto_sub, openssl s_client: stock clients at the gateway with certificates that we issued."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleet.demo.foreign_ca import make_foreign_certificate
+from tests.interop.stock_device import needs
 from tests.serving import Served, run_agent, run_fleet
 
 PATIENCE_SECONDS = 120
-
-
-def needs(*names: str) -> None:
-    for name in names:
-        if shutil.which(name) is None:
-            pytest.skip(f"{name}: not installed")
 
 
 @pytest.fixture(scope="module")
