@@ -85,8 +85,8 @@ class _Holder:
 class HalfOpen:
     """The set of half-open connections. Each entry must `leave` exactly once, however it ends."""
 
-    __slots__ = ("_arrivals", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_ranking", "_timer",
-                 "_waiting", "known")  # fmt: skip
+    __slots__ = ("_arrivals", "_closed", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_ranking",
+                 "_timer", "_waiting", "known")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits, known: KnownBlocks | None = None
@@ -95,6 +95,7 @@ class HalfOpen:
         self._limits = limits
         self._due: dict[Expiring, float] = {}  # in order of their deadlines
         self._waiting: set[Expiring] = set()
+        self._closed = False
         self._holders: dict[str, _Holder] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._arrivals = Buckets(limits.per_address_per_second)
@@ -107,6 +108,8 @@ class HalfOpen:
 
     def enter(self, entry: Expiring) -> Refusal | None:
         """Add `entry`; the reason if it is refused."""
+        if self._closed:
+            return Refusal.GONE  # accepted in the turn of the loop before
         block = network_of(entry.address)
         holder = self._holders.get(block)
         if holder is not None and len(holder) >= self._limits.per_address_max and not self._drop_silent(holder):
@@ -203,7 +206,8 @@ class HalfOpen:
             self._timer = self._loop.call_at(first, self._expire_due)
 
     def close(self) -> None:
-        """Close every entry."""
+        """Close every entry, and take no other."""
+        self._closed = True
         for entry in [*self._due, *self._waiting]:
             entry.dismiss()
         if self._timer is not None:

@@ -10,6 +10,7 @@ from fleet.domain.peer import Peer
 from fleet.tls.contexts import ClientTrust, ServerIdentity, server_context
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen
+from fleet.tls.handshake import Handshake
 from fleet.tls.listener import ListenerLimits, listen
 from tests.tls.stage import (
     CLIENT_AUTH,
@@ -17,6 +18,7 @@ from tests.tls.stage import (
     PATIENCE_S,
     TLS12,
     TLS13,
+    Bell,
     MemoryClient,
     Recorder,
     Stage,
@@ -28,6 +30,7 @@ from tests.tls.stage import (
     serving,
     stdlib_client,
 )
+from tests.tls.test_handshake import Socket
 
 VERSIONS = [pytest.param(TLS12, id="tls1.2"), pytest.param(TLS13, id="tls1.3")]
 
@@ -362,6 +365,49 @@ async def test_close_lets_connections_end_by_themselves() -> None:
         async with asyncio.timeout(PATIENCE_S):
             await closed
         await client.close()
+        writer.close()
+
+
+async def test_every_descriptor_is_given_back() -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async with serving():
+        pass  # the first listener of a loop opens one that stays with the loop
+    await asyncio.sleep(0)
+    before = open_files()
+    async with serving(echoing) as stage:
+        idle = open_files()
+        for _ in range(2):  # the same again takes no more
+            finished = await WireClient.connect(stage.port)
+            await finished.shake_hands()
+            finished.send(b"1")
+            assert await finished.receive(1) == b"1"
+            begun = await WireClient.connect(stage.port)
+            begun.tls.handshake()
+            begun.send_now()
+            _, quiet = await silent(stage.port)
+            await stage.bell.until(lambda: stage.listener.stats.handshaking == 2)
+            for client in (finished, begun):
+                await client.close()
+            quiet.close()
+            await stage.bell.until(lambda: open_files() <= idle)
+        _, quiet = await silent(stage.port)
+        await stage.bell.until(lambda: stage.listener.stats.handshaking == 1)
+    quiet.close()
+    await Bell().until(lambda: open_files() <= before)
+
+
+async def test_a_connection_that_was_accepted_just_before_the_end_is_closed() -> None:
+    async with serving() as stage:
+        _reader, writer = await silent(stage.port)
+        stage.listener.close()
+        handshake = Handshake(stage.listener)
+        raw = Socket(("192.0.2.7", 4711))
+        handshake.connection_made(raw)
+        assert raw.ends == ["abort"]
+        assert stage.refused[-1] == ("192.0.2.7", Refusal.GONE)
+        await stage.bell.until(lambda: stage.listener.stats.handshaking == 0)
         writer.close()
 
 
