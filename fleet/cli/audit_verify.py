@@ -110,6 +110,8 @@ def verify_(
                 return await verify(reader, keys, since=since, noted=noted)
 
         verified = asyncio.run(work())
+        if not verified.rows:
+            raise Invalid("audit-removed", "The audit is broken: it has no rows, and every registry begins with one.")
         if state is not None and verified.head is not None:
             write_file(state, _state_of(verified.noted), secret=False, force=True)
     print_value(_shown(verified, signed=keys is not None), output)

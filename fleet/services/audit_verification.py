@@ -136,6 +136,7 @@ class _Verification:
         first = await self.reader.audit(after=_BEFORE_ALL, limit=1)
         if first and first[0].seq < 1:
             raise _broken("audit-inserted", f"row {first[0].seq} stands before row 1.")
+        await self.reader.audit_heads(after=_BEFORE_ALL, limit=1)  # one of less than one row is refused as it is read
         self.archived = first[0].seq - 1 if first else 0
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
             raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")

@@ -230,6 +230,14 @@ def _detail_text(detail: dict[str, str]) -> str:
     return _encoded_sorted(detail) if detail else "{}"
 
 
+def _detail_of(text: str) -> object:
+    """Raises: ValueError: the same members may be written in another way, but these octets were not written here."""
+    detail = json.loads(text)
+    if _detail_text(detail) != text:
+        raise ValueError("the detail is not as it was written")
+    return detail
+
+
 def _audit_row(seq: int, *cells: Any) -> AuditRow:
     at, actor, action, subject, outcome, address, detail, leaf = cells
     if not isinstance(detail, dict) or not isinstance(leaf, bytes):
@@ -244,7 +252,7 @@ AUDIT = Table(
         "seq": NUMBER,
         "at": MOMENT,
         **dict.fromkeys(ENTRY_TEXTS, TEXT),
-        "detail": Codec("text", _detail_text, json.loads),
+        "detail": Codec("text", _detail_text, _detail_of),
         "leaf": BYTES,
     },
     {name: f"entry.{name}" for name in ("at", *ENTRY_TEXTS, "detail")},
@@ -266,6 +274,8 @@ def head_of(row: Row) -> TreeHead:
         head = HEAD.of(row)
     except (TypeError, OverflowError):
         head = None
-    if head is None or head.size < 1 or len(head.root) != HASH_SIZE or head.at < _EPOCH:
+    # What is signed is the time to the millisecond: more was not written.
+    is_sound = head is not None and head.size >= 1 and len(head.root) == HASH_SIZE and head.at >= _EPOCH
+    if head is None or not is_sound or head.at.microsecond % 1000:
         raise Invalid("audit-head-changed", f"The audit is broken: the head of {row[0]} rows has been changed.")
     return head

@@ -181,6 +181,31 @@ EDITS: dict[str, tuple[tuple[str, ...], str]] = {
         ("UPDATE audit_head SET at = -1 WHERE size = 300",),
         "audit-head-changed: the head of 300 rows has been changed.",
     ),
+    "a head's time within the millisecond": (
+        ("UPDATE audit_head SET at = at + 1 WHERE size = 300",),
+        "audit-head-changed: the head of 300 rows has been changed.",
+    ),
+    "a head of no rows": (
+        ("INSERT INTO audit_head SELECT 0, root, at, key_id, signature FROM audit_head LIMIT 1",),
+        "audit-head-changed: the head of 0 rows has been changed.",
+    ),
+    "a head of less than none": (
+        ("INSERT INTO audit_head SELECT -5, root, at, key_id, signature FROM audit_head LIMIT 1",),
+        "audit-head-changed: the head of -5 rows has been changed.",
+    ),
+    **{
+        f"the text of a detail: {what}": (
+            (f"UPDATE audit SET detail = {changed} WHERE seq = 3",),  # noqa: S608  our own constant
+            "audit-changed: row 3 has been changed.",
+        )
+        for what, changed in {
+            "a member in front": """replace(detail, '{', '{"k":"evil",')""",
+            "a space": "replace(detail, ':', ': ')",
+            "a line end": "detail || char(10)",
+            "an escape": """substr(detail, 1, 2) || '\\u00' || lower(hex(substr(detail, 3, 1))) || substr(detail, 4)""",
+            "nothing": "''",
+        }.items()
+    },
     "a head's size": (
         ("UPDATE audit_head SET size = 301 WHERE size = 300",),
         "head-signature: The signature of the head of 301 rows does not verify.",

@@ -73,7 +73,7 @@ async def test_it_answers_as_the_registry_does(db_path: Path, tmp_path: Path) ->
     registry = await SqliteRegistry.open(db_path)
     await registry.commit(change(AddModel(MODEL)))
     tree = EMPTY.appended(await registry.audit_hashes(0, 0, 1))
-    sealed = Sealed(TreeHead(1, tree.root(), NOW, bytes(32), b"signature"), tree)
+    sealed = Sealed(TreeHead(1, tree.root(), NOW.replace(microsecond=654_000), bytes(32), b"signature"), tree)
     await registry.seal(sealed, (AuditNode(8, 0, bytes(32)),))
     rows = await registry.audit()
     await registry.close()
