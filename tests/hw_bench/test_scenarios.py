@@ -15,6 +15,7 @@ from hw_bench.drivers.fill import FilledFleet
 from hw_bench.peers.engine import SqliteEngine
 from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Report, Turn, lines
+from hw_bench.scenarios.broker_crash import BrokerCrash
 from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
@@ -155,6 +156,19 @@ def test_starve() -> None:
     assert figures["gateway: p99 under attack / without"].at_most == 2
 
 
+@NEEDS_MOSQUITTO
+def test_broker_crash() -> None:
+    scenario = BrokerCrash(window=10, per_second=50, life_seconds=(0.3, 0.6))
+    report = scenario.run(replace(TINY, kills=2, seed=1), lambda text: None)
+    figures = {figure.name: figure for figure in report.figures}
+    for setting in ("durable = false", "durable = true"):
+        assert figures[f"{setting}: acknowledged"].value > 2
+        assert figures[f"{setting}: acknowledged before the kill and lost"].value < 5
+    assert figures["durable = true: lost"].value == 0
+    assert figures["durable = true: lost"].reached
+    assert report.checks[0] == "2 kills each; seed 1"
+
+
 def test_workers() -> None:
     report = Workers(enroll=Enroll(drivers=1, at_once=4)).run(TINY, lambda text: None)
     assert [summary.name for summary in report.summaries] == ["one-worker", "two-workers", "two-servers"]
@@ -288,9 +302,11 @@ def test_each_scenario_goes_by_its_name() -> None:
         "idle",
         "storm",
         "starve",
+        "soak",
         "revocation",
         "registry",
         "crash",
+        "broker-crash",
     ]
 
 
