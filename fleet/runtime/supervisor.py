@@ -37,7 +37,7 @@ log = logging.getLogger("fleet")
 
 PROGRAM = "fleet.runtime.worker_main"
 START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a busy machine
-STOP_SECONDS_MAX = 3.0  # a worker drains for two
+STOP_SECONDS_MAX = 5.0  # a worker drains for two, and tells the broker of thousands of sessions and wills for four
 STEADY_SECONDS = 1.0  # of listening: a later death is not a failed start
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0

@@ -1,6 +1,7 @@
 """Wills with a delay, before a real mosquitto: published in time, not when the device is back, nor when it may not."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -162,6 +163,17 @@ async def test_no_will_of_a_device_that_may_not_speak_any_more(
     await street.no_will_for(5)
 
 
+async def test_no_will_of_a_device_that_is_cut_off_within_a_long_message(street: Street) -> None:
+    """The broker can't be told DISCONNECT there: it takes the will for that of a lost device, and it waits."""
+    wire, _ = await street.device(delay=3)
+    wire.send(encode_publish(Publish("devices/cam-1/up/t", bytes(1_000_000)), V5)[:500_000])
+    (session,) = street.harness.gateway.open_sessions
+    await until(lambda: session._relay is not None and not session._relay.to_broker.between_packets)
+    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await street.harness.count("mqtt.will.cancelled")
+    await street.no_will_for(5)
+
+
 async def test_a_suspended_device_finds_its_session_as_it_was(street: Street) -> None:
     wire, _ = await street.device(delay=LATE)
     down = (Subscription("devices/cam-1/down/#", 1),)
@@ -222,13 +234,18 @@ async def test_a_stop_of_the_gateway_publishes_no_will(street: Street) -> None:
 
 
 async def test_a_broker_has_read_all_before_it_is_stopped(street: Street) -> None:
-    """A DISCONNECT behind a backlog: the gateway waits until the broker has come to it."""
-    will = Will("devices/cam-2/up/gone", b"gone")
-    wire, _ = await street.harness.connect(street.other, V311, will=will)
-    message = encode_publish(Publish("devices/cam-2/up/t", bytes(1000)), V311)
-    wire.send(message * 2000)
-    await street.observer.message()
-    await street.harness.gateway.close()
+    """DISCONNECT may be behind much that it has not read yet: the gateway waits until it has come to it."""
+    wire, _ = await street.harness.connect(street.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
+    gateway = street.harness.gateway
+    street.broker.process.signal(signal.SIGSTOP)
+    wire.send(encode_publish(Publish("devices/cam-2/up/t", bytes(1000)), V311) * 100)
+    closing = asyncio.create_task(gateway.close())
+    try:
+        await asyncio.wait((closing,), timeout=0.3)
+        assert not closing.done()
+    finally:
+        street.broker.process.signal(signal.SIGCONT)
+    await closing
     await street.broker.close()
     await street.observer.got(street.observer.disconnected)
     topics = {street.observer.messages.get_nowait().topic for _ in range(street.observer.messages.qsize())}
