@@ -19,6 +19,7 @@ bad-content-type | 415 | The body has another media type than the route accepts.
 bad-cursor | 400 | The cursor belongs to another query, or is malformed. | Start again without a cursor.
 bad-etag | 400 | An ETag is not a text in double quotes. | Send it as it was received.
 bad-http | 400 | The bytes are not a valid HTTP request. | Check the client; its framing is broken.
+headers-too-large | 431 | The request's headers are too long, or too many. | Send fewer and shorter ones.
 bad-idempotency-key | 400 | The Idempotency-Key is not 1 to 128 printable ASCII characters without spaces. | Generate a UUID for each request.
 bad-json | 400 | The body is not strict JSON: syntax, a duplicate member, depth, or a number out of range. | Correct the body.
 bad-last-event-id | 400 | Last-Event-ID is not the sequence number of an event. | Send the id of the last event received.
@@ -49,6 +50,7 @@ too-large | 413 | The body or message exceeds its size limit. | Send less.
 too-many-requests | 429 | The rate limit of the address or credential is exceeded. | Retry after Retry-After.
 too-many-streams | 429 | The operator has too many event streams open. | Close one.
 too-slow | 408 | The request did not arrive in time. | Retry on a better connection.
+uri-too-long | 414 | The request line is too long. | Send a shorter path and query.
 unsupported | 400 | A version, type or option is not supported. | Use a documented one.
 ## Enrollment and authentication
 already-enrolled | 403 | The device holds a valid certificate. | Renew it with simplereenroll, or use a token for this device to enroll a new key.

@@ -24,7 +24,6 @@ from fleet.servers.http_connection import Connection, HttpLimits, IdleConnection
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
 
-NO_HTTP = "This is not a request in HTTP/1.1 or HTTP/1.0."
 LAST_WRITE_SECONDS = 0.1  # for a response that is being written when the drain time is over
 
 
@@ -246,10 +245,10 @@ class HttpServer:
                 address=peer.address,
             )
 
-    def not_http(self, peer: Peer) -> Response:
-        """The response to bytes that are no HTTP request, or one of a version that is not served."""
-        self._note(Outcome(code="bad-http"), 400, peer, time.perf_counter())
-        return self.render(400, "bad-http", NO_HTTP, {})
+    def not_http(self, peer: Peer, refusal: HttpRefused) -> Response:
+        """The response to bytes in which the parser has found no request, or one of a version that is not served."""
+        self._note(Outcome(code=refusal.code), refusal.status, peer, time.perf_counter())
+        return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
 
     def failed(self, error: Exception) -> None:
         """Called by a connection that could not write a response."""

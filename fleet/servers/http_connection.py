@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import RequestPayloadError
 
 from fleet.domain.peer import Peer
+from fleet.servers.refusals import HttpRefused
 
 if TYPE_CHECKING:
     from fleet.servers.http import HttpServer
@@ -109,6 +111,24 @@ def _must_close(message: RawRequestMessage) -> bool:
     return message.should_close or message.chunked or unknown
 
 
+def _no_http() -> HttpRefused:
+    return HttpRefused(400, "bad-http", "This is not a request in HTTP/1.1 or HTTP/1.0.")
+
+
+def _why_none(error: HttpProcessingError, data: bytes, limits: HttpLimits) -> HttpRefused:
+    """The refusal of `data`, in which the parser has found no request."""
+    if isinstance(error, LineTooLong):
+        if len(data.partition(b"\n")[0]) > limits.line_size_max:
+            return HttpRefused(414, "uri-too-long", f"The request line is longer than {limits.line_size_max} bytes.")
+        return HttpRefused(431, "headers-too-large", f"A header is longer than {limits.header_size_max} bytes.")
+    # The parser has one class for these.
+    if "Too many headers" in error.message:
+        return HttpRefused(431, "headers-too-large", f"There are more than {limits.headers_max} headers.")
+    if "'Host'" in error.message:
+        return HttpRefused(400, "bad-http", "A request in HTTP/1.1 needs one Host header (RFC 9112, 3.2).")
+    return _no_http()
+
+
 class IdleConnections:
     """Connections that wait for a request. The time allowed is the same for all, so the first is always due next and
     one timer serves them all.
@@ -175,8 +195,8 @@ class Connection(BaseProtocol):
         self.task: asyncio.Task[None] | None = None
         """While requests are answered."""
         self._server = server
-        self._waiting: deque[tuple[RawRequestMessage, StreamReader] | None] = deque()
-        """Requests, and None for what is none."""
+        self._waiting: deque[tuple[RawRequestMessage, StreamReader] | HttpRefused] = deque()
+        """Requests, and why what came behind them is none."""
         self._payload: StreamReader | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -232,12 +252,12 @@ class Connection(BaseProtocol):
                     break
                 messages, asks_to_switch, rest = parser.feed_data(rest)
                 self._waiting.extend(messages)
-        except HttpProcessingError:
+        except HttpProcessingError as error:
             last = self._waiting[-1] if self._waiting else None
-            payload = last[1] if last is not None else self._payload
+            payload = last[1] if isinstance(last, tuple) else self._payload
             if payload is not None and not payload.is_eof():
                 payload.set_exception(RequestPayloadError("The body is malformed."))
-            self._waiting.append(None)
+            self._waiting.append(_why_none(error, data, self._server.limits))
         if not self._waiting:
             return
         if self.task is None:
@@ -261,9 +281,9 @@ class Connection(BaseProtocol):
         if not self._is_closed:
             self._server.idle.enter(self)
 
-    def _take_next(self) -> tuple[RawRequestMessage, StreamReader] | None:
+    def _take_next(self) -> tuple[RawRequestMessage, StreamReader] | HttpRefused:
         following = self._waiting.popleft()
-        if self._parser is not None and following is not None:
+        if self._parser is not None and isinstance(following, tuple):
             self._parser.message_consumed()
         if not self._waiting:
             self.data_received(b"")  # what the parser has held back
@@ -275,8 +295,10 @@ class Connection(BaseProtocol):
         """Whether the connection may stay open."""
         following = self._take_next()
         # The parser takes 2.0, and a line without a version for 0.9. RFC 9110, 2.5: an answer bears a version of ours.
-        if following is None or following[0].version not in VERSIONS:
-            self.write(self._server.not_http(self.peer).encoded("", HttpVersion10, closes=True))
+        if isinstance(following, tuple) and following[0].version not in VERSIONS:
+            following = _no_http()
+        if isinstance(following, HttpRefused):
+            self.write(self._server.not_http(self.peer, following).encoded("", HttpVersion11, closes=True))
             return False
         message, self._payload = following
         payload = self._payload

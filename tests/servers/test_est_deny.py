@@ -128,7 +128,7 @@ def unrecorded(est: EstHarness) -> Identity:
 
 
 OPEN = {f"/.well-known/est/{label}{operation}" for label in LABELS for operation in ("cacerts", "csrattrs")}
-"""By GET, to anybody, whatever else is sent."""
+"""By GET and HEAD, to anybody, whatever else is sent."""
 
 OURS = ("", "cam/")
 ALLOWED_FOR = {
@@ -190,7 +190,7 @@ async def must_be_as_named(
     answer = await client.send(method, path, body, typed)
     tally.asked += 1
     tally.statuses[answer.status] += 1
-    if method == "GET" and path in OPEN:
+    if method in ("GET", "HEAD") and path in OPEN:
         assert answer.status in ((200,) if path.endswith("cacerts") else (200, 204)), (who, asked)
     elif enrolls and (path, who) in ALLOWED_FOR:
         assert answer.status == 200, (who, asked, answer.text)

@@ -153,7 +153,6 @@ async def test_a_body_may_come_chunked_in_pieces_or_after_100_continue(est: EstH
         ("GET", "/.well-known/est/CACERTS", 404, "no-such-path"),
         ("GET", "/.well-known/est/a/b/cacerts", 404, "no-such-path"),
         ("GET", "/.well-known/est/../est/cacerts", 404, "no-such-path"),
-        ("GET", "/.well-known/est/%63acerts", 404, "no-such-path"),
         ("GET", "/.well-known/est/a%2Fb/cacerts", 404, "no-such-path"),
         ("GET", "/.well-known/est/simpleenroll/cacerts", 404, "no-such-path"),
         ("GET", "/.well-known/est/csrattrs/cacerts", 404, "no-such-path"),
@@ -163,7 +162,7 @@ async def test_a_body_may_come_chunked_in_pieces_or_after_100_continue(est: EstH
         ("GET", "/.well-known/est/serverkeygen", 405, "bad-method"),
         ("POST", "/.well-known/est/cam/fullcmc", 501, "not-served"),
         ("POST", CACERTS, 405, "bad-method"),
-        ("HEAD", CACERTS, 405, "bad-method"),
+        ("HEAD", ENROLL, 405, "bad-method"),
         ("GET", ENROLL, 405, "bad-method"),
         ("DELETE", ENROLL, 405, "bad-method"),
         ("PROPFIND", ENROLL, 405, "bad-method"),
@@ -176,7 +175,7 @@ async def test_what_has_no_route_is_refused(est: EstHarness, method: str, path: 
     if method != "HEAD":
         assert answer.code == code
     if status == 405:
-        assert answer.header("Allow") == ("GET" if path.endswith(("cacerts", "csrattrs")) else "POST")
+        assert answer.header("Allow") == ("GET, HEAD" if path.endswith(("cacerts", "csrattrs")) else "POST")
 
 
 async def test_a_label_makes_no_difference_to_cacerts(est: EstHarness) -> None:
@@ -326,9 +325,6 @@ async def test_a_request_cut_anywhere_harms_nothing(est: EstHarness) -> None:
         f"GET {CACERTS}\r\n\r\n".encode(),
         f"GET {CACERTS} HTTP/0.9\r\n\r\n".encode(),
         *(f"GET {CACERTS} HTTP/{version}\r\nHost: a\r\n\r\n".encode() for version in ("1.2", "2.0", "3.0")),
-        b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nBad header\0: x\r\n\r\n",
@@ -339,6 +335,64 @@ async def test_what_is_no_http_is_400_and_closed(est: EstHarness, raw: bytes) ->
     assert (answer.status, answer.code) == (400, "bad-http")
     assert b"aiohttp" not in answer.raw
     assert b"Python" not in answer.raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code", "sentence"),
+    [
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "uri-too-long", "4096 bytes"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n", 431, "headers-too-large", "4096 bytes"),
+        (b"GET / HTTP/1.1\r\n" + b"X" * 5000 + b": x\r\n\r\n", 431, "headers-too-large", "4096 bytes"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"\r\n", 431, "headers-too-large", "more than 48"),
+        (b"GET / HTTP/1.1\r\nX: y\r\n\r\n", 400, "bad-http", "needs one Host header"),
+    ],
+)
+async def test_a_head_over_a_limit_is_told_which(
+    est: EstHarness, raw: bytes, status: int, code: str, sentence: str
+) -> None:
+    answer = Answer(await est.exchange(raw))
+    assert answer.raw.startswith(b"HTTP/1.1 ")
+    assert (answer.status, answer.code) == (status, code)
+    assert sentence in answer.text
+
+
+async def test_head_is_answered_like_get_without_a_body(est: EstHarness) -> None:
+    got, headed = [
+        Answer(await est.exchange(f"{method} {CACERTS} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()))
+        for method in ("GET", "HEAD")
+    ]
+    assert (got.status, headed.status) == (200, 200)
+    assert headed.raw.endswith(b"\r\n\r\n")
+    size = len(got.raw.partition(b"\r\n\r\n")[2])
+    assert size > 0
+    assert f"Content-Length: {size}\r\n".encode() in headed.raw
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/.well-known/est/%63acerts", 200),
+        ("/%2Ewell-known/%65st/c%61certs", 200),
+        ("/.well-known/est/cam/%63%61certs", 200),
+        ("/.well-known%2Fest/cacerts", 404),
+        ("/.well-known/est/%2563acerts", 404),
+        ("/.well-known/est/%2E%2E/cacerts", 404),
+        ("/.well-known/est/cacerts%00", 404),
+        ("/.well-known/est/cacert%C5%BF", 404),
+    ],
+)
+async def test_only_unreserved_characters_are_decoded(est: EstHarness, path: str, status: int) -> None:
+    raw = f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    assert Answer(await est.exchange(raw.encode())).status == status
+
+
+async def test_two_authorization_headers_are_refused(est: EstHarness) -> None:
+    good = basic(await est.token(model="cam"))["Authorization"]
+    lines = f"Authorization: {good}\r\nAuthorization: {good}\r\n"
+    raw = f"POST {ENROLL} HTTP/1.1\r\nHost: a\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n"
+    answer = Answer(await est.exchange(raw.encode()))
+    assert (answer.status, answer.code) == (401, "bad-authorization")
+    assert "several" in answer.text
 
 
 @pytest.fixture

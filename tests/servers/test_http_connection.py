@@ -246,7 +246,7 @@ async def test_what_follows_a_request_and_is_no_http_is_answered_after_it() -> N
     site.may_answer.set()
     first, _, second = (await wire.closed()).partition(b"\r\n\r\n/1")
     assert first.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert second.startswith(b"HTTP/1.0 400 Bad Request\r\n")
+    assert second.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert second.endswith(b"\r\n\r\nbad-http")
     assert site.asked == ["GET /1"]
 
@@ -261,7 +261,7 @@ async def test_a_version_that_is_not_served_is_answered_in_one_that_is(
     connection.data_received(request(line))
     connection.data_received(request("GET /2 HTTP/1.1"))
     written = await wire.closed()
-    assert written.startswith(b"HTTP/1.0 400 Bad Request\r\n")  # RFC 9110, 2.5: a version we conform to
+    assert written.startswith(b"HTTP/1.1 400 Bad Request\r\n")  # RFC 9110, 2.5: a version we conform to
     assert written.endswith(b"\r\n\r\nbad-http")
     assert site.asked == []
     assert site.server.counters == {"400 bad-http": 1}

@@ -16,9 +16,12 @@ METHODS = {
 }
 """Operations served, each with its only method (RFC 7030, 3.2.2)."""
 
-# A model's name. Nothing is percent-decoded: a label that needs it names no model.
+# A model's name. What is percent-encoded without need is decoded (RFC 3986, 6.2.2.2); other octets name no model.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+
+_ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, 2.3
 
 RENEWAL_INFO = "renewal-info"
 """Not part of RFC 7030: when to renew the certificate whose fingerprint the path holds, as RFC 9773 has it for ACME."""
@@ -37,25 +40,33 @@ class Route:
 
 @functools.lru_cache(maxsize=1024)  # a path for each model that is asked for, and those of renewal-info
 def route(method: str, path: str) -> Route:
-    """The operation of `method` on `path` (as sent, without a query).
+    """The operation of `method` on `path` (as sent, without a query). HEAD is served where GET is (RFC 9110, 9.3.2).
 
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """
+    path = _ENCODED.sub(_unreserved, path)
     info = path.removeprefix(f"{WELL_KNOWN}/{RENEWAL_INFO}/")
     if info != path and _FINGERPRINT.fullmatch(info):
-        if method != "GET":
-            raise HttpRefused(405, "bad-method", f"{RENEWAL_INFO} takes GET only.", {"Allow": "GET"})
+        _check_method(method, RENEWAL_INFO, "GET")
         return Route(RENEWAL_INFO, None, bytes.fromhex(info))
     operation, label = _split(path)
     if operation not in METHODS:
         if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
             raise HttpRefused(501, "not-served", f"The operation {operation} is not served here.")
         raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
-    if method != METHODS[operation]:
-        raise HttpRefused(
-            405, "bad-method", f"{operation} takes {METHODS[operation]} only.", {"Allow": METHODS[operation]}
-        )
+    _check_method(method, operation, METHODS[operation])
     return Route(operation, label)
+
+
+def _check_method(method: str, operation: str, wanted: str) -> None:
+    allowed = (wanted, "HEAD") if wanted == "GET" else (wanted,)
+    if method not in allowed:
+        raise HttpRefused(405, "bad-method", f"{operation} takes {wanted} only.", {"Allow": ", ".join(allowed)})
+
+
+def _unreserved(encoded: re.Match[str]) -> str:
+    character = chr(int(encoded[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else encoded[0]
 
 
 def _split(path: str) -> tuple[str, str | None]:

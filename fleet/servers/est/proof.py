@@ -22,10 +22,13 @@ def basic_credentials(exchange: Exchange) -> BasicCredentials | None:
     """
     if isinstance(exchange.credentials, BasicCredentials):
         return exchange.credentials
-    authorization = exchange.request.headers.get("Authorization")
-    if authorization is None:
+    given = exchange.request.headers.getall("Authorization", ())
+    if not given:
         return None
-    exchange.credentials = parsed = parse_basic(authorization)
+    if len(given) > 1:
+        # A proxy before us and we might read another one each.
+        raise Unauthenticated("bad-authorization", "There are several Authorization headers; send one.")
+    exchange.credentials = parsed = parse_basic(given[0])
     return parsed
 
 
