@@ -39,7 +39,7 @@ ODD_PATHS = (
     "/.well-known/est/simpleenroll/simpleenroll",
     "/.well-known/est/cacerts/simplereenroll",
     "/.well-known/est/SimpleEnroll",
-    "/.well-known/est/%73impleenroll",
+    "/.well-known/est/%C5%BFimpleenroll",
     "/.well-known/est/c%61m/simpleenroll",
     "/.well-known/est/../est/simpleenroll",
     "/.well-known/EST/simpleenroll",
