@@ -73,7 +73,7 @@ class Storm:
         yield Figure(f"{name}: until all were back", answer["wall"], "s", at_most=SECONDS_MAX if ours else None)
         yield Figure(f"{name}: a device's time, p50", percentiles(answer["times"])[0], "s")
         yield Figure(f"{name}: a device's time, p99", percentiles(answer["times"])[1], "s")
-        yield Figure(f"{name}: refused, and tried again", answer["retries"], "")
+        yield Figure(f"{name}: refused, and tried again", answer["retries"], "", at_most=0 if ours else None)
         yield Figure(f"{name}: connects a CPU second", per_cpu_second[name], "")
         yield Figure(f"{name}: resident memory, before the storm", before / 2**20, "MiB")
         yield Figure(f"{name}: resident memory, after", after / 2**20, "MiB")

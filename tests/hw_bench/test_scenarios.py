@@ -143,6 +143,10 @@ def test_storm() -> None:
         assert figures[f"{server}: devices back, of 20"].value == 20
         assert 0 < figures[f"{server}: a device's time, p50"].value <= figures[f"{server}: until all were back"].value
     assert figures["connects a CPU second, gateway / mosquitto"].at_least == 1.5
+    assert (
+        figures["gateway: refused, and tried again"].value,
+        figures["gateway: refused, and tried again"].at_most,
+    ) == (0, 0)
 
 
 @NEEDS_MOSQUITTO
