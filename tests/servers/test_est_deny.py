@@ -40,7 +40,7 @@ ODD_PATHS = (
     "/.well-known/est/cacerts/simplereenroll",
     "/.well-known/est/SimpleEnroll",
     "/.well-known/est/%C5%BFimpleenroll",
-    "/.well-known/est/c%61m/simpleenroll",
+    "/.well-known/est/c%40m/simpleenroll",
     "/.well-known/est/../est/simpleenroll",
     "/.well-known/EST/simpleenroll",
     "/.well-known/est/revoke",
