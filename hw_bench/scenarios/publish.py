@@ -38,7 +38,7 @@ class Publish:
 
     @property
     def goals(self) -> tuple[Goal, ...]:
-        return tuple(Goal(f"gateway-qos{qos}", "per_second", 0.8, f"mosquitto-qos{qos}") for qos in QOS)
+        return tuple(Goal(f"gateway-qos{qos}", "per_second", 1.0, f"mosquitto-qos{qos}") for qos in QOS)
 
     def run(self, plan: Plan, progress: Progress) -> Report:
         with contextlib.ExitStack() as stack:
