@@ -22,6 +22,7 @@ from fleet.runtime.background import background
 from fleet.runtime.descriptors import fitted, raise_limit
 from fleet.runtime.host import Host, ready_file_with, remove_former, run_host
 from fleet.runtime.jobs.server_certificate import renew_daily
+from fleet.runtime.service_manager import READY, STOPPING, keep_alive, notify
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
 from fleet.runtime.worker import Worker, loop_factory, run_worker, worker_count
@@ -47,11 +48,16 @@ def serve_until_stopped(home: Home, settings: Settings, ready_file: Path | None)
         async with run_service(home, settings, clock=utc_now) as (service, host):
             # One process checks the certificate and makes every process reload it.
             renewing = renew_daily(home, settings, utc_now, signals.reload.set)
-            async with background(renewing, "the daily certificate check") as daily:
+            async with (
+                background(renewing, "the daily certificate check") as daily,
+                background(keep_alive(), "the service manager's watchdog"),
+            ):
                 with ready_file_with(service.endpoints, ready_file):
                     log_event(log, logging.INFO, "ready", **asdict(service.endpoints))
+                    notify(READY)
                     await service.until(signals, (daily, *host.jobs))
             log_event(log, logging.INFO, "stopping")
+            notify(STOPPING)
         log_event(log, logging.INFO, "stopped")
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
