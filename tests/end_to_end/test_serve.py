@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -175,7 +176,8 @@ def test_a_port_that_is_taken_is_named(home: Path) -> None:
 
 def test_a_broken_fleet_toml_names_the_key_and_the_line_and_starts_nothing(home: Path, tmp_path: Path) -> None:
     settings = home / "fleet.toml"
-    text = settings.read_text().replace("half_open_max = 2000", "half_open_max = -1")
+    text, count = re.subn(r"half_open_max = \d+", "half_open_max = -1", settings.read_text())
+    assert count == 1
     settings.write_text(text)
     line = next(n for n, content in enumerate(text.splitlines(), 1) if content.startswith("half_open_max"))
     ready = tmp_path / "ready.json"
