@@ -179,6 +179,8 @@ def parse_settings(text: str, file: Path) -> Settings:
         found = re.search(r"at line (\d+)", str(error))
         line = int(found[1]) if found else text.count("\n") + 1
         raise SettingsError(file, line, f"is not TOML: {error}") from error
+    if not text.strip():
+        raise SettingsError(file, 1, "is empty: `fleet init` writes one with every setting")
     values: dict[str, Any] = {}
     for table, keys in document.items():
         if table not in READERS or not isinstance(keys, dict):

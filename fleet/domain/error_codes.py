@@ -230,6 +230,7 @@ bad-certificate | 400 | The certificate, its key or the root CA cannot be used. 
 bad-database | 400 | The database setting is invalid. | See fleet init --help.
 bad-host | 400 | A host of the server certificate is invalid. | Give DNS names and IP addresses.
 bad-issuer | 400 | The issuing CA's certificate cannot sign. | Roll the CA over: fleet ca rollover.
+bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
 bad-settings | 400 | fleet.toml cannot be used. | The message names the line.
 bad-webhook-ca | 400 | The webhook CA file cannot be read. | Give a PEM file.

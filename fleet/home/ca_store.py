@@ -104,8 +104,8 @@ def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Pat
 
     An interrupted rollover is completed first.
 
-    Raises: Unavailable (`ca-busy`): a change is in progress, and `wait` is false. OSError, ValueError: a file is
-    missing or unreadable.
+    Raises: Unavailable (`ca-busy`): a change is in progress, and `wait` is false. OSError, Invalid
+    (`bad-certificate-file`): a file is missing or unreadable.
     """
     if (folder / NEXT).exists():
         with locked(top, wait=wait):

@@ -140,7 +140,10 @@ def fleet_fingerprint(home: Home) -> str:
     """Identifier of a fleet: the SHA-256 of its first root certificate, in hex."""
     if home.fleet_id.exists():
         return home.fleet_id.read_text("ascii").strip()
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(home.root_certificate.read_text("ascii"))).hexdigest()
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(home.root_certificate.read_text("ascii"))).hexdigest()
+    except ValueError:
+        raise _no_certificate(home.root_certificate) from None
 
 
 def keep_fleet_fingerprint(home: Home) -> None:
@@ -244,9 +247,22 @@ def new_home(path: Path) -> Iterator[Home]:
 
 
 def certificate_in(file: Path) -> "x509.Certificate":
+    """The first certificate in `file`. Raises: as `certificates_in`."""
+    return certificates_in(file)[0]
+
+
+def certificates_in(file: Path) -> "list[x509.Certificate]":
+    """The certificates in the PEM file `file`, at least one. Raises: Invalid (`bad-certificate-file`). OSError."""
     from cryptography import x509  # not every command needs it, and it takes a tenth of a second
 
-    return x509.load_pem_x509_certificate(file.read_bytes())
+    try:
+        return x509.load_pem_x509_certificates(file.read_bytes())
+    except ValueError:
+        raise _no_certificate(file) from None
+
+
+def _no_certificate(file: Path) -> Invalid:
+    return Invalid("bad-certificate-file", f"{file} holds no certificate in PEM.", "Put it back from a backup.")
 
 
 def sync_tree(top: Path) -> None:

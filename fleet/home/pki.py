@@ -16,9 +16,9 @@ from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
 from fleet.home.ca_store import locked
-from fleet.home.layout import Home, certificate_in, settings_of
+from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
 from fleet.home.served_chain import served_chain
-from fleet.home.tenants import authority_of
+from fleet.home.tenants import authority_of, has_signed
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer
@@ -85,19 +85,20 @@ def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
 
 def server_identity(home: Home) -> ServerIdentity:
     """The listeners' server certificate: leaf and chain without the root, and the key."""
-    chain = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
-    return ServerIdentity(tuple(chain), load_key(home.server_key))
+    return ServerIdentity(tuple(certificates_in(home.server_chain)), load_key(home.server_key))
 
 
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
-    """Renew the server certificate if due, for the same key; the reason, or "" if it was not due.
+    """Renew the server certificate if due, for the same key; the reason, or "" if it was not due, or is of another CA.
 
     It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or when the CAs above it have
     changed. The file is replaced atomically: a reader finds the old chain or the new one.
     """
-    current, *above = x509.load_pem_x509_certificates(home.server_chain.read_bytes())
+    current, *above = certificates_in(home.server_chain)
     authority = authority_of(home, "")
     issuing, chain = authority.issuing, served_chain(authority, now)
+    if not any(has_signed(each, current) for each in authority.issuers):
+        return ""  # of another CA: whoever put it there renews it
     life = current.not_valid_after_utc - current.not_valid_before_utc
     if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
         why = "fleet.toml names other hosts"

@@ -58,14 +58,14 @@ class Authorities:
 
 
 def read_authorities(home: Home, *, wait: bool = True) -> Authorities:
-    """Raises: OSError, ValueError: the fleet's own CA cannot be read. Unavailable (`ca-busy`): as `read_authority`."""
+    """Raises: as `read_authority`, for the fleet's own CA."""
     own = read_authority(home.ca, "", None, home.ca, wait=wait)
     tenants: dict[str, Authority] = {}
     broken: dict[str, str] = {}
     for name in sorted(tenant_names(home)):
         try:
             tenants[name] = read_authority(home.tenants / name, name, own, home.ca, wait=wait)
-        except (OSError, ValueError) as error:
+        except (OSError, Invalid) as error:
             broken[name] = str(error)
     return Authorities(own, tenants, broken)
 
@@ -231,18 +231,19 @@ def issuers_below(home: Home, former: x509.Certificate) -> tuple[x509.Certificat
     if former in issuers:
         return (former,)
     for each in known:
-        if _has_signed(former, each.issuing):
+        if has_signed(former, each.issuing):
             raise Refused(
                 "ca-in-use",
                 f"It has signed the issuing CA of tenant {each.tenant}.",
                 f"Roll that over first: fleet ca rollover --tenant {each.tenant}",
             )
-    return tuple(each for each in issuers if _has_signed(former, each))
+    return tuple(each for each in issuers if has_signed(former, each))
 
 
-def _has_signed(root: x509.Certificate, below: x509.Certificate) -> bool:
+def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
+    """Whether `below` bears the name of `authority` as its issuer, and its signature."""
     try:
-        below.verify_directly_issued_by(root)
+        below.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError):
         return False
     return True

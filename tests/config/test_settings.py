@@ -140,3 +140,9 @@ def test_an_upstream_is_kept_as_it_is_written(text: str) -> None:
 
 def test_an_upstream_without_a_port_has_mqtts_own() -> None:
     assert str(parse_broker("mqtt://h")) == "mqtt://h:1883"
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\n"])
+def test_a_file_of_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match="is empty"):
+        parse_settings(text, tmp_path / "fleet.toml")

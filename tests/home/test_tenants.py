@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
 from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
@@ -170,6 +171,31 @@ async def test_the_server_shows_a_certificate_of_the_ca_that_signs(home: Home) -
     leaf.verify_directly_issued_by(issuing)
     assert issuing == authority_of(home, "").issuing
     assert renew_server_certificate(home, SETTINGS, NOW) == ""
+
+
+async def test_a_server_certificate_of_another_ca_is_kept(home: Home) -> None:
+    root, key = create_root("Corporate", NOW)
+    issuing, issuing_key = create_issuing("Corporate", root, key, NOW)
+    theirs, _ = issue_server_certificate(issuing, issuing_key, ("elsewhere",), NOW, key=load_key(home.server_key))
+    home.server_chain.write_bytes(pem(theirs, issuing))
+    new_issuing_key(home, "", NOW, root_too=True)
+    late = theirs.not_valid_after_utc - timedelta(days=1)
+    assert renew_server_certificate(home, SETTINGS, late) == ""
+    assert server_identity(home).certificate_chain == (theirs, issuing)
+
+
+@pytest.mark.parametrize("damaged", ["", "-----BEGIN CERTIFICATE-----\nMIIB\n", "text"])
+async def test_a_damaged_file_is_named(home: Home, damaged: str) -> None:
+    for file in (home.issuing_certificate, home.root_certificate):
+        kept = file.read_bytes()
+        file.write_text(damaged)
+        with pytest.raises(Invalid, match=str(file)) as refused:
+            read_authorities(home)
+        assert refused.value.code == "bad-certificate-file"
+        file.write_bytes(kept)
+    home.server_chain.write_text(damaged)
+    with pytest.raises(Invalid, match=str(home.server_chain)):
+        server_identity(home)
 
 
 async def test_former_cas_are_forgotten_one_by_one_and_never_too_many(home: Home) -> None:
