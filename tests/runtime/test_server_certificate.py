@@ -12,8 +12,9 @@ from fleet.config.settings import Settings
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.pki import server_identity
+from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.jobs import server_certificate
-from fleet.runtime.jobs.server_certificate import Contexts, renew_daily, renew_if_due
+from fleet.runtime.jobs.server_certificate import RETRY_SECONDS, Contexts, renew_daily, renew_if_due
 from tests.servers.makers import new_maker
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -84,3 +85,25 @@ async def test_a_reload_swaps_both_contexts_or_neither(tmp_path: Path, caplog: p
     assert contexts.mqtt.current is not before[0]
     assert contexts.est.current is not before[1]
     assert "event=reload outcome=ok" in caplog.text
+
+
+async def test_a_ca_that_was_removed_during_a_failed_reload_is_not_trusted_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = await new_home(tmp_path)
+    maker = new_maker().certificate
+    now = [1000.0]
+    monkeypatch.setattr(server_certificate.time, "monotonic", lambda: now[0])
+    contexts = Contexts.of(home, lambda: NOW, manufacturers=[maker])
+    contexts.follow(LiveAuthorities(home), home)
+    operators = home.operators_certificate.read_bytes()
+    home.operators_certificate.write_bytes(b"")
+    contexts.trust(home, [])
+    home.operators_certificate.write_bytes(operators)
+    der = maker.public_bytes(Encoding.DER)
+    assert der in contexts.est.current.anchors.values()
+    now[0] += RETRY_SECONDS
+    assert der not in contexts.est.current.anchors.values()
+    settled = contexts.est.current
+    now[0] += RETRY_SECONDS
+    assert contexts.est.current is settled

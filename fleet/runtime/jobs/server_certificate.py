@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cryptography.x509 import Certificate
 
@@ -20,9 +21,10 @@ from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 log = logging.getLogger("fleet")
 
 RENEWAL_CHECK_SECONDS = 86_400.0
+RETRY_SECONDS = 5.0  # until connections bring another attempt after a failed reload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Contexts:
     """TLS contexts of the three listeners. MQTT requires a client certificate, EST and the API accept none as well. The
     operators' CA is trusted by the API only, manufacturers' CAs by EST only. EST alone completes the handshake with an
@@ -33,7 +35,10 @@ class Contexts:
     est: ContextSource
     http: ContextSource
     clock: Clock
-    manufacturers: list[Certificate] = field(default_factory=list)
+    manufacturers: Sequence[Certificate] = ()
+    """To be trusted by EST from the next successful reload on."""
+    _retry_at: float | None = None
+    """When to reload again after a failure, by the monotonic clock."""
 
     @classmethod
     def of(
@@ -51,27 +56,37 @@ class Contexts:
         mqtt = source(devices, require_client=True)
         est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
         http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
-        return cls(mqtt, est, http, clock, list(manufacturers))
+        return cls(mqtt, est, http, clock, tuple(manufacturers))
 
     def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
-        if list(manufacturers) != self.manufacturers:
-            self.manufacturers[:] = manufacturers
+        if tuple(manufacturers) != self.manufacturers:
+            self.manufacturers = tuple(manufacturers)
             self.reload(home)
 
     def follow(self, authorities: LiveAuthorities, home: Home) -> None:
         """Trust what `authorities` hold when a connection begins."""
+
+        def look() -> None:
+            authorities.look_if_due()
+            if self._retry_at is not None and time.monotonic() >= self._retry_at:
+                self.reload(home, authorities.current)
+
         authorities.changed = lambda: self.reload(home, authorities.current)
         for source in (self.mqtt, self.est, self.http):
-            source.look = authorities.look_if_due
+            source.look = look
 
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
-        """All contexts or none: an unusable certificate leaves the old ones in place."""
+        """All contexts or none: an unusable certificate leaves the old ones in place, and the connections that come
+        later try again: a CA that was removed must not stay trusted.
+        """
         try:
             fresh = Contexts.of(home, self.clock, authorities, self.manufacturers)
         except (FleetError, OSError, ValueError) as error:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
             log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
             return
+        self._retry_at = None
         for old, new in ((self.mqtt, fresh.mqtt), (self.est, fresh.est), (self.http, fresh.http)):
             old.swap(new.current)
         log_event(log, logging.INFO, "reload", outcome="ok")
