@@ -13,7 +13,6 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.pki import server_identity
 from fleet.home.reloading_ca import LiveAuthorities
-from fleet.runtime.jobs import server_certificate
 from fleet.runtime.jobs.server_certificate import RETRY_SECONDS, Contexts, renew_daily, renew_if_due
 from tests.servers.makers import new_maker
 
@@ -93,7 +92,7 @@ async def test_a_ca_that_was_removed_during_a_failed_reload_is_not_trusted_for_l
     home = await new_home(tmp_path)
     maker = new_maker().certificate
     now = [1000.0]
-    monkeypatch.setattr(server_certificate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fleet.runtime.jobs.server_certificate.time.monotonic", lambda: now[0])
     contexts = Contexts.of(home, lambda: NOW, manufacturers=[maker])
     contexts.follow(LiveAuthorities(home), home)
     operators = home.operators_certificate.read_bytes()
