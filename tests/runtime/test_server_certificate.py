@@ -13,6 +13,7 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.pki import server_identity
 from fleet.home.reloading_ca import LiveAuthorities
+from fleet.runtime.jobs import server_certificate
 from fleet.runtime.jobs.server_certificate import RETRY_SECONDS, Contexts, renew_daily, renew_if_due
 from tests.servers.makers import new_maker
 
