@@ -16,7 +16,7 @@ SECONDS_MAX = 900  # far more than it takes: it stops by the number of examples
 
 # What a description can't tell is refused all the same: a cursor that no page gave, a topic filter with a wildcard
 # where none may be, an ETag of yesterday, a key that was used. A value that is far too
-# long makes the whole body too large. And RFC 6585 has a status for a missing If-Match.
+# long makes the whole body or the request line too large. And RFC 6585 has a status for a missing If-Match.
 CONFIGURATION = """
 [parameters]
 "path.serial" = "{serial}"
@@ -27,7 +27,7 @@ CONFIGURATION = """
 expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 412, 422]
 
 [checks.negative_data_rejection]
-expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 414, 415, 422, 428, 429, 431, "5xx"]
 
 [checks.missing_required_header]
 expected-statuses = [400, 428]

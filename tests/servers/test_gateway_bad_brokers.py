@@ -239,19 +239,17 @@ async def test_a_broker_that_subscriptions_have_filled_exits_and_comes_back_with
 
 @needs_mosquitto
 async def test_a_broker_that_messages_have_filled_stays_and_loads_what_it_has_saved(small: Mosquitto) -> None:
-    filled = False
-    for number in range(200):
+    # Where it finds no memory decides whether it closes the connection, or acknowledges a message and drops it.
+    for number in range(200):  # 20 MB
         wire, _ = await direct(small, f"evil-{number}", clean=True)
         for place in range(100):
             wire.send(encode_publish(Publish(f"r/{number}/{place}", bytes(1_000), 1, 1, retain=True), V311))
-        for _ in range(100):
-            if await asyncio.wait_for(wire.packets.get(), PATIENCE) is None:
-                filled = True
-                break
+        answers = [await asyncio.wait_for(wire.packets.get(), PATIENCE)]
+        while answers[-1] is not None and len(answers) < 100:
+            answers.append(await asyncio.wait_for(wire.packets.get(), PATIENCE))
         wire.transport.abort()
-        if filled:
+        if answers[-1] is None:
             break
-    assert filled
     assert not small.process.restarts
     small.process.signal(signal.SIGUSR1)
     await until(lambda: (small.socket.parent / DATABASE).stat().st_size > SMALL // 2)
@@ -286,7 +284,7 @@ async def test_a_large_database_is_loaded_and_not_taken_for_a_hang(tmp_path: Pat
         await broker.close()
 
 
-LOADING = """#!{python}
+LOADING = """#!/usr/bin/env python3
 import socket, time
 while time.process_time() < {seconds}:
     pass
@@ -302,7 +300,7 @@ time.sleep(60)
 async def test_a_broker_that_loads_for_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_process, "READY_SECONDS_MAX", 0.3)
     script = tmp_path / "loading"
-    script.write_text(LOADING.format(python=sys.executable, seconds=1.5))
+    script.write_text(LOADING.format(seconds=1.5))
     script.chmod(0o755)
     broker = await Mosquitto.start(str(script), tmp_path / "run", ())
     assert broker.process.is_ready

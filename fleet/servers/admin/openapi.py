@@ -177,7 +177,7 @@ def _success(route: Route, schema: Schema) -> Json:
 
 def _refusals(route: Route) -> set[int]:
     """Every status, other than success, that the route can answer with."""
-    found = {400, 406, 408, 413, 429, 500, 503}
+    found = {400, 406, 408, 413, 414, 429, 431, 500, 503}
     if route.access is not AccessLevel.ANYBODY:
         found |= {401, 403}
     if route.path_parameters or route.may_not_find:
