@@ -48,7 +48,7 @@ class Broker:
     def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0, *, speaks_v5: bool = True) -> None:
         self.speaks_v5 = speaks_v5
         self.answer, self.delay = answer, delay
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self.connections: list[Connection] = []
         self.began: list[float] = []
 
@@ -220,5 +220,17 @@ def test_closing_ends_what_is_under_way() -> None:
         await asyncio.sleep(60)
         assert (len(broker.connections), dict(outcomes.counts)) == (8, {})
         assert all(connection.closed for connection in broker.connections)
+
+    run(scene())
+
+
+def test_what_nobody_expected_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        broker = Broker()
+        broker.error = RuntimeError("visited")
+        purger = SessionPurger(broker, OutcomeLog())
+        await purger.on_event(ended("cam-1"))
+        await asyncio.sleep(5)
+        assert [record.message for record in caplog.records if record.exc_info] == ["event=gateway.failed"]
 
     run(scene())

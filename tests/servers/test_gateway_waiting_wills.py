@@ -138,7 +138,7 @@ class Stage:
     here: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
-    facts: HolderFacts | Unavailable | None = None
+    facts: HolderFacts | Exception | None = None
 
     def __post_init__(self) -> None:
         self.wills, self.outcomes = WaitingWills(1000), OutcomeLog()
@@ -152,7 +152,7 @@ class Stage:
         return device_id in self.elsewhere
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
-        if isinstance(self.facts, Unavailable):
+        if isinstance(self.facts, Exception):
             raise self.facts
         return self.facts
 
@@ -312,5 +312,22 @@ def test_before_a_stop_all_are_cancelled_some_at_once_and_what_takes_too_long_is
         assert await stage.cancellation.cancel_all(0.25) == 0
         assert await stage.cancellation.cancel_all(0.25) == 0
         assert stage.outcomes.counts == {"mqtt.will.cancelled": 3 * CANCELS_MAX}
+
+    staged(scene)
+
+
+def test_what_nobody_expected_is_logged_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.facts = KeyError("looked up")
+        stage.add("cam-1")
+        stage.cancellation.on_events_missed()
+        await asyncio.sleep(5)
+        assert [record.message for record in caplog.records if record.exc_info] == ["event=gateway.failed"]
+        stage.broker.error = RuntimeError("cancelled")
+        assert await stage.cancellation.cancel_all(2.0) == 1
+        stage.broker.error = None
+        assert await stage.cancellation.cancel_all(2.0) == 0
+        failures = [record.exc_info for record in caplog.records if record.exc_info]
+        assert [info[0] for info in failures] == [KeyError, RuntimeError]
 
     staged(scene)

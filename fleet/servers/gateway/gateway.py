@@ -37,6 +37,7 @@ from fleet.servers.gateway.session import Session
 from fleet.servers.gateway.session_phases import Phase
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
+from fleet.servers.gateway.tasks import Tasks
 from fleet.servers.gateway.upstream import Factory, Upstream
 from fleet.servers.gateway.waiting_wills import WaitingWills
 from fleet.servers.gateway.will_cancellation import WillCancellation
@@ -90,7 +91,7 @@ class Gateway:
         self._kept_filters = kept_filters or KeptFilters(self.limits)
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._denials = RefusalRows(registry)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.saves: Saves | None = None
         """Set it before anything listens: devices get the acknowledgement of what the broker has saved."""
         self._purger = SessionPurger(upstream, self.outcomes) if purges else None
@@ -131,9 +132,7 @@ class Gateway:
         for session in self.open_sessions:
             session.close(close_reasons.SHUTTING_DOWN)
         await self.broker_links.closed(FLUSH_SECONDS_MAX)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         self.outcomes.close()
         await asyncio.gather(self._denials.close(), self._leave_no_will())
         if self._purger is not None:
@@ -165,9 +164,7 @@ class Gateway:
         return self._feed.reliable()
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        self._tasks.start(work)
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         admission = await admit_client(self._registry, self._revoked, peer, connect, self.now())
@@ -289,8 +286,3 @@ class Gateway:
         async with self._setting:
             await self._upstream.set_models(models)
             self._brokers_models = frozenset(model.name for model in models)
-
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log_event(log, logging.ERROR, "gateway.failed", exc_info=task.exception())

@@ -7,6 +7,7 @@ from typing import cast
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import OUT_OF_SERVICE
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.tasks import Tasks
 from fleet.servers.gateway.upstream import Upstream
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
@@ -31,20 +32,16 @@ class SessionPurger:
         self._outcomes = outcomes
         self._after_seconds = after_seconds
         self._slots = asyncio.Semaphore(PURGES_MAX)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def on_event(self, event: Event) -> None:
         """Returns at once: a slow broker must not delay the feed."""
         if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
-            task = asyncio.create_task(self._purge(event.subject))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._purge(event.subject))
 
     async def close(self) -> None:
         """Cancel pending purges; those sessions stay at the broker."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     async def _purge(self, device_id: str) -> None:
         await asyncio.sleep(self._after_seconds)

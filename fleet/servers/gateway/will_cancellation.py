@@ -5,7 +5,6 @@ left in good order (MQTT 5.0, 3.1.3.2.2).
 """
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_purge import cancel_will
+from fleet.servers.gateway.tasks import Tasks
 from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.gateway.waiting_wills import WaitingWill, WaitingWills
 
@@ -53,7 +53,7 @@ class WillCancellation:
         self._outcomes = outcomes
         self._holders = holders
         self._slots = asyncio.Semaphore(CANCELS_MAX)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def on_event(self, event: Event) -> None:
         """The device's sessions here have been closed. Returns at once: a slow broker must not delay the feed."""
@@ -63,7 +63,7 @@ class WillCancellation:
         if event.kind == EventKind.DEVICE_STATE and event.detail != DeviceState.ACTIVE:
             self._start(will, purges=event.detail in OUT_OF_SERVICE)
         elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail in ("", will.fingerprint.hex()):
-            self._follow(self._look_up(will))
+            self._tasks.start(self._look_up(will))
 
     def on_model(self, model: Model) -> None:
         """The policy of its devices is now the one of `model`."""
@@ -74,7 +74,7 @@ class WillCancellation:
     def on_events_missed(self) -> None:
         """What has happened to the devices is unknown: ask the registry."""
         for will in self._wills:
-            self._follow(self._look_up(will))
+            self._tasks.start(self._look_up(will))
 
     async def cancel_all(self, seconds_max: float) -> int:
         """Cancel every will that waits, before the broker is stopped: it would publish them. How many still wait."""
@@ -82,23 +82,16 @@ class WillCancellation:
             self._start(will, at_once=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds_max):
-                await asyncio.gather(*self._tasks)
+                await self._tasks.ended()
         await self.close()
         return len(self._wills)
 
     async def close(self) -> None:
         """Give up what is under way; those wills stay at the broker."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def _start(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
-        self._follow(self._cancel(will, purges=purges, at_once=at_once))
-
-    def _follow(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._cancel(will, purges=purges, at_once=at_once))
 
     async def _look_up(self, will: WaitingWill) -> None:
         """Cancel it unless the registry says that its device may speak; a certificate may have been superseded."""
