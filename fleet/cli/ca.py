@@ -79,7 +79,7 @@ def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]
 @click.option("--root", "root_too", is_flag=True, help="Give the root a new key as well.")
 @output_option
 def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
-    """Create a new issuing CA under the same root, and issue from it from now on.
+    """Create a new issuing CA, or with --root a new root too, and issue from it from now on.
 
     Certificates issued by the former CA stay valid, and are renewed under the new one. EST's cacerts returns both CAs.
     Servers on this machine follow within 20 ms; on other nodes, copy HOME/ca and HOME/server there and send the server
@@ -98,11 +98,12 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_rollover
 
-    async def work() -> tuple[Authority, str]:
+    async def work() -> tuple[Authority, Authority]:
         async with opened(home) as (place, registry):
             act = act_now()
-            before = fingerprint(authority_of(place, tenant).issuing)
-            await announce_rollover(registry, tenant, sha256=before, root_too=root_too, act=act)
+            before = authority_of(place, tenant)
+            root = fingerprint(before.root) if root_too else ""
+            await announce_rollover(registry, tenant, sha256=fingerprint(before.issuing), root=root, act=act)
             made = new_issuing_key(place, tenant, act.now, root_too=root_too)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)
@@ -115,8 +116,9 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
             "issuing": made.issuing.subject.rfc4514_string(),
             "not_after": made.issuing.not_valid_after_utc,
             "sha256": fingerprint(made.issuing),
-            "former": before,
+            "former": fingerprint(before.issuing),
             "root_sha256": fingerprint(made.root) if root_too else None,
+            "former_root": fingerprint(before.root) if root_too else None,
         },
         output,
     )
@@ -138,6 +140,9 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     SHA256 is its fingerprint, as `fleet ca show` prints it. Refused while a certificate issued by that CA, or below
     that root, is valid: a device that has not renewed since a rollover may trust no other root. With --force, a root is
     removed all the same, and its devices' certificates stay valid.
+
+    Clients that trust no other root than a forgotten one can no longer verify the server: give them the present root
+    before (`fleet ca export`). `device-agent` gets it with its renewal; others, such as curl or a bridge, do not.
     """
     from fleet.domain.errors import Refused
     from fleet.home.layout import opened, settings_of

@@ -116,6 +116,8 @@ def _print_for_people(facts: Mapping[str, Any]) -> None:
     if key is not None:
         mate = key["matches_certificate"]
         belongs = f"belongs to certificate {mate}" if mate else "belongs to none of the certificates here"
+        if not facts["certificates"]:
+            belongs = f"key sha256 {key['key_sha256'].hex()}"
         click.echo(f"\nPrivate key: {key['key_type']}, {belongs}")
     if facts["locked_keys"]:
         click.echo("\nPrivate key: encrypted; give its password to see which certificate it belongs to")

@@ -98,4 +98,4 @@ def add(
     print_value({"name": name, "role": role, "models": models or ("*",), **files.shown(certificate)}, output)
     if output == "table":
         given = f"--cert {shlex.quote(str(files.certificate))} --ca {shlex.quote(str(files.ca))}"
-        click.echo(f"\nNext, on the machine of {name}: fleet device list --url https://HOST:8444 {given}")
+        click.echo(f"\nNext, on the machine of {name}: fleet device list --url https://HOST:PORT {given}")

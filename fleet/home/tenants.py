@@ -218,6 +218,10 @@ def former_of(home: Home, tenant: str, sha256: str) -> x509.Certificate:
     for each in (*authority.former, *roots):
         if fingerprint(each) == sha256:
             return each
+    if sha256 in (fingerprint(authority.root), fingerprint(authority.issuing)):
+        raise NotFound(
+            "no-such-ca", f"{sha256} is in use: only a former CA can be forgotten.", "See: fleet ca rollover"
+        )
     raise NotFound("no-such-ca", f"There is no former CA {sha256[:80]!r}.", "See: fleet ca show")
 
 

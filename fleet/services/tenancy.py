@@ -28,11 +28,11 @@ async def announce_tenant(registry: Registry, name: str, *, sha256: str, own_roo
     await registry.commit(Change(made_by(act, "tenant.add", f"tenant {name}", **detail)))
 
 
-async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, root_too: bool, act: Act) -> None:
-    """Record that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256, and
-    perhaps a new root above it.
+async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, root: str = "", act: Act) -> None:
+    """Record that `tenant` ("": the fleet itself) gets a new issuing CA in place of the one of this SHA-256, and a new
+    root in place of that of the SHA-256 `root`, if given.
     """
-    detail = {"ends": sha256, **({"root": "new"} if root_too else {})}
+    detail = {"ends": sha256, **({"root": "new", "ends_root": root} if root else {})}
     await registry.commit(Change(made_by(act, "ca.rollover", _ca_of(tenant), **detail)))
 
 

@@ -181,6 +181,10 @@ def test_a_former_root_is_forgotten_once_no_tenant_is_below_it(home: Path) -> No
     assert "it has signed the issuing CA of tenant acme" in refused
     assert "fleet ca rollover --tenant acme" in refused
     run_fleet(home, "ca", "forget", first["root"], "--force", expect=1)
+    now = next(row["sha256"] for row in parsed(home, "ca", "show") if row["role"] == "root")
+    assert "only a former CA can be forgotten" in run_fleet(home, "ca", "forget", now, expect=1).stderr
+    rolled = next(row for row in parsed(home, "audit", "list") if row["action"] == "ca.rollover")
+    assert rolled["detail"]["ends_root"] == first["root"]
     run_fleet(home, "ca", "rollover", "--tenant", "acme")
     assert parsed(home, "ca", "forget", first["root"])["state"] == "forgotten"
     assert "former root" not in {row["role"] for row in parsed(home, "ca", "show")}
