@@ -49,6 +49,34 @@ def test_another_cause_is_counted_anew() -> None:
     assert delays.seconds(ONE, 1.0) == 1.0
 
 
+@pytest.mark.parametrize(("code", "lived"), [("client-disconnected", 0.0), ("client-gone", 5.1), ("taken-over", 5.1)])
+def test_a_session_that_ended_well_begins_the_count_anew(code: str, lived: float) -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(4):
+        delays.on_close(ONE, "client-id-mismatch", 1.0)
+        delays.on_close(OTHER, "client-id-mismatch", 1.0)
+    delays.on_close(ONE, code, 2.0, lived=lived)
+    assert (delays.seconds(ONE, 2.0), delays.seconds(OTHER, 2.0)) == (0.0, 4.0)
+    delays.on_close(ONE, "client-id-mismatch", 3.0)
+    assert delays.seconds(ONE, 3.0) == 0.0
+
+
+@pytest.mark.parametrize(("code", "lived"), [("client-gone", 5.0), ("taken-over", 0.0), ("open-timeout", None)])
+def test_a_session_that_did_not_leaves_the_count(code: str, lived: float | None) -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(2):
+        delays.on_close(ONE, "client-id-mismatch", 1.0)
+        delays.on_close(ONE, code, 1.0, lived=lived)
+    assert delays.seconds(ONE, 1.0) == 1.0
+
+
+def test_a_close_after_a_long_life_is_the_first() -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(3):
+        delays.on_close(ONE, "protocol-error", 1.0, lived=5.1)
+    assert delays.seconds(ONE, 1.0) == 0.0
+
+
 @pytest.mark.parametrize("code", ["client-gone", "taken-over", "shutting-down", "device-suspended", "feed-down"])
 def test_what_a_device_has_no_part_in_counts_for_nothing(code: str) -> None:
     assert code not in CAUSES
@@ -108,6 +136,39 @@ async def test_a_refusal_waits_too_and_an_event_still_closes_at_once(tmp_path: P
         _, connack = await denied
         assert connack.code == 0x8A
         assert h.gateway.stats["mqtt.connect.will-refused"] == 2
+
+
+async def test_a_good_session_ends_the_delays_and_a_delay_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fleet.gateway")
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for n in range(2):
+            await h.connect(one, client_id="cam-2")
+            assert h.gateway.stats["mqtt.connect.client-id-mismatch"] == n + 1
+        for n in range(2):
+            wire, _ = await h.live(one)
+            assert h.gateway.stats["mqtt.delay.applied"] == 1  # of the first of the two
+            wire.send(b"\xe0\x00")
+            await wire.until_closed()
+            assert h.gateway.stats["mqtt.session.client-disconnected"] == n + 1
+    accepted = [line for line in caplog.messages if line.endswith("code=ok") and "mqtt.connect" in line]
+    assert ["delayed_ms=300" in line for line in accepted] == [True, False]
+    assert sum("delayed_ms" in line for line in caplog.messages) == 1
+
+
+async def test_a_refusal_that_waited_shows_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fleet.gateway")
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for _ in range(3):
+            wire = await h.dial(one)
+            wire.send(AUTH)
+            await wire.until_closed()
+        assert h.gateway.stats["mqtt.connect.auth-method"] == 3
+    shown = ["delayed_ms=300" in line for line in caplog.messages if "mqtt.connect" in line]
+    assert shown == [False, False, True]
 
 
 MALFORMED = b"\x10\x0c\x00\x04MQTT\x05\x03\x00\x3c\x00\x00"

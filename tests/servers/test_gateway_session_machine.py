@@ -849,7 +849,7 @@ async def test_a_slow_device_during_admission_has_no_broker_to_stop() -> None:
 async def test_what_a_line_says(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fleet.gateway")
     bench = await Bench().reach(Phase.RELAYING)
-    bench.session._opened_at -= 2
+    bench.session._log.opened_at -= 2
     bench.session.data_received(encode_publish(Publish("other", b""), V5))
     line = caplog.messages[-1]
     serial = CERTIFICATE.serial

@@ -28,6 +28,10 @@ class OutcomeLog:
         """Live and read-only: counter -> how often."""
         return MappingProxyType(self._counts)
 
+    def count(self, counter: str) -> None:
+        """Count without a line."""
+        self._counts[counter] += 1
+
     def record(
         self,
         event: str,
@@ -43,7 +47,7 @@ class OutcomeLog:
         `authenticated`: `source` is a certificate, which TLS has proved.
         """
         counter = f"{event}.{code}"
-        self._counts[counter] += 1
+        self.count(counter)
         if not self._limit.allows(monotonic, counter, source, authenticated=authenticated):
             return
         shown = {

@@ -1,10 +1,10 @@
 """Delays for devices whose sessions are closed again and again for one cause of their own.
 
 A client that sends what closes its session often connects again at once and sends it again: for ever, at the price of
-a handshake and an admission each time. From the second close on its next CONNECT waits, each time longer.
+a handshake and an admission each time. From the second close on its next CONNECT waits, each time longer, until a
+session ends well: by the client's own DISCONNECT, or after more than the longest delay.
 """
 
-import asyncio
 from dataclasses import dataclass
 
 from fleet.servers.gateway import close_reasons
@@ -42,22 +42,22 @@ class ReturnDelays:
         self._seconds_max = seconds_max
         self._closes: dict[bytes, _Closes] = {}  # in order of the last close
 
-    def on_close(self, fingerprint: bytes | None, code: str, now: float) -> None:
-        """A session with this certificate was closed, or its CONNECT refused, for the reason of this code."""
-        if fingerprint is None or code not in CAUSES:
+    def on_close(self, fingerprint: bytes | None, code: str, now: float, *, lived: float | None = None) -> None:
+        """A session with this certificate was closed, or its CONNECT refused, for the reason of this code.
+
+        `lived`: seconds since its CONNACK; None: it was refused.
+        """
+        if fingerprint is None:
+            return
+        if lived is not None and (code == close_reasons.CLIENT_DISCONNECTED.code or lived > self._seconds_max):
+            self._closes.pop(fingerprint, None)
+        if code not in CAUSES:
             return
         before = self._closes.pop(fingerprint, None)
         repeated = before is not None and before.code == code and now - before.last < FORGOTTEN_SECONDS
         self._closes[fingerprint] = _Closes(code, before.count + 1 if before and repeated else 1, now)
         if len(self._closes) > ENTRIES_MAX:
             del self._closes[next(iter(self._closes))]
-
-    async def wait(self, fingerprint: bytes | None, now: float) -> bool:
-        """Return when a CONNECT with this certificate may be admitted: whether it had to wait."""
-        seconds = self.seconds(fingerprint, now)
-        if seconds:
-            await asyncio.sleep(seconds)
-        return bool(seconds)
 
     def seconds_before(self, code: str, fingerprint: bytes | None, now: float) -> float:
         """How long the answer to a CONNECT waits that is refused before its admission, for the reason of this code."""

@@ -23,6 +23,7 @@ from fleet.servers.gateway.context import SessionContext
 from fleet.servers.gateway.device_rates import RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.relay import Relay
+from fleet.servers.gateway.session_log import SessionLog
 from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
 from fleet.servers.gateway.timers import Timers
 from fleet.servers.gateway.waiting_wills import waiting_will, will_of
@@ -56,9 +57,9 @@ class Session(asyncio.Protocol):
         self._rules = PHASES[self.phase]
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._opened_at = self._loop.time()
+        self._heard_at = self._loop.time()
+        self._log = SessionLog(context.outcomes, peer, self._heard_at)
         self._timers = Timers(self._loop)
-        self._heard_at = self._opened_at
         self._reader = PacketReader(context.limits.connect_size_max)
         self._version: int | None = None  # of the packets to the device; None before CONNECT
         self._policy_outdated = False  # a model has changed since the last admission began
@@ -169,7 +170,8 @@ class Session(asyncio.Protocol):
         if self._broker is not None:
             end = self._broker.close if reason.publishes_will else self._broker.finish
             end(self._context.limits.linger_seconds_max)
-        self._context.return_delays.on_close(self.peer.fingerprint, reason.code, self._loop.time())
+        now, delays = self._loop.time(), self._context.return_delays
+        delays.on_close(self.peer.fingerprint, reason.code, now, lived=self._log.lived(now))
         self._record(reason.event, reason.code)
 
     def _remember_will(self, relay: Relay) -> None:
@@ -212,6 +214,7 @@ class Session(asyncio.Protocol):
             seconds = delays.seconds_before(reason.code, self.peer.fingerprint, self._heard_at)
             if not seconds:
                 return reason
+            self._log.delayed(seconds)
             self._timers.start(Timer.DEADLINE, seconds, self.close, reason)
         return None
 
@@ -225,9 +228,11 @@ class Session(asyncio.Protocol):
 
     async def _open(self, connect: Connect) -> None:
         try:
-            waited = await self._context.return_delays.wait(self.peer.fingerprint, self._loop.time())
-            if waited and self.phase is Phase.CLOSED:
-                return
+            if seconds := self._context.return_delays.seconds(self.peer.fingerprint, self._loop.time()):
+                self._log.delayed(seconds)
+                await asyncio.sleep(seconds)
+                if self.phase is Phase.CLOSED:
+                    return
             admission = await self._admit(connect)
             if self.phase is Phase.CLOSED:
                 return
@@ -299,6 +304,7 @@ class Session(asyncio.Protocol):
             code = self._relay.connack.code
             self._record("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
             if code == 0:
+                self._log.accepted(self._loop.time())
                 self._enter(Phase.RELAYING)
                 self._context.wills.drop(self.client_id)
                 self._check_keep_alive(silence_max(self.connect, self._relay.connack))
@@ -362,12 +368,7 @@ class Session(asyncio.Protocol):
             self._context.audit_denied(self.peer, self.admission, event, topic)
 
     def _record(self, event: str, code: str, topic: str = "") -> None:
-        serial = self.admission.credential.serial if self.admission else ""
-        now = self._loop.time()
-        self._context.outcomes.record(
-            event, code, now, self.peer.source, authenticated=self.peer.fingerprint is not None, device=self.client_id,
-            serial=serial, address=self.peer.address, topic=topic, ms=round((now - self._opened_at) * 1000),
-        )  # fmt: skip
+        self._log.record(event, code, self._loop.time(), self.client_id, self.admission, topic)
 
 
 PHASES: dict[Phase, Rules[Session]] = {

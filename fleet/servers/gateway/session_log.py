@@ -1,0 +1,52 @@
+"""Log lines and counters of one session, and how long it had to wait and has lived."""
+
+from fleet.domain.peer import Peer
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.services.admission import Admission
+
+
+class SessionLog:
+    """`now` is the loop's time in seconds, from the end of the TLS handshake."""
+
+    __slots__ = ("_accepted_at", "_delay", "_outcomes", "_peer", "opened_at")
+
+    def __init__(self, outcomes: OutcomeLog, peer: Peer, now: float) -> None:
+        self._outcomes = outcomes
+        self._peer = peer
+        self.opened_at = now
+        self._accepted_at: float | None = None
+        self._delay = 0.0
+
+    def delayed(self, seconds: float) -> None:
+        """Its CONNECT waits for so long, since others with its certificate were refused."""
+        self._delay = seconds
+
+    def accepted(self, now: float) -> None:
+        """CONNACK 0 is there."""
+        self._accepted_at = now
+
+    def lived(self, now: float) -> float | None:
+        """Seconds since then; None: it was never accepted."""
+        return None if self._accepted_at is None else now - self._accepted_at
+
+    def record(
+        self, event: str, code: str, now: float, client_id: str, admission: Admission | None, topic: str = ""
+    ) -> None:
+        """Count and log one outcome."""
+        delay = {}
+        if self._delay and event == "mqtt.connect":
+            delay["delayed_ms"] = round(self._delay * 1000)
+            self._outcomes.count("mqtt.delay.applied")
+        self._outcomes.record(
+            event,
+            code,
+            now,
+            self._peer.source,
+            authenticated=self._peer.fingerprint is not None,
+            device=client_id,
+            serial=admission.credential.serial if admission else "",
+            address=self._peer.address,
+            topic=topic,
+            ms=round((now - self.opened_at) * 1000),
+            **delay,
+        )
