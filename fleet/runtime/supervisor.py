@@ -215,7 +215,7 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._restarters: list[asyncio.Task[None]] = []
         self._models_lock = asyncio.Lock()
-        self._purges = SessionPurger(host.upstream, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
+        self._purges = SessionPurger(host.upstream, host.registry, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
         self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 

@@ -69,6 +69,10 @@ def credential(
     )
 
 
+def device(name: str, state: DeviceState = DeviceState.ACTIVE) -> Device:
+    return Device(DeviceId(name), MODEL.name, state, now())
+
+
 def peer_of(held: Credential) -> Peer:
     return Peer("127.0.0.1", certificate_der=held.der, fingerprint=held.fingerprint)
 
@@ -81,7 +85,7 @@ async def populate(registry: SqliteRegistry, *names: str, state: DeviceState = D
     """A certificate in use for each of `names`, all of MODEL."""
     held = [credential(name) for name in names]
     writes: list[Write] = [] if await registry.model(MODEL.name) else [AddModel(MODEL)]
-    writes += [AddDevice(Device(DeviceId(name), MODEL.name, state, now())) for name in names]
+    writes += [AddDevice(device(name, state)) for name in names]
     writes += [AddCredential(one) for one in held]
     await registry.commit(Change(operator("populate"), tuple(writes)))
     return held
@@ -92,7 +96,7 @@ class FakeBroker:
     """An Upstream that accepts everybody, keeps what it was sent, and says what a test makes it say."""
 
     speaks_v5: bool = True
-    user_is_model: bool = False
+    is_ours: bool = False
     sessions: "asyncio.Queue[BrokerSide]" = field(default_factory=asyncio.Queue)
     models: list[Model] = field(default_factory=list)
     hurdle: asyncio.Event | None = None

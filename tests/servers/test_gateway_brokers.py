@@ -24,7 +24,7 @@ from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, open_gateway, populate, refused
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, device, open_gateway, populate, refused
 from tests.servers.paho_client import Paho
 
 PROGRAM = mosquitto_program()
@@ -111,7 +111,7 @@ async def test_connections_by_address_and_by_socket(tmp_path: Path) -> None:
 
 
 async def test_a_purge_is_no_worse_than_the_broker(tmp_path: Path) -> None:
-    assert not await purge_session(SocketUpstream(tmp_path / "nobody.sock"), "cam-1")
+    assert not await purge_session(SocketUpstream(tmp_path / "nobody.sock"), device("cam-1"))
     for answer in (b"\x20\x02\x00\x05", b"\x00\x00", b"\xd0\x00", b""):
 
         class Answering(asyncio.Protocol):
@@ -122,7 +122,7 @@ async def test_a_purge_is_no_worse_than_the_broker(tmp_path: Path) -> None:
                     transport.close()
 
         server = await asyncio.get_running_loop().create_unix_server(Answering, tmp_path / "b.sock")
-        assert not await purge_session(SocketUpstream(tmp_path / "b.sock"), "cam-1")
+        assert not await purge_session(SocketUpstream(tmp_path / "b.sock"), device("cam-1"))
         server.close()
 
 
@@ -147,7 +147,7 @@ async def test_what_is_written_is_for_us_alone(tmp_path: Path) -> None:
             name: stat.S_IMODE((tmp_path / "run" / name).stat().st_mode) for name in ("mosquitto.conf", "mosquitto.acl")
         }
         assert set(modes.values()) == {0o600}
-        assert await purge_session(broker, "cam-1")
+        assert await purge_session(broker, device("cam-1"))
     finally:
         await broker.close()
     await broker.close()
@@ -160,7 +160,7 @@ async def test_a_home_with_a_long_name(tmp_path: Path) -> None:
     broker = await Mosquitto.start(PROGRAM, run, (MODEL,))
     try:
         assert len(str(broker.socket)) > 108
-        assert await purge_session(broker, "cam-1")
+        assert await purge_session(broker, device("cam-1"))
     finally:
         await broker.close()
 
@@ -201,7 +201,7 @@ async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     broker = await Mosquitto.start(PROGRAM, tmp_path / "run", ())
     with pytest.raises(OSError, match="Another broker"):
         await Mosquitto.start(PROGRAM, tmp_path / "run", ())
-    assert await purge_session(broker, "cam-1")
+    assert await purge_session(broker, device("cam-1"))
     await broker.close()
     await (await Mosquitto.start(PROGRAM, tmp_path / "run", ())).close()
 
@@ -234,7 +234,7 @@ async def test_it_dies_with_its_parent(tmp_path: Path, spec: str) -> None:
     await parent.wait()
     # Whoever starts next waits for it, and finds its socket free.
     upstream = await start_upstream(parse_broker(spec), tmp_path / "run", ())
-    assert await purge_session(upstream, "cam-1")
+    assert await purge_session(upstream, device("cam-1"))
     await upstream.close()
     assert not runs(pid)
 

@@ -60,7 +60,7 @@ class Registry:
 class Broker:
     log: list[str]
     speaks_v5: bool = True
-    user_is_model: bool = False
+    is_ours: bool = False
     error: Exception | None = None
     slow: asyncio.Event | None = None
     connected: int = 0

@@ -28,7 +28,7 @@ class Broker:
     """An upstream in memory."""
 
     speaks_v5 = False
-    user_is_model = False
+    is_ours = False
 
     def __init__(self) -> None:
         self.error: BaseException | None = None

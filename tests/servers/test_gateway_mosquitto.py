@@ -233,6 +233,27 @@ async def test_a_revoked_device_is_cut_off_and_leaves_no_will(street: Street, ve
 
 
 @VERSIONS
+async def test_a_revoked_devices_session_is_purged_and_a_suspended_ones_kept(street: Street, version: int) -> None:
+    one, two = await populate(street.harness.registry, "cam-1", "cam-2")
+    for held in (one, two):
+        device = await street.device(held, version, clean=False)
+        await device.subscribe("news/#", f"devices/{held.holder}/down/#")
+        await device.close()
+    await street.harness.count("mqtt.session.client-disconnected", 2)
+    await revocation.revoke(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await revocation.suspend(street.harness.registry, "cam-2", act=Act("operator", now()))
+    await street.harness.count("mqtt.purge.ok")
+    presents = []
+    for held in (one, two):
+        side = Wire()
+        await street.broker.connect(lambda: side)  # noqa: B023
+        side.send(encode_connect(Connect(version, held.holder, clean=False, username=MODEL.name)))
+        presents.append(decode_connack((await side.packet()).body, version).session_present)
+        side.transport.close()
+    assert presents == [False, True]
+
+
+@VERSIONS
 async def test_shared_subscriptions_share(street: Street, version: int) -> None:
     held = await populate(street.harness.registry, "cam-1", "cam-2")
     devices = [await street.device(one, version) for one in held]

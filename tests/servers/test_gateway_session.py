@@ -150,16 +150,19 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
 
 async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
     broker = FakeBroker()
-    patient, prompt = SessionPurger(broker, OutcomeLog(), after_seconds=3600), SessionPurger(broker, OutcomeLog())
-    for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
-        await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
-        await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
-    visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
-    assert decode_connect((await visit.packet()).body).client_id == "cam-2"
-    assert broker.sessions.empty()
-    for purges in (patient, prompt):
-        await purges.close()
-    await visit.until_closed()
+    async with open_gateway(tmp_path) as h:
+        await populate(h.registry, "cam-1", "cam-2")
+        patient = SessionPurger(broker, h.registry, OutcomeLog(), after_seconds=3600)
+        prompt = SessionPurger(broker, h.registry, OutcomeLog())
+        for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
+            await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
+            await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
+        visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
+        assert decode_connect((await visit.packet()).body).client_id == "cam-2"
+        assert broker.sessions.empty()
+        for purges in (patient, prompt):
+            await purges.close()
+        await visit.until_closed()
 
 
 async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:

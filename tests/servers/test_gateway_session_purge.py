@@ -3,11 +3,13 @@
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
 import pytest
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import DeviceState, Model
+from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.errors import Unavailable
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_purge import (
     ANSWER_SECONDS_MAX,
@@ -21,6 +23,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.properties import Property
+from tests.servers.gateway_fixtures import MODEL, device
 from tests.simulated_time import run
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"
@@ -43,7 +46,7 @@ class Connection(asyncio.Transport):
 class Broker:
     """A broker that answers each connection with `answer`, after `delay` seconds; None: it closes the connection."""
 
-    user_is_model = False
+    is_ours = False
 
     def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0, *, speaks_v5: bool = True) -> None:
         self.speaks_v5 = speaks_v5
@@ -73,6 +76,21 @@ class Broker:
     async def close(self) -> None: ...
 
 
+class Devices:
+    """A registry that has every device."""
+
+    def __init__(self, error: Unavailable | None = None) -> None:
+        self.error = error
+
+    async def device(self, device_id: str) -> Device | None:
+        if self.error is not None:
+            raise self.error
+        return device(device_id)
+
+
+DEVICES = cast(Any, Devices())
+
+
 def seconds() -> float:
     return asyncio.get_running_loop().time()
 
@@ -99,7 +117,23 @@ def goes_on(username: str, expiry: int) -> bytes:
 def test_it_goes_on_with_the_session_which_then_expires_at_once() -> None:
     async def scene() -> None:
         broker = Broker()
-        assert await sent_to(broker, purge_session(broker, "cam-1")) == goes_on("cam-1", 0)
+        assert await sent_to(broker, purge_session(broker, device("cam-1"))) == goes_on("cam-1", 0)
+
+    run(scene())
+
+
+def test_the_user_name_is_the_one_of_its_sessions() -> None:
+    async def scene() -> None:
+        broker = Broker()
+        broker.is_ours = True
+        purger = SessionPurger(broker, DEVICES, OutcomeLog())
+        await purger.on_event(ended("cam-1"))
+        await asyncio.sleep(5)
+        assert broker.connections[0].sent == goes_on(MODEL.name, 0)
+        old = Broker(b"\x20\x02\x00\x00", speaks_v5=False)
+        old.is_ours = True
+        connect = encode_connect(Connect(V311, "cam-1", clean=True, username=MODEL.name))
+        assert await sent_to(old, purge_session(old, device("cam-1"))) == connect + acks.disconnect(V311)
 
     run(scene())
 
@@ -108,7 +142,7 @@ def test_a_broker_of_311_discards_a_clean_session() -> None:
     async def scene() -> None:
         broker = Broker(b"\x20\x02\x00\x00", speaks_v5=False)
         connect = encode_connect(Connect(V311, "cam-1", clean=True, username="cam-1"))
-        assert await sent_to(broker, purge_session(broker, "cam-1")) == connect + acks.disconnect(V311)
+        assert await sent_to(broker, purge_session(broker, device("cam-1"))) == connect + acks.disconnect(V311)
 
     run(scene())
 
@@ -120,7 +154,7 @@ def test_a_broker_of_311_discards_a_clean_session() -> None:
 def test_a_cancelled_will_leaves_the_session_its_time(seconds_left: float, expiry: int) -> None:
     async def scene() -> None:
         broker = Broker()
-        assert await sent_to(broker, cancel_will(broker, "cam-1", "cam2", seconds_left)) == goes_on("cam2", expiry)
+        assert await sent_to(broker, cancel_will(broker, device("cam-1"), seconds_left)) == goes_on("cam-1", expiry)
 
     run(scene())
 
@@ -133,7 +167,7 @@ def test_a_cancelled_will_leaves_the_session_its_time(seconds_left: float, expir
 def test_what_the_broker_does_not_accept_is_not_done(answer: bytes | None) -> None:
     async def scene() -> None:
         broker, begun = Broker(answer), seconds()
-        assert not await purge_session(broker, "cam-1")
+        assert not await purge_session(broker, device("cam-1"))
         is_waiting = answer in (b"\x20\x02\x00", b"")  # for the rest
         assert seconds() - begun == pytest.approx(ANSWER_SECONDS_MAX if is_waiting else 1.0)
         assert broker.connections[0].closed
@@ -143,8 +177,8 @@ def test_what_the_broker_does_not_accept_is_not_done(answer: bytes | None) -> No
 
 def test_an_answer_just_in_time() -> None:
     async def scene() -> None:
-        assert await purge_session(Broker(delay=ANSWER_SECONDS_MAX - 0.1), "cam-1")
-        assert not await purge_session(Broker(delay=ANSWER_SECONDS_MAX + 0.1), "cam-1")
+        assert await purge_session(Broker(delay=ANSWER_SECONDS_MAX - 0.1), device("cam-1"))
+        assert not await purge_session(Broker(delay=ANSWER_SECONDS_MAX + 0.1), device("cam-1"))
 
     run(scene())
 
@@ -153,7 +187,7 @@ def test_a_broker_that_cannot_be_reached_raises_nothing() -> None:
     async def scene() -> None:
         broker = Broker()
         broker.error = ConnectionRefusedError()
-        assert not await purge_session(broker, "cam-1")
+        assert not await purge_session(broker, device("cam-1"))
 
     run(scene())
 
@@ -161,7 +195,7 @@ def test_a_broker_that_cannot_be_reached_raises_nothing() -> None:
 def test_only_what_has_ended_for_good_is_purged() -> None:
     async def scene() -> None:
         broker, outcomes = Broker(), OutcomeLog()
-        purger = SessionPurger(broker, outcomes)
+        purger = SessionPurger(broker, DEVICES, outcomes)
         for state in (DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.REGISTERED):
             await purger.on_event(ended("cam-1", state))
         await purger.on_event(ended("cam-1", DeviceState.REVOKED, EventKind.CREDENTIAL_ENDED))
@@ -182,7 +216,7 @@ def test_only_what_has_ended_for_good_is_purged() -> None:
 def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody() -> None:
     async def scene() -> None:
         broker, begun = Broker(), seconds()
-        purger = SessionPurger(broker, OutcomeLog(), after_seconds=5.0)
+        purger = SessionPurger(broker, DEVICES, OutcomeLog(), after_seconds=5.0)
         await purger.on_event(ended("cam-1"))
         assert seconds() == begun
         await asyncio.sleep(60)
@@ -194,7 +228,7 @@ def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody(
 def test_a_whole_model_is_purged_a_few_at_once() -> None:
     async def scene() -> None:
         broker, outcomes, begun = Broker(delay=2.0), OutcomeLog(), seconds()
-        purger = SessionPurger(broker, outcomes)
+        purger = SessionPurger(broker, DEVICES, outcomes)
         for number in range(20):
             await purger.on_event(ended(f"cam-{number}"))
         await asyncio.sleep(1.0)
@@ -210,7 +244,7 @@ def test_a_whole_model_is_purged_a_few_at_once() -> None:
 def test_closing_ends_what_is_under_way() -> None:
     async def scene() -> None:
         broker, outcomes = Broker(b"", delay=1.0), OutcomeLog()
-        purger = SessionPurger(broker, outcomes)
+        purger = SessionPurger(broker, DEVICES, outcomes)
         for number in range(20):
             await purger.on_event(ended(f"cam-{number}"))
         await asyncio.sleep(2)
@@ -228,7 +262,7 @@ def test_what_nobody_expected_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     async def scene() -> None:
         broker = Broker()
         broker.error = RuntimeError("visited")
-        purger = SessionPurger(broker, OutcomeLog())
+        purger = SessionPurger(broker, DEVICES, OutcomeLog())
         await purger.on_event(ended("cam-1"))
         await asyncio.sleep(5)
         assert [record.message for record in caplog.records if record.exc_info] == ["event=gateway.failed"]

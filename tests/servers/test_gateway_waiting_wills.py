@@ -11,7 +11,7 @@ from msgspec import structs
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import Device, DeviceId, DeviceState
+from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
@@ -25,7 +25,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connect, encode_connack
 from fleet.wire.mqtt.properties import NEVER, Properties, Property
-from tests.servers.gateway_fixtures import MODEL, credential, now, peer_of
+from tests.servers.gateway_fixtures import MODEL, credential, device, peer_of
 from tests.servers.gateway_relay_harness import RelayHarness
 from tests.servers.test_gateway_session_purge import Broker
 from tests.simulated_time import run
@@ -33,11 +33,8 @@ from tests.simulated_time import run
 CERTIFICATE = credential("cam-1")
 
 
-def device(name: str = "cam-1") -> Device:
-    return Device(DeviceId(name), MODEL.name, DeviceState.ACTIVE, now())
-
-
-ADMISSION = Admission(device(), CERTIFICATE, policy_of(device(), MODEL))
+CAM = device("cam-1")
+ADMISSION = Admission(CAM, CERTIFICATE, policy_of(CAM, MODEL))
 
 
 def expires(seconds: int) -> Properties:
@@ -141,6 +138,7 @@ class Stage:
     facts: HolderFacts | Exception | None = None
 
     def __post_init__(self) -> None:
+        self.broker.is_ours = True
         self.wills, self.outcomes = WaitingWills(1000), OutcomeLog()
         self.cancellation = WillCancellation(self.wills, cast(Any, self), self.broker, self.outcomes, self)
 
@@ -255,11 +253,11 @@ def test_a_broker_that_fails_is_asked_again_until_it_has_published() -> None:
 @pytest.mark.parametrize(
     ("facts", "cancels"),
     [
-        (HolderFacts(CERTIFICATE, device(), MODEL), False),
-        (HolderFacts(structs.replace(CERTIFICATE, state=CredentialState.SUPERSEDED), device(), MODEL), False),
-        (HolderFacts(structs.replace(CERTIFICATE, state=CredentialState.REVOKED), device(), MODEL), True),
-        (HolderFacts(CERTIFICATE, structs.replace(device(), state=DeviceState.SUSPENDED), MODEL), True),
-        (HolderFacts(CERTIFICATE, device(), structs.replace(MODEL, publish=())), True),
+        (HolderFacts(CERTIFICATE, CAM, MODEL), False),
+        (HolderFacts(structs.replace(CERTIFICATE, state=CredentialState.SUPERSEDED), CAM, MODEL), False),
+        (HolderFacts(structs.replace(CERTIFICATE, state=CredentialState.REVOKED), CAM, MODEL), True),
+        (HolderFacts(CERTIFICATE, structs.replace(CAM, state=DeviceState.SUSPENDED), MODEL), True),
+        (HolderFacts(CERTIFICATE, CAM, structs.replace(MODEL, publish=())), True),
         (HolderFacts(CERTIFICATE), True),
         (None, True),
         (Unavailable("disk", "The disk is gone."), True),

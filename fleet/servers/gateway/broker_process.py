@@ -228,7 +228,7 @@ class BrokerProcess:
 class OwnBroker(UnixUpstream):
     """An Upstream that is a process of ours, started by `start` of its class."""
 
-    user_is_model = True
+    is_ours = True
     process: BrokerProcess
 
     async def close(self) -> None:

@@ -38,7 +38,7 @@ from fleet.servers.gateway.session_phases import Phase
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.session_registry import SessionRegistry
 from fleet.servers.gateway.tasks import Tasks
-from fleet.servers.gateway.upstream import Factory, Upstream
+from fleet.servers.gateway.upstream import Factory, Upstream, username_of
 from fleet.servers.gateway.waiting_wills import WaitingWills
 from fleet.servers.gateway.will_cancellation import WillCancellation
 from fleet.services.admission import Admission
@@ -94,7 +94,7 @@ class Gateway:
         self._tasks = Tasks()
         self.saves: Saves | None = None
         """Set it before anything listens: devices get the acknowledgement of what the broker has saved."""
-        self._purger = SessionPurger(upstream, self.outcomes) if purges else None
+        self._purger = SessionPurger(upstream, registry, self.outcomes) if purges else None
         self._cancellation = WillCancellation(self.wills, registry, upstream, self.outcomes, self)
         if not purges:
             self._cancellation.after_seconds = OTHERS_SECONDS
@@ -139,7 +139,7 @@ class Gateway:
             await self._purger.close()
 
     async def _leave_no_will(self) -> None:
-        if self._upstream.user_is_model and (left := await self._cancellation.cancel_all(CANCEL_SECONDS_MAX)):
+        if self._upstream.is_ours and (left := await self._cancellation.cancel_all(CANCEL_SECONDS_MAX)):
             log_event(log, logging.WARNING, "wills.not-cancelled", wills=left)
         await self._cancellation.close()
 
@@ -181,8 +181,7 @@ class Gateway:
         self._denials.put(entry)
 
     def broker_username(self, admission: Admission) -> str:
-        device = admission.device
-        return device.model if self._upstream.user_is_model else device.id
+        return username_of(admission.device, self._upstream)
 
     def on_broker_lost(self, session: Session, reason: CloseReason) -> None:
         if reason is close_reasons.BROKER_LOST and self.held_elsewhere is not None:

@@ -5,10 +5,12 @@ import math
 from typing import cast
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import OUT_OF_SERVICE
+from fleet.domain.device import OUT_OF_SERVICE, Device
+from fleet.domain.errors import Unavailable
+from fleet.domain.ports import Registry
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
-from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.upstream import Upstream, username_of
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
@@ -27,8 +29,11 @@ class SessionPurger:
     connection must have sent DISCONNECT before. In this process it has; other processes may receive the event later.
     """
 
-    def __init__(self, upstream: Upstream, outcomes: OutcomeLog, *, after_seconds: float = 0.0) -> None:
+    def __init__(
+        self, upstream: Upstream, registry: Registry, outcomes: OutcomeLog, *, after_seconds: float = 0.0
+    ) -> None:
         self._upstream = upstream
+        self._registry = registry
         self._outcomes = outcomes
         self._after_seconds = after_seconds
         self._slots = asyncio.Semaphore(PURGES_MAX)
@@ -46,12 +51,16 @@ class SessionPurger:
     async def _purge(self, device_id: str) -> None:
         await asyncio.sleep(self._after_seconds)
         async with self._slots:
-            purged = await purge_session(self._upstream, device_id)
+            try:
+                device = await self._registry.device(device_id)
+            except Unavailable:
+                device = None
+            purged = device is not None and await purge_session(self._upstream, device)
         now = asyncio.get_running_loop().time()
         self._outcomes.record("mqtt.purge", "ok" if purged else "failed", now, device=device_id)
 
 
-async def purge_session(upstream: Upstream, device_id: str) -> bool:
+async def purge_session(upstream: Upstream, device: Device) -> bool:
     """Connect as the device and disconnect, so that the broker discards the persistent session, and a waiting will.
 
     With MQTT 5.0 the session goes on and then expires at once: to begin with another would end it, at which a waiting
@@ -59,18 +68,19 @@ async def purge_session(upstream: Upstream, device_id: str) -> bool:
     Returns whether the broker accepted. A broker's failure raises nothing.
     """
     if upstream.speaks_v5:
-        return await cancel_will(upstream, device_id, device_id, 0.0)
-    return await _visit(upstream, Connect(V311, device_id, clean=True, username=device_id))
+        return await cancel_will(upstream, device, 0.0)
+    return await _visit(upstream, Connect(V311, device.id, clean=True, username=username_of(device, upstream)))
 
 
-async def cancel_will(upstream: Upstream, device_id: str, username: str, expiry_seconds: float) -> bool:
+async def cancel_will(upstream: Upstream, device: Device, expiry_seconds: float) -> bool:
     """Connect as the device, go on with its session, and disconnect: its waiting will is not published any more.
 
     The session then expires in `expiry_seconds`. Returns and raises as `purge_session`.
     """
     expiry = NEVER if expiry_seconds >= NEVER else max(0, math.ceil(expiry_seconds))
     properties = ((Property.SESSION_EXPIRY_INTERVAL, expiry), (Property.RECEIVE_MAXIMUM, 1))
-    return await _visit(upstream, Connect(V5, device_id, clean=False, username=username, properties=properties))
+    username = username_of(device, upstream)
+    return await _visit(upstream, Connect(V5, device.id, clean=False, username=username, properties=properties))
 
 
 async def _visit(upstream: Upstream, connect: Connect) -> bool:

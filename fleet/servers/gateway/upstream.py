@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fleet.domain.device import Model
+from fleet.domain.device import Device, Model
 from fleet.servers.gateway.private_socket import connect_unix
 
 CONNECT_SECONDS_MAX = 8.0  # less than Limits.open_seconds_max
@@ -18,8 +18,8 @@ class Upstream(Protocol):
     def speaks_v5(self) -> bool: ...
 
     @property
-    def user_is_model(self) -> bool:
-        """Whether a device's user name is its model, as the ACL of a broker that we run expects, or its device id."""
+    def is_ours(self) -> bool:
+        """Whether we run it, and stop it with us."""
 
     async def connect(self, factory: Factory) -> None:
         """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
@@ -34,6 +34,11 @@ class Upstream(Protocol):
         """Stop the broker if we run it. Safe to call twice."""
 
 
+def username_of(device: Device, upstream: Upstream) -> str:
+    """The device's user name there: its model where the ACL is ours, its id at a broker of others."""
+    return device.model if upstream.is_ours else device.id
+
+
 class UpstreamWrapper:
     """An Upstream around another, of which it changes what a subclass overrides."""
 
@@ -45,8 +50,8 @@ class UpstreamWrapper:
         return self._upstream.speaks_v5
 
     @property
-    def user_is_model(self) -> bool:
-        return self._upstream.user_is_model
+    def is_ours(self) -> bool:
+        return self._upstream.is_ours
 
     async def connect(self, factory: Factory) -> None:
         await self._upstream.connect(factory)
@@ -65,7 +70,7 @@ class UnixUpstream:
     """A broker on a Unix socket of this machine."""
 
     speaks_v5 = True
-    user_is_model = False
+    is_ours = False
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -78,7 +83,7 @@ class UnixUpstream:
 class External:
     """A broker run by others. It must trust the gateway's user names, and accept no other client there."""
 
-    user_is_model = False
+    is_ours = False
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """It keeps its own ACLs."""
@@ -111,7 +116,7 @@ class SocketUpstream(External, UnixUpstream):
 class SharedUpstream(UnixUpstream):
     """Our broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
 
-    user_is_model = True
+    is_ours = True
 
     def __init__(self, socket: Path, *, speaks_v5: bool, request_models: Callable[[], Awaitable[None]]) -> None:
         super().__init__(socket)

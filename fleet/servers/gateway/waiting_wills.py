@@ -29,8 +29,6 @@ class WaitingWill:
     tenant: str | None
     """Of the certificate of the connection that has ended, and its fingerprint."""
     fingerprint: bytes
-    username: str
-    """The device's at the broker."""
     will: Will
     due_at: float
     session_ends_at: float
@@ -79,7 +77,6 @@ def waiting_will(
         admission.device,
         tenant,
         admission.credential.fingerprint,
-        connect.username or "",
         will,
         due_at=now + delay,
         session_ends_at=now + expiry,

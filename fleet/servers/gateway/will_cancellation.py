@@ -127,7 +127,7 @@ class WillCancellation:
                 self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
                 return True
             expiry = 0.0 if purges else will.session_ends_at - _now()
-            done = await cancel_will(self._upstream, device_id, will.username, expiry)
+            done = await cancel_will(self._upstream, will.device, expiry)
         if done and self._waits(will):
             self._wills.drop(device_id)
         self._outcomes.record("mqtt.will", "cancelled" if done else "failed", _now(), device=device_id)
