@@ -69,17 +69,22 @@ def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now
     Raises: Invalid (`issuer-expired`).
     """
     new, key = _self_signed(old.subject, now, ROOT_LIFETIME, path_length=None)
-    until = _within(old, now, ROOT_LIFETIME)
+    return NewRoot((new, key), *link_roots((old, old_key), (new, key), now))
+
+
+def link_roots(old: Certified, new: Certified, now: datetime) -> tuple[x509.Certificate, x509.Certificate]:
+    """NewWithOld and OldWithNew of two roots of one name. Raises: Invalid (`issuer-expired`)."""
+    until = _within(old[0], now, ROOT_LIFETIME)
     between = functools.partial(
         _sign,
-        subject=old.subject,
-        issuer=old.subject,
-        validity=(max(until[0], new.not_valid_before_utc), until[1]),
+        subject=old[0].subject,
+        issuer=old[0].subject,
+        validity=(max(until[0], new[0].not_valid_before_utc), until[1]),
         extensions=_authority_extensions(path_length=None),
     )
-    new_with_old, _ = between(key=key, issuer_key=old_key)
-    old_with_new, _ = between(key=old_key, issuer_key=key)
-    return NewRoot((new, key), new_with_old, old_with_new)
+    new_with_old, _ = between(key=new[1], issuer_key=old[1])
+    old_with_new, _ = between(key=old[1], issuer_key=new[1])
+    return new_with_old, old_with_new
 
 
 def create_issuing(

@@ -170,7 +170,7 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
             if force and former.subject.public_bytes() in names:
                 # While it is still trusted: connections that are open depend on the state of their certificate alone.
                 ended = await end_what_is_in_use(registry, names[0], sha256=sha256, act=act)
-            forget_former(place, tenant, sha256)
+            forget_former(place, tenant, sha256, act.now)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)  # its chain may have held it
             return former.subject.rfc4514_string(), ended

@@ -22,12 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import Certified, NewRoot
 from fleet.ca.keys import write_key
-from fleet.config.durable_files import sync
+from fleet.config.durable_files import sync, write_file
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.home.layout import certificate_in, sync_tree
 
@@ -232,6 +233,15 @@ def finish_rollover(folder: Path) -> None:
     _remove(done)
 
 
+def replace_links(
+    folder: Path, root: FormerRoot, new_with_old: x509.Certificate, old_with_new: x509.Certificate
+) -> None:
+    """Link `root` to another successor. The caller holds the folder's lock."""
+    for name, link in ((NEW_WITH_OLD, new_with_old), (OLD_WITH_NEW, old_with_new)):
+        file = folder / ROOTS / f"{root.number}-{name}.pem"
+        write_file(file, link.public_bytes(Encoding.PEM), secret=False, force=True)
+
+
 def forget(folder: Path, wanted: x509.Certificate) -> None:
     """Remove this former issuing CA or former root, its key and what links it. The caller holds the folder's lock."""
     name = fingerprint(wanted)
@@ -245,6 +255,15 @@ def forget(folder: Path, wanted: x509.Certificate) -> None:
         file.unlink(missing_ok=True)
         sync(file.parent)
     os.utime(folder)
+
+
+def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
+    """Whether `below` bears the name of `authority` as its issuer, and its signature."""
+    try:
+        below.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from fleet.home.ca_store import Authority, FormerRoot
+from fleet.home.ca_store import Authority, FormerRoot, has_signed
 
 MARGIN = timedelta(days=7)
 """A former root leaves the chain this long before it expires: an expired certificate in it would fail other clients."""
@@ -19,7 +19,7 @@ MARGIN = timedelta(days=7)
 
 def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate, ...]:
     """Without the server's own certificate, and without a root."""
-    former = [each for each in authority.former_roots if each.certificate.not_valid_after_utc - MARGIN > now]
+    former = [each for each in _linked(authority) if each.certificate.not_valid_after_utc - MARGIN > now]
     if not former:
         return (authority.issuing,)
     oldest_first = former[::-1]
@@ -29,6 +29,16 @@ def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate,
     # The oldest root's key was away, or a newer root has path length 1: what OpenSSL and Go can verify with any root
     # that has signed the issuing CA, and the others with the current one.
     return (authority.issuing, *(each.new_with_old for each in former), *(c for each in former for c in _cross(each)))
+
+
+def _linked(authority: Authority) -> Iterator[FormerRoot]:
+    """The former roots, newest first, for as long as each is signed by the one after it."""
+    successor = authority.root
+    for root in authority.former_roots:
+        if not has_signed(successor, root.old_with_new):
+            return
+        yield root
+        successor = root.certificate
 
 
 def _cross(root: FormerRoot) -> tuple[x509.Certificate, ...]:

@@ -13,11 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import Certified, create_issuing, create_root, cross_certify, succeed_root
+from fleet.ca.authority import Certified, create_issuing, create_root, cross_certify, link_roots, succeed_root
 from fleet.ca.keys import load_key, write_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.device import plain_name
@@ -30,9 +29,11 @@ from fleet.home.ca_store import (
     cross_file,
     fingerprint,
     forget,
+    has_signed,
     locked,
     next_number,
     read_authority,
+    replace_links,
     roll_over,
 )
 from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync_tree
@@ -200,14 +201,38 @@ def _signed_by_former(issuing: Certified, authority: Authority, now: datetime) -
     }
 
 
-def forget_former(home: Home, tenant: str, sha256: str) -> x509.Certificate:
-    """Remove a former issuing CA or a former root, ending trust in it. Raises: as `former_of`."""
-    folder = authority_of(home, tenant).key_file.parent
+def forget_former(home: Home, tenant: str, sha256: str, now: datetime) -> x509.Certificate:
+    """Remove a former issuing CA or a former root, ending trust in it. The root before such a one is linked to the root
+    after it.
+
+    Raises: as `former_of`. Refused (`root-key-away`): the keys of those two are not here.
+    """
+    authority = authority_of(home, tenant)
+    folder = authority.key_file.parent
     with locked(home.ca):
         gone = former_of(home, tenant, sha256)
+        _link_around(folder, authority, gone, now)
         forget(folder, gone)
     _touch_watched_folders(home)
     return gone
+
+
+def _link_around(folder: Path, authority: Authority, gone: x509.Certificate, now: datetime) -> None:
+    """Have the former root older than `gone` and the root newer than it sign each other."""
+    roots = [(authority.root, folder / "root.key")]
+    roots += [(each.certificate, each.key_file) for each in authority.former_roots]
+    at = next((number for number, (certificate, _) in enumerate(roots) if certificate == gone), len(roots))
+    if at + 1 >= len(roots):
+        return  # the oldest root, or an issuing CA
+    (newer, newer_key), (older, older_key) = roots[at - 1], roots[at + 1]
+    if not (newer_key.exists() and older_key.exists()):
+        raise Refused(
+            "root-key-away",
+            "The root before it and the root after it must sign each other, and their keys are not both here.",
+            f"Put them into {folder}, or forget the older one first: {fingerprint(older)}",
+        )
+    links = link_roots((older, load_key(older_key)), (newer, load_key(newer_key)), now)
+    replace_links(folder, authority.former_roots[at], *links)
 
 
 def former_of(home: Home, tenant: str, sha256: str) -> x509.Certificate:
@@ -242,15 +267,6 @@ def issuers_below(home: Home, former: x509.Certificate) -> tuple[x509.Certificat
                 f"Roll that over first: fleet ca rollover --tenant {each.tenant}",
             )
     return tuple(each for each in issuers if has_signed(former, each))
-
-
-def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
-    """Whether `below` bears the name of `authority` as its issuer, and its signature."""
-    try:
-        below.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def authority_of(home: Home, tenant: str) -> Authority:

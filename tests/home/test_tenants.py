@@ -18,6 +18,7 @@ from fleet.ca.authority import create_issuing, create_root, issue_server_certifi
 from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
+from fleet.est_client.certificate_checks import find_chain
 from fleet.home.ca_store import FORMER_MAX, Authority, fingerprint, locked
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, fleet_fingerprint, open_home
@@ -205,11 +206,11 @@ async def test_former_cas_are_forgotten_one_by_one_and_never_too_many(home: Home
         new_issuing_key(home, "", NOW)
     assert refused.value.code == "too-many-former"
     oldest = authority_of(home, "").former[-1]
-    assert forget_former(home, "", fingerprint(oldest)) == oldest
+    assert forget_former(home, "", fingerprint(oldest), NOW) == oldest
     assert not list((home.ca / "former").glob(f"{fingerprint(oldest)}*"))
     for wanted in (fingerprint(oldest), "../issuing", "zz"):
         with pytest.raises(NotFound):
-            forget_former(home, "", wanted)
+            forget_former(home, "", wanted, NOW)
         with pytest.raises(NotFound):
             former_of(home, "", wanted)
     new_issuing_key(home, "", NOW)
@@ -217,7 +218,7 @@ async def test_former_cas_are_forgotten_one_by_one_and_never_too_many(home: Home
 
 async def test_the_ca_that_signs_cannot_be_forgotten(home: Home) -> None:
     with pytest.raises(NotFound):
-        forget_former(home, "", fingerprint(authority_of(home, "").issuing))
+        forget_former(home, "", fingerprint(authority_of(home, "").issuing), NOW)
 
 
 # The root
@@ -272,6 +273,63 @@ async def test_each_root_leads_to_what_the_other_signed(home: Home, tmp_path: Pa
                 *("-CAfile", tmp_path / "root.pem", "-untrusted", tmp_path / "chain.pem", tmp_path / "leaf.pem"),
             )
             assert code == 0, (subject(leaf), root.serial_number, errors)
+
+
+@pytest.mark.parametrize("forgotten", [0, 1, 2])
+async def test_every_root_that_is_left_verifies_the_server_after_one_was_forgotten(
+    home: Home, tmp_path: Path, forgotten: int
+) -> None:
+    roots = [authority_of(home, "").root]
+    for number in (1, 2, 3):
+        roots.append(new_issuing_key(home, "", NOW + timedelta(days=number), root_too=True).root)
+    gone = roots.pop(forgotten)
+    assert forget_former(home, "", fingerprint(gone), NOW) == gone
+    renew_server_certificate(home, SETTINGS, NOW)
+    leaf, *between = server_identity(home).certificate_chain
+    assert len(between) == 3
+    for root in roots:
+        assert await verifies(tmp_path, leaf, between, root), roots.index(root)
+    assert not await verifies(tmp_path, leaf, between, gone) or forgotten == 0
+    assert find_chain(leaf, authority_of(home, "").chain, [roots[0]], NOW)[1]
+
+
+async def test_a_root_in_between_is_kept_while_its_neighbours_cannot_be_linked(home: Home, tmp_path: Path) -> None:
+    roots = [authority_of(home, "").root]
+    for number in (1, 2):
+        roots.append(new_issuing_key(home, "", NOW + timedelta(days=number), root_too=True).root)
+    home.root_key.rename(tmp_path / "away")
+    with pytest.raises(Refused) as refused:
+        forget_former(home, "", fingerprint(roots[1]), NOW)
+    assert refused.value.code == "root-key-away"
+    assert fingerprint(roots[0]) in refused.value.advice
+    forget_former(home, "", fingerprint(roots[0]), NOW)
+    forget_former(home, "", fingerprint(roots[1]), NOW)
+    assert authority_of(home, "").former_roots == ()
+
+
+async def test_a_gap_between_roots_leaves_the_newer_ones_served(home: Home, tmp_path: Path) -> None:
+    """As a process that is killed between two files, or a hand, may leave it."""
+    roots = [authority_of(home, "").root]
+    for number in (1, 2):
+        roots.append(new_issuing_key(home, "", NOW + timedelta(days=number), root_too=True).root)
+    for file in (home.ca / "roots").glob("2-*"):
+        file.unlink()
+    renew_server_certificate(home, SETTINGS, NOW)
+    leaf, *between = server_identity(home).certificate_chain
+    assert await verifies(tmp_path, leaf, between, roots[2])
+
+
+async def verifies(
+    folder: Path, leaf: x509.Certificate, between: list[x509.Certificate], root: x509.Certificate
+) -> bool:
+    """Whether openssl builds a chain to `root`."""
+    for name, certificates in (("root", [root]), ("leaf", [leaf]), ("chain", between)):
+        (folder / f"{name}.pem").write_bytes(pem(*certificates))
+    code, _, _ = await run(
+        *("openssl", "verify", "-x509_strict", "-attime", str(int((NOW + timedelta(days=5)).timestamp()))),
+        *("-CAfile", folder / "root.pem", "-untrusted", folder / "chain.pem", folder / "leaf.pem"),
+    )
+    return code == 0
 
 
 async def test_a_tenant_below_the_fleets_root_has_none_to_roll_over(home: Home) -> None:

@@ -152,13 +152,13 @@ def test_a_revoked_device_is_out_and_stays_out(served: Served, device: Device) -
 
 
 def s_client(served: Served, *words: str) -> str:
-    """What openssl s_client says of a connection to the gateway, after a CONNECT packet sent at once."""
+    """What openssl s_client says of a connection to the gateway, with CONNECT and DISCONNECT sent at once."""
     needs("openssl")
     host, port = served.address("mqtt")
-    connect = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+    packets = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00\xe0\x00"
     done = subprocess.run(
         ["openssl", "s_client", "-connect", f"{host}:{port}", "-CAfile", str(served.ca_file), "-ign_eof", *words],
-        input=connect,
+        input=packets,
         capture_output=True,
         timeout=PATIENCE_SECONDS,
         check=False,

@@ -175,6 +175,19 @@ async def test_a_sealed_key_opens_for_the_requester_alone(est: EstHarness, tmp_p
     assert made.public_key() == certificate.public_key()
 
 
+async def test_a_csr_that_only_the_library_refuses_gets_a_sealed_key(est: EstHarness) -> None:
+    own = generate_key()
+    plain = sealing_csr("p-1", own, identifier_of(own))
+    ecdsa = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.10045.4.3.2"))
+    with_null = der.encode_element(der.SEQUENCE, der.encode_oid("1.2.840.10045.4.3.2") + b"\x05\0")
+    content = der.only_element(plain, der.SEQUENCE).content.replace(ecdsa, with_null)
+    csr = der.encode_element(der.SEQUENCE, content)
+    with pytest.raises(ValueError, match="signature_alg"):
+        x509.load_der_x509_csr(csr)
+    answer = await est.post("serverkeygen", csr, basic(await est.token(model="probe")))
+    assert answer.status == 200, answer.text
+
+
 async def test_the_key_may_be_named_by_the_certificate_presented(est: EstHarness, tmp_path: Path) -> None:
     await est.device("p-1", "probe")
     key = generate_key()

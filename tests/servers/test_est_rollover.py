@@ -91,7 +91,7 @@ async def test_certificates_of_a_ca_that_was_forgotten_open_nothing(tenants: Ten
     former = authority_of(tenants.home, "a").issuing
     with_chain = tenants.identity(alone.certificate, alone.key)
     new_issuing_key(tenants.home, "a", tenants.clock())
-    forget_former(tenants.home, "a", fingerprint(former))
+    forget_former(tenants.home, "a", fingerprint(former), tenants.clock())
     assert len(await cacerts(tenants, "a")) == 2
     assert (await tenants.connect_mqtt(alone, "a-1"))[0] != 0
     with pytest.raises((ssl.SSLError, ConnectionError)):

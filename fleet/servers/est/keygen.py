@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
@@ -16,9 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fleet.domain.errors import Invalid
 from fleet.domain.peer import Peer
+from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.csr import Csr
 from fleet.wire.est import CERTS_ONLY, encode_body
 from fleet.wire.key_package import CIPHERS, Recipient, Sealer, can_receive, seal_key
+from fleet.wire.spki import load_spki
 
 PKCS8 = "application/pkcs8"
 SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
@@ -87,10 +90,10 @@ class ServerKeyGenerator:
         raise _impossible("The identifier names neither the request's own key nor that of the certificate presented.")
 
     def _known_keys(self) -> list[CertificatePublicKeyTypes]:
-        keys = [x509.load_der_x509_csr(self.csr.der).public_key()]
+        infos = [self.csr.spki_der]
         if self.peer.certificate_der is not None:
-            keys.append(x509.load_der_x509_certificate(self.peer.certificate_der).public_key())
-        return keys
+            infos.append(certificate_fields(self.peer.certificate_der).spki.whole)
+        return [cast(CertificatePublicKeyTypes, load_spki(each)) for each in infos]  # of keys that certificates hold
 
 
 def _impossible(why: str) -> Invalid:
