@@ -223,7 +223,7 @@ class HttpServer:
     def _refusal(self, exchange: Exchange, error: Exception) -> Response:
         refusal = refusal_of(error)
         exchange.code = refusal.code
-        if refusal.is_internal:
+        if refusal.is_internal and self._allows_line(f"{exchange.event}.failure", exchange.peer):
             log_event(self._log, logging.ERROR, exchange.event, code="internal", exc_info=error)
         return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
 
@@ -231,8 +231,7 @@ class HttpServer:
         self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1
         if not self._log.isEnabledFor(logging.INFO):
             return
-        kind, is_authenticated = f"{outcome.event}.{outcome.code}", peer.fingerprint is not None
-        if self._lines.allows(time.monotonic(), kind, peer.source, authenticated=is_authenticated):
+        if self._allows_line(f"{outcome.event}.{outcome.code}", peer):
             log_event(
                 self._log,
                 logging.INFO,
@@ -244,6 +243,9 @@ class HttpServer:
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 address=peer.address,
             )
+
+    def _allows_line(self, kind: str, peer: Peer) -> bool:
+        return self._lines.allows(time.monotonic(), kind, peer.source, authenticated=peer.fingerprint is not None)
 
     def not_http(self, peer: Peer, refusal: HttpRefused) -> Response:
         """The response to bytes in which the parser has found no request, or one of a version that is not served."""

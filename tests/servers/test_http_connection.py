@@ -303,6 +303,21 @@ async def test_a_header_with_a_control_character_never_leaves(value: str, caplog
     assert "code=internal" in caplog.text
 
 
+async def test_a_handler_that_fails_again_and_again_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(exchange: Exchange) -> Response:
+        raise RuntimeError("broken")
+
+    site = Site()
+    site.response = fail
+    for _ in range(100):
+        wire, connection = site.connect()
+        connection.data_received(request("GET / HTTP/1.1", "Connection: close"))
+        assert b"internal" in await wire.closed()
+    assert site.server.counters == {"500 internal": 100}
+    traces = [record for record in caplog.records if record.exc_info]
+    assert 1 <= len(traces) <= 40  # ten in a second, and the test may take some
+
+
 async def test_an_answer_that_says_close_is_the_last() -> None:
     site = Site()
     site.response = lambda exchange: Response(200, b"abc", {"Connection": "close"})
