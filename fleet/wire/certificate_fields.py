@@ -33,6 +33,7 @@ _ECDSA = "1.2.840.10045.4."
 class CertificateFields:
     """What is read of a certificate; the extensions one by one, when they are asked for."""
 
+    serial_number: int
     subject: der.Element
     spki: der.Element
     signature_algorithm: der.Element
@@ -87,10 +88,11 @@ def certificate_fields(data: bytes) -> CertificateFields:
         raise Malformed("The data is no certificate.")
     # version [0], serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, and later extensions [3]
     fields = [field for field in der.children(parts[0]) if field.tag != der.CONTEXT_0]
-    if len(fields) < 6 or fields[4].tag != der.SEQUENCE:
+    if len(fields) < 6 or (fields[0].tag, fields[4].tag) != (_INTEGER, der.SEQUENCE):
         raise Malformed("The data is no certificate.")
     lists = [each for field in fields[6:] if field.tag == _EXTENSIONS for each in der.children(field)]
-    return CertificateFields(fields[4], fields[5], parts[1], lists[0] if lists else None)
+    serial_number = int.from_bytes(fields[0].content, signed=True)
+    return CertificateFields(serial_number, fields[4], fields[5], parts[1], lists[0] if lists else None)
 
 
 def extension_value(extensions: der.Element, oid: str) -> bytes | None:

@@ -38,6 +38,8 @@ CONNECT = {
     "UNSUPPORTED_VERSION": ("unsupported-version", 0, 0x84, True),
     "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
     "MALFORMED_CONNECT_311": ("malformed-connect", 0, 0, True),
+    "CONNECT_TOO_LARGE": ("too-large", 0, 0x95, True),
+    "CONNECT_TOO_LARGE_311": ("too-large", 0, 0, True),
     "WILL_RESPONSE_INVALID": ("will-response-topic", 0, 0x82, True),
     "AUTH_METHOD": ("auth-method", 0, 0x8C, True),
     "FEED_DOWN": ("feed-down", 0, 0x88, True),
@@ -66,7 +68,7 @@ def test_each_packet_says_why_in_sentences() -> None:
     # The device is gone, has closed itself or has the broker's reason, or it is one of 3.1.1, or nothing is sent.
     assert silent == {
         *("CLIENT_DISCONNECTED", "CLIENT_GONE", "BROKER_CLOSED", "BROKER_REFUSED", "CONNECT_TIMEOUT", "NOT_CONNECT"),
-        *("TOO_MANY_SESSIONS", "MALFORMED_CONNECT_311", "PUBLISH_REFUSED"),
+        *("TOO_MANY_SESSIONS", "MALFORMED_CONNECT_311", "CONNECT_TOO_LARGE_311", "PUBLISH_REFUSED"),
     }
     for reason in found.values():
         assert reason.text == "" or (reason.text.endswith(".") and reason.text.isascii() and len(reason.text) <= 120)
@@ -76,8 +78,8 @@ def test_each_packet_says_why_in_sentences() -> None:
 
 def test_codes_are_unique_within_their_event() -> None:
     for table in (SESSION, CONNECT):
-        # A malformed CONNECT has one code, and no CONNACK in 3.1.1.
-        rows = [row for name, row in table.items() if name != "MALFORMED_CONNECT_311"]
+        # A CONNECT that is malformed or too large has one code, and no CONNACK in 3.1.1.
+        rows = [row for name, row in table.items() if not name.endswith("_311")]
         assert len({row[0] for row in rows}) == len(rows)
 
 

@@ -83,8 +83,10 @@ async def test_anything_but_connect_first(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "counter"),
     [
-        (b"\x10\xff\xff\xff\x7f", "mqtt.session.too-large"),
-        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1), "mqtt.session.too-large"),
+        (b"\x10\xff\xff\xff\x7f", "mqtt.connect.too-large"),
+        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1), "mqtt.connect.too-large"),
+        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT", "mqtt.connect.too-large"),
+        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT\4\2\0\x3c", "mqtt.connect.too-large"),
         (b"\x10\x80\x80\x80\x80", "mqtt.session.malformed"),
     ],
 )
@@ -97,6 +99,17 @@ async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
         wire.send(data)
         assert await wire.until_closed() == []
         assert h.gateway.stats[counter] == 1
+
+
+async def test_a_5_0_client_is_told_that_its_connect_is_too_large(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path, limits=Limits(connect_size_max=1000, open_seconds_max=0.6)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        for n in range(3):  # the last after a delay
+            wire = await h.dial(cam)
+            wire.send(encode_connect(Connect(V5, "cam-1", will=Will("devices/cam-1/up/t", bytes(1000)))))
+            assert await refused(wire, V5) == Reason.PACKET_TOO_LARGE
+            assert h.gateway.stats["mqtt.connect.too-large"] == n + 1
+        assert h.gateway.stats["mqtt.delay.applied"] == 1
 
 
 @pytest.mark.parametrize(

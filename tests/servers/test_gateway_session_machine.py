@@ -313,7 +313,7 @@ MATRIX: list[tuple[Event, dict[Phase, Outcome]]] = [
     (
         device_sends_too_much,
         {
-            Phase.AWAITING_CONNECT: Outcome("mqtt.session.too-large"),
+            Phase.AWAITING_CONNECT: Outcome("mqtt.connect.too-large"),
             Phase.RELAYING: Outcome("mqtt.session.protocol-error", last_words(close_reasons.PROTOCOL_ERROR)),
         },
     ),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
+from cryptography.x509 import load_pem_x509_certificate
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
@@ -17,12 +19,14 @@ from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.writes import AddCredential, AddDevice, AddModel
 from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.outcome_log import TEXT_MAX
 from fleet.services import revocation
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
+from fleet.wire.mqtt.properties import Property
 from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
@@ -34,6 +38,7 @@ from tests.servers.gateway_fixtures import (
     now,
     open_gateway,
     operator,
+    refused,
     until,
 )
 from tests.servers.paho_client import Paho
@@ -110,6 +115,41 @@ async def test_a_certificate_of_our_ca_that_the_registry_does_not_know(street: S
     wire.send(encode_connect(Connect(V5, "unknown")))
     (packet,) = await wire.until_closed()
     assert packet.body[1] == Reason.NOT_AUTHORIZED
+
+
+@pytest.mark.parametrize(
+    ("packet", "code", "claimed"),
+    [
+        (encode_connect(Connect(V5, "cam-2")), "client-id-mismatch", " client_id=cam-2"),
+        (encode_connect(Connect(V5, "\u202e" + "x" * 200)), "client-id-mismatch",
+         rf' client_id="\\u202ex{{{TEXT_MAX - 1}}}"'),
+        (encode_connect(Connect(V5, "cam-1", will=Will("devices/cam-2/up/t", b""))), "will-refused", ""),
+        (b"\x10\x13\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x05cam-1", "unsupported-version", ""),  # MQTT 3.1
+        (b"\x10\x11\x00\x04MQTT\x84\x02\x00\x3c\x00\x05cam-1", "unsupported-version", ""),  # a bridge's first try
+        (b"\x10\x0a\x00\x04MQTT\x04\x03\x00\x3c", "malformed-connect", ""),
+        (encode_connect(Connect(V311, "cam-1", will=Will("t", bytes(65_535)), password=bytes(65_535), username="x")),
+         "too-large", ""),
+    ],
+)  # fmt: skip
+async def test_a_refused_connect_is_logged_under_the_certificate(
+    street: Street, caplog: pytest.LogCaptureFixture, packet: bytes, code: str, claimed: str
+) -> None:
+    caplog.set_level("INFO", "fleet.gateway")
+    wire = await street.dial("cam-1")
+    wire.send(packet)
+    await wire.until_closed()
+    await street.harness.count(f"mqtt.connect.{code}")
+    serial = load_pem_x509_certificate((street.path / "cam-1.pem").read_bytes()).serial_number
+    (line,) = [line for line in caplog.messages if line.endswith(f"code={code}")]
+    pattern = rf"event=mqtt\.connect device=cam-1 serial={serial:x}{claimed} address=127\.0\.0\.1 ms=\d+ code={code}"
+    assert re.fullmatch(pattern, line)
+
+
+async def test_a_5_0_client_reads_that_its_connect_is_too_large(street: Street) -> None:
+    wire = await street.dial("cam-1")
+    will = Will("devices/cam-1/up/t", bytes(65_535), properties=((Property.CORRELATION_DATA, bytes(65_535)),))
+    wire.send(encode_connect(Connect(V5, "cam-1", will=will)))
+    assert await refused(wire, V5) == Reason.PACKET_TOO_LARGE
 
 
 @pytest.mark.parametrize("name", ["foreign", None])

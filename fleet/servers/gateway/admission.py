@@ -8,20 +8,24 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import (
+    CONNECT_TOO_LARGE,
+    CONNECT_TOO_LARGE_311,
     MALFORMED_CONNECT,
     MALFORMED_CONNECT_311,
     UNSUPPORTED_VERSION,
     WILL_RESPONSE_INVALID,
+    CloseReason,
     CloseSession,
     connect_refused,
 )
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.waiting_wills import may_wait, will_of
 from fleet.services.admission import Admission, admit
-from fleet.wire.errors import Unsupported, WireError
+from fleet.wire.errors import TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
 from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.reader import PacketReader, remaining_length
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
 
 CONNACK_REASONS: dict[str, Reason] = {
@@ -35,22 +39,47 @@ CONNACK_REASONS: dict[str, Reason] = {
 """Refusal code -> reason in CONNACK; NOT_AUTHORIZED for any other."""
 
 
-def connect_in(body: bytes) -> Connect:
+def connect_body(reader: PacketReader, data: bytes) -> tuple[bytes, bool] | None:
+    """The body of the CONNECT that `data` completes, and True; of one over its limit what has arrived, and False; None:
+    more is needed.
+
+    Raises: Malformed.
+    """
+    try:
+        packet = next(reader.feed(data), None)
+    except TooLarge:
+        begun = reader.rest()
+        head = remaining_length(begun, 1)
+        return begun[head[1] :] if head is not None else b"", False
+    return None if packet is None else (packet.body, True)
+
+
+def connect_in(body: bytes, is_whole: bool) -> Connect:
     """The CONNECT with this body. Raises: CloseSession.
 
     The will by which a mosquitto bridge tells of itself is dropped: the broker's own topics are closed to devices.
     """
+    is_v5 = answer_version(body) == V5
+    if not is_whole:
+        raise CloseSession(CONNECT_TOO_LARGE if is_v5 else CONNECT_TOO_LARGE_311)
     try:
         connect = decode_connect(body)
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:
-        raise CloseSession(MALFORMED_CONNECT if answer_version(body) == V5 else MALFORMED_CONNECT_311) from error
+        raise CloseSession(MALFORMED_CONNECT if is_v5 else MALFORMED_CONNECT_311) from error
     will = will_of(connect)
     if will is not None and will.response_topic is not None and not is_topic_name(will.response_topic):
         raise CloseSession(WILL_RESPONSE_INVALID)
     is_dropped = connect.will is not None and connect.will.topic.startswith(BRIDGE_TOPICS)
     return replace(connect, will=None) if is_dropped else connect
+
+
+def connect_too_large(begun: bytes) -> CloseReason:
+    """For a CONNECT over its limit, of which `begun` has arrived."""
+    head = remaining_length(begun, 1)
+    is_v5 = head is not None and answer_version(begun[head[1] :]) == V5
+    return close_reasons.CONNECT_TOO_LARGE if is_v5 else close_reasons.CONNECT_TOO_LARGE_311
 
 
 def must_be_servable(connect: Connect, *, speaks_v5: bool, feed_is_up: bool) -> None:

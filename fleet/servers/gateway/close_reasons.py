@@ -98,6 +98,11 @@ UNSUPPORTED_VERSION = connect_refused(
 MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
 MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
+CONNECT_TOO_LARGE = connect_refused(
+    "too-large", Reason.PACKET_TOO_LARGE, "The CONNECT is larger than the server allows."
+)
+CONNECT_TOO_LARGE_311 = connect_refused("too-large", None)
+"""3.1.1 has no return code for it; nor is there an answer when the version has not arrived."""
 WILL_RESPONSE_INVALID = connect_refused(
     "will-response-topic", Reason.PROTOCOL_ERROR, "The will's Response Topic is not a topic name."
 )

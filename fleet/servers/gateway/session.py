@@ -16,7 +16,7 @@ from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect, connect_in, must_be_servable
+from fleet.servers.gateway.admission import broker_connect, connect_body, connect_in, must_be_servable
 from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.context import SessionContext
@@ -201,14 +201,14 @@ class Session(asyncio.Protocol):
         # [MQTT-3.1.0-1] the first packet must be CONNECT; the rest of any other is not awaited
         if not self._reader.held and data[:1] != bytes((CONNECT,)):
             return close_reasons.NOT_CONNECT
-        packet = next(self._reader.feed(data), None)
-        if packet is None:
+        found = connect_body(self._reader, data)
+        if found is None:
             return None
-        self._version = answer_version(packet.body)
+        self._version = answer_version(found[0])
         self._enter(Phase.ADMITTING)
         self._device.pause(Pause.AWAITING_CONNACK)
         try:
-            self._begin_admission(connect_in(packet.body))
+            self._begin_admission(connect_in(*found))
         except CloseSession as closing:
             delays, reason = self._context.return_delays, closing.reason
             seconds = delays.seconds_before(reason.code, self.peer.fingerprint, self._heard_at)

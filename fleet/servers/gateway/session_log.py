@@ -1,8 +1,16 @@
-"""Log lines and counters of one session, and how long it had to wait and has lived."""
+"""Log lines and counters of one session, and how long it had to wait and has lived.
 
+`device` and `serial` are what the certificate proves, from the end of the handshake on; `client_id` is what a CONNECT
+claims, where that differs.
+"""
+
+from fleet.domain.issuance_context import COMMON_NAME
 from fleet.domain.peer import Peer
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.services.admission import Admission
+from fleet.wire.certificate_fields import certificate_fields
+from fleet.wire.errors import WireError
+from fleet.wire.names import subject_values
 
 
 class SessionLog:
@@ -33,6 +41,9 @@ class SessionLog:
         self, event: str, code: str, now: float, client_id: str, admission: Admission | None, topic: str = ""
     ) -> None:
         """Count and log one outcome."""
+        device, serial = (
+            (admission.device.id, admission.credential.serial) if admission is not None else _certified(self._peer)
+        )
         delay = {}
         if self._delay and event == "mqtt.connect":
             delay["delayed_ms"] = round(self._delay * 1000)
@@ -43,10 +54,25 @@ class SessionLog:
             now,
             self._peer.source,
             authenticated=self._peer.fingerprint is not None,
-            device=client_id,
-            serial=admission.credential.serial if admission else "",
+            device=device,
+            serial=serial,
+            client_id="" if client_id == device else client_id,
             address=self._peer.address,
             topic=topic,
             ms=round((now - self.opened_at) * 1000),
             **delay,
         )
+
+
+def _certified(peer: Peer) -> tuple[str, str]:
+    """Holder and serial number of the certificate that TLS has verified; "" for what does not stand there."""
+    if peer.certificate_der is None:
+        return "", ""
+    try:
+        fields = certificate_fields(peer.certificate_der)
+        serial = f"{fields.serial_number:x}"
+        # A manufacturer's certificate names its own things.
+        names = dict(subject_values(fields.subject)) if peer.tenant is not None else {}
+    except WireError:
+        return "", ""
+    return names.get(COMMON_NAME, ""), serial
