@@ -27,6 +27,7 @@ from fleet.runtime.host import Endpoints, Host
 from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
+from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.brokers import shared_socket
 from fleet.servers.gateway.event_feed import EventFollower
 from fleet.servers.gateway.limits import Limits
@@ -215,7 +216,8 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._restarters: list[asyncio.Task[None]] = []
         self._models_lock = asyncio.Lock()
-        self._purges = SessionPurger(host.upstream, host.registry, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
+        visits = BrokerVisits(host.upstream)
+        self._purges = SessionPurger(visits, host.registry, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
         self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 

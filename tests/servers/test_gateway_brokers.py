@@ -16,11 +16,11 @@ from fleet.config.addresses import parse_broker
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
 from fleet.servers.gateway import broker_process
+from fleet.servers.gateway.broker_visit import purge_session
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.embedded import Embedded
 from fleet.servers.gateway.mosquitto import Mosquitto, acl_text, config_text, mosquitto_program
 from fleet.servers.gateway.private_socket import private_directory
-from fleet.servers.gateway.session_purge import purge_session
 from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
@@ -209,6 +209,7 @@ async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from fleet.servers.gateway.broker_visit import purge_session
 from fleet.servers.gateway.brokers import start_upstream
 from fleet.config.addresses import parse_broker
 

@@ -13,6 +13,7 @@ from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Gateway, Limits, close_reasons
 from fleet.servers.gateway import session as session_module
+from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
 from fleet.servers.gateway.session_purge import SessionPurger
@@ -139,7 +140,7 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
         for _ in (one, two):  # by the harness's own gateway
             visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
             visited.add(decode_connect((await visit.packet()).body).client_id)
-            visit.send(b"\x20\x02\x00\x00")
+            visit.send(b"\x20\x03\x00\x00\x00")
             await visit.until_closed()
         assert visited == {"cam-1", "cam-2"}
         await gateway.close()
@@ -152,8 +153,8 @@ async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
     broker = FakeBroker()
     async with open_gateway(tmp_path) as h:
         await populate(h.registry, "cam-1", "cam-2")
-        patient = SessionPurger(broker, h.registry, OutcomeLog(), after_seconds=3600)
-        prompt = SessionPurger(broker, h.registry, OutcomeLog())
+        patient = SessionPurger(BrokerVisits(broker), h.registry, OutcomeLog(), after_seconds=3600)
+        prompt = SessionPurger(BrokerVisits(broker), h.registry, OutcomeLog())
         for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
             await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
             await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))

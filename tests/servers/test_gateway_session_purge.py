@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -10,14 +11,16 @@ import pytest
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Unavailable
-from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import (
+from fleet.servers.gateway.broker_visit import (
     ANSWER_SECONDS_MAX,
-    PURGES_MAX,
-    SessionPurger,
+    RETRY_SECONDS,
+    VISITS_MAX,
+    BrokerVisits,
     cancel_will,
     purge_session,
 )
+from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import PURGE_TRIES_MAX, SessionPurger
 from fleet.servers.gateway.upstream import Factory
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311
@@ -126,7 +129,7 @@ def test_the_user_name_is_the_one_of_its_sessions() -> None:
     async def scene() -> None:
         broker = Broker()
         broker.is_ours = True
-        purger = SessionPurger(broker, DEVICES, OutcomeLog())
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog())
         await purger.on_event(ended("cam-1"))
         await asyncio.sleep(5)
         assert broker.connections[0].sent == goes_on(MODEL.name, 0)
@@ -195,7 +198,7 @@ def test_a_broker_that_cannot_be_reached_raises_nothing() -> None:
 def test_only_what_has_ended_for_good_is_purged() -> None:
     async def scene() -> None:
         broker, outcomes = Broker(), OutcomeLog()
-        purger = SessionPurger(broker, DEVICES, outcomes)
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
         for state in (DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.REGISTERED):
             await purger.on_event(ended("cam-1", state))
         await purger.on_event(ended("cam-1", DeviceState.REVOKED, EventKind.CREDENTIAL_ENDED))
@@ -207,8 +210,45 @@ def test_only_what_has_ended_for_good_is_purged() -> None:
         assert outcomes.counts == {"mqtt.purge.ok": 2}
         broker.answer = None
         await purger.on_event(ended("cam-3"))
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         assert outcomes.counts == {"mqtt.purge.ok": 2, "mqtt.purge.failed": 1}
+        assert len(broker.connections) == 2 + PURGE_TRIES_MAX
+
+    run(scene())
+
+
+def test_a_purge_that_fails_is_tried_again() -> None:
+    async def scene() -> None:
+        broker, outcomes, begun = Broker(), OutcomeLog(), seconds()
+        devices = Devices(Unavailable("disk", "The disk is gone."))
+        broker.error = ConnectionRefusedError()
+        purger = SessionPurger(BrokerVisits(broker), cast(Any, devices), outcomes)
+        await purger.on_event(ended("cam-1"))
+        await asyncio.sleep(2.5 * RETRY_SECONDS)
+        devices.error = None
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        assert outcomes.counts == {}
+        broker.error = None
+        await asyncio.sleep(60)
+        assert [at - begun for at in broker.began] == [pytest.approx(5 * RETRY_SECONDS)]
+        assert outcomes.counts == {"mqtt.purge.ok": 1}
+
+    run(scene())
+
+
+def test_one_that_is_refused_leaves_its_place_to_others() -> None:
+    async def scene() -> None:
+        broker, outcomes = Broker(b"\x20\x03\x00\x87\x00", delay=0.01), OutcomeLog()
+        visits = BrokerVisits(broker)
+        purger = SessionPurger(visits, DEVICES, outcomes)
+        for number in range(VISITS_MAX):
+            await purger.on_event(ended(f"cam-{number}"))
+        await asyncio.sleep(0.5)
+        begun = seconds()
+        assert await visits.until_done(partial(purge_session, Broker(), device("cam-x")))
+        assert seconds() - begun == pytest.approx(1.0)
+        await asyncio.sleep(600)
+        assert outcomes.counts == {"mqtt.purge.failed": VISITS_MAX}
 
     run(scene())
 
@@ -216,7 +256,7 @@ def test_only_what_has_ended_for_good_is_purged() -> None:
 def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody() -> None:
     async def scene() -> None:
         broker, begun = Broker(), seconds()
-        purger = SessionPurger(broker, DEVICES, OutcomeLog(), after_seconds=5.0)
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog(), after_seconds=5.0)
         await purger.on_event(ended("cam-1"))
         assert seconds() == begun
         await asyncio.sleep(60)
@@ -228,15 +268,15 @@ def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody(
 def test_a_whole_model_is_purged_a_few_at_once() -> None:
     async def scene() -> None:
         broker, outcomes, begun = Broker(delay=2.0), OutcomeLog(), seconds()
-        purger = SessionPurger(broker, DEVICES, outcomes)
-        for number in range(20):
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
+        for number in range(80):
             await purger.on_event(ended(f"cam-{number}"))
         await asyncio.sleep(1.0)
-        assert len(broker.connections) == PURGES_MAX == 8
+        assert len(broker.connections) == VISITS_MAX == 32
         await asyncio.sleep(60)
         assert broker.began[0] - begun == pytest.approx(0.0)
-        assert [round(at - begun) for at in broker.began] == [0] * 8 + [2] * 8 + [4] * 4
-        assert outcomes.counts == {"mqtt.purge.ok": 20}
+        assert [round(at - begun) for at in broker.began] == [0] * 32 + [2] * 32 + [4] * 16
+        assert outcomes.counts == {"mqtt.purge.ok": 80}
 
     run(scene())
 
@@ -244,15 +284,15 @@ def test_a_whole_model_is_purged_a_few_at_once() -> None:
 def test_closing_ends_what_is_under_way() -> None:
     async def scene() -> None:
         broker, outcomes = Broker(b"", delay=1.0), OutcomeLog()
-        purger = SessionPurger(broker, DEVICES, outcomes)
-        for number in range(20):
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
+        for number in range(80):
             await purger.on_event(ended(f"cam-{number}"))
         await asyncio.sleep(2)
         begun = seconds()
         await purger.close()
         assert seconds() == begun
         await asyncio.sleep(60)
-        assert (len(broker.connections), dict(outcomes.counts)) == (8, {})
+        assert (len(broker.connections), dict(outcomes.counts)) == (32, {})
         assert all(connection.closed for connection in broker.connections)
 
     run(scene())
@@ -262,7 +302,7 @@ def test_what_nobody_expected_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     async def scene() -> None:
         broker = Broker()
         broker.error = RuntimeError("visited")
-        purger = SessionPurger(broker, DEVICES, OutcomeLog())
+        purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog())
         await purger.on_event(ended("cam-1"))
         await asyncio.sleep(5)
         assert [record.message for record in caplog.records if record.exc_info] == ["event=gateway.failed"]

@@ -17,9 +17,11 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.broker_visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.waiting_wills import LATE_SECONDS, SWEEP_SECONDS_MIN, WaitingWill, WaitingWills, waiting_will
-from fleet.servers.gateway.will_cancellation import CANCELS_MAX, RETRY_SECONDS, WillCancellation
+from fleet.servers.gateway.will_cancellation import WillCancellation
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
@@ -27,7 +29,7 @@ from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connect, enco
 from fleet.wire.mqtt.properties import NEVER, Properties, Property
 from tests.servers.gateway_fixtures import MODEL, credential, device, peer_of
 from tests.servers.gateway_relay_harness import RelayHarness
-from tests.servers.test_gateway_session_purge import Broker
+from tests.servers.test_gateway_session_purge import DEVICES, Broker
 from tests.simulated_time import run
 
 CERTIFICATE = credential("cam-1")
@@ -140,7 +142,8 @@ class Stage:
     def __post_init__(self) -> None:
         self.broker.is_ours = True
         self.wills, self.outcomes = WaitingWills(1000), OutcomeLog()
-        self.cancellation = WillCancellation(self.wills, cast(Any, self), self.broker, self.outcomes, self)
+        self.broker_visits = BrokerVisits(self.broker)
+        self.cancellation = WillCancellation(self.wills, cast(Any, self), self.broker_visits, self.outcomes, self)
 
     def holds(self, device_id: str) -> bool:
         return device_id in self.here
@@ -302,14 +305,14 @@ def test_a_model_that_forbids_the_will() -> None:
 
 def test_before_a_stop_all_are_cancelled_some_at_once_and_what_takes_too_long_is_left() -> None:
     async def scene(stage: Stage) -> None:
-        stage.add(*(f"cam-{number}" for number in range(3 * CANCELS_MAX)))
+        stage.add(*(f"cam-{number}" for number in range(3 * VISITS_MAX)))
         begun = seconds()
-        assert await stage.cancellation.cancel_all(0.25) == CANCELS_MAX  # three rounds of 0.1 s
+        assert await stage.cancellation.cancel_all(0.25) == VISITS_MAX  # three rounds of 0.1 s
         assert seconds() - begun == pytest.approx(0.25)
         assert stage.asked == []  # the others stop, too
         assert await stage.cancellation.cancel_all(0.25) == 0
         assert await stage.cancellation.cancel_all(0.25) == 0
-        assert stage.outcomes.counts == {"mqtt.will.cancelled": 3 * CANCELS_MAX}
+        assert stage.outcomes.counts == {"mqtt.will.cancelled": 3 * VISITS_MAX}
 
     staged(scene)
 
@@ -327,5 +330,21 @@ def test_what_nobody_expected_is_logged_and_stops_no_other(caplog: pytest.LogCap
         assert await stage.cancellation.cancel_all(2.0) == 0
         failures = [record.exc_info for record in caplog.records if record.exc_info]
         assert [info[0] for info in failures] == [KeyError, RuntimeError]
+
+    staged(scene)
+
+
+def test_purges_and_cancelled_wills_have_one_bound() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.broker.delay = 2.0
+        purger, begun = SessionPurger(stage.broker_visits, DEVICES, stage.outcomes), seconds()
+        for number in range(VISITS_MAX - 1):
+            await purger.on_event(Event(EventKind.DEVICE_STATE, f"lock-{number}", DeviceState.REVOKED))
+        await asyncio.sleep(1.0)
+        stage.add("cam-1", "cam-2")
+        for name in ("cam-1", "cam-2"):
+            stage.state(name, DeviceState.SUSPENDED)
+        await asyncio.sleep(60)
+        assert [round(at - begun) for at in stage.broker.began] == [0] * (VISITS_MAX - 1) + [1, 2]
 
     staged(scene)

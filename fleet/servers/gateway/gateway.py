@@ -21,6 +21,7 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.admission import admit_client
 from fleet.servers.gateway.broker_link import BrokerLinks
+from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
 from fleet.servers.gateway.event_feed import EventFollower
@@ -94,8 +95,9 @@ class Gateway:
         self._tasks = Tasks()
         self.saves: Saves | None = None
         """Set it before anything listens: devices get the acknowledgement of what the broker has saved."""
-        self._purger = SessionPurger(upstream, registry, self.outcomes) if purges else None
-        self._cancellation = WillCancellation(self.wills, registry, upstream, self.outcomes, self)
+        visits = BrokerVisits(upstream)
+        self._purger = SessionPurger(visits, registry, self.outcomes) if purges else None
+        self._cancellation = WillCancellation(self.wills, registry, visits, self.outcomes, self)
         if not purges:
             self._cancellation.after_seconds = OTHERS_SECONDS
         self._applying = asyncio.Lock()  # in order of the events: the last model counts

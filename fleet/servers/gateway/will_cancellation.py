@@ -1,11 +1,13 @@
 """Cancels the waiting will of a device that may no longer speak: suspended, revoked, retired, or by its model.
 
-It connects to the broker as the device, goes on with the session, and disconnects: the device has returned, and has
-left in good order (MQTT 5.0, 3.1.3.2.2).
+A visit to the broker goes on with the session: the device has returned, and has left in good order (MQTT 5.0,
+3.1.3.2.2).
 """
 
 import asyncio
+import math
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from fleet.domain.changes import Event, EventKind
@@ -13,14 +15,10 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
+from fleet.servers.gateway.broker_visit import BrokerVisits, cancel_will
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import cancel_will
 from fleet.servers.gateway.tasks import Tasks
-from fleet.servers.gateway.upstream import Upstream
 from fleet.servers.gateway.waiting_wills import WaitingWill, WaitingWills
-
-CANCELS_MAX = 32  # concurrent: a network with thousands of devices may be down when a model changes
-RETRY_SECONDS = 1.0
 
 
 class Holders(Protocol):
@@ -42,17 +40,16 @@ class WillCancellation:
         self,
         wills: WaitingWills,
         registry: Registry,
-        upstream: Upstream,
+        visits: BrokerVisits,
         outcomes: OutcomeLog,
         holders: Holders,
     ) -> None:
         self.after_seconds = 0.0
         self._wills = wills
         self._registry = registry
-        self._upstream = upstream
+        self._visits = visits
         self._outcomes = outcomes
         self._holders = holders
-        self._slots = asyncio.Semaphore(CANCELS_MAX)
         self._tasks = Tasks()
 
     def on_event(self, event: Event) -> None:
@@ -109,25 +106,22 @@ class WillCancellation:
     async def _cancel(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
         if not at_once:
             await asyncio.sleep(min(self.after_seconds, max(0.0, will.due_at - _now()) / 2))
-        while self._waits(will):
-            if await self._try(will, purges=purges, asks=not at_once) or at_once:
-                return
-            await asyncio.sleep(RETRY_SECONDS)
+        attempt = partial(self._try, will, purges=purges, asks=not at_once)
+        await self._visits.until_done(attempt, tries_max=1 if at_once else math.inf)
 
     async def _try(self, will: WaitingWill, *, purges: bool, asks: bool) -> bool:
         """Whether there is nothing left to do for it. `asks`: whether the other gateways go on meanwhile."""
         device_id = will.device.id
-        async with self._slots:
-            if not self._waits(will):
-                return True
-            if self._holders.holds(device_id):
-                return False  # until the broker's CONNACK has told that it is back
-            if asks and await self._holders.is_held_elsewhere(device_id):
-                self._wills.drop(device_id)
-                self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
-                return True
-            expiry = 0.0 if purges else will.session_ends_at - _now()
-            done = await cancel_will(self._upstream, will.device, expiry)
+        if not self._waits(will):
+            return True
+        if self._holders.holds(device_id):
+            return False  # until the broker's CONNACK has told that it is back
+        if asks and await self._holders.is_held_elsewhere(device_id):
+            self._wills.drop(device_id)
+            self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
+            return True
+        expiry = 0.0 if purges else will.session_ends_at - _now()
+        done = await cancel_will(self._visits.upstream, will.device, expiry)
         if done and self._waits(will):
             self._wills.drop(device_id)
         self._outcomes.record("mqtt.will", "cancelled" if done else "failed", _now(), device=device_id)
