@@ -96,9 +96,43 @@ def test_over_the_limit_it_is_refused_and_the_session_goes_on(payload: bytes) ->
     assert h.to_device == acks.acknowledge(acks.PUBREC, 2, V5, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
     assert h.notes == [("mqtt.publish", "quota", "up/t")]
     other = h.publish("up/t", 1, 3, payload)
-    again = acks.acknowledge(acks.PUBREL, 1, V5) + h.publish("up/t", 2, 2, payload)
-    assert h.relay.from_device(other + again) is None
-    assert h.to_broker == first + other + again
+    released = acks.acknowledge(acks.PUBREL, 1, V5)
+    assert h.relay.from_device(other + released) is None
+    h.relay.from_broker(acks.acknowledge(acks.PUBCOMP, 1, V5))
+    again = h.publish("up/t", 2, 2, payload)
+    assert h.relay.from_device(again) is None
+    assert h.to_broker == first + other + released + again
+
+
+@VERSIONS
+def test_it_counts_until_the_broker_confirms_its_release(version: int) -> None:
+    h = RelayHarness(version)
+    pubrec, pubrel, pubcomp = (
+        acks.acknowledge(first, 1, version) for first in (acks.PUBREC, acks.PUBREL, acks.PUBCOMP)
+    )
+    h.relay.from_device(h.publish("up/t", 2, 1))
+    h.relay.from_broker(pubrec)
+    h.relay.from_device(pubrel)
+    assert h.relay.in_flight
+    h.relay.from_broker(pubcomp)
+    assert not h.relay.in_flight
+    assert h.to_device == pubrec + pubcomp
+
+
+def test_a_pubcomp_uncounts_only_what_was_released_before() -> None:
+    """mosquitto answers any PUBREL by PUBCOMP."""
+    h = RelayHarness(V5)
+    pubrel, pubcomp = acks.acknowledge(acks.PUBREL, 1, V5), acks.acknowledge(acks.PUBCOMP, 1, V5)
+    h.relay.from_device(pubrel + pubrel + h.publish("up/t", 2, 1))
+    assert h.to_broker == pubrel
+    assert h.to_device == acks.acknowledge(acks.PUBREC, 1, V5, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
+    h.relay.from_broker(pubcomp)
+    h.relay.from_device(h.publish("up/t", 2, 1))
+    h.relay.from_broker(pubcomp)
+    assert h.relay.in_flight
+    h.relay.from_device(pubrel)
+    h.relay.from_broker(pubcomp)
+    assert not h.relay.in_flight
 
 
 def test_a_message_that_the_broker_refuses_is_not_held() -> None:

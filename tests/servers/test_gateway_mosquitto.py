@@ -697,6 +697,20 @@ async def test_messages_that_are_never_released_do_not_fill_the_broker(street: S
     assert await bystander.subscribe("devices/cam-2/down/#") == [1]
 
 
+async def test_a_release_that_the_broker_never_gets_releases_nothing(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    connect = Connect(V5, "cam-1", clean=False, properties=((Property.SESSION_EXPIRY_INTERVAL, 600),))
+    for packet_id, reason in ((1, b""), (2, bytes((Reason.QUOTA_EXCEEDED,)))):
+        wire = await street.harness.dial(cam)
+        wire.send(encode_connect(connect))
+        assert (await wire.packet()).type is PacketType.CONNACK
+        wire.send(encode_publish(Publish("devices/cam-1/up/t", bytes(3_000_000), 2, packet_id), V5))
+        assert (await wire.packet()).body[:3] == packet_id.to_bytes(2, "big") + reason
+        # mosquitto ends the connection at an unknown property
+        wire.send(b"\x30\x16\x00\x12devices/cam-1/up/t\x01\x7f" + acks.acknowledge(acks.PUBREL, packet_id, V5))
+        await wire.until_closed()
+
+
 async def test_messages_that_are_never_acknowledged_do_not_fill_the_broker(street: Street) -> None:
     """Those that it has sent to a client count by bytes, too, until the client acknowledges them."""
     cam, other = await populate(street.harness.registry, "cam-1", "cam-2")

@@ -1,4 +1,4 @@
-"""Messages of QoS 2 that the broker holds for a device until it releases them by PUBREL (MQTT, 4.3.3).
+"""Messages of QoS 2 that the broker holds for a device until it has got their PUBREL (MQTT, 4.3.3).
 
 The broker holds each in memory, with a persistent session over connections, and nothing makes the device release them.
 QoS 1 needs no such limit: the broker passes a message on at once, and what it has not read yet blocks its sender.
@@ -51,7 +51,7 @@ class InFlight:
         return True
 
     def release(self, packet_id: int) -> None:
-        """The device has released it, or the broker has refused it."""
+        """The broker has confirmed its release, or refused it."""
         self._grow(-self._sizes.pop(packet_id, 0))
 
     def clear(self) -> None:

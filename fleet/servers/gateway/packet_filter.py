@@ -62,8 +62,9 @@ TO_BROKER = _table(
 )
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
 TO_DEVICE = _table(
-    passed=_ACKS - {PacketType.PUBREC} | {PacketType.PINGRESP},
-    inspected={PacketType.CONNACK, PacketType.PUBREC, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT},
+    passed={PacketType.PUBACK, PacketType.PUBREL, PacketType.PINGRESP},
+    inspected={PacketType.PUBREC, PacketType.PUBCOMP}
+    | {PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT},
     judged=set(),
 )
 _ASK_ALWAYS = bytes.maketrans(bytes((_PUBLISH, _PUBLISH_ACKED)), bytes((_PUBLISH_ASKED, _PUBLISH_ASKED)))

@@ -71,6 +71,8 @@ class Relay:
         self.subscriptions = Subscriptions(version, limits)
         self.in_flight = InFlight(InFlightTotal(limits))
         """The device's; may be set before CONNACK."""
+        self.releasing = 0
+        """Bits: packet identifiers of QoS 2 messages whose PUBREL is on its way to the broker; at most 8 KiB."""
         self._held: HeldAcks | None = None
         self._has_begun = False  # the broker has sent something
         self._size_max = size_max = limits.packet_size_max
@@ -185,7 +187,8 @@ class _DeviceHandler(_Handler):
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         relay = self._relay
-        if relay.in_flight.add(packet_id, size):
+        # [MQTT-2.2.1-4]: not with an identifier that awaits PUBCOMP, which would uncount this one
+        if not relay.releasing >> packet_id & 1 and relay.in_flight.add(packet_id, size):
             return True
         relay.note("mqtt.publish", "quota", topic)
         if relay.version != V5:
@@ -243,11 +246,13 @@ class _DeviceHandler(_Handler):
 
     def _release(self, body: bytes) -> bytes | None:
         packet_id = int.from_bytes(body[:2], "big")
+        relay = self._relay
         if packet_id not in self._unreleased:
-            self._relay.in_flight.release(packet_id)
+            if relay.releasing >> packet_id & 1:
+                return b""  # sent again: the first one's PUBCOMP answers both
+            relay.releasing |= 1 << packet_id
             return None
         del self._unreleased[packet_id]
-        relay = self._relay
         relay.answers += 1
         relay.to_device.inject(acks.acknowledge(acks.PUBCOMP, packet_id, relay.version))
         return b""
@@ -287,10 +292,8 @@ class _BrokerHandler(_Handler):
         match first >> 4:
             case PacketType.CONNACK:
                 return self._connack(body)
-            case PacketType.PUBREC if len(body) > 2 and body[2] >= REFUSED:
-                relay.in_flight.release(int.from_bytes(body[:2], "big"))
-                return relay.ack(encode_packet(first, body))
             case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBCOMP:
+                self._release(first >> 4, body)
                 return relay.ack(encode_packet(first, body))
             case PacketType.SUBACK:
                 return relay.subscriptions.complete_suback(first, body)
@@ -300,6 +303,15 @@ class _BrokerHandler(_Handler):
                 relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
                 relay.to_device.stop()
         return None
+
+    def _release(self, number: int, body: bytes) -> None:
+        relay, packet_id = self._relay, int.from_bytes(body[:2], "big")
+        if number == PacketType.PUBREC and len(body) > 2 and body[2] >= REFUSED:
+            relay.in_flight.release(packet_id)
+        elif number == PacketType.PUBCOMP and relay.releasing >> packet_id & 1:
+            # Not at PUBREL, which the broker does not get when it ends the connection at a packet before.
+            relay.releasing ^= 1 << packet_id
+            relay.in_flight.release(packet_id)
 
     def _connack(self, body: bytes) -> bytes | None:
         relay = self._relay
