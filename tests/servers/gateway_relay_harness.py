@@ -44,6 +44,8 @@ class RelayHarness:
         self.to_device = bytearray()
         self.writes = 0
         self.notes: list[tuple[str, str, str]] = []
+        self.reasons: list[str] = []
+        """That of each of `notes`, where there is one."""
         self.relay = Relay(version, policy, self._broker, self._device, self._note, limits)
         if greeted:
             self.relay.from_broker(encode_connack(Connack(False, 0), version))
@@ -58,8 +60,9 @@ class RelayHarness:
         assert data
         self.to_device += data
 
-    def _note(self, *note: str) -> None:
-        self.notes.append((note[0], note[1], note[2]))
+    def _note(self, event: str, code: str, topic: str, reason: str = "") -> None:
+        self.notes.append((event, code, topic))
+        self.reasons += [reason] if reason else []
 
     def publish(self, topic: str, qos: int = 0, packet_id: int = 5, payload: bytes = b"x") -> bytes:
         return encode_publish(Publish(topic, payload, qos, packet_id if qos else 0), self.version)

@@ -15,17 +15,17 @@ from fleet.domain.model_rules import PACKET_SIZE_MAX, PACKET_SIZE_MIN, SUBSCRIPT
 from fleet.domain.writes import SetModel
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
+from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import lowered
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, config_text, mosquitto_program
-from fleet.wire.errors import TooLarge
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.subscribe import Unsubscribe, decode_suback
 from tests.mqtt_packets import encode_unsubscribe
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, operator, populate
+from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, operator, populate, refused
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 from tests.servers.paho_client import Paho
 
@@ -104,8 +104,11 @@ async def test_a_connect_at_the_limit_and_one_past_it(tmp_path: Path, version: i
         assert decode_connack((await wire.packet()).body, version).code == 0
         wire = await h.dial(cam)
         wire.send(connect_of(70_001, version))
-        assert await wire.until_closed() == []
-        assert h.gateway.stats["mqtt.session.too-large"] == 1
+        if version == V5:
+            assert await refused(wire, V5) == Reason.PACKET_TOO_LARGE
+        else:
+            assert await wire.until_closed() == []
+        assert h.gateway.stats["mqtt.connect.too-large"] == 1
 
 
 # Packets after CONNECT
@@ -146,12 +149,14 @@ def test_filters_in_a_packet_at_the_limit_and_one_past_it(version: int) -> None:
     packets = h.subscribe("down/1", "down/2", "down/3") + encode_unsubscribe(Unsubscribe(9, ("a", "b", "c")), version)
     h.relay.from_device(packets)
     assert h.to_broker == packets
-    with pytest.raises(TooLarge):
-        h.relay.from_device(h.subscribe("down/1", "down/2", "down/3", "down/3"))
-    with pytest.raises(TooLarge):
-        RelayHarness(version, limits=limits).relay.from_device(
-            encode_unsubscribe(Unsubscribe(9, ("a", "b", "c", "d")), version)
-        )
+    beyond = (
+        h.subscribe("down/1", "down/2", "down/3", "down/3"),
+        encode_unsubscribe(Unsubscribe(9, ("a", "b", "c", "d")), version),
+    )
+    for packet in beyond:
+        with pytest.raises(CloseSession) as caught:
+            RelayHarness(version, limits=limits).relay.from_device(packet)
+        assert caught.value.reason is close_reasons.TOO_MANY_FILTERS
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,10 @@ def test_a_retained_message_from_the_device_needs_permission(version: int, retai
     answer = acks.acknowledge(acks.PUBACK, 6, version, Reason.NOT_AUTHORIZED, RETAIN_REFUSED)
     assert bytes(harness.to_device) == (b"" if retain else answer)
     assert harness.notes == ([] if retain else [("mqtt.publish", "refused", "up/a")])
+    assert harness.reasons == ([] if retain else ["retain"])
+    harness.relay.from_device(encode_publish(Publish("other", b"x", 1, 7, retain=True), version))
+    assert harness.notes[-1] == ("mqtt.publish", "refused", "other")
+    assert harness.reasons == ([] if retain else ["retain"])
 
 
 def test_connack_says_that_retain_is_not_available() -> None:

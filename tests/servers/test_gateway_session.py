@@ -18,11 +18,12 @@ from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.services import revocation
+from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
 from fleet.wire.mqtt.properties import Property
-from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
+from fleet.wire.mqtt.subscribe import Suback, Subscribe, Subscription, encode_suback, encode_subscribe
 from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     PATIENCE,
@@ -397,3 +398,41 @@ async def test_what_a_device_may_not_do_is_audited_and_repeats_are_folded(tmp_pa
             ("device cam-1", "mqtt.subscribe", "device cam-1", "devices/cam-2/#"),
             ("device cam-2", "mqtt.subscribe", "device cam-2", "devices/cam-1/down/#"),
         ]
+
+
+@pytest.mark.parametrize("version", [V311, V5])
+async def test_a_limit_is_told_from_a_policy_and_retain_from_a_topic(
+    tmp_path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fleet.gateway")
+    async with open_gateway(tmp_path, limits=Limits(filters_per_device_max=1)) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        await h.set_model(retain=False)
+        await h.count("mqtt.model.applied")
+        wire, side = await h.live(one, version)
+        for number, asked in enumerate(("devices/cam-1/down/a", "devices/cam-1/down/b", "devices/cam-2/#"), 1):
+            wire.send(encode_subscribe(Subscribe(number, (Subscription(asked),)), version))
+        side.send(encode_suback(Suback(1, (0,)), version))
+        wire.send(encode_publish(Publish("devices/cam-1/up/t", b"x", 1, 4, retain=True), version))
+        for _ in range(4):
+            await wire.packet()
+    expected = [
+        ("mqtt.subscribe", "quota", "topic=devices/cam-1/down/b"),
+        ("mqtt.subscribe", "refused", "topic=devices/cam-2/#"),
+        ("mqtt.publish", "refused", "topic=devices/cam-1/up/t reason=retain"),
+    ]
+    for event, code, detail in expected:
+        (line,) = [line for line in caplog.messages if f"event={event} " in line and line.endswith(f"code={code}")]
+        assert f" {detail} ms=" in line
+    registry = await SqliteRegistry.open(tmp_path / "registry.db")
+    entries = [row.entry for row in await registry.audit() if row.entry.action in ("mqtt.subscribe", "mqtt.publish")]
+    await registry.close()
+    found = [
+        (
+            entry.action,
+            entry.outcome,
+            " ".join(f"{n}={v}" for n, v in sorted(entry.detail.items(), reverse=True) if n != "serial"),
+        )
+        for entry in entries
+    ]
+    assert sorted(found) == sorted(expected)

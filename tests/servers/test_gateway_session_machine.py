@@ -120,7 +120,7 @@ class FakeContext:
             raise CloseSession(answer)
         return answer
 
-    def audit_denied(self, peer: object, admission: Admission, action: str, topic: str) -> None:
+    def audit_denied(self, peer: object, admission: Admission, action: str, code: str, detail: object) -> None:
         pass
 
     def broker_username(self, admission: Admission) -> str:

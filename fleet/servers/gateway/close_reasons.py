@@ -141,6 +141,7 @@ KEEP_ALIVE_EXPIRED = CloseReason(
 TOO_SLOW = CloseReason("too-slow", Reason.QUOTA_EXCEEDED, text="The device did not read for too long.")
 """The device did not read for `Limits.stuck_seconds_max`."""
 QUOTA = CloseReason("quota", Reason.QUOTA_EXCEEDED, Reason.QUOTA_EXCEEDED, text="Too many requests await their answer.")
+TOO_MANY_FILTERS = replace(QUOTA, text="Too many topic filters in one packet.")
 MESSAGE_RATE = CloseReason(
     "message-rate", Reason.MESSAGE_RATE_TOO_HIGH, text="More packets a second than the device's model allows."
 )

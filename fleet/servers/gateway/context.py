@@ -1,6 +1,6 @@
 """Context protocol: everything that a session needs of the gateway it belongs to."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -62,9 +62,9 @@ class SessionContext(Protocol[S]):
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
         """Raises: CloseSession."""
 
-    def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
-        """Audit that the device was refused `topic`, unless `action` is a delivery; repeats are folded into one row a
-        minute.
+    def audit_denied(self, peer: Peer, admission: Admission, action: str, code: str, detail: Mapping[str, str]) -> None:
+        """Audit that the device was refused what `detail` says, unless `action` is a delivery; repeats are folded into
+        one row a minute.
         """
 
     def broker_username(self, admission: Admission) -> str:

@@ -174,12 +174,13 @@ class Gateway:
             self.on_admitted(peer.address)
         return admission
 
-    def audit_denied(self, peer: Peer, admission: Admission, action: str, topic: str) -> None:
+    def audit_denied(self, peer: Peer, admission: Admission, action: str, code: str, detail: Mapping[str, str]) -> None:
         if action not in AUDITED:
             return
         device = f"device {admission.device.id}"
-        detail = {"serial": admission.credential.serial, "topic": topic[:TEXT_MAX]}
-        entry = AuditEntry(self.now(), device, action, device, "refused", peer.address, detail)
+        shown = {name: value[:TEXT_MAX] for name, value in detail.items()}
+        shown["serial"] = admission.credential.serial
+        entry = AuditEntry(self.now(), device, action, device, code, peer.address, shown)
         self._denials.put(entry)
 
     def broker_username(self, admission: Admission) -> str:

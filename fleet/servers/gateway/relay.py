@@ -11,6 +11,7 @@ persistent session may still hold filters from before the policy changed.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from fleet.domain.model_rules import DEFAULT_RULES, MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
@@ -45,8 +46,10 @@ BROKERS_REASONS: dict[int, CloseReason] = {
 }
 """What a DISCONNECT of the broker means, which the device has received: at another gateway the device has come back."""
 
-Note = Callable[[str, str, str], None]
-"""(event, code, topic or filter) of a refusal."""
+
+class Note(Protocol):
+    def __call__(self, event: str, code: str, topic: str, reason: str = "") -> None:
+        """Note a refusal of `topic`, which may be a filter. `reason`: of several rules, the one that refused it."""
 
 
 class Relay:
@@ -209,7 +212,8 @@ class _DeviceHandler(_Handler):
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
-        relay.note("mqtt.publish", "refused", topic)
+        text, reason = (RETAIN_REFUSED, "retain") if relay.policy.may_publish(topic) else (TOPIC_REFUSED, "")
+        relay.note("mqtt.publish", "refused", topic, reason)
         if relay.version != V5:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
             # acknowledged again after each connection, and nothing behind it.
@@ -219,7 +223,6 @@ class _DeviceHandler(_Handler):
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased[packet_id] = None
         if qos:
-            text = TOPIC_REFUSED if not relay.policy.may_publish(topic) else RETAIN_REFUSED
             relay.refuse_publish(acks.PUBACK if qos == 1 else acks.PUBREC, packet_id, Reason.NOT_AUTHORIZED, text)
 
     def packet(self, first: int, body: bytes) -> bytes | None:
@@ -229,6 +232,8 @@ class _DeviceHandler(_Handler):
                 verdict = relay.subscriptions.filter_subscribe(body, relay.policy)
                 for topic_filter in verdict.refused:
                     relay.note("mqtt.subscribe", "refused", topic_filter)
+                for topic_filter in verdict.over_quota:
+                    relay.note("mqtt.subscribe", "quota", topic_filter)
                 if verdict.answer is not None:
                     relay.answers += 1
                     relay.to_device.inject(verdict.answer)

@@ -361,14 +361,15 @@ class Session(asyncio.Protocol):
         else:
             self._timers.start(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
 
-    def _note(self, event: str, code: str, topic: str) -> None:
+    def _note(self, event: str, code: str, topic: str, reason: str = "") -> None:
         """The relay has refused a packet."""
-        self._record(event, code, topic)
+        detail = {"topic": topic, "reason": reason} if reason else {"topic": topic}
+        self._record(event, code, **detail)
         if self.admission is not None:
-            self._context.audit_denied(self.peer, self.admission, event, topic)
+            self._context.audit_denied(self.peer, self.admission, event, code, detail)
 
-    def _record(self, event: str, code: str, topic: str = "") -> None:
-        self._log.record(event, code, self._loop.time(), self.client_id, self.admission, topic)
+    def _record(self, event: str, code: str, **detail: str) -> None:
+        self._log.record(event, code, self._loop.time(), self.client_id, self.admission, **detail)
 
 
 PHASES: dict[Phase, Rules[Session]] = {

@@ -38,9 +38,9 @@ class SessionLog:
         return None if self._accepted_at is None else now - self._accepted_at
 
     def record(
-        self, event: str, code: str, now: float, client_id: str, admission: Admission | None, topic: str = ""
+        self, event: str, code: str, now: float, client_id: str, admission: Admission | None, **detail: str
     ) -> None:
-        """Count and log one outcome."""
+        """Count and log one outcome, with its `detail`."""
         device, serial = (
             (admission.device.id, admission.credential.serial) if admission is not None else _certified(self._peer)
         )
@@ -58,7 +58,7 @@ class SessionLog:
             serial=serial,
             client_id="" if client_id == device else client_id,
             address=self._peer.address,
-            topic=topic,
+            **detail,
             ms=round((now - self.opened_at) * 1000),
             **delay,
         )

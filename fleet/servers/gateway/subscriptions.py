@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
-from fleet.servers.gateway.close_reasons import QUOTA, CloseSession
+from fleet.servers.gateway.close_reasons import QUOTA, TOO_MANY_FILTERS, CloseSession
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
+from fleet.wire.errors import TooLarge
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property, reason_string, value_of
@@ -41,6 +42,9 @@ class Verdict:
     answer: bytes | None = None
     """For the device, at once: the SUBACK when nothing is forwarded, and the broker has answered all before it."""
     refused: tuple[str, ...] = ()
+    """Filters that the policy does not allow, or that are none."""
+    over_quota: tuple[str, ...] = ()
+    """Filters beyond what the broker may hold for the device."""
 
 
 class Subscriptions:
@@ -63,26 +67,33 @@ class Subscriptions:
         self._awaited_bytes = 0  # in both
 
     def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
-        """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many await their SUBACK."""
-        asked = decode_subscribe(body, self._version, self._per_packet_max)
-        codes = self._codes(asked.subscriptions, policy)
+        """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many, in it or awaiting SUBACK."""
+        try:
+            asked = decode_subscribe(body, self._version, self._per_packet_max)
+        except TooLarge as error:
+            raise CloseSession(TOO_MANY_FILTERS) from error
+        reasons = self._reasons(asked.subscriptions, policy)
+        codes = reasons if self._version == V5 else bytes(reason and SUBACK_FAILURE_V311 for reason in reasons)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
         self._forget(self._pending.pop(asked.packet_id, None))
         kept = tuple(s for s, code in zip(asked.subscriptions, codes, strict=True) if not code)
-        refused = tuple(s.topic_filter for s, code in zip(asked.subscriptions, codes, strict=True) if code)
-        if not refused:
+        if len(kept) == len(codes):
             self._forwarded += 1
             return Verdict()
+        judged = [(s.topic_filter, reason) for s, reason in zip(asked.subscriptions, reasons, strict=True) if reason]
+        over_quota = tuple(each for each, reason in judged if reason == Reason.QUOTA_EXCEEDED)
+        refused = tuple(each for each, reason in judged if reason != Reason.QUOTA_EXCEEDED)
         if not kept:
             if self._acknowledged == self._forwarded:
-                return Verdict(b"", self._refusal(asked.packet_id, codes), refused)
+                return Verdict(b"", self._refusal(asked.packet_id, codes), refused, over_quota)
             self._remember(codes)
             self._own.append((self._forwarded, asked.packet_id, codes))
-            return Verdict(b"", None, refused)
+            return Verdict(b"", None, refused, over_quota)
         self._remember(codes)
         self._pending[asked.packet_id] = codes
         self._forwarded += 1
-        return Verdict(encode_subscribe(replace(asked, subscriptions=kept), self._version), None, refused)
+        forward = encode_subscribe(replace(asked, subscriptions=kept), self._version)
+        return Verdict(forward, None, refused, over_quota)
 
     def complete_suback(self, first: int, body: bytes) -> bytes | None:
         """What the device gets in place of the broker's SUBACK, our own answers behind it; None: that SUBACK itself.
@@ -134,8 +145,11 @@ class Subscriptions:
             self._awaited_bytes -= ENTRY_BYTES + len(codes)
 
     def unsubscribe(self, body: bytes) -> None:
-        """An UNSUBSCRIBE is forwarded. Raises: WireError."""
-        asked = decode_unsubscribe(body, self._version, self._per_packet_max)
+        """An UNSUBSCRIBE is forwarded. Raises: WireError; CloseSession: too many filters."""
+        try:
+            asked = decode_unsubscribe(body, self._version, self._per_packet_max)
+        except TooLarge as error:
+            raise CloseSession(TOO_MANY_FILTERS) from error
         self.filters.leave(asked.packet_id, asked.filters)
 
     def complete_unsuback(self, body: bytes) -> None:
@@ -154,15 +168,14 @@ class Subscriptions:
         """Whether `policy` allows every filter of the session."""
         return all(map(policy.may_subscribe, self.filters))
 
-    def _codes(self, asked: Sequence[Subscription], policy: TopicPolicy) -> bytes:
-        """For each subscription 0, to be forwarded, or the reason code of its refusal (3.9.3)."""
+    def _reasons(self, asked: Sequence[Subscription], policy: TopicPolicy) -> bytes:
+        """For each subscription 0, to be forwarded, or MQTT 5.0's reason code of its refusal (3.9.3)."""
         reasons = [self._reason(subscription.topic_filter, policy) for subscription in asked]
         full = self.filters.add(one.topic_filter for one, reason in zip(asked, reasons, strict=True) if not reason)
-        codes = (
+        return bytes(
             Reason.QUOTA_EXCEEDED if not reason and one.topic_filter in full else reason
             for one, reason in zip(asked, reasons, strict=True)
         )
-        return bytes(code if not code or self._version == V5 else SUBACK_FAILURE_V311 for code in codes)
 
     @staticmethod
     def _reason(topic_filter: str, policy: TopicPolicy) -> int:
