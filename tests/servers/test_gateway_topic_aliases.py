@@ -11,8 +11,9 @@ from fleet.domain.model_rules import MqttRules
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.in_flight import MESSAGE_BYTES
+from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.servers.gateway.reason_strings import RESPONSE_REFUSED, RETAIN_REFUSED, TOPIC_REFUSED
-from fleet.servers.gateway.topic_aliases import ALIASES_MAX, TOPIC_SIZE_MAX
+from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -143,15 +144,15 @@ def test_an_alias_for_what_is_no_topic(topic: str) -> None:
 
 
 def test_memory_of_a_register_is_bounded() -> None:
-    assert (ALIASES_MAX, TOPIC_SIZE_MAX) == (16, 256)
+    assert (ALIASES_MAX, ALIASED_TOPIC_SIZE_MAX) == (16, 256)
     harness = RelayHarness(V5)
-    longest = "up/" + "x" * (TOPIC_SIZE_MAX - 3)
+    longest = "up/" + "x" * (ALIASED_TOPIC_SIZE_MAX - 3)
     harness.relay.from_device(stream_of(*(aliased(n, longest) for n in range(1, ALIASES_MAX + 1))))
     assert len(messages_of(harness.to_broker)) == ALIASES_MAX
     harness.relay.from_device(stream_of(Publish(longest + "y", b"x")))  # without an alias, any length is fine
     reason = harness.ends(stream_of(aliased(1, longest + "y")))
     assert reason is close_reasons.ALIASED_TOPIC_TOO_LONG
-    assert str(TOPIC_SIZE_MAX) in reason.text
+    assert str(ALIASED_TOPIC_SIZE_MAX) in reason.text
 
 
 def test_a_topic_in_place_of_an_alias_counts() -> None:
@@ -305,7 +306,7 @@ def test_aliases_cost_no_octets() -> None:
         harness = taking(16)
         harness.relay.from_broker(stream)
         assert len(harness.to_device) <= len(stream)
-        assert (len(harness.to_device) < len(stream)) == (8 <= len(topic) <= TOPIC_SIZE_MAX)
+        assert (len(harness.to_device) < len(stream)) == (8 <= len(topic) <= ALIASED_TOPIC_SIZE_MAX)
 
 
 def test_a_topic_that_the_model_takes_away_is_refused_whatever_its_alias() -> None:

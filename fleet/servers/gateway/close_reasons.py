@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.wire.mqtt.codes import Reason
 
 
@@ -132,7 +133,9 @@ TOO_LARGE = CloseReason(
 )
 ALIAS = CloseReason("topic-alias", Reason.TOPIC_ALIAS_INVALID, text="The server did not allow this topic alias.")
 ALIASED_TOPIC_TOO_LONG = CloseReason(
-    "topic-alias-length", Reason.QUOTA_EXCEEDED, text="A topic with an alias is longer than 256 bytes."
+    "topic-alias-length",
+    Reason.QUOTA_EXCEEDED,
+    text=f"A topic with an alias is longer than {ALIASED_TOPIC_SIZE_MAX} bytes.",
 )
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
 KEEP_ALIVE_EXPIRED = CloseReason(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_MAX
 from fleet.wire.mqtt.subscribe import FILTERS_MAX
 
+ALIASED_TOPIC_SIZE_MAX = 256  # with its alias, a PUBLISH of eight bytes becomes this long for the broker
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -24,6 +24,7 @@ from fleet.servers.gateway.topic_aliases import (
     with_topic,
 )
 from fleet.wire.errors import Malformed
+from fleet.wire.mqtt.acks import packet_id_of
 from fleet.wire.mqtt.codes import V5, PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import Fields
 from fleet.wire.mqtt.reader import remaining_length
@@ -31,8 +32,8 @@ from fleet.wire.mqtt.topics import topic_name
 
 HOLD_SIZE_MAX = 65_536  # a longer PUBLISH is streamed; any other longer packet is refused
 HEAD_SIZE_MAX = 3 * 65_536  # topic and properties of a long PUBLISH are read before it is streamed
-TOPICS_MAX = 256  # verdicts cached, of topics up to TOPIC_SIZE_MAX bytes: at most 64 KiB for a session
-TOPIC_SIZE_MAX = 256
+TOPICS_MAX = 256  # verdicts cached, of topics up to CACHED_TOPIC_SIZE_MAX bytes: at most 64 KiB for a session
+CACHED_TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 
 _PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _INSPECT, _ILLEGAL = range(6)
@@ -319,7 +320,7 @@ class PacketFilter:
         if allowed and data[head.pos] & 1:
             allowed = self._handler.retain_allowed()
         qos = data[head.pos] >> 1 & 3
-        packet_id = int.from_bytes(data[head.after - 2 : head.after], "big") if qos else 0
+        packet_id = packet_id_of(head.packet_id(data))  # 0 for QoS 0
         if not allowed:
             self._handler.refused(topic.decode(), qos, packet_id)
         elif found is not None and found.response is not None and not self._handler.response_allowed(found.response):
@@ -336,7 +337,7 @@ class PacketFilter:
                 # MQTT 5.0, 3.3.2.1: an empty topic needs an alias
                 raise CloseSession(PROTOCOL_ERROR)
             known = self._handler.topic_allowed(topic_name(topic))
-            if len(topic) <= TOPIC_SIZE_MAX:
+            if len(topic) <= CACHED_TOPIC_SIZE_MAX:
                 if len(self._topics) >= TOPICS_MAX:
                     self._topics.clear()
                 self._topics[topic] = known

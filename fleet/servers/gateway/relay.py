@@ -28,10 +28,10 @@ from fleet.servers.gateway.reason_strings import (
     ReasonStrings,
 )
 from fleet.servers.gateway.saved_acks import HeldAcks
-from fleet.servers.gateway.subscriptions import REFUSED, Subscriptions
+from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V5, PacketType, Reason
+from fleet.wire.mqtt.codes import V5, PacketType, Reason, is_refusal
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property, value_of, without
@@ -159,10 +159,10 @@ class Relay:
         if isinstance(aliases_max, int) and aliases_max:
             self.to_device.send_aliases(aliases_max, packet_size_max(connect))
 
-    def refuse_publish(self, first: int, packet_id: int, reason: Reason, text: str) -> None:
+    def refuse_publish(self, qos: int, packet_id: int, reason: Reason, text: str) -> None:
         """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
         self.answers += 1
-        encode = partial(acks.acknowledge, first, packet_id, self.version, reason)
+        encode = partial(acks.acknowledge_publish, qos, packet_id, self.version, reason)
         self.to_device.inject(self.reasons.answer(encode, text))
 
 
@@ -196,7 +196,7 @@ class _DeviceHandler(_Handler):
         relay.note("mqtt.publish", "quota", topic)
         if relay.version != V5:
             raise CloseSession(close_reasons.QUOTA)  # 3.1.1 has no refusal
-        relay.refuse_publish(acks.PUBREC, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
+        relay.refuse_publish(2, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
         return False
 
     def response_allowed(self, topic: str) -> bool:
@@ -207,8 +207,7 @@ class _DeviceHandler(_Handler):
         relay = self._relay
         relay.note("mqtt.publish", "response-refused", topic)
         if qos:
-            first = acks.PUBACK if qos == 1 else acks.PUBREC
-            relay.refuse_publish(first, packet_id, Reason.NOT_AUTHORIZED, RESPONSE_REFUSED)
+            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, RESPONSE_REFUSED)
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
@@ -223,7 +222,7 @@ class _DeviceHandler(_Handler):
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased[packet_id] = None
         if qos:
-            relay.refuse_publish(acks.PUBACK if qos == 1 else acks.PUBREC, packet_id, Reason.NOT_AUTHORIZED, text)
+            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, text)
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
@@ -250,7 +249,7 @@ class _DeviceHandler(_Handler):
         return None
 
     def _release(self, body: bytes) -> bytes | None:
-        packet_id = int.from_bytes(body[:2], "big")
+        packet_id = acks.packet_id_of(body)
         relay = self._relay
         if packet_id not in self._unreleased:
             if relay.releasing >> packet_id & 1:
@@ -289,8 +288,7 @@ class _BrokerHandler(_Handler):
         if qos:
             # Or the message would stay in flight at the broker for ever.
             relay.answers += 1
-            first = acks.PUBACK if qos == 1 else acks.PUBREC
-            relay.to_broker.inject(acks.acknowledge(first, packet_id, relay.version, Reason.NOT_AUTHORIZED))
+            relay.to_broker.inject(acks.acknowledge_publish(qos, packet_id, relay.version, Reason.NOT_AUTHORIZED))
 
     def packet(self, first: int, body: bytes) -> bytes | None:
         relay = self._relay
@@ -310,8 +308,8 @@ class _BrokerHandler(_Handler):
         return None
 
     def _release(self, number: int, body: bytes) -> None:
-        relay, packet_id = self._relay, int.from_bytes(body[:2], "big")
-        if number == PacketType.PUBREC and len(body) > 2 and body[2] >= REFUSED:
+        relay, packet_id = self._relay, acks.packet_id_of(body)
+        if number == PacketType.PUBREC and len(body) > 2 and is_refusal(body[2]):
             relay.in_flight.release(packet_id)
         elif number == PacketType.PUBCOMP and relay.releasing >> packet_id & 1:
             # Not at PUBREL, which the broker does not get when it ends the connection at a packet before.

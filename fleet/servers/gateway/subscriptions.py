@@ -14,7 +14,8 @@ from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
 from fleet.wire.errors import TooLarge
-from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason
+from fleet.wire.mqtt.acks import packet_id_of
+from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason, is_refusal
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property, reason_string, value_of
 from fleet.wire.mqtt.subscribe import (
@@ -30,7 +31,6 @@ from fleet.wire.mqtt.topics import is_topic_filter
 
 AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,000 SUBSCRIBEs with a refused filter each
 ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
-REFUSED = 0x80  # reason codes from here on are refusals (MQTT 5.0, 2.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,10 @@ class Subscriptions:
 
     def complete_unsuback(self, body: bytes) -> None:
         """The broker has answered it. Raises: WireError."""
-        if not self.filters.is_leaving(int.from_bytes(body[:2], "big")):
+        if not self.filters.is_leaving(packet_id_of(body)):
             return
         unsuback = decode_suback(body, self._version)  # the same fields; without codes in 3.1.1
-        is_refused = any(code >= REFUSED for code in unsuback.codes)
+        is_refused = any(map(is_refusal, unsuback.codes))
         (self.filters.stayed if is_refused else self.filters.left)(unsuback.packet_id)
 
     def forget_all(self) -> None:

@@ -8,12 +8,12 @@ import re
 from typing import NamedTuple
 
 from fleet.servers.gateway.close_reasons import ALIAS, ALIASED_TOPIC_TOO_LONG, PROTOCOL_ERROR, CloseSession
+from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_varint
 from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties, value_of, without
 from fleet.wire.mqtt.topics import is_topic_name
 
 ALIASES_MAX = 16  # of each register
-TOPIC_SIZE_MAX = 256  # bytes of a topic with an alias: a message of eight bytes becomes so long for the broker
 SHORTENED_MIN = 8  # bytes of a topic for which an alias is sent, which takes three itself
 
 ALIAS_MARK = re.compile(rb"[\x23\xa3]")
@@ -95,7 +95,7 @@ class ReceivedAliases:
                 return self._topics[alias]
             except KeyError:
                 raise CloseSession(PROTOCOL_ERROR) from None
-        if len(topic) > TOPIC_SIZE_MAX:
+        if len(topic) > ALIASED_TOPIC_SIZE_MAX:
             raise CloseSession(ALIASED_TOPIC_TOO_LONG)
         # Also when the message is refused: its sender has set the alias.
         self._topics[alias] = topic
@@ -119,7 +119,7 @@ class SentAliases:
         topic = b"" if alias else head.topic
         if alias is None:
             alias = len(self._aliases) + 1
-            if alias > self._maximum or not SHORTENED_MIN <= len(topic) <= TOPIC_SIZE_MAX:
+            if alias > self._maximum or not SHORTENED_MIN <= len(topic) <= ALIASED_TOPIC_SIZE_MAX:
                 return None
         fields = Fields(data, head.after, head.stop)
         properties = fields.take(fields.varint()) + bytes((Property.TOPIC_ALIAS,)) + encode_integer(alias, 2)

@@ -18,6 +18,16 @@ def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reaso
     return encode_packet(first, encode_integer(packet_id, 2) + _reason(version, reason, text))
 
 
+def acknowledge_publish(qos: int, packet_id: int, version: int, reason: Reason, text: str = "") -> bytes:
+    """The first answer to a PUBLISH of QoS 1 or 2: PUBACK or PUBREC (4.3.2, 4.3.3)."""
+    return acknowledge(PUBACK if qos == 1 else PUBREC, packet_id, version, reason, text)
+
+
+def packet_id_of(body: bytes) -> int:
+    """The packet identifier that `body` begins with, as in every acknowledgement (2.2.1)."""
+    return int.from_bytes(body[:2], "big")
+
+
 def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text: str = "") -> bytes:
     """A DISCONNECT. Only a client may send it in 3.1.1; in 5.0 a server may too, with a reason."""
     return encode_packet(DISCONNECT, _reason(version, reason, text))

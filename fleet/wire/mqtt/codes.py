@@ -93,3 +93,8 @@ RETURN_CODE: dict[Reason, ReturnCode] = {
     Reason.QUOTA_EXCEEDED: ReturnCode.SERVER_UNAVAILABLE,
 }
 """Reason code of 5.0 -> return code of 3.1.1; NOT_AUTHORIZED for any other."""
+
+
+def is_refusal(code: int) -> bool:
+    """Whether a reason code says that nothing was done: 0x80 and above (MQTT 5.0, 2.4)."""
+    return code >= 0x80
