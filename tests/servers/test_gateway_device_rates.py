@@ -12,6 +12,7 @@ from fleet.servers.gateway import close_reasons, device_rates
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.device_rates import OVER_SECONDS_MAX, Budget, Budgets, RateMeter
 from fleet.servers.gateway.flow_control import FlowControlledTransport
+from fleet.servers.gateway.in_flight import LATE_SECONDS
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from tests.servers.gateway_fixtures import open_gateway, populate, up
@@ -160,6 +161,21 @@ async def test_who_connects_again_goes_on_with_the_same_budget() -> None:
     bystander = Metered(budgets.of_device("cam-2", RULES, 1.0), clock)
     bystander.read(100, 10)
     assert bystander.transport.reading
+
+
+def test_whose_session_has_expired_is_forgotten() -> None:
+    time = 0.0
+    budgets = Budgets(1, clock=lambda: time)
+    held = budgets.of_device("cam-1", RULES, 0.0).in_flight
+    held.connecting(60)
+    held.connected(False, None)
+    assert held.add(1, 100)
+    held.disconnected()
+    budgets.of_device("cam-2", RULES, 30.0)
+    assert budgets.of_device("cam-1", RULES, 30.0).in_flight is held
+    time = 60 + LATE_SECONDS
+    newcomer = budgets.of_device("cam-2", RULES, time)
+    assert budgets.of_device("cam-2", RULES, time) is newcomer
 
 
 async def test_a_higher_rate_ends_the_pause() -> None:

@@ -1,6 +1,7 @@
 """Messages of QoS 2 that are never released: what a broker holds for a device is bounded, over connections too."""
 
 import asyncio
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fleet.domain.access import Act
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.in_flight import (
+    LATE_SECONDS,
     MESSAGE_BYTES,
     SHARE_BYTES,
     InFlight,
@@ -59,17 +61,107 @@ def test_the_sum_over_devices() -> None:
     assert not small.add(1_000, 4_000_000)
 
 
-def test_what_ends_with_the_connection() -> None:
-    total = InFlightTotal()
+def hoard(
+    total: InFlightTotal, *, connect: float, connack: float | None = None, goodbye: float | None = None
+) -> InFlight:
+    """What a device has left behind: one message."""
     held = InFlight(total)
-    held.outlives_connection = True
-    held.add(1, 100)
-    held.disconnected()
+    held.connecting(connect)
+    held.connected(False, connack)
+    assert held.add(1, 100)
+    held.disconnected(goodbye)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("connect", "connack", "goodbye", "ends"),
+    [
+        (0, None, None, 0),
+        (0, None, 60, 0),  # [MQTT-3.14.2-2]: a protocol error
+        (60, None, None, 60),
+        (60, 0, None, 0),
+        (0, 30, None, 30),
+        (60, None, 0, 60),  # the broker need not have got the DISCONNECT
+        (60, None, 90, 90),
+        (60, None, inf, inf),
+        (inf, None, None, inf),
+    ],
+)
+def test_it_counts_for_as_long_as_the_session_may_last(
+    connect: float, connack: float | None, goodbye: float | None, ends: float
+) -> None:
+    time = 1_000.0
+    total = InFlightTotal(clock=lambda: time)
+    held = hoard(total, connect=connect, connack=connack, goodbye=goodbye)
+    assert bool(held) is bool(ends)
+    if ends:
+        time += min(ends, 1e9) + LATE_SECONDS - 1
+        total.expire()
+        assert held
+        time += 2
+        total.expire()
+        assert bool(held) is (ends == inf)
+    assert bool(total.bytes) is bool(held)
+
+
+def test_what_has_expired_is_no_longer_counted_against_others() -> None:
+    time = 0.0
+    total = InFlightTotal(Limits(in_flight_bytes_max=400_000), clock=lambda: time)
+    for seconds in (1, 10):
+        held = InFlight(total)
+        held.connecting(seconds)
+        held.connected(False, None)
+        assert held.add(1, 150_000)
+        held.disconnected()
+    assert not InFlight(total).add(1, 100_000)
+    time = 1 + LATE_SECONDS
+    assert InFlight(total).add(1, 100_000)
+    assert not InFlight(total).add(1, 200_000)
+    time = 10 + LATE_SECONDS
+    assert InFlight(total).add(1, 200_000)
+
+
+def test_a_device_that_is_back_in_time_goes_on_counting() -> None:
+    time = 0.0
+    total = InFlightTotal(clock=lambda: time)
+    held = hoard(total, connect=60)
+    time = 30.0
+    held.connecting(60)
+    time = 1_000.0
+    total.expire()
+    held.connected(True, None)
     assert held
-    held.outlives_connection = False
+    held.disconnected()
+    total.expire()
+    assert held
+
+
+def test_a_connect_without_an_answer_may_have_prolonged_the_session() -> None:
+    time = 0.0
+    total = InFlightTotal(clock=lambda: time)
+    held = hoard(total, connect=60)
+    held.connecting(600)
+    held.disconnected()
+    time = 599.0
+    total.expire()
+    assert held
+    held = hoard(total, connect=0)
+    held.connecting(600)
     held.disconnected()
     assert not held
-    assert total.bytes == 0
+
+
+def test_a_connect_that_the_broker_does_not_accept_changes_nothing() -> None:
+    """It drops some without an answer, and keeps the session that it has."""
+    time = 0.0
+    total = InFlightTotal(clock=lambda: time)
+    held = hoard(total, connect=60)
+    held.connecting(0)
+    held.disconnected()
+    assert held
+    time = 60 + LATE_SECONDS
+    total.expire()
+    assert not held
 
 
 @pytest.mark.parametrize(
@@ -193,6 +285,28 @@ async def test_it_counts_for_as_long_as_the_broker_keeps_the_session(tmp_path: P
                 assert (await side.packet()).type is PacketType.PUBLISH
             wire.transport.abort()
             await side.until_closed()
+
+
+async def test_it_counts_when_the_broker_has_dropped_a_connect(tmp_path: Path) -> None:
+    persistent = Connect(V5, "cam-1", clean=False, properties=((Property.SESSION_EXPIRY_INTERVAL, 600),))
+    async with open_gateway(tmp_path, limits=Limits(in_flight_bytes_per_device_max=40_000)) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        relay = RelayHarness(V5)
+        wire = await h.dial(cam)
+        side = await _live(h, wire, persistent, present=False)
+        wire.send(relay.publish("devices/cam-1/up/t", 2, 1, PAYLOAD))
+        assert (await side.packet()).type is PacketType.PUBLISH
+        wire.transport.abort()
+        await side.until_closed()
+        dropped = await h.dial(cam)
+        dropped.send(encode_connect(Connect(V5, "cam-1")))
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side.transport.abort()
+        await dropped.until_closed()
+        wire = await h.dial(cam)
+        await _live(h, wire, persistent, present=True)
+        wire.send(relay.publish("devices/cam-1/up/t", 2, 2, PAYLOAD))
+        assert (await wire.packet()).body[:3] == b"\0\2" + bytes((Reason.QUOTA_EXCEEDED,))
 
 
 async def test_a_revoked_device_no_longer_counts_for_the_others(tmp_path: Path) -> None:

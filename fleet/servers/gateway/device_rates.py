@@ -9,6 +9,7 @@ OVER_SECONDS_MAX is closed. The budget is the device's: who connects again goes 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from math import ceil
 from typing import Protocol
@@ -96,10 +97,12 @@ class Budget:
 class Budgets:
     """By device id. Only a budget that is full and not in use is forgotten: nobody loses his debts to a newcomer."""
 
-    def __init__(self, devices_max: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, devices_max: int, limits: Limits = DEFAULT_LIMITS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._devices_max = devices_max
         self._budgets: dict[str, Budget] = {}
-        self._in_flight = InFlightTotal(limits)
+        self._in_flight = InFlightTotal(limits, clock)
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:
@@ -126,6 +129,7 @@ class Budgets:
         if now - self._swept_at < SWEEP_SECONDS_MIN:
             return
         self._swept_at = now
+        self._in_flight.expire()
         self._budgets = {
             device_id: budget for device_id, budget in self._budgets.items() if budget.users or not budget.is_full(now)
         }

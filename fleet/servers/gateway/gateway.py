@@ -206,7 +206,7 @@ class Gateway:
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         now = asyncio.get_running_loop().time()
         budget = self._budgets.of_device(admission.device.id, admission.rules, now)
-        budget.in_flight.outlives_connection = connect.outlives_connection
+        budget.in_flight.connecting(connect.session_seconds)
         return budget
 
     def hold_acks(self, relay: Relay, broker: FlowControlledTransport) -> None:

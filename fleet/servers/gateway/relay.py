@@ -34,7 +34,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason, is_refusal
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
 from fleet.wire.mqtt.fields import encode_packet
-from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.properties import Property, expiry_seconds, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
 Write = Callable[[bytes], None]
@@ -137,7 +137,7 @@ class Relay:
         self.to_device.stop()
         if self._held is not None:
             self._held.close()
-        self.in_flight.disconnected()
+        self.in_flight.disconnected(acks.disconnect_expiry(self.farewell or b""))
 
     def hold_acks(self, held: HeldAcks) -> None:
         """Hold back the broker's acknowledgements in `held`."""
@@ -326,7 +326,7 @@ class _BrokerHandler(_Handler):
             return None
         if not connack.session_present:
             relay.subscriptions.forget_all()
-            relay.in_flight.clear()
+        relay.in_flight.connected(connack.session_present, expiry_seconds(connack.properties))
         if relay.version != V5:
             return None
         # Our own limits are announced, for packets (3.2.2.3.6) and topic aliases (3.2.2.3.8).

@@ -1,8 +1,9 @@
 """Acknowledgements, PING and DISCONNECT: packets that a gateway writes itself (3.4 to 3.7, 3.12 to 3.14)."""
 
+from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.fields import encode_integer, encode_packet
-from fleet.wire.mqtt.properties import encode_properties, reason_string
+from fleet.wire.mqtt.fields import Fields, encode_integer, encode_packet
+from fleet.wire.mqtt.properties import decode_properties, encode_properties, expiry_seconds, reason_string
 
 PUBACK = PacketType.PUBACK << 4
 PUBREC = PacketType.PUBREC << 4
@@ -31,6 +32,14 @@ def packet_id_of(body: bytes) -> int:
 def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text: str = "") -> bytes:
     """A DISCONNECT. Only a client may send it in 3.1.1; in 5.0 a server may too, with a reason."""
     return encode_packet(DISCONNECT, _reason(version, reason, text))
+
+
+def disconnect_expiry(body: bytes) -> float | None:
+    """Seconds of the Session Expiry Interval in the body of a DISCONNECT; None without one, or when it is malformed."""
+    try:
+        return expiry_seconds(decode_properties(Fields(body, 1))) if len(body) > 1 else None
+    except Malformed:
+        return None
 
 
 def _reason(version: int, reason: Reason, text: str) -> bytes:

@@ -1,6 +1,7 @@
 """CONNECT and CONNACK of 3.1.1 and 5.0 (section 3.1 and 3.2 in both)."""
 
 from dataclasses import dataclass
+from math import inf
 
 from fleet.wire.errors import Malformed, Unsupported
 from fleet.wire.mqtt.codes import RETURN_CODE, V5, V311, PacketType, Reason, ReturnCode
@@ -10,6 +11,7 @@ from fleet.wire.mqtt.properties import (
     Property,
     decode_properties,
     encode_properties,
+    expiry_seconds,
     reason_string,
     value_of,
 )
@@ -65,9 +67,14 @@ class Connect:
     @property
     def outlives_connection(self) -> bool:
         """Whether the client asks the server to keep the session when the connection ends."""
+        return self.session_seconds > 0
+
+    @property
+    def session_seconds(self) -> float:
+        """How long the client asks the server to keep it after that; infinity: for ever."""
         if self.version == V5:
-            return bool(value_of(self.properties, Property.SESSION_EXPIRY_INTERVAL))
-        return not self.clean
+            return expiry_seconds(self.properties) or 0.0
+        return 0.0 if self.clean else inf
 
 
 @dataclass(frozen=True, slots=True)

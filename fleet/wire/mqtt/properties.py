@@ -1,6 +1,7 @@
 """Property lists of MQTT 5.0 (2.2.2), as tuples of (identifier, value) in wire order."""
 
 import enum
+from math import inf
 
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_string, encode_varint
@@ -119,6 +120,14 @@ def without(properties: Properties, *identifiers: int) -> Properties:
 def value_of(properties: Properties, identifier: int) -> Value | None:
     """The first value of `identifier`, or None."""
     return next((value for found, value in properties if found == identifier), None)
+
+
+def expiry_seconds(properties: Properties) -> float | None:
+    """The Session Expiry Interval, infinity for one that never ends; None without one."""
+    value = value_of(properties, Property.SESSION_EXPIRY_INTERVAL)
+    if not isinstance(value, int):
+        return None
+    return inf if value == NEVER else float(value)
 
 
 def reason_string(text: str) -> Properties:
