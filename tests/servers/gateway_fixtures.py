@@ -120,6 +120,10 @@ class FakeBroker:
     async def set_models(self, models: Sequence[Model]) -> None:
         self.models = list(models)
 
+    @property
+    def address(self) -> str:
+        return "unix:fake"
+
     def describe(self) -> str:
         return "a fake"
 

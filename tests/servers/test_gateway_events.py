@@ -77,6 +77,10 @@ class Broker:
             raise self.error
         self.log.append("broker " + " ".join(model.name for model in models))
 
+    @property
+    def address(self) -> str:
+        return "unix:fake"
+
     def describe(self) -> str:
         return "a broker"
 

@@ -49,7 +49,7 @@ class Tried(AddressUpstream):
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage().split(" is=")[0] for record in caplog.records if record.name == "fleet.broker"]
+    return [record.getMessage().split(" broker=")[0] for record in caplog.records if record.name == "fleet.broker"]
 
 
 async def test_it_is_told_once_when_it_is_away_and_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:

@@ -47,6 +47,10 @@ class Broker:
     async def set_models(self, models: Sequence[Model]) -> None:
         self.models = models
 
+    @property
+    def address(self) -> str:
+        return "unix:fake"
+
     def describe(self) -> str:
         return "mqtt://broker:1883"
 

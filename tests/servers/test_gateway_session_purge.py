@@ -73,6 +73,10 @@ class Broker:
 
     async def set_models(self, models: Sequence[Model]) -> None: ...
 
+    @property
+    def address(self) -> str:
+        return "unix:fake"
+
     def describe(self) -> str:
         return "a broker"
 

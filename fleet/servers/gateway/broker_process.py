@@ -117,7 +117,7 @@ class BrokerProcess:
             if self._process is not None:
                 code = await self._process.wait()
                 self.is_ready = False
-                log_event(log, logging.ERROR, "broker.ended", name=self._name, code=code)
+                log_event(log, logging.ERROR, "broker.ended", broker=f"unix:{self._socket}", code=code)
             if loop.time() - started_at > STEADY_SECONDS:
                 delay = RESTART_SECONDS_MIN
             await asyncio.sleep(delay)
@@ -125,11 +125,11 @@ class BrokerProcess:
             try:
                 await self._start_recovering()
             except (OSError, TimeoutError) as error:
-                log_event(log, logging.ERROR, "broker.not-started", name=self._name, error=error)
+                log_event(log, logging.ERROR, "broker.not-started", broker=f"unix:{self._socket}", error=error)
                 await self._stop_process()
                 continue
             self.restarts += 1
-            log_event(log, logging.WARNING, "broker.restarted", name=self._name, restarts=self.restarts)
+            log_event(log, logging.WARNING, "broker.restarted", broker=f"unix:{self._socket}", restarts=self.restarts)
 
     async def _start_recovering(self) -> None:
         try:

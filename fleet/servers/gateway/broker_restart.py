@@ -25,7 +25,7 @@ STEADY_CHECKS = 120  # of answering, before the patience is the first again
 
 async def restart_when_hung(broker: Upstream, process: BrokerProcess, *, check_seconds: float = CHECK_SECONDS) -> None:
     """Ask `broker`, run as `process`, until cancelled; kill it when it hangs: its supervision starts it again."""
-    live = LiveUpstream(broker, probe_seconds=check_seconds)
+    live = LiveUpstream(broker, probe_seconds=check_seconds, logs=False)
     probing = asyncio.create_task(live.run(), name="the supervised broker's probe")
     try:
         await _watch(live, process, check_seconds)
@@ -49,7 +49,7 @@ async def _watch(live: LiveUpstream, process: BrokerProcess, check_seconds: floa
         silent, answering = silent + 1, 0
         idle = idle + 1 if worked is not None and worked == before else 0
         if idle >= IDLE_CHECKS * factor or silent >= SILENT_CHECKS * factor:
-            log_event(log, logging.ERROR, "broker.killed", broker=live.describe(), reason="hangs", silent=silent)
+            log_event(log, logging.ERROR, "broker.killed", broker=live.address, reason="hangs", silent=silent)
             process.signal(signal.SIGKILL)
             process.is_ready = False
             factor = min(factor * 2, FACTOR_MAX)

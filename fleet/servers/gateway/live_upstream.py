@@ -37,14 +37,15 @@ class BrokerSilent(OSError):
 class LiveUpstream(UpstreamWrapper):
     """`upstream`, and whether it answers. Implements Upstream."""
 
-    def __init__(self, upstream: Upstream, *, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(self, upstream: Upstream, *, probe_seconds: float = PROBE_SECONDS, logs: bool = True) -> None:
         self.on_silent: Callable[[], None] = lambda: None
         """Called when it stops answering, though it accepts connections."""
         super().__init__(upstream)
         self._probe_seconds = probe_seconds
+        self._logs = logs  # of those of one broker in a process, one
         self._unanswered = 0
         self._is_refused = False  # the last connection: nobody listens
-        self._is_logged = False
+        self._is_told = False
         self._session: _ProbeSession | None = None
         self._connecting: asyncio.Task[None] | None = None
 
@@ -75,10 +76,11 @@ class LiveUpstream(UpstreamWrapper):
         self._unanswered += 1
         if self._unanswered % RECONNECT_UNANSWERED == 0:
             self._drop()
-        if self.is_silent() and not self._is_logged:
-            self._is_logged = True
-            shown = {"is": self.describe(), "unanswered": self._unanswered - 1}
-            log_event(log, logging.ERROR, "broker.silent", **shown, devices="refused", until="it-answers")
+        if self.is_silent() and not self._is_told:
+            self._is_told = True
+            if self._logs:
+                shown = {"broker": self.address, "unanswered": self._unanswered - 1}
+                log_event(log, logging.ERROR, "broker.silent", **shown)
             self.on_silent()
         if self._session is not None:
             self._session.ping()
@@ -109,9 +111,10 @@ class LiveUpstream(UpstreamWrapper):
 
     def _on_answer(self) -> None:
         self._unanswered = 0
-        if self._is_logged:
-            self._is_logged = False
-            log_event(log, logging.WARNING, "broker.answers-again", **{"is": self.describe()})
+        if self._is_told:
+            self._is_told = False
+            if self._logs:
+                log_event(log, logging.WARNING, "broker.answers-again", broker=self.address)
 
     def _on_lost(self, session: "_ProbeSession") -> None:
         if self._session is session:

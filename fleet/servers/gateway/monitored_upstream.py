@@ -72,13 +72,12 @@ class MonitoredUpstream(UpstreamWrapper):
         if self._is_reachable is not False:
             self._is_reachable, self._since = False, self._clock()
             reason = str(error) or type(error).__name__
-            shown = {"is": self.describe(), "reason": reason, "devices": "refused", "until": "it-answers"}
-            log_event(log, logging.WARNING, "upstream", outcome="unreachable", **shown)
+            log_event(log, logging.WARNING, "upstream", outcome="unreachable", broker=self.address, reason=reason)
         self._unreachable.set()
 
     def _on_success(self) -> None:
         if self._is_reachable is False:
-            log_event(log, logging.WARNING, "upstream", outcome="reachable-again", **{"is": self.describe()})
+            log_event(log, logging.WARNING, "upstream", outcome="reachable-again", broker=self.address)
         if self._is_reachable is not True:
             self._is_reachable, self._since = True, self._clock()
         self._unreachable.clear()

@@ -108,8 +108,7 @@ class Mosquitto(OwnBroker):
         broker = cls(program, private_directory(run_dir))
         broker._save_seconds = save_seconds
         if os.geteuid() == 0:
-            note = "mosquitto runs as root: run fleet serve as a user of its own"
-            log_event(log, logging.WARNING, "broker.root", note=note)
+            log_event(log, logging.WARNING, "broker.root", broker=broker.address)
         broker._write(CONFIG, config_text(limits))
         broker._acl = acl_text(models)
         broker._write(ACL, broker._acl)
@@ -159,8 +158,7 @@ class Mosquitto(OwnBroker):
             (self._run_dir / DATABASE).replace(self._run_dir / name)
         except OSError:
             return False
-        note = "retained messages, subscriptions and queued messages of before are in it"
-        log_event(log, logging.ERROR, "broker.database-set-aside", file=self._run_dir / name, note=note)
+        log_event(log, logging.ERROR, "broker.database-set-aside", broker=self.address, file=self._run_dir / name)
         for older in sorted(self._run_dir.glob(f"{DATABASE}.unreadable-*"))[:-SET_ASIDE_MAX]:
             older.unlink(missing_ok=True)
         return True
@@ -187,12 +185,11 @@ class Mosquitto(OwnBroker):
         if self._database_state() != before:
             self._error = ""
             if self._is_unsaved:
-                log_event(log, logging.WARNING, "broker.saved-again")
+                log_event(log, logging.WARNING, "broker.saved-again", broker=self.address)
             self._is_unsaved = False
         elif self._error and not self._is_unsaved:
             self._is_unsaved = True
-            note = "what it has acknowledged since the last time is lost if it ends"
-            log_event(log, logging.ERROR, "broker.not-saved", reason=self._error, note=note)
+            log_event(log, logging.ERROR, "broker.not-saved", broker=self.address, reason=self._error)
         return not self._error
 
     def _database_state(self) -> tuple[int, int]:

@@ -21,6 +21,10 @@ class Upstream(Protocol):
     def is_ours(self) -> bool:
         """Whether we run it, and stop it with us."""
 
+    @property
+    def address(self) -> str:
+        """`unix:PATH` or `mqtt://HOST:PORT`: its name in log lines."""
+
     async def connect(self, factory: Factory) -> None:
         """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
 
@@ -53,6 +57,10 @@ class UpstreamWrapper:
     def is_ours(self) -> bool:
         return self._upstream.is_ours
 
+    @property
+    def address(self) -> str:
+        return self._upstream.address
+
     async def connect(self, factory: Factory) -> None:
         await self._upstream.connect(factory)
 
@@ -74,6 +82,10 @@ class UnixUpstream:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.socket}"
 
     async def connect(self, factory: Factory) -> None:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
@@ -100,17 +112,21 @@ class AddressUpstream(External):
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
 
+    @property
+    def address(self) -> str:
+        return f"mqtt://{self._host}:{self._port}"
+
     async def connect(self, factory: Factory) -> None:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             await asyncio.get_running_loop().create_connection(factory, self._host, self._port)
 
     def describe(self) -> str:
-        return f"the broker at mqtt://{self._host}:{self._port}"
+        return f"the broker at {self.address}"
 
 
 class SocketUpstream(External, UnixUpstream):
     def describe(self) -> str:
-        return f"the broker at unix:{self.socket}"
+        return f"the broker at {self.address}"
 
 
 class SharedUpstream(UnixUpstream):
@@ -128,7 +144,7 @@ class SharedUpstream(UnixUpstream):
         await self._request_models()
 
     def describe(self) -> str:
-        return f"our own broker at unix:{self.socket}"
+        return f"our own broker at {self.address}"
 
     async def close(self) -> None:
         """The supervisor stops it."""
