@@ -182,14 +182,17 @@ async def test_a_device_that_comes_back_at_another_gateway_of_the_same_broker(
 
 async def test_a_broker_that_goes_takes_nobodys_session_over(street: Street) -> None:
     (cam,) = await populate(street.harness.registry, "cam-1")
+    asked: list[str] = []
 
     async def held_elsewhere(device_id: str) -> bool:
+        asked.append(device_id)
         return False
 
     street.harness.gateway.held_elsewhere = held_elsewhere
     await street.device(cam, V311)
     street.broker.process.signal(signal.SIGKILL)
     await street.harness.count("mqtt.session.broker-lost")
+    assert asked == ["cam-1"]
 
 
 @VERSIONS
