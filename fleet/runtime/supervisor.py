@@ -29,7 +29,7 @@ from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
 from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.brokers import shared_socket
-from fleet.servers.gateway.event_feed import EventFollower
+from fleet.servers.gateway.event_feed import OTHERS_SECONDS, EventFollower
 from fleet.servers.gateway.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_purge import SessionPurger
@@ -42,7 +42,6 @@ STOP_SECONDS_MAX = 5.0  # a worker drains for two, and tells the broker of thous
 STEADY_SECONDS = 1.0  # of listening: a later death is not a failed start
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0
-PURGE_AFTER_SECONDS = 1.0  # by then every worker has read the event and closed its session
 
 
 def restart_delay_seconds(early_deaths: int) -> float:
@@ -217,7 +216,7 @@ class Supervisor:
         self._restarters: list[asyncio.Task[None]] = []
         self._models_lock = asyncio.Lock()
         visits = BrokerVisits(host.upstream)
-        self._purges = SessionPurger(visits, host.registry, OutcomeLog(), after_seconds=PURGE_AFTER_SECONDS)
+        self._purges = SessionPurger(visits, host.registry, OutcomeLog(), after_seconds=OTHERS_SECONDS)
         self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 

@@ -20,6 +20,7 @@ log = logging.getLogger("fleet.gateway")
 
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
 CHECK_SECONDS = 2.0
+OTHERS_SECONDS = 1.0  # by then every process before a broker has received an event, and has closed its sessions
 
 
 class EventFollower:

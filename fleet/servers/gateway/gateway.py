@@ -24,7 +24,7 @@ from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.device_rates import Budget, Budgets
-from fleet.servers.gateway.event_feed import EventFollower
+from fleet.servers.gateway.event_feed import OTHERS_SECONDS, EventFollower
 from fleet.servers.gateway.flow_control import FlowControlledTransport
 from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
 from fleet.servers.gateway.limits import Limits
@@ -52,7 +52,6 @@ AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not
 
 FLUSH_SECONDS_MAX = 2.0  # for a broker to close the connections to which DISCONNECT was written: 0.3 ms each
 CANCEL_SECONDS_MAX = 2.0  # for waiting wills, when we stop: 0.3 to 0.6 ms each
-OTHERS_SECONDS = 1.0  # by then the other gateways of a broker have received an event, too, and closed their sessions
 
 
 class Gateway:
