@@ -304,9 +304,9 @@ responses; commands exit with 1, or with 2 where it names a wrong use. Where a c
 the operation. Some are raised by commands only.
 
 No code: an error about a file of this machine (missing, there already, a password needed, what `fleet cert` reads), and
-most of wrong use and of what was not confirmed. Not on this page: why the gateway closed a session, also a `code=` in log
-lines, with `ok` for an admitted CONNECT (`fleet/servers/gateway/close_reasons.py`, and the gateway's page), and the codes
-of `fleet-station`, which precede its sentence (`firmware_tools/README.md`).
+most of wrong use and of what was not confirmed. Not on this page: why the gateway closed a session or refused a CONNECT,
+also a `code=` in log lines, some with a name that is here, too (the [gateway's page](servers/gateway/README.md#close-codes)),
+and the codes of `fleet-station`, which precede its sentence (`firmware_tools/README.md`).
 
 This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
 """

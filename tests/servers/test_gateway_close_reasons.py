@@ -1,8 +1,16 @@
 """Close reasons: what the log, the device and the broker are sent for each, written out."""
 
+import re
+from pathlib import Path
+
+from fleet.config.settings import Settings
+from fleet.servers import gateway
 from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.close_codes import MEANINGS, close_codes_table
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.wire.mqtt.codes import Reason
+
+PAGE = Path(gateway.__file__).parent / "README.md"
 
 # name: log code, DISCONNECT, CONNACK, whether the broker publishes the will; 0: none
 SESSION = {
@@ -94,3 +102,27 @@ def test_the_exception_names_its_reason() -> None:
     error = CloseSession(close_reasons.QUOTA)
     assert error.reason is close_reasons.QUOTA
     assert str(error) == "quota"
+
+
+def test_the_page_has_the_table_of_codes() -> None:
+    table = close_codes_table()
+    assert table in PAGE.read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert {(event, code) for event, code, *_ in rows} == {
+        *(("mqtt.session", row[0]) for row in SESSION.values()),
+        *(("mqtt.connect", row[0]) for row in CONNECT.values()),
+    }
+    assert all(meaning.endswith(".") for _, _, meaning, *_ in rows)
+    by_code = {(event, code): cells for event, code, *cells in rows}
+    assert by_code["mqtt.connect", "too-large"][1:3] == ["", "0x95"]
+    assert by_code["mqtt.session", "too-slow"][1:] == ["0x97", "0x88", "The request did not arrive in time."]
+
+
+def test_no_meaning_is_of_a_code_that_has_a_reason_string() -> None:
+    found = [value for value in vars(close_reasons).values() if isinstance(value, CloseReason)]
+    assert set(MEANINGS) == {each.code for each in found} - {each.code for each in found if each.text}
+
+
+def test_the_page_names_settings_that_exist() -> None:
+    named = set(re.findall(r"`([a-z_]+_(?:max|min|seconds))`", PAGE.read_text()))
+    assert {"connect_size_max", "packet_size_max"} <= named <= set(Settings.__struct_fields__)
