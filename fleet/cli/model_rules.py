@@ -9,12 +9,11 @@ import click
 
 from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
 from fleet.client.client import Client
+from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.device import KEY_TYPES
 from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
-    PACKET_SIZE_MAX,
     RATE_MAX,
-    SUBSCRIPTIONS_MAX,
     AdmissionPath,
     OnDenied,
     RenewalKey,
@@ -162,7 +161,7 @@ _RULES = (
     click.option(
         "--max-subscriptions",
         "mqtt__subscriptions_max",
-        type=click.IntRange(0, SUBSCRIPTIONS_MAX),
+        type=click.IntRange(0, FILTERS_PER_DEVICE_MAX),
         help="Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: as that says.",
     ),
     click.option(

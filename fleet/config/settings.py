@@ -16,6 +16,7 @@ from msgspec.structs import fields
 
 from fleet.config.addresses import Address, Broker, Database, parse_address, parse_broker, parse_database
 from fleet.config.logs import LOG_FORMATS
+from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 
 DAYS_MAX = 36_500  # a century
 SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
@@ -116,9 +117,9 @@ class Settings(Struct, frozen=True):
     sessions_max: Annotated[int, "gateway", _count_between(1, 1_000_000)] = 9000
     durable: Annotated[bool, "gateway", _yes_or_no] = False
     connect_size_max: Annotated[int, "mqtt", _count_between(1_024, 262_144)] = 131_072
-    packet_size_max: Annotated[int, "mqtt", _count_between(524_288, 67_108_864)] = 16_777_216
+    packet_size_max: Annotated[int, "mqtt", _count_between(524_288, PACKET_SIZE_MAX)] = 16_777_216
     filters_per_packet_max: Annotated[int, "mqtt", _count_between(1, 10_000)] = 1_000
-    filters_per_device_max: Annotated[int, "mqtt", _count_between(1, 100_000)] = 1_000
+    filters_per_device_max: Annotated[int, "mqtt", _count_between(1, FILTERS_PER_DEVICE_MAX)] = 1_000
     filter_bytes_per_device_max: Annotated[int, "mqtt", _count_between(64, 16_777_216)] = 65_536
     filter_levels_per_device_max: Annotated[int, "mqtt", _count_between(1, 100_000)] = 4_000
     in_flight_bytes_per_device_max: Annotated[int, "mqtt", _count_between(1_024, 67_108_864)] = 4_194_304

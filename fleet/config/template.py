@@ -2,6 +2,7 @@
 
 from msgspec.structs import fields
 
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.config.settings import Settings
 
 TEMPLATE = """\
@@ -60,7 +61,7 @@ filter_levels_per_device_max = {filter_levels_per_device_max}
 in_flight_bytes_per_device_max = {in_flight_bytes_per_device_max}
 in_flight_bytes_max = {in_flight_bytes_max}
 # What our own mosquitto keeps for a client that is offline or does not read: messages, and bytes of QoS 1 and 2; and
-# bytes that it has sent and that are not acknowledged. It has 268435456 for all clients.
+# bytes that it has sent and that are not acknowledged. It has {broker_memory_max} for all clients.
 queued_messages_per_device_max = {queued_messages_per_device_max}
 queued_bytes_per_device_max = {queued_bytes_per_device_max}
 unacknowledged_bytes_per_device_max = {unacknowledged_bytes_per_device_max}
@@ -117,7 +118,8 @@ webhook_at_once_max = {webhook_at_once_max}
 
 def render(settings: Settings) -> str:
     """The commented `fleet.toml` that says these settings, every one of them."""
-    return TEMPLATE.format(**{each.name: _toml(getattr(settings, each.name)) for each in fields(settings)})
+    values = {each.name: _toml(getattr(settings, each.name)) for each in fields(settings)}
+    return TEMPLATE.format(**values, broker_memory_max=BROKER_MEMORY_MAX)
 
 
 def _toml(value: object) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct, convert, field, to_builtins
 from msgspec.structs import fields, replace
 
+from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.errors import Invalid
 from fleet.domain.name_templates import check_dns_template, check_uri_template
 
@@ -22,8 +23,7 @@ SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
 RATE_MAX = 2**31 - 1
 BYTES_PER_SECOND_MIN = 1_024  # less, and one read of the transport would take longer than a session is kept waiting
-SUBSCRIPTIONS_MAX = 100_000
-PACKET_SIZE_MIN, PACKET_SIZE_MAX = 1_024, 67_108_864
+PACKET_SIZE_MIN = 1_024
 BURST_MIN, BURST_MAX = timedelta(seconds=1), timedelta(hours=1)
 ORGANIZATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
@@ -280,8 +280,10 @@ def _check_mqtt(rules: MqttRules) -> None:
         raise Invalid("bad-rule", f"Bytes per second are 0, for no limit, or {BYTES_PER_SECOND_MIN} to {RATE_MAX}.")
     if not BURST_MIN <= rules.burst <= BURST_MAX:
         raise Invalid("bad-rule", "A burst lasts from one second to an hour.")
-    if not 0 <= rules.subscriptions_max <= SUBSCRIPTIONS_MAX:
-        raise Invalid("bad-rule", f"A device has at most {SUBSCRIPTIONS_MAX} subscriptions; 0: as fleet.toml says.")
+    if not 0 <= rules.subscriptions_max <= FILTERS_PER_DEVICE_MAX:
+        raise Invalid(
+            "bad-rule", f"A device has at most {FILTERS_PER_DEVICE_MAX} subscriptions; 0: as fleet.toml says."
+        )
     if rules.packet_size_max and not PACKET_SIZE_MIN <= rules.packet_size_max <= PACKET_SIZE_MAX:
         raise Invalid("bad-rule", f"A packet has {PACKET_SIZE_MIN} to {PACKET_SIZE_MAX} bytes; 0: as fleet.toml says.")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.servers.gateway import Limits, broker_process, mosquitto
 from fleet.servers.gateway.broker_restart import restart_when_hung
 from fleet.servers.gateway.live_upstream import LiveUpstream
@@ -173,7 +174,7 @@ SMALL = 8_000_000  # of memory
 async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mosquitto]:
     """A broker with little memory, that keeps the session of a well client, and a message for it."""
     assert PROGRAM is not None
-    text = mosquitto.CONFIG_TEXT.replace(f"memory_limit {mosquitto.MEMORY_MAX}", f"memory_limit {SMALL}")
+    text = mosquitto.CONFIG_TEXT.replace(f"memory_limit {BROKER_MEMORY_MAX}", f"memory_limit {SMALL}")
     assert text != mosquitto.CONFIG_TEXT
     monkeypatch.setattr(mosquitto, "CONFIG_TEXT", text)
     broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX, FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.config.settings import READERS, Settings, SettingsError, parse_settings
+from fleet.config.template import render
 from fleet.domain.changes import Change, Event, EventKind
-from fleet.domain.model_rules import PACKET_SIZE_MAX, PACKET_SIZE_MIN, SUBSCRIPTIONS_MAX, ModelRules, MqttRules
+from fleet.domain.model_rules import PACKET_SIZE_MIN, ModelRules, MqttRules
 from fleet.domain.writes import SetModel
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
@@ -19,7 +21,7 @@ from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import lowered
-from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, config_text, mosquitto_program
+from fleet.servers.gateway.mosquitto import BACKEND, CONFIG_TEXT, Mosquitto, config_text, mosquitto_program
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property, value_of
@@ -239,7 +241,12 @@ def test_a_model_may_lower_a_limit_and_not_raise_it() -> None:
     assert [lowered(10, by_model) for by_model in (0, 1, 9, 10, 11)] == [10, 1, 9, 10, 10]
     least, most = BOUNDS["packet_size_max"]
     assert (least, most + 1) > (PACKET_SIZE_MIN, PACKET_SIZE_MAX)
-    assert BOUNDS["filters_per_device_max"][1] == SUBSCRIPTIONS_MAX
+    assert BOUNDS["filters_per_device_max"][1] == FILTERS_PER_DEVICE_MAX
+
+
+def test_fleet_toml_says_the_memory_that_our_broker_has() -> None:
+    assert f"It has {BROKER_MEMORY_MAX} for all clients." in render(Settings())
+    assert f"\nmemory_limit {BROKER_MEMORY_MAX}\n" in CONFIG_TEXT
 
 
 async def test_limits_of_a_model_reach_its_sessions(tmp_path: Path) -> None:

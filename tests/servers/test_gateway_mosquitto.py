@@ -11,6 +11,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import Credential
@@ -657,7 +658,7 @@ async def test_nothing_is_answered_before_connack(street: Street) -> None:
 
 async def test_the_brokers_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert PROGRAM is not None
-    small = mosquitto.CONFIG_TEXT.replace(f"memory_limit {mosquitto.MEMORY_MAX}", "memory_limit 8000000")
+    small = mosquitto.CONFIG_TEXT.replace(f"memory_limit {BROKER_MEMORY_MAX}", "memory_limit 8000000")
     monkeypatch.setattr(mosquitto, "CONFIG_TEXT", small)
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.wire.errors import Malformed, TooLarge
-from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_MAX, Packet, PacketReader, remaining_length
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_DEFAULT, Packet, PacketReader, remaining_length
 
 PACKETS = [
     Packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a"),
@@ -106,7 +106,7 @@ def test_garbage_never_raises_anything_else(data: bytes) -> None:
 
 def test_the_limits_before_and_after_connect() -> None:
     assert CONNECT_SIZE_MAX == 131_072
-    assert PACKET_SIZE_MAX == 16_777_216
+    assert PACKET_SIZE_DEFAULT == 16_777_216
     assert PacketReader().size_max == 268_435_455
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_MAX
+from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PACKET_SIZE_DEFAULT
 from fleet.wire.mqtt.subscribe import FILTERS_MAX
 
 ALIASED_TOPIC_SIZE_MAX = 256  # with its alias, a PUBLISH of eight bytes becomes this long for the broker
@@ -13,7 +13,7 @@ class Limits:
     """All times in seconds, all sizes in bytes."""
 
     sessions_max: int = 9_000
-    """Total number of connections; each takes two of 20,000 file descriptors."""
+    """Total number of connections; each takes two file descriptors; `fleet serve` lowers it to those it has."""
     per_certificate_max: int = 4
     """Connections with one certificate: the current one, its successor, and two that are dead but not closed yet."""
     connect_seconds_max: float = 10.0
@@ -28,7 +28,7 @@ class Limits:
     """For the registry's feed to be down, before no new sessions are admitted."""
     connect_size_max: int = CONNECT_SIZE_MAX
     """Remaining length of a CONNECT. Its sender has proved a certificate of the fleet, but is not admitted yet."""
-    packet_size_max: int = PACKET_SIZE_MAX
+    packet_size_max: int = PACKET_SIZE_DEFAULT
     """Remaining length of a packet after CONNECT; of any other than PUBLISH never more than HOLD_SIZE_MAX."""
     filters_per_packet_max: int = FILTERS_MAX
     filters_per_device_max: int = 1_000

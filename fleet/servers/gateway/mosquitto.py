@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fleet.config.logs import log_event
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.device import Model
 from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
@@ -40,8 +41,6 @@ SAVE_SECONDS = 0.8  # with the time that a save takes, a kill loses at most a se
 SAVE_SECONDS_DURABLE = 0.1  # devices wait for it
 SAVED_BYTES_PER_SECOND = 16 * 1024 * 1024  # it stands still while it saves: a large database is saved less often
 
-MEMORY_MAX = 268_435_456  # what it holds is written to disk on SIGTERM, in half of STOP_SECONDS_MAX
-
 CONFIG_TEXT = f"""\
 # Written by `fleet serve` at each start. Paths are relative to this directory.
 {{user}}listener 0 {SOCKET}
@@ -56,7 +55,7 @@ max_inflight_bytes {{unacknowledged_bytes_per_device_max}}
 max_queued_messages {{queued_messages_per_device_max}}
 max_queued_bytes {{queued_bytes_per_device_max}}
 # The last line of defense: beyond it clients are disconnected, before this machine runs out of memory.
-memory_limit {MEMORY_MAX}
+memory_limit {BROKER_MEMORY_MAX}
 persistence true
 persistence_location ./
 persistence_file {DATABASE}

@@ -12,7 +12,7 @@ from fleet.wire.mqtt.codes import PacketType, flags_are_legal
 from fleet.wire.mqtt.fields import VARINT_MAX, encode_packet
 
 CONNECT_SIZE_MAX = 131_072  # a will of 65,535 bytes, and as much again for its topic, user name, password, properties
-PACKET_SIZE_MAX = 16 * 1024 * 1024  # after CONNECT: a firmware image in one message is possible, a gigabyte is not
+PACKET_SIZE_DEFAULT = 16 * 1024 * 1024  # after CONNECT: a firmware image in one message is possible, a gigabyte is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
+from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.config.timestamps import rfc3339
 from fleet.domain import device as domain
 from fleet.domain.model_rules import (
@@ -17,11 +18,9 @@ from fleet.domain.model_rules import (
     FORMER_TENANTS_MAX,
     GRACE_MAX,
     ORGANIZATION_SIZE_MAX,
-    PACKET_SIZE_MAX,
     PACKET_SIZE_MIN,
     RATE_MAX,
     SPREAD_MAX,
-    SUBSCRIPTIONS_MAX,
     URI_NAMES_MAX,
     WEBHOOK_URL_SIZE_MAX,
     AdmissionPath,
@@ -130,7 +129,11 @@ _Bytes = Annotated[
 ]
 _Subscriptions = Annotated[
     int,
-    Meta(ge=0, le=SUBSCRIPTIONS_MAX, description="Topic filters of a device, if fewer than fleet.toml allows; else 0."),
+    Meta(
+        ge=0,
+        le=FILTERS_PER_DEVICE_MAX,
+        description="Topic filters of a device, if fewer than fleet.toml allows; else 0.",
+    ),
 ]
 _PacketSize = Annotated[
     int,
