@@ -5,16 +5,14 @@ accept, messages accepted are what any of them sends.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import armor
 from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.parsing import library_errors
-from fleet.wire.pkcs7 import join_signed_data, split_signed_data
+from fleet.wire.pkcs7 import split_signed_data
 
 WELL_KNOWN = "/.well-known/est"
 OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs")
@@ -45,18 +43,6 @@ def decode_body(body: bytes) -> bytes:
 def encode_body(data: bytes, *, wrap: bool = False) -> bytes:
     """`data` as base64: on one line with no line end, or in lines of 64 for libest, each ended by LF."""
     return armor.lines(data) if wrap else armor.one_line(data)
-
-
-def encode_certs_only(certificates: Sequence[x509.Certificate]) -> bytes:
-    """DER of a certs-only CMC simple PKI response (RFC 5272, 4.1): a SignedData with no signer.
-
-    The certificates form a SET OF, so their order is the encoding's, not the caller's.
-
-    Raises: ValueError when there is no certificate.
-    """
-    if not certificates:
-        raise ValueError("a certs-only message needs a certificate")
-    return join_signed_data(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
 def decode_certs_only(data: bytes) -> list[x509.Certificate]:

@@ -10,7 +10,8 @@ from fleet.est_client.client import DEFAULT_POLICY, REASON_SIZE_MAX, EstClient, 
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable
 from fleet.est_client.transport import Answer, Request
 from fleet.wire.csrattrs import CsrAttributes
-from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, encode_body, encode_certs_only
+from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, encode_body
+from tests.certs_only import encode_certs_only
 from tests.device_agent.fleet_parts import Authority
 
 Ask = Callable[..., EstClient]

@@ -15,7 +15,8 @@ from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstError, 
 from fleet.est_client.url import parse_est_url
 from fleet.wire.csr import build_csr
 from fleet.wire.csrattrs import CsrAttributes
-from fleet.wire.est import CERTS_ONLY, decode_body, encode_body, encode_certs_only
+from fleet.wire.est import CERTS_ONLY, decode_body, encode_body
+from tests.certs_only import encode_certs_only
 from tests.device_agent.fleet_parts import Authority, Device, EstServer, key_pem, pem
 from tests.device_agent.wild_servers import answers, http, read_request, tls_server
 from tests.free_ports import free_port

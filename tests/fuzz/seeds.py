@@ -18,6 +18,7 @@ from fleet.wire.mqtt.codes import Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, encode_connect
 from fleet.wire.serial.frames import encode_frame
 from fleet.wire.serial.vectors import MESSAGES
+from tests.certs_only import encode_certs_only
 from tests.fuzz.targets import TARGETS
 from tests.mqtt_packets import Publish, encode_publish
 
@@ -51,8 +52,8 @@ def _bodies() -> Iterator[bytes]:
 def _messages() -> Iterator[bytes]:
     root = create_root("Acme", NOW)
     issuing = create_issuing("Acme", *root, NOW)
-    yield est.encode_certs_only([root[0]])
-    yield est.encode_certs_only([root[0], issuing[0]])
+    yield encode_certs_only([root[0]])
+    yield encode_certs_only([root[0], issuing[0]])
 
 
 def _files() -> Iterator[bytes]:
@@ -62,7 +63,7 @@ def _files() -> Iterator[bytes]:
     yield key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     yield key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
     yield pkcs12.serialize_key_and_certificates(b"a name", key, root, None, NoEncryption())
-    yield est.encode_certs_only([root])
+    yield encode_certs_only([root])
     yield base64.encodebytes(root.public_bytes(Encoding.DER))
 
 

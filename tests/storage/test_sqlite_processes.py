@@ -65,7 +65,7 @@ async def test_three_processes_write_at_once_and_one_follows(db_path: Path) -> N
     await registry.close()
 
 
-async def test_a_follower_that_waits_hears_another_process(db_path: Path) -> None:
+async def hears_another_process(db_path: Path) -> None:
     registry = await made(db_path)
     feed = registry.follow(0)
     waiting = asyncio.ensure_future(anext(feed))
@@ -74,6 +74,10 @@ async def test_a_follower_that_waits_hears_another_process(db_path: Path) -> Non
         assert (await waiting).subject == "a-0"
         assert await other.wait() == 0
     await registry.close()
+
+
+async def test_a_follower_that_waits_hears_another_process(db_path: Path) -> None:
+    await hears_another_process(db_path)
 
 
 async def test_it_hears_it_without_polling(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +105,7 @@ async def test_where_there_is_no_inotify_it_polls(db_path: Path, monkeypatch: py
         raise OSError("no more inotify instances")
 
     monkeypatch.setattr(sqlite_registry, "CommitWatch", missing)
-    await test_a_follower_that_waits_hears_another_process(db_path)
+    await hears_another_process(db_path)
 
 
 async def test_what_was_acknowledged_survives_kill_9(db_path: Path) -> None:
